@@ -1,0 +1,79 @@
+# Every target sets up .venv by itself and installs again only after pyproject.toml has changed.
+
+# Given on the command line only: some shells export HOST with another meaning.
+HOST := 127.0.0.1
+PORT := 8000
+MODEL :=
+ARGS :=
+PYTHON ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# One stamp for each set of extras; a larger set brings the smaller ones with it.
+RUN := $(VENV)/.installed-run
+TEST := $(VENV)/.installed-test
+DEV := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help serve test check format bench wheel build clean
+.NOTPARALLEL:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z ]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+serve: $(RUN)  ## serve a model; HOST=127.0.0.1 PORT=8000 MODEL=folder-or-name (empty: the bundled one) ARGS="more flags"
+	@exec $(BIN)/nanovllm serve $(if $(MODEL),"$(MODEL)") --host "$(HOST)" --port "$(PORT)" $(ARGS)
+
+test: $(TEST)  ## run the tests; ARGS="tests/engine -k preempt" for some of them
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(DEV)  ## lint, format, types, floors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: $(DEV)  ## format the code, sort the imports
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+bench: $(RUN)  ## measure prefill and decode; MODEL=folder-or-name (empty: the bundled one) ARGS="more flags"
+	@$(BIN)/nanovllm bench latency $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+wheel: $(TEST)  ## build the source archive and the wheel into dist/
+	@$(BIN)/python -m build --outdir dist .
+
+build: wheel
+
+clean:  ## remove .venv, caches and what was built
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(RUN): pyproject.toml | $(BIN)/python
+	@echo "Installing nanovllm into $(VENV)"
+	@$(PIP) -e .
+	@touch $@
+
+$(TEST): pyproject.toml | $(BIN)/python
+	@echo "Installing nanovllm and its test tools into $(VENV)"
+	@$(PIP) -e '.[test]'
+	@touch $(RUN) $@
+
+$(DEV): pyproject.toml | $(BIN)/python
+	@echo "Installing nanovllm and its development tools into $(VENV)"
+	@$(PIP) -e '.[dev]'
+	@touch $(RUN) $(TEST) $@
+
+$(BIN)/python:
+	@for python in $(or $(PYTHON),python3 python3.13 python3.12 python3.11 python3.10); do \
+		if "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2> /dev/null; then \
+			echo "Creating $(VENV) with $$("$$python" --version)"; \
+			"$$python" -m venv --clear $(VENV) && exit 0; \
+			rm -rf $(VENV); \
+			exit 1; \
+		fi; \
+	done; \
+	echo "nanovllm needs Python 3.10 or newer, but $(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>&1 || true)." >&2; \
+	echo "Install one, or name it: make PYTHON=/path/to/python3.12 ..." >&2; \
+	exit 1

@@ -1,0 +1,82 @@
+"""How an engine is set up: the names that people know from vLLM, checked when the object is made."""
+
+import re
+from dataclasses import dataclass
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
+BACKENDS = ("numpy",)
+DTYPES = ("float32",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """Settings of one engine; raises ValueError naming the value, the limit and the remedy.
+
+    Attributes:
+        dtype: type of the weights while computing.
+        backend: which implementation of the forward pass.
+        max_model_len: most tokens of prompt and answer together; None for the model's own context.
+        block_size: tokens in one block of the KV cache.
+        max_num_seqs: most sequences in one step.
+        max_num_batched_tokens: most tokens computed in one step; longer prompts are read in chunks.
+        kv_cache_memory: bytes for keys and values, as a number or as text such as "1GiB".
+        num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
+        enable_prefix_caching: reuse the keys and values of prompts that begin alike.
+        batch_invariant: a request's bits do not depend on what else is computed; slower with backend="numpy".
+        num_threads: threads for the arithmetic; None for the library's own choice.
+        seed: makes the draws of requests without a seed repeatable.
+        max_logprobs: most log-probabilities a request may ask for at a position.
+    """
+
+    dtype: str = "float32"
+    backend: str = "numpy"
+    max_model_len: int | None = None
+    block_size: int = 32
+    max_num_seqs: int = 32
+    max_num_batched_tokens: int = 512
+    kv_cache_memory: int | str = "1GiB"
+    num_blocks: int | None = None
+    enable_prefix_caching: bool = True
+    batch_invariant: bool = False
+    num_threads: int | None = None
+    seed: int | None = None
+    max_logprobs: int = 20
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
+            _check_positive(name, getattr(self, name))
+        for name in ("max_model_len", "num_blocks", "num_threads"):
+            if getattr(self, name) is not None:
+                _check_positive(name, getattr(self, name))
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs ({self.max_num_seqs}): "
+                "each running sequence needs at least one token a step; raise the first or lower the second"
+            )
+        if self.backend not in BACKENDS:
+            raise ValueError(f"backend is {self.backend!r} but must be one of {', '.join(BACKENDS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r} but must be one of {', '.join(DTYPES)}")
+        if self.max_logprobs < 0:
+            raise ValueError(f"max_logprobs is {self.max_logprobs} but must be at least 0")
+        parse_bytes(self.kv_cache_memory)
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """`kv_cache_memory` as a number of bytes."""
+        return parse_bytes(self.kv_cache_memory)
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes in `size`: a whole number, or text such as "512MiB", "1.5GB" or "4G" (G is GiB)."""
+    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+        return size
+    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", size) if isinstance(size, str) else None
+    if match is None or match[2].lower() not in _UNITS or float(match[1]) <= 0:
+        raise ValueError(f"{size!r} is not a size; write bytes, or text such as '512MiB' or '1.5GB'")
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def _check_positive(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r} but must be a whole number of at least 1")

@@ -1,0 +1,1 @@
+"""Many requests, one network: requests, scheduler, block manager, batching, step(), tokenizer. Start reading at engine.py."""

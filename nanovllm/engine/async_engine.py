@@ -1,0 +1,290 @@
+"""AsyncEngine: an engine on a thread of its own, for any number of asyncio tasks.
+
+Only the engine's thread touches the engine. Commands (add, abort, stop) enter by one queue that is drained between steps; what a step
+gave leaves by one `call_soon_threadsafe`. Text is made on the event loop, from an assembler that belongs to the request; a reader that
+is slow finds its news merged. A request whose reader goes away is aborted.
+"""
+
+import asyncio
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from nanovllm.engine.assembler import Assembler
+from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.intake import Prompt, Submission
+from nanovllm.engine.metrics import EngineStats, StepStats
+from nanovllm.engine.request import Request
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, QueueFullError
+from nanovllm.outputs import RequestOutput
+from nanovllm.sampling_params import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class EngineState(Enum):
+    """LOADING until a first step has run; then READY; STOPPED by the caller, FAILED when loading raised."""
+
+    LOADING = "loading"
+    READY = "ready"
+    STOPPED = "stopped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    requests: tuple[Request, ...]
+    arrival_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Abort:
+    request_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+@dataclass(slots=True, eq=False)
+class Reader:
+    """A request and the task that waits for its news."""
+
+    assembler: Assembler
+    sequences: int
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+    gone: str | None = None
+
+
+class AsyncEngine:
+    """An engine for a server. Use it from one event loop: `await start()`, any number of `generate` and `stream`, `await stop()`."""
+
+    def __init__(self, load: Callable[[], Engine], *, max_queued_requests: int = 1024, on_step: Callable[[StepStats], None] | None = None) -> None:
+        """Prepare an engine that `load` will make on the engine's thread.
+
+        Args:
+            max_queued_requests: sequences that may be unfinished at once; one more is refused with QueueFullError.
+            on_step: called on the event loop with what each step adds to the histograms.
+        """
+        self._load = load
+        self._max_queued = max_queued_requests
+        self._on_step = on_step
+        self._engine: Engine | None = None
+        self._state = EngineState.LOADING
+        self._failure: BaseException | None = None
+        self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._readers: dict[str, Reader] = {}
+        self._queued = 0
+        self._ids = itertools.count()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._changed = asyncio.Event()
+
+    @property
+    def state(self) -> EngineState:
+        """Whether requests can be answered."""
+        return self._state
+
+    @property
+    def failure(self) -> BaseException | None:
+        """What loading raised, where it did."""
+        return self._failure
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, for its configuration, intake and tokenizer; raises EngineNotReadyError before it is loaded."""
+        if self._engine is None or self._state is not EngineState.READY:
+            raise EngineNotReadyError(f"the engine is {self._state.value}; try again when it is ready")
+        return self._engine
+
+    def stats(self) -> EngineStats:
+        """The engine at this moment, as of its last step."""
+        return self.engine.stats()
+
+    async def start(self) -> None:
+        """Start the engine's thread, which loads the model; returns at once."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="nanovllm-engine", daemon=True)
+        self._thread.start()
+
+    async def wait_until_ready(self) -> None:
+        """Wait until the model is loaded and one step has run; raises what loading raised."""
+        while self._state is EngineState.LOADING:
+            self._changed.clear()
+            await self._changed.wait()
+        if self._failure is not None:
+            raise self._failure
+        if self._state is not EngineState.READY:
+            raise EngineNotReadyError("the engine was stopped while it was loading")
+
+    async def stop(self) -> None:
+        """End all requests and the thread; harmless twice."""
+        self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
+        self._commands.put(_Stop())
+        for reader in set(self._readers.values()):
+            reader.gone = "the engine was stopped"
+            reader.news.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._changed.set()
+
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+    ) -> RequestOutput:
+        """The whole answer. Cancelling the task aborts the request.
+
+        Raises:
+            InvalidRequestError: the request can never be answered.
+            QueueFullError: too many requests are unfinished.
+            EngineNotReadyError: still loading, or stopped.
+            EngineFaultError: a step failed.
+        """
+        reader = self.submit(self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt))
+        return await self.finish(reader)
+
+    async def stream(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+    ) -> AsyncIterator[RequestOutput]:
+        """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
+        reader = self.submit(self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt))
+        async for news in self.follow(reader):
+            yield news
+
+    def check(
+        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+    ) -> Submission:
+        """Check a request without queueing it, so that a caller with several finds out about all before any runs."""
+        own_id = f"{request_id or 'request'}-{next(self._ids)}"
+        return self.engine.intake.submit(own_id, prompt, params, priority=priority, cache_salt=cache_salt)
+
+    def submit(self, submission: Submission) -> Reader:
+        """Queue one checked request; its reader must be given to `finish` or `follow`."""
+        return self.submit_all([submission])[0]
+
+    def submit_all(self, submissions: Sequence[Submission]) -> list[Reader]:
+        """Queue checked requests, all or none: room for every sequence is taken before the first is queued."""
+        sequences = sum(len(submission.requests) for submission in submissions)
+        if self._queued + sequences > self._max_queued:
+            raise QueueFullError(f"{self._queued} requests are unfinished and {sequences} more would pass the limit of {self._max_queued}; try again later")
+        self._queued += sequences
+        arrival_s = time.monotonic()
+        readers = []
+        for submission in submissions:
+            reader = Reader(submission.assembler, len(submission.requests))
+            self._readers.update(dict.fromkeys((request.request_id for request in submission.requests), reader))
+            self._commands.put(_Add(submission.requests, arrival_s))
+            readers.append(reader)
+        return readers
+
+    async def finish(self, reader: Reader) -> RequestOutput:
+        """Wait for the whole answer of a submitted request."""
+        try:
+            while not reader.assembler.is_finished:
+                await self._next(reader)
+            self._raise_error(reader)
+            return reader.assembler.output()
+        finally:
+            self._leave(reader)
+
+    async def follow(self, reader: Reader) -> AsyncIterator[RequestOutput]:
+        """Yield a submitted request's news until it is finished."""
+        try:
+            finished = False
+            while not finished:
+                await self._next(reader)
+                finished = reader.assembler.is_finished
+                self._raise_error(reader)
+                news = reader.assembler.take_news()
+                if news is not None:
+                    yield news
+        finally:
+            self._leave(reader)
+
+    async def _next(self, reader: Reader) -> None:
+        await reader.news.wait()
+        reader.news.clear()
+        if reader.gone is not None:
+            raise EngineNotReadyError(reader.gone)
+
+    def _raise_error(self, reader: Reader) -> None:
+        if reader.assembler.error is not None:
+            raise EngineFaultError(reader.assembler.error)
+
+    def _leave(self, reader: Reader) -> None:
+        """The reader is done: whatever is unfinished of its request is aborted."""
+        unfinished = tuple(reader.assembler.unfinished_ids)
+        if unfinished:
+            self._commands.put(_Abort(unfinished))
+        for request_id in [request_id for request_id in reader.assembler.sequence_ids if request_id in self._readers]:
+            del self._readers[request_id]
+        self._queued -= reader.sequences
+        reader.sequences = 0
+
+    def _deliver(self, output: StepOutput) -> None:
+        """On the event loop: hand a step's updates to their readers."""
+        stopped = []
+        for update in output.updates:
+            reader = self._readers.get(update.request_id)
+            if reader is not None:
+                if reader.assembler.absorb(update):
+                    stopped.append(update.request_id)
+                reader.news.set()
+        if stopped:
+            self._commands.put(_Abort(tuple(stopped)))
+        if self._on_step is not None:
+            self._on_step(output.stats)
+
+    def _run(self) -> None:
+        """The engine's thread."""
+        assert self._loop is not None
+        try:
+            engine = self._load()
+            engine.warm_up()
+        except BaseException as error:
+            self._failure = error
+            self._post(self._set_state, EngineState.FAILED)
+            return
+        self._engine = engine
+        self._post(self._set_state, EngineState.READY)
+        while self._obey_commands(engine):
+            output = engine.step()
+            if output.fault is not None:
+                logger.error("a step failed; %d requests end with an error", len(output.updates), exc_info=output.fault)
+            if output.updates or output.stats.num_tokens:
+                self._post(self._deliver, output)
+
+    def _obey_commands(self, engine: Engine) -> bool:
+        """Carry out what has come in, waiting for something to do where there is nothing; False when told to stop."""
+        while True:
+            try:
+                command = self._commands.get(block=not engine.has_work)
+            except queue.Empty:
+                return True
+            match command:
+                case _Add():
+                    for request in command.requests:
+                        engine.add_request(request, command.arrival_s)
+                case _Abort():
+                    for request_id in command.request_ids:
+                        engine.abort_request(request_id)
+                case _Stop():
+                    return False
+
+    def _set_state(self, state: EngineState) -> None:
+        if self._state is EngineState.LOADING:
+            self._state = state
+        self._changed.set()
+
+    def _post(self, function: Callable[..., None], *args: object) -> None:
+        """Call on the event loop, unless that is closed already, as at the end of a program."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            logger.debug("the event loop is closed; nobody reads the engine's output any more")

@@ -1,0 +1,148 @@
+"""From a step's plan to the flat arrays that the runner takes, and back. Below this file there are no requests any more."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nanovllm.engine.request import Request
+from nanovllm.engine.scheduler import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.runner.logprobs import TokenLogprobs
+from nanovllm.runner.native import RunnerOutput
+from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch, TokenHistory
+
+_SEED_MASK = 2**64 - 1
+
+
+def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]:
+    """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows and then its sampled row."""
+    sequences = plan.sequences
+    counts = [sequence.count for sequence in sequences]
+    starts = np.cumsum([0, *counts], dtype=np.int64)
+    tables = np.zeros((len(sequences), max(len(s.request.block_ids) for s in sequences)), dtype=np.int64)
+    token_ids: list[int] = []
+    for row, sequence in enumerate(sequences):
+        request = sequence.request
+        token_ids += request.tokens[sequence.start : sequence.start + sequence.count]
+        tables[row, : len(request.block_ids)] = request.block_ids
+    owner = np.repeat(np.arange(len(sequences), dtype=np.int64), counts)
+    first_positions = np.array([sequence.start for sequence in sequences], dtype=np.int64)
+    positions = np.arange(len(token_ids), dtype=np.int64) + (first_positions - starts[:-1])[owner]
+    logit_rows, sampling = _rows(sequences, starts.tolist())
+    batch = ForwardBatch(
+        token_ids=np.array(token_ids, dtype=np.int64),
+        positions=positions,
+        query_starts=starts,
+        context_lens=first_positions + np.array(counts, dtype=np.int64),
+        block_tables=tables,
+        slots=tables[owner, positions // block_size] * block_size + positions % block_size,
+        logit_rows=np.array(logit_rows, dtype=np.int64),
+    )
+    return batch, sampling
+
+
+def split(plan: StepPlan, output: RunnerOutput) -> list[SequenceResult[TokenLogprobs]]:
+    """The runner's answer cut up again, one result a planned sequence."""
+    results: list[SequenceResult[TokenLogprobs]] = []
+    sampled = 0
+    prompt_row = 0
+    for sequence in plan.sequences:
+        prompt_rows = len(sequence.prompt_logprob_positions)
+        prompt_logprobs = output.prompt_logprobs[prompt_row : prompt_row + prompt_rows]
+        prompt_row += prompt_rows
+        if sequence.samples:
+            results.append(SequenceResult(output.token_ids[sampled], output.logprobs[sampled], prompt_logprobs))
+            sampled += 1
+        else:
+            results.append(SequenceResult(None, None, prompt_logprobs))
+    return results
+
+
+def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list[int], SamplingBatch]:
+    """Rows of the batch whose hidden state is wanted, and what for."""
+    logit_rows: list[int] = []
+    sampled: list[Request] = []
+    sampled_rows: list[int] = []
+    prompt_rows: list[int] = []
+    prompt_tokens: list[int] = []
+    prompt_counts: list[int] = []
+    for sequence, start in zip(sequences, starts, strict=False):
+        request = sequence.request
+        for position in sequence.prompt_logprob_positions:
+            prompt_rows.append(len(logit_rows))
+            prompt_tokens.append(request.tokens[position])
+            prompt_counts.append(request.sampling.prompt_logprobs or 0)
+            logit_rows.append(start + position - 1 - sequence.start)
+        if sequence.samples:
+            sampled.append(request)
+            sampled_rows.append(len(logit_rows))
+            logit_rows.append(start + sequence.count - 1)
+    prompt = PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts))
+    return logit_rows, _sampling_batch(sampled, sampled_rows, prompt)
+
+
+def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows) -> SamplingBatch:
+    settings = [request.sampling for request in requests]
+    return SamplingBatch(
+        rows=_int64(rows),
+        temperature=_float32([0.0 if s.is_greedy else s.temperature for s in settings]),
+        top_k=_int64([s.top_k for s in settings]),
+        top_p=_float32([s.top_p for s in settings]),
+        min_p=_float32([s.min_p for s in settings]),
+        repetition_penalty=_float32([s.repetition_penalty for s in settings]),
+        presence_penalty=_float32([s.presence_penalty for s in settings]),
+        frequency_penalty=_float32([s.frequency_penalty for s in settings]),
+        wants_logprobs=np.array([s.logprobs is not None for s in settings], dtype=np.bool_),
+        num_logprobs=_int64([s.logprobs or 0 for s in settings]),
+        seeds=np.array([request.seed & _SEED_MASK for request in requests], dtype=np.uint64),
+        choices=_int64([request.choice_index for request in requests]),
+        positions=_int64([len(request.tokens) for request in requests]),
+        history=_history(requests),
+        edits=_edits(requests),
+        allowed={row: _int64(ids) for row, s in enumerate(settings) if (ids := s.allowed_token_ids) is not None},
+        prompt=prompt,
+    )
+
+
+def _history(requests: list[Request]) -> TokenHistory:
+    rows: list[int] = []
+    token_ids: list[int] = []
+    counts: list[int] = []
+    for row, request in enumerate(requests):
+        rows += [row] * len(request.output_counts)
+        token_ids += request.output_counts.keys()
+        counts += request.output_counts.values()
+    return TokenHistory(_int64(rows), _int64(token_ids), _int64(counts))
+
+
+def _edits(requests: list[Request]) -> LogitEdits:
+    rows: list[int] = []
+    token_ids: list[int] = []
+    values: list[float] = []
+    for row, request in enumerate(requests):
+        edits = dict(request.sampling.logit_bias or {})
+        edits.update(dict.fromkeys(forbidden_tokens(request), -np.inf))
+        rows += [row] * len(edits)
+        token_ids += edits.keys()
+        values += edits.values()
+    return LogitEdits(_int64(rows), _int64(token_ids), _float32(values))
+
+
+def forbidden_tokens(request: Request) -> set[int]:
+    """Tokens that the request must not get next: stop tokens before min_tokens, and whatever would complete a bad word."""
+    forbidden: set[int] = set()
+    if request.num_output_tokens < request.sampling.min_tokens:
+        forbidden |= request.stop_token_ids
+    for word in request.bad_words:
+        begun = len(word) - 1
+        if begun <= request.num_output_tokens and request.tokens[len(request.tokens) - begun :] == list(word[:-1]):
+            forbidden.add(word[-1])
+    return forbidden
+
+
+def _int64(values: Sequence[int] | object) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.array(values, dtype=np.int64)
+
+
+def _float32(values: Sequence[float]) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    return np.array(values, dtype=np.float32)

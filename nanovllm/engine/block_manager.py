@@ -1,0 +1,112 @@
+"""Who owns which block of the KV cache: ids, reference counts and the prefix cache. No tensors.
+
+A full block is known by the hash of its tokens and of everything before them (its parent's hash), so that two prompts that begin
+alike find the same blocks. A block nobody uses any more stays findable until its memory is needed: free blocks are handed out least
+recently used first, those that nothing can be found in before all others. The idea is that of vLLM's automatic prefix caching.
+"""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from hashlib import blake2b
+
+_HASH_BYTES = 16  # a collision would hand one request another's keys and values: 128 bits make one unthinkable, even on purpose
+
+
+def hash_block(parent: bytes, tokens: Sequence[int]) -> bytes:
+    """Name of a full block: a digest of its parent's name and its tokens."""
+    return blake2b(parent + array("q", tokens).tobytes(), digest_size=_HASH_BYTES).digest()
+
+
+class BlockManager:
+    """Hands out `num_blocks` blocks of `block_size` tokens."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
+        """All blocks free, nothing cached."""
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to be handed out first
+        self._references = [0] * num_blocks
+        self._hash_of: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that can be handed out, cached ones among them."""
+        return len(self._free)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that some request holds."""
+        return self.num_blocks - len(self._free)
+
+    @property
+    def usage(self) -> float:
+        """Share of the blocks in use, from 0 to 1."""
+        return self.num_used / self.num_blocks
+
+    def blocks_for(self, tokens: int) -> int:
+        """Blocks that so many tokens need."""
+        return -(-tokens // self.block_size)
+
+    def allocate(self, count: int) -> list[int]:
+        """Take `count` free blocks, each with one reference; what was cached in them is forgotten."""
+        assert count <= len(self._free), "the scheduler asks num_free first"
+        taken = [self._free.popitem(last=False)[0] for _ in range(count)]
+        for block in taken:
+            self._forget(block)
+            self._references[block] = 1
+        return taken
+
+    def share(self, block: int) -> None:
+        """Add a reference to a block that was found in the prefix cache."""
+        if self._references[block] == 0:
+            del self._free[block]
+        self._references[block] += 1
+
+    def free(self, blocks: Iterable[int]) -> None:
+        """Give back one reference of each of a request's blocks; the last of them is reused before the first, which more prompts share."""
+        for block in reversed(list(blocks)):
+            assert self._references[block] > 0, f"block {block} is free already"
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+                if self._hash_of[block] is None:
+                    self._free.move_to_end(block, last=False)
+
+    def register(self, block: int, block_hash: bytes) -> None:
+        """Make a full block findable; where an equal one is known already, that one stays."""
+        if self.enable_prefix_caching and block_hash not in self._block_of and self._hash_of[block] is None:
+            self._block_of[block_hash] = block
+            self._hash_of[block] = block_hash
+
+    def find(self, block_hash: bytes) -> int | None:
+        """The block of that name, used or free."""
+        return self._block_of.get(block_hash)
+
+    def clear_cache(self) -> None:
+        """Forget every cached block, for when what they hold can no longer be trusted."""
+        self._block_of.clear()
+        self._hash_of = [None] * self.num_blocks
+
+    def uncached_free_blocks(self) -> list[int]:
+        """Free blocks in which nothing can be found: their contents must never be read."""
+        return [block for block in self._free if self._hash_of[block] is None]
+
+    def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
+        """Assert that the books balance; `held` are the block ids of every request that has any."""
+        counts = [0] * self.num_blocks
+        for block_ids in held:
+            assert len(set(block_ids)) == len(block_ids), f"a request holds a block twice: {block_ids}"
+            for block in block_ids:
+                counts[block] += 1
+        assert counts == self._references, "reference counts differ from what requests hold"
+        assert set(self._free) == {block for block, count in enumerate(counts) if count == 0}, "the free list differs from the unused blocks"
+        assert {self._hash_of[block]: block for block in range(self.num_blocks) if self._hash_of[block]} == self._block_of
+
+    def _forget(self, block: int) -> None:
+        block_hash = self._hash_of[block]
+        if block_hash is not None:
+            del self._block_of[block_hash]
+            self._hash_of[block] = None

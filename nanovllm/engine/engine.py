@@ -1,0 +1,182 @@
+"""The engine: a scheduler over a KV cache, a runner, and step().
+
+    plan    = scheduler.schedule()          who runs, how many tokens each, in which blocks
+    arrays  = batching.build(plan)          flat arrays, no padding
+    output  = runner.run(*arrays)           forward pass, then sampling
+    updates = scheduler.commit(plan, ...)   append, finish, free
+
+One thread uses an engine. `intake` and `tokenizer` may be used from others.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanovllm.config import EngineConfig
+from nanovllm.engine import batching
+from nanovllm.engine.assembler import SequenceUpdate
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.intake import Intake, Limits
+from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.request import FinishReason, Request
+from nanovllm.engine.scheduler import RequestUpdate, Scheduler
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.model.config import GPT2Config, load_generation_config
+from nanovllm.runner.logprobs import TokenLogprobs
+from nanovllm.runner.native import NativeModelRunner
+from nanovllm.sampling_params import SamplingParams
+
+_NO_TOKEN = "no token could be drawn: every token is forbidden by the request's settings, or the network's output is not a number"
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """What a step did; `fault` is the exception where it raised, and then its requests ended with an error."""
+
+    updates: tuple[SequenceUpdate, ...]
+    stats: StepStats
+    fault: Exception | None = None
+
+
+class Engine:
+    """Runs requests of one model."""
+
+    def __init__(self, config: EngineConfig, runner: NativeModelRunner, tokenizer: Tokenizer, generation_config: dict[str, object] | None = None) -> None:
+        """Allocate the cache and start empty; raises ValueError where the settings do not fit the model."""
+        model = runner.config
+        max_model_len = model.max_positions if config.max_model_len is None else config.max_model_len
+        if max_model_len > model.max_positions:
+            raise ValueError(f"max_model_len is {max_model_len}, but the model has only {model.max_positions} positions; lower it or leave it out")
+        num_blocks = config.num_blocks or config.kv_cache_bytes // runner.backend.block_bytes(config.block_size)
+        if num_blocks == 0:
+            raise ValueError(
+                f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of {config.block_size} tokens "
+                f"({runner.backend.block_bytes(config.block_size)} bytes); raise it or lower block_size"
+            )
+        runner.backend.allocate_cache(num_blocks, config.block_size)
+        self.config = config
+        self.model = model
+        self.max_model_len = max_model_len
+        self.tokenizer = tokenizer
+        self.generation_config = generation_config or {}
+        self.runner = runner
+        self.blocks = BlockManager(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
+        self.scheduler = Scheduler(self.blocks, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
+        limits = Limits(max_model_len, self.cache_tokens, config.max_logprobs)
+        self.intake = Intake(model, tokenizer, limits, seed=config.seed)
+        self._times: dict[str, RequestTimes] = {}
+        self._prompt_tokens = 0
+        self._generation_tokens = 0
+
+    @classmethod
+    def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
+        """The engine of a model folder; raises CheckpointError where the folder, ValueError where the settings cannot be used."""
+        config = config or EngineConfig()
+        tokenizer = Tokenizer.load(folder)
+        generation_config = load_generation_config(folder)
+        runner = NativeModelRunner.load(
+            folder, backend=config.backend, dtype=config.dtype, batch_invariant=config.batch_invariant, num_threads=config.num_threads
+        )
+        return cls(config, runner, tokenizer, generation_config)
+
+    @property
+    def cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.blocks.num_blocks * self.blocks.block_size
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return self.scheduler.has_work
+
+    def stats(self) -> EngineStats:
+        """The engine at this moment."""
+        scheduler = self.scheduler
+        return EngineStats(
+            len(scheduler.running), scheduler.num_waiting, self.blocks.usage, self._prompt_tokens, self._generation_tokens,
+            scheduler.num_preemptions, scheduler.prefix_cache_queries, scheduler.prefix_cache_hits,
+        )  # fmt: skip
+
+    def add_request(self, request: Request, arrival_s: float | None = None) -> None:
+        """Queue a sequence that the intake has made; `arrival_s` is when its request came, now unless given."""
+        self._times[request.request_id] = RequestTimes(time.monotonic() if arrival_s is None else arrival_s)
+        self.scheduler.add(request)
+
+    def abort_request(self, request_id: str) -> SequenceUpdate | None:
+        """End a sequence in whatever state it is; None where it has ended already, or never was."""
+        update = self.scheduler.abort(request_id)
+        if update is None:
+            return None
+        times = self._times.pop(request_id)
+        return SequenceUpdate(request_id, update.request.choice_index, None, None, (), FinishReason.ABORT, metrics=times.summary(time.monotonic()))
+
+    def step(self) -> StepOutput:
+        """Run one step; without work it does nothing."""
+        started = time.monotonic()
+        plan = self.scheduler.schedule()
+        if not plan.sequences:
+            return StepOutput((), StepStats(0, 0, 0, 0.0))
+        num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
+        for sequence in plan.sequences:
+            times = self._times[sequence.request.request_id]
+            if times.first_scheduled_s is None:
+                times.first_scheduled_s = started
+        fault: Exception | None = None
+        updates: list[RequestUpdate[TokenLogprobs]] | list[RequestUpdate[object]]
+        try:
+            output = self.runner.run(*batching.build(plan, self.config.block_size))
+            updates = self.scheduler.commit(plan, batching.split(plan, output))
+        except Exception as error:  # whatever went wrong in it, the engine goes on with the other requests
+            fault = error
+            updates = self.scheduler.fail(plan)
+        now = time.monotonic()
+        stats = StepStats(plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started)
+        self._prompt_tokens += stats.num_prompt_tokens
+        return StepOutput(tuple(self._book(update, now, stats, fault) for update in updates), stats, fault)
+
+    def warm_up(self) -> None:
+        """Run one step, so that the first request does not wait for lazily loaded code; raises what the step raised."""
+        params = SamplingParams(max_tokens=1, ignore_eos=True, temperature=0.0)
+        submission = self.intake.submit("warm-up", [0], params)
+        self.add_request(submission.requests[0])
+        while self.has_work:
+            output = self.step()
+            if output.fault is not None:
+                raise output.fault
+        self._prompt_tokens = self._generation_tokens = 0
+
+    def check_integrity(self) -> None:
+        """Assert that the books balance; for tests and for an idle engine."""
+        self.scheduler.check_integrity()
+        assert self._times.keys() == self.scheduler.request_ids
+
+    def _book(self, update: RequestUpdate[TokenLogprobs] | RequestUpdate[object], now: float, stats: StepStats, fault: Exception | None) -> SequenceUpdate:
+        """Take the times of one update, and strip it of everything that belongs to this thread."""
+        request = update.request
+        times = self._times[request.request_id]
+        if update.token_id is not None:
+            self._generation_tokens += 1
+            if times.last_token_s is None:
+                times.first_token_s = now
+                stats.times_to_first_token_s.append(now - times.arrival_s)
+            else:
+                stats.inter_token_latencies_s.append(now - times.last_token_s)
+            times.last_token_s = now
+        error = None
+        if update.finish_reason is not None:
+            del self._times[request.request_id]
+            stats.finished.append(FinishedRequest(update.finish_reason.value, request.num_prompt_tokens, request.num_output_tokens, times, now))
+            if update.finish_reason is FinishReason.ERROR:
+                error = _NO_TOKEN if fault is None else f"a step of the engine failed: {fault}"
+        return SequenceUpdate(
+            request.request_id,
+            request.choice_index,
+            update.token_id,
+            update.logprobs,  # type: ignore[arg-type]
+            tuple(update.prompt_logprobs),  # type: ignore[arg-type]
+            update.finish_reason,
+            request.stop_reason,
+            request.num_cached_tokens or 0,
+            times.summary(now) if update.finish_reason is not None else None,
+            error,
+        )

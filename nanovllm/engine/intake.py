@@ -1,0 +1,148 @@
+"""What may enter the engine: prompts and settings are checked here, once, against the model and the cache.
+
+Everything that is wrong with a request is found before it is queued, and the error names the value, the limit and the remedy. What
+passes can always run to its end.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from nanovllm.engine.assembler import Assembler
+from nanovllm.engine.request import Request
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.model.config import GPT2Config
+from nanovllm.sampling_params import SamplingParams
+
+Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
+"""Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A checked request: its sequences for the engine, and the assembler that turns their updates into an answer."""
+
+    requests: tuple[Request, ...]
+    assembler: Assembler
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a request must fit: tokens of prompt and answer together, tokens in the cache, log-probabilities a position."""
+
+    max_model_len: int
+    cache_tokens: int
+    max_logprobs: int
+
+
+class Intake:
+    """Checks requests and gives them their seeds. May be used from any thread."""
+
+    def __init__(self, model: GPT2Config, tokenizer: Tokenizer, limits: Limits, *, seed: int | None = None) -> None:
+        """`seed` makes the seeds that are drawn for requests without one repeatable."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.limits = limits
+        self._random = random.Random(seed)
+        self._longest_token = tokenizer.longest_token
+
+    def submit(self, request_id: str, prompt: Prompt, params: SamplingParams, *, priority: int = 0, cache_salt: str = "") -> Submission:
+        """Check a prompt and its settings; raises InvalidRequestError."""
+        text, token_ids = self.read_prompt(prompt)
+        max_new_tokens = self._room(len(token_ids), params)
+        self._check_settings(params)
+        eos = frozenset() if params.ignore_eos else frozenset(self.model.eos_token_ids)
+        seed = self._random.getrandbits(64) if params.seed is None else params.seed
+        requests = tuple(
+            Request(
+                request_id=request_id if params.n == 1 else f"{request_id}-{choice}",
+                prompt_token_ids=tuple(token_ids),
+                sampling=params,
+                max_new_tokens=max_new_tokens,
+                seed=seed,
+                choice_index=choice,
+                stop_token_ids=eos | frozenset(params.stop_token_ids or ()),
+                eos_token_ids=eos,
+                bad_words=self._bad_words(params),
+                priority=priority,
+                cache_salt=cache_salt,
+            )
+            for choice in range(params.n)
+        )
+        assembler = Assembler(request_id, text, token_ids, params, self.tokenizer, [request.request_id for request in requests])
+        return Submission(requests, assembler)
+
+    def read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
+        """A prompt's text, None where it came as ids, and its token ids; raises InvalidRequestError."""
+        if isinstance(prompt, Mapping):
+            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
+            if unknown or len(prompt) != 1:
+                raise InvalidRequestError(f"a prompt has either 'prompt' or 'prompt_token_ids', not {sorted(map(str, prompt))}", param="prompt")
+        given: object = next(iter(prompt.values())) if isinstance(prompt, Mapping) else prompt
+        if isinstance(given, str):
+            return given, self._encode(given)
+        if not isinstance(given, Sequence) or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
+            raise InvalidRequestError("a prompt must be text or a list of token ids", param="prompt")
+        if not given:
+            raise InvalidRequestError("the prompt is empty; give at least one token", param="prompt")
+        token_ids = list(given)
+        self._check_ids("prompt", token_ids)
+        return None, token_ids
+
+    def _encode(self, text: str) -> list[int]:
+        if not text:
+            raise InvalidRequestError("the prompt is empty; give at least one character", param="prompt")
+        at_least = len(text.encode("utf-8", errors="replace")) // self._longest_token
+        if at_least > self.limits.max_model_len:  # too long however it is split: refuse it before spending time on it
+            raise ContextLengthError(
+                f"the prompt has more than {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it", param="prompt"
+            )
+        try:
+            token_ids = self.tokenizer.encode(text)
+        except UnicodeEncodeError:
+            raise InvalidRequestError("the prompt has half of a surrogate pair, which is no character; send valid Unicode", param="prompt") from None
+        if not token_ids:
+            raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
+        self._check_ids("prompt", token_ids)
+        return token_ids
+
+    def _room(self, prompt_tokens: int, params: SamplingParams) -> int:
+        """Tokens that may be generated: what was asked for, within the context; an error where that can never be computed."""
+        limit = self.limits.max_model_len
+        if prompt_tokens > limit or (prompt_tokens == limit and params.max_tokens != 0):
+            raise ContextLengthError(
+                f"the prompt has {prompt_tokens} tokens, which leaves no room for an answer in a context of {limit}; shorten it", param="prompt"
+            )
+        room = limit - prompt_tokens
+        max_new_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        needed = prompt_tokens + max(max_new_tokens - 1, 0)  # the last token's keys and values are never used
+        if needed > self.limits.cache_tokens:
+            raise ContextLengthError(
+                f"a prompt of {prompt_tokens} tokens and an answer of up to {max_new_tokens} need {needed} tokens of KV cache, which has "
+                f"{self.limits.cache_tokens}; ask for less, or serve with a larger kv_cache_memory",
+                param="max_tokens",
+            )
+        return max_new_tokens
+
+    def _check_settings(self, params: SamplingParams) -> None:
+        for name in ("logprobs", "prompt_logprobs"):
+            asked = getattr(params, name)
+            if asked is not None and asked > self.limits.max_logprobs:
+                raise InvalidRequestError(f"{name} is {asked}, the limit is {self.limits.max_logprobs} (max_logprobs)", param=name)
+        self._check_ids("logit_bias", params.logit_bias or ())
+        self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
+        self._check_ids("stop_token_ids", params.stop_token_ids or ())
+
+    def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
+        outside = [i for i in token_ids if not 0 <= i < self.model.vocab]
+        if outside:
+            shown = ", ".join(str(i)[:24] for i in outside[:5]) + (", ..." if len(outside) > 5 else "")
+            raise InvalidRequestError(f"{name} has token ids outside the vocabulary of 0 to {self.model.vocab - 1}: {shown}", param=name)
+
+    def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        """Each bad word as tokens, at the beginning of a text and after a space, where BPE spells it otherwise."""
+        spellings = [spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())]
+        encoded = (tuple(self.tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
+        return tuple(dict.fromkeys(ids for ids in encoded if ids))

@@ -1,0 +1,136 @@
+"""One sequence that the engine works on, and the states it may be in.
+
+    WAITING --admitted--> RUNNING --done, stopped, failed--> FINISHED
+       ^                     |
+       +----- preempted -----+         a request may be aborted, that is FINISHED, from every state
+
+A prompt with n answers is n requests that differ in their choice index. Plain Python values only: the scheduler works on these
+without knowing what a tensor is.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from nanovllm.sampling_params import SamplingParams
+
+
+class RequestState(Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class FinishReason(str, Enum):
+    """Why a request ended."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"
+    ERROR = "error"
+
+
+ALLOWED_MOVES: dict[RequestState, frozenset[RequestState]] = {
+    RequestState.WAITING: frozenset({RequestState.RUNNING, RequestState.FINISHED}),
+    RequestState.RUNNING: frozenset({RequestState.WAITING, RequestState.FINISHED}),
+    RequestState.FINISHED: frozenset(),
+}
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """One sequence: what was asked, how far it is, which blocks it holds.
+
+    Attributes:
+        prompt_token_ids: at least one.
+        max_new_tokens: tokens to generate at most, already limited to what fits the context; 0 only reads the prompt.
+        stop_token_ids: tokens that end it, end of text among them unless it is to be ignored.
+        eos_token_ids: those of them that are the end of text, which is no stop_reason.
+        bad_words: token sequences that must not be completed.
+        seed: 64 bits, drawn where the caller gave none.
+        priority: lower goes first. `arrival` breaks ties; the scheduler sets it.
+        cache_salt: requests share cached prefixes only with those of the same salt.
+        tokens: prompt and answer so far.
+        num_computed_tokens: how many of them have their keys and values in the cache.
+        num_cached_tokens: prompt tokens that were found in the prefix cache when it was first admitted; None before.
+        next_prompt_logprob: first prompt position whose log-probability has not been reported yet.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    max_new_tokens: int
+    seed: int
+    choice_index: int = 0
+    stop_token_ids: frozenset[int] = frozenset()
+    eos_token_ids: frozenset[int] = frozenset()
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    priority: int = 0
+    cache_salt: str = ""
+
+    arrival: int = 0
+    state: RequestState = RequestState.WAITING
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None
+    tokens: list[int] = field(default_factory=list)
+    output_counts: dict[int, int] = field(default_factory=dict)
+    num_computed_tokens: int = 0
+    num_cached_tokens: int | None = None
+    num_preemptions: int = 0
+    next_prompt_logprob: int = 1
+    block_ids: list[int] = field(default_factory=list)
+    block_hashes: list[bytes] = field(default_factory=list)
+    num_registered_blocks: int = 0
+
+    def __post_init__(self) -> None:
+        assert self.prompt_token_ids, "the intake refuses empty prompts"
+        self.tokens = list(self.prompt_token_ids)
+        if self.sampling.has_penalties:
+            self.output_counts = dict.fromkeys(self.prompt_token_ids, 0)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What requests are served by: smaller first."""
+        return (self.priority, self.arrival)
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt_token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - len(self.prompt_token_ids)
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Known tokens that still need the forward pass."""
+        return len(self.tokens) - self.num_computed_tokens
+
+    @property
+    def is_decoding(self) -> bool:
+        """Whether only its newest token is left to compute."""
+        return self.num_output_tokens > 0 and self.num_uncomputed_tokens == 1
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether it reports log-probabilities of the prompt, so that all of it must be computed; of n answers the first does."""
+        return self.sampling.prompt_logprobs is not None and self.choice_index == 0
+
+    def move_to(self, state: RequestState) -> None:
+        """Change state; a move that the table does not allow is a defect of the caller."""
+        assert state in ALLOWED_MOVES[self.state], f"{self.request_id}: {self.state} cannot become {state}"
+        self.state = state
+
+    def append(self, token_id: int) -> None:
+        """Add a generated token, and find out whether it is the last."""
+        self.tokens.append(token_id)
+        if self.sampling.has_penalties:
+            self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+        if token_id in self.stop_token_ids and self.num_output_tokens > self.sampling.min_tokens:
+            self.finish_reason = FinishReason.STOP
+            self.stop_reason = None if token_id in self.eos_token_ids else token_id
+        elif self.num_output_tokens >= self.max_new_tokens:
+            self.finish_reason = FinishReason.LENGTH

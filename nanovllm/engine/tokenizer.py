@@ -1,0 +1,114 @@
+"""Text to token ids and back, by the `tokenizers` library.
+
+A model folder brings tokenizer.json, or GPT-2's own vocab.json and merges.txt (byte-level BPE, Radford et al. 2019, section 2.2).
+Text from users is only ever text: a literal `<|endoftext|>` in it becomes ordinary tokens, unless the caller asks otherwise.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from nanovllm.errors import CheckpointError
+
+_END_OF_TEXT = "<|endoftext|>"
+
+
+class Tokenizer:
+    """One model's tokenizer. Its methods may be called from any thread."""
+
+    def __init__(self, library: LibraryTokenizer) -> None:
+        """Wrap a tokenizer of the library; it is this object's from now on."""
+        library.no_truncation()
+        library.no_padding()
+        self._plain = library
+        self._plain.encode_special_tokens = True  # the library's name for: special tokens in the text are plain text
+        self._with_special = LibraryTokenizer.from_str(library.to_str())
+        self._with_special.encode_special_tokens = False
+        added = library.get_added_tokens_decoder()
+        self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._added = {token_id: token.content for token_id, token in added.items()}
+        self.is_byte_level = isinstance(library.decoder, decoders.ByteLevel)
+        self._bytes_of: dict[int, bytes] = {}
+
+    @classmethod
+    def load(cls, folder: Path) -> "Tokenizer":
+        """The tokenizer of a model folder; raises CheckpointError that says what is missing or damaged."""
+        whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+        try:
+            if whole.is_file():
+                return cls(LibraryTokenizer.from_file(str(whole)))
+            if vocab.is_file() and merges.is_file():
+                return cls(_byte_level_bpe(vocab, merges))
+        except Exception as error:  # the library raises bare Exception for every kind of damage
+            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+        raise CheckpointError(f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt")
+
+    @property
+    def vocab(self) -> int:
+        """Number of tokens, special ones included."""
+        return self._plain.get_vocab_size(with_added_tokens=True)
+
+    @property
+    def longest_token(self) -> int:
+        """Bytes that one token can stand for at most."""
+        return max((len(token.encode()) for token in self._plain.get_vocab(with_added_tokens=True)), default=1)
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
+        """Token ids of `text`.
+
+        Args:
+            add_special_tokens: what the tokenizer puts around every text, if anything; GPT-2's puts nothing.
+            allow_special: read `<|endoftext|>` and the like in the text as the tokens of that name.
+        """
+        library = self._with_special if allow_special else self._plain
+        return list(library.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of `token_ids`; bytes that are no whole character become U+FFFD."""
+        kept = [i for i in token_ids if not (skip_special_tokens and i in self.special_token_ids)]
+        if self.is_byte_level:
+            return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
+        return str(self._plain.decode(kept, skip_special_tokens=False))
+
+    def token_text(self, token_id: int) -> str:
+        """A token's own text, U+FFFD where it is part of a character; empty for an id without a token."""
+        if self.is_byte_level:
+            return self.token_bytes(token_id).decode("utf-8", errors="replace")
+        return str(self._plain.decode([token_id], skip_special_tokens=False))
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """A byte-level token's bytes; empty for an id without a token."""
+        known = self._bytes_of.get(token_id)
+        if known is None:
+            known = self._bytes_of[token_id] = self._find_bytes(token_id)
+        return known
+
+    def _find_bytes(self, token_id: int) -> bytes:
+        if token_id in self._added:
+            return self._added[token_id].encode()
+        token = self._plain.id_to_token(token_id)
+        if token is None:
+            return b""
+        return b"".join(_BYTE_OF.get(character, character.encode()) for character in token)
+
+
+def _byte_level_bpe(vocab: Path, merges: Path) -> LibraryTokenizer:
+    library = LibraryTokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    if library.token_to_id(_END_OF_TEXT) is not None:
+        library.add_special_tokens([AddedToken(_END_OF_TEXT, special=True, normalized=False)])
+    return library
+
+
+def _byte_characters() -> Iterable[tuple[str, bytes]]:
+    """GPT-2's printable stand-in for each byte: visible Latin-1 stands for itself, the rest follows from U+0100 on."""
+    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    yield from ((chr(byte), bytes([byte])) for byte in visible)
+    yield from ((chr(256 + place), bytes([byte])) for place, byte in enumerate(hidden))
+
+
+_BYTE_OF = dict(_byte_characters())

@@ -1,0 +1,56 @@
+"""The exceptions people meet, as a tree.
+
+NanovllmError
+├── InvalidRequestError (also a ValueError)   one request is wrong: names the value, the limit and the remedy
+│   └── ContextLengthError                    prompt and max_tokens do not fit the model or the cache
+├── CheckpointError (also a ValueError)       a model folder cannot be used: lists everything that is wrong with it
+├── ModelNotFoundError                        a model name leads to no folder, here or on the hub
+└── EngineError                               the engine cannot answer
+    ├── EngineNotReadyError                   still loading, or already stopped
+    ├── QueueFullError                        too many requests wait: try again later
+    └── EngineFaultError                      a step failed while this request was in it
+"""
+
+
+class NanovllmError(Exception):
+    """Base of every exception that nanovllm raises on purpose."""
+
+
+class InvalidRequestError(NanovllmError, ValueError):
+    """A request that can never be answered as it stands; `param` names the field at fault, where there is one."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+class ContextLengthError(InvalidRequestError):
+    """Prompt and max_tokens together do not fit the model's context or the KV cache."""
+
+
+class CheckpointError(NanovllmError, ValueError):
+    """A model folder that cannot be loaded; the message lists every problem found."""
+
+
+class ModelNotFoundError(NanovllmError):
+    """A model name that leads to no folder, neither on this machine nor on the hub."""
+
+
+class EngineError(NanovllmError):
+    """The engine cannot answer this request."""
+
+
+class EngineNotReadyError(EngineError):
+    """The engine is still loading its model, or has been stopped."""
+
+
+class QueueFullError(EngineError):
+    """So many requests wait already that one more is refused; `retry_after_s` says when to try again."""
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class EngineFaultError(EngineError):
+    """A step of the engine failed while this request took part in it."""

@@ -1,0 +1,69 @@
+"""Which folder a model's name means: a path, the bundled model, an earlier download, the Hugging Face cache, or the hub."""
+
+import os
+from pathlib import Path
+
+from nanovllm.errors import CheckpointError, ModelNotFoundError
+from nanovllm.hub.downloads import MODEL_INFO, full_name, read_model_info
+
+BUNDLED_MODEL = "tiny-books"
+_BUNDLED = Path(__file__).parent.parent / "bundled"
+
+
+def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("models")) -> Path:
+    """The folder of the model called `name`.
+
+    In this order: a folder with a config.json; the bundled model, "tiny-books"; `models_dir/<last part of the name>`, if `download`
+    made it from that repository; the Hugging Face cache, which needs no network; the hub, which fills the cache.
+
+    Raises:
+        CheckpointError: a folder, file or repository that is not a GPT-2 checkpoint in safetensors format.
+        ModelNotFoundError: a path to nothing, or a name that the hub does not know or cannot be asked for.
+    """
+    text = os.fspath(name)
+    if not text.strip():
+        raise ModelNotFoundError(f"the model's name is empty; give a folder, a name on the hub such as gpt2, or {BUNDLED_MODEL}")
+    path = Path(text).expanduser()
+    if path.exists():
+        return _checked_folder(path)
+    if text == BUNDLED_MODEL:
+        return _BUNDLED / BUNDLED_MODEL
+    if not isinstance(name, str) or _looks_like_path(text):
+        raise ModelNotFoundError(f"{text} does not exist; give a folder with a checkpoint, a name on the hub such as gpt2, or {BUNDLED_MODEL}")
+    local = models_dir / text.rsplit("/", maxsplit=1)[-1]
+    if _is_download_of(local, text):
+        return local
+    return _from_hub(text, local)
+
+
+def _checked_folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and model.safetensors")
+    if not (path / "config.json").is_file():
+        on_hub = full_name(path.name) if full_name(path.name) != path.name else "owner/name"
+        raise CheckpointError(
+            f"{path} is a folder without config.json, so it is not a complete checkpoint; finish its download, "
+            f"or give the full name ({on_hub}) if you meant a model on the hub"
+        )
+    return path
+
+
+def _looks_like_path(text: str) -> bool:
+    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text
+
+
+def _is_download_of(folder: Path, name: str) -> bool:
+    if not (folder / "config.json").is_file():  # `download` puts it there last
+        return False
+    info = read_model_info(folder)
+    return full_name(name) in (info.get("repo"), info.get("asked_for"))
+
+
+def _from_hub(name: str, local: Path) -> Path:
+    from nanovllm.hub.repo import cached_snapshot, fetch_snapshot  # noqa: PLC0415  # slow to import, not needed for a folder
+
+    try:
+        return cached_snapshot(full_name(name)) or fetch_snapshot(full_name(name))
+    except ModelNotFoundError as error:
+        hint = f" ({local} exists, but no {MODEL_INFO} says that it is {full_name(name)}; to use it, give that path)" if local.exists() else ""
+        raise ModelNotFoundError(f"there is no folder {name} here{hint}, and it could not be fetched: {error}") from error

@@ -1,0 +1,235 @@
+"""One repository of the Hugging Face hub at one commit: what it holds, which of its files a model needs, and its bytes.
+
+The protocol is huggingface-hub's. What is ours: the choice of files (never a pickle), refusing another architecture before its weights
+are fetched, and saying in one line what went wrong and what to do.
+"""
+
+import errno
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO, cast
+from urllib.parse import urlsplit
+
+from huggingface_hub import HfApi, constants, errors, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it is there, but not marked as exported
+
+from nanovllm.errors import CheckpointError, ModelNotFoundError
+from nanovllm.model.config import GPT2Config
+
+WEIGHTS = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+COMPANIONS = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
+    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "README.md", "LICENSE",
+)  # fmt: skip
+# The bases are OSError and the HTTPError of the library below huggingface-hub: httpx under its version 1, httpx2 under version 2.
+_FAILURES = cast("tuple[type[Exception], ...]", (*errors.HfHubHTTPError.__bases__, errors.HFValidationError))
+_ANSWER_TIMEOUT_S = 20.0  # the library waits for ever by default, and a firewall that drops packets never answers
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file at the top of a repository, with what the hub says to check it by; None where it says nothing.
+
+    `sha256` is given for large files (those in LFS or Xet storage), `git_sha1`, the name of the git blob, for the others.
+    """
+
+    name: str
+    size_bytes: int | None
+    sha256: str | None
+    git_sha1: str | None
+
+    @property
+    def has_checksum(self) -> bool:
+        """Whether a file on the disk can be recognised as this one."""
+        return bool(self.sha256 or self.git_sha1)
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A repository at one commit.
+
+    Attributes:
+        asked_for: the name that was looked up; `repo` is the one that the hub gave for it.
+        files: the files at its top, by name; folders are left out.
+        token: as for huggingface-hub; None for HF_TOKEN or the token that `hf auth login` saved.
+    """
+
+    asked_for: str
+    repo: str
+    commit: str
+    files: Mapping[str, HubFile]
+    endpoint: str
+    token: str | None = field(repr=False)
+
+    @classmethod
+    def look_up(cls, name: str, *, revision: str | None = None, token: str | None = None, endpoint: str | None = None) -> "HubRepo":
+        """Ask the hub for `name` at a branch, tag or commit; raises ModelNotFoundError, with the remedy, where it gives none."""
+        endpoint = _checked_endpoint(endpoint or constants.ENDPOINT)
+        api = HfApi(endpoint=endpoint, token=token)
+        try:
+            with explained(name, endpoint, revision):
+                info = api.model_info(name, revision=revision, files_metadata=True, timeout=_ANSWER_TIMEOUT_S)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ModelNotFoundError(f"{endpoint} does not answer as a Hugging Face hub does ({error!r}); check HF_ENDPOINT") from error
+        if info.sha is None:
+            raise ModelNotFoundError(f"{endpoint} does not name the commit of {name}, as a Hugging Face hub does; check HF_ENDPOINT")
+        siblings = [item for item in info.siblings or () if "/" not in item.rfilename and "\\" not in item.rfilename]
+        files = {
+            item.rfilename: HubFile(item.rfilename, item.size, item.lfs.sha256 if item.lfs else None, None if item.lfs else item.blob_id)
+            for item in siblings
+        }
+        return cls(name, info.id, info.sha, files, endpoint, token)
+
+    def read(self, name: str) -> bytes:
+        """The content of a small file."""
+        content = io.BytesIO()
+        self.fetch(name, content)
+        return content.getvalue()
+
+    def fetch(self, name: str, into: BinaryIO, *, resume_bytes: int = 0) -> None:
+        """Append the file's bytes from number `resume_bytes` on to `into`, with a progress bar where there is a terminal."""
+        with explained(self.repo, self.endpoint):
+            http_get(
+                hf_hub_url(self.repo, name, revision=self.commit, endpoint=self.endpoint),
+                into,
+                resume_size=resume_bytes,
+                headers=build_hf_headers(token=self.token),
+                expected_size=self.files[name].size_bytes,
+                displayed_filename=name,
+            )
+
+    def config(self) -> GPT2Config:
+        """The network that the repository's config.json describes; raises CheckpointError where it cannot be loaded."""
+        if "config.json" not in self.files:
+            raise CheckpointError(f"{self.repo} has no config.json, so it is not a model in Hugging Face format")
+        raw = _parsed(self.read("config.json"), f"config.json of {self.repo}")
+        try:
+            return GPT2Config.from_dict(raw)
+        except CheckpointError as error:
+            raise CheckpointError(f"{self.repo}: {error}") from error
+
+    def model_files(self) -> list[HubFile]:
+        """The files to fetch: weights in safetensors, one file or shards, and what goes with them; raises CheckpointError without any."""
+        if WEIGHTS in self.files:
+            weights = [WEIGHTS]
+        elif WEIGHTS_INDEX in self.files:
+            weights = [*_shard_names(self.read(WEIGHTS_INDEX), f"{WEIGHTS_INDEX} of {self.repo}"), WEIGHTS_INDEX]
+        else:
+            raise CheckpointError(self._without_safetensors())
+        missing = [name for name in weights if name not in self.files]
+        if missing:
+            raise CheckpointError(f"{self.repo} lacks files that its {WEIGHTS_INDEX} lists: {', '.join(missing[:5])}")
+        return [self.files[name] for name in (*weights, *COMPANIONS) if name in self.files]
+
+    def _without_safetensors(self) -> str:
+        others = sorted(name for name in self.files if name.endswith((".bin", ".h5", ".msgpack", ".ot", ".pt", ".ckpt", ".gguf")))
+        if not others:
+            return f"{self.repo} has no weights in safetensors format"
+        return (
+            f"{self.repo} has no safetensors, only {', '.join(others[:5])}. Pickles (.bin, .pt) are not read, since reading one can run any code; "
+            "if you trust the repository, convert it where torch and transformers are installed: "
+            f"python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; n = '{self.repo}'; "
+            "[c.from_pretrained(n).save_pretrained('converted') for c in (M, T)]\", and give the folder 'converted'"
+        )
+
+
+def cached_snapshot(repo: str) -> Path | None:
+    """The folder of `repo` in the Hugging Face cache, if all of a model is in it; another program may have fetched only a part."""
+    with explained(repo, constants.ENDPOINT):
+        config = try_to_load_from_cache(repo, "config.json")
+    if not isinstance(config, str):
+        return None
+    folder = Path(config).parent
+    index = folder / WEIGHTS_INDEX
+    weights = [WEIGHTS] if (folder / WEIGHTS).is_file() or not index.is_file() else _shard_names(index.read_bytes(), str(index))
+    has_tokenizer = (folder / "tokenizer.json").is_file() or all((folder / part).is_file() for part in ("vocab.json", "merges.txt"))
+    return folder if has_tokenizer and all((folder / part).is_file() for part in weights) else None
+
+
+def fetch_snapshot(repo: str) -> Path:
+    """Fetch `repo` into the Hugging Face cache, where other programs find it too; returns its folder there."""
+    hub = HubRepo.look_up(repo)
+    hub.config()
+    wanted = [file.name for file in hub.model_files()]
+    with explained(hub.repo, hub.endpoint):
+        return Path(snapshot_download(repo, allow_patterns=wanted))
+
+
+@contextmanager
+def explained(repo: str, endpoint: str, revision: str | None = None) -> Iterator[None]:
+    """Turn what huggingface-hub and the system raise while `repo` is fetched into a ModelNotFoundError that names the remedy."""
+    try:
+        yield
+    except _FAILURES as error:
+        raise ModelNotFoundError(_explanation(error, repo, endpoint, revision)) from error
+
+
+def _explanation(error: Exception, repo: str, endpoint: str, revision: str | None) -> str:
+    elsewhere = f"download {repo} on another machine, copy the folder here and give its path"
+    known: tuple[tuple[type[Exception], str], ...] = (
+        (errors.HFValidationError, f"{repo} cannot be the name of a model on the hub, which is owner/name"),
+        (errors.GatedRepoError, f"{repo} is gated: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account"),
+        (
+            errors.RepositoryNotFoundError,
+            f"{endpoint} has no model {repo}, or it is private: check the spelling; for a private one set HF_TOKEN to a token that may read it",
+        ),
+        (errors.RevisionNotFoundError, f"{repo} has no revision {revision}: give one of its branches, tags or commits"),
+        (errors.OfflineModeIsEnabled, f"HF_HUB_OFFLINE is set, so {endpoint} is not asked for {repo}: unset it, or {elsewhere}"),
+    )
+    for kind, message in known:
+        if isinstance(error, kind):
+            return message
+    if isinstance(error, errors.HfHubHTTPError):
+        return _explanation_of_status(error, repo, endpoint)
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return f"the disk is full before {repo} is complete: free some space and try again"
+    if isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
+        return f"{repo} could not be fetched: {error}; try again"
+    cause = error.__cause__ or error
+    return f"{endpoint} cannot be reached ({type(cause).__name__}: {cause}): check the network, set HF_ENDPOINT to a mirror, or {elsewhere}"
+
+
+def _explanation_of_status(error: errors.HfHubHTTPError, repo: str, endpoint: str) -> str:
+    status = error.response.status_code
+    answer = f"{endpoint} answered {status}{f' ({error.server_message})' if error.server_message else ''} for {repo}"
+    if status in (401, 403):
+        return f"{answer}: check that HF_TOKEN is valid and may read it, or unset it for a public model"
+    if status == 429:
+        return f"{answer}, too many requests: wait a few minutes, or set HF_TOKEN, which raises the limit"
+    return f"{answer}: try again later, or set HF_ENDPOINT to a mirror"
+
+
+def _checked_endpoint(endpoint: str) -> str:
+    try:
+        parts = urlsplit(endpoint)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ModelNotFoundError(f"the hub's address is {endpoint!r}, which is not a URL such as https://huggingface.co; correct HF_ENDPOINT")
+    return endpoint.rstrip("/")
+
+
+def _shard_names(index: bytes, source: str) -> list[str]:
+    """The weight files that a model.safetensors.index.json lists, in order; `source` names it in errors."""
+    weight_map = _parsed(index, source).get("weight_map")
+    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values()) else set()
+    if not names or any(name != Path(name).name or "\\" in name or not name.endswith(".safetensors") for name in names):
+        raise CheckpointError(f"{source} has no weight_map from tensor names to .safetensors files beside it")
+    return sorted(names)
+
+
+def _parsed(content: bytes, source: str) -> dict[str, object]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{source} holds a {type(value).__name__} but must hold an object")
+    return value

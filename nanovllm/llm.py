@@ -1,0 +1,152 @@
+"""LLM: offline batched inference in three lines, with vLLM's names and shapes."""
+
+import itertools
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+from tqdm import tqdm
+
+from nanovllm.config import EngineConfig
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import Prompt, Submission
+from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import EngineFaultError, InvalidRequestError
+from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.outputs import RequestOutput
+from nanovllm.sampling_params import SamplingParams
+
+
+class LLM:
+    """A model ready to generate.
+
+    >>> llm = LLM("gpt2")
+    >>> llm.generate("Once upon a time", SamplingParams(temperature=0.8, top_p=0.95))[0].outputs[0].text
+    """
+
+    def __init__(self, model: str | os.PathLike[str] = BUNDLED_MODEL, **settings: Any) -> None:
+        """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one; `settings` are those of EngineConfig.
+
+        Raises:
+            ModelNotFoundError: the name leads nowhere. CheckpointError: the folder cannot be used. ValueError: a setting is wrong.
+        """
+        known = {field.name for field in fields(EngineConfig)}
+        unknown = sorted(settings.keys() - known)
+        if unknown:
+            raise TypeError(f"LLM has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
+        config = EngineConfig(**settings)
+        self.engine = Engine.load(resolve_model(model), config)
+        self._ids = itertools.count()
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's tokenizer."""
+        return self.engine.tokenizer
+
+    def default_sampling_params(self) -> SamplingParams:
+        """Settings for when a call gives none: those of the model's generation_config.json, otherwise SamplingParams's own."""
+        return SamplingParams(**sampling_defaults(self.engine.generation_config))
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answer every prompt; outputs come in the order of the prompts.
+
+        Args:
+            prompts: one or several of: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of token ids.
+            sampling_params: for all prompts, or one for each.
+            use_tqdm: show prompts done, prefill and decode tokens per second, on a terminal.
+
+        Raises:
+            InvalidRequestError: a prompt or its settings are wrong; nothing was run.
+            EngineFaultError: a step failed.
+        """
+        submissions = self._submissions(prompts, sampling_params)
+        by_sequence = {request.request_id: submission for submission in submissions for request in submission.requests}
+        try:
+            for submission in submissions:
+                for request in submission.requests:
+                    self.engine.add_request(request)
+            self._run(by_sequence, len(submissions), use_tqdm)
+        finally:
+            for request_id in by_sequence:
+                self.engine.abort_request(request_id)
+        for submission in submissions:
+            if submission.assembler.error is not None:
+                raise EngineFaultError(submission.assembler.error)
+        return [submission.assembler.output() for submission in submissions]
+
+    def _submissions(self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None) -> list[Submission]:
+        listed = _as_prompts(prompts)
+        if sampling_params is None:
+            sampling_params = self.default_sampling_params()
+        params = [sampling_params] * len(listed) if isinstance(sampling_params, SamplingParams) else list(sampling_params)
+        if len(params) != len(listed):
+            raise InvalidRequestError(f"there are {len(listed)} prompts but {len(params)} sampling_params; give one for all, or one for each")
+        submissions = []
+        for index, (prompt, own) in enumerate(zip(listed, params, strict=True)):
+            try:
+                submissions.append(self.engine.intake.submit(f"llm-{next(self._ids)}", prompt, own))
+            except InvalidRequestError as error:
+                if len(listed) == 1:
+                    raise
+                raise type(error)(f"prompt {index}: {error}", param=error.param) from error
+        return submissions
+
+    def _run(self, by_sequence: Mapping[str, Submission], prompts: int, use_tqdm: bool) -> None:
+        rates = _Rates()
+        with tqdm(total=prompts, desc="Prompts", unit="prompt", disable=None if use_tqdm else True) as progress:
+            while self.engine.has_work:
+                output = self.engine.step()
+                for update in output.updates:
+                    assembler = by_sequence[update.request_id].assembler
+                    was_finished = assembler.is_finished
+                    if assembler.absorb(update):
+                        self.engine.abort_request(update.request_id)
+                    progress.update(int(assembler.is_finished and not was_finished))
+                if output.fault is not None:
+                    raise EngineFaultError(f"a step of the engine failed: {output.fault}") from output.fault
+                rates.add(output.stats)
+                progress.set_postfix_str(str(rates), refresh=False)
+
+
+class _Rates:
+    """Prefill and decode tokens per second; the time of a step that did both is divided by tokens."""
+
+    def __init__(self) -> None:
+        self._prompt_tokens = self._decode_tokens = 0
+        self._prompt_s = self._decode_s = 0.0
+
+    def add(self, stats: StepStats) -> None:
+        if stats.num_tokens:
+            self._prompt_tokens += stats.num_prompt_tokens
+            self._decode_tokens += stats.num_decode_tokens
+            self._prompt_s += stats.duration_s * stats.num_prompt_tokens / stats.num_tokens
+            self._decode_s += stats.duration_s * stats.num_decode_tokens / stats.num_tokens
+
+    def __str__(self) -> str:
+        prefill = self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0
+        decode = self._decode_tokens / self._decode_s if self._decode_s else 0.0
+        return f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"
+
+
+def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:
+    """Sampling settings that a model's generation_config.json asks for; transformers' own defaults there say nothing and are left out."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    return {name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    if isinstance(prompts, str | Mapping):
+        return [prompts]
+    if isinstance(prompts, Sequence) and prompts and all(isinstance(item, int) for item in prompts):
+        return [prompts]  # type: ignore[list-item]
+    if not isinstance(prompts, Sequence):
+        raise InvalidRequestError(f"prompts is a {type(prompts).__name__} but must be a prompt or a list of prompts", param="prompt")
+    return list(prompts)  # type: ignore[arg-type]

@@ -1,0 +1,115 @@
+"""The activation functions that GPT-2 checkpoints name in `activation_function`.
+
+GPT-2 itself uses `gelu_new`, the tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415). The other names and
+formulas are those of transformers' ACT2FN table. Each is a pure function, element by element, float32 in and out; the operations
+on large arrays reuse one temporary, because memory traffic is what these cost.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+
+import numpy as np
+from jaxtyping import Float32
+
+Values = Float32[np.ndarray, "..."]
+
+_SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
+
+
+def gelu_new(values: Values) -> Values:
+    """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
+    inner = values * values
+    inner *= np.float32(0.044715 * _SQRT_2_OVER_PI)
+    inner += np.float32(_SQRT_2_OVER_PI)
+    inner *= values
+    np.tanh(inner, out=inner)
+    inner += np.float32(1.0)
+    inner *= values
+    inner *= np.float32(0.5)
+    return inner
+
+
+def gelu(values: Values) -> Values:
+    """x Phi(x) = 0.5 x (1 + erf(x / sqrt(2)))."""
+    result = erf(values * np.float32(math.sqrt(0.5)))
+    result += np.float32(1.0)
+    result *= values
+    result *= np.float32(0.5)
+    return result
+
+
+def erf(values: Values) -> Values:
+    """The error function to 2e-7 (Abramowitz and Stegun 1964, formula 7.1.26): NumPy has none."""
+    magnitude = np.abs(values)
+    t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * magnitude)
+    polynomial = np.full_like(t, 1.061405429)
+    for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
+        polynomial *= t
+        polynomial += np.float32(coefficient)
+    polynomial *= t
+    magnitude = np.minimum(magnitude, np.float32(9.0))  # exp(-81) is already below what 1 - y can show, and stays a normal number
+    polynomial *= np.exp(-magnitude * magnitude)
+    return np.copysign(np.float32(1.0) - polynomial, values)
+
+
+def sigmoid(values: Values) -> Values:
+    """1 / (1 + exp(-x)), written with tanh so that nothing overflows."""
+    result = np.tanh(values * np.float32(0.5))
+    result += np.float32(1.0)
+    result *= np.float32(0.5)
+    return result
+
+
+def silu(values: Values) -> Values:
+    """x sigmoid(x), also called swish."""
+    return values * sigmoid(values)
+
+
+def quick_gelu(values: Values) -> Values:
+    """x sigmoid(1.702 x)."""
+    return values * sigmoid(values * np.float32(1.702))
+
+
+def mish(values: Values) -> Values:
+    """x tanh(log(1 + exp(x))) (Misra 2019, arXiv:1908.08681)."""
+    return values * np.tanh(np.logaddexp(values, np.float32(0.0)))
+
+
+def relu(values: Values) -> Values:
+    """max(x, 0)."""
+    return np.maximum(values, np.float32(0.0))
+
+
+def relu2(values: Values) -> Values:
+    """max(x, 0) squared."""
+    return np.square(relu(values))
+
+
+def relu6(values: Values) -> Values:
+    """x kept between 0 and 6."""
+    return np.clip(values, np.float32(0.0), np.float32(6.0))
+
+
+def leaky_relu(values: Values) -> Values:
+    """x above 0, x / 100 below."""
+    return np.maximum(values, values * np.float32(0.01))
+
+
+def tanh(values: Values) -> Values:
+    """tanh(x)."""
+    return np.tanh(values)
+
+
+def linear(values: Values) -> Values:
+    """x itself."""
+    return values
+
+
+Activation = Callable[[Values], Values]
+
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({
+    "gelu": gelu, "gelu_python": gelu, "gelu_new": gelu_new, "gelu_fast": gelu_new, "gelu_pytorch_tanh": gelu_new, "gelu_accurate": gelu_new,
+    "quick_gelu": quick_gelu, "relu": relu, "relu2": relu2, "relu6": relu6, "leaky_relu": leaky_relu, "silu": silu, "swish": silu,
+    "sigmoid": sigmoid, "tanh": tanh, "mish": mish, "linear": linear,
+})  # fmt: skip

@@ -1,0 +1,56 @@
+"""The seam between the engine and an implementation of the forward pass.
+
+The seam is the whole forward pass: a backend owns how weights are packed and how the cache is laid out, and nothing above it reads
+either. One is chosen when the runner is made.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float32
+
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.config import GPT2Config
+
+
+class Backend(Protocol):
+    """A loaded network with its KV cache. Not for use by two threads at once."""
+
+    @property
+    def config(self) -> GPT2Config:
+        """Sizes of the network."""
+        ...
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of weights that one decoding step reads."""
+        ...
+
+    def block_bytes(self, block_size: int) -> int:
+        """Bytes that one block of the KV cache takes, all layers together."""
+        ...
+
+    def allocate_cache(self, blocks: int, block_size: int) -> None:
+        """Make a KV cache of `blocks` blocks of `block_size` tokens, in place of the one before."""
+        ...
+
+    def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
+        """Compute a batch and return the final hidden state of its `logit_rows`; ValueError when an index lies outside."""
+        ...
+
+    def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
+        """Each word's score at rows of final hidden states. Ask for few rows at a time: one is vocab * 4 bytes."""
+        ...
+
+    def fill_blocks(self, block_ids: list[int], value: float) -> None:
+        """Overwrite whole blocks of the cache; for tests that show that what a free block holds is never read."""
+        ...
+
+
+class BackendLoader(Protocol):
+    """Loads a model folder; raises CheckpointError when it cannot be used."""
+
+    def __call__(self, folder: Path, *, dtype: str, batch_invariant: bool, num_threads: int | None) -> Backend:
+        """The folder's network, ready but for its cache."""
+        ...

@@ -1,0 +1,145 @@
+"""What a checkpoint's config.json says about its network, in this project's words.
+
+The names on the left are those of the code and the docs; Hugging Face's are n_embd (d_model), n_layer (layers), n_head (heads),
+n_inner (d_ff), n_positions (max_positions).
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from nanovllm.errors import CheckpointError
+from nanovllm.model.activation import ACTIVATIONS
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GPT2Config:
+    """Sizes and switches of one GPT-2 network; raises CheckpointError that lists everything it cannot be.
+
+    Attributes:
+        d_ff: width of the feed-forward block's middle.
+        epsilon: added to the variance in layer norms.
+        scale_attn_weights: divide attention scores by sqrt(head_dim).
+        scale_attn_by_inverse_layer_idx: divide them by the layer's number too, counted from 1 (Mistral's GPT-2 training).
+        tied_head: the output head is the token embedding.
+        eos_token_ids: tokens that end a text.
+    """
+
+    vocab: int
+    max_positions: int
+    d_model: int
+    layers: int
+    heads: int
+    d_ff: int
+    epsilon: float = 1e-5
+    activation: str = "gelu_new"
+    scale_attn_weights: bool = True
+    scale_attn_by_inverse_layer_idx: bool = False
+    tied_head: bool = True
+    bos_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} is {getattr(self, name)!r} but must be a whole number of at least 1"
+            for name in ("vocab", "max_positions", "d_model", "layers", "heads", "d_ff")
+            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1
+        ]
+        if not problems and self.d_model % self.heads:
+            problems.append(f"d_model (n_embd) is {self.d_model}, which {self.heads} heads do not divide")
+        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float) or not 0 < self.epsilon < math.inf:
+            problems.append(f"layer_norm_epsilon is {self.epsilon!r} but must be a number above 0")
+        if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
+            problems.append(f"activation_function is {self.activation!r}; known are {', '.join(sorted(ACTIVATIONS))}")
+        problems += [
+            f"{name} is {getattr(self, name)!r} but must be true or false"
+            for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tied_head")
+            if not isinstance(getattr(self, name), bool)
+        ]
+        if problems:
+            raise CheckpointError("config.json cannot be used:\n  " + "\n  ".join(problems))
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.heads
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the network, a tied head counted once."""
+        per_layer = 4 * self.d_model**2 + 2 * self.d_model * self.d_ff + 9 * self.d_model + self.d_ff
+        embeddings = (self.vocab * (1 if self.tied_head else 2) + self.max_positions) * self.d_model
+        return embeddings + self.layers * per_layer + 2 * self.d_model
+
+    def attention_scale(self, layer: int) -> float:
+        """What attention scores of `layer` (from 0) are multiplied by before the softmax."""
+        scale = 1.0 / math.sqrt(self.head_dim) if self.scale_attn_weights else 1.0
+        return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> "GPT2Config":
+        """The config of a parsed config.json; one of another architecture is refused with its name."""
+        architecture = raw.get("model_type")
+        if architecture != "gpt2":
+            names = ", ".join(map(str, raw.get("architectures") or [])) if isinstance(raw.get("architectures"), list) else ""
+            raise CheckpointError(f"this is a {architecture or 'nameless'} model{f' ({names})' if names else ''}; only the gpt2 architecture can be loaded")
+        if raw.get("add_cross_attention"):
+            raise CheckpointError("add_cross_attention is true: models with cross-attention cannot be loaded")
+        missing = [name for name in ("vocab_size", "n_embd", "n_layer", "n_head") if name not in raw]
+        if missing:
+            raise CheckpointError(f"config.json lacks {', '.join(missing)}")
+        d_model, d_ff = raw["n_embd"], raw.get("n_inner")
+        return cls(
+            vocab=raw["vocab_size"],
+            max_positions=raw.get("n_positions", raw.get("n_ctx", 1024)),
+            d_model=d_model,
+            layers=raw["n_layer"],
+            heads=raw["n_head"],
+            d_ff=d_ff if d_ff is not None else 4 * d_model if _is_whole(d_model) else 0,
+            epsilon=raw.get("layer_norm_epsilon", 1e-5),
+            activation=raw.get("activation_function", "gelu_new"),
+            scale_attn_weights=raw.get("scale_attn_weights", True),
+            scale_attn_by_inverse_layer_idx=raw.get("scale_attn_by_inverse_layer_idx", False),
+            tied_head=raw.get("tie_word_embeddings", True),
+            bos_token_id=raw["bos_token_id"] if _is_whole(raw.get("bos_token_id")) else None,
+            eos_token_ids=_token_ids(raw.get("eos_token_id")),
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> "GPT2Config":
+        """The config of a model folder; end-of-text ids of generation_config.json are added to its own."""
+        config = cls.from_dict(read_json(folder / "config.json"))
+        more = _token_ids(load_generation_config(folder).get("eos_token_id"))
+        ids = tuple(i for i in dict.fromkeys(config.eos_token_ids + more) if 0 <= i < config.vocab)
+        return replace(config, eos_token_ids=ids)
+
+
+def load_generation_config(folder: Path) -> dict[str, Any]:
+    """The folder's generation_config.json, the model author's sampling defaults; empty where there is none."""
+    path = folder / "generation_config.json"
+    return read_json(path) if path.exists() else {}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model folder; raises CheckpointError that names the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} has no {path.name}; name a folder with a GPT-2 checkpoint in Hugging Face format") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds a {type(value).__name__} but must hold an object")
+    return value
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _token_ids(value: object) -> tuple[int, ...]:
+    items = value if isinstance(value, list) else [value]
+    return tuple(item for item in items if isinstance(item, int) and not isinstance(item, bool))

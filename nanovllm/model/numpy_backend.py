@@ -1,0 +1,73 @@
+"""backend="numpy": the readable forward pass of gpt2.py behind the protocol of backend.py."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+from threadpoolctl import ThreadpoolController
+
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.checkpoint import load_weights
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.gpt2 import BATCH_INVARIANT, FAST, Arithmetic, forward, logits
+from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.weights import GPT2Weights
+
+
+class NumpyBackend:
+    """Weights in float32, a KVCache in float32, products by whatever BLAS NumPy was built with."""
+
+    def __init__(self, config: GPT2Config, weights: GPT2Weights, *, batch_invariant: bool = False, num_threads: int | None = None) -> None:
+        """Wrap loaded weights; `num_threads` limits BLAS in the whole process, None leaves it alone."""
+        self._config = config
+        self._weights = weights
+        self._arithmetic: Arithmetic = BATCH_INVARIANT if batch_invariant else FAST
+        self._cache = KVCache.allocate(layers=config.layers, blocks=0, block_size=1, heads=config.heads, head_dim=config.head_dim)
+        if num_threads is not None:
+            ThreadpoolController().limit(limits=num_threads, user_api="blas")
+
+    @classmethod
+    def load(cls, folder: Path, *, dtype: str = "float32", batch_invariant: bool = False, num_threads: int | None = None) -> "NumpyBackend":
+        """Load a model folder; raises CheckpointError when it cannot be used."""
+        if dtype != "float32":
+            raise ValueError(f"dtype is {dtype!r}, but backend='numpy' computes in float32 only")
+        config = GPT2Config.load(folder)
+        return cls(config, load_weights(folder, config), batch_invariant=batch_invariant, num_threads=num_threads)
+
+    @property
+    def config(self) -> GPT2Config:
+        """Sizes of the network."""
+        return self._config
+
+    @property
+    def weights_bytes(self) -> int:
+        """Bytes of weights that one decoding step reads: everything but the embedding tables, of which it reads single rows."""
+        config = self._config
+        embeddings = (config.vocab * (not config.tied_head) + config.max_positions) * config.d_model
+        return 4 * (config.parameters - embeddings)
+
+    def block_bytes(self, block_size: int) -> int:
+        """Bytes of one block: keys and values of every layer in float32."""
+        return 2 * 4 * self._config.layers * block_size * self._config.d_model
+
+    def allocate_cache(self, blocks: int, block_size: int) -> None:
+        """Make an empty cache in place of the one before."""
+        config = self._config
+        self._cache = KVCache.allocate(
+            layers=config.layers, blocks=blocks, block_size=block_size, heads=config.heads, head_dim=config.head_dim
+        )
+
+    def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
+        """Compute a batch; returns the final hidden state of its `logit_rows`."""
+        blocks, block_size = self._cache.keys.shape[1:3]
+        batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, blocks=blocks, block_size=block_size)
+        return forward(self._config, self._weights, batch, self._cache, self._arithmetic)
+
+    def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
+        """Each word's score at rows of final hidden states."""
+        return logits(self._weights, hidden, self._arithmetic)
+
+    def fill_blocks(self, block_ids: list[int], value: float) -> None:
+        """Overwrite whole blocks of the cache."""
+        self._cache.keys[:, block_ids] = value
+        self._cache.values[:, block_ids] = value

@@ -1,0 +1,66 @@
+"""What a request gives back: the shapes that people know from vLLM."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Logprob(NamedTuple):
+    """One token's natural log-probability at a position, before temperature, penalties and filters.
+
+    `rank` is 1 for the most likely token; `decoded_token` is the token's own text, with U+FFFD where it is part of a character.
+    """
+
+    logprob: float
+    rank: int
+    decoded_token: str
+
+
+PositionLogprobs = dict[int, Logprob]
+"""{token id: Logprob} of one position: the token that stands there, and the most likely ones."""
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One answer, or, while streaming, what is new of it.
+
+    Attributes:
+        index: which of the prompt's n answers.
+        finish_reason: "stop" (end of text, stop token or stop string), "length", "abort", or None while it goes on.
+        stop_reason: the stop string or stop token id that ended it; None for end of text.
+    """
+
+    index: int
+    text: str
+    token_ids: list[int]
+    cumulative_logprob: float | None
+    logprobs: list[PositionLogprobs] | None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMetrics:
+    """When things happened to a request, in seconds of `time.monotonic()`."""
+
+    arrival_s: float
+    first_scheduled_s: float | None
+    first_token_s: float | None
+    finished_s: float | None
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """A prompt and its answers.
+
+    `prompt` is None where the prompt was given as token ids. `prompt_logprobs` has one entry per prompt token, None for the first,
+    and is None where it was not asked for. `num_cached_tokens` counts prompt tokens whose keys and values came from the prefix cache.
+    """
+
+    request_id: str
+    prompt: str | None
+    prompt_token_ids: list[int]
+    prompt_logprobs: list[PositionLogprobs | None] | None
+    outputs: list[CompletionOutput] = field(default_factory=list)
+    finished: bool = False
+    num_cached_tokens: int = 0
+    metrics: RequestMetrics | None = None

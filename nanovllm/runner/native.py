@@ -1,0 +1,83 @@
+"""NativeModelRunner: a batch of arrays in, sampled tokens and log-probabilities out."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from nanovllm.model.backend import Backend, BackendLoader
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.numpy_backend import NumpyBackend
+from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
+from nanovllm.runner.sampler import sample
+from nanovllm.runner.sampling_batch import PromptRows, SamplingBatch
+
+PROMPT_ROWS_AT_ONCE = 32  # prompt log-probabilities need [rows, vocab] floats: 6 MB a slice at 50,257 words
+
+_LOADERS: dict[str, BackendLoader] = {"numpy": NumpyBackend.load}
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOutput:
+    """What a step gives back, in the order of the sampling batch's rows.
+
+    Attributes:
+        token_ids: the token of each sampled row, or None where no token was possible (all forbidden, or logits not finite).
+        logprobs: for the rows that asked, None for the others.
+        prompt_logprobs: one entry a prompt row.
+    """
+
+    token_ids: list[int | None]
+    logprobs: list[TokenLogprobs | None]
+    prompt_logprobs: list[TokenLogprobs]
+
+
+class NativeModelRunner:
+    """A loaded network, its KV cache and the sampler."""
+
+    def __init__(self, backend: Backend) -> None:
+        """Run on `backend`, which has its cache allocated or gets it by `allocate_cache`."""
+        self._backend = backend
+
+    @classmethod
+    def load(
+        cls, folder: Path, *, backend: str = "numpy", dtype: str = "float32", batch_invariant: bool = False, num_threads: int | None = None
+    ) -> "NativeModelRunner":
+        """Load a model folder with the backend of that name; raises CheckpointError when the folder cannot be used."""
+        return cls(_LOADERS[backend](folder, dtype=dtype, batch_invariant=batch_invariant, num_threads=num_threads))
+
+    @property
+    def config(self) -> GPT2Config:
+        """Sizes of the network."""
+        return self._backend.config
+
+    @property
+    def backend(self) -> Backend:
+        """The implementation that runs the forward pass."""
+        return self._backend
+
+    def run(self, batch: ForwardBatch, sampling: SamplingBatch) -> RunnerOutput:
+        """Compute the batch and sample: one forward pass, logits only for the rows that need them."""
+        hidden = self._backend.forward(batch)
+        prompt_logprobs = self._prompt_logprobs(hidden, sampling.prompt)
+        if not sampling.rows.size:
+            return RunnerOutput([], [], prompt_logprobs)
+        logits = self._backend.logits(hidden[sampling.rows])
+        asked = np.flatnonzero(sampling.wants_logprobs)
+        original = logits[asked]  # a copy: sampling changes the logits, the report is of what the network said
+        tokens, has_token = sample(logits, sampling)
+        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
+        if asked.size:
+            for row, found in zip(asked.tolist(), token_logprobs(original, tokens[asked], sampling.num_logprobs[asked]), strict=True):
+                logprobs[row] = found
+        token_ids = [token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)]
+        return RunnerOutput(token_ids, logprobs, prompt_logprobs)
+
+    def _prompt_logprobs(self, hidden: np.ndarray, prompt: PromptRows) -> list[TokenLogprobs]:
+        found: list[TokenLogprobs] = []
+        for start in range(0, prompt.rows.size, PROMPT_ROWS_AT_ONCE):
+            part = slice(start, start + PROMPT_ROWS_AT_ONCE)
+            logits = self._backend.logits(hidden[prompt.rows[part]])
+            found += token_logprobs(logits, prompt.token_ids[part], prompt.num_logprobs[part])
+        return found

@@ -1,0 +1,78 @@
+"""SamplingBatch: what the sampler needs to know, one row a sequence that gets a token, as arrays.
+
+The engine fills it (engine/batching.py) from the settings of each request; requests with different settings share one batch.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float32, Int64, UInt64
+
+
+@dataclass(frozen=True, slots=True)
+class LogitEdits:
+    """Changes to single logits: logits[rows, token_ids] += values; minus infinity forbids a token. No pair appears twice."""
+
+    rows: Int64[np.ndarray, " edits"]
+    token_ids: Int64[np.ndarray, " edits"]
+    values: Float32[np.ndarray, " edits"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenHistory:
+    """The distinct tokens of the rows that have penalties; no (row, token) pair appears twice.
+
+    Attributes:
+        output_counts: how often the token stands in the answer so far; 0 for one that only the prompt has.
+    """
+
+    rows: Int64[np.ndarray, " seen"]
+    token_ids: Int64[np.ndarray, " seen"]
+    output_counts: Int64[np.ndarray, " seen"]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Prompt positions whose log-probabilities are wanted.
+
+    Attributes:
+        rows: places among the batch's logit rows.
+        token_ids: the token that stands at the next position, whose log-probability it is.
+        num_logprobs: how many of the most likely tokens to report beside it.
+    """
+
+    rows: Int64[np.ndarray, " prompt_rows"]
+    token_ids: Int64[np.ndarray, " prompt_rows"]
+    num_logprobs: Int64[np.ndarray, " prompt_rows"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingBatch:
+    """Settings of each sampled row.
+
+    Attributes:
+        rows: each sampled row's place among the batch's logit rows.
+        temperature: 0 for the most likely token.
+        top_k: 0 for no limit.
+        wants_logprobs: whether to report log-probabilities, `num_logprobs` how many besides the chosen token's.
+        allowed: {sampled row: the only tokens it may get}.
+        seeds, choices, positions: the key of each row's draw.
+    """
+
+    rows: Int64[np.ndarray, " seqs"]
+    temperature: Float32[np.ndarray, " seqs"]
+    top_k: Int64[np.ndarray, " seqs"]
+    top_p: Float32[np.ndarray, " seqs"]
+    min_p: Float32[np.ndarray, " seqs"]
+    repetition_penalty: Float32[np.ndarray, " seqs"]
+    presence_penalty: Float32[np.ndarray, " seqs"]
+    frequency_penalty: Float32[np.ndarray, " seqs"]
+    wants_logprobs: Bool[np.ndarray, " seqs"]
+    num_logprobs: Int64[np.ndarray, " seqs"]
+    seeds: UInt64[np.ndarray, " seqs"]
+    choices: Int64[np.ndarray, " seqs"]
+    positions: Int64[np.ndarray, " seqs"]
+    history: TokenHistory
+    edits: LogitEdits
+    allowed: dict[int, Int64[np.ndarray, " allowed"]]
+    prompt: PromptRows

@@ -1,0 +1,187 @@
+"""What one request asks of the sampler: the names, defaults and ranges that people know from vLLM and OpenAI."""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from nanovllm.errors import InvalidRequestError
+
+GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflow float32 and only the best could be drawn
+MAX_STOP_STRINGS = 16
+MAX_LOGIT_EDITS = 4096  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
+MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """Settings of one request; raises InvalidRequestError naming the value and the limit.
+
+    Attributes:
+        n: number of answers to the prompt.
+        max_tokens: most tokens to generate; None for as many as the context has room for; 0 only reads the prompt.
+        min_tokens: no end-of-text, stop token or stop string before this many tokens.
+        temperature: 0 takes the most likely token; otherwise logits are divided by it.
+        top_k: draw among the k most likely tokens; 0 or -1 for all of them.
+        top_p: draw among the most likely tokens whose probabilities first add up to this.
+        min_p: drop tokens less likely than this fraction of the most likely one.
+        repetition_penalty: > 1 makes tokens of the prompt and the answer less likely (CTRL, Keskar et al. 2019, section 4.1).
+        presence_penalty: subtracted once from the logit of every token that the answer already has.
+        frequency_penalty: subtracted from it as often as the answer has the token.
+        logit_bias: {token id: value added to its logit}.
+        allowed_token_ids: only these may be generated.
+        bad_words: texts that must not be generated.
+        seed: the same seed gives the same answer, whatever else is in the batch; None draws one.
+        stop: text that ends the answer and is cut off, one string or several.
+        stop_token_ids: tokens that end the answer.
+        ignore_eos: go on after end-of-text.
+        include_stop_str_in_output: keep the stop text in the answer.
+        skip_special_tokens: leave tokens such as `<|endoftext|>` out of the text.
+        logprobs: log-probabilities of this many most likely tokens at each position, and of the one chosen.
+        prompt_logprobs: the same for the tokens of the prompt.
+    """
+
+    n: int = 1
+    max_tokens: int | None = 16
+    min_tokens: int = 0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] | None = None
+    allowed_token_ids: Iterable[int] | None = None
+    bad_words: Iterable[str] | None = None
+    seed: int | None = None
+    stop: str | Iterable[str] | None = None
+    stop_token_ids: Iterable[int] | None = None
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._check_flags()
+        self._normalise_lists()
+        self._check_against_each_other()
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the most likely token is taken without a draw."""
+        return self.temperature < GREEDY_TEMPERATURE
+
+    @property
+    def has_penalties(self) -> bool:
+        """Whether logits depend on the tokens so far."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """`stop` as a tuple, however it was given."""
+        return _as_tuple(self.stop)
+
+    def _check_numbers(self) -> None:
+        whole = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, None)}
+        optional = {"max_tokens": (0, None), "seed": (MIN_SEED, MAX_SEED), "logprobs": (0, None), "prompt_logprobs": (0, None)}
+        for name, (low, high) in whole.items():
+            _check_whole(name, getattr(self, name), low, high)
+        for name, (low, high) in optional.items():
+            if getattr(self, name) is not None:
+                _check_whole(name, getattr(self, name), low, high)
+        real = {
+            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (0.0, 100.0),
+            "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
+        }  # fmt: skip
+        for name, (bottom, top) in real.items():
+            _check_real(name, getattr(self, name), bottom, top)
+            object.__setattr__(self, name, float(getattr(self, name)))
+        for name in ("top_p", "repetition_penalty"):
+            if getattr(self, name) == 0:
+                raise InvalidRequestError(f"{name} is 0 but must be above 0; leave it out for 1", param=name)
+        object.__setattr__(self, "top_k", max(self.top_k, 0))
+
+    def _check_flags(self) -> None:
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise InvalidRequestError(f"{name} is {_short(value)} but must be true or false", param=name)
+
+    def _normalise_lists(self) -> None:
+        """Turn every collection into an immutable one of checked items."""
+        for name, limit in (("stop", MAX_STOP_STRINGS), ("bad_words", MAX_LOGIT_EDITS)):
+            texts = _as_tuple(getattr(self, name))
+            for text in texts:
+                if not isinstance(text, str) or not text:
+                    raise InvalidRequestError(f"{name} has {_short(text)} but takes texts that are not empty", param=name)
+            _check_length(name, texts, limit)
+            object.__setattr__(self, name, texts)
+        for name in ("stop_token_ids", "allowed_token_ids"):
+            given = getattr(self, name)
+            if given is not None:
+                ids = _as_tuple(given)
+                for token_id in ids:
+                    _check_whole(name, token_id, 0, None)
+                if name == "stop_token_ids":
+                    _check_length(name, ids, MAX_LOGIT_EDITS)
+                elif not ids:
+                    raise InvalidRequestError("allowed_token_ids is empty, so no token could be generated; leave it out to allow all", param=name)
+                object.__setattr__(self, name, tuple(dict.fromkeys(ids)))
+        if self.logit_bias is not None:
+            object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
+
+    def _check_against_each_other(self) -> None:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequestError(f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the first or raise the second", param="min_tokens")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every setting by name, for building a changed copy: `SamplingParams(**{**params.as_dict(), "n": 1})`."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def _as_tuple(value: Any) -> tuple[Any, ...]:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Iterable):
+        raise InvalidRequestError(f"{_short(value)} is not a list")
+    return tuple(value)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
+def _check_length(name: str, items: tuple[Any, ...], limit: int) -> None:
+    if len(items) > limit:
+        raise InvalidRequestError(f"{name} has {len(items)} entries, the limit is {limit}", param=name)
+
+
+def _range(low: float | None, high: float | None) -> str:
+    return f"at least {low}" if high is None else f"from {low} to {high}"
+
+
+def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
+        raise InvalidRequestError(f"{name} is {_short(value)} but must be a whole number, {_range(low, high)}", param=name)
+
+
+def _check_real(name: str, value: object, low: float, high: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+        raise InvalidRequestError(f"{name} is {_short(value)} but must be a number, {_range(low, high)}", param=name)
+
+
+def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
+    if not isinstance(bias, Mapping):
+        raise InvalidRequestError(f"logit_bias is {_short(bias)} but must map token ids to numbers", param="logit_bias")
+    if len(bias) > MAX_LOGIT_EDITS:
+        raise InvalidRequestError(f"logit_bias has {len(bias)} entries, the limit is {MAX_LOGIT_EDITS}", param="logit_bias")
+    for token_id, value in bias.items():
+        _check_whole("logit_bias key", token_id, 0, None)
+        _check_real("logit_bias", value, -100.0, 100.0)
+    return {token_id: float(value) for token_id, value in bias.items()}

@@ -1,0 +1,24 @@
+"""What all tests share: shape annotations that are checked, how hypothesis searches, and a tiny model."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# From here on every array that enters or leaves a function of these rooms must have the shape and dtype that its annotation states.
+# It has to happen before they are first imported; the rest of the tests' imports therefore come later.
+install_import_hook(["nanovllm.model", "nanovllm.runner"], "beartype.beartype")
+
+from tests.support.checkpoints import write_tiny_model  # noqa: E402
+
+settings.register_profile("dev", deadline=None)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the smallest complete model: two blocks of random weights, and its tokenizer."""
+    return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))

@@ -1,0 +1,73 @@
+"""The configurations and file forms in which our numbers are compared with the reference implementation's, and the prompts used.
+
+Each case is a set of arguments for `tests.support.checkpoints.write_checkpoint`.
+"""
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+GREEDY_TOKENS = 24
+GREEDY_PROMPT = 3
+"""Which prompt is continued: the one of 31 tokens, so that the continuation crosses the end of a block of 32."""
+TOP_EVERY = 32
+"""The likeliest tokens are recorded at every so many positions of a prompt, from the first."""
+
+ACTIVATIONS = (
+    "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_accurate", "quick_gelu",
+    "relu", "relu2", "relu6", "leaky_relu", "silu", "swish", "sigmoid", "tanh", "mish", "linear",
+)  # fmt: skip
+SMALL_EMBEDDING = {"wte.weight": 0.05, "wpe.weight": 0.05}
+OUTLIER_SIZES = {"n_embd": 64, "n_layer": 3}
+
+
+def _config(**overrides: Any) -> dict[str, Any]:
+    return {"config": overrides}
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    **{f"activation-{name}": {**_config(activation_function=name), "scales": {"mlp.c_fc.weight": 2.0}} for name in ACTIVATIONS},
+    "n_inner-50": _config(n_inner=50),
+    "n_inner-16": _config(n_inner=16),
+    "epsilon-1e-6": {**_config(layer_norm_epsilon=1e-6), "scales": SMALL_EMBEDDING, "tied": False},
+    "epsilon-1e-3": {**_config(layer_norm_epsilon=1e-3), "scales": SMALL_EMBEDDING, "tied": False},
+    "scores-unscaled": _config(scale_attn_weights=False),
+    "scores-by-layer": _config(scale_attn_by_inverse_layer_idx=True, n_layer=4),
+    "scores-unscaled-by-layer": _config(scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True, n_layer=4),
+    "reorder-and-upcast": _config(reorder_and_upcast_attn=True, scale_attn_by_inverse_layer_idx=True),
+    "head_dim-1": _config(n_embd=12, n_head=12),
+    "head_dim-5": _config(n_embd=35, n_head=7),
+    "head_dim-24": _config(n_embd=48, n_head=2),
+    "head_dim-80": _config(n_embd=160, n_head=2),
+    "head-alone": _config(n_head=1),
+    "layer-alone": _config(n_layer=1),
+    "vocab-257": _config(vocab_size=257),
+    "vocab-2": _config(vocab_size=2),
+    "untied": {"tied": False},
+    "untied-no-prefix": {"tied": False, "prefix": False},
+    "tied-head-stored": {"stored_head": True},
+    "no-prefix-buffers": {"prefix": False, "buffers": True},
+    "published-gpt2-form": {"prefix": False, "buffers": True, "aligned": False},
+    "buffers-sharded": {"buffers": True, "shards": 3},
+    "float16": {"dtype": "F16"},
+    "float16-unaligned": {"dtype": "F16", "aligned": False, "prefix": False},
+    "bfloat16": {"dtype": "BF16"},
+    "bfloat16-untied-sharded": {"dtype": "BF16", "tied": False, "shards": 2, "prefix": False},
+    "outliers": {**_config(**OUTLIER_SIZES), "outliers": True},
+    "outliers-untied": {**_config(**OUTLIER_SIZES), "outliers": True, "tied": False},
+    "outliers-bfloat16": {**_config(**OUTLIER_SIZES), "outliers": True, "dtype": "BF16"},
+}
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The arguments of a case, with a seed of its own, made from its name."""
+    return {"seed": zlib.crc32(name.encode()), **CASES[name]}
+
+
+def prompts_of(vocab: int, max_positions: int = 128) -> list[np.ndarray]:
+    """Prompts of 1, 2, 31, 32 and 33 tokens, a long one and one as long as the context: around the edges of blocks and of the model."""
+    lengths = [1, 2, 33, 31, 32, 100, max_positions]
+    bits = np.random.PCG64(vocab)
+    return [(np.asarray(bits.random_raw(length), dtype=np.uint64) % np.uint64(vocab)).astype(np.int64) for length in lengths]

@@ -1,0 +1,102 @@
+"""Record what transformers computes for every case of cases.py, for machines that have no transformers.
+
+    PYTHONPATH=. python tests/reference/record.py
+
+needs torch and transformers, and writes recorded.npz and recorded.json beside this file. Each model is computed in float32 with eager
+attention, and once more in float64: a case whose two results differ by more than a quarter of our tolerance is refused, since it
+would test the reference's rounding and not ours.
+"""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+import transformers
+
+from tests.reference.cases import CASES, GREEDY_PROMPT, GREEDY_TOKENS, TOP_EVERY, options_of, prompts_of
+from tests.support.checkpoints import hash_folder, write_checkpoint
+
+FOLDER = Path(__file__).parent
+TOP = 8
+NOISE_LIMIT = 2.5e-5
+
+
+def load_reference(folder: Path, dtype: torch.dtype) -> Any:
+    """The folder's model in `dtype`, whatever its file holds."""
+    options = {} if dtype == torch.float32 else {"reorder_and_upcast_attn": False}  # the same function, which insists on float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options)
+    return model.eval()
+
+
+def reference_logprobs(model: Any, token_ids: np.ndarray) -> np.ndarray:
+    """Log-probabilities [tokens, vocab] after every token, without a cache; the softmax is taken in float64."""
+    with torch.no_grad():
+        logits = model(input_ids=torch.from_numpy(token_ids)[None], use_cache=False).logits[0]
+    return torch.log_softmax(logits.double(), dim=-1).numpy()
+
+
+def reference_greedy(model: Any, token_ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The `count` likeliest next tokens one after the other, and how far each one's log-probability is above the second best."""
+    tokens, gaps = list(token_ids), []
+    for _ in range(count):
+        logprobs = reference_logprobs(model, np.asarray(tokens, dtype=np.int64))[-1]
+        second, first = np.sort(logprobs)[-2:]
+        tokens.append(int(logprobs.argmax()))
+        gaps.append(first - second)
+    return np.asarray(tokens[len(token_ids) :], dtype=np.int16), np.asarray(gaps, dtype=np.float32)
+
+
+def record_case(name: str, folder: Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """One case's arrays, and what the header says about it."""
+    write_checkpoint(folder, **options_of(name))
+    model, exact = load_reference(folder, torch.float32), load_reference(folder, torch.float64)
+    prompts = prompts_of(model.config.vocab_size, model.config.n_positions)
+    logprobs = [reference_logprobs(model, prompt) for prompt in prompts]
+    noise = max(float(np.abs(reference_logprobs(exact, prompt) - ours).max()) for prompt, ours in zip(prompts, logprobs, strict=True))
+    if noise > NOISE_LIMIT:
+        raise SystemExit(f"{name}: the reference's own rounding is {noise:.1e}, above {NOISE_LIMIT:.1e}; make the case better conditioned")
+    sampled = np.concatenate([values[::TOP_EVERY] for values in logprobs])
+    top_ids = np.argsort(-sampled, axis=1, kind="stable")[:, :TOP]
+    greedy_ids, greedy_gaps = reference_greedy(model, prompts[GREEDY_PROMPT], GREEDY_TOKENS)
+    arrays = {
+        "last": np.stack([values[-1] for values in logprobs]).astype(np.float32),
+        "targets": np.concatenate([values[np.arange(len(values) - 1), prompt[1:]] for values, prompt in zip(logprobs, prompts, strict=True)]).astype(
+            np.float32
+        ),
+        "top_ids": top_ids.astype(np.int16),
+        "top_logprobs": np.take_along_axis(sampled, top_ids, axis=1).astype(np.float32),
+        "greedy_ids": greedy_ids,
+        "greedy_gaps": greedy_gaps,
+    }
+    return arrays, {"noise": float(f"{noise:.1e}"), **describe(model, prompts, logprobs), "sha256": hash_folder(folder)}
+
+
+def describe(model: Any, prompts: list[np.ndarray], logprobs: list[np.ndarray]) -> dict[str, float]:
+    """How lively a case is: the spread of its log-probabilities, and the largest number in its residual stream."""
+    with torch.no_grad():
+        hidden = model(input_ids=torch.from_numpy(prompts[-1])[None], output_hidden_states=True).hidden_states
+    largest = max(float(layer.abs().max()) for layer in hidden[:-1])
+    return {"logprob_std": round(float(logprobs[-1].std()), 2), "largest_hidden": round(largest, 1)}
+
+
+def main() -> None:
+    """Record all cases."""
+    arrays: dict[str, np.ndarray] = {}
+    cases: dict[str, dict[str, Any]] = {}
+    for name in CASES:
+        with tempfile.TemporaryDirectory() as folder:
+            recorded, cases[name] = record_case(name, Path(folder))
+        arrays.update({f"{name}/{key}": value for key, value in recorded.items()})
+        print(name, cases[name], flush=True)
+    versions = {module.__name__: module.__version__ for module in (transformers, torch, np, safetensors)}
+    np.savez_compressed(FOLDER / "recorded.npz", **arrays)
+    header = {"versions": versions, "computed_in": "float32, eager attention, no cache", "cases": cases}
+    (FOLDER / "recorded.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

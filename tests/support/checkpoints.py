@@ -1,0 +1,244 @@
+"""Tiny GPT-2 checkpoints in every form they are found in, made from a seed with NumPy alone.
+
+The numbers come from raw bits of PCG64, whose stream NumPy promises never to change, by arithmetic that rounds the same everywhere: a
+checkpoint has the same bytes on every machine, and values recorded from the reference implementation stay valid (tests/reference).
+The file format is https://github.com/huggingface/safetensors#format, written here by hand, since real files need what the library's
+writer avoids: bfloat16 without torch, tensors at odd addresses, and headers that are wrong on purpose.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+OUTLIER_CHANNELS = {5: 1100.0, 21: -700.0, 50: -400.0}
+"""{channel of the residual stream: its size from the first block on}, where `outliers` are asked for; their sum is 0, so that the mean stays small."""
+
+MERGES = ("t h", "th e", "i n", "Ġ the", "Ġ a", "e r", "o n", "Ġ t", "l l", "Ġ w")
+END_OF_TEXT = "<|endoftext|>"
+
+_DTYPE_NAMES = {"float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOOL"}
+
+
+def tiny_config(**overrides: Any) -> dict[str, Any]:
+    """A config.json of a GPT-2 with two small blocks, changed by `overrides`; a value of `...` leaves the key out."""
+    config: dict[str, Any] = {
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 97, "n_positions": 128, "n_embd": 32, "n_layer": 2,
+        "n_head": 4, "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False, "add_cross_attention": False,
+        "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    return {key: value for key, value in {**config, **overrides}.items() if value is not ...}
+
+
+def tiny_tensors(
+    config: Mapping[str, Any], *, seed: int = 0, scales: Mapping[str, float] | None = None, outliers: bool = False
+) -> dict[str, np.ndarray]:
+    """Every float32 tensor of the model `config` describes, by its name without prefix, `lm_head.weight` among them.
+
+    Weights are large enough that the predictions are far from uniform. `scales` multiplies the tensors whose names end in its keys;
+    `outliers` makes a few channels of the residual stream reach about 1e3, as in the published GPT-2.
+    """
+    bits = np.random.PCG64(seed)
+    tensors = {}
+    for name, shape, mean, spread in _shapes(config):
+        tensors[name] = mean + np.float32(spread) * _bell(bits, shape)
+    if outliers:
+        _add_outliers(tensors, config)
+    for suffix, factor in (scales or {}).items():
+        for name in tensors:
+            if name.endswith(suffix):
+                tensors[name] *= np.float32(factor)
+    return tensors
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    config: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    dtype: str = "F32",
+    prefix: bool = True,
+    shards: int = 1,
+    buffers: bool = False,
+    tied: bool = True,
+    stored_head: bool | None = None,
+    aligned: bool = True,
+    outliers: bool = False,
+    scales: Mapping[str, float] | None = None,
+) -> Path:
+    """Write config.json and the weights of a tiny GPT-2 into `folder` (made if missing) and give it back.
+
+    Args:
+        config: what differs from `tiny_config`.
+        dtype: "F32", "F16" or "BF16", of all weights in the file.
+        prefix: names begin with `transformer.`, as transformers saves them; the published gpt2 has none.
+        shards: number of files; above 1 an index names them.
+        buffers: the causal masks that old versions stored beside the weights.
+        tied: the head is the token embedding; otherwise it has weights of its own.
+        stored_head: `lm_head.weight` is in the file, by default where it is not tied.
+        aligned: tensors begin at multiples of 4 bytes; in the published gpt2 they do not.
+        outliers, scales: see `tiny_tensors`.
+    """
+    full_config = tiny_config(**{"tie_word_embeddings": tied, **(config or {})})
+    tensors = tiny_tensors(full_config, seed=seed, scales=scales, outliers=outliers)
+    if tied:
+        tensors["lm_head.weight"] = tensors["wte.weight"]
+    if not (not tied if stored_head is None else stored_head):
+        del tensors["lm_head.weight"]
+    encoded = {name: _encode(array, dtype) for name, array in tensors.items()}
+    if buffers:
+        encoded.update(_mask_buffers(full_config))
+    named = {_prefixed(name) if prefix else name: tensor for name, tensor in encoded.items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "config.json", full_config)
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", named, aligned=aligned)
+    else:
+        write_shards(folder, named, shards)
+    return folder
+
+
+def write_tiny_model(folder: Path, *, tokenizer: str = "tokenizer.json", **options: Any) -> Path:
+    """Write a whole folder that can be served: a checkpoint as `write_checkpoint` makes it, and a byte-level tokenizer of its vocabulary."""
+    names = write_tokenizer(folder, tokenizer)
+    end = names.index(END_OF_TEXT)
+    defaults = {"vocab_size": len(names), "bos_token_id": end, "eos_token_id": end}
+    return write_checkpoint(folder, **{**options, "config": {**defaults, **(options.get("config") or {})}})
+
+
+def write_tokenizer(folder: Path, form: str = "tokenizer.json") -> list[str]:
+    """Write a byte-level BPE tokenizer with a few merges, as `form` "tokenizer.json" or "vocab.json" (with merges.txt), and give its vocabulary.
+
+    Token ids 0 to 255 are single bytes, in the order of the byte alphabet; the end-of-text token is the last.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    merges = [(left, right) for left, right in (merge.split(" ") for merge in MERGES)]
+    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges), END_OF_TEXT]
+    vocab = {name: token_id for token_id, name in enumerate(names)}
+    if form == "vocab.json":
+        write_json(folder / "vocab.json", vocab)
+        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]), encoding="utf-8")
+        return names
+    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return names
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, np.ndarray]], *, aligned: bool = True) -> None:
+    """Write {name: (dtype name of the file, array with its bytes)}; `aligned=False` puts the first tensor 3 bytes past a multiple of 4."""
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, array) in tensors.items():
+        entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        end += array.nbytes
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8 + (0 if aligned else 3))
+    with path.open("wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header)
+        for _, array in tensors.values():
+            file.write(array.astype(array.dtype.newbyteorder("<")).tobytes())
+
+
+def write_shards(folder: Path, tensors: Mapping[str, tuple[str, np.ndarray]], shards: int) -> None:
+    """Write the tensors into `shards` files, dealt out in turn, and the index that says which file has which."""
+    weight_map = {}
+    for shard in range(shards):
+        file_name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
+        part = dict(list(tensors.items())[shard::shards])
+        write_safetensors(folder / file_name, part)
+        weight_map.update(dict.fromkeys(part, file_name))
+    total = sum(array.nbytes for _, array in tensors.values())
+    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write `content` as indented JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def hash_folder(folder: Path) -> str:
+    """One SHA-256 over the names and contents of a folder's files."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+def with_dtype(array: np.ndarray) -> tuple[str, np.ndarray]:
+    """The pair that `write_safetensors` takes, for an array of a type NumPy has."""
+    return _DTYPE_NAMES[array.dtype.name], array
+
+
+def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
+    """Name, shape, mean and spread of every tensor, always in the same order; matrices are [in, out], as GPT-2's Conv1D stores them."""
+    d_model = config["n_embd"]
+    d_ff = config["n_inner"] or 4 * d_model
+    word_spread = 2.4 / d_model**0.5
+    yield "wte.weight", (config["vocab_size"], d_model), 0.0, word_spread
+    yield "wpe.weight", (config["n_positions"], d_model), 0.0, 0.2
+    for layer in range(config["n_layer"]):
+        block = f"h.{layer}."
+        for norm in ("ln_1", "ln_2"):
+            yield f"{block}{norm}.weight", (d_model,), 1.0, 0.3
+            yield f"{block}{norm}.bias", (d_model,), 0.0, 0.2
+        for matrix, rows, columns, spread in (
+            ("attn.c_attn", d_model, 3 * d_model, 1.0), ("attn.c_proj", d_model, d_model, 1.0),
+            ("mlp.c_fc", d_model, d_ff, 1.5), ("mlp.c_proj", d_ff, d_model, 1.0),
+        ):  # fmt: skip
+            yield f"{block}{matrix}.weight", (rows, columns), 0.0, spread / rows**0.5
+            yield f"{block}{matrix}.bias", (columns,), 0.0, 0.2
+    yield "ln_f.weight", (d_model,), 1.0, 0.3
+    yield "ln_f.bias", (d_model,), 0.0, 0.2
+    yield "lm_head.weight", (config["vocab_size"], d_model), 0.0, word_spread
+
+
+def _bell(bits: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
+    """Bell-shaped float32 numbers of mean 0 and variance 1: each the sum of the four 16-bit parts of a raw 64-bit draw."""
+    raw = np.asarray(bits.random_raw(int(np.prod(shape))), dtype=np.uint64)
+    total = sum((raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
+    centred = np.asarray(total, dtype=np.float32) - np.float32(2 * 0xFFFF)
+    return (centred * np.float32(3**0.5 / 0x10000)).reshape(shape)
+
+
+def _add_outliers(tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> None:
+    """Blow up a few channels after the first block, and let every later layer norm give the other channels back their size."""
+    d_model = config["n_embd"]
+    channels = list(OUTLIER_CHANNELS)
+    tensors["h.0.mlp.c_proj.weight"][:, channels] *= np.float32(5)
+    tensors["h.0.mlp.c_proj.bias"][channels] += np.asarray(list(OUTLIER_CHANNELS.values()), dtype=np.float32)
+    shrinkage = (sum(size**2 for size in OUTLIER_CHANNELS.values()) / d_model) ** 0.5
+    gains = np.full(d_model, shrinkage / 4, dtype=np.float32)
+    gains[channels] = 0.5
+    for layer in range(1, config["n_layer"]):
+        tensors[f"h.{layer}.ln_1.weight"] *= gains
+        tensors[f"h.{layer}.ln_2.weight"] *= gains
+    tensors["ln_f.weight"] *= gains
+
+
+def _mask_buffers(config: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]]:
+    """`attn.bias`, the causal mask as 0 and 1 in the weights' own type, and `attn.masked_bias`, a single number."""
+    positions = config["n_positions"]
+    mask = np.tril(np.ones((1, 1, positions, positions), dtype=np.float32))
+    number = np.asarray(-1e4, dtype=np.float32)
+    parts = {"bias": with_dtype(mask), "masked_bias": with_dtype(number)}
+    return {f"h.{layer}.attn.{part}": tensor for layer in range(config["n_layer"]) for part, tensor in parts.items()}
+
+
+def _prefixed(name: str) -> str:
+    return name if name == "lm_head.weight" else f"transformer.{name}"
+
+
+def _encode(array: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
+    """The array rounded to a file's type, to nearest and ties to even; bfloat16 as the upper halves of float32."""
+    if dtype != "BF16":
+        return dtype, array.astype({"F32": np.float32, "F16": np.float16}[dtype])
+    whole = array.view(np.uint32).astype(np.uint64)
+    return dtype, ((whole + np.uint64(0x7FFF) + ((whole >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)

@@ -1,0 +1,125 @@
+"""The floors of the house: imports go downward only, and a part loads nothing above it (contracts in pyproject.toml)."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nanovllm
+
+ROOT = Path(__file__).parents[1]
+LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
+
+UPWARD = [
+    ("model", "nanovllm.runner"),
+    ("model", "nanovllm.engine.scheduler"),
+    ("runner", "nanovllm.engine"),
+    ("runner", "nanovllm.training"),
+    ("engine", "nanovllm.llm"),
+    ("engine", "nanovllm.server"),
+    ("server", "nanovllm.cli"),
+]
+
+
+def lint(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Check the floors of the package in `folder`, wide enough that no line of the report is folded."""
+    command = [str(LINT_IMPORTS), "--config", "pyproject.toml", "--no-cache", "--no-logo"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={"COLUMNS": "200"}, check=False)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A copy of the package and of its contracts, for breaking, with a training room whether there is one yet or not."""
+    shutil.copytree(ROOT / "nanovllm", tmp_path / "nanovllm", ignore=shutil.ignore_patterns("bundled", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    (tmp_path / "nanovllm" / "training").mkdir(exist_ok=True)
+    (tmp_path / "nanovllm" / "training" / "__init__.py").touch()
+    return tmp_path
+
+
+def test_imports_go_downward(house: Path) -> None:
+    for folder in (ROOT, house):
+        report = lint(folder)
+        assert report.returncode == 0, report.stdout + report.stderr
+
+
+@pytest.mark.parametrize(("room", "upper"), UPWARD)
+def test_upward_import_is_refused(house: Path, room: str, upper: str) -> None:
+    (house / "nanovllm" / room / "planted.py").write_text(f"import {upper}\n")
+    report = lint(house)
+    assert report.returncode != 0
+    assert f"nanovllm.{room}.planted -> {upper} " in report.stdout
+
+
+@pytest.mark.parametrize("path", ["errors.py", "outputs.py", "sampling_params.py"])
+def test_upward_import_from_the_ground_floor_is_refused(house: Path, path: str) -> None:
+    with (house / "nanovllm" / path).open("a") as file:
+        file.write("\nimport nanovllm.config\n")
+    report = lint(house)
+    assert report.returncode != 0
+    assert f"nanovllm.{path.removesuffix('.py')} -> nanovllm.config " in report.stdout
+
+
+def test_lazy_name_is_no_way_up(house: Path) -> None:
+    (house / "nanovllm" / "model" / "planted.py").write_text("from nanovllm import LLM\n")
+    report = lint(house)
+    assert report.returncode != 0
+    assert "nanovllm.model.planted -> nanovllm " in report.stdout
+
+
+def test_room_without_a_floor_is_refused(house: Path) -> None:
+    (house / "nanovllm" / "attic.py").touch()
+    report = lint(house)
+    assert report.returncode != 0
+    assert "attic" in report.stdout
+
+
+def modules_after(statement: str) -> set[str]:
+    """Names of the modules that a new interpreter has loaded after `statement`."""
+    program = f"import sys\nbefore = set(sys.modules)\n{statement}\nprint(*set(sys.modules) - before)"
+    command = [sys.executable, "-c", program]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split())
+
+
+def test_model_is_imported_without_the_rest() -> None:
+    loaded = modules_after("import nanovllm.model.gpt2")
+    assert "nanovllm.model.gpt2" in loaded
+    above = {name for name in loaded if name.startswith(("nanovllm.runner", "nanovllm.engine", "nanovllm.server", "nanovllm.llm", "nanovllm.hub", "nanovllm.cli"))}
+    assert not above
+    assert not loaded & {"numba", "fastapi", "uvicorn", "huggingface_hub", "prometheus_client", "torch", "transformers"}
+
+
+def test_package_alone_loads_nothing() -> None:
+    loaded = modules_after("import nanovllm")
+    assert {name for name in loaded if name.startswith("nanovllm")} == {"nanovllm"}
+    assert "numpy" not in loaded
+
+
+def test_exported_names_are_there() -> None:
+    program = "import nanovllm; from nanovllm import *; print(*(name for name in nanovllm.__all__ if name in globals()))"
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    assert set(found) == {"LLM", "AsyncEngine", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "__version__"}
+
+
+def test_exported_names_are_those_of_their_modules() -> None:
+    from nanovllm.sampling_params import SamplingParams
+
+    assert nanovllm.SamplingParams is SamplingParams
+    assert set(nanovllm.__all__) <= set(dir(nanovllm))
+    with pytest.raises(AttributeError, match="'nanovllm' has no attribute 'Sampler'"):
+        nanovllm.Sampler  # noqa: B018
+
+
+def test_shape_annotations_are_checked() -> None:
+    """The import hook of conftest.py is in force: without it a wrong shape could pass unseen."""
+    import numpy as np
+    from beartype.roar import BeartypeCallHintViolation
+    from jaxtyping import TypeCheckError
+
+    from nanovllm.model.layernorm import layer_norm
+
+    ones = np.ones(8, dtype=np.float32)
+    with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
+        layer_norm(np.ones((2, 7), dtype=np.float32), ones, ones, 1e-5)
