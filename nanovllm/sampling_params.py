@@ -135,7 +135,9 @@ class SamplingParams:
 
     def _check_against_each_other(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
-            raise InvalidRequestError(f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the first or raise the second", param="min_tokens")
+            raise InvalidRequestError(
+                f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the first or raise the second", param="min_tokens"
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, for building a changed copy: `SamplingParams(**{**params.as_dict(), "n": 1})`."""

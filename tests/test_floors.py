@@ -86,7 +86,11 @@ def modules_after(statement: str) -> set[str]:
 def test_model_is_imported_without_the_rest() -> None:
     loaded = modules_after("import nanovllm.model.gpt2")
     assert "nanovllm.model.gpt2" in loaded
-    above = {name for name in loaded if name.startswith(("nanovllm.runner", "nanovllm.engine", "nanovllm.server", "nanovllm.llm", "nanovllm.hub", "nanovllm.cli"))}
+    above = {
+        name
+        for name in loaded
+        if name.startswith(("nanovllm.runner", "nanovllm.engine", "nanovllm.server", "nanovllm.llm", "nanovllm.hub", "nanovllm.cli"))
+    }
     assert not above
     assert not loaded & {"numba", "fastapi", "uvicorn", "huggingface_hub", "prometheus_client", "torch", "transformers"}
 

@@ -1,6 +1,7 @@
 """`nanovllm download`: fetch a GPT-2 from the Hugging Face hub into a folder, so that it can be served without network."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -60,4 +61,4 @@ def _print_summary(output: Path) -> None:
     print(f"  network     {info['layers']} layers, {info['heads']} heads, d_model {info['d_model']}")
     print(f"  tokens      vocab {info['vocab']:,}, context {info['context_length']:,}")
     print(f"  size        {size_bytes / 1e6:,.1f} MB in {len(files)} files\n")
-    print(f"Serve it with:  nanovllm serve {output}")
+    print(f"Serve it with:  nanovllm serve {shlex.quote(str(output))}")

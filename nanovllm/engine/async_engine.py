@@ -11,7 +11,8 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -20,7 +21,7 @@ from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.engine.metrics import EngineStats, StepStats
 from nanovllm.engine.request import Request
-from nanovllm.errors import EngineFaultError, EngineNotReadyError, QueueFullError
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, InvalidRequestError, QueueFullError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
@@ -150,15 +151,14 @@ class AsyncEngine:
 
     async def stream(
         self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
-    ) -> AsyncIterator[RequestOutput]:
+    ) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
         reader = self.submit(self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt))
-        async for news in self.follow(reader):
-            yield news
+        async with aclosing(self.follow(reader)) as pieces:
+            async for news in pieces:
+                yield news
 
-    def check(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
-    ) -> Submission:
+    def check(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = "") -> Submission:
         """Check a request without queueing it, so that a caller with several finds out about all before any runs."""
         own_id = f"{request_id or 'request'}-{next(self._ids)}"
         return self.engine.intake.submit(own_id, prompt, params, priority=priority, cache_salt=cache_salt)
@@ -170,8 +170,12 @@ class AsyncEngine:
     def submit_all(self, submissions: Sequence[Submission]) -> list[Reader]:
         """Queue checked requests, all or none: room for every sequence is taken before the first is queued."""
         sequences = sum(len(submission.requests) for submission in submissions)
+        if sequences > self._max_queued:
+            asked = f"the request asks for {sequences} answers at once, the limit is {self._max_queued}"
+            raise InvalidRequestError(f"{asked}; send fewer prompts or a smaller n")
         if self._queued + sequences > self._max_queued:
-            raise QueueFullError(f"{self._queued} requests are unfinished and {sequences} more would pass the limit of {self._max_queued}; try again later")
+            waiting = f"{self._queued} requests are unfinished and {sequences} more would pass the limit of {self._max_queued}"
+            raise QueueFullError(f"{waiting}; try again later")
         self._queued += sequences
         arrival_s = time.monotonic()
         readers = []
@@ -190,9 +194,9 @@ class AsyncEngine:
             self._raise_error(reader)
             return reader.assembler.output()
         finally:
-            self._leave(reader)
+            self.leave([reader])
 
-    async def follow(self, reader: Reader) -> AsyncIterator[RequestOutput]:
+    async def follow(self, reader: Reader) -> AsyncGenerator[RequestOutput, None]:
         """Yield a submitted request's news until it is finished."""
         try:
             finished = False
@@ -204,7 +208,7 @@ class AsyncEngine:
                 if news is not None:
                     yield news
         finally:
-            self._leave(reader)
+            self.leave([reader])
 
     async def _next(self, reader: Reader) -> None:
         await reader.news.wait()
@@ -216,15 +220,16 @@ class AsyncEngine:
         if reader.assembler.error is not None:
             raise EngineFaultError(reader.assembler.error)
 
-    def _leave(self, reader: Reader) -> None:
-        """The reader is done: whatever is unfinished of its request is aborted."""
-        unfinished = tuple(reader.assembler.unfinished_ids)
-        if unfinished:
-            self._commands.put(_Abort(unfinished))
-        for request_id in [request_id for request_id in reader.assembler.sequence_ids if request_id in self._readers]:
-            del self._readers[request_id]
-        self._queued -= reader.sequences
-        reader.sequences = 0
+    def leave(self, readers: Sequence[Reader]) -> None:
+        """Nobody waits for these requests any more: whatever is unfinished of them is aborted. Harmless twice, and done by `finish` and `follow`."""
+        for reader in readers:
+            unfinished = tuple(reader.assembler.unfinished_ids)
+            if unfinished and reader.sequences:
+                self._commands.put(_Abort(unfinished))
+            for request_id in reader.assembler.sequence_ids:
+                self._readers.pop(request_id, None)
+            self._queued -= reader.sequences
+            reader.sequences = 0
 
     def _deliver(self, output: StepOutput) -> None:
         """On the event loop: hand a step's updates to their readers."""
@@ -246,7 +251,7 @@ class AsyncEngine:
         try:
             engine = self._load()
             engine.warm_up()
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for the engine
             self._failure = error
             self._post(self._set_state, EngineState.FAILED)
             return

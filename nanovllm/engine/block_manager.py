@@ -81,6 +81,11 @@ class BlockManager:
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 
+    def unregister(self, block: int, block_hash: bytes) -> None:
+        """Undo `register`, where it is this block that is found by the name."""
+        if self._hash_of[block] == block_hash:
+            self._forget(block)
+
     def find(self, block_hash: bytes) -> int | None:
         """The block of that name, used or free."""
         return self._block_of.get(block_hash)

@@ -21,12 +21,12 @@ from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, 
 from nanovllm.engine.request import FinishReason, Request
 from nanovllm.engine.scheduler import RequestUpdate, Scheduler
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.model.config import GPT2Config, load_generation_config
+from nanovllm.model.config import load_generation_config
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
-_NO_TOKEN = "no token could be drawn: every token is forbidden by the request's settings, or the network's output is not a number"
+_NOTHING_TO_DRAW = "no token could be drawn: every token is forbidden by the request's settings, or the network's output is not a number"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,9 @@ class StepOutput:
 class Engine:
     """Runs requests of one model."""
 
-    def __init__(self, config: EngineConfig, runner: NativeModelRunner, tokenizer: Tokenizer, generation_config: dict[str, object] | None = None) -> None:
+    def __init__(
+        self, config: EngineConfig, runner: NativeModelRunner, tokenizer: Tokenizer, generation_config: dict[str, object] | None = None
+    ) -> None:
         """Allocate the cache and start empty; raises ValueError where the settings do not fit the model."""
         model = runner.config
         max_model_len = model.max_positions if config.max_model_len is None else config.max_model_len
@@ -126,7 +128,7 @@ class Engine:
         try:
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             updates = self.scheduler.commit(plan, batching.split(plan, output))
-        except Exception as error:  # whatever went wrong in it, the engine goes on with the other requests
+        except Exception as error:  # noqa: BLE001 - whatever went wrong in it, the engine goes on with the other requests
             fault = error
             updates = self.scheduler.fail(plan)
         now = time.monotonic()
@@ -150,7 +152,9 @@ class Engine:
         self.scheduler.check_integrity()
         assert self._times.keys() == self.scheduler.request_ids
 
-    def _book(self, update: RequestUpdate[TokenLogprobs] | RequestUpdate[object], now: float, stats: StepStats, fault: Exception | None) -> SequenceUpdate:
+    def _book(
+        self, update: RequestUpdate[TokenLogprobs] | RequestUpdate[object], now: float, stats: StepStats, fault: Exception | None
+    ) -> SequenceUpdate:
         """Take the times of one update, and strip it of everything that belongs to this thread."""
         request = update.request
         times = self._times[request.request_id]
@@ -167,7 +171,7 @@ class Engine:
             del self._times[request.request_id]
             stats.finished.append(FinishedRequest(update.finish_reason.value, request.num_prompt_tokens, request.num_output_tokens, times, now))
             if update.finish_reason is FinishReason.ERROR:
-                error = _NO_TOKEN if fault is None else f"a step of the engine failed: {fault}"
+                error = _NOTHING_TO_DRAW if fault is None else f"a step of the engine failed: {fault}"
         return SequenceUpdate(
             request.request_id,
             request.choice_index,

@@ -45,7 +45,7 @@ class Intake:
         self.model = model
         self.tokenizer = tokenizer
         self.limits = limits
-        self._random = random.Random(seed)
+        self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._longest_token = tokenizer.longest_token
 
     def submit(self, request_id: str, prompt: Prompt, params: SamplingParams, *, priority: int = 0, cache_salt: str = "") -> Submission:

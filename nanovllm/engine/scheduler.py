@@ -21,24 +21,27 @@ L = TypeVar("L")  # a report of log-probabilities, which the scheduler only pass
 
 @dataclass(frozen=True, slots=True)
 class PlannedSequence:
-    """A request's share of a step: `count` tokens from position `start`; `samples` says whether it gets a new token."""
+    """A request's share of a step: `count` tokens from position `start`.
+
+    Attributes:
+        samples: whether the step computes all of its known tokens, so that the next can be drawn.
+        prompt_logprob_positions: prompt positions whose log-probability the step can report; the row before each is computed in it.
+    """
 
     request: Request
     start: int
     count: int
+    samples: bool
+    prompt_logprob_positions: range
 
-    @property
-    def samples(self) -> bool:
-        """Whether the step computes all of its known tokens, so that the next can be drawn."""
-        return self.start + self.count == len(self.request.tokens) and self.request.max_new_tokens > 0
-
-    @property
-    def prompt_logprob_positions(self) -> range:
-        """Prompt positions whose log-probability this step can report: the row before each is computed and it is not reported yet."""
-        if not self.request.wants_prompt_logprobs:
-            return range(0)
-        last = min(self.start + self.count + 1, self.request.num_prompt_tokens)
-        return range(max(self.request.next_prompt_logprob, self.start + 1), last)
+    @classmethod
+    def of(cls, request: Request, count: int) -> "PlannedSequence":
+        """The request's next `count` tokens."""
+        start = request.num_computed_tokens
+        reported = range(0)
+        if request.wants_prompt_logprobs:
+            reported = range(max(request.next_prompt_logprob, start + 1), min(start + count + 1, request.num_prompt_tokens))
+        return cls(request, start, count, start + count == len(request.tokens) and request.max_new_tokens > 0, reported)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,11 +135,10 @@ class Scheduler:
         in_order = sorted(self.running, key=lambda request: request.order)
         for request in in_order:
             if request.is_decoding and self._make_room(request, 1, planned):
-                planned[request.request_id] = PlannedSequence(request, request.num_computed_tokens, 1)
+                self._plan(request, 1, planned)
         for request in in_order:
             if request.state is RequestState.RUNNING and not request.is_decoding:
                 self._continue_prompt(request, planned)
-        self._register(planned.values())  # nothing planned so far can be preempted from here on
         if self.num_preemptions == preemptions:
             self._admit(planned)
         self._spend_rest(planned)
@@ -152,18 +154,16 @@ class Scheduler:
             if request.state is not RequestState.RUNNING:
                 continue  # aborted since it was planned
             request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
-            samples = sequence.samples
             request.num_computed_tokens += sequence.count
-            if samples and result.token_id is None:
+            if sequence.samples and result.token_id is None:
                 request.finish_reason = FinishReason.ERROR
-            elif samples and result.token_id is not None:
+            elif sequence.samples and result.token_id is not None:
                 request.append(result.token_id)
             elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
                 request.finish_reason = FinishReason.LENGTH
             if request.finish_reason is not None:
                 self._finish(request)
-            token_id = result.token_id if samples else None
-            updates.append(RequestUpdate(request, token_id, result.logprobs if samples else None, result.prompt_logprobs, request.finish_reason))
+            updates.append(RequestUpdate(request, result.token_id, result.logprobs, result.prompt_logprobs, request.finish_reason))
         return updates
 
     def fail(self, plan: StepPlan) -> list[RequestUpdate[object]]:
@@ -203,7 +203,28 @@ class Scheduler:
         self._take_cached_blocks(request)
         count = self._chunk(request, planned)
         if count > 0 and self._make_room(request, count, planned):
-            planned[request.request_id] = PlannedSequence(request, request.num_computed_tokens, count)
+            self._plan(request, count, planned)
+
+    def _plan(self, request: Request, count: int, planned: dict[str, PlannedSequence]) -> None:
+        """Put a request that has its blocks into the step, and make blocks findable that will be full after it.
+
+        Requests planned later in the same step can share them already, because every layer stores all of a batch's keys and values
+        before any of its queries reads them.
+        """
+        sequence = planned[request.request_id] = PlannedSequence.of(request, count)
+        full = (sequence.start + count) // self.blocks.block_size if self.blocks.enable_prefix_caching else 0
+        for index in range(request.num_registered_blocks, full):
+            self.blocks.register(request.block_ids[index], self._hash(request, index))
+        request.num_registered_blocks = max(request.num_registered_blocks, full)
+
+    def _unplan(self, sequence: PlannedSequence) -> None:
+        """Take back what `_plan` made findable: it will not be computed in this step.
+
+        Whoever shares it already comes later in order, and so was preempted before.
+        """
+        request = sequence.request
+        for index in range(sequence.start // self.blocks.block_size, request.num_registered_blocks):
+            self.blocks.unregister(request.block_ids[index], request.block_hashes[index])
 
     def _admit(self, planned: dict[str, PlannedSequence]) -> None:
         """Start waiting requests, strictly in order, while there are seats, tokens and blocks for all that they are known to need."""
@@ -224,21 +245,18 @@ class Scheduler:
             self.running.append(request)
             self._count_prefix_hits(request)
             self._grow(request, count)
-            sequence = PlannedSequence(request, request.num_computed_tokens, count)
-            planned[request.request_id] = sequence
-            self._register([sequence])
+            self._plan(request, count, planned)
 
     def _spend_rest(self, planned: dict[str, PlannedSequence]) -> None:
         """Give tokens that nobody else could use to prompts whose share was limited."""
-        for request_id, sequence in list(planned.items()):
+        for sequence in list(planned.values()):
             request = sequence.request
             more = min(self._left(planned), request.num_uncomputed_tokens - sequence.count)
             room = (self.blocks.num_free + len(request.block_ids)) * self.blocks.block_size - sequence.start - sequence.count
             more = min(more, room)
             if more > 0:
                 self._grow(request, sequence.count + more)
-                planned[request_id] = PlannedSequence(request, sequence.start, sequence.count + more)
-                self._register([planned[request_id]])
+                self._plan(request, sequence.count + more, planned)
 
     def _make_room(self, request: Request, count: int, planned: dict[str, PlannedSequence]) -> bool:
         """Get blocks for `count` more tokens, preempting whoever comes last; False where that is the request itself."""
@@ -247,8 +265,9 @@ class Scheduler:
         needed = self.blocks.blocks_for(request.num_computed_tokens + count) - len(request.block_ids)
         while needed > self.blocks.num_free:
             victim = max(self.running, key=lambda other: other.order)
+            if victim.request_id in planned:
+                self._unplan(planned.pop(victim.request_id))
             self._preempt(victim)
-            planned.pop(victim.request_id, None)
             if victim is request:
                 return False
         self._grow(request, count)
@@ -283,39 +302,29 @@ class Scheduler:
     def _take_cached_blocks(self, request: Request) -> None:
         """Share blocks that hold a request's next tokens already, leaving at least one token to compute.
 
-        Done at every chunk and not only at the first: another request with the same prompt may be a chunk ahead.
+        Done at every chunk and not only at the first: another request with the same prompt may be a chunk ahead. A block of its own
+        that the request has begun is given back for a whole one.
         """
         size = self.blocks.block_size
         if request.wants_prompt_logprobs or not self.blocks.enable_prefix_caching:
             return
-        while len(request.block_ids) * size == request.num_computed_tokens and request.num_computed_tokens + size < len(request.tokens):
-            block = self.blocks.find(self._hash(request, len(request.block_ids)))
+        index = request.num_computed_tokens // size
+        while (index + 1) * size < len(request.tokens):
+            block = self.blocks.find(self._hash(request, index))
             if block is None:
                 return
             self.blocks.share(block)
-            request.block_ids.append(block)
-            request.num_computed_tokens += size
-            request.num_registered_blocks = len(request.block_ids)
+            self.blocks.free(request.block_ids[index:])
+            request.block_ids[index:] = [block]
+            index += 1
+            request.num_computed_tokens = index * size
+            request.num_registered_blocks = index
 
     def _count_prefix_hits(self, request: Request) -> None:
         if request.num_cached_tokens is None:
             request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
             self.prefix_cache_queries += request.num_prompt_tokens
             self.prefix_cache_hits += request.num_cached_tokens
-
-    def _register(self, sequences: Iterable[PlannedSequence]) -> None:
-        """Make blocks findable that will be full after this step; requests planned later in the same step can share them already.
-
-        That is right because every layer stores all of a batch's keys and values before any of its queries reads them.
-        """
-        if not self.blocks.enable_prefix_caching:
-            return
-        for sequence in sequences:
-            request = sequence.request
-            full = (sequence.start + sequence.count) // self.blocks.block_size
-            for index in range(request.num_registered_blocks, full):
-                self.blocks.register(request.block_ids[index], self._hash(request, index))
-            request.num_registered_blocks = max(request.num_registered_blocks, full)
 
     def _hash(self, request: Request, index: int) -> bytes:
         """Name of the request's block `index`; those of all blocks before it are computed on the way and kept."""

@@ -49,8 +49,8 @@ def download(name: str, output: Path, *, revision: str | None = None, token: str
     hub = HubRepo.look_up(full_name(name), revision=revision, token=token, endpoint=endpoint)
     config = hub.config()
     files = sorted(hub.model_files(), key=lambda file: file.name == "config.json")
+    old = _check_output(output, hub)
     with explained(hub.repo, hub.endpoint), _locked(output):
-        old = _check_output(output, hub)
         if old.get("revision") != hub.commit:
             _remove_superseded(output, old, {file.name for file in files})
         sha256s = {file.name: sha256 for file in files if file.has_checksum and (sha256 := _sha256_if_intact(output / file.name, file))}
@@ -77,8 +77,6 @@ def _locked(output: Path) -> Iterator[None]:
     """Keep a second run out of the folder: both would write to the end of the same unfinished file."""
     from filelock import FileLock, Timeout  # noqa: PLC0415  # comes with huggingface-hub, and like it is slow to import
 
-    if output.exists() and not output.is_dir():
-        raise CheckpointError(f"{output} is a file; choose another output folder")
     unfinished = output / _UNFINISHED
     unfinished.mkdir(parents=True, exist_ok=True)
     try:
@@ -90,6 +88,8 @@ def _locked(output: Path) -> Iterator[None]:
 
 def _check_output(output: Path, hub: "HubRepo") -> dict[str, Any]:
     """The model_info.json of an earlier download of the same model; raises CheckpointError where the folder holds anything else."""
+    if output.exists() and not output.is_dir():
+        raise CheckpointError(f"{output} is a file; choose another output folder")
     info = read_model_info(output)
     if info and info.get("repo") != hub.repo:
         raise CheckpointError(f"{output} holds {info.get('repo')}, not {hub.repo}; choose another output folder, or remove that one")
@@ -129,9 +129,15 @@ def _unfinished_bytes(output: Path, file: "HubFile") -> int:
 def _fetch(hub: "HubRepo", file: "HubFile", output: Path) -> str:
     """Fetch the rest of one file, check it, move it to its place; returns its SHA-256."""
     unfinished = _unfinished_path(output, file)
-    resume_bytes = _unfinished_bytes(output, file)
-    with unfinished.open("ab" if resume_bytes else "wb") as sink:
-        hub.fetch(file.name, sink, resume_bytes=resume_bytes)
+    while True:
+        resume_bytes = _unfinished_bytes(output, file)
+        try:
+            with unfinished.open("ab" if resume_bytes else "wb") as sink:
+                hub.fetch(file.name, sink, resume_bytes=resume_bytes)
+            break
+        except ModelNotFoundError:
+            if _unfinished_bytes(output, file) <= resume_bytes:  # otherwise the line is bad, but each try brings something
+                raise
     sha256 = _sha256_if_intact(unfinished, file)
     if sha256 is None:
         unfinished.unlink()

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from huggingface_hub import HfApi, constants, errors, hf_hub_url, snapshot_download, try_to_load_from_cache
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # it is there, but not marked as exported
+from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]  # they are there, but not marked as exported
 
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.model.config import GPT2Config
@@ -139,6 +139,13 @@ class HubRepo:
         )
 
 
+class _TerminalBar(tqdm):
+    """A progress bar that is silent where there is no terminal, as huggingface-hub's own are, but for the one that counts files."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"disable": None, **options})  # type: ignore[no-untyped-call]
+
+
 def cached_snapshot(repo: str) -> Path | None:
     """The folder of `repo` in the Hugging Face cache, if all of a model is in it; another program may have fetched only a part."""
     with explained(repo, constants.ENDPOINT):
@@ -158,7 +165,7 @@ def fetch_snapshot(repo: str) -> Path:
     hub.config()
     wanted = [file.name for file in hub.model_files()]
     with explained(hub.repo, hub.endpoint):
-        return Path(snapshot_download(repo, allow_patterns=wanted))
+        return Path(snapshot_download(repo, allow_patterns=wanted, tqdm_class=_TerminalBar))
 
 
 @contextmanager
@@ -192,7 +199,7 @@ def _explanation(error: Exception, repo: str, endpoint: str, revision: str | Non
     if isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repo} could not be fetched: {error}; try again"
     cause = error.__cause__ or error
-    return f"{endpoint} cannot be reached ({type(cause).__name__}: {cause}): check the network, set HF_ENDPOINT to a mirror, or {elsewhere}"
+    return f"no connection to {endpoint} ({type(cause).__name__}: {cause}): check the network, set HF_ENDPOINT to a mirror, or {elsewhere}"
 
 
 def _explanation_of_status(error: errors.HfHubHTTPError, repo: str, endpoint: str) -> str:

@@ -108,8 +108,19 @@ def linear(values: Values) -> Values:
 
 Activation = Callable[[Values], Values]
 
-ACTIVATIONS: Mapping[str, Activation] = MappingProxyType({
-    "gelu": gelu, "gelu_python": gelu, "gelu_new": gelu_new, "gelu_fast": gelu_new, "gelu_pytorch_tanh": gelu_new, "gelu_accurate": gelu_new,
-    "quick_gelu": quick_gelu, "relu": relu, "relu2": relu2, "relu6": relu6, "leaky_relu": leaky_relu, "silu": silu, "swish": silu,
-    "sigmoid": sigmoid, "tanh": tanh, "mish": mish, "linear": linear,
-})  # fmt: skip
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {
+        **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), gelu_new),
+        **dict.fromkeys(("gelu", "gelu_python"), gelu),
+        **dict.fromkeys(("silu", "swish"), silu),
+        "quick_gelu": quick_gelu,
+        "relu": relu,
+        "relu2": relu2,
+        "relu6": relu6,
+        "leaky_relu": leaky_relu,
+        "sigmoid": sigmoid,
+        "tanh": tanh,
+        "mish": mish,
+        "linear": linear,
+    }
+)

@@ -47,7 +47,8 @@ class ForwardBatch:
         counts = np.diff(self.query_starts)
         if self.seqs == 0 or self.tokens == 0 or self.query_starts[0] != 0 or self.query_starts[-1] != self.tokens or counts.min() < 1:
             raise ValueError("a batch needs at least one sequence and at least one token in each")
-        if len(self.query_starts) != self.seqs + 1 or not len(self.positions) == len(self.slots) == self.tokens or len(self.block_tables) != self.seqs:
+        same_tokens = len(self.positions) == len(self.slots) == self.tokens
+        if not same_tokens or len(self.query_starts) != self.seqs + 1 or len(self.block_tables) != self.seqs:
             raise ValueError("the arrays of a batch disagree about the number of tokens or sequences")
         _check_inside("token_ids", self.token_ids, vocab)
         _check_inside("positions", self.positions, max_positions)

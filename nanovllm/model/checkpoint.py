@@ -38,7 +38,7 @@ class StoredTensor:
 
 
 def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
-    """The folder's weights in float32; what is stored as float32 stays mapped from the file.
+    """The folder's weights in float32; what is stored as float32 stays mapped from the file, unless it lies there at an odd address.
 
     Raises:
         CheckpointError: no safetensors, a damaged file, or tensors missing, left over, of the wrong shape or type.
@@ -71,7 +71,12 @@ def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     d_model, d_ff = config.d_model, config.d_ff
     shapes: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab, d_model), "wpe.weight": (config.max_positions, d_model)}
     for layer in range(config.layers):
-        linears = {"attn.c_attn": (d_model, 3 * d_model), "attn.c_proj": (d_model, d_model), "mlp.c_fc": (d_model, d_ff), "mlp.c_proj": (d_ff, d_model)}
+        linears = {
+            "attn.c_attn": (d_model, 3 * d_model),
+            "attn.c_proj": (d_model, d_model),
+            "mlp.c_fc": (d_model, d_ff),
+            "mlp.c_proj": (d_ff, d_model),
+        }
         for name, (rows, columns) in linears.items():
             shapes |= {f"h.{layer}.{name}.weight": (rows, columns), f"h.{layer}.{name}.bias": (columns,)}
         for name in ("ln_1", "ln_2"):
@@ -142,15 +147,18 @@ def _map_file(path: Path) -> Iterator[tuple[str, StoredTensor]]:
         shape = tuple(entry["shape"]) if entry["dtype"] in _STORED_DTYPES else (stop - start,)
         empty = math.prod(shape) == 0
         raw = np.empty(shape, dtype=dtype) if empty else np.memmap(path, dtype=dtype, mode="r", offset=8 + header_bytes + start, shape=shape)
-        yield name, StoredTensor(raw, entry["dtype"], path.name)
+        yield name, StoredTensor(np.asarray(raw), entry["dtype"], path.name)
 
 
 def _check_tensors(stored: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]], *, tied_head: bool, folder: Path) -> None:
     problems = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in stored]
     for name, tensor in stored.items():
-        if name not in shapes:
-            if not (tied_head and name == "lm_head.weight"):
-                problems.append(f"left over: {name}")
+        if name == "lm_head.weight" and tied_head:  # some checkpoints store the tied head twice
+            if "wte.weight" in stored and not _is_equal(tensor, stored["wte.weight"]):
+                remedy = "if the model has a head of its own, config.json needs tie_word_embeddings false"
+                problems.append(f"left over: lm_head.weight, which is not wte.weight; {remedy}")
+        elif name not in shapes:
+            problems.append(f"left over: {name}")
         elif tensor.dtype not in _STORED_DTYPES:
             problems.append(f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(_STORED_DTYPES)}")
         elif tensor.raw.shape != shapes[name]:
@@ -158,6 +166,10 @@ def _check_tensors(stored: dict[str, StoredTensor], shapes: dict[str, tuple[int,
     if problems:
         shown = problems[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])
         raise CheckpointError(f"{folder} does not hold the model that its config.json describes:\n  " + "\n  ".join(shown))
+
+
+def _is_equal(one: StoredTensor, other: StoredTensor) -> bool:
+    return one.dtype == other.dtype and one.raw.shape == other.raw.shape and one.raw.tobytes() == other.raw.tobytes()
 
 
 def _to_float32(tensor: StoredTensor, progress: "tqdm[Any]") -> Float32[np.ndarray, "..."]:

@@ -15,6 +15,10 @@ from nanovllm.errors import CheckpointError
 from nanovllm.model.activation import ACTIVATIONS
 
 
+_LARGEST = {"vocab": 2**24, "max_positions": 2**24, "d_model": 2**17, "layers": 2**10, "heads": 2**14, "d_ff": 2**20}
+"""Sizes far beyond any GPT-2, so that a wrong config is told at once and not by memory running out."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPT2Config:
     """Sizes and switches of one GPT-2 network; raises CheckpointError that lists everything it cannot be.
@@ -44,9 +48,9 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} is {getattr(self, name)!r} but must be a whole number of at least 1"
-            for name in ("vocab", "max_positions", "d_model", "layers", "heads", "d_ff")
-            if not _is_whole(getattr(self, name)) or getattr(self, name) < 1
+            f"{name} is {getattr(self, name)!r} but must be a whole number from 1 to {limit}"
+            for name, limit in _LARGEST.items()
+            if not _is_whole(getattr(self, name)) or not 1 <= getattr(self, name) <= limit
         ]
         if not problems and self.d_model % self.heads:
             problems.append(f"d_model (n_embd) is {self.d_model}, which {self.heads} heads do not divide")
@@ -85,9 +89,10 @@ class GPT2Config:
         architecture = raw.get("model_type")
         if architecture != "gpt2":
             names = ", ".join(map(str, raw.get("architectures") or [])) if isinstance(raw.get("architectures"), list) else ""
-            raise CheckpointError(f"this is a {architecture or 'nameless'} model{f' ({names})' if names else ''}; only the gpt2 architecture can be loaded")
-        if raw.get("add_cross_attention"):
-            raise CheckpointError("add_cross_attention is true: models with cross-attention cannot be loaded")
+            classes = f" ({names})" if names else ""
+            raise CheckpointError(f"this is a {architecture or 'nameless'} model{classes}; only the gpt2 architecture can be loaded")
+        if raw.get("add_cross_attention") not in (None, False):
+            raise CheckpointError(f"add_cross_attention is {raw['add_cross_attention']!r}: models with cross-attention cannot be loaded")
         missing = [name for name in ("vocab_size", "n_embd", "n_layer", "n_head") if name not in raw]
         if missing:
             raise CheckpointError(f"config.json lacks {', '.join(missing)}")

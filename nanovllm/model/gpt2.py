@@ -68,8 +68,6 @@ def self_attention(
     return linear(mixed.reshape(batch.tokens, config.d_model), weights.out, arithmetic.product)
 
 
-def logits(
-    weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"], arithmetic: Arithmetic = FAST
-) -> Float32[np.ndarray, "rows vocab"]:
+def logits(weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"], arithmetic: Arithmetic = FAST) -> Float32[np.ndarray, "rows vocab"]:
     """Each word's score at each row of final hidden states."""
     return arithmetic.product(hidden, weights.head.T)

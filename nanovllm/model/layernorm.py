@@ -12,8 +12,8 @@ def layer_norm(
 ) -> Float32[np.ndarray, "tokens d_model"]:
     """Each row shifted to mean 0, scaled to variance 1, then times gain plus bias.
 
-    The variance is taken around the mean in a second pass: the residual stream of real GPT-2 has channels near 1e3, where
-    mean(x^2) - mean(x)^2 would lose every digit in float32.
+    The variance is taken around the mean in a second pass: in a row whose mean is far from 0, mean(x^2) - mean(x)^2 is the small
+    difference of two large numbers, and loses its digits in float32.
     """
     centred = hidden - hidden.mean(axis=1, keepdims=True, dtype=np.float32)
     variance = np.square(centred).mean(axis=1, keepdims=True, dtype=np.float32)

@@ -53,9 +53,7 @@ class NumpyBackend:
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Make an empty cache in place of the one before."""
         config = self._config
-        self._cache = KVCache.allocate(
-            layers=config.layers, blocks=blocks, block_size=block_size, heads=config.heads, head_dim=config.head_dim
-        )
+        self._cache = KVCache.allocate(layers=config.layers, blocks=blocks, block_size=block_size, heads=config.heads, head_dim=config.head_dim)
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
         """Compute a batch; returns the final hidden state of its `logit_rows`."""

@@ -1,9 +1,11 @@
 """config.json: what the published ones say, and that whatever cannot be used is refused with its name."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +29,15 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=5,
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def checked_by_the_config_alone() -> Iterator[None]:
+    """Values of wrong types come from files; here the code's own checks must catch them, not the annotations that tests enforce elsewhere."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", value=True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", value=before)
 
 
 def test_the_published_config() -> None:
@@ -68,7 +79,8 @@ def test_attention_scale(*, weights: bool, by_layer: bool, expected: list[float]
 def test_what_may_be_left_out() -> None:
     optional = ["n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "eos_token_id"]
     config = GPT2Config.from_dict({key: value for key, value in tiny_config().items() if key not in optional})
-    assert (config.d_ff, config.activation, config.epsilon, config.attention_scale(1), config.eos_token_ids) == (128, "gelu_new", 1e-5, 8**-0.5, ())
+    assert (config.d_ff, config.activation, config.epsilon, config.eos_token_ids) == (128, "gelu_new", 1e-5, ())
+    assert config.attention_scale(1) == pytest.approx(8**-0.5)
     assert GPT2Config.from_dict(tiny_config(n_positions=..., n_ctx=77)).max_positions == 77
     assert GPT2Config.from_dict(tiny_config(n_inner=50)).d_ff == 50
 
@@ -119,6 +131,11 @@ def test_another_architecture_is_refused_with_its_name(raw: dict[str, Any], name
 def test_a_bad_value_is_refused_with_its_name(key: str, value: object, says: str) -> None:
     with pytest.raises(CheckpointError, match=says):
         GPT2Config.from_dict(tiny_config(**{key: value}))
+
+
+def test_more_layers_than_any_model_has_are_refused() -> None:
+    with pytest.raises(CheckpointError, match="layers is 1000000000 "):
+        GPT2Config.from_dict(tiny_config(n_layer=10**9))
 
 
 def test_everything_wrong_is_listed_at_once() -> None:

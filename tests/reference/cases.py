@@ -55,6 +55,7 @@ CASES: dict[str, dict[str, Any]] = {
     "float16-unaligned": {"dtype": "F16", "aligned": False, "prefix": False},
     "bfloat16": {"dtype": "BF16"},
     "bfloat16-untied-sharded": {"dtype": "BF16", "tied": False, "shards": 2, "prefix": False},
+    "residual-mean-far-from-0": {"shifts": {"h.0.mlp.c_proj.bias": 24.0}},
     "outliers": {**_config(**OUTLIER_SIZES), "outliers": True},
     "outliers-untied": {**_config(**OUTLIER_SIZES), "outliers": True, "tied": False},
     "outliers-bfloat16": {**_config(**OUTLIER_SIZES), "outliers": True, "dtype": "BF16"},

@@ -36,7 +36,8 @@ def reference_logprobs(model: Any, token_ids: np.ndarray) -> np.ndarray:
     """Log-probabilities [tokens, vocab] after every token, without a cache; the softmax is taken in float64."""
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(token_ids)[None], use_cache=False).logits[0]
-    return torch.log_softmax(logits.double(), dim=-1).numpy()
+    logprobs: np.ndarray = torch.log_softmax(logits.double(), dim=-1).numpy()
+    return logprobs
 
 
 def reference_greedy(model: Any, token_ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +63,7 @@ def record_case(name: str, folder: Path) -> tuple[dict[str, np.ndarray], dict[st
     sampled = np.concatenate([values[::TOP_EVERY] for values in logprobs])
     top_ids = np.argsort(-sampled, axis=1, kind="stable")[:, :TOP]
     greedy_ids, greedy_gaps = reference_greedy(model, prompts[GREEDY_PROMPT], GREEDY_TOKENS)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "last": np.stack([values[-1] for values in logprobs]).astype(np.float32),
         "targets": np.concatenate([values[np.arange(len(values) - 1), prompt[1:]] for values, prompt in zip(logprobs, prompts, strict=True)]).astype(
             np.float32
@@ -93,7 +94,7 @@ def main() -> None:
         arrays.update({f"{name}/{key}": value for key, value in recorded.items()})
         print(name, cases[name], flush=True)
     versions = {module.__name__: module.__version__ for module in (transformers, torch, np, safetensors)}
-    np.savez_compressed(FOLDER / "recorded.npz", **arrays)
+    np.savez_compressed(FOLDER / "recorded.npz", allow_pickle=False, **arrays)
     header = {"versions": versions, "computed_in": "float32, eager attention, no cache", "cases": cases}
     (FOLDER / "recorded.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
 

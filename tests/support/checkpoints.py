@@ -16,7 +16,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 OUTLIER_CHANNELS = {5: 1100.0, 21: -700.0, 50: -400.0}
-"""{channel of the residual stream: its size from the first block on}, where `outliers` are asked for; their sum is 0, so that the mean stays small."""
+"""{channel of the residual stream: its size from the first block on}, where `outliers` are asked for; they add up to 0, to keep the mean small."""
 
 MERGES = ("t h", "th e", "i n", "Ġ the", "Ġ a", "e r", "o n", "Ġ t", "l l", "Ġ w")
 END_OF_TEXT = "<|endoftext|>"
@@ -36,12 +36,17 @@ def tiny_config(**overrides: Any) -> dict[str, Any]:
 
 
 def tiny_tensors(
-    config: Mapping[str, Any], *, seed: int = 0, scales: Mapping[str, float] | None = None, outliers: bool = False
+    config: Mapping[str, Any],
+    *,
+    seed: int = 0,
+    outliers: bool = False,
+    scales: Mapping[str, float] | None = None,
+    shifts: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
     """Every float32 tensor of the model `config` describes, by its name without prefix, `lm_head.weight` among them.
 
-    Weights are large enough that the predictions are far from uniform. `scales` multiplies the tensors whose names end in its keys;
-    `outliers` makes a few channels of the residual stream reach about 1e3, as in the published GPT-2.
+    Weights are large enough that the predictions are far from uniform. `outliers` makes a few channels of the residual stream reach about
+    1e3, as in the published GPT-2. The tensors whose names end in a key of `scales` are multiplied, those of `shifts` added to.
     """
     bits = np.random.PCG64(seed)
     tensors = {}
@@ -49,10 +54,11 @@ def tiny_tensors(
         tensors[name] = mean + np.float32(spread) * _bell(bits, shape)
     if outliers:
         _add_outliers(tensors, config)
-    for suffix, factor in (scales or {}).items():
-        for name in tensors:
-            if name.endswith(suffix):
-                tensors[name] *= np.float32(factor)
+    for name in tensors:
+        for suffix, factor in (scales or {}).items():
+            tensors[name] *= np.float32(factor if name.endswith(suffix) else 1)
+        for suffix, shift in (shifts or {}).items():
+            tensors[name] += np.float32(shift if name.endswith(suffix) else 0)
     return tensors
 
 
@@ -70,6 +76,7 @@ def write_checkpoint(
     aligned: bool = True,
     outliers: bool = False,
     scales: Mapping[str, float] | None = None,
+    shifts: Mapping[str, float] | None = None,
 ) -> Path:
     """Write config.json and the weights of a tiny GPT-2 into `folder` (made if missing) and give it back.
 
@@ -82,10 +89,10 @@ def write_checkpoint(
         tied: the head is the token embedding; otherwise it has weights of its own.
         stored_head: `lm_head.weight` is in the file, by default where it is not tied.
         aligned: tensors begin at multiples of 4 bytes; in the published gpt2 they do not.
-        outliers, scales: see `tiny_tensors`.
+        outliers, scales, shifts: see `tiny_tensors`.
     """
     full_config = tiny_config(**{"tie_word_embeddings": tied, **(config or {})})
-    tensors = tiny_tensors(full_config, seed=seed, scales=scales, outliers=outliers)
+    tensors = tiny_tensors(full_config, seed=seed, outliers=outliers, scales=scales, shifts=shifts)
     if tied:
         tensors["lm_head.weight"] = tensors["wte.weight"]
     if not (not tied if stored_head is None else stored_head):

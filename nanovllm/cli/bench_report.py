@@ -1,0 +1,93 @@
+"""What every benchmark says besides its figures: the machine it ran on, and how a report ends, in one line of JSON."""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_info
+
+from nanovllm import __version__
+
+
+def add_report_options(parser: argparse.ArgumentParser) -> None:
+    """Flags that all benchmarks have."""
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
+
+
+def positive(text: str) -> int:
+    """An option's value that must be a whole number of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
+
+
+def describe_machine() -> dict[str, Any]:
+    """The machine and the libraries that do the arithmetic, with the threads they are set to use at this moment."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return {
+        "cpu": _cpu_name(),
+        "cores": usable,
+        "os": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": _blas_name(),
+        "blas_threads": blas[0]["num_threads"] if blas else None,
+        "nanovllm": __version__,
+    }
+
+
+def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
+    """Print what was measured and how, then the figures."""
+    machine = describe_machine()
+    threads = "its own threads" if machine["blas_threads"] is None else f"{machine['blas_threads']} threads"
+    lines = {
+        "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}",
+        "software": f"nanovllm {__version__}, Python {machine['python']}, NumPy {machine['numpy']}, {machine['blas']} with {threads}",
+        **about,
+    }
+    print("\n".join(f"{label:10} {value}" for label, value in lines.items()))
+    width = max(len(label) for label in figures) + 2
+    print("\n" + "\n".join(f"{label:{width}}{value:>14}" for label, value in figures.items()) + "\n")
+
+
+def finish(record: Mapping[str, Any], path: Path | None) -> None:
+    """End the report with one line of JSON: the record and the machine; write it to `path` too, where one is given."""
+    line = json.dumps({**record, "machine": describe_machine()}, allow_nan=False)
+    if path is not None:
+        path.write_text(line + "\n", encoding="utf-8")
+    print(line, flush=True)
+
+
+def rate(count: float, seconds: float) -> float | None:
+    """Things a second, None where there were none."""
+    return count / seconds if count and seconds else None
+
+
+def shown(value: float | None, unit: str = "", digits: int = 2) -> str:
+    """A figure as text, a dash where there is none."""
+    return "-" if value is None else f"{value:,.{digits}f}{' ' * bool(unit)}{unit}"
+
+
+def _cpu_name() -> str:
+    if Path("/proc/cpuinfo").is_file():
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    if platform.system() == "Darwin":
+        asked = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        if asked.returncode == 0 and asked.stdout.strip():
+            return asked.stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def _blas_name() -> str:
+    built = np.show_config(mode="dicts") or {}
+    blas = built.get("Build Dependencies", {}).get("blas", {})
+    return f"{blas.get('name', 'unknown BLAS')} {blas.get('version', '')}".strip()

@@ -1,0 +1,30 @@
+"""The `nanovllm` command: one subcommand a file."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from nanovllm import __version__
+from nanovllm.cli import bench, download, generate, serve, verify
+from nanovllm.errors import NanovllmError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; people see messages, never a traceback, for what they can mend."""
+    parser = argparse.ArgumentParser(prog="nanovllm", description="GPT-2 inference on CPUs.")
+    parser.add_argument("--version", action="version", version=f"nanovllm {__version__}")
+    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for command in (serve, generate, download, bench, verify):
+        command.add_parser(subparsers)
+    parsed = parser.parse_args(arguments)
+    try:
+        return int(parsed.run(parsed))
+    except (NanovllmError, ValueError, OSError) as error:
+        print(f"nanovllm: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,151 @@
+"""nanovllm serve [MODEL]: the OpenAI-compatible server; without a model it serves the bundled one."""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import uvicorn
+
+from nanovllm.cli.options import add_engine_options, add_model, engine_config
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.engine import Engine
+from nanovllm.hub import resolve_model
+from nanovllm.model.config import GPT2Config
+from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.metrics import ServerMetrics
+
+API_KEY_VARIABLE = "NANOVLLM_API_KEY"
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the subcommand."""
+    parser = subparsers.add_parser("serve", help="serve a model over HTTP", description=__doc__)
+    add_model(parser)
+    group = parser.add_argument_group("server")
+    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
+    group.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 for any free one (%(default)s)")
+    group.add_argument("--api-key", default=None, help=f"what clients must send as a bearer token; better in the environment as {API_KEY_VARIABLE}")
+    group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
+    group.add_argument("--max-queued-requests", type=_positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
+    group.add_argument("--max-body-bytes", type=_positive, default=4 << 20, help="largest request body (%(default)s)")
+    group.add_argument("--shutdown-timeout-s", type=_positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
+    group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Serve until a signal comes; 1 where the model cannot be loaded or the port not be had."""
+    config = engine_config(parsed)
+    folder = resolve_model(parsed.model)
+    GPT2Config.load(folder)  # a folder that cannot be used is told before a port is opened
+    names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
+    metrics = ServerMetrics(names[0])
+    engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
+    settings = ServerSettings(
+        model_names=names, api_key=parsed.api_key or os.environ.get(API_KEY_VARIABLE) or None, max_body_bytes=parsed.max_body_bytes
+    )
+    http = uvicorn.Config(
+        create_app(engine, settings, metrics),
+        host=parsed.host,
+        port=parsed.port,
+        log_level=parsed.log_level,
+        timeout_graceful_shutdown=parsed.shutdown_timeout_s,
+        server_header=False,
+    )
+    return asyncio.run(_serve(_Server(http), engine, names[0]))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, ended by a signal with exit code 0; its own way is to die of the signal once it has shut down."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    @property
+    def address(self) -> str:
+        """Where it listens, once it does."""
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        any_address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - only to show people an address that they can open
+        shown = any_address.get(host, f"[{host}]" if ":" in host else host)
+        return f"http://{shown}:{port}"
+
+
+async def _serve(server: _Server, engine: AsyncEngine, name: str) -> int:
+    serving = asyncio.create_task(_listen(server))
+    ready = asyncio.create_task(engine.wait_until_ready())
+    await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
+    if ready.done() and ready.exception() is not None and not server.should_exit:
+        print(f"nanovllm: the model cannot be loaded: {ready.exception()}", file=sys.stderr)
+        server.should_exit = True
+        await serving
+        return 1
+    if ready.done() and ready.exception() is None:
+        await asyncio.wait({serving, asyncio.create_task(server.listening.wait())}, return_when=asyncio.FIRST_COMPLETED)
+        if server.started:
+            print(f"{describe(engine.engine, name)}\n\n{invitation(server.address, name)}\n", flush=True)
+    ready.cancel()
+    return await serving
+
+
+async def _listen(server: _Server) -> int:
+    try:
+        await server.serve()
+    except SystemExit:  # uvicorn's way to say that the port is taken; it has logged the reason
+        return 1
+    return 0 if server.started else 1
+
+
+def describe(engine: Engine, name: str) -> str:
+    """The model's configuration, as people want to see it at the start."""
+    model, blocks = engine.model, engine.blocks
+    cache_bytes = blocks.num_blocks * engine.runner.backend.block_bytes(blocks.block_size)
+    rows = {
+        "vocabulary": f"{model.vocab:,} tokens",
+        "hidden size": f"{model.d_model:,}",
+        "layers": f"{model.layers:,}",
+        "heads": f"{model.heads:,} of {model.head_dim}",
+        "parameters": f"{model.parameters:,}",
+        "context": f"{engine.max_model_len:,} tokens",
+        "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of {blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
+        "computes in": f"{engine.config.dtype}, backend {engine.config.backend}",
+    }
+    return f"{name}, GPT-2 architecture\n" + "\n".join(f"  {label:12} {value}" for label, value in rows.items())
+
+
+def invitation(address: str, name: str) -> str:
+    """Where the server is, and a line to paste."""
+    body = f'{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 32}}'
+    return f"Serving on {address} - try:\n  curl {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+
+
+def _port(text: str) -> int:
+    if not text.isdigit() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is no port; it must be from 0 to 65535")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)

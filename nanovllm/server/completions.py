@@ -1,0 +1,181 @@
+"""POST /v1/completions: from the request's body to checked submissions, and from finished outputs to the answer."""
+
+import time
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nanovllm.engine.detokenizer import IncrementalDecoder
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import Submission
+from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.llm import sampling_defaults
+from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.server.schemas import CompletionRequest
+
+MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
+_DEFAULT_MAX_TOKENS = 16
+_PASSED_ON = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "seed", "stop",
+    "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
+    "logprobs", "prompt_logprobs",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionJob:
+    """A checked request: its prompts' submissions and what the answer needs to know of the request."""
+
+    id: str
+    created: int
+    model: str
+    body: CompletionRequest
+    submissions: tuple[Submission, ...]
+    decode_prompt: "EchoText"
+
+    @property
+    def n(self) -> int:
+        """Answers a prompt."""
+        return self.body.n or 1
+
+
+class EchoText:
+    """Texts of prompts, for `echo`: as sent, or decoded where token ids were sent."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Decode with the engine's tokenizer."""
+        self.tokenizer = engine.tokenizer
+
+    def __call__(self, output: RequestOutput) -> str:
+        """The prompt's text."""
+        return output.prompt if output.prompt is not None else self.tokenizer.decode(output.prompt_token_ids, skip_special_tokens=False)
+
+
+def sampling_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
+    """The body's settings, with the model's own generation_config.json for those left out; raises InvalidRequestError."""
+    settings: dict[str, Any] = sampling_defaults(engine.generation_config)
+    settings.update({name: value for name in _PASSED_ON if (value := getattr(body, name)) is not None})
+    settings["max_tokens"] = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    settings["logit_bias"] = _bias(body.logit_bias)
+    if body.echo and body.logprobs is not None:
+        settings["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
+    return SamplingParams(**settings)
+
+
+def _bias(bias: dict[str, float] | None) -> dict[int, float] | None:
+    """JSON's keys are text; these must be whole numbers."""
+    if bias is None:
+        return None
+    wrong = [key for key in bias if not key.isascii() or not key.isdigit() or len(key) > 12]
+    if wrong:
+        raise InvalidRequestError(f"logit_bias has the key {wrong[0][:40]!r} but its keys must be token ids", param="logit_bias")
+    return {int(key): value for key, value in bias.items()}
+
+
+def check_context(prompt_tokens: int, params: SamplingParams, max_model_len: int) -> None:
+    """Over HTTP an answer is never cut short silently: prompt and max_tokens must fit the context."""
+    asked = params.max_tokens or 0
+    if prompt_tokens + asked > max_model_len:
+        raise ContextLengthError(
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {asked}, together {prompt_tokens + asked}, more than the context of "
+            f"{max_model_len}; shorten the prompt or lower max_tokens",
+            param="max_tokens",
+        )
+
+
+def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:
+    """Check a body against the model; raises InvalidRequestError before anything is queued."""
+    params = sampling_params(body, engine)
+    job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
+    submissions = []
+    for index, prompt in enumerate(body.prompts):
+        submission = engine.intake.submit(
+            f"{job_id}-{uuid.uuid4().hex[:8]}-{index}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
+        )
+        check_context(len(submission.requests[0].prompt_token_ids), params, engine.max_model_len)
+        submissions.append(submission)
+    return CompletionJob(job_id, int(time.time()), model, body, tuple(submissions), EchoText(engine))
+
+
+def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> dict[str, Any]:
+    """The whole answer: choices prompt by prompt, each prompt's n answers in order."""
+    choices = []
+    for place, output in enumerate(outputs):
+        for answer in output.outputs:
+            formatter = ChoiceFormatter(job, output)
+            choices.append(formatter.choice(place * job.n + answer.index, answer, output))
+    return {
+        "id": job.id, "object": "text_completion", "created": job.created, "model": job.model, "choices": choices,
+        "usage": usage(
+            sum(len(output.prompt_token_ids) for output in outputs),
+            sum(len(answer.token_ids) for output in outputs for answer in output.outputs),
+            sum(output.num_cached_tokens for output in outputs),
+        ),
+    }  # fmt: skip
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+    """Tokens counted: each prompt once, every answer."""
+    return {
+        "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }  # fmt: skip
+
+
+class ChoiceFormatter:
+    """Turns one answer, whole or piece by piece, into choices; keeps what the pieces have in common."""
+
+    def __init__(self, job: CompletionJob, output: RequestOutput) -> None:
+        """Format one answer to `output`'s prompt."""
+        self._job = job
+        self._prompt = job.decode_prompt(output) if job.body.echo else ""
+        self._decoder = IncrementalDecoder(job.decode_prompt.tokenizer, skip_special_tokens=False)
+        self._offset = 0
+        self._begun = False
+
+    def choice(self, index: int, answer: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
+        """The answer's next piece; the first one has the prompt in front where `echo` asks for it."""
+        first, self._begun = not self._begun, True
+        echo = first and bool(self._job.body.echo)
+        logprobs: dict[str, list[Any]] | None = None
+        if answer.logprobs is not None:
+            logprobs = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
+            if echo and output.prompt_logprobs is not None:
+                self._add_logprobs(logprobs, output.prompt_token_ids, output.prompt_logprobs)
+            self._add_logprobs(logprobs, answer.token_ids, answer.logprobs)
+        choice = {
+            "index": index, "text": (self._prompt if echo else "") + answer.text, "logprobs": logprobs,
+            "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+        }  # fmt: skip
+        if self._job.body.prompt_logprobs is not None and first:
+            choice["prompt_logprobs"] = [position and _by_id(position) for position in output.prompt_logprobs or []]
+        return choice
+
+    def _add_logprobs(self, logprobs: dict[str, list[Any]], token_ids: list[int], positions: Sequence[PositionLogprobs | None]) -> None:
+        """Append parallel entries; a token's offset is where the text begins that it adds to."""
+        count = self._job.body.logprobs or 0
+        for token_id, position in zip(token_ids, positions, strict=True):
+            logprobs["text_offset"].append(self._offset)
+            self._offset += len(self._decoder.push(token_id))
+            logprobs["tokens"].append(self._job.decode_prompt.tokenizer.token_text(token_id))
+            logprobs["token_logprobs"].append(_finite(position[token_id].logprob) if position is not None else None)
+            logprobs["top_logprobs"].append(_by_text(position, token_id, count) if position is not None else None)
+
+
+def _finite(logprob: float) -> float:
+    return max(logprob, MINUS_INFINITY)
+
+
+def _by_text(position: PositionLogprobs, token_id: int, count: int) -> dict[str, float]:
+    """The most likely `count` tokens and the token itself; of tokens that read alike, parts of characters, the likeliest stays."""
+    found: dict[str, float] = {}
+    for other, entry in sorted(position.items(), key=lambda item: item[1].rank):
+        if entry.rank <= count or other == token_id:
+            found.setdefault(entry.decoded_token, _finite(entry.logprob))
+    return found
+
+
+def _by_id(position: PositionLogprobs) -> dict[str, dict[str, Any]]:
+    return {str(i): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token} for i, e in position.items()}

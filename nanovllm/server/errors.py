@@ -1,0 +1,111 @@
+"""Every error leaves the server in one form: {"error": {"message", "type", "param", "code"}}.
+
+Input is quoted in short only: an answer must not be many times larger than what provoked it.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError
+
+MAX_PROBLEMS = 10
+MAX_INPUT_CHARACTERS = 200
+RETRY_AFTER_S = 1
+
+_TYPES = {
+    400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLargeError",
+    429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError",
+}  # fmt: skip
+
+
+class ModelUnknownError(NanovllmError):
+    """The request names a model that this server does not serve."""
+
+
+def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+    """The body of an error answer."""
+    return {"error": {"message": message, "type": _TYPES.get(status, "APIError"), "param": param, "code": status}}
+
+
+def error_response(status: int, message: str, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
+    """An error answer; 429 and 503 say when to try again."""
+    if status in (429, 503):
+        headers = {"retry-after": str(RETRY_AFTER_S), **(headers or {})}
+    body = json.dumps(error_body(status, message, param))  # ASCII: half a surrogate pair in quoted input could not be sent otherwise
+    return Response(body, status, headers=dict(headers or {}), media_type="application/json")
+
+
+def shorten(text: str, limit: int = MAX_INPUT_CHARACTERS) -> str:
+    """`text` cut to `limit` characters."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def response_for(error: Exception) -> Response:
+    """The answer to a request that ended with this exception."""
+    status, param = status_of(error), getattr(error, "param", None)
+    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError) else None
+    message = str(error) if isinstance(error, NanovllmError) else "the server failed; its log has the reason"
+    return error_response(status, shorten(message, 2000), param, headers)
+
+
+def status_of(error: Exception) -> int:
+    """The HTTP status of an exception."""
+    statuses: list[tuple[type[Exception], int]] = [
+        (InvalidRequestError, 400), (ModelUnknownError, 404), (QueueFullError, 429), (EngineNotReadyError, 503), (EngineFaultError, 500),
+    ]  # fmt: skip
+    return next((status for kind, status in statuses if isinstance(error, kind)), 500)
+
+
+def install(app: FastAPI) -> None:
+    """Answer every exception of `app` in the one form."""
+
+    async def on_invalid_body(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        message, param = describe_problems(error.errors())
+        return error_response(400, message, param)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
+        return error_response(error.status_code, message, headers=error.headers)
+
+    async def on_any(request: Request, error: Exception) -> Response:
+        return response_for(error)
+
+    app.add_exception_handler(RequestValidationError, on_invalid_body)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(NanovllmError, on_any)
+    app.add_exception_handler(Exception, on_any)
+
+
+def describe_problems(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
+    """Pydantic's findings as one message, and the first field at fault."""
+    lines = []
+    for problem in problems[:MAX_PROBLEMS]:
+        place = ".".join(str(part) for part in problem["loc"] if part != "body")
+        reason = "not supported" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        given = "" if problem["type"] in ("missing", "json_invalid") else f" (given: {shorten(_quote(problem.get('input')))})"
+        lines.append(shorten(place) + ": " * bool(place) + shorten(str(reason), 400) + given)
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
+    fields = [part for part in problems[0]["loc"] if part != "body"] if problems else []
+    return "; ".join(lines), shorten(str(fields[0])) if fields and isinstance(fields[0], str) else None
+
+
+def _quote(value: object) -> str:
+    """A short form of any JSON value, without walking through all of a large one."""
+    if isinstance(value, str):
+        return repr(value[: MAX_INPUT_CHARACTERS + 1])
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if len(value) > 8 else repr([_quote(item) for item in value])
+    if isinstance(value, dict):
+        return f"an object of {len(value)} fields"
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return "a number of more than 300 digits"
+    return repr(value)

@@ -1,0 +1,106 @@
+"""What a client may send to /v1/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
+
+A field that is not listed here is refused by name, never ignored. Ranges that SamplingParams checks are not repeated here.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+
+from nanovllm.sampling_params import MAX_SEED, MIN_SEED
+
+MAX_PRIORITY = 2**31 - 1
+
+_PROMPT_SCHEMA = {
+    "oneOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}, "minItems": 1},
+    ]
+}
+Prompts = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+
+
+class StreamOptions(BaseModel):
+    """`stream_options`: usage at the end of a stream, or on every chunk."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+
+
+class CompletionRequest(BaseModel):
+    """The body of POST /v1/completions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, description="a served model's name; left out, the one that is served")
+    prompt: Prompts = Field(description="text, token ids, or a list of either")
+    max_tokens: int | None = Field(16, ge=0, description="most tokens to generate; 0 only with echo")
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(1, ge=1, le=128)
+    best_of: int | None = Field(None, ge=1, description="must equal n")
+    logprobs: int | None = Field(None, ge=0)
+    echo: bool | None = False
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    logit_bias: dict[str, float] | None = None
+    seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    suffix: str | None = Field(None, description="not supported")
+    user: str | None = None
+
+    top_k: int | None = Field(None, ge=-1)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0)
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0)
+    bad_words: list[str] | None = None
+    allowed_token_ids: list[int] | None = None
+    skip_special_tokens: bool = True
+    prompt_logprobs: int | None = Field(None, ge=0)
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    cache_salt: str | None = Field(None, max_length=256)
+    request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: Any) -> Any:
+        """A union of four types would answer with four errors; this gives one."""
+        items = value if isinstance(value, list) else [value]
+        if not items or value == "":
+            raise ValueError("is empty; give text or token ids")
+        whole_prompts = all(isinstance(item, str) for item in items) or all(_is_token_list(item) for item in items)
+        if not whole_prompts and not (isinstance(value, list) and _is_token_list(items)):
+            raise ValueError("must be text, a list of texts, a list of token ids, or a list of lists of token ids")
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "CompletionRequest":
+        if self.suffix is not None:
+            raise ValueError("suffix is not supported: GPT-2 cannot fill in the middle; leave it out")
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError(f"best_of is {self.best_of} but only the value of n ({self.n or 1}) is supported; leave it out")
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is only allowed with stream; set stream to true or leave it out")
+        if self.max_tokens == 0 and not self.echo:
+            raise ValueError("max_tokens is 0 but must be at least 1 unless echo is true")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one."""
+        if isinstance(self.prompt, str) or _is_token_list(self.prompt):
+            return [self.prompt]
+        return list(self.prompt)
+
+
+def _is_token_list(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)

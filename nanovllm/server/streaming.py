@@ -1,0 +1,157 @@
+"""Answers while they grow: server-sent events, and what happens when the client goes away.
+
+A client that closes its connection ends its requests: the task that follows them is cancelled, and the engine aborts what is
+unfinished. Between two writes news merge, so a slow reader gets larger chunks and holds nobody up.
+"""
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from nanovllm.engine.async_engine import AsyncEngine, Reader
+from nanovllm.outputs import RequestOutput
+from nanovllm.server.completions import ChoiceFormatter, CompletionJob, usage
+from nanovllm.server.errors import response_for, status_of
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before its answer was ready."""
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`, which is cancelled when the client closes its connection; then ClientGoneError."""
+    task = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_wait_for_disconnect(request.receive))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientGoneError
+        return task.result()
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class EventStream(Response):
+    """A response whose events are written as they come, and whose source is closed when the client goes away."""
+
+    def __init__(self, events: AsyncGenerator[bytes, None], on_close: Callable[[], None]) -> None:
+        """Send `events` one after the other; `on_close` is called at the end in any case, even where the events never began."""
+        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._events = events
+        self._on_close = on_close
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Write until the events end or the client is gone."""
+        writer = asyncio.ensure_future(self._write(send))
+        gone = asyncio.ensure_future(_wait_for_disconnect(receive))
+        try:
+            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (writer, gone):
+                task.cancel()
+            results = await asyncio.gather(writer, gone, return_exceptions=True)
+            self._on_close()
+        if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
+            raise results[0]
+
+    async def _write(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async with aclosing(self._events) as events:
+            async for event in events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+async def completion_events(job: CompletionJob, engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[bytes, None]:
+    """The chunks of a streamed completion, `[DONE]` last; an error on the way is an event of its own before it."""
+    options = job.body.stream_options
+    usage_on = options is not None and (options.include_usage or options.continuous_usage_stats)
+    counter = UsageCounter(job)
+    formatters: dict[int, ChoiceFormatter] = {}
+    head = {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
+    try:
+        async with aclosing(merge(engine, readers)) as news:
+            async for place, output in news:
+                counter.add(place, output)
+                choices = []
+                for answer in output.outputs:
+                    index = place * job.n + answer.index
+                    formatter = formatters.get(index) or formatters.setdefault(index, ChoiceFormatter(job, output))
+                    choice = formatter.choice(index, answer, output)
+                    if choice["text"] or choice["logprobs"] or choice["finish_reason"] or "prompt_logprobs" in choice:
+                        choices.append(choice)
+                if choices:
+                    extra = {"usage": counter.usage() if options and options.continuous_usage_stats else None} if usage_on else {}
+                    yield event({**head, "choices": choices, **extra})
+        if options is not None and options.include_usage:
+            yield event({**head, "choices": [], "usage": counter.usage()})
+    except Exception as error:  # the status line is sent already: the reason can only follow in the stream
+        if status_of(error) == 500:
+            logger.error("%s ended with an error", job.id, exc_info=error)
+        yield b"data: " + bytes(response_for(error).body) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """One server-sent event."""
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+class UsageCounter:
+    """Adds up the tokens of a stream's pieces."""
+
+    def __init__(self, job: CompletionJob) -> None:
+        """Count the prompts at once, answers as they come."""
+        self._prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in job.submissions)
+        self._completion_tokens = 0
+        self._cached_tokens: dict[int, int] = {}
+
+    def add(self, place: int, output: RequestOutput) -> None:
+        """Count a piece of the answer to prompt number `place`."""
+        self._completion_tokens += sum(len(answer.token_ids) for answer in output.outputs)
+        self._cached_tokens[place] = output.num_cached_tokens
+
+    def usage(self) -> dict[str, Any]:
+        """The `usage` object so far."""
+        return usage(self._prompt_tokens, self._completion_tokens, sum(self._cached_tokens.values()))
+
+
+async def merge(engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+    """The news of several requests as they come, each with its prompt's number."""
+    streams = [engine.follow(reader) for reader in readers]
+    waiting = {asyncio.ensure_future(anext(stream)): place for place, stream in enumerate(streams)}
+    try:
+        while waiting:
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=lambda task: waiting[task]):
+                place = waiting.pop(task)
+                try:
+                    output = task.result()
+                except StopAsyncIteration:
+                    continue
+                yield place, output
+                waiting[asyncio.ensure_future(anext(streams[place]))] = place
+    finally:
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        for stream in streams:
+            await stream.aclose()

@@ -1,0 +1,207 @@
+"""The source archive and the wheel hold what they should, and the wheel works by itself: installed in an empty environment, it
+generates and serves the bundled model from a folder far from the repository.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+import venv
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from email.parser import HeaderParser
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.request import Request, urlopen
+
+import pytest
+
+import nanovllm
+
+ROOT = Path(__file__).parents[2]
+ROOMS = {"cli", "server", "engine", "runner", "model", "bundled"}
+MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+pytestmark = pytest.mark.network
+
+
+def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300.0) -> str:
+    """Standard output of a command that must succeed."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+    assert done.returncode == 0, f"{' '.join(map(str, command))} gave {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module", autouse=True)
+def index(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip where the package index cannot be reached; in continuous integration that is a failure further on."""
+    folder = tmp_path_factory.mktemp("index")
+    probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "0", "--timeout", "20", "--dest", str(folder), "hatchling"]
+    done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode != 0 and not os.environ.get("CI"):
+        pytest.skip(f"the package index cannot be reached: {' '.join(done.stderr.split())[-200:]}")
+
+
+@pytest.fixture(scope="module")
+def dist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the source archive, and the wheel that was built from it."""
+    folder = tmp_path_factory.mktemp("dist")
+    run(sys.executable, "-m", "build", "--outdir", folder, ROOT, cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(dist: Path) -> Path:
+    [path] = dist.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of a new environment that holds the wheel and what it depends on, and nothing else."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    programs = folder / ("Scripts" if os.name == "nt" else "bin")
+    run(sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=folder)
+    return programs
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Path:
+    """A folder whose own `model.py` and `server.py` must not get in the way."""
+    for name in ("model.py", "server.py", "runner.py"):
+        (tmp_path / name).write_text("raise ImportError('this is the user\\'s own file')\n")
+    return tmp_path
+
+
+@pytest.fixture
+def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Without the repository on the path and without a hub: the bundled model needs neither."""
+    kept = {
+        name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"} and not name.startswith("HF_")
+    }
+    return {**kept, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1"}
+
+
+def rooms_in(names: list[str], package: str) -> set[str]:
+    return {PurePosixPath(name).relative_to(package).parts[0] for name in names if PurePosixPath(name).is_relative_to(package)}
+
+
+def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    info = f"nanovllm-{nanovllm.__version__}.dist-info"
+    assert {name.split("/")[0] for name in names} == {"nanovllm", info}
+    assert rooms_in(names, "nanovllm") >= {*ROOMS, "py.typed", "__init__.py", "llm.py"}
+    assert {f"nanovllm/bundled/tiny-books/{name}" for name in MODEL_FILES} <= set(names)
+    assert f"{info}/licenses/LICENSE" in names
+    assert not [name for name in names if "tests" in name or "__pycache__" in name]
+
+
+def test_wheel_says_what_it_is(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        metadata = HeaderParser().parsestr(archive.read(f"nanovllm-{nanovllm.__version__}.dist-info/METADATA").decode())
+        entry_points = archive.read(f"nanovllm-{nanovllm.__version__}.dist-info/entry_points.txt").decode()
+    assert (metadata["Name"], metadata["Version"], metadata["Requires-Python"]) == ("nanovllm", nanovllm.__version__, ">=3.10")
+    assert metadata["License-Expression"] == "MIT"
+    assert "nanovllm = nanovllm.cli.main:main" in entry_points
+    needed = {re.split(r"[^A-Za-z0-9-]", line)[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
+    assert not needed & {"torch", "transformers", "pytest", "ruff", "mypy"}
+
+
+def test_source_archive_holds_each_file_once(dist: Path) -> None:
+    [path] = dist.glob("*.tar.gz")
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    assert not [member.name for member in members if member.issym() or member.islnk()]
+    names = [member.name for member in members]
+    top = f"nanovllm-{nanovllm.__version__}"
+    assert rooms_in(names, f"{top}/nanovllm") >= {*ROOMS, "py.typed"}
+    assert {f"{top}/{name}" for name in ("tests/conftest.py", "Makefile", "LICENSE", "README.md", "pyproject.toml")} <= set(names)
+    assert not rooms_in(names, top) & {"runner", "model", "server", ".venv", "models"}
+    assert len([name for name in names if name.endswith("/model.safetensors")]) == 1
+
+
+def test_library_works_from_another_folder(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
+    program = (
+        "import nanovllm; from nanovllm import EngineConfig, LLM, SamplingParams;"
+        "assert callable(LLM); assert SamplingParams(n=2).n == 2; EngineConfig(); print(nanovllm.__version__, nanovllm.__file__)"
+    )
+    version, file = run(environment / "python", "-c", program, cwd=elsewhere, env=env).split(maxsplit=1)
+    assert version == nanovllm.__version__
+    assert Path(file).is_relative_to(environment.parent)
+
+
+def test_generate_prints_text(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
+    text = run(environment / "nanovllm", "generate", "Once upon a time", "--max-tokens", "8", "--temperature", "0", cwd=elsewhere, env=env)
+    assert len(text.replace("Once upon a time", "").split()) >= 3
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_server_answers_and_stops(environment: Path, elsewhere: Path, env: dict[str, str], stop: signal.Signals) -> None:
+    with serving(environment, elsewhere, env) as (server, url):
+        answer = post(f"{url}/v1/completions", {"model": served_model(url), "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0})
+        assert answer["object"] == "text_completion"
+        assert answer["choices"][0]["text"].strip()
+        assert answer["usage"]["completion_tokens"] == 8
+        server.send_signal(stop)
+        assert server.wait(STOP_TIMEOUT_S) == 0
+
+
+@contextmanager
+def serving(environment: Path, folder: Path, env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """`nanovllm serve` with no model named, ready to answer, and its address."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    log = folder / "server.log"
+    with log.open("wb") as output:
+        server = subprocess.Popen(
+            [environment / "nanovllm", "serve", "--port", str(port)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+        )
+    try:
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not is_ready(url):
+            assert server.poll() is None, f"the server ended with {server.returncode}:\n{log.read_text()}"
+            assert time.monotonic() < deadline_s, f"the server is not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text()}"
+            time.sleep(0.1)
+        yield server, url
+    finally:
+        server.kill()
+        server.wait()
+
+
+def is_ready(url: str) -> bool:
+    try:
+        with urlopen(f"{url}/health", timeout=5) as response:
+            return bool(response.status == 200)
+    except HTTPError as error:  # 503 while the model is being loaded
+        error.close()
+        return False
+    except (URLError, ConnectionError):
+        return False
+
+
+def served_model(url: str) -> str:
+    with urlopen(f"{url}/v1/models", timeout=5) as response:
+        return str(json.load(response)["data"][0]["id"])
+
+
+def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    request = Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urlopen(request, timeout=30) as response:
+        answer: dict[str, Any] = json.load(response)
+    return answer
