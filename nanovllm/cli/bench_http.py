@@ -41,7 +41,8 @@ class Server:
             parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
             raise ValueError(f"{url!r} is not the URL of a server; write it like http://127.0.0.1:8000")
-        return cls(url, parts.hostname, port, parts.scheme == "https", parts.path.rstrip("/").removesuffix("/v1"), api_key)
+        path = parts.path.rstrip("/").removesuffix("/v1")
+        return cls(f"{parts.scheme}://{parts.netloc}{path}", parts.hostname, port, parts.scheme == "https", path, api_key)
 
     def request(self, method: str, path: str, body: bytes) -> h11.Request:
         """The head of a request whose body is `body`."""

@@ -204,7 +204,7 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
 
     A line is {"prompt": text or token ids, "max_tokens": whole number}; the second may be missing, and other fields are not read.
     """
-    jobs = []
+    jobs: list[Job] = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():
             continue

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from nanovllm.cli.bench_http import Server, events, get_json, reason_of
 from nanovllm.cli.bench_offline import check_fits
-from nanovllm.cli.bench_report import finish, rate, show, shown
+from nanovllm.cli.bench_report import finish, show, shown
 from nanovllm.cli.serve import API_KEY_VARIABLE
 
 _TIMES = {"ttft": "time to first token", "tpot": "time per output token", "itl": "between pieces", "e2el": "whole request"}
@@ -85,9 +85,9 @@ def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
         "total_input_tokens": input_tokens,
         "total_output_tokens": output_tokens,
         "total_cached_tokens": sum(trace.cached_tokens for trace in done),
-        "request_throughput": rate(len(done), duration_s),
-        "output_throughput": rate(output_tokens, duration_s),
-        "total_token_throughput": rate(input_tokens + output_tokens, duration_s),
+        "request_throughput": len(done) / duration_s,
+        "output_throughput": output_tokens / duration_s,
+        "total_token_throughput": (input_tokens + output_tokens) / duration_s,
     }
     for name, seconds in times.items():
         ms = 1000 * np.array(seconds, dtype=np.float64)

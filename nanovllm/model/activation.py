@@ -110,7 +110,7 @@ Activation = Callable[[Values], Values]
 
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
-        **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate"), gelu_new),
+        **dict.fromkeys(("gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_accurate"), gelu_new),
         **dict.fromkeys(("gelu", "gelu_python"), gelu),
         **dict.fromkeys(("silu", "swish"), silu),
         "quick_gelu": quick_gelu,

@@ -14,7 +14,6 @@ from typing import Any
 from nanovllm.errors import CheckpointError
 from nanovllm.model.activation import ACTIVATIONS
 
-
 _LARGEST = {"vocab": 2**24, "max_positions": 2**24, "d_model": 2**17, "layers": 2**10, "heads": 2**14, "d_ff": 2**20}
 """Sizes far beyond any GPT-2, so that a wrong config is told at once and not by memory running out."""
 
