@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from typing import TypeGuard
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
 BACKENDS = ("numpy",)
@@ -48,6 +49,11 @@ class EngineConfig:
         for name in ("max_model_len", "num_blocks", "num_threads"):
             if getattr(self, name) is not None:
                 _check_positive(name, getattr(self, name))
+        for name in ("enable_prefix_caching", "batch_invariant"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r} but must be True or False")
+        if self.seed is not None and not _is_whole(self.seed):
+            raise ValueError(f"seed is {self.seed!r} but must be a whole number, or None for another one each time")
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs ({self.max_num_seqs}): "
@@ -57,8 +63,8 @@ class EngineConfig:
             raise ValueError(f"backend is {self.backend!r} but must be one of {', '.join(BACKENDS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r} but must be one of {', '.join(DTYPES)}")
-        if self.max_logprobs < 0:
-            raise ValueError(f"max_logprobs is {self.max_logprobs} but must be at least 0")
+        if not _is_whole(self.max_logprobs) or self.max_logprobs < 0:
+            raise ValueError(f"max_logprobs is {self.max_logprobs!r} but must be a whole number of at least 0")
         parse_bytes(self.kv_cache_memory)
 
     @property
@@ -69,14 +75,19 @@ class EngineConfig:
 
 def parse_bytes(size: int | str) -> int:
     """Bytes in `size`: a whole number, or text such as "512MiB", "1.5GB" or "4G" (G is GiB)."""
-    if isinstance(size, int) and not isinstance(size, bool) and size > 0:
-        return size
+    count = size if _is_whole(size) else 0
     match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", size) if isinstance(size, str) else None
-    if match is None or match[2].lower() not in _UNITS or float(match[1]) <= 0:
-        raise ValueError(f"{size!r} is not a size; write bytes, or text such as '512MiB' or '1.5GB'")
-    return int(float(match[1]) * _UNITS[match[2].lower()])
+    if match is not None and match[2].lower() in _UNITS:
+        count = int(float(match[1]) * _UNITS[match[2].lower()])
+    if count < 1:
+        raise ValueError(f"{size!r} is not a size of at least one byte; write a number of bytes, or text such as '512MiB' or '1.5GB'")
+    return count
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_positive(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if not _is_whole(value) or value < 1:
         raise ValueError(f"{name} is {value!r} but must be a whole number of at least 1")

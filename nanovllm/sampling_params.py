@@ -1,6 +1,5 @@
 """What one request asks of the sampler: the names, defaults and ranges that people know from vLLM and OpenAI."""
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
@@ -11,6 +10,8 @@ GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflo
 MAX_STOP_STRINGS = 16
 MAX_LOGIT_EDITS = 4096  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
+MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
+MIN_REPETITION_PENALTY = 1e-5  # logits are divided by it: a smaller one could overflow float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,10 +83,10 @@ class SamplingParams:
     @property
     def stop_strings(self) -> tuple[str, ...]:
         """`stop` as a tuple, however it was given."""
-        return _as_tuple(self.stop)
+        return _as_tuple("stop", self.stop)
 
     def _check_numbers(self) -> None:
-        whole = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, None)}
+        whole = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K)}
         optional = {"max_tokens": (0, None), "seed": (MIN_SEED, MAX_SEED), "logprobs": (0, None), "prompt_logprobs": (0, None)}
         for name, (low, high) in whole.items():
             _check_whole(name, getattr(self, name), low, high)
@@ -93,15 +94,14 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), low, high)
         real = {
-            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (0.0, 100.0),
+            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (MIN_REPETITION_PENALTY, 100.0),
             "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
         }  # fmt: skip
         for name, (bottom, top) in real.items():
             _check_real(name, getattr(self, name), bottom, top)
             object.__setattr__(self, name, float(getattr(self, name)))
-        for name in ("top_p", "repetition_penalty"):
-            if getattr(self, name) == 0:
-                raise InvalidRequestError(f"{name} is 0 but must be above 0; leave it out for 1", param=name)
+        if self.top_p == 0:
+            raise InvalidRequestError("top_p is 0 but must be above 0; leave it out for 1", param="top_p")
         object.__setattr__(self, "top_k", max(self.top_k, 0))
 
     def _check_flags(self) -> None:
@@ -111,18 +111,19 @@ class SamplingParams:
                 raise InvalidRequestError(f"{name} is {_short(value)} but must be true or false", param=name)
 
     def _normalise_lists(self) -> None:
-        """Turn every collection into an immutable one of checked items."""
+        """Check the items of every collection, and keep a copy that its giver cannot change."""
         for name, limit in (("stop", MAX_STOP_STRINGS), ("bad_words", MAX_LOGIT_EDITS)):
-            texts = _as_tuple(getattr(self, name))
+            texts = _as_tuple(name, getattr(self, name))
             for text in texts:
                 if not isinstance(text, str) or not text:
                     raise InvalidRequestError(f"{name} has {_short(text)} but takes texts that are not empty", param=name)
+                check_unicode(name, text)
             _check_length(name, texts, limit)
             object.__setattr__(self, name, texts)
         for name in ("stop_token_ids", "allowed_token_ids"):
             given = getattr(self, name)
             if given is not None:
-                ids = _as_tuple(given)
+                ids = _as_tuple(name, given)
                 for token_id in ids:
                     _check_whole(name, token_id, 0, None)
                 if name == "stop_token_ids":
@@ -144,13 +145,22 @@ class SamplingParams:
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
-def _as_tuple(value: Any) -> tuple[Any, ...]:
+def check_unicode(name: str, text: str) -> None:
+    """Raise InvalidRequestError where `text` has half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        found = f"{name} has {text[error.start]!r} at character {error.start}"
+        raise InvalidRequestError(f"{found}, half of a surrogate pair, which is no character; send valid Unicode", param=name) from None
+
+
+def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
     if value is None:
         return ()
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, Iterable):
-        raise InvalidRequestError(f"{_short(value)} is not a list")
+        raise InvalidRequestError(f"{name} is {_short(value)} but must be a list", param=name)
     return tuple(value)
 
 
@@ -174,7 +184,7 @@ def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
 
 
 def _check_real(name: str, value: object, low: float, high: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or not low <= value <= high:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidRequestError(f"{name} is {_short(value)} but must be a number, {_range(low, high)}", param=name)
 
 
@@ -184,6 +194,7 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
     if len(bias) > MAX_LOGIT_EDITS:
         raise InvalidRequestError(f"logit_bias has {len(bias)} entries, the limit is {MAX_LOGIT_EDITS}", param="logit_bias")
     for token_id, value in bias.items():
-        _check_whole("logit_bias key", token_id, 0, None)
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+            raise InvalidRequestError(f"logit_bias has the key {_short(token_id)} but its keys must be token ids", param="logit_bias")
         _check_real("logit_bias", value, -100.0, 100.0)
     return {token_id: float(value) for token_id, value in bias.items()}

@@ -1,14 +1,290 @@
-"""nanovllm verify MODEL: compare a checkpoint with an installed transformers."""
+"""nanovllm verify MODEL: compare a checkpoint's log-probabilities, greedy tokens and tokenization with an installed transformers.
+
+The reference runs in float32 with eager attention. Greedy tokens must be equal up to the first step where its two best are closer than
+twice the tolerance: from there on either choice is right, and the texts may part.
+"""
 
 import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from nanovllm.cli.bench_report import positive
+from nanovllm.cli.options import add_engine_options, add_model, engine_config
+from nanovllm.cli.verify_reference import Reference
+from nanovllm.errors import EngineFaultError, NanovllmError
+from nanovllm.hub import resolve_model
+from nanovllm.llm import LLM
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.outputs import RequestOutput
+from nanovllm.runner.logprobs import log_softmax
+from nanovllm.sampling_params import SamplingParams
+
+AGREES, DIFFERS, NOT_COMPARED = 0, 1, 2
+_EXIT_CODES = (
+    f"exit codes: {AGREES} all of it agrees; {DIFFERS} something differs; {NOT_COMPARED} nothing was compared, since torch or transformers "
+    "is missing, or one of the two cannot load the model."
+)
+_ROWS_AT_ONCE = 32  # log-probabilities are compared in slices of [rows, vocab], never a whole prompt at once
+_PASSAGE = (
+    "Part {}. It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it was the epoch "
+    "of belief, it was the epoch of incredulity, it was the season of Light, it was the season of Darkness.\n\n"
+)
+_PROMPTS = {
+    "word": "Hello",
+    "story": "Once upon a time there was a little girl who lived with her grandmother at the edge of a deep forest.",
+    "question": "Q: Why is the sky blue, and why isn't it violet?\nA:",
+    "unicode": "Füße, naïve café \u2013 “東京の天気”, Привет, мир! مرحبا, שלום, 🙂👩\u200d👩\u200d👧 ½ … \ufb01n",
+    "numbers": "3.14159, 2,718,281, 1e-10, 0xFF, 2024-02-29, 50%, $19.99, (1 + 2) * 3 = 9, 1000000000000",
+    "code": 'def fib(n: int) -> int:\n    """The n-th Fibonacci number."""\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n\nprint(fib(10))',
+    "spaces": "  two  spaces,\ta tab,\n\n\n   three new lines,\r\n and some at the end   ",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A text and its token ids, of which the first `kept` leave room for the answer."""
+
+    name: str
+    text: str
+    token_ids: list[int]
+    kept: int
+
+    @property
+    def kept_ids(self) -> list[int]:
+        """The token ids that are compared."""
+        return self.token_ids[: self.kept]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What was found for one prompt.
+
+    Attributes:
+        tokens: those that were compared, of `tokens_of_prompt`.
+        is_tokenized_alike: None where transformers has no tokenizer for the folder.
+        logprob_difference: largest over all positions and the whole vocabulary; None where one is not a number.
+        target_difference: largest over the prompt's own tokens, as `prompt_logprobs` reports them; None where one is not a number.
+        greedy_equal: tokens before the first that is different.
+        first_close_step: the first step, from 0, at which the reference's two best were too close to tell; None where there was none.
+        gap_where_different: how far its two best were apart at the first different token; None where all were equal.
+    """
+
+    prompt: str
+    tokens: int
+    tokens_of_prompt: int
+    is_tokenized_alike: bool | None
+    logprob_difference: float | None
+    target_difference: float | None
+    greedy_tokens: int
+    greedy_equal: int
+    first_close_step: int | None
+    gap_where_different: float | None
+
+    def agrees(self, tolerance: float) -> bool:
+        """Whether nothing differs by more than it may."""
+        within = [value is not None and value <= tolerance for value in (self.logprob_difference, self.target_difference)]
+        return all(within) and self.is_greedy_right and self.is_tokenized_alike is not False
+
+    @property
+    def is_greedy_right(self) -> bool:
+        """Whether all tokens are equal that must be."""
+        must = self.greedy_tokens if self.first_close_step is None else self.first_close_step
+        return self.greedy_equal >= must
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe the subcommand."""
-    parser = subparsers.add_parser("verify", help="compare a model with transformers", description=__doc__)
+    parser = subparsers.add_parser("verify", help="compare a model with transformers", description=__doc__, epilog=_EXIT_CODES)
+    add_model(parser)
+    group = parser.add_argument_group("comparison")
+    group.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="one prompt a line, instead of the built-in ones")
+    group.add_argument("--max-tokens", type=positive, default=32, metavar="N", help="greedy tokens to compare for each prompt (%(default)s)")
+    group.add_argument("--tolerance", type=_tolerance, default=1e-4, metavar="T", help="largest difference of log-probabilities (%(default)s)")
+    add_engine_options(parser)
     parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Compare."""
-    raise ValueError(f"nothing to compare in {parsed}")
+    """Compare, and say what was found; the exit code is one of those in --help."""
+    try:
+        config = engine_config(parsed)
+        folder = resolve_model(parsed.model)
+        reference = Reference(folder)
+        llm = LLM(folder, **asdict(config))
+        prompts = read_prompts(llm, parsed.prompts, parsed.max_tokens)
+        found = compare(llm, reference, prompts, max_tokens=parsed.max_tokens, close=2 * parsed.tolerance)
+    except ImportError as error:
+        print(f"nanovllm verify: the comparison needs torch and transformers ({error}): pip install torch transformers", file=sys.stderr)
+        return NOT_COMPARED
+    except EngineFaultError as error:
+        print(f"nanovllm verify: {parsed.model} cannot be computed: {error}", file=sys.stderr)
+        return DIFFERS
+    except (NanovllmError, ValueError, OSError, RuntimeError) as error:
+        print(f"nanovllm verify: {error}", file=sys.stderr)
+        return NOT_COMPARED
+    return _report(parsed, reference, found)
+
+
+def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
+    """The lines of a file, or the built-in texts and one as long as the context; what leaves no room for `max_tokens` is cut off.
+
+    Raises ValueError where there is no room, or no text that the tokenizer knows.
+    """
+    room = llm.engine.max_model_len - max_tokens
+    if room < 1:
+        raise ValueError(f"--max-tokens is {max_tokens}, which leaves no room for a prompt in a context of {llm.engine.max_model_len}; lower it")
+    if path is None:
+        texts = {**_PROMPTS, "long": _long_text(llm, room)}
+    else:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        texts = {f"line {number}": line for number, line in enumerate(lines, start=1) if line.strip()}
+    encoded = {name: llm.tokenizer.encode(text, allow_special=True) for name, text in texts.items()}
+    prompts = [Prompt(name, texts[name], ids, min(len(ids), room)) for name, ids in encoded.items() if ids]
+    if not prompts:
+        raise ValueError(f"{path or 'the built-in set'} has no prompt that the model's tokenizer knows; give others with --prompts")
+    return prompts
+
+
+def compare(llm: LLM, reference: Reference, prompts: list[Prompt], *, max_tokens: int, close: float) -> list[Comparison]:
+    """Answer all prompts together, as users' requests are, and compare each with the reference.
+
+    `close` is the gap between the reference's two best tokens below which either is right. The engine cannot be used afterwards: its
+    cache is overwritten.
+    """
+    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+    outputs = llm.generate([{"prompt_token_ids": prompt.kept_ids} for prompt in prompts], params)
+    pairs = tqdm(list(zip(prompts, outputs, strict=True)), desc="Compared", unit="prompt", disable=None)
+    return [_compare_one(llm, reference, prompt, output, close) for prompt, output in pairs]
+
+
+def _compare_one(llm: LLM, reference: Reference, prompt: Prompt, output: RequestOutput, close: float) -> Comparison:
+    next_ids = np.asarray(prompt.kept_ids[1:], dtype=np.int64)
+    everywhere, of_targets = [], []
+    reported = _reported_logprobs(output)
+    start = 0
+    for ours, theirs in zip(_our_logprobs(llm, prompt.kept_ids), reference.logprobs(prompt.kept_ids, _ROWS_AT_ONCE), strict=True):
+        everywhere.append(np.abs(ours - theirs).max())
+        here = slice(start, start + len(theirs))
+        own = theirs[np.arange(len(next_ids[here])), next_ids[here]]
+        of_targets.append(np.abs(reported[here] - own).max(initial=0.0))
+        start += len(theirs)
+    ours_chosen = output.outputs[0].token_ids
+    chosen, gaps = reference.greedy(prompt.kept_ids, len(ours_chosen))
+    equal = next((step for step, pair in enumerate(zip(ours_chosen, chosen, strict=True)) if pair[0] != pair[1]), len(chosen))
+    expected = reference.encode(prompt.text)
+    return Comparison(
+        prompt=prompt.name,
+        tokens=prompt.kept,
+        tokens_of_prompt=len(prompt.token_ids),
+        is_tokenized_alike=None if expected is None else expected == prompt.token_ids,
+        logprob_difference=_largest(everywhere),
+        target_difference=_largest(of_targets),
+        greedy_tokens=len(chosen),
+        greedy_equal=equal,
+        first_close_step=next((step for step, gap in enumerate(gaps) if gap < close), None),
+        gap_where_different=gaps[equal] if equal < len(chosen) else None,
+    )
+
+
+def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
+    """Log-probabilities after every token, [rows, vocab] at a time, computed in chunks over the paged cache as the engine computes prompts."""
+    engine, backend = llm.engine, llm.engine.runner.backend
+    block_table = np.arange(-(-len(token_ids) // engine.config.block_size), dtype=np.int64)[None]
+    hidden = []
+    for start in range(0, len(token_ids), engine.config.max_num_batched_tokens):
+        chunk = np.asarray(token_ids[start : start + engine.config.max_num_batched_tokens], dtype=np.int64)
+        places = np.arange(start, start + len(chunk), dtype=np.int64)
+        batch = ForwardBatch(
+            token_ids=chunk,
+            positions=places,
+            query_starts=np.array([0, len(chunk)], dtype=np.int64),
+            context_lens=np.array([start + len(chunk)], dtype=np.int64),
+            block_tables=block_table,
+            slots=places,  # the blocks are those from 0 on, in order
+            logit_rows=np.arange(len(chunk), dtype=np.int64),
+        )
+        hidden.append(backend.forward(batch))
+    rows = np.concatenate(hidden)
+    for start in range(0, len(rows), _ROWS_AT_ONCE):
+        yield log_softmax(backend.logits(rows[start : start + _ROWS_AT_ONCE]))
+
+
+def _reported_logprobs(output: RequestOutput) -> np.ndarray:
+    """The log-probability of each of the prompt's tokens but the first, as users get it."""
+    found = [position[token_id].logprob for token_id, position in zip(output.prompt_token_ids, output.prompt_logprobs or [], strict=True) if position]
+    assert len(found) == len(output.prompt_token_ids) - 1
+    return np.asarray(found, dtype=np.float64)
+
+
+def _largest(differences: Sequence[float]) -> float | None:
+    """The largest, None where one is not a finite number: JSON knows no other."""
+    largest = float(np.max(differences))
+    return largest if np.isfinite(largest) else None
+
+
+def _long_text(llm: LLM, tokens: int) -> str:
+    """Text of about that many tokens or more; empty where the tokenizer knows nothing of it."""
+    tokens_a_part = len(llm.tokenizer.encode(_PASSAGE.format(1)))
+    parts = tokens // tokens_a_part + 1 if tokens_a_part else 0
+    return "".join(_PASSAGE.format(part + 1) for part in range(parts))
+
+
+def _report(parsed: argparse.Namespace, reference: Reference, found: list[Comparison]) -> int:
+    """Print a table, the verdict and a line of JSON; returns the exit code."""
+    rows = [("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "greedy"), *map(_row, found)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    print(f"{parsed.model} against {reference.title}, float32\n")
+    for row in rows:
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    if reference.tokenizer_problem is not None:
+        print(f"\nTokenization was not compared, since transformers cannot load the tokenizer: {reference.tokenizer_problem}")
+    different = [comparison.prompt for comparison in found if not comparison.agrees(parsed.tolerance)]
+    verdict = f"DIFFERENT in {len(different)} of {len(found)} prompts: {', '.join(different)}" if different else f"All {len(found)} prompts agree"
+    print(f"\n{verdict} (log-probabilities within {parsed.tolerance:g}).\n")
+    record = {
+        "command": "verify", "model": parsed.model, "agrees": not different, "tolerance": parsed.tolerance, "max_tokens": parsed.max_tokens,
+        "max_logprob_difference": _worst([comparison.logprob_difference for comparison in found]),
+        "max_target_difference": _worst([comparison.target_difference for comparison in found]),
+        "tokenizer_problem": reference.tokenizer_problem, "versions": reference.versions,
+        "prompts": [{**asdict(comparison), "agrees": comparison.agrees(parsed.tolerance)} for comparison in found],
+    }  # fmt: skip
+    print(json.dumps(record, allow_nan=False), flush=True)
+    return DIFFERS if different else AGREES
+
+
+def _row(found: Comparison) -> tuple[str, ...]:
+    tokens = str(found.tokens) if found.tokens == found.tokens_of_prompt else f"{found.tokens} of {found.tokens_of_prompt}"
+    tokenized = {True: "alike", False: "DIFFERENT", None: "-"}[found.is_tokenized_alike]
+    everywhere, prompt = ("not finite" if value is None else f"{value:.1e}" for value in (found.logprob_difference, found.target_difference))
+    return found.prompt, tokens, tokenized, everywhere, prompt if found.tokens > 1 else "-", _greedy_text(found)
+
+
+def _greedy_text(found: Comparison) -> str:
+    if found.gap_where_different is None:
+        return f"all {found.greedy_tokens} equal"
+    apart = f"where the reference's two best are {found.gap_where_different:.1e} apart"
+    if found.is_greedy_right:
+        close = "" if found.first_close_step == found.greedy_equal else f"; its choice at step {found.first_close_step} was close already"
+        return f"equal up to step {found.greedy_equal}, {apart}{close}"
+    return f"DIFFERENT at step {found.greedy_equal}, {apart}"
+
+
+def _worst(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
+
+
+def _tolerance(text: str) -> float:
+    try:
+        tolerance = float(text)
+    except ValueError:
+        tolerance = -1.0
+    if not 0 <= tolerance < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} must be a number of at least 0")
+    return tolerance

@@ -4,8 +4,8 @@
     weights = softmax(scores)
     output  = weights V
 
-`attend` computes one sequence with whole-context products. `attend_in_tiles` computes the same with products of one fixed shape
-(16 queries by one block of keys), so that its bits depend on nothing but the sequence itself.
+`attend` takes the queries of a sequence in tiles. `attend_by_rows` takes them one by one, so that a query's bits do not depend on how
+many are asked at once.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,8 @@ from jaxtyping import Float32
 
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.model.linear import TILE_ROWS
 
 QUERY_TILE = 64  # rows whose scores fit the cache together; a causal tile reads no key past its last query
-KEY_TILE = 32
 
 Queries = Float32[np.ndarray, "queries heads head_dim"]
 Context = Float32[np.ndarray, "context heads head_dim"]
@@ -64,50 +62,11 @@ def _hide_future(scores: Float32[np.ndarray, "heads queries visible"]) -> None:
     scores[:, :, scores.shape[2] - count :][:, future] = -np.inf
 
 
-def attend_in_tiles(queries: Queries, keys: Context, values: Context, scale: float) -> Queries:
-    """`attend` with bits that do not depend on how many queries are asked at once, nor on what the batch holds besides.
-
-    Scores are taken 16 queries by one block of keys at a time; sums over the context run block after block. A block that a query
-    does not see adds exactly zero, so the length of the context beside it changes nothing.
-    """
-    count, heads, head_dim = queries.shape
-    first = keys.shape[0] - count
-    blocks = -(-keys.shape[0] // KEY_TILE)
-    padding = ((0, blocks * KEY_TILE - keys.shape[0]), (0, 0), (0, 0))
-    keys = np.ascontiguousarray(np.pad(keys, padding).reshape(blocks, KEY_TILE, heads, head_dim).transpose(0, 2, 3, 1))
-    values = np.ascontiguousarray(np.pad(values, padding).reshape(blocks, KEY_TILE, heads, head_dim).transpose(0, 2, 1, 3))
-    out = np.empty((count, heads, head_dim), dtype=np.float32)
-    for start in range(0, count, TILE_ROWS):
-        used = min(TILE_ROWS, count - start)
-        tile = np.zeros((heads, TILE_ROWS, head_dim), dtype=np.float32)
-        tile[:, :used] = queries[start : start + used].transpose(1, 0, 2)
-        position = np.arange(first + start, first + start + TILE_ROWS, dtype=np.int64)
-        mixed = _attend_tile(tile, position, keys, values, scale)
-        out[start : start + used] = mixed[:, :used].transpose(1, 0, 2)
+def attend_by_rows(queries: Queries, keys: Context, values: Context, scale: float) -> Queries:
+    """`attend` with bits that depend on nothing but the query and the tokens before it: one query at a time, over what it sees."""
+    count, context = queries.shape[0], keys.shape[0]
+    out = np.empty(queries.shape, dtype=np.float32)
+    for row in range(count):
+        visible = context - count + row + 1
+        out[row] = attend(queries[row : row + 1], keys[:visible], values[:visible], scale)[0]
     return out
-
-
-def _attend_tile(
-    tile: Float32[np.ndarray, "heads rows head_dim"],
-    position: np.ndarray,
-    keys: Float32[np.ndarray, "blocks heads head_dim key_tile"],
-    values: Float32[np.ndarray, "blocks heads key_tile head_dim"],
-    scale: float,
-) -> Float32[np.ndarray, "heads rows head_dim"]:
-    """One tile of queries against every block in turn; `position` is each row's place in the sequence."""
-    heads, rows, head_dim = tile.shape
-    scores = np.empty((len(keys), heads, rows, KEY_TILE), dtype=np.float32)
-    for block in range(len(keys)):
-        np.matmul(tile, keys[block], out=scores[block])
-        scores[block] *= np.float32(scale)
-        place = block * KEY_TILE + np.arange(KEY_TILE, dtype=np.int64)
-        scores[block][:, place[None, :] > position[:, None]] = -np.inf
-    best = scores.max(axis=(0, 3))[:, :, None]
-    total = np.zeros((heads, rows, 1), dtype=np.float32)
-    mixed = np.zeros((heads, rows, head_dim), dtype=np.float32)
-    for block in range(len(keys)):
-        weights = np.exp(scores[block] - best)
-        total += weights.sum(axis=2, keepdims=True, dtype=np.float32)
-        mixed += weights @ values[block]
-    mixed /= total
-    return mixed

@@ -5,7 +5,7 @@ either. One is chosen when the runner is made.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32
@@ -14,6 +14,7 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 
 
+@runtime_checkable
 class Backend(Protocol):
     """A loaded network with its KV cache. Not for use by two threads at once."""
 

@@ -14,14 +14,14 @@ import numpy as np
 from jaxtyping import Float32
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.attention import Attend, attend, attend_in_tiles, paged_attention
+from nanovllm.model.attention import Attend, attend, attend_by_rows, paged_attention
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.embedding import embed
 from nanovllm.model.ffn import feed_forward
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layernorm import layer_norm
-from nanovllm.model.linear import Product, linear, product, product_in_tiles
+from nanovllm.model.linear import Product, linear, product, product_by_rows
 from nanovllm.model.weights import AttentionWeights, GPT2Weights
 
 
@@ -34,7 +34,7 @@ class Arithmetic:
 
 
 FAST = Arithmetic(product, attend)
-BATCH_INVARIANT = Arithmetic(product_in_tiles, attend_in_tiles)
+BATCH_INVARIANT = Arithmetic(product_by_rows, attend_by_rows)
 
 
 def forward(

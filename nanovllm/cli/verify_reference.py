@@ -1,0 +1,72 @@
+"""transformers' GPT-2 as a reference: float32, eager attention, and nothing of it imported before it is asked for."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Reference:
+    """The model and, where transformers can load one, the tokenizer of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        """Load both; raises ImportError where torch or transformers is missing, RuntimeError where transformers refuses the model."""
+        # Imported here and nowhere else: only this command needs them, and they are many times larger than nanovllm.
+        import torch  # noqa: PLC0415
+        import transformers  # noqa: PLC0415
+
+        self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        options = {"local_files_only": True, "trust_remote_code": False}
+        try:
+            model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), attn_implementation="eager", **options)
+        except Exception as error:  # it raises exceptions of many kinds
+            raise RuntimeError(f"transformers {transformers.__version__} cannot load {folder}: {error}") from error
+        self._tokenizer, self.tokenizer_problem = _load_tokenizer(transformers, folder, options)
+        self._torch = torch
+        self._model = model.float().eval()
+        self._head = self._model.get_output_embeddings()
+
+    @property
+    def title(self) -> str:
+        """What it is, for people."""
+        return " and ".join(f"{name} {version}" for name, version in self.versions.items())
+
+    def encode(self, text: str) -> list[int] | None:
+        """Token ids of a text, None where there is no tokenizer."""
+        return None if self._tokenizer is None else list(self._tokenizer(text)["input_ids"])
+
+    def logprobs(self, token_ids: list[int], rows: int) -> Iterator[np.ndarray]:
+        """Log-probabilities after every token, [rows, vocab] at a time; the softmax is taken in float64."""
+        with self._torch.inference_mode():
+            hidden = self._model.base_model(input_ids=self._torch.tensor([token_ids]), use_cache=False).last_hidden_state[0]
+            for start in range(0, len(hidden), rows):
+                logits = self._head(hidden[start : start + rows])
+                yield self._torch.log_softmax(logits.double(), dim=-1).numpy()
+
+    def greedy(self, token_ids: list[int], count: int) -> tuple[list[int], list[float]]:
+        """The `count` likeliest next tokens one after the other, and how far the log-probability of each is above the second best."""
+        chosen: list[int] = []
+        gaps: list[float] = []
+        cache, news = None, token_ids
+        with self._torch.inference_mode():
+            for _ in range(count):
+                output = self._model.base_model(input_ids=self._torch.tensor([news]), past_key_values=cache, use_cache=True)
+                best = self._head(output.last_hidden_state[0, -1]).double().topk(2)
+                cache, news = output.past_key_values, [int(best.indices[0])]
+                chosen += news
+                gaps.append(float(best.values[0] - best.values[1]))
+        return chosen, gaps
+
+
+def _load_tokenizer(transformers: Any, folder: Path, options: dict[str, bool]) -> tuple[Any, str | None]:
+    """The folder's tokenizer, or None and the reason; a folder with vocab.json and merges.txt alone may not say which class it is."""
+    problems = []
+    for kind in (transformers.AutoTokenizer, transformers.GPT2TokenizerFast):
+        try:
+            return kind.from_pretrained(str(folder), **options), None
+        except Exception as error:  # noqa: BLE001 - it raises exceptions of many kinds, and the rest can be compared without it
+            problems.append(str(error).strip().partition("\n")[0])
+    return None, problems[0]

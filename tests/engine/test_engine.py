@@ -1,0 +1,241 @@
+"""Engine: real steps of a real network on a tiny model; batched = alone, chunked = whole, cached = recomputed, preempted = not."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanovllm.config import EngineConfig
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.request import FinishReason
+from nanovllm.outputs import RequestOutput
+from nanovllm.sampling_params import SamplingParams
+
+EXACT = EngineConfig(batch_invariant=True, block_size=8, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt and its settings, for running alone or in company."""
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+
+
+def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[RequestOutput]:
+    """Answer all jobs at once; with `poison`, free blocks that nothing is cached in are filled with NaN before every step."""
+    submissions = [engine.intake.submit(f"job{i}", job.prompt, job.params) for i, job in enumerate(jobs)]
+    for submission in submissions:
+        for request in submission.requests:
+            engine.add_request(request)
+    owner = {request.request_id: submission for submission in submissions for request in submission.requests}
+    while engine.has_work:
+        if poison:
+            engine.runner.backend.fill_blocks(engine.blocks.uncached_free_blocks(), np.nan)
+        output = engine.step()
+        assert output.fault is None, output.fault
+        for update in output.updates:
+            owner[update.request_id].assembler.absorb(update)
+        engine.check_integrity()
+    assert engine.blocks.num_used == 0
+    return [submission.assembler.output() for submission in submissions]
+
+
+def bits(output: RequestOutput) -> object:
+    """Everything of an answer that must not depend on company: tokens and log-probabilities to the last bit."""
+    return (
+        output.prompt_logprobs,
+        [(answer.token_ids, answer.logprobs, answer.cumulative_logprob, answer.finish_reason, answer.text) for answer in output.outputs],
+    )
+
+
+def closeness(one: RequestOutput, other: RequestOutput) -> float:
+    """Largest difference of the log-probabilities of the chosen tokens, which must be the same tokens."""
+    worst = 0.0
+    for a, b in zip(one.outputs, other.outputs, strict=True):
+        assert a.token_ids == b.token_ids
+        for left, right, token in zip(a.logprobs or [], b.logprobs or [], a.token_ids, strict=True):
+            worst = max(worst, abs(left[token].logprob - right[token].logprob))
+    return worst
+
+
+def prompt(seed: int, length: int, vocab: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(1, vocab, length).tolist())
+
+
+@pytest.fixture(scope="module")
+def jobs(tiny_model: Path) -> list[Job]:
+    """Requests of every kind: greedy and sampled, short and long, with penalties, filters and log-probabilities."""
+    vocab = Engine.load(tiny_model, EXACT).model.vocab
+    common = prompt(99, 24, vocab)
+    base = SamplingParams(max_tokens=12, temperature=0.9, seed=5, logprobs=3, ignore_eos=True)
+    changes: list[dict[str, object]] = [
+        {"temperature": 0.0}, {}, {"seed": 6, "top_p": 0.8}, {"top_k": 5, "presence_penalty": 0.5}, {"repetition_penalty": 1.3, "min_p": 0.02},
+        {"prompt_logprobs": 2}, {"temperature": 0.0, "frequency_penalty": 0.3}, {"n": 2},
+    ]  # fmt: skip
+    prompts = [prompt(1, 1, vocab), prompt(2, 7, vocab), prompt(3, 8, vocab), prompt(4, 33, vocab), common, (*common, 7), prompt(5, 60, vocab), common[:16]]
+    return [Job(p, SamplingParams(**{**base.as_dict(), **change})) for p, change in zip(prompts, changes, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: Path, jobs: list[Job]) -> list[object]:
+    """Each job's bits when nothing else runs, in a fresh engine without a prefix cache."""
+    config = replace(EXACT, enable_prefix_caching=False)
+    return [bits(run(Engine.load(tiny_model, config), [job])[0]) for job in jobs]
+
+
+def test_bits_do_not_depend_on_the_batch(tiny_model: Path, jobs: list[Job], alone: list[object]) -> None:
+    engine = Engine.load(tiny_model, replace(EXACT, enable_prefix_caching=False, max_num_seqs=16, max_num_batched_tokens=512))
+    assert [bits(output) for output in run(engine, jobs)] == alone
+    assert [bits(output) for output in run(engine, jobs[::-1])] == alone[::-1]
+
+
+@pytest.mark.parametrize("budget", [8, 9, 13, 17, 64])
+def test_bits_do_not_depend_on_chunking(tiny_model: Path, jobs: list[Job], alone: list[object], budget: int) -> None:
+    engine = Engine.load(tiny_model, replace(EXACT, max_num_batched_tokens=budget))
+    assert [bits(output) for output in run(engine, jobs)] == alone
+
+
+def test_bits_do_not_depend_on_prefix_cache_hits(tiny_model: Path, jobs: list[Job], alone: list[object]) -> None:
+    engine = Engine.load(tiny_model, replace(EXACT, num_blocks=256))
+    assert [bits(output) for output in run(engine, jobs)] == alone
+    again = run(engine, jobs)
+    assert [bits(output) for output in again] == alone
+    hits = [output.num_cached_tokens for output in again]
+    assert [hits[i] for i in (3, 4, 5, 6, 7)] == [32, 16, 0, 56, 8], "prompts seen before are found, except where their log-probabilities are asked for"
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_bits_do_not_depend_on_preemption(tiny_model: Path, jobs: list[Job], alone: list[object], caching: bool) -> None:
+    engine = Engine.load(tiny_model, replace(EXACT, num_blocks=11, max_num_batched_tokens=24, enable_prefix_caching=caching))
+    assert [bits(output) for output in run(engine, jobs)] == alone
+    assert engine.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("batch_invariant", [True, False])
+@pytest.mark.parametrize("caching", [True, False])
+def test_what_free_blocks_hold_changes_nothing(tiny_model: Path, jobs: list[Job], batch_invariant: bool, caching: bool) -> None:
+    config = replace(EXACT, num_blocks=16, enable_prefix_caching=caching, batch_invariant=batch_invariant)
+    clean = run(Engine.load(tiny_model, config), jobs)
+    poisoned = run(Engine.load(tiny_model, config), jobs, poison=True)
+    assert list(map(bits, poisoned)) == list(map(bits, clean))
+    assert not any(np.isnan(answer.cumulative_logprob or 0) for output in poisoned for answer in output.outputs)
+
+
+def test_without_batch_invariance_answers_agree_to_1e_5(tiny_model: Path, jobs: list[Job]) -> None:
+    fast = replace(EXACT, batch_invariant=False)
+    together = run(Engine.load(tiny_model, fast), jobs)
+    single = [run(Engine.load(tiny_model, replace(fast, enable_prefix_caching=False)), [job])[0] for job in jobs]
+    exact = run(Engine.load(tiny_model, EXACT), jobs)
+    assert max(closeness(a, b) for a, b in zip(together, single, strict=True)) < 1e-5
+    assert max(closeness(a, b) for a, b in zip(together, exact, strict=True)) < 1e-5
+
+
+@settings(max_examples=25)
+@given(data=st.data(), block_size=st.sampled_from([4, 8, 32]), budget=st.integers(4, 80), blocks=st.integers(12, 60), caching=st.booleans())
+def test_bits_in_any_schedule(
+    tiny_model: Path, jobs: list[Job], alone: list[object], data: st.DataObject, block_size: int, budget: int, blocks: int, caching: bool
+) -> None:
+    """Random company, order, block size, budget and pool: every answer has the bits that it has alone."""
+    chosen = data.draw(st.lists(st.integers(0, len(jobs) - 1), min_size=1, max_size=6))
+    config = replace(
+        EXACT, block_size=block_size, num_blocks=max(blocks, 96 // block_size), max_num_batched_tokens=budget, max_num_seqs=4, enable_prefix_caching=caching
+    )
+    outputs = run(Engine.load(tiny_model, config), [jobs[i] for i in chosen], poison=True)
+    assert [bits(output) for output in outputs] == [alone[i] for i in chosen]
+
+
+def test_a_seed_gives_the_same_answer_and_another_seed_another(tiny_model: Path, jobs: list[Job]) -> None:
+    engine = Engine.load(tiny_model, EXACT)
+    job = jobs[1]
+    other = Job(job.prompt, SamplingParams(**{**job.params.as_dict(), "seed": 1234}))
+    first, second, third = run(engine, [job, job, other])
+    assert bits(first) == bits(second)
+    assert first.outputs[0].token_ids != third.outputs[0].token_ids
+    several = run(engine, [Job(job.prompt, SamplingParams(**{**job.params.as_dict(), "n": 3}))])[0]
+    assert several.outputs[0].token_ids == first.outputs[0].token_ids
+    assert len({tuple(answer.token_ids) for answer in several.outputs}) == 3, "each of n answers has draws of its own"
+
+
+def test_an_engine_seed_makes_unseeded_requests_repeatable(tiny_model: Path) -> None:
+    job = Job((5, 6, 7), SamplingParams(max_tokens=8, ignore_eos=True))
+    with_seed = [[o.outputs[0].token_ids for o in run(Engine.load(tiny_model, replace(EXACT, seed=3)), [job, job])] for _ in range(2)]
+    assert with_seed[0] == with_seed[1]
+    assert with_seed[0][0] != with_seed[0][1], "two requests do not share their draws"
+    assert with_seed[0] != [o.outputs[0].token_ids for o in run(Engine.load(tiny_model, EXACT), [job, job])]
+
+
+def test_prompt_logprobs_are_those_of_teacher_forcing(tiny_model: Path) -> None:
+    """Scoring a text gives each token the log-probability that generating it reported."""
+    engine = Engine.load(tiny_model, EXACT)
+    written = run(engine, [Job((3, 1, 4), SamplingParams(max_tokens=20, temperature=0.7, seed=1, logprobs=0, ignore_eos=True))])[0].outputs[0]
+    whole = (3, 1, 4, *written.token_ids)
+    scored = run(engine, [Job(whole, SamplingParams(max_tokens=0, prompt_logprobs=0))])[0]
+    assert scored.prompt_logprobs is not None
+    assert scored.prompt_logprobs[0] is None
+    assert scored.outputs[0].token_ids == []
+    positions = scored.prompt_logprobs[3:]
+    assert [p[t] for p, t in zip(positions, written.token_ids, strict=True) if p] == [
+        p[t] for p, t in zip(written.logprobs or [], written.token_ids, strict=True)
+    ]
+
+
+def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(tiny_model, replace(EXACT, max_num_seqs=1))
+    params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+    failing, waiting = (engine.intake.submit(name, [1, 2, 3], params).requests[0] for name in ("failing", "waiting"))
+    engine.add_request(failing)
+    engine.add_request(waiting)
+    real = engine.runner.backend.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.runner.backend, "forward", lambda batch: (_ for _ in ()).throw(RuntimeError("the kernel fell over")))
+        output = engine.step()
+    assert engine.runner.backend.forward == real
+    assert isinstance(output.fault, RuntimeError)
+    assert [(update.request_id, update.finish_reason, update.error) for update in output.updates] == [
+        ("failing", FinishReason.ERROR, "a step of the engine failed: the kernel fell over")
+    ]
+    engine.check_integrity()
+    while engine.has_work:
+        assert engine.step().fault is None
+    assert waiting.finish_reason is FinishReason.LENGTH
+
+
+def test_forbidding_every_token_is_an_error_of_that_request_alone(tiny_model: Path) -> None:
+    engine = Engine.load(tiny_model, EXACT)
+    blocked = SamplingParams(max_tokens=4, allowed_token_ids=[5], stop_token_ids=[5], min_tokens=2)
+    fine = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
+    submissions = [engine.intake.submit("blocked", [1, 2], blocked), engine.intake.submit("fine", [1, 2], fine)]
+    for submission in submissions:
+        engine.add_request(submission.requests[0])
+    while engine.has_work:
+        for update in engine.step().updates:
+            next(s for s in submissions if s.assembler.request_id == update.request_id).assembler.absorb(update)
+    assert "every token is forbidden" in (submissions[0].assembler.error or "")
+    assert submissions[1].assembler.output().outputs[0].finish_reason == "length"
+
+
+def test_settings_that_do_not_fit_the_model_are_told(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match=r"max_model_len is 100000, but the model has only \d+ positions"):
+        Engine.load(tiny_model, EngineConfig(max_model_len=100_000))
+    with pytest.raises(ValueError, match=r"kv_cache_memory is 100 bytes, less than one block of 32 tokens"):
+        Engine.load(tiny_model, EngineConfig(kv_cache_memory=100))
+
+
+def test_counters_and_times(tiny_model: Path) -> None:
+    engine = Engine.load(tiny_model, replace(EXACT, num_blocks=256))
+    engine.warm_up()
+    assert engine.stats().prompt_tokens == 0, "the warm-up does not count"
+    job = Job(tuple(range(1, 21)), SamplingParams(max_tokens=5, temperature=0, ignore_eos=True))
+    output = run(engine, [job])[0]
+    run(engine, [job])
+    stats = engine.stats()
+    assert (stats.prompt_tokens, stats.generation_tokens) == (20 + 4, 10), "cached tokens are not computed again"
+    assert (stats.prefix_cache_hits, stats.num_requests_running, stats.num_requests_waiting, stats.kv_cache_usage) == (16, 0, 0, 0.0)
+    assert output.metrics is not None
+    times = (output.metrics.arrival_s, output.metrics.first_scheduled_s, output.metrics.first_token_s, output.metrics.finished_s)
+    assert list(times) == sorted(times)  # type: ignore[type-var]

@@ -1,0 +1,188 @@
+"""LLM: the Python face, on the tiny and on the bundled model."""
+
+import io
+from pathlib import Path
+
+import pytest
+
+from nanovllm import LLM, SamplingParams
+from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+
+GREEDY = SamplingParams(temperature=0, max_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def llm(tiny_model: Path) -> LLM:
+    return LLM(tiny_model, kv_cache_memory="4MiB", block_size=8, batch_invariant=True)
+
+
+@pytest.fixture(scope="module")
+def books() -> LLM:
+    return LLM(kv_cache_memory="32MiB")
+
+
+def test_the_bundled_model_writes_words(books: LLM) -> None:
+    output = books.generate("Once upon a time", SamplingParams(temperature=0, max_tokens=24), use_tqdm=False)[0]
+    answer = output.outputs[0]
+    assert output.prompt == "Once upon a time"
+    assert books.tokenizer.decode(output.prompt_token_ids) == output.prompt
+    assert len(answer.token_ids) == 24
+    assert answer.text == books.tokenizer.decode(answer.token_ids)
+    assert sum(word.strip('.,;"').isalpha() for word in answer.text.split()) >= 10
+
+
+def test_everything_the_readme_promises_of_an_output(llm: LLM) -> None:
+    params = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=6, logprobs=2, prompt_logprobs=1, seed=7, ignore_eos=True)
+    text, ids = llm.generate(["the hen", {"prompt_token_ids": [1, 2, 3]}], params, use_tqdm=False)
+    assert (text.prompt, ids.prompt, ids.prompt_token_ids) == ("the hen", None, [1, 2, 3])
+    for output in (text, ids):
+        answer = output.outputs[0]
+        assert output.finished
+        assert (answer.index, answer.finish_reason, answer.stop_reason) == (0, "length", None)
+        assert output.prompt_logprobs is not None
+        assert answer.logprobs is not None
+        assert output.prompt_logprobs[0] is None
+        assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
+        assert all(position and token in position for position, token in zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True))
+        assert [2 <= len(position) <= 3 for position in answer.logprobs] == [True] * 6
+        chosen = [position[token] for position, token in zip(answer.logprobs, answer.token_ids, strict=True)]
+        assert answer.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in chosen))
+        assert all(entry.decoded_token == llm.tokenizer.token_text(token) for entry, token in zip(chosen, answer.token_ids, strict=True))
+
+
+def test_outputs_come_in_the_order_of_the_prompts(llm: LLM) -> None:
+    """Prompts that end at very different times: received out of order, each other's texts would be handed out."""
+    prompts = [{"prompt_token_ids": [token] * length} for token, length in ((5, 40), (6, 3), (7, 25), (8, 1), (9, 60), (10, 2))]
+    params = [SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True) for tokens in (2, 30, 1, 20, 3, 9)]
+    together = llm.generate(prompts, params, use_tqdm=False)
+    assert [output.prompt_token_ids for output in together] == [prompt["prompt_token_ids"] for prompt in prompts]
+    assert [len(output.outputs[0].token_ids) for output in together] == [2, 30, 1, 20, 3, 9]
+    for prompt, own, output in zip(prompts, params, together, strict=True):
+        assert llm.generate(prompt, own, use_tqdm=False)[0].outputs[0].token_ids == output.outputs[0].token_ids
+
+
+def test_n_answers_come_in_order(llm: LLM) -> None:
+    output = llm.generate("the", SamplingParams(n=4, max_tokens=8, seed=3, ignore_eos=True), use_tqdm=False)[0]
+    assert [answer.index for answer in output.outputs] == [0, 1, 2, 3]
+    assert len({tuple(answer.token_ids) for answer in output.outputs}) > 1
+
+
+def test_stop_strings_end_the_text_before_them(books: LLM) -> None:
+    whole = books.generate("It was a dark", SamplingParams(temperature=0, max_tokens=60), use_tqdm=False)[0].outputs[0]
+    stop = whole.text[20:23]
+    cut = books.generate("It was a dark", SamplingParams(temperature=0, max_tokens=60, stop=[stop, "never there"]), use_tqdm=False)[0].outputs[0]
+    assert cut.text == whole.text[: whole.text.index(stop)]
+    assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
+    assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
+    kept = SamplingParams(temperature=0, max_tokens=60, stop=stop, include_stop_str_in_output=True)
+    assert books.generate("It was a dark", kept, use_tqdm=False)[0].outputs[0].text == cut.text + stop
+
+
+def test_stop_tokens_and_end_of_text(llm: LLM) -> None:
+    free = llm.generate("the", SamplingParams(temperature=0, max_tokens=12, ignore_eos=True), use_tqdm=False)[0].outputs[0]
+    token = free.token_ids[3]
+    first = free.token_ids.index(token)
+    stopped = llm.generate("the", SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=[token]), use_tqdm=False)[0].outputs[0]
+    assert stopped.token_ids == free.token_ids[: first + 1]
+    assert (stopped.finish_reason, stopped.stop_reason) == ("stop", token)
+    assert stopped.text == llm.tokenizer.decode(free.token_ids[:first])
+    (end,) = llm.engine.model.eos_token_ids
+    forced = SamplingParams(temperature=0, max_tokens=5, logit_bias={end: 100.0})
+    ended = llm.generate("the", forced, use_tqdm=False)[0].outputs[0]
+    assert (ended.token_ids, ended.text, ended.finish_reason, ended.stop_reason) == ([end], "", "stop", None)
+    going_on = SamplingParams(temperature=0, max_tokens=5, logit_bias={end: 100.0}, ignore_eos=True)
+    assert llm.generate("the", going_on, use_tqdm=False)[0].outputs[0].finish_reason == "length"
+
+
+def test_max_tokens_none_goes_on_to_the_end_of_the_context(llm: LLM) -> None:
+    output = llm.generate("the", SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), use_tqdm=False)[0]
+    assert len(output.prompt_token_ids) + len(output.outputs[0].token_ids) == llm.engine.max_model_len
+    assert output.outputs[0].finish_reason == "length"
+
+
+def test_settings_each_prompt_has_of_its_own(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=3), SamplingParams(temperature=1.5, seed=1, max_tokens=7, ignore_eos=True)]
+    outputs = llm.generate(["the", "the"], params, use_tqdm=False)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [3, 7]
+    with pytest.raises(InvalidRequestError, match="2 prompts but 1 sampling_params"):
+        llm.generate(["a", "b"], params[:1])
+
+
+def test_a_bad_prompt_is_told_before_anything_runs(llm: LLM) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt 1: the prompt is empty"):
+        llm.generate(["good", ""], GREEDY)
+    with pytest.raises(ContextLengthError, match=r"the prompt has 500 tokens, which leaves no room for an answer in a context of 128"):
+        llm.generate({"prompt_token_ids": [1] * 500}, GREEDY)
+    with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
+        llm.generate({"prompt_token_ids": [10**6]}, GREEDY)
+    with pytest.raises(InvalidRequestError, match="must be text or a list of token ids"):
+        llm.generate([3.5], GREEDY)  # type: ignore[list-item]
+    assert not llm.engine.has_work
+    assert llm.generate([], GREEDY) == []
+
+
+def test_unknown_settings_are_refused(tiny_model: Path) -> None:
+    with pytest.raises(TypeError, match="LLM has no setting gpu_memory_utilization"):
+        LLM(tiny_model, gpu_memory_utilization=0.9)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
+        SamplingParams(temprature=0.5)  # type: ignore[call-arg]
+
+
+def test_after_an_interruption_the_engine_is_empty_and_works(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids
+    calls = 0
+    real = llm.engine.step
+
+    def interrupted() -> object:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        return real()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine, "step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(["the"] * 5, GREEDY, use_tqdm=False)
+    assert not llm.engine.has_work
+    llm.engine.check_integrity()
+    assert llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids == expected
+
+
+def test_a_failing_step_raises_and_leaves_the_engine_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("the kernel fell over")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner, "run", fail)
+        with pytest.raises(EngineFaultError, match="the kernel fell over"):
+            llm.generate("the", GREEDY, use_tqdm=False)
+    assert len(llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 12
+
+
+def test_the_progress_bar_counts_prompts_and_shows_both_rates(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    screen, silent = Terminal(), io.StringIO()
+    monkeypatch.setattr("sys.stderr", screen)
+    llm.generate(["the", "a", "in"], GREEDY)
+    shown = screen.getvalue()
+    assert "3/3" in shown
+    assert "prefill" in shown
+    assert "decode" in shown
+    monkeypatch.setattr("sys.stderr", silent)
+    llm.generate("the", GREEDY)
+    assert silent.getvalue() == "", "progress is for terminals only"
+
+
+def test_defaults_come_from_the_models_generation_config(tmp_path: Path, tiny_model: Path) -> None:
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 7, "do_sample": true, "eos_token_id": [3, 4]}')
+    llm = LLM(tmp_path, kv_cache_memory="1MiB")
+    params = llm.default_sampling_params()
+    assert (params.temperature, params.top_k, params.top_p) == (0.5, 7, 1.0)
+    assert {3, 4} < set(llm.engine.model.eos_token_ids)
+    assert len(llm.generate("the", use_tqdm=False)[0].outputs[0].token_ids) <= 16
