@@ -3,7 +3,6 @@
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from tqdm import tqdm
@@ -26,17 +25,44 @@ class LLM:
     >>> llm.generate("Once upon a time", SamplingParams(temperature=0.8, top_p=0.95))[0].outputs[0].text
     """
 
-    def __init__(self, model: str | os.PathLike[str] = BUNDLED_MODEL, **settings: Any) -> None:
-        """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one; `settings` are those of EngineConfig.
+    def __init__(
+        self,
+        model: str | os.PathLike[str] = BUNDLED_MODEL,
+        *,
+        dtype: str = "float32",
+        backend: str = "numpy",
+        max_model_len: int | None = None,
+        block_size: int = 32,
+        max_num_seqs: int = 32,
+        max_num_batched_tokens: int = 512,
+        kv_cache_memory: int | str = "1GiB",
+        num_blocks: int | None = None,
+        enable_prefix_caching: bool = True,
+        batch_invariant: bool = False,
+        num_threads: int | None = None,
+        seed: int | None = None,
+        max_logprobs: int = 20,
+    ) -> None:
+        """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one; EngineConfig says what each setting does.
 
         Raises:
             ModelNotFoundError: the name leads nowhere. CheckpointError: the folder cannot be used. ValueError: a setting is wrong.
         """
-        known = {field.name for field in fields(EngineConfig)}
-        unknown = sorted(settings.keys() - known)
-        if unknown:
-            raise TypeError(f"LLM has no setting {', '.join(unknown)}; it has {', '.join(sorted(known))}")
-        config = EngineConfig(**settings)
+        config = EngineConfig(
+            dtype=dtype,
+            backend=backend,
+            max_model_len=max_model_len,
+            block_size=block_size,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            kv_cache_memory=kv_cache_memory,
+            num_blocks=num_blocks,
+            enable_prefix_caching=enable_prefix_caching,
+            batch_invariant=batch_invariant,
+            num_threads=num_threads,
+            seed=seed,
+            max_logprobs=max_logprobs,
+        )
         self.engine = Engine.load(resolve_model(model), config)
         self._ids = itertools.count()
 

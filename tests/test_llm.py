@@ -1,11 +1,13 @@
 """LLM: the Python face, on the tiny and on the bundled model."""
 
+import inspect
 import io
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM, EngineConfig, SamplingParams
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -121,9 +123,15 @@ def test_a_bad_prompt_is_told_before_anything_runs(llm: LLM) -> None:
     assert llm.generate([], GREEDY) == []
 
 
+def test_llm_has_the_settings_of_engine_config_with_their_defaults() -> None:
+    parameters = dict(inspect.signature(LLM).parameters)
+    del parameters["model"]
+    assert {name: parameter.default for name, parameter in parameters.items()} == {field.name: field.default for field in fields(EngineConfig)}
+
+
 def test_unknown_settings_are_refused(tiny_model: Path) -> None:
-    with pytest.raises(TypeError, match="LLM has no setting gpu_memory_utilization"):
-        LLM(tiny_model, gpu_memory_utilization=0.9)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'gpu_memory_utilization'"):
+        LLM(tiny_model, gpu_memory_utilization=0.9)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="unexpected keyword argument 'temprature'"):
         SamplingParams(temprature=0.5)  # type: ignore[call-arg]
 

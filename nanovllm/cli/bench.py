@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanovllm.cli import bench_offline, bench_serve
-from nanovllm.cli.bench_report import add_report_options, positive
+from nanovllm.cli.bench_report import add_report_options
 from nanovllm.cli.options import add_engine_options, add_model
 from nanovllm.cli.serve import API_KEY_VARIABLE
+from nanovllm.cli.values import not_negative, positive, positive_number
 
 _LATENCY = "Time that one batch of random prompts takes; prefill and decode tokens per second."
 _THROUGHPUT = "Requests and tokens per second when all prompts are there from the start."
@@ -35,7 +36,7 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     _add_count(group, "--output-len", 128, "tokens to generate for each")
     _add_count(group, "--batch-size", 8, "prompts at once")
     _add_count(group, "--num-iters", 10, "times to measure")
-    group.add_argument("--num-iters-warmup", type=_not_negative, default=2, metavar="N", help="times to run before (%(default)s)")
+    group.add_argument("--num-iters-warmup", type=not_negative, default=2, metavar="N", help="times to run before (%(default)s)")
     _add_offline(parser, group, bench_offline.run_latency)
 
 
@@ -61,19 +62,19 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     server.add_argument("--base-url", default="http://127.0.0.1:8000", metavar="URL", help="where it listens (%(default)s)")
     server.add_argument("--model", default=None, help="name of the model there (the first one it serves)")
     server.add_argument("--api-key", default=None, help=f"bearer token; better in the environment as {API_KEY_VARIABLE}")
-    server.add_argument("--timeout-s", type=_positive_number, default=600.0, metavar="S", help="a request fails after this long (%(default)s)")
+    server.add_argument("--timeout-s", type=positive_number, default=600.0, metavar="S", help="a request fails after this long (%(default)s)")
     work = parser.add_argument_group("work")
     _add_count(work, "--num-prompts", 32, "requests")
     _add_count(work, "--random-input-len", 128, "tokens of each prompt")
     _add_count(work, "--random-output-len", 64, "most tokens to generate for each")
     work.add_argument(
-        "--request-rate", type=_positive_number, default=math.inf, metavar="R", help="requests a second, Poisson arrivals; inf: all at once"
+        "--request-rate", type=positive_number, default=math.inf, metavar="R", help="requests a second, Poisson arrivals; inf: all at once"
     )
     work.add_argument("--max-concurrency", type=positive, default=None, metavar="N", help="most requests under way at once")
     work.add_argument("--ignore-eos", action="store_true", help="go on after the end of the text, so that all answers have full length")
     work.add_argument("--temperature", type=float, default=0.0, help="0 for the most likely token (%(default)s)")
     work.add_argument(
-        "--seed", type=_not_negative, default=None, help="same prompts and arrivals each time; by default new ones, which no prefix cache has"
+        "--seed", type=not_negative, default=None, help="same prompts and arrivals each time; by default new ones, which no prefix cache has"
     )
     _add_count(work, "--vocab", 256, "prompts have token ids below this: 256 are in every byte-level vocabulary")
     add_report_options(parser)
@@ -82,19 +83,3 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 def _add_count(group: "argparse._ArgumentGroup", flag: str, default: int, text: str) -> None:
     group.add_argument(flag, type=positive, default=default, metavar="N", help=f"{text} (%(default)s)")
-
-
-def _not_negative(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 0")
-    return int(text)
-
-
-def _positive_number(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not number > 0:
-        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
-    return number

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from nanovllm.cli.bench_report import finish, rate, show, shown
 from nanovllm.cli.options import engine_config
+from nanovllm.cli.values import read_lines
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.engine.metrics import StepStats
@@ -205,9 +206,7 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
     A line is {"prompt": text or token ids, "max_tokens": whole number}; the second may be missing, and other fields are not read.
     """
     jobs: list[Job] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         if limit is not None and len(jobs) == limit:
             break
         name = f"{path}, line {number}"

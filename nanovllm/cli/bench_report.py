@@ -20,13 +20,6 @@ def add_report_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
 
 
-def positive(text: str) -> int:
-    """An option's value that must be a whole number of at least 1."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
-    return int(text)
-
-
 def describe_machine() -> dict[str, Any]:
     """The machine and the libraries that do the arithmetic, with the threads they are set to use at this moment."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

@@ -1,6 +1,7 @@
 """The `nanovllm` command: one subcommand a file."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -19,6 +20,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     try:
         return int(parsed.run(parsed))
+    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (NanovllmError, ValueError, OSError) as error:
         print(f"nanovllm: {error}", file=sys.stderr)
         return 1

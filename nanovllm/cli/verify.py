@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanovllm.cli.bench_report import positive
 from nanovllm.cli.options import add_engine_options, add_model, engine_config
-from nanovllm.cli.verify_reference import Reference
+from nanovllm.cli.values import positive, positive_number, read_lines
+from nanovllm.cli.verify_reference import Reference, import_libraries
 from nanovllm.errors import EngineFaultError, NanovllmError
 from nanovllm.hub import resolve_model
 from nanovllm.llm import LLM
@@ -105,7 +105,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group = parser.add_argument_group("comparison")
     group.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="one prompt a line, instead of the built-in ones")
     group.add_argument("--max-tokens", type=positive, default=32, metavar="N", help="greedy tokens to compare for each prompt (%(default)s)")
-    group.add_argument("--tolerance", type=_tolerance, default=1e-4, metavar="T", help="largest difference of log-probabilities (%(default)s)")
+    group.add_argument("--tolerance", type=positive_number, default=1e-4, metavar="T", help="largest difference of log-probabilities (%(default)s)")
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -113,9 +113,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(parsed: argparse.Namespace) -> int:
     """Compare, and say what was found; the exit code is one of those in --help."""
     try:
+        libraries = import_libraries()  # before a model is fetched, which would be for nothing without them
         config = engine_config(parsed)
         folder = resolve_model(parsed.model)
-        reference = Reference(folder)
+        reference = Reference(folder, libraries)
         llm = LLM(folder, **asdict(config))
         prompts = read_prompts(llm, parsed.prompts, parsed.max_tokens)
         found = compare(llm, reference, prompts, max_tokens=parsed.max_tokens, close=2 * parsed.tolerance)
@@ -142,8 +143,7 @@ def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
     if path is None:
         texts = {**_PROMPTS, "long": _long_text(llm, room)}
     else:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        texts = {f"line {number}": line for number, line in enumerate(lines, start=1) if line.strip()}
+        texts = {f"line {number}": line.rstrip("\r") for number, line in read_lines(path)}
     encoded = {name: llm.tokenizer.encode(text, allow_special=True) for name, text in texts.items()}
     prompts = [Prompt(name, texts[name], ids, min(len(ids), room)) for name, ids in encoded.items() if ids]
     if not prompts:
@@ -278,13 +278,3 @@ def _greedy_text(found: Comparison) -> str:
 def _worst(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return max(known) if len(known) == len(values) else None
-
-
-def _tolerance(text: str) -> float:
-    try:
-        tolerance = float(text)
-    except ValueError:
-        tolerance = -1.0
-    if not 0 <= tolerance < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} must be a number of at least 0")
-    return tolerance

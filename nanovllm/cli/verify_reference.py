@@ -2,23 +2,36 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+
+
+class Libraries(NamedTuple):
+    """The two modules."""
+
+    torch: Any
+    transformers: Any
+
+
+def import_libraries() -> Libraries:
+    """torch and transformers, told to be quiet; raises ImportError where one is missing."""
+    # Imported here and nowhere else: only this command needs them, and they are many times larger than nanovllm.
+    import torch  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    return Libraries(torch, transformers)
 
 
 class Reference:
     """The model and, where transformers can load one, the tokenizer of a folder."""
 
-    def __init__(self, folder: Path) -> None:
-        """Load both; raises ImportError where torch or transformers is missing, RuntimeError where transformers refuses the model."""
-        # Imported here and nowhere else: only this command needs them, and they are many times larger than nanovllm.
-        import torch  # noqa: PLC0415
-        import transformers  # noqa: PLC0415
-
+    def __init__(self, folder: Path, libraries: Libraries) -> None:
+        """Load both; raises RuntimeError where transformers refuses the model."""
+        torch, transformers = libraries
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
             model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), attn_implementation="eager", **options)

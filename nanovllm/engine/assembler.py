@@ -48,6 +48,7 @@ class _Choice:
     stop_reason: int | str | None = None
     text_sent: int = 0
     tokens_sent: int = 0
+    has_begun: bool = False
     finish_sent: bool = False
 
 
@@ -65,7 +66,6 @@ class Assembler:
         self._params = params
         self._tokenizer = tokenizer
         self._prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
-        self._prompt_sent = False
         self._num_cached_tokens = 0
         self._metrics: RequestMetrics | None = None
         self._choices = [
@@ -100,37 +100,30 @@ class Assembler:
         if update.choice_index == 0 and self._prompt_logprobs is not None:
             self._prompt_logprobs += map(self._position, update.prompt_logprobs)
         self._num_cached_tokens = max(self._num_cached_tokens, update.num_cached_tokens)
-        stopped = update.token_id is not None and self._add_token(choice, update.token_id, update)
-        if stopped:
-            choice.finish_reason = FinishReason.STOP
+        text = "" if update.token_id is None else self._add_token(choice, update.token_id, update)
+        if update.finish_reason is not None:
+            text += choice.decoder.flush()
+        may_stop = update.token_id is not None and len(choice.token_ids) > self._params.min_tokens
+        released, stop = choice.stops.push(text, may_stop=may_stop)
+        choice.text += released
+        if stop is not None:
+            choice.finish_reason, choice.stop_reason = FinishReason.STOP, stop
         elif update.finish_reason is not None:
-            choice.text += choice.stops.flush() if update.token_id is None else ""
+            choice.text += choice.stops.flush()
             choice.finish_reason, choice.stop_reason = update.finish_reason, update.stop_reason
             self.error = self.error or update.error
         if update.metrics is not None:
             self._metrics = update.metrics
-        return stopped and update.finish_reason is None
+        return stop is not None and update.finish_reason is None
 
-    def _add_token(self, choice: _Choice, token_id: int, update: SequenceUpdate) -> bool:
-        """Append a token and the text that it completes; True when a stop string is complete."""
+    def _add_token(self, choice: _Choice, token_id: int, update: SequenceUpdate) -> str:
+        """Append a token; the characters that it completes, none for a token that ends the answer unless such are to be kept."""
         choice.token_ids.append(token_id)
         if update.logprobs is not None:
             choice.logprobs.append(self._position(update.logprobs))
             choice.cumulative_logprob += update.logprobs.logprobs[0]
-        is_stop_token = update.finish_reason is FinishReason.STOP and not self._params.include_stop_str_in_output
-        text = "" if is_stop_token else choice.decoder.push(token_id)
-        if update.finish_reason is not None:
-            text += choice.decoder.flush()
-        if len(choice.token_ids) <= self._params.min_tokens:
-            choice.text += text
-            return False
-        released, stop = choice.stops.push(text)
-        choice.text += released
-        if stop is not None:
-            choice.stop_reason = stop
-        elif update.finish_reason is not None:
-            choice.text += choice.stops.flush()
-        return stop is not None
+        is_left_out = update.finish_reason is FinishReason.STOP and not self._params.include_stop_str_in_output
+        return "" if is_left_out else choice.decoder.push(token_id)
 
     def output(self) -> RequestOutput:
         """Everything so far."""
@@ -139,19 +132,28 @@ class Assembler:
     def take_news(self) -> RequestOutput | None:
         """What has come since the last call: choices with news only, each with its new text and tokens; None where nothing has.
 
-        Prompt log-probabilities come once, with the first news after they are complete.
+        Prompt log-probabilities come with every choice's first news, which waits until they are complete.
         """
+        if self._prompt_logprobs_pending:
+            return None
         news = []
+        begins = False
         for index, choice in enumerate(self._choices):
             has_ended = choice.finish_reason is not None and not choice.finish_sent
             if has_ended or len(choice.token_ids) > choice.tokens_sent or len(choice.text) > choice.text_sent:
                 news.append(self._completion(index, choice.text_sent, choice.tokens_sent))
+                begins = begins or not choice.has_begun
+                choice.has_begun = True
                 choice.text_sent, choice.tokens_sent, choice.finish_sent = len(choice.text), len(choice.token_ids), has_ended
         if not news:
             return None
-        prompt_logprobs = None if self._prompt_sent else self._prompt_logprobs
-        self._prompt_sent = True
-        return self._output(news, prompt_logprobs)
+        return self._output(news, self._prompt_logprobs if begins else None)
+
+    @property
+    def _prompt_logprobs_pending(self) -> bool:
+        """Whether the first choice, which reports them, still has some to come; another may be ahead of it, its prompt cached."""
+        reported = self._prompt_logprobs
+        return reported is not None and len(reported) < len(self._prompt_token_ids) and self._choices[0].finish_reason is None
 
     def _output(self, outputs: list[CompletionOutput], prompt_logprobs: list[PositionLogprobs | None] | None) -> RequestOutput:
         return RequestOutput(

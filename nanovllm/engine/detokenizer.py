@@ -19,8 +19,9 @@ class IncrementalDecoder:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._window: list[int] = []  # only for tokenizers that are not byte-level: the last tokens, and how much of their text is out
-        self._window_text = ""
+        self._window: list[int] = []  # only for tokenizers that are not byte-level: the tokens of the last text, then those still without
+        self._window_text = ""  # what the window's first part says by itself
+        self._pending = 0
 
     def push(self, token_id: int) -> str:
         """Characters that this token completes."""
@@ -35,17 +36,21 @@ class IncrementalDecoder:
         if self._tokenizer.is_byte_level:
             return self._utf8.decode(b"", final=True)
         rest = self._tokenizer.decode(self._window, skip_special_tokens=False)[len(self._window_text) :]
-        self._window, self._window_text = [], ""
+        self._window, self._window_text, self._pending = [], "", 0
         return rest
 
     def _push_by_difference(self, token_id: int) -> str:
-        """Decode a few tokens with and without the new one: what other tokenizers put between tokens depends on the neighbours."""
+        """Decode a few tokens with and without the new ones: what other tokenizers put between tokens depends on the neighbours.
+
+        All tokens of the text released last stay in the window: a character may need several, and its last alone would be broken.
+        """
         self._window.append(token_id)
+        self._pending += 1
         text = self._tokenizer.decode(self._window, skip_special_tokens=False)
-        if text.endswith(_REPLACEMENT):
+        if len(text) <= len(self._window_text) or text.endswith(_REPLACEMENT):
             return ""
         new = text[len(self._window_text) :]
-        self._window = self._window[-1:]
+        self._window, self._pending = self._window[-self._pending :], 0
         self._window_text = self._tokenizer.decode(self._window, skip_special_tokens=False)
         return new
 
@@ -59,15 +64,16 @@ class StopStrings:
         self._include = include_in_output
         self._held = ""
 
-    def push(self, text: str) -> tuple[str, str | None]:
+    def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Text that is safe to release, and the stop string if one is complete: the first to end, the longest of those.
 
-        The held text is always shorter than the longest stop string, so that a push costs what the new text is long.
+        With `may_stop=False` none is complete with this text, but one may begin in it. The held text is always shorter than the
+        longest stop string, so that a push costs what the new text is long.
         """
         held = len(self._held)
         text = self._held + text
         ends = [(end, -len(stop), stop) for stop in self._stops if (end := _first_end(text, stop, held)) is not None]
-        if ends:
+        if ends and may_stop:
             end, _, stop = min(ends)
             self._held = ""
             return text[: end if self._include else end - len(stop)], stop
@@ -82,7 +88,7 @@ class StopStrings:
 
 
 def _first_end(text: str, stop: str, already_seen: int) -> int | None:
-    """Where the first occurrence of `stop` ends that is not wholly inside the text seen before."""
+    """Where the first occurrence of `stop` ends that is not wholly in the text seen before."""
     place = text.find(stop, max(0, already_seen - len(stop) + 1))
     return None if place < 0 else place + len(stop)
 

@@ -14,7 +14,7 @@ from nanovllm.engine.request import Request
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.sampling_params import SamplingParams, check_unicode
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
@@ -76,17 +76,24 @@ class Intake:
 
     def read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """A prompt's text, None where it came as ids, and its token ids; raises InvalidRequestError."""
+        given: object = prompt
         if isinstance(prompt, Mapping):
-            unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-            if unknown or len(prompt) != 1:
-                raise InvalidRequestError(f"a prompt has either 'prompt' or 'prompt_token_ids', not {sorted(map(str, prompt))}", param="prompt")
-        given: object = next(iter(prompt.values())) if isinstance(prompt, Mapping) else prompt
+            if set(prompt) not in ({"prompt"}, {"prompt_token_ids"}):
+                names = ", ".join(_shown(name) for name in list(prompt)[:5]) or "neither"
+                raise InvalidRequestError(f"a prompt has either 'prompt' or 'prompt_token_ids', not {names}", param="prompt")
+            [(name, given)] = prompt.items()
+            if isinstance(given, str) is not (name == "prompt"):
+                wanted = "text" if name == "prompt" else "a list of token ids"
+                raise InvalidRequestError(f"'{name}' is {_shown(given)} but must be {wanted}", param="prompt")
         if isinstance(given, str):
             return given, self._encode(given)
-        if not isinstance(given, Sequence) or not all(isinstance(i, int) and not isinstance(i, bool) for i in given):
-            raise InvalidRequestError("a prompt must be text or a list of token ids", param="prompt")
+        if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
+            raise InvalidRequestError(f"the prompt is {_shown(given)} but must be text or a list of token ids", param="prompt")
         if not given:
             raise InvalidRequestError("the prompt is empty; give at least one token", param="prompt")
+        wrong = [item for item in given if not isinstance(item, int) or isinstance(item, bool)]
+        if wrong:
+            raise InvalidRequestError(f"the prompt has {_shown(wrong[0])} among its token ids, which must be whole numbers", param="prompt")
         token_ids = list(given)
         self._check_ids("prompt", token_ids)
         return None, token_ids
@@ -94,15 +101,13 @@ class Intake:
     def _encode(self, text: str) -> list[int]:
         if not text:
             raise InvalidRequestError("the prompt is empty; give at least one character", param="prompt")
-        at_least = len(text.encode("utf-8", errors="replace")) // self._longest_token
+        check_unicode("prompt", text)
+        at_least = len(text.encode()) // self._longest_token if self._longest_token else 1
         if at_least > self.limits.max_model_len:  # too long however it is split: refuse it before spending time on it
             raise ContextLengthError(
-                f"the prompt has more than {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it", param="prompt"
+                f"the prompt has at least {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it", param="prompt"
             )
-        try:
-            token_ids = self.tokenizer.encode(text)
-        except UnicodeEncodeError:
-            raise InvalidRequestError("the prompt has half of a surrogate pair, which is no character; send valid Unicode", param="prompt") from None
+        token_ids = self.tokenizer.encode(text)
         if not token_ids:
             raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
         self._check_ids("prompt", token_ids)
@@ -142,7 +147,16 @@ class Intake:
             raise InvalidRequestError(f"{name} has token ids outside the vocabulary of 0 to {self.model.vocab - 1}: {shown}", param=name)
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        """Each bad word as tokens, at the beginning of a text and after a space, where BPE spells it otherwise."""
+        """Each bad word as tokens, at the beginning of a text and after a space, where BPE spells it otherwise.
+
+        A spelling that has tokens which the model does not know cannot come up, and is left out.
+        """
         spellings = [spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())]
         encoded = (tuple(self.tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
-        return tuple(dict.fromkeys(ids for ids in encoded if ids))
+        return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
+
+
+def _shown(value: object) -> str:
+    """A wrong value for a message: as it is where that is short, otherwise its type."""
+    text = repr(value) if isinstance(value, str | int | float | None) else ""
+    return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"

@@ -51,9 +51,12 @@ class Tokenizer:
         return self._plain.get_vocab_size(with_added_tokens=True)
 
     @property
-    def longest_token(self) -> int:
-        """Bytes that one token can stand for at most."""
-        return max((len(token.encode()) for token in self._plain.get_vocab(with_added_tokens=True)), default=1)
+    def longest_token(self) -> int | None:
+        """Bytes of text that one token stands for at most; None where an unknown word, or what is left out, may have any length."""
+        vocab = self._plain.get_vocab(with_added_tokens=True)
+        if not self.is_byte_level or self._plain.normalizer is not None or not vocab.keys() >= _BYTE_OF.keys():
+            return None
+        return max(*map(len, vocab), *(len(content.encode()) for content in self._added.values()))
 
     def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
         """Token ids of `text`.

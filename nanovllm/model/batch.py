@@ -44,12 +44,12 @@ class ForwardBatch:
 
     def check(self, *, vocab: int, max_positions: int, blocks: int, block_size: int) -> None:
         """Raise ValueError unless every index lies inside the model and the cache, so that no kernel can read outside them."""
-        counts = np.diff(self.query_starts)
-        if self.seqs == 0 or self.tokens == 0 or self.query_starts[0] != 0 or self.query_starts[-1] != self.tokens or counts.min() < 1:
-            raise ValueError("a batch needs at least one sequence and at least one token in each")
         same_tokens = len(self.positions) == len(self.slots) == self.tokens
         if not same_tokens or len(self.query_starts) != self.seqs + 1 or len(self.block_tables) != self.seqs:
             raise ValueError("the arrays of a batch disagree about the number of tokens or sequences")
+        counts = np.diff(self.query_starts)
+        if self.seqs == 0 or self.query_starts[0] != 0 or self.query_starts[-1] != self.tokens or counts.min() < 1:
+            raise ValueError("a batch needs at least one sequence and at least one token in each")
         _check_inside("token_ids", self.token_ids, vocab)
         _check_inside("positions", self.positions, max_positions)
         _check_inside("slots", self.slots, blocks * block_size)

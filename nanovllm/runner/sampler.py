@@ -11,6 +11,7 @@ from nanovllm.runner.philox import uniform
 from nanovllm.runner.sampling_batch import SamplingBatch, TokenHistory
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a row whose network overflowed may be beside sound ones
 def sample(logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingBatch) -> tuple[Int64[np.ndarray, " seqs"], Bool[np.ndarray, " seqs"]]:
     """One token a row, and whether the row had any to give.
 

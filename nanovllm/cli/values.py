@@ -1,0 +1,41 @@
+"""Values of command-line options and of the files they name, checked."""
+
+import argparse
+import math
+from pathlib import Path
+
+
+def positive(text: str) -> int:
+    """An option's value that must be a whole number of at least 1."""
+    return _whole(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """An option's value that must be a whole number of at least 0."""
+    return _whole(text, 0)
+
+
+def positive_number(text: str) -> float:
+    """An option's value that must be a number above 0; `inf` is one."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not number > 0:
+        raise argparse.ArgumentTypeError(f"{text} must be a number above 0")
+    return number
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """The lines of a text file that are not blank, each with its number; raises ValueError where it is not UTF-8."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text in UTF-8: {error}") from error
+    return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _whole(text: str, low: int) -> int:
+    if not (text.isascii() and text.isdigit()) or int(text) < low:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {low}")
+    return int(text)
