@@ -39,7 +39,7 @@ format: $(DEV)  ## format the code, sort the imports
 	$(BIN)/ruff format .
 
 bench: $(RUN)  ## measure prefill and decode; MODEL=folder-or-name (empty: the bundled one) ARGS="more flags"
-	@$(BIN)/nanovllm bench latency $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+	@$(BIN)/nanovllm bench latency $(if $(MODEL),"$(MODEL)") $(ARGS)
 
 wheel: $(TEST)  ## build the source archive and the wheel into dist/
 	@$(BIN)/python -m build --outdir dist .

@@ -10,14 +10,19 @@ from nanovllm.cli import bench, download, generate, serve, verify
 from nanovllm.errors import NanovllmError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; people see messages, never a traceback, for what they can mend."""
+def build_parser() -> argparse.ArgumentParser:
+    """The command line; the parsed arguments carry the subcommand's `run`."""
     parser = argparse.ArgumentParser(prog="nanovllm", description="GPT-2 inference on CPUs.")
     parser.add_argument("--version", action="version", version=f"nanovllm {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (serve, generate, download, bench, verify):
         command.add_parser(subparsers)
-    parsed = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code; people see messages, never a traceback, for what they can mend."""
+    parsed = build_parser().parse_args(arguments)
     try:
         return int(parsed.run(parsed))
     except BrokenPipeError:  # whoever read the output, such as `head`, has enough

@@ -19,9 +19,9 @@ from enum import Enum
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Prompt, Submission
-from nanovllm.engine.metrics import EngineStats, StepStats
-from nanovllm.engine.request import Request
-from nanovllm.errors import EngineFaultError, EngineNotReadyError, InvalidRequestError, QueueFullError
+from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.request import FinishReason, Request
+from nanovllm.errors import EngineError, EngineFaultError, EngineNotReadyError, InvalidRequestError, QueueFullError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineState(Enum):
-    """LOADING until a first step has run; then READY; STOPPED by the caller, FAILED when loading raised."""
+    """LOADING until a first step has run; then READY; STOPPED by the caller, FAILED when loading, or a part that must not, raised."""
 
     LOADING = "loading"
     READY = "ready"
@@ -49,18 +49,31 @@ class _Abort:
 
 
 @dataclass(frozen=True, slots=True)
+class _StopFound:
+    """A stop string has ended the answer of this sequence, which the engine knows nothing about."""
+
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     pass
 
 
 @dataclass(slots=True, eq=False)
 class Reader:
-    """A request and the task that waits for its news."""
+    """A request and the task that waits for its news; `sequences` are those that count as unfinished, `gone` is why no more news come."""
 
     assembler: Assembler
+    requests: tuple[Request, ...]
     sequences: int
     news: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: str | None = None
+    gone: EngineError | None = None
+
+    def give_up(self, reason: EngineError) -> None:
+        """Wake the task: it gets `reason` instead of news."""
+        self.gone = reason
+        self.news.set()
 
 
 class AsyncEngine:
@@ -79,7 +92,7 @@ class AsyncEngine:
         self._engine: Engine | None = None
         self._state = EngineState.LOADING
         self._failure: BaseException | None = None
-        self._commands: queue.SimpleQueue[_Add | _Abort | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Abort | _StopFound | _Stop] = queue.SimpleQueue()
         self._readers: dict[str, Reader] = {}
         self._queued = 0
         self._ids = itertools.count()
@@ -94,15 +107,19 @@ class AsyncEngine:
 
     @property
     def failure(self) -> BaseException | None:
-        """What loading raised, where it did."""
+        """What loading raised, or what ended the engine's thread later."""
         return self._failure
 
     @property
     def engine(self) -> Engine:
         """The engine, for its configuration, intake and tokenizer; raises EngineNotReadyError before it is loaded."""
-        if self._engine is None or self._state is not EngineState.READY:
-            raise EngineNotReadyError(f"the engine is {self._state.value}; try again when it is ready")
+        self._check_ready()
+        assert self._engine is not None
         return self._engine
+
+    def _check_ready(self) -> None:
+        if self._state is not EngineState.READY:
+            raise EngineNotReadyError(f"the engine is {self._state.value}; try again when it is ready")
 
     def stats(self) -> EngineStats:
         """The engine at this moment, as of its last step."""
@@ -125,15 +142,15 @@ class AsyncEngine:
             raise EngineNotReadyError("the engine was stopped while it was loading")
 
     async def stop(self) -> None:
-        """End all requests and the thread; harmless twice."""
+        """End all requests and the thread; harmless twice. A model that is still loading is left to its daemon thread, which nobody waits for."""
+        is_loading = self._state is EngineState.LOADING
         self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
         self._commands.put(_Stop())
-        for reader in set(self._readers.values()):
-            reader.gone = "the engine was stopped"
-            reader.news.set()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
         self._changed.set()
+        for reader in set(self._readers.values()):
+            reader.give_up(EngineNotReadyError("the engine was stopped"))
+        if self._thread is not None and not is_loading:
+            await asyncio.to_thread(self._thread.join)
 
     async def generate(
         self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
@@ -167,20 +184,25 @@ class AsyncEngine:
         """Queue one checked request; its reader must be given to `finish` or `follow`."""
         return self.submit_all([submission])[0]
 
-    def submit_all(self, submissions: Sequence[Submission]) -> list[Reader]:
-        """Queue checked requests, all or none: room for every sequence is taken before the first is queued."""
-        sequences = sum(len(submission.requests) for submission in submissions)
+    def check_room(self, sequences: int) -> None:
+        """Whether as many sequences more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""
         if sequences > self._max_queued:
             asked = f"the request asks for {sequences} answers at once, the limit is {self._max_queued}"
             raise InvalidRequestError(f"{asked}; send fewer prompts or a smaller n")
         if self._queued + sequences > self._max_queued:
             waiting = f"{self._queued} requests are unfinished and {sequences} more would pass the limit of {self._max_queued}"
             raise QueueFullError(f"{waiting}; try again later")
+
+    def submit_all(self, submissions: Sequence[Submission]) -> list[Reader]:
+        """Queue checked requests, all or none: room for every sequence is taken before the first is queued."""
+        self._check_ready()
+        sequences = sum(len(submission.requests) for submission in submissions)
+        self.check_room(sequences)
         self._queued += sequences
         arrival_s = time.monotonic()
         readers = []
         for submission in submissions:
-            reader = Reader(submission.assembler, len(submission.requests))
+            reader = Reader(submission.assembler, submission.requests, len(submission.requests))
             self._readers.update(dict.fromkeys((request.request_id for request in submission.requests), reader))
             self._commands.put(_Add(submission.requests, arrival_s))
             readers.append(reader)
@@ -214,7 +236,7 @@ class AsyncEngine:
         await reader.news.wait()
         reader.news.clear()
         if reader.gone is not None:
-            raise EngineNotReadyError(reader.gone)
+            raise reader.gone
 
     def _raise_error(self, reader: Reader) -> None:
         if reader.assembler.error is not None:
@@ -233,30 +255,41 @@ class AsyncEngine:
 
     def _deliver(self, output: StepOutput) -> None:
         """On the event loop: hand a step's updates to their readers."""
-        stopped = []
         for update in output.updates:
             reader = self._readers.get(update.request_id)
-            if reader is not None:
+            if reader is None:
+                continue
+            try:
                 if reader.assembler.absorb(update):
-                    stopped.append(update.request_id)
-                reader.news.set()
-        if stopped:
-            self._commands.put(_Abort(tuple(stopped)))
+                    self._commands.put(_StopFound(reader.requests[update.choice_index]))
+            except Exception as error:  # the other updates of the step must reach their readers
+                logger.exception("the answer to %s could not be put together", update.request_id)
+                reader.give_up(EngineFaultError(f"the answer could not be put together: {error}"))
+            reader.news.set()
+        self._report(output.stats)
+
+    def _report(self, stats: StepStats) -> None:
         if self._on_step is not None:
-            self._on_step(output.stats)
+            self._on_step(stats)
 
     def _run(self) -> None:
         """The engine's thread."""
-        assert self._loop is not None
         try:
             engine = self._load()
             engine.warm_up()
         except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for the engine
-            self._failure = error
-            self._post(self._set_state, EngineState.FAILED)
+            self._post(self._fail, error)
             return
         self._engine = engine
         self._post(self._set_state, EngineState.READY)
+        try:
+            self._serve(engine)
+        except BaseException as error:
+            logger.critical("the engine has broken down; the server must be started again", exc_info=error)
+            self._post(self._fail, error)
+
+    def _serve(self, engine: Engine) -> None:
+        """Step while there is work, until told to stop."""
         while self._obey_commands(engine):
             output = engine.step()
             if output.fault is not None:
@@ -278,12 +311,32 @@ class AsyncEngine:
                 case _Abort():
                     for request_id in command.request_ids:
                         engine.abort_request(request_id)
+                case _StopFound():
+                    self._end(engine, command.request)
                 case _Stop():
                     return False
+
+    def _end(self, engine: Engine, request: Request) -> None:
+        """End a sequence that has its whole answer, and report it as the engine reports those that it ends itself."""
+        ended = engine.abort_request(request.request_id)
+        if ended is not None and ended.metrics is not None and ended.metrics.finished_s is not None:
+            times = RequestTimes(ended.metrics.arrival_s, ended.metrics.first_scheduled_s, ended.metrics.first_token_s)
+            finished = FinishedRequest(
+                FinishReason.STOP.value, request.num_prompt_tokens, request.num_output_tokens, times, ended.metrics.finished_s
+            )
+            self._post(self._report, StepStats(0, 0, 0, 0.0, finished=[finished]))
 
     def _set_state(self, state: EngineState) -> None:
         if self._state is EngineState.LOADING:
             self._state = state
+        self._changed.set()
+
+    def _fail(self, error: BaseException) -> None:
+        """On the event loop: loading raised, or the thread came to an end that it must not come to."""
+        if self._state is not EngineState.STOPPED:
+            self._state, self._failure = EngineState.FAILED, error
+        for reader in set(self._readers.values()):
+            reader.give_up(EngineFaultError(f"the engine has broken down: {error}"))
         self._changed.set()
 
     def _post(self, function: Callable[..., None], *args: object) -> None:

@@ -38,11 +38,13 @@ class ServerSettings:
         model_names: names that requests may use for the model; the first is the one in answers.
         api_key: what clients must send as a bearer token; None for no check.
         max_body_bytes: largest request body.
+        stalled_client_s: a client that reads nothing of its stream for this long loses it.
     """
 
     model_names: tuple[str, ...]
     api_key: str | None = None
     max_body_bytes: int = 4 << 20
+    stalled_client_s: float = 60.0
 
 
 def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> FastAPI:
@@ -109,10 +111,12 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
             known = ", ".join(settings.model_names)
             raise ModelUnknownError(f"the model {errors.shorten(body.model)!r} is not served here; served: {known}")
         model = body.model or settings.model_names[0]
+        engine.check_room(len(body.prompts) * (body.n or 1))  # before time is spent on their text
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
         readers = engine.submit_all(job.submissions)
         if body.stream:
-            return EventStream(completion_events(job, engine, readers), on_close=lambda: engine.leave(readers))
+            events = completion_events(job, engine, readers)
+            return EventStream(events, on_close=lambda: engine.leave(readers), stalled_after_s=settings.stalled_client_s)
 
         async def whole_answer() -> list[RequestOutput]:
             return [await engine.finish(reader) for reader in readers]

@@ -131,8 +131,8 @@ class ChoiceFormatter:
         """Format one answer to `output`'s prompt."""
         self._job = job
         self._prompt = job.decode_prompt(output) if job.body.echo else ""
-        self._decoder = IncrementalDecoder(job.decode_prompt.tokenizer, skip_special_tokens=False)
-        self._offset = 0
+        self._decoder = IncrementalDecoder(job.decode_prompt.tokenizer, skip_special_tokens=job.body.skip_special_tokens)
+        self._offset = len(self._prompt)
         self._begun = False
 
     def choice(self, index: int, answer: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
@@ -143,8 +143,9 @@ class ChoiceFormatter:
         if answer.logprobs is not None:
             logprobs = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
             if echo and output.prompt_logprobs is not None:
-                self._add_logprobs(logprobs, output.prompt_token_ids, output.prompt_logprobs)
-            self._add_logprobs(logprobs, answer.token_ids, answer.logprobs)
+                prompt_decoder = IncrementalDecoder(self._job.decode_prompt.tokenizer, skip_special_tokens=False)
+                self._add_logprobs(logprobs, output.prompt_token_ids, output.prompt_logprobs, prompt_decoder, 0)
+            self._offset = self._add_logprobs(logprobs, answer.token_ids, answer.logprobs, self._decoder, self._offset)
         choice = {
             "index": index, "text": (self._prompt if echo else "") + answer.text, "logprobs": logprobs,
             "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
@@ -153,15 +154,23 @@ class ChoiceFormatter:
             choice["prompt_logprobs"] = [position and _by_id(position) for position in output.prompt_logprobs or []]
         return choice
 
-    def _add_logprobs(self, logprobs: dict[str, list[Any]], token_ids: list[int], positions: Sequence[PositionLogprobs | None]) -> None:
-        """Append parallel entries; a token's offset is where the text begins that it adds to."""
+    def _add_logprobs(
+        self,
+        logprobs: dict[str, list[Any]],
+        token_ids: list[int],
+        positions: Sequence[PositionLogprobs | None],
+        decoder: IncrementalDecoder,
+        offset: int,
+    ) -> int:
+        """Append parallel entries; a token's offset is where the text begins that it adds to. Gives the offset of the next."""
         count = self._job.body.logprobs or 0
         for token_id, position in zip(token_ids, positions, strict=True):
-            logprobs["text_offset"].append(self._offset)
-            self._offset += len(self._decoder.push(token_id))
+            logprobs["text_offset"].append(offset)
+            offset += len(decoder.push(token_id))
             logprobs["tokens"].append(self._job.decode_prompt.tokenizer.token_text(token_id))
             logprobs["token_logprobs"].append(_finite(position[token_id].logprob) if position is not None else None)
             logprobs["top_logprobs"].append(_by_text(position, token_id, count) if position is not None else None)
+        return offset
 
 
 def _finite(logprob: float) -> float:

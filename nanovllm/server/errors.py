@@ -73,6 +73,8 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
+        if error.status_code == 400 and error.__cause__ is not None:  # neither UTF-8 nor JSON, or nested too deeply: the cause says which
+            message = f"the body cannot be read as JSON: {shorten(str(error.__cause__))}"
         return error_response(error.status_code, message, headers=error.headers)
 
     async def on_any(request: Request, error: Exception) -> Response:
@@ -86,24 +88,45 @@ def install(app: FastAPI) -> None:
 
 def describe_problems(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
     """Pydantic's findings as one message, and the first field at fault."""
-    lines = []
-    for problem in problems[:MAX_PROBLEMS]:
-        place = ".".join(str(part) for part in problem["loc"] if part != "body")
-        reason = "not supported" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-        given = "" if problem["type"] in ("missing", "json_invalid") else f" (given: {shorten(_quote(problem.get('input')))})"
-        lines.append(shorten(place) + ": " * bool(place) + shorten(str(reason), 400) + given)
+    lines = [_describe(problem) for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
-    fields = [part for part in problems[0]["loc"] if part != "body"] if problems else []
-    return "; ".join(lines), shorten(str(fields[0])) if fields and isinstance(fields[0], str) else None
+    return "; ".join(lines), _field_of(problems[0]) if problems else None
+
+
+def _describe(problem: Mapping[str, Any]) -> str:
+    """One finding: where it is, what is wrong and what was given."""
+    kind, given = problem["type"], problem.get("input")
+    if kind == "json_invalid":
+        return f"the body is not valid JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
+    place = shorten(".".join(str(part) for part in problem["loc"] if part != "body"))
+    if not place and kind in ("missing", "model_type", "model_attributes_type"):
+        return f"the body must be a JSON object, sent with Content-Type: application/json{_given(given) if given else ''}"
+    reason = "not supported" if kind == "extra_forbidden" else shorten(problem["msg"].removeprefix("Value error, "), 400)
+    if not place:
+        return reason
+    return f"{place}: {reason}{'' if kind == 'missing' else _given(given)}"
+
+
+def _field_of(problem: Mapping[str, Any]) -> str | None:
+    """The field that a finding is about; where fields are checked together, the error says which."""
+    error = problem.get("ctx", {}).get("error")
+    if isinstance(error, InvalidRequestError):
+        return error.param
+    fields = [part for part in problem["loc"] if part != "body"]
+    return shorten(fields[0]) if fields and isinstance(fields[0], str) else None
+
+
+def _given(value: object) -> str:
+    return f" (given: {shorten(_quote(value))})"
 
 
 def _quote(value: object) -> str:
     """A short form of any JSON value, without walking through all of a large one."""
-    if isinstance(value, str):
+    if isinstance(value, str | bytes):
         return repr(value[: MAX_INPUT_CHARACTERS + 1])
     if isinstance(value, list):
-        return f"a list of {len(value)}" if len(value) > 8 else repr([_quote(item) for item in value])
+        return f"a list of {len(value)}"
     if isinstance(value, dict):
         return f"an object of {len(value)} fields"
     if isinstance(value, int) and value.bit_length() > 1024:

@@ -16,13 +16,13 @@ class ApiKeyMiddleware:
     def __init__(self, app: ASGIApp, api_key: str) -> None:
         """Guard `app` by one key."""
         self._app = app
-        self._expected = b"Bearer " + api_key.encode()
+        self._expected = api_key.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer 401."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
-            given = dict(scope["headers"]).get(b"authorization", b"")
-            if not hmac.compare_digest(given, self._expected):
+            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._expected):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
                 await error_response(401, message, headers={"www-authenticate": "Bearer"})(scope, receive, send)
                 return

@@ -1,15 +1,18 @@
 """What a client may send to /v1/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
 
-A field that is not listed here is refused by name, never ignored. Ranges that SamplingParams checks are not repeated here.
+A field that is not listed here is refused by name, never ignored. Ranges that SamplingParams checks are not repeated here. Finding
+faults costs little however large the body is: of a list the first one counts, and a body with too many fields is not looked into.
 """
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
-from nanovllm.sampling_params import MAX_SEED, MIN_SEED
+from nanovllm.errors import InvalidRequestError
+from nanovllm.sampling_params import MAX_LOGIT_EDITS, MAX_SEED, MIN_SEED
 
 MAX_PRIORITY = 2**31 - 1
+MAX_FIELDS = 100  # more than there are to know; each unknown one costs an error of its own
 
 _PROMPT_SCHEMA = {
     "oneOf": [
@@ -20,6 +23,24 @@ _PROMPT_SCHEMA = {
     ]
 }
 Prompts = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+TokenIds = Annotated[list[int], Field(fail_fast=True)]
+Texts = Annotated[list[str], Field(fail_fast=True)]
+
+
+def _as_list(value: object) -> object:
+    """A union of text and list would answer with two errors for one fault."""
+    return [value] if isinstance(value, str) else value
+
+
+def _not_too_many(value: object) -> object:
+    """Counted before its entries are looked at."""
+    if isinstance(value, dict) and len(value) > MAX_LOGIT_EDITS:
+        raise ValueError(f"has {len(value)} entries, the limit is {MAX_LOGIT_EDITS}")
+    return value
+
+
+Stops = Annotated[Texts, BeforeValidator(_as_list), WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})]
+LogitBias = Annotated[dict[str, float], BeforeValidator(_not_too_many)]
 
 
 class StreamOptions(BaseModel):
@@ -45,10 +66,10 @@ class CompletionRequest(BaseModel):
     best_of: int | None = Field(None, ge=1, description="must equal n")
     logprobs: int | None = Field(None, ge=0)
     echo: bool | None = False
-    stop: str | list[str] | None = None
+    stop: Stops | None = None
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
-    logit_bias: dict[str, float] | None = None
+    logit_bias: LogitBias | None = None
     seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
@@ -58,17 +79,24 @@ class CompletionRequest(BaseModel):
     top_k: int | None = Field(None, ge=-1)
     min_p: float | None = Field(None, ge=0, le=1)
     repetition_penalty: float | None = Field(None, gt=0)
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: TokenIds | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
-    bad_words: list[str] | None = None
-    allowed_token_ids: list[int] | None = None
+    bad_words: Texts | None = None
+    allowed_token_ids: TokenIds | None = None
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = Field(None, ge=0)
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, max_length=256)
     request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, body: Any) -> Any:
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
+        return body
 
     @field_validator("prompt")
     @classmethod
@@ -85,13 +113,13 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="after")
     def _check_together(self) -> "CompletionRequest":
         if self.suffix is not None:
-            raise ValueError("suffix is not supported: GPT-2 cannot fill in the middle; leave it out")
+            raise InvalidRequestError("suffix is not supported: GPT-2 cannot fill in the middle; leave it out", param="suffix")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError(f"best_of is {self.best_of} but only the value of n ({self.n or 1}) is supported; leave it out")
+            raise InvalidRequestError(f"best_of is {self.best_of} but only the value of n ({self.n or 1}) is supported; leave it out", param="best_of")
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options is only allowed with stream; set stream to true or leave it out")
+            raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens is 0 but must be at least 1 unless echo is true")
+            raise InvalidRequestError("max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens")
         return self
 
     @property

@@ -1,19 +1,21 @@
 """Answers while they grow: server-sent events, and what happens when the client goes away.
 
 A client that closes its connection ends its requests: the task that follows them is cancelled, and the engine aborts what is
-unfinished. Between two writes news merge, so a slow reader gets larger chunks and holds nobody up.
+unfinished. Between two writes news merge, so a slow reader gets larger chunks and holds nobody up; one that takes nothing at all
+counts as gone after a while.
 """
 
 import asyncio
 import json
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from nanovllm.engine.async_engine import AsyncEngine, Reader
 from nanovllm.outputs import RequestOutput
@@ -51,33 +53,57 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 class EventStream(Response):
     """A response whose events are written as they come, and whose source is closed when the client goes away."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], on_close: Callable[[], None]) -> None:
-        """Send `events` one after the other; `on_close` is called at the end in any case, even where the events never began."""
+    def __init__(self, events: AsyncGenerator[bytes, None], on_close: Callable[[], None], stalled_after_s: float) -> None:
+        """Send `events` one after the other.
+
+        Args:
+            on_close: called at the end in any case, even where the events never began.
+            stalled_after_s: a client that has taken nothing for this long, and up to twice as long, counts as gone.
+        """
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._on_close = on_close
+        self._stalled_after_s = stalled_after_s
+        self._sending_since_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the events end or the client is gone."""
         writer = asyncio.ensure_future(self._write(send))
         gone = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
-            await asyncio.wait({writer, gone}, return_when=asyncio.FIRST_COMPLETED)
+            while not await self._is_over(writer, gone):
+                pass
         finally:
+            self._on_close()
             for task in (writer, gone):
                 task.cancel()
             results = await asyncio.gather(writer, gone, return_exceptions=True)
-            self._on_close()
         if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
             raise results[0]
 
+    async def _is_over(self, writer: "asyncio.Future[None]", gone: "asyncio.Future[None]") -> bool:
+        """Wait for the end of the events or of the connection, but no longer than it takes to find a stalled client."""
+        done, _ = await asyncio.wait({writer, gone}, timeout=self._stalled_after_s, return_when=asyncio.FIRST_COMPLETED)
+        if done:
+            return True
+        since_s = self._sending_since_s
+        is_stalled = since_s is not None and time.monotonic() - since_s >= self._stalled_after_s
+        if is_stalled:
+            logger.warning("a client has read nothing of its stream for %g s; its requests end", self._stalled_after_s)
+        return is_stalled
+
     async def _write(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        async def pass_on(message: Message) -> None:
+            self._sending_since_s = time.monotonic()
+            await send(message)  # returns once the client has taken enough of what was sent before
+            self._sending_since_s = None
+
+        await pass_on({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         async with aclosing(self._events) as events:
             async for event in events:
-                await send({"type": "http.response.body", "body": event, "more_body": True})
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await pass_on({"type": "http.response.body", "body": event, "more_body": True})
+        await pass_on({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def completion_events(job: CompletionJob, engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[bytes, None]:

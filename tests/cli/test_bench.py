@@ -1,0 +1,152 @@
+"""`nanovllm bench`: its figures follow from what happened, its last line is JSON, and what is wrong is said before anything is measured."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovllm.cli.bench_offline import Phases, read_dataset
+from nanovllm.cli.main import main
+from nanovllm.engine.metrics import StepStats
+from tests.support.bench import bench, refused
+
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
+
+
+def test_latency_reports_percentiles_and_both_phases(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    work = ("--input-len", 8, "--output-len", 5, "--batch-size", 3, "--num-iters", 4, "--num-iters-warmup", 1)
+    record = bench(capsys, "latency", tiny_model, *work)
+    assert record["benchmark"] == "latency"
+    assert (record["total_input_tokens"], record["total_output_tokens"]) == (4 * 3 * 8, 4 * 3 * 5)
+    assert (record["prefix_caching"], record["total_cached_tokens"]) == (False, 0)
+    latencies = sorted(record["latencies_s"])
+    assert len(latencies) == record["num_iters"] == 4
+    assert record["avg_latency_s"] == pytest.approx(sum(latencies) / 4)
+    assert record["p50_latency_s"] == pytest.approx((latencies[1] + latencies[2]) / 2)
+    percentiles = [record[f"p{percent}_latency_s"] for percent in (10, 25, 50, 75, 90, 99)]
+    assert percentiles == sorted(percentiles)
+    in_steps_s = record["total_input_tokens"] / record["prefill_tokens_per_s"] + 4 * 3 * 4 / record["decode_tokens_per_s"]
+    assert 0.2 * sum(latencies) < in_steps_s <= sum(latencies), "the first token of each answer comes from prefill, the other four from decoding"
+
+
+def test_an_answer_of_one_token_has_no_decode_phase(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    record = bench(capsys, "latency", tiny_model, "--input-len", 8, "--output-len", 1, "--num-iters", 1, "--num-iters-warmup", 0)
+    assert record["decode_tokens_per_s"] is None
+    assert record["prefill_tokens_per_s"] > 0
+
+
+def test_throughput_counts_every_token(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    record = bench(capsys, "throughput", tiny_model, "--num-prompts", 5, "--input-len", 16, "--output-len", 7, "--json", file)
+    assert (record["total_input_tokens"], record["total_output_tokens"], record["total_cached_tokens"]) == (5 * 16, 5 * 7, 0)
+    seconds = record["duration_s"]
+    assert record["requests_per_s"] * seconds == pytest.approx(5)
+    assert record["output_tokens_per_s"] * seconds == pytest.approx(5 * 7)
+    assert record["total_tokens_per_s"] * seconds == pytest.approx(5 * 23)
+    assert record["prefill_tokens_per_s"] > 0
+    assert record["decode_tokens_per_s"] > 0
+    assert record["settings"]["max_num_seqs"] == 32
+    assert json.loads(file.read_text(encoding="utf-8")) == record
+
+
+def test_prefix_caching_is_on_where_it_is_asked_for(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    work = ("--input-len", 40, "--output-len", 2, "--batch-size", 2, "--num-iters", 1, "--num-iters-warmup", 1)
+    record = bench(capsys, "latency", tiny_model, *work, "--enable-prefix-caching")
+    assert (record["prefix_caching"], record["total_cached_tokens"]) == (True, 2 * 32), "one block of 32 tokens is whole"
+
+
+def test_the_seed_makes_the_prompts(capsys: pytest.CaptureFixture[str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nanovllm.engine.intake import Intake
+
+    seen: list[object] = []
+    submit = Intake.submit
+
+    def recording(self: Intake, request_id: str, prompt: Any, *rest: Any, **options: Any) -> Any:
+        if request_id.startswith("bench-"):
+            seen.append(prompt)
+        return submit(self, request_id, prompt, *rest, **options)
+
+    monkeypatch.setattr(Intake, "submit", recording)
+    for seed in (3, 3, 4):
+        bench(capsys, "throughput", tiny_model, "--num-prompts", 1, "--input-len", 12, "--output-len", 1, "--seed", seed)
+    assert seen[0] == seen[1] != seen[2]
+
+
+def test_a_dataset_says_prompts_and_lengths(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    lines: list[dict[str, Any]] = [{"prompt": "abc", "max_tokens": 2, "id": 7}, {"prompt": [1, 2]}, {"prompt": "x\u2028y", "max_tokens": 3}]
+    file.write_text("\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n", encoding="utf-8")
+    record = bench(capsys, "throughput", tiny_model, "--dataset", file, "--output-len", 4)
+    assert (record["num_prompts"], record["total_output_tokens"]) == (3, 2 + 4 + 3)
+    assert record["total_input_tokens"] == 3 + 2 + 5
+    record = bench(capsys, "throughput", tiny_model, "--dataset", file, "--output-len", 4, "--num-prompts", 2)
+    assert (record["num_prompts"], record["total_output_tokens"]) == (2, 6)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "has no prompts"),
+        ('{"prompt": "a"}\n{"prompt":', "line 2 is not JSON"),
+        ('\n"a"', "line 2 must be an object with a prompt"),
+        ('{"text": "a"}', "line 1 must be an object with a prompt"),
+        ('{"prompt": "a", "max_tokens": 0}', "line 1: max_tokens is 0 but must be a whole number of at least 1"),
+        ('{"prompt": "a", "max_tokens": true}', "line 1: max_tokens is True"),
+    ],
+)
+def test_a_wrong_dataset_is_told_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        read_dataset(file, None, 8)
+
+
+def test_what_does_not_fit_names_the_numbers(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path) -> None:
+    for kind in ("latency", "throughput"):
+        error = refused(capsys, kind, tiny_model, "--input-len", 100, "--output-len", 29)
+        assert "100 tokens and an answer of 29 are 129 together, more than the context of 128" in error
+    assert "more than the context of 64" in refused(capsys, "latency", tiny_model, "--max-model-len", 64, "--input-len", 60, "--output-len", 5)
+    assert "--batch-size is 33, but only 32" in refused(capsys, "latency", tiny_model, "--batch-size", 33)
+    assert "temperature is -1.0" in refused(capsys, "latency", tiny_model, "--temperature", -1, "--output-len", 9)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "a"}\n{"prompt": "a", "max_tokens": 128}', encoding="utf-8")
+    assert "line 2: a prompt of 1 tokens and an answer of 128 are 129" in refused(capsys, "throughput", tiny_model, "--dataset", file)
+    file.write_text('{"prompt": 7}', encoding="utf-8")
+    assert re.search("line 1: .* must be text or a list of token ids", refused(capsys, "throughput", tiny_model, "--dataset", file))
+    assert "does not exist" in refused(capsys, "latency", tmp_path / "nothing")
+
+
+def test_lengths_are_checked_before_weights_are_read(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((tiny_model / "config.json").read_bytes())
+    assert "more than the context of 128" in refused(capsys, "latency", tmp_path, "--input-len", 128)
+
+
+def test_wrong_flags_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["latency", "--batch-size", "0"], ["serve", "--request-rate", "-1"], ["serve", "--request-rate", "nan"], [], ["speed"]):
+        with pytest.raises(SystemExit) as stopped:
+            main(["bench", *flags])
+        assert stopped.value.code == 2
+    assert "at least 1" in capsys.readouterr().err
+
+
+def test_a_step_that_reads_a_prompt_counts_as_prefill() -> None:
+    phases = Phases()
+    phases.add(StepStats(100, 100, 0, 0.5))
+    phases.add(StepStats(60, 50, 10, 0.25))
+    phases.add(StepStats(8, 0, 8, 0.125))
+    phases.add(StepStats(8, 0, 8, 0.125))
+    assert phases.figures() == {"prefill_tokens_per_s": 200.0, "decode_tokens_per_s": 64.0}
+
+
+def test_the_script_runs_from_anywhere(tiny_model: Path, tmp_path: Path) -> None:
+    flags = ["--input-len", "4", "--output-len", "2", "--num-iters", "1", "--num-iters-warmup", "0"]
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), "latency", str(tiny_model), *flags], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Batches" not in done.stderr, "no progress bar where there is no terminal"
+    assert json.loads(done.stdout.splitlines()[-1])["total_output_tokens"] == 16

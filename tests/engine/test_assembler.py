@@ -1,0 +1,365 @@
+"""From updates to answers: text, tokens and log-probabilities that belong together, whole or as news."""
+
+from collections.abc import Iterable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.engine.assembler import Assembler, SequenceUpdate
+from nanovllm.engine.request import FinishReason
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from nanovllm.runner.logprobs import TokenLogprobs
+from nanovllm.sampling_params import SamplingParams
+from tests.support.checkpoints import END_OF_TEXT, MERGES, write_tokenizer
+
+END = 256 + len(MERGES)
+PROMPT = [1, 2, 3]
+METRICS = RequestMetrics(arrival_s=1.0, first_scheduled_s=2.0, first_token_s=3.0, finished_s=4.0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+def make(tokenizer: Tokenizer, **settings: object) -> Assembler:
+    params = SamplingParams(**settings)  # type: ignore[arg-type]
+    return Assembler("r", "prompt", list(PROMPT), params, tokenizer, [f"r-{choice}" for choice in range(params.n)])
+
+
+def update(
+    token_id: int | None,
+    finish: FinishReason | None = None,
+    *,
+    choice: int = 0,
+    logprobs: TokenLogprobs | None = None,
+    prompt_logprobs: Iterable[TokenLogprobs] = (),
+    stop_reason: int | None = None,
+    error: str | None = None,
+) -> SequenceUpdate:
+    return SequenceUpdate(
+        f"r-{choice}", choice, token_id, logprobs, tuple(prompt_logprobs), finish, stop_reason,
+        metrics=METRICS if finish is not None else None, error=error,
+    )  # fmt: skip
+
+
+def feed(assembler: Assembler, tokenizer: Tokenizer, text: str, finish: FinishReason | None = None, *, choice: int = 0) -> list[bool]:
+    """Send the bytes of `text` as one token each, the last with `finish`; what each `absorb` said."""
+    byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
+    tokens = [byte_of[bytes([byte])] for byte in text.encode()]
+    reasons = [None] * (len(tokens) - 1) + [finish]
+    return [assembler.absorb(update(token, reason, choice=choice)) for token, reason in zip(tokens, reasons, strict=True)]
+
+
+def answer(assembler: Assembler, choice: int = 0) -> CompletionOutput:
+    return assembler.output().outputs[choice]
+
+
+def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    assert answer(assembler) == CompletionOutput(0, "", [], None, None)
+    assert feed(assembler, tokenizer, "hey") == [False] * 3
+    assert not assembler.is_finished
+    assert assembler.unfinished_ids == ["r-0"]
+    assert feed(assembler, tokenizer, "!", FinishReason.LENGTH) == [False]
+    output = assembler.output()
+    assert output == RequestOutput("r", "prompt", PROMPT, None, [answer(assembler)], finished=True, metrics=METRICS)
+    assert (output.outputs[0].text, output.outputs[0].finish_reason, len(output.outputs[0].token_ids)) == ("hey!", "length", 4)
+    assert assembler.unfinished_ids == []
+
+
+def test_an_unfinished_character_shows_at_the_end(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    half = tokenizer.encode("é")[0]
+    assembler.absorb(update(half))
+    assert answer(assembler).text == ""
+    assembler.absorb(update(half, FinishReason.LENGTH))
+    assert answer(assembler).text == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize("finish", [FinishReason.ABORT, FinishReason.ERROR])
+def test_an_answer_that_is_broken_off_keeps_all_of_its_text(tokenizer: Tokenizer, finish: FinishReason) -> None:
+    assembler = make(tokenizer, stop="xyz")
+    feed(assembler, tokenizer, "abxy")
+    assembler.absorb(update(tokenizer.encode("é")[0]))
+    assert answer(assembler).text == "abxy"[:2]
+    assert not assembler.absorb(update(None, finish, error="broken" if finish is FinishReason.ERROR else None))
+    assert answer(assembler).text == "abxy\ufffd" == tokenizer.decode(answer(assembler).token_ids)
+    assert answer(assembler).finish_reason == finish.value
+    assert assembler.error == ("broken" if finish is FinishReason.ERROR else None)
+    assert assembler.is_finished
+
+
+def test_the_first_error_is_kept(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, n=2)
+    assembler.absorb(update(None, FinishReason.ERROR, choice=1, error="first"))
+    assembler.absorb(update(None, FinishReason.ERROR, choice=0, error="second"))
+    assert assembler.error == "first"
+
+
+# What ends an answer ----------------------------------------------------------------------------------------------------------------
+
+
+def test_end_of_text_is_a_token_but_no_text(tokenizer: Tokenizer) -> None:
+    for settings in ({}, {"include_stop_str_in_output": True}, {"skip_special_tokens": False}):
+        assembler = make(tokenizer, **settings)
+        feed(assembler, tokenizer, "hi")
+        assembler.absorb(update(END, FinishReason.STOP))
+        assert answer(assembler).text == "hi"
+        assert answer(assembler).token_ids[-1] == END
+        assert (answer(assembler).finish_reason, answer(assembler).stop_reason) == ("stop", None)
+
+
+def test_end_of_text_that_is_kept_and_not_skipped_is_written_out(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, include_stop_str_in_output=True, skip_special_tokens=False)
+    feed(assembler, tokenizer, "hi")
+    assembler.absorb(update(END, FinishReason.STOP))
+    assert answer(assembler).text == "hi" + END_OF_TEXT
+
+
+def test_end_of_text_that_is_ignored_is_skipped_or_written_out(tokenizer: Tokenizer) -> None:
+    for skip in (True, False):
+        assembler = make(tokenizer, ignore_eos=True, skip_special_tokens=skip)
+        feed(assembler, tokenizer, "hi")
+        assembler.absorb(update(END))
+        feed(assembler, tokenizer, "ho", FinishReason.LENGTH)
+        assert answer(assembler).text == ("hiho" if skip else f"hi{END_OF_TEXT}ho")
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_token_is_text_only_where_it_is_asked_for(tokenizer: Tokenizer, include: bool) -> None:
+    assembler = make(tokenizer, include_stop_str_in_output=include)
+    feed(assembler, tokenizer, "hi")
+    stop = tokenizer.encode("!")[0]
+    assembler.absorb(update(stop, FinishReason.STOP, stop_reason=stop))
+    assert answer(assembler).text == ("hi!" if include else "hi")
+    assert answer(assembler).token_ids[-1] == stop
+    assert answer(assembler).stop_reason == stop
+
+
+def test_text_held_for_a_stop_string_comes_out_when_a_token_ends_the_answer(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, stop="\n\n")
+    feed(assembler, tokenizer, "line\n")
+    assert answer(assembler).text == "line"
+    assembler.absorb(update(END, FinishReason.STOP))
+    assert answer(assembler).text == "line\n"
+    assert answer(assembler).stop_reason is None
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_string_ends_the_answer_and_the_engine_is_told(tokenizer: Tokenizer, include: bool) -> None:
+    assembler = make(tokenizer, stop=["never", "stop"], include_stop_str_in_output=include)
+    assert feed(assembler, tokenizer, "do stop") == [False] * 6 + [True]
+    assert answer(assembler).text == ("do stop" if include else "do ")
+    assert (answer(assembler).finish_reason, answer(assembler).stop_reason) == ("stop", "stop")
+    assert assembler.is_finished
+    before = assembler.output()
+    assert feed(assembler, tokenizer, " now", FinishReason.LENGTH) == [False] * 4, "steps that were under way"
+    assert assembler.output() == before
+
+
+def test_a_stop_string_in_the_last_token_wins_over_the_length(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, stop="stop")
+    assert feed(assembler, tokenizer, "stop", FinishReason.LENGTH) == [False] * 4, "the engine has ended it already"
+    assert (answer(assembler).text, answer(assembler).finish_reason, answer(assembler).stop_reason) == ("", "stop", "stop")
+
+
+def test_a_broken_off_answer_has_no_stop_reason_of_its_last_characters(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, stop="\ufffd")
+    assembler.absorb(update(tokenizer.encode("é")[0]))
+    assembler.absorb(update(None, FinishReason.ABORT))
+    assert (answer(assembler).text, answer(assembler).finish_reason, answer(assembler).stop_reason) == ("\ufffd", "abort", None)
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "text"),
+    [(0, ""), (1, ""), (2, "ab"), (3, "ab"), (4, "abab"), (5, "abab"), (6, "ababab!")],
+)
+def test_a_stop_string_counts_once_min_tokens_are_there(tokenizer: Tokenizer, min_tokens: int, text: str) -> None:
+    """It may begin before: what matters is the token that completes it."""
+    assembler = make(tokenizer, stop="ab", min_tokens=min_tokens)
+    feed(assembler, tokenizer, "ababab!", FinishReason.LENGTH)
+    assert answer(assembler).text == text
+    assert answer(assembler).stop_reason == ("ab" if min_tokens < 6 else None)
+
+
+def test_text_held_when_the_answer_is_shorter_than_min_tokens_comes_out(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, stop="ab", min_tokens=9)
+    feed(assembler, tokenizer, "aba", FinishReason.LENGTH)
+    assert answer(assembler).text == "aba"
+
+
+# News -------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    texts=st.lists(st.text(alphabet="abé🙂", min_size=1, max_size=6), min_size=1, max_size=3),
+    order=st.lists(st.integers(0, 2), max_size=60),
+    stops=st.lists(st.text(alphabet="abé", min_size=1, max_size=3), max_size=2),
+    fetches=st.lists(st.booleans(), min_size=60, max_size=60),
+    min_tokens=st.integers(0, 4),
+)
+def test_pieces_join_to_the_whole(
+    tokenizer: Tokenizer, texts: list[str], order: list[int], stops: list[str], fetches: list[bool], min_tokens: int
+) -> None:
+    """In whatever order choices get their tokens and however often news are fetched."""
+    assembler = make(tokenizer, n=len(texts), stop=stops, min_tokens=min_tokens, max_tokens=99, logprobs=1)
+    queues = [[*text.encode()] for text in texts]
+    byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
+    news: list[RequestOutput] = []
+    turns = [choice for choice in order if choice < len(texts)] + [choice for choice, queue in enumerate(queues) for _ in queue]
+    for turn, choice in enumerate(turns):
+        if queues[choice]:
+            token_id = byte_of[bytes([queues[choice].pop(0)])]
+            finish = None if queues[choice] else FinishReason.LENGTH
+            assembler.absorb(update(token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [-float(token_id)], [7])))
+        if fetches[turn % len(fetches)] and (piece := assembler.take_news()) is not None:
+            news.append(piece)
+    if (piece := assembler.take_news()) is not None:
+        news.append(piece)
+    assert assembler.take_news() is None
+    whole = assembler.output()
+    assert whole.finished
+    assert [piece.finished for piece in news] == [False] * (len(news) - 1) + [True]
+    for choice, final in enumerate(whole.outputs):
+        parts = [part for piece in news for part in piece.outputs if part.index == choice]
+        assert "".join(part.text for part in parts) == final.text
+        assert [token for part in parts for token in part.token_ids] == final.token_ids
+        assert [position for part in parts for position in part.logprobs or []] == final.logprobs
+        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + [final.finish_reason]
+        assert (parts[-1].stop_reason, parts[-1].cumulative_logprob) == (final.stop_reason, final.cumulative_logprob)
+        assert len(final.logprobs or []) == len(final.token_ids)
+
+
+def test_there_are_no_news_without_a_change(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, stop="ab")
+    assert assembler.take_news() is None
+    assembler.absorb(update(None))
+    assert assembler.take_news() is None
+    feed(assembler, tokenizer, "a")
+    held = assembler.take_news()
+    assert held is not None, "a token is news even while its text is held"
+    assert (held.outputs[0].text, len(held.outputs[0].token_ids)) == ("", 1)
+    assert assembler.take_news() is None
+
+
+def test_unread_news_merge_into_one(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    feed(assembler, tokenizer, "one two")
+    feed(assembler, tokenizer, "!", FinishReason.LENGTH)
+    news = assembler.take_news()
+    assert news is not None
+    assert (news.outputs[0].text, len(news.outputs[0].token_ids), news.outputs[0].finish_reason) == ("one two!", 8, "length")
+    assert news.finished
+
+
+def test_an_end_without_a_token_is_news(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    feed(assembler, tokenizer, "hi")
+    assembler.take_news()
+    assembler.absorb(update(None, FinishReason.ABORT))
+    news = assembler.take_news()
+    assert news is not None
+    assert (news.outputs[0].text, news.outputs[0].token_ids, news.outputs[0].finish_reason, news.finished) == ("", [], "abort", True)
+    assert assembler.take_news() is None
+
+
+def test_only_choices_with_news_are_in_them(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, n=3)
+    feed(assembler, tokenizer, "x", choice=2)
+    feed(assembler, tokenizer, "y", choice=0)
+    news = assembler.take_news()
+    assert news is not None
+    assert [(part.index, part.text) for part in news.outputs] == [(0, "y"), (2, "x")]
+    assert [part.index for part in assembler.output().outputs] == [0, 1, 2]
+
+
+# Log-probabilities ------------------------------------------------------------------------------------------------------------------
+
+
+def test_log_probabilities_belong_to_their_tokens(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, logprobs=2)
+    a, b, half = tokenizer.encode("a")[0], tokenizer.encode("b")[0], tokenizer.encode("é")[0]
+    assembler.absorb(update(a, logprobs=TokenLogprobs([a, b, a], [-2.0, -1.0, -2.0], [2, 1, 2])))
+    assembler.absorb(update(half, FinishReason.LENGTH, logprobs=TokenLogprobs([half, a, b], [-9.0, -0.5, -1.5], [40, 1, 2])))
+    assert answer(assembler).logprobs == [
+        {a: Logprob(-2.0, 2, "a"), b: Logprob(-1.0, 1, "b")},
+        {half: Logprob(-9.0, 40, "\ufffd"), a: Logprob(-0.5, 1, "a"), b: Logprob(-1.5, 2, "b")},
+    ]
+    assert answer(assembler).cumulative_logprob == -11.0
+
+
+def test_tokens_past_a_stop_string_have_no_log_probabilities(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, logprobs=0, stop="b")
+    for text in "abab":
+        token_id = tokenizer.encode(text)[0]
+        assembler.absorb(update(token_id, logprobs=TokenLogprobs([token_id], [-1.0], [1])))
+    assert len(answer(assembler).token_ids) == len(answer(assembler).logprobs or []) == 2
+    assert answer(assembler).cumulative_logprob == -2.0
+
+
+def positions(token_ids: Sequence[int]) -> list[TokenLogprobs]:
+    return [TokenLogprobs([token_id], [-0.5], [1]) for token_id in token_ids]
+
+
+def test_prompt_log_probabilities_have_none_for_the_first_token_and_come_once(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, prompt_logprobs=0)
+    assembler.absorb(update(None, prompt_logprobs=positions([2])))
+    assert assembler.take_news() is None
+    assembler.absorb(update(5, prompt_logprobs=positions([3])))
+    complete = [None, {2: Logprob(-0.5, 1, tokenizer.token_text(2))}, {3: Logprob(-0.5, 1, tokenizer.token_text(3))}]
+    news = assembler.take_news()
+    assert news is not None
+    assert news.prompt_logprobs == complete
+    assembler.absorb(update(6, FinishReason.LENGTH))
+    news = assembler.take_news()
+    assert news is not None
+    assert news.prompt_logprobs is None
+    assert assembler.output().prompt_logprobs == complete
+
+
+def test_without_a_token_prompt_log_probabilities_come_with_the_end(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, prompt_logprobs=0, max_tokens=0)
+    assembler.absorb(update(None, FinishReason.LENGTH, prompt_logprobs=positions([2, 3])))
+    news = assembler.take_news()
+    assert news is not None
+    assert news.finished
+    assert len(news.prompt_logprobs or []) == len(PROMPT)
+
+
+def test_news_of_a_choice_that_is_ahead_wait_for_the_prompt_log_probabilities(tokenizer: Tokenizer) -> None:
+    """Only the first choice reports them, and it reads the whole prompt, while the others may find theirs in the prefix cache."""
+    assembler = make(tokenizer, prompt_logprobs=0, n=2)
+    feed(assembler, tokenizer, "ahead", choice=1)
+    assembler.absorb(update(None, prompt_logprobs=positions([2])))
+    assert assembler.take_news() is None
+    assembler.absorb(update(None, prompt_logprobs=positions([3])))
+    news = assembler.take_news()
+    assert news is not None
+    assert [part.text for part in news.outputs] == ["ahead"]
+    assert len(news.prompt_logprobs or []) == len(PROMPT)
+    feed(assembler, tokenizer, "first")
+    news = assembler.take_news()
+    assert news is not None
+    assert len(news.prompt_logprobs or []) == len(PROMPT), "every choice's first news have them"
+
+
+def test_an_end_before_the_prompt_was_read_is_not_held_back(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, prompt_logprobs=0)
+    assembler.absorb(update(None, prompt_logprobs=positions([2])))
+    assembler.absorb(update(None, FinishReason.ABORT))
+    news = assembler.take_news()
+    assert news is not None
+    assert news.finished
+    assert news.outputs[0].finish_reason == "abort"
+
+
+def test_cached_tokens_are_those_of_the_choice_that_found_most(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, n=2)
+    for choice, cached in ((0, 0), (1, 2)):
+        assembler.absorb(SequenceUpdate(f"r-{choice}", choice, 5, None, (), None, num_cached_tokens=cached))
+    assert assembler.output().num_cached_tokens == 2

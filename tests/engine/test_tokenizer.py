@@ -1,0 +1,182 @@
+"""Encoding as GPT-2 does it, decoding back to the same text, and model folders whose tokenizer is damaged."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tokenizers
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import CheckpointError
+from nanovllm.hub.names import BUNDLED_MODEL, resolve_model
+from tests.support.checkpoints import END_OF_TEXT, write_tokenizer
+from tests.support.tokenizers import word_piece
+
+GPT2_SUBSET = Path(__file__).parent.parent / "data" / "gpt2_subset"
+EXPECTED: list[dict[str, Any]] = json.loads((GPT2_SUBSET / "expected.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def gpt2() -> Tokenizer:
+    return Tokenizer.load(GPT2_SUBSET)
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Tokenizer:
+    return Tokenizer.load(resolve_model(BUNDLED_MODEL))
+
+
+@pytest.mark.parametrize("entry", EXPECTED, ids=lambda entry: repr(entry["text"]))
+def test_texts_are_split_as_gpt2_splits_them(gpt2: Tokenizer, entry: dict[str, Any]) -> None:
+    assert gpt2.encode(entry["text"]) == entry["ids"]
+    assert gpt2.decode(entry["ids"]) == entry["text"]
+
+
+@pytest.mark.skipif("GPT2_TOKENIZER_DIR" not in os.environ, reason="GPT2_TOKENIZER_DIR does not name a folder with GPT-2's vocab.json and merges.txt")
+def test_the_whole_tokenizer_of_gpt2_gives_the_recorded_ids() -> None:
+    whole = Tokenizer.load(Path(os.environ["GPT2_TOKENIZER_DIR"]))
+    assert whole.vocab == 50257
+    assert whole.special_token_ids == {50256}
+    assert whole.longest_token == 128
+    for entry in EXPECTED:
+        assert whole.encode(entry["text"]) == entry["ids"]
+        assert whole.decode(entry["ids"]) == entry["text"]
+
+
+def test_the_best_known_example() -> None:
+    assert EXPECTED[0] == {"text": "Hello world, I am GPT-2", "ids": [15496, 995, 11, 314, 716, 402, 11571, 12, 17]}
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
+def test_both_forms_of_tokenizer_file_say_the_same(tmp_path: Path, form: str) -> None:
+    names = write_tokenizer(tmp_path, form)
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.vocab == len(names)
+    assert tokenizer.special_token_ids == {names.index(END_OF_TEXT)}
+    assert tokenizer.encode("the ill") == [names.index("the"), names.index("Ġ"), names.index("i"), names.index("ll")]
+    assert tokenizer.is_byte_level
+
+
+def test_a_run_of_spaces_leaves_its_last_one_to_the_word(gpt2: Tokenizer) -> None:
+    space, b = gpt2.encode(" ")[0], gpt2.encode(" b")
+    assert len(b) == 1
+    assert gpt2.encode("a   b")[1:] == [space, space, *b]  # the pattern's \s+(?!\S)
+    assert gpt2.encode("a   ")[1:] == [space] * 3
+
+
+def test_a_special_token_in_the_text_is_text(gpt2: Tokenizer, bundled: Tokenizer) -> None:
+    for tokenizer in (gpt2, bundled):
+        (end,) = tokenizer.special_token_ids
+        text = f"one{END_OF_TEXT} two {END_OF_TEXT}"
+        plain = tokenizer.encode(text)
+        assert end not in plain
+        assert tokenizer.decode(plain) == text
+        special = tokenizer.encode(text, allow_special=True)
+        assert special.count(end) == 2
+        assert tokenizer.decode(special, skip_special_tokens=False) == text
+        assert tokenizer.decode(special) == "one two "
+        assert tokenizer.encode(text) == plain, "allow_special of one call changed the next"
+
+
+def test_an_added_token_that_is_not_special_is_found_in_text_and_kept_in_it(tmp_path: Path) -> None:
+    names = write_tokenizer(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.add_tokens([tokenizers.AddedToken("[élan]", special=False, normalized=False)])
+    tokenizer = Tokenizer(library)
+    assert tokenizer.encode("[élan]") == [len(names)]
+    assert tokenizer.decode([len(names)]) == "[élan]"
+    assert tokenizer.token_text(len(names)) == "[élan]"
+
+
+@given(st.text())
+@example(END_OF_TEXT)
+@example("\ufffd\x00\r\n\u0085\u2028 \U0010ffff")
+@example(" " * 70 + "\n" * 70)
+def test_decoding_gives_the_encoded_text_back(bundled: Tokenizer, gpt2: Tokenizer, text: str) -> None:
+    for tokenizer in (bundled, gpt2):
+        token_ids = tokenizer.encode(text)
+        assert tokenizer.decode(token_ids) == text
+        assert b"".join(map(tokenizer.token_bytes, token_ids)) == text.encode()
+        assert all(len(tokenizer.token_bytes(token_id)) <= (tokenizer.longest_token or 0) for token_id in token_ids)
+
+
+def test_half_a_character_decodes_to_the_replacement_character(gpt2: Tokenizer) -> None:
+    first, *rest = gpt2.encode("🙂")
+    assert rest
+    assert gpt2.decode([first]) == gpt2.token_text(first) == "\ufffd"
+    assert gpt2.decode([first, *rest]) == "🙂"
+
+
+def test_an_id_without_a_token_has_no_text(gpt2: Tokenizer) -> None:
+    assert gpt2.decode([15496, 49999, 10**9]) == "Hello"
+    assert gpt2.token_text(10**9) == ""
+
+
+def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.enable_truncation(4)
+    library.enable_padding(length=8)
+    library.save(str(tmp_path / "tokenizer.json"))
+    assert len(Tokenizer.load(tmp_path).encode("xyzxyz")) == 6
+
+
+def test_other_kinds_of_tokenizer_decode_by_the_library() -> None:
+    tokenizer = word_piece()
+    assert not tokenizer.is_byte_level
+    assert tokenizer.longest_token is None, "an unknown word of any length is one token"
+    assert tokenizer.decode(tokenizer.encode("playing games")) == "playing games"
+    assert len(tokenizer.encode("q" * 5000)) == 1
+
+
+def test_the_longest_token_is_unknown_where_bytes_or_a_normaliser_may_drop_text(tmp_path: Path) -> None:
+    write_tokenizer(tmp_path)
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(library).longest_token == len(END_OF_TEXT)
+    library.normalizer = tokenizers.normalizers.Strip()
+    assert Tokenizer(library).longest_token is None
+    partial = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
+    partial.decoder = tokenizers.decoders.ByteLevel()
+    assert Tokenizer(partial).longest_token is None
+
+
+def test_a_folder_without_tokenizer_says_what_it_needs(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json, or vocab\.json and merges\.txt"):
+        Tokenizer.load(tmp_path)
+    write_tokenizer(tmp_path, "vocab.json")
+    (tmp_path / "merges.txt").unlink()
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json, or vocab\.json and merges\.txt"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{}", b"null", b"[]", b"{", b'{"model": 3}', b"\xff\xfe\x00", b'{"version": "1.0", "model": {"type": "?"}}']
+)
+def test_a_damaged_tokenizer_json_is_a_checkpoint_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0.1, 0.5, 0.99])
+def test_a_truncated_tokenizer_json_is_a_checkpoint_error(tmp_path: Path, cut: float) -> None:
+    write_tokenizer(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * cut)])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("vocab.json", "{"), ("vocab.json", "[]"), ("vocab.json", '{"a": "b"}'), ("merges.txt", "a\n"), ("merges.txt", "never seen\n")],
+)
+def test_damaged_vocab_and_merges_are_a_checkpoint_error(tmp_path: Path, file: str, content: str) -> None:
+    write_tokenizer(tmp_path, "vocab.json")
+    (tmp_path / file).write_text(content, encoding="utf-8")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        Tokenizer.load(tmp_path)

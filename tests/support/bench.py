@@ -1,0 +1,32 @@
+"""Running `nanovllm bench` inside a test, and the rules that hold for its output whatever is measured."""
+
+import json
+from typing import Any
+
+import pytest
+
+from nanovllm.cli.main import main
+
+MACHINE = {"cpu", "cores", "os", "python", "numpy", "blas", "blas_threads", "nanovllm"}
+
+
+def bench(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
+    """Run `nanovllm bench` in this process and give the JSON of its last line."""
+    assert main(["bench", *map(str, arguments)]) == code
+    out = capsys.readouterr().out
+    record: dict[str, Any] = json.loads(out.splitlines()[-1])
+    assert sum(line.startswith("{") for line in out.splitlines()) == 1
+    assert set(record["machine"]) == MACHINE
+    assert record["machine"]["cpu"] in out
+    assert f"NumPy {record['machine']['numpy']}" in out
+    return record
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Run `nanovllm bench`, which must print an error of one line and nothing else; give that line."""
+    assert main(["bench", *map(str, arguments)]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("nanovllm: ")
+    assert err.count("\n") == 1
+    return err
