@@ -1,5 +1,6 @@
 """The floors of the house: imports go downward only, and a part loads nothing above it (contracts in pyproject.toml)."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import pytest
 import nanovllm
 
 ROOT = Path(__file__).parents[1]
-LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
+LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 UPWARD = [
     ("model", "nanovllm.runner"),
@@ -25,8 +26,8 @@ UPWARD = [
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """Check the floors of the package in `folder`, wide enough that no line of the report is folded."""
-    command = [str(LINT_IMPORTS), "--config", "pyproject.toml", "--no-cache", "--no-logo"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={"COLUMNS": "200"}, check=False)
+    command = [sys.executable, "-c", LINT_IMPORTS, "--config", "pyproject.toml", "--no-cache", "--no-logo"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"}, check=False)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nanovllm import LLM, EngineConfig, SamplingParams
+from nanovllm.engine.intake import Prompt
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
@@ -35,7 +36,8 @@ def test_the_bundled_model_writes_words(books: LLM) -> None:
 
 def test_everything_the_readme_promises_of_an_output(llm: LLM) -> None:
     params = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=6, logprobs=2, prompt_logprobs=1, seed=7, ignore_eos=True)
-    text, ids = llm.generate(["the hen", {"prompt_token_ids": [1, 2, 3]}], params, use_tqdm=False)
+    prompts: list[Prompt] = ["the hen", {"prompt_token_ids": [1, 2, 3]}]
+    text, ids = llm.generate(prompts, params, use_tqdm=False)
     assert (text.prompt, ids.prompt, ids.prompt_token_ids) == ("the hen", None, [1, 2, 3])
     for output in (text, ids):
         answer = output.outputs[0]
@@ -118,7 +120,7 @@ def test_a_bad_prompt_is_told_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
         llm.generate({"prompt_token_ids": [10**6]}, GREEDY)
     with pytest.raises(InvalidRequestError, match="must be text or a list of token ids"):
-        llm.generate([3.5], GREEDY)  # type: ignore[list-item]
+        llm.generate([3.5], GREEDY)  # type: ignore[arg-type]
     assert not llm.engine.has_work
     assert llm.generate([], GREEDY) == []
 

@@ -11,8 +11,9 @@ from nanovllm.cli.options import add_engine_options, add_model
 from nanovllm.cli.serve import API_KEY_VARIABLE
 from nanovllm.cli.values import not_negative, positive, positive_number
 
-_LATENCY = "Time that one batch of random prompts takes; prefill and decode tokens per second."
-_THROUGHPUT = "Requests and tokens per second when all prompts are there from the start."
+_PHASES = "A step that reads prompts counts as prefill, even where it decodes too; the others count as decode."
+_LATENCY = f"Time that one batch of random prompts takes; prefill and decode tokens per second. {_PHASES}"
+_THROUGHPUT = f"Requests and tokens per second when all prompts are there from the start. {_PHASES}"
 _SERVE = (
     "Send random prompts to a running server and measure what its clients feel: time to first token (TTFT), time per output token after the "
     "first (TPOT), time between two pieces of a stream (ITL) and time to the end (E2EL). Works with any OpenAI-compatible server that "

@@ -140,7 +140,7 @@ def run_latency(parsed: argparse.Namespace) -> int:
     show(
         {**_about(parsed, bench.engine), "work": f"{work} after {parsed.num_iters_warmup} to warm up"},
         {label.removesuffix("_s").replace("_", " "): shown(figures[label], "s", 4) for label in figures if label.endswith("latency_s")}
-        | _shown_phases(figures),
+        | _shown_phases(figures, bench.engine),
     )
     lengths = {"batch_size": parsed.batch_size, "input_len": parsed.input_len, "output_len": parsed.output_len}
     counts = {
@@ -179,13 +179,12 @@ def run_throughput(parsed: argparse.Namespace) -> int:
             "all tokens": shown(figures["total_tokens_per_s"], "tok/s", 1),
             "output tokens": shown(figures["output_tokens_per_s"], "tok/s", 1),
         }
-        | _shown_phases(figures),
+        | _shown_phases(figures, bench.engine),
     )
     counts = {
         "num_prompts": len(jobs), "dataset": None if listed is None else str(parsed.dataset),
         "input_len": parsed.input_len if listed is None else None, "output_len": parsed.output_len if listed is None else None,
         "total_input_tokens": total.input_tokens, "total_output_tokens": total.output_tokens, "total_cached_tokens": total.cached_tokens,
-        "num_preemptions": bench.engine.stats().num_preemptions,
     }  # fmt: skip
     finish({"benchmark": "throughput", **counts, **figures, **_record(parsed, bench.engine)}, parsed.json)
     return 0
@@ -255,9 +254,12 @@ def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
 def _record(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
     return {
         "model": parsed.model, "parameters": engine.model.parameters, "temperature": parsed.temperature,
-        "prefix_caching": engine.config.enable_prefix_caching, "settings": asdict(engine.config),
+        "prefix_caching": engine.config.enable_prefix_caching, "num_preemptions": engine.stats().num_preemptions,
+        "settings": asdict(engine.config),
     }  # fmt: skip
 
 
-def _shown_phases(figures: dict[str, Any]) -> dict[str, str]:
-    return {name: shown(figures[f"{name}_tokens_per_s"], "tok/s", 1) for name in ("prefill", "decode")}
+def _shown_phases(figures: dict[str, Any], engine: Engine) -> dict[str, str]:
+    lines = {name: shown(figures[f"{name}_tokens_per_s"], "tok/s", 1) for name in ("prefill", "decode")}
+    preemptions = engine.stats().num_preemptions
+    return {**lines, "preemptions": f"{preemptions:,}"} if preemptions else lines

@@ -3,7 +3,9 @@
 import argparse
 import asyncio
 import contextlib
+import json
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -13,7 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from nanovllm.cli.options import add_engine_options, add_model, engine_config
-from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
@@ -21,6 +23,7 @@ from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.metrics import ServerMetrics
 
 API_KEY_VARIABLE = "NANOVLLM_API_KEY"
+_FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -48,30 +51,50 @@ def run(parsed: argparse.Namespace) -> int:
     names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
     metrics = ServerMetrics(names[0])
     engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
-    settings = ServerSettings(
-        model_names=names, api_key=parsed.api_key or os.environ.get(API_KEY_VARIABLE) or None, max_body_bytes=parsed.max_body_bytes
-    )
+    settings = ServerSettings(model_names=names, api_key=_api_key(parsed.api_key), max_body_bytes=parsed.max_body_bytes)
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
         host=parsed.host,
         port=parsed.port,
         log_level=parsed.log_level,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s,
+        timeout_graceful_shutdown=parsed.shutdown_timeout_s + _FAREWELL_S,
         server_header=False,
     )
-    return asyncio.run(_serve(_Server(http), engine, names[0]))
+    server = _Server(http, engine, parsed.shutdown_timeout_s)
+    return asyncio.run(_serve(server, engine, names[0], has_key=settings.api_key is not None))
+
+
+def _api_key(flag: str | None) -> str | None:
+    """The key that clients must send; an empty flag is an error, since it would open the server that somebody meant to close."""
+    if flag is not None and not flag.strip():
+        raise ValueError("--api-key is empty; give a key, or leave the flag out to serve everybody")
+    return (flag or os.environ.get(API_KEY_VARIABLE, "")).strip() or None
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, ended by a signal with exit code 0; its own way is to die of the signal once it has shut down."""
+    """uvicorn's server, ended by a signal with exit code 0; its own way is to die of the signal once it has shut down.
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    Requests may go on for `patience_s` after the signal. Then the engine stops, which answers what is left, and the connections close.
+    """
+
+    def __init__(self, config: uvicorn.Config, engine: AsyncEngine, patience_s: float) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._engine = engine
+        self._patience_s = patience_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        stopping = asyncio.create_task(self._stop_engine_later())
+        await super().shutdown(sockets)
+        stopping.cancel()
+
+    async def _stop_engine_later(self) -> None:
+        await asyncio.sleep(self._patience_s)
+        await self._engine.stop()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -91,21 +114,22 @@ class _Server(uvicorn.Server):
         return f"http://{shown}:{port}"
 
 
-async def _serve(server: _Server, engine: AsyncEngine, name: str) -> int:
+async def _serve(server: _Server, engine: AsyncEngine, name: str, *, has_key: bool) -> int:
     serving = asyncio.create_task(_listen(server))
     ready = asyncio.create_task(engine.wait_until_ready())
+    listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
-    if ready.done() and ready.exception() is not None and not server.should_exit:
-        print(f"nanovllm: the model cannot be loaded: {ready.exception()}", file=sys.stderr)
+    await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
+    if engine.state is EngineState.READY and server.started and not server.should_exit:
+        print(f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, has_key=has_key)}\n", flush=True)
+    elif engine.state is EngineState.FAILED:
+        print(f"nanovllm: the model cannot be loaded: {engine.failure}", file=sys.stderr)
         server.should_exit = True
-        await serving
-        return 1
-    if ready.done() and ready.exception() is None:
-        await asyncio.wait({serving, asyncio.create_task(server.listening.wait())}, return_when=asyncio.FIRST_COMPLETED)
-        if server.started:
-            print(f"{describe(engine.engine, name)}\n\n{invitation(server.address, name)}\n", flush=True)
-    ready.cancel()
-    return await serving
+    for task in (ready, listening):
+        task.cancel()
+    await asyncio.gather(ready, listening, return_exceptions=True)
+    code = await serving
+    return 1 if engine.failure is not None else code
 
 
 async def _listen(server: _Server) -> int:
@@ -133,10 +157,11 @@ def describe(engine: Engine, name: str) -> str:
     return f"{name}, GPT-2 architecture\n" + "\n".join(f"  {label:12} {value}" for label, value in rows.items())
 
 
-def invitation(address: str, name: str) -> str:
-    """Where the server is, and a line to paste."""
-    body = f'{{"model": "{name}", "prompt": "Once upon a time", "max_tokens": 32}}'
-    return f"Serving on {address} - try:\n  curl {address}/v1/completions -H 'Content-Type: application/json' -d '{body}'"
+def invitation(address: str, name: str, *, has_key: bool = False) -> str:
+    """Where the server is, and a line to paste; the key itself is not shown."""
+    body = json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False)
+    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if has_key else ""
+    return f"Serving on {address} - try:\n  curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 
 def _port(text: str) -> int:

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 class EngineState(Enum):
-    """LOADING until a first step has run; then READY; STOPPED by the caller, FAILED when loading, or a part that must not, raised."""
+    """LOADING until a first step has run; then READY; STOPPED by the caller, FAILED when loading raised or the engine's thread broke down."""
 
     LOADING = "loading"
     READY = "ready"
@@ -321,9 +321,7 @@ class AsyncEngine:
         ended = engine.abort_request(request.request_id)
         if ended is not None and ended.metrics is not None and ended.metrics.finished_s is not None:
             times = RequestTimes(ended.metrics.arrival_s, ended.metrics.first_scheduled_s, ended.metrics.first_token_s)
-            finished = FinishedRequest(
-                FinishReason.STOP.value, request.num_prompt_tokens, request.num_output_tokens, times, ended.metrics.finished_s
-            )
+            finished = FinishedRequest(FinishReason.STOP.value, request.num_prompt_tokens, request.num_output_tokens, times, ended.metrics.finished_s)
             self._post(self._report, StepStats(0, 0, 0, 0.0, finished=[finished]))
 
     def _set_state(self, state: EngineState) -> None:

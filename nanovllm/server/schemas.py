@@ -114,8 +114,9 @@ class CompletionRequest(BaseModel):
     def _check_together(self) -> "CompletionRequest":
         if self.suffix is not None:
             raise InvalidRequestError("suffix is not supported: GPT-2 cannot fill in the middle; leave it out", param="suffix")
-        if self.best_of is not None and self.best_of != (self.n or 1):
-            raise InvalidRequestError(f"best_of is {self.best_of} but only the value of n ({self.n or 1}) is supported; leave it out", param="best_of")
+        n = self.n or 1
+        if self.best_of is not None and self.best_of != n:
+            raise InvalidRequestError(f"best_of is {self.best_of} but only the value of n ({n}) is supported; leave it out", param="best_of")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
         if self.max_tokens == 0 and not self.echo:

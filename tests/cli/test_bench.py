@@ -13,6 +13,7 @@ from nanovllm.cli.bench_offline import Phases, read_dataset
 from nanovllm.cli.main import main
 from nanovllm.engine.metrics import StepStats
 from tests.support.bench import bench, refused
+from tests.support.checkpoints import write_tiny_model
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
 
@@ -51,6 +52,21 @@ def test_throughput_counts_every_token(capsys: pytest.CaptureFixture[str], tiny_
     assert record["decode_tokens_per_s"] > 0
     assert record["settings"]["max_num_seqs"] == 32
     assert json.loads(file.read_text(encoding="utf-8")) == record
+
+
+@pytest.mark.parametrize("kind", ["latency", "throughput"])
+def test_answers_have_full_length_whatever_the_model_says(capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str) -> None:
+    write_tiny_model(tmp_path, config={"eos_token_id": list(range(267))})
+    iterations = ("--num-iters", 1, "--num-iters-warmup", 0, "--batch-size", 4) if kind == "latency" else ("--num-prompts", 4)
+    assert bench(capsys, kind, tmp_path, "--input-len", 4, "--output-len", 5, *iterations)["total_output_tokens"] == 20
+
+
+def test_preemptions_are_told(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    cache = 2 * 4 * 2 * 32 * 64  # keys and values, 4 bytes, 2 layers, d_model 32: 64 tokens
+    work = ("--num-prompts", 4, "--input-len", 20, "--output-len", 30, "--block-size", 4, "--kv-cache-memory", cache)
+    record = bench(capsys, "throughput", tiny_model, *work)
+    assert record["num_preemptions"] > 0
+    assert (record["total_input_tokens"], record["total_output_tokens"]) == (80, 120), "what is computed again is not counted again"
 
 
 def test_prefix_caching_is_on_where_it_is_asked_for(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from nanovllm.cli.bench_http import Server
 from nanovllm.cli.bench_serve import Trace, figures_of
 from tests.support.bench import bench, refused
+from tests.support.checkpoints import write_tiny_model
 
 STATISTICS = [f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl", "e2el") for statistic in ("mean", "median", "std", "p99")]
 SERVE_FIELDS = {
@@ -71,9 +71,10 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tiny_model: Path) -> Iterator[str]:
-    """The address of `nanovllm serve` with the tiny model and a key."""
-    command = [sys.executable, "-m", "nanovllm.cli.main", "serve", str(tiny_model), "--port", "0", "--served-model-name", "tiny", "--api-key", KEY]
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of `nanovllm serve` with a key and a tiny model of which every token ends the text."""
+    folder = write_tiny_model(tmp_path_factory.mktemp("model"), config={"eos_token_id": list(range(267))})
+    command = [sys.executable, "-m", "nanovllm.cli.main", "serve", str(folder), "--port", "0", "--served-model-name", "tiny", "--api-key", KEY]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             assert process.stdout is not None
@@ -102,6 +103,8 @@ def test_arrivals_follow_the_rate_and_the_seed(capsys: pytest.CaptureFixture[str
     record = bench(capsys, "serve", "--base-url", f"{served}/v1", *work)
     assert (record["request_rate"], record["seed"], record["completed"]) == (40, 5, 9)
     assert record["duration"] > 8 / 40 / 4, "eight gaps of 25 ms on average"
+    assert record["total_output_tokens"] == 9, "the first token ends the text"
+    assert record["mean_tpot_ms"] is None
 
 
 def test_what_is_wrong_with_every_request_is_told_once(capsys: pytest.CaptureFixture[str], served: str) -> None:

@@ -95,6 +95,12 @@ def test_the_same_model_agrees(capsys: pytest.CaptureFixture[str], tiny_model: P
     assert all(prompt["is_tokenized_alike"] and prompt["greedy_equal"] == 8 for prompt in record["prompts"])
 
 
+def test_the_end_of_the_text_does_not_end_the_comparison(capsys: pytest.CaptureFixture[str], tmp_path: Path, reference: type[FakeReference]) -> None:
+    write_tiny_model(tmp_path, config={"eos_token_id": list(range(267))})
+    record, _ = run(capsys, tmp_path, "--max-tokens", 4, code=0)
+    assert all(prompt["greedy_tokens"] == 4 for prompt in record["prompts"])
+
+
 def test_settings_of_the_engine_are_those_that_are_verified(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
 ) -> None:
@@ -229,7 +235,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("transformers")
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_of_checkpoint_agrees_with_transformers(capsys: pytest.CaptureFixture[str], tmp_path: Path, form: str) -> None:
@@ -240,7 +246,7 @@ def test_every_form_of_checkpoint_agrees_with_transformers(capsys: pytest.Captur
     assert all(prompt["is_tokenized_alike"] for prompt in record["prompts"])
 
 
-@pytest.mark.filterwarnings("default")
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("transformers")
 def test_other_weights_than_those_of_transformers_are_found(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -77,7 +77,16 @@ def jobs(tiny_model: Path) -> list[Job]:
         {"temperature": 0.0}, {}, {"seed": 6, "top_p": 0.8}, {"top_k": 5, "presence_penalty": 0.5}, {"repetition_penalty": 1.3, "min_p": 0.02},
         {"prompt_logprobs": 2}, {"temperature": 0.0, "frequency_penalty": 0.3}, {"n": 2},
     ]  # fmt: skip
-    prompts = [prompt(1, 1, vocab), prompt(2, 7, vocab), prompt(3, 8, vocab), prompt(4, 33, vocab), common, (*common, 7), prompt(5, 60, vocab), common[:16]]
+    prompts = [
+        prompt(1, 1, vocab),
+        prompt(2, 7, vocab),
+        prompt(3, 8, vocab),
+        prompt(4, 33, vocab),
+        common,
+        (*common, 7),
+        prompt(5, 60, vocab),
+        common[:16],
+    ]
     return [Job(p, SamplingParams(**{**base.as_dict(), **change})) for p, change in zip(prompts, changes, strict=True)]
 
 
@@ -106,7 +115,9 @@ def test_bits_do_not_depend_on_prefix_cache_hits(tiny_model: Path, jobs: list[Jo
     again = run(engine, jobs)
     assert [bits(output) for output in again] == alone
     hits = [output.num_cached_tokens for output in again]
-    assert [hits[i] for i in (3, 4, 5, 6, 7)] == [32, 16, 0, 56, 8], "prompts seen before are found, except where their log-probabilities are asked for"
+    assert [hits[i] for i in (3, 4, 5, 6, 7)] == [32, 16, 0, 56, 8], (
+        "prompts seen before are found, except where their log-probabilities are asked for"
+    )
 
 
 @pytest.mark.parametrize("caching", [True, False])
@@ -143,7 +154,12 @@ def test_bits_in_any_schedule(
     """Random company, order, block size, budget and pool: every answer has the bits that it has alone."""
     chosen = data.draw(st.lists(st.integers(0, len(jobs) - 1), min_size=1, max_size=6))
     config = replace(
-        EXACT, block_size=block_size, num_blocks=max(blocks, 96 // block_size), max_num_batched_tokens=budget, max_num_seqs=4, enable_prefix_caching=caching
+        EXACT,
+        block_size=block_size,
+        num_blocks=max(blocks, 96 // block_size),
+        max_num_batched_tokens=budget,
+        max_num_seqs=4,
+        enable_prefix_caching=caching,
     )
     outputs = run(Engine.load(tiny_model, config), [jobs[i] for i in chosen], poison=True)
     assert [bits(output) for output in outputs] == [alone[i] for i in chosen]

@@ -1,0 +1,290 @@
+"""What is refused, and how the error says it: the value, the limit, the remedy, the field. What passes can run to its end."""
+
+import array
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.engine.intake import Intake, Limits, Submission
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.model.config import GPT2Config
+from nanovllm.sampling_params import SamplingParams
+from tests.support.checkpoints import END_OF_TEXT, write_tokenizer
+from tests.support.tokenizers import word_piece
+
+CONTEXT = 16
+MAX_LOGPROBS = 5
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+def make_intake(tokenizer: Tokenizer, *, vocab: int | None = None, cache_tokens: int = 1000, seed: int | None = None, **model: Any) -> Intake:
+    vocab = vocab or tokenizer.vocab
+    config = GPT2Config(vocab=vocab, max_positions=CONTEXT, d_model=8, layers=1, heads=1, d_ff=8, **{"eos_token_ids": (vocab - 1,), **model})
+    return Intake(config, tokenizer, Limits(CONTEXT, cache_tokens, MAX_LOGPROBS), seed=seed)
+
+
+@pytest.fixture(scope="module")
+def intake(tokenizer: Tokenizer) -> Intake:
+    return make_intake(tokenizer)
+
+
+def submit(intake: Intake, prompt: Any = "hi", **settings: Any) -> Submission:
+    return intake.submit("r", prompt, SamplingParams(**settings))
+
+
+# Prompts ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_prompt_is_read(intake: Intake, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("hi")
+    assert intake.read_prompt("hi") == ("hi", ids)
+    assert intake.read_prompt({"prompt": "hi"}) == ("hi", ids)
+    for prompt in (ids, tuple(ids), {"prompt_token_ids": ids}, range(3, 5), array.array("q", ids)):
+        expected = [3, 4] if isinstance(prompt, range) else ids
+        assert intake.read_prompt(prompt) == (None, expected)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt_token_ids": []}, "empty"),
+        (None, "is None but must be text or a list of token ids"),
+        (7, "is 7 but must be text or a list of token ids"),
+        (b"hi", "a bytes"),
+        (bytearray(b"hi"), "a bytearray"),
+        ({1, 2}, "a set"),
+        (np.array([1, 2]), "a ndarray"),
+        ([1, "two"], "has 'two' among its token ids"),
+        ([1, None], "has None among its token ids"),
+        ([1, 2.0], r"has 2\.0 among its token ids"),
+        ([1, True], "has True among its token ids"),
+        ([[1]], "has a list among its token ids"),
+        (["hi"], "has 'hi' among its token ids"),
+        ({}, "either 'prompt' or 'prompt_token_ids'"),
+        ({"text": "hi"}, "not 'text'"),
+        ({"prompt": "hi", "prompt_token_ids": [1]}, "either 'prompt' or 'prompt_token_ids', not 'prompt', 'prompt_token_ids'"),
+        ({"prompt": [1]}, "'prompt' is a list but must be text"),
+        ({"prompt_token_ids": "hi"}, "'prompt_token_ids' is 'hi' but must be a list of token ids"),
+        ({"prompt_token_ids": None}, "is None"),
+        ([267], "vocabulary of 0 to 266: 267"),
+        ([-1], "vocabulary of 0 to 266: -1"),
+        ([10**40, *range(300, 310)], r"vocabulary of 0 to 266: 1000\d*, 300, 301, 302, 303, \.\.\.$"),
+        ("a\ud800b", r"half of a surrogate pair.*send valid Unicode"),
+        ("\udc00", r"has '\\udc00' at character 0"),
+    ],
+)
+def test_a_bad_prompt_is_refused_and_named(intake: Intake, prompt: Any, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        submit(intake, prompt)
+    assert caught.value.param == "prompt"
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("prompt", ["x" * 10_000_000, [1] * 2_000_000, ["x" * 10_000_000], {"prompt": "x" * 10_000_000}, {"x" * 10_000_000: "hi"}])
+def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(intake: Intake, prompt: Any) -> None:
+    began = time.perf_counter()
+    with pytest.raises(InvalidRequestError) as caught:
+        submit(intake, prompt)
+    assert time.perf_counter() - began < 1.0
+    assert len(str(caught.value)) < 300
+
+
+def test_an_early_refusal_says_no_more_than_is_known(intake: Intake, tokenizer: Tokenizer) -> None:
+    longest = tokenizer.longest_token
+    assert longest == len(END_OF_TEXT)
+    with pytest.raises(ContextLengthError, match=f"at least {CONTEXT + 1} tokens, the limit is {CONTEXT}; shorten it"):
+        submit(intake, "x" * longest * (CONTEXT + 1))
+
+
+def test_text_that_a_tokenizer_makes_one_unknown_word_of_is_not_too_long() -> None:
+    intake = make_intake(word_piece())
+    _, token_ids = intake.read_prompt("q" * 100_000)
+    assert len(token_ids) == 1
+
+
+def test_text_without_tokens_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="no tokens once encoded"):
+        submit(make_intake(word_piece()), "   ")
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequestError, match="outside the vocabulary of 0 to 9"):
+        submit(make_intake(tokenizer, vocab=10), "hello")
+
+
+def test_a_special_token_in_the_prompt_is_text(intake: Intake) -> None:
+    _, token_ids = intake.read_prompt(END_OF_TEXT)
+    assert len(token_ids) == len(END_OF_TEXT)
+
+
+# Length -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "expected"),
+    [
+        (1, None, CONTEXT - 1),
+        (1, 0, 0),
+        (1, 1, 1),
+        (1, 5, 5),
+        (1, CONTEXT - 1, CONTEXT - 1),
+        (1, 10**30, CONTEXT - 1),
+        (CONTEXT - 1, None, 1),
+        (CONTEXT - 1, 1, 1),
+        (CONTEXT - 1, 0, 0),
+        (CONTEXT, 0, 0),
+    ],
+)
+def test_an_answer_gets_what_it_asks_for_within_the_context(intake: Intake, prompt_tokens: int, max_tokens: int | None, expected: int) -> None:
+    (request,) = submit(intake, [1] * prompt_tokens, max_tokens=max_tokens).requests
+    assert request.max_new_tokens == expected
+    assert len(request.prompt_token_ids) == prompt_tokens
+
+
+@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(CONTEXT, None), (CONTEXT, 1), (CONTEXT + 1, 0), (CONTEXT + 1, None)])
+def test_a_prompt_that_leaves_no_room_is_refused(intake: Intake, prompt_tokens: int, max_tokens: int | None) -> None:
+    with pytest.raises(ContextLengthError, match=f"has {prompt_tokens} tokens.*context of {CONTEXT}; shorten it") as caught:
+        submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
+    assert caught.value.param == "prompt"
+
+
+def test_what_the_cache_can_never_hold_is_refused(tokenizer: Tokenizer) -> None:
+    intake = make_intake(tokenizer, cache_tokens=8)
+    (request,) = submit(intake, [1] * 5, max_tokens=4).requests  # 8: the last token's keys are never needed
+    assert request.max_new_tokens == 4
+    submit(intake, [1] * 8, max_tokens=0)
+    submit(intake, [1] * 8, max_tokens=1)
+    for prompt_tokens, max_tokens in ((5, 5), (5, None), (9, 0), (9, 1)):
+        with pytest.raises(ContextLengthError, match=r"KV cache, which has 8; ask for less, or serve with a larger kv_cache_memory") as caught:
+            submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
+        assert caught.value.param == "max_tokens"
+
+
+@given(prompt_tokens=st.integers(1, 20), max_tokens=st.one_of(st.none(), st.integers(0, 20)), cache_tokens=st.integers(1, 20))
+def test_what_passes_fits_the_context_and_the_cache(tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int) -> None:
+    try:
+        (request,) = submit(make_intake(tokenizer, cache_tokens=cache_tokens), [1] * prompt_tokens, max_tokens=max_tokens).requests
+    except ContextLengthError:
+        room = CONTEXT - prompt_tokens
+        asked = room if max_tokens is None else min(max_tokens, room)
+        assert room < 0 or (room == 0 and max_tokens != 0) or prompt_tokens + max(asked - 1, 0) > cache_tokens, "it would have fitted"
+        return
+    assert prompt_tokens + request.max_new_tokens <= CONTEXT
+    assert prompt_tokens + max(request.max_new_tokens - 1, 0) <= cache_tokens
+    assert max_tokens == 0 or request.max_new_tokens > 0
+
+
+# Settings ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_log_probabilities_have_a_limit(intake: Intake, name: str) -> None:
+    submit(intake, **{name: MAX_LOGPROBS})
+    with pytest.raises(InvalidRequestError, match=rf"{name} is {MAX_LOGPROBS + 1}, the limit is {MAX_LOGPROBS} \(max_logprobs\)") as caught:
+        submit(intake, **{name: MAX_LOGPROBS + 1})
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("name", "make"), [("logit_bias", lambda i: {0: 1.0, i: 1.0}), ("allowed_token_ids", lambda i: [0, i]), ("stop_token_ids", lambda i: [0, i])]
+)
+def test_settings_name_tokens_of_the_vocabulary(intake: Intake, name: str, make: Any) -> None:
+    last = intake.model.vocab - 1
+    submit(intake, **{name: make(last)})
+    with pytest.raises(InvalidRequestError, match=f"{name} has token ids outside the vocabulary of 0 to {last}: {last + 1}") as caught:
+        submit(intake, **{name: make(last + 1)})
+    assert caught.value.param == name
+
+
+def test_bad_words_are_forbidden_in_both_spellings(intake: Intake, tokenizer: Tokenizer) -> None:
+    (request,) = submit(intake, bad_words=["the", " the", "a"]).requests
+    assert set(request.bad_words) == {tuple(tokenizer.encode(text)) for text in ("the", " the", "a", " a")}
+    assert len(request.bad_words) == 4, "no spelling comes twice"
+    assert len(tokenizer.encode(" the")) == 1, "with its space it is another token"
+
+
+def test_a_bad_word_of_spaces_keeps_its_spaces(intake: Intake, tokenizer: Tokenizer) -> None:
+    (request,) = submit(intake, bad_words=["  "]).requests
+    assert set(request.bad_words) == {tuple(tokenizer.encode("  ")), tuple(tokenizer.encode(" "))}
+
+
+def test_bad_words_that_the_model_cannot_spell_are_left_out(tokenizer: Tokenizer) -> None:
+    intake = make_intake(tokenizer, vocab=max(tokenizer.encode("a ")) + 1)
+    assert max(tokenizer.encode("the")) >= intake.model.vocab
+    (request,) = submit(intake, "a", bad_words=["a", "the"]).requests
+    assert max(tokenizer.encode(" a")) >= intake.model.vocab
+    assert request.bad_words == (tuple(tokenizer.encode("a")),)
+
+
+def test_end_of_text_is_a_stop_token_unless_ignored(intake: Intake) -> None:
+    end = intake.model.vocab - 1
+    (request,) = submit(intake, stop_token_ids=[3]).requests
+    assert request.stop_token_ids == {3, end}
+    assert request.eos_token_ids == {end}
+    (request,) = submit(intake, stop_token_ids=[3], ignore_eos=True).requests
+    assert request.stop_token_ids == {3}
+    assert request.eos_token_ids == frozenset()
+    (request,) = submit(intake, stop_token_ids=[end], ignore_eos=True).requests
+    assert request.stop_token_ids == {end}, "asked for by name it counts"
+
+
+def test_n_answers_are_n_sequences_that_differ_in_their_choice(intake: Intake) -> None:
+    submission = submit(intake, n=3, seed=5)
+    assert [request.request_id for request in submission.requests] == ["r-0", "r-1", "r-2"] == submission.assembler.sequence_ids
+    assert [request.choice_index for request in submission.requests] == [0, 1, 2]
+    assert {request.seed for request in submission.requests} == {5}
+    assert [request.request_id for request in submit(intake).requests] == ["r"]
+    assert len(submission.assembler.output().outputs) == 3
+
+
+def test_priority_and_salt_are_passed_on(intake: Intake) -> None:
+    (request,) = intake.submit("r", "hi", SamplingParams(), priority=-3, cache_salt="salt").requests
+    assert (request.priority, request.cache_salt) == (-3, "salt")
+
+
+def test_seeds_are_the_callers_or_drawn(tokenizer: Tokenizer) -> None:
+    def seeds(engine_seed: int | None, settings: Mapping[str, Any]) -> list[int]:
+        intake = make_intake(tokenizer, seed=engine_seed)
+        return [submit(intake, **settings).requests[0].seed for _ in range(4)]
+
+    assert seeds(1, {"seed": -7}) == [-7] * 4
+    assert seeds(1, {"seed": 0}) == [0] * 4
+    drawn = seeds(1, {})
+    assert len(set(drawn)) == 4, "two requests without a seed do not get the same answer"
+    assert all(0 <= seed < 2**64 for seed in drawn)
+    assert drawn == seeds(1, {}), "the engine's seed repeats them"
+    assert drawn != seeds(2, {})
+    assert seeds(None, {}) != seeds(None, {})
+
+
+def test_a_refused_request_changes_nothing_for_the_next(tokenizer: Tokenizer) -> None:
+    clean, other = make_intake(tokenizer, seed=1), make_intake(tokenizer, seed=1)
+    for prompt, settings in (("", {}), ("hi", {"logprobs": 99}), ("x" * 99, {})):
+        with pytest.raises(InvalidRequestError):
+            submit(other, prompt, **settings)
+    assert submit(clean).requests[0].seed == submit(other).requests[0].seed
+
+
+def test_the_output_begins_with_the_prompt_as_it_was_given(intake: Intake, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    output = submit(intake, "hi").assembler.output()
+    assert (output.request_id, output.prompt, output.prompt_token_ids) == ("r", "hi", tokenizer.encode("hi"))
+    given_ids = [1, 2, 3]
+    submission = submit(intake, given_ids)
+    given_ids.append(4)
+    assert (submission.assembler.output().prompt, submission.assembler.output().prompt_token_ids) == (None, [1, 2, 3])

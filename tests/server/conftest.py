@@ -1,0 +1,30 @@
+"""One server for all tests that leave it as they found it, and the official client for it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from openai import OpenAI
+
+from nanovllm import LLM
+from tests.support.serving import ENGINE_SETTINGS, RunningServer, loader
+
+
+@pytest.fixture(scope="session")
+def server(tiny_model: Path) -> Iterator[RunningServer]:
+    """A server of the tiny model."""
+    with RunningServer(loader(tiny_model)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: RunningServer) -> Iterator[OpenAI]:
+    """The official client."""
+    with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def llm(tiny_model: Path) -> LLM:
+    """The same model without a server between."""
+    return LLM(tiny_model, **ENGINE_SETTINGS)

@@ -1,0 +1,232 @@
+"""Servers for tests: the real application around a real engine, behind uvicorn on a free port of this machine, in a thread."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import httpx
+import uvicorn
+from prometheus_client.parser import text_string_to_metric_families
+
+from nanovllm.config import EngineConfig
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.engine import Engine
+from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.metrics import ServerMetrics
+
+T = TypeVar("T")
+MODEL = "tiny"
+TIMEOUT_S = 30.0
+
+ENGINE_SETTINGS: dict[str, Any] = {"kv_cache_memory": "16MiB", "batch_invariant": True, "block_size": 16, "num_threads": 1}
+"""For a tiny model; `batch_invariant`, so that an answer has the same bits alone and beside others."""
+
+
+def loader(folder: Path, **changes: Any) -> Callable[[], Engine]:
+    """What AsyncEngine takes: loads the model with ENGINE_SETTINGS and these changes."""
+    config = EngineConfig(**{**ENGINE_SETTINGS, **changes})
+    return lambda: Engine.load(folder, config)
+
+
+class RunningServer:
+    """A server in a thread, as a context manager. Calls that touch the application go through `on_loop`."""
+
+    def __init__(self, load: Callable[[], Engine], *, max_queued_requests: int = 1024, wait_until_ready: bool = True, **settings: Any) -> None:
+        self.metrics = ServerMetrics(MODEL)
+        self.settings = ServerSettings(**{"model_names": (MODEL, "alias"), **settings})
+        self._load = load
+        self._max_queued = max_queued_requests
+        self._wait_until_ready = wait_until_ready
+        self._thread = threading.Thread(target=self._run, name="test-server")
+        self._started = threading.Event()
+        self.http: httpx.Client
+
+    def __enter__(self) -> "RunningServer":
+        self._thread.start()
+        assert self._started.wait(TIMEOUT_S)
+        self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+        if self._wait_until_ready:
+            self.on_loop(self.engine.wait_until_ready)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.http.close()
+        self._server.should_exit = True
+        self._thread.join(TIMEOUT_S)
+        assert not self._thread.is_alive()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """The port that the system gave it."""
+        return int(self._server.servers[0].sockets[0].getsockname()[1])
+
+    def on_loop(self, function: Callable[[], Awaitable[T]]) -> T:
+        """Run a coroutine on the server's event loop and wait for its result."""
+
+        async def call() -> T:
+            return await function()
+
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(TIMEOUT_S)
+
+    def complete(self, prompt: Any = "the", **body: Any) -> dict[str, Any]:
+        """The answer to a request that must succeed."""
+        response = self.post({"prompt": prompt, **body})
+        assert response.status_code == 200, response.text
+        answer: dict[str, Any] = response.json()
+        return answer
+
+    def post(self, body: Any, **headers: str) -> httpx.Response:
+        """POST /v1/completions; `body` is JSON, or bytes to be sent as they are."""
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return self.http.post("/v1/completions", content=content, headers={"content-type": "application/json", **headers})
+
+    def stream(self, prompt: Any = "the", **body: Any) -> list[dict[str, Any]]:
+        """The events of a streamed answer before [DONE], which must be the last."""
+        response = self.post({"prompt": prompt, "stream": True, **body})
+        assert response.status_code == 200, response.text
+        return read_events(response.content)
+
+    def error(self, body: Any, status: int = 400, **headers: str) -> dict[str, Any]:
+        """The error object of a request that must be refused with this status."""
+        return read_error(self.post(body, **headers), status)
+
+    def samples(self) -> dict[str, float]:
+        """What /metrics says, by name without the prefix; labels other than model_name follow the name."""
+        return read_metrics(self.http.get("/metrics").text)
+
+    def is_idle(self) -> bool:
+        """Whether no request runs or waits and no block of the cache is in use."""
+        now = self.samples()
+        return not any(now[name] for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"))
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.engine = AsyncEngine(self._load, max_queued_requests=self._max_queued, on_step=self.metrics.on_step)
+        self.app = create_app(self.engine, self.settings, self.metrics)
+        config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=5)
+        self._server = _QuickServer(config)
+        serving = asyncio.create_task(self._server.serve())
+        while not self._server.started and not serving.done():
+            await asyncio.sleep(0.005)
+        self._started.set()
+        await serving
+
+
+class _QuickServer(uvicorn.Server):
+    """Looks more often than ten times a second whether it is to end."""
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(1):
+            await asyncio.sleep(0.01)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A streamed choice put together again."""
+
+    text: str
+    logprobs: dict[str, list[Any]] | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+
+
+def read_events(content: bytes) -> list[dict[str, Any]]:
+    """The JSON of every server-sent event; the last must be [DONE]."""
+    *events, rest = content.split(b"\n\n")
+    assert rest == b""
+    assert all(event.startswith(b"data: ") for event in events)
+    assert events[-1] == b"data: [DONE]"
+    return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
+
+
+def join_choices(events: list[dict[str, Any]]) -> dict[int, Answer]:
+    """The answers that the chunks of a stream add up to, by index."""
+    answers: dict[int, Answer] = {}
+    for choice in (choice for event in events for choice in event["choices"]):
+        before = answers.get(choice["index"], Answer("", None, None, None))
+        assert before.finish_reason is None, "a chunk came after the last of its choice"
+        logprobs = before.logprobs
+        if choice["logprobs"] is not None:
+            logprobs = {name: (logprobs or {}).get(name, []) + part for name, part in choice["logprobs"].items()}
+        answers[choice["index"]] = Answer(before.text + choice["text"], logprobs, choice["finish_reason"], choice["stop_reason"])
+    return answers
+
+
+def whole_choices(body: dict[str, Any]) -> dict[int, Answer]:
+    """The answers of a response that was not streamed, in the form of `join_choices`."""
+    return join_choices([body])
+
+
+def read_error(response: httpx.Response, status: int) -> dict[str, Any]:
+    """The error object of a response, which must have this status and the one form."""
+    assert response.status_code == status, response.text
+    assert response.headers["content-type"] == "application/json"
+    body = response.json()
+    assert body.keys() == {"error"}
+    error: dict[str, Any] = body["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["code"] == status
+    assert isinstance(error["message"], str)
+    assert error["message"]
+    assert isinstance(error["type"], str)
+    assert error["param"] is None or isinstance(error["param"], str)
+    return error
+
+
+def read_metrics(text: str) -> dict[str, float]:
+    """Samples of a Prometheus page by name; every one must be of this server's model."""
+    found = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = dict(sample.labels)
+            assert labels.pop("model_name") == MODEL
+            assert sample.name.startswith("nanovllm:")
+            suffix = "".join(f"{{{name}={value}}}" for name, value in labels.items())
+            found[sample.name.removeprefix("nanovllm:") + suffix] = float(sample.value)
+    return found
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+    """Wait until `condition` holds; fails when it does not come true in time."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, "it did not come true in time"
+        time.sleep(0.01)
+
+
+def run_threads(functions: list[Callable[[], T]]) -> list[T]:
+    """Call all of them at once, each in a thread of its own, and give their results in order; raises what one of them raised."""
+    results: dict[int, T] = {}
+    errors: list[BaseException] = []
+    barrier = threading.Barrier(len(functions))
+
+    def call(place: int, function: Callable[[], T]) -> None:
+        try:
+            barrier.wait(TIMEOUT_S)
+            results[place] = function()
+        except BaseException as error:  # noqa: BLE001 - raised again below
+            errors.append(error)
+
+    threads = [threading.Thread(target=call, args=(place, function)) for place, function in enumerate(functions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(TIMEOUT_S * 2)
+    for error in errors:
+        raise error
+    return [results[place] for place in range(len(functions))]
+
