@@ -15,6 +15,7 @@ from pathlib import Path
 import uvicorn
 
 from nanovllm.cli.options import add_engine_options, add_model, engine_config
+from nanovllm.cli.values import positive
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
@@ -35,9 +36,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 for any free one (%(default)s)")
     group.add_argument("--api-key", default=None, help=f"what clients must send as a bearer token; better in the environment as {API_KEY_VARIABLE}")
     group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
-    group.add_argument("--max-queued-requests", type=_positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
-    group.add_argument("--max-body-bytes", type=_positive, default=4 << 20, help="largest request body (%(default)s)")
-    group.add_argument("--shutdown-timeout-s", type=_positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
+    group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
+    group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
+    group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
     group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -167,10 +168,4 @@ def invitation(address: str, name: str, *, has_key: bool = False) -> str:
 def _port(text: str) -> int:
     if not text.isdigit() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port; it must be from 0 to 65535")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
     return int(text)

@@ -40,7 +40,7 @@ def gelu(values: Values) -> Values:
 
 
 def erf(values: Values) -> Values:
-    """The error function to 2e-7 (Abramowitz and Stegun 1964, formula 7.1.26): NumPy has none."""
+    """The error function to 5e-7, rounding included (Abramowitz and Stegun 1964, formula 7.1.26): NumPy has none."""
     magnitude = np.abs(values)
     t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * magnitude)
     polynomial = np.full_like(t, 1.061405429)
