@@ -174,7 +174,8 @@ class ChoiceFormatter:
 
 
 def _finite(logprob: float) -> float:
-    return max(logprob, MINUS_INFINITY)
+    """What JSON can say: minus infinity, and what is not a number, as -9999."""
+    return logprob if logprob > MINUS_INFINITY else MINUS_INFINITY
 
 
 def _by_text(position: PositionLogprobs, token_id: int, count: int) -> dict[str, float]:

@@ -66,7 +66,7 @@ class BodyLimitMiddleware:
 
     async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"the request's body is larger than the limit of {self._limit} bytes; send less at once"
-        await error_response(413, message, headers={"connection": "close"})(scope, receive, send)
+        await error_response(413, message)(scope, receive, send)  # closing at once could cost the client the answer: it is still sending
 
 
 class _BodyTooLargeError(BaseException):

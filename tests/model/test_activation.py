@@ -86,3 +86,5 @@ def test_erf_is_as_exact_as_it_says() -> None:
     expected = np.array([math.erf(x) for x in POINTS.tolist()], dtype=np.float64)
     np.testing.assert_allclose(erf(POINTS), expected, rtol=0, atol=5e-7)
     np.testing.assert_array_equal(erf(-POINTS), -erf(POINTS))
+    with np.errstate(under="raise"):  # numbers below the normal ones are many times slower on some processors
+        erf(POINTS[np.abs(POINTS) > 0.1])

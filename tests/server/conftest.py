@@ -18,6 +18,13 @@ def server(tiny_model: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="session")
+def slow_server(tiny_model: Path) -> Iterator[RunningServer]:
+    """A server whose steps take 5 ms, so that there is time to do things while it answers."""
+    with RunningServer(loader(tiny_model, step_s=0.005)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
 def client(server: RunningServer) -> Iterator[OpenAI]:
     """The official client."""
     with OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as opened:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from nanovllm.config import EngineConfig
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
+from nanovllm.model.backend import Backend
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.runner.native import NativeModelRunner, RunnerOutput
+from nanovllm.runner.sampling_batch import SamplingBatch
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.metrics import ServerMetrics
 
@@ -28,10 +33,30 @@ ENGINE_SETTINGS: dict[str, Any] = {"kv_cache_memory": "16MiB", "batch_invariant"
 """For a tiny model; `batch_invariant`, so that an answer has the same bits alone and beside others."""
 
 
-def loader(folder: Path, **changes: Any) -> Callable[[], Engine]:
+class SlowRunner(NativeModelRunner):
+    """Takes its time for a step, as a large model does, so that a test can do things meanwhile."""
+
+    def __init__(self, backend: Backend, step_s: float) -> None:
+        super().__init__(backend)
+        self.step_s = step_s
+
+    def run(self, batch: ForwardBatch, sampling: SamplingBatch) -> RunnerOutput:
+        """One step, not before `step_s` are over."""
+        time.sleep(self.step_s)
+        return super().run(batch, sampling)
+
+
+def loader(folder: Path, *, step_s: float = 0.0, **changes: Any) -> Callable[[], Engine]:
     """What AsyncEngine takes: loads the model with ENGINE_SETTINGS and these changes."""
     config = EngineConfig(**{**ENGINE_SETTINGS, **changes})
-    return lambda: Engine.load(folder, config)
+
+    def load() -> Engine:
+        engine = Engine.load(folder, config)
+        if step_s:
+            engine.runner = SlowRunner(engine.runner.backend, step_s)
+        return engine
+
+    return load
 
 
 class RunningServer:
@@ -57,7 +82,7 @@ class RunningServer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self.http.close()
-        self._server.should_exit = True
+        self._loop.call_soon_threadsafe(self._server.ending.set)
         self._thread.join(TIMEOUT_S)
         assert not self._thread.is_alive()
 
@@ -118,20 +143,24 @@ class RunningServer:
         self.engine = AsyncEngine(self._load, max_queued_requests=self._max_queued, on_step=self.metrics.on_step)
         self.app = create_app(self.engine, self.settings, self.metrics)
         config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=5)
-        self._server = _QuickServer(config)
-        serving = asyncio.create_task(self._server.serve())
-        while not self._server.started and not serving.done():
-            await asyncio.sleep(0.005)
-        self._started.set()
-        await serving
+        self._server = _ServerInThread(config, self._started)
+        await self._server.serve()
 
 
-class _QuickServer(uvicorn.Server):
-    """Looks more often than ten times a second whether it is to end."""
+class _ServerInThread(uvicorn.Server):
+    """Says when it has started, and ends at once when it is told to, instead of looking ten times a second."""
+
+    def __init__(self, config: uvicorn.Config, has_started: threading.Event) -> None:
+        super().__init__(config)
+        self.ending = asyncio.Event()
+        self._has_started = has_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._has_started.set()
 
     async def main_loop(self) -> None:
-        while not await self.on_tick(1):
-            await asyncio.sleep(0.01)
+        await self.ending.wait()
 
 
 @dataclass(frozen=True)
@@ -229,4 +258,3 @@ def run_threads(functions: list[Callable[[], T]]) -> list[T]:
     for error in errors:
         raise error
     return [results[place] for place in range(len(functions))]
-

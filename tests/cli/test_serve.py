@@ -1,0 +1,287 @@
+"""`nanovllm serve` as a process: what it prints, how it ends, and what it says when it cannot begin."""
+
+import argparse
+import http.client
+import json
+import os
+import queue
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from nanovllm.cli.main import build_parser
+from nanovllm.cli.serve import invitation
+
+TIMEOUT_S = 60.0
+
+
+class Serving:
+    """A `nanovllm serve` in a process of its own, as a context manager; `said` is what it has printed by when it listens."""
+
+    def __init__(self, *flags: str, variables: Mapping[str, str] | None = None) -> None:
+        environment = {key: value for key, value in os.environ.items() if key not in ("NANOVLLM_API_KEY", "PYTHONPATH")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "nanovllm.cli.main", "serve", *flags, "--port", "0"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environment, **(variables or {})},
+        )  # fmt: skip
+        self.said: list[str] = []
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._errors: list[str] = []
+        self._readers = [threading.Thread(target=self._read_output), threading.Thread(target=self._read_errors)]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> "Serving":
+        deadline_s = time.monotonic() + TIMEOUT_S
+        while not any(line.startswith("  curl ") for line in self.said):
+            assert self.process.poll() is None, "".join(self._errors)
+            assert time.monotonic() < deadline_s
+            try:
+                self.said.append(self._lines.get(timeout=0.1))
+            except queue.Empty:
+                continue
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.process.kill()
+        self.wait()
+
+    @property
+    def port(self) -> int:
+        """The port that it says it listens on."""
+        line = next(line for line in self.said if line.startswith("Serving on "))
+        return int(line.split(" - ")[0].rsplit(":", 1)[1])
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Status and JSON of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        content = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, content, {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        return response.status, json.loads(answer)
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal; the exit code and everything printed to standard error."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """The exit code and everything printed to standard error."""
+        code = self.process.wait(TIMEOUT_S)
+        for reader in self._readers:
+            reader.join(TIMEOUT_S)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return code, "".join(self._errors)
+
+    def _read_output(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self._errors += self.process.stderr
+
+
+@pytest.fixture(scope="module")
+def bundled() -> Iterator[Serving]:
+    """The bundled model, served as somebody does who has just installed this."""
+    with Serving() as serving:
+        yield serving
+        code, errors = serving.end(signal.SIGTERM)
+        assert code == 0, errors
+
+
+def test_it_prints_the_model_and_where_it_is(bundled: Serving) -> None:
+    text = "".join(bundled.said)
+    assert "tiny-books, GPT-2 architecture" in text
+    rows = {line[2:14].strip(): line[14:].strip() for line in bundled.said if line.startswith("  ")}
+    assert rows["vocabulary"] == "4,096 tokens"
+    assert rows["hidden size"] == "256"
+    assert rows["layers"] == "4"
+    assert rows["heads"] == "4 of 64"
+    assert rows["parameters"] == "4,339,200"
+    assert rows["context"] == "512 tokens"
+    assert "tokens in" in rows["KV cache"]
+    assert f"Serving on http://127.0.0.1:{bundled.port}" in text
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_curl_line_works_as_it_is(bundled: Serving) -> None:
+    line = next(line for line in bundled.said if line.startswith("  curl "))
+    done = subprocess.run(["sh", "-c", f"{line.strip()} --silent --noproxy '*'"], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    body = json.loads(done.stdout)
+    assert body["model"] == "tiny-books"
+    assert body["usage"]["completion_tokens"] >= 1
+
+
+def test_the_bundled_model_writes_english(bundled: Serving) -> None:
+    with OpenAI(base_url=f"http://127.0.0.1:{bundled.port}/v1", api_key="none", max_retries=0) as client:
+        answer = client.completions.create(model="tiny-books", prompt="Once upon a time", max_tokens=60, temperature=0).choices[0].text
+    words = {word.strip(".,;:!?\"'").lower() for word in answer.split()}
+    assert len(words & {"the", "a", "and", "of", "to", "was", "in", "he", "she", "it", "that", "had"}) >= 3, answer
+
+
+def test_a_signal_ends_it_with_0(tiny_model: Path) -> None:
+    with Serving(str(tiny_model)) as serving:
+        code, errors = serving.end(signal.SIGINT)
+        assert code == 0, errors
+        assert "Traceback" not in errors
+
+
+def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
+    """A streamed answer, as it came; `begun` is set when the first of it is there."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
+    content = json.dumps({"prompt": "Once upon a time", "stream": True, "ignore_eos": True, **body})
+    connection.request("POST", "/v1/completions", content, {"Content-Type": "application/json"})
+    response = connection.getresponse()
+    received = response.readline()
+    begun.set()
+    received += response.read()
+    connection.close()
+    return received
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_lets_a_stream_end_first(number: signal.Signals) -> None:
+    with Serving() as serving:
+        begun, received = threading.Event(), list[bytes]()
+        reader = threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, max_tokens=300)))
+        reader.start()
+        assert begun.wait(TIMEOUT_S)
+        code, errors = serving.end(number)
+        reader.join(TIMEOUT_S)
+        assert code == 0, errors
+        assert "Traceback" not in errors
+        assert b'"finish_reason":"length"' in received[0]
+        assert received[0].endswith(b"data: [DONE]\n\n")
+
+
+def test_what_takes_too_long_is_told_that_the_server_stops() -> None:
+    """Several long answers at once; a second after the signal, they and whoever waits for a whole answer get an error and not a cut connection."""
+    with Serving("--shutdown-timeout-s", "1") as serving:
+        begun, received = threading.Event(), list[Any]()
+        long = {"max_tokens": 500, "n": 24, "ignore_eos": True}
+        readers = [
+            threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, **long))),
+            threading.Thread(target=lambda: received.append(serving.ask("/v1/completions", {"prompt": "Once upon a time", **long}))),
+        ]
+        for reader in readers:
+            reader.start()
+        assert begun.wait(TIMEOUT_S)
+        code, errors = serving.end(signal.SIGTERM)
+        for reader in readers:
+            reader.join(TIMEOUT_S)
+        assert code == 0, errors
+        assert "Traceback" not in errors
+        whole, streamed = sorted(received, key=lambda one: isinstance(one, bytes))
+        assert (whole[0], whole[1]["error"]["code"]) == (503, 503)
+        assert b'"code": 503' in streamed
+        assert streamed.endswith(b"data: [DONE]\n\n")
+
+
+def test_the_key_may_come_from_the_environment(tiny_model: Path) -> None:
+    with Serving(str(tiny_model), variables={"NANOVLLM_API_KEY": " from the environment\n"}) as serving:
+        assert serving.ask("/v1/models")[0] == 401
+        assert serving.ask("/health")[0] == 200
+        assert serving.ask("/v1/models", Authorization="Bearer from the environment")[0] == 200
+        text = "".join(serving.said)
+        assert '-H "Authorization: Bearer $NANOVLLM_API_KEY"' in text
+        assert "from the environment" not in text
+        code, errors = serving.end(signal.SIGTERM)
+        assert code == 0
+        assert "from the environment" not in errors
+
+
+def test_a_flag_goes_before_the_environment_and_names_may_be_given(tiny_model: Path) -> None:
+    flags = ("--api-key", "flag", "--served-model-name", "it's", "--served-model-name", "other", "--max-model-len", "64", "--max-num-seqs", "2")
+    with Serving(str(tiny_model), *flags, variables={"NANOVLLM_API_KEY": "variable"}) as serving:
+        assert serving.ask("/v1/models", Authorization="Bearer variable")[0] == 401
+        status, body = serving.ask("/v1/models", Authorization="Bearer flag")
+        assert status == 200
+        assert [(model["id"], model["max_model_len"]) for model in body["data"]] == [("it's", 64), ("other", 64)]
+
+
+def ended(*flags: str) -> tuple[int, str]:
+    """Exit code and standard error of a server that ends by itself."""
+    command = [sys.executable, "-m", "nanovllm.cli.main", "serve", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    return done.returncode, done.stderr
+
+
+def test_a_port_that_is_taken_is_said(tiny_model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        code, errors = ended(str(tiny_model), "--port", str(other.getsockname()[1]))
+    assert code == 1
+    assert "address already in use" in errors
+    assert "Traceback" not in errors
+    assert "cannot be loaded" not in errors
+
+
+def test_a_folder_without_a_model_is_said_without_a_traceback(tmp_path: Path) -> None:
+    code, errors = ended(str(tmp_path))
+    assert code == 1
+    assert errors.startswith("nanovllm: ")
+    assert "config.json" in errors
+    assert "Traceback" not in errors
+
+
+def test_weights_that_are_cut_off_are_said_without_a_traceback(tiny_model: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    code, errors = ended(str(folder), "--port", "0")
+    assert code == 1
+    assert "nanovllm: the model cannot be loaded" in errors
+    assert "model.safetensors" in errors
+    assert "Traceback" not in errors
+
+
+WRONG_FLAGS = {
+    "a path to nothing": (("./nothing-here",), "does not exist", 1),
+    "an empty key": (("--api-key", ""), "--api-key is empty", 1),
+    "a cache without a block": (("--port", "0", "--kv-cache-memory", "1KiB"), "less than one block", 1),
+    "more context than there is": (("--port", "0", "--max-model-len", "5000"), "5000", 1),
+    "a port that is none": (("--port", "70000"), "70000 is no port", 2),
+    "no number of requests": (("--max-queued-requests", "0"), "at least 1", 2),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_FLAGS)
+def test_a_wrong_flag_is_said(name: str) -> None:
+    flags, message, expected = WRONG_FLAGS[name]
+    code, errors = ended(*flags)
+    assert code == expected
+    assert message in errors
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("name", ["plain", "it's", 'a "quoted" one', "$HOME `x`", "naïve\\"])
+@pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
+def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(name: str) -> None:
+    line = invitation("http://127.0.0.1:1", name, has_key=True).splitlines()[-1].strip()
+    script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={**os.environ, "NANOVLLM_API_KEY": "k 1"})
+    url, _, key, _, content_type, _, body = done.stdout.decode().rstrip("\0").split("\0")
+    assert (url, key, content_type) == ("http://127.0.0.1:1/v1/completions", "Authorization: Bearer k 1", "Content-Type: application/json")
+    assert json.loads(body)["model"] == name
+
+
+def test_flags_are_the_settings_names() -> None:
+    parsed: argparse.Namespace = build_parser().parse_args(["serve", "gpt2", "--max-num-seqs", "3", "--no-enable-prefix-caching", "--host", "::"])
+    assert (parsed.model, parsed.max_num_seqs, parsed.enable_prefix_caching, parsed.host) == ("gpt2", 3, False, "::")

@@ -1,0 +1,128 @@
+"""Everything beside completions: models, version, health, the description of the API, and metrics after known traffic."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import OpenAI
+
+from tests.support.serving import MODEL, RunningServer, loader, wait_until
+
+GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "num_preemptions_total", "prefix_cache_queries_total", "prefix_cache_hits_total")
+HISTOGRAMS = (
+    "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
+    "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds", "request_prompt_tokens",
+    "request_generation_tokens", "iteration_tokens_total",
+)  # fmt: skip
+
+
+def test_models_lists_the_model_under_each_of_its_names(server: RunningServer, client: OpenAI) -> None:
+    body = server.http.get("/v1/models").json()
+    assert body["object"] == "list"
+    assert [model["id"] for model in body["data"]] == [MODEL, "alias"]
+    for model in body["data"]:
+        assert model.keys() >= {"id", "object", "created", "owned_by", "root", "max_model_len"}
+        assert (model["object"], model["max_model_len"]) == ("model", 128)
+    assert [model.id for model in client.models.list()] == [MODEL, "alias"]
+
+
+def test_version_is_that_of_the_package(server: RunningServer) -> None:
+    assert server.http.get("/version").json() == {"version": version("nanovllm")}
+
+
+def test_health_is_200_when_the_model_is_loaded(server: RunningServer) -> None:
+    assert server.http.get("/health").status_code == 200
+
+
+def test_the_description_of_the_api_can_be_built_and_names_every_field(server: RunningServer) -> None:
+    document = server.http.get("/openapi.json").json()
+    assert {"/health", "/version", "/metrics", "/v1/models", "/v1/completions"} <= document["paths"].keys()
+    fields = document["components"]["schemas"]["CompletionRequest"]["properties"]
+    assert {"prompt", "max_tokens", "stop", "logit_bias", "stream_options", "top_k"} <= fields.keys()
+    assert len(fields["prompt"]["oneOf"]) == 4
+    assert server.http.get("/docs").status_code == 200
+
+
+@pytest.fixture
+def counted(tiny_model: Path) -> Iterator[RunningServer]:
+    """A server that nobody has asked anything."""
+    with RunningServer(loader(tiny_model)) as running:
+        yield running
+
+
+def test_metrics_have_the_names_and_types_that_dashboards_know(counted: RunningServer) -> None:
+    response = counted.http.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    types = dict(line.split()[2:4] for line in response.text.splitlines() if line.startswith("# TYPE "))
+    assert all(types[f"nanovllm:{name}"] == "gauge" for name in GAUGES)
+    assert all(types[f"nanovllm:{name}"] == "counter" for name in COUNTERS)
+    assert all(types[f"nanovllm:{name}"] == "histogram" for name in HISTOGRAMS)
+    samples = counted.samples()
+    assert {*GAUGES, *COUNTERS} <= samples.keys()
+    assert {f"{name}_count" for name in HISTOGRAMS} <= samples.keys()
+    assert {f"request_success_total{{finished_reason={reason}}}" for reason in ("stop", "length")} <= samples.keys()
+    assert "time_to_first_token_seconds_bucket{le=0.001}" in samples
+
+
+def test_metrics_count_what_was_asked(counted: RunningServer) -> None:
+    before = counted.samples()
+    settings: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
+    counted.complete([1] * 40, max_tokens=8, **settings)
+    counted.complete([1] * 40, max_tokens=5, **settings)
+    counted.stream([[2, 3], [4, 5]], n=2, max_tokens=3, **settings)
+    counted.complete("the", max_tokens=4, logit_bias={"5": 100}, stop_token_ids=[5])
+    counted.complete("a", max_tokens=0, echo=True)
+    now = {name: value - before.get(name, 0) for name, value in counted.samples().items()}
+    assert not any(now[name] for name in GAUGES)
+    assert now["generation_tokens_total"] == 8 + 5 + 4 * 3 + 1
+    assert now["prefix_cache_hits_total"] == 32
+    assert now["prefix_cache_queries_total"] == 40 + 40 + 4 * 2 + 1 + 1
+    assert now["prompt_tokens_total"] == 40 + (40 - 32) + 4 * 2 + 1 + 1
+    assert now["request_success_total{finished_reason=length}"] == 1 + 1 + 4 + 1
+    assert now["request_success_total{finished_reason=stop}"] == 1
+    assert now["request_prompt_tokens_sum"] == 40 + 40 + 4 * 2 + 1 + 1
+    assert now["request_generation_tokens_sum"] == 8 + 5 + 4 * 3 + 1
+    assert now["e2e_request_latency_seconds_count"] == 8
+    assert now["request_queue_time_seconds_count"] == 8
+    assert now["time_to_first_token_seconds_count"] == 7
+    assert now["inter_token_latency_seconds_count"] == 7 + 4 + 4 * 2
+    assert now["request_time_per_output_token_seconds_count"] == 6
+    assert now["iteration_tokens_total_sum"] == now["prompt_tokens_total"] + 7 + 4 + 4 * 2
+    assert 0 < now["e2e_request_latency_seconds_sum"] < 30
+    assert now["num_preemptions_total"] == 0
+
+
+def test_an_answer_that_a_stop_string_ends_counts_as_stopped(tiny_model: Path) -> None:
+    """The engine is told to end it, as it is where a client goes away; that one counts as nothing."""
+    body = {"allowed_token_ids": [ord("k") - 33], "max_tokens": 100, "n": 2}
+    with RunningServer(loader(tiny_model, step_s=0.02)) as running:
+        for choice in running.complete("the", stop="kkk", **body)["choices"]:
+            assert choice["finish_reason"] == "stop"
+        with running.http.stream("POST", "/v1/completions", json={"prompt": "the", "stream": True, **body}):
+            pass
+        wait_until(lambda: running.is_idle() and running.samples()["request_success_total{finished_reason=stop}"] >= 2)
+        now = running.samples()
+    assert now["request_success_total{finished_reason=stop}"] == 2
+    assert now["request_success_total{finished_reason=length}"] == 0
+    assert now["e2e_request_latency_seconds_count"] == 2
+    assert now["request_prompt_tokens_sum"] == 2
+    assert 2 * 3 <= now["request_generation_tokens_sum"] < 20
+
+
+def test_nothing_has_been_counted_before_the_first_request(counted: RunningServer) -> None:
+    names = {*GAUGES, *COUNTERS} - {"prefix_cache_queries_total"}  # has the one token that the engine warms up with
+    samples = counted.samples()
+    assert {name: samples[name] for name in names} == dict.fromkeys(names, 0)
+    assert not any(samples[f"{name}_count"] for name in HISTOGRAMS)
+
+
+def test_a_gauge_shows_how_full_the_cache_is(tiny_model: Path) -> None:
+    with (
+        RunningServer(loader(tiny_model, step_s=0.05, num_blocks=10)) as running,
+        running.http.stream("POST", "/v1/completions", json={"prompt": [1] * 60, "stream": True, "max_tokens": 50, "ignore_eos": True}) as response,
+    ):
+        next(response.iter_raw())
+        assert 0.4 <= running.samples()["kv_cache_usage_perc"] <= 0.6
