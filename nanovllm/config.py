@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
-BACKENDS = ("numpy",)
+BACKENDS = ("numpy", "numba")
 DTYPES = ("float32",)
 
 
@@ -23,7 +23,7 @@ class EngineConfig:
         kv_cache_memory: bytes for keys and values, as a number or as text such as "1GiB".
         num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
         enable_prefix_caching: reuse the keys and values of prompts that begin alike.
-        batch_invariant: a request's bits do not depend on what else is computed; slower with backend="numpy".
+        batch_invariant: a request's bits do not depend on what else is computed; slower with backend="numpy", always so with "numba".
         num_threads: threads for the arithmetic; None for the library's own choice.
         seed: makes the draws of requests without a seed repeatable.
         max_logprobs: most log-probabilities a request may ask for at a position.

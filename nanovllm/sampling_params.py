@@ -8,7 +8,7 @@ from nanovllm.errors import InvalidRequestError
 
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflow float32 and only the best could be drawn
 MAX_STOP_STRINGS = 16
-MAX_LOGIT_EDITS = 4096  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
+MAX_LOGIT_EDITS = 1024  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
 MIN_REPETITION_PENALTY = 1e-5  # logits are divided by it: a smaller one could overflow float32

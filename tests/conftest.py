@@ -9,7 +9,9 @@ from jaxtyping import install_import_hook
 
 # From here on every array that enters or leaves a function of these rooms must have the shape and dtype that its annotation states.
 # It has to happen before they are first imported; the rest of the tests' imports therefore come later.
-install_import_hook(["nanovllm.model", "nanovllm.runner"], "beartype.beartype")
+# The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
+_MODEL = [f"nanovllm.model.{path.stem}" for path in (Path(__file__).parents[1] / "nanovllm" / "model").glob("[a-z]*.py")]
+install_import_hook([*_MODEL, "nanovllm.model.kernels.packing", "nanovllm.runner"], "beartype.beartype")
 
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 

@@ -146,6 +146,7 @@ class Engine:
             if output.fault is not None:
                 raise output.fault
         self._prompt_tokens = self._generation_tokens = 0
+        self.scheduler.prefix_cache_queries = self.scheduler.prefix_cache_hits = 0
 
     def check_integrity(self) -> None:
         """Assert that the books balance; for tests and for an idle engine."""

@@ -15,7 +15,14 @@ from nanovllm.runner.sampling_batch import PromptRows, SamplingBatch
 
 PROMPT_ROWS_AT_ONCE = 32  # prompt log-probabilities need [rows, vocab] floats: 6 MB a slice at 50,257 words
 
-_LOADERS: dict[str, BackendLoader] = {"numpy": NumpyBackend.load}
+
+def _load_numba(folder: Path, *, dtype: str, batch_invariant: bool, num_threads: int | None) -> Backend:
+    from nanovllm.model.numba_backend import NumbaBackend  # noqa: PLC0415 - Numba takes long to import, and only this backend needs it
+
+    return NumbaBackend.load(folder, dtype=dtype, batch_invariant=batch_invariant, num_threads=num_threads)
+
+
+_LOADERS: dict[str, BackendLoader] = {"numpy": NumpyBackend.load, "numba": _load_numba}
 
 
 @dataclass(frozen=True, slots=True)

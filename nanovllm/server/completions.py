@@ -175,7 +175,7 @@ class ChoiceFormatter:
 
 def _finite(logprob: float) -> float:
     """What JSON can say: minus infinity, and what is not a number, as -9999."""
-    return logprob if logprob > MINUS_INFINITY else MINUS_INFINITY
+    return max(MINUS_INFINITY, logprob)  # in this order: nothing is larger than NaN, nor NaN than anything
 
 
 def _by_text(position: PositionLogprobs, token_id: int, count: int) -> dict[str, float]:

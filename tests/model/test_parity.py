@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.backend import Backend
+from nanovllm.model.numba_backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.reference.cases import CASES, GREEDY_PROMPT, GREEDY_TOKENS, TOP_EVERY, options_of, prompts_of
 from tests.support.batches import make_batch
@@ -44,20 +46,20 @@ def recorded() -> Recorded:
     return cases
 
 
-@pytest.fixture(params=["fast", "batch-invariant"])
-def batch_invariant(request: pytest.FixtureRequest) -> bool:
-    return bool(request.param == "batch-invariant")
+@pytest.fixture(params=["fast", "batch-invariant", "compiled"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-def load(folder: Path, *, batch_invariant: bool = False) -> NumpyBackend:
+def load(folder: Path, *, kind: str = "fast") -> Backend:
     """The folder's network with a cache full of NaN, so that reading what was never written shows."""
-    backend = NumpyBackend.load(folder, batch_invariant=batch_invariant)
+    backend: Backend = NumbaBackend.load(folder) if kind == "compiled" else NumpyBackend.load(folder, batch_invariant=kind == "batch-invariant")
     backend.allocate_cache(BLOCKS, BLOCK_SIZE)
     backend.fill_blocks(list(range(BLOCKS)), float("nan"))
     return backend
 
 
-def our_logprobs(backend: NumpyBackend, *args: Any, **options: Any) -> np.ndarray:
+def our_logprobs(backend: Backend, *args: Any, **options: Any) -> np.ndarray:
     """Log-probabilities [rows, vocab] of one step made by `make_batch`, the softmax in float64 so that only the logits' error shows."""
     logits = backend.logits(backend.forward(make_batch(*args, block_size=BLOCK_SIZE, **options)))
     assert logits.dtype == np.float32
@@ -72,7 +74,7 @@ def scattered_tables(lengths: list[int]) -> list[list[int]]:
     return [[next(ids) for _ in range(-(-length // BLOCK_SIZE))] for length in lengths]
 
 
-def greedy(backend: NumpyBackend, prompt: np.ndarray, count: int) -> Iterator[int]:
+def greedy(backend: Backend, prompt: np.ndarray, count: int) -> Iterator[int]:
     """The likeliest next tokens, each step computing one token over the cache."""
     tokens, computed = prompt.tolist(), 0
     for _ in range(count):
@@ -108,8 +110,8 @@ def test_the_checkpoint_is_the_recorded_one(tmp_path: Path, header: dict[str, An
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logprobs_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, batch_invariant: bool) -> None:
-    backend = load(write_checkpoint(tmp_path, **options_of(name)), batch_invariant=batch_invariant)
+def test_logprobs_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, kind: str) -> None:
+    backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompts = prompts_of(backend.config.vocab, backend.config.max_positions)
     ours = [our_logprobs(backend, [prompt], all_rows=True) for prompt in prompts]
     last = np.stack([values[-1] for values in ours])
@@ -121,16 +123,16 @@ def test_logprobs_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: s
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_prompts_in_one_batch_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, batch_invariant: bool) -> None:
-    backend = load(write_checkpoint(tmp_path, **options_of(name)), batch_invariant=batch_invariant)
+def test_prompts_in_one_batch_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, kind: str) -> None:
+    backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompts = prompts_of(backend.config.vocab, backend.config.max_positions)
     ours = our_logprobs(backend, prompts, block_tables=scattered_tables([len(prompt) for prompt in prompts]))
     np.testing.assert_allclose(ours, recorded[name]["last"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_greedy_tokens_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, batch_invariant: bool) -> None:
-    backend = load(write_checkpoint(tmp_path, **options_of(name)), batch_invariant=batch_invariant)
+def test_greedy_tokens_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, kind: str) -> None:
+    backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompt = prompts_of(backend.config.vocab)[GREEDY_PROMPT]
     ours = list(greedy(backend, prompt, GREEDY_TOKENS))
     clear = clear_steps(recorded[name]["greedy_gaps"])
@@ -140,8 +142,8 @@ def test_greedy_tokens_equal_the_recorded(tmp_path: Path, recorded: Recorded, na
 
 @pytest.mark.parametrize("name", ["plain", "head_dim-5", "scores-unscaled-by-layer", "outliers"])
 @pytest.mark.parametrize("chunk", [1, 7, 32])
-def test_prompts_in_chunks_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, chunk: int, batch_invariant: bool) -> None:
-    backend = load(write_checkpoint(tmp_path, **options_of(name)), batch_invariant=batch_invariant)
+def test_prompts_in_chunks_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, chunk: int, kind: str) -> None:
+    backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompt = prompts_of(backend.config.vocab)[-1]
     table = scattered_tables([len(prompt)])
     for start in range(0, len(prompt), chunk):

@@ -29,9 +29,9 @@ def sluggish(tiny_model: Path) -> Iterator[RunningServer]:
 
 
 @pytest.fixture(scope="module")
-def single(tiny_model: Path) -> Iterator[RunningServer]:
-    """A server with room for one answer: whatever is left behind fills it for ever."""
-    with RunningServer(loader(tiny_model, step_s=0.002), max_queued_requests=1) as running:
+def narrow(tiny_model: Path) -> Iterator[RunningServer]:
+    """A server with room for the answers of one request: whatever is left behind fills it for ever."""
+    with RunningServer(loader(tiny_model, step_s=0.002), max_queued_requests=3) as running:
         yield running
 
 
@@ -99,7 +99,7 @@ class Client:
 
     def __init__(self, server: RunningServer, **body: Any) -> None:
         self._server = server
-        self._body = json.dumps({**LONG, **body}).encode()
+        self._body = json.dumps({**LONG, "prompt": ["in the end", "a", "the"], **body}).encode()
         self._sent_body = False
         self.gone = asyncio.Event()
         self.received: list[dict[str, Any]] = []
@@ -141,7 +141,7 @@ def left_readers() -> int:
 def assert_nothing_is_left(server: RunningServer) -> None:
     wait_until(server.is_idle, timeout_s=5)
     wait_until(lambda: left_readers() == 0)
-    assert server.complete("the", max_tokens=1, temperature=0)["choices"]
+    assert len(server.complete("the", n=server.max_queued_requests, max_tokens=1)["choices"]) == server.max_queued_requests
 
 
 MOMENTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50]
@@ -164,10 +164,10 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(single: RunningServer, times: int, *, stream: bool) -> None:
+def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(narrow: RunningServer, times: int, *, stream: bool) -> None:
     async def run() -> None:
         for moments in MOMENTS:
-            client = Client(single, stream=stream)
+            client = Client(narrow, stream=stream)
             task = asyncio.ensure_future(client.run())
             await rest(moments)
             for _ in range(times):
@@ -175,28 +175,52 @@ def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(single: Runnin
                 await asyncio.sleep(0)
             await asyncio.gather(task, return_exceptions=True)
 
-    single.on_loop(run)
-    assert_nothing_is_left(single)
+    narrow.on_loop(run)
+    assert_nothing_is_left(narrow)
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+def test_a_request_that_is_cancelled_before_its_events_have_begun_leaves_nothing(narrow: RunningServer, times: int) -> None:
+    """The answer's head is not taken by anybody yet, and whoever cancels is in a hurry."""
+
+    async def run() -> None:
+        client = Client(narrow, stream=True)
+        sending = asyncio.Event()
+
+        async def never(_: Any) -> None:
+            sending.set()
+            await asyncio.Event().wait()
+
+        client.on_send = never
+        task = asyncio.ensure_future(client.run())
+        await asyncio.wait_for(sending.wait(), 5)
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        await asyncio.gather(task, return_exceptions=True)
+
+    narrow.on_loop(run)
+    assert_nothing_is_left(narrow)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_at_any_moment_leaves_nothing(single: RunningServer, *, stream: bool) -> None:
+def test_a_client_that_goes_at_any_moment_leaves_nothing(narrow: RunningServer, *, stream: bool) -> None:
     async def run() -> None:
         for moments in MOMENTS:
-            client = Client(single, stream=stream)
+            client = Client(narrow, stream=stream)
             task = asyncio.ensure_future(client.run())
             await rest(moments)
             client.gone.set()
             await asyncio.wait_for(task, 5)
 
-    single.on_loop(run)
-    assert_nothing_is_left(single)
+    narrow.on_loop(run)
+    assert_nothing_is_left(narrow)
 
 
 @pytest.mark.parametrize("message", [1, 2, 3, 10])
-def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(single: RunningServer, message: int) -> None:
+def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(narrow: RunningServer, message: int) -> None:
     async def run() -> None:
-        client = Client(single, stream=True)
+        client = Client(narrow, stream=True)
 
         async def fail(_: Any) -> None:
             if len(client.received) >= message:
@@ -205,11 +229,11 @@ def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(single: R
         client.on_send = fail
         await client.run()
 
-    single.on_loop(run)
-    assert_nothing_is_left(single)
+    narrow.on_loop(run)
+    assert_nothing_is_left(narrow)
 
 
-def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(single: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(narrow: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, calls = ChoiceFormatter.choice, 0
 
     def choice(self: ChoiceFormatter, *arguments: Any) -> Any:
@@ -220,13 +244,13 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(single: Ru
         return whole(self, *arguments)
 
     monkeypatch.setattr(ChoiceFormatter, "choice", choice)
-    events = read_events(single.post({**LONG, "stream": True}).content)
+    events = read_events(narrow.post({**LONG, "stream": True}).content)
     assert [event["choices"][0]["index"] for event in events[:-1]] == [0, 0]
     assert events[-1]["error"]["code"] == 500
     assert "for the log" not in events[-1]["error"]["message"]
     monkeypatch.undo()
-    wait_until(single.is_idle)  # the log that pytest keeps still holds on to the request
-    assert single.complete("the", max_tokens=1)["choices"]
+    wait_until(narrow.is_idle)  # the log that pytest keeps still holds on to the request
+    assert len(narrow.complete("the", n=3, max_tokens=1)["choices"]) == 3
 
 
 def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: RunningServer) -> None:
@@ -234,7 +258,7 @@ def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: Runni
     whole = slow_server.complete(**LONG)["choices"][0]["text"]
 
     async def run() -> Client:
-        client = Client(slow_server, stream=True)
+        client = Client(slow_server, prompt=LONG["prompt"], stream=True)
         reading = asyncio.Event()
 
         async def wait(_: Any) -> None:
@@ -260,7 +284,7 @@ def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: Runni
 
 
 def test_a_client_that_never_reads_loses_its_stream(tiny_model: Path) -> None:
-    with RunningServer(loader(tiny_model, step_s=0.05), max_queued_requests=1, stalled_client_s=0.3) as running:
+    with RunningServer(loader(tiny_model, step_s=0.05), max_queued_requests=3, stalled_client_s=0.3) as running:
 
         async def run() -> float:
             client = Client(running, stream=True)

@@ -60,7 +60,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "logit_bias too large": ({"logit_bias": {"1": 101}}, "logit_bias", "100"),
     "logit_bias a text": ({"logit_bias": {"1": "x"}}, "logit_bias", "'x'"),
     "logit_bias too large for a float": ({"logit_bias": {"1": 10**400}}, "logit_bias", "more than 300 digits"),
-    "too much logit_bias": ({"logit_bias": {str(i): 0 for i in range(5000)}}, "logit_bias", "4096"),
+    "too much logit_bias": ({"logit_bias": {str(i): 0 for i in range(5000)}}, "logit_bias", "1024"),
     "allowed token outside the vocabulary": ({"allowed_token_ids": [-1]}, "allowed_token_ids", "-1"),
     "no token allowed": ({"allowed_token_ids": []}, "allowed_token_ids", "empty"),
     "an empty bad word": ({"bad_words": [""]}, "bad_words", "not empty"),

@@ -198,6 +198,14 @@ def test_minus_infinity_is_a_number(server: RunningServer, llm: LLM, monkeypatch
     assert event["choices"][0]["prompt_logprobs"][1][str(byte_ids(llm, b"k")[0])]["logprob"] == -9999.0
 
 
+def test_what_is_not_a_number_is_one_in_the_answer(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = server.engine.engine.runner.backend
+    compute = backend.logits
+    monkeypatch.setattr(backend, "logits", lambda hidden: compute(hidden) * float("nan"))
+    response = server.post({"prompt": "ak", "echo": True, "max_tokens": 0, "logprobs": 1})
+    assert json.loads(response.text, parse_constant=pytest.fail)["choices"][0]["logprobs"]["token_logprobs"] == [None, -9999.0]
+
+
 def test_prompt_logprobs_come_by_token_id(server: RunningServer, llm: LLM) -> None:
     choice = server.complete("the end", prompt_logprobs=2, max_tokens=2)["choices"][0]
     ids = llm.tokenizer.encode("the end")

@@ -66,7 +66,7 @@ class RunningServer:
         self.metrics = ServerMetrics(MODEL)
         self.settings = ServerSettings(**{"model_names": (MODEL, "alias"), **settings})
         self._load = load
-        self._max_queued = max_queued_requests
+        self.max_queued_requests = max_queued_requests
         self._wait_until_ready = wait_until_ready
         self._thread = threading.Thread(target=self._run, name="test-server")
         self._started = threading.Event()
@@ -140,7 +140,7 @@ class RunningServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.engine = AsyncEngine(self._load, max_queued_requests=self._max_queued, on_step=self.metrics.on_step)
+        self.engine = AsyncEngine(self._load, max_queued_requests=self.max_queued_requests, on_step=self.metrics.on_step)
         self.app = create_app(self.engine, self.settings, self.metrics)
         config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=5)
         self._server = _ServerInThread(config, self._started)
