@@ -1,0 +1,89 @@
+"""The compiled backend as a whole: every vector width and number of threads, and the pool that runs it."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanovllm.model.checkpoint import load_weights
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.compiler import host_lanes
+from nanovllm.model.kernels.forward import make_forward
+from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.numba_backend import NumbaBackend
+from nanovllm.model.numpy_backend import NumpyBackend
+from tests.support.batches import make_batch
+from tests.support.checkpoints import write_checkpoint
+
+BLOCK_SIZE = 8
+SEQS = [list(range(1, 41)), [7], [9, 8, 7], list(range(90, 30, -1))]
+
+
+def logits_of(backend: Any) -> np.ndarray:
+    backend.allocate_cache(40, BLOCK_SIZE)
+    backend.fill_blocks(list(range(40)), np.nan)
+    return np.array(backend.logits(backend.forward(make_batch(SEQS, block_size=BLOCK_SIZE, all_rows=True))))
+
+
+@pytest.mark.parametrize("lanes", [lanes for lanes in (16, 8, 4) if lanes <= host_lanes()])
+@pytest.mark.parametrize("config", [{}, {"n_embd": 40, "n_head": 8, "n_inner": 56}, {"n_embd": 48, "n_head": 1, "activation_function": "gelu"}])
+def test_every_vector_width_agrees_with_numpy(tmp_path: Path, lanes: int, config: dict[str, Any]) -> None:
+    folder = write_checkpoint(tmp_path, config=config)
+    read = GPT2Config.load(folder)
+    ours = logits_of(NumbaBackend(read, load_weights(folder, read), lanes=lanes))
+    np.testing.assert_allclose(ours, logits_of(NumpyBackend.load(folder)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 5])
+def test_bits_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
+    folder = write_checkpoint(tmp_path)
+    np.testing.assert_array_equal(logits_of(NumbaBackend.load(folder, num_threads=threads)), logits_of(NumbaBackend.load(folder, num_threads=1)))
+
+
+def test_a_second_model_of_another_size_compiles_nothing(tmp_path: Path) -> None:
+    logits_of(NumbaBackend.load(write_checkpoint(tmp_path / "one")))
+    compiled = make_forward(host_lanes())
+    before = list(compiled.signatures)
+    logits_of(NumbaBackend.load(write_checkpoint(tmp_path / "two", config={"n_embd": 40, "n_head": 5, "n_layer": 3, "activation_function": "relu"})))
+    assert compiled.signatures == before
+    assert len(before) == 1
+
+
+def test_indices_outside_are_refused_before_any_kernel_runs(tmp_path: Path) -> None:
+    backend = NumbaBackend.load(write_checkpoint(tmp_path))
+    backend.allocate_cache(2, BLOCK_SIZE)
+    with pytest.raises(ValueError, match="slots run from"):
+        backend.forward(make_batch([[1, 2]], block_size=BLOCK_SIZE, block_tables=[[2]]))
+    with pytest.raises(ValueError, match="token_ids run from"):
+        backend.forward(make_batch([[1, 10**6]], block_size=BLOCK_SIZE))
+
+
+def test_a_fault_in_a_helper_thread_surfaces_and_the_pool_goes_on() -> None:
+    pool = ThreadPool(3)
+    seen: list[int] = []
+
+    def fail(record: object, number: int) -> None:
+        if number == 2:
+            raise RuntimeError("a helper fell over")
+
+    with pytest.raises(RuntimeError, match="a helper fell over"):
+        pool.run(fail, None, 3)
+    pool.run(lambda record, number: seen.append(number), None, 3)
+    pool.run(lambda record, number: seen.append(number), None, 1)
+    assert sorted(seen) == [0, 0, 1, 2]
+    pool.close()
+
+
+def test_a_backend_that_is_dropped_takes_its_threads_with_it(tmp_path: Path) -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        backend = NumbaBackend.load(write_checkpoint(tmp_path), num_threads=3)
+        del backend
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= before
