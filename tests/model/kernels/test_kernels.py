@@ -24,9 +24,14 @@ def lanes(request: pytest.FixtureRequest) -> int:
 
 def call(kernel: Any, count: int) -> Any:
     """A kernel can only be called by compiled code: a function of `count` integers that does nothing else."""
-    if count == 5:
-        return compiled(kernel)
-    return compiled(kernel)
+
+    def of_five(a: int, b: int, c: int, d: int, e: int) -> None:
+        kernel(a, b, c, d, e)
+
+    def of_six(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
+        kernel(a, b, c, d, e, f)
+
+    return compiled({5: of_five, 6: of_six}[count])
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
