@@ -23,7 +23,7 @@ class EngineConfig:
         kv_cache_memory: bytes for keys and values, as a number or as text such as "1GiB".
         num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
         enable_prefix_caching: reuse the keys and values of prompts that begin alike.
-        batch_invariant: a request's bits do not depend on what else is computed; slower with backend="numpy", always so with "numba".
+        batch_invariant: a request's bits do not depend on what else is computed; backend="numba" is so in any case, "numpy" is slower then.
         num_threads: threads for the arithmetic; None for the library's own choice.
         seed: makes the draws of requests without a seed repeatable.
         max_logprobs: most log-probabilities a request may ask for at a position.

@@ -8,6 +8,7 @@ from nanovllm.errors import InvalidRequestError
 
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflow float32 and only the best could be drawn
 MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1000  # of one stop string: each new piece of text is compared with all of its beginnings
 MAX_LOGIT_EDITS = 1024  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
@@ -118,6 +119,8 @@ class SamplingParams:
                 if not isinstance(text, str) or not text:
                     raise InvalidRequestError(f"{name} has {_short(text)} but takes texts that are not empty", param=name)
                 check_unicode(name, text)
+                if name == "stop" and len(text) > MAX_STOP_CHARACTERS:
+                    raise InvalidRequestError(f"stop has a text of {len(text)} characters, the limit is {MAX_STOP_CHARACTERS}", param=name)
             _check_length(name, texts, limit)
             object.__setattr__(self, name, texts)
         for name in ("stop_token_ids", "allowed_token_ids"):

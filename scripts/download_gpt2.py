@@ -1,4 +1,4 @@
-"""Download a GPT-2 from the Hugging Face hub: `nanovllm download` for a clone where the package is not installed.
+"""Download a GPT-2 from the Hugging Face hub: `nanovllm download` for a clone, where the package need not be installed, only what it needs.
 
 Run: python scripts/download_gpt2.py --model gpt2 --output ./models/gpt2
 """
@@ -9,7 +9,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from nanovllm.cli.download import DESCRIPTION, add_arguments, run
+if sys.version_info < (3, 10):  # noqa: UP036 - people run this file with whatever Python they have
+    sys.exit(f"nanovllm needs Python 3.10 or newer; this is {sys.version_info[0]}.{sys.version_info[1]}")
+try:
+    from nanovllm.cli.download import DESCRIPTION, add_arguments, run
+except ModuleNotFoundError as error:
+    sys.exit(
+        f"{error}. Install what nanovllm needs first: run `make .venv/.installed-run` and then .venv/bin/python instead of python, or `pip install .`"
+    )
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=DESCRIPTION)

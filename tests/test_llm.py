@@ -159,6 +159,31 @@ def test_after_an_interruption_the_engine_is_empty_and_works(llm: LLM, monkeypat
     assert llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids == expected
 
 
+def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the forward pass: blocks that were promised but never computed must not be found by the next request."""
+    prompt: Prompt = {"prompt_token_ids": [101, 102, 103, 104, 105] * 8}
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=0, ignore_eos=True)
+
+    def interrupt(batch: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner.backend, "forward", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            llm.generate(prompt, params, use_tqdm=False)
+    llm.engine.check_integrity()
+    after = llm.generate(prompt, params, use_tqdm=False)[0]
+    assert after.num_cached_tokens == 0
+    fresh = llm.engine
+    fresh.blocks.clear_cache()
+    assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0] == after.outputs[0]
+
+
+def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="cannot be had from the operating system; lower kv_cache_memory"):
+        LLM(tiny_model, kv_cache_memory="9000000GiB")
+
+
 def test_a_failing_step_raises_and_leaves_the_engine_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("the kernel fell over")

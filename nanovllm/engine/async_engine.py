@@ -177,7 +177,7 @@ class AsyncEngine:
 
     def check(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = "") -> Submission:
         """Check a request without queueing it, so that a caller with several finds out about all before any runs."""
-        own_id = f"{request_id or 'request'}-{next(self._ids)}"
+        own_id = f"{next(self._ids)}-{request_id or 'request'}"
         return self.engine.intake.submit(own_id, prompt, params, priority=priority, cache_salt=cache_salt)
 
     def submit(self, submission: Submission) -> Reader:

@@ -18,6 +18,11 @@ def hash_block(parent: bytes, tokens: Sequence[int]) -> bytes:
     return blake2b(parent + array("q", tokens).tobytes(), digest_size=_HASH_BYTES).digest()
 
 
+def hash_salt(salt: str) -> bytes:
+    """What stands for the parent of a first block: a digest, so that no salt can pass for a block's own name."""
+    return blake2b(salt.encode(), digest_size=_HASH_BYTES, person=b"cache-salt").digest()
+
+
 class BlockManager:
     """Hands out `num_blocks` blocks of `block_size` tokens."""
 

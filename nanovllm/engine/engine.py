@@ -55,7 +55,11 @@ class Engine:
                 f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of {config.block_size} tokens "
                 f"({runner.backend.block_bytes(config.block_size)} bytes); raise it or lower block_size"
             )
-        runner.backend.allocate_cache(num_blocks, config.block_size)
+        try:
+            runner.backend.allocate_cache(num_blocks, config.block_size)
+        except MemoryError as error:
+            asked = num_blocks * runner.backend.block_bytes(config.block_size)
+            raise ValueError(f"the KV cache of {asked} bytes cannot be had from the operating system; lower kv_cache_memory") from error
         self.config = config
         self.model = model
         self.max_model_len = max_model_len
@@ -131,6 +135,10 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - whatever went wrong in it, the engine goes on with the other requests
             fault = error
             updates = self.scheduler.fail(plan)
+        except BaseException:  # Ctrl-C: nobody will compute what the plan promised
+            for ended in self.scheduler.fail(plan):
+                self._times.pop(ended.request.request_id, None)
+            raise
         now = time.monotonic()
         stats = StepStats(plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started)
         self._prompt_tokens += stats.num_prompt_tokens
@@ -138,7 +146,7 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run one step, so that the first request does not wait for lazily loaded code; raises what the step raised."""
-        params = SamplingParams(max_tokens=1, ignore_eos=True, temperature=0.0)
+        params = SamplingParams(max_tokens=min(1, self.max_model_len - 1), ignore_eos=True, temperature=0.0)
         submission = self.intake.submit("warm-up", [0], params)
         self.add_request(submission.requests[0])
         while self.has_work:

@@ -55,6 +55,9 @@ class Intake:
         self._check_settings(params)
         eos = frozenset() if params.ignore_eos else frozenset(self.model.eos_token_ids)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
+        if isinstance(priority, bool) or not isinstance(priority, int) or not isinstance(cache_salt, str):
+            raise InvalidRequestError("priority must be a whole number and cache_salt a text", param="priority")
+        bad_words = self._bad_words(params)
         requests = tuple(
             Request(
                 request_id=request_id if params.n == 1 else f"{request_id}-{choice}",
@@ -65,7 +68,7 @@ class Intake:
                 choice_index=choice,
                 stop_token_ids=eos | frozenset(params.stop_token_ids or ()),
                 eos_token_ids=eos,
-                bad_words=self._bad_words(params),
+                bad_words=bad_words,
                 priority=priority,
                 cache_salt=cache_salt,
             )
@@ -121,7 +124,8 @@ class Intake:
                 f"the prompt has {prompt_tokens} tokens, which leaves no room for an answer in a context of {limit}; shorten it", param="prompt"
             )
         room = limit - prompt_tokens
-        max_new_tokens = room if params.max_tokens is None else min(params.max_tokens, room)
+        in_cache = max(self.limits.cache_tokens - prompt_tokens + 1, 1)  # what is left of the cache limits an answer that may be any length
+        max_new_tokens = min(room, in_cache) if params.max_tokens is None else min(params.max_tokens, room)
         needed = prompt_tokens + max(max_new_tokens - 1, 0)  # the last token's keys and values are never used
         if needed > self.limits.cache_tokens:
             raise ContextLengthError(

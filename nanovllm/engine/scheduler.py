@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from nanovllm.engine.block_manager import BlockManager, hash_block
+from nanovllm.engine.block_manager import BlockManager, hash_block, hash_salt
 from nanovllm.engine.request import FinishReason, Request, RequestState
 
 L = TypeVar("L")  # a report of log-probabilities, which the scheduler only passes on
@@ -49,7 +49,6 @@ class StepPlan:
     """One step: decoding sequences first."""
 
     sequences: tuple[PlannedSequence, ...]
-    num_preempted: int = 0
 
     @property
     def num_tokens(self) -> int:
@@ -142,7 +141,7 @@ class Scheduler:
         if self.num_preemptions == preemptions:
             self._admit(planned)
         self._spend_rest(planned)
-        plan = StepPlan(tuple(planned.values()), self.num_preemptions - preemptions)
+        plan = StepPlan(tuple(planned.values()))
         assert plan.sequences or not self._requests, "work is waiting, yet nothing can run"
         return plan
 
@@ -175,8 +174,8 @@ class Scheduler:
                 self._finish(sequence.request)
                 updates.append(RequestUpdate(sequence.request, None, None, (), FinishReason.ERROR))
         self.blocks.clear_cache()
-        for request in self.running:
-            request.num_registered_blocks = 0
+        for request in list(self.running):  # not planned, but it may share a block that the step was to fill
+            self._preempt(request, {})
         return updates
 
     def check_integrity(self) -> None:
@@ -217,14 +216,13 @@ class Scheduler:
             self.blocks.register(request.block_ids[index], self._hash(request, index))
         request.num_registered_blocks = max(request.num_registered_blocks, full)
 
-    def _unplan(self, sequence: PlannedSequence) -> None:
-        """Take back what `_plan` made findable: it will not be computed in this step.
-
-        Whoever shares it already comes later in order, and so was preempted before.
-        """
+    def _unplan(self, sequence: PlannedSequence) -> set[int]:
+        """Take back what `_plan` made findable: it will not be computed in this step. Returns the blocks."""
         request = sequence.request
-        for index in range(sequence.start // self.blocks.block_size, request.num_registered_blocks):
+        indices = range(sequence.start // self.blocks.block_size, request.num_registered_blocks)
+        for index in indices:
             self.blocks.unregister(request.block_ids[index], request.block_hashes[index])
+        return {request.block_ids[index] for index in indices}
 
     def _admit(self, planned: dict[str, PlannedSequence]) -> None:
         """Start waiting requests, strictly in order, while there are seats, tokens and blocks for all that they are known to need."""
@@ -264,11 +262,8 @@ class Scheduler:
             return False
         needed = self.blocks.blocks_for(request.num_computed_tokens + count) - len(request.block_ids)
         while needed > self.blocks.num_free:
-            victim = max(self.running, key=lambda other: other.order)
-            if victim.request_id in planned:
-                self._unplan(planned.pop(victim.request_id))
-            self._preempt(victim)
-            if victim is request:
+            self._preempt(max(self.running, key=lambda other: other.order), planned)
+            if request.state is not RequestState.RUNNING:
                 return False
         self._grow(request, count)
         return True
@@ -278,13 +273,19 @@ class Scheduler:
         if needed > 0:
             request.block_ids += self.blocks.allocate(needed)
 
-    def _preempt(self, request: Request) -> None:
+    def _preempt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
+        """Set a request back to be computed again, and with it whoever shares a block that it was to fill in this step."""
+        sequence = planned.pop(request.request_id, None)
+        never_filled = self._unplan(sequence) if sequence is not None else set()
         self.running.remove(request)
         request.move_to(RequestState.WAITING)
         self._release(request)
         request.num_preemptions += 1
         self.num_preemptions += 1
         heapq.heappush(self._queue, (request.order, request))
+        for other in list(self.running):
+            if other.state is RequestState.RUNNING and not never_filled.isdisjoint(other.block_ids):
+                self._preempt(other, planned)
 
     def _finish(self, request: Request) -> None:
         if request.state is RequestState.RUNNING:
@@ -331,6 +332,6 @@ class Scheduler:
         size = self.blocks.block_size
         while len(request.block_hashes) <= index:
             done = len(request.block_hashes)
-            parent = request.block_hashes[-1] if done else request.cache_salt.encode()
+            parent = request.block_hashes[-1] if done else hash_salt(request.cache_salt)
             request.block_hashes.append(hash_block(parent, request.tokens[done * size : (done + 1) * size]))
         return request.block_hashes[index]

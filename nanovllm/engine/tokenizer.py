@@ -66,7 +66,8 @@ class Tokenizer:
             allow_special: read `<|endoftext|>` and the like in the text as the tokens of that name.
         """
         library = self._with_special if allow_special else self._plain
-        return list(library.encode(text, add_special_tokens=add_special_tokens).ids)
+        (encoding,) = library.encode_batch([text], add_special_tokens=add_special_tokens)  # unlike encode, it lets other threads run
+        return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; bytes that are no whole character become U+FFFD."""

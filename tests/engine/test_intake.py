@@ -170,7 +170,8 @@ def test_what_the_cache_can_never_hold_is_refused(tokenizer: Tokenizer) -> None:
     assert request.max_new_tokens == 4
     submit(intake, [1] * 8, max_tokens=0)
     submit(intake, [1] * 8, max_tokens=1)
-    for prompt_tokens, max_tokens in ((5, 5), (5, None), (9, 0), (9, 1)):
+    assert submit(intake, [1] * 5, max_tokens=None).requests[0].max_new_tokens == 4, "an answer of any length ends where the cache does"
+    for prompt_tokens, max_tokens in ((5, 5), (9, None), (9, 0), (9, 1)):
         with pytest.raises(ContextLengthError, match=r"KV cache, which has 8; ask for less, or serve with a larger kv_cache_memory") as caught:
             submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
         assert caught.value.param == "max_tokens"
@@ -182,7 +183,7 @@ def test_what_passes_fits_the_context_and_the_cache(tokenizer: Tokenizer, prompt
         (request,) = submit(make_intake(tokenizer, cache_tokens=cache_tokens), [1] * prompt_tokens, max_tokens=max_tokens).requests
     except ContextLengthError:
         room = CONTEXT - prompt_tokens
-        asked = room if max_tokens is None else min(max_tokens, room)
+        asked = min(1, room) if max_tokens is None else min(max_tokens, room)
         assert room < 0 or (room == 0 and max_tokens != 0) or prompt_tokens + max(asked - 1, 0) > cache_tokens, "it would have fitted"
         return
     assert prompt_tokens + request.max_new_tokens <= CONTEXT

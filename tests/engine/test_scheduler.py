@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.block_manager import BlockManager, hash_block, hash_salt
 from nanovllm.engine.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduler import Scheduler, SequenceResult, StepPlan
 from nanovllm.sampling_params import SamplingParams
@@ -222,6 +222,46 @@ def test_prompts_with_another_salt_share_nothing() -> None:
     scheduler.add(first)
     scheduler.add(second)
     assert shares(step(scheduler)) == {"first": 13, "second": 13}
+
+
+def test_no_salt_can_pass_for_a_block() -> None:
+    """A salt that spells a known block's name must not find what follows that block."""
+    tokens = tuple(range(1, 14))
+    first_names = {}
+    for number in range(500_000):
+        victim_tokens = (number + 1, *tokens[1:])
+        name = hash_block(hash_salt(""), victim_tokens[:4])
+        try:
+            first_names[name.decode()] = victim_tokens
+            break
+        except UnicodeDecodeError:
+            continue
+    ((salt, victim_tokens),) = first_names.items()
+    scheduler = make_scheduler(block_size=4, tokens=64)
+    scheduler.add(make_request("victim", victim_tokens, new=1))
+    step(scheduler)
+    attacker = make_request("attacker", victim_tokens[4:], new=1)
+    attacker.cache_salt = salt
+    scheduler.add(attacker)
+    step(scheduler)
+    assert attacker.num_cached_tokens == 0
+
+
+def test_whoever_shares_a_block_that_will_not_be_filled_is_set_back_too() -> None:
+    scheduler = make_scheduler(block_size=4, tokens=64)
+    tokens = tuple(range(1, 14))
+    first, second = make_request("first", tokens), make_request("second", tokens)
+    scheduler.add(first)
+    scheduler.add(second)
+    plan = scheduler.schedule()
+    planned = {sequence.request.request_id: sequence for sequence in plan.sequences}
+    scheduler._preempt(first, planned)  # noqa: SLF001 - admission leaves so much room that no schedule leads here
+    assert not planned
+    assert {first.state, second.state} == {RequestState.WAITING}
+    scheduler.check_integrity()
+    while scheduler.has_work:
+        step(scheduler)
+    assert first.tokens[13:] == second.tokens[13:] == expected_output(first)
 
 
 def test_prompt_logprobs_are_each_reported_once_and_skip_the_cache() -> None:

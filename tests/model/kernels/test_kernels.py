@@ -31,7 +31,8 @@ def call(kernel: Any, count: int) -> Any:
     def of_six(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
         kernel(a, b, c, d, e, f)
 
-    return compiled({5: of_five, 6: of_six}[count])
+    kinds: dict[int, Any] = {5: of_five, 6: of_six}
+    return compiled(kinds[count])
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
