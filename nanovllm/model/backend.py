@@ -23,11 +23,6 @@ class Backend(Protocol):
         """Sizes of the network."""
         ...
 
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of weights that one decoding step reads."""
-        ...
-
     def block_bytes(self, block_size: int) -> int:
         """Bytes that one block of the KV cache takes, all layers together."""
         ...

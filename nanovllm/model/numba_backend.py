@@ -81,12 +81,6 @@ class NumbaBackend:
         """Sizes of the network."""
         return self._config
 
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of weights that one decoding step reads."""
-        names = ("qkv_weight", "out_weight", "up_weight", "down_weight", "head_weight")
-        return sum(self._memory.arrays[name].nbytes for name in names)
-
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block: keys and values of every layer."""
         config = self._config

@@ -39,13 +39,6 @@ class NumpyBackend:
         """Sizes of the network."""
         return self._config
 
-    @property
-    def weights_bytes(self) -> int:
-        """Bytes of weights that one decoding step reads: everything but the embedding tables, of which it reads single rows."""
-        config = self._config
-        embeddings = (config.vocab * (not config.tied_head) + config.max_positions) * config.d_model
-        return 4 * (config.parameters - embeddings)
-
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block: keys and values of every layer in float32."""
         return 2 * 4 * self._config.layers * block_size * self._config.d_model

@@ -24,6 +24,7 @@ def make_forward(lanes: int) -> Any:
     """forward(record, thread): a whole step, from token ids to the normalised hidden state of the wanted rows, in `normed`."""
     product = make_product(lanes)
     layer_norm = make_layer_norm(lanes)
+    normalise = _make_normalise(lanes)
     embed = _make_embed(lanes)
     store_keys_and_values = _make_store(lanes)
     paged_attention = _make_paged_attention(lanes)
@@ -39,10 +40,7 @@ def make_forward(lanes: int) -> Any:
         for layer in range(p.layers):
             work = p.work + layer * WORK_COUNTERS_PER_LAYER * LINE_BYTES
             row = layer * p.hidden_stride
-            hidden_panels = layer * p.hidden_stride
-            for token in range(begin, end):
-                at = token * p.hidden_stride
-                layer_norm(p.hidden + at, p.attention_gain + row, p.attention_bias + row, p.normed + at, p.d_model, p.epsilon)
+            normalise(p, begin, end, p.attention_gain + row, p.attention_bias + row)
             reached += threads
             barrier(p.arrived, reached)
             product(
@@ -58,14 +56,12 @@ def make_forward(lanes: int) -> Any:
             reached += threads
             barrier(p.arrived, reached)
             product(
-                thread, threads, work + 3 * LINE_BYTES, p.mixed, p.hidden_stride, p.tokens, p.out_weight + hidden_panels * p.d_model, p.d_model,
+                thread, threads, work + 3 * LINE_BYTES, p.mixed, p.hidden_stride, p.tokens, p.out_weight + row * p.d_model, p.d_model,
                 p.d_model, p.out_bias + row, p.hidden, p.hidden_stride, ADD_TO_RESIDUAL, scratch,
             )  # fmt: skip
             reached += threads
             barrier(p.arrived, reached)
-            for token in range(begin, end):
-                at = token * p.hidden_stride
-                layer_norm(p.hidden + at, p.ffn_gain + row, p.ffn_bias + row, p.normed + at, p.d_model, p.epsilon)
+            normalise(p, begin, end, p.ffn_gain + row, p.ffn_bias + row)
             reached += threads
             barrier(p.arrived, reached)
             product(
@@ -75,7 +71,7 @@ def make_forward(lanes: int) -> Any:
             reached += threads
             barrier(p.arrived, reached)
             product(
-                thread, threads, work + 5 * LINE_BYTES, p.middle, p.middle_stride, p.tokens, p.down_weight + hidden_panels * p.d_ff, p.d_ff,
+                thread, threads, work + 5 * LINE_BYTES, p.middle, p.middle_stride, p.tokens, p.down_weight + row * p.d_ff, p.d_ff,
                 p.d_model, p.down_bias + row, p.hidden, p.hidden_stride, ADD_TO_RESIDUAL, scratch,
             )  # fmt: skip
             reached += threads
@@ -120,6 +116,19 @@ def _make_embed(lanes: int) -> Any:
             add(position, hidden, p.d_model)
 
     return embed
+
+
+def _make_normalise(lanes: int) -> Any:
+    layer_norm = make_layer_norm(lanes)
+
+    @compiled
+    def normalise(p: Any, begin: int, end: int, gain: int, bias: int) -> None:
+        """normed = layer_norm(hidden), for tokens begin to end."""
+        for token in range(begin, end):
+            at = token * p.hidden_stride
+            layer_norm(p.hidden + at, gain, bias, p.normed + at, p.d_model, p.epsilon)
+
+    return normalise
 
 
 def _make_store(lanes: int) -> Any:
