@@ -6,7 +6,9 @@ from typing import TypeGuard
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
 BACKENDS = ("numpy", "numba")
-DTYPES = ("float32",)
+DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = ("int8",)
+KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +16,10 @@ class EngineConfig:
     """Settings of one engine; raises ValueError naming the value, the limit and the remedy.
 
     Attributes:
-        dtype: type of the weights while computing.
-        backend: which implementation of the forward pass.
+        dtype: type of the weights while computing; of the token embedding alone where the others are quantised.
+        quantization: "int8" for weights of one byte, with rows quantised as they come; None for weights of type `dtype`.
+        kv_cache_dtype: type of keys and values; "auto" for that of the weights.
+        backend: which implementation of the forward pass; "numpy" computes in float32 only.
         max_model_len: most tokens of prompt and answer together; None for the model's own context.
         block_size: tokens in one block of the KV cache.
         max_num_seqs: most sequences in one step.
@@ -30,6 +34,8 @@ class EngineConfig:
     """
 
     dtype: str = "float32"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
     backend: str = "numpy"
     max_model_len: int | None = None
     block_size: int = 32
@@ -59,13 +65,23 @@ class EngineConfig:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs ({self.max_num_seqs}): "
                 "each running sequence needs at least one token a step; raise the first or lower the second"
             )
-        if self.backend not in BACKENDS:
-            raise ValueError(f"backend is {self.backend!r} but must be one of {', '.join(BACKENDS)}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r} but must be one of {', '.join(DTYPES)}")
+        choices: dict[str, tuple[str | None, ...]] = {
+            "backend": BACKENDS, "dtype": DTYPES, "quantization": (None, *QUANTIZATIONS), "kv_cache_dtype": KV_CACHE_DTYPES,
+        }  # fmt: skip
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(map(str, allowed))}")
+        if self.backend == "numpy":
+            self._check_numpy_types()
         if not _is_whole(self.max_logprobs) or self.max_logprobs < 0:
             raise ValueError(f"max_logprobs is {self.max_logprobs!r} but must be a whole number of at least 0")
         parse_bytes(self.kv_cache_memory)
+
+    def _check_numpy_types(self) -> None:
+        for name, allowed in (("dtype", ("float32",)), ("quantization", (None,)), ("kv_cache_dtype", ("auto", "float32"))):
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}, but backend='numpy' computes in float32 only; leave it out or take backend='numba'")
 
     @property
     def kv_cache_bytes(self) -> int:

@@ -30,6 +30,8 @@ class LLM:
         model: str | os.PathLike[str] = BUNDLED_MODEL,
         *,
         dtype: str = "float32",
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
         backend: str = "numpy",
         max_model_len: int | None = None,
         block_size: int = 32,
@@ -50,6 +52,8 @@ class LLM:
         """
         config = EngineConfig(
             dtype=dtype,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
             backend=backend,
             max_model_len=max_model_len,
             block_size=block_size,

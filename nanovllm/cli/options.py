@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from nanovllm.config import BACKENDS, DTYPES, EngineConfig
+from nanovllm.config import BACKENDS, DTYPES, KV_CACHE_DTYPES, QUANTIZATIONS, EngineConfig
 from nanovllm.hub import BUNDLED_MODEL
 from nanovllm.sampling_params import SamplingParams
 
@@ -33,6 +33,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("engine")
     group.add_argument("--backend", choices=BACKENDS, default=defaults["backend"], help="implementation of the forward pass (%(default)s)")
     group.add_argument("--dtype", choices=DTYPES, default=defaults["dtype"], help="type of the weights while computing (%(default)s)")
+    group.add_argument("--quantization", choices=QUANTIZATIONS, default=None, help="weights of one byte, quantised while loading (none)")
+    group.add_argument(
+        "--kv-cache-dtype", choices=KV_CACHE_DTYPES, default=defaults["kv_cache_dtype"], help="type of keys and values (%(default)s: the weights')"
+    )
     for name, (kind, text) in _ENGINE_FLAGS.items():
         default = defaults[name]
         shown = text if default is None else f"{text} ({default})"

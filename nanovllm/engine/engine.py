@@ -81,7 +81,13 @@ class Engine:
         tokenizer = Tokenizer.load(folder)
         generation_config = load_generation_config(folder)
         runner = NativeModelRunner.load(
-            folder, backend=config.backend, dtype=config.dtype, batch_invariant=config.batch_invariant, num_threads=config.num_threads
+            folder,
+            backend=config.backend,
+            dtype=config.dtype,
+            quantization=config.quantization,
+            kv_cache_dtype=config.kv_cache_dtype,
+            batch_invariant=config.batch_invariant,
+            num_threads=config.num_threads,
         )
         return cls(config, runner, tokenizer, generation_config)
 

@@ -47,6 +47,8 @@ class Backend(Protocol):
 class BackendLoader(Protocol):
     """Loads a model folder; raises CheckpointError when it cannot be used."""
 
-    def __call__(self, folder: Path, *, dtype: str, batch_invariant: bool, num_threads: int | None) -> Backend:
-        """The folder's network, ready but for its cache."""
+    def __call__(
+        self, folder: Path, *, dtype: str, quantization: str | None, kv_cache_dtype: str, batch_invariant: bool, num_threads: int | None
+    ) -> Backend:
+        """The folder's network, ready but for its cache; ValueError for types that it cannot compute in."""
         ...

@@ -4,6 +4,7 @@ Weights are packed into panels while loading; the cache is laid out as attention
 the batch, on how a prompt is cut, or on the number of threads.
 """
 
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,15 +17,22 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.activation import ACTIVATIONS as KERNEL_ACTIVATIONS
-from nanovllm.model.kernels.compiler import host_lanes
 from nanovllm.model.kernels.forward import make_forward, make_logits
-from nanovllm.model.kernels.matmul import panel_width
-from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, round_up
-from nanovllm.model.kernels.parameters import ITEM_FIELDS, PARAMETERS, QUERY_TILE, ROW_BLOCK, WORK_COUNTERS_PER_LAYER
+from nanovllm.model.kernels.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
+from nanovllm.model.kernels.parameters import (
+    ACTIVATION_NAMES,
+    ITEM_FIELDS,
+    NOTES_BYTES,
+    PARAMETERS,
+    QUERY_TILE,
+    ROW_BLOCK,
+    WORD_BYTES,
+    WORK_COUNTERS_PER_LAYER,
+)
 from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.kernels.target import PER_WORD, Spec, host_target
 from nanovllm.model.kernels.threads import LINE_BYTES
-from nanovllm.model.kernels.vector import F32_BYTES
+from nanovllm.model.packed_weights import PackedWeights
 from nanovllm.model.weights import GPT2Weights
 
 _SHARED_PRODUCTS = 1_000_000  # fewer multiply-adds than this are done before another thread is awake
@@ -48,33 +56,48 @@ class _Memory:
 class NumbaBackend:
     """Packed weights, a packed cache, and threads that run the compiled forward pass."""
 
-    def __init__(self, config: GPT2Config, weights: GPT2Weights, *, num_threads: int | None = None, lanes: int | None = None) -> None:
+    def __init__(
+        self, config: GPT2Config, weights: GPT2Weights, *, spec: Spec | None = None, narrow_embedding: bool = False, num_threads: int | None = None
+    ) -> None:
         """Pack the weights and compile.
 
         Args:
+            spec: types of weights and cache and what the processor can do; by default float32 on this machine.
+            narrow_embedding: keep the token embedding in bfloat16.
             num_threads: by default one for each processor that this process may use.
-            lanes: float32 in a vector: 16, 8 or 4; by default what the machine has.
         """
         self._config = config
-        self._lanes = lanes or host_lanes()
-        self._width = panel_width(self._lanes)
+        self._spec = spec or Spec(host_target())
+        self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
         self._memory = _Memory()
         self._record = np.zeros(1, dtype=PARAMETERS)
-        self._forward, self._logits = make_forward(self._lanes), make_logits(self._lanes)
+        self._forward, self._logits = make_forward(self._spec), make_logits(self._spec)
         self._pool = ThreadPool(num_threads or available_processors())
         self._capacity = 0
         self._logit_capacity = 0
         self._place_sizes()
-        self._place_weights(weights)
+        self._weights = PackedWeights(config, weights, self._spec, narrow_embedding=narrow_embedding)
+        self._memory.place(self._record, **self._weights.arrays)
+        self._record["embedding_is_narrow"] = narrow_embedding
+        self._record["embedding_bytes"] = self._weights.arrays["token_embedding"].strides[0]
         self.allocate_cache(0, 1)
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: str = "float32", batch_invariant: bool = False, num_threads: int | None = None) -> "NumbaBackend":
+    def load(
+        cls,
+        folder: Path,
+        *,
+        dtype: str = "float32",
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
+        batch_invariant: bool = False,
+        num_threads: int | None = None,
+    ) -> "NumbaBackend":
         """Load a model folder; raises CheckpointError when it cannot be used. It is batch-invariant in any case."""
-        if dtype != "float32":
-            raise ValueError(f"dtype is {dtype!r}, but backend='numba' computes in float32 only")
         config = GPT2Config.load(folder)
-        return cls(config, load_weights(folder, config), num_threads=num_threads)
+        weights = quantization or dtype
+        spec = Spec(host_target(), weights, weights if kv_cache_dtype == "auto" else kv_cache_dtype)
+        return cls(config, load_weights(folder, config), spec=spec, narrow_embedding=dtype == "bfloat16", num_threads=num_threads)
 
     @property
     def config(self) -> GPT2Config:
@@ -82,31 +105,44 @@ class NumbaBackend:
         return self._config
 
     def block_bytes(self, block_size: int) -> int:
-        """Bytes of one block: keys and values of every layer."""
-        config = self._config
-        keys = config.head_dim * round_up(block_size, self._lanes)
-        values = block_size * round_up(config.head_dim, self._lanes)
-        return F32_BYTES * config.layers * config.heads * (keys + values)
+        """Bytes of one block: keys and values of every layer, and their scales."""
+        words, scales = self._block_sizes(block_size)
+        return WORD_BYTES * self._config.layers * self._config.heads * (sum(words) + 2 * scales)
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Make an empty cache in place of the one before."""
-        config, record = self._config, self._record
+        config, record, per_word = self._config, self._record, PER_WORD[self._spec.cache]
         columns, head_columns = round_up(block_size, self._lanes), round_up(config.head_dim, self._lanes)
         record["blocks"], record["block_size"], record["block_columns"], record["head_columns"] = blocks, block_size, columns, head_columns
-        key_size, value_size = config.head_dim * columns, block_size * head_columns
-        record["key_bytes"], record["value_bytes"] = key_size * F32_BYTES, value_size * F32_BYTES
-        cached = config.layers * blocks * config.heads
-        rows, heads, threads = max(QUERY_TILE, config.heads), config.heads, self._pool.threads
-        scores = round_up(rows * (config.max_positions // block_size + 1) * columns, 16)
-        scratch = round_up(max(ROW_BLOCK * self._width, max(QUERY_TILE, heads) * head_columns), 16)
-        record["scores_bytes"], record["scratch_bytes"] = scores * F32_BYTES, scratch * F32_BYTES
+        record["key_steps"], record["value_steps"] = panel_steps(config.head_dim, per_word), panel_steps(block_size, per_word)
+        (key_words, value_words), scales = self._block_sizes(block_size)
+        record["key_bytes"], record["value_bytes"] = key_words * WORD_BYTES, value_words * WORD_BYTES
+        rows, threads = max(QUERY_TILE, config.heads), self._pool.threads
+        own = {
+            "scores": rows * (config.max_positions // block_size + 1) * columns,
+            "scratch": max(ROW_BLOCK * self._width, rows * head_columns),
+            "queries": rows * round_up(config.head_dim, 16),
+            "row": max(round_up(config.d_model, self._width), head_columns),
+        }
+        record["query_stride"] = round_up(config.head_dim, 16) * WORD_BYTES
+        for name, words in own.items():
+            record[f"{name}_bytes"] = round_up(words, 16) * WORD_BYTES
+        places = (config.layers, blocks, config.heads)
         self._memory.place(
             record,
-            keys=aligned_zeros(cached * key_size).reshape(config.layers, blocks, -1 if cached else 0),
-            values=aligned_zeros(cached * value_size).reshape(config.layers, blocks, -1 if cached else 0),
-            scores=aligned_zeros(threads * scores),
-            scratch=aligned_zeros(threads * scratch),
+            keys=_zeros(*places, key_words),
+            values=_zeros(*places, value_words),
+            key_scales=_zeros(*places, scales),
+            value_scales=_zeros(*places, scales),
+            **{name: aligned_zeros(threads * round_up(words, 16)) for name, words in own.items()},
         )
+
+    def _block_sizes(self, block_size: int) -> tuple[tuple[int, int], int]:
+        """Words of one head's keys and of its values in a block, and the scales of each."""
+        per_word, head_dim = PER_WORD[self._spec.cache], self._config.head_dim
+        columns = round_up(block_size, self._lanes)
+        words = panel_steps(head_dim, per_word) * columns, panel_steps(block_size, per_word) * round_up(head_dim, self._lanes)
+        return words, columns if self._spec.cache == "int8" else 0
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
         """Compute a batch; returns the final hidden state of its `logit_rows`."""
@@ -129,22 +165,30 @@ class NumbaBackend:
             chunk_items=chunks,
         )
         self._run(self._forward, batch.tokens * self._config.parameters)
-        return self._memory.arrays["normed"][:rows, : self._config.d_model].copy()
+        return self._memory.arrays["final"][:rows, : self._config.d_model].copy()
 
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states; a view that the next call overwrites."""
         rows = hidden.shape[0]
         self._reserve(rows)
         self._reserve_logits(rows)
-        self._memory.arrays["normed"][:rows, : self._config.d_model] = hidden
+        self._memory.arrays["final"][:rows, : self._config.d_model] = hidden
         self._record["rows"] = rows
         self._run(self._logits, rows * self._config.vocab * self._config.d_model)
         return self._memory.arrays["logits"][:rows, : self._config.vocab]
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""
-        self._memory.arrays["keys"][:, block_ids] = value
-        self._memory.arrays["values"][:, block_ids] = value
+        arrays = self._memory.arrays
+        narrow = int(to_bfloat16(np.array([value], dtype=np.float32))[0])
+        filling = {
+            "float32": np.array(value, dtype=np.float32),
+            "bfloat16": np.array(narrow << 16 | narrow, dtype=np.uint32).view(np.float32),
+            "int8": np.array(0x7F7F7F7F, dtype=np.uint32).view(np.float32),
+        }
+        for name in ("keys", "values"):
+            arrays[name][:, block_ids] = filling[self._spec.cache]
+            arrays[f"{name[:-1]}_scales"][:, block_ids] = value
 
     def close(self) -> None:
         """End the helper threads."""
@@ -154,17 +198,17 @@ class NumbaBackend:
         if hasattr(self, "_pool"):
             self._pool.close()
 
-    def _run(self, function: Callable[[np.ndarray, int], None], products: int) -> None:
+    def _run(self, function: Callable[[int, int], None], products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""
         threads = self._pool.threads if products >= _SHARED_PRODUCTS else 1
         self._record["threads"] = threads
         self._memory.arrays["arrived"][:] = 0
         self._memory.arrays["work"][:] = 0
-        self._pool.run(function, self._record, threads)
+        self._pool.run(function, self._record.ctypes.data, threads)
 
     def _place_sizes(self) -> None:
         config, record = self._config, self._record
-        kinds = list(KERNEL_ACTIVATIONS)
+        per_word = PER_WORD[self._spec.weights]
         sizes = {
             "layers": config.layers,
             "d_model": config.d_model,
@@ -172,11 +216,12 @@ class NumbaBackend:
             "heads": config.heads,
             "head_dim": config.head_dim,
             "vocab": config.vocab,
-            "activation": kinds.index(ACTIVATIONS[config.activation].__name__),
-            "hidden_stride": round_up(config.d_model, self._width) * F32_BYTES,
-            "qkv_stride": round_up(3 * config.d_model, self._width) * F32_BYTES,
-            "middle_stride": round_up(config.d_ff, self._width) * F32_BYTES,
-            "logits_stride": round_up(config.vocab, self._width) * F32_BYTES,
+            "activation": ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__),
+            "hidden_stride": round_up(config.d_model, self._width) * WORD_BYTES,
+            "qkv_stride": round_up(3 * config.d_model, self._width) * WORD_BYTES,
+            "input_stride": round_up(max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0), self._width) * WORD_BYTES // per_word,
+            "middle_stride": round_up(config.d_ff, self._width) * WORD_BYTES,
+            "logits_stride": round_up(config.vocab, self._width) * WORD_BYTES,
         }
         for name, value in sizes.items():
             record[name] = value
@@ -187,36 +232,6 @@ class NumbaBackend:
             work=np.zeros(config.layers * WORK_COUNTERS_PER_LAYER * line, dtype=np.int64),
             epsilon=np.array([config.epsilon], dtype=np.float32),
             scales=np.array([config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32),
-            zeros=aligned_zeros(round_up(config.vocab, self._width)),
-        )
-
-    def _place_weights(self, weights: GPT2Weights) -> None:
-        layers, width = weights.layers, self._width
-        rows: dict[str, list[np.ndarray]] = {
-            "attention_gain": [layer.attention_norm.gain for layer in layers],
-            "attention_bias": [layer.attention_norm.bias for layer in layers],
-            "ffn_gain": [layer.ffn_norm.gain for layer in layers],
-            "ffn_bias": [layer.ffn_norm.bias for layer in layers],
-            "qkv_bias": [layer.attention.qkv.bias for layer in layers],
-            "out_bias": [layer.attention.out.bias for layer in layers],
-            "up_bias": [layer.ffn.up.bias for layer in layers],
-            "down_bias": [layer.ffn.down.bias for layer in layers],
-            "final_gain": [weights.final_norm.gain],
-            "final_bias": [weights.final_norm.bias],
-        }
-        panels: dict[str, list[np.ndarray]] = {
-            "qkv_weight": [layer.attention.qkv.weight for layer in layers],
-            "out_weight": [layer.attention.out.weight for layer in layers],
-            "up_weight": [layer.ffn.up.weight for layer in layers],
-            "down_weight": [layer.ffn.down.weight for layer in layers],
-            "head_weight": [weights.head.T],
-        }
-        self._memory.place(self._record, **{name: pack_rows(values, width) for name, values in rows.items()})
-        self._memory.place(self._record, **{name: pack_panels(values, width) for name, values in panels.items()})
-        self._memory.place(
-            self._record,
-            token_embedding=np.ascontiguousarray(weights.token_embedding),
-            position_embedding=np.ascontiguousarray(weights.position_embedding),
         )
 
     def _reserve(self, tokens: int) -> None:
@@ -224,16 +239,21 @@ class NumbaBackend:
         if tokens <= self._capacity:
             return
         self._capacity = round_up(tokens, 64)
-        strides = {"hidden": "hidden", "normed": "hidden", "mixed": "hidden", "qkv": "qkv", "middle": "middle"}
+        strides = {"hidden": "hidden", "final": "hidden", "mixed": "hidden", "inputs": "input", "qkv": "qkv", "middle": "middle"}
         for name, stride in strides.items():
-            columns = int(self._record[f"{stride}_stride"][0]) // F32_BYTES
+            columns = int(self._record[f"{stride}_stride"][0]) // WORD_BYTES
             self._memory.place(self._record, **{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)})
+        self._memory.place(self._record, input_notes=aligned_zeros(self._capacity * NOTES_BYTES // WORD_BYTES))
 
     def _reserve_logits(self, rows: int) -> None:
         if rows > self._logit_capacity:
             self._logit_capacity = max(rows, _DECODE_ROWS)
-            columns = int(self._record["logits_stride"][0]) // F32_BYTES
+            columns = int(self._record["logits_stride"][0]) // WORD_BYTES
             self._memory.place(self._record, logits=aligned_zeros(self._logit_capacity * columns).reshape(self._logit_capacity, columns))
+
+
+def _zeros(*shape: int) -> np.ndarray:
+    return aligned_zeros(math.prod(shape)).reshape(shape)
 
 
 def _attention_items(batch: ForwardBatch) -> tuple[Int64[np.ndarray, "decodes fields"], Int64[np.ndarray, "chunks fields"]]:

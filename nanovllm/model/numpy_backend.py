@@ -27,10 +27,20 @@ class NumpyBackend:
             ThreadpoolController().limit(limits=num_threads, user_api="blas")
 
     @classmethod
-    def load(cls, folder: Path, *, dtype: str = "float32", batch_invariant: bool = False, num_threads: int | None = None) -> "NumpyBackend":
+    def load(
+        cls,
+        folder: Path,
+        *,
+        dtype: str = "float32",
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
+        batch_invariant: bool = False,
+        num_threads: int | None = None,
+    ) -> "NumpyBackend":
         """Load a model folder; raises CheckpointError when it cannot be used."""
-        if dtype != "float32":
-            raise ValueError(f"dtype is {dtype!r}, but backend='numpy' computes in float32 only")
+        if (dtype, quantization) != ("float32", None) or kv_cache_dtype not in {"auto", "float32"}:
+            asked = f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
+            raise ValueError(f"{asked} was asked for, but backend='numpy' computes in float32 only; take backend='numba'")
         config = GPT2Config.load(folder)
         return cls(config, load_weights(folder, config), batch_invariant=batch_invariant, num_threads=num_threads)
 

@@ -16,10 +16,14 @@ from nanovllm.runner.sampling_batch import PromptRows, SamplingBatch
 PROMPT_ROWS_AT_ONCE = 32  # prompt log-probabilities need [rows, vocab] floats: 6 MB a slice at 50,257 words
 
 
-def _load_numba(folder: Path, *, dtype: str, batch_invariant: bool, num_threads: int | None) -> Backend:
-    from nanovllm.model.numba_backend import NumbaBackend  # noqa: PLC0415 - Numba takes long to import, and only this backend needs it
+def _load_numba(
+    folder: Path, *, dtype: str, quantization: str | None, kv_cache_dtype: str, batch_invariant: bool, num_threads: int | None
+) -> Backend:
+    from nanovllm.model.numba_backend import NumbaBackend  # noqa: PLC0415 - only this backend needs what it imports
 
-    return NumbaBackend.load(folder, dtype=dtype, batch_invariant=batch_invariant, num_threads=num_threads)
+    return NumbaBackend.load(
+        folder, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, num_threads=num_threads
+    )
 
 
 _LOADERS: dict[str, BackendLoader] = {"numpy": NumpyBackend.load, "numba": _load_numba}
@@ -49,10 +53,28 @@ class NativeModelRunner:
 
     @classmethod
     def load(
-        cls, folder: Path, *, backend: str = "numpy", dtype: str = "float32", batch_invariant: bool = False, num_threads: int | None = None
+        cls,
+        folder: Path,
+        *,
+        backend: str = "numpy",
+        dtype: str = "float32",
+        quantization: str | None = None,
+        kv_cache_dtype: str = "auto",
+        batch_invariant: bool = False,
+        num_threads: int | None = None,
     ) -> "NativeModelRunner":
         """Load a model folder with the backend of that name; raises CheckpointError when the folder cannot be used."""
-        return cls(_LOADERS[backend](folder, dtype=dtype, batch_invariant=batch_invariant, num_threads=num_threads))
+        load = _LOADERS[backend]
+        return cls(
+            load(
+                folder,
+                dtype=dtype,
+                quantization=quantization,
+                kv_cache_dtype=kv_cache_dtype,
+                batch_invariant=batch_invariant,
+                num_threads=num_threads,
+            )
+        )
 
     @property
     def config(self) -> GPT2Config:

@@ -1,35 +1,42 @@
 """Attention over the paged cache, whose blocks are themselves packed panels.
 
-    keys    [layers, blocks, heads][head_dim][block_columns]     a block's keys side by side:            Q K^T is a packed product
-    values  [layers, blocks, heads][block_size][head_columns]    a block's values one below the other:   and so is weights V
+    keys    [layers, blocks, heads][key_steps][block_columns]      a block's keys side by side:            Q K^T is a packed product
+    values  [layers, blocks, heads][value_steps][head_columns]     a block's values one below the other:   and so is weights V
 
-    block_columns, head_columns: block_size and head_dim, filled up to whole vectors
+    words of 32 bits, as formats.py packs them: one float32, two bfloat16 or four int8 below each other
+    key_steps, value_steps: head_dim and block_size by numbers in a word; block_columns, head_columns: filled up to whole vectors
 
 A piece of a prompt is taken head by head, QUERY_TILE queries at a time. A decoding sequence is taken block by block over a group of heads,
 so that its keys and values are read in the order of memory. Either way a score is summed over head_dim in order and an output over the
 tokens in order: the same operations, and so the same bits.
 
+Queries are first rewritten as the product wants them. A cache of bytes has a scale for each key and each value: the first multiply the scores,
+the second the weights that the softmax makes of them.
+
 Slots that were never written may hold anything. Their scores are masked to weights of exactly 0, and the product with V stops at the last
-token that is there, since 0 times a NaN is a NaN.
+word that has a token, since 0 times a NaN is a NaN. The rest of that word is zeros, or bytes, which are finite whatever they are.
 """
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.matmul import make_tiles, panel_vectors, panel_width
+from nanovllm.model.kernels.formats import cache_format
+from nanovllm.model.kernels.matmul import make_tiles
 from nanovllm.model.kernels.memory import load_int, make_clear, make_copy
-from nanovllm.model.kernels.vector import F32, F32_BYTES, Value, Vectors, kernel
+from nanovllm.model.kernels.parameters import WORD_BYTES
+from nanovllm.model.kernels.quantise import make_round_row
+from nanovllm.model.kernels.target import Target
+from nanovllm.model.kernels.vector import F32, Value, Vectors, kernel
 
 _MASKED = -1e30
 
 
-def make_softmax(lanes: int) -> Any:
+def make_softmax(target: Target, *, narrow: bool) -> Any:
     """softmax(scores, visible, blocks, block_size, block_columns, scale): one row of scores to weights, in place.
 
     The row has `blocks` groups of `block_columns` scores, of which `block_size` count; `visible` keys in all are seen. `scale` is the
-    address of a float32.
+    address of a float32. With `narrow`, weights are bfloat16 and stand at the beginning of the row without gaps between groups.
     """
 
     def softmax(v: Vectors, scores: Value, visible: Value, blocks: Value, block_size: Value, block_columns: Value, scale: Value) -> None:
@@ -37,30 +44,36 @@ def make_softmax(lanes: int) -> Any:
         masked = v.constant(_MASKED)
 
         def over_row(first: Value, visit: Callable[[Value, Value, Value], Value]) -> Value:
-            """Carry a vector through all vectors of the row: visit(address, mask of the seen lanes, carried)."""
+            """Carry a vector through all vectors of the row: visit(offset in numbers, mask of the seen lanes, carried)."""
 
             def block(index: Value, carried: list[Value]) -> list[Value]:
-                start = v.element(scores, v.builder.mul(index, block_columns))
+                start = v.builder.mul(index, block_columns)
                 left = v.builder.sub(visible, v.builder.mul(index, block_size))
                 seen = v.builder.select(v.builder.icmp_signed("<", left, block_size), left, block_size)
 
                 def vector(i: Value, carried: list[Value]) -> list[Value]:
-                    return [visit(v.element(start, i), v.first_lanes(v.builder.sub(seen, i)), carried[0])]
+                    return [visit(v.builder.add(start, i), v.first_lanes(v.builder.sub(seen, i)), carried[0])]
 
                 return v.loop(block_columns, v.lanes, carried, vector)
 
             return v.loop(blocks, 1, [first], block)[0]
 
-        def find_largest(at: Value, seen: Value, best: Value) -> Value:
-            return v.maximum(v.where(seen, v.multiply(v.load(at), factor), masked), best)
+        def find_largest(place: Value, seen: Value, best: Value) -> Value:
+            return v.maximum(v.where(seen, v.multiply(v.load(v.element(scores, place)), factor), masked), best)
 
-        def exponentiate(at: Value, seen: Value, total: Value) -> Value:
+        def exponentiate(place: Value, seen: Value, total: Value) -> Value:
+            at = v.element(scores, place)
             weight = v.where(seen, v.exp(v.subtract(v.multiply(v.load(at), factor), largest)), v.constant(0.0))
             v.store(weight, at)
             return v.add(total, weight)
 
-        def normalise(at: Value, seen: Value, carried: Value) -> Value:
-            v.store(v.multiply(v.load(at), inverse), at)
+        def normalise(place: Value, seen: Value, carried: Value) -> Value:
+            at = v.element(scores, place)
+            weight = v.multiply(v.load(at), inverse)
+            if narrow:  # half as long, so that it never overtakes what is still to be read
+                v.store(v.round_bfloat16(weight), v.address(scores, v.times(place, 2)))
+            else:
+                v.store(weight, at)
             return carried
 
         largest = v.splat(v.largest(over_row(masked, find_largest)))
@@ -68,30 +81,46 @@ def make_softmax(lanes: int) -> Any:
         inverse = v.splat(v.divide(F32(1.0), total))
         over_row(masked, normalise)
 
-    return kernel(lanes, softmax)
+    return kernel(target, softmax)
 
 
-@cache
-def make_panels(lanes: int) -> Any:
+def _make_scale_row(target: Target) -> Any:
+    """scale_row(row, scales, columns): row *= scales, leaving zeros alone; whole vectors."""
+
+    def scale_row(v: Vectors, row: Value, scales: Value, columns: Value) -> None:
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            at = v.element(row, i)
+            value = v.load(at)
+            is_zero = v.builder.fcmp_ordered("==", value, v.constant(0.0))  # what was never written has no scale
+            v.store(v.where(is_zero, value, v.multiply(value, v.load(v.element(scales, i)))), at)
+            return []
+
+        v.loop(columns, v.lanes, [], vector)
+
+    return kernel(target, scale_row)
+
+
+def _make_panels(target: Target, cache: str) -> Any:
     """panels(a, a_stride, count, panel, steps, columns, out, out_stride): a product of any number of whole vectors across."""
-    width = panel_width(lanes)
-    four = make_tiles(lanes, panel_vectors(lanes), prefetch=False)
-    two = make_tiles(lanes, 2, prefetch=False)
-    one = make_tiles(lanes, 1, prefetch=False)
+    lanes, width = target.lanes, target.panel_width
+    numbers = cache_format(target, cache)
+    whole = make_tiles(target, numbers, target.panel_vectors, prefetch=False)
+    two = make_tiles(target, numbers, 2, prefetch=False)
+    one = make_tiles(target, numbers, 1, prefetch=False)
 
     @compiled
     def panels(a: int, a_stride: int, count: int, panel: int, steps: int, columns: int, out: int, out_stride: int) -> None:
-        """out[count, columns] += a[count, steps] @ panel[steps, columns], for columns of any number of whole vectors."""
-        stride = columns * F32_BYTES
+        """out[count, columns] += a[count, steps] @ panel[steps, columns]."""
+        stride = columns * WORD_BYTES
         while columns >= width:
-            four(a, a_stride, panel, stride, steps, out, out_stride, count, panel)
-            panel += width * F32_BYTES
-            out += width * F32_BYTES
+            whole(a, a_stride, panel, stride, steps, out, out_stride, count, panel)
+            panel += width * WORD_BYTES
+            out += width * WORD_BYTES
             columns -= width
         while columns >= 2 * lanes:
             two(a, a_stride, panel, stride, steps, out, out_stride, count, panel)
-            panel += 2 * lanes * F32_BYTES
-            out += 2 * lanes * F32_BYTES
+            panel += 2 * lanes * WORD_BYTES
+            out += 2 * lanes * WORD_BYTES
             columns -= 2 * lanes
         if columns > 0:
             one(a, a_stride, panel, stride, steps, out, out_stride, count, panel)
@@ -99,70 +128,111 @@ def make_panels(lanes: int) -> Any:
     return panels
 
 
-def make_attend_prompt(lanes: int) -> Any:
-    """attend_prompt(p, query, count, first, keys, values, table, scale, out, scores, mixed): one head of `count` queries.
+class AttentionParts:
+    """What both kinds of attention are made of.
 
-    The first query stands at position `first`. `p` is the record of parameters.py; `keys` and `values` are the layer's, from this head on;
-    `table` is where the sequence's block ids are; `scores` and `mixed` are memory of this thread.
+    panels: _make_panels. softmax: make_softmax. scale_row: _make_scale_row.
+    encode_query(source, out, count): a query as the product with K takes it.
+    store(source, out, count): an output of attention as the next product takes it: bfloat16 where weights are.
     """
-    panels, softmax, copy, clear = make_panels(lanes), make_softmax(lanes), make_copy(lanes), make_clear(lanes)
+
+    def __init__(self, target: Target, weights: str, cache: str) -> None:
+        """For one type of weights and one of the cache."""
+        copy, round_row = make_copy(target), make_round_row(target)
+        self.panels = _make_panels(target, cache)
+        self.softmax = make_softmax(target, narrow=cache == "bfloat16")
+        self.scale_row = _make_scale_row(target)
+        self.clear = make_clear(target)
+        self.encode_query = round_row if cache == "bfloat16" else copy
+        self.store = round_row if weights == "bfloat16" else copy
+        self.has_scales = cache == "int8"
+        self.numbers = cache_format(target, cache)
+        self.weight_bytes = 2 if cache == "bfloat16" else WORD_BYTES
+        self.stored_bytes = 2 if weights == "bfloat16" else WORD_BYTES
+
+
+def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
+    """attend_prompt(p, thread, layer, head, table, query, count, first, out): one head of `count` queries, the first at position `first`.
+
+    `p` is the record of parameters.py, `table` is where the sequence's block ids are, `query` and `out` are the first query's rows.
+    """
+    panels, softmax, scale_row, clear, encode_query, store = (
+        parts.panels, parts.softmax, parts.scale_row, parts.clear, parts.encode_query, parts.store,
+    )  # fmt: skip
+    has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
 
     @compiled
-    def attend_prompt(
-        p: Any, query: int, count: int, first: int, keys: int, values: int, table: int, scale: int, out: int, scores: int, mixed: int
-    ) -> None:
+    def attend_prompt(p: Any, thread: int, layer: int, head: int, table: int, query: int, count: int, first: int, out: int) -> None:
         visible = first + count
         blocks = (visible + p.block_size - 1) // p.block_size
-        block_bytes = p.block_columns * F32_BYTES
-        stride = blocks * block_bytes
-        clear(scores, count * blocks * p.block_columns)
-        for block in range(blocks):
-            key_panel = keys + load_int(table, block) * p.heads * p.key_bytes
-            panels(query, p.qkv_stride, count, key_panel, p.head_dim, p.block_columns, scores + block * block_bytes, stride)
+        columns, head_columns = p.block_columns, p.head_columns
+        stride = blocks * columns * WORD_BYTES
+        scores, mixed, queries = p.scores + thread * p.scores_bytes, p.scratch + thread * p.scratch_bytes, p.queries + thread * p.queries_bytes
         for row in range(count):
-            softmax(scores + row * stride, first + row + 1, blocks, p.block_size, p.block_columns, scale)
-        mixed_stride = p.head_columns * F32_BYTES
-        clear(mixed, count * p.head_columns)
+            encode_query(query + row * p.qkv_stride + head * p.head_dim * WORD_BYTES, queries + row * p.query_stride, p.head_dim)
+        clear(scores, count * blocks * columns)
         for block in range(blocks):
-            value_panel = values + load_int(table, block) * p.heads * p.value_bytes
-            steps = min(p.block_size, visible - block * p.block_size)
-            panels(scores + block * block_bytes, stride, count, value_panel, steps, p.head_columns, mixed, mixed_stride)
+            place = (layer * p.blocks + load_int(table, block)) * p.heads + head
+            at = scores + block * columns * WORD_BYTES
+            panels(queries, p.query_stride, count, p.keys + place * p.key_bytes, p.key_steps, columns, at, stride)
+            if has_scales:
+                for row in range(count):
+                    scale_row(at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns)
+        scale = p.scales + layer * WORD_BYTES
         for row in range(count):
-            copy(mixed + row * mixed_stride, out + row * p.hidden_stride, p.head_dim)
+            softmax(scores + row * stride, first + row + 1, blocks, p.block_size, columns, scale)
+        mixed_stride = head_columns * WORD_BYTES
+        clear(mixed, count * head_columns)
+        for block in range(blocks):
+            place = (layer * p.blocks + load_int(table, block)) * p.heads + head
+            at = scores + block * columns * weight_bytes
+            if has_scales:
+                for row in range(count):
+                    scale_row(at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns)
+            steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
+            panels(at, stride, count, p.values + place * p.value_bytes, steps, head_columns, mixed, mixed_stride)
+        for row in range(count):
+            store(mixed + row * mixed_stride, out + row * p.hidden_stride + head * p.head_dim * stored_bytes, p.head_dim)
 
     return attend_prompt
 
 
-def make_attend_token(lanes: int) -> Any:
-    """attend_token(p, query, heads, position, keys, values, table, scale, out, scores, mixed): `heads` heads of one query, as attend_prompt."""
-    panels, softmax, copy, clear = make_panels(lanes), make_softmax(lanes), make_copy(lanes), make_clear(lanes)
+def make_attend_token(target: Target, parts: AttentionParts) -> Any:
+    """attend_token(p, thread, layer, first_head, heads, table, query, position, out): some heads of one query; see attend_prompt."""
+    panels, softmax, scale_row, clear, encode_query, store = (
+        parts.panels, parts.softmax, parts.scale_row, parts.clear, parts.encode_query, parts.store,
+    )  # fmt: skip
+    has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
 
     @compiled
-    def attend_token(
-        p: Any, query: int, heads: int, position: int, keys: int, values: int, table: int, scale: int, out: int, scores: int, mixed: int
-    ) -> None:
+    def attend_token(p: Any, thread: int, layer: int, first_head: int, heads: int, table: int, query: int, position: int, out: int) -> None:
         visible = position + 1
         blocks = (visible + p.block_size - 1) // p.block_size
-        block_bytes = p.block_columns * F32_BYTES
-        stride = blocks * block_bytes
-        head_bytes = p.head_dim * F32_BYTES
-        mixed_stride = p.head_columns * F32_BYTES
-        clear(scores, heads * blocks * p.block_columns)
-        clear(mixed, heads * p.head_columns)
-        for block in range(blocks):
-            for head in range(heads):
-                key_panel = keys + (load_int(table, block) * p.heads + head) * p.key_bytes
-                at = scores + head * stride + block * block_bytes
-                panels(query + head * head_bytes, 0, 1, key_panel, p.head_dim, p.block_columns, at, 0)
+        columns, head_columns = p.block_columns, p.head_columns
+        stride, mixed_stride = blocks * columns * WORD_BYTES, head_columns * WORD_BYTES
+        scores, mixed, queries = p.scores + thread * p.scores_bytes, p.scratch + thread * p.scratch_bytes, p.queries + thread * p.queries_bytes
         for head in range(heads):
-            softmax(scores + head * stride, visible, blocks, p.block_size, p.block_columns, scale)
+            encode_query(query + (first_head + head) * p.head_dim * WORD_BYTES, queries + head * p.query_stride, p.head_dim)
+        clear(scores, heads * blocks * columns)
+        clear(mixed, heads * head_columns)
         for block in range(blocks):
-            steps = min(p.block_size, visible - block * p.block_size)
+            place = (layer * p.blocks + load_int(table, block)) * p.heads + first_head
             for head in range(heads):
-                value_panel = values + (load_int(table, block) * p.heads + head) * p.value_bytes
-                at = scores + head * stride + block * block_bytes
-                panels(at, 0, 1, value_panel, steps, p.head_columns, mixed + head * mixed_stride, 0)
+                at = scores + head * stride + block * columns * WORD_BYTES
+                panels(queries + head * p.query_stride, 0, 1, p.keys + (place + head) * p.key_bytes, p.key_steps, columns, at, 0)
+                if has_scales:
+                    scale_row(at, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
         for head in range(heads):
-            copy(mixed + head * mixed_stride, out + head * head_bytes, p.head_dim)
+            softmax(scores + head * stride, visible, blocks, p.block_size, columns, p.scales + layer * WORD_BYTES)
+        for block in range(blocks):
+            place = (layer * p.blocks + load_int(table, block)) * p.heads + first_head
+            steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
+            for head in range(heads):
+                at = scores + head * stride + block * columns * weight_bytes
+                if has_scales:
+                    scale_row(at, p.value_scales + (place + head) * columns * WORD_BYTES, columns)
+                panels(at, 0, 1, p.values + (place + head) * p.value_bytes, steps, head_columns, mixed + head * mixed_stride, 0)
+        for head in range(heads):
+            store(mixed + head * mixed_stride, out + (first_head + head) * p.head_dim * stored_bytes, p.head_dim)
 
     return attend_token

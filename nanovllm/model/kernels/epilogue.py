@@ -1,8 +1,12 @@
 """What is done to a row of sums before it is stored: bias, then activation or residual.
 
-out  = sums + bias
-out  = activation(sums + bias)
-out += sums + bias
+    out  = sums + bias
+    out  = activation(sums + bias)        stored as the next product takes its rows: bfloat16 where weights are, otherwise float32
+    out += sums + bias
+
+Sums of bytes are integers. The bytes of a row have its zero point added to them, so the zero point times the sum of the weight's column
+comes off first; what is left is multiplied by the scale of the row and that of the column, and the row's outliers times their weights,
+which are float32, are added one after the other.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,35 +14,81 @@ from typing import Any
 
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.vector import Value, Vectors, kernel
-
-ACTIVATION_NAMES = tuple(ACTIVATIONS)
-STORE = len(ACTIVATION_NAMES)
-"""Epilogues are numbered: the activations first, then these two."""
-ADD_TO_RESIDUAL = STORE + 1
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, OUTLIER_NOTES, WORD_BYTES
+from nanovllm.model.kernels.target import Target
+from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 
-def make_epilogue(lanes: int) -> Any:
-    """epilogue(kind, sums, bias, out, columns): one row, whole vectors; `kind` is the number of an activation, STORE or ADD_TO_RESIDUAL."""
+def make_epilogue(target: Target, weights: str) -> Any:
+    """epilogue(kind, sums, linear, column, out, notes): one row of one panel, which begins at `column`.
 
-    def row(finish: Callable[[Vectors, Value, Value], Value]) -> Any:
-        def body(v: Vectors, sums: Value, bias: Value, out: Value, columns: Value) -> None:
+    `kind` is the number of an activation, STORE or ADD_TO_RESIDUAL; `out` is where the whole row begins; `notes` those of a row of bytes.
+    Sums of bytes are overwritten.
+    """
+
+    def row(finish: Callable[[Vectors, Value, Value], Value], *, narrow: bool = False) -> Any:
+        def body(v: Vectors, sums: Value, bias: Value, out: Value) -> None:
             def vector(i: Value, _: list[Value]) -> list[Value]:
-                at = v.element(out, i)
-                v.store(finish(v, v.add(v.load(v.element(sums, i)), v.load(v.element(bias, i))), at), at)
+                at = v.address(out, v.times(i, 2 if narrow else WORD_BYTES))
+                value = finish(v, v.add(v.load(v.element(sums, i)), v.load(v.element(bias, i))), at)
+                v.store(v.round_bfloat16(value) if narrow else value, at)
                 return []
 
-            v.loop(columns, v.lanes, [], vector)
+            v.loop(I64(target.panel_width), v.lanes, [], vector)
 
-        return kernel(lanes, body)
+        return kernel(target, body)
 
     def activate(function: Callable[[Vectors, Value], Value]) -> Any:
-        return row(lambda v, value, at: function(v, value))
+        return row(lambda v, value, at: function(v, value), narrow=weights == "bfloat16")
 
-    kinds = [activate(function) for function in ACTIVATIONS.values()]
+    kinds = [activate(ACTIVATIONS[name]) for name in ACTIVATION_NAMES]
     kinds.append(row(lambda v, value, at: value))
     kinds.append(row(lambda v, value, at: v.add(v.load(at), value)))
-    return _choose(kinds)
+    choose = _choose(kinds)
+    dequantise = _make_dequantise(target)
+    is_int8 = weights == "int8"
+    activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
+    activations = len(ACTIVATION_NAMES)
+    width_bytes = target.panel_width * WORD_BYTES
+
+    @compiled
+    def epilogue(kind: int, sums: int, linear: Any, column: int, out: int, notes: int) -> None:
+        at = column * WORD_BYTES
+        if is_int8:
+            dequantise(
+                sums, linear.column_sums + at, linear.column_scales + at, notes, linear.outliers, linear.outlier_weight + at,
+                linear.panels * width_bytes,
+            )  # fmt: skip
+        out += column * activated_bytes if kind < activations else at
+        choose(kind, sums, linear.bias + at, out)
+
+    return epilogue
+
+
+def _make_dequantise(target: Target) -> Any:
+    """dequantise(sums, column_sums, scales, notes, outliers, outlier_weight, outlier_stride): a row's integer sums to float32, in place."""
+
+    def dequantise(
+        v: Vectors, sums: Value, column_sums: Value, scales: Value, notes: Value, outliers: Value, outlier_weight: Value, outlier_stride: Value
+    ) -> None:
+        zero_point, row_scale = v.splat(v.load_word(notes, WORD_BYTES)), v.splat(v.load_scalar(notes))
+
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            def add_outlier(k: Value, carried: list[Value]) -> list[Value]:
+                outlier = v.splat(v.load_scalar(v.element(v.address(notes, OUTLIER_NOTES * WORD_BYTES), k)))
+                weight = v.load(v.element(v.address(outlier_weight, v.builder.mul(k, outlier_stride)), i))
+                return [v.fma(outlier, weight, carried[0])]
+
+            at = v.element(sums, i)
+            offset = v.builder.mul(v.load_words(v.element(column_sums, i)), zero_point)
+            total = v.to_float(v.builder.sub(v.load_words(at), offset))
+            value = v.multiply(total, v.multiply(v.load(v.element(scales, i)), row_scale))
+            v.store(v.loop(outliers, 1, [value], add_outlier)[0], at)
+            return []
+
+        v.loop(I64(target.panel_width), v.lanes, [], vector)
+
+    return kernel(target, dequantise)
 
 
 def _choose(kinds: Sequence[Any]) -> Any:
@@ -47,17 +97,17 @@ def _choose(kinds: Sequence[Any]) -> Any:
     if len(kinds) == 1:
 
         @compiled
-        def last(kind: int, sums: int, bias: int, out: int, columns: int) -> None:
-            first(sums, bias, out, columns)
+        def last(kind: int, sums: int, bias: int, out: int) -> None:
+            first(sums, bias, out)
 
         return last
     others = _choose(kinds[1:])
 
     @compiled
-    def choose(kind: int, sums: int, bias: int, out: int, columns: int) -> None:
+    def choose(kind: int, sums: int, bias: int, out: int) -> None:
         if kind == 0:
-            first(sums, bias, out, columns)
+            first(sums, bias, out)
         else:
-            others(kind - 1, sums, bias, out, columns)
+            others(kind - 1, sums, bias, out)
 
     return choose

@@ -3,166 +3,221 @@
 Several threads enter it at once, each with its number. An operation is divided among them, and between two operations they wait for
 each other, since the second reads what the first wrote. Which thread computes a row, a panel or a head changes nothing about how it is
 computed.
+
+What a product takes its rows in is the type of the weights: float32 as it is, bfloat16 by whoever makes the row, and int8 by an operation
+of its own where a row is made by several threads, because a row's scale needs the whole row.
 """
 
 from functools import cache
 from typing import Any
 
-from nanovllm.model.kernels.attention import make_attend_prompt, make_attend_token
+from nanovllm.model.kernels.attention import AttentionParts, make_attend_prompt, make_attend_token
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.epilogue import ADD_TO_RESIDUAL, STORE
+from nanovllm.model.kernels.formats import cache_format
 from nanovllm.model.kernels.layernorm import make_layer_norm
 from nanovllm.model.kernels.matmul import make_product
-from nanovllm.model.kernels.memory import INT_BYTES, load_int, make_add, make_clear, make_copy, make_scatter
-from nanovllm.model.kernels.parameters import ITEM_FIELDS, WORK_COUNTERS_PER_LAYER
+from nanovllm.model.kernels.memory import INT_BYTES, linear_at, load_int, make_add, make_clear, make_copy, make_scatter, parameters_at
+from nanovllm.model.kernels.parameters import (
+    ADD_TO_RESIDUAL,
+    ATTENTION_OUT,
+    DOWN,
+    ITEM_FIELDS,
+    LINEAR,
+    LINEARS_PER_LAYER,
+    NOTES_BYTES,
+    QKV,
+    STORE,
+    UP,
+    WORD_BYTES,
+    WORK_COUNTERS_PER_LAYER,
+)  # fmt: skip
+from nanovllm.model.kernels.quantise import make_encode_input, make_encode_token, make_insert, make_widen_row
+from nanovllm.model.kernels.target import Spec
 from nanovllm.model.kernels.threads import LINE_BYTES, atomic_add, barrier
-from nanovllm.model.kernels.vector import F32_BYTES
+
+_LINEAR_BYTES = LINEAR.itemsize
 
 
 @cache
-def make_forward(lanes: int) -> Any:
-    """forward(record, thread): a whole step, from token ids to the normalised hidden state of the wanted rows, in `normed`."""
-    product = make_product(lanes)
-    layer_norm = make_layer_norm(lanes)
-    normalise = _make_normalise(lanes)
-    embed = _make_embed(lanes)
-    store_keys_and_values = _make_store(lanes)
-    paged_attention = _make_paged_attention(lanes)
+def make_forward(spec: Spec) -> Any:
+    """forward(address, thread): a whole step, from token ids to the normalised hidden state of the wanted rows, in `final`.
+
+    `address` is where the record of parameters.py is.
+    """
+    product = make_product(spec.target, spec.weights)
+    layer_norm = make_layer_norm(spec.target)
+    embed = _make_embed(spec)
+    normalise = _make_normalise(spec)
+    encode_rows = _make_encode_rows(spec)
+    store_keys_and_values = _make_store(spec)
+    paged_attention = _make_paged_attention(spec)
+    is_int8 = spec.weights == "int8"
 
     @compiled
-    def forward(record: Any, thread: int) -> None:
-        p = record[0]
+    def forward(address: int, thread: int) -> None:
+        p = parameters_at(address)
         threads = p.threads
         begin, end = p.tokens * thread // threads, p.tokens * (thread + 1) // threads
-        scratch = p.scratch + thread * p.scratch_bytes
+        attended, activated = (p.inputs, p.inputs) if is_int8 else (p.mixed, p.middle)
+        attended_stride, activated_stride = (p.input_stride, p.input_stride) if is_int8 else (p.hidden_stride, p.middle_stride)
         reached = 0
         embed(p, begin, end)
         for layer in range(p.layers):
             work = p.work + layer * WORK_COUNTERS_PER_LAYER * LINE_BYTES
             row = layer * p.hidden_stride
-            normalise(p, begin, end, p.attention_gain + row, p.attention_bias + row)
-            reached += threads
-            barrier(p.arrived, reached)
-            product(
-                thread, threads, work, p.normed, p.hidden_stride, p.tokens, p.qkv_weight + layer * p.qkv_stride * p.d_model, p.d_model,
-                3 * p.d_model, p.qkv_bias + layer * p.qkv_stride, p.qkv, p.qkv_stride, STORE, scratch,
-            )  # fmt: skip
-            reached += threads
-            barrier(p.arrived, reached)
+            linears = p.linears + layer * LINEARS_PER_LAYER * _LINEAR_BYTES
+            qkv, out = linear_at(linears + QKV * _LINEAR_BYTES), linear_at(linears + ATTENTION_OUT * _LINEAR_BYTES)
+            up, down = linear_at(linears + UP * _LINEAR_BYTES), linear_at(linears + DOWN * _LINEAR_BYTES)
+
+            normalise(p, thread, begin, end, p.attention_gain + row, p.attention_bias + row, qkv)
+            reached = meet(p, reached)
+            product(p, qkv, thread, work, p.inputs, p.input_stride, p.tokens, p.input_notes, p.qkv, p.qkv_stride, STORE)
+            reached = meet(p, reached)
             store_keys_and_values(p, thread, layer)
-            reached += threads
-            barrier(p.arrived, reached)
+            reached = meet(p, reached)
             paged_attention(p, thread, layer, work + LINE_BYTES)
-            reached += threads
-            barrier(p.arrived, reached)
+            reached = meet(p, reached)
+            if is_int8:
+                encode_rows(p, begin, end, p.mixed, p.hidden_stride, p.d_model, out)
+                reached = meet(p, reached)
             product(
-                thread, threads, work + 3 * LINE_BYTES, p.mixed, p.hidden_stride, p.tokens, p.out_weight + row * p.d_model, p.d_model,
-                p.d_model, p.out_bias + row, p.hidden, p.hidden_stride, ADD_TO_RESIDUAL, scratch,
+                p, out, thread, work + 3 * LINE_BYTES, attended, attended_stride, p.tokens, p.input_notes, p.hidden, p.hidden_stride,
+                ADD_TO_RESIDUAL,
             )  # fmt: skip
-            reached += threads
-            barrier(p.arrived, reached)
-            normalise(p, begin, end, p.ffn_gain + row, p.ffn_bias + row)
-            reached += threads
-            barrier(p.arrived, reached)
+            reached = meet(p, reached)
+
+            normalise(p, thread, begin, end, p.ffn_gain + row, p.ffn_bias + row, up)
+            reached = meet(p, reached)
+            product(p, up, thread, work + 4 * LINE_BYTES, p.inputs, p.input_stride, p.tokens, p.input_notes, p.middle, p.middle_stride, p.activation)
+            reached = meet(p, reached)
+            if is_int8:
+                encode_rows(p, begin, end, p.middle, p.middle_stride, p.d_ff, down)
+                reached = meet(p, reached)
             product(
-                thread, threads, work + 4 * LINE_BYTES, p.normed, p.hidden_stride, p.tokens, p.up_weight + layer * p.middle_stride * p.d_model,
-                p.d_model, p.d_ff, p.up_bias + layer * p.middle_stride, p.middle, p.middle_stride, p.activation, scratch,
+                p, down, thread, work + 5 * LINE_BYTES, activated, activated_stride, p.tokens, p.input_notes, p.hidden, p.hidden_stride,
+                ADD_TO_RESIDUAL,
             )  # fmt: skip
-            reached += threads
-            barrier(p.arrived, reached)
-            product(
-                thread, threads, work + 5 * LINE_BYTES, p.middle, p.middle_stride, p.tokens, p.down_weight + row * p.d_ff, p.d_ff,
-                p.d_model, p.down_bias + row, p.hidden, p.hidden_stride, ADD_TO_RESIDUAL, scratch,
-            )  # fmt: skip
-            reached += threads
-            barrier(p.arrived, reached)
+            reached = meet(p, reached)
         for wanted in range(p.rows * thread // threads, p.rows * (thread + 1) // threads):
             source = p.hidden + load_int(p.logit_rows, wanted) * p.hidden_stride
-            layer_norm(source, p.final_gain, p.final_bias, p.normed + wanted * p.hidden_stride, p.d_model, p.epsilon)
+            layer_norm(source, p.final_gain, p.final_bias, p.final + wanted * p.hidden_stride, p.d_model, p.epsilon)
 
     return forward
 
 
 @cache
-def make_logits(lanes: int) -> Any:
-    """logits(record, thread): the head's scores of the first `rows` rows of `normed`, in `logits`."""
-    product = make_product(lanes)
+def make_logits(spec: Spec) -> Any:
+    """logits(address, thread): the head's scores of `rows` rows of normalised hidden states in `final`, in `logits`."""
+    product = make_product(spec.target, spec.weights)
+    encode_rows = _make_encode_rows(spec)
+    is_float32 = spec.weights == "float32"
 
     @compiled
-    def logits(record: Any, thread: int) -> None:
-        p = record[0]
-        product(
-            thread, p.threads, p.work, p.normed, p.hidden_stride, p.rows, p.head_weight, p.d_model, p.vocab, p.zeros, p.logits,
-            p.logits_stride, STORE, p.scratch + thread * p.scratch_bytes,
-        )  # fmt: skip
+    def logits(address: int, thread: int) -> None:
+        p = parameters_at(address)
+        head = linear_at(p.linears + p.layers * LINEARS_PER_LAYER * _LINEAR_BYTES)
+        if not is_float32:
+            encode_rows(p, p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads, p.final, p.hidden_stride, p.d_model, head)
+            meet(p, 0)
+        rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
+        product(p, head, thread, p.work, rows, stride, p.rows, p.input_notes, p.logits, p.logits_stride, STORE)
 
     return logits
 
 
-def _make_embed(lanes: int) -> Any:
-    clear, copy, add = make_clear(lanes), make_copy(lanes), make_add(lanes)
+@compiled
+def meet(p: Any, reached: int) -> int:
+    """Wait for all threads; `reached` counts the arrivals of all meetings so far, and so does what is given back."""
+    reached += p.threads
+    barrier(p.arrived, reached)
+    return reached
+
+
+def _make_embed(spec: Spec) -> Any:
+    target = spec.target
+    clear, copy, add, widen_row = make_clear(target), make_copy(target), make_add(target), make_widen_row(target)
 
     @compiled
     def embed(p: Any, begin: int, end: int) -> None:
         """hidden = token embedding + position embedding, for tokens begin to end; what fills the row up is zero and stays so."""
-        row_bytes = p.d_model * F32_BYTES
         for token in range(begin, end):
             hidden = p.hidden + token * p.hidden_stride
-            position = p.normed + token * p.hidden_stride
-            clear(hidden, p.hidden_stride // F32_BYTES)
-            clear(position, p.hidden_stride // F32_BYTES)
-            copy(p.token_embedding + load_int(p.token_ids, token) * row_bytes, hidden, p.d_model)
-            copy(p.position_embedding + load_int(p.positions, token) * row_bytes, position, p.d_model)
-            add(position, hidden, p.d_model)
+            clear(hidden, p.d_model)
+            row = p.token_embedding + load_int(p.token_ids, token) * p.embedding_bytes
+            if p.embedding_is_narrow:
+                widen_row(row, hidden, p.d_model)
+            else:
+                copy(row, hidden, p.d_model)
+            add(p.position_embedding + load_int(p.positions, token) * p.hidden_stride, hidden, p.d_model)
 
     return embed
 
 
-def _make_normalise(lanes: int) -> Any:
-    layer_norm = make_layer_norm(lanes)
+def _make_encode_rows(spec: Spec) -> Any:
+    encode_input = make_encode_input(spec.target, spec.weights)
 
     @compiled
-    def normalise(p: Any, begin: int, end: int, gain: int, bias: int) -> None:
-        """normed = layer_norm(hidden), for tokens begin to end."""
+    def encode_rows(p: Any, begin: int, end: int, source: int, stride: int, count: int, linear: Any) -> None:
+        """Rows begin to end of `source` into `inputs`, as a product by `linear` takes them."""
+        for row in range(begin, end):
+            encode_input(source + row * stride, count, linear, p.inputs + row * p.input_stride, p.input_notes + row * NOTES_BYTES)
+
+    return encode_rows
+
+
+def _make_normalise(spec: Spec) -> Any:
+    layer_norm, encode_input = make_layer_norm(spec.target), make_encode_input(spec.target, spec.weights)
+    is_float32 = spec.weights == "float32"
+
+    @compiled
+    def normalise(p: Any, thread: int, begin: int, end: int, gain: int, bias: int, linear: Any) -> None:
+        """inputs = layer_norm(hidden), for tokens begin to end, as a product by `linear` takes them."""
         for token in range(begin, end):
-            at = token * p.hidden_stride
-            layer_norm(p.hidden + at, gain, bias, p.normed + at, p.d_model, p.epsilon)
+            out = p.inputs + token * p.input_stride
+            row = out if is_float32 else p.row + thread * p.row_bytes
+            layer_norm(p.hidden + token * p.hidden_stride, gain, bias, row, p.d_model, p.epsilon)
+            if not is_float32:
+                encode_input(row, p.d_model, linear, out, p.input_notes + token * NOTES_BYTES)
 
     return normalise
 
 
-def _make_store(lanes: int) -> Any:
-    copy, scatter = make_copy(lanes), make_scatter(lanes)
+def _make_store(spec: Spec) -> Any:
+    encode_token, scatter = make_encode_token(spec.target, spec.cache), make_scatter(spec.target)
+    per_word = cache_format(spec.target, spec.cache).per_word
+    insert = make_insert(spec.target, per_word)
 
     @compiled
     def store_keys_and_values(p: Any, thread: int, layer: int) -> None:
-        """Every token's key into a column, its value into a row of its block; the work is divided by tokens and heads."""
-        row_bytes = p.d_model * F32_BYTES
-        items = p.tokens * p.heads
-        for item in range(items * thread // p.threads, items * (thread + 1) // p.threads):
-            token = item // p.heads
-            head = item % p.heads
+        """Every token's key into a column, its value into a row of its block.
+
+        The work is divided by heads: tokens that share words of the values are stored by one thread, in their order.
+        """
+        codes = p.row + thread * p.row_bytes
+        for token in range(p.tokens):
             slot = load_int(p.slots, token)
             offset = slot % p.block_size
-            block = (layer * p.blocks + slot // p.block_size) * p.heads + head
-            key = p.qkv + token * p.qkv_stride + row_bytes + head * p.head_dim * F32_BYTES
-            scatter(key, p.keys + block * p.key_bytes + offset * F32_BYTES, p.block_columns * F32_BYTES, p.head_dim)
-            copy(key + row_bytes, p.values + block * p.value_bytes + offset * p.head_columns * F32_BYTES, p.head_dim)
+            blocks = (layer * p.blocks + slot // p.block_size) * p.heads
+            for head in range(p.heads * thread // p.threads, p.heads * (thread + 1) // p.threads):
+                key = p.qkv + token * p.qkv_stride + (p.d_model + head * p.head_dim) * WORD_BYTES
+                place = blocks + head
+                scale = (place * p.block_columns + offset) * WORD_BYTES
+                encode_token(key, p.head_dim, codes, p.key_scales + scale)
+                scatter(codes, p.keys + place * p.key_bytes + offset * WORD_BYTES, p.block_columns * WORD_BYTES, p.key_steps)
+                encode_token(key + p.d_model * WORD_BYTES, p.head_dim, codes, p.value_scales + scale)
+                words = p.values + place * p.value_bytes + offset // per_word * p.head_columns * WORD_BYTES
+                insert(codes, words, offset % per_word, p.head_columns)
 
     return store_keys_and_values
 
 
-def _make_paged_attention(lanes: int) -> Any:
-    attend_prompt, attend_token = make_attend_prompt(lanes), make_attend_token(lanes)
+def _make_paged_attention(spec: Spec) -> Any:
+    parts = AttentionParts(spec.target, spec.weights, spec.cache)
+    attend_prompt, attend_token = make_attend_prompt(spec.target, parts), make_attend_token(spec.target, parts)
 
     @compiled
     def paged_attention(p: Any, thread: int, layer: int, work: int) -> None:
         """Every token's attention to its own sequence: decoding sequences by groups of heads, pieces of prompts by single heads."""
-        keys = p.keys + layer * p.blocks * p.heads * p.key_bytes
-        values = p.values + layer * p.blocks * p.heads * p.value_bytes
-        scale = p.scales + layer * F32_BYTES
-        scratch = p.scratch + thread * p.scratch_bytes
-        scores = p.scores + thread * p.scores_bytes
         groups = min(p.threads, p.heads)
         while True:
             item = atomic_add(work, 1)
@@ -173,23 +228,20 @@ def _make_paged_attention(lanes: int) -> Any:
             at = item // groups * ITEM_FIELDS
             table = p.block_tables + load_int(p.decode_items, at) * p.max_blocks * INT_BYTES
             token = load_int(p.decode_items, at + 1)
-            column = first_head * p.head_dim * F32_BYTES
+            position = load_int(p.decode_items, at + 3)
             attend_token(
-                p, p.qkv + token * p.qkv_stride + column, heads, load_int(p.decode_items, at + 3), keys + first_head * p.key_bytes,
-                values + first_head * p.value_bytes, table, scale, p.mixed + token * p.hidden_stride + column, scores, scratch,
+                p, thread, layer, first_head, heads, table, p.qkv + token * p.qkv_stride, position, p.mixed + token * p.hidden_stride
             )  # fmt: skip
         while True:
             item = atomic_add(work + LINE_BYTES, 1)
             if item >= p.chunks * p.heads:
                 break
-            head = item % p.heads
             at = item // p.heads * ITEM_FIELDS
             table = p.block_tables + load_int(p.chunk_items, at) * p.max_blocks * INT_BYTES
             token = load_int(p.chunk_items, at + 1)
-            column = head * p.head_dim * F32_BYTES
+            count, first = load_int(p.chunk_items, at + 2), load_int(p.chunk_items, at + 3)
             attend_prompt(
-                p, p.qkv + token * p.qkv_stride + column, load_int(p.chunk_items, at + 2), load_int(p.chunk_items, at + 3),
-                keys + head * p.key_bytes, values + head * p.value_bytes, table, scale, p.mixed + token * p.hidden_stride + column, scores, scratch,
+                p, thread, layer, item % p.heads, table, p.qkv + token * p.qkv_stride, count, first, p.mixed + token * p.hidden_stride
             )  # fmt: skip
 
     return paged_attention

@@ -6,10 +6,11 @@ it out; gain and bias are zero there, and so is the result.
 
 from typing import Any
 
+from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.vector import F32, Value, Vectors, kernel
 
 
-def make_layer_norm(lanes: int) -> Any:
+def make_layer_norm(target: Target) -> Any:
     """layer_norm(hidden, gain, bias, out, d_model, epsilon): one row; `epsilon` is the address of a float32."""
 
     def layer_norm(v: Vectors, hidden: Value, gain: Value, bias: Value, out: Value, d_model: Value, epsilon: Value) -> None:
@@ -36,4 +37,4 @@ def make_layer_norm(lanes: int) -> Any:
         inverse = v.splat(v.divide(F32(1.0), deviation))
         v.loop(d_model, v.lanes, [], normalise)
 
-    return kernel(lanes, layer_norm)
+    return kernel(target, layer_norm)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int8, UInt16, UInt32
 
 ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
@@ -30,13 +30,31 @@ def pack_rows(rows: Sequence[Float32[np.ndarray, " columns"]], width: int) -> Fl
     return packed
 
 
-def pack_panels(weights: Sequence[Float32[np.ndarray, "d_in d_out"]], width: int) -> Float32[np.ndarray, "layers panels d_in width"]:
-    """Each layer's weight as panels of `width` columns, the last one filled up with zeros."""
-    d_in, d_out = weights[0].shape
-    panels = round_up(d_out, width) // width
-    packed = aligned_zeros(len(weights) * panels * d_in * width).reshape(len(weights), panels, d_in, width)
-    for layer, weight in zip(packed, weights, strict=True):
-        for panel in range(panels):
-            columns = weight[:, panel * width : (panel + 1) * width]
-            layer[panel, :, : columns.shape[1]] = columns
-    return packed
+def to_bfloat16(values: Float32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+    """The nearest bfloat16 of each number, the even one of two that are equally near; infinities stay, as do NaN."""
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))
+
+
+def panel_steps(d_in: int, per_word: int) -> int:
+    """Words of 32 bits down a panel."""
+    return -(-d_in // per_word)
+
+
+def pack_panels(
+    weight: Float32[np.ndarray, "d_in d_out"] | UInt16[np.ndarray, "d_in d_out"] | Int8[np.ndarray, "d_in d_out"], width: int
+) -> UInt32[np.ndarray, "panels steps width"]:
+    """A weight as panels of `width` columns, whose words of 32 bits hold numbers that stand below each other; the rest is zeros."""
+    d_in, d_out = weight.shape
+    per_word = 4 // weight.dtype.itemsize
+    panels, steps = round_up(d_out, width) // width, panel_steps(d_in, per_word)
+    packed = aligned_zeros(panels * steps * width).view(weight.dtype).reshape(panels, steps, width, per_word)
+    whole = d_in // per_word
+    for panel in range(panels):
+        columns = weight[:, panel * width : (panel + 1) * width]
+        count = columns.shape[1]
+        packed[panel, :whole, :count] = columns[: whole * per_word].reshape(whole, per_word, count).transpose(0, 2, 1)
+        for place, row in enumerate(columns[whole * per_word :]):
+            packed[panel, whole, :count, place] = row
+    return packed.view(np.uint32).reshape(panels, steps, width)

@@ -1,33 +1,53 @@
-"""What a compiled step is given: one record of sizes, strides and addresses.
+"""What a compiled step is given: one record of sizes, strides and addresses, and one for each linear layer.
 
-Compiled code sees memory only through this record. Sizes count elements, strides and `*_bytes` count bytes, every other name is an
-address. `nanovllm/model/numba_backend.py` fills it: once for the weights and the buffers, and in each step for the batch.
+Compiled code sees memory only through these records. Sizes count elements, strides and `*_bytes` count bytes, every other name is an
+address. `nanovllm/model/numba_backend.py` fills them: once for the weights and the buffers, and in each step for the batch.
 """
 
 import numpy as np
 
 _SIZES = """
-    threads layers d_model d_ff heads head_dim vocab activation
-    block_size block_columns head_columns blocks max_blocks
+    threads layers d_model d_ff heads head_dim vocab activation embedding_is_narrow
+    block_size block_columns head_columns key_steps value_steps blocks max_blocks
     tokens rows decodes chunks
 """
 _BYTES = """
-    hidden_stride qkv_stride middle_stride logits_stride
-    key_bytes value_bytes scratch_bytes scores_bytes
+    hidden_stride qkv_stride middle_stride input_stride logits_stride query_stride
+    embedding_bytes key_bytes value_bytes scratch_bytes scores_bytes queries_bytes row_bytes
 """
 _ADDRESSES = """
     token_ids positions slots logit_rows block_tables decode_items chunk_items
-    token_embedding position_embedding zeros epsilon scales
-    attention_gain attention_bias qkv_weight qkv_bias out_weight out_bias
-    ffn_gain ffn_bias up_weight up_bias down_weight down_bias
-    final_gain final_bias head_weight
-    keys values
-    hidden normed qkv mixed middle logits scratch scores
+    token_embedding position_embedding epsilon scales
+    attention_gain attention_bias ffn_gain ffn_bias final_gain final_bias
+    linears
+    keys values key_scales value_scales
+    hidden qkv mixed middle inputs input_notes final logits
+    scratch scores queries row
     arrived work
 """
 
 PARAMETERS = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
 
+_LINEAR = """
+    steps panels weight bias
+    column_scales column_sums input_factors
+    outliers outlier_places outlier_weight
+"""
+LINEAR = np.dtype([(name, np.int64) for name in _LINEAR.split()])
+"""A product: `steps` words down each of `panels` panels.
+
+For bytes also a float32 and an int32 a column (epilogue.py), a float32 an input (quantise.py), and `outliers` inputs that stay float32: their
+places as int32, and a row of float32 weights for each.
+"""
+LINEARS_PER_LAYER = 4
+"""Records of a layer, in this order; the head comes after all layers."""
+QKV, ATTENTION_OUT, UP, DOWN = range(LINEARS_PER_LAYER)
+
+WORD_BYTES = 4
+NOTES_BYTES = 128
+"""What is kept of a row of bytes beside it, see quantise.py; outliers begin at number OUTLIER_NOTES."""
+OUTLIER_NOTES = 16
+MAX_OUTLIERS = NOTES_BYTES // WORD_BYTES - OUTLIER_NOTES
 ITEM_FIELDS = 4
 """Attention is handed out in items of four integers: row of the block table, first token of the batch, tokens, position of the first."""
 QUERY_TILE = 24
@@ -36,3 +56,8 @@ ROW_BLOCK = 96
 """Rows of a product taken together: they stay in a core's own cache while a panel passes by."""
 WORK_COUNTERS_PER_LAYER = 6
 """Counters that hand out work, each used once in a step: four products, two kinds of attention."""
+
+ACTIVATION_NAMES = ("gelu_new", "gelu", "quick_gelu", "silu", "sigmoid", "tanh", "mish", "relu", "relu2", "relu6", "leaky_relu", "linear")
+"""What an epilogue does is numbered: these activations first, then the next two."""
+STORE = len(ACTIVATION_NAMES)
+ADD_TO_RESIDUAL = STORE + 1

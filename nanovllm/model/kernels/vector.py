@@ -7,6 +7,9 @@ exp. So the innermost tiles are written as LLVM vector code, through llvmlite. A
 
 and means it. A `Vectors` is bound to one place in a function that is being compiled; `lanes` is how many float32 a register holds: 16
 with AVX-512, 8 with AVX2, 4 with NEON. Addresses are integers, offsets are counted in bytes.
+
+Numbers that are narrower than a float32 come packed in words of 32 bits, one word a lane: two bfloat16 or four int8. bfloat16 is the
+upper half of a float32, so widening it is a shift.
 """
 
 import inspect
@@ -18,6 +21,7 @@ from numba import types
 from numba.core import cgutils
 
 from nanovllm.model.kernels.compiler import intrinsic
+from nanovllm.model.kernels.target import Target
 
 F32, I1, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32_BYTES = 4
@@ -25,15 +29,29 @@ F32_BYTES = 4
 Value = Any  # llvmlite's values have no useful types
 
 
+class _Bfloat16(ir.Type):  # type: ignore[misc]
+    """LLVM's bfloat, which llvmlite lacks."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Bfloat16)
+
+    def __hash__(self) -> int:
+        return hash(_Bfloat16)
+
+
 class Vectors:
     """Operations on vectors of `lanes` float32, emitted where `builder` stands."""
 
-    def __init__(self, builder: Any, lanes: int) -> None:
+    def __init__(self, builder: Any, target: Target) -> None:
         """Emit through `builder`."""
         self.builder = builder
-        self.lanes = lanes
-        self.f32s = ir.VectorType(F32, lanes)
-        self.i32s = ir.VectorType(I32, lanes)
+        self.target = target
+        self.lanes = target.lanes
+        self.f32s = ir.VectorType(F32, self.lanes)
+        self.i32s = ir.VectorType(I32, self.lanes)
 
     def constant(self, number: float) -> Value:
         """The same float32 in every lane."""
@@ -65,9 +83,24 @@ class Vectors:
         """One float32 from memory."""
         return self._load(base, F32, offset)
 
+    def load_words(self, base: Value, offset: int = 0) -> Value:
+        """`lanes` words of 32 bits from memory."""
+        return self._load(base, self.i32s, offset)
+
+    def load_word(self, base: Value, offset: int = 0) -> Value:
+        """One word of 32 bits from memory."""
+        return self._load(base, I32, offset)
+
+    def load_codes(self, base: Value, element: Any) -> Value:
+        """`lanes` unsigned integers of type `element` from memory, one in each word."""
+        codes = self.builder.load(self._pointer(base, ir.VectorType(element, self.lanes), 0), align=element.width // 8)
+        return codes if element == I32 else self.builder.zext(codes, self.i32s)
+
     def store(self, value: Value, base: Value, offset: int = 0) -> None:
         """A vector or a number to memory."""
-        self.builder.store(value, self._pointer(base, value.type, offset), align=F32_BYTES)
+        element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
+        align = element.width // 8 if isinstance(element, ir.IntType) else F32_BYTES
+        self.builder.store(value, self._pointer(base, value.type, offset), align=align)
 
     def prefetch(self, base: Value, offset: int = 0) -> None:
         """Ask for a cache line that is needed soon; an address outside everything does no harm."""
@@ -82,6 +115,78 @@ class Vectors:
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a * b + c, rounded once."""
         return self._call(f"llvm.fma.v{self.lanes}f32", self.f32s, a, b, c)
+
+    def dot_bfloat16(self, a: Value, b: Value, c: Value) -> Value:
+        """c + the sum of a * b over the two bfloat16 in each word, with this processor's own rounding."""
+        kind = ir.VectorType(_Bfloat16(), 2 * self.lanes)
+        a, b = self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)
+        return self._call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}", self.f32s, c, a, b)
+
+    def dot_int8(self, a: Value, b: Value, c: Value) -> Value:
+        """c + the sum of a * b over the four bytes in each word, those of `a` unsigned, those of `b` signed."""
+        kind = ir.VectorType(I8, 4 * self.lanes)
+        a, b = self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)
+        return self._call(f"llvm.x86.avx512.vpdpbusd.{32 * self.lanes}", self.i32s, c, a, b)
+
+    def dot_int16(self, a: Value, b: Value, c: Value) -> Value:
+        """c + the sum of a * b over the two int16 in each word."""
+        kind = ir.VectorType(I16, 2 * self.lanes)
+        name = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}[self.lanes]
+        return self.builder.add(c, self._call(name, self.i32s, self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)))
+
+    def widen_bfloat16(self, words: Value) -> tuple[Value, Value]:
+        """The first and the second bfloat16 of each word as float32; of a vector or of one word."""
+        kind, low, high = (F32, I32(16), I32(-65536)) if words.type == I32 else (self.f32s, self.integers(16), self.integers(-65536))
+        return self.builder.bitcast(self.builder.shl(words, low), kind), self.builder.bitcast(self.builder.and_(words, high), kind)
+
+    def signed_bytes(self, words: Value) -> list[Value]:
+        """The four signed bytes of each word, as 32-bit integers."""
+        shifted = [self.builder.shl(words, self.integers(24 - 8 * place)) for place in range(3)]
+        return [self.builder.ashr(word, self.integers(24)) for word in (*shifted, words)]
+
+    def unsigned_bytes(self, words: Value) -> list[Value]:
+        """The four unsigned bytes of each word, as 32-bit integers."""
+        return [self.builder.and_(self.builder.lshr(words, self.integers(8 * place)), self.integers(255)) for place in range(4)]
+
+    def signed_halves(self, words: Value) -> list[Value]:
+        """The signed bytes 0 and 2 of each word as two int16, and the signed bytes 1 and 3."""
+        kind = ir.VectorType(I16, 2 * self.lanes)
+        eight = ir.Constant(kind, [I16(8)] * (2 * self.lanes))
+        halves = self.builder.bitcast(words, kind)
+        return [self.builder.ashr(self.builder.shl(halves, eight), eight), self.builder.ashr(halves, eight)]
+
+    def unsigned_halves(self, words: Value) -> list[Value]:
+        """The unsigned bytes 0 and 2 of each word as two int16, and the unsigned bytes 1 and 3."""
+        mask = self.integers(0x00FF00FF)
+        return [self.builder.and_(words, mask), self.builder.and_(self.builder.lshr(words, self.integers(8)), mask)]
+
+    def to_float(self, integers: Value) -> Value:
+        """32-bit integers as float32."""
+        return self.builder.sitofp(integers, self.f32s)
+
+    def round_bfloat16(self, x: Value) -> Value:
+        """The nearest bfloat16, as 16-bit integers; the even one of two that are equally near."""
+        bits = self.builder.bitcast(x, self.i32s)
+        odd = self.builder.and_(self.builder.lshr(bits, self.integers(16)), self.integers(1))
+        rounded = self.builder.lshr(self.builder.add(self.builder.add(bits, self.integers(0x7FFF)), odd), self.integers(16))
+        return self.builder.trunc(rounded, ir.VectorType(I16, self.lanes))
+
+    def round_int32(self, x: Value) -> Value:
+        """The nearest whole number as a 32-bit integer, the even one of two that are equally near; for |x| below 2**22.
+
+        Adding 1.5 * 2**23 rounds to a whole number and leaves it in the low bits.
+        """
+        shifted = self.builder.bitcast(self.add(x, self.constant(12582912.0)), self.i32s)
+        return self.builder.sub(shifted, self.integers(0x4B400000))
+
+    def clamp_integers(self, value: Value, low: int, high: int) -> Value:
+        """Integers kept between two others."""
+        value = self.builder.select(self.builder.icmp_signed(">", value, self.integers(low)), value, self.integers(low))
+        return self.builder.select(self.builder.icmp_signed("<", value, self.integers(high)), value, self.integers(high))
+
+    def magnitude(self, x: Value) -> Value:
+        """|x|."""
+        return self.builder.bitcast(self.builder.and_(self.builder.bitcast(x, self.i32s), self.integers(0x7FFFFFFF)), self.f32s)
 
     def add(self, a: Value, b: Value) -> Value:
         """a + b."""
@@ -126,6 +231,10 @@ class Vectors:
     def largest(self, vector: Value) -> Value:
         """The largest lane."""
         return self._fold(vector, self.maximum)
+
+    def smallest(self, vector: Value) -> Value:
+        """The smallest lane."""
+        return self._fold(vector, self.minimum)
 
     def sqrt(self, scalar: Value) -> Value:
         """The square root of a number."""
@@ -193,7 +302,7 @@ class Vectors:
         return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
 
 
-def kernel(lanes: int, emit: Callable[..., Value | None], returns: Any = types.void) -> Any:
+def kernel(target: Target, emit: Callable[..., Value | None], returns: Any = types.void) -> Any:
     """A function for compiled code whose body is vector code.
 
     `emit(v, ...)` gets a Vectors and the arguments, all of them integers: addresses, strides in bytes and counts.
@@ -203,7 +312,7 @@ def kernel(lanes: int, emit: Callable[..., Value | None], returns: Any = types.v
 
     def declare(typing_context: Any, *arguments: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, values: Sequence[Value]) -> Value:
-            result = emit(Vectors(builder, lanes), *values)
+            result = emit(Vectors(builder, target), *values)
             return context.get_dummy_value() if result is None else result
 
         return returns(*[types.intp] * len(names)), generate

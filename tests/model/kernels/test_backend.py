@@ -10,13 +10,14 @@ import pytest
 
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.compiler import host_lanes
 from nanovllm.model.kernels.forward import make_forward
 from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.kernels.target import Spec, Target, host_target
 from nanovllm.model.numba_backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
+from tests.support.targets import TARGETS
 
 BLOCK_SIZE = 8
 SEQS = [list(range(1, 41)), [7], [9, 8, 7], list(range(90, 30, -1))]
@@ -28,13 +29,62 @@ def logits_of(backend: Any) -> np.ndarray:
     return np.array(backend.logits(backend.forward(make_batch(SEQS, block_size=BLOCK_SIZE, all_rows=True))))
 
 
-@pytest.mark.parametrize("lanes", [lanes for lanes in (16, 8, 4) if lanes <= host_lanes()])
-@pytest.mark.parametrize("config", [{}, {"n_embd": 40, "n_head": 8, "n_inner": 56}, {"n_embd": 48, "n_head": 1, "activation_function": "gelu"}])
-def test_every_vector_width_agrees_with_numpy(tmp_path: Path, lanes: int, config: dict[str, Any]) -> None:
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"n_embd": 40, "n_head": 8, "n_inner": 56},
+    {"n_embd": 48, "n_head": 1, "activation_function": "gelu"},
+    {"n_embd": 27, "n_head": 3, "n_inner": 37, "activation_function": "sigmoid"},
+]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("config", SHAPES)
+def test_every_vector_width_agrees_with_numpy(tmp_path: Path, target: Target, config: dict[str, Any]) -> None:
     folder = write_checkpoint(tmp_path, config=config)
     read = GPT2Config.load(folder)
-    ours = logits_of(NumbaBackend(read, load_weights(folder, read), lanes=lanes))
+    ours = logits_of(NumbaBackend(read, load_weights(folder, read), spec=Spec(target)))
     np.testing.assert_allclose(ours, logits_of(NumpyBackend.load(folder)), rtol=0, atol=1e-4)
+
+
+NARROW = [("bfloat16", None, "auto"), ("float32", "int8", "auto"), ("float32", None, "int8"), ("bfloat16", "int8", "int8")]
+
+
+def load_narrow(folder: Path, kind: tuple[str, str | None, str], **options: Any) -> NumbaBackend:
+    dtype, quantization, cache = kind
+    return NumbaBackend.load(folder, dtype=dtype, quantization=quantization, kv_cache_dtype=cache, **options)
+
+
+@pytest.mark.parametrize("kind", NARROW)
+@pytest.mark.parametrize("config", SHAPES)
+def test_narrow_types_are_near_float32(tmp_path: Path, kind: tuple[str, str | None, str], config: dict[str, Any]) -> None:
+    folder = write_checkpoint(tmp_path, config=config)
+    exact, ours = logits_of(NumpyBackend.load(folder)), logits_of(load_narrow(folder, kind))
+    assert np.isfinite(ours).all()
+    assert np.abs(ours - exact).max() < 0.05 * np.abs(exact).max()
+    assert not np.array_equal(ours, exact)
+
+
+@pytest.mark.parametrize("kind", [("float32", None, "auto"), *NARROW])
+@pytest.mark.parametrize("config", SHAPES)
+def test_a_sequences_bits_depend_on_nothing_else(
+    tmp_path: Path, kind: tuple[str, str | None, str], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, in a batch, token by token, in odd chunks, in other blocks, on one thread or on three: the same bits."""
+    monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
+    folder = write_checkpoint(tmp_path, config=config)
+    together = np.split(logits_of(load_narrow(folder, kind, num_threads=3)), np.cumsum([len(seq) for seq in SEQS])[:-1])
+    backend = load_narrow(folder, kind, num_threads=1)
+    for seq, expected in zip(SEQS, together, strict=True):
+        for cuts in ([len(seq)], list(range(1, len(seq) + 1)), [*range(5, len(seq), 7), len(seq)]):
+            backend.allocate_cache(40, BLOCK_SIZE)
+            backend.fill_blocks(list(range(40)), np.nan)
+            blocks = [(11 * block + 5) % 40 for block in range(-(-len(seq) // BLOCK_SIZE))]
+            done, rows = 0, []
+            for cut in cuts:
+                batch = make_batch([seq[:cut]], computed=[done], block_size=BLOCK_SIZE, block_tables=[blocks], all_rows=True)
+                rows.append(np.array(backend.logits(backend.forward(batch))))
+                done = cut
+            np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
@@ -46,7 +96,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: in
 
 def test_a_second_model_of_another_size_compiles_nothing(tmp_path: Path) -> None:
     logits_of(NumbaBackend.load(write_checkpoint(tmp_path / "one")))
-    compiled = make_forward(host_lanes())
+    compiled = make_forward(Spec(host_target()))
     before = list(compiled.signatures)
     logits_of(NumbaBackend.load(write_checkpoint(tmp_path / "two", config={"n_embd": 40, "n_head": 5, "n_layer": 3, "activation_function": "relu"})))
     assert compiled.signatures == before

@@ -1,5 +1,6 @@
-"""Every kernel against its NumPy twin, at every vector width."""
+"""Every kernel against its NumPy twin, at every vector width and in every type."""
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -8,22 +9,33 @@ import pytest
 from nanovllm.model import activation, layernorm
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.attention import make_softmax
-from nanovllm.model.kernels.compiler import compiled, host_lanes
-from nanovllm.model.kernels.epilogue import ACTIVATION_NAMES, ADD_TO_RESIDUAL, STORE, make_epilogue
+from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.layernorm import make_layer_norm
-from nanovllm.model.kernels.matmul import make_product, panel_width
-from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, round_up
+from nanovllm.model.kernels.matmul import make_product
+from nanovllm.model.kernels.memory import linear_at, parameters_at
+from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, round_up, to_bfloat16
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, LINEAR, NOTES_BYTES, OUTLIER_NOTES, PARAMETERS, STORE
+from nanovllm.model.kernels.quantise import make_insert, make_quantise_row, make_quantise_signed, make_round_row, make_widen_row
+from nanovllm.model.kernels.target import PER_WORD, WEIGHT_TYPES, Target
+from tests.support.targets import TARGETS
 
-LANES = [16, 8, 4]
 
-
-@pytest.fixture(scope="module", params=[lanes for lanes in LANES if lanes <= host_lanes()])
-def lanes(request: pytest.FixtureRequest) -> int:
-    return int(request.param)
+@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: f"{target.lanes}{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}")
+def target(request: pytest.FixtureRequest) -> Target:
+    found = request.param
+    assert isinstance(found, Target)
+    return found
 
 
 def call(kernel: Any, count: int) -> Any:
     """A kernel can only be called by compiled code: a function of `count` integers that does nothing else."""
+
+    def of_three(a: int, b: int, c: int) -> None:
+        kernel(a, b, c)
+
+    def of_four(a: int, b: int, c: int, d: int) -> None:
+        kernel(a, b, c, d)
 
     def of_five(a: int, b: int, c: int, d: int, e: int) -> None:
         kernel(a, b, c, d, e)
@@ -31,7 +43,7 @@ def call(kernel: Any, count: int) -> Any:
     def of_six(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
         kernel(a, b, c, d, e, f)
 
-    kinds: dict[int, Any] = {5: of_five, 6: of_six}
+    kinds: dict[int, Any] = {3: of_three, 4: of_four, 5: of_five, 6: of_six}
     return compiled(kinds[count])
 
 
@@ -39,74 +51,213 @@ def numbers(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
+def widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+class Product:
+    """A product of one type of weights, called with arrays."""
+
+    def __init__(self, target: Target, kind: str) -> None:
+        self.target, self.kind = target, kind
+        product = make_product(target, kind)
+
+        def run(address: int, linear: int, thread: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int) -> None:
+            p = parameters_at(address)
+            product(p, linear_at(linear), thread, p.work, a, a_stride, count, notes, out, out_stride, STORE)
+
+        self.run = compiled(run)
+
+    def __call__(self, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, threads: int = 1, **extra: np.ndarray) -> np.ndarray:
+        """The product by each of `threads` shares in turn; `extra` are arrays for the linear layer's record, and `notes`."""
+        width = self.target.panel_width
+        notes = extra.pop("notes", np.zeros((rows.shape[0], NOTES_BYTES // 4), dtype=np.float32))
+        panels, biases, work = pack_panels(weight, width), pack_rows([bias], width), np.zeros(8, dtype=np.int64)
+        scratch, linear, record = aligned_zeros(96 * width), np.zeros(1, dtype=LINEAR), np.zeros(1, dtype=PARAMETERS)
+        linear["steps"], linear["panels"] = panels.shape[1], panels.shape[0]
+        linear["weight"], linear["bias"] = panels.ctypes.data, biases.ctypes.data
+        if "outlier_places" in extra:
+            linear["outliers"] = extra["outlier_places"].size
+        for name, array in extra.items():
+            linear[name] = array.ctypes.data
+        record["threads"], record["work"], record["scratch"] = threads, work.ctypes.data, scratch.ctypes.data
+        padded = np.zeros((rows.shape[0], round_up(rows.shape[1], PER_WORD[self.kind])), dtype=rows.dtype)
+        padded[:, : rows.shape[1]] = rows
+        out = aligned_zeros(rows.shape[0] * biases.shape[1]).reshape(rows.shape[0], -1)
+        for thread in range(threads):
+            self.run(
+                record.ctypes.data, linear.ctypes.data, thread, padded.ctypes.data, padded.strides[0], rows.shape[0], notes.ctypes.data,
+                out.ctypes.data, out.strides[0],
+            )  # fmt: skip
+        return out
+
+
 @pytest.fixture(scope="module")
-def product(lanes: int) -> Any:
-    return make_product(lanes)
+def products(target: Target) -> dict[str, Product]:
+    return {kind: Product(target, kind) for kind in WEIGHT_TYPES}
+
+
+SHAPES = [(1, 1), (24, 72), (33, 130), (800, 70)]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 13, 64, 65, 200])
-@pytest.mark.parametrize(("d_in", "d_out"), [(1, 1), (24, 72), (33, 130), (800, 70)])
-def test_product_is_numpys(product: Any, lanes: int, count: int, d_in: int, d_out: int) -> None:
+@pytest.mark.parametrize(("d_in", "d_out"), SHAPES)
+def test_product_is_numpys(products: dict[str, Product], count: int, d_in: int, d_out: int) -> None:
     rows, weight, bias = numbers(count, d_in), numbers(d_in, d_out, seed=1), numbers(d_out, seed=2)
-    out = run_product(product, lanes, rows, weight, bias)
+    out = products["float32"](rows, weight, bias)
     expected = rows.astype(np.float64) @ weight.astype(np.float64) + bias
     np.testing.assert_allclose(out[:, :d_out], expected, rtol=0, atol=2e-5 * np.sqrt(d_in))
     assert not out[:, d_out:].any(), "what fills a row up must stay zero"
 
 
-def run_product(product: Any, lanes: int, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, threads: int = 1) -> np.ndarray:
-    """The product by each of `threads` shares in turn."""
-    width = panel_width(lanes)
-    panels, biases, work = pack_panels([weight], width), pack_rows([bias], width), np.zeros(8, dtype=np.int64)
-    out = aligned_zeros(rows.shape[0] * biases.shape[1]).reshape(rows.shape[0], -1)
-    scratch = aligned_zeros(96 * width)
-    for thread in range(threads):
-        product(
-            thread, threads, work.ctypes.data, rows.ctypes.data, rows.strides[0], rows.shape[0], panels.ctypes.data, weight.shape[0],
-            weight.shape[1], biases.ctypes.data, out.ctypes.data, out.strides[0], STORE, scratch.ctypes.data,
-        )  # fmt: skip
-    return out
+@pytest.mark.parametrize("count", [1, 7, 65])
+@pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3001, 5)])
+def test_product_of_bfloat16_is_that_of_the_rounded_numbers(products: dict[str, Product], count: int, d_in: int, d_out: int) -> None:
+    rows, weight, bias = to_bfloat16(numbers(count, d_in)), to_bfloat16(numbers(d_in, d_out, seed=1)), numbers(d_out, seed=2)
+    out = products["bfloat16"](rows, weight, bias)
+    expected = widened(rows).astype(np.float64) @ widened(weight).astype(np.float64) + bias
+    np.testing.assert_allclose(out[:, :d_out], expected, rtol=0, atol=4e-5 * np.sqrt(d_in))
+
+
+@pytest.mark.parametrize("count", [1, 7, 65])
+@pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3001, 5)])
+@pytest.mark.parametrize("outliers", [0, 1, 16])
+def test_product_of_bytes_is_exact_but_for_its_scales(products: dict[str, Product], count: int, d_in: int, d_out: int, outliers: int) -> None:
+    width, random = products["int8"].target.panel_width, np.random.default_rng(3)
+    rows = random.integers(0, 256, (count, d_in), dtype=np.uint8)
+    weight = random.integers(-127, 128, (d_in, d_out), dtype=np.int8)
+    scales, row_scales, zero_points = numbers(d_out, seed=4), numbers(count, seed=5), random.integers(0, 256, count, dtype=np.int32)
+    sides, outlier_weight = numbers(count, outliers, seed=6), numbers(max(outliers, 1), d_out, seed=7)
+    notes = np.zeros((count, NOTES_BYTES // 4), dtype=np.float32)
+    notes[:, 0], notes[:, 1] = row_scales, zero_points.view(np.float32)
+    notes[:, OUTLIER_NOTES : OUTLIER_NOTES + outliers] = sides
+    sums = np.zeros(round_up(d_out, width), dtype=np.int32)
+    sums[:d_out] = weight.sum(axis=0, dtype=np.int32)
+    bias = numbers(d_out, seed=2)
+    out = products["int8"](
+        rows, weight, bias, notes=notes, column_scales=pack_rows([scales], width), column_sums=sums,
+        outlier_places=np.zeros(outliers, dtype=np.int32), outlier_weight=pack_rows(list(outlier_weight), width),
+    )  # fmt: skip
+    exact = (rows.astype(np.int64) - zero_points[:, None]) @ weight.astype(np.int64)
+    expected = exact * (row_scales[:, None].astype(np.float64) * scales) + sides.astype(np.float64) @ outlier_weight[:outliers] + bias
+    np.testing.assert_allclose(out[:, :d_out], expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-def test_a_rows_bits_depend_on_nothing_but_the_row(product: Any, lanes: int, threads: int) -> None:
-    rows, weight, bias = numbers(130, 900), numbers(900, 150, seed=1), numbers(150, seed=2)
-    alone = np.concatenate([run_product(product, lanes, rows[i : i + 1], weight, bias) for i in range(130)])
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_a_rows_bits_depend_on_nothing_but_the_row(products: dict[str, Product], kind: str, threads: int) -> None:
+    rows, weight, bias = numbers(130, 1900), numbers(1900, 150, seed=1), numbers(150, seed=2)
+    if kind == "bfloat16":
+        rows, weight = to_bfloat16(rows), to_bfloat16(weight)
+    alone = np.concatenate([products[kind](rows[i : i + 1], weight, bias) for i in range(130)])
     for count in (2, 6, 61, 64, 65, 130):
-        np.testing.assert_array_equal(run_product(product, lanes, rows[:count], weight, bias, threads=threads), alone[:count])
+        np.testing.assert_array_equal(products[kind](rows[:count], weight, bias, threads=threads), alone[:count])
+
+
+def test_rounding_to_bfloat16_is_packings(target: Target) -> None:
+    values = np.concatenate([numbers(77), [0.0, -0.0, 1e-40, 3e38, np.inf, -np.inf, 1.00390625, 1.01171875]]).astype(np.float32)
+    out = np.zeros(values.size + 1, dtype=np.uint16)
+    call(make_round_row(target), 3)(values.ctypes.data, out.ctypes.data, values.size)
+    np.testing.assert_array_equal(out[:-1], to_bfloat16(values))
+    assert out[-1] == 0, "exactly so many are written"
+    back = np.zeros(round_up(values.size, 16), dtype=np.float32)
+    call(make_widen_row(target), 3)(np.resize(out, 96).ctypes.data, back.ctypes.data, values.size)
+    np.testing.assert_array_equal(back[: values.size], widened(out[:-1]))
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 100])
+@pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
+def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> None:
+    source, factors = aligned_zeros(112), aligned_zeros(112)
+    source[:count], factors[:count] = numbers(count) + np.float32(shift), numbers(count, seed=1)
+    out, notes = np.zeros(112, dtype=np.uint8), np.zeros(32, dtype=np.float32)
+    arguments = (source.ctypes.data, factors.ctypes.data, out.ctypes.data, notes.ctypes.data, count)
+    run = call(make_quantise_row(target), 5)
+    run(*arguments)
+    values = source[:count] * factors[:count]
+    extent = np.float32(max(values.max(), 0) - min(values.min(), 0))
+    inverse = np.float32(255) / extent
+    zero_point = np.rint(-np.minimum(values.min(), np.float32(0)) * inverse)
+    expected = np.clip(np.rint(values * inverse) + zero_point, 0, 255)
+    assert notes[1:2].view(np.int32) == zero_point
+    np.testing.assert_array_equal(out[:count], expected)
+    np.testing.assert_allclose((out[:count] - zero_point) * notes[0], values, rtol=0, atol=0.51 * float(extent) / 255)
+    source[0] = np.nan
+    run(*arguments)
+    assert np.isnan(notes[0]), "a row that is not finite must not look as if it were"
+    source[:] = 0.0
+    run(*arguments)
+    assert notes[0] == 0
+    assert not out[:count].any()
+
+
+@pytest.mark.parametrize("count", [1, 5, 64])
+def test_signed_bytes_are_numpys(target: Target, count: int) -> None:
+    source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
+    call(make_quantise_signed(target), 4)(source.ctypes.data, out.ctypes.data, scale.ctypes.data, count)
+    largest = np.abs(source[:count]).max()
+    np.testing.assert_array_equal(out[:count], np.rint(source[:count] * (np.float32(127) / largest)))
+    assert not out[count:].any()
+    np.testing.assert_allclose(scale, largest / 127, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("per_word", "dtype"), [(1, np.uint32), (2, np.uint16), (4, np.uint8)])
+def test_a_word_is_filled_place_by_place(target: Target, per_word: int, dtype: type) -> None:
+    run = call(make_insert(target, per_word), 4)
+    words = np.full(32, 0xFFFFFFFF, dtype=np.uint32)
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, np.iinfo(dtype).max, 32, dtype=dtype) for _ in range(per_word)]
+    for place, row in enumerate(rows):
+        run(row.ctypes.data, words.ctypes.data, place, 32)
+        np.testing.assert_array_equal(words.view(dtype).reshape(32, per_word)[:, : place + 1].T, rows[: place + 1])
+        assert not words.view(dtype).reshape(32, per_word)[:, place + 1 :].any(), "what comes after a new token is zero"
 
 
 @pytest.mark.parametrize("name", ACTIVATION_NAMES)
-def test_activations_are_numpys(lanes: int, name: str) -> None:
+def test_activations_are_numpys(target: Target, name: str) -> None:
     values = np.concatenate([np.linspace(-12, 12, 480), [-1e4, -90, -30, -1e-6, -0.0, 0.0, 1e-6, 30, 90, 1e4], np.zeros(6)]).astype(np.float32)
-    values = values[: round_up(values.size, 16)]
-    out = np.empty_like(values)
-    zeros = np.zeros_like(values)
-    run = call(make_epilogue(lanes), 5)
-    run(ACTIVATION_NAMES.index(name), values.ctypes.data, zeros.ctypes.data, out.ctypes.data, values.size)
+    values = np.resize(values, 512)
+    out = np.concatenate([finish(target, ACTIVATION_NAMES.index(name), part) for part in np.split(values, values.size // target.panel_width)])
     expected = getattr(activation, name)(values)
     np.testing.assert_allclose(out, expected, rtol=2e-6, atol=1e-6)
     assert {function.__name__ for function in activation.ACTIVATIONS.values()} == set(ACTIVATIONS)
 
 
-def test_the_other_epilogues_add_bias_and_residual(lanes: int) -> None:
-    sums, bias, residual = numbers(64), numbers(64, seed=1), numbers(64, seed=2)
-    run = call(make_epilogue(lanes), 5)
-    out = residual.copy()
-    run(ADD_TO_RESIDUAL, sums.ctypes.data, bias.ctypes.data, out.ctypes.data, 64)
-    np.testing.assert_array_equal(out, residual + (sums + bias))
-    run(STORE, sums.ctypes.data, bias.ctypes.data, out.ctypes.data, 64)
-    np.testing.assert_array_equal(out, sums + bias)
+@cache
+def _finisher(target: Target) -> Any:
+    epilogue = make_epilogue(target, "float32")
+
+    def run(kind: int, sums: int, linear: int, out: int) -> None:
+        epilogue(kind, sums, linear_at(linear), 0, out, 0)
+
+    return compiled(run)
+
+
+def finish(target: Target, kind: int, sums: np.ndarray, *, bias: np.ndarray | None = None, out: np.ndarray | None = None) -> np.ndarray:
+    """One row of one panel through a float32 epilogue."""
+    bias = np.zeros_like(sums) if bias is None else bias
+    out = np.zeros_like(sums) if out is None else out
+    linear = np.zeros(1, dtype=LINEAR)
+    linear["bias"] = bias.ctypes.data
+    _finisher(target)(kind, sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
+    return out
+
+
+def test_the_other_epilogues_add_bias_and_residual(target: Target) -> None:
+    width = target.panel_width
+    sums, bias, residual = numbers(width), numbers(width, seed=1), numbers(width, seed=2)
+    np.testing.assert_array_equal(finish(target, ADD_TO_RESIDUAL, sums, bias=bias, out=residual.copy()), residual + (sums + bias))
+    np.testing.assert_array_equal(finish(target, STORE, sums, bias=bias), sums + bias)
 
 
 @pytest.mark.parametrize("d_model", [1, 5, 16, 24, 80, 768])
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
-def test_layer_norm_is_numpys(lanes: int, d_model: int, mean: float) -> None:
+def test_layer_norm_is_numpys(target: Target, d_model: int, mean: float) -> None:
     hidden, gain, bias = (
         pack_rows([values], 64)[0] for values in (numbers(d_model) + np.float32(mean), numbers(d_model, seed=1), numbers(d_model, seed=2))
     )
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
-    run = call(make_layer_norm(lanes), 6)
+    run = call(make_layer_norm(target), 6)
     run(hidden.ctypes.data, gain.ctypes.data, bias.ctypes.data, out.ctypes.data, d_model, epsilon.ctypes.data)
     expected = layernorm.layer_norm(hidden[None, :d_model], gain[:d_model], bias[:d_model], 1e-5)[0]
     np.testing.assert_allclose(out[:d_model], expected, rtol=1e-4, atol=1e-3 if mean else 1e-5)
@@ -114,8 +265,8 @@ def test_layer_norm_is_numpys(lanes: int, d_model: int, mean: float) -> None:
 
 
 @pytest.mark.parametrize(("visible", "blocks"), [(1, 1), (7, 1), (8, 3), (9, 2), (23, 3)])
-def test_softmax_masks_what_is_not_there(lanes: int, visible: int, blocks: int) -> None:
-    block_size, columns = 8, round_up(8, lanes)
+def test_softmax_masks_what_is_not_there(target: Target, visible: int, blocks: int) -> None:
+    block_size, columns = 8, round_up(8, target.lanes)
     scores = np.full((blocks, columns), np.nan, dtype=np.float32)
     scores[:, :block_size] = numbers(blocks, block_size)
     expected = np.zeros((blocks, columns))
@@ -126,7 +277,9 @@ def test_softmax_masks_what_is_not_there(lanes: int, visible: int, blocks: int) 
     padded[:visible] = weights
     expected[:, :block_size] = padded.reshape(blocks, block_size)
     scores[:, :block_size].reshape(-1)[visible:] = np.nan
-    run, scale = call(make_softmax(lanes), 6), np.array([0.5], dtype=np.float32)
-    run(scores.ctypes.data, visible, blocks, block_size, columns, scale.ctypes.data)
+    narrow, scale = scores.copy(), np.array([0.5], dtype=np.float32)
+    call(make_softmax(target, narrow=False), 6)(scores.ctypes.data, visible, blocks, block_size, columns, scale.ctypes.data)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
     assert (scores[expected == 0] == 0).all(), "a masked weight is exactly zero"
+    call(make_softmax(target, narrow=True), 6)(narrow.ctypes.data, visible, blocks, block_size, columns, scale.ctypes.data)
+    np.testing.assert_array_equal(narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1))

@@ -1,0 +1,135 @@
+"""A network's weights as the kernels read them: panels of one type, rows filled up, and records that say where everything is.
+
+Layer after layer is packed and what it was packed from is given back to the operating system, so that loading takes little more memory than
+the packed weights themselves.
+"""
+
+import mmap
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, panel_steps, round_up, to_bfloat16
+from nanovllm.model.kernels.parameters import LINEAR, LINEARS_PER_LAYER
+from nanovllm.model.kernels.target import PER_WORD, Spec
+from nanovllm.model.quantization import QuantizedLinear, calibrate, quantise_head, quantise_layer
+from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
+
+
+class _Part(NamedTuple):
+    """Products in the order of their records, what each is multiplied by first, and the layer norms before them; None for the head's part."""
+
+    products: tuple[Linear | QuantizedLinear, ...]
+    factors: tuple[np.ndarray | None, ...]
+    norms: tuple[LayerNorm, ...]
+    sources: tuple[np.ndarray, ...]
+
+
+class PackedWeights:
+    """Arrays by the names that their addresses have in the record of kernels/parameters.py, and those that only records point to."""
+
+    def __init__(self, config: GPT2Config, weights: GPT2Weights, spec: Spec, *, narrow_embedding: bool) -> None:
+        """Pack; `narrow_embedding` keeps the token embedding in bfloat16."""
+        self._spec = spec
+        self._width = spec.target.panel_width
+        self._held: list[np.ndarray] = []
+        self.linears = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
+        norms: list[LayerNorm] = []
+        parts = _quantised_parts(config, weights) if spec.weights == "int8" else _parts(weights)
+        place = 0
+        for part in tqdm(parts, total=config.layers + 1, desc="Packing weights", unit="layer", leave=False, disable=None):
+            for product, factors in zip(part.products, part.factors, strict=True):
+                self._pack(self.linears[place], product, factors)
+                place += 1
+            norms += [LayerNorm(np.array(norm.gain, dtype=np.float32), np.array(norm.bias, dtype=np.float32)) for norm in part.norms]
+            for source in part.sources:
+                _release(source)
+        self.arrays = {
+            "linears": self.linears,
+            "token_embedding": self._embedding(weights.token_embedding, narrow=narrow_embedding),
+            "position_embedding": pack_rows(list(weights.position_embedding), self._width),
+            **self._norms("attention", norms[0:-1:2]),
+            **self._norms("ffn", norms[1:-1:2]),
+            **self._norms("final", norms[-1:]),
+        }
+        _release(weights.token_embedding)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of everything that is held."""
+        return sum(array.nbytes for array in (*self._held, *self.arrays.values()))
+
+    def _pack(self, record: Any, linear: Linear | QuantizedLinear, factors: np.ndarray | None) -> None:
+        if isinstance(linear, QuantizedLinear):
+            numbers = linear.codes
+            self._hold(record, "column_scales", pack_rows([linear.column_scales], self._width))
+            self._hold(record, "column_sums", _pack_integers(numbers.sum(axis=0, dtype=np.int32), self._width))
+            ones = np.ones(numbers.shape[0], dtype=np.float32)
+            self._hold(record, "input_factors", pack_rows([ones if factors is None else factors], self._width))
+            record["outliers"] = linear.outliers.size
+            self._hold(record, "outlier_places", _pack_integers(linear.outliers.astype(np.int32), self._width))
+            if linear.outliers.size:
+                self._hold(record, "outlier_weight", pack_rows(list(linear.outlier_weight), self._width))
+        else:
+            numbers = to_bfloat16(linear.weight) if self._spec.weights == "bfloat16" else linear.weight
+        d_in, d_out = numbers.shape
+        record["steps"] = panel_steps(d_in, PER_WORD[self._spec.weights])
+        record["panels"] = round_up(d_out, self._width) // self._width
+        self._hold(record, "weight", pack_panels(numbers, self._width))
+        self._hold(record, "bias", pack_rows([linear.bias], self._width))
+
+    def _hold(self, record: Any, name: str, array: np.ndarray) -> None:
+        self._held.append(array)
+        record[name] = array.ctypes.data
+
+    def _norms(self, name: str, norms: list[LayerNorm]) -> dict[str, np.ndarray]:
+        gains, biases = [norm.gain for norm in norms], [norm.bias for norm in norms]
+        return {f"{name}_gain": pack_rows(gains, self._width), f"{name}_bias": pack_rows(biases, self._width)}
+
+    def _embedding(self, embedding: np.ndarray, *, narrow: bool) -> np.ndarray:
+        if not narrow:
+            return np.array(embedding, dtype=np.float32, order="C")
+        vocab, d_model = embedding.shape
+        padded = np.zeros((vocab, round_up(d_model, self._width)), dtype=np.uint16)
+        for start in range(0, vocab, 1024):
+            padded[start : start + 1024, :d_model] = to_bfloat16(embedding[start : start + 1024])
+        return padded
+
+
+def _parts(weights: GPT2Weights) -> Iterator[_Part]:
+    """Every layer in order, and then the head."""
+    for layer in weights.layers:
+        products = (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down)
+        yield _Part(products, (None,) * 4, (layer.attention_norm, layer.ffn_norm), tuple(product.weight for product in products))
+    head = weights.head.T
+    yield _Part((Linear(head, np.zeros(head.shape[1], dtype=np.float32)),), (None,), (weights.final_norm,), ())
+
+
+def _quantised_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part]:
+    calibration = calibrate(config, weights)
+    for source, peaks in zip(weights.layers, calibration.layers, strict=True):
+        layer = quantise_layer(source, peaks)
+        sources = (source.attention.qkv.weight, source.attention.out.weight, source.ffn.up.weight, source.ffn.down.weight)
+        products = (layer.qkv, layer.out, layer.up, layer.down)
+        yield _Part(products, (None, None, None, layer.down_multipliers), (layer.attention_norm, layer.ffn_norm), sources)
+    norm, head = quantise_head(weights, calibration.head)
+    yield _Part((head,), (None,), (norm,), ())
+
+
+def _pack_integers(values: np.ndarray, width: int) -> np.ndarray:
+    """32-bit integers filled up with zeros to a multiple of `width`."""
+    packed = aligned_zeros(round_up(max(values.size, 1), width)).view(np.int32)
+    packed[: values.size] = values
+    return packed
+
+
+def _release(array: np.ndarray) -> None:
+    """Give back the memory of a mapped file; what is read again comes from the file."""
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
+        base.madvise(mmap.MADV_DONTNEED)
