@@ -11,6 +11,7 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.layernorm import layer_norm
+from nanovllm.model.linear import product
 from nanovllm.model.quantization import LARGEST_ROW_CODE, QuantizedLayer, QuantizedLinear, calibrate, quantise_head, quantise_layer
 from nanovllm.model.weights import GPT2Weights, LayerNorm
 
@@ -56,7 +57,7 @@ def quantised_linear(rows: Float32[np.ndarray, "rows d_in"], linear: QuantizedLi
     codes, row_scales, zero_points = quantise_rows(inliers)
     sums = codes.astype(np.float64) @ linear.codes.astype(np.float64)  # exact: whole numbers far below 2**53
     sums -= zero_points * linear.codes.sum(axis=0, dtype=np.int64)
-    out = sums.astype(np.float32) * (row_scales * linear.column_scales)
+    out: np.ndarray = sums.astype(np.float32) * (row_scales * linear.column_scales)
     out += linear.bias
     for channel, weight in zip(linear.outliers, linear.outlier_weight, strict=True):
         out += rows[:, channel, None] * weight
@@ -86,9 +87,10 @@ def q8_0(rows: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows
     groups = np.pad(rows, ((0, 0), (0, -columns % Q8_GROUP))).reshape(rows.shape[0], -1, Q8_GROUP)
     scales = np.abs(groups).max(axis=2, keepdims=True) / np.float32(127.0)
     rounded = np.rint(groups / np.where(scales > 0, scales, np.float32(1.0))) * scales
-    return rounded.reshape(rows.shape[0], -1)[:, :columns]
+    kept: np.ndarray = rounded.reshape(rows.shape[0], -1)[:, :columns]
+    return kept
 
 
 def q8_0_product(rows: Float32[np.ndarray, "rows d_in"], weight: Float32[np.ndarray, "d_in d_out"]) -> Float32[np.ndarray, "rows d_out"]:
     """A product, to be given to `Arithmetic`, whose two sides are rounded in groups along the input channels."""
-    return q8_0(rows) @ q8_0(weight.T).T
+    return product(q8_0(rows), q8_0(weight.T).T)
