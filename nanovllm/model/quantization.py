@@ -46,12 +46,12 @@ CALIBRATION_TOKENS = 256
 MOST_OUTLIERS = 16
 """Outliers that a product may have; each costs about as much as 4 to 8 channels in int8."""
 OUTLIER_RATIO = 2.0
-"""A channel is an outlier where its peak is this many times that of the largest channel which can be none."""
+"""How much larger than the largest channel that has to stay an outlier is."""
 
 _SMALLEST = 1e-30  # rows and columns of numbers below it are taken as zero, since their inverse might not be a float32
 _BLOCK = 1 << 19  # numbers rounded at a time, so that the temporaries stay in the cache
 
-Peaks = Float32[np.ndarray, " _"]
+Peaks = Float32[np.ndarray, " d_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +88,10 @@ class QuantizedLayer:
 class LayerPeaks:
     """The largest magnitude that each input channel of a block's four products reached."""
 
-    qkv: Peaks
-    out: Peaks
-    up: Peaks
-    down: Peaks
+    qkv: Float32[np.ndarray, " d_model"]
+    out: Float32[np.ndarray, " d_model"]
+    up: Float32[np.ndarray, " d_model"]
+    down: Float32[np.ndarray, " d_ff"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +174,9 @@ def scale_columns(linear: QuantizedLinear, factors: Float32[np.ndarray, " d_out"
 
 
 def choose_outliers(peaks: Peaks) -> Int64[np.ndarray, " outliers"]:
-    """The few channels, ascending, without which the others would have at least `OUTLIER_RATIO` times as many codes to share.
+    """The channels, ascending, whose peaks are more than `OUTLIER_RATIO` times that of the largest channel which has to stay.
 
-    They are compared with the largest of the channels that stay, not with an average one: the tails of GELU's outputs are long by nature.
+    Compared with an average channel, GELU's outputs would have outliers by the nature of their long tail, and leaving those out gains little.
     """
     order = np.argsort(-peaks, kind="stable")
     most = min(MOST_OUTLIERS, peaks.shape[0] // 2)
