@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
@@ -25,6 +25,8 @@ from nanovllm.model.kernels.parameters import ITEM_FIELDS, PARAMETERS, QUERY_TIL
 from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.threads import LINE_BYTES
 from nanovllm.model.kernels.vector import F32_BYTES
+from nanovllm.model.row_sampler import CompiledRowSampler
+from nanovllm.model.rows import RowSettings
 from nanovllm.model.weights import GPT2Weights
 
 _SHARED_PRODUCTS = 1_000_000  # fewer multiply-adds than this are done before another thread is awake
@@ -62,6 +64,7 @@ class NumbaBackend:
         self._record = np.zeros(1, dtype=PARAMETERS)
         self._forward, self._logits = make_forward(self._lanes), make_logits(self._lanes)
         self._pool = ThreadPool(num_threads or available_processors())
+        self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._lanes)
         self._capacity = 0
         self._logit_capacity = 0
         self._place_sizes()
@@ -80,6 +83,11 @@ class NumbaBackend:
     def config(self) -> GPT2Config:
         """Sizes of the network."""
         return self._config
+
+    @property
+    def row_sampler(self) -> CompiledRowSampler:
+        """Compiled sampling on the threads of the forward pass."""
+        return self._row_sampler
 
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block: keys and values of every layer."""
@@ -140,6 +148,11 @@ class NumbaBackend:
         self._record["rows"] = rows
         self._run(self._logits, rows * self._config.vocab * self._config.d_model)
         return self._memory.arrays["logits"][:rows, : self._config.vocab]
+
+    def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        """The most likely word at rows of final hidden states, and whether the row has any."""
+        found = self._row_sampler.sample(self.logits(hidden), RowSettings.plain(hidden.shape[0]))
+        return found.token_ids, found.has_token
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""
