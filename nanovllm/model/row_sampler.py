@@ -9,6 +9,7 @@ from nanovllm.model.kernels.sampling import SAMPLING_PARAMETERS, make_sample_row
 from nanovllm.model.kernels.vector import F32_BYTES
 from nanovllm.model.rows import RowLists, RowReports, RowSettings, SampledRows
 
+_SHARED_SCORES = 100_000  # fewer are done before another thread is awake
 _ROWS_AT_FIRST = 32  # to have room for; more when they are first asked for
 _COLUMNS = {
     "temperature": np.float32, "log_min_p": np.float32, "repetition": np.float32, "presence": np.float32, "frequency": np.float32,
@@ -71,7 +72,7 @@ class CompiledRowSampler:
         self._fill(rows, wanted=wanted)
         self._place(logits=logits, likely_ids=likely_ids, logprobs=logprobs, **arrays)
         record = self._record
-        threads = min(self._pool.threads, max(rows, 1))
+        threads = self._pool.threads if rows * vocab >= _SHARED_SCORES else 1
         record["rows"], record["most"], record["sampling"], record["threads"] = rows, most, sampling, threads
         record["logits_stride"] = logits.strides[0]
         self._work[0] = 0
@@ -91,4 +92,5 @@ class CompiledRowSampler:
     def _place(self, **arrays: np.ndarray) -> None:
         """Write down where arrays are; the caller keeps them alive."""
         for name, array in arrays.items():
+            assert name == "logits" or array.flags.c_contiguous, name
             self._record[name] = array.ctypes.data

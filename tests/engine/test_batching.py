@@ -130,7 +130,8 @@ def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
 )  # fmt: skip
 def test_each_setting_arrives_on_its_own_row_alone(column: str, name: str, value: float) -> None:
     default = getattr(sampling_of(request()), column)[0]
-    found = getattr(sampling_of(request(), request(**{name: value}), request()), column)
+    setting: dict[str, Any] = {name: value}
+    found = getattr(sampling_of(request(), request(**setting), request()), column)
     assert found.tolist() == [default, value, default]
     assert value != default
 

@@ -165,7 +165,8 @@ def test_bits_depend_neither_on_company_nor_on_threads(sampler: CompiledRowSampl
 
 
 @pytest.mark.parametrize("threads", [1, 3, 5])
-def test_any_number_of_threads_gives_the_same_bits(threads: int) -> None:
+def test_any_number_of_threads_gives_the_same_bits(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanovllm.model.row_sampler._SHARED_SCORES", 0)
     logits = np.random.default_rng(4).standard_normal((23, VOCAB), dtype=np.float32) * 3
     rows = [Row(seed=place, top_p=0.9, top_k=place * 10, logprobs=place % 4) for place in range(23)]
     pool = ThreadPool(threads)
