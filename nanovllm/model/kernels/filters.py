@@ -30,15 +30,16 @@ def make_find_threshold(lanes: int) -> Any:
         least = max(least, largest + load_float(p.log_min_p, row))
         top_k, top_p = load_int(p.top_k, row), load_double(p.top_p, row)
         if 0 < top_k < p.vocab:
-            least = max(least, find_kth(p, scratch, top_k, least))
+            least = max(least, find_kth(p, scratch, top_k, least, largest))
         if top_p < 1.0:
             total = weigh_groups(scratch, p.groups, bits_of(least), bits_of(largest), scratch + p.sums_offset)
             # Scores with less weight than this do not come to 1 - top_p together. The 0.001 is more than all rounding.
             negligible = np.float32(math.log((1.0 - top_p) * total / p.vocab) - 0.001)
-            count = gather(p, scratch, max(least, largest + negligible))
-            weigh_keys(scratch + p.keys_offset, count, bits_of(largest), scratch + p.weights_offset)
-            key = select(scratch + p.keys_offset, scratch + p.weights_offset, scratch + p.bins_offset, count, top_p * total)
-            least = max(least, number_of(key))
+            least = max(least, largest + negligible)
+            keys, weights, bins = scratch + p.keys_offset, scratch + p.weights_offset, scratch + p.bins_offset
+            count = gather(p, scratch, least)
+            weigh_keys(keys, count, bits_of(largest), weights)
+            least = number_of(select(keys, weights, bins, count, key_of(least), key_of(largest), top_p * total))
         return least
 
     return find_threshold
@@ -46,7 +47,7 @@ def make_find_threshold(lanes: int) -> Any:
 
 @cache
 def make_find_kth(lanes: int) -> Any:
-    """find_kth(p, scratch, k, least) -> the k-th largest of the scores that are at least `least`; where there are fewer, the smallest.
+    """find_kth(p, scratch, k, least, largest) -> the k-th largest of the scores from `least` to `largest`; where there are fewer, the smallest.
 
     At least k scores are as large as the k-th largest maximum of a column, so only columns that reach it are opened.
     """
@@ -63,15 +64,15 @@ def make_find_kth(lanes: int) -> Any:
         return count
 
     @compiled
-    def find_kth(p: Any, scratch: int, k: int, least: Any) -> Any:
+    def find_kth(p: Any, scratch: int, k: int, least: Any, largest: Any) -> Any:
         keys, weights, bins = scratch + p.keys_offset, scratch + p.weights_offset, scratch + p.bins_offset
         count = gather_maxima(p, scratch, least)
         if count >= k:
             fill(weights, count, bits_of(_ONE))
-            least = max(least, number_of(select(keys, weights, bins, count, np.float64(k))))
+            least = max(least, number_of(select(keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k))))
         count = gather(p, scratch, least)
         fill(weights, count, bits_of(_ONE))
-        return number_of(select(keys, weights, bins, count, np.float64(k)))
+        return number_of(select(keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k)))
 
     return find_kth
 

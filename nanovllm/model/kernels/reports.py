@@ -45,7 +45,7 @@ def make_report_row(lanes: int) -> Any:
         store_float(logprobs, 0, own - largest - log_total)
         store_int(p.ranks, row, 1 + rank(scratch, p.padded, token, bits_of(own)))
         ids = p.likely_ids + row * p.most * INT_BYTES
-        found = find_likely(p, scratch, min(load_int(p.wanted, row), p.vocab))
+        found = find_likely(p, scratch, min(load_int(p.wanted, row), p.vocab), largest)
         store_int(p.found, row, found)
         for i in range(found):
             packed = load_int(scratch + p.keys_offset, i)
@@ -76,7 +76,7 @@ def _make_find_likely(lanes: int) -> Any:
         return found
 
     @compiled
-    def find_likely(p: Any, scratch: int, count: int) -> int:
+    def find_likely(p: Any, scratch: int, count: int, largest: Any) -> int:
         """Writes the `count` largest scores packed with their ids, the largest first, the lower id first among equals; returns how many.
 
         A score's ordered key stands in the upper half, the id turned round in the lower: one comparison orders both. Those above the
@@ -85,7 +85,7 @@ def _make_find_likely(lanes: int) -> Any:
         if count == 0:
             return 0
         packed = scratch + p.keys_offset
-        last = find_kth(p, scratch, count, _LOWEST)
+        last = find_kth(p, scratch, count, _LOWEST, largest)
         above = collect(p, scratch, number_of(key_of(last) + 1), _INFINITY, packed, count)
         sort_descending(packed, above)
         return above + collect(p, scratch, last, last, packed + above * INT_BYTES, count - above)

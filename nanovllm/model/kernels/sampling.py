@@ -25,7 +25,7 @@ from nanovllm.model.kernels.philox import uniform
 from nanovllm.model.kernels.reports import make_report_row
 from nanovllm.model.kernels.scalars import bits_of, load_double, load_float, store_float, store_int
 from nanovllm.model.kernels.scores import GROUP_VECTORS, group_size, make_fill, make_maxima, make_scale, make_weigh, make_weigh_groups
-from nanovllm.model.kernels.select import BINS
+from nanovllm.model.kernels.select import BINS_BYTES
 from nanovllm.model.kernels.threads import atomic_add
 from nanovllm.model.kernels.vector import F32_BYTES
 
@@ -60,7 +60,7 @@ def scratch_layout(vocab: int, lanes: int) -> dict[str, int]:
         at += size_before
         layout[name] = at
     layout["bins_offset"] = at + -(-groups * 8 // 64) * 64
-    layout["scratch_bytes"] = layout["bins_offset"] + BINS * 8
+    layout["scratch_bytes"] = layout["bins_offset"] + BINS_BYTES
     return layout
 
 

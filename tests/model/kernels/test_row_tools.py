@@ -12,7 +12,7 @@ from nanovllm.model.kernels import philox
 from nanovllm.model.kernels.compiler import compiled, host_lanes
 from nanovllm.model.kernels.greedy import NO_WORD, best_bytes, make_choose_best, make_clear_best, make_update_best
 from nanovllm.model.kernels.scalars import bits_of, key_of, number_of
-from nanovllm.model.kernels.select import BINS, select
+from nanovllm.model.kernels.select import BINS_BYTES, select
 from nanovllm.model.kernels.sorting import sort_descending
 from nanovllm.runner.philox import uniform
 
@@ -46,9 +46,10 @@ def test_ordered_keys_are_ordered_as_their_numbers(one: float, other: float) -> 
     assert to_number(to_key(np.float32(1)) + 1) == np.nextafter(np.float32(1), np.float32(2))
 
 
-def selected(keys: np.ndarray, weights: np.ndarray, goal: float) -> int:
-    keys, weights, bins = keys.copy(), weights.copy(), np.full(BINS, np.nan)
-    return int(select(keys.ctypes.data, weights.ctypes.data, bins.ctypes.data, keys.size, goal))
+def selected(keys: np.ndarray, weights: np.ndarray, goal: float, *, below: int = 0, above: int = 0) -> int:
+    keys, weights, bins = keys.copy(), weights.copy(), np.full(BINS_BYTES // 8, np.nan)
+    low, high = int(keys.min()) - below, int(keys.max()) + above
+    return int(select(keys.ctypes.data, weights.ctypes.data, bins.ctypes.data, keys.size, max(low, -(2**31)), min(high, 2**31 - 1), goal))
 
 
 @given(keys=st.lists(KEYS, min_size=1, max_size=60) | st.lists(st.integers(-5, 5), min_size=1, max_size=60), data=st.data())
@@ -57,6 +58,9 @@ def test_selection_finds_the_kth_largest(keys: list[int], data: st.DataObject) -
     k = data.draw(st.integers(1, len(keys)))
     assert selected(array, ones, float(k)) == sorted(keys, reverse=True)[k - 1]
     assert selected(array, ones, len(keys) + 1.0) == min(keys), "where there are too few, all of them"
+    below, above = data.draw(st.integers(0, 2**32)), data.draw(st.integers(0, 2**32))
+    assert selected(array, ones, float(k), below=below, above=above) == sorted(keys, reverse=True)[k - 1]
+    assert selected(array, ones, len(keys) + 1.0, below=below, above=above) == min(keys)
 
 
 @given(keys=arrays(np.int32, st.integers(1, 80), elements=KEYS | st.integers(-3, 3)), data=st.data())
