@@ -1,6 +1,8 @@
 """From a step's plan to the flat arrays that the runner takes, and back. Below this file there are no requests any more."""
 
+from array import array
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -10,6 +12,8 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import RunnerOutput
 from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch, TokenHistory
+
+D = TypeVar("D", bound=np.generic)
 
 _SEED_MASK = 2**64 - 1
 
@@ -99,47 +103,50 @@ def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows
         positions=_int64([len(request.tokens) for request in requests]),
         history=_history(requests),
         edits=_edits(requests),
-        allowed={row: _int64(ids) for row, s in enumerate(settings) if (ids := s.allowed_token_ids) is not None},
+        allowed={row: np.frombuffer(ids, dtype=np.int64) for row, request in enumerate(requests) if (ids := request.rules.allowed) is not None},
         prompt=prompt,
     )
 
 
 def _history(requests: list[Request]) -> TokenHistory:
-    rows: list[int] = []
-    token_ids: list[int] = []
-    counts: list[int] = []
-    for row, request in enumerate(requests):
-        rows += [row] * len(request.output_counts)
-        token_ids += request.output_counts.keys()
-        counts += request.output_counts.values()
-    return TokenHistory(_int64(rows), _int64(token_ids), _int64(counts))
+    seen = [request.seen.ids for request in requests]
+    return TokenHistory(_owners(seen), _joined(seen, np.int64), _joined([request.seen.counts for request in requests], np.int64))
 
 
 def _edits(requests: list[Request]) -> LogitEdits:
-    rows: list[int] = []
-    token_ids: list[int] = []
-    values: list[float] = []
-    for row, request in enumerate(requests):
-        edits = dict(request.sampling.logit_bias or {})
-        edits.update(dict.fromkeys(forbidden_tokens(request), -np.inf))
-        rows += [row] * len(edits)
-        token_ids += edits.keys()
-        values += edits.values()
-    return LogitEdits(_int64(rows), _int64(token_ids), _float32(values))
+    ids: list[array[int]] = []
+    values: list[array[float]] = []
+    for request in requests:
+        rules = request.rules
+        row_ids, row_values = rules.bias_ids, rules.bias_values
+        forbidden = forbidden_tokens(request)
+        if forbidden:
+            edits = dict(zip(row_ids, row_values, strict=True)) | dict.fromkeys(forbidden, -np.inf)
+            row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
+        ids.append(row_ids)
+        values.append(row_values)
+    return LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32))
 
 
 def forbidden_tokens(request: Request) -> set[int]:
-    """Tokens that the request must not get next: stop tokens before min_tokens, and whatever would complete a bad word."""
-    forbidden: set[int] = set()
+    """Tokens that the request must not get next: stop tokens before min_tokens, and whatever would complete a bad word.
+
+    Bad words of one token are among its biases already.
+    """
+    forbidden = set(request.rules.completions(request.tokens, request.num_output_tokens))
     if request.num_output_tokens < request.sampling.min_tokens:
         forbidden |= request.stop_token_ids
-    for word in request.bad_words:
-        begun = len(word) - 1
-        if begun and (begun > request.num_output_tokens or request.tokens[-1] != word[-2]):
-            continue  # nearly all words end here, at the price of one comparison
-        if request.tokens[len(request.tokens) - begun :] == list(word[:-1]):
-            forbidden.add(word[-1])
     return forbidden
+
+
+def _owners(lists: "Sequence[array[int]]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The row of each item of lists that are joined."""
+    return np.repeat(np.arange(len(lists), dtype=np.int64), [len(items) for items in lists])
+
+
+def _joined(lists: "Sequence[array[int]] | Sequence[array[float]]", dtype: type[D]) -> "np.ndarray[tuple[int], np.dtype[D]]":
+    """Plain arrays one after the other, copied: an array that is looked into cannot grow."""
+    return np.frombuffer(b"".join(lists), dtype=dtype)
 
 
 def _int64(values: Sequence[int] | object) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":

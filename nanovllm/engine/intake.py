@@ -11,6 +11,7 @@ from typing import TypeAlias
 
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.request import Request
+from nanovllm.engine.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
@@ -58,6 +59,7 @@ class Intake:
         if isinstance(priority, bool) or not isinstance(priority, int) or not isinstance(cache_salt, str):
             raise InvalidRequestError("priority must be a whole number and cache_salt a text", param="priority")
         bad_words = self._bad_words(params)
+        rules = TokenRules(params, bad_words)
         requests = tuple(
             Request(
                 request_id=request_id if params.n == 1 else f"{request_id}-{choice}",
@@ -69,6 +71,7 @@ class Intake:
                 stop_token_ids=eos | frozenset(params.stop_token_ids or ()),
                 eos_token_ids=eos,
                 bad_words=bad_words,
+                shared_rules=rules,
                 priority=priority,
                 cache_salt=cache_salt,
             )

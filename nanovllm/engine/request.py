@@ -8,9 +8,10 @@ A prompt with n answers is n requests that differ in their choice index. Plain P
 without knowing what a tensor is.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from enum import Enum
 
+from nanovllm.engine.token_rules import SeenTokens, TokenRules
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -52,6 +53,8 @@ class Request:
         priority: lower goes first. `arrival` breaks ties; the scheduler sets it.
         cache_salt: requests share cached prefixes only with those of the same salt.
         tokens: prompt and answer so far.
+        seen: its distinct tokens, where it has penalties.
+        rules: what the settings say about single tokens; `shared_rules` are those of another answer to the same prompt.
         num_computed_tokens: how many of them have their keys and values in the cache.
         num_cached_tokens: prompt tokens that were found in the prefix cache when it was first admitted; None before.
         next_prompt_logprob: first prompt position whose log-probability has not been reported yet.
@@ -74,7 +77,9 @@ class Request:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     tokens: list[int] = field(default_factory=list)
-    output_counts: dict[int, int] = field(default_factory=dict)
+    seen: SeenTokens = field(default_factory=SeenTokens)
+    shared_rules: InitVar[TokenRules | None] = None
+    rules: TokenRules = field(init=False)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
@@ -83,11 +88,12 @@ class Request:
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered_blocks: int = 0
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, shared_rules: TokenRules | None) -> None:
         assert self.prompt_token_ids, "the intake refuses empty prompts"
         self.tokens = list(self.prompt_token_ids)
+        self.rules = TokenRules(self.sampling, self.bad_words) if shared_rules is None else shared_rules
         if self.sampling.has_penalties:
-            self.output_counts = dict.fromkeys(self.prompt_token_ids, 0)
+            self.seen = SeenTokens(self.prompt_token_ids)
 
     @property
     def order(self) -> tuple[int, int]:
@@ -128,7 +134,7 @@ class Request:
         """Add a generated token, and find out whether it is the last."""
         self.tokens.append(token_id)
         if self.sampling.has_penalties:
-            self.output_counts[token_id] = self.output_counts.get(token_id, 0) + 1
+            self.seen.add(token_id)
         if token_id in self.stop_token_ids and self.num_output_tokens > self.sampling.min_tokens:
             self.finish_reason = FinishReason.STOP
             self.stop_reason = None if token_id in self.eos_token_ids else token_id

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int64
 
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.rows import RowSampler
 
 
 @runtime_checkable
@@ -21,6 +22,11 @@ class Backend(Protocol):
     @property
     def config(self) -> GPT2Config:
         """Sizes of the network."""
+        ...
+
+    @property
+    def row_sampler(self) -> RowSampler | None:
+        """Sampling beside the forward pass; None where the runner is to sample by itself."""
         ...
 
     def block_bytes(self, block_size: int) -> int:
@@ -37,6 +43,13 @@ class Backend(Protocol):
 
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states. Ask for few rows at a time: one is vocab * 4 bytes."""
+        ...
+
+    def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        """The most likely word at rows of final hidden states, of equals the lowest id, and whether the row has any.
+
+        A row with a score that is NaN or infinite, or with none above minus infinity, has none: its entry means nothing.
+        """
         ...
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Bool, Float32, Int64
 
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.forward import make_forward, make_logits
+from nanovllm.model.kernels.forward import make_forward, make_greedy, make_logits
+from nanovllm.model.kernels.greedy import NO_WORD, best_bytes
 from nanovllm.model.kernels.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
 from nanovllm.model.kernels.parameters import (
     ACTIVATION_NAMES,
@@ -33,6 +34,7 @@ from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.target import PER_WORD, Spec, host_target
 from nanovllm.model.kernels.threads import LINE_BYTES
 from nanovllm.model.packed_weights import PackedWeights
+from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.weights import GPT2Weights
 
 _SHARED_PRODUCTS = 1_000_000  # fewer multiply-adds than this are done before another thread is awake
@@ -71,8 +73,9 @@ class NumbaBackend:
         self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
         self._memory = _Memory()
         self._record = np.zeros(1, dtype=PARAMETERS)
-        self._forward, self._logits = make_forward(self._spec), make_logits(self._spec)
+        self._forward, self._logits, self._greedy = make_forward(self._spec), make_logits(self._spec), make_greedy(self._spec)
         self._pool = ThreadPool(num_threads or available_processors())
+        self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._spec.target)
         self._capacity = 0
         self._logit_capacity = 0
         self._place_sizes()
@@ -103,6 +106,11 @@ class NumbaBackend:
     def config(self) -> GPT2Config:
         """Sizes of the network."""
         return self._config
+
+    @property
+    def row_sampler(self) -> CompiledRowSampler:
+        """Compiled sampling on the threads of the forward pass."""
+        return self._row_sampler
 
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block: keys and values of every layer, and their scales."""
@@ -170,12 +178,26 @@ class NumbaBackend:
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states; a view that the next call overwrites."""
         rows = hidden.shape[0]
-        self._reserve(rows)
+        self._place_final(hidden)
         self._reserve_logits(rows)
-        self._memory.arrays["final"][:rows, : self._config.d_model] = hidden
-        self._record["rows"] = rows
         self._run(self._logits, rows * self._config.vocab * self._config.d_model)
         return self._memory.arrays["logits"][:rows, : self._config.vocab]
+
+    def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        """The most likely word at rows of final hidden states, and whether the row has any."""
+        rows = hidden.shape[0]
+        self._place_final(hidden)
+        words = np.zeros(rows, dtype=np.int64)
+        best = aligned_zeros(self._pool.threads * rows * best_bytes(self._lanes) // WORD_BYTES)
+        self._memory.place(self._record, words=words, best=best)
+        self._run(self._greedy, rows * self._config.vocab * self._config.d_model)
+        return words, words != NO_WORD
+
+    def _place_final(self, hidden: Float32[np.ndarray, "rows d_model"]) -> None:
+        rows = hidden.shape[0]
+        self._reserve(rows)
+        self._memory.arrays["final"][:rows, : self._config.d_model] = hidden
+        self._record["rows"] = rows
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""

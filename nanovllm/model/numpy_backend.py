@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Bool, Float32, Int64
 from threadpoolctl import ThreadpoolController
 
 from nanovllm.model.batch import ForwardBatch
@@ -49,6 +49,11 @@ class NumpyBackend:
         """Sizes of the network."""
         return self._config
 
+    @property
+    def row_sampler(self) -> None:
+        """The runner samples, with NumPy too."""
+        return
+
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block: keys and values of every layer in float32."""
         return 2 * 4 * self._config.layers * block_size * self._config.d_model
@@ -67,6 +72,11 @@ class NumpyBackend:
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states."""
         return logits(self._weights, hidden, self._arithmetic)
+
+    def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        """The most likely word at rows of final hidden states, and whether the row has any."""
+        scores = self.logits(hidden)
+        return scores.argmax(axis=1), np.isfinite(scores.max(axis=1))
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""

@@ -9,8 +9,8 @@ from nanovllm.model.backend import Backend, BackendLoader
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.numpy_backend import NumpyBackend
-from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
-from nanovllm.runner.sampler import sample
+from nanovllm.runner.logprobs import TokenLogprobs
+from nanovllm.runner.row_samplers import report_rows, sample_rows
 from nanovllm.runner.sampling_batch import PromptRows, SamplingBatch
 
 PROMPT_ROWS_AT_ONCE = 32  # prompt log-probabilities need [rows, vocab] floats: 6 MB a slice at 50,257 words
@@ -87,19 +87,21 @@ class NativeModelRunner:
         return self._backend
 
     def run(self, batch: ForwardBatch, sampling: SamplingBatch) -> RunnerOutput:
-        """Compute the batch and sample: one forward pass, logits only for the rows that need them."""
+        """Compute the batch and sample: one forward pass, logits only for the rows that need them.
+
+        Where every row is greedy and asks for nothing else, the backend finds the words itself. In a mixed step greedy rows share the logits
+        of the others: the head is read once.
+        """
         hidden = self._backend.forward(batch)
         prompt_logprobs = self._prompt_logprobs(hidden, sampling.prompt)
         if not sampling.rows.size:
             return RunnerOutput([], [], prompt_logprobs)
-        logits = self._backend.logits(hidden[sampling.rows])
-        asked = np.flatnonzero(sampling.wants_logprobs)
-        original = logits[asked]  # a copy: sampling changes the logits, the report is of what the network said
-        tokens, has_token = sample(logits, sampling)
-        logprobs: list[TokenLogprobs | None] = [None] * len(tokens)
-        if asked.size:
-            for row, found in zip(asked.tolist(), token_logprobs(original, tokens[asked], sampling.num_logprobs[asked]), strict=True):
-                logprobs[row] = found
+        wanted = hidden[sampling.rows]
+        logprobs: list[TokenLogprobs | None] = [None] * wanted.shape[0]
+        if sampling.is_plain_greedy:
+            tokens, has_token = self._backend.greedy(wanted)
+        else:
+            tokens, has_token, logprobs = sample_rows(self._backend.row_sampler, self._backend.logits(wanted), sampling)
         token_ids = [token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)]
         return RunnerOutput(token_ids, logprobs, prompt_logprobs)
 
@@ -108,5 +110,5 @@ class NativeModelRunner:
         for start in range(0, prompt.rows.size, PROMPT_ROWS_AT_ONCE):
             part = slice(start, start + PROMPT_ROWS_AT_ONCE)
             logits = self._backend.logits(hidden[prompt.rows[part]])
-            found += token_logprobs(logits, prompt.token_ids[part], prompt.num_logprobs[part])
+            found += report_rows(self._backend.row_sampler, logits, prompt.token_ids[part], prompt.num_logprobs[part])
         return found

@@ -11,7 +11,10 @@ from jaxtyping import Bool, Float32, Int64, UInt64
 
 @dataclass(frozen=True, slots=True)
 class LogitEdits:
-    """Changes to single logits: logits[rows, token_ids] += values; minus infinity forbids a token. No pair appears twice."""
+    """Changes to single logits: logits[rows, token_ids] += values; minus infinity forbids a token.
+
+    No pair appears twice, and rows ascend.
+    """
 
     rows: Int64[np.ndarray, " edits"]
     token_ids: Int64[np.ndarray, " edits"]
@@ -20,7 +23,7 @@ class LogitEdits:
 
 @dataclass(frozen=True, slots=True)
 class TokenHistory:
-    """The distinct tokens of the rows that have penalties; no (row, token) pair appears twice.
+    """The distinct tokens of the rows that have penalties; no (row, token) pair appears twice, and rows ascend.
 
     Attributes:
         output_counts: how often the token stands in the answer so far; 0 for one that only the prompt has.
@@ -55,7 +58,7 @@ class SamplingBatch:
         temperature: 0 for the most likely token.
         top_k: 0 for no limit.
         wants_logprobs: whether to report log-probabilities, `num_logprobs` how many besides the chosen token's.
-        allowed: {sampled row: the only tokens it may get}.
+        allowed: {sampled row: the only tokens it may get, at least one}.
         seeds, choices, positions: the key of each row's draw.
     """
 
@@ -76,3 +79,9 @@ class SamplingBatch:
     edits: LogitEdits
     allowed: dict[int, Int64[np.ndarray, " allowed"]]
     prompt: PromptRows
+
+    @property
+    def is_plain_greedy(self) -> bool:
+        """Whether every row takes the most likely token as it is, with nothing to change before and nothing to report."""
+        changes = self.edits.rows.size or self.history.rows.size or self.allowed
+        return not (changes or self.temperature.any() or self.wants_logprobs.any())

@@ -27,6 +27,7 @@ class CountingBackend(NumpyBackend):
         super().__init__(config, weights, batch_invariant=True)
         self.forwards: list[int] = []
         self.logit_rows: list[int] = []
+        self.greedy_rows: list[int] = []
         self.allocate_cache(40, BLOCK_SIZE)
         self.fill_blocks(list(range(40)), float("nan"))
 
@@ -37,6 +38,10 @@ class CountingBackend(NumpyBackend):
     def logits(self, hidden: np.ndarray) -> np.ndarray:
         self.logit_rows.append(len(hidden))
         return super().logits(hidden)
+
+    def greedy(self, hidden: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        self.greedy_rows.append(len(hidden))
+        return super().greedy(hidden)
 
 
 @pytest.fixture
@@ -73,6 +78,41 @@ def test_a_step_that_samples_nothing_computes_no_logits(backend: CountingBackend
     batch = rows_of(make_batch([prompt_of(60, 1)], block_size=BLOCK_SIZE), [])
     assert NativeModelRunner(backend).run(batch, make_sampling([])) == RunnerOutput([], [], [])
     assert (backend.forwards, backend.logit_rows) == ([0], [])
+
+
+def test_plain_greedy_steps_are_the_backends_and_mixed_ones_read_the_head_once(backend: CountingBackend, tiny_model: Path) -> None:
+    prompts = [prompt_of(9, 1), prompt_of(3, 2)]
+    best = [int(all_logits(tiny_model, prompt)[-1].argmax()) for prompt in prompts]
+    greedy = Row(temperature=0.0)
+    runner = NativeModelRunner(backend)
+    assert runner.run(make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, greedy])).token_ids == best
+    assert (backend.greedy_rows, backend.logit_rows) == ([2], [2])
+    for other in (Row(), Row(temperature=0.0, logprobs=0), Row(temperature=0.0, bias={3: 1.0}), Row(temperature=0.0, presence=1.0, output=[3])):
+        assert runner.run(make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, other])).token_ids[0] == best[0]
+    assert (backend.greedy_rows, backend.logit_rows) == ([2], [2, 2, 2, 2, 2])
+
+
+def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Path) -> None:
+    prompts = [prompt_of(5 + place, place) for place in range(9)]
+    rows = [
+        Row(temperature=0.0), Row(seed=1, logprobs=0), Row(seed=2, top_k=9, logprobs=4), Row(seed=3, top_p=0.7), Row(seed=4, min_p=0.3),
+        Row(seed=5, repetition=1.5, output=prompts[5]), Row(seed=6, bias={4: 50.0}), Row(seed=7, allowed=[8, 9], logprobs=1),
+        Row(temperature=0.0, logprobs=300),
+    ]  # fmt: skip
+    outputs = []
+    for name in ("numpy", "numba"):
+        runner = NativeModelRunner.load(tiny_model, backend=name)
+        runner.backend.allocate_cache(40, BLOCK_SIZE)
+        batch = make_batch(prompts, block_size=BLOCK_SIZE)
+        whole = rows_of(batch, [*range(4), *batch.logit_rows.tolist()])  # four tokens of the first prompt are reported
+        outputs.append(runner.run(whole, make_sampling(rows, places=range(4, 13), prompt=(range(4), prompts[0][1:5], [0, 1, 2, 300]))))
+    slow, fast = outputs
+    assert fast.token_ids == slow.token_ids
+    for found, expected in zip([*fast.logprobs, *fast.prompt_logprobs], [*slow.logprobs, *slow.prompt_logprobs], strict=True):
+        assert (found is None) == (expected is None)
+        if found is not None and expected is not None:
+            assert (found.token_ids[0], len(found.token_ids)) == (expected.token_ids[0], len(expected.token_ids))
+            np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=0, atol=1e-4)
 
 
 def test_prompt_rows_are_taken_in_slices(backend: CountingBackend, tiny_model: Path) -> None:
@@ -150,7 +190,7 @@ def test_loading_by_name(tiny_model: Path, tmp_path: Path) -> None:
     assert runner.config == runner.backend.config
     with pytest.raises(CheckpointError, match="config"):
         NativeModelRunner.load(tmp_path)
-    with pytest.raises(ValueError, match="dtype is 'float16'"):
+    with pytest.raises(ValueError, match="dtype='float16'"):
         NativeModelRunner.load(tiny_model, dtype="float16")
 
 

@@ -13,9 +13,11 @@ from typing import Any
 
 from nanovllm.model.kernels.attention import AttentionParts, make_attend_prompt, make_attend_token
 from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.formats import cache_format
+from nanovllm.model.kernels.greedy import best_bytes, make_choose_best, make_clear_best, make_update_best
 from nanovllm.model.kernels.layernorm import make_layer_norm
-from nanovllm.model.kernels.matmul import make_product
+from nanovllm.model.kernels.matmul import make_panel_sums, make_product
 from nanovllm.model.kernels.memory import INT_BYTES, linear_at, load_int, make_add, make_clear, make_copy, make_scatter, parameters_at
 from nanovllm.model.kernels.parameters import (
     ADD_TO_RESIDUAL,
@@ -26,12 +28,14 @@ from nanovllm.model.kernels.parameters import (
     LINEARS_PER_LAYER,
     NOTES_BYTES,
     QKV,
+    ROW_BLOCK,
     STORE,
     UP,
     WORD_BYTES,
     WORK_COUNTERS_PER_LAYER,
 )  # fmt: skip
 from nanovllm.model.kernels.quantise import make_encode_input, make_encode_token, make_insert, make_widen_row
+from nanovllm.model.kernels.scalars import store_int
 from nanovllm.model.kernels.target import Spec
 from nanovllm.model.kernels.threads import LINE_BYTES, atomic_add, barrier
 
@@ -109,20 +113,66 @@ def make_forward(spec: Spec) -> Any:
 def make_logits(spec: Spec) -> Any:
     """logits(address, thread): the head's scores of `rows` rows of normalised hidden states in `final`, in `logits`."""
     product = make_product(spec.target, spec.weights)
-    encode_rows = _make_encode_rows(spec)
+    encode_final = _make_encode_final(spec)
     is_float32 = spec.weights == "float32"
 
     @compiled
     def logits(address: int, thread: int) -> None:
         p = parameters_at(address)
         head = linear_at(p.linears + p.layers * LINEARS_PER_LAYER * _LINEAR_BYTES)
-        if not is_float32:
-            encode_rows(p, p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads, p.final, p.hidden_stride, p.d_model, head)
-            meet(p, 0)
+        encode_final(p, thread, head)
         rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
         product(p, head, thread, p.work, rows, stride, p.rows, p.input_notes, p.logits, p.logits_stride, STORE)
 
     return logits
+
+
+@cache
+def make_greedy(spec: Spec) -> Any:
+    """greedy(address, thread): the most likely word of each of `rows` rows of `final`, in `words`, or greedy.py's NO_WORD."""
+    target, width = spec.target, spec.target.panel_width
+    panel_sums, epilogue = make_panel_sums(target, spec.weights), make_epilogue(target, spec.weights)
+    clear_best, update_best, choose_best = make_clear_best(target), make_update_best(target), make_choose_best(target)
+    encode_final = _make_encode_final(spec)
+    is_float32 = spec.weights == "float32"
+    row_bytes, width_bytes = best_bytes(target.lanes), width * WORD_BYTES
+
+    @compiled
+    def greedy(address: int, thread: int) -> None:
+        p = parameters_at(address)
+        head = linear_at(p.linears + p.layers * LINEARS_PER_LAYER * _LINEAR_BYTES)
+        best, sums = p.best + thread * p.rows * row_bytes, p.scratch + thread * p.scratch_bytes
+        clear_best(best, p.rows)
+        encode_final(p, thread, head)
+        rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
+        for panel in range(head.panels * thread // p.threads, head.panels * (thread + 1) // p.threads):
+            column = panel * width
+            for first in range(0, p.rows, ROW_BLOCK):
+                count = min(ROW_BLOCK, p.rows - first)
+                panel_sums(head, panel, rows + first * stride, stride, count, sums)
+                for row in range(count):
+                    at = sums + row * width_bytes
+                    epilogue(STORE, at, head, column, at - column * WORD_BYTES, p.input_notes + (first + row) * NOTES_BYTES)
+                    update_best(at, width, column, p.vocab, best + (first + row) * row_bytes)
+        meet(p, 0 if is_float32 else p.threads)
+        for row in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
+            store_int(p.words, row, choose_best(p.best + row * row_bytes, p.threads, p.rows * row_bytes))
+
+    return greedy
+
+
+def _make_encode_final(spec: Spec) -> Any:
+    encode_rows = _make_encode_rows(spec)
+    is_float32 = spec.weights == "float32"
+
+    @compiled
+    def encode_final(p: Any, thread: int, head: Any) -> None:
+        """The rows of `final` as the head takes them, in `inputs`; float32 is taken as it is. Threads meet once, or not at all."""
+        if not is_float32:
+            encode_rows(p, p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads, p.final, p.hidden_stride, p.d_model, head)
+            meet(p, 0)
+
+    return encode_final
 
 
 @compiled

@@ -90,6 +90,30 @@ def make_tiles(target: Target, numbers: Format, vectors: int, *, prefetch: bool)
     return tiles
 
 
+def make_panel_sums(target: Target, weights: str) -> Any:
+    """panel_sums(linear, panel, a, a_stride, count, sums): sums[count, width] of rows times one panel of a linear layer's record."""
+    width = target.panel_width
+    width_bytes = width * WORD_BYTES
+    numbers = weight_format(target, weights)
+    step_bytes = numbers.input_bytes
+    tiles = make_tiles(target, numbers, target.panel_vectors, prefetch=True)
+    clear = make_clear(target)
+
+    @compiled
+    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, count: int, sums: int) -> None:
+        clear(sums, count * width)
+        steps = linear.steps
+        weight = linear.weight + panel * steps * width_bytes
+        done = 0
+        while done < steps:
+            piece = min(_PANEL_STEPS, steps - done)
+            here = weight + done * width_bytes
+            tiles(a + done * step_bytes, a_stride, here, width_bytes, piece, sums, width_bytes, count, here + steps * width_bytes)
+            done += piece
+
+    return panel_sums
+
+
 def make_product(target: Target, weights: str) -> Any:
     """product(p, linear, thread, work, a, a_stride, count, notes, out, out_stride, kind).
 
@@ -98,37 +122,26 @@ def make_product(target: Target, weights: str) -> Any:
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
-    numbers = weight_format(target, weights)
-    step_bytes = numbers.input_bytes
-    tiles = make_tiles(target, numbers, target.panel_vectors, prefetch=True)
+    panel_sums = make_panel_sums(target, weights)
     epilogue = make_epilogue(target, weights)
-    clear = make_clear(target)
 
     @compiled
     def panel_product(
-        linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, kind: int, scratch: int
+        linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, kind: int, sums: int
     ) -> None:
-        clear(scratch, count * width)
-        steps = linear.steps
-        weight = linear.weight + panel * steps * width_bytes
-        done = 0
-        while done < steps:
-            piece = min(_PANEL_STEPS, steps - done)
-            here = weight + done * width_bytes
-            tiles(a + done * step_bytes, a_stride, here, width_bytes, piece, scratch, width_bytes, count, here + steps * width_bytes)
-            done += piece
+        panel_sums(linear, panel, a, a_stride, count, sums)
         for row in range(count):
-            epilogue(kind, scratch + row * width_bytes, linear, panel * width, out + row * out_stride, notes + row * NOTES_BYTES)
+            epilogue(kind, sums + row * width_bytes, linear, panel * width, out + row * out_stride, notes + row * NOTES_BYTES)
 
     @compiled
     def product(
         p: Any, linear: Any, thread: int, work: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, kind: int
     ) -> None:
-        scratch = p.scratch + thread * p.scratch_bytes
+        sums = p.scratch + thread * p.scratch_bytes
         panels = linear.panels
         if count <= _STATIC_ROWS:
             for panel in range(panels * thread // p.threads, panels * (thread + 1) // p.threads):
-                panel_product(linear, panel, a, a_stride, count, notes, out, out_stride, kind, scratch)
+                panel_product(linear, panel, a, a_stride, count, notes, out, out_stride, kind, sums)
             return
         row_blocks = (count + ROW_BLOCK - 1) // ROW_BLOCK
         while True:
@@ -138,7 +151,7 @@ def make_product(target: Target, weights: str) -> Any:
             row = item // panels * ROW_BLOCK
             panel_product(
                 linear, item % panels, a + row * a_stride, a_stride, min(ROW_BLOCK, count - row), notes + row * NOTES_BYTES,
-                out + row * out_stride, out_stride, kind, scratch,
+                out + row * out_stride, out_stride, kind, sums,
             )  # fmt: skip
 
     return product

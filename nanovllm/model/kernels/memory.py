@@ -15,7 +15,8 @@ from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 INT_BYTES = 8
 
 
-def _record_at(dtype: np.dtype) -> Any:
+def record_at(dtype: np.dtype) -> Any:
+    """A function for compiled code: the record of that type that begins at an address."""
     record = numba.from_dtype(dtype)
 
     def declare(typing_context: Any, address: Any) -> Any:
@@ -27,9 +28,9 @@ def _record_at(dtype: np.dtype) -> Any:
     return intrinsic(declare)
 
 
-parameters_at = _record_at(PARAMETERS)
+parameters_at = record_at(PARAMETERS)
 """parameters_at(address): the record of parameters.py that begins there."""
-linear_at = _record_at(LINEAR)
+linear_at = record_at(LINEAR)
 """linear_at(address): a linear layer's record."""
 
 

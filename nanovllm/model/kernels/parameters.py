@@ -21,7 +21,7 @@ _ADDRESSES = """
     attention_gain attention_bias ffn_gain ffn_bias final_gain final_bias
     linears
     keys values key_scales value_scales
-    hidden qkv mixed middle inputs input_notes final logits
+    hidden qkv mixed middle inputs input_notes final logits best words
     scratch scores queries row
     arrived work
 """
