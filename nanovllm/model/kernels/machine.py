@@ -1,0 +1,212 @@
+"""What this machine can do at most: bytes read from memory a second, and multiply-adds a second in each type.
+
+No kernel can be faster than the slower of the two, which is the roofline model (Williams, Waterman and Patterson 2009,
+https://doi.org/10.1145/1498765.1498785): a step that reads B bytes and computes F operations takes at least max(B / bandwidth, F / peak).
+
+    bandwidth   each thread walks down its own part of an array that no cache holds, in STREAMS places at once:
+                a processor fetches ahead in each of them, and one alone does not keep a core's outstanding reads busy
+    peak        multiply-adds of registers alone, on as many independent sums as hide the time that one of them takes
+
+Memory that is shared with other machines drifts within minutes, so a bandwidth is read beside the run that it is compared with.
+"""
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from llvmlite import binding, ir
+from numba import types
+from numba.core import cgutils
+
+from nanovllm.model.kernels.compiler import compiled, host_lanes
+from nanovllm.model.kernels.packing import ALIGNMENT
+from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.kernels.vector import F32_BYTES, I32, I64, Value, Vectors, kernel
+
+STREAMS = 4
+SMALLEST_READ_BYTES = 256 << 20
+LARGEST_READ_BYTES = 1 << 30  # caches of servers reach gigabytes, but a process seldom has more than a share of them
+
+_CACHES_FOLD = 10  # read so many times what the caches hold
+_UNKNOWN_CACHE_BYTES = 32 << 20
+_READ_PASSES = 4  # of the array in one reading, so that waking the threads does not count
+_READINGS = 4
+_PEAK_S = 0.03
+_VECTORS_A_STREAM = 2
+
+OPERATIONS = {"float32": 2, "bfloat16": 4, "int8": 8}
+"""Multiplications and additions that one instruction does in each 32 bits of a register: a product of one, two or four numbers and its sum."""
+
+_NEEDED_FEATURES = {"float32": (), "bfloat16": ("avx512bf16",), "int8": ("avx512vnni",)}
+
+
+class MemoryReader:
+    """An array much larger than the caches, and the threads that read it."""
+
+    def __init__(self, threads: int, *, size_bytes: int | None = None, streams: int = STREAMS) -> None:
+        """Take the memory and compile.
+
+        Args:
+            threads: as many as the run has that the reading is compared with.
+            size_bytes: ten times what the caches hold unless given, at least 256 MB.
+            streams: places at which each thread reads at once.
+        """
+        step_bytes = threads * streams * _VECTORS_A_STREAM * ALIGNMENT
+        self._streams = streams
+        self._thread_bytes = (size_bytes or read_bytes()) // step_bytes * step_bytes // threads
+        self._array = np.ones((threads * self._thread_bytes + ALIGNMENT) // 4, dtype=np.int32)  # not zeros, which all share one page of memory
+        self._read = make_read(host_lanes(), streams)
+        self._pool = ThreadPool(threads)
+        self._run(1)
+
+    def bytes_per_s(self, readings: int = _READINGS) -> float:
+        """Bytes a second, the best of a few readings of some 50 milliseconds each."""
+        best_s = min(self._run(_READ_PASSES) for _ in range(readings))
+        return _READ_PASSES * self._pool.threads * self._thread_bytes / best_s
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.close()
+
+    def _run(self, passes: int) -> float:
+        start = self._array.ctypes.data + -self._array.ctypes.data % ALIGNMENT
+
+        def part(read: Callable[[int, int, int], int], number: int) -> None:
+            read(start + number * self._thread_bytes, self._thread_bytes // self._streams, passes)
+
+        started_s = time.perf_counter()
+        self._pool.run(part, self._read, self._pool.threads)
+        return time.perf_counter() - started_s
+
+
+def measure_bandwidth(threads: int) -> float:
+    """Bytes a second that `threads` threads read from memory together."""
+    reader = MemoryReader(threads)
+    try:
+        return reader.bytes_per_s()
+    finally:
+        reader.close()
+
+
+def measure_peak(kind: str, threads: int, *, lanes: int | None = None) -> float | None:
+    """Multiplications and additions a second of `threads` threads in a type, None where the processor has no instruction for it.
+
+    Args:
+        kind: "float32" for multiply-adds, "bfloat16" or "int8" for dot products that are added to a float32 or an int32.
+        lanes: float32 in a vector; by default what the machine has.
+    """
+    lanes = lanes or host_lanes()
+    if not has_instruction(kind, lanes):
+        return None
+    spin, chains = make_peak(kind, lanes), _chains(lanes)
+    state = np.full((chains + 1) * lanes * threads, 1e-3, dtype=np.float32)
+    pool = ThreadPool(threads)
+
+    def part(count: int, number: int) -> None:
+        spin(state.ctypes.data + number * (chains + 1) * lanes * F32_BYTES, count)
+
+    def run(count: int) -> float:
+        started_s = time.perf_counter()
+        pool.run(part, count, threads)
+        return time.perf_counter() - started_s
+
+    try:
+        run(1)
+        count = 1000
+        while run(count) < _PEAK_S:
+            count *= 2
+        best_s = min(run(count) for _ in range(_READINGS))
+    finally:
+        pool.close()
+    return count * chains * lanes * OPERATIONS[kind] * threads / best_s
+
+
+def has_instruction(kind: str, lanes: int) -> bool:
+    """Whether this processor multiplies and adds `lanes` words of a type in one instruction."""
+    features = dict(binding.get_host_cpu_features())
+    return kind == "float32" or (lanes == 16 and all(features.get(name) for name in _NEEDED_FEATURES[kind]))
+
+
+def read_bytes() -> int:
+    """How much to read so that next to nothing of it comes from a cache."""
+    return min(max(_CACHES_FOLD * cache_bytes(), SMALLEST_READ_BYTES), LARGEST_READ_BYTES)
+
+
+def cache_bytes() -> int:
+    """Size of the largest cache that a core of this machine reads through, where Linux tells; elsewhere a usual one."""
+    sizes = []
+    for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        text = file.read_text(encoding="ascii").strip()
+        if text.endswith("K") and text[:-1].isdigit():
+            sizes.append(int(text[:-1]) << 10)
+    return max(sizes, default=_UNKNOWN_CACHE_BYTES)
+
+
+def make_read(lanes: int, streams: int) -> Callable[[int, int, int], int]:
+    """read(start, stream_bytes, passes): read `streams` neighbouring stretches of memory side by side; the sum of their 32-bit integers."""
+
+    def add_up(v: Vectors, start: Value, stream_bytes: Value) -> Value:
+        vector_bytes = lanes * F32_BYTES
+
+        def step(i: Value, sums: list[Value]) -> Sequence[Value]:
+            renewed = []
+            for number, total in enumerate(sums):
+                stream, place = divmod(number, _VECTORS_A_STREAM)
+                at = v.address(start, i, v.times(stream_bytes, stream), place * vector_bytes)
+                renewed.append(v.builder.add(total, v.builder.bitcast(v.load(at), v.i32s)))
+            return renewed
+
+        sums = v.loop(stream_bytes, _VECTORS_A_STREAM * vector_bytes, [v.integers(0)] * streams * _VECTORS_A_STREAM, step)
+        total = functools.reduce(v.builder.add, sums)
+        lane_sums = [v.builder.sext(v.builder.extract_element(total, I32(lane)), I64) for lane in range(lanes)]
+        return functools.reduce(v.builder.add, lane_sums)
+
+    add_up_once = kernel(lanes, add_up, types.int64)
+
+    @compiled
+    def read(start: int, stream_bytes: int, passes: int) -> int:
+        total = 0
+        for _ in range(passes):
+            total += add_up_once(start, stream_bytes)
+        return total
+
+    return read
+
+
+def make_peak(kind: str, lanes: int) -> Callable[[int, int], None]:
+    """spin(state, count): `count` rounds of one multiply-add for each of several sums; `state` has the factor's vector, then the sums'."""
+
+    def spin_once(v: Vectors, state: Value, count: Value) -> None:
+        vector_bytes = lanes * F32_BYTES
+        places = range(vector_bytes, (_chains(lanes) + 1) * vector_bytes, vector_bytes)
+        is_integer = kind == "int8"
+        load = (lambda offset: v.builder.bitcast(v.load(state, offset), v.i32s)) if is_integer else (lambda offset: v.load(state, offset))
+        factor = v.load(state) if kind == "float32" else v.builder.bitcast(v.load(state), v.i32s)
+        sums = v.loop(count, 1, [load(place) for place in places], lambda i, sums: [_multiply_add(v, kind, factor, total) for total in sums])
+        for total, place in zip(sums, places, strict=True):
+            v.store(v.builder.bitcast(total, v.f32s), state, place)
+
+    spin_kernel = kernel(lanes, spin_once)
+
+    @compiled
+    def spin(state: int, count: int) -> None:
+        spin_kernel(state, count)
+
+    return spin
+
+
+def _chains(lanes: int) -> int:
+    """Independent sums: two units of four cycles need eight; half of AVX's 16 registers, or of the 32 of AVX-512 and NEON, hold them."""
+    return 12 if lanes == 8 else 16
+
+
+def _multiply_add(v: Vectors, kind: str, factor: Value, total: Value) -> Value:
+    """total + factor * factor, in every 32 bits of the vectors."""
+    if kind == "float32":
+        return v.fma(factor, factor, total)
+    name, sums = {"bfloat16": ("avx512bf16.dpbf16ps", v.f32s), "int8": ("avx512.vpdpbusd", v.i32s)}[kind]
+    function_type = ir.FunctionType(sums, [sums, v.i32s, v.i32s])  # as of old; LLVM casts them to what a newer version of it wants
+    function = cgutils.get_or_insert_function(v.builder.module, function_type, f"llvm.x86.{name}.{32 * v.lanes}")
+    return v.builder.call(function, [total, factor, factor])
