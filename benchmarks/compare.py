@@ -8,76 +8,53 @@ answers compared with ours. The last line of the report is JSON. docs/performanc
 """
 
 import argparse
-import datetime
-import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.agreement import compare
-from benchmarks.contenders import CLASSES, OURS, PEERS, ROOT, Contender, Entry, WorkerError, entries
-from benchmarks.make_model import make_model
+from benchmarks.contenders import CLASSES, OURS, PEERS, Contender, Entry, WorkerError, entries
+from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
 from benchmarks.results import ClassResults, Sample
-from benchmarks.workload import DEFAULT_SEED, Answer, Workload, make_workloads
-from nanovllm.cli.bench_report import describe_machine
+from benchmarks.workload import WORKLOADS, Answer, Workload, make_workloads
 from nanovllm.cli.bench_roofline import Costs
-from nanovllm.cli.values import not_negative, positive, positive_number
+from nanovllm.cli.values import positive, positive_number
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.machine import MemoryReader, measure_peak
-from nanovllm.model.numba_backend import available_processors
 
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 _READINGS = 2
+_WARM_UP_TOKENS = 32  # of each answer: enough to touch the memory and to load what is loaded late
+_LEAST_EQUAL_TOKENS = 0.5  # of float32 answers, before their first difference; less is another network
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default_model = ROOT / "models" / "gpt2-random"
-    parser.add_argument("--model", type=Path, default=default_model, help="folder of a checkpoint; made with random weights where it is missing")
-    parser.add_argument("--peers", default="auto", help=f"auto for all that are installed, none, or some of {','.join(PEERS)}")
+    add_common_options(parser)
+    parser.add_argument("--peers", type=_peers, default="auto", help=f"auto for all that are installed, none, or some of {','.join(PEERS)}")
     python_help = f"their interpreter, or NAME=PATH for one of them; several times, or in {PYTHON_VARIABLE} with commas between"
     parser.add_argument("--peer-python", action="append", default=None, metavar="[NAME=]PATH", help=python_help)
-    parser.add_argument("--classes", default=",".join(CLASSES), help="types to compare in (%(default)s)")
-    parser.add_argument("--workloads", default="decode1,prefill512,serve32", help="what to run (%(default)s)")
+    parser.add_argument("--classes", type=names_of(CLASSES), default=",".join(CLASSES), help="types to compare in (%(default)s)")
+    parser.add_argument("--workloads", type=names_of(WORKLOADS), default=",".join(WORKLOADS), help="what to run (%(default)s)")
     parser.add_argument("--rounds", type=positive, default=3, help="times that each contender runs each workload (%(default)s)")
-    parser.add_argument("--threads", type=positive, default=available_processors(), help="threads of each contender (%(default)s)")
-    seed = os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED))
-    parser.add_argument("--seed", type=not_negative, default=seed, help="draws the requests; also WORKLOAD_SEED (%(default)s)")
-    parser.add_argument("--scale", type=positive, default=1, help="divide all lengths by this, for trying things out")
     parser.add_argument("--slow-s", type=positive_number, default=20.0, help="who needs longer for a run takes part in one round only (%(default)s)")
     parser.add_argument("--timeout-s", type=positive_number, default=900.0, help="give up on a contender after this long (%(default)s)")
-    parser.add_argument("--ours", type=json.loads, default={}, metavar="JSON", help='further options of LLM, such as {"kv_cache_dtype": "int8"}')
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
     parsed = parser.parse_args(arguments)
-    parsed.classes = _choice(parser, "--classes", parsed.classes, CLASSES)
-    parsed.workloads = _choice(parser, "--workloads", parsed.workloads, ("decode1", "prefill512", "serve32"))
-    parsed.peers = {"auto": list(PEERS), "none": []}.get(parsed.peers) or (
-        [] if parsed.peers == "none" else _choice(parser, "--peers", parsed.peers, tuple(PEERS))
-    )
     parsed.pythons = _pythons(parser, parsed.peer_python or [part for part in os.environ.get(PYTHON_VARIABLE, "").split(",") if part])
     return parsed
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, report, and give the exit code: 1 where ours failed, or where float32 answers are not those of the same network."""
+    """Compare, report, and give the exit code: 1 where ours failed."""
     parsed = parse(arguments)
-    if not (parsed.model / "config.json").is_file():
-        print(f"Making a model with random weights in {parsed.model}", file=sys.stderr)
-        make_model(parsed.model)
-    model = GPT2Config.load(parsed.model)
+    model = ensure_model(parsed.model)
     workloads = {name: work for name, work in make_workloads(model.vocab, parsed.seed, parsed.scale).items() if name in parsed.workloads}
     reader = MemoryReader(parsed.threads)
-    started = datetime.datetime.now(datetime.timezone.utc)
-    machine = describe_machine()
-    print(f"machine    {machine['cpu']}, {machine['cores']} cores, {machine['os']}")
-    print(
-        f"run        {started:%Y-%m-%d %H:%M} UTC, {parsed.threads} threads, seed {parsed.seed}, {parsed.rounds} rounds, {parsed.model}\n", flush=True
-    )
+    print(heading(parsed), flush=True)
     found = []
     for kind in parsed.classes:
         results = ClassResults(kind, None, Costs.of(model, kind, 0.0), workloads)
@@ -85,17 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(results.lines()) + "\n", flush=True)
         found.append(results)
     reader.close()
-    record = {
-        "benchmark": "compare", "date": started.isoformat(timespec="seconds"), "model": str(parsed.model), "parameters": model.parameters,
-        "threads": parsed.threads, "seed": parsed.seed, "scale": parsed.scale, "rounds": parsed.rounds, "ours": parsed.ours,
-        "classes": {results.kind: results.record() for results in found}, "machine": machine,
-    }  # fmt: skip
-    line = json.dumps(record, allow_nan=False)
-    if parsed.json is not None:
-        parsed.json.write_text(line + "\n", encoding="utf-8")
-    print(line, flush=True)
-    is_other_network = any(one.different for one in _float32_agreements(found))
-    return int(is_other_network or any(OURS in results.problems for results in found))
+    classes = {results.kind: results.record() for results in found}
+    finish({"benchmark": "compare", "parameters": model.parameters, "rounds": parsed.rounds, "classes": classes}, parsed)
+    return int(any(OURS in results.problems for results in found))
 
 
 def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryReader) -> None:
@@ -120,13 +89,13 @@ def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryR
 
 
 def start(entry: Entry, results: ClassResults, parsed: argparse.Namespace) -> Contender | None:
-    """Start a contender, warm it up and compare its answers with ours; None, and the problem noted, where that fails."""
-    _tell(f"{results.kind}: starting {entry.name}")
+    """Start a contender and warm it up; None, and the problem noted, where that fails."""
+    tell(f"{results.kind}: starting {entry.name}")
     contender = None
     try:
         contender = Contender.start(entry, parsed.model, parsed.threads, parsed.timeout_s)
         for workload in results.workloads.values():
-            contender.ask(workload.prompts[:1], [min(8, workload.lengths[0])], parsed.timeout_s)
+            contender.ask(workload.prompts, [min(_WARM_UP_TOKENS, length) for length in workload.lengths], parsed.timeout_s)
     except WorkerError as error:
         results.problems[entry.name] = str(error)
         if contender is not None:
@@ -149,7 +118,7 @@ def _round(
         earlier = results.speed(name, workload.name)
         if name in results.problems or (earlier is not None and workload.tokens / earlier > parsed.slow_s):
             continue
-        _tell(f"{results.kind}: round {number + 1} of {parsed.rounds}, {workload.name}, {name}")
+        tell(f"{results.kind}: round {number + 1} of {parsed.rounds}, {workload.name}, {name}")
         try:
             seconds, answers[name] = workload.run(lambda prompts, lengths, one=contender: one.ask(prompts, lengths, parsed.timeout_s))  # type: ignore[misc]
         except WorkerError as error:
@@ -170,11 +139,10 @@ def _compare_answers(results: ClassResults, contenders: list[Contender], workloa
     checked = ours.ask(workload.prompts, workload.lengths, timeout_s, is_checked=True)
     for name, answer in answers.items():
         if name != OURS:
-            results.agreements.setdefault(name, {})[workload.name] = compare(checked["token_ids"], answer["token_ids"], checked["gaps"])
-
-
-def _float32_agreements(found: Sequence[ClassResults]) -> list[Any]:
-    return [one for results in found if results.kind == "float32" for by_workload in results.agreements.values() for one in by_workload.values()]
+            found = compare(checked["token_ids"], answer["token_ids"], checked["gaps"])
+            results.agreements.setdefault(name, {})[workload.name] = found
+            if results.kind == "float32" and found.equal_tokens < _LEAST_EQUAL_TOKENS:
+                results.problems[name] = f"only {found.equal_tokens:.0%} of its tokens in {workload.name} are ours: it has another network"
 
 
 def _pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
@@ -187,16 +155,9 @@ def _pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str,
     return pythons
 
 
-def _choice(parser: argparse.ArgumentParser, flag: str, text: str, known: Sequence[str]) -> list[str]:
-    chosen = [part.strip() for part in text.split(",")]
-    unknown = [part for part in chosen if part not in known]
-    if unknown:
-        parser.error(f"{flag} names {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
-    return chosen
-
-
-def _tell(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _peers(text: str) -> list[str]:
+    """The value of --peers."""
+    return {"auto": list(PEERS), "none": []}[text] if text in ("auto", "none") else names_of(tuple(PEERS))(text)
 
 
 if __name__ == "__main__":

@@ -119,10 +119,10 @@ class ClassResults:
     def _agreement_lines(self) -> list[str]:
         lines = []
         for name, by_workload in self.agreements.items():
-            found = list(by_workload.values())
-            requests, equal, near = (sum(getattr(one, field_name) for one in found) for field_name in ("requests", "equal", "near_tie"))
-            share = min(one.equal_tokens for one in found)
-            lines.append(f"{name}: {equal} of {requests} answers equal ours, {near} more up to a near tie; at least {share:.0%} of the tokens before")
+            requests, equal, near_tie = (sum(getattr(one, what) for one in by_workload.values()) for what in ("requests", "equal", "near_tie"))
+            share = min(one.equal_tokens for one in by_workload.values())
+            parting = f"{near_tie} part from them at a near tie and {requests - equal - near_tie} elsewhere"
+            lines.append(f"{name}: {equal} of {requests} answers are ours, {parting}; {share:.0%} of the tokens come before that")
         return lines
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+WORKLOADS = ("decode1", "prefill512", "serve32")
 DEFAULT_SEED = 7
 
 Answer = dict[str, Any]
