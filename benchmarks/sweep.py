@@ -129,7 +129,8 @@ def _measure(llm: LLM, costs: Costs, reader: MemoryReader, point: Point, seed: i
         "sweep": point.sweep, "at": point.at, "batch": point.batch, "context": pairs / point.batch, "step_s": step_s,
         "decode_tokens_per_s": point.batch / step_s, "prefill_tokens_per_s": prefill.tokens_per_s, "bandwidth_bytes_per_s": bandwidth,
         "step_bytes": costs.read_bytes(1, pairs), "step_operations": costs.operations(point.batch, pairs, point.batch),
-        "prefill_operations_per_s": costs.operations(prefill.computed, prefill.pairs, prefill.rows) / prefill.seconds,
+        "prefill_s": prefill.seconds, "prefill_bytes": costs.read_bytes(prefill.steps, 0),
+        "prefill_operations": costs.operations(prefill.computed, prefill.pairs, prefill.rows),
     }  # fmt: skip
 
 
@@ -139,7 +140,8 @@ def decode_batch(engine: Engine, prompts: Sequence[list[int]], length: int) -> t
     for request_id, prompt in zip(lengths, prompts, strict=True):
         params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
         engine.add_request(engine.intake.submit(request_id, prompt, params).requests[0])
-    prefill, steps = Phase(), []
+    prefill = Phase()
+    steps: list[tuple[float, int]] = []
     while engine.has_work and len(steps) < _STEPS:
         step = engine.step()
         if step.fault is not None:
