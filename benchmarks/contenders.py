@@ -63,6 +63,7 @@ class Contender:
     log: IO[str]
     lines: "queue.Queue[dict[str, Any]]" = field(default_factory=queue.Queue)
     about: dict[str, Any] = field(default_factory=dict)
+    listener: threading.Thread = field(init=False)
 
     @classmethod
     def start(cls, entry: Entry, model: Path, threads: int, timeout_s: float) -> "Contender":
@@ -78,7 +79,8 @@ class Contender:
             log.close()
             raise WorkerError(f"{entry.python} cannot be run: {error}") from error
         contender = cls(entry, process, log)
-        threading.Thread(target=contender._listen, daemon=True).start()
+        contender.listener = threading.Thread(target=contender._listen, daemon=True)
+        contender.listener.start()
         try:
             ready = contender._receive(timeout_s)
             if "missing" in ready:
@@ -114,8 +116,7 @@ class Contender:
         self._signal("SIGCONT")
         self.process.kill()
         self.process.wait()
-        while self._next_line() is not _ENDED:
-            pass
+        self.listener.join()
         assert self.process.stdin is not None
         with contextlib.suppress(OSError):  # it closes by writing what the worker did not read any more
             self.process.stdin.close()
@@ -128,14 +129,11 @@ class Contender:
                 self.lines.put(json.loads(line))
         self.lines.put(_ENDED)
 
-    def _next_line(self, timeout_s: float | None = None) -> dict[str, Any]:
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
         try:
-            return self.lines.get(timeout=timeout_s)
+            message = self.lines.get(timeout=timeout_s)
         except queue.Empty:
             raise WorkerError(f"no answer within {timeout_s:g} s") from None
-
-    def _receive(self, timeout_s: float) -> dict[str, Any]:
-        message = self._next_line(timeout_s)
         if message is _ENDED:
             raise WorkerError(f"it ended: {self._last_words()}")
         if "failed" in message:

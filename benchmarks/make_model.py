@@ -32,7 +32,7 @@ _SPREAD = 0.02
 _END_OF_TEXT = "<|endoftext|>"
 
 
-def make_model(folder: Path, size: str = "gpt2", *, seed: int = 0, **changes: int) -> Path:
+def make_model(folder: Path, size: str = "gpt2", *, seed: int = 0, **changes: Any) -> Path:
     """Write config.json, model.safetensors and tokenizer files into `folder`, made if missing; `changes` are to config.json."""
     config: dict[str, Any] = {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": _VOCAB, "n_positions": _POSITIONS, "n_ctx": _POSITIONS,

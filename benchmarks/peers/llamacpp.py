@@ -84,7 +84,7 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     params.n_gpu_layers = 0
     file = model / f"{variant}.gguf"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; benchmarks/peers/make_gguf.py makes it")
+        raise FileNotFoundError(f"{file} is missing; python -m benchmarks.peers.make_gguf {model} makes it")
     loaded = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
     one, many = Slots(llama_cpp, loaded, 1, threads, silence), Slots(llama_cpp, loaded, _SLOTS, threads, silence)
 
