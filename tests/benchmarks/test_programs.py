@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, roofline, soak, sweep
+from benchmarks import compare, roofline, soak, sweep, table
 from benchmarks.make_model import SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.config import GPT2Config
@@ -149,3 +149,27 @@ def test_plots_are_drawn(run: Run, tmp_path: Path) -> None:
     assert [path.name for path in written] == ["roofline.svg", "batch.svg", "context.svg", "threads.svg"]
     assert all(path.read_text(encoding="utf-8").rstrip().endswith("</svg>") for path in written)
     assert all(path.stat().st_size < 60_000 for path in written)
+
+
+def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n<!-- soak: begin -->\n<!-- soak: end -->\n", encoding="utf-8"
+    )
+    run(compare.main, "--peers", "none", "--classes", "float32", "--rounds", 1, "--workloads", "decode1,serve32")
+    for _ in range(2):
+        assert table.main([str(tmp_path / "figures.json"), "--write", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- compare: begin -->\n\n| | decode1 | serve32 |\n")
+    assert text.count("| **float32**: nanovllm |") == 1
+    assert "old" not in text
+    assert "after" in text
+    with pytest.raises(ValueError, match="no place for roofline"):
+        table.insert(text, "roofline", "")
+
+
+def test_the_page_has_a_place_for_each_table(run: Run, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    for program, flags in ((compare.main, ("--peers", "none", "--rounds", 1)), (roofline.main, ("--pairs", 1)), (soak.main, ("--minutes", 0.01))):
+        record = run(program, *flags, *(() if program is soak.main else ("--classes", "float32")))
+        assert table.markdown(record) in table.insert(page, record["benchmark"], table.markdown(record))
