@@ -24,7 +24,7 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.cli.bench_roofline import Costs, Phase, engine_costs
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import EngineFaultError
-from nanovllm.model.kernels.machine import OPERATIONS, MemoryReader, measure_peak
+from nanovllm.model.kernels.machine import KINDS, MemoryReader, measure_peak
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (16, 32, 64, 128, 256, 512, 1024)
@@ -164,7 +164,7 @@ def machine_limits(threads: int) -> dict[str, float | None]:
     reader = MemoryReader(threads)
     bandwidth = reader.bytes_per_s()
     reader.close()
-    return {"bandwidth_bytes_per_s": bandwidth, **{kind: measure_peak(kind, threads) for kind in OPERATIONS}}
+    return {"bandwidth_bytes_per_s": bandwidth, **{kind: measure_peak(kind, threads) for kind in KINDS}}
 
 
 def shown(record: dict[str, Any]) -> str:

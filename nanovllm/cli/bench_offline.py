@@ -16,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.bench_report import finish, rate, show, shown
-from nanovllm.cli.bench_roofline import Limits, Phase, engine_costs, fractions, shown_fractions, shown_limits
+from nanovllm.cli.bench_roofline import Limits, Phase, engine_costs, fractions, shown_fractions, shown_limits, weight_kind
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.values import read_lines
 from nanovllm.engine.engine import Engine
@@ -257,7 +257,7 @@ def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
     exact = ", batch_invariant" if config.batch_invariant else ""
     return {
         "model": f"{parsed.model}, {sizes}, context {engine.max_model_len:,}",
-        "settings": f"{config.dtype}, backend {config.backend}, {limits}, prefix caching {caching}, temperature {parsed.temperature:g}{exact}",
+        "settings": f"{weight_kind(config)}, KV cache {config.kv_cache_dtype}, backend {config.backend}, {limits}, prefix caching {caching}, temperature {parsed.temperature:g}{exact}",
     }
 
 

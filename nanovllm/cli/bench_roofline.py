@@ -123,7 +123,7 @@ class Limits:
 
 def weight_kind(config: EngineConfig) -> str:
     """The type that the weights are kept and multiplied in."""
-    return getattr(config, "quantization", None) or config.dtype
+    return config.quantization or config.dtype
 
 
 def engine_costs(engine: Engine) -> Costs:

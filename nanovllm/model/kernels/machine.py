@@ -16,13 +16,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from llvmlite import binding, ir
 from numba import types
-from numba.core import cgutils
 
-from nanovllm.model.kernels.compiler import compiled, host_lanes
+from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.packing import ALIGNMENT
 from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.kernels.target import PER_WORD, Target, host_target
 from nanovllm.model.kernels.vector import F32_BYTES, I32, I64, Value, Vectors, kernel
 
 STREAMS = 4
@@ -36,10 +35,7 @@ _READINGS = 4
 _PEAK_S = 0.03
 _VECTORS_A_STREAM = 2
 
-OPERATIONS = {"float32": 2, "bfloat16": 4, "int8": 8}
-"""Multiplications and additions that one instruction does in each 32 bits of a register: a product of one, two or four numbers and its sum."""
-
-_NEEDED_FEATURES = {"float32": (), "bfloat16": ("avx512bf16",), "int8": ("avx512vnni",)}
+KINDS = tuple(PER_WORD)
 
 
 class MemoryReader:
@@ -57,7 +53,7 @@ class MemoryReader:
         self._streams = streams
         self._thread_bytes = (size_bytes or read_bytes()) // step_bytes * step_bytes // threads
         self._array = np.ones((threads * self._thread_bytes + ALIGNMENT) // 4, dtype=np.int32)  # not zeros, which all share one page of memory
-        self._read = make_read(host_lanes(), streams)
+        self._read = make_read(host_target(), streams)
         self._pool = ThreadPool(threads)
         self._run(1)
 
@@ -90,17 +86,17 @@ def measure_bandwidth(threads: int) -> float:
         reader.close()
 
 
-def measure_peak(kind: str, threads: int, *, lanes: int | None = None) -> float | None:
+def measure_peak(kind: str, threads: int, *, target: Target | None = None) -> float | None:
     """Multiplications and additions a second of `threads` threads in a type, None where the processor has no instruction for it.
 
     Args:
         kind: "float32" for multiply-adds, "bfloat16" or "int8" for dot products that are added to a float32 or an int32.
-        lanes: float32 in a vector; by default what the machine has.
+        target: the processor; by default this machine.
     """
-    lanes = lanes or host_lanes()
-    if not has_instruction(kind, lanes):
+    target = target or host_target()
+    if not has_instruction(kind, target):
         return None
-    spin, chains = make_peak(kind, lanes), _chains(lanes)
+    lanes, chains, spin = target.lanes, _chains(target), make_peak(kind, target)
     state = np.full((chains + 1) * lanes * threads, 1e-3, dtype=np.float32)
     pool = ThreadPool(threads)
 
@@ -120,13 +116,12 @@ def measure_peak(kind: str, threads: int, *, lanes: int | None = None) -> float 
         best_s = min(run(count) for _ in range(_READINGS))
     finally:
         pool.close()
-    return count * chains * lanes * OPERATIONS[kind] * threads / best_s
+    return count * chains * lanes * 2 * PER_WORD[kind] * threads / best_s
 
 
-def has_instruction(kind: str, lanes: int) -> bool:
-    """Whether this processor multiplies and adds `lanes` words of a type in one instruction."""
-    features = dict(binding.get_host_cpu_features())
-    return kind == "float32" or (lanes == 16 and all(features.get(name) for name in _NEEDED_FEATURES[kind]))
+def has_instruction(kind: str, target: Target) -> bool:
+    """Whether a processor multiplies and adds words of a type in one instruction."""
+    return {"float32": True, "bfloat16": target.bfloat16_dot, "int8": target.int8_dot}[kind]
 
 
 def read_bytes() -> int:
@@ -144,26 +139,26 @@ def cache_bytes() -> int:
     return max(sizes, default=_UNKNOWN_CACHE_BYTES)
 
 
-def make_read(lanes: int, streams: int) -> Callable[[int, int, int], int]:
+def make_read(target: Target, streams: int) -> Callable[[int, int, int], int]:
     """read(start, stream_bytes, passes): read `streams` neighbouring stretches of memory side by side; the sum of their 32-bit integers."""
 
     def add_up(v: Vectors, start: Value, stream_bytes: Value) -> Value:
-        vector_bytes = lanes * F32_BYTES
+        vector_bytes = v.lanes * F32_BYTES
 
         def step(i: Value, sums: list[Value]) -> Sequence[Value]:
             renewed = []
             for number, total in enumerate(sums):
                 stream, place = divmod(number, _VECTORS_A_STREAM)
                 at = v.address(start, i, v.times(stream_bytes, stream), place * vector_bytes)
-                renewed.append(v.builder.add(total, v.builder.bitcast(v.load(at), v.i32s)))
+                renewed.append(v.builder.add(total, v.load_words(at)))
             return renewed
 
         sums = v.loop(stream_bytes, _VECTORS_A_STREAM * vector_bytes, [v.integers(0)] * streams * _VECTORS_A_STREAM, step)
         total = functools.reduce(v.builder.add, sums)
-        lane_sums = [v.builder.sext(v.builder.extract_element(total, I32(lane)), I64) for lane in range(lanes)]
+        lane_sums = [v.builder.sext(v.builder.extract_element(total, I32(lane)), I64) for lane in range(v.lanes)]
         return functools.reduce(v.builder.add, lane_sums)
 
-    add_up_once = kernel(lanes, add_up, types.int64)
+    add_up_once = kernel(target, add_up, types.int64)
 
     @compiled
     def read(start: int, stream_bytes: int, passes: int) -> int:
@@ -175,20 +170,20 @@ def make_read(lanes: int, streams: int) -> Callable[[int, int, int], int]:
     return read
 
 
-def make_peak(kind: str, lanes: int) -> Callable[[int, int], None]:
+def make_peak(kind: str, target: Target) -> Callable[[int, int], None]:
     """spin(state, count): `count` rounds of one multiply-add for each of several sums; `state` has the factor's vector, then the sums'."""
 
     def spin_once(v: Vectors, state: Value, count: Value) -> None:
-        vector_bytes = lanes * F32_BYTES
-        places = range(vector_bytes, (_chains(lanes) + 1) * vector_bytes, vector_bytes)
-        is_integer = kind == "int8"
-        load = (lambda offset: v.builder.bitcast(v.load(state, offset), v.i32s)) if is_integer else (lambda offset: v.load(state, offset))
-        factor = v.load(state) if kind == "float32" else v.builder.bitcast(v.load(state), v.i32s)
-        sums = v.loop(count, 1, [load(place) for place in places], lambda i, sums: [_multiply_add(v, kind, factor, total) for total in sums])
+        vector_bytes = v.lanes * F32_BYTES
+        multiply_add = {"float32": v.fma, "bfloat16": v.dot_bfloat16, "int8": v.dot_int8}[kind]
+        factor = v.load(state) if kind == "float32" else v.load_words(state)
+        places = range(vector_bytes, (_chains(target) + 1) * vector_bytes, vector_bytes)
+        sums = [v.load_words(state, place) if kind == "int8" else v.load(state, place) for place in places]
+        sums = v.loop(count, 1, sums, lambda _, sums: [multiply_add(factor, factor, total) for total in sums])
         for total, place in zip(sums, places, strict=True):
-            v.store(v.builder.bitcast(total, v.f32s), state, place)
+            v.store(total, state, place)
 
-    spin_kernel = kernel(lanes, spin_once)
+    spin_kernel = kernel(target, spin_once)
 
     @compiled
     def spin(state: int, count: int) -> None:
@@ -197,16 +192,6 @@ def make_peak(kind: str, lanes: int) -> Callable[[int, int], None]:
     return spin
 
 
-def _chains(lanes: int) -> int:
-    """Independent sums: two units of four cycles need eight; half of AVX's 16 registers, or of the 32 of AVX-512 and NEON, hold them."""
-    return 12 if lanes == 8 else 16
-
-
-def _multiply_add(v: Vectors, kind: str, factor: Value, total: Value) -> Value:
-    """total + factor * factor, in every 32 bits of the vectors."""
-    if kind == "float32":
-        return v.fma(factor, factor, total)
-    name, sums = {"bfloat16": ("avx512bf16.dpbf16ps", v.f32s), "int8": ("avx512.vpdpbusd", v.i32s)}[kind]
-    function_type = ir.FunctionType(sums, [sums, v.i32s, v.i32s])  # as of old; LLVM casts them to what a newer version of it wants
-    function = cgutils.get_or_insert_function(v.builder.module, function_type, f"llvm.x86.{name}.{32 * v.lanes}")
-    return v.builder.call(function, [total, factor, factor])
+def _chains(target: Target) -> int:
+    """Independent sums: two units of four cycles need eight; the 16 registers of AVX hold 12, the 32 of AVX-512 and NEON 16."""
+    return 12 if target.lanes == 8 else 16
