@@ -16,7 +16,7 @@ TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench wheel build clean
+.PHONY: help serve test check format bench compare wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -40,6 +40,9 @@ format: $(DEV)  ## format the code, sort the imports
 
 bench: $(RUN)  ## measure prefill and decode; MODEL=folder-or-name (empty: the bundled one) ARGS="more flags"
 	@$(BIN)/nanovllm bench latency $(if $(MODEL),"$(MODEL)") $(ARGS)
+
+compare: $(RUN)  ## compare with peers that are installed, see docs/performance.md; MODEL=folder ARGS="--peers llamacpp,vllm"
+	@$(BIN)/python benchmarks/compare.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 wheel: $(TEST)  ## build the source archive and the wheel into dist/
 	@$(BIN)/python -m build --outdir dist .

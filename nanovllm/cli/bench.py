@@ -38,6 +38,8 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
     _add_count(group, "--batch-size", 8, "prompts at once")
     _add_count(group, "--num-iters", 10, "times to measure")
     group.add_argument("--num-iters-warmup", type=not_negative, default=2, metavar="N", help="times to run before (%(default)s)")
+    limits = "measure the machine's memory and arithmetic before and after, and tell which share of them was reached"
+    group.add_argument("--limits", action=argparse.BooleanOptionalAction, default=True, help=limits)
     _add_offline(parser, group, bench_offline.run_latency)
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.bench_report import finish, rate, show, shown
+from nanovllm.cli.bench_roofline import Limits, Phase, engine_costs, fractions, shown_fractions, shown_limits, weight_kind
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.values import read_lines
 from nanovllm.engine.engine import Engine
@@ -40,28 +41,21 @@ class Job:
 
 @dataclass(slots=True)
 class Phases:
-    """Tokens and seconds of the steps that read prompts, and of those that only decode."""
+    """The steps that read prompts, and those that only decode."""
 
-    prefill_tokens: int = 0
-    prefill_s: float = 0.0
-    decode_tokens: int = 0
-    decode_s: float = 0.0
+    prefill: Phase = field(default_factory=Phase)
+    decode: Phase = field(default_factory=Phase)
 
-    def add(self, stats: StepStats) -> None:
-        """Count one step."""
+    def add(self, stats: StepStats, pairs: int = 0, rows: int = 0) -> None:
+        """Count one step; `pairs` and `rows` as in Phase."""
         if stats.num_prompt_tokens:
-            self.prefill_tokens += stats.num_prompt_tokens
-            self.prefill_s += stats.duration_s
+            self.prefill.add(stats.num_prompt_tokens, stats, pairs, rows)
         else:
-            self.decode_tokens += stats.num_decode_tokens
-            self.decode_s += stats.duration_s
+            self.decode.add(stats.num_decode_tokens, stats, pairs, rows)
 
     def figures(self) -> dict[str, float | None]:
         """Tokens a second in each phase, None where a phase never happened."""
-        return {
-            "prefill_tokens_per_s": rate(self.prefill_tokens, self.prefill_s),
-            "decode_tokens_per_s": rate(self.decode_tokens, self.decode_s),
-        }
+        return {"prefill_tokens_per_s": self.prefill.tokens_per_s, "decode_tokens_per_s": self.decode.tokens_per_s}
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +82,15 @@ class Bench:
         submissions = {f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)}
         for submission in submissions.values():
             self.engine.add_request(submission.requests[0])
+        lengths = dict.fromkeys(submissions, 0)
         while self.engine.has_work:
             step = self.engine.step()
             if step.fault is not None:
                 raise EngineFaultError(f"a step of the engine failed: {step.fault}") from step.fault
-            self.phases.add(step.stats)
+            drawn = [update.request_id for update in step.updates if update.token_id is not None]
+            self.phases.add(step.stats, sum(_pairs(submissions[name], lengths[name]) for name in drawn), len(drawn))
+            for name in drawn:
+                lengths[name] += 1
             for update in step.updates:
                 assembler = submissions[update.request_id].assembler
                 assembler.absorb(update)
@@ -129,18 +127,23 @@ def run_latency(parsed: argparse.Namespace) -> int:
     for _ in tqdm(range(parsed.num_iters_warmup), desc="Warm-up", unit="batch", disable=None, leave=False):
         bench.run(jobs)
     measured = Bench(bench.engine, bench.temperature)
+    before = [Limits.measure(config)] if parsed.limits else []
     runs = [measured.run(jobs) for _ in tqdm(range(parsed.num_iters), desc="Batches", unit="batch", disable=None)]
+    limits = Limits.mean([*before, Limits.measure(config)]) if parsed.limits else None
     latencies = np.array([run.duration_s for run in runs], dtype=np.float64)
     figures = {
         "avg_latency_s": float(latencies.mean()),
         **{f"p{percent}_latency_s": float(np.percentile(latencies, percent)) for percent in PERCENTILES},
         **measured.phases.figures(),
     }
+    reached = None if limits is None else fractions(engine_costs(bench.engine), limits, measured.phases.prefill, measured.phases.decode)
     work = f"a batch of {parsed.batch_size}, each {parsed.input_len} tokens in and {parsed.output_len} out, {parsed.num_iters} times"
     show(
-        {**_about(parsed, bench.engine), "work": f"{work} after {parsed.num_iters_warmup} to warm up"},
+        {**_about(parsed, bench.engine), "work": f"{work} after {parsed.num_iters_warmup} to warm up"}
+        | ({} if limits is None else {"limits": shown_limits(limits)}),
         {label.removesuffix("_s").replace("_", " "): shown(figures[label], "s", 4) for label in figures if label.endswith("latency_s")}
-        | _shown_phases(figures, bench.engine),
+        | _shown_phases(figures, bench.engine)
+        | ({} if limits is None or reached is None else shown_fractions(reached, limits)),
     )
     lengths = {"batch_size": parsed.batch_size, "input_len": parsed.input_len, "output_len": parsed.output_len}
     counts = {
@@ -148,7 +151,8 @@ def run_latency(parsed: argparse.Namespace) -> int:
         "total_input_tokens": sum(run.input_tokens for run in runs), "total_output_tokens": sum(run.output_tokens for run in runs),
         "total_cached_tokens": sum(run.cached_tokens for run in runs),
     }  # fmt: skip
-    finish({"benchmark": "latency", **counts, **figures, "latencies_s": latencies.tolist(), **_record(parsed, bench.engine)}, parsed.json)
+    compared = {} if limits is None or reached is None else {**reached, "limits": asdict(limits)}
+    finish({"benchmark": "latency", **counts, **figures, **compared, "latencies_s": latencies.tolist(), **_record(parsed, bench.engine)}, parsed.json)
     return 0
 
 
@@ -188,6 +192,12 @@ def run_throughput(parsed: argparse.Namespace) -> int:
     }  # fmt: skip
     finish({"benchmark": "throughput", **counts, **figures, **_record(parsed, bench.engine)}, parsed.json)
     return 0
+
+
+def _pairs(submission: Submission, drawn: int) -> int:
+    """Pairs of a query and a token that it sees, up to the next token of an answer of `drawn` tokens; all of a prompt's for its first."""
+    length = len(submission.requests[0].prompt_token_ids) + drawn
+    return length if drawn else length * (length + 1) // 2
 
 
 def check_fits(what: str, input_len: int, output_len: int, max_model_len: int) -> None:
@@ -245,9 +255,10 @@ def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
     sizes = f"{model.parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, vocabulary {model.vocab:,}"
     limits = f"max_num_seqs {config.max_num_seqs}, max_num_batched_tokens {config.max_num_batched_tokens}, block_size {config.block_size}"
     exact = ", batch_invariant" if config.batch_invariant else ""
+    types = f"{weight_kind(config)}, KV cache {config.kv_cache_dtype}, backend {config.backend}"
     return {
         "model": f"{parsed.model}, {sizes}, context {engine.max_model_len:,}",
-        "settings": f"{config.dtype}, backend {config.backend}, {limits}, prefix caching {caching}, temperature {parsed.temperature:g}{exact}",
+        "settings": f"{types}, {limits}, prefix caching {caching}, temperature {parsed.temperature:g}{exact}",
     }
 
 

@@ -9,9 +9,13 @@ from typing import Any
 
 import pytest
 
-from nanovllm.cli.bench_offline import Phases, read_dataset
+from nanovllm.cli.bench_offline import Bench, Job, Phases, read_dataset
+from nanovllm.cli.bench_roofline import Costs, Limits, Phase, fractions, shown_fractions, shown_limits
 from nanovllm.cli.main import main
+from nanovllm.config import EngineConfig
+from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import StepStats
+from nanovllm.model.config import GPT2Config
 from tests.support.bench import bench, refused
 from tests.support.checkpoints import write_tiny_model
 
@@ -158,8 +162,49 @@ def test_a_step_that_reads_a_prompt_counts_as_prefill() -> None:
     assert phases.figures() == {"prefill_tokens_per_s": 200.0, "decode_tokens_per_s": 64.0}
 
 
+def test_latency_tells_the_share_of_the_machines_limits(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+    work = ("--input-len", 8, "--output-len", 5, "--batch-size", 3, "--num-iters", 2, "--num-iters-warmup", 0, "--num-threads", 1)
+    assert main(["bench", "latency", str(tiny_model), *map(str, work)]) == 0
+    out = capsys.readouterr().out
+    record = json.loads(out.splitlines()[-1])
+    limits = record["limits"]
+    assert (limits["threads"], limits["kind"]) == (1, "float32")
+    for share in ("prefill, of float32 peak", "decode, of"):
+        assert re.search(rf"^{share}.* %$", out, re.MULTILINE), share
+    assert f"1 threads read {limits['bandwidth'] / 1e9:,.1f} GB/s" in out
+    model = GPT2Config.load(tiny_model)
+    matrices = 2 * 12 * 32**2 + model.vocab * 32
+    weights_bytes = 4 * (matrices + 2 * 13 * 32 + 2 * 32)
+    cached = 3 * (9 + 10 + 11 + 12) / 4  # tokens seen in a step, of three sequences
+    assert record["decode_bytes_per_step"] == weights_bytes + cached * 2 * 2 * 32 * 4
+    steps_per_s = record["decode_tokens_per_s"] / 3
+    assert record["decode_bandwidth_fraction"] == pytest.approx(record["decode_bytes_per_step"] * steps_per_s / limits["bandwidth"])
+    operations = 8 * 2 * 2 * 12 * 32**2 + 36 * 4 * 2 * 32 + 2 * model.vocab * 32  # of one sequence
+    assert record["prefill_peak_fraction"] == pytest.approx(operations * record["prefill_tokens_per_s"] / 8 / limits["peak"])
+
+
+def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: Path) -> None:
+    engine = Engine.load(tiny_model, EngineConfig(max_num_batched_tokens=32, enable_prefix_caching=False))
+    measured = Bench(engine, temperature=0.0)
+    measured.run([Job(f"prompt {length}", [1] * length, 4) for length in (10, 70)])
+    phases = (measured.phases.prefill, measured.phases.decode)
+    assert sum(phase.computed for phase in phases) == 80 + 2 * 3
+    assert sum(phase.pairs for phase in phases) == sum(length * (length + 1) // 2 for length in (13, 73))
+    assert sum(phase.rows for phase in phases) == 2 * 4
+    assert phases[0].steps > 2
+
+
+def test_a_limit_that_cannot_be_measured_is_told() -> None:
+    limits = Limits(2, "int8", 5e10, None)
+    found = fractions(Costs(1000, 8.0, 10, 10, 10), limits, Phase(8, 0.5, 1, 8, 36, 1), Phase(4, 0.5, 4, 4, 42, 4))
+    assert found["prefill_peak_fraction"] is None
+    assert found["decode_bandwidth_fraction"] == pytest.approx((4 * 1000 + 42 * 8) / 0.5 / 5e10)
+    assert shown_fractions(found, limits)["prefill, of int8 peak"] == "-"
+    assert "no int8 instruction" in shown_limits(limits)
+
+
 def test_the_script_runs_from_anywhere(tiny_model: Path, tmp_path: Path) -> None:
-    flags = ["--input-len", "4", "--output-len", "2", "--num-iters", "1", "--num-iters-warmup", "0"]
+    flags = ["--input-len", "4", "--output-len", "2", "--num-iters", "1", "--num-iters-warmup", "0", "--no-limits"]
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "latency", str(tiny_model), *flags], capture_output=True, text=True, cwd=tmp_path, check=False
     )

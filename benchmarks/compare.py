@@ -1,0 +1,164 @@
+"""nanovllm and whichever peers are installed, on the same work in the same minutes.
+
+Run: python benchmarks/compare.py --peers auto --peer-python /path/to/venv/bin/python --peer-python vllm=/path/to/other/venv/bin/python
+
+All contenders of a class are loaded first. Then they take turns, each in a process of its own while the others are stopped, for several
+rounds and in another order each time. Memory is read before and after each run. The tokens of each answer are counted, and those of greedy
+answers compared with ours. The last line of the report is JSON. docs/performance.md says how to read it.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.agreement import compare
+from benchmarks.contenders import CLASSES, OURS, PEERS, Contender, Entry, WorkerError, entries
+from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
+from benchmarks.results import ClassResults, Sample
+from benchmarks.workload import WORKLOADS, Answer, Workload, make_workloads
+from nanovllm.cli.bench_roofline import Costs
+from nanovllm.cli.values import positive, positive_number
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.machine import MemoryReader, measure_peak
+
+PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
+_READINGS = 2
+_WARM_UP_TOKENS = 32  # of each answer: enough to touch the memory and to load what is loaded late
+_LEAST_EQUAL_TOKENS = 0.5  # of float32 answers, before their first difference; less is another network
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser)
+    parser.add_argument("--peers", type=_peers, default="auto", help=f"auto for all that are installed, none, or some of {','.join(PEERS)}")
+    python_help = f"their interpreter, or NAME=PATH for one of them; several times, or in {PYTHON_VARIABLE} with commas between"
+    parser.add_argument("--peer-python", action="append", default=None, metavar="[NAME=]PATH", help=python_help)
+    parser.add_argument("--classes", type=names_of(CLASSES), default=",".join(CLASSES), help="types to compare in (%(default)s)")
+    parser.add_argument("--workloads", type=names_of(WORKLOADS), default=",".join(WORKLOADS), help="what to run (%(default)s)")
+    parser.add_argument("--rounds", type=positive, default=3, help="times that each contender runs each workload (%(default)s)")
+    parser.add_argument("--slow-s", type=positive_number, default=20.0, help="who needs longer for a run takes part in one round only (%(default)s)")
+    parser.add_argument("--timeout-s", type=positive_number, default=900.0, help="give up on a contender after this long (%(default)s)")
+    parsed = parser.parse_args(arguments)
+    parsed.pythons = _pythons(parser, parsed.peer_python or [part for part in os.environ.get(PYTHON_VARIABLE, "").split(",") if part])
+    return parsed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Compare, report, and give the exit code: 1 where ours failed."""
+    parsed = parse(arguments)
+    model = ensure_model(parsed.model)
+    workloads = {name: work for name, work in make_workloads(model.vocab, parsed.seed, parsed.scale).items() if name in parsed.workloads}
+    reader = MemoryReader(parsed.threads)
+    print(heading(parsed), flush=True)
+    found = []
+    for kind in parsed.classes:
+        results = ClassResults(kind, None, Costs.of(model, kind, 0.0), workloads)
+        run_class(results, parsed, reader)
+        print("\n".join(results.lines()) + "\n", flush=True)
+        found.append(results)
+    reader.close()
+    classes = {results.kind: results.record() for results in found}
+    finish({"benchmark": "compare", "parameters": model.parameters, "rounds": parsed.rounds, "classes": classes}, parsed)
+    return int(any(OURS in results.problems for results in found))
+
+
+def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryReader) -> None:
+    """Start the contenders of a class, let them take turns, and end them."""
+    contenders: list[Contender] = []
+    peaks = [measure_peak(results.kind, parsed.threads)]
+    try:
+        for entry in entries(results.kind, parsed.peers, parsed.pythons, parsed.ours):
+            contender = start(entry, results, parsed)
+            if contender is not None:
+                contenders.append(contender)
+        for number in range(parsed.rounds):
+            first = number % len(contenders) if contenders else 0
+            for workload in results.workloads.values():
+                _round(results, contenders[first:] + contenders[:first], workload, number, parsed, reader)
+    finally:
+        for contender in contenders:
+            contender.close()
+    peaks.append(measure_peak(results.kind, parsed.threads))
+    known = [peak for peak in peaks if peak is not None]
+    results.peak = sum(known) / len(known) if known else None
+
+
+def start(entry: Entry, results: ClassResults, parsed: argparse.Namespace) -> Contender | None:
+    """Start a contender and warm it up; None, and the problem noted, where that fails."""
+    tell(f"{results.kind}: starting {entry.name}")
+    contender = None
+    try:
+        contender = Contender.start(entry, parsed.model, parsed.threads, parsed.timeout_s)
+        for workload in results.workloads.values():
+            contender.ask(workload.prompts, [min(_WARM_UP_TOKENS, length) for length in workload.lengths], parsed.timeout_s)
+    except WorkerError as error:
+        results.problems[entry.name] = str(error)
+        if contender is not None:
+            contender.close()
+        return None
+    results.abouts[entry.name] = {"variant": entry.variant, **contender.about}
+    if entry.name == OURS:
+        results.costs = Costs.of(GPT2Config.load(parsed.model), results.kind, contender.about["pair_bytes"])
+    return contender
+
+
+def _round(
+    results: ClassResults, contenders: list[Contender], workload: Workload, number: int, parsed: argparse.Namespace, reader: MemoryReader
+) -> None:
+    """Let everybody run a workload once; who was slow in the first round has rest."""
+    answers: dict[str, Answer] = {}
+    before = reader.bytes_per_s(_READINGS)
+    for contender in contenders:
+        name = contender.entry.name
+        earlier = results.speed(name, workload.name)
+        if name in results.problems or (earlier is not None and workload.tokens / earlier > parsed.slow_s):
+            continue
+        tell(f"{results.kind}: round {number + 1} of {parsed.rounds}, {workload.name}, {name}")
+        try:
+            seconds, answers[name] = workload.run(lambda prompts, lengths, one=contender: one.ask(prompts, lengths, parsed.timeout_s))  # type: ignore[misc]
+        except WorkerError as error:
+            results.problems[name] = str(error)
+            continue
+        after = reader.bytes_per_s(_READINGS)
+        results.samples.append(Sample(name, workload.name, number, workload.tokens / max(seconds, 1e-9), (before + after) / 2))
+        before = after
+    if number == 0:
+        _compare_answers(results, contenders, workload, answers, parsed.timeout_s)
+
+
+def _compare_answers(results: ClassResults, contenders: list[Contender], workload: Workload, answers: dict[str, Answer], timeout_s: float) -> None:
+    """Note how far the peers' tokens are ours, judged by a run of ours, not timed, that tells how near its second best tokens were."""
+    ours = next((contender for contender in contenders if contender.entry.name == OURS and OURS not in results.problems), None)
+    if ours is None or len(answers) < 2:
+        return
+    checked = ours.ask(workload.prompts, workload.lengths, timeout_s, is_checked=True)
+    for name, answer in answers.items():
+        if name != OURS:
+            found = compare(checked["token_ids"], answer["token_ids"], checked["gaps"])
+            results.agreements.setdefault(name, {})[workload.name] = found
+            if results.kind == "float32" and found.equal_tokens < _LEAST_EQUAL_TOKENS:
+                results.problems[name] = f"only {found.equal_tokens:.0%} of its tokens in {workload.name} are ours: it has another network"
+
+
+def _pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
+    pythons = {OURS: sys.executable, **dict.fromkeys(PEERS, sys.executable)}
+    for item in sorted(given, key=lambda item: "=" in item):  # those for all first
+        name, _, path = item.rpartition("=")
+        if name and name not in PEERS:
+            parser.error(f"--peer-python names {name!r}, but peers are {', '.join(PEERS)}")
+        pythons.update({name: path} if name else dict.fromkeys(PEERS, path))
+    return pythons
+
+
+def _peers(text: str) -> list[str]:
+    """The value of --peers."""
+    return {"auto": list(PEERS), "none": []}[text] if text in ("auto", "none") else names_of(tuple(PEERS))(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

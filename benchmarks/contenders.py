@@ -1,0 +1,151 @@
+"""Who takes part, and the processes they run in: one at a time, all others stopped, so that none spins or wakes while another is timed."""
+
+import contextlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from benchmarks.workload import Answer
+
+ROOT = Path(__file__).resolve().parent.parent
+CLASSES = ("float32", "bfloat16", "int8")
+OURS = "nanovllm"
+
+PEERS: Mapping[str, Mapping[str, Sequence[str]]] = {
+    "llamacpp": {"float32": ["f32"], "bfloat16": ["bf16"], "int8": ["q8_0"]},
+    "openvino": {"float32": ["fp32:f32"], "bfloat16": ["fp32:bf16"], "int8": ["int8:f32", "int8:bf16"]},
+    "vllm": {"float32": ["float32"], "bfloat16": ["bfloat16"]},
+    "ctranslate2": {"float32": ["float32"], "int8": ["int8"]},
+    "transformers": {"float32": ["float32"], "bfloat16": ["bfloat16"]},
+}
+"""{peer: {class: its variants of the class}}; each peer has a file in benchmarks/peers that says what a variant is."""
+
+OUR_OPTIONS: Mapping[str, Mapping[str, Any]] = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantization": "int8"}}
+
+_ENDED: dict[str, Any] = {"ended": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One contender before it runs: a file of benchmarks/peers, its variant, and the Python that has its package."""
+
+    name: str
+    module: str
+    variant: str
+    python: str
+
+
+def entries(kind: str, peers: Sequence[str], pythons: Mapping[str, str], our_options: Mapping[str, Any]) -> list[Entry]:
+    """Ours and the peers' variants of a class; `pythons` has an interpreter for each peer by name."""
+    ours = Entry(OURS, "ours", json.dumps({**OUR_OPTIONS[kind], **our_options}), pythons[OURS])
+    theirs = [Entry(f"{peer} {variant}", peer, variant, pythons[peer]) for peer in peers for variant in PEERS[peer].get(kind, ())]
+    return [ours, *theirs]
+
+
+class WorkerError(Exception):
+    """A contender does not answer, or answers that it failed."""
+
+
+@dataclass(slots=True)
+class Contender:
+    """A running worker, stopped except while it answers; `about` is what it said of itself when it was ready."""
+
+    entry: Entry
+    process: "subprocess.Popen[str]"
+    log: IO[str]
+    lines: "queue.Queue[dict[str, Any]]" = field(default_factory=queue.Queue)
+    about: dict[str, Any] = field(default_factory=dict)
+    listener: threading.Thread = field(init=False)
+
+    @classmethod
+    def start(cls, entry: Entry, model: Path, threads: int, timeout_s: float) -> "Contender":
+        """Start the worker and wait until its model is loaded; raises WorkerError that says why it is not."""
+        log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the contender
+        command = [entry.python, "-m", f"benchmarks.peers.{entry.module}", str(model.resolve()), entry.variant, "--threads", str(threads)]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        try:
+            process = subprocess.Popen(
+                command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
+            )
+        except OSError as error:
+            log.close()
+            raise WorkerError(f"{entry.python} cannot be run: {error}") from error
+        contender = cls(entry, process, log)
+        contender.listener = threading.Thread(target=contender._listen, daemon=True)
+        contender.listener.start()
+        try:
+            ready = contender._receive(timeout_s)
+            if "missing" in ready:
+                raise WorkerError(f"not installed: {ready['missing']}")
+        except WorkerError:
+            contender.close()
+            raise
+        contender.about = ready["ready"]
+        contender._signal("SIGSTOP")
+        return contender
+
+    def ask(self, prompts: list[list[int]], lengths: list[int], timeout_s: float, **more: Any) -> Answer:
+        """Let it answer, and stop it again; raises WorkerError where it fails or does not give each prompt the tokens that were asked for."""
+        assert self.process.stdin is not None
+        self._signal("SIGCONT")
+        try:
+            self.process.stdin.write(json.dumps({"prompts": prompts, "lengths": lengths, **more}) + "\n")
+            self.process.stdin.flush()
+            answer = self._receive(timeout_s)
+        except OSError as error:
+            raise WorkerError(f"it ended: {self._last_words()}") from error
+        finally:
+            self._signal("SIGSTOP")
+        counts = [len(tokens) for tokens in answer["token_ids"]]
+        if counts != lengths:
+            raise WorkerError(f"it did other work: {counts} tokens instead of {lengths}")
+        if answer.get("cached_tokens", 0) != 0:
+            raise WorkerError(f"{answer['cached_tokens']} tokens came from a cache, but all must be computed")
+        return answer
+
+    def close(self) -> None:
+        """End the worker."""
+        self._signal("SIGCONT")
+        self.process.kill()
+        self.process.wait()
+        self.listener.join()
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):  # it closes by writing what the worker did not read any more
+            self.process.stdin.close()
+        self.log.close()
+
+    def _listen(self) -> None:
+        assert self.process.stdout is not None
+        with self.process.stdout as lines:
+            for line in lines:
+                self.lines.put(json.loads(line))
+        self.lines.put(_ENDED)
+
+    def _receive(self, timeout_s: float) -> dict[str, Any]:
+        try:
+            message = self.lines.get(timeout=timeout_s)
+        except queue.Empty:
+            raise WorkerError(f"no answer within {timeout_s:g} s") from None
+        if message is _ENDED:
+            raise WorkerError(f"it ended: {self._last_words()}")
+        if "failed" in message:
+            raise WorkerError(message["failed"])
+        return message
+
+    def _last_words(self) -> str:
+        self.log.seek(0)
+        lines = self.log.read().strip().splitlines()
+        return lines[-1][:500] if lines else "without a word"
+
+    def _signal(self, name: str) -> None:
+        """Stop or continue the process, where the operating system knows how."""
+        if hasattr(signal, name) and self.process.poll() is None:
+            self.process.send_signal(getattr(signal, name))

@@ -1,0 +1,91 @@
+"""What the programs of this folder have in common: options, the model that is made where it is missing, and how a report begins and ends."""
+
+import argparse
+import datetime
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.contenders import ROOT
+from benchmarks.make_model import make_model
+from benchmarks.workload import DEFAULT_SEED, Answer, Run
+from nanovllm.cli.bench_report import describe_machine
+from nanovllm.cli.values import not_negative, positive
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.numba_backend import available_processors
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Flags that all of them have."""
+    default_model = ROOT / "models" / "gpt2-random"
+    parser.add_argument("--model", type=Path, default=default_model, help="folder of a checkpoint; made with random weights where it is missing")
+    parser.add_argument("--threads", type=positive, default=available_processors(), help="threads of each run (%(default)s)")
+    seed = os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED))
+    parser.add_argument("--seed", type=not_negative, default=seed, help="draws the requests; also WORKLOAD_SEED (%(default)s)")
+    parser.add_argument("--scale", type=positive, default=1, help="divide all lengths by this, for trying things out")
+    parser.add_argument("--ours", type=json.loads, default={}, metavar="JSON", help='further options of LLM, such as {"kv_cache_dtype": "int8"}')
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
+
+
+def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
+    """The type of an option whose value is some of the known names, with commas between."""
+
+    def names(text: str) -> list[str]:
+        chosen = [part.strip() for part in text.split(",")]
+        unknown = [part for part in chosen if part not in known]
+        if unknown:
+            raise argparse.ArgumentTypeError(f"{', '.join(map(repr, unknown))} is not known; choose from {', '.join(known)}")
+        return chosen
+
+    return names
+
+
+def ensure_model(folder: Path, size: str = "gpt2") -> GPT2Config:
+    """The config of the model in a folder, made with random weights where there is none."""
+    if not (folder / "config.json").is_file():
+        tell(f"Making a {size} with random weights in {folder}")
+        make_model(folder, size)
+    return GPT2Config.load(folder)
+
+
+def heading(parsed: argparse.Namespace) -> str:
+    """The machine and the run, as the first lines of a report."""
+    machine = describe_machine()
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return (
+        f"machine    {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n"
+        f"run        {now:%Y-%m-%d %H:%M} UTC, {parsed.threads} threads, seed {parsed.seed}, {parsed.model}\n"
+    )
+
+
+def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
+    """End a report with one line of JSON: the record, how it was made, and the machine; write it to --json too."""
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    about = {"date": now, "model": str(parsed.model), "threads": parsed.threads, "seed": parsed.seed, "scale": parsed.scale, "ours": parsed.ours}
+    line = json.dumps({**record, **about, "machine": describe_machine()}, allow_nan=False)
+    if parsed.json is not None:
+        parsed.json.write_text(line + "\n", encoding="utf-8")
+    print(line, flush=True)
+
+
+def in_process(generate: Callable[..., Any]) -> Run:
+    """A `Run` that calls a loaded model of this very process; raises RuntimeError where a token came from a cache."""
+
+    def run(prompts: list[list[int]], lengths: list[int]) -> Answer:
+        started_s = time.perf_counter()
+        token_ids, details = generate(prompts, lengths)
+        seconds = time.perf_counter() - started_s
+        if details["cached_tokens"]:
+            raise RuntimeError(f"{details['cached_tokens']} tokens came from a cache, but all must be computed")
+        return {"seconds": seconds, "token_ids": token_ids}
+
+    return run
+
+
+def tell(text: str) -> None:
+    """Say on standard error what is going on."""
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,135 @@
+"""What was measured, summed up: medians, ratios of runs of the same round, and shares of the machine's limits."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.agreement import Agreement
+from benchmarks.contenders import OURS
+from benchmarks.workload import Workload
+from nanovllm.cli.bench_roofline import Costs
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run: who, what, in which round, how fast, and the bytes a second that memory gave just before and after."""
+
+    contender: str
+    workload: str
+    round: int
+    tokens_per_s: float
+    bandwidth: float
+
+
+@dataclass(slots=True)
+class ClassResults:
+    """All that was measured in one class; `problems` says why a contender is not there, or not to be believed."""
+
+    kind: str
+    peak: float | None
+    costs: Costs
+    workloads: Mapping[str, Workload]
+    samples: list[Sample] = field(default_factory=list)
+    abouts: dict[str, dict[str, Any]] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+    agreements: dict[str, dict[str, Agreement]] = field(default_factory=dict)
+
+    def speeds(self, contender: str, workload: str) -> dict[int, float]:
+        """Tokens a second by round."""
+        return {sample.round: sample.tokens_per_s for sample in self.samples if (sample.contender, sample.workload) == (contender, workload)}
+
+    def speed(self, contender: str, workload: str) -> float | None:
+        """The median of the rounds."""
+        speeds = self.speeds(contender, workload)
+        return statistics.median(speeds.values()) if speeds else None
+
+    def ratios(self, workload: str) -> dict[str, float]:
+        """Our speed by that of each peer: the median of the ratios of the rounds that both took part in."""
+        ours = self.speeds(OURS, workload)
+        found = {}
+        for peer in self.abouts:
+            theirs = self.speeds(peer, workload)
+            rounds = ours.keys() & theirs.keys()
+            if peer != OURS and rounds:
+                found[peer] = statistics.median(ours[number] / theirs[number] for number in rounds)
+        return found
+
+    def best_peer(self, workload: str) -> tuple[str, float] | None:
+        """The peer that is hardest to beat, and our ratio to it; None without peers."""
+        ratios = self.ratios(workload)
+        return min(ratios.items(), key=lambda item: item[1]) if ratios else None
+
+    def share(self, contender: str, workload: str) -> float | None:
+        """decode1 as a share of memory's speed in the same minute, prefill512 as a share of the arithmetic peak; None for others."""
+        work = self.workloads[workload]
+        prompt = len(work.prompts[0])
+        if workload == "decode1":
+            seen = sum(prompt + step for step in range(1, work.tokens + 1))
+            step_bytes = self.costs.read_bytes(work.tokens, seen) / work.tokens
+            shares = [sample.tokens_per_s * step_bytes / sample.bandwidth for sample in self.samples_of(contender, workload)]
+            return statistics.median(shares) if shares else None
+        speed = self.speed(contender, workload)
+        if workload != "prefill512" or speed is None or self.peak is None:
+            return None
+        return self.costs.operations(prompt, prompt * (prompt + 1) // 2, 1) / prompt * speed / self.peak
+
+    def samples_of(self, contender: str, workload: str) -> list[Sample]:
+        """All runs of a contender on a workload."""
+        return [sample for sample in self.samples if (sample.contender, sample.workload) == (contender, workload)]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as JSON."""
+        bandwidths = [sample.bandwidth for sample in self.samples]
+        return {
+            "bandwidth_bytes_per_s": _spread(bandwidths) if bandwidths else None,
+            "peak_operations_per_s": self.peak,
+            "contenders": {
+                name: {
+                    **about,
+                    "workloads": {
+                        workload: {"tokens_per_s": _spread(list(speeds.values())), "share_of_limit": self.share(name, workload)}
+                        for workload in self.workloads
+                        if (speeds := self.speeds(name, workload))
+                    },
+                    "agreement": {workload: _agreement_record(found) for workload, found in self.agreements.get(name, {}).items()},
+                }
+                for name, about in self.abouts.items()
+            },
+            "ratios": {workload: self.ratios(workload) for workload in self.workloads},
+            "best_peer": {workload: best for workload in self.workloads if (best := self.best_peer(workload))},
+            "problems": self.problems,
+        }
+
+    def lines(self) -> list[str]:
+        """The class as a table for people."""
+        rows = [[self.kind, *self.workloads]]
+        rows += [[name, *(self._cell(name, workload) for workload in self.workloads)] for name in self.abouts]
+        bests = [self.best_peer(workload) for workload in self.workloads]
+        rows.append(["ours / best peer", *("-" if best is None else f"{best[1]:.2f} {best[0]}" for best in bests)])
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return [*table, *(f"{name}: {problem}" for name, problem in self.problems.items()), *self._agreement_lines()]
+
+    def _cell(self, contender: str, workload: str) -> str:
+        speed, share = self.speed(contender, workload), self.share(contender, workload)
+        limit = {"decode1": "memory", "prefill512": "peak"}.get(workload)
+        return "-" if speed is None else f"{speed:,.0f}" if share is None else f"{speed:,.0f} ({share:.0%} of {limit})"
+
+    def _agreement_lines(self) -> list[str]:
+        lines = []
+        for name, by_workload in self.agreements.items():
+            requests, equal, near_tie = (sum(getattr(one, what) for one in by_workload.values()) for what in ("requests", "equal", "near_tie"))
+            share = min(one.equal_tokens for one in by_workload.values())
+            parting = f"{near_tie} part from them at a near tie and {requests - equal - near_tie} elsewhere"
+            lines.append(f"{name}: {equal} of {requests} answers are ours, {parting}; {share:.0%} of the tokens come before that")
+        return lines
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": list(values)}
+
+
+def _agreement_record(found: Agreement) -> dict[str, Any]:
+    names = ("requests", "equal", "near_tie", "different", "equal_tokens")
+    return {name: getattr(found, name) for name in names}

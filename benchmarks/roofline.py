@@ -1,0 +1,101 @@
+"""How much of the machine nanovllm uses: decoding against memory's speed, reading a prompt against the arithmetic peak.
+
+Run: python benchmarks/roofline.py --classes float32,bfloat16,int8 --pairs 12
+
+A reading and a run take turns, in one process and with the same threads, since memory that others use too drifts within seconds. Each run
+is compared with the mean of the readings before and after it. The report has the median and the spread; its last line is JSON.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.contenders import CLASSES, OUR_OPTIONS
+from benchmarks.options import add_common_options, ensure_model, finish, heading, in_process, names_of
+from benchmarks.peers.ours import load
+from benchmarks.workload import Workload, make_workloads
+from nanovllm.cli.bench_roofline import Costs
+from nanovllm.cli.values import positive
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.machine import MemoryReader, measure_peak
+
+_READINGS = 2
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser)
+    parser.add_argument("--classes", type=names_of(CLASSES), default=",".join(CLASSES), help="types of the weights (%(default)s)")
+    parser.add_argument("--pairs", type=positive, default=12, help="readings and runs of each kind (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report."""
+    parsed = parse(arguments)
+    model = ensure_model(parsed.model)
+    workloads = make_workloads(model.vocab, parsed.seed, parsed.scale)
+    print(heading(parsed), flush=True)
+    found = {}
+    for kind in parsed.classes:
+        found[kind] = measure_class(kind, model, workloads, parsed)
+        for name, result in found[kind].items():
+            print(f"{kind:9} {name:11} {_shown(result)}", flush=True)
+    finish({"benchmark": "roofline", "pairs": parsed.pairs, "classes": found}, parsed)
+    return 0
+
+
+def measure_class(kind: str, model: GPT2Config, workloads: dict[str, Workload], parsed: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """decode1 and prefill512 of one class, each with what the machine could do beside it."""
+    generate, about = load(parsed.model, json.dumps({**OUR_OPTIONS[kind], **parsed.ours}), parsed.threads)
+    costs = Costs.of(model, kind, about["pair_bytes"])
+    decode, prefill = workloads["decode1"], workloads["prefill512"]
+    context = len(decode.prompts[0])
+    seen = sum(context + step for step in range(1, decode.tokens + 1))
+    operations = costs.operations(prefill.tokens, prefill.tokens * (prefill.tokens + 1) // 2, 1)
+    reader = MemoryReader(parsed.threads)
+    try:
+        found = {"decode1": _pairs(generate, decode, costs.read_bytes(decode.tokens, seen), lambda: reader.bytes_per_s(_READINGS), parsed.pairs)}
+    finally:
+        reader.close()
+    if measure_peak(kind, parsed.threads) is not None:
+        found["prefill512"] = _pairs(generate, prefill, operations, lambda: measure_peak(kind, parsed.threads) or 0.0, parsed.pairs)
+    return found
+
+
+def _pairs(generate: Callable[..., Any], workload: Workload, amount: float, read_limit: Callable[[], float], count: int) -> dict[str, Any]:
+    """`count` runs that read or compute `amount`, between readings of how much of it the machine can do in a second."""
+    timed = in_process(generate)
+    workload.run(timed)
+    before, limits, shares, speeds = read_limit(), [], [], []
+    for _ in range(count):
+        seconds, _ = workload.run(timed)
+        after = read_limit()
+        limits.append((before + after) / 2)
+        shares.append(amount / seconds / limits[-1])
+        speeds.append(workload.tokens / seconds)
+        before = after
+    return {"share": spread(shares), "tokens_per_s": spread(speeds), "limit_per_s": spread(limits)}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """The median, the middle half, the ends and all of some figures."""
+    quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {"median": quarters[1], "p25": quarters[0], "p75": quarters[2], "min": min(values), "max": max(values), "all": list(values)}
+
+
+def _shown(result: dict[str, Any]) -> str:
+    share, speed, limit = result["share"], result["tokens_per_s"], result["limit_per_s"]
+    middle = f"middle half {share['p25']:.1%} to {share['p75']:.1%}, all {share['min']:.1%} to {share['max']:.1%}"
+    return f"{share['median']:.1%} of the limit ({middle}): {speed['median']:,.1f} tok/s, limit {limit['median'] / 1e9:,.1f} G/s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""serve32 in a loop: do memory and speed stay flat?
+
+Run: python benchmarks/soak.py --minutes 30
+
+For each minute it tells tokens a second, the process's resident memory, and how fast memory was read at its end: speed that falls with the
+bandwidth is the machine's. The verdict compares the last quarter of the minutes with the first, the very first left out; the last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.contenders import CLASSES, OUR_OPTIONS
+from benchmarks.options import add_common_options, ensure_model, finish, heading, in_process
+from benchmarks.peers.ours import load
+from benchmarks.workload import make_workloads
+from nanovllm.cli.values import positive_number
+from nanovllm.model.kernels.machine import MemoryReader
+
+MEMORY_GROWTH_BYTES = 8 << 20
+SPEED_LOSS = 0.1
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser)
+    parser.add_argument("--type", choices=CLASSES, default="float32", help="type of the weights (%(default)s)")
+    parser.add_argument("--minutes", type=positive_number, default=30.0, help="how long (%(default)s)")
+    parser.add_argument("--interval-s", type=positive_number, default=60.0, help="how often to tell (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Loop, tell and judge; the exit code is 1 where memory grew or speed fell."""
+    parsed = parse(arguments)
+    model = ensure_model(parsed.model)
+    work = make_workloads(model.vocab, parsed.seed, parsed.scale)["serve32"]
+    generate, _ = load(parsed.model, json.dumps({**OUR_OPTIONS[parsed.type], **parsed.ours}), parsed.threads)
+    run = in_process(generate)
+    reader = MemoryReader(parsed.threads)
+    print(heading(parsed), flush=True)
+    expected = run(work.prompts, work.lengths)["token_ids"]
+    intervals: list[dict[str, Any]] = []
+    end_s = time.monotonic() + 60 * parsed.minutes
+    while time.monotonic() < end_s:
+        tokens, busy_s, stop_s = 0, 0.0, min(time.monotonic() + parsed.interval_s, end_s)
+        while time.monotonic() < stop_s:
+            answer = run(work.prompts, work.lengths)
+            assert answer["token_ids"] == expected, "the same requests were answered otherwise"
+            tokens, busy_s = tokens + work.tokens, busy_s + answer["seconds"]
+        if tokens:
+            intervals.append({"tokens_per_s": tokens / busy_s, "rss_bytes": resident_bytes(), "bandwidth_bytes_per_s": reader.bytes_per_s()})
+            print(shown(len(intervals), intervals[-1]), flush=True)
+    reader.close()
+    verdict = judge(intervals)
+    print(f"\n{verdict['text']}\n")
+    finish({"benchmark": "soak", "type": parsed.type, "minutes": parsed.minutes, "intervals": intervals, **verdict}, parsed)
+    return int(not verdict["is_flat"])
+
+
+def judge(intervals: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compare the end with the beginning: growth of memory in bytes, and the share of speed that was lost."""
+    later = intervals[1:] if len(intervals) > 4 else intervals
+    part = max(1, len(later) // 4)
+    first, last = later[:part], later[-part:]
+
+    def change(name: str) -> tuple[float, float]:
+        return statistics.median(item[name] for item in first), statistics.median(item[name] for item in last)
+
+    before, after = change("tokens_per_s")
+    loss = 1 - after / before
+    growth = None if any(item["rss_bytes"] is None for item in later) else change("rss_bytes")[1] - change("rss_bytes")[0]
+    is_flat = loss <= SPEED_LOSS and (growth is None or growth <= MEMORY_GROWTH_BYTES)
+    memory = "memory is unknown here" if growth is None else f"memory changed by {growth / 2**20:+.1f} MiB"
+    text = f"{'Flat' if is_flat else 'NOT flat'}: {memory}, speed by {-loss:+.1%} ({before:,.0f} to {after:,.0f} tok/s)"
+    return {"is_flat": is_flat, "memory_growth_bytes": growth, "speed_loss": loss, "text": text}
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process has in RAM, None where the operating system does not tell."""
+    statm = Path("/proc/self/statm")
+    if statm.is_file():
+        return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if sys.platform == "darwin":
+        asked = subprocess.run(["/bin/ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+        return int(asked.stdout) * 1024
+    return None
+
+
+def shown(number: int, interval: dict[str, Any]) -> str:
+    """One interval as a line."""
+    rss = interval["rss_bytes"]
+    memory = "-" if rss is None else f"{rss / 2**20:,.1f} MiB"
+    return f"{number:4}  {interval['tokens_per_s']:8,.1f} tok/s  {memory:>13}  memory at {interval['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

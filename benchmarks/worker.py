@@ -1,0 +1,67 @@
+"""A contender's process: it loads a model, then answers lines of JSON. This file needs the standard library alone.
+
+    out   {"ready": {...}}, or {"missing": why} where its package is not installed, or {"failed": why}
+    in    {"prompts": [[1, 2, 3], ...], "lengths": [4, ...], ...}
+    out   {"seconds": 0.5, "token_ids": [[...], ...], ...}
+
+Run one by hand: python -m benchmarks.peers.llamacpp MODEL f32 --threads 2
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Generate = Callable[[list[list[int]], list[int]], list[list[int]]]
+"""generate(prompts, lengths) gives the answers' token ids; it may take further keywords of the request and give (token ids, details)."""
+Load = Callable[[Path, str, int], tuple[Callable[..., Any], dict[str, Any]]]
+"""load(model, variant, threads) gives a Generate, and what is to be told about it, such as versions."""
+
+
+def serve(load: Load) -> None:
+    """Be the worker that the command line describes, until the input ends."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("model", type=Path)
+    parser.add_argument("variant")
+    parser.add_argument("--threads", type=int, required=True)
+    parsed = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(parsed.threads)
+    # What libraries print must not come between the lines of JSON.
+    lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def tell(message: dict[str, Any]) -> None:
+        lines.write(json.dumps(message) + "\n")
+        lines.flush()
+
+    try:
+        generate, about = load(parsed.model, parsed.variant, parsed.threads)
+    except ModuleNotFoundError as error:
+        tell({"missing": str(error)})
+        return
+    except Exception as error:  # noqa: BLE001 - whatever a library raises, the others go on
+        tell({"failed": f"{type(error).__name__}: {error}"[:2000]})
+        return
+    tell({"ready": about})
+    for line in sys.stdin:
+        tell(_answer(generate, json.loads(line)))
+
+
+def _answer(generate: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
+    started_s = time.perf_counter()
+    try:
+        answer = generate(**request)
+    except Exception as error:  # noqa: BLE001 - as above
+        return {"failed": f"{type(error).__name__}: {error}"[:2000]}
+    seconds = time.perf_counter() - started_s
+    token_ids, details = answer if isinstance(answer, tuple) else (answer, {})
+    return {"seconds": seconds, "token_ids": token_ids, **details}
+
+
+def in_groups(prompts: list[list[int]], lengths: list[int], size: int) -> list[tuple[list[list[int]], list[int]]]:
+    """The requests cut into static batches, for those that cannot let a new request in when another ends."""
+    return [(prompts[start : start + size], lengths[start : start + size]) for start in range(0, len(prompts), size)]

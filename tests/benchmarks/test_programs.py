@@ -1,0 +1,175 @@
+"""Each program runs through on a tiny model, and its last line is JSON. What they measure is not judged here."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import compare, roofline, soak, sweep, table
+from benchmarks.make_model import SIZES, make_model
+from nanovllm import LLM, SamplingParams
+from nanovllm.model.config import GPT2Config
+
+NUMPY = ["--ours", '{"backend": "numpy"}', "--scale", "8", "--threads", "1"]
+TINY: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 300, "n_positions": 128}
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tmp_path_factory.mktemp("bench") / "model", **TINY)
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> Run:
+    """run(program, *arguments) gives the JSON of its last line, which is in the file of --json too."""
+
+    def run(program: Callable[[Sequence[str]], int], *arguments: object, code: int = 0) -> dict[str, Any]:
+        file = tmp_path / "figures.json"
+        assert program(["--model", str(model), "--json", str(file), *NUMPY, *map(str, arguments)]) == code
+        record: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert json.loads(file.read_text(encoding="utf-8")) == record
+        assert record["machine"]["cpu"]
+        return record
+
+    return run
+
+
+def test_compare_without_peers(run: Run) -> None:
+    record = run(compare.main, "--peers", "none", "--classes", "float32", "--rounds", 2, "--seed", 3)
+    assert (record["benchmark"], record["rounds"], record["seed"]) == ("compare", 2, 3)
+    found = record["classes"]["float32"]
+    assert found["problems"] == {}
+    assert found["bandwidth_bytes_per_s"]["min"] > 0
+    assert found["peak_operations_per_s"] > 0
+    works = found["contenders"]["nanovllm"]["workloads"]
+    assert set(works) == {"decode1", "prefill512", "serve32"}
+    assert all(len(work["tokens_per_s"]["all"]) == 2 and work["tokens_per_s"]["min"] > 0 for work in works.values())
+    assert works["decode1"]["share_of_limit"] > 0
+    assert works["prefill512"]["share_of_limit"] > 0
+
+
+def test_a_peer_that_is_not_installed_is_left_out_and_one_that_is_us_agrees(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks import contenders
+
+    monkeypatch.setattr(
+        contenders, "PEERS", {**contenders.PEERS, "vllm": {"float32": ["float32"]}, "openvino": {"float32": ['{"backend": "numpy"}']}}
+    )
+    listed = contenders.entries
+
+    def with_a_twin(*arguments: Any) -> list[contenders.Entry]:
+        return [
+            contenders.Entry(entry.name, "ours" if entry.module == "openvino" else entry.module, entry.variant, entry.python)
+            for entry in listed(*arguments)
+        ]
+
+    monkeypatch.setattr(compare, "entries", with_a_twin)
+    flags = ("--peers", "vllm,openvino", "--classes", "float32", "--rounds", 1, "--workloads", "serve32")
+    found = run(compare.main, *flags)["classes"]["float32"]
+    assert found["problems"] == {"vllm float32": "not installed: No module named 'vllm'"}
+    twin = 'openvino {"backend": "numpy"}'
+    assert found["ratios"]["serve32"].keys() == {twin}
+    agreement = found["contenders"][twin]["agreement"]["serve32"]
+    assert (agreement["requests"], agreement["equal"], agreement["equal_tokens"]) == (4, 4, 1.0)
+
+
+def test_compare_fails_where_ours_fails(run: Run) -> None:
+    record = run(compare.main, "--peers", "none", "--classes", "float32", "--ours", '{"backend": "nothing"}', code=1)
+    assert "backend is 'nothing'" in record["classes"]["float32"]["problems"]["nanovllm"]
+
+
+def test_wrong_names_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for flags in (["--peers", "torch"], ["--classes", "float16"], ["--peer-python", "torch=/bin/python"], ["--workloads", "decode2"]):
+        with pytest.raises(SystemExit):
+            compare.main(flags)
+        assert "float32" in (error := capsys.readouterr().err) or "llamacpp" in error or "decode1" in error
+
+
+def test_roofline_tells_shares_with_their_spread(run: Run) -> None:
+    record = run(roofline.main, "--classes", "float32", "--pairs", 3)
+    for name in ("decode1", "prefill512"):
+        share = record["classes"]["float32"][name]["share"]
+        assert 0 < share["min"] <= share["p25"] <= share["median"] <= share["p75"] <= share["max"]
+        assert len(share["all"]) == 3
+
+
+def test_sweep_measures_every_point(run: Run) -> None:
+    points = run(sweep.main, "--classes", "float32", "--sweeps", "batch,context,threads")["points"]
+    assert [point["at"] for point in points if point["sweep"] == "batch"] == [1, 2, 4, 8]
+    assert [point["at"] for point in points if point["sweep"] == "context"] == [16, 32, 64, 128]
+    contexts = [point["context"] for point in points if point["sweep"] == "context"]
+    assert contexts == sorted(contexts)
+    for point in points:
+        assert point["step_s"] > 0
+        assert point["decode_tokens_per_s"] == pytest.approx(point["batch"] / point["step_s"])
+        assert point["step_bytes"] > 4 * 32 * 300
+
+
+def test_soak_loops_and_judges(run: Run) -> None:
+    record = run(soak.main, "--minutes", 0.02, "--interval-s", 0.3)
+    assert len(record["intervals"]) >= 3
+    assert all(interval["tokens_per_s"] > 0 for interval in record["intervals"])
+
+
+@pytest.mark.parametrize(
+    ("speeds", "memory", "is_flat"),
+    [
+        ([50, 100, 101, 99, 100, 98], [1, 2, 2, 2, 2, 2], True),
+        ([50, 100, 100, 95, 85, 80], [2, 2, 2, 2, 2, 2], False),
+        ([100] * 6, [1, 1, 100, 200, 300, 400], False),
+        ([100] * 6, [None] * 6, True),
+    ],
+)
+def test_soak_compares_the_end_with_the_beginning(speeds: list[float], memory: list[int | None], is_flat: bool) -> None:
+    intervals = [{"tokens_per_s": speed, "rss_bytes": None if size is None else size << 20} for speed, size in zip(speeds, memory, strict=True)]
+    assert soak.judge(intervals)["is_flat"] is is_flat
+
+
+def test_a_made_model_answers_with_every_token(model: Path) -> None:
+    llm = LLM(model, backend="numpy")
+    output = llm.generate([[299, 0, 5]], SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True), use_tqdm=False)[0]
+    assert len(output.outputs[0].token_ids) == 4
+    assert len({llm.tokenizer.decode([token]) for token in range(256, 299)}) == 43
+
+
+def test_sizes_are_those_of_gpt2() -> None:
+    def parameters(size: str) -> int:
+        return GPT2Config.from_dict({"model_type": "gpt2", "vocab_size": 50257, **SIZES[size]}).parameters
+
+    assert {size: round(parameters(size) / 1e6) for size in SIZES} == {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
+
+
+def test_plots_are_drawn(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    from benchmarks.plot import draw
+
+    written = draw(run(sweep.main, "--classes", "float32", "--sweeps", "batch,context,threads"), tmp_path)
+    assert [path.name for path in written] == ["roofline.svg", "batch.svg", "context.svg", "threads.svg"]
+    assert all(path.read_text(encoding="utf-8").rstrip().endswith("</svg>") for path in written)
+    assert all(path.stat().st_size < 60_000 for path in written)
+
+
+def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(
+        "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n<!-- soak: begin -->\n<!-- soak: end -->\n", encoding="utf-8"
+    )
+    run(compare.main, "--peers", "none", "--classes", "float32", "--rounds", 1, "--workloads", "decode1,serve32")
+    for _ in range(2):
+        assert table.main([str(tmp_path / "figures.json"), "--write", str(page)]) == 0
+    text = page.read_text(encoding="utf-8")
+    assert text.startswith("before\n<!-- compare: begin -->\n\n| | decode1 | serve32 |\n")
+    assert text.count("| **float32**: nanovllm |") == 1
+    assert "old" not in text
+    assert "after" in text
+    with pytest.raises(ValueError, match="no place for roofline"):
+        table.insert(text, "roofline", "")
+
+
+def test_the_page_has_a_place_for_each_table(run: Run, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
+    for program, flags in ((compare.main, ("--peers", "none", "--rounds", 1)), (roofline.main, ("--pairs", 1)), (soak.main, ("--minutes", 0.01))):
+        record = run(program, *flags, *(() if program is soak.main else ("--classes", "float32")))
+        assert table.markdown(record) in table.insert(page, record["benchmark"], table.markdown(record))
