@@ -4,8 +4,6 @@ Weights are packed into panels while loading; the cache is laid out as attention
 the batch, on how a prompt is cut, or on the number of threads.
 """
 
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,15 +14,13 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.activation import ACTIVATIONS as KERNEL_ACTIVATIONS
-from nanovllm.model.kernels.compiler import host_lanes
-from nanovllm.model.kernels.forward import make_forward, make_logits
-from nanovllm.model.kernels.matmul import panel_width
+from nanovllm.model.kernels.layout import F32_BYTES, LINE_BYTES
+from nanovllm.model.kernels.library import load_library
+from nanovllm.model.kernels.machine import host_lanes, panel_width
 from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, round_up
-from nanovllm.model.kernels.parameters import ITEM_FIELDS, PARAMETERS, QUERY_TILE, ROW_BLOCK, WORK_COUNTERS_PER_LAYER
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ITEM_FIELDS, PARAMETERS, QUERY_TILE, ROW_BLOCK, WORK_COUNTERS_PER_LAYER
 from nanovllm.model.kernels.pool import ThreadPool
-from nanovllm.model.kernels.threads import LINE_BYTES
-from nanovllm.model.kernels.vector import F32_BYTES
+from nanovllm.model.kernels.processors import default_threads
 from nanovllm.model.weights import GPT2Weights
 
 _SHARED_PRODUCTS = 1_000_000  # fewer multiply-adds than this are done before another thread is awake
@@ -49,10 +45,10 @@ class NumbaBackend:
     """Packed weights, a packed cache, and threads that run the compiled forward pass."""
 
     def __init__(self, config: GPT2Config, weights: GPT2Weights, *, num_threads: int | None = None, lanes: int | None = None) -> None:
-        """Pack the weights and compile.
+        """Pack the weights, and compile if nobody has on this machine.
 
         Args:
-            num_threads: by default one for each processor that this process may use.
+            num_threads: by default one for each core that this process may use.
             lanes: float32 in a vector: 16, 8 or 4; by default what the machine has.
         """
         self._config = config
@@ -60,8 +56,8 @@ class NumbaBackend:
         self._width = panel_width(self._lanes)
         self._memory = _Memory()
         self._record = np.zeros(1, dtype=PARAMETERS)
-        self._forward, self._logits = make_forward(self._lanes), make_logits(self._lanes)
-        self._pool = ThreadPool(num_threads or available_processors())
+        self._library = load_library(self._lanes)
+        self._pool = ThreadPool(num_threads or default_threads(), self._library)
         self._capacity = 0
         self._logit_capacity = 0
         self._place_sizes()
@@ -128,7 +124,7 @@ class NumbaBackend:
             decode_items=decodes,
             chunk_items=chunks,
         )
-        self._run(self._forward, batch.tokens * self._config.parameters)
+        self._run("forward", batch.tokens * self._config.parameters)
         return self._memory.arrays["normed"][:rows, : self._config.d_model].copy()
 
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
@@ -138,7 +134,7 @@ class NumbaBackend:
         self._reserve_logits(rows)
         self._memory.arrays["normed"][:rows, : self._config.d_model] = hidden
         self._record["rows"] = rows
-        self._run(self._logits, rows * self._config.vocab * self._config.d_model)
+        self._run("logits", rows * self._config.vocab * self._config.d_model)
         return self._memory.arrays["logits"][:rows, : self._config.vocab]
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
@@ -150,21 +146,15 @@ class NumbaBackend:
         """End the helper threads."""
         self._pool.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_pool"):
-            self._pool.close()
-
-    def _run(self, function: Callable[[np.ndarray, int], None], products: int) -> None:
+    def _run(self, function: str, products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""
         threads = self._pool.threads if products >= _SHARED_PRODUCTS else 1
         self._record["threads"] = threads
-        self._memory.arrays["arrived"][:] = 0
         self._memory.arrays["work"][:] = 0
-        self._pool.run(function, self._record, threads)
+        self._pool.run(self._library.addresses[function], self._record.ctypes.data, threads)
 
     def _place_sizes(self) -> None:
         config, record = self._config, self._record
-        kinds = list(KERNEL_ACTIVATIONS)
         sizes = {
             "layers": config.layers,
             "d_model": config.d_model,
@@ -172,18 +162,18 @@ class NumbaBackend:
             "heads": config.heads,
             "head_dim": config.head_dim,
             "vocab": config.vocab,
-            "activation": kinds.index(ACTIVATIONS[config.activation].__name__),
+            "activation": ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__),
             "hidden_stride": round_up(config.d_model, self._width) * F32_BYTES,
             "qkv_stride": round_up(3 * config.d_model, self._width) * F32_BYTES,
             "middle_stride": round_up(config.d_ff, self._width) * F32_BYTES,
             "logits_stride": round_up(config.vocab, self._width) * F32_BYTES,
+            "arrived": self._pool.arrived,
         }
         for name, value in sizes.items():
             record[name] = value
         line = LINE_BYTES // 8
         self._memory.place(
             record,
-            arrived=np.zeros(line, dtype=np.int64),
             work=np.zeros(config.layers * WORK_COUNTERS_PER_LAYER * line, dtype=np.int64),
             epsilon=np.array([config.epsilon], dtype=np.float32),
             scales=np.array([config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32),
@@ -248,10 +238,3 @@ def _attention_items(batch: ForwardBatch) -> tuple[Int64[np.ndarray, "decodes fi
         for done in range(0, int(counts[seq]), QUERY_TILE)
     ]
     return np.ascontiguousarray(decodes, dtype=np.int64), np.array(pieces, dtype=np.int64).reshape(-1, ITEM_FIELDS)
-
-
-def available_processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

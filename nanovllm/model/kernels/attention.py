@@ -18,9 +18,11 @@ from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.matmul import make_tiles, panel_vectors, panel_width
+from nanovllm.model.kernels.layout import F32_BYTES
+from nanovllm.model.kernels.machine import panel_vectors, panel_width
+from nanovllm.model.kernels.matmul import make_tiles
 from nanovllm.model.kernels.memory import load_int, make_clear, make_copy
-from nanovllm.model.kernels.vector import F32, F32_BYTES, Value, Vectors, kernel
+from nanovllm.model.kernels.vector import F32, Value, Vectors, kernel
 
 _MASKED = -1e30
 

@@ -10,12 +10,8 @@ from typing import Any
 
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES
 from nanovllm.model.kernels.vector import Value, Vectors, kernel
-
-ACTIVATION_NAMES = tuple(ACTIVATIONS)
-STORE = len(ACTIVATION_NAMES)
-"""Epilogues are numbered: the activations first, then these two."""
-ADD_TO_RESIDUAL = STORE + 1
 
 
 def make_epilogue(lanes: int) -> Any:
@@ -35,7 +31,7 @@ def make_epilogue(lanes: int) -> Any:
     def activate(function: Callable[[Vectors, Value], Value]) -> Any:
         return row(lambda v, value, at: function(v, value))
 
-    kinds = [activate(function) for function in ACTIVATIONS.values()]
+    kinds = [activate(ACTIVATIONS[name]) for name in ACTIVATION_NAMES]
     kinds.append(row(lambda v, value, at: value))
     kinds.append(row(lambda v, value, at: v.add(v.load(at), value)))
     return _choose(kinds)

@@ -10,18 +10,17 @@ from typing import Any
 
 from nanovllm.model.kernels.attention import make_attend_prompt, make_attend_token
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.epilogue import ADD_TO_RESIDUAL, STORE
 from nanovllm.model.kernels.layernorm import make_layer_norm
+from nanovllm.model.kernels.layout import F32_BYTES, LINE_BYTES
 from nanovllm.model.kernels.matmul import make_product
-from nanovllm.model.kernels.memory import INT_BYTES, load_int, make_add, make_clear, make_copy, make_scatter
-from nanovllm.model.kernels.parameters import ITEM_FIELDS, WORK_COUNTERS_PER_LAYER
-from nanovllm.model.kernels.threads import LINE_BYTES, atomic_add, barrier
-from nanovllm.model.kernels.vector import F32_BYTES
+from nanovllm.model.kernels.memory import INT_BYTES, load_int, make_add, make_clear, make_copy, make_scatter, parameters_at
+from nanovllm.model.kernels.parameters import ADD_TO_RESIDUAL, ITEM_FIELDS, STORE, WORK_COUNTERS_PER_LAYER
+from nanovllm.model.kernels.threads import atomic_add, barrier, has_failed
 
 
 @cache
 def make_forward(lanes: int) -> Any:
-    """forward(record, thread): a whole step, from token ids to the normalised hidden state of the wanted rows, in `normed`."""
+    """forward(address, thread): a whole step, from token ids to the normalised hidden state of the wanted rows, in `normed`."""
     product = make_product(lanes)
     layer_norm = make_layer_norm(lanes)
     normalise = _make_normalise(lanes)
@@ -30,14 +29,16 @@ def make_forward(lanes: int) -> Any:
     paged_attention = _make_paged_attention(lanes)
 
     @compiled
-    def forward(record: Any, thread: int) -> None:
-        p = record[0]
+    def forward(address: int, thread: int) -> None:
+        p = parameters_at(address)
         threads = p.threads
         begin, end = p.tokens * thread // threads, p.tokens * (thread + 1) // threads
         scratch = p.scratch + thread * p.scratch_bytes
         reached = 0
         embed(p, begin, end)
         for layer in range(p.layers):
+            if has_failed(p.arrived):
+                return
             work = p.work + layer * WORK_COUNTERS_PER_LAYER * LINE_BYTES
             row = layer * p.hidden_stride
             normalise(p, begin, end, p.attention_gain + row, p.attention_bias + row)
@@ -85,12 +86,12 @@ def make_forward(lanes: int) -> Any:
 
 @cache
 def make_logits(lanes: int) -> Any:
-    """logits(record, thread): the head's scores of the first `rows` rows of `normed`, in `logits`."""
+    """logits(address, thread): the head's scores of the first `rows` rows of `normed`, in `logits`."""
     product = make_product(lanes)
 
     @compiled
-    def logits(record: Any, thread: int) -> None:
-        p = record[0]
+    def logits(address: int, thread: int) -> None:
+        p = parameters_at(address)
         product(
             thread, p.threads, p.work, p.normed, p.hidden_stride, p.rows, p.head_weight, p.d_model, p.vocab, p.zeros, p.logits,
             p.logits_stride, STORE, p.scratch + thread * p.scratch_bytes,

@@ -17,23 +17,15 @@ from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.epilogue import make_epilogue
+from nanovllm.model.kernels.layout import F32_BYTES, LINE_BYTES
+from nanovllm.model.kernels.machine import panel_vectors, panel_width
 from nanovllm.model.kernels.memory import make_clear
 from nanovllm.model.kernels.parameters import ROW_BLOCK
-from nanovllm.model.kernels.threads import LINE_BYTES, atomic_add
-from nanovllm.model.kernels.vector import F32_BYTES, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.threads import atomic_add
+from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB of float32, which leave the second-level cache room for the rows
 _STATIC_ROWS = 64  # up to here reading the weights costs more than computing with them
-
-
-def panel_vectors(lanes: int) -> int:
-    """Vectors across a panel: 6 rows of sums of so many, the weights and an input must fit the registers."""
-    return {16: 4, 8: 2, 4: 4}[lanes]
-
-
-def panel_width(lanes: int) -> int:
-    """Columns of a panel."""
-    return panel_vectors(lanes) * lanes
 
 
 def make_tile(lanes: int, rows: int, vectors: int, *, prefetch: bool) -> Any:

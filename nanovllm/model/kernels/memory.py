@@ -1,14 +1,33 @@
-"""Reading integers, and moving rows of float32 about."""
+"""Reading records and integers, and moving rows of float32 about."""
 
 from typing import Any
 
+import numba
+import numpy as np
 from llvmlite import ir
 from numba import types
 
 from nanovllm.model.kernels.compiler import intrinsic
+from nanovllm.model.kernels.parameters import PARAMETERS
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 INT_BYTES = 8
+
+
+def _record_at(dtype: np.dtype) -> Any:
+    record = numba.from_dtype(dtype)
+
+    def declare(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(record))
+
+        return record(types.intp), generate
+
+    return intrinsic(declare)
+
+
+parameters_at = _record_at(PARAMETERS)
+"""parameters_at(address): the record of parameters.py that begins there."""
 
 
 @intrinsic

@@ -36,3 +36,8 @@ ROW_BLOCK = 96
 """Rows of a product taken together: they stay in a core's own cache while a panel passes by."""
 WORK_COUNTERS_PER_LAYER = 6
 """Counters that hand out work, each used once in a step: four products, two kinds of attention."""
+
+ACTIVATION_NAMES = ("gelu_new", "gelu", "quick_gelu", "silu", "sigmoid", "tanh", "mish", "relu", "relu2", "relu6", "leaky_relu", "linear")
+"""What an epilogue does is numbered: these activations first, then the next two."""
+STORE = len(ACTIVATION_NAMES)
+ADD_TO_RESIDUAL = STORE + 1

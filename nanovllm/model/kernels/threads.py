@@ -1,10 +1,12 @@
-"""Several threads in one compiled function: counters that hand out work, and a barrier between phases.
+"""Several threads in one compiled function: counters that hand out work, barriers between phases, and how to wait.
 
-A barrier costs some 50 ns where the threads arrive together. A thread that waits spins first, since the others are usually about to
-come, and then gives its processor away, so that on a machine with more threads than cores everybody gets on.
+A barrier costs some 50 ns where the threads arrive together. A thread that waits spins first, since the others are usually about to come.
+Then it gives its processor away, and then sleeps a little between two looks: where there are more threads than processors, those that
+have work get on.
+
+Whoever fails sets the word `abort` of the job (layout.py). From then on nobody waits, so that all come out.
 """
 
-import sys
 from typing import Any
 
 from llvmlite import binding, ir
@@ -12,13 +14,14 @@ from numba import types
 from numba.core import cgutils
 
 from nanovllm.model.kernels.compiler import compiled, intrinsic
+from nanovllm.model.kernels.layout import ABORT, ARRIVED
+from nanovllm.model.kernels.system import give_way, nap
 from nanovllm.model.kernels.vector import I64
 
-LINE_BYTES = 64  # counters stand a cache line apart, so that threads do not wait for each other's
-_SPINS = 20_000
+SPINS = 2_000
+_YIELDS = 50
 
 _IS_X86 = binding.get_default_triple().startswith(("x86_64", "i686"))
-_give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
 
 @intrinsic
@@ -36,13 +39,13 @@ def atomic_load(typing_context: Any, address: Any) -> Any:
     """The integer at `address`; what other threads wrote before they changed it is visible from here on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(arguments[0], ir.PointerType(I64)), "acquire", 8, typ=I64)
+        return builder.load_atomic(builder.inttoptr(arguments[0], ir.PointerType(I64)), "seq_cst", 8, typ=I64)
 
     return types.intp(types.intp), generate
 
 
 @intrinsic
-def _relax(typing_context: Any) -> Any:
+def relax(typing_context: Any) -> Any:
     """Tell an x86 processor that this thread only waits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -56,14 +59,29 @@ def _relax(typing_context: Any) -> Any:
 
 @compiled
 def barrier(arrived: int, target: int) -> None:
-    """Wait until `target` arrivals have been counted at the address `arrived`, this one among them.
+    """Wait until `target` arrivals have been counted at the address `arrived` of the job, this one among them.
 
     The counter is never set back within a run: the n-th barrier of t threads waits for n * t.
     """
     atomic_add(arrived, 1)
-    spins = 0
-    while atomic_load(arrived) < target:
-        _relax()
-        spins += 1
-        if spins > _SPINS:
-            _give_way()
+    wait_for(arrived, target, arrived + ABORT - ARRIVED)
+
+
+@compiled
+def has_failed(arrived: int) -> bool:
+    """Whether the run whose arrivals are counted at `arrived` has been given up."""
+    return atomic_load(arrived + ABORT - ARRIVED) != 0
+
+
+@compiled
+def wait_for(counter: int, target: int, abort: int) -> None:
+    """Wait until the integer at `counter` is at least `target`, or the one at `abort` is not 0."""
+    looks = 0
+    while atomic_load(counter) < target and atomic_load(abort) == 0:
+        looks += 1
+        if looks < SPINS:
+            relax()
+        elif looks < SPINS + _YIELDS:
+            give_way()
+        else:
+            nap()

@@ -18,9 +18,9 @@ from numba import types
 from numba.core import cgutils
 
 from nanovllm.model.kernels.compiler import intrinsic
+from nanovllm.model.kernels.layout import F32_BYTES
 
 F32, I1, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-F32_BYTES = 4
 
 Value = Any  # llvmlite's values have no useful types
 

@@ -8,11 +8,13 @@ import pytest
 from nanovllm.model import activation, layernorm
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.attention import make_softmax
-from nanovllm.model.kernels.compiler import compiled, host_lanes
-from nanovllm.model.kernels.epilogue import ACTIVATION_NAMES, ADD_TO_RESIDUAL, STORE, make_epilogue
+from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.layernorm import make_layer_norm
-from nanovllm.model.kernels.matmul import make_product, panel_width
+from nanovllm.model.kernels.machine import host_lanes, panel_width
+from nanovllm.model.kernels.matmul import make_product
 from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, round_up
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, STORE
 
 LANES = [16, 8, 4]
 
