@@ -1,11 +1,9 @@
 """How threads stay inside compiled code between steps.
 
-    engine's thread   run_job:  generation + 1, wake who sleeps | function(argument, 0) | wait until all have finished
+    engine's thread   run_job:  generation + 1                 | function(argument, 0) | wait until all have finished
     helper            help_job: wait for a new generation       | function(argument, n) | finished + 1, and again
 
-A helper looks for work for a moment and then sleeps in the operating system, where it costs nothing. The order of two words decides that
-none is forgotten: it counts itself among the sleepers before its last look at the generation, and the engine's thread changes the generation
-before it looks for sleepers.
+A helper leaves when the word `abort` is set, by a thread that has failed or because nobody needs it any more.
 """
 
 from typing import Any
@@ -15,8 +13,8 @@ from numba import types
 
 from nanovllm.model.kernels import system
 from nanovllm.model.kernels.compiler import compiled, intrinsic
-from nanovllm.model.kernels.layout import ABORT, ARGUMENT, ASLEEP, CLOSING, FINISHED, FUNCTION, GENERATION
-from nanovllm.model.kernels.threads import SPINS, atomic_add, atomic_load, relax, wait_for
+from nanovllm.model.kernels.layout import ABORT, ARGUMENT, FINISHED, FUNCTION, GENERATION, HELPERS
+from nanovllm.model.kernels.threads import atomic_add, atomic_load, count, wait_for, wake
 from nanovllm.model.kernels.vector import I32, I64
 
 
@@ -35,21 +33,7 @@ def _call(typing_context: Any, function: Any, argument: Any, thread: Any) -> Any
 def _work(job: int, thread: int) -> None:
     if _call(atomic_load(job + FUNCTION), atomic_load(job + ARGUMENT), thread) != 0:
         atomic_add(job + ABORT, 1)
-
-
-@compiled
-def _wait_for_work(job: int, generation: int) -> None:
-    """Wait until the generation is no longer this one."""
-    for _ in range(SPINS):
-        if atomic_load(job + GENERATION) != generation:
-            return
-        relax()
-    system.lock(job)
-    atomic_add(job + ASLEEP, 1)
-    while atomic_load(job + GENERATION) == generation:
-        system.wait(job)
-    atomic_add(job + ASLEEP, -1)
-    system.unlock(job)
+        wake(job)
 
 
 @compiled
@@ -60,31 +44,27 @@ def prepare_job(job: int, _: int) -> None:
 
 @compiled
 def wake_helpers(job: int, _: int) -> None:
-    """Begin the next generation."""
-    atomic_add(job + GENERATION, 1)
-    if atomic_load(job + ASLEEP) > 0:
-        system.lock(job)
-        system.wake(job)
-        system.unlock(job)
+    """Let all that sleep look again."""
+    wake(job)
 
 
 @compiled
 def run_job(job: int, helpers: int) -> None:
     """Do the job's work as thread 0, alone or with all helpers; afterwards nobody works on it, unless `abort` is set."""
     if helpers > 0:
-        wake_helpers(job, 0)
+        count(job, GENERATION, atomic_load(job + GENERATION) + 1)
     _work(job, 0)
-    wait_for(job + FINISHED, helpers, job + ABORT)
+    wait_for(job, FINISHED, helpers)
 
 
 @compiled
 def help_job(job: int, thread: int) -> None:
-    """Do the share of thread number `thread` in every run, until the job is closed."""
+    """Do the share of thread number `thread` in every run, until the job has failed or is closed, which sets `abort` too."""
     generation = 0
     while True:
-        _wait_for_work(job, generation)
         generation += 1
-        if atomic_load(job + CLOSING) != 0:
+        wait_for(job, GENERATION, generation)
+        if atomic_load(job + ABORT) != 0:
             return
         _work(job, thread)
-        atomic_add(job + FINISHED, 1)
+        count(job, FINISHED, atomic_load(job + HELPERS))

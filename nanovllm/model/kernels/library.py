@@ -7,7 +7,7 @@ them, so that code which was compiled from one state of the files is never kept 
 import hashlib
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from ctypes import CFUNCTYPE, c_int32, c_int64
 from functools import cache
 from importlib.metadata import version
@@ -30,9 +30,9 @@ PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
 class Library:
     """Machine code in this process; it stays until the process ends."""
 
-    def __init__(self, image: bytes) -> None:
-        """Load an object file."""
-        self.addresses: Mapping[str, int] = load_object(image, ENTRIES)
+    def __init__(self, image: bytes, names: Sequence[str] = ENTRIES) -> None:
+        """Load an object file that has functions of these names."""
+        self.addresses: Mapping[str, int] = load_object(image, names)
         self.functions: Mapping[str, Callable[[int, int], int]] = {name: PROTOTYPE(address) for name, address in self.addresses.items()}
 
 

@@ -4,6 +4,7 @@ LLVM itself is enough for both; Numba, which takes longer to import than a model
 """
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ def create_target_machine(processor: Processor) -> Any:
     return target.create_target_machine(cpu=processor.name, features=processor.features, opt=3, reloc=relocation, codemodel="jitdefault", jit=True)
 
 
-def load_object(image: bytes, names: tuple[str, ...]) -> dict[str, int]:
+def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
     """Load an object file into this process; returns the addresses of its functions of these names.
 
     It stays loaded until the process ends, since a thread may be about to return from it.

@@ -16,6 +16,10 @@ from typing import Any
 from nanovllm.model.kernels.layout import ARRIVED, JOB
 from nanovllm.model.kernels.library import Library
 from nanovllm.model.kernels.packing import aligned_zeros
+from nanovllm.model.kernels.processors import usable_processors
+
+_SPINS = 1_000  # some 20 us: barriers are shorter, and whoever waits longer does so for a thread that has no processor
+_SPINS_CROWDED = 50  # with more threads than processors, that is the rule
 
 
 class ThreadPool:
@@ -62,6 +66,8 @@ class ThreadPool:
         self.close()
         self._memory[:] = 0
         self._library.functions["prepare_job"](self._address, 0)
+        self._job["helpers"] = self.threads - 1
+        self._job["spins"] = _SPINS if self.threads <= usable_processors() else _SPINS_CROWDED
         helpers: list[threading.Thread] = []
         self._pid = os.getpid()
         self._dismiss = weakref.finalize(self, _dismiss, self._library, self._memory, helpers, self._pid)
@@ -81,15 +87,19 @@ def _help(library: Library, memory: Any, number: int) -> None:
     try:
         library.functions["help_job"](memory.ctypes.data, number)
     finally:
-        memory.view(JOB)["abort"] = 1  # nobody may wait for this thread any more
+        _abort(library, memory)  # nobody may wait for this thread any more
+
+
+def _abort(library: Library, memory: Any) -> None:
+    memory.view(JOB)["abort"] = 1
+    library.functions["wake_helpers"](memory.ctypes.data, 0)
 
 
 def _dismiss(library: Library, memory: Any, helpers: Sequence[threading.Thread], pid: int) -> None:
     """Send helpers home and wait until they have left; in a forked process there are none."""
     if pid != os.getpid():
         return
-    memory.view(JOB)["closing"] = 1
-    library.functions["wake_helpers"](memory.ctypes.data, 0)
+    _abort(library, memory)
     for helper in helpers:
         if helper is not threading.current_thread():
             helper.join()

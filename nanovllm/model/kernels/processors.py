@@ -16,8 +16,12 @@ def default_threads() -> int:
     """Physical cores that this process may use, and no more than its share of them; at least 1."""
     if sys.platform == "linux":
         return linux_threads(os.sched_getaffinity(0), Path("/"))
-    cores = _mac_cores() if sys.platform == "darwin" else None
-    return max(1, cores or os.cpu_count() or 1)
+    return (_mac_cores() if sys.platform == "darwin" else None) or usable_processors()
+
+
+def usable_processors() -> int:
+    """Processors that this process may run on, two for a core that has two threads."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def linux_threads(processors: Iterable[int], root: Path) -> int:
@@ -41,16 +45,15 @@ def _quotas(root: Path) -> list[float]:
     except OSError:
         return []
     quotas = []
-    for line in lines:
-        _, controllers, group = line.split(":", 2)
-        if controllers and "cpu" not in controllers.split(","):
+    for number, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+        is_second = number == "0" and not controllers
+        if not is_second and "cpu" not in controllers.split(","):
             continue
-        mount = root / "sys/fs/cgroup" / ("cpu" if controllers else "")
-        inner = mount / group.strip("/")
-        for folder in {mount, inner, *(parent for parent in inner.parents if mount in parent.parents)}:
-            quota = _version_1(folder) if controllers else _version_2(folder)
-            quotas += [] if quota is None else [quota]
-    return quotas
+        folder = root / "sys/fs/cgroup" / ("" if is_second else "cpu")
+        for name in ("", *group.strip("/").split("/")):
+            folder /= name
+            quotas.append(_version_2(folder) if is_second else _version_1(folder))
+    return [quota for quota in quotas if quota is not None]
 
 
 def _version_2(folder: Path) -> float | None:

@@ -1,4 +1,4 @@
-"""What compiled code asks of the operating system: to let others run, to sleep a little, and to wait until it is woken.
+"""What compiled code asks of the operating system: to sleep until it is woken.
 
 POSIX has locks and conditions in the pthread library, Windows has slim reader-writer locks and condition variables. Neither kind asks for
 anything to be freed.
@@ -12,7 +12,6 @@ from numba import types
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.layout import CONDITION, LOCK
 
-_NAP_US = 50
 _FOREVER = -1
 
 
@@ -21,18 +20,9 @@ def _function(name: str, *arguments: Any) -> Any:
 
 
 def _make_windows() -> tuple[Any, ...]:
-    switch_to_thread, sleep = _function("SwitchToThread"), _function("Sleep", types.int32)
     acquire, release = _function("AcquireSRWLockExclusive", types.intp), _function("ReleaseSRWLockExclusive", types.intp)
     sleep_on = _function("SleepConditionVariableSRW", types.intp, types.intp, types.int32, types.int32)
     wake_all = _function("WakeAllConditionVariable", types.intp)
-
-    @compiled
-    def give_way() -> None:
-        switch_to_thread()
-
-    @compiled
-    def nap() -> None:
-        sleep(1)
 
     @compiled
     def prepare_lock(job: int) -> None:
@@ -54,22 +44,13 @@ def _make_windows() -> tuple[Any, ...]:
     def wake(job: int) -> None:
         wake_all(job + CONDITION)
 
-    return give_way, nap, prepare_lock, lock, unlock, wait, wake
+    return prepare_lock, lock, unlock, wait, wake
 
 
 def _make_posix() -> tuple[Any, ...]:
-    sched_yield, usleep = _function("sched_yield"), _function("usleep", types.int32)
     mutex_init, cond_init = (_function(f"pthread_{kind}_init", types.intp, types.intp) for kind in ("mutex", "cond"))
     mutex_lock, mutex_unlock = (_function(f"pthread_mutex_{what}", types.intp) for what in ("lock", "unlock"))
     cond_wait, cond_broadcast = _function("pthread_cond_wait", types.intp, types.intp), _function("pthread_cond_broadcast", types.intp)
-
-    @compiled
-    def give_way() -> None:
-        sched_yield()
-
-    @compiled
-    def nap() -> None:
-        usleep(_NAP_US)
 
     @compiled
     def prepare_lock(job: int) -> None:
@@ -92,7 +73,7 @@ def _make_posix() -> tuple[Any, ...]:
     def wake(job: int) -> None:
         cond_broadcast(job + CONDITION)
 
-    return give_way, nap, prepare_lock, lock, unlock, wait, wake
+    return prepare_lock, lock, unlock, wait, wake
 
 
-give_way, nap, prepare_lock, lock, unlock, wait, wake = _make_windows() if sys.platform == "win32" else _make_posix()
+prepare_lock, lock, unlock, wait, wake = _make_windows() if sys.platform == "win32" else _make_posix()
