@@ -16,14 +16,14 @@ from benchmarks.workload import DEFAULT_SEED, Answer, Run
 from nanovllm.cli.bench_report import describe_machine
 from nanovllm.cli.values import not_negative, positive
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.numba_backend import available_processors
+from nanovllm.model.kernels.processors import default_threads
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Flags that all of them have."""
     default_model = ROOT / "models" / "gpt2-random"
     parser.add_argument("--model", type=Path, default=default_model, help="folder of a checkpoint; made with random weights where it is missing")
-    parser.add_argument("--threads", type=positive, default=available_processors(), help="threads of each run (%(default)s)")
+    parser.add_argument("--threads", type=positive, default=default_threads(), help="threads of each run (%(default)s)")
     seed = os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED))
     parser.add_argument("--seed", type=not_negative, default=seed, help="draws the requests; also WORKLOAD_SEED (%(default)s)")
     parser.add_argument("--scale", type=positive, default=1, help="divide all lengths by this, for trying things out")

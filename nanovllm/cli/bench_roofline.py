@@ -108,9 +108,9 @@ class Limits:
         """Measure this machine with the threads and the type that an engine is set to."""
         # Numba takes long to import, and only those who measure need it.
         from nanovllm.model.kernels.machine import measure_bandwidth, measure_peak  # noqa: PLC0415
-        from nanovllm.model.numba_backend import available_processors  # noqa: PLC0415
+        from nanovllm.model.kernels.processors import default_threads  # noqa: PLC0415
 
-        threads, kind = config.num_threads or available_processors(), weight_kind(config)
+        threads, kind = config.num_threads or default_threads(), weight_kind(config)
         return cls(threads, kind, measure_bandwidth(threads), measure_peak(kind, threads))
 
     @classmethod

@@ -5,8 +5,6 @@ the batch, on how a prompt is cut, or on the number of threads.
 """
 
 import math
-import os
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,22 +15,24 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.forward import make_forward, make_greedy, make_logits
-from nanovllm.model.kernels.greedy import NO_WORD, best_bytes
+from nanovllm.model.kernels.layout import LINE_BYTES
+from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
 from nanovllm.model.kernels.parameters import (
     ACTIVATION_NAMES,
     ITEM_FIELDS,
+    NO_WORD,
     NOTES_BYTES,
     PARAMETERS,
     QUERY_TILE,
     ROW_BLOCK,
     WORD_BYTES,
     WORK_COUNTERS_PER_LAYER,
+    best_bytes,
 )
 from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.kernels.processors import default_threads
 from nanovllm.model.kernels.target import PER_WORD, Spec, host_target
-from nanovllm.model.kernels.threads import LINE_BYTES
 from nanovllm.model.packed_weights import PackedWeights
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.weights import GPT2Weights
@@ -66,16 +66,16 @@ class NumbaBackend:
         Args:
             spec: types of weights and cache and what the processor can do; by default float32 on this machine.
             narrow_embedding: keep the token embedding in bfloat16.
-            num_threads: by default one for each processor that this process may use.
+            num_threads: by default one for each core that this process may use.
         """
         self._config = config
         self._spec = spec or Spec(host_target())
         self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
         self._memory = _Memory()
         self._record = np.zeros(1, dtype=PARAMETERS)
-        self._forward, self._logits, self._greedy = make_forward(self._spec), make_logits(self._spec), make_greedy(self._spec)
-        self._pool = ThreadPool(num_threads or available_processors())
-        self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._spec.target)
+        self._library = load_library(self._spec)
+        self._pool = ThreadPool(num_threads or default_threads(), self._library)
+        self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._library, self._lanes)
         self._capacity = 0
         self._logit_capacity = 0
         self._place_sizes()
@@ -172,7 +172,7 @@ class NumbaBackend:
             decode_items=decodes,
             chunk_items=chunks,
         )
-        self._run(self._forward, batch.tokens * self._config.parameters)
+        self._run("forward", batch.tokens * self._config.parameters)
         return self._memory.arrays["final"][:rows, : self._config.d_model].copy()
 
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
@@ -180,7 +180,7 @@ class NumbaBackend:
         rows = hidden.shape[0]
         self._place_final(hidden)
         self._reserve_logits(rows)
-        self._run(self._logits, rows * self._config.vocab * self._config.d_model)
+        self._run("logits", rows * self._config.vocab * self._config.d_model)
         return self._memory.arrays["logits"][:rows, : self._config.vocab]
 
     def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
@@ -190,7 +190,7 @@ class NumbaBackend:
         words = np.zeros(rows, dtype=np.int64)
         best = aligned_zeros(self._pool.threads * rows * best_bytes(self._lanes) // WORD_BYTES)
         self._memory.place(self._record, words=words, best=best)
-        self._run(self._greedy, rows * self._config.vocab * self._config.d_model)
+        self._run("greedy", rows * self._config.vocab * self._config.d_model)
         return words, words != NO_WORD
 
     def _place_final(self, hidden: Float32[np.ndarray, "rows d_model"]) -> None:
@@ -216,17 +216,12 @@ class NumbaBackend:
         """End the helper threads."""
         self._pool.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_pool"):
-            self._pool.close()
-
-    def _run(self, function: Callable[[int, int], None], products: int) -> None:
+    def _run(self, function: str, products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""
         threads = self._pool.threads if products >= _SHARED_PRODUCTS else 1
         self._record["threads"] = threads
-        self._memory.arrays["arrived"][:] = 0
         self._memory.arrays["work"][:] = 0
-        self._pool.run(function, self._record.ctypes.data, threads)
+        self._pool.run(self._library.addresses[function], self._record.ctypes.data, threads)
 
     def _place_sizes(self) -> None:
         config, record = self._config, self._record
@@ -247,10 +242,10 @@ class NumbaBackend:
         }
         for name, value in sizes.items():
             record[name] = value
+        record["arrived"] = self._pool.arrived
         line = LINE_BYTES // 8
         self._memory.place(
             record,
-            arrived=np.zeros(line, dtype=np.int64),
             work=np.zeros(config.layers * WORK_COUNTERS_PER_LAYER * line, dtype=np.int64),
             epsilon=np.array([config.epsilon], dtype=np.float32),
             scales=np.array([config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32),
@@ -290,10 +285,3 @@ def _attention_items(batch: ForwardBatch) -> tuple[Int64[np.ndarray, "decodes fi
         for done in range(0, int(counts[seq]), QUERY_TILE)
     ]
     return np.ascontiguousarray(decodes, dtype=np.int64), np.array(pieces, dtype=np.int64).reshape(-1, ITEM_FIELDS)
-
-
-def available_processors() -> int:
-    """Processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

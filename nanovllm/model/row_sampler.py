@@ -3,11 +3,11 @@
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from nanovllm.model.kernels.layout import F32_BYTES
+from nanovllm.model.kernels.library import Library
 from nanovllm.model.kernels.packing import aligned_zeros
 from nanovllm.model.kernels.pool import ThreadPool
-from nanovllm.model.kernels.sampling import SAMPLING_PARAMETERS, make_sample_rows, scratch_layout
-from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.vector import F32_BYTES
+from nanovllm.model.kernels.sampling_parameters import SAMPLING_PARAMETERS, scratch_layout
 from nanovllm.model.rows import RowLists, RowReports, RowSettings, SampledRows
 
 _SHARED_SCORES = 100_000  # fewer are done before another thread is awake
@@ -22,12 +22,12 @@ _COLUMNS = {
 class CompiledRowSampler:
     """Samples rows of one vocabulary on a pool of threads. Not for use by two threads at once."""
 
-    def __init__(self, vocab: int, pool: ThreadPool, target: Target) -> None:
-        """Run on `pool`, which the forward pass may use too, compiled for `target`."""
+    def __init__(self, vocab: int, pool: ThreadPool, library: Library, lanes: int) -> None:
+        """Run on `pool`, which the forward pass may use too, with code for vectors of `lanes` float32."""
         self._pool = pool
-        self._function = make_sample_rows(target)
+        self._function = library.addresses["sample_rows"]
         self._record = np.zeros(1, dtype=SAMPLING_PARAMETERS)
-        layout = scratch_layout(vocab, target.lanes)
+        layout = scratch_layout(vocab, lanes)
         self._work = np.zeros(1, dtype=np.int64)
         self._scratch = aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES)
         for name, value in {"vocab": vocab, **layout}.items():

@@ -1,13 +1,18 @@
-"""How kernels are compiled: one decorator for all of them, and how wide this machine's vectors are."""
+"""How kernels are compiled: one decorator for all of them, and one object file for all that Python calls."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, cast
 
 import numba
 import numba.extending
-from llvmlite import binding
+from llvmlite import binding, ir
+
+from nanovllm.model.kernels.processor import Processor, create_target_machine
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+ARGUMENTS = (numba.intp, numba.intp)
+"""What a function takes that Python calls: an address and the number of a thread."""
 
 
 def compiled(function: F) -> F:
@@ -23,9 +28,40 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return numba.extending.intrinsic(function)
 
 
-def host_lanes() -> int:
-    """How many float32 a vector register of this machine holds: 16 with AVX-512, 8 with AVX2, otherwise 4."""
-    features = dict(binding.get_host_cpu_features())
-    if features.get("avx512f") and features.get("avx512vl"):
-        return 16
-    return 8 if features.get("avx2") and features.get("fma") else 4
+def link(functions: Mapping[str, Any], machine: Any) -> Any:
+    """One LLVM module with functions that are compiled for ARGUMENTS, each under its name as a C function that returns Numba's status.
+
+    Nothing of Python is left in it: what Numba makes for calls from the interpreter falls away, as nobody calls it.
+    """
+    module = binding.parse_assembly("")
+    module.triple, module.data_layout = machine.triple, str(machine.target_data)
+    for name, function in functions.items():
+        module.link_in(binding.parse_assembly(function.inspect_llvm(ARGUMENTS)))
+        module.link_in(binding.parse_assembly(str(_exported(name, function))))
+    for value in (*module.functions, *module.global_variables):
+        if not value.is_declaration and value.name not in functions:
+            value.linkage = "internal"
+    passes = binding.create_new_module_pass_manager()
+    passes.add_global_dead_code_eliminate_pass()
+    passes.run(module, binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=0)))
+    module.verify()
+    return module
+
+
+def emit_object(functions: Mapping[str, Any], processor: Processor) -> bytes:
+    """The object file of `link` for a processor."""
+    machine = create_target_machine(processor)
+    return bytes(machine.emit_object(link(functions, machine)))
+
+
+def _exported(name: str, function: Any) -> ir.Module:
+    """A function `name` that calls a compiled function in the way in which Numba's functions call each other."""
+    overload = function.overloads[ARGUMENTS]
+    convention, returns = function.targetctx.call_conv, overload.signature.return_type
+    module = ir.Module(name=name)
+    native = ir.Function(module, convention.get_function_type(returns, ARGUMENTS), overload.fndesc.llvm_func_name)
+    exported = ir.Function(module, ir.FunctionType(ir.IntType(32), [ir.IntType(64)] * 2), name)
+    builder = ir.IRBuilder(exported.append_basic_block())
+    status, _ = convention.call_function(builder, native, returns, ARGUMENTS, exported.args)
+    builder.ret(status.code)
+    return module

@@ -9,16 +9,18 @@ comes off first; what is left is multiplied by the scale of the row and that of 
 which are float32, are added one after the other.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, OUTLIER_NOTES, WORD_BYTES
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, OUTLIER_NOTES, STORE, WORD_BYTES
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 
+@cache
 def make_epilogue(target: Target, weights: str) -> Any:
     """epilogue(kind, sums, linear, column, out, notes): one row of one panel, which begins at `column`.
 
@@ -26,25 +28,25 @@ def make_epilogue(target: Target, weights: str) -> Any:
     Sums of bytes are overwritten.
     """
 
-    def row(finish: Callable[[Vectors, Value, Value], Value], *, narrow: bool = False) -> Any:
-        def body(v: Vectors, sums: Value, bias: Value, out: Value) -> None:
-            def vector(i: Value, _: list[Value]) -> list[Value]:
-                at = v.address(out, v.times(i, 2 if narrow else WORD_BYTES))
-                value = finish(v, v.add(v.load(v.element(sums, i)), v.load(v.element(bias, i))), at)
-                v.store(v.round_bfloat16(value) if narrow else value, at)
-                return []
+    def add_bias(v: Vectors, sums: Value, bias: Value, out: Value, finish: Callable[[Value, Value], Value], *, narrow: bool) -> None:
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            at = v.address(out, v.times(i, 2 if narrow else WORD_BYTES))
+            value = finish(v.add(v.load(v.element(sums, i)), v.load(v.element(bias, i))), at)
+            v.store(v.round_bfloat16(value) if narrow else value, at)
+            return []
 
-            v.loop(I64(target.panel_width), v.lanes, [], vector)
+        v.loop(I64(target.panel_width), v.lanes, [], vector)
 
-        return kernel(target, body)
+    def finish_row(v: Vectors, kind: Value, sums: Value, bias: Value, out: Value) -> None:
+        for number, name in enumerate(ACTIVATION_NAMES):
+            with v.when_equal(kind, number):
+                add_bias(v, sums, bias, out, _activate(v, name), narrow=weights == "bfloat16")
+        with v.when_equal(kind, STORE):
+            add_bias(v, sums, bias, out, lambda value, at: value, narrow=False)
+        with v.when_equal(kind, ADD_TO_RESIDUAL):
+            add_bias(v, sums, bias, out, lambda value, at: v.add(v.load(at), value), narrow=False)
 
-    def activate(function: Callable[[Vectors, Value], Value]) -> Any:
-        return row(lambda v, value, at: function(v, value), narrow=weights == "bfloat16")
-
-    kinds = [activate(ACTIVATIONS[name]) for name in ACTIVATION_NAMES]
-    kinds.append(row(lambda v, value, at: value))
-    kinds.append(row(lambda v, value, at: v.add(v.load(at), value)))
-    choose = _choose(kinds)
+    finish = kernel(target, finish_row)
     dequantise = _make_dequantise(target)
     is_int8 = weights == "int8"
     activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
@@ -60,9 +62,13 @@ def make_epilogue(target: Target, weights: str) -> Any:
                 linear.panels * width_bytes,
             )  # fmt: skip
         out += column * activated_bytes if kind < activations else at
-        choose(kind, sums, linear.bias + at, out)
+        finish(kind, sums, linear.bias + at, out)
 
     return epilogue
+
+
+def _activate(v: Vectors, name: str) -> Callable[[Value, Value], Value]:
+    return lambda value, at: ACTIVATIONS[name](v, value)
 
 
 def _make_dequantise(target: Target) -> Any:
@@ -89,25 +95,3 @@ def _make_dequantise(target: Target) -> Any:
         v.loop(I64(target.panel_width), v.lanes, [], vector)
 
     return kernel(target, dequantise)
-
-
-def _choose(kinds: Sequence[Any]) -> Any:
-    """A compiled function that calls the kernel of a number."""
-    first = kinds[0]
-    if len(kinds) == 1:
-
-        @compiled
-        def last(kind: int, sums: int, bias: int, out: int) -> None:
-            first(sums, bias, out)
-
-        return last
-    others = _choose(kinds[1:])
-
-    @compiled
-    def choose(kind: int, sums: int, bias: int, out: int) -> None:
-        if kind == 0:
-            first(sums, bias, out)
-        else:
-            others(kind - 1, sums, bias, out)
-
-    return choose

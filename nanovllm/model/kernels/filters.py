@@ -12,8 +12,9 @@ import numpy as np
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.memory import load_int
+from nanovllm.model.kernels.sampling_parameters import GROUP_VECTORS, group_size
 from nanovllm.model.kernels.scalars import bits_of, key_of, load_double, load_float, number_of, store_short
-from nanovllm.model.kernels.scores import FARTHEST, GROUP_VECTORS, LOWEST, group_size, make_fill, make_weigh_groups, make_weigh_keys
+from nanovllm.model.kernels.scores import FARTHEST, LOWEST, make_fill, make_weigh_groups, make_weigh_keys
 from nanovllm.model.kernels.select import select
 from nanovllm.model.kernels.target import Target
 

@@ -12,8 +12,9 @@ operands of one row, and `multiply_add` takes them pair by pair.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.vector import F32_BYTES, Value, Vectors
+from nanovllm.model.kernels.vector import Value, Vectors
 
 
 @dataclass(frozen=True, slots=True)

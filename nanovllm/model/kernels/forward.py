@@ -15,8 +15,9 @@ from nanovllm.model.kernels.attention import AttentionParts, make_attend_prompt,
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.formats import cache_format
-from nanovllm.model.kernels.greedy import best_bytes, make_choose_best, make_clear_best, make_update_best
+from nanovllm.model.kernels.greedy import make_choose_best, make_clear_best, make_update_best
 from nanovllm.model.kernels.layernorm import make_layer_norm
+from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.matmul import make_panel_sums, make_product
 from nanovllm.model.kernels.memory import INT_BYTES, linear_at, load_int, make_add, make_clear, make_copy, make_scatter, parameters_at
 from nanovllm.model.kernels.parameters import (
@@ -33,11 +34,12 @@ from nanovllm.model.kernels.parameters import (
     UP,
     WORD_BYTES,
     WORK_COUNTERS_PER_LAYER,
+    best_bytes,
 )  # fmt: skip
 from nanovllm.model.kernels.quantise import make_encode_input, make_encode_token, make_insert, make_widen_row
 from nanovllm.model.kernels.scalars import store_int
 from nanovllm.model.kernels.target import Spec
-from nanovllm.model.kernels.threads import LINE_BYTES, atomic_add, barrier
+from nanovllm.model.kernels.threads import atomic_add, barrier, has_failed
 
 _LINEAR_BYTES = LINEAR.itemsize
 
@@ -67,6 +69,8 @@ def make_forward(spec: Spec) -> Any:
         reached = 0
         embed(p, begin, end)
         for layer in range(p.layers):
+            if has_failed(p.arrived):
+                return
             work = p.work + layer * WORK_COUNTERS_PER_LAYER * LINE_BYTES
             row = layer * p.hidden_stride
             linears = p.linears + layer * LINEARS_PER_LAYER * _LINEAR_BYTES

@@ -14,17 +14,13 @@ from typing import Any
 from llvmlite import ir
 
 from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.layout import F32_BYTES
+from nanovllm.model.kernels.parameters import NO_WORD, best_bytes
 from nanovllm.model.kernels.scalars import load_float, load_short
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.vector import F32_BYTES, I32, Value, Vectors, kernel
+from nanovllm.model.kernels.vector import I32, Value, Vectors, kernel
 
 _INFINITY = float("inf")
-NO_WORD = -1
-
-
-def best_bytes(lanes: int) -> int:
-    """Memory for one row of one thread: a vector of values and a vector of words."""
-    return 2 * lanes * F32_BYTES
 
 
 def make_clear_best(target: Target) -> Any:

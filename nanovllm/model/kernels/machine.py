@@ -13,16 +13,17 @@ Memory that is shared with other machines drifts within minutes, so a bandwidth 
 import functools
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from numba import types
 
 from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.packing import ALIGNMENT
-from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.target import PER_WORD, Target, host_target
-from nanovllm.model.kernels.vector import F32_BYTES, I32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.vector import I32, I64, Value, Vectors, kernel
 
 STREAMS = 4
 SMALLEST_READ_BYTES = 256 << 20
@@ -54,26 +55,27 @@ class MemoryReader:
         self._thread_bytes = (size_bytes or read_bytes()) // step_bytes * step_bytes // threads
         self._array = np.ones((threads * self._thread_bytes + ALIGNMENT) // 4, dtype=np.int32)  # not zeros, which all share one page of memory
         self._read = make_read(host_target(), streams)
-        self._pool = ThreadPool(threads)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
         self._run(1)
 
     def bytes_per_s(self, readings: int = _READINGS) -> float:
         """Bytes a second, the best of a few readings of some 50 milliseconds each."""
         best_s = min(self._run(_READ_PASSES) for _ in range(readings))
-        return _READ_PASSES * self._pool.threads * self._thread_bytes / best_s
+        return _READ_PASSES * self._threads * self._thread_bytes / best_s
 
     def close(self) -> None:
         """End the threads."""
-        self._pool.close()
+        self._pool.shutdown()
 
     def _run(self, passes: int) -> float:
         start = self._array.ctypes.data + -self._array.ctypes.data % ALIGNMENT
 
-        def part(read: Callable[[int, int, int], int], number: int) -> None:
-            read(start + number * self._thread_bytes, self._thread_bytes // self._streams, passes)
+        def part(number: int) -> None:
+            self._read(start + number * self._thread_bytes, self._thread_bytes // self._streams, passes)
 
         started_s = time.perf_counter()
-        self._pool.run(part, self._read, self._pool.threads)
+        list(self._pool.map(part, range(self._threads)))
         return time.perf_counter() - started_s
 
 
@@ -98,24 +100,18 @@ def measure_peak(kind: str, threads: int, *, target: Target | None = None) -> fl
         return None
     lanes, chains, spin = target.lanes, _chains(target), make_peak(kind, target)
     state = np.full((chains + 1) * lanes * threads, 1e-3, dtype=np.float32)
-    pool = ThreadPool(threads)
+    with ThreadPoolExecutor(threads) as pool:
 
-    def part(count: int, number: int) -> None:
-        spin(state.ctypes.data + number * (chains + 1) * lanes * F32_BYTES, count)
+        def run(count: int) -> float:
+            started_s = time.perf_counter()
+            list(pool.map(lambda number: spin(state.ctypes.data + number * (chains + 1) * lanes * F32_BYTES, count), range(threads)))
+            return time.perf_counter() - started_s
 
-    def run(count: int) -> float:
-        started_s = time.perf_counter()
-        pool.run(part, count, threads)
-        return time.perf_counter() - started_s
-
-    try:
         run(1)
         count = 1000
         while run(count) < _PEAK_S:
             count *= 2
         best_s = min(run(count) for _ in range(_READINGS))
-    finally:
-        pool.close()
     return count * chains * lanes * 2 * PER_WORD[kind] * threads / best_s
 
 

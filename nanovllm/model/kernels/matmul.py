@@ -14,15 +14,17 @@ many. Few rows: every thread has panels of its own and streams them from memory,
 pieces of (rows, panel) are handed out by a counter. Long panels are walked in pieces whose sums wait in memory, which changes no bit.
 """
 
+from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.formats import Format, weight_format
+from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.memory import make_clear
 from nanovllm.model.kernels.parameters import NOTES_BYTES, ROW_BLOCK, WORD_BYTES
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.threads import LINE_BYTES, atomic_add
+from nanovllm.model.kernels.threads import atomic_add
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows
@@ -90,6 +92,7 @@ def make_tiles(target: Target, numbers: Format, vectors: int, *, prefetch: bool)
     return tiles
 
 
+@cache
 def make_panel_sums(target: Target, weights: str) -> Any:
     """panel_sums(linear, panel, a, a_stride, count, sums): sums[count, width] of rows times one panel of a linear layer's record."""
     width = target.panel_width
@@ -114,6 +117,7 @@ def make_panel_sums(target: Target, weights: str) -> Any:
     return panel_sums
 
 
+@cache
 def make_product(target: Target, weights: str) -> Any:
     """product(p, linear, thread, work, a, a_stride, count, notes, out, out_stride, kind).
 

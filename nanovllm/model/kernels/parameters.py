@@ -61,3 +61,11 @@ ACTIVATION_NAMES = ("gelu_new", "gelu", "quick_gelu", "silu", "sigmoid", "tanh",
 """What an epilogue does is numbered: these activations first, then the next two."""
 STORE = len(ACTIVATION_NAMES)
 ADD_TO_RESIDUAL = STORE + 1
+
+NO_WORD = -1
+"""Instead of the most likely word of a row that has none."""
+
+
+def best_bytes(lanes: int) -> int:
+    """Memory of greedy.py for one row of one thread: a vector of values and a vector of words."""
+    return 2 * lanes * WORD_BYTES

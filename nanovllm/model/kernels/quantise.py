@@ -16,10 +16,11 @@ from typing import Any
 from llvmlite import ir
 
 from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.memory import make_clear, make_copy
 from nanovllm.model.kernels.parameters import OUTLIER_NOTES
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.vector import F32, F32_BYTES, I8, I16, I32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.vector import F32, I8, I16, I32, I64, Value, Vectors, kernel
 
 _TINIEST = 1e-30  # instead of a row of zeros' own scale
 

@@ -10,12 +10,13 @@ import numpy as np
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.filters import make_find_kth
+from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.memory import INT_BYTES, load_int
+from nanovllm.model.kernels.sampling_parameters import group_size
 from nanovllm.model.kernels.scalars import bits_of, key_of, load_float, number_of, store_float, store_int
-from nanovllm.model.kernels.scores import LOWEST, group_size, make_maxima, make_rank, make_scale, make_weigh_groups
+from nanovllm.model.kernels.scores import LOWEST, make_maxima, make_rank, make_scale, make_weigh_groups
 from nanovllm.model.kernels.sorting import sort_descending
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.vector import F32_BYTES
 
 _ONE = np.float32(1.0)
 _LOWEST = np.float32(LOWEST)

@@ -20,51 +20,20 @@ import numpy as np
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.filters import make_find_threshold
+from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.memory import load_int, make_copy, record_at
 from nanovllm.model.kernels.philox import uniform
 from nanovllm.model.kernels.reports import make_report_row
+from nanovllm.model.kernels.sampling_parameters import SAMPLING_PARAMETERS, group_size
 from nanovllm.model.kernels.scalars import bits_of, load_double, load_float, store_float, store_int
-from nanovllm.model.kernels.scores import GROUP_VECTORS, group_size, make_fill, make_maxima, make_scale, make_weigh, make_weigh_groups
-from nanovllm.model.kernels.select import BINS_BYTES
+from nanovllm.model.kernels.scores import make_fill, make_maxima, make_scale, make_weigh, make_weigh_groups
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.threads import atomic_add
-from nanovllm.model.kernels.vector import F32_BYTES
-
-_SIZES = "threads rows vocab padded groups most sampling"
-_BYTES = "logits_stride scratch_bytes keys_offset weights_offset maxima_offset sums_offset bins_offset"
-_ADDRESSES = """
-    logits work scratch
-    temperature log_min_p repetition presence frequency top_k top_p seeds choices positions
-    history_starts history_ids history_counts edit_starts edit_ids edit_values allowed_starts allowed_ids
-    tokens has_token wanted found ranks likely_ids logprobs
-"""
-SAMPLING_PARAMETERS = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
-"""What sample_rows is given, in the manner of parameters.py.
-
-`most` is the room for likely tokens a row; `sampling` is 0 where `tokens` are given and only reports are wanted. A row's report has
-`wanted` likely tokens, -1 for no report at all; `found` says how many there were. Columns of settings have one entry a row, `*_starts`
-one more: a row's share of the lists.
-"""
 
 sampling_parameters_at = record_at(SAMPLING_PARAMETERS)
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ONE = np.float32(1.0)
-
-
-def scratch_layout(vocab: int, lanes: int) -> dict[str, int]:
-    """Sizes and offsets of a thread's scratch memory, under their names in the record."""
-    groups = -(-vocab // group_size(lanes))
-    row_bytes = groups * group_size(lanes) * F32_BYTES
-    parts = {"keys_offset": row_bytes, "weights_offset": row_bytes, "maxima_offset": row_bytes, "sums_offset": row_bytes // GROUP_VECTORS}
-    layout = {"padded": groups * group_size(lanes), "groups": groups}
-    at = 0
-    for name, size_before in parts.items():
-        at += size_before
-        layout[name] = at
-    layout["bins_offset"] = at + -(-groups * 8 // 64) * 64
-    layout["scratch_bytes"] = layout["bins_offset"] + BINS_BYTES
-    return layout
 
 
 @cache

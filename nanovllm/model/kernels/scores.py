@@ -17,21 +17,17 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from nanovllm.model.kernels.layout import F32_BYTES
+from nanovllm.model.kernels.sampling_parameters import GROUP_VECTORS
 from nanovllm.model.kernels.scalars import F64, turn_round
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.vector import F32, F32_BYTES, I32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.vector import F32, I32, I64, Value, Vectors, kernel
 
-GROUP_VECTORS = 16
 FARTHEST = 87.0
 """Scores so far below the largest weigh nothing: e to the -87 is 1e-38, and a draw has 53 bits."""
 LOWEST = -3.4028234663852886e38
 """The least float32 that is finite."""
 _INFINITY = float("inf")
-
-
-def group_size(lanes: int) -> int:
-    """Scores in a group."""
-    return GROUP_VECTORS * lanes
 
 
 def _number(v: Vectors, bits: Value) -> Value:

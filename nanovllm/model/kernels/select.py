@@ -7,12 +7,8 @@ four rounds, and nearly always the first leaves a handful of keys.
 """
 
 from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.sampling_parameters import BINS, SIDES
 from nanovllm.model.kernels.scalars import load_double, load_float, load_short, store_double, store_float, store_short
-
-BIN_BITS = 9
-BINS = 1 << BIN_BITS
-_SIDES = 4  # sets of bins, taken in turn: neighbours often fall into one bin, and an addition would wait for the one before
-BINS_BYTES = _SIDES * BINS * 8
 
 
 @compiled
@@ -26,16 +22,16 @@ def select(keys: int, weights: int, bins: int, count: int, low: int, high: int, 
         shift = 0
         while (high - low) >> shift >= BINS:
             shift += 1
-        for place in range(_SIDES * BINS):
+        for place in range(SIDES * BINS):
             store_double(bins, place, 0.0)
         for i in range(count):
-            place = (i % _SIDES) * BINS + ((high - load_short(keys, i)) >> shift)
+            place = (i % SIDES) * BINS + ((high - load_short(keys, i)) >> shift)
             store_double(bins, place, load_double(bins, place) + load_float(weights, i))
         chosen = 0
         before = 0.0
         for place in range(BINS):
             mass = load_double(bins, place)
-            for side in range(1, _SIDES):
+            for side in range(1, SIDES):
                 mass += load_double(bins, side * BINS + place)
             if mass > 0:
                 goal -= before

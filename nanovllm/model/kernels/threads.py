@@ -1,24 +1,28 @@
-"""Several threads in one compiled function: counters that hand out work, and a barrier between phases.
+"""Several threads in one compiled function: counters that hand out work, barriers between phases, and how to wait.
 
-A barrier costs some 50 ns where the threads arrive together. A thread that waits spins first, since the others are usually about to
-come, and then gives its processor away, so that on a machine with more threads than cores everybody gets on.
+A barrier costs some 50 ns where the threads arrive together. A thread that waits spins for a moment, since the others are usually about
+to come. Then it sleeps in the operating system until the last one wakes it: where there are more threads than processors, those that have
+work get on, and an idle thread costs nothing. To give the processor away between looks instead (sched_yield) is as good where all threads
+are of this process, but beside a busy process it hands over a whole slice of time at every look, ten times as long as a step.
+
+The order of two words decides that nobody sleeps for ever: a thread counts itself among the sleepers before its last look at the word that
+it waits for, and the others change that word before they look for sleepers.
+
+Whoever fails sets the word `abort` of the job (layout.py). From then on nobody waits, so that all come out.
 """
 
-import sys
 from typing import Any
 
 from llvmlite import binding, ir
 from numba import types
 from numba.core import cgutils
 
+from nanovllm.model.kernels import system
 from nanovllm.model.kernels.compiler import compiled, intrinsic
+from nanovllm.model.kernels.layout import ABORT, ARRIVED, ASLEEP, SPINS
 from nanovllm.model.kernels.vector import I64
 
-LINE_BYTES = 64  # counters stand a cache line apart, so that threads do not wait for each other's
-_SPINS = 20_000
-
 _IS_X86 = binding.get_default_triple().startswith(("x86_64", "i686"))
-_give_way = types.ExternalFunction("SwitchToThread" if sys.platform == "win32" else "sched_yield", types.int32())
 
 
 @intrinsic
@@ -36,13 +40,13 @@ def atomic_load(typing_context: Any, address: Any) -> Any:
     """The integer at `address`; what other threads wrote before they changed it is visible from here on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(arguments[0], ir.PointerType(I64)), "acquire", 8, typ=I64)
+        return builder.load_atomic(builder.inttoptr(arguments[0], ir.PointerType(I64)), "seq_cst", 8, typ=I64)
 
     return types.intp(types.intp), generate
 
 
 @intrinsic
-def _relax(typing_context: Any) -> Any:
+def relax(typing_context: Any) -> Any:
     """Tell an x86 processor that this thread only waits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -55,15 +59,47 @@ def _relax(typing_context: Any) -> Any:
 
 
 @compiled
+def count(job: int, word: int, target: int) -> None:
+    """Add 1 to a word of the job; whoever makes it `target` wakes those that sleep."""
+    if atomic_add(job + word, 1) + 1 == target and atomic_load(job + ASLEEP) > 0:
+        wake(job)
+
+
+@compiled
+def wake(job: int) -> None:
+    """Let all that sleep look again."""
+    system.lock(job)
+    system.wake(job)
+    system.unlock(job)
+
+
+@compiled
+def wait_for(job: int, word: int, target: int) -> None:
+    """Wait until a word of the job is at least `target`, or the job has failed."""
+    for _ in range(atomic_load(job + SPINS)):
+        if atomic_load(job + word) >= target or atomic_load(job + ABORT) != 0:
+            return
+        relax()
+    system.lock(job)
+    atomic_add(job + ASLEEP, 1)
+    while atomic_load(job + word) < target and atomic_load(job + ABORT) == 0:
+        system.wait(job)
+    atomic_add(job + ASLEEP, -1)
+    system.unlock(job)
+
+
+@compiled
 def barrier(arrived: int, target: int) -> None:
-    """Wait until `target` arrivals have been counted at the address `arrived`, this one among them.
+    """Wait until `target` arrivals have been counted at the address `arrived` in a job, this one among them.
 
     The counter is never set back within a run: the n-th barrier of t threads waits for n * t.
     """
-    atomic_add(arrived, 1)
-    spins = 0
-    while atomic_load(arrived) < target:
-        _relax()
-        spins += 1
-        if spins > _SPINS:
-            _give_way()
+    job = arrived - ARRIVED
+    count(job, ARRIVED, target)
+    wait_for(job, ARRIVED, target)
+
+
+@compiled
+def has_failed(arrived: int) -> bool:
+    """Whether the run whose arrivals are counted at `arrived` has been given up."""
+    return atomic_load(arrived - ARRIVED + ABORT) != 0

@@ -14,6 +14,7 @@ upper half of a float32, so widening it is a shift.
 
 import inspect
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 from llvmlite import ir
@@ -21,10 +22,10 @@ from numba import types
 from numba.core import cgutils
 
 from nanovllm.model.kernels.compiler import intrinsic
+from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.target import Target
 
 F32, I1, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
-F32_BYTES = 4
 
 Value = Any  # llvmlite's values have no useful types
 
@@ -257,6 +258,10 @@ class Vectors:
             result = self.fma(result, r, self.constant(coefficient))
         exponent = self.builder.shl(self.builder.bitcast(shifted, self.i32s), self.integers(23))
         return self.builder.bitcast(self.builder.add(self.builder.bitcast(result, self.i32s), exponent), self.f32s)
+
+    def when_equal(self, value: Value, number: int) -> AbstractContextManager[Any]:
+        """`if value == number:`, for what is emitted inside."""
+        return self.builder.if_then(self.builder.icmp_signed("==", value, I64(number)))
 
     def loop(self, count: Value, step: int, carried: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]) -> list[Value]:
         """`for i in range(0, count, step): carried = body(i, carried)`; what is carried in the end. `count` may be 0."""

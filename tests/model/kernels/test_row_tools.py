@@ -10,9 +10,11 @@ from hypothesis.extra.numpy import arrays
 
 from nanovllm.model.kernels import philox
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.greedy import NO_WORD, best_bytes, make_choose_best, make_clear_best, make_update_best
+from nanovllm.model.kernels.greedy import make_choose_best, make_clear_best, make_update_best
+from nanovllm.model.kernels.parameters import NO_WORD, best_bytes
+from nanovllm.model.kernels.sampling_parameters import BINS_BYTES
 from nanovllm.model.kernels.scalars import bits_of, key_of, number_of
-from nanovllm.model.kernels.select import BINS_BYTES, select
+from nanovllm.model.kernels.select import select
 from nanovllm.model.kernels.sorting import sort_descending
 from nanovllm.runner.philox import uniform
 from tests.support.targets import TARGETS

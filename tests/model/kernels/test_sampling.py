@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.kernels.target import Spec, Target
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.rows import RowSettings
 from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
@@ -17,7 +19,7 @@ from nanovllm.runner.philox import uniform
 from nanovllm.runner.row_samplers import report_rows, row_settings, sample_rows
 from nanovllm.runner.sampler import keep_likely, sample
 from tests.support.sampling import Row, make_sampling
-from tests.support.targets import TARGETS
+from tests.support.targets import WHOLE_TARGETS
 
 VOCAB = 1000  # several groups of columns, the last one not full, at every width
 INF = math.inf
@@ -67,9 +69,14 @@ def logits_of(draw: st.DrawFn, rows: int) -> np.ndarray:
     return logits
 
 
-@pytest.fixture(scope="module", params=TARGETS[1:])
+@pytest.fixture(scope="module", params=WHOLE_TARGETS)
 def sampler(request: pytest.FixtureRequest) -> CompiledRowSampler:
-    return CompiledRowSampler(VOCAB, ThreadPool(2), request.param)
+    return make_sampler(VOCAB, request.param, threads=2)
+
+
+def make_sampler(vocab: int, target: Target, *, threads: int) -> CompiledRowSampler:
+    library = load_library(Spec(target))
+    return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target.lanes)
 
 
 def compiled(sampler: CompiledRowSampler, logits: np.ndarray, rows: Sequence[Row]) -> tuple[list[int | None], list[TokenLogprobs | None]]:
@@ -168,10 +175,8 @@ def test_any_number_of_threads_gives_the_same_bits(threads: int, monkeypatch: py
     monkeypatch.setattr("nanovllm.model.row_sampler._SHARED_SCORES", 0)
     logits = np.random.default_rng(4).standard_normal((23, VOCAB), dtype=np.float32) * 3
     rows = [Row(seed=place, top_p=0.9, top_k=place * 10, logprobs=place % 4) for place in range(23)]
-    pool = ThreadPool(threads)
-    results = [compiled(CompiledRowSampler(VOCAB, of, TARGETS[0]), logits, rows) for of in (pool, ThreadPool(2))]
+    results = [compiled(make_sampler(VOCAB, WHOLE_TARGETS[0], threads=count), logits, rows) for count in (threads, 2)]
     assert results[0] == results[1]
-    pool.close()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -213,9 +218,8 @@ def test_vocabularies_of_any_size(vocab: int) -> None:
     random = np.random.default_rng(vocab)
     logits = random.standard_normal((40, vocab), dtype=np.float32) * 2
     rows = [Row(seed=i, top_k=i % 7, top_p=[1.0, 0.9, 0.4][i % 3], logprobs=i % 5, temperature=[0.0, 1.0, 0.5, 2.0][i % 4]) for i in range(40)]
-    pool = ThreadPool(1)
-    for target in TARGETS:
-        tokens, reports = compiled(CompiledRowSampler(vocab, pool, target), logits, rows)
+    for target in WHOLE_TARGETS:
+        tokens, reports = compiled(make_sampler(vocab, target, threads=1), logits, rows)
         expected, _ = sample(logits.copy(), make_sampling(rows))
         for i in range(40):
             token, report = tokens[i], reports[i]

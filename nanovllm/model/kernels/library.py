@@ -1,0 +1,77 @@
+"""The compiled functions, from the cache where they are and compiled where they are not; either way the code that runs is the same.
+
+The cache key is a digest of everything that the machine code depends on. The sources are read once, when this module is imported beside
+them, so that code which was compiled from one state of the files is never kept under the name of another.
+"""
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import CFUNCTYPE, c_int32, c_int64
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+
+import llvmlite
+import numpy as np
+from llvmlite import binding
+
+from nanovllm.model.kernels.object_cache import ObjectCache, user_cache
+from nanovllm.model.kernels.processor import Processor, host_processor, load_object
+from nanovllm.model.kernels.target import Spec
+
+ENTRIES = ("forward", "logits", "greedy", "sample_rows", "prepare_job", "run_job", "help_job", "wake_helpers")
+"""Functions that Python calls, each as function(address, thread) -> 0, or not 0 where it failed."""
+
+PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
+"""Releases the interpreter's lock during the call."""
+
+
+class Library:
+    """Machine code in this process; it stays until the process ends."""
+
+    def __init__(self, image: bytes, names: Sequence[str] = ENTRIES) -> None:
+        """Load an object file that has functions of these names."""
+        self.addresses: Mapping[str, int] = load_object(image, names)
+        self.functions: Mapping[str, Callable[[int, int], int]] = {name: PROTOTYPE(address) for name, address in self.addresses.items()}
+
+
+@cache
+def load_library(spec: Spec) -> Library:
+    """The functions for these types on this processor, once in a process."""
+    return Library(load_image(spec, user_cache()))
+
+
+def load_image(spec: Spec, store: ObjectCache) -> bytes:
+    """The object file of these functions, from `store` or compiled and kept there."""
+    processor = host_processor()
+    key = cache_key(spec, processor)
+    image = store.load(key)
+    if image is None:
+        from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415 - Numba is only imported where something is to be compiled
+
+        image = compile_entries(spec, processor)
+        if digest_of_sources() == SOURCES:
+            store.save(key, image)
+    return image
+
+
+def cache_key(spec: Spec, processor: Processor) -> str:
+    """A digest of all that the machine code depends on."""
+    numba_settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
+    llvm = ".".join(map(str, binding.llvm_version_info))
+    versions = (version("numba"), llvmlite.__version__, llvm, np.__version__, platform.python_implementation(), platform.python_version())
+    return hashlib.sha256(repr((SOURCES, versions, processor, numba_settings, spec)).encode()).hexdigest()
+
+
+def digest_of_sources() -> str:
+    """A digest of the files of this package."""
+    digest = hashlib.sha256()
+    for file in sorted((file for file in files(__package__).iterdir() if file.name.endswith(".py")), key=lambda file: file.name):
+        content = file.read_bytes()
+        digest.update(f"{file.name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+SOURCES = digest_of_sources()

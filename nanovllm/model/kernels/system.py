@@ -1,0 +1,79 @@
+"""What compiled code asks of the operating system: to sleep until it is woken.
+
+POSIX has locks and conditions in the pthread library, Windows has slim reader-writer locks and condition variables. Neither kind asks for
+anything to be freed.
+"""
+
+import sys
+from typing import Any
+
+from numba import types
+
+from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.layout import CONDITION, LOCK
+
+_FOREVER = -1
+
+
+def _function(name: str, *arguments: Any) -> Any:
+    return types.ExternalFunction(name, types.int32(*arguments))
+
+
+def _make_windows() -> tuple[Any, ...]:
+    acquire, release = _function("AcquireSRWLockExclusive", types.intp), _function("ReleaseSRWLockExclusive", types.intp)
+    sleep_on = _function("SleepConditionVariableSRW", types.intp, types.intp, types.int32, types.int32)
+    wake_all = _function("WakeAllConditionVariable", types.intp)
+
+    @compiled
+    def prepare_lock(job: int) -> None:
+        """A lock and a condition of zeros are ready for use."""
+
+    @compiled
+    def lock(job: int) -> None:
+        acquire(job + LOCK)
+
+    @compiled
+    def unlock(job: int) -> None:
+        release(job + LOCK)
+
+    @compiled
+    def wait(job: int) -> None:
+        sleep_on(job + CONDITION, job + LOCK, _FOREVER, 0)
+
+    @compiled
+    def wake(job: int) -> None:
+        wake_all(job + CONDITION)
+
+    return prepare_lock, lock, unlock, wait, wake
+
+
+def _make_posix() -> tuple[Any, ...]:
+    mutex_init, cond_init = (_function(f"pthread_{kind}_init", types.intp, types.intp) for kind in ("mutex", "cond"))
+    mutex_lock, mutex_unlock = (_function(f"pthread_mutex_{what}", types.intp) for what in ("lock", "unlock"))
+    cond_wait, cond_broadcast = _function("pthread_cond_wait", types.intp, types.intp), _function("pthread_cond_broadcast", types.intp)
+
+    @compiled
+    def prepare_lock(job: int) -> None:
+        mutex_init(job + LOCK, 0)
+        cond_init(job + CONDITION, 0)
+
+    @compiled
+    def lock(job: int) -> None:
+        mutex_lock(job + LOCK)
+
+    @compiled
+    def unlock(job: int) -> None:
+        mutex_unlock(job + LOCK)
+
+    @compiled
+    def wait(job: int) -> None:
+        cond_wait(job + CONDITION, job + LOCK)
+
+    @compiled
+    def wake(job: int) -> None:
+        cond_broadcast(job + CONDITION)
+
+    return prepare_lock, lock, unlock, wait, wake
+
+
+prepare_lock, lock, unlock, wait, wake = _make_windows() if sys.platform == "win32" else _make_posix()

@@ -1,0 +1,253 @@
+"""The cache of compiled code: what is kept can be had again, and is never what it should not be."""
+
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import pytest
+from llvmlite import binding
+
+import nanovllm
+from nanovllm.model.kernels import helpers
+from nanovllm.model.kernels import library as library_module
+from nanovllm.model.kernels.compiler import ARGUMENTS, compiled, emit_object, link
+from nanovllm.model.kernels.library import ENTRIES, Library, cache_key, load_image, load_library
+from nanovllm.model.kernels.memory import load_int
+from nanovllm.model.kernels.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
+from nanovllm.model.kernels.processor import Processor, create_target_machine, host_processor
+from nanovllm.model.kernels.target import Spec, Target, host_target
+
+KEY = "0" * 64
+SPEC = Spec(Target(16))
+posix_only = pytest.mark.skipif(sys.platform == "win32", reason="folders have no mode there")
+
+
+@compiled
+def third(address: int, number: int) -> None:
+    """Does nothing that can be seen; with a number below 0 it would never return."""
+    while number < 0:
+        number += load_int(address, 0) * 0
+
+
+@pytest.fixture(scope="module")
+def image() -> bytes:
+    third.compile(ARGUMENTS)  # type: ignore[attr-defined]
+    return emit_object({"third": third}, host_processor())
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ObjectCache:
+    return ObjectCache(tmp_path / "cache" / "kernels")
+
+
+def files_of(store: ObjectCache) -> list[Path]:
+    return sorted(store.folder.iterdir())
+
+
+def test_an_object_file_becomes_functions(image: bytes) -> None:
+    library = Library(image, ["third"])
+    assert library.functions["third"](0, 5) == 0
+    assert library.addresses["third"] > 0
+
+
+def test_code_calls_nothing_but_the_operating_system() -> None:
+    """A symbol that cannot be found when the file is loaded would end the process."""
+    entries: dict[str, Any] = {"third": third, "run_job": helpers.run_job, "help_job": helpers.help_job, "prepare_job": helpers.prepare_job}
+    for function in entries.values():
+        function.compile(ARGUMENTS)
+    module = link(entries, create_target_machine(host_processor()))
+    values = [*module.functions, *module.global_variables]
+    outside = {value.name for value in values if value.is_declaration and not value.name.startswith("llvm.")}
+    assert outside <= {f"pthread_{name}" for name in ("mutex_init", "mutex_lock", "mutex_unlock", "cond_init", "cond_wait", "cond_broadcast")} | {
+        "AcquireSRWLockExclusive", "ReleaseSRWLockExclusive", "SleepConditionVariableSRW", "WakeAllConditionVariable",
+    }  # fmt: skip
+    assert {value.name for value in module.functions if value.linkage == binding.Linkage.external} - outside == set(entries)
+
+
+def test_nothing_of_python_is_left_in_the_code() -> None:
+    image = load_image(Spec(host_target()), user_cache())
+    assert not re.search(rb"_?Py[A-Z_]|NRT_|numba_", image)
+    assert all(name.encode() in image for name in ENTRIES)
+
+
+def test_what_is_kept_is_found_again(store: ObjectCache) -> None:
+    assert store.load(KEY) is None
+    assert store.save(KEY, b"code")
+    assert store.load(KEY) == b"code"
+    assert store.load("1" * 64) is None
+    assert [path.name for path in files_of(store)] == [f"{KEY}.kernels"]
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "shorter than its head", "changed", "another's"])
+def test_a_damaged_file_is_not_loaded(store: ObjectCache, damage: str) -> None:
+    store.save(KEY, b"code" * 100)
+    (path,) = files_of(store)
+    content = path.read_bytes()
+    bad = {
+        "empty": b"",
+        "short": content[:-1],
+        "shorter than its head": content[:20],
+        "changed": content[:-1] + b"!",
+        "another's": b"something else\n" + content[15:],
+    }
+    path.write_bytes(bad[damage])
+    assert store.load(KEY) is None
+    store.save(KEY, b"code")
+    assert store.load(KEY) == b"code"
+
+
+@posix_only
+@pytest.mark.parametrize("mode", [0o770, 0o777, 0o707])
+def test_a_folder_that_others_may_write_to_is_not_used(store: ObjectCache, mode: int) -> None:
+    store.save(KEY, b"code")
+    store.folder.chmod(mode)
+    assert store.load(KEY) is None
+    assert not store.save("1" * 64, b"code")
+    store.folder.chmod(0o700)
+    assert store.load(KEY) == b"code"
+
+
+@posix_only
+def test_a_folder_of_somebody_else_is_not_used(store: ObjectCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.save(KEY, b"code")
+    assert store.folder.stat().st_mode & 0o777 == 0o700
+    monkeypatch.setattr(os, "geteuid", lambda: store.folder.stat().st_uid + 1)
+    assert store.load(KEY) is None
+    assert not store.save(KEY, b"code")
+
+
+def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    store = ObjectCache(tmp_path / "file" / "kernels")
+    assert not store.save(KEY, b"code")
+    assert store.load(KEY) is None
+
+
+def test_only_the_newest_are_kept(store: ObjectCache) -> None:
+    for number in range(12):
+        store.save(str(number), b"code")
+        os.utime(store.folder / f"{number}.kernels", (number, number))
+    store.load("4")  # used again, and so not old
+    abandoned = store.folder / "abandoned.tmp"
+    abandoned.write_bytes(b"half")
+    os.utime(abandoned, (0, 0))
+    fresh = store.folder / "fresh.tmp"
+    fresh.write_bytes(b"half")
+    store.save("12", b"code")
+    assert {path.name for path in files_of(store)} == {f"{number}.kernels" for number in (4, 6, 7, 8, 9, 10, 11, 12)} | {"fresh.tmp"}
+
+
+def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    assert user_cache().folder == tmp_path / "kernels"
+    monkeypatch.delenv(CACHE_VARIABLE)
+    if sys.platform not in {"win32", "darwin"}:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        assert user_cache().folder == tmp_path / "nanovllm" / "kernels"
+        monkeypatch.delenv("XDG_CACHE_HOME")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert user_cache().folder == tmp_path / ".cache" / "nanovllm" / "kernels"
+
+
+def test_the_key_covers_all_that_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    processor = Processor("triple", "name", "+features")
+    keys = [cache_key(SPEC, processor), cache_key(Spec(Target(8)), processor), cache_key(Spec(Target(16), "int8"), processor)]
+    keys += [cache_key(SPEC, other) for other in (Processor("x", "name", "+features"), Processor("triple", "x", "+features"))]
+    keys.append(cache_key(SPEC, Processor("triple", "name", "-features")))
+    with monkeypatch.context() as patch:
+        patch.setattr(library_module, "SOURCES", "other sources")
+        keys.append(cache_key(SPEC, processor))
+    with monkeypatch.context() as patch:
+        patch.setattr(llvmlite, "__version__", "0")
+        keys.append(cache_key(SPEC, processor))
+    with monkeypatch.context() as patch:
+        patch.setattr(library_module, "version", lambda name: "0")
+        keys.append(cache_key(SPEC, processor))
+    monkeypatch.setenv("NUMBA_OPT", "1")
+    keys.append(cache_key(SPEC, processor))
+    assert len(set(keys)) == len(keys)
+    monkeypatch.delenv("NUMBA_OPT")
+    assert cache_key(SPEC, processor) == keys[0]
+
+
+def test_the_processor_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = host_processor()
+    assert here.name == binding.get_host_cpu_name()
+    monkeypatch.setenv("NUMBA_CPU_NAME", "haswell")
+    assert host_processor() == Processor(here.triple, "haswell", "")
+    monkeypatch.setenv("NUMBA_CPU_FEATURES", "-avx2")
+    assert host_processor() == Processor(here.triple, "haswell", "-avx2")
+
+
+def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
+    """Tried on a copy of the package, as an edit by hand would do it: one byte, and the time of the file put back."""
+    package = tmp_path / "nanovllm"
+    shutil.copytree(Path(nanovllm.__file__).parent, package, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
+    kernels = package / "model" / "kernels"
+    ask = "from nanovllm.model.kernels import library; print(library.__file__, library.SOURCES)"
+
+    def digest() -> str:
+        answer = subprocess.run([sys.executable, "-Bc", ask], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        file, found = answer.stdout.split()
+        assert Path(file).parent == kernels
+        return found
+
+    first = digest()
+    assert digest() == first
+    seen = {first}
+    for path in (kernels / "vector.py", kernels / "parameters.py", kernels / "helpers.py"):
+        times = path.stat()
+        path.write_text(path.read_text().replace("1", "2", 1))
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        seen.add(digest())
+    (kernels / "new.py").write_text("")
+    seen.add(digest())
+    assert len(seen) == 5
+
+
+def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(store: ObjectCache, monkeypatch: pytest.MonkeyPatch, image: bytes) -> None:
+    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
+    monkeypatch.setattr(library_module, "digest_of_sources", lambda: "edited meanwhile")
+    assert load_image(SPEC, store) == image
+    assert not store.folder.exists()
+    monkeypatch.undo()
+    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
+    assert load_image(SPEC, store) == image
+    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled again")
+    assert load_image(SPEC, store) == image
+
+
+def _save_and_load(folder: str, number: int) -> bool:
+    store, images = ObjectCache(Path(folder)), {bytes([first]) * 100_000 for first in range(4)}
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        store.save(KEY, bytes([number]) * 100_000)
+        if store.load(KEY) not in images:
+            return False
+    return True
+
+
+def test_processes_that_write_at_once_never_see_half_a_file(store: ObjectCache) -> None:
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        assert pool.starmap(_save_and_load, [(str(store.folder), number) for number in range(4)]) == [True] * 4
+    assert [path.name for path in files_of(store)] == [f"{KEY}.kernels"]
+
+
+def test_a_cached_start_imports_no_numba() -> None:
+    load_library(Spec(host_target()))  # now it is in the cache, unless that cannot be written to
+    if user_cache().load(cache_key(Spec(host_target()), host_processor())) is None:
+        pytest.skip("there is no cache")
+    program = (
+        "import sys; from nanovllm.model import numba_backend; from nanovllm.model.kernels.target import Spec, host_target;"
+        "numba_backend.load_library(Spec(host_target())); print('numba' in sys.modules)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    assert answer.stdout == "False\n"
+    assert answer.stderr == ""

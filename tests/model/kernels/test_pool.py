@@ -1,0 +1,195 @@
+"""The threads of the compiled kernels: that all of them take part, that nobody waits for ever, and that an idle pool costs nothing."""
+
+import gc
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from ctypes import PYFUNCTYPE, c_int32, c_int64, c_void_p, cast
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from nanovllm.model.kernels import helpers
+from nanovllm.model.kernels.compiler import ARGUMENTS, compiled, emit_object
+from nanovllm.model.kernels.library import PROTOTYPE, Library
+from nanovllm.model.kernels.pool import ThreadPool
+from nanovllm.model.kernels.processor import host_processor
+from nanovllm.model.kernels.threads import barrier
+
+ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "meet")
+
+
+@compiled
+def meet(arrived: int, thread: int) -> None:
+    """A hundred barriers for three threads."""
+    for number in range(1, 101):
+        barrier(arrived, 3 * number)
+
+
+@pytest.fixture(scope="module")
+def library() -> Library:
+    """The functions that the pool needs, without a model's."""
+    entries: dict[str, Any] = {name: getattr(helpers, name, meet) for name in ENTRIES}
+    for function in entries.values():
+        function.compile(ARGUMENTS)
+    return Library(emit_object(entries, host_processor()), ENTRIES)
+
+
+@pytest.fixture
+def pool(library: Library) -> Iterator[ThreadPool]:
+    pool = ThreadPool(3, library)
+    yield pool
+    pool.close()
+
+
+def run(pool: ThreadPool, function: Callable[[int, int], int], *, threads: int, argument: int = 0) -> None:
+    """Run a Python function as if it were compiled."""
+    callback = PROTOTYPE(function)
+    pool.run(cast(callback, c_void_p).value or 0, argument, threads)
+
+
+def record(seen: list[int]) -> Callable[[int, int], int]:
+    def note(argument: int, thread: int) -> int:
+        seen.append(thread + argument)
+        return 0
+
+    return note
+
+
+def count_kernel_threads() -> int:
+    return sum(thread.name.startswith("nanovllm-kernels") for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 9])
+def test_every_thread_is_called_once_in_a_run(library: Library, threads: int) -> None:
+    pool = ThreadPool(threads, library)
+    for _ in range(50):
+        seen: list[int] = []
+        run(pool, record(seen), threads=threads, argument=100)
+        assert sorted(seen) == list(range(100, 100 + threads))
+    pool.close()
+
+
+def test_a_run_on_one_thread_leaves_the_others_alone(pool: ThreadPool) -> None:
+    seen: list[int] = []
+    for threads in (1, 3, 1, 1, 3):
+        run(pool, record(seen), threads=threads)
+    assert sorted(seen) == [0] * 5 + [1] * 2 + [2] * 2
+
+
+def test_helpers_that_have_gone_to_sleep_are_woken(pool: ThreadPool) -> None:
+    for pause_s in (0.0, 0.05, 0.0, 0.05):
+        time.sleep(pause_s)
+        seen: list[int] = []
+        run(pool, record(seen), threads=3)
+        assert len(seen) == 3
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_thread_that_fails_raises_where_the_step_was_called_and_the_pool_goes_on(pool: ThreadPool, failing: int) -> None:
+    with pytest.raises(RuntimeError, match="a thread of the compiled kernels has failed"):
+        run(pool, lambda argument, thread: -1 if thread == failing else 0, threads=3)
+    assert count_kernel_threads() == 0, "all have come out"
+    seen: list[int] = []
+    run(pool, record(seen), threads=3)
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_a_barrier_lets_all_out_when_one_thread_fails(pool: ThreadPool, library: Library) -> None:
+    """Two threads wait for three arrivals; the third fails instead of arriving."""
+
+    def share(argument: int, thread: int) -> int:
+        if thread == 1:
+            time.sleep(0.05)
+            return 1
+        return library.functions["meet"](pool.arrived, thread)
+
+    with pytest.raises(RuntimeError, match="has failed"):
+        run(pool, share, threads=3)
+
+
+def test_a_helper_that_has_died_does_not_hang_the_step(library: Library) -> None:
+    dying = SimpleNamespace(functions={**library.functions, "help_job": lambda job, thread: 0}, addresses=library.addresses)
+    pool = ThreadPool(2, dying)  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match="has failed"):
+        run(pool, lambda argument, thread: 0, threads=2)
+
+
+def test_a_pool_that_is_dropped_takes_its_threads_with_it(library: Library) -> None:
+    before = count_kernel_threads()
+    pools = [ThreadPool(4, library) for _ in range(3)]
+    run(pools[0], lambda argument, thread: 0, threads=4)
+    assert count_kernel_threads() == before + 9
+    pools.clear()
+    gc.collect()
+    assert count_kernel_threads() == before
+
+
+def test_a_closed_pool_starts_again_when_it_is_needed(pool: ThreadPool) -> None:
+    pool.close()
+    assert count_kernel_threads() == 0
+    seen: list[int] = []
+    run(pool, record(seen), threads=3)
+    assert sorted(seen) == [0, 1, 2]
+
+
+def test_threads_that_cannot_be_had_are_an_error_that_says_so(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.endswith("-2"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="num_threads is 5, but no more than 2 threads can be had; lower it"):
+        ThreadPool(5, library)
+    assert count_kernel_threads() == 0
+
+
+def test_an_idle_pool_costs_no_processor_time(library: Library) -> None:
+    pool = ThreadPool(4, library)
+    run(pool, lambda argument, thread: 0, threads=4)
+    time.sleep(0.05)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.05
+    pool.close()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_forked_process_has_threads_of_its_own(pool: ThreadPool) -> None:
+    run(pool, lambda argument, thread: 0, threads=3)
+    child = os.fork()
+    if child == 0:
+        seen: list[int] = []
+        run(pool, record(seen), threads=3)
+        os._exit(0 if sorted(seen) == [0, 1, 2] else 1)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        pid, status = os.waitpid(child, os.WNOHANG)
+        if pid:
+            break
+        time.sleep(0.01)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the forked process hangs")
+    assert os.waitstatus_to_exitcode(status) == 0
+    run(pool, lambda argument, thread: 0, threads=3)
+
+
+def test_helpers_need_nothing_of_the_interpreter_in_a_run(library: Library) -> None:
+    """The engine's thread keeps the interpreter's lock during the run: helpers that asked for it would never come back."""
+    keeping = SimpleNamespace(functions=dict(library.functions), addresses=library.addresses)
+    pool = ThreadPool(3, keeping)  # type: ignore[arg-type]
+    pool.run(library.addresses["meet"], pool.arrived, 3)
+    keeping.functions["run_job"] = PYFUNCTYPE(c_int32, c_int64, c_int64)(library.addresses["run_job"])
+    for _ in range(20):
+        pool.run(library.addresses["meet"], pool.arrived, 3)
+    pool.close()
