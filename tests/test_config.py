@@ -12,7 +12,7 @@ from nanovllm.config import EngineConfig, parse_bytes
 POSITIVE = ("block_size", "max_num_seqs", "max_num_batched_tokens")
 OPTIONAL = ("max_model_len", "num_blocks", "num_threads")
 FLAGS = ("enable_prefix_caching", "batch_invariant")
-OTHERS = ("dtype", "backend", "kv_cache_memory", "seed", "max_logprobs")
+OTHERS = ("dtype", "quantization", "kv_cache_dtype", "backend", "kv_cache_memory", "seed", "max_logprobs")
 
 
 def make(**settings: Any) -> EngineConfig:
@@ -56,10 +56,23 @@ def test_flags_are_flags(name: str) -> None:
             make(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("backend", "cuda"), ("backend", None), ("dtype", "float16"), ("dtype", 32)])
+WRONG_CHOICES = [
+    ("backend", "cuda"), ("backend", None), ("dtype", "float16"), ("dtype", 32), ("quantization", "int4"), ("quantization", "none"),
+    ("kv_cache_dtype", "float16"), ("kv_cache_dtype", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "value"), WRONG_CHOICES)
 def test_choices_are_listed(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} is {value!r} but must be one of {getattr(EngineConfig(), name)}"):
         make(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value"), [("dtype", "bfloat16"), ("quantization", "int8"), ("kv_cache_dtype", "bfloat16")])
+def test_numpy_computes_in_float32_only(name: str, value: str) -> None:
+    assert getattr(make(**{name: value}), name) == value
+    with pytest.raises(ValueError, match=f"{name} is '{value}', but backend='numpy' computes in float32 only; .* take backend='numba'"):
+        make(**{name: value}, backend="numpy")
 
 
 def test_seed_and_max_logprobs() -> None:

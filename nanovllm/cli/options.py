@@ -42,9 +42,8 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         group.add_argument(_flag(name), type=kind, default=default, metavar=name.rsplit("_", 1)[-1].upper(), help=shown)
     yes_or_no = argparse.BooleanOptionalAction
     group.add_argument("--enable-prefix-caching", action=yes_or_no, default=True, help="reuse what prompts that begin alike have in common")
-    group.add_argument(
-        "--batch-invariant", action="store_true", help="bits that do not depend on what else is in the batch: numba always, numpy only so, and slower"
-    )
+    invariant_help = "bits that do not depend on what else is in the batch; those of numba never do, numpy becomes slower"
+    group.add_argument("--batch-invariant", action="store_true", help=invariant_help)
     group.add_argument("--seed", type=int, default=None, help="make draws of requests without a seed repeatable")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nanovllm.config import BACKENDS
 from nanovllm.errors import CheckpointError
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
@@ -185,13 +186,14 @@ def test_a_network_that_is_not_a_number_has_no_token(tiny_model: Path) -> None:
     assert [bool(np.isfinite(found.logprobs).all()) for found in output.prompt_logprobs] == [True, True, False]
 
 
-def test_loading_by_name(tiny_model: Path, tmp_path: Path, backend: str) -> None:
-    runner = NativeModelRunner.load(tiny_model, backend=backend)
+@pytest.mark.parametrize("name", BACKENDS)
+def test_loading_by_name(tiny_model: Path, tmp_path: Path, name: str) -> None:
+    runner = NativeModelRunner.load(tiny_model, backend=name)
     assert runner.config == runner.backend.config
     with pytest.raises(CheckpointError, match="config"):
-        NativeModelRunner.load(tmp_path, backend=backend)
+        NativeModelRunner.load(tmp_path, backend=name)
     with pytest.raises(ValueError, match="dtype='float16'"):
-        NativeModelRunner.load(tiny_model, backend=backend, dtype="float16")
+        NativeModelRunner.load(tiny_model, backend=name, dtype="float16")
 
 
 @pytest.mark.parametrize(("name", "value"), [("token_ids", 10**6), ("block_tables", 40), ("slots", 10**6), ("positions", -1), ("logit_rows", 99)])

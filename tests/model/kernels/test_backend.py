@@ -63,6 +63,16 @@ def test_narrow_types_are_near_float32(tmp_path: Path, kind: tuple[str, str | No
     assert not np.array_equal(ours, exact)
 
 
+AUTO = {("float32", None): "float32", ("bfloat16", None): "bfloat16", ("float32", "int8"): "bfloat16", ("bfloat16", "int8"): "bfloat16"}
+
+
+@pytest.mark.parametrize("weights", AUTO)
+def test_the_caches_type_follows_from_that_of_the_weights(tmp_path: Path, weights: tuple[str, str | None]) -> None:
+    dtype, quantization = weights
+    backend = NumbaBackend.load(write_checkpoint(tmp_path), dtype=dtype, quantization=quantization, num_threads=1)
+    assert (backend.weight_dtype, backend.cache_dtype, backend.num_threads) == (quantization or dtype, AUTO[weights], 1)
+
+
 @pytest.mark.parametrize("kind", [("float32", None, "auto"), *NARROW])
 @pytest.mark.parametrize("config", SHAPES)
 def test_a_sequences_bits_depend_on_nothing_else(
