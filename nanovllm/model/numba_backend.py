@@ -37,7 +37,7 @@ from nanovllm.model.packed_weights import PackedWeights
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.weights import GPT2Weights
 
-_SHARED_PRODUCTS = 1_000_000  # fewer multiply-adds than this are done before another thread is awake
+_SHARED_PRODUCTS = 300_000  # fewer multiply-adds than this are done sooner by one thread than by several that wait for each other
 _DECODE_ROWS = 32  # rows of logits to have room for from the beginning; more are made room for when they are first asked for
 
 
