@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
-BACKENDS = ("numpy", "numba")
+BACKENDS = ("numba", "numpy")
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
 KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
@@ -18,8 +18,8 @@ class EngineConfig:
     Attributes:
         dtype: type of the weights while computing; of the token embedding alone where the others are quantised.
         quantization: "int8" for weights of one byte, with rows quantised as they come; None for weights of type `dtype`.
-        kv_cache_dtype: type of keys and values; "auto" for that of the weights.
-        backend: which implementation of the forward pass; "numpy" computes in float32 only.
+        kv_cache_dtype: type of keys and values; "auto" for float32 beside float32 weights, and bfloat16 beside bfloat16 and int8 weights.
+        backend: which implementation of the forward pass: "numba" is compiled, "numpy" is the one to read and computes in float32 only.
         max_model_len: most tokens of prompt and answer together; None for the model's own context.
         block_size: tokens in one block of the KV cache.
         max_num_seqs: most sequences in one step.
@@ -27,7 +27,7 @@ class EngineConfig:
         kv_cache_memory: bytes for keys and values, as a number or as text such as "1GiB".
         num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
         enable_prefix_caching: reuse the keys and values of prompts that begin alike.
-        batch_invariant: a request's bits do not depend on what else is computed; backend="numba" is so in any case, "numpy" is slower then.
+        batch_invariant: a request's bits do not depend on what else is computed; "numba" is so in any case, "numpy" is slower then.
         num_threads: threads for the arithmetic; None for the library's own choice.
         seed: makes the draws of requests without a seed repeatable.
         max_logprobs: most log-probabilities a request may ask for at a position.
@@ -36,7 +36,7 @@ class EngineConfig:
     dtype: str = "float32"
     quantization: str | None = None
     kv_cache_dtype: str = "auto"
-    backend: str = "numpy"
+    backend: str = "numba"
     max_model_len: int | None = None
     block_size: int = 32
     max_num_seqs: int = 32

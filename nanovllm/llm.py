@@ -3,13 +3,12 @@
 import itertools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from tqdm import tqdm
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Prompt, Submission
+from nanovllm.engine.intake import Prompt, Submission, sampling_defaults
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, InvalidRequestError
@@ -32,7 +31,7 @@ class LLM:
         dtype: str = "float32",
         quantization: str | None = None,
         kv_cache_dtype: str = "auto",
-        backend: str = "numpy",
+        backend: str = "numba",
         max_model_len: int | None = None,
         block_size: int = 32,
         max_num_seqs: int = 32,
@@ -163,13 +162,6 @@ class _Rates:
         prefill = self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0
         decode = self._decode_tokens / self._decode_s if self._decode_s else 0.0
         return f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"
-
-
-def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:
-    """Sampling settings that a model's generation_config.json asks for; transformers' own defaults there say nothing and are left out."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
-    return {name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

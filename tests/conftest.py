@@ -1,6 +1,7 @@
-"""What all tests share: shape annotations that are checked, how hypothesis searches, and a tiny model."""
+"""What all tests share: shape annotations that are checked, how hypothesis searches, a tiny model, and both backends."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from jaxtyping import install_import_hook
 _MODEL = [f"nanovllm.model.{path.stem}" for path in (Path(__file__).parents[1] / "nanovllm" / "model").glob("[a-z]*.py")]
 install_import_hook([*_MODEL, "nanovllm.model.kernels.packing", "nanovllm.runner"], "beartype.beartype")
 
+from nanovllm.config import BACKENDS  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
+from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
@@ -24,3 +27,11 @@ settings.load_profile("ci" if os.environ.get("CI") else "dev")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the smallest complete model: two blocks of random weights, and its tokenizer."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
+
+
+@pytest.fixture(scope="session", params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each backend's name in turn, which is in ENGINE_SETTINGS meanwhile: what asks for this fixture runs with both."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENGINE_SETTINGS, "backend", request.param)
+        yield request.param

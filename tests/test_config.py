@@ -26,7 +26,7 @@ def test_every_setting_is_covered_here() -> None:
 def test_the_defaults_are_those_of_the_documentation() -> None:
     config = EngineConfig()
     assert (config.block_size, config.max_num_seqs, config.max_num_batched_tokens, config.kv_cache_bytes) == (32, 32, 512, 2**30)
-    assert (config.dtype, config.backend, config.enable_prefix_caching, config.max_model_len) == ("float32", "numpy", True, None)
+    assert (config.dtype, config.backend, config.enable_prefix_caching, config.max_model_len) == ("float32", "numba", True, None)
 
 
 @pytest.mark.parametrize("name", [*POSITIVE, *OPTIONAL])

@@ -9,19 +9,19 @@ import pytest
 
 from nanovllm import LLM, EngineConfig, SamplingParams
 from nanovllm.engine.intake import Prompt
-from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.errors import CheckpointError, ContextLengthError, EngineFaultError, InvalidRequestError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_model: Path) -> LLM:
-    return LLM(tiny_model, kv_cache_memory="4MiB", block_size=8, batch_invariant=True)
+def llm(tiny_model: Path, backend: str) -> LLM:
+    return LLM(tiny_model, backend=backend, kv_cache_memory="4MiB", block_size=8, batch_invariant=True)
 
 
 @pytest.fixture(scope="module")
-def books() -> LLM:
-    return LLM(kv_cache_memory="32MiB")
+def books(backend: str) -> LLM:
+    return LLM(backend=backend, kv_cache_memory="32MiB")
 
 
 def test_the_bundled_model_writes_words(books: LLM) -> None:
@@ -179,9 +179,9 @@ def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(llm: LLM, monkey
     assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0] == after.outputs[0]
 
 
-def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path) -> None:
+def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path, backend: str) -> None:
     with pytest.raises(ValueError, match="cannot be had from the operating system; lower kv_cache_memory"):
-        LLM(tiny_model, kv_cache_memory="9000000GiB")
+        LLM(tiny_model, backend=backend, kv_cache_memory="9000000GiB")
 
 
 def test_a_failing_step_raises_and_leaves_the_engine_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,6 +210,14 @@ def test_the_progress_bar_counts_prompts_and_shows_both_rates(llm: LLM, monkeypa
     monkeypatch.setattr("sys.stderr", silent)
     llm.generate("the", GREEDY)
     assert silent.getvalue() == "", "progress is for terminals only"
+
+
+def test_impossible_defaults_of_a_model_are_told_when_it_is_loaded(tmp_path: Path, tiny_model: Path) -> None:
+    for path in tiny_model.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "generation_config.json").write_text('{"temperature": -3}')
+    with pytest.raises(CheckpointError, match=r"generation_config.json .*temperature is -3.*delete it"):
+        LLM(tmp_path, kv_cache_memory="1MiB")
 
 
 def test_defaults_come_from_the_models_generation_config(tmp_path: Path, tiny_model: Path) -> None:

@@ -255,7 +255,7 @@ def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
     sizes = f"{model.parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, vocabulary {model.vocab:,}"
     limits = f"max_num_seqs {config.max_num_seqs}, max_num_batched_tokens {config.max_num_batched_tokens}, block_size {config.block_size}"
     exact = ", batch_invariant" if config.batch_invariant else ""
-    types = f"{weight_kind(config)}, KV cache {config.kv_cache_dtype}, backend {config.backend}"
+    types = f"{weight_kind(config)}, KV cache {engine.runner.backend.cache_dtype}, backend {config.backend}"
     return {
         "model": f"{parsed.model}, {sizes}, context {engine.max_model_len:,}",
         "settings": f"{types}, {limits}, prefix caching {caching}, temperature {parsed.temperature:g}{exact}",

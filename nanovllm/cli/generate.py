@@ -7,9 +7,9 @@ from contextlib import closing
 
 from nanovllm.cli.options import add_engine_options, add_sampling_options, engine_config, sampling_settings
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import sampling_defaults
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
-from nanovllm.llm import sampling_defaults
 from nanovllm.sampling_params import SamplingParams
 
 _DEFAULT_MAX_TOKENS = 128

@@ -31,19 +31,20 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Flags for EngineConfig."""
     defaults = {field.name: field.default for field in fields(EngineConfig)}
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", choices=BACKENDS, default=defaults["backend"], help="implementation of the forward pass (%(default)s)")
+    group.add_argument("--backend", choices=BACKENDS, default=defaults["backend"], help="forward pass: compiled, or to read (%(default)s)")
     group.add_argument("--dtype", choices=DTYPES, default=defaults["dtype"], help="type of the weights while computing (%(default)s)")
     group.add_argument("--quantization", choices=QUANTIZATIONS, default=None, help="weights of one byte, quantised while loading (none)")
-    group.add_argument(
-        "--kv-cache-dtype", choices=KV_CACHE_DTYPES, default=defaults["kv_cache_dtype"], help="type of keys and values (%(default)s: the weights')"
-    )
+    cache_help = "type of keys and values (%(default)s: float32 beside float32 weights, bfloat16 beside bfloat16 and int8)"
+    group.add_argument("--kv-cache-dtype", choices=KV_CACHE_DTYPES, default=defaults["kv_cache_dtype"], help=cache_help)
     for name, (kind, text) in _ENGINE_FLAGS.items():
         default = defaults[name]
         shown = text if default is None else f"{text} ({default})"
         group.add_argument(_flag(name), type=kind, default=default, metavar=name.rsplit("_", 1)[-1].upper(), help=shown)
     yes_or_no = argparse.BooleanOptionalAction
     group.add_argument("--enable-prefix-caching", action=yes_or_no, default=True, help="reuse what prompts that begin alike have in common")
-    group.add_argument("--batch-invariant", action="store_true", help="bits that do not depend on what else is in the batch; slower")
+    group.add_argument(
+        "--batch-invariant", action="store_true", help="bits that do not depend on what else is in the batch: numba always, numpy only so, and slower"
+    )
     group.add_argument("--seed", type=int, default=None, help="make draws of requests without a seed repeatable")
 
 

@@ -19,7 +19,6 @@ from nanovllm.cli.values import positive
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
-from nanovllm.model.config import GPT2Config
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.metrics import ServerMetrics
 
@@ -48,7 +47,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Serve until a signal comes; 1 where the model cannot be loaded or the port not be had."""
     config = engine_config(parsed)
     folder = resolve_model(parsed.model)
-    GPT2Config.load(folder)  # a folder that cannot be used is told before a port is opened
+    Engine.check(folder, config)  # what cannot be used is told before a port is opened
     names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
     metrics = ServerMetrics(names[0])
     engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
@@ -136,7 +135,9 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, *, has_key: bo
 async def _listen(server: _Server) -> int:
     try:
         await server.serve()
-    except SystemExit:  # uvicorn's way to say that the port is taken; it has logged the reason
+    except SystemExit:  # uvicorn's way to say that the port cannot be had; it has logged the reason
+        config = server.config
+        print(f"nanovllm: cannot listen on {config.host} port {config.port}; end what listens there, or choose another by --port", file=sys.stderr)
         return 1
     return 0 if server.started else 1
 
@@ -144,7 +145,9 @@ async def _listen(server: _Server) -> int:
 def describe(engine: Engine, name: str) -> str:
     """The model's configuration, as people want to see it at the start."""
     model, blocks = engine.model, engine.blocks
-    cache_bytes = blocks.num_blocks * engine.runner.backend.block_bytes(blocks.block_size)
+    backend = engine.runner.backend
+    cache_bytes = blocks.num_blocks * backend.block_bytes(blocks.block_size)
+    threads = "1 thread" if backend.num_threads == 1 else f"{backend.num_threads} threads"
     rows = {
         "vocabulary": f"{model.vocab:,} tokens",
         "hidden size": f"{model.d_model:,}",
@@ -153,7 +156,7 @@ def describe(engine: Engine, name: str) -> str:
         "parameters": f"{model.parameters:,}",
         "context": f"{engine.max_model_len:,} tokens",
         "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of {blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
-        "computes in": f"{engine.config.dtype}, backend {engine.config.backend}",
+        "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), backend {engine.config.backend}, {threads}",
     }
     return f"{name}, GPT-2 architecture\n" + "\n".join(f"  {label:12} {value}" for label, value in rows.items())
 

@@ -16,12 +16,12 @@ from nanovllm.config import EngineConfig
 from nanovllm.engine import batching
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.intake import Intake, Limits
+from nanovllm.engine.intake import Intake, Limits, check_sampling_defaults
 from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
 from nanovllm.engine.request import FinishReason, Request
 from nanovllm.engine.scheduler import RequestUpdate, Scheduler
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.model.config import load_generation_config
+from nanovllm.model.config import GPT2Config, load_generation_config
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
@@ -46,9 +46,7 @@ class Engine:
     ) -> None:
         """Allocate the cache and start empty; raises ValueError where the settings do not fit the model."""
         model = runner.config
-        max_model_len = model.max_positions if config.max_model_len is None else config.max_model_len
-        if max_model_len > model.max_positions:
-            raise ValueError(f"max_model_len is {max_model_len}, but the model has only {model.max_positions} positions; lower it or leave it out")
+        max_model_len = _max_model_len(config, model)
         num_blocks = config.num_blocks or config.kv_cache_bytes // runner.backend.block_bytes(config.block_size)
         if num_blocks == 0:
             raise ValueError(
@@ -78,6 +76,7 @@ class Engine:
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
         """The engine of a model folder; raises CheckpointError where the folder, ValueError where the settings cannot be used."""
         config = config or EngineConfig()
+        cls.check(folder, config)
         tokenizer = Tokenizer.load(folder)
         generation_config = load_generation_config(folder)
         runner = NativeModelRunner.load(
@@ -90,6 +89,12 @@ class Engine:
             num_threads=config.num_threads,
         )
         return cls(config, runner, tokenizer, generation_config)
+
+    @staticmethod
+    def check(folder: Path, config: EngineConfig) -> None:
+        """Raise, without reading the weights, what `load` would about the folder's settings (CheckpointError) and the engine's (ValueError)."""
+        _max_model_len(config, GPT2Config.load(folder))
+        check_sampling_defaults(folder / "generation_config.json", load_generation_config(folder))
 
     @property
     def cache_tokens(self) -> int:
@@ -199,3 +204,12 @@ class Engine:
             times.summary(now) if update.finish_reason is not None else None,
             error,
         )
+
+
+def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
+    """The context that requests have; ValueError where the model has less."""
+    if config.max_model_len is None:
+        return model.max_positions
+    if config.max_model_len > model.max_positions:
+        raise ValueError(f"max_model_len is {config.max_model_len}, but the model has only {model.max_positions} positions; lower it or leave it out")
+    return config.max_model_len

@@ -7,13 +7,14 @@ passes can always run to its end.
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from pathlib import Path
+from typing import Any, TypeAlias
 
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.request import Request
 from nanovllm.engine.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams, check_unicode
 
@@ -161,6 +162,21 @@ class Intake:
         spellings = [spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())]
         encoded = (tuple(self.tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
         return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
+
+
+def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:
+    """Sampling settings that a model's generation_config.json asks for; transformers' own defaults there say nothing and are left out."""
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
+    return {name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+
+
+def check_sampling_defaults(path: Path, generation_config: Mapping[str, object]) -> None:
+    """Raise CheckpointError, naming the file at `path`, where its settings would make every request that leaves them out fail."""
+    try:
+        SamplingParams(**sampling_defaults(generation_config))
+    except InvalidRequestError as error:
+        raise CheckpointError(f"{path} asks for what cannot be: {error}; mend the file, or delete it") from error
 
 
 def _shown(value: object) -> str:

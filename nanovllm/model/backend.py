@@ -25,6 +25,21 @@ class Backend(Protocol):
         ...
 
     @property
+    def weight_dtype(self) -> str:
+        """The type that weights are kept and multiplied in."""
+        ...
+
+    @property
+    def cache_dtype(self) -> str:
+        """The type of keys and values."""
+        ...
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that compute a large step."""
+        ...
+
+    @property
     def row_sampler(self) -> RowSampler | None:
         """Sampling beside the forward pass; None where the runner is to sample by itself."""
         ...

@@ -32,12 +32,14 @@ from nanovllm.model.kernels.parameters import (
 )
 from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.processors import default_threads
-from nanovllm.model.kernels.target import PER_WORD, Spec, host_target
+from nanovllm.model.kernels.target import CACHE_TYPES, PER_WORD, WEIGHT_TYPES, Spec, host_target
 from nanovllm.model.packed_weights import PackedWeights
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.weights import GPT2Weights
 
 _SHARED_PRODUCTS = 300_000  # fewer multiply-adds than this are done sooner by one thread than by several that wait for each other
+_AUTO_CACHE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
+"""What kv_cache_dtype="auto" means beside each type of weights; bytes in the cache are coarser than bfloat16 and were measured slower."""
 _DECODE_ROWS = 32  # rows of logits to have room for from the beginning; more are made room for when they are first asked for
 
 
@@ -97,15 +99,34 @@ class NumbaBackend:
         num_threads: int | None = None,
     ) -> "NumbaBackend":
         """Load a model folder; raises CheckpointError when it cannot be used. It is batch-invariant in any case."""
-        config = GPT2Config.load(folder)
         weights = quantization or dtype
-        spec = Spec(host_target(), weights, weights if kv_cache_dtype == "auto" else kv_cache_dtype)
+        if {dtype, weights} - {*WEIGHT_TYPES} or kv_cache_dtype not in {"auto", *CACHE_TYPES}:
+            asked = f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
+            raise ValueError(f"{asked} was asked for, but backend='numba' computes in {', '.join(WEIGHT_TYPES)} only")
+        config = GPT2Config.load(folder)
+        cache = _AUTO_CACHE[weights] if kv_cache_dtype == "auto" else kv_cache_dtype
+        spec = Spec(host_target(), weights, cache)
         return cls(config, load_weights(folder, config), spec=spec, narrow_embedding=dtype == "bfloat16", num_threads=num_threads)
 
     @property
     def config(self) -> GPT2Config:
         """Sizes of the network."""
         return self._config
+
+    @property
+    def weight_dtype(self) -> str:
+        """The type that weights are kept and multiplied in."""
+        return self._spec.weights
+
+    @property
+    def cache_dtype(self) -> str:
+        """The type of keys and values."""
+        return self._spec.cache
+
+    @property
+    def num_threads(self) -> int:
+        """Threads that compute a large step; a small one is done by one of them."""
+        return self._pool.threads
 
     @property
     def row_sampler(self) -> CompiledRowSampler:

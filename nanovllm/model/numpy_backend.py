@@ -50,6 +50,22 @@ class NumpyBackend:
         return self._config
 
     @property
+    def weight_dtype(self) -> str:
+        """Float32, whatever the file holds."""
+        return "float32"
+
+    @property
+    def cache_dtype(self) -> str:
+        """Float32."""
+        return "float32"
+
+    @property
+    def num_threads(self) -> int:
+        """Threads of BLAS, which computes the products."""
+        pools = ThreadpoolController().select(user_api="blas").info()
+        return max((pool["num_threads"] for pool in pools), default=1)
+
+    @property
     def row_sampler(self) -> None:
         """The runner samples, with NumPy too."""
         return

@@ -26,7 +26,7 @@ def _load_numba(
     )
 
 
-_LOADERS: dict[str, BackendLoader] = {"numpy": NumpyBackend.load, "numba": _load_numba}
+_LOADERS: dict[str, BackendLoader] = {"numba": _load_numba, "numpy": NumpyBackend.load}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class NativeModelRunner:
         cls,
         folder: Path,
         *,
-        backend: str = "numpy",
+        backend: str = "numba",
         dtype: str = "float32",
         quantization: str | None = None,
         kv_cache_dtype: str = "auto",

@@ -8,9 +8,8 @@ from typing import Any
 
 from nanovllm.engine.detokenizer import IncrementalDecoder
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission
+from nanovllm.engine.intake import Submission, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError
-from nanovllm.llm import sampling_defaults
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.schemas import CompletionRequest

@@ -67,7 +67,7 @@ def test_answers_have_full_length_whatever_the_model_says(capsys: pytest.Capture
 
 def test_preemptions_are_told(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
     cache = 2 * 4 * 2 * 32 * 64  # keys and values, 4 bytes, 2 layers, d_model 32: 64 tokens
-    work = ("--num-prompts", 4, "--input-len", 20, "--output-len", 30, "--block-size", 4, "--kv-cache-memory", cache)
+    work = ("--num-prompts", 4, "--input-len", 20, "--output-len", 30, "--block-size", 4, "--kv-cache-memory", cache, "--backend", "numpy")
     record = bench(capsys, "throughput", tiny_model, *work)
     assert record["num_preemptions"] > 0
     assert (record["total_input_tokens"], record["total_output_tokens"]) == (80, 120), "what is computed again is not counted again"

@@ -12,9 +12,9 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.cli.main import main
 
 
-def test_it_prints_the_prompt_and_the_answer(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["generate", "Once upon a time", "--max-tokens", "12", "--temperature", "0"]) == 0
-    expected = LLM().generate("Once upon a time", SamplingParams(max_tokens=12, temperature=0), use_tqdm=False)[0].outputs[0].text
+def test_it_prints_the_prompt_and_the_answer(capsys: pytest.CaptureFixture[str], backend: str) -> None:
+    assert main(["generate", "Once upon a time", "--max-tokens", "12", "--temperature", "0", "--backend", backend]) == 0
+    expected = LLM(backend=backend).generate("Once upon a time", SamplingParams(max_tokens=12, temperature=0), use_tqdm=False)[0].outputs[0].text
     assert capsys.readouterr().out == f"Once upon a time{expected}\n"
 
 

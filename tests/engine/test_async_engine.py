@@ -26,6 +26,8 @@ from tests.support.serving import ENGINE_SETTINGS, loader
 LONG = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
 SHORT = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
 
+pytestmark = pytest.mark.usefixtures("backend")
+
 
 @asynccontextmanager
 async def started(load: Callable[[], Engine], **settings: Any) -> AsyncIterator[AsyncEngine]:

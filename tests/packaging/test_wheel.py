@@ -28,7 +28,7 @@ import nanovllm
 ROOT = Path(__file__).parents[2]
 ROOMS = {"cli", "server", "engine", "runner", "model", "bundled"}
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
-START_TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0  # the first start compiles
 STOP_TIMEOUT_S = 30.0
 
 pytestmark = pytest.mark.network

@@ -185,13 +185,13 @@ def test_a_network_that_is_not_a_number_has_no_token(tiny_model: Path) -> None:
     assert [bool(np.isfinite(found.logprobs).all()) for found in output.prompt_logprobs] == [True, True, False]
 
 
-def test_loading_by_name(tiny_model: Path, tmp_path: Path) -> None:
-    runner = NativeModelRunner.load(tiny_model)
+def test_loading_by_name(tiny_model: Path, tmp_path: Path, backend: str) -> None:
+    runner = NativeModelRunner.load(tiny_model, backend=backend)
     assert runner.config == runner.backend.config
     with pytest.raises(CheckpointError, match="config"):
-        NativeModelRunner.load(tmp_path)
+        NativeModelRunner.load(tmp_path, backend=backend)
     with pytest.raises(ValueError, match="dtype='float16'"):
-        NativeModelRunner.load(tiny_model, dtype="float16")
+        NativeModelRunner.load(tiny_model, backend=backend, dtype="float16")
 
 
 @pytest.mark.parametrize(("name", "value"), [("token_ids", 10**6), ("block_tables", 40), ("slots", 10**6), ("positions", -1), ("logit_rows", 99)])

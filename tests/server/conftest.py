@@ -1,4 +1,4 @@
-"""One server for all tests that leave it as they found it, and the official client for it."""
+"""One server of each backend for all tests that leave it as they found it, and the official client for it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,15 +10,20 @@ from nanovllm import LLM
 from tests.support.serving import ENGINE_SETTINGS, RunningServer, loader
 
 
+@pytest.fixture(scope="session", autouse=True)
+def both_backends(backend: str) -> None:
+    """Every test of this room runs with each backend."""
+
+
 @pytest.fixture(scope="session")
-def server(tiny_model: Path) -> Iterator[RunningServer]:
+def server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server of the tiny model."""
     with RunningServer(loader(tiny_model)) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
-def slow_server(tiny_model: Path) -> Iterator[RunningServer]:
+def slow_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server whose steps take 5 ms, so that there is time to do things while it answers."""
     with RunningServer(loader(tiny_model, step_s=0.005)) as running:
         yield running
@@ -32,6 +37,6 @@ def client(server: RunningServer) -> Iterator[OpenAI]:
 
 
 @pytest.fixture(scope="session")
-def llm(tiny_model: Path) -> LLM:
+def llm(tiny_model: Path, backend: str) -> LLM:
     """The same model without a server between."""
     return LLM(tiny_model, **ENGINE_SETTINGS)

@@ -71,7 +71,7 @@ def test_the_official_client_from_many_threads(server: RunningServer, client: Op
 
 
 @pytest.fixture(scope="module")
-def small(tiny_model: Path) -> Iterator[RunningServer]:
+def small(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server that takes 8 unfinished answers and runs 4 of them at once, for seconds."""
     with RunningServer(loader(tiny_model, step_s=0.02, max_num_seqs=4), max_queued_requests=8) as running:
         yield running

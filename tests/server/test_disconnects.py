@@ -22,14 +22,14 @@ LONG: dict[str, Any] = {"prompt": "in the end", "max_tokens": 110, "ignore_eos":
 
 
 @pytest.fixture(scope="module")
-def sluggish(tiny_model: Path) -> Iterator[RunningServer]:
+def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server that needs three seconds for a long answer, runs two at once and has room for six."""
     with RunningServer(loader(tiny_model, step_s=0.03, max_num_seqs=2), max_queued_requests=6) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def narrow(tiny_model: Path) -> Iterator[RunningServer]:
+def narrow(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server with room for the answers of one request: whatever is left behind fills it for ever."""
     with RunningServer(loader(tiny_model, step_s=0.002), max_queued_requests=3) as running:
         yield running

@@ -16,7 +16,7 @@ LIMIT = 50_000
 
 
 @pytest.fixture(scope="module")
-def guarded(tiny_model: Path) -> Iterator[RunningServer]:
+def guarded(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server with a key and a small limit."""
     with RunningServer(loader(tiny_model), api_key=KEY, max_body_bytes=LIMIT) as running:
         yield running

@@ -28,9 +28,10 @@ from nanovllm.server.metrics import ServerMetrics
 T = TypeVar("T")
 MODEL = "tiny"
 TIMEOUT_S = 30.0
+START_TIMEOUT_S = 180.0  # where the kernels were never compiled before, on a machine that has other work
 
 ENGINE_SETTINGS: dict[str, Any] = {"kv_cache_memory": "16MiB", "batch_invariant": True, "block_size": 16, "num_threads": 1}
-"""For a tiny model; `batch_invariant`, so that an answer has the same bits alone and beside others."""
+"""For a tiny model; `batch_invariant`, so that an answer has the same bits alone and beside others. The fixture `backend` adds one."""
 
 
 class SlowRunner(NativeModelRunner):
@@ -77,7 +78,7 @@ class RunningServer:
         assert self._started.wait(TIMEOUT_S)
         self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
         if self._wait_until_ready:
-            self.on_loop(self.engine.wait_until_ready)
+            self.on_loop(self.engine.wait_until_ready, START_TIMEOUT_S)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
@@ -96,13 +97,13 @@ class RunningServer:
         """The port that the system gave it."""
         return int(self._server.servers[0].sockets[0].getsockname()[1])
 
-    def on_loop(self, function: Callable[[], Awaitable[T]]) -> T:
+    def on_loop(self, function: Callable[[], Awaitable[T]], timeout_s: float = TIMEOUT_S) -> T:
         """Run a coroutine on the server's event loop and wait for its result."""
 
         async def call() -> T:
             return await function()
 
-        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(TIMEOUT_S)
+        return asyncio.run_coroutine_threadsafe(call(), self._loop).result(timeout_s)
 
     def complete(self, prompt: Any = "the", **body: Any) -> dict[str, Any]:
         """The answer to a request that must succeed."""
