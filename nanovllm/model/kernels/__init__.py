@@ -1,6 +1,9 @@
 """The compiled forward pass, backend="numba": Python source that is compiled for the very CPU it runs on.
 
 Read in this order: vector.py (the vocabulary of the inner tiles), matmul.py (packed products), attention.py, forward.py (the same list of
-operations as nanovllm/model/gpt2.py). parameters.py says what the compiled code is given, packing.py how weights are laid out for it,
-pool.py how several threads enter it.
+operations as nanovllm/model/gpt2.py). parameters.py says what the compiled code is given, packing.py how weights are laid out for it.
+
+Threads: pool.py (Python's side), helpers.py and threads.py (the compiled side), layout.py (the memory between them), processors.py (how many).
+From source to machine code: entries.py and compiler.py, which need Numba; library.py, object_cache.py and machine.py, which do not: a
+process that finds its code in the cache never imports it.
 """
