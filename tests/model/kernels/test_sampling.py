@@ -76,7 +76,7 @@ def sampler(request: pytest.FixtureRequest) -> CompiledRowSampler:
 
 def make_sampler(vocab: int, target: Target, *, threads: int) -> CompiledRowSampler:
     library = load_library(Spec(target))
-    return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target.lanes)
+    return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target)
 
 
 def compiled(sampler: CompiledRowSampler, logits: np.ndarray, rows: Sequence[Row]) -> tuple[list[int | None], list[TokenLogprobs | None]]:
