@@ -5,6 +5,7 @@ the batch, on how a prompt is cut, or on the number of threads.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.bounds import watch
 from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
@@ -37,7 +39,7 @@ from nanovllm.model.packed_weights import PackedWeights
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.weights import GPT2Weights
 
-_SHARED_PRODUCTS = 1_000_000  # fewer multiply-adds than this are done before another thread is awake
+_SHARED_PRODUCTS = 300_000  # fewer multiply-adds than this are done sooner by one thread than by several that wait for each other
 _AUTO_CACHE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
 """What kv_cache_dtype="auto" means beside each type of weights; bytes in the cache are coarser than bfloat16 and were measured slower."""
 _DECODE_ROWS = 32  # rows of logits to have room for from the beginning; more are made room for when they are first asked for
@@ -77,7 +79,7 @@ class NumbaBackend:
         self._record = np.zeros(1, dtype=PARAMETERS)
         self._library = load_library(self._spec)
         self._pool = ThreadPool(num_threads or default_threads(), self._library)
-        self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._library, self._lanes)
+        self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._library, self._spec.target)
         self._capacity = 0
         self._logit_capacity = 0
         self._place_sizes()
@@ -242,7 +244,14 @@ class NumbaBackend:
         threads = self._pool.threads if products >= _SHARED_PRODUCTS else 1
         self._record["threads"] = threads
         self._memory.arrays["work"][:] = 0
-        self._pool.run(self._library.addresses[function], self._record.ctypes.data, threads)
+        with watch(self._spec.target, function, self._arrays()):
+            self._pool.run(self._library.addresses[function], self._record.ctypes.data, threads)
+
+    def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
+        """All that compiled code may touch."""
+        yield "the record", self._record
+        yield from self._memory.arrays.items()
+        yield from self._weights.held
 
     def _place_sizes(self) -> None:
         config, record = self._config, self._record

@@ -29,13 +29,13 @@ class _Part(NamedTuple):
 
 
 class PackedWeights:
-    """Arrays by the names that their addresses have in the record of kernels/parameters.py, and those that only records point to."""
+    """`arrays` by the names that their addresses have in the record of kernels/parameters.py, and `held`: those that linear layers' records name."""
 
     def __init__(self, config: GPT2Config, weights: GPT2Weights, spec: Spec, *, narrow_embedding: bool) -> None:
         """Pack; `narrow_embedding` keeps the token embedding in bfloat16."""
         self._spec = spec
         self._width = spec.target.panel_width
-        self._held: list[np.ndarray] = []
+        self.held: list[tuple[str, np.ndarray]] = []
         self.linears = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
         norms: list[LayerNorm] = []
         parts = _quantised_parts(config, weights) if spec.weights == "int8" else _parts(weights)
@@ -60,7 +60,7 @@ class PackedWeights:
     @property
     def num_bytes(self) -> int:
         """Bytes of everything that is held."""
-        return sum(array.nbytes for array in (*self._held, *self.arrays.values()))
+        return sum(array.nbytes for array in (*self.arrays.values(), *(array for _, array in self.held)))
 
     def _pack(self, record: Any, linear: Linear | QuantizedLinear, factors: np.ndarray | None) -> None:
         if isinstance(linear, QuantizedLinear):
@@ -82,7 +82,7 @@ class PackedWeights:
         self._hold(record, "bias", pack_rows([linear.bias], self._width))
 
     def _hold(self, record: Any, name: str, array: np.ndarray) -> None:
-        self._held.append(array)
+        self.held.append((f"{name} of a linear layer", array))
         record[name] = array.ctypes.data
 
     def _norms(self, name: str, norms: list[LayerNorm]) -> dict[str, np.ndarray]:

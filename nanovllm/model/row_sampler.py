@@ -3,11 +3,13 @@
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from nanovllm.model.kernels.bounds import watch
 from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.library import Library
 from nanovllm.model.kernels.packing import aligned_zeros
 from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.sampling_parameters import SAMPLING_PARAMETERS, scratch_layout
+from nanovllm.model.kernels.target import Target
 from nanovllm.model.rows import RowLists, RowReports, RowSettings, SampledRows
 
 _SHARED_SCORES = 100_000  # fewer are done before another thread is awake
@@ -22,12 +24,13 @@ _COLUMNS = {
 class CompiledRowSampler:
     """Samples rows of one vocabulary on a pool of threads. Not for use by two threads at once."""
 
-    def __init__(self, vocab: int, pool: ThreadPool, library: Library, lanes: int) -> None:
-        """Run on `pool`, which the forward pass may use too, with code for vectors of `lanes` float32."""
+    def __init__(self, vocab: int, pool: ThreadPool, library: Library, target: Target) -> None:
+        """Run on `pool`, which the forward pass may use too, with code for `target`."""
         self._pool = pool
+        self._target = target
         self._function = library.addresses["sample_rows"]
         self._record = np.zeros(1, dtype=SAMPLING_PARAMETERS)
-        layout = scratch_layout(vocab, lanes)
+        layout = scratch_layout(vocab, target.lanes)
         self._work = np.zeros(1, dtype=np.int64)
         self._scratch = aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES)
         for name, value in {"vocab": vocab, **layout}.items():
@@ -77,7 +80,9 @@ class CompiledRowSampler:
         record["rows"], record["most"], record["sampling"], record["threads"] = rows, most, sampling, threads
         record["logits_stride"] = logits.strides[0]
         self._work[0] = 0
-        self._pool.run(self._function, record.ctypes.data, threads)
+        given = {"the record": record, "work": self._work, "scratch": self._scratch, "logits": logits, "likely_ids": likely_ids, "logprobs": logprobs}
+        with watch(self._target, "sample_rows", (given | self._columns | arrays).items()):
+            self._pool.run(self._function, record.ctypes.data, threads)
         return RowReports(self._columns["ranks"][:rows].copy(), self._columns["found"][:rows].copy(), likely_ids, logprobs)
 
     def _reserve(self, rows: int) -> None:

@@ -104,9 +104,9 @@ def _make_panels(target: Target, cache: str) -> Any:
     """panels(a, a_stride, count, panel, steps, columns, out, out_stride): a product of any number of whole vectors across."""
     lanes, width = target.lanes, target.panel_width
     numbers = cache_format(target, cache)
-    whole = make_tiles(target, numbers, target.panel_vectors, prefetch=False)
-    two = make_tiles(target, numbers, 2, prefetch=False)
-    one = make_tiles(target, numbers, 1, prefetch=False)
+    whole = make_tiles(target, numbers, target.panel_vectors, ahead_lines=0)
+    two = make_tiles(target, numbers, 2, ahead_lines=0)
+    one = make_tiles(target, numbers, 1, ahead_lines=0)
 
     @compiled
     def panels(a: int, a_stride: int, count: int, panel: int, steps: int, columns: int, out: int, out_stride: int) -> None:

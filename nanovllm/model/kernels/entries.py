@@ -30,25 +30,25 @@ def make_entries(spec: Spec) -> dict[str, Any]:
 def compile_entries(spec: Spec, processor: Processor) -> bytes:
     """The object file of all entries; on a terminal, a line says what is being compiled and how far it is."""
     entries = make_entries(spec)
-    line = tqdm(total=len(entries), desc="Compiling kernels for this CPU, once", bar_format="{desc}: {n}/{total} {postfix} [{elapsed}]", disable=None)
+    line = tqdm(total=len(entries), bar_format="Compiling kernels for this CPU (once): {desc}{n}/{total} done{postfix} [{elapsed}]", disable=None)
     with line, event.install_listener("numba:compile", _Tell(line)):
-        for function in entries.values():
+        for name, function in entries.items():
+            line.set_description(name)
             function.compile(ARGUMENTS)
             line.update()
-        line.set_postfix_str("machine code")
+        line.set_description("machine code")
         return emit_object(entries, processor)
 
 
 class _Tell(event.Listener):
-    """Shows which function Numba begins or goes on with."""
+    """Shows which function Numba has begun with, and how many it has done."""
 
     def __init__(self, line: "tqdm[Any]") -> None:
         self._line = line
-        self._names: list[str] = []
+        self._done = 0
 
     def on_start(self, event: Any) -> None:
-        self._names.append(event.data["dispatcher"].py_func.__name__)
-        self._line.set_postfix_str(self._names[-1])
+        self._line.set_postfix_str(f"{self._done} functions, now {event.data['dispatcher'].py_func.__name__}")
 
     def on_end(self, event: Any) -> None:
-        self._names.pop()
+        self._done += 1

@@ -13,7 +13,7 @@ from numba import types
 
 from nanovllm.model.kernels import system
 from nanovllm.model.kernels.compiler import compiled, intrinsic
-from nanovllm.model.kernels.layout import ABORT, ARGUMENT, FINISHED, FUNCTION, GENERATION, HELPERS
+from nanovllm.model.kernels.layout import ABORT, ARGUMENT, FINISHED, FUNCTION, GENERATION, HELPERS, IDLE_SPINS, SPINS
 from nanovllm.model.kernels.threads import atomic_add, atomic_load, count, wait_for, wake
 from nanovllm.model.kernels.vector import I32, I64
 
@@ -54,7 +54,7 @@ def run_job(job: int, helpers: int) -> None:
     if helpers > 0:
         count(job, GENERATION, atomic_load(job + GENERATION) + 1)
     _work(job, 0)
-    wait_for(job, FINISHED, helpers)
+    wait_for(job, FINISHED, helpers, atomic_load(job + SPINS))
 
 
 @compiled
@@ -63,7 +63,7 @@ def help_job(job: int, thread: int) -> None:
     generation = 0
     while True:
         generation += 1
-        wait_for(job, GENERATION, generation)
+        wait_for(job, GENERATION, generation, atomic_load(job + IDLE_SPINS))
         if atomic_load(job + ABORT) != 0:
             return
         _work(job, thread)

@@ -2,7 +2,7 @@
 
 A job is the memory through which a step's threads speak to each other, the words that change in a run on cache lines of their own:
 
-    | generation | finished | arrived | abort | asleep | function argument helpers spins | lock ... | condition ... |
+    | generation | finished | arrived | abort | asleep | function argument ... | lock ... | condition ... |
 """
 
 import numpy as np
@@ -14,7 +14,7 @@ _PRIMITIVE_BYTES = 4 * LINE_BYTES  # more than a lock or a condition of any oper
 
 _LINES = ("generation", "finished", "arrived", "abort", "asleep", "function")
 _JOB_OFFSETS = {name: line * LINE_BYTES for line, name in enumerate(_LINES)}
-_JOB_OFFSETS |= {name: _JOB_OFFSETS["function"] + 8 * place for place, name in enumerate(("argument", "helpers", "spins"), start=1)}
+_JOB_OFFSETS |= {name: _JOB_OFFSETS["function"] + 8 * place for place, name in enumerate(("argument", "helpers", "spins", "idle_spins"), start=1)}
 LOCK = len(_LINES) * LINE_BYTES
 CONDITION = LOCK + _PRIMITIVE_BYTES
 
@@ -30,7 +30,8 @@ JOB = np.dtype(
 
 generation  number of the run; helpers wait for the next           function, argument  what a run calls: function(argument, thread)
 finished    helpers that are done with the run                     helpers             how many there are
-arrived     arrivals at the barriers of the run                    spins               looks of a thread that waits before it sleeps
-abort       not 0 when the run has failed: nobody waits any more   asleep              threads that sleep
+arrived     arrivals at the barriers of the run                    spins               looks at a barrier before a thread sleeps
+abort       not 0 when the run has failed: nobody waits any more   idle_spins          looks between two runs before a helper sleeps
+asleep      threads that sleep
 """
-GENERATION, FINISHED, ARRIVED, ABORT, ASLEEP, FUNCTION, ARGUMENT, HELPERS, SPINS = _JOB_OFFSETS.values()
+GENERATION, FINISHED, ARRIVED, ABORT, ASLEEP, FUNCTION, ARGUMENT, HELPERS, SPINS, IDLE_SPINS = _JOB_OFFSETS.values()

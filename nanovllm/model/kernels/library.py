@@ -19,7 +19,7 @@ from llvmlite import binding
 
 from nanovllm.model.kernels.object_cache import ObjectCache, user_cache
 from nanovllm.model.kernels.processor import Processor, host_processor, load_object
-from nanovllm.model.kernels.target import Spec
+from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec
 
 ENTRIES = ("forward", "logits", "greedy", "sample_rows", "prepare_job", "run_job", "help_job", "wake_helpers")
 """Functions that Python calls, each as function(address, thread) -> 0, or not 0 where it failed."""
@@ -46,13 +46,14 @@ def load_library(spec: Spec) -> Library:
 def load_image(spec: Spec, store: ObjectCache) -> bytes:
     """The object file of these functions, from `store` or compiled and kept there."""
     processor = host_processor()
+    keeps = not (spec.target.check or CHECKS_ADDRESSES)  # code that checks has an address of this process in it, see bounds.py
     key = cache_key(spec, processor)
-    image = store.load(key)
+    image = store.load(key) if keeps else None
     if image is None:
         from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415 - Numba is only imported where something is to be compiled
 
         image = compile_entries(spec, processor)
-        if digest_of_sources() == SOURCES:
+        if keeps and digest_of_sources() == SOURCES:
             store.save(key, image)
     return image
 

@@ -10,7 +10,7 @@ down a panel once:
                                |     ...     |
 
 A sum is one chain of multiply-adds down the panel, whatever the tile's height, so a row's result has the same bits alone or among
-many. Few rows: every thread has panels of its own and streams them from memory, asking for the next panel while it works. Many rows:
+many. Few rows: every thread has panels of its own and streams them from memory, asking for what comes next while it works. Many rows:
 pieces of (rows, panel) are handed out by a counter. Long panels are walked in pieces whose sums wait in memory, which changes no bit.
 """
 
@@ -28,13 +28,15 @@ from nanovllm.model.kernels.threads import atomic_add
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows
+_STREAM_ROWS = 6  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
+_STREAM_BYTES = 12288  # some 250 ns of a core's share of memory
 _STATIC_ROWS = 64  # up to here reading the weights costs more than computing with them
 
 
-def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, prefetch: bool) -> Any:
+def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead_lines: int) -> Any:
     """tile(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead): out[rows, vectors] += a[rows, steps] @ panel[steps, vectors].
 
-    With `prefetch`, one cache line from `ahead` on is asked for at every step.
+    At every step the next `ahead_lines` cache lines from `ahead` on are asked for.
     """
     vector_bytes = target.lanes * WORD_BYTES
 
@@ -49,8 +51,8 @@ def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, prefe
 
         def step(k: Value, sums: list[Value]) -> list[Value]:
             here = v.address(panel, v.builder.mul(k, panel_stride))
-            if prefetch:
-                v.prefetch(v.address(ahead, v.times(k, LINE_BYTES)))
+            for line in range(ahead_lines):
+                v.prefetch(v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)), line * LINE_BYTES)
             weights = [numbers.widen(v, v.load_words(here, vector * vector_bytes)) for vector in range(vectors)]
             inputs = [numbers.inputs(v, v.address(row_at[row], v.times(k, numbers.input_bytes))) for row in range(rows)]
             renewed = []
@@ -66,9 +68,12 @@ def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, prefe
     return kernel(target, tile)
 
 
-def make_tiles(target: Target, numbers: Format, vectors: int, *, prefetch: bool) -> Any:
-    """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows."""
-    t1, t2, t3, t4, t5, t6 = (make_tile(target, numbers, height, vectors, prefetch=prefetch) for height in (1, 2, 3, 4, 5, 6))
+def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: int) -> Any:
+    """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
+
+    Each tile asks for lines where the one before has stopped.
+    """
+    t1, t2, t3, t4, t5, t6 = (make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines) for height in (1, 2, 3, 4, 5, 6))
 
     @compiled
     def tiles(a: int, a_stride: int, panel: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int) -> None:
@@ -77,7 +82,7 @@ def make_tiles(target: Target, numbers: Format, vectors: int, *, prefetch: bool)
             a += 6 * a_stride
             out += 6 * out_stride
             count -= 6
-            ahead += steps * LINE_BYTES
+            ahead += steps * ahead_lines * LINE_BYTES
         if count == 5:
             t5(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead)
         elif count == 4:
@@ -99,7 +104,8 @@ def make_panel_sums(target: Target, weights: str) -> Any:
     width_bytes = width * WORD_BYTES
     numbers = weight_format(target, weights)
     step_bytes = numbers.input_bytes
-    tiles = make_tiles(target, numbers, target.panel_vectors, prefetch=True)
+    tiles = make_tiles(target, numbers, target.panel_vectors, ahead_lines=1)
+    stream = make_tiles(target, numbers, target.panel_vectors, ahead_lines=width_bytes // LINE_BYTES)
     clear = make_clear(target)
 
     @compiled
@@ -111,7 +117,10 @@ def make_panel_sums(target: Target, weights: str) -> Any:
         while done < steps:
             piece = min(_PANEL_STEPS, steps - done)
             here = weight + done * width_bytes
-            tiles(a + done * step_bytes, a_stride, here, width_bytes, piece, sums, width_bytes, count, here + steps * width_bytes)
+            if count <= _STREAM_ROWS:
+                stream(a + done * step_bytes, a_stride, here, width_bytes, piece, sums, width_bytes, count, here + _STREAM_BYTES)
+            else:
+                tiles(a + done * step_bytes, a_stride, here, width_bytes, piece, sums, width_bytes, count, here + steps * width_bytes)
             done += piece
 
     return panel_sums

@@ -4,12 +4,13 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir
 from numba import types
 
+from nanovllm.model.kernels.bounds import checked
 from nanovllm.model.kernels.compiler import intrinsic
 from nanovllm.model.kernels.parameters import LINEAR, PARAMETERS
-from nanovllm.model.kernels.target import Target
+from nanovllm.model.kernels.scalars import make_load
+from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Target
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 INT_BYTES = 8
@@ -21,7 +22,8 @@ def record_at(dtype: np.dtype) -> Any:
 
     def declare(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            return builder.inttoptr(arguments[0], context.get_value_type(record))
+            address = checked(builder, arguments[0], dtype.itemsize, writes=False) if CHECKS_ADDRESSES else arguments[0]
+            return builder.inttoptr(address, context.get_value_type(record))
 
         return record(types.intp), generate
 
@@ -32,17 +34,8 @@ parameters_at = record_at(PARAMETERS)
 """parameters_at(address): the record of parameters.py that begins there."""
 linear_at = record_at(LINEAR)
 """linear_at(address): a linear layer's record."""
-
-
-@intrinsic
-def load_int(typing_context: Any, base: Any, index: Any) -> Any:
-    """load_int(base, index): 64-bit integer number `index` from address `base`."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        address = builder.add(arguments[0], builder.mul(arguments[1], I64(INT_BYTES)))
-        return builder.load(builder.inttoptr(address, ir.PointerType(I64)), align=INT_BYTES)
-
-    return types.intp(types.intp, types.intp), generate
+load_int = make_load(I64, types.intp)
+"""load_int(base, index): 64-bit integer number `index` from address `base`."""
 
 
 def make_copy(target: Target) -> Any:

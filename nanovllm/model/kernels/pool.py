@@ -18,8 +18,10 @@ from nanovllm.model.kernels.library import Library
 from nanovllm.model.kernels.packing import aligned_zeros
 from nanovllm.model.kernels.processors import usable_processors
 
-_SPINS = 1_000  # some 20 us: barriers are shorter, and whoever waits longer does so for a thread that has no processor
-_SPINS_CROWDED = 50  # with more threads than processors, that is the rule
+_SPINS = (1_000, 50_000)
+"""Looks before a thread sleeps, each some 20 ns: 20 us at a barrier, since who comes later than that has no processor; 1 ms between two
+runs, since the next step usually comes before, and waking a thread takes 30 us, on an idle virtual machine 400."""
+_SPINS_CROWDED = (50, 50)  # with more threads than processors somebody needs this one
 
 
 class ThreadPool:
@@ -67,7 +69,7 @@ class ThreadPool:
         self._memory[:] = 0
         self._library.functions["prepare_job"](self._address, 0)
         self._job["helpers"] = self.threads - 1
-        self._job["spins"] = _SPINS if self.threads <= usable_processors() else _SPINS_CROWDED
+        self._job["spins"], self._job["idle_spins"] = _SPINS if self.threads <= usable_processors() else _SPINS_CROWDED
         helpers: list[threading.Thread] = []
         self._pid = os.getpid()
         self._dismiss = weakref.finalize(self, _dismiss, self._library, self._memory, helpers, self._pid)

@@ -154,18 +154,21 @@ def make_encode_input(target: Target, weights: str) -> Any:
 
 
 def make_encode_token(target: Target, cache: str) -> Any:
-    """encode_token(source, count, out, scale): a key or value of one head as the cache holds it, in a row, zeros to the next whole vector."""
+    """encode_token(source, count, out, scale): a key or value of one head as the cache holds it, in a row, zeros to the next whole vector.
+
+    Exactly `count` float32 are read; `out` has room for whole vectors of float32.
+    """
     copy, clear, round_row, quantise = make_copy(target), make_clear(target), make_round_row(target), make_quantise_signed(target)
 
     @compiled
     def encode_token(source: int, count: int, out: int, scale: int) -> None:
         clear(out, count)
-        if cache == "float32":
-            copy(source, out, count)
-        elif cache == "bfloat16":
+        if cache == "bfloat16":
             round_row(source, out, count)
         else:
-            quantise(source, out, scale, count)
+            copy(source, out, count)
+        if cache == "int8":  # in place, since whole vectors read from the source could lead out of the last token's row; bytes never overtake
+            quantise(out, out, scale, count)
 
     return encode_token
 

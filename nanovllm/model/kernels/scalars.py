@@ -11,20 +11,30 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
+from nanovllm.model.kernels.bounds import checked, size_of
 from nanovllm.model.kernels.compiler import intrinsic
+from nanovllm.model.kernels.target import CHECKS_ADDRESSES
 from nanovllm.model.kernels.vector import F32, I32, I64, Value
 
 F64 = ir.DoubleType()
 _MAGNITUDE = 0x7FFFFFFF
 
 
-def _make_load(kind: Any, returns: Any, size: int) -> Any:
+def _reach(builder: Any, base: Value, index: Value, kind: Any, *, writes: bool = False) -> Value:
+    """A pointer to number `index` from address `base`, about to be used."""
+    size = size_of(kind)
+    address = builder.add(base, builder.mul(index, I64(size)))
+    if CHECKS_ADDRESSES:
+        address = checked(builder, address, size, writes=writes)
+    return builder.inttoptr(address, ir.PointerType(kind))
+
+
+def make_load(kind: Any, returns: Any) -> Any:
     """load(base, index): number `index` from address `base`; an integer is widened."""
 
     def load(typing_context: Any, base: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = builder.add(arguments[0], builder.mul(arguments[1], I64(size)))
-            value = builder.load(builder.inttoptr(address, ir.PointerType(kind)), align=size)
+            value = builder.load(_reach(builder, *arguments, kind), align=size_of(kind))
             return builder.sext(value, I64) if kind == I32 else value
 
         return returns(types.intp, types.intp), generate
@@ -32,14 +42,13 @@ def _make_load(kind: Any, returns: Any, size: int) -> Any:
     return intrinsic(load)
 
 
-def _make_store(kind: Any, takes: Any, size: int) -> Any:
+def _make_store(kind: Any, takes: Any) -> Any:
     """store(base, index, value): write number `index` from address `base`; an integer is cut to its low bits."""
 
     def store(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = builder.add(arguments[0], builder.mul(arguments[1], I64(size)))
             value = builder.trunc(arguments[2], I32) if kind == I32 else arguments[2]
-            builder.store(value, builder.inttoptr(address, ir.PointerType(kind)), align=size)
+            builder.store(value, _reach(builder, *arguments[:2], kind, writes=True), align=size_of(kind))
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp, takes), generate
@@ -47,10 +56,10 @@ def _make_store(kind: Any, takes: Any, size: int) -> Any:
     return intrinsic(store)
 
 
-load_float, store_float = _make_load(F32, types.float32, 4), _make_store(F32, types.float32, 4)
-load_double, store_double = _make_load(F64, types.float64, 8), _make_store(F64, types.float64, 8)
-load_short, store_short = _make_load(I32, types.intp, 4), _make_store(I32, types.intp, 4)
-store_int = _make_store(I64, types.intp, 8)
+load_float, store_float = make_load(F32, types.float32), _make_store(F32, types.float32)
+load_double, store_double = make_load(F64, types.float64), _make_store(F64, types.float64)
+load_short, store_short = make_load(I32, types.intp), _make_store(I32, types.intp)
+store_int = _make_store(I64, types.intp)
 
 
 def turn_round(builder: Any, bits: Value, constant: Any) -> Value:

@@ -41,11 +41,10 @@ def select(keys: int, weights: int, bins: int, count: int, low: int, high: int, 
                     break
         kept = 0
         for i in range(count):
-            key = load_short(keys, i)
-            if (high - key) >> shift == chosen:
-                store_short(keys, kept, key)
-                store_float(weights, kept, load_float(weights, i))
-                kept += 1
+            key, weight = load_short(keys, i), load_float(weights, i)
+            store_short(keys, kept, key)  # always, since a branch that is often mispredicted costs more
+            store_float(weights, kept, weight)
+            kept += 1 if (high - key) >> shift == chosen else 0
         count = kept
         high -= chosen << shift
         low = max(low, high - (1 << shift) + 1)

@@ -12,6 +12,8 @@ WEIGHT_TYPES = ("float32", "bfloat16", "int8")
 CACHE_TYPES = ("float32", "bfloat16", "int8")
 PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Numbers of a type in a word of 32 bits."""
+CHECKS_ADDRESSES = os.environ.get("NANOVLLM_CHECK", "") not in {"", "0"}
+"""Whether every target of this process has `check`. Read once: functions that serve all targets have the check in them or not, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,14 +25,14 @@ class Target:
         bfloat16_dot: whether it multiplies pairs of bfloat16 and adds them to a float32 (AVX512_BF16).
         int8_dot: whether it multiplies groups of four bytes and adds them to an int32 (AVX512_VNNI, AVX_VNNI).
         is_x86: whether x86 instructions may be named.
-        check: compile a check of every address into the kernels.
+        check: compile a check of every address into the kernels (bounds.py).
     """
 
     lanes: int
     bfloat16_dot: bool = False
     int8_dot: bool = False
     is_x86: bool = False
-    check: bool = False
+    check: bool = CHECKS_ADDRESSES
 
     @property
     def panel_vectors(self) -> int:
@@ -56,12 +58,11 @@ def host_target() -> Target:
     """The processor of this machine, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES ask Numba to compile for."""
     features = _features()
     is_x86 = binding.get_default_triple().startswith(("x86_64", "i686"))
-    check = os.environ.get("NANOVLLM_CHECK", "") not in {"", "0"}
     if not is_x86 or not {"avx2", "fma"} <= features:
-        return Target(lanes=4, is_x86=is_x86, check=check)
+        return Target(lanes=4, is_x86=is_x86)
     if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
-        return Target(lanes=8, int8_dot="avxvnni" in features, is_x86=True, check=check)
-    return Target(lanes=16, bfloat16_dot="avx512bf16" in features, int8_dot="avx512vnni" in features, is_x86=True, check=check)
+        return Target(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
+    return Target(lanes=16, bfloat16_dot="avx512bf16" in features, int8_dot="avx512vnni" in features, is_x86=True)
 
 
 def _features() -> set[str]:

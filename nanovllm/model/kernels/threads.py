@@ -74,9 +74,9 @@ def wake(job: int) -> None:
 
 
 @compiled
-def wait_for(job: int, word: int, target: int) -> None:
-    """Wait until a word of the job is at least `target`, or the job has failed."""
-    for _ in range(atomic_load(job + SPINS)):
+def wait_for(job: int, word: int, target: int, spins: int) -> None:
+    """Wait until a word of the job is at least `target`, or the job has failed; after so many looks in sleep."""
+    for _ in range(spins):
         if atomic_load(job + word) >= target or atomic_load(job + ABORT) != 0:
             return
         relax()
@@ -96,7 +96,7 @@ def barrier(arrived: int, target: int) -> None:
     """
     job = arrived - ARRIVED
     count(job, ARRIVED, target)
-    wait_for(job, ARRIVED, target)
+    wait_for(job, ARRIVED, target, atomic_load(job + SPINS))
 
 
 @compiled

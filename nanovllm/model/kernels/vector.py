@@ -21,6 +21,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
+from nanovllm.model.kernels.bounds import checked, size_of
 from nanovllm.model.kernels.compiler import intrinsic
 from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.target import Target
@@ -94,14 +95,14 @@ class Vectors:
 
     def load_codes(self, base: Value, element: Any) -> Value:
         """`lanes` unsigned integers of type `element` from memory, one in each word."""
-        codes = self.builder.load(self._pointer(base, ir.VectorType(element, self.lanes), 0), align=element.width // 8)
+        codes = self.builder.load(self._reach(base, ir.VectorType(element, self.lanes), 0), align=element.width // 8)
         return codes if element == I32 else self.builder.zext(codes, self.i32s)
 
     def store(self, value: Value, base: Value, offset: int = 0) -> None:
         """A vector or a number to memory."""
         element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
         align = element.width // 8 if isinstance(element, ir.IntType) else F32_BYTES
-        self.builder.store(value, self._pointer(base, value.type, offset), align=align)
+        self.builder.store(value, self._reach(base, value.type, offset, writes=True), align=align)
 
     def prefetch(self, base: Value, offset: int = 0) -> None:
         """Ask for a cache line that is needed soon; an address outside everything does no harm."""
@@ -299,8 +300,14 @@ class Vectors:
     def _pointer(self, base: Value, kind: Any, offset: int) -> Value:
         return self.builder.inttoptr(self.address(base, offset) if offset else base, ir.PointerType(kind))
 
+    def _reach(self, base: Value, kind: Any, offset: int, *, writes: bool = False) -> Value:
+        """A pointer that is about to be used."""
+        if self.target.check:
+            base, offset = checked(self.builder, self.address(base, offset), size_of(kind), writes=writes), 0
+        return self._pointer(base, kind, offset)
+
     def _load(self, base: Value, kind: Any, offset: int) -> Value:
-        return self.builder.load(self._pointer(base, kind, offset), align=F32_BYTES)
+        return self.builder.load(self._reach(base, kind, offset), align=F32_BYTES)
 
     def _call(self, name: str, returns: Any, *arguments: Value) -> Value:
         kind = ir.FunctionType(returns, [argument.type for argument in arguments])

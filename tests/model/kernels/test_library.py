@@ -68,7 +68,7 @@ def test_code_calls_nothing_but_the_operating_system() -> None:
     assert outside <= {f"pthread_{name}" for name in ("mutex_init", "mutex_lock", "mutex_unlock", "cond_init", "cond_wait", "cond_broadcast")} | {
         "AcquireSRWLockExclusive", "ReleaseSRWLockExclusive", "SleepConditionVariableSRW", "WakeAllConditionVariable",
     }  # fmt: skip
-    assert {value.name for value in module.functions if value.linkage == binding.Linkage.external and not value.is_declaration} == set(entries)
+    assert {value.name for value in module.functions if not value.is_declaration and value.linkage == binding.Linkage.external} == set(entries)
 
 
 def test_nothing_of_python_is_left_in_the_code() -> None:

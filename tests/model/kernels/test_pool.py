@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -115,8 +116,19 @@ def test_a_barrier_lets_all_out_when_one_thread_fails(pool: ThreadPool, library:
 def test_a_helper_that_has_died_does_not_hang_the_step(library: Library) -> None:
     dying = SimpleNamespace(functions={**library.functions, "help_job": lambda job, thread: 0}, addresses=library.addresses)
     pool = ThreadPool(2, dying)  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match="has failed"):
-        run(pool, lambda argument, thread: 0, threads=2)
+    raised: list[str] = []
+
+    def step() -> None:
+        try:
+            run(pool, lambda argument, thread: 0, threads=2)
+        except RuntimeError as error:
+            raised.append(str(error))
+
+    engine = threading.Thread(target=step, daemon=True)
+    engine.start()
+    engine.join(20)
+    assert len(raised) == 1, "the step waits for a thread that will never come"
+    assert "has failed" in raised[0]
 
 
 def test_a_pool_that_is_dropped_takes_its_threads_with_it(library: Library) -> None:
@@ -159,6 +171,31 @@ def test_an_idle_pool_costs_no_processor_time(library: Library) -> None:
     time.sleep(0.5)
     assert time.process_time() - before < 0.05
     pool.close()
+
+
+EXIT = """
+import threading, time
+from ctypes import c_void_p, cast
+from nanovllm.model.kernels.library import PROTOTYPE, load_library
+from nanovllm.model.kernels.machine import host_lanes
+from nanovllm.model.kernels.pool import ThreadPool
+
+pool = ThreadPool(3, load_library(host_lanes()))
+work = PROTOTYPE(lambda argument, thread: time.sleep(0.001) or 0)
+
+def serve():
+    while True:
+        pool.run(cast(work, c_void_p).value, 0, 3)
+
+pool.run(cast(work, c_void_p).value, 0, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    "end", ["", "time.sleep(0.1)", "del pool", "pool.close()", "threading.Thread(target=serve, daemon=True).start(); time.sleep(0.05)"]
+)
+def test_a_process_ends_well_whatever_its_threads_are_doing(end: str) -> None:
+    subprocess.run([sys.executable, "-c", f"{EXIT}\n{end}"], check=True, timeout=60, stderr=subprocess.DEVNULL)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no fork")

@@ -76,7 +76,7 @@ def sampler(request: pytest.FixtureRequest) -> CompiledRowSampler:
 
 def make_sampler(vocab: int, target: Target, *, threads: int) -> CompiledRowSampler:
     library = load_library(Spec(target))
-    return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target.lanes)
+    return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target)
 
 
 def compiled(sampler: CompiledRowSampler, logits: np.ndarray, rows: Sequence[Row]) -> tuple[list[int | None], list[TokenLogprobs | None]]:
@@ -256,3 +256,16 @@ def test_settings_keep_the_rows_of_their_lists() -> None:
     assert found.history.starts.tolist() == [0, 0, 0, 0, 3, 3]
     assert dict(zip(found.history.token_ids.tolist(), found.history_counts.tolist(), strict=True)) == {1: 0, 2: 2, 9: 1}
     assert found.num_logprobs.tolist() == [-1] * 5
+
+
+def test_tokens_that_are_nearly_impossible_come_up_when_their_draw_does(sampler: CompiledRowSampler) -> None:
+    """999 tokens of e to the -21 each have a share of 7.6e-7 together, before the last, which has the rest; the draw is 4.5e-7."""
+    logits = np.full((1, VOCAB), -21.0, dtype=np.float32)
+    logits[0, -1] = 0.0
+    row = Row(seed=9, position=287581)
+    assert draw_of(row) == pytest.approx(4.4775e-7, rel=1e-4)
+    expected, _ = sample(logits.copy(), make_sampling([row]))
+    (found,), _ = compiled(sampler, logits, [row])
+    assert found is not None
+    assert abs(found - int(expected[0])) <= 1
+    assert 500 < found < 700

@@ -31,8 +31,8 @@ def take_turns(job: int, numbers: Any, thread: int, count: int, rounds: int) -> 
 
 
 @compiled
-def wait_for_generation(job: int, generation: int) -> None:
-    threads.wait_for(job, GENERATION, generation)
+def wait_for_generation(job: int, generation: int, spins: int) -> None:
+    threads.wait_for(job, GENERATION, generation, spins)
 
 
 @compiled
@@ -87,21 +87,21 @@ def test_nobody_passes_a_barrier_before_all_have_come(spins: int, count: int) ->
 
 @pytest.mark.parametrize("spins", [0, 100])
 def test_who_waits_is_woken_by_what_it_waits_for(spins: int) -> None:
-    job = Job(spins=spins)
+    job = Job(spins=0)
     for generation in range(1, 100):
-        waiting = in_threads(2, lambda _: wait_for_generation(job.address, generation))  # noqa: B023 - it ends within the round
+        waiting = in_threads(2, lambda _: wait_for_generation(job.address, generation, spins))  # noqa: B023 - it ends within the round
         begin_generation(job.address, generation)
         join(waiting)
 
 
 def test_nobody_waits_in_a_job_that_has_failed() -> None:
     job = Job(spins=0)
-    waiting = in_threads(3, lambda _: wait_for_generation(job.address, 1))
+    waiting = in_threads(3, lambda _: wait_for_generation(job.address, 1, 0))
     while job.words["asleep"] < 3:
         pass
     give_up(job.address)
     join(waiting)
-    wait_for_generation(job.address, 10)
+    wait_for_generation(job.address, 10, 5)
     assert threads.has_failed(job.address + ARRIVED)
     assert job.words["asleep"] == 0
 
