@@ -22,8 +22,8 @@ from tests.support.checkpoints import write_tiny_model
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "benchmark.py"
 
 
-def test_latency_reports_percentiles_and_both_phases(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
-    work = ("--input-len", 8, "--output-len", 5, "--batch-size", 3, "--num-iters", 4, "--num-iters-warmup", 1)
+def test_latency_reports_percentiles_and_both_phases(capsys: pytest.CaptureFixture[str], tiny_model: Path, backend: str) -> None:
+    work = ("--backend", backend, "--input-len", 8, "--output-len", 5, "--batch-size", 3, "--num-iters", 4, "--num-iters-warmup", 1)
     record = bench(capsys, "latency", tiny_model, *work)
     assert record["benchmark"] == "latency"
     assert (record["total_input_tokens"], record["total_output_tokens"]) == (4 * 3 * 8, 4 * 3 * 5)
@@ -44,9 +44,9 @@ def test_an_answer_of_one_token_has_no_decode_phase(capsys: pytest.CaptureFixtur
     assert record["prefill_tokens_per_s"] > 0
 
 
-def test_throughput_counts_every_token(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path) -> None:
+def test_throughput_counts_every_token(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, backend: str) -> None:
     file = tmp_path / "figures.json"
-    record = bench(capsys, "throughput", tiny_model, "--num-prompts", 5, "--input-len", 16, "--output-len", 7, "--json", file)
+    record = bench(capsys, "throughput", tiny_model, "--num-prompts", 5, "--input-len", 16, "--output-len", 7, "--json", file, "--backend", backend)
     assert (record["total_input_tokens"], record["total_output_tokens"], record["total_cached_tokens"]) == (5 * 16, 5 * 7, 0)
     seconds = record["duration_s"]
     assert record["requests_per_s"] * seconds == pytest.approx(5)

@@ -161,8 +161,8 @@ def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_lets_a_stream_end_first(number: signal.Signals) -> None:
-    with Serving() as serving:
+def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) -> None:
+    with Serving("--backend", backend) as serving:
         begun, received = threading.Event(), list[bytes]()
         reader = threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, max_tokens=300)))
         reader.start()
@@ -175,11 +175,11 @@ def test_a_signal_lets_a_stream_end_first(number: signal.Signals) -> None:
         assert received[0].endswith(b"data: [DONE]\n\n")
 
 
-def test_what_takes_too_long_is_told_that_the_server_stops() -> None:
+def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None:
     """Several long answers at once; a second after the signal, they and whoever waits for a whole answer get an error and not a cut connection."""
-    with Serving("--shutdown-timeout-s", "1") as serving:
+    with Serving("--backend", backend, "--shutdown-timeout-s", "1") as serving:
         begun, received = threading.Event(), list[Any]()
-        long = {"max_tokens": 500, "n": 24, "ignore_eos": True}
+        long = {"max_tokens": 500, "n": 100, "ignore_eos": True}
         readers = [
             threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, **long))),
             threading.Thread(target=lambda: received.append(serving.ask("/v1/completions", {"prompt": "Once upon a time", **long}))),

@@ -86,8 +86,8 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int) -> tu
     return record, out
 
 
-def test_the_same_model_agrees(capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]) -> None:
-    record, out = run(capsys, tiny_model, "--max-tokens", 8, code=0)
+def test_the_same_model_agrees(capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference], backend: str) -> None:
+    record, out = run(capsys, tiny_model, "--max-tokens", 8, "--backend", backend, code=0)
     assert "All 8 prompts agree" in out
     assert 0 < record["max_logprob_difference"] < 1e-5
     assert 0 < record["max_target_difference"] < 1e-5
@@ -102,9 +102,9 @@ def test_the_end_of_the_text_does_not_end_the_comparison(capsys: pytest.CaptureF
 
 
 def test_settings_of_the_engine_are_those_that_are_verified(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference], backend: str
 ) -> None:
-    small = ("--block-size", 4, "--max-num-batched-tokens", 8, "--max-num-seqs", 8, "--batch-invariant", "--max-model-len", 40)
+    small = ("--backend", backend, "--block-size", 4, "--max-num-batched-tokens", 8, "--max-num-seqs", 8, "--batch-invariant", "--max-model-len", 40)
     record, _ = run(capsys, tiny_model, "--max-tokens", 8, *small, code=0)
     assert max(prompt["tokens"] for prompt in record["prompts"]) == 32
 

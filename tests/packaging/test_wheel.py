@@ -85,13 +85,19 @@ def elsewhere(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of compiled kernels: empty for the first who needs it, as on a new machine."""
+    return tmp_path_factory.mktemp("machine-code")
+
+
 @pytest.fixture
-def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def env(tmp_path_factory: pytest.TempPathFactory, machine_code: Path) -> dict[str, str]:
     """Without the repository on the path and without a hub: the bundled model needs neither."""
     kept = {
         name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"} and not name.startswith("HF_")
     }
-    return {**kept, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1"}
+    return {**kept, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1", "NANOVLLM_CACHE_DIR": str(machine_code)}
 
 
 def rooms_in(names: list[str], package: str) -> set[str]:
