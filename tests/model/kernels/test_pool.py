@@ -177,10 +177,10 @@ EXIT = """
 import threading, time
 from ctypes import c_void_p, cast
 from nanovllm.model.kernels.library import PROTOTYPE, load_library
-from nanovllm.model.kernels.machine import host_lanes
+from nanovllm.model.kernels.target import Spec, host_target
 from nanovllm.model.kernels.pool import ThreadPool
 
-pool = ThreadPool(3, load_library(host_lanes()))
+pool = ThreadPool(3, load_library(Spec(host_target())))
 work = PROTOTYPE(lambda argument, thread: time.sleep(0.001) or 0)
 
 def serve():
