@@ -16,6 +16,7 @@ from nanovllm.model.kernels.bounds import watch
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.packing import aligned_zeros
+from nanovllm.model.kernels.parameters import ROW_BLOCK
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec, Target, host_target
 from nanovllm.model.kernels.vector import Value, Vectors, kernel
 from nanovllm.model.numba_backend import NumbaBackend
@@ -35,6 +36,7 @@ SHAPES: list[dict[str, Any]] = [
     {"n_embd": 128, "n_head": 2, "n_inner": 256, "vocab_size": 128},
     {"n_embd": 27, "n_head": 3, "n_inner": 37, "activation_function": "relu"},
     {"n_embd": 40, "n_head": 1, "n_inner": 5, "n_layer": 1, "vocab_size": 65},
+    {"n_embd": 48, "n_head": 48, "n_layer": 1},  # more heads than a piece of a prompt has queries
     {"n_embd": 1, "n_head": 1, "n_inner": 1, "n_layer": 1, "vocab_size": 1},
 ]
 LENGTHS, GROWN = [27, 1, 2, 34], 37  # prompts that fill the buffers to the end together, and what each grows by
@@ -42,7 +44,10 @@ LONGEST = max(LENGTHS) + GROWN  # all positions that the network has
 
 
 def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
-    """Logits of four steps: prompts, decodes beside prompts and a prompt beside decodes, the rest. The first two fill buffers, the last the cache."""
+    """Logits of four steps: prompts, a decode among prompts, the same again, decodes.
+
+    The first two fill the buffers to the end, the last two reach the end of the context, and of the cache.
+    """
     config = backend.config
     seqs = [np.arange(length + GROWN) * 7 % config.vocab for length in LENGTHS]
     blocks = [-(-len(seq) // block_size) for seq in seqs]
@@ -50,7 +55,7 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
     tables = [part.tolist() for part in ids]
     backend.allocate_cache(sum(blocks), block_size)
     backend.fill_blocks(list(range(sum(blocks))), np.nan)
-    ends = [[0] * 4, LENGTHS, [28, 2, 30, 68], [62, 3, 31, 69], [len(seq) for seq in seqs]]
+    ends = [[0] * 4, LENGTHS, [43, 2, 37, 46], [63, 37, 38, 70], [len(seq) for seq in seqs]]
     found = []
     for before, after in itertools.pairwise(ends):
         now = [seq[:end] for seq, end in zip(seqs, after, strict=True)]
@@ -60,6 +65,9 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
         words, has_word = backend.greedy(hidden)
         assert has_word.all()
         np.testing.assert_array_equal(words, found[-1].argmax(axis=1))
+    many = np.resize(hidden, (ROW_BLOCK + 1, config.d_model))
+    backend.logits(many)
+    backend.greedy(many)
     return found
 
 
