@@ -1,18 +1,25 @@
 """Steps in which every address is checked: run by test_bounds.py with NANOVLLM_CHECK=1, and not collected otherwise."""
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.parameters import PARAMETERS
+from nanovllm.model.kernels.bounds import watch
+from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.layout import F32_BYTES
+from nanovllm.model.kernels.packing import aligned_zeros
+from nanovllm.model.kernels.parameters import ROW_BLOCK
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec, Target, host_target
+from nanovllm.model.kernels.vector import Value, Vectors, kernel
 from nanovllm.model.numba_backend import NumbaBackend
-from nanovllm.model.rows import RowSettings
 from nanovllm.runner.row_samplers import row_settings
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -21,34 +28,36 @@ from tests.support.sampling import Row, make_sampling
 assert CHECKS_ADDRESSES, "run these with NANOVLLM_CHECK=1"
 
 HOST = host_target()
-SPECS = [
-    Spec(HOST, "float32", "int8"), Spec(HOST, "bfloat16", "float32"), Spec(HOST, "int8", "bfloat16"), Spec(Target(lanes=4), "int8", "int8")
-]  # fmt: skip
-"""Each type of weights and of the cache, and vectors of another width."""
+SPECS = [Spec(HOST, "float32", "int8"), Spec(HOST, "bfloat16", "float32"), Spec(Target(lanes=4), "int8", "bfloat16")]
+"""Each type of weights and of the cache once, and vectors of two widths: what takes long is to compile them."""
 
 SHAPES: list[dict[str, Any]] = [
     {"n_embd": 64, "n_head": 8, "vocab_size": 64},  # rows end where panels do, heads are narrower than vectors
     {"n_embd": 128, "n_head": 2, "n_inner": 256, "vocab_size": 128},
     {"n_embd": 27, "n_head": 3, "n_inner": 37, "activation_function": "relu"},
     {"n_embd": 40, "n_head": 1, "n_inner": 5, "n_layer": 1, "vocab_size": 65},
+    {"n_embd": 48, "n_head": 48, "n_layer": 1},  # more heads than a piece of a prompt has queries
     {"n_embd": 1, "n_head": 1, "n_inner": 1, "n_layer": 1, "vocab_size": 1},
 ]
-FULL = 64  # tokens that fill the buffers to the end
+LENGTHS, GROWN = [27, 1, 2, 34], 37  # prompts that fill the buffers to the end together, and what each grows by
+LONGEST = max(LENGTHS) + GROWN  # all positions that the network has
 
 
 def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
-    """Prompts, then decodes beside a prompt, then decodes alone; every step but the last fills the buffers, and so does the cache in the end."""
+    """Logits of four steps: prompts, a decode among prompts, the same again, decodes.
+
+    The first two fill the buffers to the end, the last two reach the end of the context, and of the cache.
+    """
     config = backend.config
-    lengths = [27, 1, 2, 34]
-    seqs = [np.arange(length + 37) * 7 % config.vocab for length in lengths]
-    blocks = [-(-(length + 37) // block_size) for length in lengths]
+    seqs = [np.arange(length + GROWN) * 7 % config.vocab for length in LENGTHS]
+    blocks = [-(-len(seq) // block_size) for seq in seqs]
     ids = np.split(np.random.default_rng(0).permutation(sum(blocks)), np.cumsum(blocks)[:-1])
     tables = [part.tolist() for part in ids]
     backend.allocate_cache(sum(blocks), block_size)
     backend.fill_blocks(list(range(sum(blocks))), np.nan)
-    cuts = [[0] * 4, lengths, [lengths[0] + 34, *(length + 10 for length in lengths[1:])], [length + 37 for length in lengths]]
+    ends = [[0] * 4, LENGTHS, [43, 2, 37, 46], [63, 37, 38, 70], [len(seq) for seq in seqs]]
     found = []
-    for before, after in zip(cuts, cuts[1:], strict=False):
+    for before, after in itertools.pairwise(ends):
         now = [seq[:end] for seq, end in zip(seqs, after, strict=True)]
         batch = make_batch(now, computed=before, block_size=block_size, block_tables=tables, all_rows=True)
         hidden = backend.forward(batch)
@@ -56,6 +65,9 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
         words, has_word = backend.greedy(hidden)
         assert has_word.all()
         np.testing.assert_array_equal(words, found[-1].argmax(axis=1))
+    many = np.resize(hidden, (ROW_BLOCK + 1, config.d_model))
+    backend.logits(many)
+    backend.greedy(many)
     return found
 
 
@@ -63,7 +75,7 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
 @pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config['n_embd']}-{config['n_head']}")
 def test_whole_steps_stay_inside_their_arrays(tmp_path: Path, spec: Spec, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
-    folder = write_checkpoint(tmp_path, config=config)
+    folder = write_checkpoint(tmp_path, config={"n_positions": LONGEST, **config})
     read = GPT2Config.load(folder)
     for threads, block_size in ((1, 16), (3, 5), (2, 1)):
         for narrow in (False, True):
@@ -71,3 +83,130 @@ def test_whole_steps_stay_inside_their_arrays(tmp_path: Path, spec: Spec, config
             for logits in steps(backend, block_size):
                 assert np.isfinite(logits).all()
             backend.close()
+
+
+def change(values: np.ndarray, place: int, value: int) -> np.ndarray:
+    """A copy with one number replaced."""
+    changed = values.copy()
+    changed.flat[place] = value
+    return changed
+
+
+BATCH = make_batch([[1, 2, 3]] * 20 + [[4, 5, 6, 7]], block_size=4, all_rows=True)  # 64 tokens in 21 blocks
+BROKEN: dict[str, tuple[str, Callable[[ForwardBatch], ForwardBatch]]] = {
+    "slot beyond": ("wrote .* key_scales", lambda batch: replace(batch, slots=change(batch.slots, -1, 21 * 4))),
+    "slot far beyond": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, 5, 1 << 40))),
+    "slot below": ("wrote .* key_scales", lambda batch: replace(batch, slots=change(batch.slots, 0, -4))),
+    "block beyond": ("read .* keys", lambda batch: replace(batch, block_tables=change(batch.block_tables, -1, 21))),
+    "token beyond": ("read .* token_embedding", lambda batch: replace(batch, token_ids=change(batch.token_ids, 7, 64))),
+    "position beyond": ("read .* position_embedding", lambda batch: replace(batch, positions=change(batch.positions, 63, 71))),
+    "row beyond": ("read .* hidden", lambda batch: replace(batch, logit_rows=change(batch.logit_rows, 0, 64))),
+}
+
+
+@pytest.fixture(scope="module")
+def backend(tmp_path_factory: pytest.TempPathFactory) -> NumbaBackend:
+    folder = write_checkpoint(tmp_path_factory.mktemp("model"), config={"n_positions": LONGEST, **SHAPES[0]})
+    config = GPT2Config.load(folder)
+    backend = NumbaBackend(config, load_weights(folder, config), spec=SPECS[0], num_threads=1)
+    backend.allocate_cache(21, 4)
+    return backend
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_batch_is_reported_and_the_next_one_runs(backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = backend.forward(BATCH)
+    message, break_batch = BROKEN[name]
+    with monkeypatch.context() as patch:
+        patch.setattr(ForwardBatch, "check", lambda batch, **limits: None)
+        with pytest.raises(RuntimeError, match=f"forward {message}"):
+            backend.forward(break_batch(BATCH))
+    np.testing.assert_array_equal(backend.forward(BATCH), expected)
+
+
+ARRAYS = [
+    "hidden",
+    "inputs",
+    "qkv",
+    "mixed",
+    "middle",
+    "final",
+    "keys",
+    "values",
+    "key_scales",
+    "value_scales",
+    "final_gain",
+    "bias of a linear layer",
+]
+
+
+@pytest.mark.parametrize("name", ARRAYS)
+def test_an_array_that_is_too_short_is_reported(backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it lacks is the last element of its first axis."""
+
+    def watch_less(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Any:
+        return watch(target, entry, [(found, array[:-1] if found == name else array) for found, array in arrays])
+
+    with monkeypatch.context() as patch:
+        patch.setattr("nanovllm.model.numba_backend.watch", watch_less)
+        with pytest.raises(RuntimeError, match=r"forward (read|wrote)"):
+            backend.forward(BATCH)
+    backend.forward(BATCH)
+
+
+def test_the_report_names_address_size_and_place(backend: NumbaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = []
+
+    def watch_less(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Any:
+        less = {name: array[:-1] if name == "hidden" else array for name, array in arrays}
+        ends.append((less["hidden"].ctypes.data + less["hidden"].nbytes, less["hidden"].nbytes))
+        return watch(target, entry, less.items())
+
+    monkeypatch.setattr("nanovllm.model.numba_backend.watch", watch_less)
+    with pytest.raises(RuntimeError) as caught:
+        backend.forward(BATCH)
+    ((end, size),) = ends
+    expected = f"forward wrote {4 * HOST.lanes} bytes at address {end:#x}, {size} bytes from the beginning of hidden, which has {size} bytes; "
+    assert str(caught.value).startswith(expected)
+
+
+def test_a_token_beyond_the_vocabulary_is_reported_by_the_sampler(backend: NumbaBackend) -> None:
+    logits = backend.logits(backend.forward(BATCH))
+    backend.row_sampler.sample(logits[:2], row_settings(make_sampling([Row(bias={63: 1.0}), Row()])))
+    with pytest.raises(RuntimeError, match="sample_rows read 4 bytes"):
+        backend.row_sampler.sample(logits[:2], row_settings(make_sampling([Row(bias={10**9: 1.0}), Row()])))
+
+
+def double(v: Vectors, numbers: Value, count: Value) -> None:
+    """numbers *= 2, whole vectors."""
+
+    def vector(i: Value, _: list[Value]) -> list[Value]:
+        at = v.element(numbers, i)
+        v.store(v.add(v.load(at), v.load(at)), at)
+        return []
+
+    v.loop(count, v.lanes, [], vector)
+
+
+def test_a_kernel_that_goes_one_vector_too_far_is_caught_and_does_no_harm() -> None:
+    double_kernel = kernel(HOST, double)
+
+    @compiled
+    def run(numbers: int, count: int) -> None:
+        double_kernel(numbers, count)
+
+    def checked_run(numbers: np.ndarray, count: int) -> None:
+        with watch(HOST, "double", [("numbers", numbers)]):
+            run(numbers.ctypes.data, count)
+
+    memory = aligned_zeros(64)
+    memory[:] = 1.0
+    numbers, behind = memory[:32], memory[32:]
+    checked_run(numbers, 32)
+    end = numbers.ctypes.data + 32 * F32_BYTES
+    with pytest.raises(RuntimeError, match=f"double read {HOST.lanes * F32_BYTES} bytes at address {end:#x}.*; 3 accesses"):
+        checked_run(numbers, 32 + HOST.lanes)
+    assert (numbers == 4.0).all()
+    assert (behind == 1.0).all()
+    with pytest.raises(RuntimeError, match="double read"):  # an access that begins inside and ends outside
+        checked_run(numbers[:31], 32)
