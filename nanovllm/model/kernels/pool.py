@@ -18,7 +18,7 @@ from nanovllm.model.kernels.library import Library
 from nanovllm.model.kernels.packing import aligned_zeros
 from nanovllm.model.kernels.processors import usable_processors
 
-_SPINS = (1_000, 50_000)
+_SPINS = (50_000, 50_000)
 """Looks before a thread sleeps, each some 20 ns: 20 us at a barrier, since who comes later than that has no processor; 1 ms between two
 runs, since the next step usually comes before, and waking a thread takes 30 us, on an idle virtual machine 400."""
 _SPINS_CROWDED = (50, 50)  # with more threads than processors somebody needs this one
