@@ -90,8 +90,8 @@ class PackedWeights:
         return {f"{name}_gain": pack_rows(gains, self._width), f"{name}_bias": pack_rows(biases, self._width)}
 
     def _embedding(self, embedding: np.ndarray, *, narrow: bool) -> np.ndarray:
-        if not narrow:
-            return np.array(embedding, dtype=np.float32, order="C")
+        if not narrow:  # mapped from the file where it can be: of a table as large as the head, only the rows that are asked for become resident
+            return np.ascontiguousarray(embedding)
         vocab, d_model = embedding.shape
         padded = np.zeros((vocab, round_up(d_model, self._width)), dtype=np.uint16)
         for start in range(0, vocab, 1024):
