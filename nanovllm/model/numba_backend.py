@@ -145,7 +145,7 @@ class NumbaBackend:
         config, record, per_word = self._config, self._record, PER_WORD[self._spec.cache]
         columns, head_columns = round_up(block_size, self._lanes), round_up(config.head_dim, self._lanes)
         record["blocks"], record["block_size"], record["block_columns"], record["head_columns"] = blocks, block_size, columns, head_columns
-        record["key_steps"], record["value_steps"] = panel_steps(config.head_dim, per_word), panel_steps(block_size, per_word)
+        record["key_steps"] = panel_steps(config.head_dim, per_word)
         (key_words, value_words), scales = self._block_sizes(block_size)
         record["key_bytes"], record["value_bytes"] = key_words * WORD_BYTES, value_words * WORD_BYTES
         rows, threads = max(QUERY_TILE, config.heads), self._pool.threads

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, panel_steps, round_up, to_bfloat16
-from nanovllm.model.kernels.parameters import LINEAR, LINEARS_PER_LAYER
+from nanovllm.model.kernels.parameters import LINEAR, LINEARS_PER_LAYER, MAX_OUTLIERS
 from nanovllm.model.kernels.target import PER_WORD, Spec
 from nanovllm.model.quantization import QuantizedLinear, calibrate, quantise_head, quantise_layer
 from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
@@ -69,6 +69,7 @@ class PackedWeights:
             self._hold(record, "column_sums", _pack_integers(numbers.sum(axis=0, dtype=np.int32), self._width))
             ones = np.ones(numbers.shape[0], dtype=np.float32)
             self._hold(record, "input_factors", pack_rows([ones if factors is None else factors], self._width))
+            assert linear.outliers.size <= MAX_OUTLIERS
             record["outliers"] = linear.outliers.size
             self._hold(record, "outlier_places", _pack_integers(linear.outliers.astype(np.int32), self._width))
             if linear.outliers.size:

@@ -8,7 +8,7 @@ import numpy as np
 
 _SIZES = """
     threads layers d_model d_ff heads head_dim vocab activation embedding_is_narrow
-    block_size block_columns head_columns key_steps value_steps blocks max_blocks
+    block_size block_columns head_columns key_steps blocks max_blocks
     tokens rows decodes chunks
 """
 _BYTES = """
