@@ -37,7 +37,7 @@ class Format:
 
 
 def weight_format(target: Target, kind: str) -> Format:
-    """Weights of type `kind` times inputs of the same type: float32, pairs of bfloat16, or bytes with 128 added to them."""
+    """Weights of type `kind` times inputs of the same type: float32, pairs of bfloat16, or bytes (unsigned inputs, signed weights)."""
     if kind == "float32":
         return _float32()
     if kind == "bfloat16":
@@ -66,13 +66,22 @@ def _float32() -> Format:
 
 
 def _bfloat16_dot() -> Format:
+    return _dot(2, lambda v, a, w, total: v.dot_bfloat16(a, w, total), sums_integers=False)
+
+
+def _int8_dot() -> Format:
+    return _dot(4, lambda v, a, w, total: v.dot_int8(a, w, total), sums_integers=True)
+
+
+def _dot(per_word: int, multiply_add: Callable[[Vectors, Value, Value, Value], Value], *, sums_integers: bool) -> Format:
+    """Words as they are, for a processor that multiplies and adds what is in them."""
     return Format(
-        per_word=2,
+        per_word=per_word,
         input_bytes=4,
-        sums_integers=False,
+        sums_integers=sums_integers,
         widen=lambda v, words: [words],
         inputs=lambda v, at: [v.splat(v.load_word(at))],
-        multiply_add=lambda v, a, w, total: v.dot_bfloat16(a, w, total),
+        multiply_add=multiply_add,
     )
 
 
@@ -84,17 +93,6 @@ def _bfloat16_widened() -> Format:
         widen=lambda v, words: v.widen_bfloat16(words),
         inputs=lambda v, at: [v.splat(half) for half in v.widen_bfloat16(v.load_word(at))],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
-    )
-
-
-def _int8_dot() -> Format:
-    return Format(
-        per_word=4,
-        input_bytes=4,
-        sums_integers=True,
-        widen=lambda v, words: [words],
-        inputs=lambda v, at: [v.splat(v.load_word(at))],
-        multiply_add=lambda v, a, w, total: v.dot_int8(a, w, total),
     )
 
 
