@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
-from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
@@ -21,15 +20,15 @@ from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
 from nanovllm.model.kernels.parameters import (
-    ACTIVATION_NAMES,
+    ATTENTION_COUNTERS,
     ITEM_FIELDS,
+    LINEARS_PER_LAYER,
     NO_WORD,
     NOTES_BYTES,
     PARAMETERS,
     QUERY_TILE,
     ROW_BLOCK,
     WORD_BYTES,
-    WORK_COUNTERS_PER_LAYER,
     best_bytes,
 )
 from nanovllm.model.kernels.pool import ThreadPool
@@ -263,7 +262,6 @@ class NumbaBackend:
             "heads": config.heads,
             "head_dim": config.head_dim,
             "vocab": config.vocab,
-            "activation": ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__),
             "hidden_stride": round_up(config.d_model, self._width) * WORD_BYTES,
             "qkv_stride": round_up(3 * config.d_model, self._width) * WORD_BYTES,
             "input_stride": round_up(max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0), self._width) * WORD_BYTES // per_word,
@@ -276,7 +274,7 @@ class NumbaBackend:
         line = LINE_BYTES // 8
         self._memory.place(
             record,
-            work=np.zeros(config.layers * WORK_COUNTERS_PER_LAYER * line, dtype=np.int64),
+            work=np.zeros((config.layers * (LINEARS_PER_LAYER + ATTENTION_COUNTERS) + 1) * line, dtype=np.int64),
             epsilon=np.array([config.epsilon], dtype=np.float32),
             scales=np.array([config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32),
         )

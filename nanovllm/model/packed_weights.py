@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, panel_steps, round_up, to_bfloat16
-from nanovllm.model.kernels.parameters import LINEAR, LINEARS_PER_LAYER, MAX_OUTLIERS
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, LINEAR, LINEARS_PER_LAYER, MAX_OUTLIERS, STORE
 from nanovllm.model.kernels.target import PER_WORD, Spec
 from nanovllm.model.quantization import QuantizedLinear, calibrate, quantise_head, quantise_layer
 from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
@@ -37,6 +38,8 @@ class PackedWeights:
         self._width = spec.target.panel_width
         self.held: list[tuple[str, np.ndarray]] = []
         self.linears = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
+        activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__)
+        self.linears["finish"] = (STORE, ADD_TO_RESIDUAL, activation, ADD_TO_RESIDUAL) * config.layers + (STORE,)
         norms: list[LayerNorm] = []
         parts = _quantised_parts(config, weights) if spec.weights == "int8" else _parts(weights)
         place = 0

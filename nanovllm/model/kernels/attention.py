@@ -22,11 +22,11 @@ from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.formats import cache_format
-from nanovllm.model.kernels.matmul import make_tiles
 from nanovllm.model.kernels.memory import load_int, make_clear, make_copy
 from nanovllm.model.kernels.parameters import WORD_BYTES
 from nanovllm.model.kernels.quantise import make_round_row
 from nanovllm.model.kernels.target import Target
+from nanovllm.model.kernels.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.vector import F32, Value, Vectors, kernel
 
 _MASKED = -1e30
@@ -128,10 +128,35 @@ def _make_panels(target: Target, cache: str) -> Any:
     return panels
 
 
+def _make_batched_panels(target: Target, cache: str) -> Any:
+    """panels(a, a_stride, count, panel, row_stride, steps, columns, out, out_stride): as _make_panels, each row times a panel of its own."""
+    lanes, width = target.lanes, target.panel_width
+    whole, two, one = (make_batched_tiles(target, cache_format(target, cache), vectors) for vectors in (target.panel_vectors, 2, 1))
+
+    @compiled
+    def panels(a: int, a_stride: int, count: int, panel: int, row_stride: int, steps: int, columns: int, out: int, out_stride: int) -> None:
+        """out[row, columns] += a[row, steps] @ panel[row, steps, columns]."""
+        stride = columns * WORD_BYTES
+        while columns >= width:
+            whole(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count)
+            panel += width * WORD_BYTES
+            out += width * WORD_BYTES
+            columns -= width
+        while columns >= 2 * lanes:
+            two(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count)
+            panel += 2 * lanes * WORD_BYTES
+            out += 2 * lanes * WORD_BYTES
+            columns -= 2 * lanes
+        if columns > 0:
+            one(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count)
+
+    return panels
+
+
 class AttentionParts:
     """What both kinds of attention are made of.
 
-    panels: _make_panels. softmax: make_softmax. scale_row: _make_scale_row.
+    panels: _make_panels. batched_panels: _make_batched_panels. softmax: make_softmax. scale_row: _make_scale_row.
     encode_query(source, out, count): a query as the product with K takes it.
     store(source, out, count): an output of attention as the next product takes it: bfloat16 where weights are.
     """
@@ -139,7 +164,7 @@ class AttentionParts:
     def __init__(self, target: Target, weights: str, cache: str) -> None:
         """For one type of weights and one of the cache."""
         copy, round_row = make_copy(target), make_round_row(target)
-        self.panels = _make_panels(target, cache)
+        self.panels, self.batched_panels = _make_panels(target, cache), _make_batched_panels(target, cache)
         self.softmax = make_softmax(target, narrow=cache == "bfloat16")
         self.scale_row = _make_scale_row(target)
         self.clear = make_clear(target)
@@ -200,7 +225,7 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
 def make_attend_token(target: Target, parts: AttentionParts) -> Any:
     """attend_token(p, thread, layer, first_head, heads, table, query, position, out): some heads of one query; see attend_prompt."""
     panels, softmax, scale_row, clear, encode_query, store = (
-        parts.panels, parts.softmax, parts.scale_row, parts.clear, parts.encode_query, parts.store,
+        parts.batched_panels, parts.softmax, parts.scale_row, parts.clear, parts.encode_query, parts.store,
     )  # fmt: skip
     has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
 
@@ -217,21 +242,21 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
         clear(mixed, heads * head_columns)
         for block in range(blocks):
             place = (layer * p.blocks + load_int(table, block)) * p.heads + first_head
-            for head in range(heads):
-                at = scores + head * stride + block * columns * WORD_BYTES
-                panels(queries + head * p.query_stride, 0, 1, p.keys + (place + head) * p.key_bytes, p.key_steps, columns, at, 0)
-                if has_scales:
-                    scale_row(at, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
+            at = scores + block * columns * WORD_BYTES
+            panels(queries, p.query_stride, heads, p.keys + place * p.key_bytes, p.key_bytes, p.key_steps, columns, at, stride)
+            if has_scales:
+                for head in range(heads):
+                    scale_row(at + head * stride, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
         for head in range(heads):
             softmax(scores + head * stride, visible, blocks, p.block_size, columns, p.scales + layer * WORD_BYTES)
         for block in range(blocks):
             place = (layer * p.blocks + load_int(table, block)) * p.heads + first_head
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
-            for head in range(heads):
-                at = scores + head * stride + block * columns * weight_bytes
-                if has_scales:
-                    scale_row(at, p.value_scales + (place + head) * columns * WORD_BYTES, columns)
-                panels(at, 0, 1, p.values + (place + head) * p.value_bytes, steps, head_columns, mixed + head * mixed_stride, 0)
+            at = scores + block * columns * weight_bytes
+            if has_scales:
+                for head in range(heads):
+                    scale_row(at + head * stride, p.value_scales + (place + head) * columns * WORD_BYTES, columns)
+            panels(at, stride, heads, p.values + place * p.value_bytes, p.value_bytes, steps, head_columns, mixed, mixed_stride)
         for head in range(heads):
             store(mixed + head * mixed_stride, out + (first_head + head) * p.head_dim * stored_bytes, p.head_dim)
 

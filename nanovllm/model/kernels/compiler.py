@@ -1,9 +1,11 @@
 """How kernels are compiled: one decorator for all of them, and one object file for all that Python calls."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import numba
+import numba.core.config
 import numba.extending
 from llvmlite import binding, ir
 
@@ -28,8 +30,19 @@ def intrinsic(function: Callable[..., Any]) -> Any:
     return numba.extending.intrinsic(function)
 
 
+@contextmanager
+def without_optimising() -> Iterator[None]:
+    """Let Numba only translate to LLVM: it would optimise each function anew in every function that calls it, and `link` does all at once."""
+    level = numba.core.config.OPT
+    numba.core.config.OPT = 0
+    try:
+        yield
+    finally:
+        numba.core.config.OPT = level
+
+
 def link(functions: Mapping[str, Any], machine: Any) -> Any:
-    """One LLVM module with functions that are compiled for ARGUMENTS, each under its name as a C function that returns Numba's status.
+    """One optimised LLVM module of functions compiled for ARGUMENTS, each under its name as a C function that returns Numba's status.
 
     Nothing of Python is left in it: what Numba makes for calls from the interpreter falls away, as nobody calls it.
     """
@@ -41,10 +54,9 @@ def link(functions: Mapping[str, Any], machine: Any) -> Any:
     for value in (*module.functions, *module.global_variables):
         if not value.is_declaration and value.name not in functions:
             value.linkage = "internal"
-    passes = binding.create_new_module_pass_manager()
-    passes.add_global_dead_code_eliminate_pass()
-    passes.run(module, binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=0)))
     module.verify()
+    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+    builder.getModulePassManager().run(module, builder)
     return module
 
 

@@ -22,10 +22,9 @@ from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 @cache
 def make_epilogue(target: Target, weights: str) -> Any:
-    """epilogue(kind, sums, linear, column, out, notes): one row of one panel, which begins at `column`.
+    """epilogue(sums, linear, column, out, notes): one row of one panel, which begins at `column`.
 
-    `kind` is the number of an activation, STORE or ADD_TO_RESIDUAL; `out` is where the whole row begins; `notes` those of a row of bytes.
-    Sums of bytes are overwritten.
+    `out` is where the whole row begins, `notes` those of a row of bytes. Sums of bytes are overwritten.
     """
 
     def add_bias(v: Vectors, sums: Value, bias: Value, out: Value, finish: Callable[[Value, Value], Value], *, narrow: bool) -> None:
@@ -54,15 +53,15 @@ def make_epilogue(target: Target, weights: str) -> Any:
     width_bytes = target.panel_width * WORD_BYTES
 
     @compiled
-    def epilogue(kind: int, sums: int, linear: Any, column: int, out: int, notes: int) -> None:
+    def epilogue(sums: int, linear: Any, column: int, out: int, notes: int) -> None:
         at = column * WORD_BYTES
         if is_int8:
             dequantise(
                 sums, linear.column_sums + at, linear.column_scales + at, notes, linear.outliers, linear.outlier_weight + at,
                 linear.panels * width_bytes,
             )  # fmt: skip
-        out += column * activated_bytes if kind < activations else at
-        finish(kind, sums, linear.bias + at, out)
+        out += column * activated_bytes if linear.finish < activations else at
+        finish(linear.finish, sums, linear.bias + at, out)
 
     return epilogue
 

@@ -21,7 +21,7 @@ from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.matmul import make_panel_sums, make_product
 from nanovllm.model.kernels.memory import INT_BYTES, linear_at, load_int, make_add, make_clear, make_copy, make_scatter, parameters_at
 from nanovllm.model.kernels.parameters import (
-    ADD_TO_RESIDUAL,
+    ATTENTION_COUNTERS,
     ATTENTION_OUT,
     DOWN,
     ITEM_FIELDS,
@@ -30,10 +30,8 @@ from nanovllm.model.kernels.parameters import (
     NOTES_BYTES,
     QKV,
     ROW_BLOCK,
-    STORE,
     UP,
     WORD_BYTES,
-    WORK_COUNTERS_PER_LAYER,
     best_bytes,
 )  # fmt: skip
 from nanovllm.model.kernels.quantise import make_encode_input, make_encode_token, make_insert, make_widen_row
@@ -50,10 +48,10 @@ def make_forward(spec: Spec) -> Any:
 
     `address` is where the record of parameters.py is.
     """
-    product = make_product(spec.target, spec.weights)
     layer_norm = make_layer_norm(spec.target)
     embed = _make_embed(spec)
     normalise = _make_normalise(spec)
+    multiply = _make_multiply(spec)
     encode_rows = _make_encode_rows(spec)
     store_keys_and_values = _make_store(spec)
     paged_attention = _make_paged_attention(spec)
@@ -62,8 +60,7 @@ def make_forward(spec: Spec) -> Any:
     @compiled
     def forward(address: int, thread: int) -> None:
         p = parameters_at(address)
-        threads = p.threads
-        begin, end = p.tokens * thread // threads, p.tokens * (thread + 1) // threads
+        begin, end = p.tokens * thread // p.threads, p.tokens * (thread + 1) // p.threads
         attended, activated = (p.inputs, p.inputs) if is_int8 else (p.mixed, p.middle)
         attended_stride, activated_stride = (p.input_stride, p.input_stride) if is_int8 else (p.hidden_stride, p.middle_stride)
         reached = 0
@@ -71,42 +68,31 @@ def make_forward(spec: Spec) -> Any:
         for layer in range(p.layers):
             if has_failed(p.arrived):
                 return
-            work = p.work + layer * WORK_COUNTERS_PER_LAYER * LINE_BYTES
-            row = layer * p.hidden_stride
-            linears = p.linears + layer * LINEARS_PER_LAYER * _LINEAR_BYTES
-            qkv, out = linear_at(linears + QKV * _LINEAR_BYTES), linear_at(linears + ATTENTION_OUT * _LINEAR_BYTES)
-            up, down = linear_at(linears + UP * _LINEAR_BYTES), linear_at(linears + DOWN * _LINEAR_BYTES)
-
-            normalise(p, thread, begin, end, p.attention_gain + row, p.attention_bias + row, qkv)
+            row, number = layer * p.hidden_stride, layer * LINEARS_PER_LAYER
+            normalise(p, thread, begin, end, p.attention_gain + row, p.attention_bias + row, number + QKV)
             reached = meet(p, reached)
-            product(p, qkv, thread, work, p.inputs, p.input_stride, p.tokens, p.input_notes, p.qkv, p.qkv_stride, STORE)
+            multiply(p, thread, number + QKV, p.inputs, p.input_stride, p.qkv, p.qkv_stride)
             reached = meet(p, reached)
             store_keys_and_values(p, thread, layer)
             reached = meet(p, reached)
-            paged_attention(p, thread, layer, work + LINE_BYTES)
+            paged_attention(p, thread, layer)
             reached = meet(p, reached)
             if is_int8:
-                encode_rows(p, begin, end, p.mixed, p.hidden_stride, p.d_model, out)
+                encode_rows(p, begin, end, p.mixed, p.hidden_stride, p.d_model, number + ATTENTION_OUT)
                 reached = meet(p, reached)
-            product(
-                p, out, thread, work + 3 * LINE_BYTES, attended, attended_stride, p.tokens, p.input_notes, p.hidden, p.hidden_stride,
-                ADD_TO_RESIDUAL,
-            )  # fmt: skip
+            multiply(p, thread, number + ATTENTION_OUT, attended, attended_stride, p.hidden, p.hidden_stride)
             reached = meet(p, reached)
 
-            normalise(p, thread, begin, end, p.ffn_gain + row, p.ffn_bias + row, up)
+            normalise(p, thread, begin, end, p.ffn_gain + row, p.ffn_bias + row, number + UP)
             reached = meet(p, reached)
-            product(p, up, thread, work + 4 * LINE_BYTES, p.inputs, p.input_stride, p.tokens, p.input_notes, p.middle, p.middle_stride, p.activation)
+            multiply(p, thread, number + UP, p.inputs, p.input_stride, p.middle, p.middle_stride)
             reached = meet(p, reached)
             if is_int8:
-                encode_rows(p, begin, end, p.middle, p.middle_stride, p.d_ff, down)
+                encode_rows(p, begin, end, p.middle, p.middle_stride, p.d_ff, number + DOWN)
                 reached = meet(p, reached)
-            product(
-                p, down, thread, work + 5 * LINE_BYTES, activated, activated_stride, p.tokens, p.input_notes, p.hidden, p.hidden_stride,
-                ADD_TO_RESIDUAL,
-            )  # fmt: skip
+            multiply(p, thread, number + DOWN, activated, activated_stride, p.hidden, p.hidden_stride)
             reached = meet(p, reached)
-        for wanted in range(p.rows * thread // threads, p.rows * (thread + 1) // threads):
+        for wanted in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
             source = p.hidden + load_int(p.logit_rows, wanted) * p.hidden_stride
             layer_norm(source, p.final_gain, p.final_bias, p.final + wanted * p.hidden_stride, p.d_model, p.epsilon)
 
@@ -123,10 +109,9 @@ def make_logits(spec: Spec) -> Any:
     @compiled
     def logits(address: int, thread: int) -> None:
         p = parameters_at(address)
-        head = linear_at(p.linears + p.layers * LINEARS_PER_LAYER * _LINEAR_BYTES)
-        encode_final(p, thread, head)
+        encode_final(p, thread)
         rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
-        product(p, head, thread, p.work, rows, stride, p.rows, p.input_notes, p.logits, p.logits_stride, STORE)
+        product(p, head_of(p), linear_at(p.linears), thread, p.work, rows, stride, p.rows, p.input_notes, p.logits, p.logits_stride)
 
     return logits
 
@@ -144,19 +129,19 @@ def make_greedy(spec: Spec) -> Any:
     @compiled
     def greedy(address: int, thread: int) -> None:
         p = parameters_at(address)
-        head = linear_at(p.linears + p.layers * LINEARS_PER_LAYER * _LINEAR_BYTES)
+        head = head_of(p)
         best, sums = p.best + thread * p.rows * row_bytes, p.scratch + thread * p.scratch_bytes
         clear_best(best, p.rows)
-        encode_final(p, thread, head)
+        encode_final(p, thread)
         rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
         for panel in range(head.panels * thread // p.threads, head.panels * (thread + 1) // p.threads):
-            column = panel * width
+            column, following = panel * width, head.weight + (panel + 1) * head.steps * width_bytes
             for first in range(0, p.rows, ROW_BLOCK):
                 count = min(ROW_BLOCK, p.rows - first)
-                panel_sums(head, panel, rows + first * stride, stride, count, sums)
+                panel_sums(head, panel, rows + first * stride, stride, count, sums, following)
                 for row in range(count):
                     at = sums + row * width_bytes
-                    epilogue(STORE, at, head, column, at - column * WORD_BYTES, p.input_notes + (first + row) * NOTES_BYTES)
+                    epilogue(at, head, column, at - column * WORD_BYTES, p.input_notes + (first + row) * NOTES_BYTES)
                     update_best(at, width, column, p.vocab, best + (first + row) * row_bytes)
         meet(p, 0 if is_float32 else p.threads)
         for row in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
@@ -165,15 +150,22 @@ def make_greedy(spec: Spec) -> Any:
     return greedy
 
 
+@compiled
+def head_of(p: Any) -> Any:
+    """The record of the head, which comes after all layers."""
+    return linear_at(p.linears + p.layers * LINEARS_PER_LAYER * _LINEAR_BYTES)
+
+
 def _make_encode_final(spec: Spec) -> Any:
     encode_rows = _make_encode_rows(spec)
     is_float32 = spec.weights == "float32"
 
     @compiled
-    def encode_final(p: Any, thread: int, head: Any) -> None:
+    def encode_final(p: Any, thread: int) -> None:
         """The rows of `final` as the head takes them, in `inputs`; float32 is taken as it is. Threads meet once, or not at all."""
         if not is_float32:
-            encode_rows(p, p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads, p.final, p.hidden_stride, p.d_model, head)
+            begin, end = p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads
+            encode_rows(p, begin, end, p.final, p.hidden_stride, p.d_model, p.layers * LINEARS_PER_LAYER)
             meet(p, 0)
 
     return encode_final
@@ -211,8 +203,9 @@ def _make_encode_rows(spec: Spec) -> Any:
     encode_input = make_encode_input(spec.target, spec.weights)
 
     @compiled
-    def encode_rows(p: Any, begin: int, end: int, source: int, stride: int, count: int, linear: Any) -> None:
-        """Rows begin to end of `source` into `inputs`, as a product by `linear` takes them."""
+    def encode_rows(p: Any, begin: int, end: int, source: int, stride: int, count: int, number: int) -> None:
+        """Rows begin to end of `source` into `inputs`, as product number `number` takes them."""
+        linear = linear_at(p.linears + number * _LINEAR_BYTES)
         for row in range(begin, end):
             encode_input(source + row * stride, count, linear, p.inputs + row * p.input_stride, p.input_notes + row * NOTES_BYTES)
 
@@ -224,8 +217,9 @@ def _make_normalise(spec: Spec) -> Any:
     is_float32 = spec.weights == "float32"
 
     @compiled
-    def normalise(p: Any, thread: int, begin: int, end: int, gain: int, bias: int, linear: Any) -> None:
-        """inputs = layer_norm(hidden), for tokens begin to end, as a product by `linear` takes them."""
+    def normalise(p: Any, thread: int, begin: int, end: int, gain: int, bias: int, number: int) -> None:
+        """inputs = layer_norm(hidden), for tokens begin to end, as product number `number` takes them."""
+        linear = linear_at(p.linears + number * _LINEAR_BYTES)
         for token in range(begin, end):
             out = p.inputs + token * p.input_stride
             row = out if is_float32 else p.row + thread * p.row_bytes
@@ -234,6 +228,19 @@ def _make_normalise(spec: Spec) -> Any:
                 encode_input(row, p.d_model, linear, out, p.input_notes + token * NOTES_BYTES)
 
     return normalise
+
+
+def _make_multiply(spec: Spec) -> Any:
+    product = make_product(spec.target, spec.weights)
+
+    @compiled
+    def multiply(p: Any, thread: int, number: int, rows: int, stride: int, out: int, out_stride: int) -> None:
+        """This thread's share of product number `number` of the network, counted through all layers, for all tokens."""
+        at = p.linears + number * _LINEAR_BYTES
+        linear, following = linear_at(at), linear_at(at + _LINEAR_BYTES)
+        product(p, linear, following, thread, p.work + number * LINE_BYTES, rows, stride, p.tokens, p.input_notes, out, out_stride)
+
+    return multiply
 
 
 def _make_store(spec: Spec) -> Any:
@@ -270,16 +277,24 @@ def _make_paged_attention(spec: Spec) -> Any:
     attend_prompt, attend_token = make_attend_prompt(spec.target, parts), make_attend_token(spec.target, parts)
 
     @compiled
-    def paged_attention(p: Any, thread: int, layer: int, work: int) -> None:
-        """Every token's attention to its own sequence: decoding sequences by groups of heads, pieces of prompts by single heads."""
+    def paged_attention(p: Any, thread: int, layer: int) -> None:
+        """Every token's attention to its own sequence: decoding sequences by all heads, the last of them by groups, pieces of prompts by single heads.
+
+        Whole sequences are read in the order of memory; groups let no thread wait long for another at the end.
+        """
+        work = p.work + (p.layers * LINEARS_PER_LAYER + layer * ATTENTION_COUNTERS) * LINE_BYTES
         groups = min(p.threads, p.heads)
+        whole = max(0, p.decodes - 2 * p.threads)
         while True:
             item = atomic_add(work, 1)
-            if item >= p.decodes * groups:
+            sequence, first_head, heads = item, 0, p.heads
+            if item >= whole:
+                sequence, group = whole + (item - whole) // groups, (item - whole) % groups
+                first_head = p.heads * group // groups
+                heads = p.heads * (group + 1) // groups - first_head
+            if sequence >= p.decodes:
                 break
-            first_head = p.heads * (item % groups) // groups
-            heads = p.heads * (item % groups + 1) // groups - first_head
-            at = item // groups * ITEM_FIELDS
+            at = sequence * ITEM_FIELDS
             table = p.block_tables + load_int(p.decode_items, at) * p.max_blocks * INT_BYTES
             token = load_int(p.decode_items, at + 1)
             position = load_int(p.decode_items, at + 3)

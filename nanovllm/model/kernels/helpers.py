@@ -52,9 +52,9 @@ def wake_helpers(job: int, _: int) -> None:
 def run_job(job: int, helpers: int) -> None:
     """Do the job's work as thread 0, alone or with all helpers; afterwards nobody works on it, unless `abort` is set."""
     if helpers > 0:
-        count(job, GENERATION, atomic_load(job + GENERATION) + 1)
+        count(job, job + GENERATION, atomic_load(job + GENERATION) + 1)
     _work(job, 0)
-    wait_for(job, FINISHED, helpers, atomic_load(job + SPINS))
+    wait_for(job, job + FINISHED, helpers, atomic_load(job + SPINS))
 
 
 @compiled
@@ -63,8 +63,8 @@ def help_job(job: int, thread: int) -> None:
     generation = 0
     while True:
         generation += 1
-        wait_for(job, GENERATION, generation, atomic_load(job + IDLE_SPINS))
+        wait_for(job, job + GENERATION, generation, atomic_load(job + IDLE_SPINS))
         if atomic_load(job + ABORT) != 0:
             return
         _work(job, thread)
-        count(job, FINISHED, atomic_load(job + HELPERS))
+        count(job, job + FINISHED, atomic_load(job + HELPERS))

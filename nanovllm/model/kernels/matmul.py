@@ -2,16 +2,14 @@
 
     weight [d_in, d_out]  ->  panels [d_out / width][steps][width]      words of 32 bits; width = 4 vectors of 16 lanes; the rest is zeros
 
-A step holds one float32, two bfloat16 or four int8 a column (formats.py). A tile holds 6 rows x 4 vectors of sums in registers and walks
-down a panel once:
+A step holds one float32, two bfloat16 or four int8 a column (formats.py); tiles of rows walk down a panel (tiles.py).
 
-                       panel   | w0 w1 w2 w3 |  <- one step: 4 loads, in the order of memory,
-        6 rows of a            | w0 w1 w2 w3 |     and 24 multiply-adds with 6 words of a
-                               |     ...     |
+Reading the weights is most of the work until there are many rows, so a thread asks for what it reads next while it computes: a little
+ahead in the stream where one tile has all rows, the next piece of the panel where several tiles pass over this one, and at its last panel
+the first of the product that follows, which is then on its way while the threads meet.
 
-A sum is one chain of multiply-adds down the panel, whatever the tile's height, so a row's result has the same bits alone or among
-many. Few rows: every thread has panels of its own and streams them from memory, asking for what comes next while it works. Many rows:
-pieces of (rows, panel) are handed out by a counter. Long panels are walked in pieces whose sums wait in memory, which changes no bit.
+Few rows: every thread has panels of its own. Many rows: pieces of (rows, panel) are handed out by a counter. Long panels are walked in
+pieces whose sums wait in memory, which changes no bit.
 """
 
 from functools import cache
@@ -19,119 +17,68 @@ from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.epilogue import make_epilogue
-from nanovllm.model.kernels.formats import Format, weight_format
+from nanovllm.model.kernels.formats import weight_format
 from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.memory import make_clear
 from nanovllm.model.kernels.parameters import NOTES_BYTES, ROW_BLOCK, WORD_BYTES
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.threads import atomic_add
-from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.tiles import make_tiles
 
-_PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows
+_PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows and for the next piece
 _STREAM_ROWS = 6  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
 _STREAM_BYTES = 12288  # some 250 ns of a core's share of memory
+_SOME_ROWS = 18  # up to three tiles, which ask for two lines a step each to have the next piece in time; more need ask for one only
 _STATIC_ROWS = 64  # up to here reading the weights costs more than computing with them
-
-
-def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead_lines: int) -> Any:
-    """tile(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead): out[rows, vectors] += a[rows, steps] @ panel[steps, vectors].
-
-    At every step the next `ahead_lines` cache lines from `ahead` on are asked for.
-    """
-    vector_bytes = target.lanes * WORD_BYTES
-
-    def tile(
-        v: Vectors, a: Value, a_stride: Value, panel: Value, panel_stride: Value, steps: Value, out: Value, out_stride: Value, ahead: Value
-    ) -> None:
-        load = v.load_words if numbers.sums_integers else v.load
-        row_at = [v.address(a, v.builder.mul(a_stride, I64(row))) for row in range(rows)]
-        out_at = [v.address(out, v.builder.mul(out_stride, I64(row))) for row in range(rows)]
-        places = [(row, vector) for row in range(rows) for vector in range(vectors)]
-        sums = [load(out_at[row], vector * vector_bytes) for row, vector in places]
-
-        def step(k: Value, sums: list[Value]) -> list[Value]:
-            here = v.address(panel, v.builder.mul(k, panel_stride))
-            for line in range(ahead_lines):
-                v.prefetch(v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)), line * LINE_BYTES)
-            weights = [numbers.widen(v, v.load_words(here, vector * vector_bytes)) for vector in range(vectors)]
-            inputs = [numbers.inputs(v, v.address(row_at[row], v.times(k, numbers.input_bytes))) for row in range(rows)]
-            renewed = []
-            for (row, vector), total in zip(places, sums, strict=True):
-                for value, weight in zip(inputs[row], weights[vector], strict=True):
-                    total = numbers.multiply_add(v, value, weight, total)  # noqa: PLW2901 - it is what the loop is for
-                renewed.append(total)
-            return renewed
-
-        for (row, vector), total in zip(places, v.loop(steps, 1, sums, step), strict=True):
-            v.store(total, out_at[row], vector * vector_bytes)
-
-    return kernel(target, tile)
-
-
-def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: int) -> Any:
-    """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
-
-    Each tile asks for lines where the one before has stopped.
-    """
-    t1, t2, t3, t4, t5, t6 = (make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines) for height in (1, 2, 3, 4, 5, 6))
-
-    @compiled
-    def tiles(a: int, a_stride: int, panel: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int) -> None:
-        while count >= 6:
-            t6(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead)
-            a += 6 * a_stride
-            out += 6 * out_stride
-            count -= 6
-            ahead += steps * ahead_lines * LINE_BYTES
-        if count == 5:
-            t5(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead)
-        elif count == 4:
-            t4(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead)
-        elif count == 3:
-            t3(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead)
-        elif count == 2:
-            t2(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead)
-        elif count == 1:
-            t1(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead)
-
-    return tiles
 
 
 @cache
 def make_panel_sums(target: Target, weights: str) -> Any:
-    """panel_sums(linear, panel, a, a_stride, count, sums): sums[count, width] of rows times one panel of a linear layer's record."""
+    """panel_sums(linear, panel, a, a_stride, count, sums, following): sums[count, width] of rows times one panel of a linear layer's record.
+
+    `following` is the address of what this thread reads next.
+    """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
     numbers = weight_format(target, weights)
     step_bytes = numbers.input_bytes
-    tiles = make_tiles(target, numbers, target.panel_vectors, ahead_lines=1)
-    stream = make_tiles(target, numbers, target.panel_vectors, ahead_lines=width_bytes // LINE_BYTES)
+    few, some, many = (make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (width_bytes // LINE_BYTES, 2, 1))
     clear = make_clear(target)
+    stream_steps = _STREAM_BYTES // width_bytes
 
     @compiled
-    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, count: int, sums: int) -> None:
+    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, count: int, sums: int, following: int) -> None:
         clear(sums, count * width)
-        steps = linear.steps
-        weight = linear.weight + panel * steps * width_bytes
-        done = 0
-        while done < steps:
-            piece = min(_PANEL_STEPS, steps - done)
-            here = weight + done * width_bytes
-            if count <= _STREAM_ROWS:
-                stream(a + done * step_bytes, a_stride, here, width_bytes, piece, sums, width_bytes, count, here + _STREAM_BYTES)
+        left = linear.steps
+        here = linear.weight + panel * left * width_bytes
+        streams = count <= _STREAM_ROWS
+        while left > 0:
+            piece = min(_PANEL_STEPS, left)
+            if streams and left > stream_steps:
+                piece = min(piece, left - stream_steps)
+            left -= piece
+            ahead = following
+            if left > 0:
+                ahead = here + (_STREAM_BYTES if streams else piece * width_bytes)
+            if streams:
+                few(a, a_stride, here, width_bytes, piece, sums, width_bytes, count, ahead)
+            elif count <= _SOME_ROWS:
+                some(a, a_stride, here, width_bytes, piece, sums, width_bytes, count, ahead)
             else:
-                tiles(a + done * step_bytes, a_stride, here, width_bytes, piece, sums, width_bytes, count, here + steps * width_bytes)
-            done += piece
+                many(a, a_stride, here, width_bytes, piece, sums, width_bytes, count, ahead)
+            here += piece * width_bytes
+            a += piece * step_bytes
 
     return panel_sums
 
 
 @cache
 def make_product(target: Target, weights: str) -> Any:
-    """product(p, linear, thread, work, a, a_stride, count, notes, out, out_stride, kind).
+    """product(p, linear, following, thread, work, a, a_stride, count, notes, out, out_stride).
 
-    This thread's share of epilogue(a @ weight + bias) for `count` rows. `linear` is a record of parameters.py; `work` is a counter that
-    no other product uses; `notes` are those of the rows where they are bytes. Rows of `out` are as long as all panels together.
+    This thread's share of epilogue(a @ weight + bias) for `count` rows. `linear` is a record of parameters.py and `following` that of the
+    product after it; `work` is a counter that no other product uses; `notes` are those of the rows where they are bytes. Rows of `out` are
+    as long as all panels together.
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -139,22 +86,24 @@ def make_product(target: Target, weights: str) -> Any:
     epilogue = make_epilogue(target, weights)
 
     @compiled
-    def panel_product(
-        linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, kind: int, sums: int
-    ) -> None:
-        panel_sums(linear, panel, a, a_stride, count, sums)
+    def panel_product(linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, sums: int, ahead: int) -> None:
+        panel_sums(linear, panel, a, a_stride, count, sums, ahead)
         for row in range(count):
-            epilogue(kind, sums + row * width_bytes, linear, panel * width, out + row * out_stride, notes + row * NOTES_BYTES)
+            epilogue(sums + row * width_bytes, linear, panel * width, out + row * out_stride, notes + row * NOTES_BYTES)
 
     @compiled
     def product(
-        p: Any, linear: Any, thread: int, work: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, kind: int
+        p: Any, linear: Any, following: Any, thread: int, work: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int
     ) -> None:
         sums = p.scratch + thread * p.scratch_bytes
-        panels = linear.panels
+        panels, panel_bytes = linear.panels, linear.steps * width_bytes
         if count <= _STATIC_ROWS:
-            for panel in range(panels * thread // p.threads, panels * (thread + 1) // p.threads):
-                panel_product(linear, panel, a, a_stride, count, notes, out, out_stride, kind, sums)
+            end = panels * (thread + 1) // p.threads
+            for panel in range(panels * thread // p.threads, end):
+                ahead = linear.weight + (panel + 1) * panel_bytes
+                if panel + 1 == end:
+                    ahead = following.weight + following.panels * thread // p.threads * following.steps * width_bytes
+                panel_product(linear, panel, a, a_stride, count, notes, out, out_stride, sums, ahead)
             return
         row_blocks = (count + ROW_BLOCK - 1) // ROW_BLOCK
         while True:
@@ -162,9 +111,10 @@ def make_product(target: Target, weights: str) -> Any:
             if item >= panels * row_blocks:
                 return
             row = item // panels * ROW_BLOCK
+            ahead = linear.weight + (item + p.threads) % panels * panel_bytes  # the other threads take those between, more or less
             panel_product(
                 linear, item % panels, a + row * a_stride, a_stride, min(ROW_BLOCK, count - row), notes + row * NOTES_BYTES,
-                out + row * out_stride, out_stride, kind, sums,
+                out + row * out_stride, out_stride, sums, ahead,
             )  # fmt: skip
 
     return product

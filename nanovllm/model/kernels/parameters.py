@@ -7,7 +7,7 @@ address. `nanovllm/model/numba_backend.py` fills them: once for the weights and 
 import numpy as np
 
 _SIZES = """
-    threads layers d_model d_ff heads head_dim vocab activation embedding_is_narrow
+    threads layers d_model d_ff heads head_dim vocab embedding_is_narrow
     block_size block_columns head_columns key_steps blocks max_blocks
     tokens rows decodes chunks
 """
@@ -29,12 +29,12 @@ _ADDRESSES = """
 PARAMETERS = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
 
 _LINEAR = """
-    steps panels weight bias
+    steps panels weight bias finish
     column_scales column_sums input_factors
     outliers outlier_places outlier_weight
 """
 LINEAR = np.dtype([(name, np.int64) for name in _LINEAR.split()])
-"""A product: `steps` words down each of `panels` panels.
+"""A product: `steps` words down each of `panels` panels; `finish` is the number of what its epilogue does.
 
 For bytes also a float32 and an int32 a column (epilogue.py), a float32 an input (quantise.py), and `outliers` inputs that stay float32: their
 places as int32, and a row of float32 weights for each.
@@ -54,8 +54,8 @@ QUERY_TILE = 24
 """Queries of a prompt in one item: their scores over a whole context fit a core's own cache."""
 ROW_BLOCK = 96
 """Rows of a product taken together: they stay in a core's own cache while a panel passes by."""
-WORK_COUNTERS_PER_LAYER = 6
-"""Counters that hand out work, each used once in a step: four products, two kinds of attention."""
+ATTENTION_COUNTERS = 2
+"""Counters that hand out work, each used once in a step: one for every product, and then these for every layer's two kinds of attention."""
 
 ACTIVATION_NAMES = ("gelu_new", "gelu", "quick_gelu", "silu", "sigmoid", "tanh", "mish", "relu", "relu2", "relu6", "leaky_relu", "linear")
 """What an epilogue does is numbered: these activations first, then the next two."""

@@ -60,8 +60,8 @@ def relax(typing_context: Any) -> Any:
 
 @compiled
 def count(job: int, word: int, target: int) -> None:
-    """Add 1 to a word of the job; whoever makes it `target` wakes those that sleep."""
-    if atomic_add(job + word, 1) + 1 == target and atomic_load(job + ASLEEP) > 0:
+    """Add 1 to the word at an address in the job; whoever makes it `target` wakes those that sleep."""
+    if atomic_add(word, 1) + 1 == target and atomic_load(job + ASLEEP) > 0:
         wake(job)
 
 
@@ -75,14 +75,14 @@ def wake(job: int) -> None:
 
 @compiled
 def wait_for(job: int, word: int, target: int, spins: int) -> None:
-    """Wait until a word of the job is at least `target`, or the job has failed; after so many looks in sleep."""
+    """Wait until the word at an address in the job is at least `target`, or the job has failed; after so many looks in sleep."""
     for _ in range(spins):
-        if atomic_load(job + word) >= target or atomic_load(job + ABORT) != 0:
+        if atomic_load(word) >= target or atomic_load(job + ABORT) != 0:
             return
         relax()
     system.lock(job)
     atomic_add(job + ASLEEP, 1)
-    while atomic_load(job + word) < target and atomic_load(job + ABORT) == 0:
+    while atomic_load(word) < target and atomic_load(job + ABORT) == 0:
         system.wait(job)
     atomic_add(job + ASLEEP, -1)
     system.unlock(job)
@@ -95,8 +95,8 @@ def barrier(arrived: int, target: int) -> None:
     The counter is never set back within a run: the n-th barrier of t threads waits for n * t.
     """
     job = arrived - ARRIVED
-    count(job, ARRIVED, target)
-    wait_for(job, ARRIVED, target, atomic_load(job + SPINS))
+    count(job, arrived, target)
+    wait_for(job, arrived, target, atomic_load(job + SPINS))
 
 
 @compiled

@@ -64,7 +64,7 @@ class Product:
 
         def run(address: int, linear: int, thread: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int) -> None:
             p = parameters_at(address)
-            product(p, linear_at(linear), thread, p.work, a, a_stride, count, notes, out, out_stride, STORE)
+            product(p, linear_at(linear), linear_at(linear), thread, p.work, a, a_stride, count, notes, out, out_stride)
 
         self.run = compiled(run)
 
@@ -74,7 +74,7 @@ class Product:
         notes = extra.pop("notes", np.zeros((rows.shape[0], NOTES_BYTES // 4), dtype=np.float32))
         panels, biases, work = pack_panels(weight, width), pack_rows([bias], width), np.zeros(8, dtype=np.int64)
         scratch, linear, record = aligned_zeros(96 * width), np.zeros(1, dtype=LINEAR), np.zeros(1, dtype=PARAMETERS)
-        linear["steps"], linear["panels"] = panels.shape[1], panels.shape[0]
+        linear["finish"], linear["steps"], linear["panels"] = STORE, panels.shape[1], panels.shape[0]
         linear["weight"], linear["bias"] = panels.ctypes.data, biases.ctypes.data
         if "outlier_places" in extra:
             linear["outliers"] = extra["outlier_places"].size
@@ -227,8 +227,8 @@ def test_activations_are_numpys(target: Target, name: str) -> None:
 def _finisher(target: Target) -> Any:
     epilogue = make_epilogue(target, "float32")
 
-    def run(kind: int, sums: int, linear: int, out: int) -> None:
-        epilogue(kind, sums, linear_at(linear), 0, out, 0)
+    def run(sums: int, linear: int, out: int) -> None:
+        epilogue(sums, linear_at(linear), 0, out, 0)
 
     return compiled(run)
 
@@ -238,8 +238,8 @@ def finish(target: Target, kind: int, sums: np.ndarray, *, bias: np.ndarray | No
     bias = np.zeros_like(sums) if bias is None else bias
     out = np.zeros_like(sums) if out is None else out
     linear = np.zeros(1, dtype=LINEAR)
-    linear["bias"] = bias.ctypes.data
-    _finisher(target)(kind, sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
+    linear["finish"], linear["bias"] = kind, bias.ctypes.data
+    _finisher(target)(sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
     return out
 
 

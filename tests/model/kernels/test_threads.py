@@ -32,12 +32,12 @@ def take_turns(job: int, numbers: Any, thread: int, count: int, rounds: int) -> 
 
 @compiled
 def wait_for_generation(job: int, generation: int, spins: int) -> None:
-    threads.wait_for(job, GENERATION, generation, spins)
+    threads.wait_for(job, job + GENERATION, generation, spins)
 
 
 @compiled
 def begin_generation(job: int, generation: int) -> None:
-    threads.count(job, GENERATION, generation)
+    threads.count(job, job + GENERATION, generation)
 
 
 @compiled
