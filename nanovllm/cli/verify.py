@@ -209,7 +209,7 @@ def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
             slots=places,  # the blocks are those from 0 on, in order
             logit_rows=np.arange(len(chunk), dtype=np.int64),
         )
-        hidden.append(backend.forward(batch))
+        hidden.append(backend.forward(batch).copy())
     rows = np.concatenate(hidden)
     for start in range(0, len(rows), _ROWS_AT_ONCE):
         yield log_softmax(backend.logits(rows[start : start + _ROWS_AT_ONCE]))

@@ -16,6 +16,12 @@ from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch
 D = TypeVar("D", bound=np.generic)
 
 _SEED_MASK = 2**64 - 1
+_SETTINGS = np.dtype(
+    [(name, np.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")]
+    + [(name, np.int64) for name in ("top_k", "num_logprobs", "choices")]
+    + [("seeds", np.uint64), ("wants_logprobs", np.bool_)]
+)
+"""What of a request's settings stays the same from step to step."""
 
 
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]:
@@ -81,35 +87,37 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
             sampled.append(request)
             sampled_rows.append(len(logit_rows))
             logit_rows.append(start + sequence.count - 1)
-    prompt = PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts))
+    prompt = PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts)) if prompt_rows else _NO_PROMPT_ROWS
     return logit_rows, _sampling_batch(sampled, sampled_rows, prompt)
 
 
 def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows) -> SamplingBatch:
-    settings = [request.sampling for request in requests]
+    settings = np.frombuffer(b"".join([request.packed_settings or _pack_settings(request) for request in requests]), dtype=_SETTINGS)
     return SamplingBatch(
         rows=_int64(rows),
-        temperature=_float32([0.0 if s.is_greedy else s.temperature for s in settings]),
-        top_k=_int64([s.top_k for s in settings]),
-        top_p=_float32([s.top_p for s in settings]),
-        min_p=_float32([s.min_p for s in settings]),
-        repetition_penalty=_float32([s.repetition_penalty for s in settings]),
-        presence_penalty=_float32([s.presence_penalty for s in settings]),
-        frequency_penalty=_float32([s.frequency_penalty for s in settings]),
-        wants_logprobs=np.array([s.logprobs is not None for s in settings], dtype=np.bool_),
-        num_logprobs=_int64([s.logprobs or 0 for s in settings]),
-        seeds=np.array([request.seed & _SEED_MASK for request in requests], dtype=np.uint64),
-        choices=_int64([request.choice_index for request in requests]),
         positions=_int64([len(request.tokens) for request in requests]),
         history=_history(requests),
         edits=_edits(requests),
         allowed={row: np.frombuffer(ids, dtype=np.int64) for row, request in enumerate(requests) if (ids := request.rules.allowed) is not None},
         prompt=prompt,
+        **{name: settings[name] for name in _SETTINGS.names or ()},
     )
+
+
+def _pack_settings(request: Request) -> bytes:
+    """A request's settings as a row of _SETTINGS, kept with it: joining rows is quicker than reading every setting at every step."""
+    given = request.sampling
+    values: dict[str, float] = {name: getattr(given, name) for name in _SETTINGS.names or () if hasattr(given, name)}
+    values |= {"temperature": 0.0 if given.is_greedy else given.temperature, "num_logprobs": given.logprobs or 0}
+    values |= {"choices": request.choice_index, "seeds": request.seed & _SEED_MASK, "wants_logprobs": given.logprobs is not None}
+    request.packed_settings = np.array([tuple(values[name] for name in _SETTINGS.names or ())], dtype=_SETTINGS).tobytes()
+    return request.packed_settings
 
 
 def _history(requests: list[Request]) -> TokenHistory:
     seen = [request.seen.ids for request in requests]
+    if not any(seen):
+        return _NO_HISTORY
     return TokenHistory(_owners(seen), _joined(seen, np.int64), _joined([request.seen.counts for request in requests], np.int64))
 
 
@@ -125,7 +133,7 @@ def _edits(requests: list[Request]) -> LogitEdits:
             row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
         ids.append(row_ids)
         values.append(row_values)
-    return LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32))
+    return LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32)) if any(ids) else _NO_EDITS
 
 
 def forbidden_tokens(request: Request) -> set[int]:
@@ -133,8 +141,10 @@ def forbidden_tokens(request: Request) -> set[int]:
 
     Bad words of one token are among its biases already.
     """
-    forbidden = set(request.rules.completions(request.tokens, request.num_output_tokens))
-    if request.num_output_tokens < request.sampling.min_tokens:
+    forbidden: set[int] = set()
+    if request.rules.has_completions:
+        forbidden.update(request.rules.completions(request.tokens, request.num_output_tokens))
+    if request.stop_token_ids and request.num_output_tokens < request.sampling.min_tokens:
         forbidden |= request.stop_token_ids
     return forbidden
 
@@ -155,3 +165,9 @@ def _int64(values: Sequence[int] | object) -> "np.ndarray[tuple[int], np.dtype[n
 
 def _float32(values: Sequence[float]) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
     return np.array(values, dtype=np.float32)
+
+
+_NONE, _NO_VALUES = _int64([]), _float32([])
+_NO_HISTORY = TokenHistory(_NONE, _NONE, _NONE)
+_NO_EDITS = LogitEdits(_NONE, _NONE, _NO_VALUES)
+_NO_PROMPT_ROWS = PromptRows(_NONE, _NONE, _NONE)

@@ -57,6 +57,7 @@ class Request:
         rules: what the settings say about single tokens; `shared_rules` are those of another answer to the same prompt.
         num_computed_tokens: how many of them have their keys and values in the cache.
         num_cached_tokens: prompt tokens that were found in the prefix cache when it was first admitted; None before.
+        packed_settings: those of sampling as engine/batching.py lays them out, from the first time they are needed.
         next_prompt_logprob: first prompt position whose log-probability has not been reported yet.
     """
 
@@ -83,6 +84,7 @@ class Request:
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
     num_preemptions: int = 0
+    packed_settings: bytes = b""
     next_prompt_logprob: int = 1
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)

@@ -249,7 +249,10 @@ class Scheduler:
         """Give tokens that nobody else could use to prompts whose share was limited."""
         for sequence in list(planned.values()):
             request = sequence.request
-            more = min(self._left(planned), request.num_uncomputed_tokens - sequence.count)
+            missing = request.num_uncomputed_tokens - sequence.count
+            if missing == 0:
+                continue
+            more = min(self._left(planned), missing)
             room = (self.blocks.num_free + len(request.block_ids)) * self.blocks.block_size - sequence.start - sequence.count
             more = min(more, room)
             if more > 0:

@@ -35,6 +35,11 @@ class TokenRules:
                 biases[last] = _FORBIDDEN
         self.bias_ids, self.bias_values = array("q", biases.keys()), array("f", biases.values())
 
+    @property
+    def has_completions(self) -> bool:
+        """Whether there are bad words of more than one token."""
+        return bool(self._completions)
+
     def completions(self, tokens: Sequence[int], num_output_tokens: int) -> list[int]:
         """Tokens that would complete a bad word of more than one token, of which all others are the newest ones of the answer."""
         return [

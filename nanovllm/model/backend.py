@@ -53,7 +53,10 @@ class Backend(Protocol):
         ...
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        """Compute a batch and return the final hidden state of its `logit_rows`; ValueError when an index lies outside."""
+        """Compute a batch and return the final hidden state of its `logit_rows`; ValueError when an index lies outside.
+
+        It may be a view that the next call of any of these functions overwrites.
+        """
         ...
 
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:

@@ -42,11 +42,15 @@ class ForwardBatch:
         """Sequences they belong to."""
         return int(self.context_lens.shape[0])
 
-    def check(self, *, vocab: int, max_positions: int, blocks: int, block_size: int) -> None:
-        """Raise ValueError unless every index lies inside the model and the cache, so that no kernel can read outside them."""
+    def check_lengths(self) -> None:
+        """Raise ValueError unless the arrays agree about the number of tokens and sequences."""
         same_tokens = len(self.positions) == len(self.slots) == self.tokens
         if not same_tokens or len(self.query_starts) != self.seqs + 1 or len(self.block_tables) != self.seqs:
             raise ValueError("the arrays of a batch disagree about the number of tokens or sequences")
+
+    def check(self, *, vocab: int, max_positions: int, blocks: int, block_size: int) -> None:
+        """Raise ValueError unless every index lies inside the model and the cache, so that no kernel can read outside them."""
+        self.check_lengths()
         counts = np.diff(self.query_starts)
         if self.seqs == 0 or self.query_starts[0] != 0 or self.query_starts[-1] != self.tokens or counts.min() < 1:
             raise ValueError("a batch needs at least one sequence and at least one token in each")

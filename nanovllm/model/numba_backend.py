@@ -6,7 +6,6 @@ the batch, on how a prompt is cut, or on the number of threads.
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from jaxtyping import Bool, Float32, Int64
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernel_memory import KernelMemory
 from nanovllm.model.kernels.bounds import watch
 from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.library import load_library
@@ -25,7 +25,6 @@ from nanovllm.model.kernels.parameters import (
     LINEARS_PER_LAYER,
     NO_WORD,
     NOTES_BYTES,
-    PARAMETERS,
     QUERY_TILE,
     ROW_BLOCK,
     WORD_BYTES,
@@ -44,20 +43,6 @@ _AUTO_CACHE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
 _DECODE_ROWS = 32  # rows of logits to have room for from the beginning; more are made room for when they are first asked for
 
 
-@dataclass(slots=True)
-class _Memory:
-    """Arrays whose addresses the record holds, by the names that they have there; what is replaced here is freed."""
-
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-
-    def place(self, record: np.ndarray, **arrays: np.ndarray) -> None:
-        """Keep arrays and write down where they are."""
-        for name, array in arrays.items():
-            assert array.flags.c_contiguous, name
-            self.arrays[name] = array
-            record[name] = array.ctypes.data
-
-
 class NumbaBackend:
     """Packed weights, a packed cache, and threads that run the compiled forward pass."""
 
@@ -74,8 +59,7 @@ class NumbaBackend:
         self._config = config
         self._spec = spec or Spec(host_target())
         self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
-        self._memory = _Memory()
-        self._record = np.zeros(1, dtype=PARAMETERS)
+        self._memory = KernelMemory()
         self._library = load_library(self._spec)
         self._pool = ThreadPool(num_threads or default_threads(), self._library)
         self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._library, self._spec.target)
@@ -83,9 +67,8 @@ class NumbaBackend:
         self._logit_capacity = 0
         self._place_sizes()
         self._weights = PackedWeights(config, weights, self._spec, narrow_embedding=narrow_embedding)
-        self._memory.place(self._record, **self._weights.arrays)
-        self._record["embedding_is_narrow"] = narrow_embedding
-        self._record["embedding_bytes"] = self._weights.arrays["token_embedding"].strides[0]
+        self._memory.place(**self._weights.arrays)
+        self._memory.set(embedding_is_narrow=narrow_embedding, embedding_bytes=self._weights.arrays["token_embedding"].strides[0])
         self.allocate_cache(0, 1)
 
     @classmethod
@@ -141,12 +124,11 @@ class NumbaBackend:
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Make an empty cache in place of the one before."""
-        config, record, per_word = self._config, self._record, PER_WORD[self._spec.cache]
+        config, memory, per_word = self._config, self._memory, PER_WORD[self._spec.cache]
         columns, head_columns = round_up(block_size, self._lanes), round_up(config.head_dim, self._lanes)
-        record["blocks"], record["block_size"], record["block_columns"], record["head_columns"] = blocks, block_size, columns, head_columns
-        record["key_steps"] = panel_steps(config.head_dim, per_word)
         (key_words, value_words), scales = self._block_sizes(block_size)
-        record["key_bytes"], record["value_bytes"] = key_words * WORD_BYTES, value_words * WORD_BYTES
+        memory.set(blocks=blocks, block_size=block_size, block_columns=columns, head_columns=head_columns)
+        memory.set(key_steps=panel_steps(config.head_dim, per_word), key_bytes=key_words * WORD_BYTES, value_bytes=value_words * WORD_BYTES)
         rows, threads = max(QUERY_TILE, config.heads), self._pool.threads
         own = {
             "scores": rows * (config.max_positions // block_size + 1) * columns,
@@ -154,12 +136,10 @@ class NumbaBackend:
             "queries": rows * round_up(config.head_dim, 16),
             "row": max(round_up(config.d_model, self._width), head_columns),
         }
-        record["query_stride"] = round_up(config.head_dim, 16) * WORD_BYTES
-        for name, words in own.items():
-            record[f"{name}_bytes"] = round_up(words, 16) * WORD_BYTES
+        memory.set(query_stride=round_up(config.head_dim, 16) * WORD_BYTES)
+        memory.set(**{f"{name}_bytes": round_up(words, 16) * WORD_BYTES for name, words in own.items()})
         places = (config.layers, blocks, config.heads)
-        self._memory.place(
-            record,
+        memory.place(
             keys=_zeros(*places, key_words),
             values=_zeros(*places, value_words),
             key_scales=_zeros(*places, scales),
@@ -175,27 +155,24 @@ class NumbaBackend:
         return words, columns if self._spec.cache == "int8" else 0
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        """Compute a batch; returns the final hidden state of its `logit_rows`."""
-        record = self._record
-        blocks, block_size = int(record["blocks"][0]), int(record["block_size"][0])
-        batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, blocks=blocks, block_size=block_size)
+        """Compute a batch; the final hidden state of its `logit_rows`, a view that the next call of `forward` overwrites."""
+        memory = self._memory
+        batch.check_lengths()
         self._reserve(batch.tokens)
-        decodes, chunks = _attention_items(batch)
         rows = batch.logit_rows.shape[0]
-        record["tokens"], record["rows"], record["max_blocks"] = batch.tokens, rows, batch.block_tables.shape[1]
-        record["decodes"], record["chunks"] = len(decodes), len(chunks)
-        self._memory.place(
-            record,
-            token_ids=np.ascontiguousarray(batch.token_ids),
-            positions=np.ascontiguousarray(batch.positions),
-            slots=np.ascontiguousarray(batch.slots),
-            logit_rows=np.ascontiguousarray(batch.logit_rows),
-            block_tables=np.ascontiguousarray(batch.block_tables),
-            decode_items=decodes,
-            chunk_items=chunks,
-        )
+        memory.set(tokens=batch.tokens, seqs=batch.seqs, rows=rows, max_blocks=batch.block_tables.shape[1])
+        memory.fill(token_ids=batch.token_ids, positions=batch.positions, slots=batch.slots, logit_rows=batch.logit_rows)
+        memory.fill(query_starts=batch.query_starts, context_lens=batch.context_lens, block_tables=batch.block_tables)
+        memory.reserve("decode_items", batch.seqs * ITEM_FIELDS)
+        memory.reserve("chunk_items", (batch.tokens // QUERY_TILE + batch.seqs) * ITEM_FIELDS)
+        with watch(self._spec.target, "plan_step", self._arrays()):
+            self._library.functions["plan_step"](memory.address, 0)
+        if memory["refused"]:
+            sizes = {"blocks": memory["blocks"], "block_size": memory["block_size"]}
+            batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, **sizes)
+            raise AssertionError("a batch was refused that ForwardBatch.check finds sound")
         self._run("forward", batch.tokens * self._config.parameters)
-        return self._memory.arrays["final"][:rows, : self._config.d_model].copy()
+        return memory.arrays["final"][:rows, : self._config.d_model]
 
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states; a view that the next call overwrites."""
@@ -209,17 +186,18 @@ class NumbaBackend:
         """The most likely word at rows of final hidden states, and whether the row has any."""
         rows = hidden.shape[0]
         self._place_final(hidden)
-        words = np.zeros(rows, dtype=np.int64)
-        best = aligned_zeros(self._pool.threads * rows * best_bytes(self._lanes) // WORD_BYTES)
-        self._memory.place(self._record, words=words, best=best)
         self._run("greedy", rows * self._config.vocab * self._config.d_model)
+        words = self._memory.arrays["words"][:rows].copy()
         return words, words != NO_WORD
 
     def _place_final(self, hidden: Float32[np.ndarray, "rows d_model"]) -> None:
+        """Make rows the head's input; those that `forward` has just given are it already."""
         rows = hidden.shape[0]
         self._reserve(rows)
-        self._memory.arrays["final"][:rows, : self._config.d_model] = hidden
-        self._record["rows"] = rows
+        final = self._memory.arrays["final"][:rows, : self._config.d_model]
+        if hidden.ctypes.data != final.ctypes.data or hidden.strides != final.strides:
+            final[:] = hidden
+        self._memory.set(rows=rows)
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""
@@ -241,19 +219,18 @@ class NumbaBackend:
     def _run(self, function: str, products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""
         threads = self._pool.threads if products >= _SHARED_PRODUCTS else 1
-        self._record["threads"] = threads
+        self._memory.set(threads=threads)
         self._memory.arrays["work"][:] = 0
         with watch(self._spec.target, function, self._arrays()):
-            self._pool.run(self._library.addresses[function], self._record.ctypes.data, threads)
+            self._pool.run(self._library.addresses[function], self._memory.address, threads)
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """All that compiled code may touch."""
-        yield "the record", self._record
-        yield from self._memory.arrays.items()
+        yield from self._memory.all_arrays()
         yield from self._weights.held
 
     def _place_sizes(self) -> None:
-        config, record = self._config, self._record
+        config = self._config
         per_word = PER_WORD[self._spec.weights]
         sizes = {
             "layers": config.layers,
@@ -262,18 +239,16 @@ class NumbaBackend:
             "heads": config.heads,
             "head_dim": config.head_dim,
             "vocab": config.vocab,
+            "max_positions": config.max_positions,
             "hidden_stride": round_up(config.d_model, self._width) * WORD_BYTES,
             "qkv_stride": round_up(3 * config.d_model, self._width) * WORD_BYTES,
             "input_stride": round_up(max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0), self._width) * WORD_BYTES // per_word,
             "middle_stride": round_up(config.d_ff, self._width) * WORD_BYTES,
             "logits_stride": round_up(config.vocab, self._width) * WORD_BYTES,
         }
-        for name, value in sizes.items():
-            record[name] = value
-        record["arrived"] = self._pool.arrived
+        self._memory.set(**sizes, arrived=self._pool.arrived)
         line = LINE_BYTES // 8
         self._memory.place(
-            record,
             work=np.zeros((config.layers * (LINEARS_PER_LAYER + ATTENTION_COUNTERS) + 1) * line, dtype=np.int64),
             epsilon=np.array([config.epsilon], dtype=np.float32),
             scales=np.array([config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32),
@@ -286,30 +261,20 @@ class NumbaBackend:
         self._capacity = round_up(tokens, 64)
         strides = {"hidden": "hidden", "final": "hidden", "mixed": "hidden", "inputs": "input", "qkv": "qkv", "middle": "middle"}
         for name, stride in strides.items():
-            columns = int(self._record[f"{stride}_stride"][0]) // WORD_BYTES
-            self._memory.place(self._record, **{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)})
-        self._memory.place(self._record, input_notes=aligned_zeros(self._capacity * NOTES_BYTES // WORD_BYTES))
+            columns = self._memory[f"{stride}_stride"] // WORD_BYTES
+            self._memory.place(**{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)})
+        self._memory.place(
+            input_notes=aligned_zeros(self._capacity * NOTES_BYTES // WORD_BYTES),
+            best=aligned_zeros(self._pool.threads * self._capacity * best_bytes(self._lanes) // WORD_BYTES),
+            words=np.zeros(self._capacity, dtype=np.int64),
+        )
 
     def _reserve_logits(self, rows: int) -> None:
         if rows > self._logit_capacity:
             self._logit_capacity = max(rows, _DECODE_ROWS)
-            columns = int(self._record["logits_stride"][0]) // WORD_BYTES
-            self._memory.place(self._record, logits=aligned_zeros(self._logit_capacity * columns).reshape(self._logit_capacity, columns))
+            columns = self._memory["logits_stride"] // WORD_BYTES
+            self._memory.place(logits=aligned_zeros(self._logit_capacity * columns).reshape(self._logit_capacity, columns))
 
 
 def _zeros(*shape: int) -> np.ndarray:
     return aligned_zeros(math.prod(shape)).reshape(shape)
-
-
-def _attention_items(batch: ForwardBatch) -> tuple[Int64[np.ndarray, "decodes fields"], Int64[np.ndarray, "chunks fields"]]:
-    """Sequences of one new token, and pieces of up to QUERY_TILE tokens of the others: (sequence, first token, tokens, position)."""
-    counts = np.diff(batch.query_starts)
-    starts = batch.query_starts[:-1]
-    single = np.flatnonzero(counts == 1)
-    decodes = np.stack([single, starts[single], counts[single], batch.context_lens[single] - 1], axis=1)
-    pieces = [
-        (seq, starts[seq] + done, min(QUERY_TILE, counts[seq] - done), batch.context_lens[seq] - counts[seq] + done)
-        for seq in np.flatnonzero(counts > 1).tolist()
-        for done in range(0, int(counts[seq]), QUERY_TILE)
-    ]
-    return np.ascontiguousarray(decodes, dtype=np.int64), np.array(pieces, dtype=np.int64).reshape(-1, ITEM_FIELDS)

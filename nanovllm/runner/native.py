@@ -93,10 +93,10 @@ class NativeModelRunner:
         of the others: the head is read once.
         """
         hidden = self._backend.forward(batch)
-        prompt_logprobs = self._prompt_logprobs(hidden, sampling.prompt)
+        wanted = hidden if sampling.rows.size == hidden.shape[0] else hidden[sampling.rows]
+        prompt_logprobs = self._prompt_logprobs(hidden[sampling.prompt.rows], sampling.prompt) if sampling.prompt.rows.size else []
         if not sampling.rows.size:
             return RunnerOutput([], [], prompt_logprobs)
-        wanted = hidden[sampling.rows]
         logprobs: list[TokenLogprobs | None] = [None] * wanted.shape[0]
         if sampling.is_plain_greedy:
             tokens, has_token = self._backend.greedy(wanted)
@@ -109,6 +109,6 @@ class NativeModelRunner:
         found: list[TokenLogprobs] = []
         for start in range(0, prompt.rows.size, PROMPT_ROWS_AT_ONCE):
             part = slice(start, start + PROMPT_ROWS_AT_ONCE)
-            logits = self._backend.logits(hidden[prompt.rows[part]])
+            logits = self._backend.logits(hidden[part])
             found += report_rows(self._backend.row_sampler, logits, prompt.token_ids[part], prompt.num_logprobs[part])
         return found

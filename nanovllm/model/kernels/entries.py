@@ -10,12 +10,14 @@ from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object, without_opti
 from nanovllm.model.kernels.forward import make_forward, make_greedy, make_logits
 from nanovllm.model.kernels.processor import Processor
 from nanovllm.model.kernels.sampling import make_sample_rows
+from nanovllm.model.kernels.step import plan_step
 from nanovllm.model.kernels.target import Spec
 
 
 def make_entries(spec: Spec) -> dict[str, Any]:
     """The functions of library.ENTRIES, not yet compiled."""
     return {
+        "plan_step": plan_step,
         "forward": make_forward(spec),
         "logits": make_logits(spec),
         "greedy": make_greedy(spec),

@@ -21,7 +21,7 @@ from nanovllm.model.kernels.object_cache import ObjectCache, user_cache
 from nanovllm.model.kernels.processor import Processor, host_processor, load_object
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec
 
-ENTRIES = ("forward", "logits", "greedy", "sample_rows", "prepare_job", "run_job", "help_job", "wake_helpers")
+ENTRIES = ("plan_step", "forward", "logits", "greedy", "sample_rows", "prepare_job", "run_job", "help_job", "wake_helpers")
 """Functions that Python calls, each as function(address, thread) -> 0, or not 0 where it failed."""
 
 PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)

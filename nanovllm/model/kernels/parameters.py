@@ -8,15 +8,15 @@ import numpy as np
 
 _SIZES = """
     threads layers d_model d_ff heads head_dim vocab embedding_is_narrow
-    block_size block_columns head_columns key_steps blocks max_blocks
-    tokens rows decodes chunks
+    block_size block_columns head_columns key_steps blocks max_blocks max_positions
+    tokens seqs rows decodes chunks refused
 """
 _BYTES = """
     hidden_stride qkv_stride middle_stride input_stride logits_stride query_stride
     embedding_bytes key_bytes value_bytes scratch_bytes scores_bytes queries_bytes row_bytes
 """
 _ADDRESSES = """
-    token_ids positions slots logit_rows block_tables decode_items chunk_items
+    token_ids positions slots query_starts context_lens logit_rows block_tables decode_items chunk_items
     token_embedding position_embedding epsilon scales
     attention_gain attention_bias ffn_gain ffn_bias final_gain final_bias
     linears
