@@ -6,7 +6,8 @@ A step holds one float32, two bfloat16 or four int8 a column (formats.py); tiles
 
 Reading the weights is most of the work until there are many rows, so a thread asks for what it reads next while it computes: a little
 ahead in the stream where one tile has all rows, the next piece of the panel where several tiles pass over this one, and at its last panel
-the first of the product that follows, which is then on its way while the threads meet.
+the first of the product that follows, which is then on its way while the threads meet. A stream is read once, so it is asked for in a way
+that does not push out of the caches what Python works with between two steps.
 
 Few rows: every thread has panels of its own. Many rows: pieces of (rows, panel) are handed out by a counter. Long panels are walked in
 pieces whose sums wait in memory, which changes no bit.
@@ -27,7 +28,7 @@ from nanovllm.model.kernels.tiles import make_tiles
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows and for the next piece
 _STREAM_ROWS = 6  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
-_STREAM_BYTES = 12288  # some 250 ns of a core's share of memory
+_STREAM_BYTES = 6144  # some 130 ns of a core's share of memory
 _SOME_ROWS = 18  # up to three tiles, which ask for two lines a step each to have the next piece in time; more need ask for one only
 _STATIC_ROWS = 64  # up to here reading the weights costs more than computing with them
 
@@ -42,7 +43,8 @@ def make_panel_sums(target: Target, weights: str) -> Any:
     width_bytes = width * WORD_BYTES
     numbers = weight_format(target, weights)
     step_bytes = numbers.input_bytes
-    few, some, many = (make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (width_bytes // LINE_BYTES, 2, 1))
+    few = make_tiles(target, numbers, target.panel_vectors, ahead_lines=width_bytes // LINE_BYTES, once=True)
+    some, many = (make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (2, 1))
     clear = make_clear(target)
     stream_steps = _STREAM_BYTES // width_bytes
 

@@ -22,10 +22,10 @@ from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 
-def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead_lines: int) -> Any:
+def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead_lines: int, once: bool = False) -> Any:
     """tile(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead): out[rows, vectors] += a[rows, steps] @ panel[steps, vectors].
 
-    At every step the next `ahead_lines` cache lines from `ahead` on are asked for.
+    At every step the next `ahead_lines` cache lines from `ahead` on are asked for, with `once` to be read and then forgotten.
     """
 
     def tile(
@@ -33,7 +33,7 @@ def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead
     ) -> None:
         def ask(k: Value) -> None:
             for line in range(ahead_lines):
-                v.prefetch(v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)), line * LINE_BYTES)
+                v.prefetch(v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)), line * LINE_BYTES, once=once)
 
         _walk(v, numbers, vectors, _spaced(v, a, a_stride, rows), [panel], panel_stride, steps, _spaced(v, out, out_stride, rows), ask)
 
@@ -88,12 +88,12 @@ def _walk(
         v.store(total, outs[row], offset)
 
 
-def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: int) -> Any:
+def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: int, once: bool = False) -> Any:
     """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
 
     Each tile asks for lines where the one before has stopped, until as much from `ahead` on has been asked for as is being read.
     """
-    t1, t2, t3, t4, t5, t6 = (make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines) for height in (1, 2, 3, 4, 5, 6))
+    t1, t2, t3, t4, t5, t6 = (make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines, once=once) for height in (1, 2, 3, 4, 5, 6))
 
     @compiled
     def tiles(a: int, a_stride: int, panel: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int) -> None:

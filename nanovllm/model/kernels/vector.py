@@ -104,9 +104,9 @@ class Vectors:
         align = element.width // 8 if isinstance(element, ir.IntType) else F32_BYTES
         self.builder.store(value, self._reach(base, value.type, offset, writes=True), align=align)
 
-    def prefetch(self, base: Value, offset: int = 0) -> None:
-        """Ask for a cache line that is needed soon; an address outside everything does no harm."""
-        self._call("llvm.prefetch.p0", ir.VoidType(), self._pointer(base, I8, offset), I32(0), I32(2), I32(1))
+    def prefetch(self, base: Value, offset: int = 0, *, once: bool = False) -> None:
+        """Ask for a cache line that is needed soon, or soon and only `once`; an address outside everything does no harm."""
+        self._call("llvm.prefetch.p0", ir.VoidType(), self._pointer(base, I8, offset), I32(0), I32(0 if once else 2), I32(1))
 
     def splat(self, scalar: Value) -> Value:
         """A number in every lane."""
