@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 
 from tqdm import tqdm
 
@@ -96,15 +97,7 @@ class LLM:
             EngineFaultError: a step failed.
         """
         submissions = self._submissions(prompts, sampling_params)
-        by_sequence = {request.request_id: submission for submission in submissions for request in submission.requests}
-        try:
-            for submission in submissions:
-                for request in submission.requests:
-                    self.engine.add_request(request)
-            self._run(by_sequence, len(submissions), use_tqdm)
-        finally:
-            for request_id in by_sequence:
-                self.engine.abort_request(request_id)
+        self._run(submissions, use_tqdm)
         for submission in submissions:
             if submission.assembler.error is not None:
                 raise EngineFaultError(submission.assembler.error)
@@ -127,21 +120,21 @@ class LLM:
                 raise type(error)(f"prompt {index}: {error}", param=error.param) from error
         return submissions
 
-    def _run(self, by_sequence: Mapping[str, Submission], prompts: int, use_tqdm: bool) -> None:
+    def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
         rates = _Rates()
-        with tqdm(total=prompts, desc="Prompts", unit="prompt", disable=None if use_tqdm else True) as progress:
-            while self.engine.has_work:
-                output = self.engine.step()
-                for update in output.updates:
-                    assembler = by_sequence[update.request_id].assembler
-                    was_finished = assembler.is_finished
-                    if assembler.absorb(update):
-                        self.engine.abort_request(update.request_id)
-                    progress.update(int(assembler.is_finished and not was_finished))
-                if output.fault is not None:
-                    raise EngineFaultError(f"a step of the engine failed: {output.fault}") from output.fault
+        unfinished = {request.request_id: submission for submission in submissions for request in submission.requests}
+        bar = tqdm(total=len(submissions), desc="Prompts", unit="prompt", disable=None if use_tqdm else True)
+        with bar as progress, closing(self.engine.run(submissions)) as steps:
+            for output in steps:
                 rates.add(output.stats)
-                progress.set_postfix_str(str(rates), refresh=False)
+                for update in output.updates:
+                    if update.request_id in unfinished and unfinished[update.request_id].assembler.is_finished:
+                        ended = unfinished[update.request_id]
+                        for request in ended.requests:
+                            del unfinished[request.request_id]
+                        progress.update()
+                if not progress.disable:
+                    progress.set_postfix_str(str(rates), refresh=False)
 
 
 class _Rates:

@@ -80,20 +80,14 @@ class Bench:
         """Submit all jobs at once and work until the last answer is complete; raises ContextLengthError where one does not fit."""
         started_s = time.perf_counter()
         submissions = {f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)}
-        for submission in submissions.values():
-            self.engine.add_request(submission.requests[0])
         lengths = dict.fromkeys(submissions, 0)
-        while self.engine.has_work:
-            step = self.engine.step()
-            if step.fault is not None:
-                raise EngineFaultError(f"a step of the engine failed: {step.fault}") from step.fault
+        for step in self.engine.run(list(submissions.values())):
             drawn = [update.request_id for update in step.updates if update.token_id is not None]
             self.phases.add(step.stats, sum(_pairs(submissions[name], lengths[name]) for name in drawn), len(drawn))
             for name in drawn:
                 lengths[name] += 1
             for update in step.updates:
                 assembler = submissions[update.request_id].assembler
-                assembler.absorb(update)
                 if assembler.error is not None:
                     raise EngineFaultError(assembler.error)
                 if assembler.is_finished:

@@ -71,18 +71,11 @@ def _answer(engine: Engine, prompt: str, params: SamplingParams) -> None:
 def stream(engine: Engine, prompt: str, params: SamplingParams) -> Generator[str, None, None]:
     """The pieces of the text to show, the prompt first. Closing the iterator ends the request."""
     submission = engine.intake.submit("generate", prompt, params)
-    (request,) = submission.requests
-    engine.add_request(request)
-    try:
-        yield prompt
-        while not submission.assembler.is_finished:
-            for update in engine.step().updates:
-                if submission.assembler.absorb(update):
-                    engine.abort_request(request.request_id)
+    yield prompt
+    with closing(engine.run([submission])) as steps:
+        for _ in steps:
             news = submission.assembler.take_news()
             if news is not None and news.outputs[0].text:
                 yield news.outputs[0].text
-    finally:
-        engine.abort_request(request.request_id)
     if submission.assembler.error is not None:
         raise EngineFaultError(submission.assembler.error)

@@ -9,6 +9,7 @@ One thread uses an engine. `intake` and `tokenizer` may be used from others.
 """
 
 import time
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +17,12 @@ from nanovllm.config import EngineConfig
 from nanovllm.engine import batching
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.intake import Intake, Limits, check_sampling_defaults
+from nanovllm.engine.intake import Intake, Limits, Submission, check_sampling_defaults
 from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
 from nanovllm.engine.request import FinishReason, Request
 from nanovllm.engine.scheduler import RequestUpdate, Scheduler
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import EngineFaultError
 from nanovllm.model.config import GPT2Config, load_generation_config
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import NativeModelRunner
@@ -155,15 +157,33 @@ class Engine:
         self._prompt_tokens += stats.num_prompt_tokens
         return StepOutput(tuple(self._book(update, now, stats, fault) for update in updates), stats, fault)
 
+    def run(self, submissions: Sequence[Submission]) -> Generator[StepOutput, None, None]:
+        """Work until every answer is complete; yields each step once its updates are in their assemblers.
+
+        Whatever is unfinished when the generator is closed, or when it raises, ends there. Raises EngineFaultError when a step fails.
+        """
+        assemblers = {request.request_id: submission.assembler for submission in submissions for request in submission.requests}
+        try:
+            for submission in submissions:
+                for request in submission.requests:
+                    self.add_request(request)
+            while self.has_work:
+                output = self.step()
+                for update in output.updates:
+                    if assemblers[update.request_id].absorb(update):
+                        self.abort_request(update.request_id)
+                if output.fault is not None:
+                    raise EngineFaultError(f"a step of the engine failed: {output.fault}") from output.fault
+                yield output
+        finally:
+            for request_id in assemblers:
+                self.abort_request(request_id)
+
     def warm_up(self) -> None:
         """Run one step, so that the first request does not wait for lazily loaded code; raises what the step raised."""
         params = SamplingParams(max_tokens=min(1, self.max_model_len - 1), ignore_eos=True, temperature=0.0)
-        submission = self.intake.submit("warm-up", [0], params)
-        self.add_request(submission.requests[0])
-        while self.has_work:
-            output = self.step()
-            if output.fault is not None:
-                raise output.fault
+        for _ in self.run([self.intake.submit("warm-up", [0], params)]):
+            pass
         self._prompt_tokens = self._generation_tokens = 0
         self.scheduler.prefix_cache_queries = self.scheduler.prefix_cache_hits = 0
 
