@@ -26,27 +26,27 @@ _SETTINGS = np.dtype(
 
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]:
     """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows and then its sampled row."""
-    sequences = plan.sequences
-    counts = [sequence.count for sequence in sequences]
-    starts = np.cumsum([0, *counts], dtype=np.int64)
-    tables = np.zeros((len(sequences), max(len(s.request.block_ids) for s in sequences)), dtype=np.int64)
     token_ids: list[int] = []
-    for row, sequence in enumerate(sequences):
-        request = sequence.request
-        token_ids += request.tokens[sequence.start : sequence.start + sequence.count]
-        tables[row, : len(request.block_ids)] = request.block_ids
-    owner = np.repeat(np.arange(len(sequences), dtype=np.int64), counts)
-    first_positions = np.array([sequence.start for sequence in sequences], dtype=np.int64)
-    positions = np.arange(len(token_ids), dtype=np.int64) + (first_positions - starts[:-1])[owner]
-    logit_rows, sampling = _rows(sequences, starts.tolist())
+    positions: list[int] = []
+    slots: list[int] = []
+    starts = [0]
+    for sequence in plan.sequences:
+        blocks, places = sequence.request.block_ids, range(sequence.start, sequence.start + sequence.count)
+        token_ids += sequence.request.tokens[places.start : places.stop]
+        positions += places
+        slots += [blocks[place // block_size] * block_size + place % block_size for place in places]
+        starts.append(len(token_ids))
+    tables = [sequence.request.block_ids for sequence in plan.sequences]
+    most = max(map(len, tables))
+    logit_rows, sampling = _rows(plan.sequences, starts)
     batch = ForwardBatch(
-        token_ids=np.array(token_ids, dtype=np.int64),
-        positions=positions,
-        query_starts=starts,
-        context_lens=first_positions + np.array(counts, dtype=np.int64),
-        block_tables=tables,
-        slots=tables[owner, positions // block_size] * block_size + positions % block_size,
-        logit_rows=np.array(logit_rows, dtype=np.int64),
+        token_ids=_int64(token_ids),
+        positions=_int64(positions),
+        query_starts=_int64(starts),
+        context_lens=_int64([sequence.start + sequence.count for sequence in plan.sequences]),
+        block_tables=_int64([blocks + [0] * (most - len(blocks)) for blocks in tables]),
+        slots=_int64(slots),
+        logit_rows=_int64(logit_rows),
     )
     return batch, sampling
 

@@ -70,6 +70,8 @@ class StopStrings:
         With `may_stop=False` none is complete with this text, but one may begin in it. The held text is always shorter than the
         longest stop string, so that a push costs what the new text is long.
         """
+        if not self._stops:
+            return text, None
         held = len(self._held)
         text = self._held + text
         ends = [(end, -len(stop), stop) for stop in self._stops if (end := _first_end(text, stop, held)) is not None]
