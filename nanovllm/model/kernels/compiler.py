@@ -33,12 +33,13 @@ def intrinsic(function: Callable[..., Any]) -> Any:
 @contextmanager
 def without_optimising() -> Iterator[None]:
     """Let Numba only translate to LLVM: it would optimise each function anew in every function that calls it, and `link` does all at once."""
-    level = numba.core.config.OPT
-    numba.core.config.OPT = 0
+    settings: Any = numba.core.config  # its names are made when it is imported
+    level = settings.OPT
+    settings.OPT = 0
     try:
         yield
     finally:
-        numba.core.config.OPT = level
+        settings.OPT = level
 
 
 def link(functions: Mapping[str, Any], machine: Any) -> Any:

@@ -235,7 +235,7 @@ def _make_multiply(spec: Spec) -> Any:
 
     @compiled
     def multiply(p: Any, thread: int, number: int, rows: int, stride: int, out: int, out_stride: int) -> None:
-        """This thread's share of product number `number` of the network, counted through all layers, for all tokens."""
+        """Compute a thread's share of product number `number` of the network, counted through all layers, for all tokens."""
         at = p.linears + number * _LINEAR_BYTES
         linear, following = linear_at(at), linear_at(at + _LINEAR_BYTES)
         product(p, linear, following, thread, p.work + number * LINE_BYTES, rows, stride, p.tokens, p.input_notes, out, out_stride)
@@ -278,9 +278,9 @@ def _make_paged_attention(spec: Spec) -> Any:
 
     @compiled
     def paged_attention(p: Any, thread: int, layer: int) -> None:
-        """Every token's attention to its own sequence: decoding sequences by all heads, the last of them by groups, pieces of prompts by single heads.
+        """Every token's attention to its own sequence: decoding sequences whole, the last of them by groups of heads, prompts by pieces and heads.
 
-        Whole sequences are read in the order of memory; groups let no thread wait long for another at the end.
+        A whole sequence is read in the order of memory; groups let no thread wait long for another at the end.
         """
         work = p.work + (p.layers * LINEARS_PER_LAYER + layer * ATTENTION_COUNTERS) * LINE_BYTES
         groups = min(p.threads, p.heads)

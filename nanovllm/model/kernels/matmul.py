@@ -88,7 +88,9 @@ def make_product(target: Target, weights: str) -> Any:
     epilogue = make_epilogue(target, weights)
 
     @compiled
-    def panel_product(linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, sums: int, ahead: int) -> None:
+    def panel_product(
+        linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, sums: int, ahead: int
+    ) -> None:
         panel_sums(linear, panel, a, a_stride, count, sums, ahead)
         for row in range(count):
             epilogue(sums + row * width_bytes, linear, panel * width, out + row * out_stride, notes + row * NOTES_BYTES)

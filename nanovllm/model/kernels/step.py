@@ -1,4 +1,4 @@
-"""Before a step: is the batch sound, and how is its attention cut up?
+"""What precedes a step: the check that its batch is sound, and the cutting up of its attention.
 
 The check is that of ForwardBatch.check, in a microsecond instead of forty: a batch whose indices lie inside the model and the cache, and
 whose positions and slots are those that its sequences have. What fails here is told in words there. Attention is handed out in items of
