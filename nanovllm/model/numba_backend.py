@@ -44,7 +44,11 @@ _DECODE_ROWS = 32  # rows of logits to have room for from the beginning; more ar
 
 
 class NumbaBackend:
-    """Packed weights, a packed cache, and threads that run the compiled forward pass."""
+    """Packed weights, a packed cache, and threads that run the compiled forward pass.
+
+    Attributes:
+        memory: all that compiled code is given.
+    """
 
     def __init__(
         self, config: GPT2Config, weights: GPT2Weights, *, spec: Spec | None = None, narrow_embedding: bool = False, num_threads: int | None = None
@@ -59,7 +63,7 @@ class NumbaBackend:
         self._config = config
         self._spec = spec or Spec(host_target())
         self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
-        self._memory = KernelMemory()
+        self.memory = KernelMemory()
         self._library = load_library(self._spec)
         self._pool = ThreadPool(num_threads or default_threads(), self._library)
         self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._library, self._spec.target)
@@ -67,8 +71,8 @@ class NumbaBackend:
         self._logit_capacity = 0
         self._place_sizes()
         self._weights = PackedWeights(config, weights, self._spec, narrow_embedding=narrow_embedding)
-        self._memory.place(**self._weights.arrays)
-        self._memory.set(embedding_is_narrow=narrow_embedding, embedding_bytes=self._weights.arrays["token_embedding"].strides[0])
+        self.memory.place(**self._weights.arrays)
+        self.memory.set(embedding_is_narrow=narrow_embedding, embedding_bytes=self._weights.arrays["token_embedding"].strides[0])
         self.allocate_cache(0, 1)
 
     @classmethod
@@ -124,7 +128,7 @@ class NumbaBackend:
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Make an empty cache in place of the one before."""
-        config, memory, per_word = self._config, self._memory, PER_WORD[self._spec.cache]
+        config, memory, per_word = self._config, self.memory, PER_WORD[self._spec.cache]
         columns, head_columns = round_up(block_size, self._lanes), round_up(config.head_dim, self._lanes)
         (key_words, value_words), scales = self._block_sizes(block_size)
         memory.set(blocks=blocks, block_size=block_size, block_columns=columns, head_columns=head_columns)
@@ -156,7 +160,7 @@ class NumbaBackend:
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
         """Compute a batch; the final hidden state of its `logit_rows`, a view that the next call of `forward` overwrites."""
-        memory = self._memory
+        memory = self.memory
         batch.check_lengths()
         self._reserve(batch.tokens)
         rows = batch.logit_rows.shape[0]
@@ -180,28 +184,28 @@ class NumbaBackend:
         self._place_final(hidden)
         self._reserve_logits(rows)
         self._run("logits", rows * self._config.vocab * self._config.d_model)
-        return self._memory.arrays["logits"][:rows, : self._config.vocab]
+        return self.memory.arrays["logits"][:rows, : self._config.vocab]
 
     def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """The most likely word at rows of final hidden states, and whether the row has any."""
         rows = hidden.shape[0]
         self._place_final(hidden)
         self._run("greedy", rows * self._config.vocab * self._config.d_model)
-        words = self._memory.arrays["words"][:rows].copy()
+        words = self.memory.arrays["words"][:rows].copy()
         return words, words != NO_WORD
 
     def _place_final(self, hidden: Float32[np.ndarray, "rows d_model"]) -> None:
         """Make rows the head's input; those that `forward` has just given are it already."""
         rows = hidden.shape[0]
         self._reserve(rows)
-        final = self._memory.arrays["final"][:rows, : self._config.d_model]
+        final = self.memory.arrays["final"][:rows, : self._config.d_model]
         if hidden.ctypes.data != final.ctypes.data or hidden.strides != final.strides:
             final[:] = hidden
-        self._memory.set(rows=rows)
+        self.memory.set(rows=rows)
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""
-        arrays = self._memory.arrays
+        arrays = self.memory.arrays
         narrow = int(to_bfloat16(np.array([value], dtype=np.float32))[0])
         filling = {
             "float32": np.array(value, dtype=np.float32),
@@ -219,14 +223,14 @@ class NumbaBackend:
     def _run(self, function: str, products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""
         threads = self._pool.threads if products >= _SHARED_PRODUCTS else 1
-        self._memory.set(threads=threads)
-        self._memory.arrays["work"][:] = 0
+        self.memory.set(threads=threads)
+        self.memory.arrays["work"][:] = 0
         with watch(self._spec.target, function, self._arrays()):
-            self._pool.run(self._library.addresses[function], self._memory.address, threads)
+            self._pool.run(self._library.addresses[function], self.memory.address, threads)
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
         """All that compiled code may touch."""
-        yield from self._memory.all_arrays()
+        yield from self.memory.all_arrays()
         yield from self._weights.held
 
     def _place_sizes(self) -> None:
@@ -246,9 +250,9 @@ class NumbaBackend:
             "middle_stride": round_up(config.d_ff, self._width) * WORD_BYTES,
             "logits_stride": round_up(config.vocab, self._width) * WORD_BYTES,
         }
-        self._memory.set(**sizes, arrived=self._pool.arrived)
+        self.memory.set(**sizes, arrived=self._pool.arrived)
         line = LINE_BYTES // 8
-        self._memory.place(
+        self.memory.place(
             work=np.zeros((config.layers * (LINEARS_PER_LAYER + ATTENTION_COUNTERS) + 1) * line, dtype=np.int64),
             epsilon=np.array([config.epsilon], dtype=np.float32),
             scales=np.array([config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32),
@@ -261,9 +265,9 @@ class NumbaBackend:
         self._capacity = round_up(tokens, 64)
         strides = {"hidden": "hidden", "final": "hidden", "mixed": "hidden", "inputs": "input", "qkv": "qkv", "middle": "middle"}
         for name, stride in strides.items():
-            columns = self._memory[f"{stride}_stride"] // WORD_BYTES
-            self._memory.place(**{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)})
-        self._memory.place(
+            columns = self.memory[f"{stride}_stride"] // WORD_BYTES
+            self.memory.place(**{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)})
+        self.memory.place(
             input_notes=aligned_zeros(self._capacity * NOTES_BYTES // WORD_BYTES),
             best=aligned_zeros(self._pool.threads * self._capacity * best_bytes(self._lanes) // WORD_BYTES),
             words=np.zeros(self._capacity, dtype=np.int64),
@@ -272,8 +276,8 @@ class NumbaBackend:
     def _reserve_logits(self, rows: int) -> None:
         if rows > self._logit_capacity:
             self._logit_capacity = max(rows, _DECODE_ROWS)
-            columns = self._memory["logits_stride"] // WORD_BYTES
-            self._memory.place(logits=aligned_zeros(self._logit_capacity * columns).reshape(self._logit_capacity, columns))
+            columns = self.memory["logits_stride"] // WORD_BYTES
+            self.memory.place(logits=aligned_zeros(self._logit_capacity * columns).reshape(self._logit_capacity, columns))
 
 
 def _zeros(*shape: int) -> np.ndarray:

@@ -118,11 +118,11 @@ def test_a_broken_batch_is_reported_and_the_next_one_runs(backend: NumbaBackend,
     """What is broken here the check before a step would have refused, so it is broken behind the check's back."""
     expected = backend.forward(BATCH).copy()
     message, break_batch = BROKEN[name]
-    run, broken = backend._run, break_batch(BATCH)
+    run, broken = backend._run, break_batch(BATCH)  # noqa: SLF001 - what is patched just below
 
     def run_broken(function: str, products: int) -> None:
         fields = ("token_ids", "positions", "slots", "logit_rows", "block_tables")
-        backend._memory.fill(**{field: getattr(broken, field) for field in fields})
+        backend.memory.fill(**{field: getattr(broken, field) for field in fields})
         run(function, products)
 
     with monkeypatch.context() as patch:

@@ -66,7 +66,7 @@ def test_arrays_of_other_lengths_are_refused(backend: NumbaBackend) -> None:
 
 def test_single_tokens_and_pieces_of_prompts_become_items(backend: NumbaBackend) -> None:
     backend.forward(BATCH)
-    memory = backend._memory
+    memory = backend.memory
     decodes = memory.arrays["decode_items"][: memory["decodes"] * ITEM_FIELDS].reshape(-1, ITEM_FIELDS)
     chunks = memory.arrays["chunk_items"][: memory["chunks"] * ITEM_FIELDS].reshape(-1, ITEM_FIELDS)
     last = 3 + len(LONG)

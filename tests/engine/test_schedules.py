@@ -1,0 +1,88 @@
+"""Scheduler: random schedules of random requests keep the books balanced and give every request its answer."""
+
+from collections import Counter
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanovllm.engine.request import FinishReason
+from tests.support.scheduling import answers, expected_output, make_request, make_scheduler, shares, step
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.integers(0, 30),  # step at which it arrives
+        st.integers(1, 40),  # prompt tokens
+        st.integers(0, 12),  # tokens to generate
+        st.integers(0, 2),  # priority
+        st.integers(0, 3),  # which of a few common beginnings its prompt has
+        st.one_of(st.none(), st.integers(0, 40)),  # step at which it is aborted
+        st.booleans(),  # whether it asks for prompt log-probabilities
+    ),
+    min_size=1,
+    max_size=14,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    plans=REQUESTS,
+    blocks=st.integers(13, 40),
+    block_size=st.sampled_from([4, 8]),
+    seqs=st.integers(1, 6),
+    extra_tokens=st.integers(0, 20),
+    caching=st.booleans(),
+)
+def test_random_schedules(plans: list[tuple[int, ...]], blocks: int, block_size: int, seqs: int, extra_tokens: int, caching: bool) -> None:
+    """Random arrivals, sizes, priorities and aborts over small pools: the books balance, everybody gets the right tokens, all ends."""
+    scheduler = make_scheduler(blocks=blocks, block_size=block_size, seqs=seqs, tokens=seqs + extra_tokens, caching=caching)
+    requests = {}
+    for i, (_, length, new, priority, family, _, logprobs) in enumerate(plans):
+        tokens = tuple(1 + (family * 1000 + j if j < 24 else 10_000 * (i + 1) + j) for j in range(length))
+        requests[i] = make_request(f"r{i}", tokens, new=new, priority=priority, prompt_logprobs=0 if logprobs else None)
+    reported: Counter[str] = Counter()
+    decode_gap: Counter[str] = Counter()
+    for now in range(2000):
+        for i, (arrival, *_, abort_at, _) in enumerate(plans):
+            if arrival == now:
+                scheduler.add(requests[i])
+            if abort_at is not None and arrival <= now == abort_at:
+                scheduler.abort(f"r{i}")
+        if not scheduler.has_work:
+            if now > 40:
+                break
+            continue
+        plan = scheduler.schedule()
+        assert 0 < plan.num_tokens <= scheduler.max_num_batched_tokens
+        assert len(plan.sequences) <= seqs
+        assert len({sequence.request.request_id for sequence in plan.sequences}) == len(plan.sequences)
+        for sequence in plan.sequences:
+            request = sequence.request
+            assert sequence.start == request.num_computed_tokens
+            assert 0 < sequence.count <= request.num_uncomputed_tokens
+            assert len(request.block_ids) * block_size >= sequence.start + sequence.count
+            reported[request.request_id] += len(sequence.prompt_logprob_positions)
+        for request in scheduler.running:
+            served = any(sequence.request is request for sequence in plan.sequences)
+            decode_gap[request.request_id] = 0 if served or not request.is_decoding else decode_gap[request.request_id] + 1
+            assert decode_gap[request.request_id] == 0, "a decoding request was left out of a step"
+        scheduler.commit(plan, answers(plan))
+        scheduler.check_integrity()
+    assert not scheduler.has_work, "some request starved"
+    assert scheduler.blocks.num_used == 0
+    for request in requests.values():
+        if request.finish_reason in (FinishReason.LENGTH, FinishReason.STOP):
+            assert request.tokens[request.num_prompt_tokens :] == expected_output(request)
+            if request.wants_prompt_logprobs:
+                assert reported[request.request_id] == request.num_prompt_tokens - 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=st.lists(st.integers(1, 30), min_size=2, max_size=10), blocks=st.integers(10, 20))
+def test_first_come_first_admitted_within_a_priority(lengths: list[int], blocks: int) -> None:
+    scheduler = make_scheduler(blocks=blocks, block_size=4, seqs=3, tokens=12, caching=False)
+    for i, length in enumerate(lengths):
+        scheduler.add(make_request(f"r{i}", length, new=3))
+    admitted: list[str] = []
+    while scheduler.has_work:
+        admitted += [name for name in shares(step(scheduler)) if name not in admitted]
+    assert admitted == [f"r{i}" for i in range(len(lengths))]
