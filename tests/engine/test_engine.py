@@ -18,10 +18,18 @@ from nanovllm.sampling_params import SamplingParams
 NUMPY = EngineConfig(batch_invariant=True, block_size=8, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8)
 
 
-@pytest.fixture(scope="module", params=BACKENDS)
+KINDS = {
+    **{backend: {"backend": backend} for backend in BACKENDS},
+    "bfloat16": {"backend": "numba", "dtype": "bfloat16"},
+    "int8": {"backend": "numba", "quantization": "int8"},
+    "int8 and cache": {"backend": "numba", "quantization": "int8", "kv_cache_dtype": "int8"},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
 def exact(request: pytest.FixtureRequest) -> EngineConfig:
-    """Settings under which bits never depend on company, for each backend."""
-    return replace(NUMPY, backend=request.param)
+    """Settings under which bits never depend on company, for each backend and each type of weights."""
+    return replace(NUMPY, **KINDS[request.param])  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
