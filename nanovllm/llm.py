@@ -126,15 +126,16 @@ class LLM:
         bar = tqdm(total=len(submissions), desc="Prompts", unit="prompt", disable=None if use_tqdm else True)
         with bar as progress, closing(self.engine.run(submissions)) as steps:
             for output in steps:
+                if progress.disable:
+                    continue
                 rates.add(output.stats)
                 for update in output.updates:
-                    if update.request_id in unfinished and unfinished[update.request_id].assembler.is_finished:
-                        ended = unfinished[update.request_id]
+                    ended = unfinished.get(update.request_id)
+                    if ended is not None and ended.assembler.is_finished:
                         for request in ended.requests:
                             del unfinished[request.request_id]
                         progress.update()
-                if not progress.disable:
-                    progress.set_postfix_str(str(rates), refresh=False)
+                progress.set_postfix_str(str(rates), refresh=False)
 
 
 class _Rates:

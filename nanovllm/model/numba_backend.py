@@ -159,7 +159,7 @@ class NumbaBackend:
         return words, columns if self._spec.cache == "int8" else 0
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        """Compute a batch; the final hidden state of its `logit_rows`, a view that the next call of `forward` overwrites."""
+        """Compute a batch; the final hidden state of its `logit_rows`, a view that the next call of anything here may overwrite."""
         memory = self.memory
         batch.check_lengths()
         self._reserve(batch.tokens)
