@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from nanovllm.llm import LLM
     from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
     from nanovllm.sampling_params import SamplingParams
+    from nanovllm.structured_outputs import StructuredOutputs
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncEngine", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
 
 _HOMES = {
     "AsyncEngine": "nanovllm.engine.async_engine",
@@ -26,6 +27,7 @@ _HOMES = {
     "Logprob": "nanovllm.outputs",
     "RequestOutput": "nanovllm.outputs",
     "SamplingParams": "nanovllm.sampling_params",
+    "StructuredOutputs": "nanovllm.structured_outputs",
 }
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from nanovllm.errors import InvalidRequestError
+from nanovllm.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflow float32 and only the best could be drawn
 MAX_STOP_STRINGS = 16
@@ -41,6 +42,7 @@ class SamplingParams:
         skip_special_tokens: leave tokens such as `<|endoftext|>` out of the text.
         logprobs: log-probabilities of this many most likely tokens at each position, and of the one chosen.
         prompt_logprobs: the same for the tokens of the prompt.
+        structured_outputs: what the answer must look like; needs the extra `structured`.
     """
 
     n: int = 1
@@ -64,6 +66,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -142,6 +145,13 @@ class SamplingParams:
             raise InvalidRequestError(
                 f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the first or raise the second", param="min_tokens"
             )
+        if self.structured_outputs is not None:
+            if not isinstance(self.structured_outputs, StructuredOutputs):
+                raise InvalidRequestError("structured_outputs must be a StructuredOutputs", param="structured_outputs")
+            for name in ("ignore_eos", "min_tokens"):
+                if getattr(self, name):
+                    message = f"{name} cannot be combined with structured_outputs, whose end is the end of the answer; leave one of them out"
+                    raise InvalidRequestError(message, param=name)
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, for building a changed copy: `SamplingParams(**{**params.as_dict(), "n": 1})`."""

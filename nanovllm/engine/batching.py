@@ -1,8 +1,8 @@
 """From a step's plan to the flat arrays that the runner takes, and back. Below this file there are no requests any more."""
 
 from array import array
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from nanovllm.runner.native import RunnerOutput
 from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch, TokenHistory
 
 D = TypeVar("D", bound=np.generic)
+Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+"""Whether each token of the vocabulary may come next."""
 
 _SEED_MASK = 2**64 - 1
 _SETTINGS = np.dtype(
@@ -93,12 +95,15 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
 
 def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows) -> SamplingBatch:
     settings = np.frombuffer(b"".join([request.packed_settings or _pack_settings(request) for request in requests]), dtype=_SETTINGS)
+    allowed = {row: np.frombuffer(ids, dtype=np.int64) for row, request in enumerate(requests) if (ids := request.rules.allowed) is not None}
+    masks = {row: _follow(request) for row, request in enumerate(requests) if request.grammar is not None}
+    allowed |= {row: np.flatnonzero(mask) for row, mask in masks.items() if _is_short(mask)}
     return SamplingBatch(
         rows=_int64(rows),
         positions=_int64([len(request.tokens) for request in requests]),
         history=_history(requests),
-        edits=_edits(requests),
-        allowed={row: np.frombuffer(ids, dtype=np.int64) for row, request in enumerate(requests) if (ids := request.rules.allowed) is not None},
+        edits=_edits(requests, masks),
+        allowed=allowed,
         prompt=prompt,
         **{name: settings[name] for name in _SETTINGS.names or ()},
     )
@@ -121,19 +126,38 @@ def _history(requests: list[Request]) -> TokenHistory:
     return TokenHistory(_owners(seen), _joined(seen, np.int64), _joined([request.seen.counts for request in requests], np.int64))
 
 
-def _edits(requests: list[Request]) -> LogitEdits:
+def _edits(requests: list[Request], masks: Mapping[int, Mask]) -> LogitEdits:
     ids: list[array[int]] = []
     values: list[array[float]] = []
-    for request in requests:
+    for row, request in enumerate(requests):
         rules = request.rules
         row_ids, row_values = rules.bias_ids, rules.bias_values
-        forbidden = forbidden_tokens(request)
+        forbidden: Iterable[int] = forbidden_tokens(request)
+        if row in masks and not _is_short(masks[row]):
+            forbidden = np.flatnonzero(~masks[row]).tolist()
         if forbidden:
             edits = dict(zip(row_ids, row_values, strict=True)) | dict.fromkeys(forbidden, -np.inf)
             row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
         ids.append(row_ids)
         values.append(row_values)
     return LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32)) if any(ids) else _NO_EDITS
+
+
+def _follow(request: Request) -> Mask:
+    """The tokens that a request's grammar lets come next, without those that its other settings forbid."""
+    assert request.grammar is not None
+    mask = request.grammar.allowed()
+    mask[list(forbidden_tokens(request))] = False
+    if request.rules.allowed is not None:
+        others = np.ones_like(mask)
+        others[np.frombuffer(request.rules.allowed, dtype=np.int64)] = False
+        mask &= ~others
+    return mask
+
+
+def _is_short(mask: Mask) -> bool:
+    """Whether naming what a mask allows takes fewer tokens than naming what it forbids; of nothing, everything is forbidden."""
+    return 0 < np.count_nonzero(mask) <= mask.size // 2
 
 
 def forbidden_tokens(request: Request) -> set[int]:

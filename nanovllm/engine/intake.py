@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from nanovllm.engine.assembler import Assembler
+from nanovllm.engine.grammar import Grammars
 from nanovllm.engine.request import Request
 from nanovllm.engine.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ class Intake:
         self.limits = limits
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._longest_token = tokenizer.longest_token
+        self._grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
 
     def submit(self, request_id: str, prompt: Prompt, params: SamplingParams, *, priority: int = 0, cache_salt: str = "") -> Submission:
         """Check a prompt and its settings; raises InvalidRequestError."""
@@ -61,6 +63,7 @@ class Intake:
             raise InvalidRequestError("priority must be a whole number and cache_salt a text", param="priority")
         bad_words = self._bad_words(params)
         rules = TokenRules(params, bad_words)
+        grammar = None if params.structured_outputs is None else self._grammars.compile(params.structured_outputs)
         requests = tuple(
             Request(
                 request_id=request_id if params.n == 1 else f"{request_id}-{choice}",
@@ -73,6 +76,7 @@ class Intake:
                 eos_token_ids=eos,
                 bad_words=bad_words,
                 shared_rules=rules,
+                grammar=None if grammar is None else grammar.start(),
                 priority=priority,
                 cache_salt=cache_salt,
             )

@@ -11,6 +11,7 @@ without knowing what a tensor is.
 from dataclasses import InitVar, dataclass, field
 from enum import Enum
 
+from nanovllm.engine.grammar import Grammar
 from nanovllm.engine.token_rules import SeenTokens, TokenRules
 from nanovllm.sampling_params import SamplingParams
 
@@ -54,6 +55,7 @@ class Request:
         cache_salt: requests share cached prefixes only with those of the same salt.
         tokens: prompt and answer so far.
         seen: its distinct tokens, where it has penalties.
+        grammar: what the answer must follow, where it stands now; None for any text.
         rules: what the settings say about single tokens; `shared_rules` are those of another answer to the same prompt.
         num_computed_tokens: how many of them have their keys and values in the cache.
         num_cached_tokens: prompt tokens that were found in the prefix cache when it was first admitted; None before.
@@ -79,6 +81,7 @@ class Request:
     stop_reason: int | None = None
     tokens: list[int] = field(default_factory=list)
     seen: SeenTokens = field(default_factory=SeenTokens)
+    grammar: Grammar | None = None
     shared_rules: InitVar[TokenRules | None] = None
     rules: TokenRules = field(init=False)
     num_computed_tokens: int = 0
@@ -135,6 +138,8 @@ class Request:
     def append(self, token_id: int) -> None:
         """Add a generated token, and find out whether it is the last."""
         self.tokens.append(token_id)
+        if self.grammar is not None:
+            self.grammar.accept(token_id)
         if self.sampling.has_penalties:
             self.seen.add(token_id)
         if token_id in self.stop_token_ids and self.num_output_tokens > self.sampling.min_tokens:

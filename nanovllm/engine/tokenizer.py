@@ -50,6 +50,10 @@ class Tokenizer:
         """Number of tokens, special ones included."""
         return self._plain.get_vocab_size(with_added_tokens=True)
 
+    def as_json(self) -> str:
+        """The whole tokenizer as the text of a tokenizer.json."""
+        return str(self._plain.to_str())
+
     @property
     def longest_token(self) -> int | None:
         """Bytes of text that one token stands for at most; None where an unknown word, or what is left out, may have any length."""

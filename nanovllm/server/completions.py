@@ -13,6 +13,7 @@ from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.schemas import CompletionRequest
+from nanovllm.server.structured import structured_outputs
 
 MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
 _DEFAULT_MAX_TOKENS = 16
@@ -58,6 +59,7 @@ def sampling_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
     settings.update({name: value for name in _PASSED_ON if (value := getattr(body, name)) is not None})
     settings["max_tokens"] = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     settings["logit_bias"] = _bias(body.logit_bias)
+    settings["structured_outputs"] = structured_outputs(body.response_format, body.structured_outputs)
     if body.echo and body.logprobs is not None:
         settings["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     return SamplingParams(**settings)

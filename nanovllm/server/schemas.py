@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_LOGIT_EDITS, MAX_SEED, MIN_SEED
+from nanovllm.server.structured import ResponseFormat, StructuredFields
 
 MAX_PRIORITY = 2**31 - 1
 MAX_FIELDS = 100  # more than there are to know; each unknown one costs an error of its own
@@ -87,6 +88,8 @@ class CompletionRequest(BaseModel):
     allowed_token_ids: TokenIds | None = None
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = Field(None, ge=0)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredFields | None = None
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, max_length=256)
     request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")

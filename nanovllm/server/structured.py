@@ -1,0 +1,57 @@
+"""`response_format` as OpenAI has it and `structured_outputs` as vLLM has it: two ways to ask for answers of a form."""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from nanovllm.errors import InvalidRequestError
+from nanovllm.structured_outputs import StructuredOutputs
+
+
+class JsonSchemaFormat(BaseModel):
+    """`response_format.json_schema`; the schema is always followed, whatever `strict` says."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str | None = Field(None, max_length=64)
+    description: str | None = Field(None, max_length=1024)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """`response_format`."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchemaFormat | None = None
+
+
+class StructuredFields(BaseModel):
+    """`structured_outputs`: exactly one of these."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_object: bool | None = None
+    regex: str | None = None
+    choice: list[str] | None = None
+    grammar: str | None = None
+
+
+def structured_outputs(response_format: ResponseFormat | None, fields: StructuredFields | None) -> StructuredOutputs | None:
+    """What both fields ask for together; raises InvalidRequestError where they contradict each other or themselves."""
+    if fields is not None:
+        if response_format is not None and response_format.type != "text":
+            message = "response_format and structured_outputs both say what the answer looks like; leave one of them out"
+            raise InvalidRequestError(message, param="response_format")
+        return StructuredOutputs(json=fields.json_, json_object=fields.json_object, regex=fields.regex, choice=fields.choice, grammar=fields.grammar)
+    if response_format is None or response_format.type == "text":
+        return None
+    if response_format.type == "json_object":
+        return StructuredOutputs(json_object=True)
+    if response_format.json_schema is None:
+        message = "response_format has the type json_schema but no json_schema; add json_schema: {name, schema}"
+        raise InvalidRequestError(message, param="response_format")
+    return StructuredOutputs(json=response_format.json_schema.schema_)
