@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
+    from nanovllm.engine.beam_search import BeamSearchParams
     from nanovllm.llm import LLM
     from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
     from nanovllm.sampling_params import SamplingParams
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "StructuredOutputs", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "BeamSearchParams",
+    "CompletionOutput",
+    "EngineConfig",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputs",
+    "__version__",
+]
 
 _HOMES = {
     "AsyncEngine": "nanovllm.engine.async_engine",
+    "BeamSearchParams": "nanovllm.engine.beam_search",
     "CompletionOutput": "nanovllm.outputs",
     "EngineConfig": "nanovllm.config",
     "LLM": "nanovllm.llm",

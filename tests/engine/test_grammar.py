@@ -75,7 +75,7 @@ def test_each_of_n_answers_goes_its_own_way(llm: LLM) -> None:
 
 def test_other_settings_hold_too(llm: LLM) -> None:
     forbidden = llm.tokenizer.encode("a", add_special_tokens=False)
-    (output,) = llm.generate("the", params("regex", 1, logit_bias={token: -100.0 for token in forbidden}, temperature=0.2), use_tqdm=False)
+    (output,) = llm.generate("the", params("regex", 1, logit_bias=dict.fromkeys(forbidden, -100.0), temperature=0.2), use_tqdm=False)
     assert follows("regex", output.outputs[0].text)
     allowed = sorted({token for text in ("b", "-", "0", "1") for token in llm.tokenizer.encode(text, add_special_tokens=False)})
     end = list(llm.engine.model.eos_token_ids)

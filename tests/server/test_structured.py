@@ -46,6 +46,6 @@ def test_a_choice_is_streamed(client: OpenAI) -> None:
     ],
 )
 def test_what_cannot_be_is_a_400_that_names_the_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
-    answer = server.post("/v1/completions", {"prompt": "the", **fields})
+    answer = server.post({"prompt": "the", **fields})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param

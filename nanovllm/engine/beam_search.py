@@ -1,0 +1,134 @@
+"""Beam search: the most probable answer as a whole, not token by token.
+
+    beams    tokens so far, sum of log-probabilities      at most `width`, all of one length
+    step     each beam is continued by its 2 * width likeliest tokens; the end of text completes it, the `width` best others go on
+    result   completed answers, and the beams that reached max_tokens, by sum / length ** length_penalty
+
+Twice the width, because of the continuations of a beam one may be its end. Beams are requests of one token with the log-probabilities of
+the likeliest: the engine batches them with everything else, and finds what they have in common in its prefix cache. The search
+itself is arithmetic on what comes back, so it knows neither engine nor threads.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from nanovllm.engine.intake import Intake
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
+from nanovllm.sampling_params import SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """Settings of a search; raises InvalidRequestError naming the value and the limit.
+
+    Attributes:
+        beam_width: beams that are followed.
+        max_tokens: most tokens of an answer.
+        ignore_eos: the end of text is a token like others.
+        length_penalty: the power of the length that a score is divided by: above 1 favours long answers, below 1 short ones.
+    """
+
+    beam_width: int
+    max_tokens: int = 16
+    ignore_eos: bool = False
+    length_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("beam_width", "max_tokens"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InvalidRequestError(f"{name} is {value!r} but must be a whole number, at least 1", param=name)
+        penalty = self.length_penalty
+        if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not -10 <= penalty <= 10:
+            raise InvalidRequestError(f"length_penalty is {penalty!r} but must be a number, from -10 to 10", param="length_penalty")
+
+    @property
+    def step_params(self) -> SamplingParams:
+        """Of the request that continues a beam."""
+        return SamplingParams(max_tokens=1, temperature=0.0, logprobs=2 * self.beam_width, ignore_eos=True, skip_special_tokens=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Beam:
+    """An answer so far, or a completed one, whose last token may be the end of text."""
+
+    token_ids: tuple[int, ...]
+    cumulative_logprob: float
+    has_ended: bool = False
+
+
+class BeamSearch:
+    """The search for answers to one prompt."""
+
+    def __init__(self, prompt_token_ids: Sequence[int], params: BeamSearchParams, eos_token_ids: Iterable[int]) -> None:
+        """Begin with the prompt as the only beam."""
+        self.prompt_token_ids = list(prompt_token_ids)
+        self._params = params
+        self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
+        self._beams = [Beam((), 0.0)]
+        self._completed: list[Beam] = []
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether no beam is to be continued."""
+        return not self._beams
+
+    def prompts(self) -> list[list[int]]:
+        """What to ask for one more token of: the prompt with each beam."""
+        return [[*self.prompt_token_ids, *beam.token_ids] for beam in self._beams]
+
+    def take(self, continuations: Sequence[PositionLogprobs]) -> None:
+        """Go on by the log-probabilities of each beam's likeliest next tokens, in the order of `prompts`."""
+        found: list[Beam] = []
+        for beam, position in zip(self._beams, continuations, strict=True):
+            likeliest = sorted(position.items(), key=lambda item: item[1].rank)[: 2 * self._params.beam_width]
+            for token_id, entry in likeliest:
+                found.append(Beam((*beam.token_ids, token_id), beam.cumulative_logprob + entry.logprob, token_id in self._eos))
+        found.sort(key=lambda beam: -beam.cumulative_logprob)
+        best = found[: 2 * self._params.beam_width]
+        self._completed += [beam for beam in best[: self._params.beam_width] if beam.has_ended]
+        self._beams = [beam for beam in best if not beam.has_ended][: self._params.beam_width]
+        if self._beams and len(self._beams[0].token_ids) == self._params.max_tokens:
+            self._completed += self._beams
+            self._beams = []
+
+    def best(self, count: int) -> list[Beam]:
+        """The best `count` answers, the best first."""
+        return sorted(self._completed, key=lambda beam: -self.score(beam))[:count]
+
+    def output(self, request_id: str, prompt: str | None, tokenizer: Tokenizer, count: int) -> RequestOutput:
+        """The best `count` answers in the form of other answers; the text is without the end of text."""
+        answers = [
+            CompletionOutput(
+                index=index,
+                text=tokenizer.decode(beam.token_ids[: len(beam.token_ids) - beam.has_ended]),
+                token_ids=list(beam.token_ids),
+                cumulative_logprob=beam.cumulative_logprob,
+                logprobs=None,
+                finish_reason="stop" if beam.has_ended else "length",
+            )
+            for index, beam in enumerate(self.best(count))
+        ]
+        return RequestOutput(request_id, prompt, self.prompt_token_ids, None, answers, finished=True)
+
+    def score(self, beam: Beam) -> float:
+        """What answers are ordered by; the end of text does not count as length."""
+        length = max(len(beam.token_ids) - beam.has_ended, 1)
+        return float(beam.cumulative_logprob / length**self._params.length_penalty)
+
+
+def check_beams(prompt_token_ids: Sequence[int], params: BeamSearchParams, intake: Intake) -> None:
+    """Raise InvalidRequestError where a search could not be carried through to its end."""
+    widest = intake.limits.max_logprobs // 2
+    if params.beam_width > widest:
+        message = f"beam_width is {params.beam_width}, the limit is {widest} (half of max_logprobs); lower it, or raise max_logprobs"
+        raise InvalidRequestError(message, param="beam_width")
+    longest = min(intake.limits.max_model_len, intake.limits.cache_tokens)
+    if len(prompt_token_ids) + params.max_tokens > longest:
+        raise ContextLengthError(
+            f"the prompt has {len(prompt_token_ids)} tokens and max_tokens is {params.max_tokens}, together "
+            f"{len(prompt_token_ids) + params.max_tokens}, more than the {longest} that there is room for; lower max_tokens",
+            param="max_tokens",
+        )
