@@ -11,16 +11,27 @@ if TYPE_CHECKING:
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
     from nanovllm.llm import LLM
-    from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+    from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput
     from nanovllm.sampling_params import SamplingParams
 
 __version__ = "0.1.0"
 
-__all__ = ["LLM", "AsyncEngine", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncEngine",
+    "CompletionOutput",
+    "EmbeddingRequestOutput",
+    "EngineConfig",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "__version__",
+]
 
 _HOMES = {
     "AsyncEngine": "nanovllm.engine.async_engine",
     "CompletionOutput": "nanovllm.outputs",
+    "EmbeddingRequestOutput": "nanovllm.outputs",
     "EngineConfig": "nanovllm.config",
     "LLM": "nanovllm.llm",
     "Logprob": "nanovllm.outputs",

@@ -1,7 +1,7 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
     GET  /health /version /metrics /v1/models
-    POST /v1/completions
+    POST /v1/completions /v1/embeddings
 
 The application starts the engine when it starts and stops it when it stops. While the model is loading it answers 503.
 """
@@ -21,6 +21,7 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.outputs import RequestOutput
 from nanovllm.server import errors
 from nanovllm.server.completions import completion_body, make_job
+from nanovllm.server.embeddings import add_embeddings
 from nanovllm.server.errors import ModelUnknownError, error_response
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware
 from nanovllm.server.metrics import ServerMetrics
@@ -66,6 +67,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         app.add_middleware(ApiKeyMiddleware, api_key=settings.api_key)
     _add_status_routes(app, engine, settings, metrics)
     _add_completions(app, engine, settings)
+    add_embeddings(app, engine, settings.model_names)
     return app
 
 
