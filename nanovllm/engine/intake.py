@@ -131,6 +131,15 @@ class Intake:
         return None, token_ids
 
     def _encode(self, text: str) -> list[int]:
+        self.check_text(text)
+        token_ids = self.tokenizer.encode(text)
+        if not token_ids:
+            raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
+        self._check_ids("prompt", token_ids)
+        return token_ids
+
+    def check_text(self, text: str) -> None:
+        """Refuse a prompt that cannot be right before it is encoded; raises InvalidRequestError."""
         if not text:
             raise InvalidRequestError("the prompt is empty; give at least one character", param="prompt")
         check_unicode("prompt", text)
@@ -139,11 +148,6 @@ class Intake:
             raise ContextLengthError(
                 f"the prompt has at least {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it", param="prompt"
             )
-        token_ids = self.tokenizer.encode(text)
-        if not token_ids:
-            raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
-        self._check_ids("prompt", token_ids)
-        return token_ids
 
     def _room(self, prompt_tokens: int, params: SamplingParams) -> int:
         """Tokens that may be generated: what was asked for, within the context; an error where that can never be computed."""
