@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from nanovllm.engine.async_engine import AsyncEngine
     from nanovllm.engine.beam_search import BeamSearchParams
     from nanovllm.llm import LLM
-    from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+    from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput
     from nanovllm.sampling_params import SamplingParams
     from nanovllm.structured_outputs import StructuredOutputs
 
@@ -23,6 +23,7 @@ __all__ = [
     "AsyncEngine",
     "BeamSearchParams",
     "CompletionOutput",
+    "EmbeddingRequestOutput",
     "EngineConfig",
     "Logprob",
     "RequestOutput",
@@ -35,6 +36,7 @@ _HOMES = {
     "AsyncEngine": "nanovllm.engine.async_engine",
     "BeamSearchParams": "nanovllm.engine.beam_search",
     "CompletionOutput": "nanovllm.outputs",
+    "EmbeddingRequestOutput": "nanovllm.outputs",
     "EngineConfig": "nanovllm.config",
     "LLM": "nanovllm.llm",
     "Logprob": "nanovllm.outputs",

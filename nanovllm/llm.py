@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 
 from tqdm import tqdm
@@ -12,10 +12,11 @@ from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, check_beam
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Prompt, Submission, sampling_defaults
 from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.request import Pooling
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
-from nanovllm.outputs import PositionLogprobs, RequestOutput
+from nanovllm.outputs import EmbeddingRequestOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -99,9 +100,6 @@ class LLM:
         """
         submissions = self._submissions(prompts, sampling_params)
         self._run(submissions, use_tqdm)
-        for submission in submissions:
-            if submission.assembler.error is not None:
-                raise EngineFaultError(submission.assembler.error)
         return [submission.assembler.output() for submission in submissions]
 
     def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = True) -> list[RequestOutput]:
@@ -119,14 +117,36 @@ class LLM:
         for _ in tqdm(range(params.max_tokens), desc="Tokens", unit="token", disable=None if use_tqdm else True):
             going = [search for search in searches if not search.is_finished]
             asked = [[intake.submit(f"beam-{next(self._ids)}", ids, params.step_params) for ids in search.prompts()] for search in going]
-            with closing(self.engine.run([submission for beams in asked for submission in beams])) as steps:
-                for _step in steps:
-                    pass
+            self._run([submission for beams in asked for submission in beams], use_tqdm=False)
             for search, beams in zip(going, asked, strict=True):
                 search.take([_only_position(submission) for submission in beams])
         return [
             search.output(f"llm-{next(self._ids)}", text, self.tokenizer, params.beam_width) for search, (text, _) in zip(searches, read, strict=True)
         ]
+
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last", normalize: bool = True, use_tqdm: bool = True
+    ) -> list[EmbeddingRequestOutput]:
+        """Turn every prompt into a vector: the final hidden state of its tokens, after the last layer norm; in the order of the prompts.
+
+        Args:
+            prompts: as for `generate`; each may fill the context.
+            pooling: "last" for the state of the last token, "mean" for the mean of all.
+            normalize: scale to length 1, so that the product of two vectors is their cosine.
+            use_tqdm: show progress on a terminal.
+
+        Raises:
+            InvalidRequestError: a prompt or a setting is wrong; nothing was run.
+            EngineFaultError: a step failed, or the network's output is not a number.
+        """
+        listed = _as_prompts(prompts)
+
+        def submit(index: int, request_id: str) -> Submission:
+            return self.engine.intake.embed(request_id, listed[index], pooling=pooling, normalize=normalize)
+
+        submissions = self._submit_each(len(listed), submit)
+        self._run(submissions, use_tqdm)
+        return [submission.assembler.embedding() for submission in submissions]
 
     def _submissions(self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None) -> list[Submission]:
         listed = _as_prompts(prompts)
@@ -135,17 +155,22 @@ class LLM:
         params = [sampling_params] * len(listed) if isinstance(sampling_params, SamplingParams) else list(sampling_params)
         if len(params) != len(listed):
             raise InvalidRequestError(f"there are {len(listed)} prompts but {len(params)} sampling_params; give one for all, or one for each")
+        return self._submit_each(len(listed), lambda index, request_id: self.engine.intake.submit(request_id, listed[index], params[index]))
+
+    def _submit_each(self, count: int, submit: Callable[[int, str], Submission]) -> list[Submission]:
+        """`submit(index, request_id)` for every prompt; of several, an error names the one at fault."""
         submissions = []
-        for index, (prompt, own) in enumerate(zip(listed, params, strict=True)):
+        for index in range(count):
             try:
-                submissions.append(self.engine.intake.submit(f"llm-{next(self._ids)}", prompt, own))
+                submissions.append(submit(index, f"llm-{next(self._ids)}"))
             except InvalidRequestError as error:
-                if len(listed) == 1:
+                if count == 1:
                     raise
                 raise type(error)(f"prompt {index}: {error}", param=error.param) from error
         return submissions
 
     def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
+        """Work until all is done; raises EngineFaultError where one of them ended with an error."""
         rates = _Rates()
         unfinished = {request.request_id: submission for submission in submissions for request in submission.requests}
         bar = tqdm(total=len(submissions), desc="Prompts", unit="prompt", disable=None if use_tqdm else True)
@@ -161,6 +186,9 @@ class LLM:
                             del unfinished[request.request_id]
                         progress.update()
                 progress.set_postfix_str(str(rates), refresh=False)
+        for submission in submissions:
+            if submission.assembler.error is not None:
+                raise EngineFaultError(submission.assembler.error)
 
 
 class _Rates:
@@ -185,8 +213,6 @@ class _Rates:
 
 def _only_position(submission: Submission) -> PositionLogprobs:
     """The log-probabilities of an answer of one token."""
-    if submission.assembler.error is not None:
-        raise EngineFaultError(submission.assembler.error)
     (answer,) = submission.assembler.output().outputs
     assert answer.logprobs is not None
     return answer.logprobs[0]

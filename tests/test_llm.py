@@ -229,3 +229,44 @@ def test_defaults_come_from_the_models_generation_config(tmp_path: Path, tiny_mo
     assert (params.temperature, params.top_k, params.top_p) == (0.5, 7, 1.0)
     assert {3, 4} < set(llm.engine.model.eos_token_ids)
     assert len(llm.generate("the", use_tqdm=False)[0].outputs[0].token_ids) <= 16
+
+
+def test_embeddings_come_in_the_order_of_the_prompts(llm: LLM) -> None:
+    prompts: list[Prompt] = ["the hen", {"prompt_token_ids": [1, 2, 3]}, [5] * 100, {"prompt": "a"}]
+    for pooling in ("last", "mean"):
+        together = llm.embed(prompts, pooling, use_tqdm=False)  # type: ignore[arg-type]
+        assert [output.prompt for output in together] == ["the hen", None, None, "a"]
+        assert [len(output.prompt_token_ids) for output in together][1:] == [3, 100, 1]
+        for prompt, output in zip(prompts, together, strict=True):
+            assert output.finished
+            assert output.metrics is not None
+            assert len(output.outputs.embedding) == llm.engine.model.d_model
+            assert sum(x * x for x in output.outputs.embedding) == pytest.approx(1.0, abs=1e-6)
+            assert llm.embed(prompt, pooling, use_tqdm=False)[0].outputs == output.outputs  # type: ignore[arg-type]
+    assert llm.embed("the", normalize=False, use_tqdm=False)[0].outputs != llm.embed("the", use_tqdm=False)[0].outputs
+    assert llm.embed([]) == []
+
+
+def test_like_texts_have_like_embeddings(books: LLM) -> None:
+    texts = ["the old man walked to the sea", "the old man walked to the shore", "1. 2. 3. 4. 5. 6. 7."]
+    near, own, far = (output.outputs.embedding for output in books.embed(texts, "mean", use_tqdm=False))
+
+    def cosine(one: list[float], other: list[float]) -> float:
+        return sum(a * b for a, b in zip(one, other, strict=True))
+
+    assert cosine(near, own) > cosine(near, far)
+
+
+def test_what_cannot_be_embedded_is_told_before_anything_runs(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InvalidRequestError, match="prompt 1: the prompt is empty"):
+        llm.embed(["good", ""])
+    with pytest.raises(ContextLengthError, match="the prompt has 129 tokens, the limit is 128"):
+        llm.embed([5] * 129)
+    with pytest.raises(InvalidRequestError, match="pooling is 'max' but must be 'last' or 'mean'"):
+        llm.embed("the", pooling="max")  # type: ignore[arg-type]
+    assert not llm.engine.has_work
+    real = llm.engine.runner.backend.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(llm.engine.runner.backend, "forward", lambda batch: real(batch) * float("nan"))
+        with pytest.raises(EngineFaultError, match="not a number"):
+            llm.embed("the", use_tqdm=False)

@@ -17,6 +17,7 @@ import uvicorn
 from nanovllm.cli.options import add_engine_options, add_model, engine_config
 from nanovllm.cli.values import positive
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
+from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
@@ -35,6 +36,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 for any free one (%(default)s)")
     group.add_argument("--api-key", default=None, help=f"what clients must send as a bearer token; better in the environment as {API_KEY_VARIABLE}")
     group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
+    group.add_argument("--chat-template", type=Path, default=None, metavar="FILE", help="Jinja file for chat, in place of the model's own")
     group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
     group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
     group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
@@ -48,10 +50,13 @@ def run(parsed: argparse.Namespace) -> int:
     config = engine_config(parsed)
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # what cannot be used is told before a port is opened
+    chat_template = ChatTemplate.load(folder, parsed.chat_template)
+    if chat_template is not None and parsed.chat_template is not None:
+        chat_template.check()
     names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
     metrics = ServerMetrics(names[0])
     engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
-    settings = ServerSettings(model_names=names, api_key=_api_key(parsed.api_key), max_body_bytes=parsed.max_body_bytes)
+    settings = ServerSettings(model_names=names, api_key=_api_key(parsed.api_key), max_body_bytes=parsed.max_body_bytes, chat_template=chat_template)
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
         host=parsed.host,

@@ -6,10 +6,23 @@ on the engine's. It grows with the answer and with nothing else: news that nobod
 
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
+from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.outputs import CompletionOutput, Logprob, PositionLogprobs, RequestMetrics, RequestOutput
+from nanovllm.errors import EngineFaultError
+from nanovllm.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    EmbeddingRequestOutput,
+    Logprob,
+    PositionLogprobs,
+    RequestMetrics,
+    RequestOutput,
+)
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
@@ -18,7 +31,7 @@ from nanovllm.sampling_params import SamplingParams
 class SequenceUpdate:
     """What a step changed for one sequence; plain values that may cross to another thread.
 
-    `error` says why where `finish_reason` is "error".
+    `error` says why where `finish_reason` is "error". `hidden` are final hidden states [tokens, d_model] of a prompt that is embedded.
     """
 
     request_id: str
@@ -31,6 +44,7 @@ class SequenceUpdate:
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
     error: str | None = None
+    hidden: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -56,15 +70,23 @@ class Assembler:
     """Collects the updates of one prompt's sequences."""
 
     def __init__(
-        self, request_id: str, prompt: str | None, prompt_token_ids: list[int], params: SamplingParams, tokenizer: Tokenizer, sequence_ids: list[str]
+        self,
+        request_id: str,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        params: SamplingParams,
+        tokenizer: Tokenizer,
+        sequence_ids: list[str],
+        pooler: Pooler | None = None,
     ) -> None:
-        """Expect updates for `sequence_ids`, one an answer in the order of their choice indices."""
+        """Expect updates for `sequence_ids`, one an answer in the order of their choice indices; `pooler` is for a prompt that is embedded."""
         self.request_id = request_id
         self.error: str | None = None
         self._prompt = prompt
         self._prompt_token_ids = prompt_token_ids
         self._params = params
         self._tokenizer = tokenizer
+        self._pooler = pooler
         self._prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self._num_cached_tokens = 0
         self._metrics: RequestMetrics | None = None
@@ -97,6 +119,8 @@ class Assembler:
         choice = self._choices[update.choice_index]
         if choice.finish_reason is not None:
             return False  # steps that were under way when a stop string was found
+        if self._pooler is not None and update.hidden is not None:
+            self._pooler.add(update.hidden)
         if update.choice_index == 0 and self._prompt_logprobs is not None:
             self._prompt_logprobs += map(self._position, update.prompt_logprobs)
         self._num_cached_tokens = max(self._num_cached_tokens, update.num_cached_tokens)
@@ -128,6 +152,16 @@ class Assembler:
     def output(self) -> RequestOutput:
         """Everything so far."""
         return self._output([self._completion(index, 0, 0) for index in range(len(self._choices))], self._prompt_logprobs)
+
+    def embedding(self) -> EmbeddingRequestOutput:
+        """The embedding of a prompt that has been read to its end; raises EngineFaultError where the network's output is not a number."""
+        assert self._pooler is not None
+        vector = self._pooler.embedding()
+        if vector is None:
+            raise EngineFaultError("the prompt has no embedding: the network's output is not a number")
+        return EmbeddingRequestOutput(
+            self.request_id, self._prompt, self._prompt_token_ids, EmbeddingOutput(vector), True, self._num_cached_tokens, self._metrics
+        )
 
     def take_news(self) -> RequestOutput | None:
         """What has come since the last call: choices with news only, each with its new text and tokens; None where nothing has.

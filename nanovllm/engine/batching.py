@@ -16,6 +16,7 @@ from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch
 D = TypeVar("D", bound=np.generic)
 Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
 """Whether each token of the vocabulary may come next."""
+Rows: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 _SEED_MASK = 2**64 - 1
 _SETTINGS = np.dtype(
@@ -27,7 +28,7 @@ _SETTINGS = np.dtype(
 
 
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]:
-    """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows and then its sampled row."""
+    """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows, its hidden rows and its sampled row."""
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
@@ -58,15 +59,20 @@ def split(plan: StepPlan, output: RunnerOutput) -> list[SequenceResult[TokenLogp
     results: list[SequenceResult[TokenLogprobs]] = []
     sampled = 0
     prompt_row = 0
+    hidden_row = 0
     for sequence in plan.sequences:
         prompt_rows = len(sequence.prompt_logprob_positions)
         prompt_logprobs = output.prompt_logprobs[prompt_row : prompt_row + prompt_rows]
         prompt_row += prompt_rows
+        hidden = None
+        if sequence.hidden_positions and output.hidden is not None:
+            hidden = output.hidden[hidden_row : hidden_row + len(sequence.hidden_positions)]
+            hidden_row += len(sequence.hidden_positions)
         if sequence.samples:
             results.append(SequenceResult(output.token_ids[sampled], output.logprobs[sampled], prompt_logprobs))
             sampled += 1
         else:
-            results.append(SequenceResult(None, None, prompt_logprobs))
+            results.append(SequenceResult(None, None, prompt_logprobs, hidden))
     return results
 
 
@@ -78,6 +84,7 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
     prompt_rows: list[int] = []
     prompt_tokens: list[int] = []
     prompt_counts: list[int] = []
+    hidden_rows: list[int] = []
     for sequence, start in zip(sequences, starts, strict=False):
         request = sequence.request
         for position in sequence.prompt_logprob_positions:
@@ -85,15 +92,18 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
             prompt_tokens.append(request.tokens[position])
             prompt_counts.append(request.sampling.prompt_logprobs or 0)
             logit_rows.append(start + position - 1 - sequence.start)
+        for position in sequence.hidden_positions:
+            hidden_rows.append(len(logit_rows))
+            logit_rows.append(start + position - sequence.start)
         if sequence.samples:
             sampled.append(request)
             sampled_rows.append(len(logit_rows))
             logit_rows.append(start + sequence.count - 1)
     prompt = PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts)) if prompt_rows else _NO_PROMPT_ROWS
-    return logit_rows, _sampling_batch(sampled, sampled_rows, prompt)
+    return logit_rows, _sampling_batch(sampled, sampled_rows, prompt, _int64(hidden_rows) if hidden_rows else _NONE)
 
 
-def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows) -> SamplingBatch:
+def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows, hidden_rows: Rows) -> SamplingBatch:
     settings = np.frombuffer(b"".join([request.packed_settings or _pack_settings(request) for request in requests]), dtype=_SETTINGS)
     allowed = {row: np.frombuffer(ids, dtype=np.int64) for row, request in enumerate(requests) if (ids := request.rules.allowed) is not None}
     masks = {row: _follow(request) for row, request in enumerate(requests) if request.grammar is not None}
@@ -105,6 +115,7 @@ def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows
         edits=_edits(requests, masks),
         allowed=allowed,
         prompt=prompt,
+        hidden_rows=hidden_rows,
         **{name: settings[name] for name in _SETTINGS.names or ()},
     )
 

@@ -223,6 +223,7 @@ class Engine:
             request.num_cached_tokens or 0,
             times.summary(now) if update.finish_reason is not None else None,
             error,
+            update.hidden,  # type: ignore[arg-type]
         )
 
 

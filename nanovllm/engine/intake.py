@@ -8,11 +8,12 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.grammar import Grammars
-from nanovllm.engine.request import Request
+from nanovllm.engine.pooling import Pooler
+from nanovllm.engine.request import Pooling, Request
 from nanovllm.engine.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
@@ -59,8 +60,7 @@ class Intake:
         self._check_settings(params)
         eos = frozenset() if params.ignore_eos else frozenset(self.model.eos_token_ids)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
-        if isinstance(priority, bool) or not isinstance(priority, int) or not isinstance(cache_salt, str):
-            raise InvalidRequestError("priority must be a whole number and cache_salt a text", param="priority")
+        _check_place(priority, cache_salt)
         bad_words = self._bad_words(params)
         rules = TokenRules(params, bad_words)
         grammar = None if params.structured_outputs is None else self._grammars.compile(params.structured_outputs)
@@ -84,6 +84,31 @@ class Intake:
         )
         assembler = Assembler(request_id, text, token_ids, params, self.tokenizer, [request.request_id for request in requests])
         return Submission(requests, assembler)
+
+    def embed(
+        self, request_id: str, prompt: Prompt, *, pooling: Pooling = "last", normalize: bool = True, priority: int = 0, cache_salt: str = ""
+    ) -> Submission:
+        """Check a prompt that is to become a vector, which generates nothing and may fill the context; raises InvalidRequestError."""
+        if pooling not in get_args(Pooling) or not isinstance(normalize, bool):
+            raise InvalidRequestError(f"pooling is {_shown(pooling)} but must be 'last' or 'mean', and normalize true or false", param="pooling")
+        _check_place(priority, cache_salt)
+        text, token_ids = self.read_prompt(prompt)
+        limit = self.limits.max_model_len
+        if len(token_ids) > limit:
+            raise ContextLengthError(f"the prompt has {len(token_ids)} tokens, the limit is {limit}; shorten it", param="prompt")
+        params = SamplingParams(max_tokens=0)
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=tuple(token_ids),
+            sampling=params,
+            max_new_tokens=self._room(len(token_ids), params),
+            seed=0,
+            pooling=pooling,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        assembler = Assembler(request_id, text, token_ids, params, self.tokenizer, [request_id], Pooler(normalize=normalize))
+        return Submission((request,), assembler)
 
     def read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
         """A prompt's text, None where it came as ids, and its token ids; raises InvalidRequestError."""
@@ -110,6 +135,15 @@ class Intake:
         return None, token_ids
 
     def _encode(self, text: str) -> list[int]:
+        self.check_text(text)
+        token_ids = self.tokenizer.encode(text)
+        if not token_ids:
+            raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
+        self._check_ids("prompt", token_ids)
+        return token_ids
+
+    def check_text(self, text: str) -> None:
+        """Refuse a prompt that cannot be right before it is encoded; raises InvalidRequestError."""
         if not text:
             raise InvalidRequestError("the prompt is empty; give at least one character", param="prompt")
         check_unicode("prompt", text)
@@ -118,11 +152,6 @@ class Intake:
             raise ContextLengthError(
                 f"the prompt has at least {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it", param="prompt"
             )
-        token_ids = self.tokenizer.encode(text)
-        if not token_ids:
-            raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
-        self._check_ids("prompt", token_ids)
-        return token_ids
 
     def _room(self, prompt_tokens: int, params: SamplingParams) -> int:
         """Tokens that may be generated: what was asked for, within the context; an error where that can never be computed."""
@@ -166,6 +195,12 @@ class Intake:
         spellings = [spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())]
         encoded = (tuple(self.tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
         return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
+
+
+def _check_place(priority: int, cache_salt: str) -> None:
+    """What decides on a request's place in the queue and in the cache."""
+    if isinstance(priority, bool) or not isinstance(priority, int) or not isinstance(cache_salt, str):
+        raise InvalidRequestError("priority must be a whole number and cache_salt a text", param="priority")
 
 
 def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:

@@ -10,10 +10,14 @@ without knowing what a tensor is.
 
 from dataclasses import InitVar, dataclass, field
 from enum import Enum
+from typing import Literal, TypeAlias
 
 from nanovllm.engine.grammar import Grammar
 from nanovllm.engine.token_rules import SeenTokens, TokenRules
 from nanovllm.sampling_params import SamplingParams
+
+Pooling: TypeAlias = Literal["last", "mean"]
+"""Which final hidden states of a prompt make its embedding: the last token's, or all of them."""
 
 
 class RequestState(Enum):
@@ -53,6 +57,7 @@ class Request:
         seed: 64 bits, drawn where the caller gave none.
         priority: lower goes first. `arrival` breaks ties; the scheduler sets it.
         cache_salt: requests share cached prefixes only with those of the same salt.
+        pooling: the prompt's hidden states that it asks for, with `max_new_tokens` 0; None for a request that generates.
         tokens: prompt and answer so far.
         seen: its distinct tokens, where it has penalties.
         grammar: what the answer must follow, where it stands now; None for any text.
@@ -61,6 +66,7 @@ class Request:
         num_cached_tokens: prompt tokens that were found in the prefix cache when it was first admitted; None before.
         packed_settings: those of sampling as engine/batching.py lays them out, from the first time they are needed.
         next_prompt_logprob: first prompt position whose log-probability has not been reported yet.
+        next_hidden: first prompt position whose hidden state is wanted and has not been handed over yet.
     """
 
     request_id: str
@@ -74,6 +80,7 @@ class Request:
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""
+    pooling: Pooling | None = None
 
     arrival: int = 0
     state: RequestState = RequestState.WAITING
@@ -89,13 +96,17 @@ class Request:
     num_preemptions: int = 0
     packed_settings: bytes = b""
     next_prompt_logprob: int = 1
+    next_hidden: int = 0
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered_blocks: int = 0
 
     def __post_init__(self, shared_rules: TokenRules | None) -> None:
         assert self.prompt_token_ids, "the intake refuses empty prompts"
+        assert self.pooling is None or self.max_new_tokens == 0, "an embedding is of a prompt alone"
         self.tokens = list(self.prompt_token_ids)
+        if self.pooling == "last":
+            self.next_hidden = self.num_prompt_tokens - 1
         self.rules = TokenRules(self.sampling, self.bad_words) if shared_rules is None else shared_rules
         if self.sampling.has_penalties:
             self.seen = SeenTokens(self.prompt_token_ids)
@@ -129,6 +140,11 @@ class Request:
     def wants_prompt_logprobs(self) -> bool:
         """Whether it reports log-probabilities of the prompt, so that all of it must be computed; of n answers the first does."""
         return self.sampling.prompt_logprobs is not None and self.choice_index == 0
+
+    @property
+    def needs_whole_prompt(self) -> bool:
+        """Whether something is wanted of every prompt token, so that none of them may come from the prefix cache."""
+        return self.wants_prompt_logprobs or self.pooling == "mean"
 
     def move_to(self, state: RequestState) -> None:
         """Change state; a move that the table does not allow is a defect of the caller."""

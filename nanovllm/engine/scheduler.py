@@ -26,6 +26,7 @@ class PlannedSequence:
     Attributes:
         samples: whether the step computes all of its known tokens, so that the next can be drawn.
         prompt_logprob_positions: prompt positions whose log-probability the step can report; the row before each is computed in it.
+        hidden_positions: prompt positions whose final hidden state the request wants of this step.
     """
 
     request: Request
@@ -33,6 +34,7 @@ class PlannedSequence:
     count: int
     samples: bool
     prompt_logprob_positions: range
+    hidden_positions: range
 
     @classmethod
     def of(cls, request: Request, count: int) -> "PlannedSequence":
@@ -41,7 +43,8 @@ class PlannedSequence:
         reported = range(0)
         if request.wants_prompt_logprobs:
             reported = range(max(request.next_prompt_logprob, start + 1), min(start + count + 1, request.num_prompt_tokens))
-        return cls(request, start, count, start + count == len(request.tokens) and request.max_new_tokens > 0, reported)
+        hidden = range(max(request.next_hidden, start), start + count) if request.pooling is not None else range(0)
+        return cls(request, start, count, start + count == len(request.tokens) and request.max_new_tokens > 0, reported, hidden)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +61,15 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult(Generic[L]):
-    """What the runner found for one planned sequence; `token_id` is None where it sampled none or could not."""
+    """What the runner found for one planned sequence; `token_id` is None where it sampled none or could not.
+
+    `hidden` are the rows of `hidden_positions`, None where there are none; the scheduler only passes them on.
+    """
 
     token_id: int | None
     logprobs: L | None = None
     prompt_logprobs: Sequence[L] = ()
+    hidden: object | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class RequestUpdate(Generic[L]):
     logprobs: L | None
     prompt_logprobs: Sequence[L]
     finish_reason: FinishReason | None
+    hidden: object | None = None
 
 
 class Scheduler:
@@ -153,6 +161,7 @@ class Scheduler:
             if request.state is not RequestState.RUNNING:
                 continue  # aborted since it was planned
             request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
+            request.next_hidden += len(sequence.hidden_positions)
             request.num_computed_tokens += sequence.count
             if sequence.samples and result.token_id is None:
                 request.finish_reason = FinishReason.ERROR
@@ -162,7 +171,8 @@ class Scheduler:
                 request.finish_reason = FinishReason.LENGTH
             if request.finish_reason is not None:
                 self._finish(request)
-            updates.append(RequestUpdate(request, result.token_id, result.logprobs, result.prompt_logprobs, request.finish_reason))
+            reason = request.finish_reason
+            updates.append(RequestUpdate(request, result.token_id, result.logprobs, result.prompt_logprobs, reason, result.hidden))
         return updates
 
     def fail(self, plan: StepPlan) -> list[RequestUpdate[object]]:
@@ -310,7 +320,7 @@ class Scheduler:
         that the request has begun is given back for a whole one.
         """
         size = self.blocks.block_size
-        if request.wants_prompt_logprobs or not self.blocks.enable_prefix_caching:
+        if request.needs_whole_prompt or not self.blocks.enable_prefix_caching:
             return
         index = request.num_computed_tokens // size
         while (index + 1) * size < len(request.tokens):

@@ -55,6 +55,11 @@ class Tokenizer:
         return str(self._plain.to_str())
 
     @property
+    def special_tokens(self) -> dict[str, int]:
+        """{text: id} of the special tokens, such as `<|endoftext|>`."""
+        return {self._added[token_id]: token_id for token_id in self.special_token_ids}
+
+    @property
     def longest_token(self) -> int | None:
         """Bytes of text that one token stands for at most; None where an unknown word, or what is left out, may have any length."""
         vocab = self._plain.get_vocab(with_added_tokens=True)

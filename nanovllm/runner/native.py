@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float32
 
 from nanovllm.model.backend import Backend, BackendLoader
 from nanovllm.model.batch import ForwardBatch
@@ -37,11 +38,13 @@ class RunnerOutput:
         token_ids: the token of each sampled row, or None where no token was possible (all forbidden, or logits not finite).
         logprobs: for the rows that asked, None for the others.
         prompt_logprobs: one entry a prompt row.
+        hidden: final hidden states of the hidden rows, None where there are none.
     """
 
     token_ids: list[int | None]
     logprobs: list[TokenLogprobs | None]
     prompt_logprobs: list[TokenLogprobs]
+    hidden: Float32[np.ndarray, "hidden_rows d_model"] | None = None
 
 
 class NativeModelRunner:
@@ -93,17 +96,18 @@ class NativeModelRunner:
         of the others: the head is read once.
         """
         hidden = self._backend.forward(batch)
+        kept = hidden[sampling.hidden_rows] if sampling.hidden_rows.size else None  # a copy: the next call overwrites `hidden`
         wanted = hidden if sampling.rows.size == hidden.shape[0] else hidden[sampling.rows]
         prompt_logprobs = self._prompt_logprobs(hidden[sampling.prompt.rows], sampling.prompt) if sampling.prompt.rows.size else []
         if not sampling.rows.size:
-            return RunnerOutput([], [], prompt_logprobs)
+            return RunnerOutput([], [], prompt_logprobs, kept)
         logprobs: list[TokenLogprobs | None] = [None] * wanted.shape[0]
         if sampling.is_plain_greedy:
             tokens, has_token = self._backend.greedy(wanted)
         else:
             tokens, has_token, logprobs = sample_rows(self._backend.row_sampler, self._backend.logits(wanted), sampling)
         token_ids = [token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)]
-        return RunnerOutput(token_ids, logprobs, prompt_logprobs)
+        return RunnerOutput(token_ids, logprobs, prompt_logprobs, kept)
 
     def _prompt_logprobs(self, hidden: np.ndarray, prompt: PromptRows) -> list[TokenLogprobs]:
         found: list[TokenLogprobs] = []

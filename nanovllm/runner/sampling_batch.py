@@ -3,7 +3,7 @@
 The engine fills it (engine/batching.py) from the settings of each request; requests with different settings share one batch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, UInt64
@@ -60,6 +60,7 @@ class SamplingBatch:
         wants_logprobs: whether to report log-probabilities, `num_logprobs` how many besides the chosen token's.
         allowed: {sampled row: the only tokens it may get, at least one}.
         seeds, choices, positions: the key of each row's draw.
+        hidden_rows: places among the batch's logit rows whose hidden state itself is wanted.
     """
 
     rows: Int64[np.ndarray, " seqs"]
@@ -79,6 +80,7 @@ class SamplingBatch:
     edits: LogitEdits
     allowed: dict[int, Int64[np.ndarray, " allowed"]]
     prompt: PromptRows
+    hidden_rows: Int64[np.ndarray, " hidden_rows"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
     @property
     def is_plain_greedy(self) -> bool:

@@ -1,7 +1,7 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
     GET  /health /version /metrics /v1/models
-    POST /v1/completions
+    POST /v1/completions /v1/chat/completions /v1/embeddings
 
 The application starts the engine when it starts and stops it when it stops. While the model is loading it answers 503.
 """
@@ -18,9 +18,12 @@ from starlette.responses import JSONResponse, Response
 
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
+from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.outputs import RequestOutput
 from nanovllm.server import errors
+from nanovllm.server.chat import add_chat
 from nanovllm.server.completions import completion_body, make_job
+from nanovllm.server.embeddings import add_embeddings
 from nanovllm.server.errors import ModelUnknownError, error_response
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware
 from nanovllm.server.metrics import ServerMetrics
@@ -39,12 +42,14 @@ class ServerSettings:
         api_key: what clients must send as a bearer token; None for no check.
         max_body_bytes: largest request body.
         stalled_client_s: a client that reads nothing of its stream for this long loses it.
+        chat_template: what makes a prompt of messages; without one, chat is refused.
     """
 
     model_names: tuple[str, ...]
     api_key: str | None = None
     max_body_bytes: int = 4 << 20
     stalled_client_s: float = 60.0
+    chat_template: ChatTemplate | None = None
 
 
 def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> FastAPI:
@@ -66,6 +71,8 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         app.add_middleware(ApiKeyMiddleware, api_key=settings.api_key)
     _add_status_routes(app, engine, settings, metrics)
     _add_completions(app, engine, settings)
+    add_chat(app, engine, settings.model_names, settings.chat_template, settings.stalled_client_s)
+    add_embeddings(app, engine, settings.model_names)
     return app
 
 

@@ -97,21 +97,12 @@ class CompletionRequest(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _check_size(cls, body: Any) -> Any:
-        if isinstance(body, dict) and len(body) > MAX_FIELDS:
-            raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
-        return body
+        return check_size(body)
 
     @field_validator("prompt")
     @classmethod
     def _check_prompt(cls, value: Any) -> Any:
-        """A union of four types would answer with four errors; this gives one."""
-        items = value if isinstance(value, list) else [value]
-        if not items or value == "":
-            raise ValueError("is empty; give text or token ids")
-        whole_prompts = all(isinstance(item, str) for item in items) or all(_is_token_list(item) for item in items)
-        if not whole_prompts and not (isinstance(value, list) and _is_token_list(items)):
-            raise ValueError("must be text, a list of texts, a list of token ids, or a list of lists of token ids")
-        return value
+        return check_prompts(value)
 
     @model_validator(mode="after")
     def _check_together(self) -> "CompletionRequest":
@@ -129,9 +120,30 @@ class CompletionRequest(BaseModel):
     @property
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
-        if isinstance(self.prompt, str) or _is_token_list(self.prompt):
-            return [self.prompt]
-        return list(self.prompt)
+        return list_prompts(self.prompt)
+
+
+def check_size(body: Any) -> Any:
+    """A whole body, before its fields are looked at."""
+    if isinstance(body, dict) and len(body) > MAX_FIELDS:
+        raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
+    return body
+
+
+def check_prompts(value: Any) -> Any:
+    """A union of four types would answer with four errors; this gives one."""
+    items = value if isinstance(value, list) else [value]
+    if not items or value == "":
+        raise ValueError("is empty; give text or token ids")
+    whole_prompts = all(isinstance(item, str) for item in items) or all(_is_token_list(item) for item in items)
+    if not whole_prompts and not (isinstance(value, list) and _is_token_list(items)):
+        raise ValueError("must be text, a list of texts, a list of token ids, or a list of lists of token ids")
+    return value
+
+
+def list_prompts(value: Any) -> list[str | list[int]]:
+    """Checked prompts one by one."""
+    return [value] if isinstance(value, str) or _is_token_list(value) else list(value)
 
 
 def _is_token_list(value: object) -> bool:

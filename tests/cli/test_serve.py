@@ -23,6 +23,9 @@ from openai import OpenAI
 from nanovllm.cli.main import build_parser
 from nanovllm.cli.serve import invitation
 from nanovllm.config import EngineConfig
+from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.errors import CheckpointError
+from nanovllm.server.app import ServerSettings
 
 TIMEOUT_S = 60.0
 START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
@@ -289,3 +292,47 @@ def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(name: str
 def test_flags_are_the_settings_names() -> None:
     parsed: argparse.Namespace = build_parser().parse_args(["serve", "gpt2", "--max-num-seqs", "3", "--no-enable-prefix-caching", "--host", "::"])
     assert (parsed.model, parsed.max_num_seqs, parsed.enable_prefix_caching, parsed.host) == ("gpt2", 3, False, "::")
+
+
+def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTemplate | None:
+    """The template that the server would answer chats with."""
+    given: list[ServerSettings] = []
+
+    class NeverServedError(Exception):
+        pass
+
+    def stop(engine: object, settings: ServerSettings, metrics: object) -> None:
+        given.append(settings)
+        raise NeverServedError
+
+    monkeypatch.setattr("nanovllm.cli.serve.create_app", stop)
+    parsed = build_parser().parse_args(["serve", *flags])
+    with pytest.raises(NeverServedError):
+        parsed.run(parsed)
+    return given[0].chat_template
+
+
+def test_the_chat_template_is_the_flags_or_the_models(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("jinja2")
+    folder = shutil.copytree(tiny_model, tmp_path / "model")
+    assert chat_template_of(monkeypatch, str(folder)) is None
+    (folder / "tokenizer_config.json").write_text('{"chat_template": "{% of the model", "eos_token": "</s>"}')
+    own = chat_template_of(monkeypatch, str(folder))
+    assert own is not None
+    assert (own.source, own.special_tokens["eos_token"]) == ("{% of the model", "</s>"), "a server goes on without chat where it is damaged"
+    file = tmp_path / "template.jinja"
+    file.write_text("{{ messages[0].content }}")
+    given = chat_template_of(monkeypatch, str(folder), "--chat-template", str(file))
+    assert given is not None
+    assert (given.source, given.special_tokens["eos_token"]) == ("{{ messages[0].content }}", "</s>")
+
+
+def test_a_chat_template_that_cannot_be_used_is_said(tiny_model: Path, tmp_path: Path) -> None:
+    pytest.importorskip("jinja2")
+    file = tmp_path / "template.jinja"
+    for content, message in ((None, "cannot be read"), ("{% if %}", "is not valid")):
+        if content is not None:
+            file.write_text(content)
+        parsed = build_parser().parse_args(["serve", str(tiny_model), "--chat-template", str(file)])
+        with pytest.raises(CheckpointError, match=rf"the chat template \S*template\.jinja {message}"):
+            parsed.run(parsed)

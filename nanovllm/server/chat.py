@@ -1,0 +1,185 @@
+"""POST /v1/chat/completions: messages through the checkpoint's chat template into a prompt, and its completion in OpenAI's chat form.
+
+Below the template a chat is a completion of token ids: the same settings, the same checks, the same engine.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.responses import JSONResponse, Response
+
+from nanovllm.engine.async_engine import AsyncEngine, Reader
+from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import Submission
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
+from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.server.chat_schemas import ChatRequest
+from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
+from nanovllm.server.errors import response_for, status_of
+from nanovllm.server.schemas import CompletionRequest
+from nanovllm.server.streaming import ClientGoneError, EventStream, event
+from nanovllm.server.whole import client_gone, finish_all, served_model
+
+logger = logging.getLogger(__name__)
+_REMEDY = "send a prompt to /v1/completions instead, or start the server with --chat-template FILE"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatJob:
+    """A checked request, and what the answer needs to know of it."""
+
+    id: str
+    created: int
+    model: str
+    body: ChatRequest
+    submission: Submission
+    tokenizer: Tokenizer
+
+
+def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], template: ChatTemplate | None, stalled_client_s: float) -> None:
+    """Add the route to an application; without a `template` it says what to do instead."""
+
+    @app.post("/v1/chat/completions")
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        model = served_model(body.model, model_names)
+        if template is None:
+            raise InvalidRequestError(f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}", param="messages")
+        engine.check_room(body.n or 1)  # before time is spent on its text
+        job = await asyncio.to_thread(make_chat_job, body, template, engine.engine, model)
+        if body.stream:
+            reader = engine.submit(job.submission)
+            return EventStream(chat_events(job, engine, reader), on_close=lambda: engine.leave([reader]), stalled_after_s=stalled_client_s)
+        try:
+            (output,) = await finish_all(engine, request, [job.submission])
+        except ClientGoneError:
+            return client_gone()
+        return JSONResponse(chat_body(job, output))
+
+
+def make_chat_job(body: ChatRequest, template: ChatTemplate, engine: Engine, model: str) -> ChatJob:
+    """Render and check a body; raises InvalidRequestError before anything is queued."""
+    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    job_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
+    try:
+        prompt = template.encode(messages, engine.tokenizer, engine.intake.check_text)
+        params = sampling_params(_as_completion(body, prompt, template, engine), engine)
+        submission = engine.intake.submit(
+            f"{job_id}-{uuid.uuid4().hex[:8]}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
+        )
+    except CheckpointError as error:
+        raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
+    except InvalidRequestError as error:
+        raise type(error)(str(error), param="messages" if error.param == "prompt" else error.param) from error
+    check_context(len(prompt), params, engine.max_model_len)
+    return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
+
+
+def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate, engine: Engine) -> CompletionRequest:
+    """The completion that a chat is once its messages are tokens; every value has been checked."""
+    limits = engine.intake.limits
+    if len(prompt) >= limits.max_model_len:
+        raise ContextLengthError(
+            f"the messages have {len(prompt)} tokens, which leaves no room for an answer in a context of {limits.max_model_len}; shorten them",
+            param="messages",
+        )
+    if (body.top_logprobs or 0) > limits.max_logprobs:
+        raise InvalidRequestError(f"top_logprobs is {body.top_logprobs}, the limit is {limits.max_logprobs} (max_logprobs)", param="top_logprobs")
+    room = min(limits.max_model_len - len(prompt), max(limits.cache_tokens - len(prompt) + 1, 1))
+    shared = (CompletionRequest.model_fields.keys() & ChatRequest.model_fields.keys()) - {"max_tokens", "logprobs", "stop_token_ids"}
+    end = engine.tokenizer.special_tokens.get(template.special_tokens["eos_token"])  # templates end a turn with it, whatever config.json says
+    ends = [end] if end is not None and end < engine.model.vocab and not body.ignore_eos else []
+    return CompletionRequest.model_construct(
+        prompt=prompt,
+        max_tokens=room if body.most_tokens is None else body.most_tokens,
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        stop_token_ids=[*(body.stop_token_ids or ()), *ends],
+        **{name: getattr(body, name) for name in shared},
+    )
+
+
+def chat_body(job: ChatJob, output: RequestOutput) -> dict[str, Any]:
+    """The whole answer."""
+    choices = [
+        {
+            "index": answer.index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
+            "logprobs": chat_logprobs(job, answer), "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+        }
+        for answer in output.outputs
+    ]  # fmt: skip
+    completion_tokens = sum(len(answer.token_ids) for answer in output.outputs)
+    return {
+        "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model, "choices": choices,
+        "usage": usage(len(output.prompt_token_ids), completion_tokens, output.num_cached_tokens),
+    }  # fmt: skip
+
+
+async def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGenerator[bytes, None]:
+    """The chunks of a streamed answer, `[DONE]` last; an error on the way is an event of its own before it."""
+    options = job.body.stream_options
+    head = {"id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model}
+    begun: set[int] = set()
+    completion_tokens = cached_tokens = 0
+
+    def usage_now() -> dict[str, Any]:
+        return usage(len(job.submission.requests[0].prompt_token_ids), completion_tokens, cached_tokens)
+
+    try:
+        async with aclosing(engine.follow(reader)) as pieces:
+            async for output in pieces:
+                completion_tokens += sum(len(answer.token_ids) for answer in output.outputs)
+                cached_tokens = output.num_cached_tokens
+                choices = [chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None]
+                if choices:
+                    extra = {}
+                    if options is not None and (options.include_usage or options.continuous_usage_stats):
+                        extra = {"usage": usage_now() if options.continuous_usage_stats else None}
+                    yield event({**head, "choices": choices, **extra})
+        if options is not None and options.include_usage:
+            yield event({**head, "choices": [], "usage": usage_now()})
+    except Exception as error:  # the status line is sent already: the reason can only follow in the stream
+        if status_of(error) == 500:
+            logger.error("%s ended with an error", job.id, exc_info=error)
+        yield b"data: " + bytes(response_for(error).body) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> dict[str, Any] | None:
+    """A piece of an answer as a chunk's choice, the first with the role; None where it has nothing to show."""
+    delta: dict[str, Any] = {"content": answer.text} if answer.text else {}
+    logprobs = chat_logprobs(job, answer)
+    if not delta and not answer.finish_reason and not (logprobs and logprobs["content"]):
+        return None
+    if answer.index not in begun:
+        begun.add(answer.index)
+        delta = {"role": "assistant", "content": answer.text}
+    return {
+        "index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+    }  # fmt: skip
+
+
+def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> dict[str, Any] | None:
+    """Log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it."""
+    if answer.logprobs is None:
+        return None
+    count = job.body.top_logprobs or 0
+    content = []
+    for token_id, position in zip(answer.token_ids, answer.logprobs, strict=True):
+        likely = sorted((item for item in position.items() if item[1].rank <= count), key=lambda item: item[1].rank)
+        tops = [_entry(job.tokenizer, other, found) for other, found in likely[:count]]
+        content.append({**_entry(job.tokenizer, token_id, position[token_id]), "top_logprobs": tops})
+    return {"content": content, "refusal": None}
+
+
+def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> dict[str, Any]:
+    data = tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else found.decoded_token.encode()
+    return {"token": found.decoded_token, "logprob": max(MINUS_INFINITY, found.logprob), "bytes": list(data)}

@@ -1,0 +1,105 @@
+"""POST /v1/embeddings: texts as vectors, the final hidden state of their last token or the mean of all, scaled to length 1.
+
+OpenAI's fields, and `pooling`. Each input is a request of the engine like any other: scheduled, batched and cut into chunks with those
+that generate, and ended when its client goes away.
+"""
+
+import asyncio
+import base64
+import json
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from fastapi import FastAPI, Request
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from starlette.responses import Response
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import Submission
+from nanovllm.errors import InvalidRequestError
+from nanovllm.server.schemas import MAX_PRIORITY, Prompts, check_prompts, check_size, list_prompts
+from nanovllm.server.streaming import ClientGoneError
+from nanovllm.server.whole import client_gone, finish_all, served_model
+
+
+class EmbeddingRequest(BaseModel):
+    """The body of POST /v1/embeddings."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: str | None = Field(None, description="a served model's name; left out, the one that is served")
+    input: Annotated[Prompts, AfterValidator(check_prompts)] = Field(description="text, token ids, or a list of either")
+    encoding_format: Literal["float", "base64"] | None = Field("float", description="base64: the bytes of little-endian float32 numbers")
+    dimensions: int | None = Field(None, description="not supported")
+    user: str | None = None
+
+    pooling: Literal["last", "mean"] = Field("last", description="the last token's hidden state, or the mean of all")
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    cache_salt: str | None = Field(None, max_length=256)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, body: Any) -> Any:
+        return check_size(body)
+
+    @model_validator(mode="after")
+    def _check_dimensions(self) -> "EmbeddingRequest":
+        if self.dimensions is not None:
+            raise InvalidRequestError("dimensions is not supported: an embedding has the model's own width; leave it out", param="dimensions")
+        return self
+
+    @property
+    def inputs(self) -> list[str | list[int]]:
+        """The inputs one by one."""
+        return list_prompts(self.input)
+
+
+def add_embeddings(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str]) -> None:
+    """Add the route to an application that answers for `engine` under these names."""
+
+    @app.post("/v1/embeddings")
+    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+        """Turn one or several texts into vectors."""
+        model = served_model(body.model, model_names)
+        engine.check_room(len(body.inputs))  # before time is spent on their text
+        submissions = await asyncio.to_thread(make_submissions, body, engine.engine)
+        try:
+            await finish_all(engine, request, submissions)
+        except ClientGoneError:
+            return client_gone()
+        content = await asyncio.to_thread(embedding_body, submissions, model, body.encoding_format)  # may be a million numbers
+        return Response(content, media_type="application/json")
+
+
+def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]:
+    """Check every input against the model; raises InvalidRequestError that says which one is at fault."""
+    job_id = f"embd-{uuid.uuid4().hex}"
+    submissions = []
+    for index, text in enumerate(body.inputs):
+        try:
+            submission = engine.intake.embed(
+                f"{job_id}-{index}", text, pooling=body.pooling, priority=body.priority, cache_salt=body.cache_salt or ""
+            )
+        except InvalidRequestError as error:
+            place = f"input {index}" if len(body.inputs) > 1 else "input"
+            raise type(error)(f"{place}: {error}", param="input" if error.param == "prompt" else error.param) from error
+        submissions.append(submission)
+    return submissions
+
+
+def embedding_body(submissions: Sequence[Submission], model: str, encoding_format: str | None) -> bytes:
+    """The answer, once every input is read; raises EngineFaultError where the network's output is not a number."""
+    outputs = [submission.assembler.embedding() for submission in submissions]
+    tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    encode = encode_base64 if encoding_format == "base64" else list
+    data = [{"object": "embedding", "index": index, "embedding": encode(output.outputs.embedding)} for index, output in enumerate(outputs)]
+    answer = {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+    return json.dumps(answer, separators=(",", ":")).encode()
+
+
+def encode_base64(embedding: Sequence[float]) -> str:
+    """The numbers as little-endian float32, which they are already, in base64."""
+    return base64.b64encode(np.array(embedding, dtype="<f4").tobytes()).decode("ascii")

@@ -1,0 +1,41 @@
+"""What the routes that give a whole answer have in common: the model's name, and waiting for requests while the client is there."""
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.intake import Submission
+from nanovllm.outputs import RequestOutput
+from nanovllm.server.errors import ModelUnknownError, shorten
+from nanovllm.server.streaming import unless_gone
+
+
+def served_model(name: str | None, model_names: Sequence[str]) -> str:
+    """The name that an answer gives the model: the one asked for, the first where none is; raises ModelUnknownError."""
+    if name is not None and name not in model_names:
+        raise ModelUnknownError(f"the model {shorten(name)!r} is not served here; served: {', '.join(model_names)}")
+    return name or model_names[0]
+
+
+async def finish_all(engine: AsyncEngine, request: Request, submissions: Sequence[Submission]) -> list[RequestOutput]:
+    """Queue checked requests, all or none, and wait for the whole answer of each.
+
+    Whatever is unfinished when this ends is aborted. Raises ClientGoneError when the client closes its connection, QueueFullError, and
+    what the engine raises.
+    """
+    readers = engine.submit_all(submissions)
+
+    async def wait() -> list[RequestOutput]:
+        return [await engine.finish(reader) for reader in readers]
+
+    try:
+        return await unless_gone(request, wait())
+    finally:
+        engine.leave(readers)
+
+
+def client_gone() -> Response:
+    """What is answered to a client that is not there any more: nobody reads it."""
+    return Response(status_code=499)

@@ -1,0 +1,209 @@
+"""Chat templates: found where checkpoints have them, rendered as transformers does, in a sandbox, with messages that stay text."""
+
+import json
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from tokenizers import Tokenizer as LibraryTokenizer
+
+from nanovllm.engine.chat_template import MAX_RENDERED_CHARACTERS, MAX_TEMPLATE_CHARACTERS, ChatTemplate
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import CheckpointError, InvalidRequestError
+from tests.support.checkpoints import write_tokenizer
+
+CHATML = """{% for message in messages %}
+{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}
+{{ '<|im_start|>assistant\\n' }}
+{%- endif %}
+"""
+MESSAGES = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Why?"}]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The tiny tokenizer with the special tokens of ChatML."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder)
+    library = LibraryTokenizer.from_file(str(folder / "tokenizer.json"))
+    library.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<|im_start|>", "<|im_end|>", "<|im_")])
+    return Tokenizer(library)
+
+
+def render(source: str, messages: list[dict[str, Any]] | None = None, special: Mapping[str, str] | None = None) -> str:
+    pytest.importorskip("jinja2")
+    return ChatTemplate(source, "test", special).render(MESSAGES if messages is None else messages)
+
+
+def nothing(text: str) -> None:
+    """Any text may be encoded."""
+
+
+def test_chatml_is_rendered_as_transformers_does() -> None:
+    """Blocks leave neither their line's end nor the spaces before them; the expected text is that of transformers' apply_chat_template."""
+    expected = "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    assert render(CHATML) == expected
+    indented = "{% for message in messages %}\n    {% if true %}\n{{ message.role }}|\n    {% endif %}\n{% endfor %}\n"
+    assert render(indented) == "system|\nuser|\n"
+
+
+def test_what_templates_of_transformers_use() -> None:
+    assert render("{{ messages[0] | tojson }}") == '{"role": "system", "content": "Be short."}'
+    assert render("{{ {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=true) }}") == '{\n "a": 1,\n "b": "<é>"\n}'
+    assert render("{{ strftime_now('%Y') }}") in {str(datetime.now().astimezone().year + i) for i in (-1, 0)}
+    assert render("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}") == "Why?"
+    assert render("{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing }}") == "<|endoftext|><|endoftext|>"
+    assert render("{{ eos_token }}{{ messages | length }}", special={"eos_token": "</s>", "messages": "x"}) == "</s>2"
+    assert render("{% if tools is none and documents is none and add_generation_prompt %}yes{% endif %}") == "yes"
+    assert render("a\n  {% generation %}\nb\n  {%- endgeneration -%}\n c") == render("a\n  {% if true %}\nb\n  {%- endif -%}\n c") == "a\nbc"
+
+
+def test_a_template_may_refuse_messages() -> None:
+    with pytest.raises(InvalidRequestError, match="refuses the messages: only user and system alternate") as caught:
+        render("{{ raise_exception('only user and system alternate') }}")
+    assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(
+    "source", ["{{ 1 / 0 }}", "{{ messages[0].content + 5 }}", "{{ messages[0]['content']['x']['y'] }}", "{{ 'a' | int + none }}"]
+)
+def test_a_template_that_fails_is_the_requests_error(source: str) -> None:
+    with pytest.raises(InvalidRequestError, match="cannot render these messages"):
+        render(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ raise_exception.__globals__['re'] }}", "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}", "{% include '/etc/passwd' %}", "{{ ('{0.__class__.__mro__}').format(1) }}",
+    ],
+)  # fmt: skip
+def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
+    with pytest.raises(InvalidRequestError, match="cannot render these messages"):
+        render(source)
+
+
+def test_what_a_template_writes_is_bounded() -> None:
+    assert len(render("{% for i in range(50) %}{{ 'x' * 1000 }}{% endfor %}")) == 50_000
+    with pytest.raises(InvalidRequestError, match=f"more than {MAX_RENDERED_CHARACTERS} characters"):
+        render("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}")
+    with pytest.raises(InvalidRequestError, match="Range too big"):
+        render("{% for i in range(10 ** 9) %}{% endfor %}")
+
+
+@pytest.mark.parametrize("source", ["{% if %}", "{{ messages", "{% for x in messages %}", "{{ x | no_such_filter }}", "(" * 10 + "{{ " + "(" * 9999])
+def test_a_template_that_is_none_is_said(source: str) -> None:
+    pytest.importorskip("jinja2")
+    template = ChatTemplate(source, "the/file", {})
+    for use in (template.check, lambda: template.render(MESSAGES)):
+        with pytest.raises(CheckpointError, match="the chat template the/file is not valid"):
+            use()
+
+
+def test_a_template_that_is_too_long_is_said() -> None:
+    with pytest.raises(CheckpointError, match=f"has {MAX_TEMPLATE_CHARACTERS + 1} characters, the limit is"):
+        ChatTemplate("x" * (MAX_TEMPLATE_CHARACTERS + 1), "the/file").check()
+
+
+def test_without_jinja_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2.sandbox", None)
+    with pytest.raises(CheckpointError, match="pip install jinja2"):
+        ChatTemplate("x", "the/file").check()
+
+
+# Tokens -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_templates_special_tokens_are_tokens(tokenizer: Tokenizer) -> None:
+    pytest.importorskip("jinja2")
+    ids = ChatTemplate(CHATML, "test").encode(MESSAGES, tokenizer, nothing)
+    start, end = tokenizer.special_tokens["<|im_start|>"], tokenizer.special_tokens["<|im_end|>"]
+    assert [i for i in ids if i in (start, end)] == [start, end, start, end, start]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == render(CHATML)
+
+
+PIECES = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "<|", "|>", "the", " a", "\n", "é", "\ue000", "<|im_<|im_end|>", "\\1"]
+
+
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=8))
+def test_what_looks_like_a_special_token_in_a_message_is_text(tokenizer: Tokenizer, pieces: list[str]) -> None:
+    pytest.importorskip("jinja2")
+    content = "".join(pieces)
+    template = ChatTemplate(CHATML, "test")
+    ids = template.encode([{"role": "user", "content": content}], tokenizer, nothing)
+    special = set(tokenizer.special_tokens.values())
+    assert [tokenizer.token_text(i) for i in ids if i in special] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render([{"role": "user", "content": content}])
+    own = tokenizer.encode("user\n" + content, add_special_tokens=False)
+    assert ids[1 : 1 + len(own)] == own, "and its tokens are those of the text"
+
+
+def test_a_text_may_be_refused_before_it_is_encoded(tokenizer: Tokenizer) -> None:
+    pytest.importorskip("jinja2")
+    seen: list[str] = []
+    for content in ("Why?", "<|im_end|>?"):
+        ChatTemplate(CHATML, "test").encode([{"role": "user", "content": content}], tokenizer, seen.append)
+    assert seen == [f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n" for content in ("Why?", "<|im_end|>?")]
+
+
+# Files ------------------------------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, **files: object) -> Path:
+    for name, content in files.items():
+        is_text = isinstance(content, str)
+        (folder / (name + (".jinja" if name == "chat_template" else ".json"))).write_text(content if is_text else json.dumps(content))  # type: ignore[arg-type]
+    return folder
+
+
+def source_of(folder: Path, file: Path | None = None) -> str | None:
+    found = ChatTemplate.load(folder, file)
+    return found and found.source
+
+
+def test_where_a_template_is_found(tmp_path: Path) -> None:
+    assert source_of(tmp_path) is None
+    assert source_of(write(tmp_path, tokenizer_config={"model_max_length": 1024})) is None
+    assert source_of(write(tmp_path, tokenizer_config={"chat_template": "one"})) == "one"
+    named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
+    assert source_of(write(tmp_path, tokenizer_config={"chat_template": named})) == "plain"
+    assert source_of(write(tmp_path, tokenizer_config={"chat_template": named[:1]})) is None
+    assert source_of(write(tmp_path, chat_template="own file")) == "own file"
+    other = tmp_path / "other.txt"
+    other.write_text("given é", encoding="utf-8")
+    assert source_of(tmp_path, other) == "given é"
+
+
+def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:
+    write(tmp_path, chat_template="x")
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    assert template.special_tokens["eos_token"] == "<|endoftext|>"
+    write(tmp_path, special_tokens_map={"eos_token": "</s>", "pad_token": {"content": "<pad>"}, "bos_token": None})
+    write(tmp_path, tokenizer_config={"eos_token": {"content": "<|im_end|>", "lstrip": False}, "unk_token": 5})
+    template = ChatTemplate.load(tmp_path)
+    assert template is not None
+    assert template.special_tokens == {
+        "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>", "pad_token": "<pad>",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": ' + "[" * 100_000])
+def test_a_damaged_file_is_said(tmp_path: Path, content: str) -> None:
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json .*mend the file, or delete it"):
+        ChatTemplate.load(write(tmp_path, tokenizer_config=content))
+    (tmp_path / "tokenizer_config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"nowhere.*cannot be read"):
+        ChatTemplate.load(tmp_path, tmp_path / "nowhere")
+    (tmp_path / "latin").write_bytes(b"\xff")
+    with pytest.raises(CheckpointError, match="latin cannot be read"):
+        ChatTemplate.load(tmp_path, tmp_path / "latin")

@@ -1,0 +1,279 @@
+"""Embeddings in the engine: what the forward pass says, to the same bits alone, in any company, in any chunks, cached or preempted."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanovllm.config import BACKENDS, EngineConfig
+from nanovllm.engine import batching
+from nanovllm.engine.block_manager import BlockManager
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import Submission
+from nanovllm.engine.pooling import Pooler
+from nanovllm.engine.request import FinishReason, Pooling, Request
+from nanovllm.engine.scheduler import PlannedSequence, Scheduler, SequenceResult, StepPlan
+from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.model.numpy_backend import NumpyBackend
+from nanovllm.outputs import EmbeddingRequestOutput
+from nanovllm.runner.native import RunnerOutput
+from nanovllm.sampling_params import SamplingParams
+from tests.support.batches import make_batch
+
+BLOCK_SIZE = 8
+
+
+KINDS: dict[str, dict[str, str]] = {
+    **{backend: {"backend": backend} for backend in BACKENDS},
+    "int8": {"quantization": "int8", "kv_cache_dtype": "int8"},
+}
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def exact(request: pytest.FixtureRequest) -> EngineConfig:
+    """Settings under which bits never depend on company, for each backend."""
+    config = EngineConfig(batch_invariant=True, block_size=BLOCK_SIZE, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8)
+    return replace(config, **KINDS[request.param])  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt that is to be embedded."""
+
+    prompt: tuple[int, ...]
+    pooling: Pooling
+    normalize: bool = True
+
+
+def prompt_of(seed: int, length: int) -> tuple[int, ...]:
+    return tuple(np.random.default_rng(seed).integers(1, 256, length).tolist())
+
+
+COMMON = prompt_of(99, 24)
+JOBS = [
+    Job(prompt, pooling)
+    for prompt in (prompt_of(1, 1), prompt_of(2, 7), prompt_of(3, 8), prompt_of(4, 33), COMMON, (*COMMON, 7), prompt_of(5, 128))
+    for pooling in ("last", "mean")
+]
+
+
+def run(engine: Engine, jobs: Sequence[Job], *, writing: int = 0) -> list[EmbeddingRequestOutput]:
+    """Embed all jobs at once, beside `writing` requests that generate, over a cache whose free blocks hold NaN."""
+    params = SamplingParams(max_tokens=30, temperature=0.9, seed=5, prompt_logprobs=1, ignore_eos=True)
+    others = [engine.intake.submit(f"other{i}", prompt_of(50 + i, 11 + i), params) for i in range(writing)]
+    own = [engine.intake.embed(f"job{i}", job.prompt, pooling=job.pooling, normalize=job.normalize) for i, job in enumerate(jobs)]
+    mixed: list[Submission] = [*own, *others]
+    random.Random(3).shuffle(mixed)
+    for _ in engine.run(mixed):
+        engine.check_integrity()
+        engine.runner.backend.fill_blocks(engine.blocks.uncached_free_blocks(), np.nan)
+    assert engine.blocks.num_used == 0
+    assert all(len(other.assembler.output().outputs[0].token_ids) == 30 for other in others)
+    return [submission.assembler.embedding() for submission in own]
+
+
+def vectors(outputs: Sequence[EmbeddingRequestOutput]) -> list[list[float]]:
+    return [output.outputs.embedding for output in outputs]
+
+
+@pytest.fixture(scope="module")
+def alone(exact: EngineConfig, tiny_model: Path) -> list[list[float]]:
+    """Each job's vector when nothing else runs, its prompt in one piece, without a prefix cache."""
+    config = replace(exact, enable_prefix_caching=False, max_num_batched_tokens=128)
+    return [vectors(run(Engine.load(tiny_model, config), [job]))[0] for job in JOBS]
+
+
+def test_an_embedding_is_the_final_hidden_state(exact: EngineConfig, tiny_model: Path) -> None:
+    backend = NumpyBackend.load(tiny_model, batch_invariant=True)
+    backend.allocate_cache(40, BLOCK_SIZE)
+    engine = Engine.load(tiny_model, exact)
+    tolerance = 1e-4 if exact.quantization is None else 0.5
+    for job in JOBS:
+        states = np.array(backend.forward(make_batch([list(job.prompt)], block_size=BLOCK_SIZE, all_rows=True)))
+        expected = states[-1] if job.pooling == "last" else states.mean(axis=0)
+        raw, scaled = vectors(run(engine, [replace(job, normalize=False), job]))
+        assert len(raw) == engine.model.d_model
+        np.testing.assert_allclose(raw, expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(scaled, np.array(raw) / np.linalg.norm(raw), rtol=1e-6)
+        assert math.fsum(x * x for x in scaled) == pytest.approx(1.0, abs=1e-6)
+        assert [float(np.float32(x)) for x in scaled] == scaled, "each number is a float32"
+
+
+def test_the_last_state_is_the_one_that_the_next_token_comes_from(exact: EngineConfig, tiny_model: Path) -> None:
+    engine = Engine.load(tiny_model, exact)
+    (raw,) = vectors(run(engine, [Job(COMMON, "last", normalize=False)]))
+    logits = engine.runner.backend.logits(np.array([raw], dtype=np.float32))[0]
+    submission = engine.intake.submit("next", COMMON, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
+    for _ in engine.run([submission]):
+        pass
+    assert submission.assembler.output().outputs[0].token_ids == [int(logits.argmax())]
+
+
+@pytest.mark.parametrize("writing", [0, 4])
+def test_bits_do_not_depend_on_the_batch(exact: EngineConfig, tiny_model: Path, alone: list[list[float]], writing: int) -> None:
+    engine = Engine.load(tiny_model, replace(exact, enable_prefix_caching=False, num_blocks=256, max_num_seqs=32, max_num_batched_tokens=1024))
+    assert vectors(run(engine, JOBS, writing=writing)) == alone
+    assert vectors(run(engine, JOBS[::-1], writing=writing)) == alone[::-1]
+
+
+@pytest.mark.parametrize("budget", [8, 9, 13, 17, 64])
+def test_bits_do_not_depend_on_chunking(exact: EngineConfig, tiny_model: Path, alone: list[list[float]], budget: int) -> None:
+    engine = Engine.load(tiny_model, replace(exact, max_num_batched_tokens=budget))
+    assert vectors(run(engine, JOBS, writing=2)) == alone
+
+
+def test_bits_do_not_depend_on_the_prefix_cache_which_serves_the_last_state_alone(
+    exact: EngineConfig, tiny_model: Path, alone: list[list[float]]
+) -> None:
+    engine = Engine.load(tiny_model, replace(exact, num_blocks=256))
+    run(engine, JOBS)
+    again = run(engine, JOBS)
+    assert vectors(again) == alone
+    hits = {job: output.num_cached_tokens for job, output in zip(JOBS, again, strict=True)}
+    assert [hits[job] for job in JOBS if job.pooling == "mean"] == [0] * 7
+    assert [hits[job] for job in JOBS if job.pooling == "last"] == [0, 0, 0, 32, 16, 24, 120]
+
+
+@pytest.mark.parametrize("caching", [True, False])
+def test_bits_do_not_depend_on_preemption(exact: EngineConfig, tiny_model: Path, alone: list[list[float]], caching: bool) -> None:
+    engine = Engine.load(tiny_model, replace(exact, num_blocks=17, max_num_batched_tokens=24, enable_prefix_caching=caching))
+    assert vectors(run(engine, JOBS, writing=4)) == alone
+    assert engine.scheduler.num_preemptions > 0
+
+
+def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: Path) -> None:
+    engine = Engine.load(tiny_model, exact)
+    assert len(run(engine, [Job(prompt_of(1, 128), "mean")])[0].prompt_token_ids) == engine.max_model_len
+    with pytest.raises(ContextLengthError, match="the prompt has 129 tokens, the limit is 128"):
+        engine.intake.embed("long", prompt_of(1, 129))
+    small = Engine.load(tiny_model, replace(exact, num_blocks=2))
+    with pytest.raises(ContextLengthError, match="need 17 tokens of KV cache, which has 16"):
+        small.intake.embed("long", prompt_of(1, 17))
+
+
+@pytest.mark.parametrize("settings", [{"pooling": "max"}, {"pooling": None}, {"normalize": 1}, {"priority": "high"}, {"cache_salt": 5}])
+def test_a_wrong_setting_is_told(tiny_model: Path, settings: dict[str, object]) -> None:
+    engine = Engine.load(tiny_model, EngineConfig(kv_cache_memory="1MiB"))
+    with pytest.raises(InvalidRequestError, match=next(iter(settings))):
+        engine.intake.embed("r", "the", **settings)  # type: ignore[arg-type]
+
+
+def test_an_embedding_can_be_aborted_and_may_fail(exact: EngineConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine.load(tiny_model, replace(exact, max_num_batched_tokens=8))
+    first, second = (engine.intake.embed(name, prompt_of(5, 40), pooling="mean") for name in ("first", "second"))
+    engine.add_request(first.requests[0])
+    engine.step()
+    ended = engine.abort_request("first")
+    assert ended is not None
+    assert ended.finish_reason is FinishReason.ABORT
+    engine.check_integrity()
+    monkeypatch.setattr(engine.runner, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("the kernel fell over")))
+    with pytest.raises(EngineFaultError, match="fell over"):
+        list(engine.run([second]))
+    assert not engine.has_work
+    engine.check_integrity()
+
+
+# Plans ------------------------------------------------------------------------------------------------------------------------------
+
+
+def embed_request(name: str, length: int, pooling: Pooling, *, computed: int = 0) -> Request:
+    made = Request(
+        request_id=name, prompt_token_ids=tuple(range(100, 100 + length)), sampling=SamplingParams(max_tokens=0), max_new_tokens=0, seed=0,
+        pooling=pooling,
+    )  # fmt: skip
+    made.num_computed_tokens = computed
+    made.block_ids = list(range(-(-length // 4)))
+    return made
+
+
+def test_rows_are_asked_for_where_they_are_and_cut_up_again() -> None:
+    mean, last, reading = embed_request("a", 9, "mean", computed=3), embed_request("b", 6, "last", computed=2), embed_request("c", 9, "last")
+    mean.next_hidden = 4  # computed again after a preemption: position 3 has been handed over
+    plan = StepPlan(tuple(PlannedSequence.of(request, count) for request, count in ((mean, 3), (last, 4), (reading, 5))))
+    batch, sampling = batching.build(plan, 4)
+    assert batch.logit_rows.tolist() == [1, 2, 6]
+    assert sampling.hidden_rows.tolist() == [0, 1, 2]
+    assert sampling.rows.size == 0
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+    found = [result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows))]
+    assert [part.tolist() if isinstance(part, np.ndarray) else part for part in found] == [[[0, 1], [2, 3]], [[4, 5]], None]
+
+
+@settings(max_examples=100)
+@given(
+    lengths=st.lists(st.tuples(st.integers(1, 40), st.sampled_from(["last", "mean", None]), st.integers(0, 2)), min_size=1, max_size=10),
+    blocks=st.integers(13, 24),
+    tokens=st.integers(4, 24),
+    caching=st.booleans(),
+)
+def test_every_row_is_handed_over_once_and_in_order(lengths: list[tuple[int, Pooling | None, int]], blocks: int, tokens: int, caching: bool) -> None:
+    """In small pools, beside requests that generate, with preemptions: no row is left out, none comes twice."""
+    scheduler = Scheduler(BlockManager(blocks, 4, enable_prefix_caching=caching), max_num_seqs=4, max_num_batched_tokens=tokens)
+    received: dict[str, list[int]] = {}
+    requests = []
+    for i, (length, pooling, priority) in enumerate(lengths):
+        new = 0 if pooling else 6
+        made = Request(
+            request_id=f"r{i}", prompt_token_ids=tuple(range(length)), sampling=SamplingParams(max_tokens=new), max_new_tokens=new, seed=0,
+            pooling=pooling, priority=priority,
+        )  # fmt: skip
+        requests.append(made)
+        received[made.request_id] = []
+    arriving = list(requests)
+    while arriving or scheduler.has_work:
+        if arriving:
+            scheduler.add(arriving.pop())
+        plan = scheduler.schedule()
+        for sequence in plan.sequences:
+            received[sequence.request.request_id] += sequence.hidden_positions
+        scheduler.commit(plan, [SequenceResult(7 if sequence.samples else None) for sequence in plan.sequences])
+        scheduler.check_integrity()
+    for request in requests:
+        every = range(request.num_prompt_tokens)
+        assert received[request.request_id] == list({"mean": every, "last": every[-1:], None: ()}[request.pooling])
+        assert request.finish_reason is FinishReason.LENGTH
+
+
+# Pooler -----------------------------------------------------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 40), max_size=6))
+def test_the_mean_is_the_same_bits_however_the_rows_come(seed: int, cuts: list[int]) -> None:
+    rows = (np.random.default_rng(seed).normal(size=(40, 5)) * 10.0 ** np.arange(-4, 1)).astype(np.float32)
+    expected = [0.0] * 5
+    for row in rows.tolist():
+        expected = [total + x for total, x in zip(expected, row, strict=True)]
+    pooler = Pooler(normalize=False)
+    for start, end in pairwise([0, *sorted(cuts), 40]):
+        pooler.add(rows[start:end])
+    assert pooler.embedding() == [float(np.float32(total / 40)) for total in expected]
+
+
+def test_rows_may_be_overwritten_once_they_are_added() -> None:
+    rows = np.array([[3.0, 4.0]], dtype=np.float32)
+    pooler = Pooler(normalize=True)
+    pooler.add(rows)
+    rows[:] = 100.0
+    assert pooler.embedding() == [float(np.float32(0.6)), float(np.float32(0.8))]
+
+
+def test_nothing_has_no_direction_and_no_number_no_embedding() -> None:
+    for value, expected in ((0.0, [0.0, 0.0]), (np.nan, None), (np.inf, None)):
+        pooler = Pooler(normalize=True)
+        pooler.add(np.full((2, 2), value, dtype=np.float32))
+        assert pooler.embedding() == expected
+
+
+def test_numbers_of_any_size_are_scaled() -> None:
+    for size in (1e-30, 1e38):
+        pooler = Pooler(normalize=True)
+        pooler.add(np.array([[3 * size / 4, size]], dtype=np.float32))
+        assert pooler.embedding() == pytest.approx([0.6, 0.8])

@@ -1,0 +1,166 @@
+"""POST /v1/embeddings: the official client, every form of input, LLM's own vectors, refusals, and clients that go away."""
+
+import base64
+import json
+import struct
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from openai import OpenAI
+
+from nanovllm import LLM
+from nanovllm.engine.pooling import Pooler
+from tests.support.serving import MODEL, RunningServer, loader, read_error, run_threads, wait_until
+
+TEXTS = ["the end", "a cat", "漢字 and the rest of it", "the end"]
+
+
+def post(server: RunningServer, **body: Any) -> httpx.Response:
+    content = json.dumps(body).encode()
+    return server.http.post("/v1/embeddings", content=content, headers={"content-type": "application/json"})
+
+
+def embed(server: RunningServer, given: Any, **body: Any) -> dict[str, Any]:
+    """The answer to a request that must succeed."""
+    response = post(server, input=given, **body)
+    assert response.status_code == 200, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+def vectors(answer: dict[str, Any]) -> list[Any]:
+    return [item["embedding"] for item in answer["data"]]
+
+
+def test_the_official_client_gets_the_vectors_of_llm(client: OpenAI, llm: LLM) -> None:
+    """By default it asks for base64 and decodes it."""
+    expected = llm.embed(TEXTS, use_tqdm=False)
+    answer = client.embeddings.create(model=MODEL, input=TEXTS)
+    assert (answer.object, answer.model) == ("list", MODEL)
+    assert [(item.object, item.index) for item in answer.data] == [("embedding", i) for i in range(4)]
+    assert [item.embedding for item in answer.data] == [output.outputs.embedding for output in expected]
+    tokens = sum(len(output.prompt_token_ids) for output in expected)
+    assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (tokens, tokens)
+
+
+def test_both_formats_hold_the_same_numbers(server: RunningServer) -> None:
+    plain = vectors(embed(server, "the end", user="somebody"))[0]
+    packed = base64.b64decode(vectors(embed(server, "the end", encoding_format="base64"))[0], validate=True)
+    assert struct.unpack(f"<{len(plain)}f", packed) == tuple(plain)
+    assert vectors(embed(server, "the end", encoding_format="float")) == [plain]
+    assert sum(x * x for x in plain) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["last", "mean"])
+def test_token_ids_are_the_text_that_they_stand_for(server: RunningServer, llm: LLM, pooling: Any) -> None:
+    ids = [llm.tokenizer.encode(text) for text in TEXTS]
+    expected = [output.outputs.embedding for output in llm.embed(TEXTS, pooling, use_tqdm=False)]
+    assert expected[0] == expected[3] != expected[1]
+    assert vectors(embed(server, TEXTS, pooling=pooling)) == vectors(embed(server, ids, pooling=pooling)) == expected
+    assert vectors(embed(server, TEXTS[1], pooling=pooling)) == vectors(embed(server, ids[1], pooling=pooling)) == expected[1:2]
+
+
+def test_poolings_differ(server: RunningServer) -> None:
+    assert embed(server, "the end") == embed(server, "the end", pooling="last") != embed(server, "the end", pooling="mean")
+
+
+def test_the_answer_has_the_fields_of_openai(server: RunningServer) -> None:
+    answer = embed(server, "the", model="alias")
+    assert answer.keys() == {"object", "data", "model", "usage"}
+    assert answer["model"] == "alias"
+    assert [item.keys() for item in answer["data"]] == [{"object", "index", "embedding"}]
+    assert answer["usage"].keys() == {"prompt_tokens", "total_tokens"}
+
+
+def test_bits_are_the_same_beside_completions(server: RunningServer) -> None:
+    alone = {(text, pooling): vectors(embed(server, text, pooling=pooling)) for text in TEXTS for pooling in ("last", "mean")}
+
+    def check(text: str, pooling: str) -> None:
+        for _ in range(3):
+            assert vectors(embed(server, text, pooling=pooling)) == alone[text, pooling]
+
+    writing = [partial(server.complete, "in the end", max_tokens=60, ignore_eos=True, n=2)] * 3
+    run_threads([*(partial(check, *key) for key in alone), *writing])  # type: ignore[list-item]
+
+
+def test_a_whole_context_is_embedded_and_one_token_more_is_refused(server: RunningServer) -> None:
+    limit = server.engine.engine.max_model_len
+    assert embed(server, [5] * limit, pooling="mean")["usage"]["prompt_tokens"] == limit
+    error = read_error(post(server, input=[[5] * 3, [5] * (limit + 1)]), 400)
+    assert error["param"] == "input"
+    assert f"input 1: the prompt has {limit + 1} tokens, the limit is {limit}" in error["message"]
+
+
+BAD: dict[str, tuple[dict[str, Any], str, str]] = {
+    "dimensions": ({"dimensions": 16}, "dimensions", "not supported"),
+    "format": ({"encoding_format": "int8"}, "encoding_format", "base64"),
+    "pooling": ({"pooling": "max"}, "pooling", "mean"),
+    "no pooling": ({"pooling": None}, "pooling", "last"),
+    "empty text": ({"input": ""}, "input", "empty"),
+    "empty list": ({"input": []}, "input", "empty"),
+    "an empty text among others": ({"input": ["a", ""]}, "input", "input 1: the prompt is empty"),
+    "an empty list among others": ({"input": [[1], []]}, "input", "input 1: the prompt is empty"),
+    "a number": ({"input": 5}, "input", "5"),
+    "mixed": ({"input": ["a", [1]]}, "input", "list"),
+    "half a character": ({"input": "a\ud800"}, "input", "surrogate"),
+    "ids outside the vocabulary": ({"input": [1, 10**6]}, "input", "0 to 266"),
+    "unknown field": ({"max_tokens": 5}, "max_tokens", "not supported"),
+    "priority": ({"priority": 2**31}, "priority", "2147483648"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_field_is_named(server: RunningServer, name: str) -> None:
+    body, param, part = BAD[name]
+    error = read_error(post(server, **{"input": "the", **body}), 400)
+    assert error["param"] == param
+    assert part in error["message"]
+
+
+def test_input_is_required_and_the_model_must_be_served(server: RunningServer) -> None:
+    assert read_error(post(server), 400)["param"] == "input"
+    assert "other" in read_error(post(server, input="the", model="other"), 404)["message"]
+    error = read_error(post(server, **{"input": "the", **{f"f{i}": 1 for i in range(200)}}), 400)
+    assert "201 fields" in error["message"]
+
+
+def test_a_network_that_is_not_a_number_is_a_500(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Pooler.add
+    monkeypatch.setattr(Pooler, "add", lambda self, hidden: real(self, np.full_like(hidden, np.nan)))
+    assert "not a number" in read_error(post(server, input="the"), 500)["message"]
+    monkeypatch.undo()
+    embed(server, "the")
+
+
+@pytest.fixture(scope="module")
+def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+    """A server whose prompts take long to read, and which has room for three."""
+    with RunningServer(loader(tiny_model, step_s=0.05, max_num_batched_tokens=4, max_num_seqs=2), max_queued_requests=3) as running:
+        yield running
+
+
+def test_embeddings_have_their_place_in_the_queue(sluggish: RunningServer) -> None:
+    assert "4 answers at once, the limit is 3" in read_error(post(sluggish, input=["a"] * 4), 400)["message"]
+
+    def wait_and_ask() -> httpx.Response:
+        wait_until(lambda: sluggish.samples()["num_requests_running"] + sluggish.samples()["num_requests_waiting"] == 3)
+        return post(sluggish, input="the")
+
+    answer, refused = run_threads([partial(post, sluggish, input=[[7] * 20] * 3, pooling="mean"), wait_and_ask])
+    assert answer.status_code == 200
+    assert read_error(refused, 429)["type"] == "RateLimitError"
+    assert refused.headers["retry-after"]
+    wait_until(sluggish.is_idle)
+    embed(sluggish, ["a"] * 3)
+
+
+def test_a_client_that_goes_away_ends_its_requests(sluggish: RunningServer) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        sluggish.http.post("/v1/embeddings", json={"input": [[7] * 120] * 3, "pooling": "mean"}, timeout=0.3)
+    wait_until(sluggish.is_idle, timeout_s=2)
+    embed(sluggish, ["a"] * 3)
