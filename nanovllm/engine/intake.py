@@ -50,6 +50,10 @@ class Intake:
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._longest_token = tokenizer.longest_token
 
+    def reseed(self, seed: str) -> None:
+        """Make the seeds that are drawn from now on follow from this text."""
+        self._random.seed(seed)
+
     def submit(self, request_id: str, prompt: Prompt, params: SamplingParams, *, priority: int = 0, cache_salt: str = "") -> Submission:
         """Check a prompt and its settings; raises InvalidRequestError."""
         text, token_ids = self.read_prompt(prompt)
