@@ -8,7 +8,6 @@ from typing import Any
 from nanovllm.cli.main import main
 from tests.support.serving import ENGINE_SETTINGS
 
-
 BODY = {"prompt": "the"}
 
 
