@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from nanovllm import __version__
-from nanovllm.cli import bench, download, generate, serve, verify
+from nanovllm.cli import bench, download, generate, run_batch, serve, verify
 from nanovllm.errors import NanovllmError
 
 
@@ -15,7 +15,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="nanovllm", description="GPT-2 inference on CPUs.")
     parser.add_argument("--version", action="version", version=f"nanovllm {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (serve, generate, download, bench, verify):
+    for command in (serve, generate, run_batch, download, bench, verify):
         command.add_parser(subparsers)
     return parser
 

@@ -27,6 +27,8 @@ from nanovllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
 
+MAX_QUEUED_REQUESTS = 1024
+
 
 class EngineState(Enum):
     """LOADING until a first step has run; then READY; STOPPED by the caller, FAILED when loading raised or the engine's thread broke down."""
@@ -76,10 +78,18 @@ class Reader:
         self.news.set()
 
 
+def check_answers(asked: int, limit: int) -> None:
+    """Raise InvalidRequestError where one request asks for more answers than may ever be unfinished."""
+    if asked > limit:
+        raise InvalidRequestError(f"the request asks for {asked} answers at once, the limit is {limit}; send fewer prompts or a smaller n")
+
+
 class AsyncEngine:
     """An engine for a server. Use it from one event loop: `await start()`, any number of `generate` and `stream`, `await stop()`."""
 
-    def __init__(self, load: Callable[[], Engine], *, max_queued_requests: int = 1024, on_step: Callable[[StepStats], None] | None = None) -> None:
+    def __init__(
+        self, load: Callable[[], Engine], *, max_queued_requests: int = MAX_QUEUED_REQUESTS, on_step: Callable[[StepStats], None] | None = None
+    ) -> None:
         """Prepare an engine that `load` will make on the engine's thread.
 
         Args:
@@ -186,9 +196,7 @@ class AsyncEngine:
 
     def check_room(self, sequences: int) -> None:
         """Whether as many sequences more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""
-        if sequences > self._max_queued:
-            asked = f"the request asks for {sequences} answers at once, the limit is {self._max_queued}"
-            raise InvalidRequestError(f"{asked}; send fewer prompts or a smaller n")
+        check_answers(sequences, self._max_queued)
         if self._queued + sequences > self._max_queued:
             waiting = f"{self._queued} requests are unfinished and {sequences} more would pass the limit of {self._max_queued}"
             raise QueueFullError(f"{waiting}; try again later")

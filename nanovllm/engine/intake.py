@@ -53,6 +53,10 @@ class Intake:
         self._longest_token = tokenizer.longest_token
         self._grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
 
+    def reseed(self, seed: str) -> None:
+        """Make the seeds that are drawn from now on follow from this text."""
+        self._random.seed(seed)
+
     def submit(self, request_id: str, prompt: Prompt, params: SamplingParams, *, priority: int = 0, cache_salt: str = "") -> Submission:
         """Check a prompt and its settings; raises InvalidRequestError."""
         text, token_ids = self.read_prompt(prompt)

@@ -22,9 +22,9 @@ from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.outputs import RequestOutput
 from nanovllm.server import errors
 from nanovllm.server.chat import add_chat
-from nanovllm.server.completions import completion_body, make_job
+from nanovllm.server.completions import completion_body, make_job, served_name
 from nanovllm.server.embeddings import add_embeddings
-from nanovllm.server.errors import ModelUnknownError, error_response
+from nanovllm.server.errors import error_response
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.schemas import CompletionRequest
@@ -114,10 +114,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete one or several prompts."""
-        if body.model is not None and body.model not in settings.model_names:
-            known = ", ".join(settings.model_names)
-            raise ModelUnknownError(f"the model {errors.shorten(body.model)!r} is not served here; served: {known}")
-        model = body.model or settings.model_names[0]
+        model = served_name(body.model, settings.model_names)
         engine.check_room(len(body.prompts) * (body.n or 1))  # before time is spent on their text
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
         readers = engine.submit_all(job.submissions)

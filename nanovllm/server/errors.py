@@ -48,10 +48,15 @@ def shorten(text: str, limit: int = MAX_INPUT_CHARACTERS) -> str:
 
 def response_for(error: Exception) -> Response:
     """The answer to a request that ended with this exception."""
-    status, param = status_of(error), getattr(error, "param", None)
+    status, message, param = problem_of(error)
     headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError) else None
+    return error_response(status, message, param, headers)
+
+
+def problem_of(error: Exception) -> tuple[int, str, str | None]:
+    """Status, message and field at fault of a request that ended with this exception."""
     message = str(error) if isinstance(error, NanovllmError) else "the server failed; its log has the reason"
-    return error_response(status, shorten(message, 2000), param, headers)
+    return status_of(error), shorten(message, 2000), getattr(error, "param", None)
 
 
 def status_of(error: Exception) -> int:

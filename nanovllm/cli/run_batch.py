@@ -1,0 +1,144 @@
+"""nanovllm run-batch -i requests.jsonl -o answers.jsonl: answer a file of requests in OpenAI's batch format, without a server.
+
+Answers are appended as they come, in any order. Run again after it was ended, by whatever, the same command goes on where it stopped.
+A request without a seed is drawn anew in every run; with --seed its draws follow from that and from its custom_id.
+"""
+
+import argparse
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from nanovllm.cli.options import add_engine_options, engine_config
+from nanovllm.cli.values import positive
+from nanovllm.engine.engine import Engine
+from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.server.batch import BatchRunner
+from nanovllm.server.batch_input import BatchInput, CustomIds
+from nanovllm.server.batch_output import AnswerFile, open_answers
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the subcommand."""
+    parser = subparsers.add_parser("run-batch", help="answer a file of requests", description=__doc__)
+    parser.add_argument("-i", "--input", type=Path, required=True, metavar="FILE", help='lines {"custom_id", "method", "url", "body"}')
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help='lines {"id", "custom_id", "response", "error"}')
+    parser.add_argument("--overwrite", action="store_true", help="drop the answers that the output has, instead of going on with the others")
+    parser.add_argument("--model", default=BUNDLED_MODEL, help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})")
+    parser.add_argument("--served-model-name", action="append", default=None, help="name in the requests; may be given several times")
+    parser.add_argument("--max-line-bytes", type=positive, default=4 << 20, help="longest line of the input (%(default)s)")
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Answer what is not answered yet; 0 when everything is, 128 and the signal's number when one came."""
+    config = engine_config(parsed)
+    _check_files(parsed.input, parsed.output)
+    with parsed.input.open("rb") as file:
+        batch = BatchInput(parsed.input, file, parsed.max_line_bytes)
+        ids = batch.check()
+        with open_answers(parsed.output, ids, overwrite=parsed.overwrite) as output:
+            answered = ids.num_taken
+            if answered:
+                _say(f"{parsed.output} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}")
+            if answered == len(ids):
+                return 0
+            runner = _Run(Engine.load(resolve_model(parsed.model), config), ids, output)
+            names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
+            number = runner.answer_all(batch, names)
+        _say(f"{runner.summary}; {parsed.output}")
+    if number is None:
+        return 0
+    again = "the same command without --overwrite" if parsed.overwrite else "the same command"
+    _say(f"ended by {signal.Signals(number).name}; run {again} to answer the {len(ids) - answered - runner.done:,} that are left")
+    return 128 + number
+
+
+def _check_files(requests: Path, answers: Path) -> None:
+    """Raise ValueError where the paths cannot be what they are given for."""
+    if requests.exists() and not requests.is_file():
+        raise ValueError(f"{requests} is no ordinary file, and the input is read twice; save it to one")
+    if answers.exists() and requests.exists() and answers.samefile(requests):
+        raise ValueError(f"{requests} is the input and the output; give another file for the answers")
+
+
+def _say(message: str) -> None:
+    """Tell people; not on standard output, which may be where the answers go."""
+    print(f"nanovllm: {message}", file=sys.stderr)
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run over a batch: the answers that it wrote, and of them those that are errors, `failed` by a fault of the engine."""
+
+    engine: Engine
+    ids: CustomIds
+    output: AnswerFile
+    done: int = 0
+    refused: int = 0
+    failed: int = 0
+    duration_s: float = 0.0
+
+    def answer_all(self, batch: BatchInput, model_names: tuple[str, ...]) -> int | None:
+        """Write every answer; the number of the signal that ended it early, None where none did."""
+        start_s = time.monotonic()
+        bar = tqdm(total=len(self.ids), initial=self.ids.num_taken, desc="Requests", unit="request", disable=None)
+        runner = BatchRunner(self.engine, model_names)
+        with _Signals() as signals, bar as progress, closing(runner.run(batch.requests(self.ids))) as steps:
+            for answers in steps:
+                for answer in answers:
+                    self.output.append(answer.line)
+                    self.done += 1
+                    self.refused += answer.status != 200
+                    self.failed += answer.status == 500
+                self.output.sync(only_if_due=True)
+                self.duration_s = time.monotonic() - start_s
+                if not progress.disable:
+                    progress.set_postfix_str(f"{self._tokens_per_s:.0f} tok/s", refresh=False)
+                    progress.update(len(answers))
+                if signals.number is not None:
+                    break
+        return signals.number
+
+    @property
+    def summary(self) -> str:
+        """What was done, in one line."""
+        tokens = self.engine.stats().generation_tokens
+        errors = f", {self.refused:,} of them an error" if self.refused else ""
+        failed = f" ({self.failed:,} by a fault of the engine: remove their lines and run again to repeat them)" if self.failed else ""
+        return f"{self.done:,} requests answered{errors}{failed}, {tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
+
+    @property
+    def _tokens_per_s(self) -> float:
+        return self.engine.stats().generation_tokens / self.duration_s if self.duration_s else 0.0
+
+
+class _Signals:
+    """Keeps the number of the first signal that asks to end, as a context manager; a second one does what it does elsewhere."""
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        self._previous: Mapping[int, Any] = {}
+
+    def __enter__(self) -> "_Signals":
+        self._previous = {number: signal.signal(number, self._keep) for number in _SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _keep(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        self.__exit__(None, None, None)

@@ -1,0 +1,67 @@
+"""Files of `nanovllm run-batch` for tests: requests to write, answers to read, and what of an answer is the same whenever it is given."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from nanovllm.cli.main import main
+from tests.support.serving import ENGINE_SETTINGS
+
+BODY = {"prompt": "the"}
+
+
+def request_line(custom_id: str, body: Any = BODY, *, leave_out: str = "", **changes: Any) -> dict[str, Any]:
+    """A line of the input with these changes, or without one of its fields."""
+    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body, **changes}
+    return {name: value for name, value in line.items() if name != leave_out}
+
+
+def write_requests(path: Path, lines: Iterable[dict[str, Any]]) -> Path:
+    """A file of these lines."""
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def read_answers(path: Path) -> dict[str, dict[str, Any]]:
+    """The answers by custom_id: whole lines in the one form, none of them twice."""
+    content = path.read_bytes()
+    assert not content or content.endswith(b"\n")
+    answers: dict[str, dict[str, Any]] = {}
+    for line in content.split(b"\n")[:-1]:
+        answer = json.loads(line)
+        assert list(answer) == ["id", "custom_id", "response", "error"]
+        assert answer["id"].startswith("batch_req_")
+        assert (answer["response"] is None) is not (answer["error"] is None)
+        if answer["response"] is not None:
+            assert list(answer["response"]) == ["status_code", "request_id", "body"]
+        assert answer["custom_id"] not in answers, "it was done twice"
+        answers[answer["custom_id"]] = answer
+    assert len({answer["id"] for answer in answers.values()}) == len(answers)
+    return answers
+
+
+def lasting(answer: dict[str, Any]) -> tuple[int, Any]:
+    """Status and body of an answer without what differs from run to run: ids, the time, and how much of the prompt was in the cache."""
+    return answer["response"]["status_code"], lasting_body(answer["response"]["body"])
+
+
+def lasting_body(body: dict[str, Any]) -> dict[str, Any]:
+    """A body without what differs from run to run."""
+    kept = {name: value for name, value in body.items() if name not in ("id", "created")}
+    if "usage" in kept:
+        kept["usage"] = {name: value for name, value in kept["usage"].items() if name != "prompt_tokens_details"}
+    return kept
+
+
+def arguments(model: Path, requests: Path, answers: Path, *more: str) -> list[str]:
+    """The command line, with ENGINE_SETTINGS."""
+    flags: list[str] = []
+    for name, value in ENGINE_SETTINGS.items():
+        flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
+    return ["run-batch", "-i", str(requests), "-o", str(answers), "--model", str(model), *flags, *more]
+
+
+def run_batch(model: Path, requests: Path, answers: Path, *more: str) -> int:
+    """The command, in this process."""
+    return main(arguments(model, requests, answers, *more))
