@@ -19,18 +19,16 @@ from starlette.responses import JSONResponse, Response
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat_template import ChatTemplate
-from nanovllm.outputs import RequestOutput
 from nanovllm.server import errors
 from nanovllm.server.chat import add_chat
-from nanovllm.server.completions import completion_body, make_job, served_name
+from nanovllm.server.completions import completion_body, make_job
 from nanovllm.server.embeddings import add_embeddings
-from nanovllm.server.errors import error_response
+from nanovllm.server.errors import error_response, served_name
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.schemas import CompletionRequest
-from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events, unless_gone
-
-_CLIENT_GONE = 499  # nobody reads it: the connection is closed
+from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
+from nanovllm.server.whole import client_gone, finish_all
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,17 +115,11 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         model = served_name(body.model, settings.model_names)
         engine.check_room(len(body.prompts) * (body.n or 1))  # before time is spent on their text
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
-        readers = engine.submit_all(job.submissions)
         if body.stream:
+            readers = engine.submit_all(job.submissions)
             events = completion_events(job, engine, readers)
             return EventStream(events, on_close=lambda: engine.leave(readers), stalled_after_s=settings.stalled_client_s)
-
-        async def whole_answer() -> list[RequestOutput]:
-            return [await engine.finish(reader) for reader in readers]
-
         try:
-            return JSONResponse(completion_body(job, await unless_gone(request, whole_answer())))
+            return JSONResponse(completion_body(job, await finish_all(engine, request, job.submissions)))
         except ClientGoneError:
-            return Response(status_code=_CLIENT_GONE)
-        finally:
-            engine.leave(readers)
+            return client_gone()

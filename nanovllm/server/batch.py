@@ -18,8 +18,8 @@ from nanovllm.engine.intake import Submission
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.batch_input import BatchRequest
 from nanovllm.server.batch_output import Answer
-from nanovllm.server.completions import completion_body, make_job, served_name
-from nanovllm.server.errors import describe_problems, error_body, problem_of, shorten
+from nanovllm.server.completions import completion_body, make_job
+from nanovllm.server.errors import describe_problems, error_body, problem_of, served_name, shorten
 from nanovllm.server.schemas import CompletionRequest
 
 logger = logging.getLogger(__name__)

@@ -24,10 +24,10 @@ from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestE
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
-from nanovllm.server.errors import response_for, status_of
+from nanovllm.server.errors import response_for, served_name, status_of
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.streaming import ClientGoneError, EventStream, event
-from nanovllm.server.whole import client_gone, finish_all, served_model
+from nanovllm.server.whole import client_gone, finish_all
 
 logger = logging.getLogger(__name__)
 _REMEDY = "send a prompt to /v1/completions instead, or start the server with --chat-template FILE"
@@ -51,7 +51,7 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        model = served_model(body.model, model_names)
+        model = served_name(body.model, model_names)
         if template is None:
             raise InvalidRequestError(f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}", param="messages")
         engine.check_room(body.n or 1)  # before time is spent on its text

@@ -12,7 +12,6 @@ from nanovllm.engine.intake import Submission, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.errors import ModelUnknownError, shorten
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.structured import structured_outputs
 
@@ -85,13 +84,6 @@ def check_context(prompt_tokens: int, params: SamplingParams, max_model_len: int
             f"{max_model_len}; shorten the prompt or lower max_tokens",
             param="max_tokens",
         )
-
-
-def served_name(asked: str | None, names: Sequence[str]) -> str:
-    """The name that an answer says: the one asked for, or the first; raises ModelUnknownError where that is none of `names`."""
-    if asked is not None and asked not in names:
-        raise ModelUnknownError(f"the model {shorten(asked)!r} is not served here; served: {', '.join(names)}")
-    return asked or names[0]
 
 
 def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:

@@ -20,9 +20,10 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
+from nanovllm.server.errors import served_name
 from nanovllm.server.schemas import MAX_PRIORITY, Prompts, check_prompts, check_size, list_prompts
 from nanovllm.server.streaming import ClientGoneError
-from nanovllm.server.whole import client_gone, finish_all, served_model
+from nanovllm.server.whole import client_gone, finish_all
 
 
 class EmbeddingRequest(BaseModel):
@@ -63,7 +64,7 @@ def add_embeddings(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str]
     @app.post("/v1/embeddings")
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Turn one or several texts into vectors."""
-        model = served_model(body.model, model_names)
+        model = served_name(body.model, model_names)
         engine.check_room(len(body.inputs))  # before time is spent on their text
         submissions = await asyncio.to_thread(make_submissions, body, engine.engine)
         try:

@@ -28,6 +28,13 @@ class ModelUnknownError(NanovllmError):
     """The request names a model that this server does not serve."""
 
 
+def served_name(asked: str | None, names: Sequence[str]) -> str:
+    """The name that an answer gives the model: the one asked for, the first where none is; raises ModelUnknownError."""
+    if asked is not None and asked not in names:
+        raise ModelUnknownError(f"the model {shorten(asked)!r} is not served here; served: {', '.join(names)}")
+    return asked or names[0]
+
+
 def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
     """The body of an error answer."""
     return {"error": {"message": message, "type": _TYPES.get(status, "APIError"), "param": param, "code": status}}

@@ -1,4 +1,4 @@
-"""What the routes that give a whole answer have in common: the model's name, and waiting for requests while the client is there."""
+"""What the routes that give a whole answer have in common: waiting for requests while the client is there."""
 
 from collections.abc import Sequence
 
@@ -8,15 +8,7 @@ from starlette.responses import Response
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.intake import Submission
 from nanovllm.outputs import RequestOutput
-from nanovllm.server.errors import ModelUnknownError, shorten
 from nanovllm.server.streaming import unless_gone
-
-
-def served_model(name: str | None, model_names: Sequence[str]) -> str:
-    """The name that an answer gives the model: the one asked for, the first where none is; raises ModelUnknownError."""
-    if name is not None and name not in model_names:
-        raise ModelUnknownError(f"the model {shorten(name)!r} is not served here; served: {', '.join(model_names)}")
-    return name or model_names[0]
 
 
 async def finish_all(engine: AsyncEngine, request: Request, submissions: Sequence[Submission]) -> list[RequestOutput]:
