@@ -111,7 +111,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
             known = ", ".join(settings.model_names)
             raise ModelUnknownError(f"the model {errors.shorten(body.model)!r} is not served here; served: {known}")
         model = body.model or settings.model_names[0]
-        engine.check_room(len(body.prompts) * (body.n or 1))  # before time is spent on their text
+        engine.check_room(len(body.prompts) * body.num_candidates)  # before time is spent on their text
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
         readers = engine.submit_all(job.submissions)
         if body.stream:
