@@ -24,7 +24,7 @@ class CompletionOutput:
     """One answer, or, while streaming, what is new of it.
 
     Attributes:
-        index: which of the prompt's n answers.
+        index: which of the prompt's n answers; where they are the best of more, 0 is the best.
         finish_reason: "stop" (end of text, stop token or stop string), "length", "abort", or None while it goes on.
         stop_reason: the stop string or stop token id that ended it; None for end of text.
     """
@@ -52,8 +52,13 @@ class RequestMetrics:
 class RequestOutput:
     """A prompt and its answers.
 
-    `prompt` is None where the prompt was given as token ids. `prompt_logprobs` has one entry per prompt token, None for the first,
-    and is None where it was not asked for. `num_cached_tokens` counts prompt tokens whose keys and values came from the prefix cache.
+    Attributes:
+        prompt: the prompt's text; of a truncated prompt what was kept of it; None where the prompt was given as token ids.
+        prompt_token_ids: those that were read, after truncation.
+        prompt_logprobs: one entry per prompt token, None for the first; None where it was not asked for.
+        num_cached_tokens: prompt tokens whose keys and values were in the prefix cache when the first of the answers was begun.
+        num_generated_tokens: tokens so far of all answers that were asked for, also of those that best_of left out, and of each of several
+            equal ones.
     """
 
     request_id: str
@@ -63,6 +68,7 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = False
     num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
     metrics: RequestMetrics | None = None
 
 

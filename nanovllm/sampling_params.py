@@ -8,11 +8,13 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
 
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflow float32 and only the best could be drawn
+MAX_BEST_OF = 20  # OpenAI's own limit: answers that are computed to be thrown away
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1000  # of one stop string: each new piece of text is compared with all of its beginnings
 MAX_LOGIT_EDITS = 1024  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
+MAX_PROMPT_TOKENS = 2**31 - 1  # more than any context has
 MIN_REPETITION_PENALTY = 1e-5  # logits are divided by it: a smaller one could overflow float32
 
 
@@ -22,6 +24,9 @@ class SamplingParams:
 
     Attributes:
         n: number of answers to the prompt.
+        best_of: generate so many answers, n to 20, and give the n best: those whose tokens have the highest mean log-probability; None for n.
+        truncate_prompt_tokens: read only so many tokens of the prompt, the last ones; -1 for as many as fit with max_tokens; None for all.
+        add_special_tokens: let the tokenizer put its special tokens around a prompt given as text, where it has any; GPT-2's has none.
         max_tokens: most tokens to generate; None for as many as the context has room for; 0 only reads the prompt.
         min_tokens: no end-of-text, stop token or stop string before this many tokens.
         temperature: 0 takes the most likely token; otherwise logits are divided by it.
@@ -46,6 +51,7 @@ class SamplingParams:
     """
 
     n: int = 1
+    best_of: int | None = None
     max_tokens: int | None = 16
     min_tokens: int = 0
     temperature: float = 1.0
@@ -67,6 +73,8 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
+    truncate_prompt_tokens: int | None = None
+    add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
         self._check_numbers()
@@ -80,6 +88,21 @@ class SamplingParams:
         return self.temperature < GREEDY_TEMPERATURE
 
     @property
+    def num_candidates(self) -> int:
+        """Answers that are generated; the n best of them are given."""
+        return self.n if self.best_of is None else self.best_of
+
+    @property
+    def num_sequences(self) -> int:
+        """Sequences that are computed: greedy answers are all equal, so that one stands for all of them."""
+        return 1 if self.is_greedy else self.num_candidates
+
+    @property
+    def ranks_answers(self) -> bool:
+        """Whether more sequences are computed than answers given, so that none can be given before all have ended."""
+        return self.num_sequences > self.n
+
+    @property
     def has_penalties(self) -> bool:
         """Whether logits depend on the tokens so far."""
         return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
@@ -91,7 +114,10 @@ class SamplingParams:
 
     def _check_numbers(self) -> None:
         whole = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K)}
-        optional = {"max_tokens": (0, None), "seed": (MIN_SEED, MAX_SEED), "logprobs": (0, None), "prompt_logprobs": (0, None)}
+        optional = {
+            "max_tokens": (0, None), "seed": (MIN_SEED, MAX_SEED), "logprobs": (0, None), "prompt_logprobs": (0, None),
+            "best_of": (1, MAX_BEST_OF), "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
+        }  # fmt: skip
         for name, (low, high) in whole.items():
             _check_whole(name, getattr(self, name), low, high)
         for name, (low, high) in optional.items():
@@ -109,7 +135,7 @@ class SamplingParams:
         object.__setattr__(self, "top_k", max(self.top_k, 0))
 
     def _check_flags(self) -> None:
-        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens"):
+        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "add_special_tokens"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise InvalidRequestError(f"{name} is {_short(value)} but must be true or false", param=name)
@@ -152,6 +178,13 @@ class SamplingParams:
                 if getattr(self, name):
                     message = f"{name} cannot be combined with structured_outputs, whose end is the end of the answer; leave one of them out"
                     raise InvalidRequestError(message, param=name)
+        if self.best_of is not None and self.best_of < self.n:
+            raise InvalidRequestError(f"best_of is {self.best_of} but n is {self.n}, the number of answers to give; raise the first", param="best_of")
+        if self.truncate_prompt_tokens == 0:
+            raise InvalidRequestError(
+                "truncate_prompt_tokens is 0 but must be at least 1, or -1 for as many as fit; leave it out to read the whole prompt",
+                param="truncate_prompt_tokens",
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, for building a changed copy: `SamplingParams(**{**params.as_dict(), "n": 1})`."""

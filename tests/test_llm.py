@@ -71,6 +71,16 @@ def test_n_answers_come_in_order(llm: LLM) -> None:
     assert len({tuple(answer.token_ids) for answer in output.outputs}) > 1
 
 
+def test_the_best_of_more_answers_come_best_first(llm: LLM) -> None:
+    settings = {"max_tokens": 10, "seed": 3, "stop_token_ids": range(0, 60, 2)}
+    every = llm.generate("the", SamplingParams(n=6, logprobs=0, **settings), use_tqdm=False)[0]  # type: ignore[arg-type]
+    best = llm.generate("the", SamplingParams(n=2, best_of=6, **settings), use_tqdm=False)[0]  # type: ignore[arg-type]
+    ranked = sorted(every.outputs, key=lambda answer: (answer.cumulative_logprob or 0) / len(answer.token_ids), reverse=True)
+    assert [answer.token_ids for answer in best.outputs] == [answer.token_ids for answer in ranked[:2]]
+    assert [(answer.index, answer.logprobs, answer.cumulative_logprob) for answer in best.outputs] == [(0, None, None), (1, None, None)]
+    assert best.num_generated_tokens == every.num_generated_tokens == sum(len(answer.token_ids) for answer in every.outputs)
+
+
 def test_stop_strings_end_the_text_before_them(books: LLM) -> None:
     whole = books.generate("It was a dark", SamplingParams(temperature=0, max_tokens=60), use_tqdm=False)[0].outputs[0]
     stop = whole.text[20:23]

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,18 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.sampling_params import GREEDY_TEMPERATURE, MAX_LOGIT_EDITS, MAX_STOP_STRINGS, MAX_TOP_K, MIN_REPETITION_PENALTY, SamplingParams
+from nanovllm.sampling_params import (
+    GREEDY_TEMPERATURE,
+    MAX_BEST_OF,
+    MAX_LOGIT_EDITS,
+    MAX_PROMPT_TOKENS,
+    MAX_STOP_STRINGS,
+    MAX_TOP_K,
+    MIN_REPETITION_PENALTY,
+    SamplingParams,
+)
 
 HUGE = 10**400  # a whole number that no float holds; JSON can spell it
 WHOLE: dict[str, tuple[int, int | None]] = {
     "n": (1, 128), "max_tokens": (0, None), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K), "seed": (-(2**63), 2**63 - 1),
-    "logprobs": (0, None), "prompt_logprobs": (0, None),
+    "logprobs": (0, None), "prompt_logprobs": (0, None), "best_of": (1, MAX_BEST_OF), "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
 }  # fmt: skip
 REAL = {
     "temperature": (0.0, 100.0), "top_p": (math.nextafter(0, 1), 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (MIN_REPETITION_PENALTY, 100.0),
     "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
 }  # fmt: skip
-FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens")
+FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "add_special_tokens")
 TEXTS = {"stop": MAX_STOP_STRINGS, "bad_words": MAX_LOGIT_EDITS}
 IDS = ("stop_token_ids", "allowed_token_ids")
 
@@ -71,7 +81,7 @@ def test_what_is_no_whole_number(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_none_means_unlimited_only_where_the_default_says_so(name: str) -> None:
-    if name in ("max_tokens", "seed", "logprobs", "prompt_logprobs"):
+    if name in ("max_tokens", "seed", "logprobs", "prompt_logprobs", "best_of", "truncate_prompt_tokens"):
         assert getattr(params(name, None), name) is None
     else:
         refuse(name, None)
@@ -153,6 +163,33 @@ def test_min_tokens_may_not_pass_max_tokens() -> None:
     with pytest.raises(InvalidRequestError, match="min_tokens is 5 but max_tokens only 4; lower the first or raise the second") as caught:
         SamplingParams(min_tokens=5, max_tokens=4)
     assert caught.value.param == "min_tokens"
+
+
+def test_the_best_are_of_at_least_as_many() -> None:
+    assert SamplingParams(n=4, best_of=4).best_of == 4
+    with pytest.raises(InvalidRequestError, match="best_of is 3 but n is 4, the number of answers to give; raise the first") as caught:
+        SamplingParams(n=4, best_of=3)
+    assert caught.value.param == "best_of"
+
+
+def test_no_token_of_the_prompt_is_too_few() -> None:
+    assert "at least 1, or -1 for as many as fit" in refuse("truncate_prompt_tokens", 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "candidates", "sequences", "ranks"),
+    [
+        ({}, 1, 1, False),
+        ({"n": 3}, 3, 3, False),
+        ({"n": 3, "best_of": 3}, 3, 3, False),
+        ({"n": 3, "best_of": 5}, 5, 5, True),
+        ({"n": 3, "temperature": 0}, 3, 1, False),
+        ({"n": 3, "best_of": 5, "temperature": 0}, 5, 1, False),
+    ],
+)
+def test_answers_that_are_asked_for_and_sequences_that_are_computed(settings: dict[str, Any], candidates: int, sequences: int, ranks: bool) -> None:
+    chosen = SamplingParams(**settings)
+    assert (chosen.num_candidates, chosen.num_sequences, chosen.ranks_answers) == (candidates, sequences, ranks)
 
 
 def test_unknown_settings_and_settings_by_place_are_refused() -> None:

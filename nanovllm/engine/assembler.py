@@ -1,9 +1,11 @@
 """From token updates to what the caller sees: text, token ids and log-probabilities of each answer, whole or as news.
 
-One assembler belongs to one prompt and its n answers. It holds the decoders, so detokenising happens on the caller's thread and not
-on the engine's. It grows with the answer and with nothing else: news that nobody fetches merge into one.
+One assembler belongs to one prompt and its n answers. Each is a sequence of its own; but greedy answers are equal and one sequence, and
+with `best_of` they are the n best of more sequences, which are known once all have ended. It holds the decoders, so detokenising happens
+on the caller's thread and not on the engine's. It grows with the answers and with nothing else: news that nobody fetches merge into one.
 """
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -48,8 +50,8 @@ class SequenceUpdate:
 
 
 @dataclass(slots=True)
-class _Choice:
-    """One answer so far; `text_sent` and `tokens_sent` say how much of it was fetched as news."""
+class _Sequence:
+    """What was generated so far; `text_sent` and `tokens_sent` say how much of it was fetched as news."""
 
     request_id: str
     decoder: IncrementalDecoder
@@ -65,6 +67,23 @@ class _Choice:
     has_begun: bool = False
     finish_sent: bool = False
 
+    @property
+    def has_news(self) -> bool:
+        """Whether there is more of it than was fetched."""
+        has_ended = self.finish_reason is not None and not self.finish_sent
+        return has_ended or len(self.token_ids) > self.tokens_sent or len(self.text) > self.text_sent
+
+    @property
+    def mean_logprob(self) -> float:
+        """What best_of ranks by: longer answers are not worse for being longer. What is not a number counts as minus infinity."""
+        mean = self.cumulative_logprob / max(len(self.token_ids), 1)
+        return -math.inf if math.isnan(mean) else mean
+
+    def mark_sent(self) -> None:
+        """All of it has been fetched."""
+        self.has_begun = True
+        self.text_sent, self.tokens_sent, self.finish_sent = len(self.text), len(self.token_ids), self.finish_reason is not None
+
 
 class Assembler:
     """Collects the updates of one prompt's sequences."""
@@ -79,7 +98,7 @@ class Assembler:
         sequence_ids: list[str],
         pooler: Pooler | None = None,
     ) -> None:
-        """Expect updates for `sequence_ids`, one an answer in the order of their choice indices; `pooler` is for a prompt that is embedded."""
+        """Expect updates for `sequence_ids`, `params.num_sequences` of them by choice index; `pooler` is for a prompt that is embedded."""
         self.request_id = request_id
         self.error: str | None = None
         self._prompt = prompt
@@ -90,8 +109,8 @@ class Assembler:
         self._prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
         self._num_cached_tokens = 0
         self._metrics: RequestMetrics | None = None
-        self._choices = [
-            _Choice(
+        self._sequences = [
+            _Sequence(
                 sequence_id,
                 IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
                 StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output),
@@ -101,57 +120,60 @@ class Assembler:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every answer has ended."""
-        return all(choice.finish_reason is not None for choice in self._choices)
+        """Whether every sequence has ended."""
+        return all(sequence.finish_reason is not None for sequence in self._sequences)
 
     @property
     def sequence_ids(self) -> list[str]:
         """Ids of all its sequences."""
-        return [choice.request_id for choice in self._choices]
+        return [sequence.request_id for sequence in self._sequences]
 
     @property
     def unfinished_ids(self) -> list[str]:
         """Sequences that the engine may still be working on."""
-        return [choice.request_id for choice in self._choices if choice.finish_reason is None]
+        return [sequence.request_id for sequence in self._sequences if sequence.finish_reason is None]
 
     def absorb(self, update: SequenceUpdate) -> bool:
         """Take in an update; True when a stop string ended the answer, so that the engine must be told to end the sequence."""
-        choice = self._choices[update.choice_index]
-        if choice.finish_reason is not None:
+        sequence = self._sequences[update.choice_index]
+        if sequence.finish_reason is not None:
             return False  # steps that were under way when a stop string was found
         if self._pooler is not None and update.hidden is not None:
             self._pooler.add(update.hidden)
-        if update.choice_index == 0 and self._prompt_logprobs is not None:
-            self._prompt_logprobs += map(self._position, update.prompt_logprobs)
-        self._num_cached_tokens = max(self._num_cached_tokens, update.num_cached_tokens)
-        text = "" if update.token_id is None else self._add_token(choice, update.token_id, update)
+        if update.choice_index == 0:
+            if self._prompt_logprobs is not None:
+                self._prompt_logprobs += map(self._position, update.prompt_logprobs)
+            self._num_cached_tokens = update.num_cached_tokens  # the others find the blocks of the first
+        text = "" if update.token_id is None else self._add_token(sequence, update.token_id, update)
         if update.finish_reason is not None:
-            text += choice.decoder.flush()
-        may_stop = update.token_id is not None and len(choice.token_ids) > self._params.min_tokens
-        released, stop = choice.stops.push(text, may_stop=may_stop)
-        choice.text += released
+            text += sequence.decoder.flush()
+        may_stop = update.token_id is not None and len(sequence.token_ids) > self._params.min_tokens
+        released, stop = sequence.stops.push(text, may_stop=may_stop)
+        sequence.text += released
         if stop is not None:
-            choice.finish_reason, choice.stop_reason = FinishReason.STOP, stop
+            sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, stop
         elif update.finish_reason is not None:
-            choice.text += choice.stops.flush()
-            choice.finish_reason, choice.stop_reason = update.finish_reason, update.stop_reason
+            sequence.text += sequence.stops.flush()
+            sequence.finish_reason, sequence.stop_reason = update.finish_reason, update.stop_reason
             self.error = self.error or update.error
         if update.metrics is not None:
             self._metrics = update.metrics
         return stop is not None and update.finish_reason is None
 
-    def _add_token(self, choice: _Choice, token_id: int, update: SequenceUpdate) -> str:
+    def _add_token(self, sequence: _Sequence, token_id: int, update: SequenceUpdate) -> str:
         """Append a token; the characters that it completes, none for a token that ends the answer unless such are to be kept."""
-        choice.token_ids.append(token_id)
+        sequence.token_ids.append(token_id)
         if update.logprobs is not None:
-            choice.logprobs.append(self._position(update.logprobs))
-            choice.cumulative_logprob += update.logprobs.logprobs[0]
+            sequence.cumulative_logprob += update.logprobs.logprobs[0]
+            if self._shows_logprobs:
+                sequence.logprobs.append(self._position(update.logprobs))
         is_left_out = update.finish_reason is FinishReason.STOP and not self._params.include_stop_str_in_output
-        return "" if is_left_out else choice.decoder.push(token_id)
+        return "" if is_left_out else sequence.decoder.push(token_id)
 
     def output(self) -> RequestOutput:
-        """Everything so far."""
-        return self._output([self._completion(index, 0, 0) for index in range(len(self._choices))], self._prompt_logprobs)
+        """Everything so far; which answers are the best of more is known once all sequences have ended."""
+        answers = [self._completion(index, sequence, 0, 0) for index, sequence in enumerate(self._answers())]
+        return self._output(answers, self._prompt_logprobs)
 
     def embedding(self) -> EmbeddingRequestOutput:
         """The embedding of a prompt that has been read to its end; raises EngineFaultError where the network's output is not a number."""
@@ -166,45 +188,59 @@ class Assembler:
     def take_news(self) -> RequestOutput | None:
         """What has come since the last call: choices with news only, each with its new text and tokens; None where nothing has.
 
-        Prompt log-probabilities come with every choice's first news, which waits until they are complete.
+        Prompt log-probabilities come with every choice's first news, which waits until they are complete. Answers that are the best of
+        more are no news before all sequences have ended.
         """
-        if self._prompt_logprobs_pending:
+        if self._prompt_logprobs_pending or (self._params.ranks_answers and not self.is_finished):
             return None
-        news = []
-        begins = False
-        for index, choice in enumerate(self._choices):
-            has_ended = choice.finish_reason is not None and not choice.finish_sent
-            if has_ended or len(choice.token_ids) > choice.tokens_sent or len(choice.text) > choice.text_sent:
-                news.append(self._completion(index, choice.text_sent, choice.tokens_sent))
-                begins = begins or not choice.has_begun
-                choice.has_begun = True
-                choice.text_sent, choice.tokens_sent, choice.finish_sent = len(choice.text), len(choice.token_ids), has_ended
-        if not news:
+        fresh = [(index, sequence) for index, sequence in enumerate(self._answers()) if sequence.has_news]
+        if not fresh:
             return None
+        news = [self._completion(index, sequence, sequence.text_sent, sequence.tokens_sent) for index, sequence in fresh]
+        begins = any(not sequence.has_begun for _, sequence in fresh)
+        for _, sequence in fresh:
+            sequence.mark_sent()
         return self._output(news, self._prompt_logprobs if begins else None)
+
+    def _answers(self) -> list[_Sequence]:
+        """The sequence of each of the n answers: its own, the only one, or the next best; of equals the first."""
+        if self._params.ranks_answers:
+            return sorted(self._sequences, key=lambda sequence: sequence.mean_logprob, reverse=True)[: self._params.n]
+        return self._sequences * (self._params.n // len(self._sequences))
+
+    @property
+    def _shows_logprobs(self) -> bool:
+        return self._params.logprobs is not None
 
     @property
     def _prompt_logprobs_pending(self) -> bool:
-        """Whether the first choice, which reports them, still has some to come; another may be ahead of it, its prompt cached."""
+        """Whether the first sequence, which reports them, still has some to come; another may be ahead of it, its prompt cached."""
         reported = self._prompt_logprobs
-        return reported is not None and len(reported) < len(self._prompt_token_ids) and self._choices[0].finish_reason is None
+        return reported is not None and len(reported) < len(self._prompt_token_ids) and self._sequences[0].finish_reason is None
 
     def _output(self, outputs: list[CompletionOutput], prompt_logprobs: list[PositionLogprobs | None] | None) -> RequestOutput:
+        computed = sum(len(sequence.token_ids) for sequence in self._sequences)
         return RequestOutput(
-            self.request_id, self._prompt, self._prompt_token_ids, prompt_logprobs, outputs, self.is_finished, self._num_cached_tokens, self._metrics
+            request_id=self.request_id,
+            prompt=self._prompt,
+            prompt_token_ids=self._prompt_token_ids,
+            prompt_logprobs=prompt_logprobs,
+            outputs=outputs,
+            finished=self.is_finished,
+            num_cached_tokens=self._num_cached_tokens,
+            num_generated_tokens=computed * (self._params.num_candidates // len(self._sequences)),
+            metrics=self._metrics,
         )
 
-    def _completion(self, index: int, text_start: int, token_start: int) -> CompletionOutput:
-        choice = self._choices[index]
-        wants_logprobs = self._params.logprobs is not None
+    def _completion(self, index: int, sequence: _Sequence, text_start: int, token_start: int) -> CompletionOutput:
         return CompletionOutput(
             index=index,
-            text=choice.text[text_start:],
-            token_ids=choice.token_ids[token_start:],
-            cumulative_logprob=choice.cumulative_logprob if wants_logprobs else None,
-            logprobs=choice.logprobs[token_start:] if wants_logprobs else None,
-            finish_reason=choice.finish_reason.value if choice.finish_reason is not None else None,
-            stop_reason=choice.stop_reason,
+            text=sequence.text[text_start:],
+            token_ids=sequence.token_ids[token_start:],
+            cumulative_logprob=sequence.cumulative_logprob if self._shows_logprobs else None,
+            logprobs=sequence.logprobs[token_start:] if self._shows_logprobs else None,
+            finish_reason=sequence.finish_reason.value if sequence.finish_reason is not None else None,
+            stop_reason=sequence.stop_reason,
         )
 
     def _position(self, found: TokenLogprobs) -> PositionLogprobs:

@@ -64,11 +64,11 @@ class _Stop:
 
 @dataclass(slots=True, eq=False)
 class Reader:
-    """A request and the task that waits for its news; `sequences` are those that count as unfinished, `gone` is why no more news come."""
+    """A request and the task that waits for its news; `answers` is how many of them count as unfinished, `gone` is why no more news come."""
 
     assembler: Assembler
     requests: tuple[Request, ...]
-    sequences: int
+    answers: int
     news: asyncio.Event = field(default_factory=asyncio.Event)
     gone: EngineError | None = None
 
@@ -81,7 +81,7 @@ class Reader:
 def check_answers(asked: int, limit: int) -> None:
     """Raise InvalidRequestError where one request asks for more answers than may ever be unfinished."""
     if asked > limit:
-        raise InvalidRequestError(f"the request asks for {asked} answers at once, the limit is {limit}; send fewer prompts or a smaller n")
+        raise InvalidRequestError(f"the request asks for {asked} answers at once, the limit is {limit}; send fewer prompts or a smaller n or best_of")
 
 
 class AsyncEngine:
@@ -93,7 +93,8 @@ class AsyncEngine:
         """Prepare an engine that `load` will make on the engine's thread.
 
         Args:
-            max_queued_requests: sequences that may be unfinished at once; one more is refused with QueueFullError.
+            max_queued_requests: answers that may be unfinished at once; one more is refused with QueueFullError. Each counts that a request asks
+                for, also of equal ones that are computed once, and those that best_of leaves out.
             on_step: called on the event loop with what each step adds to the histograms.
         """
         self._load = load
@@ -194,23 +195,23 @@ class AsyncEngine:
         """Queue one checked request; its reader must be given to `finish` or `follow`."""
         return self.submit_all([submission])[0]
 
-    def check_room(self, sequences: int) -> None:
-        """Whether as many sequences more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""
-        check_answers(sequences, self._max_queued)
-        if self._queued + sequences > self._max_queued:
-            waiting = f"{self._queued} requests are unfinished and {sequences} more would pass the limit of {self._max_queued}"
+    def check_room(self, answers: int) -> None:
+        """Whether as many answers more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""
+        check_answers(answers, self._max_queued)
+        if self._queued + answers > self._max_queued:
+            waiting = f"{self._queued} requests are unfinished and {answers} more would pass the limit of {self._max_queued}"
             raise QueueFullError(f"{waiting}; try again later")
 
     def submit_all(self, submissions: Sequence[Submission]) -> list[Reader]:
-        """Queue checked requests, all or none: room for every sequence is taken before the first is queued."""
+        """Queue checked requests, all or none: room for every answer is taken before the first is queued."""
         self._check_ready()
-        sequences = sum(len(submission.requests) for submission in submissions)
-        self.check_room(sequences)
-        self._queued += sequences
+        answers = sum(submission.num_answers for submission in submissions)
+        self.check_room(answers)
+        self._queued += answers
         arrival_s = time.monotonic()
         readers = []
         for submission in submissions:
-            reader = Reader(submission.assembler, submission.requests, len(submission.requests))
+            reader = Reader(submission.assembler, submission.requests, submission.num_answers)
             self._readers.update(dict.fromkeys((request.request_id for request in submission.requests), reader))
             self._commands.put(_Add(submission.requests, arrival_s))
             readers.append(reader)
@@ -254,12 +255,12 @@ class AsyncEngine:
         """Nobody waits for these requests any more: whatever is unfinished of them is aborted. Harmless twice, and done by `finish` and `follow`."""
         for reader in readers:
             unfinished = tuple(reader.assembler.unfinished_ids)
-            if unfinished and reader.sequences:
+            if unfinished and reader.answers:
                 self._commands.put(_Abort(unfinished))
             for request_id in reader.assembler.sequence_ids:
                 self._readers.pop(request_id, None)
-            self._queued -= reader.sequences
-            reader.sequences = 0
+            self._queued -= reader.answers
+            reader.answers = 0
 
     def _deliver(self, output: StepOutput) -> None:
         """On the event loop: hand a step's updates to their readers."""

@@ -6,7 +6,7 @@ passes can always run to its end.
 
 import random
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
@@ -20,6 +20,8 @@ from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestE
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams, check_unicode
 
+MAX_TRUNCATED_BYTES = 1 << 20  # of text, all of which must be tokenised to find its last tokens: that takes a hundred times the memory
+
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
 
@@ -30,6 +32,11 @@ class Submission:
 
     requests: tuple[Request, ...]
     assembler: Assembler
+
+    @property
+    def num_answers(self) -> int:
+        """Answers asked for, which a bounded queue counts: more than sequences where equal ones are computed once."""
+        return self.requests[0].sampling.num_candidates
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Intake:
 
     def submit(self, request_id: str, prompt: Prompt, params: SamplingParams, *, priority: int = 0, cache_salt: str = "") -> Submission:
         """Check a prompt and its settings; raises InvalidRequestError."""
-        text, token_ids = self.read_prompt(prompt)
+        text, token_ids = self.read_prompt(prompt, add_special_tokens=params.add_special_tokens, keep_last=self._kept_tokens(params))
         max_new_tokens = self._room(len(token_ids), params)
         self._check_settings(params)
         eos = frozenset() if params.ignore_eos else frozenset(self.model.eos_token_ids)
@@ -68,11 +75,13 @@ class Intake:
         bad_words = self._bad_words(params)
         rules = TokenRules(params, bad_words)
         grammar = None if params.structured_outputs is None else self._grammars.compile(params.structured_outputs)
+        needs_scores = params.ranks_answers and params.logprobs is None
+        sampling = replace(params, logprobs=0) if needs_scores else params  # the assembler does not show them
         requests = tuple(
             Request(
-                request_id=request_id if params.n == 1 else f"{request_id}-{choice}",
+                request_id=request_id if params.num_sequences == 1 else f"{request_id}-{choice}",
                 prompt_token_ids=tuple(token_ids),
-                sampling=params,
+                sampling=sampling,
                 max_new_tokens=max_new_tokens,
                 seed=seed,
                 choice_index=choice,
@@ -84,7 +93,7 @@ class Intake:
                 priority=priority,
                 cache_salt=cache_salt,
             )
-            for choice in range(params.n)
+            for choice in range(params.num_sequences)
         )
         assembler = Assembler(request_id, text, token_ids, params, self.tokenizer, [request.request_id for request in requests])
         return Submission(requests, assembler)
@@ -114,8 +123,20 @@ class Intake:
         assembler = Assembler(request_id, text, token_ids, params, self.tokenizer, [request_id], Pooler(normalize=normalize))
         return Submission((request,), assembler)
 
-    def read_prompt(self, prompt: Prompt) -> tuple[str | None, list[int]]:
-        """A prompt's text, None where it came as ids, and its token ids; raises InvalidRequestError."""
+    def read_prompt(self, prompt: Prompt, *, add_special_tokens: bool = True, keep_last: int | None = None) -> tuple[str | None, list[int]]:
+        """A prompt's text, None where it came as ids, and its token ids; raises InvalidRequestError.
+
+        Args:
+            add_special_tokens: with those that the tokenizer puts around every text.
+            keep_last: of more tokens only so many, the last ones, and only their text.
+        """
+        text, token_ids = self._read_whole(prompt, add_special_tokens, is_truncated=keep_last is not None)
+        if keep_last is None or len(token_ids) <= keep_last:
+            return text, token_ids
+        kept = token_ids[-keep_last:]
+        return None if text is None else self.tokenizer.decode(kept), kept
+
+    def _read_whole(self, prompt: Prompt, add_special_tokens: bool, *, is_truncated: bool) -> tuple[str | None, list[int]]:
         given: object = prompt
         if isinstance(prompt, Mapping):
             if set(prompt) not in ({"prompt"}, {"prompt_token_ids"}):
@@ -126,7 +147,7 @@ class Intake:
                 wanted = "text" if name == "prompt" else "a list of token ids"
                 raise InvalidRequestError(f"'{name}' is {_shown(given)} but must be {wanted}", param="prompt")
         if isinstance(given, str):
-            return given, self._encode(given)
+            return given, self._encode(given, add_special_tokens, is_truncated=is_truncated)
         if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
             raise InvalidRequestError(f"the prompt is {_shown(given)} but must be text or a list of token ids", param="prompt")
         if not given:
@@ -138,24 +159,43 @@ class Intake:
         self._check_ids("prompt", token_ids)
         return None, token_ids
 
-    def _encode(self, text: str) -> list[int]:
-        self.check_text(text)
-        token_ids = self.tokenizer.encode(text)
+    def _encode(self, text: str, add_special_tokens: bool, *, is_truncated: bool) -> list[int]:
+        self.check_text(text, is_truncated=is_truncated)
+        token_ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         if not token_ids:
             raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
         self._check_ids("prompt", token_ids)
         return token_ids
 
-    def check_text(self, text: str) -> None:
+    def check_text(self, text: str, *, is_truncated: bool = False) -> None:
         """Refuse a prompt that cannot be right before it is encoded; raises InvalidRequestError."""
         if not text:
             raise InvalidRequestError("the prompt is empty; give at least one character", param="prompt")
         check_unicode("prompt", text)
-        at_least = len(text.encode()) // self._longest_token if self._longest_token else 1
-        if at_least > self.limits.max_model_len:  # too long however it is split: refuse it before spending time on it
+        num_bytes = len(text.encode())
+        if is_truncated and num_bytes > MAX_TRUNCATED_BYTES:
+            raise InvalidRequestError(
+                f"the prompt has {num_bytes} bytes, the limit for one that is to be truncated is {MAX_TRUNCATED_BYTES}; send its end", param="prompt"
+            )
+        at_least = num_bytes // self._longest_token if self._longest_token else 1
+        if at_least > self.limits.max_model_len and not is_truncated:  # too long however it is split: refuse it before spending time on it
             raise ContextLengthError(
                 f"the prompt has at least {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it", param="prompt"
             )
+
+    def _kept_tokens(self, params: SamplingParams) -> int | None:
+        """How many of a prompt's last tokens are to be read; None for all of them."""
+        if params.truncate_prompt_tokens != -1:
+            return params.truncate_prompt_tokens
+        answer = 1 if params.max_tokens is None else params.max_tokens
+        fitting = min(self.limits.max_model_len - answer, self.limits.cache_tokens - max(answer - 1, 0))
+        if fitting < 1:
+            raise ContextLengthError(
+                f"max_tokens is {answer}, which leaves no room for a prompt in a context of {self.limits.max_model_len} tokens and a KV cache of "
+                f"{self.limits.cache_tokens}; lower it",
+                param="max_tokens",
+            )
+        return fitting
 
     def _room(self, prompt_tokens: int, params: SamplingParams) -> int:
         """Tokens that may be generated: what was asked for, within the context; an error where that can never be computed."""

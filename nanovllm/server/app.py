@@ -113,7 +113,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete one or several prompts."""
         model = served_name(body.model, settings.model_names)
-        engine.check_room(len(body.prompts) * (body.n or 1))  # before time is spent on their text
+        engine.check_room(len(body.prompts) * body.num_candidates)  # before time is spent on their text
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
         if body.stream:
             readers = engine.submit_all(job.submissions)

@@ -112,7 +112,7 @@ class BatchRunner:
         if body.stream:
             raise InvalidRequestError("stream is true but a batch has whole answers only; leave it out", param="stream")
         model = served_name(body.model, self._model_names)
-        check_answers(len(body.prompts) * (body.n or 1), MAX_QUEUED_REQUESTS)
+        check_answers(len(body.prompts) * body.num_candidates, MAX_QUEUED_REQUESTS)
         job = make_job(body, self._engine, model)
         return job.submissions, lambda: completion_body(job, [submission.assembler.output() for submission in job.submissions])
 

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,9 @@ from nanovllm.server.structured import structured_outputs
 MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
 _DEFAULT_MAX_TOKENS = 16
 _PASSED_ON = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "seed", "stop",
-    "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
-    "logprobs", "prompt_logprobs",
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "best_of", "seed",
+    "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
+    "logprobs", "prompt_logprobs", "truncate_prompt_tokens", "add_special_tokens",
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ class CompletionJob:
 
 
 class EchoText:
-    """Texts of prompts, for `echo`: as sent, or decoded where token ids were sent."""
+    """Texts of prompts, for `echo`: as sent, or decoded where token ids were sent or the text was truncated."""
 
     def __init__(self, engine: Engine) -> None:
         """Decode with the engine's tokenizer."""
@@ -111,14 +111,14 @@ def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> dict[st
         "id": job.id, "object": "text_completion", "created": job.created, "model": job.model, "choices": choices,
         "usage": usage(
             sum(len(output.prompt_token_ids) for output in outputs),
-            sum(len(answer.token_ids) for output in outputs for answer in output.outputs),
+            sum(output.num_generated_tokens for output in outputs),
             sum(output.num_cached_tokens for output in outputs),
         ),
     }  # fmt: skip
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
-    """Tokens counted: each prompt once, every answer."""
+    """Tokens counted: each prompt once, every answer that was asked for, also those that best_of left out and each of several equal ones."""
     return {
         "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
@@ -144,7 +144,8 @@ class ChoiceFormatter:
         if answer.logprobs is not None:
             logprobs = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
             if echo and output.prompt_logprobs is not None:
-                prompt_decoder = IncrementalDecoder(self._job.decode_prompt.tokenizer, skip_special_tokens=False)
+                is_text = output.prompt is not None  # which has none of the special tokens that the tokenizer puts around it
+                prompt_decoder = IncrementalDecoder(self._job.decode_prompt.tokenizer, skip_special_tokens=is_text)
                 self._add_logprobs(logprobs, output.prompt_token_ids, output.prompt_logprobs, prompt_decoder, 0)
             self._offset = self._add_logprobs(logprobs, answer.token_ids, answer.logprobs, self._decoder, self._offset)
         choice = {
@@ -153,6 +154,10 @@ class ChoiceFormatter:
         }  # fmt: skip
         if self._job.body.prompt_logprobs is not None and first:
             choice["prompt_logprobs"] = [position and _by_id(position) for position in output.prompt_logprobs or []]
+        if self._job.body.return_token_ids:
+            choice["token_ids"] = answer.token_ids
+            if first:
+                choice["prompt_token_ids"] = output.prompt_token_ids
         return choice
 
     def _add_logprobs(
@@ -164,14 +169,20 @@ class ChoiceFormatter:
         offset: int,
     ) -> int:
         """Append parallel entries; a token's offset is where the text begins that it adds to. Gives the offset of the next."""
-        count = self._job.body.logprobs or 0
+        count, name = self._job.body.logprobs or 0, self._token_name
         for token_id, position in zip(token_ids, positions, strict=True):
             logprobs["text_offset"].append(offset)
             offset += len(decoder.push(token_id))
-            logprobs["tokens"].append(self._job.decode_prompt.tokenizer.token_text(token_id))
+            logprobs["tokens"].append(name(token_id))
             logprobs["token_logprobs"].append(_finite(position[token_id].logprob) if position is not None else None)
-            logprobs["top_logprobs"].append(_by_text(position, token_id, count) if position is not None else None)
+            logprobs["top_logprobs"].append(_by_name(position, token_id, count, name) if position is not None else None)
         return offset
+
+    def _token_name(self, token_id: int) -> str:
+        """What stands for a token in `logprobs`: its text, which others may share, or its id."""
+        if self._job.body.return_tokens_as_token_ids:
+            return f"token_id:{token_id}"
+        return self._job.decode_prompt.tokenizer.token_text(token_id)
 
 
 def _finite(logprob: float) -> float:
@@ -179,12 +190,12 @@ def _finite(logprob: float) -> float:
     return max(MINUS_INFINITY, logprob)  # in this order: nothing is larger than NaN, nor NaN than anything
 
 
-def _by_text(position: PositionLogprobs, token_id: int, count: int) -> dict[str, float]:
+def _by_name(position: PositionLogprobs, token_id: int, count: int, name: Callable[[int], str]) -> dict[str, float]:
     """The most likely `count` tokens and the token itself; of tokens that read alike, parts of characters, the likeliest stays."""
     found: dict[str, float] = {}
     for other, entry in sorted(position.items(), key=lambda item: item[1].rank):
         if entry.rank <= count or other == token_id:
-            found.setdefault(entry.decoded_token, _finite(entry.logprob))
+            found.setdefault(name(other), _finite(entry.logprob))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.sampling_params import MAX_LOGIT_EDITS, MAX_SEED, MIN_SEED
+from nanovllm.sampling_params import MAX_BEST_OF, MAX_LOGIT_EDITS, MAX_PROMPT_TOKENS, MAX_SEED, MIN_SEED
 from nanovllm.server.structured import ResponseFormat, StructuredFields
 
 MAX_PRIORITY = 2**31 - 1
@@ -64,7 +64,7 @@ class CompletionRequest(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=128)
-    best_of: int | None = Field(None, ge=1, description="must equal n")
+    best_of: int | None = Field(None, ge=1, le=MAX_BEST_OF, description="generate so many, give the n most likely by mean log-probability")
     logprobs: int | None = Field(None, ge=0)
     echo: bool | None = False
     stop: Stops | None = None
@@ -90,6 +90,10 @@ class CompletionRequest(BaseModel):
     prompt_logprobs: int | None = Field(None, ge=0)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredFields | None = None
+    truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_PROMPT_TOKENS, description="read the last tokens only; -1 for as many as fit")
+    add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text; GPT-2's has none")
+    return_token_ids: bool | None = Field(False, description="add prompt_token_ids and token_ids to each choice")
+    return_tokens_as_token_ids: bool | None = Field(False, description='"token_id:123" instead of texts in logprobs')
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, max_length=256)
     request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
@@ -108,14 +112,22 @@ class CompletionRequest(BaseModel):
     def _check_together(self) -> "CompletionRequest":
         if self.suffix is not None:
             raise InvalidRequestError("suffix is not supported: GPT-2 cannot fill in the middle; leave it out", param="suffix")
-        n = self.n or 1
-        if self.best_of is not None and self.best_of != n:
-            raise InvalidRequestError(f"best_of is {self.best_of} but only the value of n ({n}) is supported; leave it out", param="best_of")
+        if self.stream and self.num_candidates > (self.n or 1):
+            said = f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is known once all are complete"
+            raise InvalidRequestError(f"{said}: they cannot be streamed; leave out stream or best_of", param="best_of")
+        if self.return_tokens_as_token_ids and self.logprobs is None:
+            said = "return_tokens_as_token_ids is about the tokens in logprobs, which the request does not ask for"
+            raise InvalidRequestError(f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError("max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens")
         return self
+
+    @property
+    def num_candidates(self) -> int:
+        """Answers a prompt that are generated, to give the best of them."""
+        return self.best_of or self.n or 1
 
     @property
     def prompts(self) -> list[str | list[int]]:

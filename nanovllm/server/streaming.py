@@ -122,7 +122,7 @@ async def completion_events(job: CompletionJob, engine: AsyncEngine, readers: li
                     index = place * job.n + answer.index
                     formatter = formatters.get(index) or formatters.setdefault(index, ChoiceFormatter(job, output))
                     choice = formatter.choice(index, answer, output)
-                    if choice["text"] or choice["logprobs"] or choice["finish_reason"] or "prompt_logprobs" in choice:
+                    if any(value for name, value in choice.items() if name != "index"):  # it says something
                         choices.append(choice)
                 if choices:
                     extra = {"usage": counter.usage() if options and options.continuous_usage_stats else None} if usage_on else {}
@@ -147,17 +147,17 @@ class UsageCounter:
     def __init__(self, job: CompletionJob) -> None:
         """Count the prompts at once, answers as they come."""
         self._prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in job.submissions)
-        self._completion_tokens = 0
+        self._completion_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
 
     def add(self, place: int, output: RequestOutput) -> None:
-        """Count a piece of the answer to prompt number `place`."""
-        self._completion_tokens += sum(len(answer.token_ids) for answer in output.outputs)
+        """Count a piece of the answers to prompt number `place`, which says how many tokens there are so far."""
+        self._completion_tokens[place] = output.num_generated_tokens
         self._cached_tokens[place] = output.num_cached_tokens
 
     def usage(self) -> dict[str, Any]:
         """The `usage` object so far."""
-        return usage(self._prompt_tokens, self._completion_tokens, sum(self._cached_tokens.values()))
+        return usage(self._prompt_tokens, sum(self._completion_tokens.values()), sum(self._cached_tokens.values()))
 
 
 async def merge(engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[tuple[int, RequestOutput], None]:

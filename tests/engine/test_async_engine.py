@@ -204,10 +204,27 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
                 engine.check_room(3)
             with pytest.raises(InvalidRequestError, match="4 answers at once, the limit is 3"):
                 engine.submit(engine.check("a", SamplingParams(n=4)))
+            for params in (SamplingParams(n=3, temperature=0), SamplingParams(best_of=3), SamplingParams(best_of=3, temperature=0)):
+                with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
+                    engine.submit(engine.check("a", params))
             engine.check_room(2)
             assert engine.engine.scheduler.num_waiting <= 1
             engine.leave([holding])
             assert (await engine.generate("a", SamplingParams(n=3, max_tokens=1))).finished
+            assert (await engine.generate("a", SamplingParams(n=2, best_of=3, max_tokens=1, temperature=0))).finished
+            engine.check_room(3)
+
+    run(test)
+
+
+def test_the_best_of_more_are_followed_in_one_piece(tiny_model: Path) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model)) as engine:
+            params = SamplingParams(max_tokens=8, n=2, best_of=5, seed=1)
+            whole = await engine.generate("the", params)
+            (piece,) = [news async for news in engine.stream("the", params)]
+            assert [(answer.index, answer.text) for answer in piece.outputs] == [(answer.index, answer.text) for answer in whole.outputs]
+            assert piece.finished
 
     run(test)
 

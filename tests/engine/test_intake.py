@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.intake import Intake, Limits, Submission
+from nanovllm.engine.intake import MAX_TRUNCATED_BYTES, Intake, Limits, Submission
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
@@ -133,6 +133,61 @@ def test_a_special_token_in_the_prompt_is_text(intake: Intake) -> None:
     assert len(token_ids) == len(END_OF_TEXT)
 
 
+# Truncated prompts ------------------------------------------------------------------------------------------------------------------
+
+
+@given(length=st.integers(1, 40), kept=st.integers(1, 40), as_text=st.booleans())
+def test_the_last_tokens_are_kept(tokenizer: Tokenizer, length: int, kept: int, as_text: bool) -> None:
+    text = ("the end, " * length)[:length]
+    ids = tokenizer.encode(text)
+    output = submit(make_intake(tokenizer), text if as_text else ids, truncate_prompt_tokens=min(kept, CONTEXT), max_tokens=0).assembler.output()
+    assert output.prompt_token_ids == ids[-min(kept, CONTEXT) :]
+    assert output.prompt == (tokenizer.decode(output.prompt_token_ids) if as_text else None)
+
+
+def test_a_truncated_prompt_must_fit(intake: Intake) -> None:
+    for prompt in ([1] * 30, "x" * 3000):
+        with pytest.raises(ContextLengthError, match=f"has {CONTEXT} tokens.*context of {CONTEXT}; shorten it"):
+            submit(intake, prompt, truncate_prompt_tokens=CONTEXT)
+
+
+@given(prompt_tokens=st.integers(1, 30), max_tokens=st.one_of(st.none(), st.integers(0, 20)), cache_tokens=st.integers(1, 20))
+def test_minus_1_keeps_as_many_as_fit(tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int) -> None:
+    intake, ids = make_intake(tokenizer, cache_tokens=cache_tokens), list(range(prompt_tokens))
+
+    def fits(kept: int) -> bool:
+        try:
+            (request,) = submit(intake, ids[-kept:], max_tokens=max_tokens).requests
+        except ContextLengthError:
+            return False
+        return max_tokens is None or request.max_new_tokens == max_tokens
+
+    try:
+        (request,) = submit(intake, ids, max_tokens=max_tokens, truncate_prompt_tokens=-1).requests
+    except ContextLengthError:
+        assert not fits(1)
+        return
+    kept = len(request.prompt_token_ids)
+    assert list(request.prompt_token_ids) == ids[-kept:]
+    assert fits(kept)
+    assert kept == prompt_tokens or not fits(kept + 1)
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(intake: Intake) -> None:
+    with pytest.raises(
+        ContextLengthError, match=f"max_tokens is {CONTEXT}, which leaves no room for a prompt.*of {CONTEXT} tokens.*; lower it"
+    ) as caught:
+        submit(intake, truncate_prompt_tokens=-1, max_tokens=CONTEXT)
+    assert caught.value.param == "max_tokens"
+
+
+def test_text_that_is_to_be_truncated_has_a_limit(intake: Intake) -> None:
+    said = f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send its end"
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        submit(intake, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
+    assert caught.value.param == "prompt"
+
+
 # Length -----------------------------------------------------------------------------------------------------------------------------
 
 
@@ -252,6 +307,23 @@ def test_n_answers_are_n_sequences_that_differ_in_their_choice(intake: Intake) -
     assert {request.seed for request in submission.requests} == {5}
     assert [request.request_id for request in submit(intake).requests] == ["r"]
     assert len(submission.assembler.output().outputs) == 3
+
+
+def test_greedy_answers_are_one_sequence_and_count_as_many(intake: Intake) -> None:
+    submission = submit(intake, n=3, temperature=0)
+    assert [request.request_id for request in submission.requests] == ["r"] == submission.assembler.sequence_ids
+    assert len(submission.assembler.output().outputs) == 3
+    assert [submit(intake, temperature=0, **settings).num_answers for settings in ({}, {"n": 3}, {"n": 2, "best_of": 5})] == [1, 3, 5]
+
+
+def test_the_best_of_more_is_found_by_their_log_probabilities(intake: Intake) -> None:
+    submission = submit(intake, n=2, best_of=4, seed=5)
+    assert [request.choice_index for request in submission.requests] == [0, 1, 2, 3]
+    assert {request.sampling.logprobs for request in submission.requests} == {0}
+    assert {request.sampling.logprobs for request in submit(intake, n=2, best_of=4, logprobs=3).requests} == {3}
+    for settings in ({"n": 4}, {"n": 4, "best_of": 4}, {"best_of": 4, "temperature": 0}):
+        assert {request.sampling.logprobs for request in submit(intake, **settings).requests} == {None}, "nothing to rank"
+    assert (submission.num_answers, len(submission.assembler.output().outputs)) == (4, 2)
 
 
 def test_priority_and_salt_are_passed_on(intake: Intake) -> None:

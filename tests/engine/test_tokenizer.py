@@ -125,6 +125,18 @@ def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
     assert len(Tokenizer.load(tmp_path).encode("xyzxyz")) == 6
 
 
+def test_special_tokens_that_the_file_puts_around_a_text_may_be_left_out(tmp_path: Path) -> None:
+    end = write_tokenizer(tmp_path).index(END_OF_TEXT)
+    plain = Tokenizer.load(tmp_path).encode("xyz")
+    library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    library.post_processor = tokenizers.processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, end)])
+    library.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("xyz") == [end, *plain]
+    assert tokenizer.encode("xyz", add_special_tokens=False) == plain
+    assert tokenizer.encode(END_OF_TEXT)[1:] == tokenizer.encode(END_OF_TEXT, add_special_tokens=False), "in the text it is text"
+
+
 def test_other_kinds_of_tokenizer_decode_by_the_library() -> None:
     tokenizer = word_piece()
     assert not tokenizer.is_byte_level

@@ -75,10 +75,6 @@ def test_the_first_of_n_answers_is_the_answer_of_n_1(server: RunningServer) -> N
     assert texts(server.complete("the", n=4, **settings))[0] == texts(server.complete("the", **settings))[0]
 
 
-def test_n_greedy_answers_are_equal(server: RunningServer) -> None:
-    assert len(set(texts(server.complete("the", n=3, temperature=0, max_tokens=8)))) == 1
-
-
 def test_a_seed_repeats_an_answer_and_none_does_not(server: RunningServer) -> None:
     settings = {"max_tokens": 16, "temperature": 1.0, "ignore_eos": True}
     assert texts(server.complete("the", seed=7, **settings)) == texts(server.complete("the", seed=7, **settings))
@@ -169,7 +165,7 @@ def test_the_same_request_id_may_be_used_twice_at_once(server: RunningServer) ->
 
 def test_fields_of_other_clients_are_accepted(server: RunningServer) -> None:
     server.complete(user="somebody", suffix=None, best_of=1, logit_bias=None, stop=None, stream=None, echo=None, n=None, max_tokens=1)
-    server.complete(n=2, best_of=2, max_tokens=1)
+    server.complete(n=2, best_of=2, max_tokens=1, truncate_prompt_tokens=None, return_token_ids=None, return_tokens_as_token_ids=None)
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

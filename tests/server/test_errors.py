@@ -19,7 +19,11 @@ LONGEST_ANSWER_BYTES = 6000
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "unknown field": ({"tempreature": 1}, "tempreature", "not supported"),
     "suffix": ({"suffix": "x"}, "suffix", "not supported"),
-    "best_of other than n": ({"best_of": 3, "n": 2}, "best_of", "3"),
+    "best_of below n": ({"best_of": 2, "n": 3}, "best_of", "3"),
+    "best_of too large": ({"best_of": 21}, "best_of", "20"),
+    "best_of 0": ({"best_of": 0}, "best_of", "1"),
+    "best_of above n in a stream": ({"best_of": 3, "n": 2, "stream": True}, "best_of", "stream"),
+    "a greedy best_of in a stream": ({"best_of": 3, "temperature": 0, "stream": True}, "best_of", "stream"),
     "n too small": ({"n": 0}, "n", "greater than or equal to 1"),
     "n too large": ({"n": 129}, "n", "128"),
     "n of another type": ({"n": "2"}, "n", "valid integer"),
@@ -42,6 +46,15 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "too many logprobs": ({"logprobs": 21}, "logprobs", "20"),
     "logprobs a truth value": ({"logprobs": True}, "logprobs", "valid integer"),
     "too many prompt_logprobs": ({"prompt_logprobs": 21}, "prompt_logprobs", "20"),
+    "truncate_prompt_tokens 0": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
+    "truncate_prompt_tokens below -1": ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-2"),
+    "truncate_prompt_tokens too large": ({"truncate_prompt_tokens": 2**31}, "truncate_prompt_tokens", str(2**31 - 1)),
+    "truncate_prompt_tokens a text": ({"truncate_prompt_tokens": "5"}, "truncate_prompt_tokens", "'5'"),
+    "no room for a truncated prompt": ({"truncate_prompt_tokens": -1, "max_tokens": 128}, "max_tokens", "128"),
+    "add_special_tokens null": ({"add_special_tokens": None}, "add_special_tokens", "None"),
+    "return_token_ids a number": ({"return_token_ids": 1}, "return_token_ids", "1"),
+    "return_tokens_as_token_ids a text": ({"return_tokens_as_token_ids": "yes", "logprobs": 1}, "return_tokens_as_token_ids", "'yes'"),
+    "return_tokens_as_token_ids without logprobs": ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
     "seed of more than 64 bits": ({"seed": 2**63}, "seed", str(2**63 - 1)),
     "seed of thousands of digits": ({"seed": 10**4000}, "seed", "more than 300 digits"),
     "stop a number": ({"stop": 5}, "stop", "5"),
@@ -285,7 +298,8 @@ json_values = st.recursive(
 field_names = st.sampled_from([
     "prompt", "model", "max_tokens", "temperature", "top_p", "n", "best_of", "logprobs", "echo", "stop", "presence_penalty", "logit_bias", "seed",
     "stream_options", "suffix", "user", "top_k", "stop_token_ids", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
-    "prompt_logprobs", "priority", "cache_salt", "request_id",
+    "prompt_logprobs", "priority", "cache_salt", "request_id", "truncate_prompt_tokens", "add_special_tokens", "return_token_ids",
+    "return_tokens_as_token_ids",
 ])  # fmt: skip
 
 

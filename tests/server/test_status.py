@@ -72,7 +72,7 @@ def test_metrics_count_what_was_asked(counted: RunningServer) -> None:
     settings: dict[str, Any] = {"temperature": 0, "ignore_eos": True}
     counted.complete([1] * 40, max_tokens=8, **settings)
     counted.complete([1] * 40, max_tokens=5, **settings)
-    counted.stream([[2, 3], [4, 5]], n=2, max_tokens=3, **settings)
+    counted.stream([[2, 3], [4, 5]], n=2, max_tokens=3, temperature=1.0, ignore_eos=True)
     counted.complete("the", max_tokens=4, logit_bias={"5": 100}, stop_token_ids=[5])
     counted.complete("a", max_tokens=0, echo=True)
     now = {name: value - before.get(name, 0) for name, value in counted.samples().items()}
