@@ -92,6 +92,11 @@ class Assembler:
         """Sequences that the engine may still be working on."""
         return [choice.request_id for choice in self._choices if choice.finish_reason is None]
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of all answers so far."""
+        return sum(len(choice.token_ids) for choice in self._choices)
+
     def absorb(self, update: SequenceUpdate) -> bool:
         """Take in an update; True when a stop string ended the answer, so that the engine must be told to end the sequence."""
         choice = self._choices[update.choice_index]
