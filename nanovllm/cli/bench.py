@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanovllm.cli import bench_offline, bench_serve
+from nanovllm.cli.access import API_KEY_VARIABLE
 from nanovllm.cli.bench_report import add_report_options
 from nanovllm.cli.options import add_engine_options, add_model
-from nanovllm.cli.serve import API_KEY_VARIABLE
 from nanovllm.cli.values import not_negative, positive, positive_number
 
 _PHASES = "A step that reads prompts counts as prefill, even where it decodes too; the others count as decode."

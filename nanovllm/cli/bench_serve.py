@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from nanovllm.cli.access import keys_in_environment
 from nanovllm.cli.bench_http import Server, events, get_json, reason_of
 from nanovllm.cli.bench_offline import check_fits
 from nanovllm.cli.bench_report import finish, show, shown
-from nanovllm.cli.serve import API_KEY_VARIABLE
 
 _TIMES = {"ttft": "time to first token", "tpot": "time per output token", "itl": "between pieces", "e2el": "whole request"}
 
@@ -99,7 +99,7 @@ def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
 
 def run(parsed: argparse.Namespace) -> int:
     """Send the load and report; 1 where a request failed."""
-    server = Server.at(parsed.base_url, parsed.api_key or os.environ.get(API_KEY_VARIABLE) or None)
+    server = Server.at(parsed.base_url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None))
     seed = secrets.randbits(32) if parsed.seed is None else parsed.seed
     model, traces, duration_s = asyncio.run(_measure(server, parsed, seed))
     figures = figures_of(traces, duration_s)

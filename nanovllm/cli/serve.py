@@ -10,10 +10,12 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
 
+from nanovllm.cli.access import API_KEY_VARIABLE, add_access_options, check_certificate, read_api_keys, read_origins
 from nanovllm.cli.options import add_engine_options, add_model, engine_config
 from nanovllm.cli.values import positive
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
@@ -22,8 +24,8 @@ from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.request_log import write_log_to
 
-API_KEY_VARIABLE = "NANOVLLM_API_KEY"
 _FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes
 
 
@@ -34,13 +36,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group = parser.add_argument_group("server")
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
     group.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 for any free one (%(default)s)")
-    group.add_argument("--api-key", default=None, help=f"what clients must send as a bearer token; better in the environment as {API_KEY_VARIABLE}")
     group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
     group.add_argument("--chat-template", type=Path, default=None, metavar="FILE", help="Jinja file for chat, in place of the model's own")
     group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
     group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
     group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
     group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
+    group.add_argument("--log-requests", action="store_true", help="a line of JSON about each request on standard error, instead of plain ones")
+    group.add_argument("--log-prompts", action="store_true", help="with --log-requests: prompts too, cut where they are long")
+    add_access_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -48,32 +52,46 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(parsed: argparse.Namespace) -> int:
     """Serve until a signal comes; 1 where the model cannot be loaded or the port not be had."""
     config = engine_config(parsed)
+    settings = server_settings(parsed)
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # what cannot be used is told before a port is opened
     chat_template = ChatTemplate.load(folder, parsed.chat_template)
     if chat_template is not None and parsed.chat_template is not None:
         chat_template.check()
-    names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
-    metrics = ServerMetrics(names[0])
+    settings = replace(settings, chat_template=chat_template)
+    if settings.log_requests:
+        write_log_to(sys.stderr)
+    name = settings.model_names[0]
+    metrics = ServerMetrics(name)
     engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
-    settings = ServerSettings(model_names=names, api_key=_api_key(parsed.api_key), max_body_bytes=parsed.max_body_bytes, chat_template=chat_template)
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
         host=parsed.host,
         port=parsed.port,
         log_level=parsed.log_level,
+        access_log=not settings.log_requests,
         timeout_graceful_shutdown=parsed.shutdown_timeout_s + _FAREWELL_S,
         server_header=False,
+        ssl_certfile=parsed.ssl_certfile,
+        ssl_keyfile=parsed.ssl_keyfile,
     )
     server = _Server(http, engine, parsed.shutdown_timeout_s)
-    return asyncio.run(_serve(server, engine, names[0], has_key=settings.api_key is not None))
+    return asyncio.run(_serve(server, engine, name, num_keys=len(settings.api_keys)))
 
 
-def _api_key(flag: str | None) -> str | None:
-    """The key that clients must send; an empty flag is an error, since it would open the server that somebody meant to close."""
-    if flag is not None and not flag.strip():
-        raise ValueError("--api-key is empty; give a key, or leave the flag out to serve everybody")
-    return (flag or os.environ.get(API_KEY_VARIABLE, "")).strip() or None
+def server_settings(parsed: argparse.Namespace) -> ServerSettings:
+    """The settings that the flags and the environment say; raises ValueError for what cannot be used."""
+    if parsed.log_prompts and not parsed.log_requests:
+        raise ValueError("--log-prompts needs --log-requests, whose lines the prompts are a part of")
+    check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
+    return ServerSettings(
+        model_names=tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),)),
+        api_keys=read_api_keys(parsed.api_key, parsed.api_key_file, os.environ),
+        allowed_origins=read_origins(parsed.allowed_origins),
+        max_body_bytes=parsed.max_body_bytes,
+        log_requests=parsed.log_requests,
+        log_prompts=parsed.log_prompts,
+    )
 
 
 class _Server(uvicorn.Server):
@@ -116,17 +134,17 @@ class _Server(uvicorn.Server):
         host, port = self.servers[0].sockets[0].getsockname()[:2]
         any_address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - only to show people an address that they can open
         shown = any_address.get(host, f"[{host}]" if ":" in host else host)
-        return f"http://{shown}:{port}"
+        return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
 
 
-async def _serve(server: _Server, engine: AsyncEngine, name: str, *, has_key: bool) -> int:
+async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: int) -> int:
     serving = asyncio.create_task(_listen(server))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
-        print(f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, has_key=has_key)}\n", flush=True)
+        print(f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, num_keys=num_keys)}\n", flush=True)
     elif engine.state is EngineState.FAILED:
         print(f"nanovllm: the model cannot be loaded: {engine.failure}", file=sys.stderr)
         server.should_exit = True
@@ -166,10 +184,11 @@ def describe(engine: Engine, name: str) -> str:
     return f"{name}, GPT-2 architecture\n" + "\n".join(f"  {label:12} {value}" for label, value in rows.items())
 
 
-def invitation(address: str, name: str, *, has_key: bool = False) -> str:
-    """Where the server is, and a line to paste; the key itself is not shown."""
+def invitation(address: str, name: str, *, num_keys: int = 0) -> str:
+    """Where the server is, and a line to paste; no key is shown, the shell takes the first one from the environment."""
     body = json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False)
-    key = f' -H "Authorization: Bearer ${API_KEY_VARIABLE}"' if has_key else ""
+    variable = f"${API_KEY_VARIABLE}" if num_keys == 1 else f"${{{API_KEY_VARIABLE}%%,*}}"
+    key = f' -H "Authorization: Bearer {variable}"' if num_keys else ""
     return f"Serving on {address} - try:\n  curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
 
 

@@ -133,6 +133,12 @@ class Assembler:
         """Sequences that the engine may still be working on."""
         return [sequence.request_id for sequence in self._sequences if sequence.finish_reason is None]
 
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens of all answers so far, as `usage` counts them: greedy answers that are computed once count n times."""
+        computed = sum(len(sequence.token_ids) for sequence in self._sequences)
+        return computed * (self._params.num_candidates // len(self._sequences))
+
     def absorb(self, update: SequenceUpdate) -> bool:
         """Take in an update; True when a stop string ended the answer, so that the engine must be told to end the sequence."""
         sequence = self._sequences[update.choice_index]
@@ -219,7 +225,6 @@ class Assembler:
         return reported is not None and len(reported) < len(self._prompt_token_ids) and self._sequences[0].finish_reason is None
 
     def _output(self, outputs: list[CompletionOutput], prompt_logprobs: list[PositionLogprobs | None] | None) -> RequestOutput:
-        computed = sum(len(sequence.token_ids) for sequence in self._sequences)
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
@@ -228,7 +233,7 @@ class Assembler:
             outputs=outputs,
             finished=self.is_finished,
             num_cached_tokens=self._num_cached_tokens,
-            num_generated_tokens=computed * (self._params.num_candidates // len(self._sequences)),
+            num_generated_tokens=self.num_output_tokens,
             metrics=self._metrics,
         )
 

@@ -91,6 +91,10 @@ class Tokenizer:
             return self.token_bytes(token_id).decode("utf-8", errors="replace")
         return str(self._plain.decode([token_id], skip_special_tokens=False))
 
+    def token_name(self, token_id: int) -> str:
+        """A token as the vocabulary spells it, such as `Ġthe`; empty for an id without a token."""
+        return self._plain.id_to_token(token_id) or ""
+
     def token_bytes(self, token_id: int) -> bytes:
         """A byte-level token's bytes; empty for an id without a token."""
         known = self._bytes_of.get(token_id)

@@ -1,7 +1,7 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  /health /version /metrics /v1/models
-    POST /v1/completions /v1/chat/completions /v1/embeddings
+    GET  /health /version /metrics /load /v1/models /v1/models/{id}
+    POST /v1/completions /v1/chat/completions /v1/embeddings /tokenize /detokenize
 
 The application starts the engine when it starts and stops it when it stops. While the model is loading it answers 503.
 """
@@ -10,11 +10,12 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import ASGIApp
 
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
@@ -24,10 +25,12 @@ from nanovllm.server.chat import add_chat
 from nanovllm.server.completions import completion_body, make_job
 from nanovllm.server.embeddings import add_embeddings
 from nanovllm.server.errors import error_response, served_name
-from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware
+from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware, CrossOriginMiddleware
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
+from nanovllm.server.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
 from nanovllm.server.whole import client_gone, finish_all
 
 
@@ -37,21 +40,27 @@ class ServerSettings:
 
     Attributes:
         model_names: names that requests may use for the model; the first is the one in answers.
-        api_key: what clients must send as a bearer token; None for no check.
+        api_keys: of which clients must send one as a bearer token; none for no check.
+        allowed_origins: of web pages whose scripts may use the server, or `*` for all.
         max_body_bytes: largest request body.
         stalled_client_s: a client that reads nothing of its stream for this long loses it.
         chat_template: what makes a prompt of messages; without one, chat is refused.
+        log_requests: write a line of JSON about each request to the logger `nanovllm.requests`.
+        log_prompts: have prompts in these lines.
     """
 
     model_names: tuple[str, ...]
-    api_key: str | None = None
+    api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     stalled_client_s: float = 60.0
     chat_template: ChatTemplate | None = None
+    log_requests: bool = False
+    log_prompts: bool = False
 
 
-def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> FastAPI:
-    """The application; `engine` must not be started yet, and feeds `metrics` by its `on_step`."""
+def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> ASGIApp:
+    """The application with all its layers; `engine` must not be started yet, and feeds `metrics` by its `on_step`."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -65,18 +74,20 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     metrics.watch(engine)
     errors.install(app)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
-    if settings.api_key is not None:
-        app.add_middleware(ApiKeyMiddleware, api_key=settings.api_key)
-    _add_status_routes(app, engine, settings, metrics)
+    if settings.api_keys:
+        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
+    _add_status_routes(app, engine, metrics)
+    _add_models(app, engine, settings)
     _add_completions(app, engine, settings)
     add_chat(app, engine, settings.model_names, settings.chat_template, settings.stalled_client_s)
     add_embeddings(app, engine, settings.model_names)
-    return app
+    _add_tokenization(app, engine, settings)
+    # These two go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
+    shared = CrossOriginMiddleware(app, settings.allowed_origins) if settings.allowed_origins else app
+    return RequestLogMiddleware(shared, log_requests=settings.log_requests)
 
 
-def _add_status_routes(app: FastAPI, engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> None:
-    created = int(time.time())
-
+def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
     @app.get("/health")
     async def health() -> Response:
         """200 once the model is loaded and a step has run, 503 before and after."""
@@ -94,18 +105,31 @@ def _add_status_routes(app: FastAPI, engine: AsyncEngine, settings: ServerSettin
         """Metrics in Prometheus's text format."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    @app.get("/load")
+    async def load() -> dict[str, int]:
+        """Sequences that run or wait, for whoever spreads requests over several servers."""
+        stats = engine.stats()
+        return {"server_load": stats.num_requests_running + stats.num_requests_waiting}
+
+
+def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
+    created = int(time.time())
+
+    def describe(name: str) -> dict[str, Any]:
+        return {
+            "id": name, "object": "model", "created": created, "owned_by": "nanovllm", "root": settings.model_names[0],
+            "max_model_len": engine.engine.max_model_len,
+        }  # fmt: skip
+
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """The served model, under each of its names."""
-        max_model_len = engine.engine.max_model_len
-        root = settings.model_names[0]
-        return {
-            "object": "list",
-            "data": [
-                {"id": name, "object": "model", "created": created, "owned_by": "nanovllm", "root": root, "max_model_len": max_model_len}
-                for name in settings.model_names
-            ],
-        }
+        return {"object": "list", "data": [describe(name) for name in settings.model_names]}
+
+    @app.get("/v1/models/{model_id:path}")
+    async def model(model_id: str) -> dict[str, Any]:
+        """The served model under one of its names, which may have slashes."""
+        return describe(served_name(model_id, settings.model_names))
 
 
 def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
@@ -113,13 +137,45 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete one or several prompts."""
         model = served_name(body.model, settings.model_names)
+        record = record_of(request)
+        record.prompts = body.prompts if settings.log_prompts else None
         engine.check_room(len(body.prompts) * body.num_candidates)  # before time is spent on their text
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
+        record.answer_id = job.id
+        record.prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in job.submissions)
+
+        def count() -> None:
+            record.completion_tokens = sum(submission.assembler.num_output_tokens for submission in job.submissions)
+
         if body.stream:
             readers = engine.submit_all(job.submissions)
-            events = completion_events(job, engine, readers)
-            return EventStream(events, on_close=lambda: engine.leave(readers), stalled_after_s=settings.stalled_client_s)
+
+            def leave() -> None:
+                engine.leave(readers)
+                count()
+
+            return EventStream(completion_events(job, engine, readers), on_close=leave, stalled_after_s=settings.stalled_client_s)
         try:
             return JSONResponse(completion_body(job, await finish_all(engine, request, job.submissions)))
         except ClientGoneError:
             return client_gone()
+        finally:
+            count()
+
+
+def _add_tokenization(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
+    """Both answers are made, and written as JSON, beside the event loop: long ones would hold up everybody's stream."""
+
+    @app.post("/tokenize")
+    async def tokenize_text(body: TokenizeRequest) -> Response:
+        """Token ids of a text."""
+        served_name(body.model, settings.model_names)
+        loaded = engine.engine
+        return await asyncio.to_thread(lambda: JSONResponse(tokenize(body, loaded)))
+
+    @app.post("/detokenize")
+    async def detokenize_ids(body: DetokenizeRequest) -> Response:
+        """The text of token ids."""
+        served_name(body.model, settings.model_names)
+        loaded = engine.engine
+        return await asyncio.to_thread(lambda: JSONResponse(detokenize(body, loaded)))

@@ -1,8 +1,15 @@
-"""What is checked before a request is read: its key, and how large it may be. Plain ASGI, so that nothing is buffered on the way."""
+"""What is checked before a request is read: its key, how large it may be, and which web pages it may come from.
 
+Plain ASGI, so that nothing is buffered on the way.
+"""
+
+import hashlib
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.server.errors import error_response
@@ -11,22 +18,52 @@ OPEN_PATHS = frozenset({"/health"})
 
 
 class ApiKeyMiddleware:
-    """Lets requests pass that carry `Authorization: Bearer KEY`; /health needs none."""
+    """Lets requests pass that carry `Authorization: Bearer KEY` with one of the keys; /health needs none."""
 
-    def __init__(self, app: ASGIApp, api_key: str) -> None:
-        """Guard `app` by one key."""
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+        """Guard `app` by any number of keys."""
         self._app = app
-        self._expected = api_key.encode()
+        self._digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer 401."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS and scope["method"] != "OPTIONS":
+        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
             scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._expected):
+            if scheme.lower() != b"bearer" or not self._is_known(given.strip()):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
                 await error_response(401, message, headers={"www-authenticate": "Bearer"})(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+    def _is_known(self, given: bytes) -> bool:
+        """Whether it is one of the keys; how long this takes says neither which nor how much of one was right, nor how long they are."""
+        digest = _digest(given)
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, also after one that matches
+        return any(matches)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()
+
+
+class CrossOriginMiddleware(CORSMiddleware):
+    """Tells browsers which web pages may read answers (CORS, https://fetch.spec.whatwg.org/#http-cors-protocol).
+
+    Browsers ask first, by a request of their own that carries no key; so this has to come before the check of the key.
+    """
+
+    def __init__(self, app: ASGIApp, allowed_origins: Sequence[str]) -> None:
+        """Allow these origins, all of them where one is `*`. Keys come in a header and not as cookies, so no credentials are allowed."""
+        exposed = ("x-request-id", "retry-after")
+        super().__init__(app, allowed_origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=exposed)
+
+    def preflight_response(self, request_headers: Headers) -> Response:
+        """The answer to a browser that asks first; a refusal in the one form of all errors."""
+        response = super().preflight_response(request_headers)
+        if response.status_code == 200:
+            return response
+        kept = {name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")}
+        return error_response(response.status_code, f"the request of a web page is refused: {bytes(response.body).decode()}", headers=kept)
 
 
 class BodyLimitMiddleware:

@@ -8,6 +8,7 @@ import queue
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from nanovllm.config import EngineConfig
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.errors import CheckpointError
 from nanovllm.server.app import ServerSettings
+from tests.support.certificates import make_certificate, needs_openssl
 
 TIMEOUT_S = 60.0
 START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
@@ -223,6 +225,40 @@ def test_a_flag_goes_before_the_environment_and_names_may_be_given(tiny_model: P
         assert [(model["id"], model["max_model_len"]) for model in body["data"]] == [("it's", 64), ("other", 64)]
 
 
+@needs_openssl
+def test_over_tls_with_keys_from_a_file_every_request_is_logged(tiny_model: Path, tmp_path: Path) -> None:
+    made = make_certificate(tmp_path)
+    keys = tmp_path / "keys"
+    keys.write_text("# of the team\nfirst-secret\nsecond-secret\n", encoding="utf-8")
+    flags = ("--ssl-certfile", str(made.certfile), "--ssl-keyfile", str(made.keyfile), "--api-key-file", str(keys), "--log-requests")
+    with Serving(str(tiny_model), *flags, "--log-level", "debug") as serving:
+        assert f"Serving on https://127.0.0.1:{serving.port} - try:" in "".join(serving.said)
+        context = ssl.create_default_context(cafile=made.certfile)
+        body = {"prompt": "a hidden prompt", "max_tokens": 3, "ignore_eos": True}
+        answers = []
+        for key in ("first-secret", "second-secret", "third-secret"):
+            connection = http.client.HTTPSConnection("127.0.0.1", serving.port, timeout=TIMEOUT_S, context=context)
+            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", "X-Request-Id": "tls"}
+            connection.request("POST", "/v1/completions", json.dumps(body), headers)
+            response = connection.getresponse()
+            answers.append((response.status, response.getheader("x-request-id"), len(json.loads(response.read()))))
+            connection.close()
+        assert [(status, name) for status, name, _ in answers] == [(200, "tls"), (200, "tls"), (401, "tls")]
+        with socket.create_connection(("127.0.0.1", serving.port), timeout=TIMEOUT_S) as plain:
+            plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert b"200" not in plain.recv(100), "it answers without TLS too"
+        code, errors = serving.end(signal.SIGTERM)
+    assert code == 0, errors
+    assert "Traceback" not in errors
+    lines = [json.loads(line) for line in errors.splitlines() if line.startswith('{"time"')]
+    assert [(line["request_id"], line["path"], line["status"], line["completion_tokens"]) for line in lines] == [
+        ("tls", "/v1/completions", 200, 3), ("tls", "/v1/completions", 200, 3), ("tls", "/v1/completions", 401, None),
+    ]  # fmt: skip
+    for hidden in ("secret", "hidden"):
+        assert hidden not in errors
+        assert hidden not in "".join(serving.said)
+
+
 def ended(*flags: str) -> tuple[int, str]:
     """Exit code and standard error of a server that ends by itself."""
     command = [sys.executable, "-m", "nanovllm.cli.main", "serve", *flags]
@@ -262,6 +298,10 @@ def test_weights_that_are_cut_off_are_said_without_a_traceback(tiny_model: Path,
 WRONG_FLAGS = {
     "a path to nothing": (("./nothing-here",), "does not exist", 1),
     "an empty key": (("--api-key", ""), "--api-key is empty", 1),
+    "no file of keys": (("--api-key-file", "./nothing-here"), "--api-key-file nothing-here cannot be read: No such file", 1),
+    "no origin": (("--allowed-origins", "example.org"), "'example.org' but an origin is scheme://host", 1),
+    "no certificate": (("--ssl-keyfile", "key.pem"), "--ssl-keyfile needs --ssl-certfile", 1),
+    "prompts without requests": (("--log-prompts",), "--log-prompts needs --log-requests", 1),
     "a cache without a block": (("--port", "0", "--kv-cache-memory", "1KiB"), "less than one block", 1),
     "more context than there is": (("--port", "0", "--max-model-len", "5000"), "nanovllm: max_model_len is 5000", 1),
     "a port that is none": (("--port", "70000"), "70000 is no port", 2),
@@ -279,11 +319,12 @@ def test_a_wrong_flag_is_said(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "quoted" one', "$HOME `x`", "naïve\\"])
+@pytest.mark.parametrize(("variable", "num_keys"), [("k 1", 1), ("k 1,k 2,k 3", 3)])
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
-def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(name: str) -> None:
-    line = invitation("http://127.0.0.1:1", name, has_key=True).splitlines()[-1].strip()
+def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(name: str, variable: str, num_keys: int) -> None:
+    line = invitation("http://127.0.0.1:1", name, num_keys=num_keys).splitlines()[-1].strip()
     script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
-    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={**os.environ, "NANOVLLM_API_KEY": "k 1"})
+    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={**os.environ, "NANOVLLM_API_KEY": variable})
     url, _, key, _, content_type, _, body = done.stdout.decode().rstrip("\0").split("\0")
     assert (url, key, content_type) == ("http://127.0.0.1:1/v1/completions", "Authorization: Bearer k 1", "Content-Type: application/json")
     assert json.loads(body)["model"] == name

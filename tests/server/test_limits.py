@@ -1,24 +1,30 @@
-"""The key, and how large a request may be: both are checked before a body is read."""
+"""The keys, how large a request may be, and which web pages it may come from: checked before a body is read."""
 
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import openai
 import pytest
 from openai import OpenAI
 
+from nanovllm.server import limits
+from nanovllm.server.app import ServerSettings
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"
+KEYS = ("first", KEY, "the last, with a comma")
 LIMIT = 50_000
+PAGE = "https://page.example"
 
 
 @pytest.fixture(scope="module")
 def guarded(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server with a key and a small limit."""
-    with RunningServer(loader(tiny_model), api_key=KEY, max_body_bytes=LIMIT) as running:
+    """A server with keys, a small limit, and two web pages that may use it."""
+    origins = (PAGE, "http://localhost:3000")
+    with RunningServer(loader(tiny_model), api_keys=KEYS, max_body_bytes=LIMIT, allowed_origins=origins) as running:
         yield running
 
 
@@ -28,6 +34,7 @@ def bearer(key: str, scheme: str = "Bearer") -> dict[bytes, bytes]:
 
 WRONG_KEYS: dict[str, dict[bytes, bytes]] = {
     "none": {}, "empty": {b"authorization": b"Bearer"}, "another": bearer("secret"), "longer": bearer(KEY + "x"), "another case": bearer(KEY.upper()),
+    "a part of one": bearer("the last"), "two at once": bearer("first,first"), "all": bearer(",".join(KEYS)),
     "no scheme": {b"authorization": KEY.encode()}, "basic": bearer(KEY, "Basic"), "no UTF-8": {b"authorization": b"Bearer \xff"},
 }  # fmt: skip
 
@@ -37,6 +44,7 @@ WRONG_KEYS: dict[str, dict[bytes, bytes]] = {
 def test_without_the_key_everything_is_closed(guarded: RunningServer, name: str, path: str) -> None:
     response = guarded.http.get(path, headers=WRONG_KEYS[name])
     error = read_error(response, 401)
+    assert read_error(guarded.http.options(path, headers=WRONG_KEYS[name]), 401) == error
     assert error["type"] == "AuthenticationError"
     assert "Authorization: Bearer" in error["message"]
     assert response.headers["www-authenticate"] == "Bearer"
@@ -49,10 +57,37 @@ def test_health_is_open(guarded: RunningServer) -> None:
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 def test_with_the_key_everything_is_open(guarded: RunningServer, scheme: str) -> None:
-    for path in ("/v1/models", "/metrics", "/version"):
+    for path in ("/v1/models", "/metrics", "/version", "/load"):
         assert guarded.http.get(path, headers=bearer(KEY, scheme)).status_code == 200
     response = guarded.http.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}, headers=bearer(KEY, scheme))
     assert response.status_code == 200
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_each_of_several_keys_opens(guarded: RunningServer, key: str) -> None:
+    assert guarded.http.get("/v1/models", headers=bearer(key)).status_code == 200
+    assert guarded.http.post("/tokenize", json={"prompt": "a"}, headers=bearer(key)).status_code == 200
+    read_error(guarded.http.post("/tokenize", json={"prompt": "a"}), 401)
+
+
+def test_every_request_is_compared_with_every_key(guarded: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopping at the key that matches would tell by the time it takes which one it was."""
+    compared: list[tuple[int, int]] = []
+
+    def compare(given: bytes, known: bytes) -> bool:
+        compared.append((len(given), len(known)))
+        return given == known
+
+    monkeypatch.setattr(limits, "hmac", SimpleNamespace(compare_digest=compare))
+    for key in (*KEYS, "wrong", "", "x" * 5000):
+        compared.clear()
+        guarded.http.get("/version", headers=bearer(key))
+        assert len(compared) == len(KEYS)
+        assert len({length for pair in compared for length in pair}) == 1, "the time it takes depends on how long a key is"
+
+
+def test_settings_do_not_show_the_keys() -> None:
+    assert KEY not in repr(ServerSettings(model_names=("m",), api_keys=KEYS))
 
 
 def test_the_key_comes_before_the_body(guarded: RunningServer) -> None:
@@ -62,7 +97,7 @@ def test_the_key_comes_before_the_body(guarded: RunningServer) -> None:
 
 
 def test_the_official_client_sends_the_key(tiny_model: Path) -> None:
-    with RunningServer(loader(tiny_model), api_key="ascii") as running:
+    with RunningServer(loader(tiny_model), api_keys=("ascii",)) as running:
         with OpenAI(base_url=f"{running.url}/v1", api_key="ascii", max_retries=0) as client:
             assert client.completions.create(model=MODEL, prompt="a", max_tokens=1).choices
         with OpenAI(base_url=f"{running.url}/v1", api_key="other", max_retries=0) as client, pytest.raises(openai.AuthenticationError):
@@ -124,3 +159,75 @@ def test_a_client_that_leaves_before_its_body_is_complete_leaves_nothing_behind(
     with httpx.Client(base_url=guarded.url, headers=bearer(KEY)) as client:
         wait_until(lambda: client.get("/metrics").status_code == 200)
         assert client.post("/v1/completions", json={"prompt": "a", "max_tokens": 1}).status_code == 200
+
+
+def preflight(server: RunningServer, origin: str, path: str = "/v1/completions", method: str = "POST") -> httpx.Response:
+    """What a browser asks before it lets a page send JSON with a key."""
+    headers = {"origin": origin, "access-control-request-method": method, "access-control-request-headers": "authorization,content-type"}
+    return server.http.options(path, headers=headers)
+
+
+@pytest.mark.parametrize("origin", [PAGE, "http://localhost:3000"])
+@pytest.mark.parametrize(("path", "method"), [("/v1/completions", "POST"), ("/v1/models", "GET"), ("/tokenize", "POST")])
+def test_a_browser_may_ask_without_a_key(guarded: RunningServer, origin: str, path: str, method: str) -> None:
+    response = preflight(guarded, origin, path, method)
+    assert response.status_code == 200
+    assert response.headers["access-control-allow-origin"] == origin
+    assert method in response.headers["access-control-allow-methods"]
+    assert {"authorization", "content-type"} <= set(response.headers["access-control-allow-headers"].lower().replace(" ", "").split(","))
+    assert response.headers["x-request-id"]
+
+
+@pytest.mark.parametrize("origin", ["https://other.example", "http://page.example", PAGE + ":8443", "null", PAGE + ".evil.example"])
+def test_other_pages_may_not(guarded: RunningServer, origin: str) -> None:
+    response = preflight(guarded, origin)
+    assert "origin" in read_error(response, 400)["message"]
+    assert "access-control-allow-origin" not in response.headers
+    answer = guarded.http.get("/version", headers={**bearer(KEY), b"origin": origin.encode()})
+    assert answer.status_code == 200
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_method_that_is_not_there_may_not_be_asked_for(guarded: RunningServer) -> None:
+    assert "method" in read_error(preflight(guarded, PAGE, method="DELETE"), 400)["message"]
+
+
+def test_pages_may_read_answers_errors_and_streams(guarded: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    headers = {**bearer(KEY), b"origin": PAGE.encode()}
+
+    def fail() -> bytes:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(guarded.metrics, "render", fail)
+    completion = {"prompt": "a", "max_tokens": 1}
+    responses = {
+        200: guarded.http.get("/version", headers=headers),
+        400: guarded.http.post("/v1/completions", json={"prompt": ""}, headers=headers),
+        401: guarded.http.get("/version", headers={"origin": PAGE}),
+        404: guarded.http.get("/nope", headers=headers),
+        413: guarded.http.post("/v1/completions", content=b" " * (LIMIT + 1), headers=headers),
+        500: guarded.http.get("/metrics", headers=headers),
+    }
+    streamed = guarded.http.post("/v1/completions", json={**completion, "stream": True}, headers=headers)
+    assert streamed.headers["content-type"].startswith("text/event-stream")
+    for status, response in [*responses.items(), (200, streamed)]:
+        assert response.status_code == status
+        assert response.headers["access-control-allow-origin"] == PAGE
+        assert "x-request-id" in response.headers["access-control-expose-headers"]
+        assert response.headers["x-request-id"]
+
+
+def test_all_pages_may_where_all_are_allowed(tiny_model: Path) -> None:
+    with RunningServer(loader(tiny_model), allowed_origins=("*",)) as running:
+        for response in (preflight(running, "null"), running.http.get("/version", headers={"origin": "https://any.example"})):
+            assert response.status_code == 200
+            assert response.headers["access-control-allow-origin"] == "*"
+            assert "access-control-allow-credentials" not in response.headers
+
+
+def test_no_page_may_where_none_is_named(server: RunningServer) -> None:
+    response = preflight(server, PAGE)
+    read_error(response, 405)
+    answer = server.http.get("/version", headers={"origin": PAGE})
+    for headers in (response.headers, answer.headers):
+        assert not any(name.startswith("access-control") for name in headers)

@@ -1,5 +1,6 @@
 """Everything beside completions: models, version, health, the description of the API, and metrics after known traffic."""
 
+import threading
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from tests.support.serving import MODEL, RunningServer, loader, wait_until
+from nanovllm.engine.engine import Engine
+from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
 COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "num_preemptions_total", "prefix_cache_queries_total", "prefix_cache_hits_total")
@@ -29,6 +31,57 @@ def test_models_lists_the_model_under_each_of_its_names(server: RunningServer, c
     assert [model.id for model in client.models.list()] == [MODEL, "alias"]
 
 
+def test_a_model_is_found_by_each_of_its_names(server: RunningServer, client: OpenAI) -> None:
+    listed = server.http.get("/v1/models").json()["data"]
+    assert [server.http.get(f"/v1/models/{name}").json() for name in (MODEL, "alias")] == listed
+    assert client.models.retrieve("alias").id == "alias"
+
+
+@pytest.mark.parametrize("name", ["other", "tin", "tiny/alias", "", "TINY", "x" * 5000, "%ff"])
+def test_a_model_that_is_not_served_is_not_found(server: RunningServer, name: str) -> None:
+    error = read_error(server.http.get(f"/v1/models/{name}"), 404)
+    assert error["type"] == "NotFoundError"
+    assert len(error["message"]) < 500
+
+
+def test_a_models_name_may_have_slashes(tiny_model: Path) -> None:
+    with RunningServer(loader(tiny_model), model_names=("some/body/s model",)) as running:
+        expected = running.http.get("/v1/models").json()["data"][0]
+        assert running.http.get("/v1/models/some/body/s model").json() == expected
+        assert running.http.get("/v1/models/some%2Fbody%2Fs%20model").json() == expected
+        with OpenAI(base_url=f"{running.url}/v1", api_key="none", max_retries=0) as opened:
+            assert opened.models.retrieve("some/body/s model").id == "some/body/s model"
+
+
+def test_load_counts_what_runs_and_what_waits(tiny_model: Path) -> None:
+    with RunningServer(loader(tiny_model, step_s=0.02, max_num_seqs=2)) as running:
+        assert running.http.get("/load").json() == {"server_load": 0}
+        body = {"prompt": ["the", "a"], "n": 3, "stream": True, "max_tokens": 100, "ignore_eos": True}
+        with running.http.stream("POST", "/v1/completions", json=body) as response:
+            next(response.iter_raw())
+            wait_until(lambda: running.http.get("/load").json() == {"server_load": 6})
+            assert running.samples()["num_requests_running"] == 2
+        wait_until(lambda: running.http.get("/load").json() == {"server_load": 0})
+
+
+def test_what_needs_the_model_waits_for_it(tiny_model: Path) -> None:
+    may_go_on = threading.Event()
+
+    def load() -> Engine:
+        assert may_go_on.wait(30)
+        return loader(tiny_model)()
+
+    with RunningServer(load, wait_until_ready=False) as running:
+        try:
+            for path in ("/load", f"/v1/models/{MODEL}"):
+                assert "loading" in read_error(running.http.get(path), 503)["message"]
+            for path, body in (("/tokenize", {"prompt": "a"}), ("/detokenize", {"tokens": [1]})):
+                assert "loading" in read_error(running.http.post(path, json=body), 503)["message"]
+            read_error(running.http.get("/v1/models/other"), 404)
+        finally:
+            may_go_on.set()
+
+
 def test_version_is_that_of_the_package(server: RunningServer) -> None:
     assert server.http.get("/version").json() == {"version": version("nanovllm")}
 
@@ -39,7 +92,8 @@ def test_health_is_200_when_the_model_is_loaded(server: RunningServer) -> None:
 
 def test_the_description_of_the_api_can_be_built_and_names_every_field(server: RunningServer) -> None:
     document = server.http.get("/openapi.json").json()
-    assert {"/health", "/version", "/metrics", "/v1/models", "/v1/completions"} <= document["paths"].keys()
+    status = {"/health", "/version", "/metrics", "/load", "/v1/models", "/v1/models/{model_id}"}
+    assert status | {"/v1/completions", "/tokenize", "/detokenize"} <= document["paths"].keys()
     fields = document["components"]["schemas"]["CompletionRequest"]["properties"]
     assert {"prompt", "max_tokens", "stop", "logit_bias", "stream_options", "top_k"} <= fields.keys()
     assert len(fields["prompt"]["oneOf"]) == 4

@@ -202,8 +202,9 @@ def whole_choices(body: dict[str, Any]) -> dict[int, Answer]:
 
 
 def read_error(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error object of a response, which must have this status and the one form."""
+    """The error object of a response, which must have this status, the one form and the request's name."""
     assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
     assert response.headers["content-type"] == "application/json"
     body = response.json()
     assert body.keys() == {"error"}

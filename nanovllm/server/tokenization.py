@@ -1,0 +1,69 @@
+"""POST /tokenize and /detokenize: text to token ids and back, as the served model reads it. Names and fields are vLLM's.
+
+The ids are those that /v1/completions would compute: a literal `<|endoftext|>` in the text is ordinary text. A text may be longer than
+the model's context, since finding that out is what people ask for; what one request may cost is bounded by its size instead.
+"""
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nanovllm.engine.engine import Engine
+from nanovllm.errors import InvalidRequestError
+from nanovllm.sampling_params import check_unicode
+from nanovllm.server.schemas import MAX_FIELDS
+
+MAX_TEXT_BYTES = 1 << 18  # of UTF-8: at most as many tokens, 256 times the context of GPT-2
+MAX_TOKENS = 1 << 18
+
+BoundedTokenIds = Annotated[list[int], Field(fail_fast=True, max_length=MAX_TOKENS)]
+
+
+class _Body(BaseModel):
+    """What both bodies have in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: str | None = Field(None, description="a served model's name; left out, the one that is served")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, body: Any) -> Any:
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
+        return body
+
+
+class TokenizeRequest(_Body):
+    """The body of POST /tokenize."""
+
+    prompt: str = Field(description=f"text of up to {MAX_TEXT_BYTES} bytes in UTF-8")
+    add_special_tokens: bool = Field(True, description="what the tokenizer puts around every text, if anything; GPT-2's puts nothing")
+    return_token_strs: bool = Field(False, description="also each token as the vocabulary spells it")
+
+
+class DetokenizeRequest(_Body):
+    """The body of POST /detokenize."""
+
+    tokens: BoundedTokenIds = Field(description="token ids of the model's vocabulary")
+
+
+def tokenize(body: TokenizeRequest, engine: Engine) -> dict[str, Any]:
+    """The answer to /tokenize; takes its time with a long text, so call it beside the event loop. Raises InvalidRequestError."""
+    check_unicode("prompt", body.prompt)
+    size = len(body.prompt.encode())
+    if size > MAX_TEXT_BYTES:
+        raise InvalidRequestError(f"the prompt has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; send it in parts", param="prompt")
+    tokenizer = engine.tokenizer
+    tokens = tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+    names = [tokenizer.token_name(token_id) for token_id in tokens] if body.return_token_strs else None
+    return {"count": len(tokens), "max_model_len": engine.max_model_len, "tokens": tokens, "token_strs": names}
+
+
+def detokenize(body: DetokenizeRequest, engine: Engine) -> dict[str, Any]:
+    """The answer to /detokenize, special tokens included; to be called as `tokenize`. Raises InvalidRequestError."""
+    last = engine.model.vocab - 1
+    outside = next((token_id for token_id in body.tokens if not 0 <= token_id <= last), None)
+    if outside is not None:
+        raise InvalidRequestError(f"tokens has the id {str(outside)[:24]} but the vocabulary goes from 0 to {last}", param="tokens")
+    return {"prompt": engine.tokenizer.decode(body.tokens, skip_special_tokens=False)}
