@@ -65,7 +65,7 @@ class BeamSearch:
     def __init__(self, prompt_token_ids: Sequence[int], params: BeamSearchParams, eos_token_ids: Iterable[int]) -> None:
         """Begin with the prompt as the only beam."""
         self.prompt_token_ids = list(prompt_token_ids)
-        self._params = params
+        self.params = params
         self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._beams = [Beam((), 0.0)]
         self._completed: list[Beam] = []
@@ -83,14 +83,14 @@ class BeamSearch:
         """Go on by the log-probabilities of each beam's likeliest next tokens, in the order of `prompts`."""
         found: list[Beam] = []
         for beam, position in zip(self._beams, continuations, strict=True):
-            likeliest = sorted(position.items(), key=lambda item: item[1].rank)[: 2 * self._params.beam_width]
+            likeliest = sorted(position.items(), key=lambda item: item[1].rank)[: 2 * self.params.beam_width]
             for token_id, entry in likeliest:
                 found.append(Beam((*beam.token_ids, token_id), beam.cumulative_logprob + entry.logprob, token_id in self._eos))
         found.sort(key=lambda beam: -beam.cumulative_logprob)
-        best = found[: 2 * self._params.beam_width]
-        self._completed += [beam for beam in best[: self._params.beam_width] if beam.has_ended]
-        self._beams = [beam for beam in best if not beam.has_ended][: self._params.beam_width]
-        if self._beams and len(self._beams[0].token_ids) == self._params.max_tokens:
+        best = found[: 2 * self.params.beam_width]
+        self._completed += [beam for beam in best[: self.params.beam_width] if beam.has_ended]
+        self._beams = [beam for beam in best if not beam.has_ended][: self.params.beam_width]
+        if self._beams and len(self._beams[0].token_ids) == self.params.max_tokens:
             self._completed += self._beams
             self._beams = []
 
@@ -116,7 +116,7 @@ class BeamSearch:
     def score(self, beam: Beam) -> float:
         """What answers are ordered by; the end of text does not count as length."""
         length = max(len(beam.token_ids) - beam.has_ended, 1)
-        return float(beam.cumulative_logprob / length**self._params.length_penalty)
+        return float(beam.cumulative_logprob / length**self.params.length_penalty)
 
 
 def check_beams(prompt_token_ids: Sequence[int], params: BeamSearchParams, intake: Intake) -> None:

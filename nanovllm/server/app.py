@@ -21,6 +21,7 @@ from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.server import errors
+from nanovllm.server.beams import beam_search_body
 from nanovllm.server.chat import add_chat
 from nanovllm.server.completions import completion_body, make_job
 from nanovllm.server.embeddings import add_embeddings
@@ -140,6 +141,11 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         record = record_of(request)
         record.prompts = body.prompts if settings.log_prompts else None
         engine.check_room(len(body.prompts) * body.num_candidates)  # before time is spent on their text
+        if body.use_beam_search:
+            try:
+                return JSONResponse(await beam_search_body(body, engine, request, model))
+            except ClientGoneError:
+                return client_gone()
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
         record.answer_id = job.id
         record.prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in job.submissions)

@@ -12,11 +12,10 @@ from nanovllm.engine.intake import Submission, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.schemas import CompletionRequest
+from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.structured import structured_outputs
 
 MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
-_DEFAULT_MAX_TOKENS = 16
 _PASSED_ON = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "best_of", "seed",
     "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
@@ -57,7 +56,7 @@ def sampling_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
     """The body's settings, with the model's own generation_config.json for those left out; raises InvalidRequestError."""
     settings: dict[str, Any] = sampling_defaults(engine.generation_config)
     settings.update({name: value for name in _PASSED_ON if (value := getattr(body, name)) is not None})
-    settings["max_tokens"] = _DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    settings["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     settings["logit_bias"] = _bias(body.logit_bias)
     settings["structured_outputs"] = structured_outputs(body.response_format, body.structured_outputs)
     if body.echo and body.logprobs is not None:
@@ -88,6 +87,8 @@ def check_context(prompt_tokens: int, params: SamplingParams, max_model_len: int
 
 def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:
     """Check a body against the model; raises InvalidRequestError before anything is queued."""
+    if body.use_beam_search:
+        raise InvalidRequestError("use_beam_search is for requests to a server, not for files of requests; leave it out", param="use_beam_search")
     params = sampling_params(body, engine)
     job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
     submissions = []

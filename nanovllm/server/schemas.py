@@ -13,6 +13,7 @@ from nanovllm.sampling_params import MAX_BEST_OF, MAX_LOGIT_EDITS, MAX_PROMPT_TO
 from nanovllm.server.structured import ResponseFormat, StructuredFields
 
 MAX_PRIORITY = 2**31 - 1
+DEFAULT_MAX_TOKENS = 16
 MAX_FIELDS = 100  # more than there are to know; each unknown one costs an error of its own
 
 _PROMPT_SCHEMA = {
@@ -60,7 +61,7 @@ class CompletionRequest(BaseModel):
 
     model: str | None = Field(None, description="a served model's name; left out, the one that is served")
     prompt: Prompts = Field(description="text, token ids, or a list of either")
-    max_tokens: int | None = Field(16, ge=0, description="most tokens to generate; 0 only with echo")
+    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0, description="most tokens to generate; 0 only with echo")
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=128)
@@ -88,6 +89,8 @@ class CompletionRequest(BaseModel):
     allowed_token_ids: TokenIds | None = None
     skip_special_tokens: bool = True
     prompt_logprobs: int | None = Field(None, ge=0)
+    use_beam_search: bool = Field(False, description="the most probable answers as a whole; max(n, best_of) beams")
+    length_penalty: float | None = Field(None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers")
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredFields | None = None
     truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_PROMPT_TOKENS, description="read the last tokens only; -1 for as many as fit")
@@ -120,6 +123,8 @@ class CompletionRequest(BaseModel):
             raise InvalidRequestError(f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids")
         if self.stream_options is not None and not self.stream:
             raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
+        if self.length_penalty is not None and not self.use_beam_search:
+            raise InvalidRequestError("length_penalty is only for use_beam_search; set that to true or leave it out", param="length_penalty")
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError("max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens")
         return self

@@ -1,0 +1,91 @@
+"""`use_beam_search` of /v1/completions: the search of engine/beam_search.py, whose beams run among everybody's requests."""
+
+import asyncio
+import time
+import uuid
+from typing import Any
+
+from starlette.requests import Request
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, check_beams
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import Submission
+from nanovllm.errors import InvalidRequestError
+from nanovllm.outputs import PositionLogprobs, RequestOutput
+from nanovllm.server.completions import usage
+from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
+from nanovllm.server.whole import finish_all
+
+_MEANT = frozenset(
+    {
+        "model",
+        "prompt",
+        "max_tokens",
+        "n",
+        "best_of",
+        "use_beam_search",
+        "length_penalty",
+        "ignore_eos",
+        "priority",
+        "cache_salt",
+        "request_id",
+        "user",
+    }  # fmt: skip
+)
+"""Fields that say something about a search; the others are about single tokens, or about answers as they grow."""
+
+
+async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request: Request, model: str) -> dict[str, Any]:
+    """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
+    loaded = engine.engine
+    searches = await asyncio.to_thread(_begin, body, loaded)
+    while going := [search for search in searches if not search.is_finished]:
+        asked = [_continue(search, body, loaded) for search in going]
+        outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams]))
+        for search, beams in zip(going, asked, strict=True):
+            search.take([_only_position(next(outputs)) for _ in beams])
+    count = body.n or 1
+    answers = [answer for search in searches for answer in search.output("", None, loaded.tokenizer, count).outputs]
+    choices = [
+        {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish_reason, "stop_reason": None}
+        for index, answer in enumerate(answers)
+    ]
+    prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
+    return {
+        "id": f"cmpl-{body.request_id or uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": model,
+        "choices": choices, "usage": usage(prompt_tokens, sum(len(answer.token_ids) for answer in answers), 0),
+    }  # fmt: skip
+
+
+def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
+    for name in sorted(body.model_fields_set - _MEANT):
+        if getattr(body, name) != type(body).model_fields[name].default and (name, getattr(body, name)) != ("temperature", 0):
+            raise InvalidRequestError(f"{name} cannot be combined with use_beam_search; leave one of them out", param=name)
+    if body.num_candidates < (body.n or 1):
+        raise InvalidRequestError(f"best_of is {body.best_of} but n is {body.n}, the number of answers to give; raise the first", param="best_of")
+    params = BeamSearchParams(
+        beam_width=body.num_candidates,
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        ignore_eos=body.ignore_eos,
+        length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
+    )
+    prompts = [engine.intake.read_prompt(prompt)[1] for prompt in body.prompts]
+    for token_ids in prompts:
+        check_beams(token_ids, params, engine.intake)
+    return [BeamSearch(token_ids, params, engine.model.eos_token_ids) for token_ids in prompts]
+
+
+def _continue(search: BeamSearch, body: CompletionRequest, engine: Engine) -> list[Submission]:
+    """A request of one token for each beam."""
+    return [
+        engine.intake.submit(f"beam-{uuid.uuid4().hex}", ids, search.params.step_params, priority=body.priority, cache_salt=body.cache_salt or "")
+        for ids in search.prompts()
+    ]
+
+
+def _only_position(output: RequestOutput) -> PositionLogprobs:
+    """The log-probabilities of an answer of one token."""
+    (answer,) = output.outputs
+    assert answer.logprobs is not None
+    return answer.logprobs[0]
