@@ -168,7 +168,7 @@ def _follow(request: Request) -> Mask:
 
 def _is_short(mask: Mask) -> bool:
     """Whether naming what a mask allows takes fewer tokens than naming what it forbids; of nothing, everything is forbidden."""
-    return 0 < np.count_nonzero(mask) <= mask.size // 2
+    return 0 < int(np.count_nonzero(mask)) <= mask.size // 2
 
 
 def forbidden_tokens(request: Request) -> set[int]:

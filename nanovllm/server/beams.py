@@ -18,20 +18,10 @@ from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.whole import finish_all
 
 _MEANT = frozenset(
-    [
-        "model",
-        "prompt",
-        "max_tokens",
-        "n",
-        "best_of",
-        "use_beam_search",
-        "length_penalty",
-        "ignore_eos",
-        "priority",
-        "cache_salt",
-        "request_id",
-        "user",
-    ]
+    {
+        *("model", "prompt", "max_tokens", "n", "best_of", "use_beam_search", "length_penalty"),
+        *("ignore_eos", "priority", "cache_salt", "request_id", "user"),
+    }
 )
 """Fields that say something about a search; the others are about single tokens, or about answers as they grow."""
 
