@@ -58,10 +58,11 @@ def run(parsed: argparse.Namespace) -> int:
             names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
             number = runner.answer_all(batch, names)
         _say(f"{runner.summary}; {parsed.output}")
-    if number is None:
+    left = len(ids) - answered - runner.done
+    if number is None or not left:
         return 0
-    again = "the same command without --overwrite" if parsed.overwrite else "the same command"
-    _say(f"ended by {signal.Signals(number).name}; run {again} to answer the {len(ids) - answered - runner.done:,} that are left")
+    again = "the same command without --overwrite" if parsed.overwrite else "the same command again"
+    _say(f"ended by {signal.Signals(number).name}; run {again} to answer the {left:,} that are left")
     return 128 + number
 
 
