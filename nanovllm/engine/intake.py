@@ -20,7 +20,7 @@ from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestE
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams, check_unicode
 
-MAX_TRUNCATED_BYTES = 1 << 20  # of text, all of which must be tokenised to find its last tokens: that takes a hundred times the memory
+MAX_TRUNCATED_BYTES = 1 << 18  # of text, all of which must be tokenised to find its last tokens: that takes two hundred times the memory
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
