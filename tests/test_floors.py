@@ -105,7 +105,17 @@ def test_package_alone_loads_nothing() -> None:
 def test_exported_names_are_there() -> None:
     program = "import nanovllm; from nanovllm import *; print(*(name for name in nanovllm.__all__ if name in globals()))"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split()
-    assert set(found) == {"LLM", "AsyncEngine", "CompletionOutput", "EngineConfig", "Logprob", "RequestOutput", "SamplingParams", "__version__"}
+    assert set(found) == {
+        "LLM",
+        "AsyncEngine",
+        "CompletionOutput",
+        "EmbeddingRequestOutput",
+        "EngineConfig",
+        "Logprob",
+        "RequestOutput",
+        "SamplingParams",
+        "__version__",
+    }
 
 
 def test_exported_names_are_those_of_their_modules() -> None:

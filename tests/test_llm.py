@@ -244,7 +244,7 @@ def test_defaults_come_from_the_models_generation_config(tmp_path: Path, tiny_mo
 def test_embeddings_come_in_the_order_of_the_prompts(llm: LLM) -> None:
     prompts: list[Prompt] = ["the hen", {"prompt_token_ids": [1, 2, 3]}, [5] * 100, {"prompt": "a"}]
     for pooling in ("last", "mean"):
-        together = llm.embed(prompts, pooling, use_tqdm=False)  # type: ignore[arg-type]
+        together = llm.embed(prompts, pooling, use_tqdm=False)
         assert [output.prompt for output in together] == ["the hen", None, None, "a"]
         assert [len(output.prompt_token_ids) for output in together][1:] == [3, 100, 1]
         for prompt, output in zip(prompts, together, strict=True):
@@ -252,7 +252,7 @@ def test_embeddings_come_in_the_order_of_the_prompts(llm: LLM) -> None:
             assert output.metrics is not None
             assert len(output.outputs.embedding) == llm.engine.model.d_model
             assert sum(x * x for x in output.outputs.embedding) == pytest.approx(1.0, abs=1e-6)
-            assert llm.embed(prompt, pooling, use_tqdm=False)[0].outputs == output.outputs  # type: ignore[arg-type]
+            assert llm.embed(prompt, pooling, use_tqdm=False)[0].outputs == output.outputs
     assert llm.embed("the", normalize=False, use_tqdm=False)[0].outputs != llm.embed("the", use_tqdm=False)[0].outputs
     assert llm.embed([]) == []
 

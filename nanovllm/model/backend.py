@@ -59,6 +59,10 @@ class Backend(Protocol):
         """
         ...
 
+    def states(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows d_model"]:
+        """The network's final hidden state, after the last layer norm, at rows that `forward` has given and that may be scaled for the head."""
+        ...
+
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states. Ask for few rows at a time: one is vocab * 4 bytes."""
         ...

@@ -178,6 +178,11 @@ class NumbaBackend:
         self._run("forward", batch.tokens * self._config.parameters)
         return memory.arrays["final"][:rows, : self._config.d_model]
 
+    def states(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows d_model"]:
+        """The network's final hidden state at rows that `forward` has given; a quantised head takes them multiplied channel by channel."""
+        multipliers = self._weights.head_multipliers
+        return hidden if multipliers is None else hidden / multipliers
+
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states; a view that the next call overwrites."""
         rows = hidden.shape[0]

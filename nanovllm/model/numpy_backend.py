@@ -85,6 +85,10 @@ class NumpyBackend:
         batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, blocks=blocks, block_size=block_size)
         return forward(self._config, self._weights, batch, self._cache, self._arithmetic)
 
+    def states(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows d_model"]:
+        """The final hidden state at rows that `forward` has given: those rows."""
+        return hidden
+
     def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states."""
         return logits(self._weights, hidden, self._arithmetic)

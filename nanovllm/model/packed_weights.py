@@ -30,7 +30,10 @@ class _Part(NamedTuple):
 
 
 class PackedWeights:
-    """`arrays` by the names that their addresses have in the record of kernels/parameters.py, and `held`: those that linear layers' records name."""
+    """`arrays` by the names that their addresses have in the record of kernels/parameters.py, and `held`: those that linear layers' records name.
+
+    `head_multipliers` are what the input channels of a quantised head are multiplied by, folded into the final norm; None for other heads.
+    """
 
     def __init__(self, config: GPT2Config, weights: GPT2Weights, spec: Spec, *, narrow_embedding: bool) -> None:
         """Pack; `narrow_embedding` keeps the token embedding in bfloat16."""
@@ -58,6 +61,7 @@ class PackedWeights:
             **self._norms("ffn", norms[1:-1:2]),
             **self._norms("final", norms[-1:]),
         }
+        self.head_multipliers = _multipliers(weights.final_norm, norms[-1]) if spec.weights == "int8" else None
         _release(weights.token_embedding)
 
     @property
@@ -121,6 +125,12 @@ def _quantised_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part
         yield _Part(products, (None, None, None, layer.down_multipliers), (layer.attention_norm, layer.ffn_norm), sources)
     norm, head = quantise_head(weights, calibration.head)
     yield _Part((head,), (None,), (norm,), ())
+
+
+def _multipliers(norm: LayerNorm, scaled: LayerNorm) -> np.ndarray:
+    """How much larger each channel of a norm has become; 1 where it is nothing."""
+    before, after = np.hypot(norm.gain, norm.bias), np.hypot(scaled.gain, scaled.bias)
+    return np.where(before * after > 0, after / np.where(before > 0, before, np.float32(1.0)), np.float32(1.0))
 
 
 def _pack_integers(values: np.ndarray, width: int) -> np.ndarray:

@@ -96,7 +96,7 @@ class NativeModelRunner:
         of the others: the head is read once.
         """
         hidden = self._backend.forward(batch)
-        kept = hidden[sampling.hidden_rows] if sampling.hidden_rows.size else None  # a copy: the next call overwrites `hidden`
+        kept = self._backend.states(hidden[sampling.hidden_rows]) if sampling.hidden_rows.size else None  # of a copy: `hidden` is overwritten
         wanted = hidden if sampling.rows.size == hidden.shape[0] else hidden[sampling.rows]
         prompt_logprobs = self._prompt_logprobs(hidden[sampling.prompt.rows], sampling.prompt) if sampling.prompt.rows.size else []
         if not sampling.rows.size:

@@ -140,7 +140,7 @@ async def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> Asyn
                 cached_tokens = output.num_cached_tokens
                 choices = [chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None]
                 if choices:
-                    extra = {}
+                    extra: dict[str, Any] = {}
                     if options is not None and (options.include_usage or options.continuous_usage_stats):
                         extra = {"usage": usage_now() if options.continuous_usage_stats else None}
                     yield event({**head, "choices": choices, **extra})

@@ -95,8 +95,10 @@ def embedding_body(submissions: Sequence[Submission], model: str, encoding_forma
     """The answer, once every input is read; raises EngineFaultError where the network's output is not a number."""
     outputs = [submission.assembler.embedding() for submission in submissions]
     tokens = sum(len(output.prompt_token_ids) for output in outputs)
-    encode = encode_base64 if encoding_format == "base64" else list
-    data = [{"object": "embedding", "index": index, "embedding": encode(output.outputs.embedding)} for index, output in enumerate(outputs)]
+    vectors: list[str] | list[list[float]] = [output.outputs.embedding for output in outputs]
+    if encoding_format == "base64":
+        vectors = [encode_base64(output.outputs.embedding) for output in outputs]
+    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
     answer = {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
     return json.dumps(answer, separators=(",", ":")).encode()
 

@@ -167,7 +167,7 @@ def write(folder: Path, **files: object) -> Path:
 
 def source_of(folder: Path, file: Path | None = None) -> str | None:
     found = ChatTemplate.load(folder, file)
-    return found and found.source
+    return found.source if found is not None else None
 
 
 def test_where_a_template_is_found(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +88,8 @@ def test_the_official_client_gets_the_completion_of_the_rendered_messages(chat_c
 
 def test_a_conversation_goes_on_with_the_answer_as_it_came(chat_client: OpenAI, chat_server: RunningServer) -> None:
     first = chat_client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=5, temperature=0).choices[0].message
-    second = chat_client.chat.completions.create(
-        model=MODEL, messages=[*MESSAGES, first, {"role": "user", "content": "why"}], max_tokens=5, temperature=0
-    )
+    going_on: list[Any] = [*MESSAGES, first, {"role": "user", "content": "why"}]
+    second = chat_client.chat.completions.create(model=MODEL, messages=going_on, max_tokens=5, temperature=0)
     spelled = [*MESSAGES, {"role": "assistant", "content": first.content}, {"role": "user", "content": "why"}]
     assert second.choices[0].message.content == text_of(ask(chat_server, messages=spelled, max_tokens=5, temperature=0))
 
@@ -215,8 +213,8 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no content": ({"messages": [{"role": "user"}]}, "messages", "content"),
     "content null": ({"messages": [{"role": "assistant", "content": None}]}, "messages", "string"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages", "not supported"),
-    "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "unicode"),
-    "half a character in a part": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages", "unicode"),
+    "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate"),
+    "half a character in a part": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages", "surrogate"),
     "a tool call": ({"messages": [{"role": "assistant", "content": "", "tool_calls": []}]}, "messages", "not supported"),
     "refused by the template": ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "refuses the messages: no"),
     "longer than the context": ({"messages": [{"role": "user", "content": "x" * 200}]}, "messages", "context of 128"),
@@ -298,7 +296,7 @@ def test_chats_have_their_place_in_the_queue(sluggish: RunningServer) -> None:
         wait_until(lambda: sluggish.samples()["num_requests_running"] == 3)
         return post(sluggish)
 
-    answer, refused = run_threads([partial(post, sluggish, n=3, max_tokens=30, ignore_eos=True), wait_and_ask])
+    answer, refused = run_threads([lambda: post(sluggish, n=3, max_tokens=30, ignore_eos=True), wait_and_ask])
     assert answer.status_code == 200
     assert read_error(refused, 429)["type"] == "RateLimitError"
 

@@ -3,7 +3,7 @@
 import base64
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,11 @@ def test_bits_are_the_same_beside_completions(server: RunningServer) -> None:
         for _ in range(3):
             assert vectors(embed(server, text, pooling=pooling)) == alone[text, pooling]
 
-    writing = [partial(server.complete, "in the end", max_tokens=60, ignore_eos=True, n=2)] * 3
-    run_threads([*(partial(check, *key) for key in alone), *writing])  # type: ignore[list-item]
+    def write() -> None:
+        server.complete("in the end", max_tokens=60, ignore_eos=True, n=2)
+
+    calls: list[Callable[[], None]] = [partial(check, *key) for key in alone]
+    run_threads([*calls, write, write, write])
 
 
 def test_a_whole_context_is_embedded_and_one_token_more_is_refused(server: RunningServer) -> None:
@@ -151,7 +154,7 @@ def test_embeddings_have_their_place_in_the_queue(sluggish: RunningServer) -> No
         wait_until(lambda: sluggish.samples()["num_requests_running"] + sluggish.samples()["num_requests_waiting"] == 3)
         return post(sluggish, input="the")
 
-    answer, refused = run_threads([partial(post, sluggish, input=[[7] * 20] * 3, pooling="mean"), wait_and_ask])
+    answer, refused = run_threads([lambda: post(sluggish, input=[[7] * 20] * 3, pooling="mean"), wait_and_ask])
     assert answer.status_code == 200
     assert read_error(refused, 429)["type"] == "RateLimitError"
     assert refused.headers["retry-after"]
