@@ -155,14 +155,19 @@ async def answered(engine: AsyncEngine, reader: Reader) -> None:
     assert (await engine.finish(reader)).finished
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("state", [in_queue, waiting, running, finished, answered])
-def test_leaving_is_harmless_in_every_state_and_twice(tiny_model: Path, state: Callable[[AsyncEngine, Reader], Awaitable[None]]) -> None:
+def test_leaving_is_harmless_in_every_state_and_twice(
+    tiny_model: Path, state: Callable[[AsyncEngine, Reader], Awaitable[None]], temperature: float
+) -> None:
+    """Two answers, equal ones or not."""
+
     async def test() -> None:
         seats = 1 if state is waiting else 4
         async with started(loader(tiny_model, step_s=0.003, max_num_seqs=seats), max_queued_requests=3) as engine:
             if state is waiting:
                 first = engine.submit(engine.check("a", LONG))
-            reader = engine.submit(engine.check("the", SamplingParams(**{**LONG.as_dict(), "n": 2, "max_tokens": 20})))
+            reader = engine.submit(engine.check("the", SamplingParams(**{**LONG.as_dict(), "n": 2, "max_tokens": 20, "temperature": temperature})))
             await state(engine, reader)
             engine.leave([reader])
             engine.leave([reader, reader])
