@@ -108,12 +108,14 @@ def test_exported_names_are_there() -> None:
     assert set(found) == {
         "LLM",
         "AsyncEngine",
+        "BeamSearchParams",
         "CompletionOutput",
         "EmbeddingRequestOutput",
         "EngineConfig",
         "Logprob",
         "RequestOutput",
         "SamplingParams",
+        "StructuredOutputs",
         "__version__",
     }
 

@@ -53,7 +53,7 @@ def refuse(name: str, value: object) -> str:
 
 
 def test_every_setting_is_covered_here() -> None:
-    assert {field.name for field in fields(SamplingParams)} == {*WHOLE, *REAL, *FLAGS, *TEXTS, *IDS, "logit_bias"}
+    assert {field.name for field in fields(SamplingParams)} == {*WHOLE, *REAL, *FLAGS, *TEXTS, *IDS, "logit_bias", "structured_outputs"}
 
 
 def _whole_edges() -> Iterator[tuple[str, int, bool]]:

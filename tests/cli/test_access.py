@@ -79,7 +79,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             read_api_keys(None, path, {})
 
 
-@pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET}\x1b", f"{SECRET}\udcff", f"{SECRET}\u2028"])
+@pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET}\x1b", f"{SECRET}\udcff", f"{SECRET}\u2028{SECRET}"])
 def test_a_key_that_nobody_can_send_is_refused_without_being_shown(key: str) -> None:
     for flags, environment in (([key], {}), (None, {API_KEY_VARIABLE: key})):
         with pytest.raises(ValueError, match="no client can send") as caught:

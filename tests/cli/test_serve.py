@@ -234,7 +234,7 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(tiny_model: Path
     with Serving(str(tiny_model), *flags, "--log-level", "debug") as serving:
         assert f"Serving on https://127.0.0.1:{serving.port} - try:" in "".join(serving.said)
         context = ssl.create_default_context(cafile=made.certfile)
-        body = {"prompt": "a hidden prompt", "max_tokens": 3, "ignore_eos": True}
+        body = {"prompt": "a private prompt", "max_tokens": 3, "ignore_eos": True}
         answers = []
         for key in ("first-secret", "second-secret", "third-secret"):
             connection = http.client.HTTPSConnection("127.0.0.1", serving.port, timeout=TIMEOUT_S, context=context)
@@ -254,7 +254,7 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(tiny_model: Path
     assert [(line["request_id"], line["path"], line["status"], line["completion_tokens"]) for line in lines] == [
         ("tls", "/v1/completions", 200, 3), ("tls", "/v1/completions", 200, 3), ("tls", "/v1/completions", 401, None),
     ]  # fmt: skip
-    for hidden in ("secret", "hidden"):
+    for hidden in ("secret", "private"):
         assert hidden not in errors
         assert hidden not in "".join(serving.said)
 

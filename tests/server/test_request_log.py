@@ -149,7 +149,7 @@ def test_a_fault_is_named_and_logged_too(logged: RunningServer, log: LogLines, m
         raise RuntimeError("planted")
 
     monkeypatch.setattr(logged.metrics, "render", fail)
-    response = logged.http.get("/metrics", headers={"x-request-id": "fault"})
+    response = httpx.get(f"{logged.url}/metrics", headers={**BEARER, "x-request-id": "fault"})  # on a connection of its own, which the server closes
     assert "log has the reason" in read_error(response, 500)["message"]
     assert response.headers["x-request-id"] == "fault"
     assert log.about("fault")["status"] == 500

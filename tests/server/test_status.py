@@ -58,7 +58,8 @@ def test_load_counts_what_runs_and_what_waits(tiny_model: Path) -> None:
         assert running.http.get("/load").json() == {"server_load": 0}
         body = {"prompt": ["the", "a"], "n": 3, "stream": True, "max_tokens": 100, "ignore_eos": True}
         with running.http.stream("POST", "/v1/completions", json=body) as response:
-            next(response.iter_raw())
+            chunks = response.iter_raw()  # kept: the connection closes with it
+            next(chunks)
             wait_until(lambda: running.http.get("/load").json() == {"server_load": 6})
             assert running.samples()["num_requests_running"] == 2
         wait_until(lambda: running.http.get("/load").json() == {"server_load": 0})
@@ -178,5 +179,6 @@ def test_a_gauge_shows_how_full_the_cache_is(tiny_model: Path) -> None:
         RunningServer(loader(tiny_model, step_s=0.05, num_blocks=10)) as running,
         running.http.stream("POST", "/v1/completions", json={"prompt": [1] * 60, "stream": True, "max_tokens": 50, "ignore_eos": True}) as response,
     ):
-        next(response.iter_raw())
+        chunks = response.iter_raw()  # kept: the connection closes with it
+        next(chunks)
         assert 0.4 <= running.samples()["kv_cache_usage_perc"] <= 0.6
