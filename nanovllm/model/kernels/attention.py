@@ -21,7 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.formats import cache_format
+from nanovllm.model.kernels.formats import Format, cache_format
 from nanovllm.model.kernels.memory import load_int, make_clear, make_copy
 from nanovllm.model.kernels.parameters import WORD_BYTES
 from nanovllm.model.kernels.quantise import make_round_row
@@ -100,42 +100,17 @@ def _make_scale_row(target: Target) -> Any:
     return kernel(target, scale_row)
 
 
-def _make_panels(target: Target, cache: str) -> Any:
-    """panels(a, a_stride, count, panel, steps, columns, out, out_stride): a product of any number of whole vectors across."""
+def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
+    """panels(a, a_stride, count, panel, row_stride, steps, columns, out, out_stride): a product of any number of whole vectors across.
+
+    `make(vectors)` gives the tiles of so many vectors; `row_stride` is how far apart the rows' own panels are, where each has one.
+    """
     lanes, width = target.lanes, target.panel_width
-    numbers = cache_format(target, cache)
-    whole = make_tiles(target, numbers, target.panel_vectors, ahead_lines=0)
-    two = make_tiles(target, numbers, 2, ahead_lines=0)
-    one = make_tiles(target, numbers, 1, ahead_lines=0)
-
-    @compiled
-    def panels(a: int, a_stride: int, count: int, panel: int, steps: int, columns: int, out: int, out_stride: int) -> None:
-        """out[count, columns] += a[count, steps] @ panel[steps, columns]."""
-        stride = columns * WORD_BYTES
-        while columns >= width:
-            whole(a, a_stride, panel, stride, steps, out, out_stride, count, panel)
-            panel += width * WORD_BYTES
-            out += width * WORD_BYTES
-            columns -= width
-        while columns >= 2 * lanes:
-            two(a, a_stride, panel, stride, steps, out, out_stride, count, panel)
-            panel += 2 * lanes * WORD_BYTES
-            out += 2 * lanes * WORD_BYTES
-            columns -= 2 * lanes
-        if columns > 0:
-            one(a, a_stride, panel, stride, steps, out, out_stride, count, panel)
-
-    return panels
-
-
-def _make_batched_panels(target: Target, cache: str) -> Any:
-    """panels(a, a_stride, count, panel, row_stride, steps, columns, out, out_stride): as _make_panels, each row times a panel of its own."""
-    lanes, width = target.lanes, target.panel_width
-    whole, two, one = (make_batched_tiles(target, cache_format(target, cache), vectors) for vectors in (target.panel_vectors, 2, 1))
+    whole, two, one = (make(vectors) for vectors in (target.panel_vectors, 2, 1))
 
     @compiled
     def panels(a: int, a_stride: int, count: int, panel: int, row_stride: int, steps: int, columns: int, out: int, out_stride: int) -> None:
-        """out[row, columns] += a[row, steps] @ panel[row, steps, columns]."""
+        """out[row, columns] += a[row, steps] @ panel[steps, columns]."""
         stride = columns * WORD_BYTES
         while columns >= width:
             whole(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count)
@@ -153,10 +128,24 @@ def _make_batched_panels(target: Target, cache: str) -> Any:
     return panels
 
 
+def _make_shared_tiles(target: Target, numbers: Format, vectors: int) -> Any:
+    """Tiles of rows that share their panel, called as batched ones are."""
+    tiles = make_tiles(target, numbers, vectors, ahead_lines=0)
+
+    @compiled
+    def shared_tiles(
+        a: int, a_stride: int, panel: int, row_stride: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int
+    ) -> None:
+        tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, panel)
+
+    return shared_tiles
+
+
 class AttentionParts:
     """What both kinds of attention are made of.
 
-    panels: _make_panels. batched_panels: _make_batched_panels. softmax: make_softmax. scale_row: _make_scale_row.
+    panels, batched_panels: _make_panels of rows that share a panel, and of rows that have their own.
+    softmax: make_softmax. scale_row: _make_scale_row.
     encode_query(source, out, count): a query as the product with K takes it.
     store(source, out, count): an output of attention as the next product takes it: bfloat16 where weights are.
     """
@@ -164,14 +153,15 @@ class AttentionParts:
     def __init__(self, target: Target, weights: str, cache: str) -> None:
         """For one type of weights and one of the cache."""
         copy, round_row = make_copy(target), make_round_row(target)
-        self.panels, self.batched_panels = _make_panels(target, cache), _make_batched_panels(target, cache)
+        self.numbers = cache_format(target, cache)
+        self.panels = _make_panels(target, lambda vectors: _make_shared_tiles(target, self.numbers, vectors))
+        self.batched_panels = _make_panels(target, lambda vectors: make_batched_tiles(target, self.numbers, vectors))
         self.softmax = make_softmax(target, narrow=cache == "bfloat16")
         self.scale_row = _make_scale_row(target)
         self.clear = make_clear(target)
         self.encode_query = round_row if cache == "bfloat16" else copy
         self.store = round_row if weights == "bfloat16" else copy
         self.has_scales = cache == "int8"
-        self.numbers = cache_format(target, cache)
         self.weight_bytes = 2 if cache == "bfloat16" else WORD_BYTES
         self.stored_bytes = 2 if weights == "bfloat16" else WORD_BYTES
 
@@ -199,7 +189,7 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
         for block in range(blocks):
             place = (layer * p.blocks + load_int(table, block)) * p.heads + head
             at = scores + block * columns * WORD_BYTES
-            panels(queries, p.query_stride, count, p.keys + place * p.key_bytes, p.key_steps, columns, at, stride)
+            panels(queries, p.query_stride, count, p.keys + place * p.key_bytes, 0, p.key_steps, columns, at, stride)
             if has_scales:
                 for row in range(count):
                     scale_row(at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns)
@@ -215,7 +205,7 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
                 for row in range(count):
                     scale_row(at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns)
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
-            panels(at, stride, count, p.values + place * p.value_bytes, steps, head_columns, mixed, mixed_stride)
+            panels(at, stride, count, p.values + place * p.value_bytes, 0, steps, head_columns, mixed, mixed_stride)
         for row in range(count):
             store(mixed + row * mixed_stride, out + row * p.hidden_stride + head * p.head_dim * stored_bytes, p.head_dim)
 
