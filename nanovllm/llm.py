@@ -8,7 +8,7 @@ from contextlib import closing
 from tqdm import tqdm
 
 from nanovllm.config import EngineConfig
-from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, check_beams
+from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Prompt, Submission, sampling_defaults
 from nanovllm.engine.metrics import StepStats
@@ -16,7 +16,7 @@ from nanovllm.engine.request import Pooling
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
-from nanovllm.outputs import EmbeddingRequestOutput, PositionLogprobs, RequestOutput
+from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -110,19 +110,15 @@ class LLM:
             EngineFaultError: a step failed.
         """
         intake = self.engine.intake
-        read = [intake.read_prompt(prompt) for prompt in _as_prompts(prompts)]
-        for _, token_ids in read:
-            check_beams(token_ids, params, intake)
-        searches = [BeamSearch(token_ids, params, self.engine.model.eos_token_ids) for _, token_ids in read]
-        for _ in tqdm(range(params.max_tokens), desc="Tokens", unit="token", disable=None if use_tqdm else True):
-            going = [search for search in searches if not search.is_finished]
-            asked = [[intake.submit(f"beam-{next(self._ids)}", ids, params.step_params) for ids in search.prompts()] for search in going]
-            self._run([submission for beams in asked for submission in beams], use_tqdm=False)
-            for search, beams in zip(going, asked, strict=True):
-                search.take([_only_position(submission) for submission in beams])
-        return [
-            search.output(f"llm-{next(self._ids)}", text, self.tokenizer, params.beam_width) for search, (text, _) in zip(searches, read, strict=True)
-        ]
+        searches = begin_searches(_as_prompts(prompts), params, intake)
+        with tqdm(total=params.max_tokens, desc="Tokens", unit="token", disable=None if use_tqdm else True) as progress:
+            while going := [search for search in searches if not search.is_finished]:
+                asked = [[intake.submit(f"beam-{next(self._ids)}", ids, params.step_params) for ids in search.prompts()] for search in going]
+                self._run([submission for beams in asked for submission in beams], use_tqdm=False)
+                for search, beams in zip(going, asked, strict=True):
+                    search.take([only_position(submission.assembler.output()) for submission in beams])
+                progress.update()
+        return [search.output(f"llm-{next(self._ids)}", self.tokenizer, params.beam_width) for search in searches]
 
     def embed(
         self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last", normalize: bool = True, use_tqdm: bool = True
@@ -209,13 +205,6 @@ class _Rates:
         prefill = self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0
         decode = self._decode_tokens / self._decode_s if self._decode_s else 0.0
         return f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"
-
-
-def _only_position(submission: Submission) -> PositionLogprobs:
-    """The log-probabilities of an answer of one token."""
-    (answer,) = submission.assembler.output().outputs
-    assert answer.logprobs is not None
-    return answer.logprobs[0]
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -178,8 +178,7 @@ class SamplingParams:
                 if getattr(self, name):
                     message = f"{name} cannot be combined with structured_outputs, whose end is the end of the answer; leave one of them out"
                     raise InvalidRequestError(message, param=name)
-        if self.best_of is not None and self.best_of < self.n:
-            raise InvalidRequestError(f"best_of is {self.best_of} but n is {self.n}, the number of answers to give; raise the first", param="best_of")
+        check_best_of(self.best_of, self.n)
         if self.truncate_prompt_tokens == 0:
             raise InvalidRequestError(
                 "truncate_prompt_tokens is 0 but must be at least 1, or -1 for as many as fit; leave it out to read the whole prompt",
@@ -189,6 +188,12 @@ class SamplingParams:
     def as_dict(self) -> dict[str, Any]:
         """Every setting by name, for building a changed copy: `SamplingParams(**{**params.as_dict(), "n": 1})`."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def check_best_of(best_of: int | None, n: int) -> None:
+    """Raise InvalidRequestError where more answers are to be given than generated."""
+    if best_of is not None and best_of < n:
+        raise InvalidRequestError(f"best_of is {best_of} but n is {n}, the number of answers to give; raise the first", param="best_of")
 
 
 def check_unicode(name: str, text: str) -> None:

@@ -16,7 +16,7 @@ from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch
 D = TypeVar("D", bound=np.generic)
 Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
 """Whether each token of the vocabulary may come next."""
-Rows: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
+Int64s: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 _SEED_MASK = 2**64 - 1
 _SETTINGS = np.dtype(
@@ -103,16 +103,17 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
     return logit_rows, _sampling_batch(sampled, sampled_rows, prompt, _int64(hidden_rows) if hidden_rows else _NONE)
 
 
-def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows, hidden_rows: Rows) -> SamplingBatch:
+def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows, hidden_rows: Int64s) -> SamplingBatch:
     settings = np.frombuffer(b"".join([request.packed_settings or _pack_settings(request) for request in requests]), dtype=_SETTINGS)
     allowed = {row: np.frombuffer(ids, dtype=np.int64) for row, request in enumerate(requests) if (ids := request.rules.allowed) is not None}
     masks = {row: _follow(request) for row, request in enumerate(requests) if request.grammar is not None}
-    allowed |= {row: np.flatnonzero(mask) for row, mask in masks.items() if _is_short(mask)}
+    short = {row for row, mask in masks.items() if _is_short(mask)}
+    allowed |= {row: np.flatnonzero(masks[row]) for row in short}
     return SamplingBatch(
         rows=_int64(rows),
         positions=_int64([len(request.tokens) for request in requests]),
         history=_history(requests),
-        edits=_edits(requests, masks),
+        edits=_edits(requests, {row: np.flatnonzero(~mask) for row, mask in masks.items() if row not in short}),
         allowed=allowed,
         prompt=prompt,
         hidden_rows=hidden_rows,
@@ -137,15 +138,14 @@ def _history(requests: list[Request]) -> TokenHistory:
     return TokenHistory(_owners(seen), _joined(seen, np.int64), _joined([request.seen.counts for request in requests], np.int64))
 
 
-def _edits(requests: list[Request], masks: Mapping[int, Mask]) -> LogitEdits:
+def _edits(requests: list[Request], outside: Mapping[int, Int64s]) -> LogitEdits:
+    """Biases and forbidden tokens; `outside` are all that some rows may not get."""
     ids: list[array[int]] = []
     values: list[array[float]] = []
     for row, request in enumerate(requests):
         rules = request.rules
         row_ids, row_values = rules.bias_ids, rules.bias_values
-        forbidden: Iterable[int] = forbidden_tokens(request)
-        if row in masks and not _is_short(masks[row]):
-            forbidden = np.flatnonzero(~masks[row]).tolist()
+        forbidden: Iterable[int] = outside[row].tolist() if row in outside else forbidden_tokens(request)
         if forbidden:
             edits = dict(zip(row_ids, row_values, strict=True)) | dict.fromkeys(forbidden, -np.inf)
             row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
@@ -160,9 +160,9 @@ def _follow(request: Request) -> Mask:
     mask = request.grammar.allowed()
     mask[list(forbidden_tokens(request))] = False
     if request.rules.allowed is not None:
-        others = np.ones_like(mask)
-        others[np.frombuffer(request.rules.allowed, dtype=np.int64)] = False
-        mask &= ~others
+        others = np.zeros_like(mask)
+        others[np.frombuffer(request.rules.allowed, dtype=np.int64)] = True
+        mask &= others
     return mask
 
 

@@ -12,7 +12,7 @@ itself is arithmetic on what comes back, so it knows neither engine nor threads.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.intake import Intake
+from nanovllm.engine.intake import Intake, Prompt
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -62,9 +62,10 @@ class Beam:
 class BeamSearch:
     """The search for answers to one prompt."""
 
-    def __init__(self, prompt_token_ids: Sequence[int], params: BeamSearchParams, eos_token_ids: Iterable[int]) -> None:
-        """Begin with the prompt as the only beam."""
+    def __init__(self, prompt_token_ids: Sequence[int], params: BeamSearchParams, eos_token_ids: Iterable[int], *, prompt: str | None = None) -> None:
+        """Begin with the prompt as the only beam; `prompt` is its text where it came as text."""
         self.prompt_token_ids = list(prompt_token_ids)
+        self._prompt = prompt
         self.params = params
         self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._beams = [Beam((), 0.0)]
@@ -98,7 +99,7 @@ class BeamSearch:
         """The best `count` answers, the best first."""
         return sorted(self._completed, key=lambda beam: -self.score(beam))[:count]
 
-    def output(self, request_id: str, prompt: str | None, tokenizer: Tokenizer, count: int) -> RequestOutput:
+    def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
         """The best `count` answers in the form of other answers; the text is without the end of text."""
         answers = [
             CompletionOutput(
@@ -111,7 +112,7 @@ class BeamSearch:
             )
             for index, beam in enumerate(self.best(count))
         ]
-        return RequestOutput(request_id, prompt, self.prompt_token_ids, None, answers, finished=True)
+        return RequestOutput(request_id, self._prompt, self.prompt_token_ids, None, answers, finished=True)
 
     def score(self, beam: Beam) -> float:
         """What answers are ordered by; the end of text does not count as length."""
@@ -119,8 +120,22 @@ class BeamSearch:
         return float(beam.cumulative_logprob / length**self.params.length_penalty)
 
 
-def check_beams(prompt_token_ids: Sequence[int], params: BeamSearchParams, intake: Intake) -> None:
-    """Raise InvalidRequestError where a search could not be carried through to its end."""
+def begin_searches(prompts: Iterable[Prompt], params: BeamSearchParams, intake: Intake) -> list[BeamSearch]:
+    """A search for each prompt, once all are checked; raises InvalidRequestError where one could not be carried through to its end."""
+    read = [intake.read_prompt(prompt) for prompt in prompts]
+    for _, token_ids in read:
+        _check_beams(token_ids, params, intake)
+    return [BeamSearch(token_ids, params, intake.model.eos_token_ids, prompt=text) for text, token_ids in read]
+
+
+def only_position(output: RequestOutput) -> PositionLogprobs:
+    """The log-probabilities of an answer of one token, which a beam's request has."""
+    (answer,) = output.outputs
+    assert answer.logprobs is not None
+    return answer.logprobs[0]
+
+
+def _check_beams(prompt_token_ids: Sequence[int], params: BeamSearchParams, intake: Intake) -> None:
     widest = intake.limits.max_logprobs // 2
     if params.beam_width > widest:
         message = f"beam_width is {params.beam_width}, the limit is {widest} (half of max_logprobs); lower it, or raise max_logprobs"

@@ -69,16 +69,17 @@ class Grammars:
 
     def compile(self, wanted: StructuredOutputs) -> Grammar:
         """The beginning of a grammar; raises InvalidRequestError where it is none, is too large, or the library is missing."""
+        key = wanted.key
         with self._lock:
             self._load()
-            known = self._compiled.get(wanted.key)
+            known = self._compiled.get(key)
             if known is not None:
-                self._compiled.move_to_end(wanted.key)
+                self._compiled.move_to_end(key)
                 return known
             matcher = self._library.LLMatcher(self._library_tokenizer, self._text(wanted), log_level=0)
             if matcher.is_error():
                 raise InvalidRequestError(f"structured_outputs cannot be used: {_first_lines(matcher.get_error())}", param=_PARAM)
-            grammar = self._compiled[wanted.key] = Grammar(matcher, self._vocab)
+            grammar = self._compiled[key] = Grammar(matcher, self._vocab)
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
             return grammar

@@ -8,11 +8,11 @@ from typing import Any
 from starlette.requests import Request
 
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, check_beams
+from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
-from nanovllm.outputs import PositionLogprobs, RequestOutput
+from nanovllm.sampling_params import check_best_of
 from nanovllm.server.completions import usage
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.whole import finish_all
@@ -34,9 +34,9 @@ async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request
         asked = [_continue(search, body, loaded) for search in going]
         outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams]))
         for search, beams in zip(going, asked, strict=True):
-            search.take([_only_position(next(outputs)) for _ in beams])
+            search.take([only_position(next(outputs)) for _ in beams])
     count = body.n or 1
-    answers = [answer for search in searches for answer in search.output("", None, loaded.tokenizer, count).outputs]
+    answers = [answer for search in searches for answer in search.output("", loaded.tokenizer, count).outputs]
     choices = [
         {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish_reason, "stop_reason": None}
         for index, answer in enumerate(answers)
@@ -52,18 +52,14 @@ def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
     for name in sorted(body.model_fields_set - _MEANT):
         if getattr(body, name) != type(body).model_fields[name].default and (name, getattr(body, name)) != ("temperature", 0):
             raise InvalidRequestError(f"{name} cannot be combined with use_beam_search; leave one of them out", param=name)
-    if body.num_candidates < (body.n or 1):
-        raise InvalidRequestError(f"best_of is {body.best_of} but n is {body.n}, the number of answers to give; raise the first", param="best_of")
+    check_best_of(body.best_of, body.n or 1)
     params = BeamSearchParams(
         beam_width=body.num_candidates,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         ignore_eos=body.ignore_eos,
         length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
     )
-    prompts = [engine.intake.read_prompt(prompt)[1] for prompt in body.prompts]
-    for token_ids in prompts:
-        check_beams(token_ids, params, engine.intake)
-    return [BeamSearch(token_ids, params, engine.model.eos_token_ids) for token_ids in prompts]
+    return begin_searches(body.prompts, params, engine.intake)
 
 
 def _continue(search: BeamSearch, body: CompletionRequest, engine: Engine) -> list[Submission]:
@@ -72,10 +68,3 @@ def _continue(search: BeamSearch, body: CompletionRequest, engine: Engine) -> li
         engine.intake.submit(f"beam-{uuid.uuid4().hex}", ids, search.params.step_params, priority=body.priority, cache_salt=body.cache_salt or "")
         for ids in search.prompts()
     ]
-
-
-def _only_position(output: RequestOutput) -> PositionLogprobs:
-    """The log-probabilities of an answer of one token."""
-    (answer,) = output.outputs
-    assert answer.logprobs is not None
-    return answer.logprobs[0]
