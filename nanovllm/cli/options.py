@@ -4,6 +4,7 @@ import argparse
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from nanovllm.config import BACKENDS, DTYPES, KV_CACHE_DTYPES, QUANTIZATIONS, EngineConfig
@@ -25,6 +26,11 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """The positional MODEL."""
     text = f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})"
     parser.add_argument("model", nargs="?", default=BUNDLED_MODEL, help=text)
+
+
+def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:
+    """Names of the model in the API: those of --served-model-name, or else that of the folder."""
+    return tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nanovllm.cli.options import add_engine_options, engine_config
+from nanovllm.cli.options import add_engine_options, engine_config, served_names
 from nanovllm.cli.values import positive
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
@@ -55,8 +55,7 @@ def run(parsed: argparse.Namespace) -> int:
             if answered == len(ids):
                 return 0
             runner = _Run(Engine.load(resolve_model(parsed.model), config), ids, output)
-            names = tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
-            number = runner.answer_all(batch, names)
+            number = runner.answer_all(batch, served_names(parsed))
         _say(f"{runner.summary}; {parsed.output}")
     left = len(ids) - answered - runner.done
     if number is None or not left:

@@ -16,7 +16,7 @@ from pathlib import Path
 import uvicorn
 
 from nanovllm.cli.access import API_KEY_VARIABLE, add_access_options, check_certificate, read_api_keys, read_origins
-from nanovllm.cli.options import add_engine_options, add_model, engine_config
+from nanovllm.cli.options import add_engine_options, add_model, engine_config, served_names
 from nanovllm.cli.values import positive
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat_template import ChatTemplate
@@ -85,7 +85,7 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         raise ValueError("--log-prompts needs --log-requests, whose lines the prompts are a part of")
     check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
     return ServerSettings(
-        model_names=tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),)),
+        model_names=served_names(parsed),
         api_keys=read_api_keys(parsed.api_key, parsed.api_key_file, os.environ),
         allowed_origins=read_origins(parsed.allowed_origins),
         max_body_bytes=parsed.max_body_bytes,

@@ -4,11 +4,9 @@ Below the template a chat is a completion of token ids: the same settings, the s
 """
 
 import asyncio
-import logging
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,12 +22,11 @@ from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestE
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
-from nanovllm.server.errors import response_for, served_name, status_of
-from nanovllm.server.schemas import CompletionRequest
-from nanovllm.server.streaming import ClientGoneError, EventStream, event
+from nanovllm.server.errors import served_name
+from nanovllm.server.schemas import CompletionRequest, SamplingBody
+from nanovllm.server.streaming import ClientGoneError, EventStream, answer_events, merge
 from nanovllm.server.whole import client_gone, finish_all
 
-logger = logging.getLogger(__name__)
 _REMEDY = "send a prompt to /v1/completions instead, or start the server with --chat-template FILE"
 
 
@@ -95,7 +92,7 @@ def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate,
     if (body.top_logprobs or 0) > limits.max_logprobs:
         raise InvalidRequestError(f"top_logprobs is {body.top_logprobs}, the limit is {limits.max_logprobs} (max_logprobs)", param="top_logprobs")
     room = min(limits.max_model_len - len(prompt), max(limits.cache_tokens - len(prompt) + 1, 1))
-    shared = (CompletionRequest.model_fields.keys() & ChatRequest.model_fields.keys()) - {"max_tokens", "logprobs", "stop_token_ids"}
+    shared = SamplingBody.model_fields.keys() - {"stop_token_ids"}
     end = engine.tokenizer.special_tokens.get(template.special_tokens["eos_token"])  # templates end a turn with it, whatever config.json says
     ends = [end] if end is not None and end < engine.model.vocab and not body.ignore_eos else []
     return CompletionRequest.model_construct(
@@ -123,34 +120,15 @@ def chat_body(job: ChatJob, output: RequestOutput) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGenerator[bytes, None]:
-    """The chunks of a streamed answer, `[DONE]` last; an error on the way is an event of its own before it."""
-    options = job.body.stream_options
-    head = {"id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model}
+def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGenerator[bytes, None]:
+    """The events of a streamed answer."""
     begun: set[int] = set()
-    completion_tokens = cached_tokens = 0
 
-    def usage_now() -> dict[str, Any]:
-        return usage(len(job.submission.requests[0].prompt_token_ids), completion_tokens, cached_tokens)
+    def choices_of(_place: int, output: RequestOutput) -> list[dict[str, Any]]:
+        return [chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None]
 
-    try:
-        async with aclosing(engine.follow(reader)) as pieces:
-            async for output in pieces:
-                completion_tokens += sum(len(answer.token_ids) for answer in output.outputs)
-                cached_tokens = output.num_cached_tokens
-                choices = [chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None]
-                if choices:
-                    extra: dict[str, Any] = {}
-                    if options is not None and (options.include_usage or options.continuous_usage_stats):
-                        extra = {"usage": usage_now() if options.continuous_usage_stats else None}
-                    yield event({**head, "choices": choices, **extra})
-        if options is not None and options.include_usage:
-            yield event({**head, "choices": [], "usage": usage_now()})
-    except Exception as error:  # the status line is sent already: the reason can only follow in the stream
-        if status_of(error) == 500:
-            logger.error("%s ended with an error", job.id, exc_info=error)
-        yield b"data: " + bytes(response_for(error).body) + b"\n\n"
-    yield b"data: [DONE]\n\n"
+    head = {"id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model}
+    return answer_events(head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of)
 
 
 def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> dict[str, Any] | None:

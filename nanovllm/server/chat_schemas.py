@@ -3,13 +3,12 @@
 As for completions, a field that is not listed here is refused by name. Messages are text: images, sound and tools are refused.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.sampling_params import MAX_SEED, MIN_SEED
-from nanovllm.server.schemas import MAX_PRIORITY, LogitBias, Stops, StreamOptions, Texts, TokenIds, check_size
+from nanovllm.server.schemas import SamplingBody
 
 MAX_MESSAGES = 2048  # more than any context has tokens
 
@@ -43,47 +42,14 @@ class ChatMessage(BaseModel):
     refusal: None = None
 
 
-class ChatRequest(BaseModel):
+class ChatRequest(SamplingBody):
     """The body of POST /v1/chat/completions."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    model: str | None = Field(None, description="a served model's name; left out, the one that is served")
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
     max_tokens: int | None = Field(None, ge=1, description="most tokens to generate; left out, what the context has room for")
     max_completion_tokens: int | None = Field(None, ge=1, description="another name of max_tokens")
-    temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    n: int | None = Field(1, ge=1, le=128)
     logprobs: bool | None = False
     top_logprobs: int | None = Field(None, ge=0, description="with logprobs: how many of the most likely tokens to report at each position")
-    stop: Stops | None = None
-    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
-    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
-    logit_bias: LogitBias | None = None
-    seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
-    stream: bool | None = False
-    stream_options: StreamOptions | None = None
-    user: str | None = None
-
-    top_k: int | None = Field(None, ge=-1)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0)
-    stop_token_ids: TokenIds | None = None
-    include_stop_str_in_output: bool = False
-    ignore_eos: bool = False
-    min_tokens: int = Field(0, ge=0)
-    bad_words: Texts | None = None
-    allowed_token_ids: TokenIds | None = None
-    skip_special_tokens: bool = True
-    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    cache_salt: str | None = Field(None, max_length=256)
-    request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_size(cls, body: Any) -> Any:
-        return check_size(body)
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
@@ -94,8 +60,6 @@ class ChatRequest(BaseModel):
             )
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequestError("top_logprobs is only allowed with logprobs; set logprobs to true or leave it out", param="top_logprobs")
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
         return self
 
     @property

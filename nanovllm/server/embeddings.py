@@ -9,11 +9,11 @@ import base64
 import json
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from starlette.responses import Response
 
 from nanovllm.engine.async_engine import AsyncEngine
@@ -21,17 +21,14 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.errors import served_name
-from nanovllm.server.schemas import MAX_PRIORITY, Prompts, check_prompts, check_size, list_prompts
+from nanovllm.server.schemas import MAX_PRIORITY, Body, Prompts, check_prompts, list_prompts
 from nanovllm.server.streaming import ClientGoneError
 from nanovllm.server.whole import client_gone, finish_all
 
 
-class EmbeddingRequest(BaseModel):
+class EmbeddingRequest(Body):
     """The body of POST /v1/embeddings."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    model: str | None = Field(None, description="a served model's name; left out, the one that is served")
     input: Annotated[Prompts, AfterValidator(check_prompts)] = Field(description="text, token ids, or a list of either")
     encoding_format: Literal["float", "base64"] | None = Field("float", description="base64: the bytes of little-endian float32 numbers")
     dimensions: int | None = Field(None, description="not supported")
@@ -40,11 +37,6 @@ class EmbeddingRequest(BaseModel):
     pooling: Literal["last", "mean"] = Field("last", description="the last token's hidden state, or the mean of all")
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, max_length=256)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_size(cls, body: Any) -> Any:
-        return check_size(body)
 
     @model_validator(mode="after")
     def _check_dimensions(self) -> "EmbeddingRequest":

@@ -54,20 +54,28 @@ class StreamOptions(BaseModel):
     continuous_usage_stats: bool = False
 
 
-class CompletionRequest(BaseModel):
-    """The body of POST /v1/completions."""
+class Body(BaseModel):
+    """What every body has in common."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     model: str | None = Field(None, description="a served model's name; left out, the one that is served")
-    prompt: Prompts = Field(description="text, token ids, or a list of either")
-    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0, description="most tokens to generate; 0 only with echo")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _check_size(cls, body: Any) -> Any:
+        """A whole body, before its fields are looked at."""
+        if isinstance(body, dict) and len(body) > MAX_FIELDS:
+            raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
+        return body
+
+
+class SamplingBody(Body):
+    """What completions and chats say about the tokens that are drawn, about their end and about their way to the client."""
+
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
     n: int | None = Field(1, ge=1, le=128)
-    best_of: int | None = Field(None, ge=1, le=MAX_BEST_OF, description="generate so many, give the n most likely by mean log-probability")
-    logprobs: int | None = Field(None, ge=0)
-    echo: bool | None = False
     stop: Stops | None = None
     presence_penalty: float | None = Field(0.0, ge=-2, le=2)
     frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
@@ -75,7 +83,6 @@ class CompletionRequest(BaseModel):
     seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    suffix: str | None = Field(None, description="not supported")
     user: str | None = None
 
     top_k: int | None = Field(None, ge=-1)
@@ -88,6 +95,27 @@ class CompletionRequest(BaseModel):
     bad_words: Texts | None = None
     allowed_token_ids: TokenIds | None = None
     skip_special_tokens: bool = True
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    cache_salt: str | None = Field(None, max_length=256)
+    request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> "SamplingBody":
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
+        return self
+
+
+class CompletionRequest(SamplingBody):
+    """The body of POST /v1/completions."""
+
+    prompt: Prompts = Field(description="text, token ids, or a list of either")
+    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0, description="most tokens to generate; 0 only with echo")
+    best_of: int | None = Field(None, ge=1, le=MAX_BEST_OF, description="generate so many, give the n most likely by mean log-probability")
+    logprobs: int | None = Field(None, ge=0)
+    echo: bool | None = False
+    suffix: str | None = Field(None, description="not supported")
+
     prompt_logprobs: int | None = Field(None, ge=0)
     use_beam_search: bool = Field(False, description="the most probable answers as a whole; max(n, best_of) beams")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers")
@@ -97,14 +125,6 @@ class CompletionRequest(BaseModel):
     add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text; GPT-2's has none")
     return_token_ids: bool | None = Field(False, description="add prompt_token_ids and token_ids to each choice")
     return_tokens_as_token_ids: bool | None = Field(False, description='"token_id:123" instead of texts in logprobs')
-    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    cache_salt: str | None = Field(None, max_length=256)
-    request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_size(cls, body: Any) -> Any:
-        return check_size(body)
 
     @field_validator("prompt")
     @classmethod
@@ -121,8 +141,6 @@ class CompletionRequest(BaseModel):
         if self.return_tokens_as_token_ids and self.logprobs is None:
             said = "return_tokens_as_token_ids is about the tokens in logprobs, which the request does not ask for"
             raise InvalidRequestError(f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids")
-        if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
         if self.length_penalty is not None and not self.use_beam_search:
             raise InvalidRequestError("length_penalty is only for use_beam_search; set that to true or leave it out", param="length_penalty")
         if self.max_tokens == 0 and not self.echo:
@@ -138,13 +156,6 @@ class CompletionRequest(BaseModel):
     def prompts(self) -> list[str | list[int]]:
         """The prompts one by one."""
         return list_prompts(self.prompt)
-
-
-def check_size(body: Any) -> Any:
-    """A whole body, before its fields are looked at."""
-    if isinstance(body, dict) and len(body) > MAX_FIELDS:
-        raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
-    return body
 
 
 def check_prompts(value: Any) -> Any:

@@ -9,7 +9,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -18,9 +18,11 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nanovllm.engine.async_engine import AsyncEngine, Reader
+from nanovllm.engine.intake import Submission
 from nanovllm.outputs import RequestOutput
 from nanovllm.server.completions import ChoiceFormatter, CompletionJob, usage
 from nanovllm.server.errors import response_for, status_of
+from nanovllm.server.schemas import StreamOptions
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -106,24 +108,45 @@ class EventStream(Response):
         await pass_on({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-async def completion_events(job: CompletionJob, engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[bytes, None]:
-    """The chunks of a streamed completion, `[DONE]` last; an error on the way is an event of its own before it."""
-    options = job.body.stream_options
-    usage_on = options is not None and (options.include_usage or options.continuous_usage_stats)
-    counter = UsageCounter(job)
+def completion_events(job: CompletionJob, engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[bytes, None]:
+    """The events of a streamed completion."""
     formatters: dict[int, ChoiceFormatter] = {}
+
+    def choices_of(place: int, output: RequestOutput) -> list[dict[str, Any]]:
+        choices = []
+        for answer in output.outputs:
+            index = place * job.n + answer.index
+            formatter = formatters.get(index) or formatters.setdefault(index, ChoiceFormatter(job, output))
+            choice = formatter.choice(index, answer, output)
+            if any(value for name, value in choice.items() if name != "index"):  # it says something
+                choices.append(choice)
+        return choices
+
     head = {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
+    return answer_events(head, job.body.stream_options, job.submissions, merge(engine, readers), choices_of)
+
+
+async def answer_events(
+    head: Mapping[str, Any],
+    options: StreamOptions | None,
+    submissions: Sequence[Submission],
+    news: AsyncGenerator[tuple[int, RequestOutput], None],
+    choices_of: Callable[[int, RequestOutput], list[dict[str, Any]]],
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of a streamed answer, `[DONE]` last; an error on the way is an event of its own before it.
+
+    Args:
+        head: what every chunk has.
+        news: of the requests of `submissions`, each with its place among them.
+        choices_of: (place, news) to the choices of a chunk, none where there is nothing to show.
+    """
+    usage_on = options is not None and (options.include_usage or options.continuous_usage_stats)
+    counter = UsageCounter(submissions)
     try:
-        async with aclosing(merge(engine, readers)) as news:
-            async for place, output in news:
+        async with aclosing(news) as pieces:
+            async for place, output in pieces:
                 counter.add(place, output)
-                choices = []
-                for answer in output.outputs:
-                    index = place * job.n + answer.index
-                    formatter = formatters.get(index) or formatters.setdefault(index, ChoiceFormatter(job, output))
-                    choice = formatter.choice(index, answer, output)
-                    if any(value for name, value in choice.items() if name != "index"):  # it says something
-                        choices.append(choice)
+                choices = choices_of(place, output)
                 if choices:
                     extra = {"usage": counter.usage() if options and options.continuous_usage_stats else None} if usage_on else {}
                     yield event({**head, "choices": choices, **extra})
@@ -131,7 +154,7 @@ async def completion_events(job: CompletionJob, engine: AsyncEngine, readers: li
             yield event({**head, "choices": [], "usage": counter.usage()})
     except Exception as error:  # the status line is sent already: the reason can only follow in the stream
         if status_of(error) == 500:
-            logger.error("%s ended with an error", job.id, exc_info=error)
+            logger.error("%s ended with an error", head["id"], exc_info=error)
         yield b"data: " + bytes(response_for(error).body) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
@@ -144,9 +167,9 @@ def event(body: dict[str, Any]) -> bytes:
 class UsageCounter:
     """Adds up the tokens of a stream's pieces."""
 
-    def __init__(self, job: CompletionJob) -> None:
+    def __init__(self, submissions: Sequence[Submission]) -> None:
         """Count the prompts at once, answers as they come."""
-        self._prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in job.submissions)
+        self._prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in submissions)
         self._completion_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
 

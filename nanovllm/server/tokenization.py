@@ -6,12 +6,12 @@ the model's context, since finding that out is what people ask for; what one req
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
 
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_unicode
-from nanovllm.server.schemas import MAX_FIELDS
+from nanovllm.server.schemas import Body
 
 MAX_TEXT_BYTES = 1 << 18  # of UTF-8: at most as many tokens, 256 times the context of GPT-2
 MAX_TOKENS = 1 << 18
@@ -19,22 +19,7 @@ MAX_TOKENS = 1 << 18
 BoundedTokenIds = Annotated[list[int], Field(fail_fast=True, max_length=MAX_TOKENS)]
 
 
-class _Body(BaseModel):
-    """What both bodies have in common."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    model: str | None = Field(None, description="a served model's name; left out, the one that is served")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_size(cls, body: Any) -> Any:
-        if isinstance(body, dict) and len(body) > MAX_FIELDS:
-            raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
-        return body
-
-
-class TokenizeRequest(_Body):
+class TokenizeRequest(Body):
     """The body of POST /tokenize."""
 
     prompt: str = Field(description=f"text of up to {MAX_TEXT_BYTES} bytes in UTF-8")
@@ -42,7 +27,7 @@ class TokenizeRequest(_Body):
     return_token_strs: bool = Field(False, description="also each token as the vocabulary spells it")
 
 
-class DetokenizeRequest(_Body):
+class DetokenizeRequest(Body):
     """The body of POST /detokenize."""
 
     tokens: BoundedTokenIds = Field(description="token ids of the model's vocabulary")
