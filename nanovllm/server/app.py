@@ -1,6 +1,6 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  /health /version /metrics /load /v1/models /v1/models/{id}
+    GET  /health /version /metrics /load /v1/models /v1/models/{id} /tokenizer_info
     POST /v1/completions /v1/chat/completions /v1/embeddings /tokenize /detokenize
 
 The application starts the engine when it starts and stops it when it stops. While the model is loading it answers 503.
@@ -31,7 +31,7 @@ from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
-from nanovllm.server.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
+from nanovllm.server.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize, tokenizer_info
 from nanovllm.server.whole import client_gone, finish_all
 
 
@@ -185,3 +185,8 @@ def _add_tokenization(app: FastAPI, engine: AsyncEngine, settings: ServerSetting
         served_name(body.model, settings.model_names)
         loaded = engine.engine
         return await asyncio.to_thread(lambda: JSONResponse(detokenize(body, loaded)))
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_facts() -> dict[str, Any]:
+        """Special tokens and sizes, for programs that let the server tokenise."""
+        return tokenizer_info(engine.engine)
