@@ -85,7 +85,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     _add_tokenization(app, engine, settings)
     # These two go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
     shared = CrossOriginMiddleware(app, settings.allowed_origins) if settings.allowed_origins else app
-    return RequestLogMiddleware(shared, log_requests=settings.log_requests)
+    return RequestLogMiddleware(shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts)
 
 
 def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
@@ -139,7 +139,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         """Complete one or several prompts."""
         model = served_name(body.model, settings.model_names)
         record = record_of(request)
-        record.prompts = body.prompts if settings.log_prompts else None
+        record.note_prompts(body.prompts)
         engine.check_room(len(body.prompts) * body.num_candidates)  # before time is spent on their text
         if body.use_beam_search:
             try:
@@ -148,17 +148,13 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
                 return client_gone()
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
         record.answer_id = job.id
-        record.prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in job.submissions)
-
-        def count() -> None:
-            record.completion_tokens = sum(submission.assembler.num_output_tokens for submission in job.submissions)
-
+        record.note_submissions(job.submissions)
         if body.stream:
             readers = engine.submit_all(job.submissions)
 
             def leave() -> None:
                 engine.leave(readers)
-                count()
+                record.note_answers(job.submissions)
 
             return EventStream(completion_events(job, engine, readers), on_close=leave, stalled_after_s=settings.stalled_client_s)
         try:
@@ -166,7 +162,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         except ClientGoneError:
             return client_gone()
         finally:
-            count()
+            record.note_answers(job.submissions)
 
 
 def _add_tokenization(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:

@@ -223,7 +223,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "1"),
     "two limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "4"),
     "tools": ({"tools": []}, "tools", "not supported"),
-    "response_format": ({"response_format": {"type": "text"}}, "response_format", "not supported"),
+    "response_format": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     "echo": ({"echo": True}, "echo", "not supported"),
     "n": ({"n": 129}, "n", "128"),
     "logprobs a number": ({"logprobs": 2}, "logprobs", "boolean"),
