@@ -94,10 +94,10 @@ def test_tokens_of_every_kind_of_answer_are_logged(logged: RunningServer, log: L
     assert line["answer_id"] == answer.get("id")
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "embeddings"])
 def test_a_client_that_goes_early_is_logged_with_what_was_generated(logged: RunningServer, log: LogLines, name: str) -> None:
     path, body, _ = OTHERS[name]
-    longer: dict[str, Any] = {"input": ["the end " * 16] * 60} if name == "embeddings" else {**body, "max_tokens": 100}
+    longer = {**body, "max_tokens": 100}
     request_id = f"early-{name.replace(' ', '-')}"
     content = json.dumps(longer)
     with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
