@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovllm.config import BACKENDS, DTYPES, KV_CACHE_DTYPES, QUANTIZATIONS, EngineConfig
+from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.hub import BUNDLED_MODEL
 from nanovllm.sampling_params import SamplingParams
 
@@ -89,3 +90,16 @@ def sampling_settings(parsed: argparse.Namespace) -> dict[str, Any]:
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
+
+
+def add_chat_template(group: "argparse._ActionsContainer") -> None:
+    """Add the flag that gives a chat template."""
+    group.add_argument("--chat-template", type=Path, default=None, metavar="FILE", help="Jinja file for chat, in place of the model's own")
+
+
+def load_chat_template(folder: Path, parsed: argparse.Namespace) -> ChatTemplate | None:
+    """The flag's template, or else that of the model folder, if any; raises CheckpointError where the flag's cannot be used."""
+    template = ChatTemplate.load(folder, parsed.chat_template)
+    if template is not None and parsed.chat_template is not None:
+        template.check()
+    return template

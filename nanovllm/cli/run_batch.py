@@ -17,8 +17,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nanovllm.cli.options import add_engine_options, engine_config, served_names
+from nanovllm.cli.options import add_chat_template, add_engine_options, engine_config, load_chat_template, served_names
 from nanovllm.cli.values import positive
+from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.server.batch import BatchRunner
@@ -36,6 +37,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--overwrite", action="store_true", help="drop the answers that the output has, instead of going on with the others")
     parser.add_argument("--model", default=BUNDLED_MODEL, help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})")
     parser.add_argument("--served-model-name", action="append", default=None, help="name in the requests; may be given several times")
+    add_chat_template(parser)
     parser.add_argument("--max-line-bytes", type=positive, default=4 << 20, help="longest line of the input (%(default)s)")
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -54,8 +56,10 @@ def run(parsed: argparse.Namespace) -> int:
                 _say(f"{parsed.output} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}")
             if answered == len(ids):
                 return 0
-            runner = _Run(Engine.load(resolve_model(parsed.model), config), ids, output)
-            number = runner.answer_all(batch, served_names(parsed))
+            folder = resolve_model(parsed.model)
+            chat_template = load_chat_template(folder, parsed)
+            runner = _Run(Engine.load(folder, config), ids, output)
+            number = runner.answer_all(batch, served_names(parsed), chat_template)
         _say(f"{runner.summary}; {parsed.output}")
     left = len(ids) - answered - runner.done
     if number is None or not left:
@@ -90,11 +94,11 @@ class _Run:
     failed: int = 0
     duration_s: float = 0.0
 
-    def answer_all(self, batch: BatchInput, model_names: tuple[str, ...]) -> int | None:
+    def answer_all(self, batch: BatchInput, model_names: tuple[str, ...], chat_template: ChatTemplate | None) -> int | None:
         """Write every answer; the number of the signal that ended it early, None where none did."""
         start_s = time.monotonic()
         bar = tqdm(total=len(self.ids), initial=self.ids.num_taken, desc="Requests", unit="request", disable=None)
-        runner = BatchRunner(self.engine, model_names)
+        runner = BatchRunner(self.engine, model_names, chat_template)
         with _Signals() as signals, bar as progress, closing(runner.run(batch.requests(self.ids))) as steps:
             for answers in steps:
                 for answer in answers:

@@ -11,15 +11,13 @@ import socket
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import uvicorn
 
 from nanovllm.cli.access import API_KEY_VARIABLE, add_access_options, check_certificate, read_api_keys, read_origins
-from nanovllm.cli.options import add_engine_options, add_model, engine_config, served_names
+from nanovllm.cli.options import add_chat_template, add_engine_options, add_model, engine_config, load_chat_template, served_names
 from nanovllm.cli.values import positive
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
@@ -37,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
     group.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 for any free one (%(default)s)")
     group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
-    group.add_argument("--chat-template", type=Path, default=None, metavar="FILE", help="Jinja file for chat, in place of the model's own")
+    add_chat_template(group)
     group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
     group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
     group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
@@ -55,10 +53,7 @@ def run(parsed: argparse.Namespace) -> int:
     settings = server_settings(parsed)
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # what cannot be used is told before a port is opened
-    chat_template = ChatTemplate.load(folder, parsed.chat_template)
-    if chat_template is not None and parsed.chat_template is not None:
-        chat_template.check()
-    settings = replace(settings, chat_template=chat_template)
+    settings = replace(settings, chat_template=load_chat_template(folder, parsed))
     if settings.log_requests:
         write_log_to(sys.stderr)
     name = settings.model_names[0]

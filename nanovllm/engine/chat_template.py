@@ -1,7 +1,7 @@
 """A checkpoint's chat template: from messages to the one text that the model was trained to go on from, and to its tokens.
 
 Templates are Jinja in the dialect of transformers' `apply_chat_template`. A checkpoint has one in chat_template.jinja or in
-tokenizer_config.json. It is text from somebody else: it runs in Jinja's sandbox, and what it may write is bounded.
+tokenizer_config.json. It is text from somebody else: it runs in Jinja's sandbox, and what it may write and how long it may work are bounded.
 
 Special tokens such as `<|im_end|>` are what the template writes; the same characters in a message are ordinary text, so that nobody can
 end his message in the middle and go on in the name of the system.
@@ -10,10 +10,14 @@ end his message in the middle and go on in the name of the system.
 import json
 import re
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 from nanovllm.engine.tokenizer import Tokenizer
@@ -21,6 +25,8 @@ from nanovllm.errors import CheckpointError, InvalidRequestError
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
+MAX_RENDER_S = 2.0  # of processor time: thousands of messages take milliseconds
+MAX_NUMBER_BITS = 1 << 16
 
 _GPT2_SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")  # where a folder names none
 _SPECIAL_TOKEN_NAMES = (*_GPT2_SPECIAL_TOKENS, "pad_token", "sep_token", "cls_token", "mask_token")
@@ -84,13 +90,17 @@ class ChatTemplate:
         size = 0
         try:
             values = {**self.special_tokens, "messages": messages, "add_generation_prompt": True, "tools": None, "documents": None}
-            for piece in template.generate(values):
-                size += len(piece)
-                if size > MAX_RENDERED_CHARACTERS:
-                    _refuse(f"the chat template makes more than {MAX_RENDERED_CHARACTERS} characters of the messages; send less")
-                pieces.append(piece)
+            with _limited_time(MAX_RENDER_S):
+                for piece in template.generate(values):
+                    size += len(piece)
+                    if size > MAX_RENDERED_CHARACTERS:
+                        _refuse(f"the chat template makes more than {MAX_RENDERED_CHARACTERS} characters of the messages; send less")
+                    pieces.append(piece)
         except InvalidRequestError:
             raise
+        except _TimeOverError:
+            remedy = "send less, or start the server with another --chat-template"
+            _refuse(f"the chat template works on these messages for more than {MAX_RENDER_S:g} s; {remedy}")
         except Exception as error:  # whatever a template does with messages that it was not made for
             raise InvalidRequestError(f"the chat template cannot render these messages: {error}", param="messages") from error
         return "".join(pieces)
@@ -112,11 +122,59 @@ def _environment() -> Any:
         from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415 - only chat needs it; the rest works without
     except ImportError as error:
         raise CheckpointError("chat templates need the package jinja2, which is not installed; pip install jinja2") from error
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+
+    class Environment(ImmutableSandboxedEnvironment):
+        """Asks before the two operators that can make anything of nothing, also where both sides are constants."""
+
+        intercepted_binops = frozenset({"*", "**"})
+
+        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+            _check_size(operator, left, right)
+            return super().call_binop(context, operator, left, right)
+
+    environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     return environment
+
+
+class _TimeOverError(BaseException):
+    """The template has worked for too long; no filter takes it for an error of its own."""
+
+
+@contextmanager
+def _limited_time(limit_s: float) -> Iterator[None]:
+    """Raise _TimeOverError in what is called in this block once it has taken `limit_s` of this thread's processor time.
+
+    The interpreter asks `trace` before every line of the functions that the block calls, a template's loops among them: so any loop
+    ends, while a thread that waits for a busy machine loses nothing.
+    """
+    end_s = time.thread_time() + limit_s
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if time.thread_time() > end_s:
+            raise _TimeOverError
+        return trace
+
+    previous = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield
+    finally:
+        sys.settrace(previous)
+
+
+def _check_size(operator: str, left: object, right: object) -> None:
+    """Refuse a power or a product that alone would take more time or memory than a prompt is worth."""
+    if isinstance(left, int) and isinstance(right, int):
+        bits = left.bit_length() * right if operator == "**" else left.bit_length() + right.bit_length()
+        is_large = bits > MAX_NUMBER_BITS
+    else:
+        repeated, times = (right, left) if isinstance(left, int) else (left, right)
+        is_large = isinstance(repeated, Sized) and isinstance(times, int) and len(repeated) * times > MAX_RENDERED_CHARACTERS
+    if is_large:
+        _refuse(f"the chat template computes something larger than {MAX_RENDERED_CHARACTERS} characters or {MAX_NUMBER_BITS} bits")
 
 
 def _tojson(

@@ -93,7 +93,7 @@ class Grammars:
         try:
             import llguidance  # noqa: PLC0415 - an extra
         except ImportError:
-            message = "structured_outputs needs the package llguidance, which is not installed; install nanovllm[structured]"
+            message = "answers of a form need the package llguidance, an extra that is not installed here; pip install 'nanovllm[structured]'"
             raise InvalidRequestError(message, param=_PARAM) from None
         vocab = max(self._vocab, self._tokenizer.vocab)
         try:

@@ -1,6 +1,6 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  /health /version /metrics /load /v1/models /v1/models/{id}
+    GET  /health /version /metrics /load /v1/models /v1/models/{id} /tokenizer_info
     POST /v1/completions /v1/chat/completions /v1/embeddings /tokenize /detokenize
 
 The application starts the engine when it starts and stops it when it stops. While the model is loading it answers 503.
@@ -31,7 +31,7 @@ from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
-from nanovllm.server.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
+from nanovllm.server.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize, tokenizer_info
 from nanovllm.server.whole import client_gone, finish_all
 
 
@@ -85,7 +85,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     _add_tokenization(app, engine, settings)
     # These two go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
     shared = CrossOriginMiddleware(app, settings.allowed_origins) if settings.allowed_origins else app
-    return RequestLogMiddleware(shared, log_requests=settings.log_requests)
+    return RequestLogMiddleware(shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts)
 
 
 def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
@@ -139,7 +139,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         """Complete one or several prompts."""
         model = served_name(body.model, settings.model_names)
         record = record_of(request)
-        record.prompts = body.prompts if settings.log_prompts else None
+        record.note_prompts(body.prompts)
         engine.check_room(len(body.prompts) * body.num_candidates)  # before time is spent on their text
         if body.use_beam_search:
             try:
@@ -148,17 +148,13 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
                 return client_gone()
         job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
         record.answer_id = job.id
-        record.prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in job.submissions)
-
-        def count() -> None:
-            record.completion_tokens = sum(submission.assembler.num_output_tokens for submission in job.submissions)
-
+        record.note_submissions(job.submissions)
         if body.stream:
             readers = engine.submit_all(job.submissions)
 
             def leave() -> None:
                 engine.leave(readers)
-                count()
+                record.note_answers(job.submissions)
 
             return EventStream(completion_events(job, engine, readers), on_close=leave, stalled_after_s=settings.stalled_client_s)
         try:
@@ -166,7 +162,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         except ClientGoneError:
             return client_gone()
         finally:
-            count()
+            record.note_answers(job.submissions)
 
 
 def _add_tokenization(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
@@ -185,3 +181,8 @@ def _add_tokenization(app: FastAPI, engine: AsyncEngine, settings: ServerSetting
         served_name(body.model, settings.model_names)
         loaded = engine.engine
         return await asyncio.to_thread(lambda: JSONResponse(detokenize(body, loaded)))
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_facts() -> dict[str, Any]:
+        """Special tokens and sizes, for programs that let the server tokenise."""
+        return tokenizer_info(engine.engine)

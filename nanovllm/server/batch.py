@@ -13,14 +13,18 @@ from pydantic import ValidationError
 
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.async_engine import MAX_QUEUED_REQUESTS, check_answers
+from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.batch_input import BatchRequest
 from nanovllm.server.batch_output import Answer
+from nanovllm.server.chat import chat_body, make_chat_job
+from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import completion_body, make_job
+from nanovllm.server.embeddings import EmbeddingRequest, embedding_body, make_submissions
 from nanovllm.server.errors import describe_problems, error_body, problem_of, served_name, shorten
-from nanovllm.server.schemas import CompletionRequest
+from nanovllm.server.schemas import CompletionRequest, SamplingBody
 
 logger = logging.getLogger(__name__)
 
@@ -43,12 +47,17 @@ class _Running:
 class BatchRunner:
     """Answers requests by an engine that nobody else uses."""
 
-    def __init__(self, engine: Engine, model_names: Sequence[str]) -> None:
-        """Answer requests for the engine's model under any of these names."""
+    def __init__(self, engine: Engine, model_names: Sequence[str], chat_template: ChatTemplate | None = None) -> None:
+        """Answer requests for the engine's model under any of these names; chats only with a template."""
         self._engine = engine
         self._model_names = model_names
+        self._chat_template = chat_template
         self._max_sequences = 2 * engine.config.max_num_seqs  # those that run, and as many to take the places that become free
-        self._endpoints: dict[str, Callable[[object], _Job]] = {"/v1/completions": self._completion}
+        self._endpoints: dict[str, Callable[[object], _Job]] = {
+            "/v1/completions": self._completion,
+            "/v1/chat/completions": self._chat,
+            "/v1/embeddings": self._embedding,
+        }
         self._sequences: dict[str, tuple[_Running, Submission]] = {}
         self._faults = 0
 
@@ -109,12 +118,27 @@ class BatchRunner:
     def _completion(self, given: object) -> _Job:
         """POST /v1/completions; raises ValidationError or what `make_job` raises."""
         body = CompletionRequest.model_validate(given)
-        if body.stream:
-            raise InvalidRequestError("stream is true but a batch has whole answers only; leave it out", param="stream")
+        _check_whole(body)
         model = served_name(body.model, self._model_names)
         check_answers(len(body.prompts) * body.num_candidates, MAX_QUEUED_REQUESTS)
         job = make_job(body, self._engine, model)
         return job.submissions, lambda: completion_body(job, [submission.assembler.output() for submission in job.submissions])
+
+    def _chat(self, given: object) -> _Job:
+        """POST /v1/chat/completions; raises ValidationError or what `make_chat_job` raises."""
+        body = ChatRequest.model_validate(given)
+        _check_whole(body)
+        model = served_name(body.model, self._model_names)
+        job = make_chat_job(body, self._chat_template, self._engine, model)
+        return [job.submission], lambda: chat_body(job, job.submission.assembler.output())
+
+    def _embedding(self, given: object) -> _Job:
+        """POST /v1/embeddings; raises ValidationError or what `make_submissions` raises."""
+        body = EmbeddingRequest.model_validate(given)
+        model = served_name(body.model, self._model_names)
+        check_answers(len(body.inputs), MAX_QUEUED_REQUESTS)
+        submissions = make_submissions(body, self._engine)
+        return submissions, lambda: embedding_body(submissions, model, body.encoding_format)
 
     def _absorb(self, output: StepOutput) -> list[Answer]:
         """Hand a step's updates to their requests; the answers that are complete with them."""
@@ -152,6 +176,11 @@ class BatchRunner:
             running, _ = self._sequences.pop(sequence_id)
             running.unfinished.discard(sequence_id)
             self._engine.abort_request(sequence_id)
+
+
+def _check_whole(body: SamplingBody) -> None:
+    if body.stream:
+        raise InvalidRequestError("stream is true but a batch has whole answers only; leave it out", param="stream")
 
 
 def _complete(running: _Running) -> Answer:

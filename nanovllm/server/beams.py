@@ -14,6 +14,7 @@ from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_best_of
 from nanovllm.server.completions import usage
+from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.whole import finish_all
 
@@ -29,7 +30,11 @@ _MEANT = frozenset(
 async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request: Request, model: str) -> dict[str, Any]:
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
+    record = record_of(request)
+    record.answer_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
     searches = await asyncio.to_thread(_begin, body, loaded)
+    prompt_tokens = record.prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
+    record.completion_tokens = 0  # a search that does not come to its end has given nothing
     while going := [search for search in searches if not search.is_finished]:
         asked = [_continue(search, body, loaded) for search in going]
         outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams]))
@@ -41,10 +46,10 @@ async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request
         {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish_reason, "stop_reason": None}
         for index, answer in enumerate(answers)
     ]
-    prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
+    record.completion_tokens = sum(len(answer.token_ids) for answer in answers)
     return {
-        "id": f"cmpl-{body.request_id or uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time()), "model": model,
-        "choices": choices, "usage": usage(prompt_tokens, sum(len(answer.token_ids) for answer in answers), 0),
+        "id": record.answer_id, "object": "text_completion", "created": int(time.time()), "model": model,
+        "choices": choices, "usage": usage(prompt_tokens, record.completion_tokens, 0),
     }  # fmt: skip
 
 

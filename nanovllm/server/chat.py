@@ -23,11 +23,13 @@ from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
 from nanovllm.server.errors import served_name
+from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import ClientGoneError, EventStream, answer_events, merge
+from nanovllm.server.structured import blamed_field
 from nanovllm.server.whole import client_gone, finish_all
 
-_REMEDY = "send a prompt to /v1/completions instead, or start the server with --chat-template FILE"
+_REMEDY = "send a prompt to /v1/completions instead, or give --chat-template FILE at the start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +51,33 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = served_name(body.model, model_names)
-        if template is None:
-            raise InvalidRequestError(f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}", param="messages")
+        record = record_of(request)
+        record.note_prompts([message.content for message in body.messages])
         engine.check_room(body.n or 1)  # before time is spent on its text
         job = await asyncio.to_thread(make_chat_job, body, template, engine.engine, model)
+        record.answer_id = job.id
+        record.note_submissions([job.submission])
         if body.stream:
             reader = engine.submit(job.submission)
-            return EventStream(chat_events(job, engine, reader), on_close=lambda: engine.leave([reader]), stalled_after_s=stalled_client_s)
+
+            def leave() -> None:
+                engine.leave([reader])
+                record.note_answers([job.submission])
+
+            return EventStream(chat_events(job, engine, reader), on_close=leave, stalled_after_s=stalled_client_s)
         try:
             (output,) = await finish_all(engine, request, [job.submission])
         except ClientGoneError:
             return client_gone()
+        finally:
+            record.note_answers([job.submission])
         return JSONResponse(chat_body(job, output))
 
 
-def make_chat_job(body: ChatRequest, template: ChatTemplate, engine: Engine, model: str) -> ChatJob:
-    """Render and check a body; raises InvalidRequestError before anything is queued."""
+def make_chat_job(body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str) -> ChatJob:
+    """Render and check a body; raises InvalidRequestError before anything is queued, also where there is no template to render it by."""
+    if template is None:
+        raise InvalidRequestError(f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}", param="messages")
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
     job_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
     try:
@@ -76,7 +89,8 @@ def make_chat_job(body: ChatRequest, template: ChatTemplate, engine: Engine, mod
     except CheckpointError as error:
         raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
     except InvalidRequestError as error:
-        raise type(error)(str(error), param="messages" if error.param == "prompt" else error.param) from error
+        param = "messages" if error.param == "prompt" else blamed_field(error.param, body.structured_outputs)
+        raise type(error)(str(error), param=param) from error
     check_context(len(prompt), params, engine.max_model_len)
     return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
 

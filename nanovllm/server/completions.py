@@ -13,7 +13,7 @@ from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
-from nanovllm.server.structured import structured_outputs
+from nanovllm.server.structured import blamed_field, structured_outputs
 
 MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
 _PASSED_ON = (
@@ -89,15 +89,18 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
     """Check a body against the model; raises InvalidRequestError before anything is queued."""
     if body.use_beam_search:
         raise InvalidRequestError("use_beam_search is for requests to a server, not for files of requests; leave it out", param="use_beam_search")
-    params = sampling_params(body, engine)
     job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
     submissions = []
-    for index, prompt in enumerate(body.prompts):
-        submission = engine.intake.submit(
-            f"{job_id}-{uuid.uuid4().hex[:8]}-{index}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
-        )
-        check_context(len(submission.requests[0].prompt_token_ids), params, engine.max_model_len)
-        submissions.append(submission)
+    try:
+        params = sampling_params(body, engine)
+        for index, prompt in enumerate(body.prompts):
+            submission = engine.intake.submit(
+                f"{job_id}-{uuid.uuid4().hex[:8]}-{index}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
+            )
+            check_context(len(submission.requests[0].prompt_token_ids), params, engine.max_model_len)
+            submissions.append(submission)
+    except InvalidRequestError as error:
+        raise type(error)(str(error), param=blamed_field(error.param, body.structured_outputs)) from error
     return CompletionJob(job_id, int(time.time()), model, body, tuple(submissions), EchoText(engine))
 
 

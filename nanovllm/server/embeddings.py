@@ -9,7 +9,7 @@ import base64
 import json
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
@@ -21,6 +21,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.errors import served_name
+from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import MAX_PRIORITY, Body, Prompts, check_prompts, list_prompts
 from nanovllm.server.streaming import ClientGoneError
 from nanovllm.server.whole import client_gone, finish_all
@@ -57,13 +58,17 @@ def add_embeddings(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str]
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Turn one or several texts into vectors."""
         model = served_name(body.model, model_names)
+        record = record_of(request)
+        record.note_prompts(body.inputs)
         engine.check_room(len(body.inputs))  # before time is spent on their text
         submissions = await asyncio.to_thread(make_submissions, body, engine.engine)
+        record.note_submissions(submissions)
+        record.completion_tokens = 0
         try:
             await finish_all(engine, request, submissions)
         except ClientGoneError:
             return client_gone()
-        content = await asyncio.to_thread(embedding_body, submissions, model, body.encoding_format)  # may be a million numbers
+        content = await asyncio.to_thread(_as_json, submissions, model, body.encoding_format)  # may be a million numbers
         return Response(content, media_type="application/json")
 
 
@@ -83,7 +88,7 @@ def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]
     return submissions
 
 
-def embedding_body(submissions: Sequence[Submission], model: str, encoding_format: str | None) -> bytes:
+def embedding_body(submissions: Sequence[Submission], model: str, encoding_format: str | None) -> dict[str, Any]:
     """The answer, once every input is read; raises EngineFaultError where the network's output is not a number."""
     outputs = [submission.assembler.embedding() for submission in submissions]
     tokens = sum(len(output.prompt_token_ids) for output in outputs)
@@ -91,8 +96,11 @@ def embedding_body(submissions: Sequence[Submission], model: str, encoding_forma
     if encoding_format == "base64":
         vectors = [encode_base64(output.outputs.embedding) for output in outputs]
     data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
-    answer = {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
-    return json.dumps(answer, separators=(",", ":")).encode()
+    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+
+
+def _as_json(submissions: Sequence[Submission], model: str, encoding_format: str | None) -> bytes:
+    return json.dumps(embedding_body(submissions, model, encoding_format), separators=(",", ":")).encode()
 
 
 def encode_base64(embedding: Sequence[float]) -> str:

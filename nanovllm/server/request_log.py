@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanovllm.engine.intake import Submission
 from nanovllm.server.errors import shorten
 
 MAX_PROMPTS = 10
@@ -41,7 +42,9 @@ class RequestRecord:
         is_answered: the last byte has been handed on.
         client_gone: the connection was closed before that, or the client stopped reading.
         answer_id: the `id` in the answer.
-        prompts: where they are to be logged.
+        prompt_tokens: of what was found to be right; None before.
+        completion_tokens: generated for the answer; None where nothing was begun.
+        keeps_prompts: they are to be logged.
     """
 
     request_id: str
@@ -53,7 +56,20 @@ class RequestRecord:
     answer_id: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    keeps_prompts: bool = False
     prompts: Sequence[str | list[int]] | None = None
+
+    def note_prompts(self, prompts: Sequence[str | list[int]]) -> None:
+        """What was asked, as it came; kept only where prompts are logged."""
+        self.prompts = prompts if self.keeps_prompts else None
+
+    def note_submissions(self, submissions: Sequence[Submission]) -> None:
+        """What the request has become, once it is checked."""
+        self.prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in submissions)
+
+    def note_answers(self, submissions: Sequence[Submission]) -> None:
+        """How much has been generated, once the answer has ended or nobody waits for it."""
+        self.completion_tokens = sum(submission.assembler.num_output_tokens for submission in submissions)
 
     def line(self, method: str, path: str) -> str:
         """The request as one line of JSON in ASCII: nothing that a client sends can break the line or pass for another."""
@@ -71,17 +87,18 @@ class RequestRecord:
 class RequestLogMiddleware:
     """Names every request, and logs it where that is wanted. The outermost layer: what the others refuse is named and logged too."""
 
-    def __init__(self, app: ASGIApp, *, log_requests: bool) -> None:
+    def __init__(self, app: ASGIApp, *, log_requests: bool, log_prompts: bool = False) -> None:
         """Watch over `app`; without `log_requests` requests only get their names."""
         self._app = app
         self._log_requests = log_requests
+        self._log_prompts = log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, watching what comes and goes."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(scope["headers"]))
+        record = RequestRecord(_request_id(scope["headers"]), keeps_prompts=self._log_prompts)
         scope.setdefault("state", {})["record"] = record
 
         async def watched_receive() -> Message:

@@ -95,6 +95,8 @@ class SamplingBody(Body):
     bad_words: Texts | None = None
     allowed_token_ids: TokenIds | None = None
     skip_special_tokens: bool = True
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredFields | None = None
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, max_length=256)
     request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
@@ -119,8 +121,6 @@ class CompletionRequest(SamplingBody):
     prompt_logprobs: int | None = Field(None, ge=0)
     use_beam_search: bool = Field(False, description="the most probable answers as a whole; max(n, best_of) beams")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers")
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredFields | None = None
     truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_PROMPT_TOKENS, description="read the last tokens only; -1 for as many as fit")
     add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text; GPT-2's has none")
     return_token_ids: bool | None = Field(False, description="add prompt_token_ids and token_ids to each choice")

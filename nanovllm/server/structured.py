@@ -55,3 +55,8 @@ def structured_outputs(response_format: ResponseFormat | None, fields: Structure
         message = "response_format has the type json_schema but no json_schema; add json_schema: {name, schema}"
         raise InvalidRequestError(message, param="response_format")
     return StructuredOutputs(json=response_format.json_schema.schema_)
+
+
+def blamed_field(param: str | None, fields: StructuredFields | None) -> str | None:
+    """The field of the body at fault: what `response_format` asked for, the engine knows as structured_outputs."""
+    return "response_format" if param == "structured_outputs" and fields is None else param

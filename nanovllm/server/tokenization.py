@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: text to token ids and back, as the served model reads it. Names and fields are vLLM's.
+"""/tokenize, /detokenize and /tokenizer_info: text to token ids and back, as the served model reads it. Names and fields are vLLM's.
 
 The ids are those that /v1/completions would compute: a literal `<|endoftext|>` in the text is ordinary text. A text may be longer than
 the model's context, since finding that out is what people ask for; what one request may cost is bounded by its size instead.
@@ -52,3 +52,15 @@ def detokenize(body: DetokenizeRequest, engine: Engine) -> dict[str, Any]:
     if outside is not None:
         raise InvalidRequestError(f"tokens has the id {str(outside)[:24]} but the vocabulary goes from 0 to {last}", param="tokens")
     return {"prompt": engine.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+
+def tokenizer_info(engine: Engine) -> dict[str, Any]:
+    """The answer to /tokenizer_info: what a program has to know that lets the server tokenise for it.
+
+    `bos_token` and `eos_token` are null: such programs tokenise these texts to learn their ids, and /tokenize reads every text as text.
+    """
+    special = engine.tokenizer.special_tokens
+    return {
+        "bos_token": None, "eos_token": None, "eos_token_ids": list(engine.model.eos_token_ids), "special_tokens": special,
+        "vocab_size": engine.model.vocab, "model_max_length": engine.max_model_len,
+    }  # fmt: skip

@@ -78,7 +78,7 @@ def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
 ) -> None:
     lines = [
         request_line("good 1"),
-        request_line("chat", url="/v1/chat/completions"),
+        request_line("images", url="/v1/images"),
         request_line("a list for a url", url=["/v1/completions"]),
         request_line("get", method="GET"),
         request_line("no method", leave_out="method"),
@@ -93,10 +93,11 @@ def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
     statuses = {name: answer["response"] and answer["response"]["status_code"] for name, answer in answers.items()}
     assert statuses == {
         "good 1": 200, "good 2": 200, "streamed": 400, "no body": 400,
-        "chat": None, "a list for a url": None, "get": None, "no method": None, "field": None,
+        "images": None, "a list for a url": None, "get": None, "no method": None, "field": None,
     }  # fmt: skip
-    assert answers["chat"]["error"] == {
-        "code": "unsupported_url", "message": "url is '/v1/chat/completions', which a batch does not answer; it answers /v1/completions",
+    urls = "/v1/completions, /v1/chat/completions, /v1/embeddings"
+    assert answers["images"]["error"] == {
+        "code": "unsupported_url", "message": f"url is '/v1/images', which a batch does not answer; it answers {urls}",
     }  # fmt: skip
     assert answers["get"]["error"] == {"code": "unsupported_method", "message": "method is 'GET' but must be 'POST'"}
     assert answers["no method"]["error"]["message"] == "method is None but must be 'POST'"

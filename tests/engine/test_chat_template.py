@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from tokenizers import Tokenizer as LibraryTokenizer
 
+from nanovllm.engine import chat_template
 from nanovllm.engine.chat_template import MAX_RENDERED_CHARACTERS, MAX_TEMPLATE_CHARACTERS, ChatTemplate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
@@ -98,6 +99,40 @@ def test_what_a_template_writes_is_bounded() -> None:
         render("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}")
     with pytest.raises(InvalidRequestError, match="Range too big"):
         render("{% for i in range(10 ** 9) %}{% endfor %}")
+
+
+ENDLESS = {
+    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "loops over messages": "{% for a in messages * 9999 %}{% for b in messages * 9999 %}{% endfor %}{% endfor %}",
+    "a filter": "{% for a in range(99999) %}{% set x = range(99999) | map('string') | list %}{% endfor %}",
+    "what swallows errors": "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = 'x' | int(0) | float(0) %}{% endfor %}{% endfor %}",
+    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+}
+
+
+@pytest.mark.parametrize("name", ENDLESS)
+def test_how_long_a_template_works_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.05)
+    before = sys.gettrace()
+    with pytest.raises(InvalidRequestError, match=r"works on these messages for more than 0\.05 s; send less, or start") as caught:
+        render(ENDLESS[name])
+    assert caught.value.param == "messages"
+    assert sys.gettrace() is before
+    assert render("{% for a in range(999) %}{{ a }}{% endfor %}"), "the next one has its own time"
+
+
+@pytest.mark.parametrize("source", ["{{ 10 ** (10 ** 10) }}", "{{ 'x' * 10 ** 10 }}", "{{ 10 ** 10 * messages }}", "{{ 9 ** 9999 * 9 ** 19999 }}"])
+def test_what_a_template_computes_at_once_is_bounded(source: str) -> None:
+    """Nothing could end it in the middle."""
+    with pytest.raises(InvalidRequestError, match="computes something larger than"):
+        render(source)
+    assert render("{{ 2 ** 10 * 3 }} {{ 'ab' * 3 }} {{ 1.5 * 2 }} {{ 2 ** -1 }} {{ 2 ** 0.5 > 1 }}") == "3072 ababab 3.0 0.5 True"
+
+
+def test_many_messages_are_rendered_in_time() -> None:
+    content = "x" * 1000
+    rendered = render(CHATML, [{"role": "user", "content": content}] * 2048)
+    assert rendered.count(content) == 2048
 
 
 @pytest.mark.parametrize("source", ["{% if %}", "{{ messages", "{% for x in messages %}", "{{ x | no_such_filter }}", "(" * 10 + "{{ " + "(" * 9999])

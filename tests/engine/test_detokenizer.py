@@ -8,20 +8,13 @@ from hypothesis import strategies as st
 
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
 from nanovllm.engine.tokenizer import Tokenizer
-from tests.support.checkpoints import MERGES, write_tokenizer
+from tests.support.checkpoints import MERGES
 from tests.support.tokenizers import byte_fallback, metaspace, word_piece
 
 END = 256 + len(MERGES)
 VOCAB = END + 1
 TOKENS = st.lists(st.integers(0, VOCAB + 2), max_size=40)  # the last few have no token
 CONTINUATIONS = (b"", b"\x80", b"\xbf\x80", b"\x80\x80\x80", b"\x9f\x98\x80", b"a", b"\xf0\x9f")
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    return Tokenizer.load(folder)
 
 
 def pieces_of(tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> list[str]:

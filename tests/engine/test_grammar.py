@@ -101,7 +101,7 @@ def test_what_is_no_grammar_is_refused(llm: LLM, fields: dict[str, Any]) -> None
 def test_a_missing_library_is_named(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     grammars = Grammars(llm.tokenizer, llm.engine.model.vocab, llm.engine.model.eos_token_ids)
-    with pytest.raises(InvalidRequestError, match=r"install nanovllm\[structured\]"):
+    with pytest.raises(InvalidRequestError, match=r"llguidance.* pip install 'nanovllm\[structured\]'"):
         grammars.compile(StructuredOutputs(regex="a"))
 
 

@@ -16,18 +16,11 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams
-from tests.support.checkpoints import END_OF_TEXT, write_tokenizer
+from tests.support.checkpoints import END_OF_TEXT
 from tests.support.tokenizers import word_piece
 
 CONTEXT = 16
 MAX_LOGPROBS = 5
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    folder = tmp_path_factory.mktemp("tokenizer")
-    write_tokenizer(folder)
-    return Tokenizer.load(folder)
 
 
 def make_intake(tokenizer: Tokenizer, *, vocab: int | None = None, cache_tokens: int = 1000, seed: int | None = None, **model: Any) -> Intake:

@@ -10,6 +10,7 @@ import pytest
 from openai import OpenAI
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.engine import chat_template
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.server import chat
 from tests.support.checkpoints import write_tiny_model
@@ -223,7 +224,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "1"),
     "two limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "4"),
     "tools": ({"tools": []}, "tools", "not supported"),
-    "response_format": ({"response_format": {"type": "text"}}, "response_format", "not supported"),
+    "response_format": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     "echo": ({"echo": True}, "echo", "not supported"),
     "n": ({"n": 129}, "n", "128"),
     "logprobs a number": ({"logprobs": 2}, "logprobs", "boolean"),
@@ -266,6 +267,18 @@ def test_a_template_that_is_damaged_says_so_and_completions_go_on(tiny_model: Pa
         message = read_error(post(running), 400)["message"]
         assert "the chat template the/file is not valid" in message
         assert "--chat-template FILE" in message
+        running.complete("the", max_tokens=1)
+
+
+def test_a_template_that_does_not_end_is_a_400(tiny_model: Path, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the thread that worked on it is free again."""
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.02)
+    endless = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with RunningServer(loader(tiny_model), chat_template=ChatTemplate(endless, "the test's")) as running:
+        for response in run_threads([lambda: post(running)] * 8):
+            error = read_error(response, 400)
+            assert error["param"] == "messages"
+            assert "for more than 0.02 s" in error["message"]
         running.complete("the", max_tokens=1)
 
 

@@ -164,8 +164,12 @@ def test_the_same_request_id_may_be_used_twice_at_once(server: RunningServer) ->
 
 
 def test_fields_of_other_clients_are_accepted(server: RunningServer) -> None:
-    server.complete(user="somebody", suffix=None, best_of=1, logit_bias=None, stop=None, stream=None, echo=None, n=None, max_tokens=1)
-    server.complete(n=2, best_of=2, max_tokens=1, truncate_prompt_tokens=None, return_token_ids=None, return_tokens_as_token_ids=None)
+    """They say nothing, so the answers are those without them."""
+    settings: dict[str, Any] = {"max_tokens": 8, "seed": 3, "ignore_eos": True}
+    said = server.complete(user="somebody", suffix=None, best_of=1, logit_bias=None, stop=None, stream=None, echo=None, n=None, **settings)
+    assert said["choices"] == server.complete(**settings)["choices"]
+    nulls = {"truncate_prompt_tokens": None, "return_token_ids": None, "return_tokens_as_token_ids": None}
+    assert server.complete(n=2, best_of=2, **nulls, **settings)["choices"] == server.complete(n=2, **settings)["choices"]
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -91,9 +91,13 @@ def test_settings_do_not_show_the_keys() -> None:
 
 
 def test_the_key_comes_before_the_body(guarded: RunningServer) -> None:
-    read_error(guarded.http.post("/v1/completions", json={"prompt": ""}), 401)
-    read_error(guarded.http.post("/v1/completions", content=b"x" * (LIMIT + 1)), 401)
-    read_error(guarded.http.post("/v1/completions", json={"prompt": ""}, headers=bearer(KEY)), 400)
+    """Without one, nothing is said about the body, whatever is wrong with it."""
+    for wrong in (b'{"prompt": ""}', b"x", b"x" * (LIMIT + 1)):
+        error = read_error(guarded.http.post("/v1/completions", content=wrong), 401)
+        assert (error["type"], error["param"]) == ("AuthenticationError", None)
+        assert "prompt" not in error["message"]
+    error = read_error(guarded.http.post("/v1/completions", json={"prompt": ""}, headers=bearer(KEY)), 400)
+    assert (error["type"], error["param"]) == ("BadRequestError", "prompt")
 
 
 def test_the_official_client_sends_the_key(tiny_model: Path) -> None:

@@ -15,12 +15,14 @@ import httpx
 import pytest
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.server.request_log import MAX_PROMPT_CHARACTERS, MAX_PROMPTS, RequestLogMiddleware, write_log_to
-from tests.support.serving import RunningServer, loader, read_error, wait_until
+from tests.support.serving import RunningServer, loader, read_error, read_events, wait_until
 
 KEY = "do-not-log-me"
 BEARER = {"authorization": f"Bearer {KEY}"}
 LIMIT = 20_000
+TEMPLATE = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", "the test's")
 FIELDS = ["time", "request_id", "method", "path", "status", "duration_ms", "prompt_tokens", "completion_tokens", "client_gone", "answer_id"]
 
 
@@ -51,7 +53,8 @@ def log(caplog: pytest.LogCaptureFixture) -> LogLines:
 @pytest.fixture(scope="module")
 def logged(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server that logs its requests; a step takes 5 ms, so that a client can go before its answer has ended."""
-    with RunningServer(loader(tiny_model, step_s=0.005), log_requests=True, api_keys=(KEY,), max_body_bytes=LIMIT) as running:
+    settings: dict[str, Any] = {"log_requests": True, "api_keys": (KEY,), "max_body_bytes": LIMIT, "chat_template": TEMPLATE}
+    with RunningServer(loader(tiny_model, step_s=0.005), **settings) as running:
         running.http.headers.update(BEARER)
         yield running
 
@@ -68,6 +71,42 @@ def test_a_line_says_what_was_asked_and_how_it_was_answered(logged: RunningServe
     assert line["answer_id"] == answer["id"]
     assert 5 * 5 <= line["duration_ms"] < 30_000
     assert before - timedelta(seconds=1) <= datetime.fromisoformat(line["time"]) <= datetime.now(timezone.utc)
+
+
+CHAT = {"messages": [{"role": "user", "content": "the"}], "max_tokens": 6, "ignore_eos": True, "n": 2}
+OTHERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "chat": ("/v1/chat/completions", CHAT, 12),
+    "streamed chat": ("/v1/chat/completions", {**CHAT, "stream": True, "stream_options": {"include_usage": True}}, 12),
+    "embeddings": ("/v1/embeddings", {"input": ["the", "in the end"]}, 0),
+    "beam search": ("/v1/completions", {"prompt": ["the", "a"], "use_beam_search": True, "n": 2, "max_tokens": 4, "ignore_eos": True}, 16),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_tokens_of_every_kind_of_answer_are_logged(logged: RunningServer, log: LogLines, name: str) -> None:
+    path, body, completion_tokens = OTHERS[name]
+    response = logged.http.post(path, json=body)
+    answer = read_events(response.content)[-1] if body.get("stream") else response.json()
+    line = log.about(response.headers["x-request-id"])
+    assert (line["path"], line["status"]) == (path, 200)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (answer["usage"]["prompt_tokens"], completion_tokens)
+    assert answer["usage"].get("completion_tokens", 0) == completion_tokens
+    assert line["answer_id"] == answer.get("id")
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "embeddings"])
+def test_a_client_that_goes_early_is_logged_with_what_was_generated(logged: RunningServer, log: LogLines, name: str) -> None:
+    path, body, _ = OTHERS[name]
+    longer = {**body, "max_tokens": 100}
+    request_id = f"early-{name.replace(' ', '-')}"
+    content = json.dumps(longer)
+    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
+        connection.sendall((request_head(request_id, len(content), path) + content).encode())
+        wait_until(lambda: logged.samples()["num_requests_running"] > 0)
+    line = log.about(request_id)
+    assert line["client_gone"]
+    assert line["prompt_tokens"] > 0
+    assert 0 <= line["completion_tokens"] < 200
 
 
 def test_a_stream_is_logged_at_its_end(logged: RunningServer, log: LogLines) -> None:
@@ -95,9 +134,9 @@ def test_a_stream_whose_client_goes_is_logged_with_what_it_got(logged: RunningSe
     assert 1 <= line["completion_tokens"] < 120
 
 
-def request_head(request_id: str, length: int) -> str:
+def request_head(request_id: str, length: int, path: str = "/v1/completions") -> str:
     """The head of a request whose body is to come."""
-    lines = ("POST /v1/completions HTTP/1.1", "Host: x", "Content-Type: application/json", f"Authorization: Bearer {KEY}")
+    lines = (f"POST {path} HTTP/1.1", "Host: x", "Content-Type: application/json", f"Authorization: Bearer {KEY}")
     return "\r\n".join((*lines, f"X-Request-Id: {request_id}", f"Content-Length: {length}", "", ""))
 
 
@@ -179,7 +218,7 @@ def test_a_long_path_is_cut(logged: RunningServer, log: LogLines) -> None:
 
 
 def test_prompts_are_logged_where_that_is_asked_for(tiny_model: Path, log: LogLines) -> None:
-    with RunningServer(loader(tiny_model), log_requests=True, log_prompts=True) as running:
+    with RunningServer(loader(tiny_model), log_requests=True, log_prompts=True, chat_template=TEMPLATE) as running:
 
         def logged_prompts(prompt: Any, status: int = 200) -> Any:
             response = running.post({"prompt": prompt, "max_tokens": 1})
@@ -194,6 +233,12 @@ def test_prompts_are_logged_where_that_is_asked_for(tiny_model: Path, log: LogLi
         (ids,) = logged_prompts([1] * 10_000, 400)
         assert len(ids) == MAX_PROMPT_CHARACTERS // 2
         assert len(logged_prompts(["a"] * 100)) == MAX_PROMPTS
+        for path, body, expected in (
+            ("/v1/embeddings", {"input": ["the", "end"]}, ["the", "end"]),
+            ("/v1/chat/completions", {"messages": [{"role": "system", "content": "in"}, {"role": "user", "content": "the"}]}, ["in", "the"]),
+        ):
+            name = running.http.post(path, json=body).headers["x-request-id"]
+            assert log.about(name)["prompts"] == expected
         assert "prompts" not in log.about(running.http.get("/version").headers["x-request-id"])
 
 

@@ -1,12 +1,16 @@
-"""response_format and structured_outputs over HTTP."""
+"""response_format and structured_outputs over HTTP, for completions and for chats."""
 
 import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from openai import OpenAI
 
-from tests.support.serving import MODEL, RunningServer
+from nanovllm.engine.chat_template import ChatTemplate
+from tests.support.serving import MODEL, RunningServer, loader, read_error
 
 pytest.importorskip("llguidance", reason="needs the extra `structured`")
 
@@ -49,3 +53,85 @@ def test_what_cannot_be_is_a_400_that_names_the_field(server: RunningServer, fie
     answer = server.post({"prompt": "the", **fields})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
+
+
+# Chats ------------------------------------------------------------------------------------------------------------------------------
+
+TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}", "test")
+MESSAGES: list[Any] = [{"role": "user", "content": "the end"}]
+
+
+@pytest.fixture(scope="module")
+def chat_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+    """A server with a chat template."""
+    with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chat_client(chat_server: RunningServer) -> Iterator[OpenAI]:
+    """The official client of it."""
+    with OpenAI(base_url=f"{chat_server.url}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
+def test_without_the_library_the_extra_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llguidance", None)
+    with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:
+        for path, body in (("/v1/completions", {"prompt": "the"}), ("/v1/chat/completions", {"messages": MESSAGES})):
+            for param, wanted in (("response_format", {"type": "json_object"}), ("structured_outputs", {"regex": "a"})):
+                error = read_error(running.http.post(path, json={**body, param: wanted}), 400)
+                assert error["param"] == param
+                assert "llguidance" in error["message"]
+                assert "pip install 'nanovllm[structured]'" in error["message"]
+            assert running.http.post(path, json={**body, "response_format": {"type": "text"}, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_chat_follows_a_schema(chat_client: OpenAI, streams: bool) -> None:
+    wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
+    settings: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 60, "seed": 1, "response_format": wanted}
+    if streams:
+        with chat_client.chat.completions.create(**settings, stream=True) as chunks:
+            pieces = [chunk.choices[0] for chunk in chunks]
+        text, reason = "".join(piece.delta.content or "" for piece in pieces), pieces[-1].finish_reason
+    else:
+        (choice,) = chat_client.chat.completions.create(**settings).choices
+        text, reason = choice.message.content or "", choice.finish_reason
+    assert set(json.loads(text)) == {"ok"}
+    assert reason == "stop"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [({"choice": ["red", "green"]}, {"red", "green"}), ({"regex": "x{3}"}, {"xxx"}), ({"grammar": 'start: "x" "y"'}, {"xy"})],
+)
+def test_a_chat_follows_every_form(chat_client: OpenAI, wanted: dict[str, Any], expected: set[str]) -> None:
+    extra = {"structured_outputs": wanted}
+    answer = chat_client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20, n=2, extra_body=extra)
+    assert {choice.message.content for choice in answer.choices} <= expected
+    assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+
+
+def test_a_chat_may_fill_the_context_with_json(chat_client: OpenAI) -> None:
+    """Without max_tokens: the answer ends where the object does, or is cut off where the context ends."""
+    (choice,) = chat_client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=2, response_format={"type": "json_object"}).choices
+    assert (choice.message.content or "").startswith("{")
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(choice.message.content or ""), dict)
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, "response_format"),
+        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "response_format"),
+        ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
+        ({"structured_outputs": {"shape": "a"}}, "structured_outputs"),
+        ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos"),
+    ],
+)
+def test_a_chat_names_the_field_that_cannot_be(chat_server: RunningServer, fields: dict[str, Any], param: str) -> None:
+    for path, body in (("/v1/chat/completions", {"messages": MESSAGES}), ("/v1/completions", {"prompt": "the"})):
+        assert read_error(chat_server.http.post(path, json={**body, **fields}), 400)["param"] == param

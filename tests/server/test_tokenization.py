@@ -181,4 +181,8 @@ def test_an_unknown_model_is_not_found(server: RunningServer, path: str, body: d
 
 @pytest.mark.parametrize("path", ["/tokenize", "/detokenize"])
 def test_they_are_asked_by_post(server: RunningServer, path: str) -> None:
-    read_error(server.http.get(path), 405)
+    for method in ("GET", "PUT", "DELETE"):
+        response = server.http.request(method, path)
+        error = read_error(response, 405)
+        assert (error["type"], error["message"]) == ("MethodNotAllowedError", f"{method} {path}: Method Not Allowed")
+        assert response.headers["allow"] == "POST"

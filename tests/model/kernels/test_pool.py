@@ -229,4 +229,7 @@ def test_helpers_need_nothing_of_the_interpreter_in_a_run(library: Library) -> N
     keeping.functions["run_job"] = PYFUNCTYPE(c_int32, c_int64, c_int64)(library.addresses["run_job"])
     for _ in range(20):
         pool.run(library.addresses["meet"], pool.arrived, 3)
+        assert c_int32.from_address(pool.arrived).value == 3 * 100, "all three were at each of the hundred barriers"
+    assert count_kernel_threads() == 2, "and the helpers are still there"
     pool.close()
+    assert count_kernel_threads() == 0

@@ -87,11 +87,19 @@ def test_nobody_passes_a_barrier_before_all_have_come(spins: int, count: int) ->
 
 @pytest.mark.parametrize("spins", [0, 100])
 def test_who_waits_is_woken_by_what_it_waits_for(spins: int) -> None:
-    job = Job(spins=0)
+    job, woken = Job(spins=0), []
+
+    def wait(generation: int, _number: int) -> None:
+        wait_for_generation(job.address, generation, spins)
+        woken.append((generation, int(job.words["generation"])))
+
     for generation in range(1, 100):
-        waiting = in_threads(2, lambda _: wait_for_generation(job.address, generation, spins))  # noqa: B023 - it ends within the round
+        waiting = in_threads(2, wait, generation)
+        assert len(woken) == 2 * (generation - 1), "nobody goes on before its generation has begun"
         begin_generation(job.address, generation)
         join(waiting)
+    assert woken == [(generation, generation) for generation in range(1, 100) for _ in range(2)]
+    assert job.words["asleep"] == 0
 
 
 def test_nobody_waits_in_a_job_that_has_failed() -> None:

@@ -1,0 +1,178 @@
+"""An AsyncEngine that stops, fails or never was ready, and what becomes of its requests."""
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovllm import SamplingParams
+from nanovllm.engine.async_engine import AsyncEngine, EngineState
+from nanovllm.engine.engine import Engine
+from nanovllm.errors import (
+    CheckpointError,
+    EngineFaultError,
+    EngineNotReadyError,
+)
+from tests.support.async_engines import LONG, SHORT, engine_threads, run, started, until
+from tests.support.serving import loader
+
+pytestmark = pytest.mark.usefixtures("backend")
+
+
+def test_stopping_wakes_everybody(tiny_model: Path) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model, step_s=0.01, max_num_seqs=2))
+        await engine.start()
+        await engine.wait_until_ready()
+        before = engine_threads()
+
+        async def read() -> None:
+            async for _ in engine.stream("the", LONG):
+                pass
+
+        tasks = [asyncio.ensure_future(work) for work in (*(engine.generate("the", LONG) for _ in range(3)), read(), read())]
+        await until(lambda: engine.stats().generation_tokens > 3)
+        await asyncio.gather(engine.stop(), engine.stop())
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(result, EngineNotReadyError)
+            assert "stopped" in str(result)
+        await engine.stop()
+        assert engine.state is EngineState.STOPPED
+        assert engine_threads() == before - 1
+        with pytest.raises(EngineNotReadyError, match="stopped"):
+            await engine.generate("the", SHORT)
+
+    run(test)
+
+
+def test_a_request_that_was_checked_before_the_stop_is_refused_after_it(tiny_model: Path) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model))
+        await engine.start()
+        await engine.wait_until_ready()
+        submission = engine.check("the", SHORT)
+        await engine.stop()
+        with pytest.raises(EngineNotReadyError, match="stopped"):
+            engine.submit(submission)
+
+    run(test)
+
+
+def test_an_engine_that_loads_is_stopped_at_once(tiny_model: Path) -> None:
+    may_load = threading.Event()
+
+    def load() -> Engine:
+        assert may_load.wait(30)
+        return loader(tiny_model)()
+
+    async def test() -> None:
+        engine = AsyncEngine(load)
+        await engine.start()
+        with pytest.raises(EngineNotReadyError, match="loading"):
+            engine.stats()
+        with pytest.raises(EngineNotReadyError, match="loading"):
+            await engine.generate("the", SHORT)
+        waiters = [asyncio.create_task(engine.wait_until_ready()) for _ in range(2)]
+        await asyncio.sleep(0)
+        await asyncio.wait_for(engine.stop(), 2)
+        for waiter in waiters:
+            with pytest.raises(EngineNotReadyError, match="stopped while it was loading"):
+                await waiter
+        before = engine_threads()
+        may_load.set()
+        await until(lambda: engine_threads() == before - 1)
+        assert engine.state is EngineState.STOPPED
+
+    run(test)
+
+
+def test_an_engine_may_be_stopped_that_never_started(tiny_model: Path) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model))
+        await engine.stop()
+        assert engine.state is EngineState.STOPPED
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [CheckpointError("cut off"), MemoryError("too large")])
+def test_what_loading_raises_reaches_everybody_who_waits(error: Exception) -> None:
+    def load() -> Engine:
+        raise error
+
+    async def test() -> None:
+        engine = AsyncEngine(load)
+        await engine.start()
+        for result in await asyncio.gather(*(engine.wait_until_ready() for _ in range(2)), return_exceptions=True):
+            assert result is error
+        assert (engine.state, engine.failure) == (EngineState.FAILED, error)
+        with pytest.raises(EngineNotReadyError, match="failed"):
+            engine.submit_all([])
+        await engine.stop()
+        assert engine.state is EngineState.FAILED
+
+    run(test)
+
+
+def test_a_step_that_fails_ends_its_requests_and_not_the_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model)) as engine:
+
+            def fail(*_: Any) -> Any:
+                raise FloatingPointError("overflow")
+
+            expected = await engine.generate("the", SHORT)
+            with monkeypatch.context() as patch:
+                patch.setattr(engine.engine.runner, "run", fail)
+                with pytest.raises(EngineFaultError, match="overflow"):
+                    await engine.generate("the", SHORT)
+                with pytest.raises(EngineFaultError, match="overflow"):
+                    await anext(engine.stream("the", SamplingParams(n=3)))
+            assert (await engine.generate("the", SHORT)).outputs == expected.outputs
+
+    run(test)
+
+
+def test_a_thread_that_breaks_down_wakes_everybody(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model, step_s=0.005))
+        await engine.start()
+        await engine.wait_until_ready()
+        tasks = [asyncio.create_task(engine.generate("the", LONG)) for _ in range(3)]
+        await until(lambda: engine.stats().generation_tokens > 3)
+        monkeypatch.setattr(engine.engine, "step", lambda: 1 / 0)
+        for result in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(result, EngineFaultError)
+            assert "broken down" in str(result)
+        assert engine.state is EngineState.FAILED
+        assert isinstance(engine.failure, ZeroDivisionError)
+        with pytest.raises(EngineNotReadyError, match="failed"):
+            await engine.generate("the", SHORT)
+        await engine.stop()
+
+    run(test)
+
+
+def test_results_that_come_after_the_event_loop_is_closed_are_dropped(tiny_model: Path) -> None:
+    """A program that ends without stopping its engine: the thread has nobody to tell and must not raise, which would be an error here."""
+    engines: list[AsyncEngine] = []
+
+    async def begin() -> None:
+        engine = AsyncEngine(loader(tiny_model, step_s=0.005))
+        engines.append(engine)
+        await engine.start()
+        await engine.wait_until_ready()
+        engine.submit(engine.check("the", LONG))
+        await until(lambda: engine.stats().generation_tokens > 3)
+
+    asyncio.run(begin())
+    engine = engines[0].engine
+
+    async def end() -> None:
+        await until(lambda: not engine.has_work)
+        assert engine.stats().generation_tokens == 100
+        await engines[0].stop()
+
+    asyncio.run(end())

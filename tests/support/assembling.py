@@ -1,0 +1,52 @@
+"""An assembler for tests, and the updates that a step of the engine would send it."""
+
+from collections.abc import Iterable, Sequence
+
+from nanovllm.engine.assembler import Assembler, SequenceUpdate
+from nanovllm.engine.request import FinishReason
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.outputs import CompletionOutput, RequestMetrics
+from nanovllm.runner.logprobs import TokenLogprobs
+from nanovllm.sampling_params import SamplingParams
+from tests.support.checkpoints import MERGES
+
+END = 256 + len(MERGES)
+PROMPT = [1, 2, 3]
+METRICS = RequestMetrics(arrival_s=1.0, first_scheduled_s=2.0, first_token_s=3.0, finished_s=4.0)
+
+
+def make(tokenizer: Tokenizer, **settings: object) -> Assembler:
+    params = SamplingParams(**settings)  # type: ignore[arg-type]
+    return Assembler("r", "prompt", list(PROMPT), params, tokenizer, [f"r-{choice}" for choice in range(params.num_sequences)])
+
+
+def update(
+    token_id: int | None,
+    finish: FinishReason | None = None,
+    *,
+    choice: int = 0,
+    logprobs: TokenLogprobs | None = None,
+    prompt_logprobs: Iterable[TokenLogprobs] = (),
+    stop_reason: int | None = None,
+    error: str | None = None,
+) -> SequenceUpdate:
+    return SequenceUpdate(
+        f"r-{choice}", choice, token_id, logprobs, tuple(prompt_logprobs), finish, stop_reason,
+        metrics=METRICS if finish is not None else None, error=error,
+    )  # fmt: skip
+
+
+def feed(assembler: Assembler, tokenizer: Tokenizer, text: str, finish: FinishReason | None = None, *, choice: int = 0) -> list[bool]:
+    """Send the bytes of `text` as one token each, the last with `finish`; what each `absorb` said."""
+    byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
+    tokens = [byte_of[bytes([byte])] for byte in text.encode()]
+    reasons = [None] * (len(tokens) - 1) + [finish]
+    return [assembler.absorb(update(token, reason, choice=choice)) for token, reason in zip(tokens, reasons, strict=True)]
+
+
+def answer(assembler: Assembler, choice: int = 0) -> CompletionOutput:
+    return assembler.output().outputs[choice]
+
+
+def positions(token_ids: Sequence[int]) -> list[TokenLogprobs]:
+    return [TokenLogprobs([token_id], [-0.5], [1]) for token_id in token_ids]

@@ -1,0 +1,54 @@
+"""Asynchronous engines for tests, and a limited time for each test."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.engine import Engine
+from nanovllm.sampling_params import SamplingParams
+
+LONG = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
+SHORT = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
+
+
+@asynccontextmanager
+async def started(load: Callable[[], Engine], **settings: Any) -> AsyncIterator[AsyncEngine]:
+    """An engine that is ready, and stopped in the end; its books must balance by then."""
+    engine = AsyncEngine(load, **settings)
+    await engine.start()
+    await engine.wait_until_ready()
+    try:
+        yield engine
+        inner = engine.engine
+        await until(lambda: not inner.has_work)
+        inner.check_integrity()
+        assert inner.blocks.num_used == 0
+    finally:
+        await engine.stop()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until `condition` holds; fails when it does not come true in time."""
+    for _ in range(2000):
+        if condition():
+            return
+        await asyncio.sleep(0.002)
+    pytest.fail("it did not come true in time")
+
+
+def run(test: Callable[[], Awaitable[None]]) -> None:
+    """Run a test on an event loop of its own, and no longer than it may take."""
+
+    async def limited() -> None:
+        await asyncio.wait_for(test(), 30)
+
+    asyncio.run(limited())
+
+
+def engine_threads() -> int:
+    return sum(thread.name == "nanovllm-engine" for thread in threading.enumerate())
