@@ -1,6 +1,6 @@
 """The engine: a scheduler over a KV cache, a runner, and step().
 
-    plan    = scheduler.schedule()          who runs, how many tokens each, in which blocks
+    plan    = scheduler.schedule()          who runs, how many tokens each, in which blocks, and which to copy first
     arrays  = batching.build(plan)          flat arrays, no padding
     output  = runner.run(*arrays)           forward pass, then sampling
     updates = scheduler.commit(plan, ...)   append, finish, free
@@ -20,7 +20,8 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.intake import Intake, Limits, Submission, check_sampling_defaults
 from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
 from nanovllm.engine.request import FinishReason, Request
-from nanovllm.engine.scheduler import RequestUpdate, Scheduler
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.step_plan import RequestUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
 from nanovllm.model.config import GPT2Config, load_generation_config
@@ -143,6 +144,8 @@ class Engine:
         fault: Exception | None = None
         updates: list[RequestUpdate[TokenLogprobs]] | list[RequestUpdate[object]]
         try:
+            if plan.copies:
+                self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             updates = self.scheduler.commit(plan, batching.split(plan, output))
         except Exception as error:  # noqa: BLE001 - whatever went wrong in it, the engine goes on with the other requests

@@ -92,6 +92,7 @@ class Intake:
                 grammar=None if grammar is None else grammar.start(),
                 priority=priority,
                 cache_salt=cache_salt,
+                group=request_id if params.num_sequences > 1 and max_new_tokens > 0 else "",
             )
             for choice in range(params.num_sequences)
         )

@@ -134,8 +134,8 @@ def test_metrics_count_what_was_asked(counted: RunningServer) -> None:
     assert not any(now[name] for name in GAUGES)
     assert now["generation_tokens_total"] == 8 + 5 + 4 * 3 + 1
     assert now["prefix_cache_hits_total"] == 32
-    assert now["prefix_cache_queries_total"] == 40 + 40 + 4 * 2 + 1 + 1
-    assert now["prompt_tokens_total"] == 40 + (40 - 32) + 4 * 2 + 1 + 1
+    assert now["prefix_cache_queries_total"] == 40 + 40 + 2 * 2 + 1 + 1
+    assert now["prompt_tokens_total"] == 40 + (40 - 32) + 2 * 2 + 1 + 1
     assert now["request_success_total{finished_reason=length}"] == 1 + 1 + 4 + 1
     assert now["request_success_total{finished_reason=stop}"] == 1
     assert now["request_prompt_tokens_sum"] == 40 + 40 + 4 * 2 + 1 + 1
