@@ -39,6 +39,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
     group.add_argument("--chat-template", type=Path, default=None, metavar="FILE", help="Jinja file for chat, in place of the model's own")
     group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
+    tokens_help = "tokens that they may come to, prompts and max_tokens together (16 times what the KV cache holds)"
+    group.add_argument("--max-queued-tokens", type=positive, default=None, metavar="TOKENS", help=tokens_help)
     group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
     group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
     group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
@@ -63,7 +65,12 @@ def run(parsed: argparse.Namespace) -> int:
         write_log_to(sys.stderr)
     name = settings.model_names[0]
     metrics = ServerMetrics(name)
-    engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
+    engine = AsyncEngine(
+        lambda: Engine.load(folder, config),
+        max_queued_requests=parsed.max_queued_requests,
+        max_queued_tokens=parsed.max_queued_tokens,
+        on_step=metrics.on_step,
+    )
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
         host=parsed.host,

@@ -13,21 +13,20 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
-from nanovllm.engine.assembler import Assembler
+from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, QUEUED_CACHES, Admission, Reservation
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Prompt, Submission
-from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.metrics import AdmissionStats, EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.reader import Reader
 from nanovllm.engine.request import FinishReason, Request
-from nanovllm.errors import EngineError, EngineFaultError, EngineNotReadyError, InvalidRequestError, QueueFullError
+from nanovllm.errors import EngineFaultError, EngineNotReadyError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-MAX_QUEUED_REQUESTS = 1024
 
 
 class EngineState(Enum):
@@ -62,50 +61,34 @@ class _Stop:
     pass
 
 
-@dataclass(slots=True, eq=False)
-class Reader:
-    """A request and the task that waits for its news; `answers` is how many of them count as unfinished, `gone` is why no more news come."""
-
-    assembler: Assembler
-    requests: tuple[Request, ...]
-    answers: int
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: EngineError | None = None
-
-    def give_up(self, reason: EngineError) -> None:
-        """Wake the task: it gets `reason` instead of news."""
-        self.gone = reason
-        self.news.set()
-
-
-def check_answers(asked: int, limit: int) -> None:
-    """Raise InvalidRequestError where one request asks for more answers than may ever be unfinished."""
-    if asked > limit:
-        raise InvalidRequestError(f"the request asks for {asked} answers at once, the limit is {limit}; send fewer prompts or a smaller n or best_of")
-
-
 class AsyncEngine:
     """An engine for a server. Use it from one event loop: `await start()`, any number of `generate` and `stream`, `await stop()`."""
 
     def __init__(
-        self, load: Callable[[], Engine], *, max_queued_requests: int = MAX_QUEUED_REQUESTS, on_step: Callable[[StepStats], None] | None = None
+        self,
+        load: Callable[[], Engine],
+        *,
+        max_queued_requests: int = MAX_QUEUED_REQUESTS,
+        max_queued_tokens: int | None = None,
+        on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         """Prepare an engine that `load` will make on the engine's thread.
 
         Args:
             max_queued_requests: answers that may be unfinished at once; one more is refused with QueueFullError. Each counts that a request asks
                 for, also of equal ones that are computed once, and those that best_of leaves out.
+            max_queued_tokens: tokens that they may come to, prompts and max_tokens of all answers together; by default 16 times what the KV
+                cache holds.
             on_step: called on the event loop with what each step adds to the histograms.
         """
         self._load = load
-        self._max_queued = max_queued_requests
+        self._admission = Admission(max_queued_requests, max_queued_tokens)
         self._on_step = on_step
         self._engine: Engine | None = None
         self._state = EngineState.LOADING
         self._failure: BaseException | None = None
         self._commands: queue.SimpleQueue[_Add | _Abort | _StopFound | _Stop] = queue.SimpleQueue()
         self._readers: dict[str, Reader] = {}
-        self._queued = 0
         self._ids = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -136,6 +119,10 @@ class AsyncEngine:
         """The engine at this moment, as of its last step."""
         return self.engine.stats()
 
+    def admission_stats(self) -> AdmissionStats:
+        """What unfinished requests have reserved, and how many were refused."""
+        return self._admission.stats()
+
     async def start(self) -> None:
         """Start the engine's thread, which loads the model; returns at once."""
         self._loop = asyncio.get_running_loop()
@@ -164,7 +151,13 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> RequestOutput:
         """The whole answer. Cancelling the task aborts the request.
 
@@ -174,14 +167,22 @@ class AsyncEngine:
             EngineNotReadyError: still loading, or stopped.
             EngineFaultError: a step failed.
         """
-        reader = self.submit(self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt))
+        submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        (reader,) = self.submit_all([submission])
         return await self.finish(reader)
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
-        reader = self.submit(self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt))
+        submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        (reader,) = self.submit_all([submission])
         async with aclosing(self.follow(reader)) as pieces:
             async for news in pieces:
                 yield news
@@ -195,23 +196,28 @@ class AsyncEngine:
         """Queue one checked request; its reader must be given to `finish` or `follow`."""
         return self.submit_all([submission])[0]
 
-    def check_room(self, answers: int) -> None:
+    def check_room(self, answers: int, tokens: int = 0) -> None:
         """Whether as many answers more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""
-        check_answers(answers, self._max_queued)
-        if self._queued + answers > self._max_queued:
-            waiting = f"{self._queued} requests are unfinished and {answers} more would pass the limit of {self._max_queued}"
-            raise QueueFullError(f"{waiting}; try again later")
+        self._admission.check(answers, tokens)
 
-    def submit_all(self, submissions: Sequence[Submission]) -> list[Reader]:
-        """Queue checked requests, all or none: room for every answer is taken before the first is queued."""
+    def reserve(self, answers: int, tokens: int) -> Reservation:
+        """Room for what is submitted later, bit by bit; whoever asks for it gives it back. Raises as `check_room`."""
+        (reservation,) = self._admission.reserve([(answers, tokens)])
+        return reservation
+
+    def submit_all(self, submissions: Sequence[Submission], *, within: Reservation | None = None) -> list[Reader]:
+        """Queue the checked parts of one request, all or none: room for every answer is taken before the first is queued.
+
+        `within` is room that was reserved for them before.
+        """
         self._check_ready()
-        answers = sum(submission.num_answers for submission in submissions)
-        self.check_room(answers)
-        self._queued += answers
+        rooms: Sequence[Reservation | None] = [None] * len(submissions)
+        if within is None:
+            rooms = self._admission.reserve([(submission.num_answers, submission.num_tokens) for submission in submissions])
         arrival_s = time.monotonic()
         readers = []
-        for submission in submissions:
-            reader = Reader(submission.assembler, submission.requests, submission.num_answers)
+        for submission, room in zip(submissions, rooms, strict=True):
+            reader = Reader(submission.assembler, submission.requests, room)
             self._readers.update(dict.fromkeys((request.request_id for request in submission.requests), reader))
             self._commands.put(_Add(submission.requests, arrival_s))
             readers.append(reader)
@@ -255,12 +261,11 @@ class AsyncEngine:
         """Nobody waits for these requests any more: whatever is unfinished of them is aborted. Harmless twice, and done by `finish` and `follow`."""
         for reader in readers:
             unfinished = tuple(reader.assembler.unfinished_ids)
-            if unfinished and reader.answers:
+            if unfinished and not reader.has_left:
                 self._commands.put(_Abort(unfinished))
             for request_id in reader.assembler.sequence_ids:
                 self._readers.pop(request_id, None)
-            self._queued -= reader.answers
-            reader.answers = 0
+            reader.leave()
 
     def _deliver(self, output: StepOutput) -> None:
         """On the event loop: hand a step's updates to their readers."""
@@ -336,6 +341,8 @@ class AsyncEngine:
     def _set_state(self, state: EngineState) -> None:
         if self._state is EngineState.LOADING:
             self._state = state
+            if self._admission.max_tokens is None and self._engine is not None:
+                self._admission.max_tokens = QUEUED_CACHES * self._engine.cache_tokens
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:

@@ -38,6 +38,12 @@ class Submission:
         """Answers asked for, which a bounded queue counts: more than sequences where equal ones are computed once."""
         return self.requests[0].sampling.num_candidates
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it may come to, which a bounded queue counts: the prompt, which is computed once, and all of its answers."""
+        first = self.requests[0]
+        return first.num_prompt_tokens + self.num_answers * first.max_new_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:

@@ -108,9 +108,13 @@ def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics
 
     @app.get("/load")
     async def load() -> dict[str, int]:
-        """Sequences that run or wait, for whoever spreads requests over several servers."""
-        stats = engine.stats()
-        return {"server_load": stats.num_requests_running + stats.num_requests_waiting}
+        """Sequences that run or wait, for whoever spreads requests over several servers, and what unfinished requests have reserved of how much."""
+        stats, room = engine.stats(), engine.admission_stats()
+        return {
+            "server_load": stats.num_requests_running + stats.num_requests_waiting,
+            "queued_requests": room.answers, "max_queued_requests": room.max_answers,
+            "queued_tokens": room.tokens, "max_queued_tokens": room.max_tokens or 0,
+        }  # fmt: skip
 
 
 def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:

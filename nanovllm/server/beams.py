@@ -30,11 +30,16 @@ async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
     searches = await asyncio.to_thread(_begin, body, loaded)
-    while going := [search for search in searches if not search.is_finished]:
-        asked = [_continue(search, body, loaded) for search in going]
-        outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams]))
-        for search, beams in zip(going, asked, strict=True):
-            search.take([only_position(next(outputs)) for _ in beams])
+    tokens = sum(len(search.prompt_token_ids) + search.params.beam_width * search.params.max_tokens for search in searches)
+    room = engine.reserve(len(searches) * body.num_candidates, tokens)  # for the whole search, which must not be refused half way
+    try:
+        while going := [search for search in searches if not search.is_finished]:
+            asked = [_continue(search, body, loaded) for search in going]
+            outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams], within=room))
+            for search, beams in zip(going, asked, strict=True):
+                search.take([only_position(next(outputs)) for _ in beams])
+    finally:
+        room.release()
     count = body.n or 1
     answers = [answer for search in searches for answer in search.output("", loaded.tokenizer, count).outputs]
     choices = [

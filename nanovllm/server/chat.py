@@ -13,10 +13,11 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
-from nanovllm.engine.async_engine import AsyncEngine, Reader
+from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
+from nanovllm.engine.reader import Reader
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput

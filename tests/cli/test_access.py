@@ -161,3 +161,9 @@ def test_prompts_are_logged_only_with_requests() -> None:
         server_settings(build_parser().parse_args(["serve", "--log-prompts"]))
     settings = server_settings(build_parser().parse_args(["serve", "--log-prompts", "--log-requests", "--allowed-origins", "*"]))
     assert (settings.log_requests, settings.log_prompts, settings.allowed_origins) == (True, True, ("*",))
+
+
+@pytest.mark.parametrize("flags", [["--max-queued-tokens", "0"], ["--max-queued-tokens", "many"]])
+def test_limits_that_let_nothing_in_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["serve", *flags])

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.async_engine import AsyncEngine, EngineState, Reader
+from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.reader import Reader
 from nanovllm.errors import (
     CheckpointError,
     ContextLengthError,
