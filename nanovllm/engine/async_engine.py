@@ -20,9 +20,9 @@ from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, QUEUED_CACHES, Admiss
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.engine.metrics import AdmissionStats, EngineStats, FinishedRequest, RequestTimes, StepStats
-from nanovllm.engine.reader import Reader
+from nanovllm.engine.reader import Deadline, Reader
 from nanovllm.engine.request import FinishReason, Request
-from nanovllm.errors import EngineFaultError, EngineNotReadyError
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, RequestTimeoutError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
@@ -42,6 +42,7 @@ class EngineState(Enum):
 class _Add:
     requests: tuple[Request, ...]
     arrival_s: float
+    deadline_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +84,7 @@ class AsyncEngine:
         """
         self._load = load
         self._admission = Admission(max_queued_requests, max_queued_tokens)
+        self._timeouts = {"queued": 0, "running": 0}
         self._on_step = on_step
         self._engine: Engine | None = None
         self._state = EngineState.LOADING
@@ -123,6 +125,11 @@ class AsyncEngine:
         """What unfinished requests have reserved, and how many were refused."""
         return self._admission.stats()
 
+    @property
+    def timeouts(self) -> dict[str, int]:
+        """Requests whose time was over, by where they stood then."""
+        return dict(self._timeouts)
+
     async def start(self) -> None:
         """Start the engine's thread, which loads the model; returns at once."""
         self._loop = asyncio.get_running_loop()
@@ -158,17 +165,19 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout_s: float | None = None,
     ) -> RequestOutput:
         """The whole answer. Cancelling the task aborts the request.
 
         Raises:
             InvalidRequestError: the request can never be answered.
             QueueFullError: too many requests are unfinished.
+            RequestTimeoutError: it was not answered within `timeout_s`.
             EngineNotReadyError: still loading, or stopped.
             EngineFaultError: a step failed.
         """
         submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
-        (reader,) = self.submit_all([submission])
+        (reader,) = self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))
         return await self.finish(reader)
 
     async def stream(
@@ -179,10 +188,11 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
         submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
-        (reader,) = self.submit_all([submission])
+        (reader,) = self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))
         async with aclosing(self.follow(reader)) as pieces:
             async for news in pieces:
                 yield news
@@ -205,23 +215,48 @@ class AsyncEngine:
         (reservation,) = self._admission.reserve([(answers, tokens)])
         return reservation
 
-    def submit_all(self, submissions: Sequence[Submission], *, within: Reservation | None = None) -> list[Reader]:
+    def submit_all(self, submissions: Sequence[Submission], *, deadline: Deadline | None = None, within: Reservation | None = None) -> list[Reader]:
         """Queue the checked parts of one request, all or none: room for every answer is taken before the first is queued.
 
-        `within` is room that was reserved for them before.
+        Args:
+            deadline: when all of them are due; a part that is unfinished then raises RequestTimeoutError.
+            within: room that was reserved for them before.
         """
         self._check_ready()
+        if deadline is not None and time.monotonic() >= deadline.at_s:
+            raise self._too_late(deadline, 0, [(submission.num_answers, submission.num_tokens) for submission in submissions])
         rooms: Sequence[Reservation | None] = [None] * len(submissions)
         if within is None:
             rooms = self._admission.reserve([(submission.num_answers, submission.num_tokens) for submission in submissions])
         arrival_s = time.monotonic()
-        readers = []
-        for submission, room in zip(submissions, rooms, strict=True):
-            reader = Reader(submission.assembler, submission.requests, room)
-            self._readers.update(dict.fromkeys((request.request_id for request in submission.requests), reader))
-            self._commands.put(_Add(submission.requests, arrival_s))
-            readers.append(reader)
-        return readers
+        readers = tuple(Reader(submission.assembler, submission.requests, room) for submission, room in zip(submissions, rooms, strict=True))
+        if deadline is not None:
+            assert self._loop is not None
+            timer = self._loop.call_later(deadline.at_s - arrival_s, self._expire, deadline, readers)
+            for reader in readers:
+                reader.siblings, reader.deadline, reader.timer = readers, deadline, timer
+        for reader in readers:
+            self._readers.update(dict.fromkeys((request.request_id for request in reader.requests), reader))
+            self._commands.put(_Add(reader.requests, arrival_s, None if deadline is None else deadline.at_s))
+        return list(readers)
+
+    def _expire(self, deadline: Deadline, readers: Sequence[Reader]) -> None:
+        """The time of a request is over: whatever is unfinished of it ends."""
+        late = [reader for reader in readers if not reader.has_left and reader.gone is None and not reader.assembler.is_finished]
+        if not late:
+            return
+        tokens = sum(reader.assembler.num_output_tokens for reader in readers)
+        rooms = [(reader.reservation.answers, reader.reservation.tokens) for reader in late if reader.reservation is not None]
+        reason = self._too_late(deadline, tokens, rooms)
+        for reader in late:
+            reader.give_up(reason)
+        self.leave(late)
+
+    def _too_late(self, deadline: Deadline, tokens: int, rooms: Sequence[tuple[int, int]]) -> RequestTimeoutError:
+        """Count a request that is late, and say what it is told: `tokens` of it are there, and it needs `rooms`, each (answers, tokens)."""
+        self._timeouts["running" if deadline.has_begun else "queued"] += 1
+        answers, most_tokens = sum(room[0] for room in rooms), sum(room[1] for room in rooms)
+        return deadline.error(tokens=tokens, retry_after_s=self._admission.retry_after_s(answers, most_tokens))
 
     async def finish(self, reader: Reader) -> RequestOutput:
         """Wait for the whole answer of a submitted request."""
@@ -273,6 +308,8 @@ class AsyncEngine:
             reader = self._readers.get(update.request_id)
             if reader is None:
                 continue
+            if reader.deadline is not None:
+                reader.deadline.has_begun = True
             try:
                 if reader.assembler.absorb(update):
                     self._commands.put(_StopFound(reader.requests[update.choice_index]))
@@ -321,7 +358,7 @@ class AsyncEngine:
             match command:
                 case _Add():
                     for request in command.requests:
-                        engine.add_request(request, command.arrival_s)
+                        engine.add_request(request, command.arrival_s, command.deadline_s)
                 case _Abort():
                     for request_id in command.request_ids:
                         engine.abort_request(request_id)

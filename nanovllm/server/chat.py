@@ -23,6 +23,7 @@ from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestE
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
+from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import ClientGoneError, EventStream, answer_events, merge
@@ -55,7 +56,7 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
         engine.check_room(body.n or 1)  # before time is spent on its text
         job = await asyncio.to_thread(make_chat_job, body, template, engine.engine, model)
         if body.stream:
-            reader = engine.submit(job.submission)
+            (reader,) = engine.submit_all([job.submission], deadline=deadline_of(request))
             return EventStream(chat_events(job, engine, reader), on_close=lambda: engine.leave([reader]), stalled_after_s=stalled_client_s)
         try:
             (output,) = await finish_all(engine, request, [job.submission])

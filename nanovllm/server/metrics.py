@@ -119,6 +119,7 @@ class _EngineCollector(Collector):
             gauge.add_metric([self._model_name], amount)
             yield gauge
         yield self._labelled("request_refused", "Requests that found the queue full, by the limit that they met.", "limit", room.refused)
+        yield self._labelled("request_timeout", "Requests whose time was over, by where they stood.", "stage", self._engine.timeouts)
 
     def _labelled(self, name: str, help_text: str, label: str, counts: dict[str, int]) -> Metric:
         counter = CounterMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name", label])

@@ -9,6 +9,7 @@ from nanovllm.engine.admission import Reservation
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.intake import Submission
 from nanovllm.outputs import RequestOutput
+from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.streaming import unless_gone
 
 
@@ -20,7 +21,7 @@ async def finish_all(
     Whatever is unfinished when this ends is aborted. Raises ClientGoneError when the client closes its connection, QueueFullError, and
     what the engine raises.
     """
-    readers = engine.submit_all(submissions, within=within)
+    readers = engine.submit_all(submissions, deadline=deadline_of(request), within=within)
 
     async def wait() -> list[RequestOutput]:
         return [await engine.finish(reader) for reader in readers]

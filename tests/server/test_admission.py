@@ -72,9 +72,10 @@ def test_a_beam_search_has_its_room_from_beginning_to_end(bounded: RunningServer
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("end", ["answered", "client gone", "fault"])
+@pytest.mark.parametrize("end", ["answered", "client gone", "fault", "timeout"])
 def test_every_end_gives_the_room_back(bounded: RunningServer, monkeypatch: pytest.MonkeyPatch, end: str, *, stream: bool) -> None:
     body = {**HELD, "prompt": [[1] * 5, [2] * 5], "max_tokens": 20, "n": 2, "stream": stream}
+    headers = {"x-request-timeout-s": "0.1"} if end == "timeout" else {}
     if end == "answered":
         body["max_tokens"] = 2
     if end == "fault":
@@ -86,9 +87,9 @@ def test_every_end_gives_the_room_back(bounded: RunningServer, monkeypatch: pyte
             with bounded.http.stream("POST", "/v1/completions", json=body) as response:
                 next(response.iter_raw())
     else:
-        response = bounded.post(body)
+        response = bounded.post(body, **headers)
         failed = "error" in (read_events(response.content)[-1] if stream else response.json())
-        assert failed == (end == "fault")
+        assert failed == (end in ("fault", "timeout"))
     wait_until(lambda: is_free(bounded))
     monkeypatch.undo()
     bounded.engine.check_room(1, 100)
