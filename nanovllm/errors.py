@@ -8,6 +8,7 @@ NanovllmError
 └── EngineError                               the engine cannot answer
     ├── EngineNotReadyError                   still loading, or already stopped
     ├── QueueFullError                        too many requests wait: try again later
+    ├── RequestTimeoutError                   the time that the request was given is over
     └── EngineFaultError                      a step failed while this request was in it
 """
 
@@ -49,6 +50,18 @@ class QueueFullError(EngineError):
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RequestTimeoutError(EngineError):
+    """The time that the request was given is over, and what there was of its answer is dropped.
+
+    `has_begun` says whether the engine had worked on it; where not, `retry_after_s` says when its turn might come sooner.
+    """
+
+    def __init__(self, message: str, *, has_begun: bool, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.has_begun = has_begun
         self.retry_after_s = retry_after_s
 
 

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import shlex
 import signal
@@ -16,7 +17,7 @@ import uvicorn
 
 from nanovllm.cli.access import API_KEY_VARIABLE, add_access_options, check_certificate, read_api_keys, read_origins
 from nanovllm.cli.options import add_chat_template, add_engine_options, add_model, engine_config, load_chat_template, served_names
-from nanovllm.cli.values import positive
+from nanovllm.cli.values import positive, positive_number
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
@@ -37,6 +38,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
     add_chat_template(group)
     group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
+    tokens_help = "tokens that they may come to, prompts and max_tokens together (16 times what the KV cache holds)"
+    group.add_argument("--max-queued-tokens", type=positive, default=None, metavar="TOKENS", help=tokens_help)
+    timeout_help = "longest time a request may take; a client can ask for less by the header x-request-timeout-s (any time)"
+    group.add_argument("--request-timeout-s", type=positive_number, default=None, metavar="SECONDS", help=timeout_help)
     group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
     group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
     group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
@@ -58,7 +63,12 @@ def run(parsed: argparse.Namespace) -> int:
         write_log_to(sys.stderr)
     name = settings.model_names[0]
     metrics = ServerMetrics(name)
-    engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
+    engine = AsyncEngine(
+        lambda: Engine.load(folder, config),
+        max_queued_requests=parsed.max_queued_requests,
+        max_queued_tokens=parsed.max_queued_tokens,
+        on_step=metrics.on_step,
+    )
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
         host=parsed.host,
@@ -84,6 +94,7 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         api_keys=read_api_keys(parsed.api_key, parsed.api_key_file, os.environ),
         allowed_origins=read_origins(parsed.allowed_origins),
         max_body_bytes=parsed.max_body_bytes,
+        request_timeout_s=None if parsed.request_timeout_s == math.inf else parsed.request_timeout_s,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
     )

@@ -13,21 +13,20 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
-from nanovllm.engine.assembler import Assembler
+from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, QUEUED_CACHES, Admission, Reservation
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Prompt, Submission
-from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.metrics import AdmissionStats, EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.reader import Deadline, Reader
 from nanovllm.engine.request import FinishReason, Request
-from nanovllm.errors import EngineError, EngineFaultError, EngineNotReadyError, InvalidRequestError, QueueFullError
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, RequestTimeoutError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
-
-MAX_QUEUED_REQUESTS = 1024
 
 
 class EngineState(Enum):
@@ -43,6 +42,7 @@ class EngineState(Enum):
 class _Add:
     requests: tuple[Request, ...]
     arrival_s: float
+    deadline_s: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,50 +62,35 @@ class _Stop:
     pass
 
 
-@dataclass(slots=True, eq=False)
-class Reader:
-    """A request and the task that waits for its news; `answers` is how many of them count as unfinished, `gone` is why no more news come."""
-
-    assembler: Assembler
-    requests: tuple[Request, ...]
-    answers: int
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: EngineError | None = None
-
-    def give_up(self, reason: EngineError) -> None:
-        """Wake the task: it gets `reason` instead of news."""
-        self.gone = reason
-        self.news.set()
-
-
-def check_answers(asked: int, limit: int) -> None:
-    """Raise InvalidRequestError where one request asks for more answers than may ever be unfinished."""
-    if asked > limit:
-        raise InvalidRequestError(f"the request asks for {asked} answers at once, the limit is {limit}; send fewer prompts or a smaller n or best_of")
-
-
 class AsyncEngine:
     """An engine for a server. Use it from one event loop: `await start()`, any number of `generate` and `stream`, `await stop()`."""
 
     def __init__(
-        self, load: Callable[[], Engine], *, max_queued_requests: int = MAX_QUEUED_REQUESTS, on_step: Callable[[StepStats], None] | None = None
+        self,
+        load: Callable[[], Engine],
+        *,
+        max_queued_requests: int = MAX_QUEUED_REQUESTS,
+        max_queued_tokens: int | None = None,
+        on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         """Prepare an engine that `load` will make on the engine's thread.
 
         Args:
             max_queued_requests: answers that may be unfinished at once; one more is refused with QueueFullError. Each counts that a request asks
                 for, also of equal ones that are computed once, and those that best_of leaves out.
+            max_queued_tokens: tokens that they may come to, prompts and max_tokens of all answers together; by default 16 times what the KV
+                cache holds.
             on_step: called on the event loop with what each step adds to the histograms.
         """
         self._load = load
-        self._max_queued = max_queued_requests
+        self._admission = Admission(max_queued_requests, max_queued_tokens)
+        self._timeouts = {"queued": 0, "running": 0}
         self._on_step = on_step
         self._engine: Engine | None = None
         self._state = EngineState.LOADING
         self._failure: BaseException | None = None
         self._commands: queue.SimpleQueue[_Add | _Abort | _StopFound | _Stop] = queue.SimpleQueue()
         self._readers: dict[str, Reader] = {}
-        self._queued = 0
         self._ids = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
@@ -136,6 +121,15 @@ class AsyncEngine:
         """The engine at this moment, as of its last step."""
         return self.engine.stats()
 
+    def admission_stats(self) -> AdmissionStats:
+        """What unfinished requests have reserved, and how many were refused."""
+        return self._admission.stats()
+
+    @property
+    def timeouts(self) -> dict[str, int]:
+        """Requests whose time was over, by where they stood then."""
+        return dict(self._timeouts)
+
     async def start(self) -> None:
         """Start the engine's thread, which loads the model; returns at once."""
         self._loop = asyncio.get_running_loop()
@@ -164,24 +158,41 @@ class AsyncEngine:
             await asyncio.to_thread(self._thread.join)
 
     async def generate(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
     ) -> RequestOutput:
         """The whole answer. Cancelling the task aborts the request.
 
         Raises:
             InvalidRequestError: the request can never be answered.
             QueueFullError: too many requests are unfinished.
+            RequestTimeoutError: it was not answered within `timeout_s`.
             EngineNotReadyError: still loading, or stopped.
             EngineFaultError: a step failed.
         """
-        reader = self.submit(self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt))
+        submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        (reader,) = self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))
         return await self.finish(reader)
 
     async def stream(
-        self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = ""
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
-        reader = self.submit(self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt))
+        submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        (reader,) = self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))
         async with aclosing(self.follow(reader)) as pieces:
             async for news in pieces:
                 yield news
@@ -195,27 +206,57 @@ class AsyncEngine:
         """Queue one checked request; its reader must be given to `finish` or `follow`."""
         return self.submit_all([submission])[0]
 
-    def check_room(self, answers: int) -> None:
+    def check_room(self, answers: int, tokens: int = 0) -> None:
         """Whether as many answers more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""
-        check_answers(answers, self._max_queued)
-        if self._queued + answers > self._max_queued:
-            waiting = f"{self._queued} requests are unfinished and {answers} more would pass the limit of {self._max_queued}"
-            raise QueueFullError(f"{waiting}; try again later")
+        self._admission.check(answers, tokens)
 
-    def submit_all(self, submissions: Sequence[Submission]) -> list[Reader]:
-        """Queue checked requests, all or none: room for every answer is taken before the first is queued."""
+    def reserve(self, answers: int, tokens: int) -> Reservation:
+        """Room for what is submitted later, bit by bit; whoever asks for it gives it back. Raises as `check_room`."""
+        (reservation,) = self._admission.reserve([(answers, tokens)])
+        return reservation
+
+    def submit_all(self, submissions: Sequence[Submission], *, deadline: Deadline | None = None, within: Reservation | None = None) -> list[Reader]:
+        """Queue the checked parts of one request, all or none: room for every answer is taken before the first is queued.
+
+        Args:
+            deadline: when all of them are due; a part that is unfinished then raises RequestTimeoutError.
+            within: room that was reserved for them before.
+        """
         self._check_ready()
-        answers = sum(submission.num_answers for submission in submissions)
-        self.check_room(answers)
-        self._queued += answers
+        if deadline is not None and time.monotonic() >= deadline.at_s:
+            raise self._too_late(deadline, 0, [(submission.num_answers, submission.num_tokens) for submission in submissions])
+        rooms: Sequence[Reservation | None] = [None] * len(submissions)
+        if within is None:
+            rooms = self._admission.reserve([(submission.num_answers, submission.num_tokens) for submission in submissions])
         arrival_s = time.monotonic()
-        readers = []
-        for submission in submissions:
-            reader = Reader(submission.assembler, submission.requests, submission.num_answers)
-            self._readers.update(dict.fromkeys((request.request_id for request in submission.requests), reader))
-            self._commands.put(_Add(submission.requests, arrival_s))
-            readers.append(reader)
-        return readers
+        readers = tuple(Reader(submission.assembler, submission.requests, room) for submission, room in zip(submissions, rooms, strict=True))
+        if deadline is not None:
+            assert self._loop is not None
+            timer = self._loop.call_later(deadline.at_s - arrival_s, self._expire, deadline, readers)
+            for reader in readers:
+                reader.siblings, reader.deadline, reader.timer = readers, deadline, timer
+        for reader in readers:
+            self._readers.update(dict.fromkeys((request.request_id for request in reader.requests), reader))
+            self._commands.put(_Add(reader.requests, arrival_s, None if deadline is None else deadline.at_s))
+        return list(readers)
+
+    def _expire(self, deadline: Deadline, readers: Sequence[Reader]) -> None:
+        """The time of a request is over: whatever is unfinished of it ends."""
+        late = [reader for reader in readers if not reader.has_left and reader.gone is None and not reader.assembler.is_finished]
+        if not late:
+            return
+        tokens = sum(reader.assembler.num_output_tokens for reader in readers)
+        rooms = [(reader.reservation.answers, reader.reservation.tokens) for reader in late if reader.reservation is not None]
+        reason = self._too_late(deadline, tokens, rooms)
+        for reader in late:
+            reader.give_up(reason)
+        self.leave(late)
+
+    def _too_late(self, deadline: Deadline, tokens: int, rooms: Sequence[tuple[int, int]]) -> RequestTimeoutError:
+        """Count a request that is late, and say what it is told: `tokens` of it are there, and it needs `rooms`, each (answers, tokens)."""
+        self._timeouts["running" if deadline.has_begun else "queued"] += 1
+        answers, most_tokens = sum(room[0] for room in rooms), sum(room[1] for room in rooms)
+        return deadline.error(tokens=tokens, retry_after_s=self._admission.retry_after_s(answers, most_tokens))
 
     async def finish(self, reader: Reader) -> RequestOutput:
         """Wait for the whole answer of a submitted request."""
@@ -255,12 +296,11 @@ class AsyncEngine:
         """Nobody waits for these requests any more: whatever is unfinished of them is aborted. Harmless twice, and done by `finish` and `follow`."""
         for reader in readers:
             unfinished = tuple(reader.assembler.unfinished_ids)
-            if unfinished and reader.answers:
+            if unfinished and not reader.has_left:
                 self._commands.put(_Abort(unfinished))
             for request_id in reader.assembler.sequence_ids:
                 self._readers.pop(request_id, None)
-            self._queued -= reader.answers
-            reader.answers = 0
+            reader.leave()
 
     def _deliver(self, output: StepOutput) -> None:
         """On the event loop: hand a step's updates to their readers."""
@@ -268,6 +308,8 @@ class AsyncEngine:
             reader = self._readers.get(update.request_id)
             if reader is None:
                 continue
+            if reader.deadline is not None:
+                reader.deadline.has_begun = True
             try:
                 if reader.assembler.absorb(update):
                     self._commands.put(_StopFound(reader.requests[update.choice_index]))
@@ -316,7 +358,7 @@ class AsyncEngine:
             match command:
                 case _Add():
                     for request in command.requests:
-                        engine.add_request(request, command.arrival_s)
+                        engine.add_request(request, command.arrival_s, command.deadline_s)
                 case _Abort():
                     for request_id in command.request_ids:
                         engine.abort_request(request_id)
@@ -336,6 +378,8 @@ class AsyncEngine:
     def _set_state(self, state: EngineState) -> None:
         if self._state is EngineState.LOADING:
             self._state = state
+            if self._admission.max_tokens is None and self._engine is not None:
+                self._admission.max_tokens = QUEUED_CACHES * self._engine.cache_tokens
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:

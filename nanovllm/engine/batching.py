@@ -7,7 +7,7 @@ from typing import TypeAlias, TypeVar
 import numpy as np
 
 from nanovllm.engine.request import Request
-from nanovllm.engine.scheduler import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.engine.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import RunnerOutput
@@ -28,25 +28,29 @@ _SETTINGS = np.dtype(
 
 
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]:
-    """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows, its hidden rows and its sampled row."""
+    """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows, its hidden rows and its sampled row.
+
+    A fork has no tokens of its own; its sampled row is the last of the request that it forks from once more.
+    """
+    computed = [sequence for sequence in plan.sequences if sequence.count > 0]
     token_ids: list[int] = []
     positions: list[int] = []
     slots: list[int] = []
     starts = [0]
-    for sequence in plan.sequences:
+    for sequence in computed:
         blocks, places = sequence.request.block_ids, range(sequence.start, sequence.start + sequence.count)
         token_ids += sequence.request.tokens[places.start : places.stop]
         positions += places
         slots += [blocks[place // block_size] * block_size + place % block_size for place in places]
         starts.append(len(token_ids))
-    tables = [sequence.request.block_ids for sequence in plan.sequences]
+    tables = [sequence.request.block_ids for sequence in computed]
     most = max(map(len, tables))
     logit_rows, sampling = _rows(plan.sequences, starts)
     batch = ForwardBatch(
         token_ids=_int64(token_ids),
         positions=_int64(positions),
         query_starts=_int64(starts),
-        context_lens=_int64([sequence.start + sequence.count for sequence in plan.sequences]),
+        context_lens=_int64([sequence.start + sequence.count for sequence in computed]),
         block_tables=_int64([blocks + [0] * (most - len(blocks)) for blocks in tables]),
         slots=_int64(slots),
         logit_rows=_int64(logit_rows),
@@ -85,8 +89,15 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
     prompt_tokens: list[int] = []
     prompt_counts: list[int] = []
     hidden_rows: list[int] = []
-    for sequence, start in zip(sequences, starts, strict=False):
+    last_rows: dict[str, int] = {}
+    begins = iter(starts)
+    for sequence in sequences:
         request = sequence.request
+        if sequence.source is not None:
+            last_rows[request.request_id] = last_rows[sequence.source.request_id]
+        else:
+            start = next(begins)
+            last_rows[request.request_id] = start + sequence.count - 1
         for position in sequence.prompt_logprob_positions:
             prompt_rows.append(len(logit_rows))
             prompt_tokens.append(request.tokens[position])
@@ -98,7 +109,7 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
         if sequence.samples:
             sampled.append(request)
             sampled_rows.append(len(logit_rows))
-            logit_rows.append(start + sequence.count - 1)
+            logit_rows.append(last_rows[request.request_id])
     prompt = PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts)) if prompt_rows else _NO_PROMPT_ROWS
     return logit_rows, _sampling_batch(sampled, sampled_rows, prompt, _int64(hidden_rows) if hidden_rows else _NONE)
 

@@ -64,8 +64,12 @@ class BlockManager:
             self._references[block] = 1
         return taken
 
+    def is_writable(self, block: int) -> bool:
+        """Whether one request alone holds a block, and nothing is found in it: others would read what is written to it."""
+        return self._references[block] == 1 and self._hash_of[block] is None
+
     def share(self, block: int) -> None:
-        """Add a reference to a block that was found in the prefix cache."""
+        """Add a reference to a block that was found in the prefix cache, or that a request of the same group holds."""
         if self._references[block] == 0:
             del self._free[block]
         self._references[block] += 1

@@ -1,6 +1,6 @@
 """The engine: a scheduler over a KV cache, a runner, and step().
 
-    plan    = scheduler.schedule()          who runs, how many tokens each, in which blocks
+    plan    = scheduler.schedule()          who runs, how many tokens each, in which blocks, and which to copy first
     arrays  = batching.build(plan)          flat arrays, no padding
     output  = runner.run(*arrays)           forward pass, then sampling
     updates = scheduler.commit(plan, ...)   append, finish, free
@@ -20,7 +20,8 @@ from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.intake import Intake, Limits, Submission, check_sampling_defaults
 from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
 from nanovllm.engine.request import FinishReason, Request
-from nanovllm.engine.scheduler import RequestUpdate, Scheduler
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.step_plan import RequestUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
 from nanovllm.model.config import GPT2Config, load_generation_config
@@ -71,6 +72,7 @@ class Engine:
         limits = Limits(max_model_len, self.cache_tokens, config.max_logprobs)
         self.intake = Intake(model, tokenizer, limits, seed=config.seed)
         self._times: dict[str, RequestTimes] = {}
+        self._deadlines: dict[str, float] = {}  # of those that have one
         self._prompt_tokens = 0
         self._generation_tokens = 0
 
@@ -116,8 +118,13 @@ class Engine:
             scheduler.num_preemptions, scheduler.prefix_cache_queries, scheduler.prefix_cache_hits,
         )  # fmt: skip
 
-    def add_request(self, request: Request, arrival_s: float | None = None) -> None:
-        """Queue a sequence that the intake has made; `arrival_s` is when its request came, now unless given."""
+    def add_request(self, request: Request, arrival_s: float | None = None, deadline_s: float | None = None) -> None:
+        """Queue a sequence that the intake has made; `arrival_s` is when its request came, now unless given.
+
+        After `deadline_s` no step works on it any more: it is aborted, of which whoever gave the deadline knows without being told.
+        """
+        if deadline_s is not None:
+            self._deadlines[request.request_id] = deadline_s
         self._times[request.request_id] = RequestTimes(time.monotonic() if arrival_s is None else arrival_s)
         self.scheduler.add(request)
 
@@ -126,12 +133,13 @@ class Engine:
         update = self.scheduler.abort(request_id)
         if update is None:
             return None
-        times = self._times.pop(request_id)
+        times = self._forget(request_id)
         return SequenceUpdate(request_id, update.request.choice_index, None, None, (), FinishReason.ABORT, metrics=times.summary(time.monotonic()))
 
     def step(self) -> StepOutput:
         """Run one step; without work it does nothing."""
         started = time.monotonic()
+        self._abort_overdue(started)
         plan = self.scheduler.schedule()
         if not plan.sequences:
             return StepOutput((), StepStats(0, 0, 0, 0.0))
@@ -143,6 +151,8 @@ class Engine:
         fault: Exception | None = None
         updates: list[RequestUpdate[TokenLogprobs]] | list[RequestUpdate[object]]
         try:
+            if plan.copies:
+                self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             updates = self.scheduler.commit(plan, batching.split(plan, output))
         except Exception as error:  # noqa: BLE001 - whatever went wrong in it, the engine goes on with the other requests
@@ -150,7 +160,7 @@ class Engine:
             updates = self.scheduler.fail(plan)
         except BaseException:  # Ctrl-C: nobody will compute what the plan promised
             for ended in self.scheduler.fail(plan):
-                self._times.pop(ended.request.request_id, None)
+                self._forget(ended.request.request_id)
             raise
         now = time.monotonic()
         stats = StepStats(plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started)
@@ -191,6 +201,17 @@ class Engine:
         """Assert that the books balance; for tests and for an idle engine."""
         self.scheduler.check_integrity()
         assert self._times.keys() == self.scheduler.request_ids
+        assert self._deadlines.keys() <= self._times.keys()
+
+    def _forget(self, request_id: str) -> RequestTimes:
+        """Keep nothing about a sequence that has ended; gives its times."""
+        self._deadlines.pop(request_id, None)
+        return self._times.pop(request_id)
+
+    def _abort_overdue(self, now: float) -> None:
+        if self._deadlines and min(self._deadlines.values()) <= now:
+            for request_id in [request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now]:
+                self.abort_request(request_id)
 
     def _book(
         self, update: RequestUpdate[TokenLogprobs] | RequestUpdate[object], now: float, stats: StepStats, fault: Exception | None
@@ -208,7 +229,7 @@ class Engine:
             times.last_token_s = now
         error = None
         if update.finish_reason is not None:
-            del self._times[request.request_id]
+            self._forget(request.request_id)
             stats.finished.append(FinishedRequest(update.finish_reason.value, request.num_prompt_tokens, request.num_output_tokens, times, now))
             if update.finish_reason is FinishReason.ERROR:
                 error = _NOTHING_TO_DRAW if fault is None else f"a step of the engine failed: {fault}"

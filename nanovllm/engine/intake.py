@@ -38,6 +38,12 @@ class Submission:
         """Answers asked for, which a bounded queue counts: more than sequences where equal ones are computed once."""
         return self.requests[0].sampling.num_candidates
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that it may come to, which a bounded queue counts: the prompt, which is computed once, and all of its answers."""
+        first = self.requests[0]
+        return first.num_prompt_tokens + self.num_answers * first.max_new_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -92,6 +98,7 @@ class Intake:
                 grammar=None if grammar is None else grammar.start(),
                 priority=priority,
                 cache_salt=cache_salt,
+                group=request_id if params.num_sequences > 1 and max_new_tokens > 0 else "",
             )
             for choice in range(params.num_sequences)
         )

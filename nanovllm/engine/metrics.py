@@ -22,6 +22,17 @@ class EngineStats:
     prefix_cache_hits: int
 
 
+@dataclass(frozen=True, slots=True)
+class AdmissionStats:
+    """What unfinished requests have reserved, of how much, and how often which limit refused one; `max_tokens` is None where they do not count."""
+
+    answers: int
+    tokens: int
+    max_answers: int
+    max_tokens: int | None
+    refused: dict[str, int]
+
+
 @dataclass(slots=True)
 class RequestTimes:
     """When things happened to one sequence."""

@@ -57,6 +57,7 @@ class Request:
         seed: 64 bits, drawn where the caller gave none.
         priority: lower goes first. `arrival` breaks ties; the scheduler sets it.
         cache_salt: requests share cached prefixes only with those of the same salt.
+        group: name of the requests that differ in their choice index alone, whose prompt is computed once for all; empty where there is one.
         pooling: the prompt's hidden states that it asks for, with `max_new_tokens` 0; None for a request that generates.
         tokens: prompt and answer so far.
         seen: its distinct tokens, where it has penalties.
@@ -80,6 +81,7 @@ class Request:
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""
+    group: str = ""
     pooling: Pooling | None = None
 
     arrival: int = 0

@@ -5,83 +5,19 @@ chunks as large as the budget leaves (Sarathi-Serve, Agrawal et al. 2024, arXiv:
 same order. Out of blocks, the running request that comes last in that order is preempted: its blocks are freed and it is computed
 again later. So the request that comes first always makes progress, and since none is accepted that could not run alone, all finish.
 
+Requests of one group, n answers to one prompt, compute that prompt once: one reads it while the others, which have their seats, wait;
+then they fork from it. A fork holds the same blocks, also the last, partly filled one. Whoever writes to a block that it does not hold
+alone gets a copy first (copy on write), so no answer is ever written into another's.
+
 No arrays, clock, threads or I/O: it can be tested with integers.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Generic, TypeVar
+from collections.abc import Iterable
 
 from nanovllm.engine.block_manager import BlockManager, hash_block, hash_salt
 from nanovllm.engine.request import FinishReason, Request, RequestState
-
-L = TypeVar("L")  # a report of log-probabilities, which the scheduler only passes on
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedSequence:
-    """A request's share of a step: `count` tokens from position `start`.
-
-    Attributes:
-        samples: whether the step computes all of its known tokens, so that the next can be drawn.
-        prompt_logprob_positions: prompt positions whose log-probability the step can report; the row before each is computed in it.
-        hidden_positions: prompt positions whose final hidden state the request wants of this step.
-    """
-
-    request: Request
-    start: int
-    count: int
-    samples: bool
-    prompt_logprob_positions: range
-    hidden_positions: range
-
-    @classmethod
-    def of(cls, request: Request, count: int) -> "PlannedSequence":
-        """The request's next `count` tokens."""
-        start = request.num_computed_tokens
-        reported = range(0)
-        if request.wants_prompt_logprobs:
-            reported = range(max(request.next_prompt_logprob, start + 1), min(start + count + 1, request.num_prompt_tokens))
-        hidden = range(max(request.next_hidden, start), start + count) if request.pooling is not None else range(0)
-        return cls(request, start, count, start + count == len(request.tokens) and request.max_new_tokens > 0, reported, hidden)
-
-
-@dataclass(frozen=True, slots=True)
-class StepPlan:
-    """One step: decoding sequences first."""
-
-    sequences: tuple[PlannedSequence, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens computed."""
-        return sum(sequence.count for sequence in self.sequences)
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceResult(Generic[L]):
-    """What the runner found for one planned sequence; `token_id` is None where it sampled none or could not.
-
-    `hidden` are the rows of `hidden_positions`, None where there are none; the scheduler only passes them on.
-    """
-
-    token_id: int | None
-    logprobs: L | None = None
-    prompt_logprobs: Sequence[L] = ()
-    hidden: object | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RequestUpdate(Generic[L]):
-    """What a step changed for one request."""
-
-    request: Request
-    token_id: int | None
-    logprobs: L | None
-    prompt_logprobs: Sequence[L]
-    finish_reason: FinishReason | None
-    hidden: object | None = None
+from nanovllm.engine.step_plan import L, PlannedSequence, RequestUpdate, SequenceResult, StepPlan
 
 
 class Scheduler:
@@ -99,6 +35,7 @@ class Scheduler:
         self._requests: dict[str, Request] = {}
         self._queue: list[tuple[tuple[int, int], Request]] = []  # a heap; requests aborted while waiting stay until they come up
         self._arrivals = 0
+        self._copies: dict[str, tuple[int, int]] = {}  # those of the step that is being planned, by request id
 
     @property
     def num_waiting(self) -> int:
@@ -139,6 +76,7 @@ class Scheduler:
         """Plan the next step and take the blocks that it needs. An empty plan means that there is nothing to do."""
         preemptions = self.num_preemptions
         planned: dict[str, PlannedSequence] = {}
+        self._copies = {}
         in_order = sorted(self.running, key=lambda request: request.order)
         for request in in_order:
             if request.is_decoding and self._make_room(request, 1, planned):
@@ -149,17 +87,20 @@ class Scheduler:
         if self.num_preemptions == preemptions:
             self._admit(planned)
         self._spend_rest(planned)
-        plan = StepPlan(tuple(planned.values()))
+        plan = StepPlan((*planned.values(), *self._forks(planned)), tuple(self._copies.values()))
         assert plan.sequences or not self._requests, "work is waiting, yet nothing can run"
         return plan
 
     def commit(self, plan: StepPlan, results: Iterable[SequenceResult[L]]) -> list[RequestUpdate[L]]:
         """Book what a planned step computed: append tokens, finish requests, free their blocks."""
         updates: list[RequestUpdate[L]] = []
+        for sequence in plan.sequences:  # before anything ends and frees what they share
+            if sequence.source is not None and sequence.source.state is sequence.request.state is RequestState.RUNNING:
+                self._fork(sequence.request, sequence.source, sequence.start)
         for sequence, result in zip(plan.sequences, results, strict=True):
             request = sequence.request
-            if request.state is not RequestState.RUNNING:
-                continue  # aborted since it was planned
+            if request.state is not RequestState.RUNNING or request.num_computed_tokens != sequence.start:
+                continue  # it, or what it was to fork from, was aborted since it was planned
             request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
             request.next_hidden += len(sequence.hidden_positions)
             request.num_computed_tokens += sequence.count
@@ -209,7 +150,10 @@ class Scheduler:
         return min(request.num_uncomputed_tokens, left, share)
 
     def _continue_prompt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
-        self._take_cached_blocks(request)
+        if self._waits_for_group(request):
+            return
+        self._take_computed(request)
+        self._count_prefix_hits(request)
         count = self._chunk(request, planned)
         if count > 0 and self._make_room(request, count, planned):
             self._plan(request, count, planned)
@@ -241,19 +185,30 @@ class Scheduler:
             if request.state is not RequestState.WAITING:
                 heapq.heappop(self._queue)
                 continue
-            self._take_cached_blocks(request)
-            promised = sum(max(0, self.blocks.blocks_for(len(r.tokens)) - len(r.block_ids)) for r in self.running)
+            waits = self._waits_for_group(request)
+            if not waits:
+                self._take_computed(request)
+            promised = sum(self._missing(r) for r in self.running)
             growth = len(self.running)  # a block each for those that run, so that admitting does not at once lead to preempting
-            if self.blocks.blocks_for(len(request.tokens)) - len(request.block_ids) > self.blocks.num_free - promised - growth:
+            if self._missing(request) > self.blocks.num_free - promised - growth:
                 self._release(request)
                 return
             heapq.heappop(self._queue)
             count = self._chunk(request, planned)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
-            self._count_prefix_hits(request)
-            self._grow(request, count)
-            self._plan(request, count, planned)
+            if not waits:
+                self._count_prefix_hits(request)
+                if self._must_copy(request):
+                    self._own_tail(request)
+                self._grow(request, count)
+                self._plan(request, count, planned)
+
+    def _missing(self, request: Request) -> int:
+        """Blocks that a request has yet to get for all of its known tokens; one that is to fork will need a copy of the last alone."""
+        if self._waits_for_group(request):
+            return 1
+        return max(0, self.blocks.blocks_for(len(request.tokens)) - len(request.block_ids)) + self._must_copy(request)
 
     def _spend_rest(self, planned: dict[str, PlannedSequence]) -> None:
         """Give tokens that nobody else could use to prompts whose share was limited."""
@@ -273,11 +228,15 @@ class Scheduler:
         """Get blocks for `count` more tokens, preempting whoever comes last; False where that is the request itself."""
         if request.state is not RequestState.RUNNING:
             return False
-        needed = self.blocks.blocks_for(request.num_computed_tokens + count) - len(request.block_ids)
-        while needed > self.blocks.num_free:
+        blocks = self.blocks.blocks_for(request.num_computed_tokens + count)
+        copies = self._must_copy(request)
+        while blocks - len(request.block_ids) + copies > self.blocks.num_free:
             self._preempt(max(self.running, key=lambda other: other.order), planned)
             if request.state is not RequestState.RUNNING:
                 return False
+            copies = self._must_copy(request)  # not any more, where the last to share the block is gone
+        if copies:
+            self._own_tail(request)
         self._grow(request, count)
         return True
 
@@ -285,6 +244,23 @@ class Scheduler:
         needed = self.blocks.blocks_for(request.num_computed_tokens + count) - len(request.block_ids)
         if needed > 0:
             request.block_ids += self.blocks.allocate(needed)
+
+    def _must_copy(self, request: Request) -> bool:
+        """Whether the block that a request's next token goes to is there but not to be written to."""
+        index = request.num_computed_tokens // self.blocks.block_size
+        return index < len(request.block_ids) and not self.blocks.is_writable(request.block_ids[index])
+
+    def _own_tail(self, request: Request) -> None:
+        """Put a copy in the place of a block that a request must not write to.
+
+        Asked for when a request is first planned in a step, and not again: what it is to fill may be shared by then.
+        """
+        index = request.num_computed_tokens // self.blocks.block_size
+        shared = request.block_ids[index]
+        (own,) = self.blocks.allocate(1)
+        request.block_ids[index] = own
+        self.blocks.free([shared])
+        self._copies[request.request_id] = (shared, own)
 
     def _preempt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
         """Set a request back to be computed again, and with it whoever shares a block that it was to fill in this step."""
@@ -312,6 +288,54 @@ class Scheduler:
         request.block_ids = []
         request.num_computed_tokens = 0
         request.num_registered_blocks = 0
+        self._copies.pop(request.request_id, None)
+
+    def _siblings(self, request: Request) -> list[Request]:
+        """The running requests of its group, without itself."""
+        return [other for other in self.running if other.group == request.group and other is not request] if request.group else []
+
+    def _can_fork(self, request: Request) -> bool:
+        return bool(request.group) and request.num_computed_tokens == 0 and not request.needs_whole_prompt
+
+    def _waits_for_group(self, request: Request) -> bool:
+        """Whether another of its group, and one that comes before it, is reading the prompt that they have in common."""
+        if not self._can_fork(request):
+            return False
+        siblings = self._siblings(request)
+        has_read = any(other.num_computed_tokens >= request.num_prompt_tokens for other in siblings)
+        return not has_read and any(other.order < request.order for other in siblings)
+
+    def _forks(self, planned: dict[str, PlannedSequence]) -> list[PlannedSequence]:
+        """A share of the step for each request whose group has read its prompt to the end after it."""
+        forks: dict[str, PlannedSequence] = {}
+        for sequence in planned.values():
+            reader = sequence.request
+            if reader.group and sequence.samples and reader.num_output_tokens == 0:
+                for other in self._siblings(reader):
+                    if self._can_fork(other) and other.num_output_tokens == 0 and other.request_id not in planned:
+                        forks[other.request_id] = PlannedSequence(other, reader.num_prompt_tokens, 0, True, range(0), range(0), reader)
+        return list(forks.values())
+
+    def _fork(self, request: Request, source: Request, computed: int) -> None:
+        """Let a request hold the blocks of the prompt that another of its group has read, of which it has `computed` tokens."""
+        size = self.blocks.block_size
+        request.block_ids = source.block_ids[: self.blocks.blocks_for(request.num_prompt_tokens)]
+        for block in request.block_ids:
+            self.blocks.share(block)
+        request.num_computed_tokens = computed
+        request.block_hashes = source.block_hashes[: request.num_prompt_tokens // size]
+        request.num_registered_blocks = min(source.num_registered_blocks, computed // size)
+        request.num_cached_tokens = request.num_cached_tokens or 0
+
+    def _take_computed(self, request: Request) -> None:
+        """Take what is computed of a request's tokens already: by others of its group, all but the last of the prompt, or what can be found."""
+        if self._can_fork(request) and request.num_prompt_tokens > 1:
+            for other in self._siblings(request):
+                has_blocks = other.request_id not in self._copies  # a copy is made when the step is run, and not at all if it is taken back
+                if other.num_computed_tokens >= request.num_prompt_tokens and has_blocks:
+                    self._fork(request, other, request.num_prompt_tokens - 1)
+                    return
+        self._take_cached_blocks(request)
 
     def _take_cached_blocks(self, request: Request) -> None:
         """Share blocks that hold a request's next tokens already, leaving at least one token to compute.

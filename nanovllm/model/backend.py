@@ -4,6 +4,7 @@ The seam is the whole forward pass: a backend owns how weights are packed and ho
 either. One is chosen when the runner is made.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -72,6 +73,10 @@ class Backend(Protocol):
 
         A row with a score that is NaN or infinite, or with none above minus infinity, has none: its entry means nothing.
         """
+        ...
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks of the cache, each (from, to), as they were before any of them is copied; no two have the same `to`."""
         ...
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:

@@ -5,7 +5,7 @@ the batch, on how a prompt is cut, or on the number of threads.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -162,8 +162,8 @@ class NumbaBackend:
         """Compute a batch; the final hidden state of its `logit_rows`, a view that the next call of anything here may overwrite."""
         memory = self.memory
         batch.check_lengths()
-        self._reserve(batch.tokens)
         rows = batch.logit_rows.shape[0]
+        self._reserve(max(batch.tokens, rows))
         memory.set(tokens=batch.tokens, seqs=batch.seqs, rows=rows, max_blocks=batch.block_tables.shape[1])
         memory.fill(token_ids=batch.token_ids, positions=batch.positions, slots=batch.slots, logit_rows=batch.logit_rows)
         memory.fill(query_starts=batch.query_starts, context_lens=batch.context_lens, block_tables=batch.block_tables)
@@ -207,6 +207,13 @@ class NumbaBackend:
         if hidden.ctypes.data != final.ctypes.data or hidden.strides != final.strides:
             final[:] = hidden
         self.memory.set(rows=rows)
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks of the cache, each (from, to), with their scales."""
+        sources, targets = (list(blocks) for blocks in zip(*copies, strict=True))
+        for name in ("keys", "values", "key_scales", "value_scales"):
+            array = self.memory.arrays[name]
+            array[:, targets] = array[:, sources]
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""

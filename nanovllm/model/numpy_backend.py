@@ -1,5 +1,6 @@
 """backend="numpy": the readable forward pass of gpt2.py behind the protocol of backend.py."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -97,6 +98,12 @@ class NumpyBackend:
         """The most likely word at rows of final hidden states, and whether the row has any."""
         scores = self.logits(hidden)
         return scores.argmax(axis=1), np.isfinite(scores.max(axis=1))
+
+    def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
+        """Copy whole blocks of the cache, each (from, to)."""
+        sources, targets = (list(blocks) for blocks in zip(*copies, strict=True))
+        for array in (self._cache.keys, self._cache.values):
+            array[:, targets] = array[:, sources]
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""

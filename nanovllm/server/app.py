@@ -24,6 +24,7 @@ from nanovllm.server import errors
 from nanovllm.server.beams import beam_search_body
 from nanovllm.server.chat import add_chat
 from nanovllm.server.completions import completion_body, make_job
+from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.embeddings import add_embeddings
 from nanovllm.server.errors import error_response, served_name
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware, CrossOriginMiddleware
@@ -45,6 +46,7 @@ class ServerSettings:
         allowed_origins: of web pages whose scripts may use the server, or `*` for all.
         max_body_bytes: largest request body.
         stalled_client_s: a client that reads nothing of its stream for this long loses it.
+        request_timeout_s: longest time from a request's arrival to the end of its answer; None for any.
         chat_template: what makes a prompt of messages; without one, chat is refused.
         log_requests: write a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: have prompts in these lines.
@@ -55,6 +57,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     stalled_client_s: float = 60.0
+    request_timeout_s: float | None = None
     chat_template: ChatTemplate | None = None
     log_requests: bool = False
     log_prompts: bool = False
@@ -72,6 +75,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
             await engine.stop()
 
     app = FastAPI(title="nanovllm", version=__version__, lifespan=lifespan, description="GPT-2 over an OpenAI-compatible API.")
+    app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
     app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
@@ -108,9 +112,13 @@ def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics
 
     @app.get("/load")
     async def load() -> dict[str, int]:
-        """Sequences that run or wait, for whoever spreads requests over several servers."""
-        stats = engine.stats()
-        return {"server_load": stats.num_requests_running + stats.num_requests_waiting}
+        """Sequences that run or wait, for whoever spreads requests over several servers, and what unfinished requests have reserved of how much."""
+        stats, room = engine.stats(), engine.admission_stats()
+        return {
+            "server_load": stats.num_requests_running + stats.num_requests_waiting,
+            "queued_requests": room.answers, "max_queued_requests": room.max_answers,
+            "queued_tokens": room.tokens, "max_queued_tokens": room.max_tokens or 0,
+        }  # fmt: skip
 
 
 def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
@@ -150,7 +158,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         record.answer_id = job.id
         record.note_submissions(job.submissions)
         if body.stream:
-            readers = engine.submit_all(job.submissions)
+            readers = engine.submit_all(job.submissions, deadline=deadline_of(request))
 
             def leave() -> None:
                 engine.leave(readers)

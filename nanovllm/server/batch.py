@@ -11,8 +11,8 @@ from typing import Any, TypeAlias
 
 from pydantic import ValidationError
 
+from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_answers
 from nanovllm.engine.assembler import SequenceUpdate
-from nanovllm.engine.async_engine import MAX_QUEUED_REQUESTS, check_answers
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Submission

@@ -35,11 +35,16 @@ async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request
     searches = await asyncio.to_thread(_begin, body, loaded)
     prompt_tokens = record.prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
     record.completion_tokens = 0  # a search that does not come to its end has given nothing
-    while going := [search for search in searches if not search.is_finished]:
-        asked = [_continue(search, body, loaded) for search in going]
-        outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams]))
-        for search, beams in zip(going, asked, strict=True):
-            search.take([only_position(next(outputs)) for _ in beams])
+    tokens = prompt_tokens + sum(search.params.beam_width * search.params.max_tokens for search in searches)
+    room = engine.reserve(len(searches) * body.num_candidates, tokens)  # for the whole search, which must not be refused half way
+    try:
+        while going := [search for search in searches if not search.is_finished]:
+            asked = [_continue(search, body, loaded) for search in going]
+            outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams], within=room))
+            for search, beams in zip(going, asked, strict=True):
+                search.take([only_position(next(outputs)) for _ in beams])
+    finally:
+        room.release()
     count = body.n or 1
     answers = [answer for search in searches for answer in search.output("", loaded.tokenizer, count).outputs]
     choices = [

@@ -13,15 +13,17 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
 
-from nanovllm.engine.async_engine import AsyncEngine, Reader
+from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
+from nanovllm.engine.reader import Reader
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
+from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
@@ -58,7 +60,7 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
         record.answer_id = job.id
         record.note_submissions([job.submission])
         if body.stream:
-            reader = engine.submit(job.submission)
+            (reader,) = engine.submit_all([job.submission], deadline=deadline_of(request))
 
             def leave() -> None:
                 engine.leave([reader])

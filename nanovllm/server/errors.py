@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from nanovllm.errors import EngineFaultError, EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError, RequestTimeoutError
 
 MAX_PROBLEMS = 10
 MAX_INPUT_CHARACTERS = 200
@@ -20,7 +20,7 @@ RETRY_AFTER_S = 1
 
 _TYPES = {
     400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 405: "MethodNotAllowedError", 413: "RequestTooLargeError",
-    429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError",
+    429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError", 504: "TimeoutError",
 }  # fmt: skip
 
 
@@ -56,8 +56,14 @@ def shorten(text: str, limit: int = MAX_INPUT_CHARACTERS) -> str:
 def response_for(error: Exception) -> Response:
     """The answer to a request that ended with this exception."""
     status, message, param = problem_of(error)
-    headers = {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError) else None
-    return error_response(status, message, param, headers)
+    return error_response(status, message, param, _retry_headers(error))
+
+
+def _retry_headers(error: Exception) -> dict[str, str]:
+    """When to try again; or that the official clients must not do so by themselves, which would take as long once more."""
+    if isinstance(error, RequestTimeoutError) and error.has_begun:
+        return {"x-should-retry": "false"}
+    return {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError | RequestTimeoutError) else {}
 
 
 def problem_of(error: Exception) -> tuple[int, str, str | None]:
@@ -68,6 +74,8 @@ def problem_of(error: Exception) -> tuple[int, str, str | None]:
 
 def status_of(error: Exception) -> int:
     """The HTTP status of an exception."""
+    if isinstance(error, RequestTimeoutError):
+        return 504 if error.has_begun else 503
     statuses: list[tuple[type[Exception], int]] = [
         (InvalidRequestError, 400), (ModelUnknownError, 404), (QueueFullError, 429), (EngineNotReadyError, 503), (EngineFaultError, 500),
     ]  # fmt: skip

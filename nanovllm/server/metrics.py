@@ -109,3 +109,20 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
             counter.add_metric([self._model_name], value(stats))
             yield counter
+        room = self._engine.admission_stats()
+        for name, help_text, amount in (
+            ("queued_requests", "Answers that are unfinished, of --max-queued-requests.", room.answers),
+            ("queued_tokens", "Tokens that they may come to, of --max-queued-tokens.", room.tokens),
+            ("queued_tokens_limit", "The most that queued_tokens may be.", room.max_tokens or 0),
+        ):
+            gauge = GaugeMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
+            gauge.add_metric([self._model_name], amount)
+            yield gauge
+        yield self._labelled("request_refused", "Requests that found the queue full, by the limit that they met.", "limit", room.refused)
+        yield self._labelled("request_timeout", "Requests whose time was over, by where they stood.", "stage", self._engine.timeouts)
+
+    def _labelled(self, name: str, help_text: str, label: str, counts: dict[str, int]) -> Metric:
+        counter = CounterMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name", label])
+        for value, count in counts.items():
+            counter.add_metric([self._model_name, value], count)
+        return counter

@@ -5,7 +5,7 @@ otherwise a new one. With `log_requests` one JSON object a request goes to the l
 stream at its last byte:
 
     {"time": "2026-01-31T12:00:00.000+00:00", "request_id": "...", "method": "POST", "path": "/v1/completions", "status": 200,
-     "duration_ms": 41.7, "prompt_tokens": 5, "completion_tokens": 16, "client_gone": false, "answer_id": "cmpl-..."}
+     "duration_ms": 41.7, "prompt_tokens": 5, "completion_tokens": 16, "client_gone": false, "timed_out": false, "answer_id": "cmpl-..."}
 
 Prompts are people's own words: they are in it only with `log_prompts`. Plain ASGI, so that nothing is buffered on the way.
 """
@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.engine.intake import Submission
+from nanovllm.engine.reader import Deadline
 from nanovllm.server.errors import shorten
 
 MAX_PROMPTS = 10
@@ -41,6 +42,7 @@ class RequestRecord:
         status: of the answer; None until it begins.
         is_answered: the last byte has been handed on.
         client_gone: the connection was closed before that, or the client stopped reading.
+        deadline: when the answer was due, where it was.
         answer_id: the `id` in the answer.
         prompt_tokens: of what was found to be right; None before.
         completion_tokens: generated for the answer; None where nothing was begun.
@@ -53,6 +55,7 @@ class RequestRecord:
     status: int | None = None
     is_answered: bool = False
     client_gone: bool = False
+    deadline: Deadline | None = None
     answer_id: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -77,7 +80,7 @@ class RequestRecord:
             "time": self.arrived_at.isoformat(timespec="milliseconds"), "request_id": self.request_id, "method": shorten(method),
             "path": shorten(path), "status": self.status, "duration_ms": round(1000 * (time.monotonic() - self.arrived_s), 3),
             "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "client_gone": self.client_gone,
-            "answer_id": self.answer_id,
+            "timed_out": self.deadline is not None and self.deadline.has_passed, "answer_id": self.answer_id,
         }  # fmt: skip
         if self.prompts is not None:
             fields["prompts"] = [_cut(prompt) for prompt in self.prompts[:MAX_PROMPTS]]

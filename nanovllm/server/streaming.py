@@ -17,8 +17,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from nanovllm.engine.async_engine import AsyncEngine, Reader
+from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.intake import Submission
+from nanovllm.engine.reader import Reader
 from nanovllm.outputs import RequestOutput
 from nanovllm.server.completions import ChoiceFormatter, CompletionJob, usage
 from nanovllm.server.errors import response_for, status_of

@@ -161,3 +161,14 @@ def test_prompts_are_logged_only_with_requests() -> None:
         server_settings(build_parser().parse_args(["serve", "--log-prompts"]))
     settings = server_settings(build_parser().parse_args(["serve", "--log-prompts", "--log-requests", "--allowed-origins", "*"]))
     assert (settings.log_requests, settings.log_prompts, settings.allowed_origins) == (True, True, ("*",))
+
+
+@pytest.mark.parametrize(("flags", "timeout_s"), [([], None), (["--request-timeout-s", "2.5"], 2.5), (["--request-timeout-s", "inf"], None)])
+def test_requests_may_take_as_long_as_is_said(flags: list[str], timeout_s: float | None) -> None:
+    assert server_settings(build_parser().parse_args(["serve", *flags])).request_timeout_s == timeout_s
+
+
+@pytest.mark.parametrize("flags", [["--request-timeout-s", "0"], ["--max-queued-tokens", "0"], ["--max-queued-tokens", "many"]])
+def test_limits_that_let_nothing_in_are_refused(flags: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["serve", *flags])

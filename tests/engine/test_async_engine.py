@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.engine.async_engine import AsyncEngine, Reader
+from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.reader import Reader
 from nanovllm.errors import (
     ContextLengthError,
     InvalidRequestError,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nanovllm.engine import batching
 from nanovllm.engine.request import Request
-from nanovllm.engine.scheduler import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.engine.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import RunnerOutput
 from nanovllm.runner.sampling_batch import SamplingBatch

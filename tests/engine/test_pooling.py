@@ -19,7 +19,8 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.request import FinishReason, Pooling, Request
-from nanovllm.engine.scheduler import PlannedSequence, Scheduler, SequenceResult, StepPlan
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.outputs import EmbeddingRequestOutput

@@ -6,7 +6,7 @@ import pytest
 
 from nanovllm.engine.block_manager import hash_block, hash_salt
 from nanovllm.engine.request import FinishReason, RequestState
-from nanovllm.engine.scheduler import SequenceResult
+from nanovllm.engine.step_plan import SequenceResult
 from tests.support.scheduling import EOS, answers, expected_output, make_request, make_scheduler, shares, step
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nanovllm.engine.async_engine import Reader
+from nanovllm.engine.reader import Reader
 from nanovllm.server.completions import ChoiceFormatter
 from tests.support.serving import RunningServer, loader, read_events, run_threads, wait_until
 

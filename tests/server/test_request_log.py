@@ -23,7 +23,19 @@ KEY = "do-not-log-me"
 BEARER = {"authorization": f"Bearer {KEY}"}
 LIMIT = 20_000
 TEMPLATE = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", "the test's")
-FIELDS = ["time", "request_id", "method", "path", "status", "duration_ms", "prompt_tokens", "completion_tokens", "client_gone", "answer_id"]
+FIELDS = [
+    "time",
+    "request_id",
+    "method",
+    "path",
+    "status",
+    "duration_ms",
+    "prompt_tokens",
+    "completion_tokens",
+    "client_gone",
+    "timed_out",
+    "answer_id",
+]
 
 
 class LogLines:
@@ -192,6 +204,15 @@ def test_a_fault_is_named_and_logged_too(logged: RunningServer, log: LogLines, m
     assert "log has the reason" in read_error(response, 500)["message"]
     assert response.headers["x-request-id"] == "fault"
     assert log.about("fault")["status"] == 500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_took_too_long_is_logged_as_such(logged: RunningServer, log: LogLines, *, stream: bool) -> None:
+    body = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "stream": stream}
+    response = logged.post(body, **{"x-request-timeout-s": "0.2"})
+    line = log.about(response.headers["x-request-id"])
+    assert (line["timed_out"], line["client_gone"]) == (True, False)
+    assert line["status"] == 200 if stream else line["status"] in (503, 504)
 
 
 def test_neither_prompts_nor_keys_nor_queries_are_logged(logged: RunningServer, log: LogLines) -> None:

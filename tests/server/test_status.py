@@ -55,14 +55,16 @@ def test_a_models_name_may_have_slashes(tiny_model: Path) -> None:
 
 def test_load_counts_what_runs_and_what_waits(tiny_model: Path) -> None:
     with RunningServer(loader(tiny_model, step_s=0.02, max_num_seqs=2)) as running:
-        assert running.http.get("/load").json() == {"server_load": 0}
+        limits = {"max_queued_requests": 1024, "max_queued_tokens": 16 * running.engine.engine.cache_tokens}
+        idle = {"server_load": 0, "queued_requests": 0, "queued_tokens": 0, **limits}
+        assert running.http.get("/load").json() == idle
         body = {"prompt": ["the", "a"], "n": 3, "stream": True, "max_tokens": 100, "ignore_eos": True}
         with running.http.stream("POST", "/v1/completions", json=body) as response:
             chunks = response.iter_raw()  # kept: the connection closes with it
             next(chunks)
-            wait_until(lambda: running.http.get("/load").json() == {"server_load": 6})
+            wait_until(lambda: running.http.get("/load").json() == {"server_load": 6, "queued_requests": 6, "queued_tokens": 602, **limits})
             assert running.samples()["num_requests_running"] == 2
-        wait_until(lambda: running.http.get("/load").json() == {"server_load": 0})
+        wait_until(lambda: running.http.get("/load").json() == idle)
 
 
 def test_what_needs_the_model_waits_for_it(tiny_model: Path) -> None:
@@ -134,8 +136,8 @@ def test_metrics_count_what_was_asked(counted: RunningServer) -> None:
     assert not any(now[name] for name in GAUGES)
     assert now["generation_tokens_total"] == 8 + 5 + 4 * 3 + 1
     assert now["prefix_cache_hits_total"] == 32
-    assert now["prefix_cache_queries_total"] == 40 + 40 + 4 * 2 + 1 + 1
-    assert now["prompt_tokens_total"] == 40 + (40 - 32) + 4 * 2 + 1 + 1
+    assert now["prefix_cache_queries_total"] == 40 + 40 + 2 * 2 + 1 + 1
+    assert now["prompt_tokens_total"] == 40 + (40 - 32) + 2 * 2 + 1 + 1
     assert now["request_success_total{finished_reason=length}"] == 1 + 1 + 4 + 1
     assert now["request_success_total{finished_reason=stop}"] == 1
     assert now["request_prompt_tokens_sum"] == 40 + 40 + 4 * 2 + 1 + 1

@@ -1,10 +1,13 @@
 """A scheduler without a network: requests of integers, and a function in the place of the network's answers."""
 
 import random
+from itertools import accumulate
+from typing import Any
 
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.request import Request
-from nanovllm.engine.scheduler import Scheduler, SequenceResult, StepPlan
+from nanovllm.engine.scheduler import Scheduler
+from nanovllm.engine.step_plan import SequenceResult, StepPlan
 from nanovllm.sampling_params import SamplingParams
 
 EOS = 0
@@ -22,23 +25,32 @@ def make_request(
     )  # fmt: skip
 
 
+def make_group(name: str, prompt: int | tuple[int, ...], count: int, new: int = 4, **settings: Any) -> list[Request]:
+    """`count` answers to one prompt, as the intake makes them."""
+    tokens = prompt if isinstance(prompt, tuple) else make_request(name, prompt).prompt_token_ids
+    requests = [make_request(f"{name}-{choice}", tokens, new, **settings) for choice in range(count)]
+    for choice, request in enumerate(requests):
+        request.choice_index, request.group = choice, name
+    return requests
+
+
 def make_scheduler(*, blocks: int = 64, block_size: int = 4, seqs: int = 4, tokens: int = 16, caching: bool = True) -> Scheduler:
     return Scheduler(BlockManager(blocks, block_size, enable_prefix_caching=caching), max_num_seqs=seqs, max_num_batched_tokens=tokens)
 
 
-def next_token(tokens: list[int]) -> int:
-    """What a deterministic network would say: a function of everything before."""
-    return 1 + hash(tuple(tokens)) % 1000
+def next_token(tokens: list[int], choice: int = 0) -> int:
+    """What a deterministic network and its sampler would say: a function of everything before, and of which answer it is."""
+    return 1 + hash((choice, *tokens)) % 1000
 
 
 def answers(plan: StepPlan) -> list[SequenceResult[int]]:
     """The results of a step; the prompt's log-probabilities are the positions themselves."""
-    return [
-        SequenceResult(
-            next_token(s.request.tokens) if s.samples else None, len(s.request.tokens) if s.samples else None, list(s.prompt_logprob_positions)
-        )
-        for s in plan.sequences
-    ]
+    results = []
+    for sequence in plan.sequences:
+        request = sequence.request
+        token = next_token(request.tokens, request.choice_index) if sequence.samples else None
+        results.append(SequenceResult(token, None if token is None else len(request.tokens), list(sequence.prompt_logprob_positions)))
+    return results
 
 
 def step(scheduler: Scheduler) -> StepPlan:
@@ -55,5 +67,45 @@ def shares(plan: StepPlan) -> dict[str, int]:
 def expected_output(request: Request) -> list[int]:
     tokens = list(request.prompt_token_ids)
     for _ in range(request.max_new_tokens):
-        tokens.append(next_token(tokens))
+        tokens.append(next_token(tokens, request.choice_index))
     return tokens[request.num_prompt_tokens :]
+
+
+class CacheModel:
+    """What would stand in the KV cache: in each slot, the tokens up to the one whose key and value are there."""
+
+    def __init__(self, block_size: int) -> None:
+        self._block_size = block_size
+        self._slots: dict[tuple[int, int], int] = {}
+
+    def run(self, plan: StepPlan) -> None:
+        """Do what a step does to the cache, and look at what its queries read."""
+        assert len({target for _, target in plan.copies}) == len(plan.copies)
+        before = dict(self._slots)
+        for source, target in plan.copies:
+            for offset in range(self._block_size):
+                self._slots[target, offset] = before.get((source, offset), 0)
+        for sequence in plan.sequences:
+            names = _names(sequence.request)
+            for position in range(sequence.start, sequence.start + sequence.count):
+                self._slots[self._place(sequence.request, position)] = names[position]
+        for sequence in plan.sequences:
+            if sequence.count > 0:
+                self._check(sequence.request, sequence.start + sequence.count)
+
+    def check(self, scheduler: Scheduler) -> None:
+        """Every running request finds its own tokens in its blocks."""
+        for request in scheduler.running:
+            self._check(request, request.num_computed_tokens)
+
+    def _check(self, request: Request, count: int) -> None:
+        found = [self._slots.get(self._place(request, position)) for position in range(count)]
+        assert found == _names(request)[:count], f"{request.request_id} would read what is not its own"
+
+    def _place(self, request: Request, position: int) -> tuple[int, int]:
+        return request.block_ids[position // self._block_size], position % self._block_size
+
+
+def _names(request: Request) -> list[int]:
+    """One number for each token and all before it."""
+    return list(accumulate(request.tokens, lambda before, token: hash((before, token)), initial=hash(request.cache_salt)))[1:]

@@ -63,11 +63,20 @@ def loader(folder: Path, *, step_s: float = 0.0, **changes: Any) -> Callable[[],
 class RunningServer:
     """A server in a thread, as a context manager. Calls that touch the application go through `on_loop`."""
 
-    def __init__(self, load: Callable[[], Engine], *, max_queued_requests: int = 1024, wait_until_ready: bool = True, **settings: Any) -> None:
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        *,
+        max_queued_requests: int = 1024,
+        max_queued_tokens: int | None = None,
+        wait_until_ready: bool = True,
+        **settings: Any,
+    ) -> None:
         self.metrics = ServerMetrics(MODEL)
         self.settings = ServerSettings(**{"model_names": (MODEL, "alias"), **settings})
         self._load = load
         self.max_queued_requests = max_queued_requests
+        self._max_queued_tokens = max_queued_tokens
         self._wait_until_ready = wait_until_ready
         self._thread = threading.Thread(target=self._run, name="test-server")
         self._started = threading.Event()
@@ -141,7 +150,8 @@ class RunningServer:
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self.engine = AsyncEngine(self._load, max_queued_requests=self.max_queued_requests, on_step=self.metrics.on_step)
+        limits = {"max_queued_requests": self.max_queued_requests, "max_queued_tokens": self._max_queued_tokens}
+        self.engine = AsyncEngine(self._load, **limits, on_step=self.metrics.on_step)  # type: ignore[arg-type]
         self.app = create_app(self.engine, self.settings, self.metrics)
         config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=5)
         self._server = _ServerInThread(config, self._started)

@@ -1,0 +1,91 @@
+"""Deadlines without HTTP: the engine begins nothing that is overdue, and readers are told whatever happens first."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from nanovllm.config import EngineConfig
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.reader import Deadline
+from nanovllm.errors import RequestTimeoutError
+from nanovllm.sampling_params import SamplingParams
+from tests.support.serving import loader
+
+LONG = SamplingParams(max_tokens=100, temperature=1.0, ignore_eos=True, n=2)
+
+
+def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None:
+    engine = Engine.load(tiny_model, EngineConfig(backend="numpy", kv_cache_memory="4MiB"))
+    late, in_time = (engine.intake.submit(name, [1, 2, 3], LONG).requests for name in ("late", "in time"))
+    now = time.monotonic()
+    for requests, deadline_s in ((late, now - 1), (in_time, now + 1000)):
+        for request in requests:
+            engine.add_request(request, now, deadline_s)
+    output = engine.step()
+    assert {update.request_id for update in output.updates} == {"in time-0", "in time-1"}
+    engine.check_integrity()
+    engine._deadlines["in time-1"] = 0.0  # noqa: SLF001 - in place of waiting
+    engine.step()
+    assert engine.scheduler.request_ids == {"in time-0"}
+    engine.abort_request("in time-0")
+    engine.check_integrity()
+    assert (engine.has_work, engine.blocks.num_used) == (False, 0)
+
+
+def test_a_reader_is_told_while_the_engine_is_in_a_long_step(tiny_model: Path) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model, backend="numpy", step_s=0.6))
+        await engine.start()
+        await engine.wait_until_ready()
+        try:
+            with pytest.raises(RequestTimeoutError, match=r"was given 0\.1 s .* waiting for its turn") as caught:
+                await engine.generate("the", LONG, timeout_s=0.1)
+            assert not caught.value.has_begun
+            with pytest.raises(RequestTimeoutError):
+                async for _ in engine.stream("the", LONG, timeout_s=0.1):
+                    pass
+            assert (engine.timeouts, engine.admission_stats().tokens) == ({"queued": 2, "running": 0}, 0)
+        finally:
+            await engine.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_what_is_over_before_it_is_queued_takes_no_room(tiny_model: Path) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model, backend="numpy"), max_queued_requests=2)
+        await engine.start()
+        await engine.wait_until_ready()
+        try:
+            with pytest.raises(RequestTimeoutError):
+                engine.submit_all([engine.check("the", LONG)], deadline=Deadline.after(1.0, time.monotonic() - 2))
+            assert engine.admission_stats().answers == 0
+        finally:
+            await engine.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+
+
+def test_the_clock_stops_with_the_last_part_of_a_request(tiny_model: Path) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model, backend="numpy"))
+        await engine.start()
+        await engine.wait_until_ready()
+        try:
+            deadline = Deadline.after(1000.0)
+            short = SamplingParams(max_tokens=1)
+            readers = engine.submit_all([engine.check("the", short), engine.check("a", short)], deadline=deadline)
+            timer = readers[0].timer
+            assert timer is not None
+            await engine.finish(readers[0])
+            assert not timer.cancelled()
+            await engine.finish(readers[1])
+            assert timer.cancelled()
+            assert not deadline.has_passed
+        finally:
+            await engine.stop()
+
+    asyncio.run(asyncio.wait_for(test(), 30))
