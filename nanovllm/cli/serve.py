@@ -17,7 +17,7 @@ import uvicorn
 
 from nanovllm.cli.access import API_KEY_VARIABLE, add_access_options, check_certificate, read_api_keys, read_origins
 from nanovllm.cli.options import add_engine_options, add_model, engine_config, served_names
-from nanovllm.cli.values import positive
+from nanovllm.cli.values import positive, positive_number
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -40,6 +40,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument("--chat-template", type=Path, default=None, metavar="FILE", help="Jinja file for chat, in place of the model's own")
     group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
     group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
+    stalled_help = "a client that takes longer to send its request, or reads nothing of its answer for so long, is cut off (%(default)s)"
+    group.add_argument("--stalled-client-s", type=positive_number, default=60.0, help=stalled_help)
     group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
     group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
     group.add_argument("--log-requests", action="store_true", help="a line of JSON about each request on standard error, instead of plain ones")
@@ -89,6 +91,7 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         api_keys=read_api_keys(parsed.api_key, parsed.api_key_file, os.environ),
         allowed_origins=read_origins(parsed.allowed_origins),
         max_body_bytes=parsed.max_body_bytes,
+        stalled_client_s=parsed.stalled_client_s,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
     )
