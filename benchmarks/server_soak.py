@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.load.clients import Client, Load, ask_once
-from benchmarks.load.ledger import ANSWERED, Ledger, must_be_whole, read_events
+from benchmarks.load.ledger import ANSWERED, FAILED, Ledger, must_be_whole
 from benchmarks.load.requests import COMPLETIONS, MAX_BODY_BYTES, Ask, known_asks
 from benchmarks.load.server_process import ServerProcess
 from benchmarks.load.verdict import judge, table
@@ -31,7 +31,7 @@ from benchmarks.options import tell
 from nanovllm.cli.bench_report import describe_machine
 from nanovllm.cli.values import not_negative, positive, positive_number
 
-MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 48, 16, 4
+MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
 FLAGS = [
     "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS), "--kv-cache-memory", "32MiB",
     "--max-body-bytes", str(MAX_BODY_BYTES), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
@@ -63,7 +63,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ServerProcess([*([parsed.model] if parsed.model else []), *FLAGS]) as server:
         verdict = asyncio.run(soak(server, parsed))
     print(table(verdict), flush=True)
-    about = {"benchmark": "server_soak", "minutes": parsed.minutes, "clients": parsed.clients, "seed": parsed.seed, "server": FLAGS, "machine": machine}
+    about = {
+        "benchmark": "server_soak",
+        "minutes": parsed.minutes,
+        "clients": parsed.clients,
+        "seed": parsed.seed,
+        "server": FLAGS,
+        "machine": machine,
+    }
     line = json.dumps({**about, **verdict}, allow_nan=False)
     if parsed.json is not None:
         parsed.json.write_text(line + "\n", encoding="utf-8")
@@ -97,7 +104,11 @@ async def _run_load(load: Load, watch: Watch, parsed: argparse.Namespace) -> Non
     clients = [Client(load, way, parsed.seed * 100_003 + number) for number, way in enumerate(ways.elements())]
     tell(f"{parsed.minutes:g} minutes of {len(clients)} clients: " + ", ".join(f"{number} {way}" for way, number in ways.items()))
     running = [asyncio.ensure_future(client.run()) for client in clients]
-    watching = [asyncio.ensure_future(watch.ask_health()), asyncio.ensure_future(watch.take_samples()), asyncio.ensure_future(_tell_now_and_then(load, watch))]
+    watching = [
+        asyncio.ensure_future(watch.ask_health()),
+        asyncio.ensure_future(watch.take_samples()),
+        asyncio.ensure_future(_tell_now_and_then(load, watch)),
+    ]
     await asyncio.wait([*running, *watching], timeout=60 * parsed.minutes, return_when=asyncio.FIRST_COMPLETED)  # the first where something is wrong
     load.is_over.set()
     for task in watching:
@@ -118,10 +129,8 @@ async def _tell_now_and_then(load: Load, watch: Watch) -> None:
         await asyncio.sleep(30)
         sample, ledger = watch.samples[-1], load.ledger
         rss = "-" if sample.rss_bytes is None else f"{sample.rss_bytes / 2**20:.1f} MiB"
-        tell(
-            f"{time.monotonic() - started_s:6.0f} s  {ledger.total:8,} requests, {ledger.count(ANSWERED):,} answered, {ledger.count('refused'):,} refused, "
-            f"{len(ledger.failures)} failed; {rss}"
-        )
+        fates = f"{ledger.count(ANSWERED):,} answered, {ledger.count('refused'):,} refused, {ledger.count(FAILED)} failed"
+        tell(f"{time.monotonic() - started_s:6.0f} s  {ledger.total:8,} requests, {fates}; {rss}")
 
 
 async def _fills_the_queue(port: int) -> bool:
@@ -132,9 +141,9 @@ async def _fills_the_queue(port: int) -> bool:
 
 
 async def _end_while_streaming(server: ServerProcess) -> tuple[int, int]:
-    """Send the signal while streams are being written: how many of them come to their end, of how many."""
-    ask = Ask("last", COMPLETIONS, {"prompt": "Once upon a time", "max_tokens": 300, "ignore_eos": True, "stream": True})
-    finished = 0
+    """Send the signal while streams are being written: how many are finished, or told that the server stops, of how many."""
+    ask = Ask("last", COMPLETIONS, {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True})
+    ended = 0
     async with contextlib.AsyncExitStack() as stack:
         connections = [await stack.enter_async_context(Connection(server.port)) for _ in range(_LAST_STREAMS)]
         for connection in connections:
@@ -143,8 +152,8 @@ async def _end_while_streaming(server: ServerProcess) -> tuple[int, int]:
         server.stop()
         for first, connection in zip(begun, connections, strict=True):
             answer = parse(first + await connection.read_all())
-            finished += answer is not None and answer.is_whole and len(list(read_events(answer.body))) > 0
-    return finished, _LAST_STREAMS
+            ended += answer is not None and answer.is_whole and answer.body.endswith(b"data: [DONE]\n\n")
+    return ended, _LAST_STREAMS
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Each of them is a loop that takes what comes next from a seeded generator and wr
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,9 @@ from benchmarks.load.requests import COMPLETIONS, EMBEDDINGS, MAX_BODY_BYTES, As
 from benchmarks.load.wire import Answer, Connection, get, head, parse, post
 
 PATIENCE_S = 60.0  # in which an answer must be there
-_MOST_PAUSE_S = 0.1  # between two requests of one client
+_TIDE_S, _EBB_S, _STEADY = 15.0, 4.0, 0.15  # now and then most clients hold off, so that requests for several answers find room
+_PAUSE_S = (0.0, 0.1)  # between two requests of one client
+_REFUSED_PAUSE_S = (0.2, 1.0)  # after 429; the answer asks for a second
 _PATHS = ("/health", "/metrics", "/load", "/v1/models", "/version")
 
 
@@ -47,13 +50,19 @@ class Client:
         self._load = load
         self._way = way
         self._draw = random.Random(seed)
+        self._was_refused = False
+        self._ebbs = way == "any" and self._draw.random() > _STEADY
 
     async def run(self) -> None:
         """Ask until the load is over."""
         while not self._load.is_over.is_set():
+            if self._ebbs and time.monotonic() % _TIDE_S < _EBB_S:
+                await asyncio.sleep(0.2)
+                continue
             way = self._draw.choices(list(MIX), list(MIX.values()))[0] if self._way == "any" else self._way
+            self._was_refused = False
             await WAYS[way](self)
-            await asyncio.sleep(self._draw.uniform(0, _MOST_PAUSE_S))
+            await asyncio.sleep(self._draw.uniform(*(_REFUSED_PAUSE_S if self._was_refused else _PAUSE_S)))
 
     def _connection(self, *, small_buffer: bool = False) -> Connection:
         return Connection(self._load.port, small_buffer=small_buffer)
@@ -82,7 +91,7 @@ class Client:
 
     def _judge(self, ask: Ask, answer: Answer, expected: Mapping[str, Any] | None, *, streamed: bool) -> str:
         """The fate of a request that was answered or refused; raises where the answer is not the right one."""
-        refusal = read_refusal(answer)
+        refusal = self._read_refusal(answer)
         if refusal is not None:
             return refusal
         found = essence(ask, answer.body, streamed=streamed)
@@ -94,6 +103,12 @@ class Client:
         if ask.path == COMPLETIONS:
             self._load.ledger.generated_tokens += found["tokens"][1]
         return ANSWERED
+
+    def _read_refusal(self, answer: Answer) -> str | None:
+        """As `read_refusal`; the next request waits longer."""
+        refusal = read_refusal(answer)
+        self._was_refused = refusal is not None
+        return refusal
 
     def _known(self) -> tuple[Ask, Mapping[str, Any]]:
         return self._draw.choice(self._load.known)
@@ -138,7 +153,7 @@ class Client:
                 await connection.send(post(ask.path, _streaming(ask) if streamed else ask.body))
                 begun = await self._in_time(connection.read(2000))
                 if begun.split(b" ", 2)[1:2] != [b"200"]:
-                    entry.fate = read_refusal(must_be_whole(parse(begun + await connection.read_all()))) or ANSWERED
+                    entry.fate = self._read_refusal(must_be_whole(parse(begun + await connection.read_all()))) or ANSWERED
                     return
                 await asyncio.sleep(3 * self._load.stalled_client_s)
                 answer = parse(begun + await self._in_time(connection.read_all()))
@@ -174,7 +189,7 @@ class Client:
                 await connection.send(post(ask.path, _streaming(ask)))
                 received = await self._in_time(connection.read())
                 if received.split(b" ", 2)[1:2] != [b"200"]:
-                    entry.fate = read_refusal(must_be_whole(parse(received + await connection.read_all()))) or LEFT
+                    entry.fate = self._read_refusal(must_be_whole(parse(received + await connection.read_all()))) or LEFT
                     return
                 for _ in range(self._draw.randint(0, 8)):
                     await self._in_time(connection.read())
@@ -229,7 +244,8 @@ class Client:
         """Send what is no HTTP: refused, or the connection ends."""
         noise = [
             self._draw.randbytes(self._draw.randint(1, 4000)) + b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n",
-            b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n", b"POST /v1/completions HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
+            b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+            b"POST /v1/completions HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
             b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
         ]  # fmt: skip
         with self._load.ledger.request("no HTTP") as entry:
@@ -240,7 +256,7 @@ class Client:
                 except ConnectionError:  # refused while it was being sent
                     pass
                 answer = parse(await self._in_time(connection.read_all()))
-                if answer is not None and answer.status not in (400, 431):
+                if answer is not None and answer.status not in (400, 404):
                     raise WrongAnswerError(f"noise was answered with {answer.status}")
                 entry.fate = "refused 400" if answer is not None else CUT
 
@@ -271,7 +287,7 @@ class Client:
             async with self._connection() as connection:
                 await connection.send(post(ask.path, ask.body))
                 answer = await self._read_all(connection)
-                entry.fate = read_refusal(answer) or ANSWERED
+                entry.fate = self._read_refusal(answer) or ANSWERED
 
     async def polls(self) -> None:
         """Several questions about the server on one connection."""
@@ -280,7 +296,7 @@ class Client:
                 with self._load.ledger.request("poll") as entry:
                     await connection.send(get(self._draw.choice(_PATHS)).replace(b"connection: close", b"connection: keep-alive"))
                     answer = await self._read_one(connection)
-                    entry.fate = read_refusal(answer) or ANSWERED
+                    entry.fate = self._read_refusal(answer) or ANSWERED
 
 
 def _streaming(ask: Ask) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from typing import Any
 
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 MAX_BODY_BYTES = 1 << 17  # of the server under load
-_WORDS = (
+_TEXT = (
     "the a and of to was in he she it that had once upon time king old house sea night child went said little great would could "
     "forest river window morning mother father door light never before under stone ship winter silver heart Tom Alice garden"
-).split()
+)
 _SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}
 
 
@@ -25,7 +25,7 @@ class Ask:
 
 def words(draw: random.Random, least: int, most: int) -> str:
     """A text of that many words."""
-    return " ".join(draw.choices(_WORDS, k=draw.randint(least, most)))
+    return " ".join(draw.choices(_TEXT.split(), k=draw.randint(least, most)))
 
 
 def known_asks(draw: random.Random, copies: int) -> list[Ask]:
@@ -86,7 +86,8 @@ def long_ask(draw: random.Random) -> Ask:
 
 def heavy_ask(draw: random.Random) -> Ask:
     """A request with an answer of megabytes, more than the system keeps for a client that does not read."""
-    return Ask("heavy", COMPLETIONS, {"prompt": words(draw, 1, 5), "max_tokens": 480, "n": 4, "ignore_eos": True, "logprobs": 20})
+    settings = {"max_tokens": 20, "n": 5, "ignore_eos": True, "logprobs": 20, "prompt_logprobs": 20, "echo": True}
+    return Ask("heavy", COMPLETIONS, {"prompt": words(draw, 320, 340), **settings})
 
 
 def text_ask(draw: random.Random) -> Ask:

@@ -4,7 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from benchmarks.load.ledger import ANSWERED, CUT, LEFT, Ledger
+from benchmarks.load.ledger import ANSWERED, CUT, FAILED, LEFT, Ledger
 from benchmarks.load.watch import Sample, Watch
 
 RSS_GROWTH = 0.05
@@ -21,12 +21,12 @@ def judge(
     Args:
         files: open ones before the load and after it.
         refilled: a request that needs every place of the queue was answered after it.
-        end: what `ServerProcess.end` gives, and `last_streams`, how many that ran at the signal were finished.
+        end: what `ServerProcess.end` gives, and `last_streams`, how many that ran at the signal were finished or told, of how many.
     """
     memory = rss_figures(watch.samples, idle)
     health_ms = _milliseconds(watch.health_s)
     conditions = [
-        ("every request was answered or refused", ledger.open == 0 and not ledger.failures, f"{ledger.open} open, {len(ledger.failures)} failed"),
+        ("every request was answered or refused", ledger.open + ledger.count(FAILED) == 0, f"{ledger.open} open, {ledger.count(FAILED)} failed"),
         ("there was more than the server could take", ledger.count("refused 429") > 0, f"{ledger.count('refused 429'):,} refused by 429"),
         ("greedy and seeded answers have the bits of those taken alone", ledger.checked > 0, f"{ledger.checked:,} compared"),
         ("nothing runs or waits at the end", idle.running == idle.waiting == idle.kv_usage == 0,
@@ -35,7 +35,7 @@ def judge(
         ("memory is flat", memory["growth"] is None or memory["growth"] <= RSS_GROWTH, memory["text"]),
         ("no connection is left behind", _are_few(files), f"{files[0]} open files before, {files[1]} after"),
         ("/health answers meanwhile", health_ms["max"] <= 1000 * max_health_s, "median {median} ms, p99 {p99} ms, max {max} ms".format(**health_ms)),
-        ("streams that run at SIGTERM are finished", end["last_streams"][0] == end["last_streams"][1], "{} of {}".format(*end["last_streams"])),
+        ("streams that run at SIGTERM come to an end", end["last_streams"][0] == end["last_streams"][1], "{} of {}".format(*end["last_streams"])),
         ("the process ends with 0", end["exit_code"] == 0, f"exit code {end['exit_code']}"),
         ("check_integrity() is clean", end["integrity"] == "clean", end["integrity"]),
         ("the log has no traceback", end["tracebacks"] == 0, f"{end['tracebacks']}"),
@@ -44,7 +44,9 @@ def judge(
         "held": all(held for _, held, _ in conditions),
         "conditions": conditions, "failures": ledger.failures, "fates": fates(ledger), "requests": ledger.total, "answered": ledger.count(ANSWERED),
         "refused": ledger.count("refused"), "left": ledger.count(LEFT), "cut": ledger.count(CUT), "checked": ledger.checked,
-        "generated_tokens": ledger.generated_tokens, "preemptions": idle.preemptions, "health_ms": health_ms, "rss": memory,
+        "generated_tokens": ledger.generated_tokens, "preemptions": idle.preemptions,
+        "computed_tokens": idle.computed_tokens - watch.samples[0].computed_tokens, "seconds": watch.samples[-1].at_s,
+        "health_ms": health_ms, "rss": memory,
         "load": {name: round(statistics.mean(getattr(sample, name) for sample in watch.samples), 3) for name in ("running", "waiting", "kv_usage")},
     }  # fmt: skip
 

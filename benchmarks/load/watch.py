@@ -1,7 +1,6 @@
 """What is looked at while a server is under load: how soon /health answers, what /metrics says, memory and open files."""
 
 import asyncio
-import os
 import re
 import time
 from dataclasses import dataclass, field
@@ -27,6 +26,7 @@ class Sample:
     waiting: float
     kv_usage: float
     preemptions: float
+    computed_tokens: float
 
 
 @dataclass(slots=True)
@@ -59,7 +59,9 @@ class Watch:
         """The server now."""
         page = must_be_whole(parse(await fetch(self.port, "/metrics"))).body.decode()
         found = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
-        return Sample(time.monotonic() - self.started_s, resident_bytes(self.pid), **found, preemptions=gauge(page, "num_preemptions_total"))
+        computed = gauge(page, "prompt_tokens_total") + gauge(page, "generation_tokens_total")
+        preemptions = gauge(page, "num_preemptions_total")
+        return Sample(time.monotonic() - self.started_s, resident_bytes(self.pid), **found, preemptions=preemptions, computed_tokens=computed)
 
     async def wait_until_idle(self, timeout_s: float) -> Sample:
         """The first sample without work, or the last one where none comes in time."""
@@ -89,4 +91,4 @@ def gauge(page: str, name: str) -> float:
 def open_files(pid: int) -> int | None:
     """Files and sockets that a process has open, None where the operating system does not tell."""
     folder = Path(f"/proc/{pid}/fd")
-    return len(os.listdir(folder)) if folder.is_dir() else None
+    return len(list(folder.iterdir())) if folder.is_dir() else None

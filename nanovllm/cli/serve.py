@@ -23,6 +23,7 @@ from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.connections import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.request_log import write_log_to
 
@@ -68,6 +69,8 @@ def run(parsed: argparse.Namespace) -> int:
     engine = AsyncEngine(lambda: Engine.load(folder, config), max_queued_requests=parsed.max_queued_requests, on_step=metrics.on_step)
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
+        http=watched_protocol(settings.stalled_client_s),
+        ws="none",
         host=parsed.host,
         port=parsed.port,
         log_level=parsed.log_level,

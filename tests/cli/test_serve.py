@@ -203,6 +203,22 @@ def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None
         assert streamed.endswith(b"data: [DONE]\n\n")
 
 
+def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending() -> None:
+    """Its answer is larger than what the system takes for it."""
+    body = {"prompt": [[7] * 400], "n": 5, "max_tokens": 20, "ignore_eos": True, "stream": True, "echo": True, "logprobs": 20, "prompt_logprobs": 20}
+    content = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    with Serving("--shutdown-timeout-s", "1") as serving, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(("127.0.0.1", serving.port))
+        connection.sendall(head.encode() + content)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        code, errors = serving.end(signal.SIGTERM)
+        assert code == 0, errors
+        assert "Traceback" not in errors
+
+
 def test_the_key_may_come_from_the_environment(tiny_model: Path) -> None:
     with Serving(str(tiny_model), variables={"NANOVLLM_API_KEY": " from the environment\n"}) as serving:
         assert serving.ask("/v1/models")[0] == 401
