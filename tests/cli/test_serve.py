@@ -22,7 +22,7 @@ import pytest
 from openai import OpenAI
 
 from nanovllm.cli.main import build_parser
-from nanovllm.cli.serve import invitation
+from nanovllm.cli.serve import invitation, server_settings
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.errors import CheckpointError
@@ -349,6 +349,11 @@ def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(name: str
 def test_flags_are_the_settings_names() -> None:
     parsed: argparse.Namespace = build_parser().parse_args(["serve", "gpt2", "--max-num-seqs", "3", "--no-enable-prefix-caching", "--host", "::"])
     assert (parsed.model, parsed.max_num_seqs, parsed.enable_prefix_caching, parsed.host) == ("gpt2", 3, False, "::")
+
+
+def test_the_patience_with_clients_may_be_given() -> None:
+    assert server_settings(build_parser().parse_args(["serve", "--stalled-client-s", "2.5"])).stalled_client_s == 2.5
+    assert server_settings(build_parser().parse_args(["serve"])).stalled_client_s == ServerSettings(model_names=("x",)).stalled_client_s
 
 
 def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTemplate | None:
