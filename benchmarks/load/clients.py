@@ -7,6 +7,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from benchmarks.load.ledger import ANSWERED, CUT, LEFT, Ledger, WrongAnswerError
 from benchmarks.load.requests import COMPLETIONS, EMBEDDINGS, MAX_BODY_BYTES, Ask, any_ask, bad_ask, heavy_ask, long_ask, text_ask
 from benchmarks.load.wire import Answer, Connection, get, head, parse, post
 
-PATIENCE_S = 60.0  # in which an answer must be there
+PATIENCE_S = 120.0  # in which an answer must be there
 _TIDE_S, _EBB_S, _STEADY = 15.0, 4.0, 0.15  # now and then most clients hold off, so that requests for several answers find room
 _PAUSE_S = (0.0, 0.1)  # between two requests of one client
 _REFUSED_PAUSE_S = (0.2, 1.0)  # after 429; the answer asks for a second
@@ -207,7 +208,8 @@ class Client:
         with self._load.ledger.request("half closed") as entry:
             async with self._connection() as connection:
                 await connection.send(post(ask.path, _streaming(ask)))
-                connection.end_sending()
+                with suppress(OSError):  # refused, and closed, already
+                    connection.end_sending()
                 await self._in_time(connection.read_all())
             entry.fate = LEFT
 
@@ -253,7 +255,7 @@ class Client:
                 try:
                     await connection.send(self._draw.choice(noise))
                     connection.end_sending()
-                except ConnectionError:  # refused while it was being sent
+                except OSError:  # refused, and closed, while it was being sent
                     pass
                 answer = parse(await self._in_time(connection.read_all()))
                 if answer is not None and answer.status not in (400, 404):

@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.load.requests import EMBEDDINGS, Ask
 from benchmarks.load.wire import Answer
+from benchmarks.options import tell
 
 ANSWERED, LEFT, CUT, FAILED = "answered", "left", "cut", "failed"
 """Fates beside `refused 429` and the like: left by the client on purpose, and cut off by the server because the client stalled."""
@@ -42,6 +43,7 @@ class Ledger:
             entry.fate = FAILED
             if len(self.failures) < MAX_FAILURES:
                 self.failures.append(f"{kind}: {type(error).__name__}: {str(error)[:500]}")
+                tell(self.failures[-1])
         finally:
             self.open -= 1
             self.fates[kind, entry.fate] += 1

@@ -72,8 +72,8 @@ def any_ask(draw: random.Random) -> Ask:
         body["n"] = draw.randint(2, 6)
     if draw.random() < 0.3:
         body["logprobs"] = draw.randint(0, 20)
-    if draw.random() < 0.2:
-        body["priority"] = draw.randint(-3, 3)
+    if draw.random() < 0.1:
+        body["priority"] = -1  # above the others; who asks to come last may wait for as long as there is a load
     if draw.random() < 0.1:
         body |= {"cache_salt": draw.choice("abc"), "user": "soak"}
     return Ask("random", COMPLETIONS, body)

@@ -27,7 +27,7 @@ from nanovllm.server.connections import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.request_log import write_log_to
 
-_FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes
+_FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes, before their connections are cut
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -75,7 +75,7 @@ def run(parsed: argparse.Namespace) -> int:
         port=parsed.port,
         log_level=parsed.log_level,
         access_log=not settings.log_requests,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s + _FAREWELL_S,
+        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * _FAREWELL_S,  # by then all should have ended
         server_header=False,
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,
@@ -103,7 +103,8 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
 class _Server(uvicorn.Server):
     """uvicorn's server, ended by a signal with exit code 0; its own way is to die of the signal once it has shut down.
 
-    Requests may go on for `patience_s` after the signal. Then the engine stops, which answers what is left, and the connections close.
+    Requests may go on for `patience_s` after the signal. Then the engine stops, which answers what is left, and the connections close;
+    those whose clients take nothing are cut.
     """
 
     def __init__(self, config: uvicorn.Config, engine: AsyncEngine, patience_s: float) -> None:
@@ -124,6 +125,9 @@ class _Server(uvicorn.Server):
     async def _stop_engine_later(self) -> None:
         await asyncio.sleep(self._patience_s)
         await self._engine.stop()
+        await asyncio.sleep(_FAREWELL_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # it takes nothing; uvicorn would wait, and then log each of these as a fault
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
