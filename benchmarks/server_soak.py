@@ -33,7 +33,7 @@ from nanovllm.cli.values import not_negative, positive, positive_number
 
 MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
 FLAGS = [
-    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS), "--kv-cache-memory", "32MiB",
+    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS), "--kv-cache-memory", "10MiB",
     "--max-body-bytes", str(MAX_BODY_BYTES), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
 ]  # fmt: skip
 """Of the server: fewer places than there are clients, and a cache that does not hold sixteen long requests, so that some are preempted."""

@@ -99,10 +99,9 @@ class RunningServer:
         return int(self._server.servers[0].sockets[0].getsockname()[1])
 
     @property
-    def listening(self) -> asyncio.trsock.TransportSocket:
+    def listening(self) -> socket.socket:
         """Its listening socket, whose options new connections take over."""
-        sockets: tuple[asyncio.trsock.TransportSocket, ...] = self._server.servers[0].sockets
-        return sockets[0]
+        return self._server.servers[0].sockets[0]
 
     def unsent_bytes(self) -> dict[int, int]:
         """What waits to be taken by each client that is connected, by a number for each connection."""
