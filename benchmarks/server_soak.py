@@ -33,10 +33,10 @@ from nanovllm.cli.values import not_negative, positive, positive_number
 
 MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
 FLAGS = [
-    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS), "--kv-cache-memory", "10MiB",
+    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS),
     "--max-body-bytes", str(MAX_BODY_BYTES), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
 ]  # fmt: skip
-"""Of the server: fewer places than there are clients, and a cache that does not hold sixteen long requests, so that some are preempted."""
+"""Of the server: fewer places than there are clients."""
 
 _SPECIAL = {"slow": 0.05, "stalled": 0.03, "dripping": 0.05}  # shares of the clients
 _DRAIN_S = 90.0
@@ -49,6 +49,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=None, help="folder or name of a model (the bundled one)")
     parser.add_argument("--minutes", type=positive_number, default=10.0, help="how long the load lasts (%(default)s)")
     parser.add_argument("--clients", type=positive, default=160, help=f"clients at once; the server has {MAX_QUEUED} places (%(default)s)")
+    parser.add_argument("--kv-cache-memory", default="32MiB", metavar="MEMORY", help="the server's cache; a smaller one preempts (%(default)s)")
     parser.add_argument("--seed", type=not_negative, default=7, help="draws what the clients do (%(default)s)")
     parser.add_argument("--max-health-s", type=positive_number, default=2.0, help="longest that /health may take (%(default)s)")
     parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse_flags(arguments)
     machine = describe_machine()
     print(f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n", flush=True)
-    with ServerProcess([*([parsed.model] if parsed.model else []), *FLAGS]) as server:
+    flags = [*FLAGS, "--kv-cache-memory", parsed.kv_cache_memory]
+    with ServerProcess([*([parsed.model] if parsed.model else []), *flags]) as server:
         verdict = asyncio.run(soak(server, parsed))
     print(table(verdict), flush=True)
     about = {
@@ -68,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "minutes": parsed.minutes,
         "clients": parsed.clients,
         "seed": parsed.seed,
-        "server": FLAGS,
+        "server": flags,
         "machine": machine,
     }
     line = json.dumps({**about, **verdict}, allow_nan=False)

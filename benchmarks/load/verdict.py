@@ -28,7 +28,6 @@ def judge(
     conditions = [
         ("every request was answered or refused", ledger.open + ledger.count(FAILED) == 0, f"{ledger.open} open, {ledger.count(FAILED)} failed"),
         ("there was more than the server could take", ledger.count("refused 429") > 0, f"{ledger.count('refused 429'):,} refused by 429"),
-        ("requests were preempted and computed again", idle.preemptions > 0, f"{idle.preemptions:,.0f} times"),
         ("greedy and seeded answers have the bits of those taken alone", ledger.checked > 0, f"{ledger.checked:,} compared"),
         ("nothing runs or waits at the end", idle.running == idle.waiting == idle.kv_usage == 0,
          f"running {idle.running:g}, waiting {idle.waiting:g}, KV use {idle.kv_usage:g}"),

@@ -67,7 +67,6 @@ def grow(found: dict[str, Any]) -> None:
 SPOILED: dict[str, Callable[[dict[str, Any]], object]] = {
     "every request": fail_one,
     "there was more": lambda found: found["ledger"].fates.pop(("greedy", "refused 429")),
-    "requests were preempted": lambda found: found.update(idle=replace(found["idle"], preemptions=0.0)),
     "greedy and seeded": lambda found: setattr(found["ledger"], "checked", 0),
     "nothing runs": lambda found: found.update(idle=sample(610, 100, waiting=1.0)),
     "every place": lambda found: found.update(refilled=False),
