@@ -86,13 +86,14 @@ def judge(intervals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"is_flat": is_flat, "memory_growth_bytes": growth, "speed_loss": loss, "text": text}
 
 
-def resident_bytes() -> int | None:
-    """Memory that this process has in RAM, None where the operating system does not tell."""
-    statm = Path("/proc/self/statm")
+def resident_bytes(pid: int | None = None) -> int | None:
+    """Memory that a process, this one unless given, has in RAM; None where the operating system does not tell."""
+    pid = os.getpid() if pid is None else pid
+    statm = Path(f"/proc/{pid}/statm")
     if statm.is_file():
         return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     if sys.platform == "darwin":
-        asked = subprocess.run(["/bin/ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, text=True, check=True)
+        asked = subprocess.run(["/bin/ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
         return int(asked.stdout) * 1024
     return None
 

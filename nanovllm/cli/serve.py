@@ -22,10 +22,11 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.connections import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.request_log import write_log_to
 
-_FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes
+_FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes, before their connections are cut
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -43,6 +44,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     timeout_help = "longest time a request may take; a client can ask for less by the header x-request-timeout-s (any time)"
     group.add_argument("--request-timeout-s", type=positive_number, default=None, metavar="SECONDS", help=timeout_help)
     group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
+    stalled_help = "a client that takes longer to send its request, or reads nothing of its answer for so long, is cut off (%(default)s)"
+    group.add_argument("--stalled-client-s", type=positive_number, default=60.0, help=stalled_help)
     group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
     group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
     group.add_argument("--log-requests", action="store_true", help="a line of JSON about each request on standard error, instead of plain ones")
@@ -71,11 +74,13 @@ def run(parsed: argparse.Namespace) -> int:
     )
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
+        http=watched_protocol(settings.stalled_client_s),
+        ws="none",
         host=parsed.host,
         port=parsed.port,
         log_level=parsed.log_level,
         access_log=not settings.log_requests,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s + _FAREWELL_S,
+        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * _FAREWELL_S,  # by then all should have ended
         server_header=False,
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,
@@ -95,6 +100,7 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         allowed_origins=read_origins(parsed.allowed_origins),
         max_body_bytes=parsed.max_body_bytes,
         request_timeout_s=None if parsed.request_timeout_s == math.inf else parsed.request_timeout_s,
+        stalled_client_s=parsed.stalled_client_s,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
     )
@@ -103,7 +109,8 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
 class _Server(uvicorn.Server):
     """uvicorn's server, ended by a signal with exit code 0; its own way is to die of the signal once it has shut down.
 
-    Requests may go on for `patience_s` after the signal. Then the engine stops, which answers what is left, and the connections close.
+    Requests may go on for `patience_s` after the signal. Then the engine stops, which answers what is left, and the connections close;
+    those whose clients take nothing are cut.
     """
 
     def __init__(self, config: uvicorn.Config, engine: AsyncEngine, patience_s: float) -> None:
@@ -124,6 +131,9 @@ class _Server(uvicorn.Server):
     async def _stop_engine_later(self) -> None:
         await asyncio.sleep(self._patience_s)
         await self._engine.stop()
+        await asyncio.sleep(_FAREWELL_S)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()  # it takes nothing; uvicorn would wait, and then log each of these as a fault
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

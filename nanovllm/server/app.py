@@ -23,7 +23,7 @@ from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.server import errors
 from nanovllm.server.beams import beam_search_body
 from nanovllm.server.chat import add_chat
-from nanovllm.server.completions import completion_body, make_job
+from nanovllm.server.completions import completion_choices, completion_head, completion_usage, make_job
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.embeddings import add_embeddings
 from nanovllm.server.errors import error_response, served_name
@@ -33,7 +33,7 @@ from nanovllm.server.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
 from nanovllm.server.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize, tokenizer_info
-from nanovllm.server.whole import client_gone, finish_all
+from nanovllm.server.whole import client_gone, finish_all, whole_answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class ServerSettings:
         api_keys: of which clients must send one as a bearer token; none for no check.
         allowed_origins: of web pages whose scripts may use the server, or `*` for all.
         max_body_bytes: largest request body.
-        stalled_client_s: a client that reads nothing of its stream for this long loses it.
+        stalled_client_s: a client that reads nothing of its stream, or has not sent the whole of its request, for this long loses it.
         request_timeout_s: longest time from a request's arrival to the end of its answer; None for any.
         chat_template: what makes a prompt of messages; without one, chat is refused.
         log_requests: write a line of JSON about each request to the logger `nanovllm.requests`.
@@ -78,7 +78,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, max_body_s=settings.stalled_client_s)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
     _add_status_routes(app, engine, metrics)
@@ -166,7 +166,8 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
 
             return EventStream(completion_events(job, engine, readers), on_close=leave, stalled_after_s=settings.stalled_client_s)
         try:
-            return JSONResponse(completion_body(job, await finish_all(engine, request, job.submissions)))
+            outputs = await finish_all(engine, request, job.submissions)
+            return await whole_answer(completion_head(job), completion_choices(job, outputs), completion_usage(outputs), outputs)
         except ClientGoneError:
             return client_gone()
         finally:

@@ -6,12 +6,12 @@ Below the template a chat is a completion of token ids: the same settings, the s
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat_template import ChatTemplate
@@ -29,7 +29,7 @@ from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import ClientGoneError, EventStream, answer_events, merge
 from nanovllm.server.structured import blamed_field
-from nanovllm.server.whole import client_gone, finish_all
+from nanovllm.server.whole import client_gone, finish_all, whole_answer
 
 _REMEDY = "send a prompt to /v1/completions instead, or give --chat-template FILE at the start"
 
@@ -73,7 +73,9 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
             return client_gone()
         finally:
             record.note_answers([job.submission])
-        return JSONResponse(chat_body(job, output))
+        head = {"id": job.id, "object": "chat.completion", "created": job.created, "model": job.model}
+        counted = usage(len(output.prompt_token_ids), sum(len(answer.token_ids) for answer in output.outputs), output.num_cached_tokens)
+        return await whole_answer(head, chat_choices(job, output), counted, [output])
 
 
 def make_chat_job(body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str) -> ChatJob:
@@ -120,20 +122,13 @@ def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate,
     )
 
 
-def chat_body(job: ChatJob, output: RequestOutput) -> dict[str, Any]:
-    """The whole answer."""
-    choices = [
-        {
+def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[dict[str, Any]]:
+    """The whole answer's choices, one by one."""
+    for answer in output.outputs:
+        yield {
             "index": answer.index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
             "logprobs": chat_logprobs(job, answer), "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
-        }
-        for answer in output.outputs
-    ]  # fmt: skip
-    completion_tokens = sum(len(answer.token_ids) for answer in output.outputs)
-    return {
-        "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model, "choices": choices,
-        "usage": usage(len(output.prompt_token_ids), completion_tokens, output.num_cached_tokens),
-    }  # fmt: skip
+        }  # fmt: skip
 
 
 def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGenerator[bytes, None]:

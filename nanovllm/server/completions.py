@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,19 +106,28 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
 
 def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> dict[str, Any]:
     """The whole answer: choices prompt by prompt, each prompt's n answers in order."""
-    choices = []
+    return {**completion_head(job), "choices": list(completion_choices(job, outputs)), "usage": completion_usage(outputs)}
+
+
+def completion_head(job: CompletionJob) -> dict[str, Any]:
+    """What the answer begins with."""
+    return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
+
+
+def completion_choices(job: CompletionJob, outputs: Sequence[RequestOutput]) -> Iterator[dict[str, Any]]:
+    """The choices one by one: one may be a thousand times larger than what it is made of."""
     for place, output in enumerate(outputs):
         for answer in output.outputs:
-            formatter = ChoiceFormatter(job, output)
-            choices.append(formatter.choice(place * job.n + answer.index, answer, output))
-    return {
-        "id": job.id, "object": "text_completion", "created": job.created, "model": job.model, "choices": choices,
-        "usage": usage(
-            sum(len(output.prompt_token_ids) for output in outputs),
-            sum(output.num_generated_tokens for output in outputs),
-            sum(output.num_cached_tokens for output in outputs),
-        ),
-    }  # fmt: skip
+            yield ChoiceFormatter(job, output).choice(place * job.n + answer.index, answer, output)
+
+
+def completion_usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+    """The `usage` object of the whole answer."""
+    return usage(
+        sum(len(output.prompt_token_ids) for output in outputs),
+        sum(output.num_generated_tokens for output in outputs),
+        sum(output.num_cached_tokens for output in outputs),
+    )
 
 
 def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:

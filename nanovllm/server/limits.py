@@ -1,8 +1,9 @@
-"""What is checked before a request is read: its key, how large it may be, and which web pages it may come from.
+"""What is checked before a request is read: its key, how large it may be and how long it may take, and which web pages it may come from.
 
 Plain ASGI, so that nothing is buffered on the way.
 """
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
@@ -67,44 +68,59 @@ class CrossOriginMiddleware(CORSMiddleware):
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over a limit with 413, by their declared length or, where none is declared, while they arrive."""
+    """Refuses bodies over a limit with 413, by their declared length or, where none is declared, while they arrive; and slow ones with 408."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        """Let bodies of up to `max_body_bytes` pass."""
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_body_s: float) -> None:
+        """Let bodies of up to `max_body_bytes` pass that are there within `max_body_s` of their head."""
         self._app = app
         self._limit = max_body_bytes
+        self._limit_s = max_body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 413."""
+        """Pass on, or answer 413 or 408."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > self._limit:
-            await self._refuse(scope, receive, send)
+            await self._refuse_large(scope, receive, send)
             return
         try:
-            await self._app(scope, self._counting(receive), send)
+            await self._app(scope, self._watched(receive), send)
         except _BodyTooLargeError:
-            await self._refuse(scope, receive, send)
+            await self._refuse_large(scope, receive, send)
+        except _BodyTooSlowError:
+            message = f"the request's body was not complete after {self._limit_s:g} s; send it faster, or less at once"
+            await error_response(408, message, headers={"connection": "close"})(scope, receive, send)
 
-    def _counting(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
-        seen = 0
+    def _watched(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
+        seen, is_complete = 0, False
+        deadline_s = asyncio.get_running_loop().time() + self._limit_s
 
-        async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+        async def watched() -> Message:
+            nonlocal seen, is_complete
+            if is_complete:
+                return await receive()  # which waits for the client to go
+            try:
+                message = await asyncio.wait_for(receive(), deadline_s - asyncio.get_running_loop().time())
+            except asyncio.TimeoutError as error:
+                raise _BodyTooSlowError from error
+            is_complete = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self._limit:
                 raise _BodyTooLargeError
             return message
 
-        return counted
+        return watched
 
-    async def _refuse(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _refuse_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = f"the request's body is larger than the limit of {self._limit} bytes; send less at once"
         await error_response(413, message)(scope, receive, send)  # closing at once could cost the client the answer: it is still sending
 
 
 class _BodyTooLargeError(BaseException):
     """Passes through the application, which answers every Exception itself."""
+
+
+class _BodyTooSlowError(BaseException):
+    """Passes as _BodyTooLargeError does."""

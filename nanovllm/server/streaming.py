@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -27,6 +28,8 @@ from nanovllm.server.schemas import StreamOptions
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+MANY_POSITIONS = 128  # with 20 log-probabilities each they take about 20 ms
 
 
 class ClientGoneError(Exception):
@@ -147,10 +150,11 @@ async def answer_events(
         async with aclosing(news) as pieces:
             async for place, output in pieces:
                 counter.add(place, output)
-                choices = choices_of(place, output)
-                if choices:
-                    extra = {"usage": counter.usage() if options and options.continuous_usage_stats else None} if usage_on else {}
-                    yield event({**head, "choices": choices, **extra})
+                for part in _parts(output):
+                    choices = await asyncio.to_thread(choices_of, place, part) if is_large([part]) else choices_of(place, part)
+                    if choices:
+                        extra = {"usage": counter.usage() if options and options.continuous_usage_stats else None} if usage_on else {}
+                        yield event({**head, "choices": choices, **extra})
         if options is not None and options.include_usage:
             yield event({**head, "choices": [], "usage": counter.usage()})
     except Exception as error:  # the status line is sent already: the reason can only follow in the stream
@@ -158,6 +162,19 @@ async def answer_events(
             logger.error("%s ended with an error", head["id"], exc_info=error)
         yield b"data: " + bytes(response_for(error).body) + b"\n\n"
     yield b"data: [DONE]\n\n"
+
+
+def is_large(outputs: Sequence[RequestOutput]) -> bool:
+    """Whether they take so long to write as JSON that it must not be done on the event loop: log-probabilities of many positions."""
+    prompts = sum(len(output.prompt_logprobs or ()) * len(output.outputs) for output in outputs)
+    return prompts + sum(len(answer.logprobs or ()) for output in outputs for answer in output.outputs) > MANY_POSITIONS
+
+
+def _parts(output: RequestOutput) -> list[RequestOutput]:
+    """News in pieces that are not larger than one choice, where all together are large."""
+    if len(output.outputs) == 1 or not is_large([output]):
+        return [output]
+    return [replace(output, outputs=[answer]) for answer in output.outputs]
 
 
 def event(body: dict[str, Any]) -> bytes:

@@ -1,6 +1,9 @@
-"""What the routes that give a whole answer have in common: waiting for requests while the client is there."""
+"""What the routes that give a whole answer have in common: waiting for requests while the client is there, and writing the answer as JSON."""
 
-from collections.abc import Sequence
+import asyncio
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +13,7 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.intake import Submission
 from nanovllm.outputs import RequestOutput
 from nanovllm.server.deadlines import deadline_of
-from nanovllm.server.streaming import unless_gone
+from nanovllm.server.streaming import is_large, unless_gone
 
 
 async def finish_all(
@@ -35,3 +38,24 @@ async def finish_all(
 def client_gone() -> Response:
     """What is answered to a client that is not there any more: nobody reads it."""
     return Response(status_code=499)
+
+
+async def whole_answer(
+    head: Mapping[str, Any], choices: Iterator[dict[str, Any]], usage: Mapping[str, Any], outputs: Sequence[RequestOutput]
+) -> Response:
+    """The answer whose choices are made of `outputs`; a large one is written beside the event loop, where it would hold up everybody's stream."""
+    if is_large(outputs):
+        content = await asyncio.to_thread(write_answer, head, choices, usage)
+    else:
+        content = write_answer(head, choices, usage)
+    return Response(content, media_type="application/json")
+
+
+def write_answer(head: Mapping[str, Any], choices: Iterator[dict[str, Any]], usage: Mapping[str, Any]) -> bytes:
+    """The JSON, choice by choice: writing all at once would hold the interpreter for as long as it takes, and all choices in memory."""
+    written = b",".join(_json(choice) for choice in choices)
+    return _json(head)[:-1] + b',"choices":[' + written + b'],"usage":' + _json(usage) + b"}"
+
+
+def _json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()

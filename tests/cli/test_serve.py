@@ -22,7 +22,7 @@ import pytest
 from openai import OpenAI
 
 from nanovllm.cli.main import build_parser
-from nanovllm.cli.serve import invitation
+from nanovllm.cli.serve import invitation, server_settings
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.errors import CheckpointError
@@ -203,6 +203,22 @@ def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None
         assert streamed.endswith(b"data: [DONE]\n\n")
 
 
+def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending() -> None:
+    """Its answer is larger than what the system takes for it."""
+    body = {"prompt": [[7] * 400], "n": 5, "max_tokens": 20, "ignore_eos": True, "stream": True, "echo": True, "logprobs": 20, "prompt_logprobs": 20}
+    content = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    with Serving("--shutdown-timeout-s", "1") as serving, socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(TIMEOUT_S)
+        connection.connect(("127.0.0.1", serving.port))
+        connection.sendall(head.encode() + content)
+        assert connection.recv(12) == b"HTTP/1.1 200"
+        code, errors = serving.end(signal.SIGTERM)
+        assert code == 0, errors
+        assert "Traceback" not in errors
+
+
 def test_the_key_may_come_from_the_environment(tiny_model: Path) -> None:
     with Serving(str(tiny_model), variables={"NANOVLLM_API_KEY": " from the environment\n"}) as serving:
         assert serving.ask("/v1/models")[0] == 401
@@ -333,6 +349,11 @@ def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(name: str
 def test_flags_are_the_settings_names() -> None:
     parsed: argparse.Namespace = build_parser().parse_args(["serve", "gpt2", "--max-num-seqs", "3", "--no-enable-prefix-caching", "--host", "::"])
     assert (parsed.model, parsed.max_num_seqs, parsed.enable_prefix_caching, parsed.host) == ("gpt2", 3, False, "::")
+
+
+def test_the_patience_with_clients_may_be_given() -> None:
+    assert server_settings(build_parser().parse_args(["serve", "--stalled-client-s", "2.5"])).stalled_client_s == 2.5
+    assert server_settings(build_parser().parse_args(["serve"])).stalled_client_s == ServerSettings(model_names=("x",)).stalled_client_s
 
 
 def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTemplate | None:

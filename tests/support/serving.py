@@ -23,6 +23,7 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.runner.native import NativeModelRunner, RunnerOutput
 from nanovllm.runner.sampling_batch import SamplingBatch
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.connections import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
 
 T = TypeVar("T")
@@ -106,6 +107,19 @@ class RunningServer:
         """The port that the system gave it."""
         return int(self._server.servers[0].sockets[0].getsockname()[1])
 
+    @property
+    def listening(self) -> socket.socket:
+        """Its listening socket, whose options new connections take over."""
+        return self._server.servers[0].sockets[0]
+
+    def unsent_bytes(self) -> dict[int, int]:
+        """What waits to be taken by each client that is connected, by a number for each connection."""
+
+        async def look() -> dict[int, int]:
+            return {id(connection): connection.transport.get_write_buffer_size() for connection in self._server.server_state.connections}
+
+        return self.on_loop(look)
+
     def on_loop(self, function: Callable[[], Awaitable[T]], timeout_s: float = TIMEOUT_S) -> T:
         """Run a coroutine on the server's event loop and wait for its result."""
 
@@ -153,7 +167,15 @@ class RunningServer:
         limits = {"max_queued_requests": self.max_queued_requests, "max_queued_tokens": self._max_queued_tokens}
         self.engine = AsyncEngine(self._load, **limits, on_step=self.metrics.on_step)  # type: ignore[arg-type]
         self.app = create_app(self.engine, self.settings, self.metrics)
-        config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(
+            self.app,
+            port=0,
+            log_config=None,
+            lifespan="on",
+            ws="none",
+            http=watched_protocol(self.settings.stalled_client_s),
+            timeout_graceful_shutdown=5,
+        )
         self._server = _ServerInThread(config, self._started)
         await self._server.serve()
 

@@ -1,0 +1,138 @@
+"""What became of every request of a soak, and whether an answer is the right one."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.load.requests import EMBEDDINGS, Ask
+from benchmarks.load.wire import Answer
+from benchmarks.options import tell
+
+ANSWERED, LEFT, CUT, FAILED = "answered", "left", "cut", "failed"
+"""Fates beside `refused 429` and the like: left by the client on purpose, and cut off by the server because the client stalled."""
+
+MAX_FAILURES = 20
+_MAX_REFUSAL_BYTES = 8192  # an error must not be many times larger than what provoked it
+
+
+class WrongAnswerError(Exception):
+    """The server has answered otherwise than it must."""
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Counts requests by kind and fate; `open` are those that have none yet, `checked` the answers that were equal to the bit."""
+
+    fates: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: list[str] = field(default_factory=list)
+    open: int = 0
+    checked: int = 0
+    generated_tokens: int = 0
+
+    @contextmanager
+    def request(self, kind: str) -> Iterator["Entry"]:
+        """A request while it is under way; it ends with the fate that its entry was given, or failed."""
+        self.open += 1
+        entry = Entry()
+        try:
+            yield entry
+        except (OSError, WrongAnswerError, ValueError, KeyError, TypeError) as error:
+            entry.fate = FAILED
+            if len(self.failures) < MAX_FAILURES:
+                self.failures.append(f"{kind}: {type(error).__name__}: {str(error)[:500]}")
+                tell(self.failures[-1])
+        finally:
+            self.open -= 1
+            self.fates[kind, entry.fate] += 1
+
+    def count(self, fate: str) -> int:
+        """Requests that have met this fate, `refused` for all refusals."""
+        return sum(number for (_, found), number in self.fates.items() if found == fate or found.startswith(f"{fate} "))
+
+    @property
+    def total(self) -> int:
+        """All requests that have a fate."""
+        return sum(self.fates.values())
+
+
+@dataclass(slots=True)
+class Entry:
+    """The fate of one request, failed until it is known."""
+
+    fate: str = FAILED
+
+
+def read_refusal(answer: Answer) -> str | None:
+    """The fate of a request that was refused because there is no room, None where it was answered; raises where it is neither."""
+    if answer.status == 200:
+        return None
+    if answer.status in (429, 503):
+        if "retry-after" not in answer.headers:
+            raise WrongAnswerError(f"{answer.status} without retry-after")
+        check_error(answer, answer.status)
+        return f"refused {answer.status}"
+    raise WrongAnswerError(f"status {answer.status}: {answer.body[:300]!r}")
+
+
+def check_error(answer: Answer | None, *statuses: int) -> None:
+    """Raise unless it is an error with one of these statuses in the one form, and small."""
+    whole = must_be_whole(answer)
+    if whole.status not in statuses:
+        raise WrongAnswerError(f"status {whole.status} instead of {statuses}: {whole.body[:300]!r}")
+    if len(whole.body) > _MAX_REFUSAL_BYTES:
+        raise WrongAnswerError(f"an error of {len(whole.body)} bytes")
+    error = json.loads(whole.body)["error"]
+    if error.keys() != {"message", "type", "param", "code"} or error["code"] != whole.status or not error["message"]:
+        raise WrongAnswerError(f"an error in another form: {whole.body[:300]!r}")
+
+
+def must_be_whole(answer: Answer | None) -> Answer:
+    """The answer; raises where there is none or something of it is missing."""
+    if answer is None:
+        raise WrongAnswerError("the connection ended without an answer")
+    if not answer.is_whole:
+        raise WrongAnswerError(f"status {answer.status}, broken off after {len(answer.body)} bytes: {answer.body[-200:]!r}")
+    return answer
+
+
+def essence(ask: Ask, body: bytes, *, streamed: bool) -> dict[str, Any]:
+    """What must be equal whatever else the server does: texts, token ids, log-probabilities, reasons, vectors, tokens counted."""
+    if ask.path == EMBEDDINGS:
+        whole = json.loads(body)
+        return {"data": whole["data"], "tokens": whole["usage"]["total_tokens"]}
+    bodies = list(read_events(body)) if streamed else [json.loads(body)]
+    choices: dict[int, dict[str, Any]] = {}
+    for choice in (choice for one in bodies for choice in one["choices"]):
+        known = choices.setdefault(choice["index"], {"text": "", "token_ids": [], "logprobs": {}})
+        if known.get("finish_reason") is not None:
+            raise WrongAnswerError("a piece of an answer came after its end")
+        known["text"] += choice["text"]
+        known["token_ids"] += choice.get("token_ids") or []
+        for name, values in (choice["logprobs"] or {}).items():
+            known["logprobs"][name] = known["logprobs"].get(name, []) + values
+        known |= {name: choice[name] for name in ("finish_reason", "stop_reason")}
+    usage = bodies[-1]["usage"]
+    return {"choices": choices, "tokens": (usage["prompt_tokens"], usage["completion_tokens"])}
+
+
+def read_events(body: bytes) -> Iterator[dict[str, Any]]:
+    """The JSON of a whole stream's events; raises where one is an error or the last is not [DONE]."""
+    *events, rest = body.split(b"\n\n")
+    if rest or not events or events[-1] != b"data: [DONE]":
+        raise WrongAnswerError(f"a stream without its end: {body[-200:]!r}")
+    for event in events[:-1]:
+        found = json.loads(event.removeprefix(b"data: "))
+        if "error" in found:
+            raise WrongAnswerError(f"an error in a stream: {found['error']}")
+        yield found
+
+
+def check_shape(ask: Ask, found: dict[str, Any]) -> None:
+    """Raise unless an answer that nobody could foretell has as many choices as were asked for, each ended for a reason."""
+    wanted = ask.body.get("n", 1)
+    reasons = [choice.get("finish_reason") for choice in found["choices"].values()]
+    if len(reasons) != wanted or not set(reasons) <= {"stop", "length"}:
+        raise WrongAnswerError(f"{wanted} answers were asked for, these came: {reasons}")

@@ -1,0 +1,99 @@
+"""Whether a server has stood a soak: each condition with its figures, and all of them as a table."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmarks.load.ledger import ANSWERED, CUT, FAILED, LEFT, Ledger
+from benchmarks.load.watch import Sample, Watch
+
+RSS_GROWTH = 0.05
+_RSS_AFTER_S = 60.0
+_RSS_WINDOW_S = 10.0
+_MORE_FILES = 8  # than at the start: the client's own look at it, and what the log and the interpreter open once
+
+
+def judge(
+    ledger: Ledger, watch: Watch, idle: Sample, files: tuple[int | None, int | None], refilled: bool, end: Mapping[str, Any], max_health_s: float
+) -> dict[str, Any]:
+    """The figures, and `conditions`: (name, held, what was seen).
+
+    Args:
+        files: open ones before the load and after it.
+        refilled: a request that needs every place of the queue was answered after it.
+        end: what `ServerProcess.end` gives, and `last_streams`, how many that ran at the signal were finished or told, of how many.
+    """
+    memory = rss_figures(watch.samples, idle)
+    health_ms = _milliseconds(watch.health_s)
+    conditions = [
+        ("every request was answered or refused", ledger.open + ledger.count(FAILED) == 0, f"{ledger.open} open, {ledger.count(FAILED)} failed"),
+        ("there was more than the server could take", ledger.count("refused 429") > 0, f"{ledger.count('refused 429'):,} refused by 429"),
+        ("greedy and seeded answers have the bits of those taken alone", ledger.checked > 0, f"{ledger.checked:,} compared"),
+        ("nothing runs or waits at the end", idle.running == idle.waiting == idle.kv_usage == 0,
+         f"running {idle.running:g}, waiting {idle.waiting:g}, KV use {idle.kv_usage:g}"),
+        ("every place of the queue is free again", refilled, "filled by one request" if refilled else "refused"),
+        ("memory is flat", memory["growth"] is None or memory["growth"] <= RSS_GROWTH, memory["text"]),
+        ("no connection is left behind", _are_few(files), f"{files[0]} open files before, {files[1]} after"),
+        ("/health answers meanwhile", health_ms["max"] <= 1000 * max_health_s, "median {median} ms, p99 {p99} ms, max {max} ms".format(**health_ms)),
+        ("streams that run at SIGTERM come to an end", end["last_streams"][0] == end["last_streams"][1], "{} of {}".format(*end["last_streams"])),
+        ("the process ends with 0", end["exit_code"] == 0, f"exit code {end['exit_code']}"),
+        ("check_integrity() is clean", end["integrity"] == "clean", end["integrity"]),
+        ("the log has no traceback", end["tracebacks"] == 0, f"{end['tracebacks']}"),
+    ]  # fmt: skip
+    return {
+        "held": all(held for _, held, _ in conditions),
+        "conditions": conditions, "failures": ledger.failures, "fates": fates(ledger), "requests": ledger.total, "answered": ledger.count(ANSWERED),
+        "refused": ledger.count("refused"), "left": ledger.count(LEFT), "cut": ledger.count(CUT), "checked": ledger.checked,
+        "generated_tokens": ledger.generated_tokens, "preemptions": idle.preemptions,
+        "computed_tokens": idle.computed_tokens - watch.samples[0].computed_tokens, "seconds": watch.samples[-1].at_s,
+        "health_ms": health_ms, "rss": memory,
+        "load": {name: round(statistics.mean(getattr(sample, name) for sample in watch.samples), 3) for name in ("running", "waiting", "kv_usage")},
+    }  # fmt: skip
+
+
+def rss_figures(samples: Sequence[Sample], idle: Sample) -> dict[str, Any]:
+    """Resident memory after a minute of load, or after half of a shorter one, and at the end: the larger of the last moments' and the idle one's.
+
+    `growth` is the share by which it grew, None where the operating system does not tell.
+    """
+    known = [(sample.at_s, sample.rss_bytes) for sample in samples if sample.rss_bytes is not None]
+    if not known or idle.rss_bytes is None:
+        return {"growth": None, "text": "unknown here"}
+    last_s = known[-1][0]
+    from_s = min(_RSS_AFTER_S, last_s / 2)
+    window_s = min(_RSS_WINDOW_S, last_s / 5)
+    before = statistics.median(rss for at_s, rss in known if from_s <= at_s <= from_s + window_s)
+    after = statistics.median(rss for at_s, rss in known if at_s >= last_s - window_s)
+    growth = max(after, idle.rss_bytes) / before - 1
+    text = f"{_mib(before)} after {from_s:.0f} s, {_mib(after)} at the end of the load, {_mib(idle.rss_bytes)} idle: {growth:+.1%}"
+    return {"growth": growth, "before_bytes": before, "after_bytes": after, "idle_bytes": idle.rss_bytes, "text": text}
+
+
+def fates(ledger: Ledger) -> dict[str, dict[str, int]]:
+    """Requests by kind and fate."""
+    found: dict[str, dict[str, int]] = {}
+    for (kind, fate), number in sorted(ledger.fates.items()):
+        found.setdefault(kind, {})[fate] = number
+    return found
+
+
+def table(verdict: Mapping[str, Any]) -> str:
+    """The verdict for people."""
+    rows = [f"{kind:32} " + ", ".join(f"{number:,} {fate}" for fate, number in found.items()) for kind, found in verdict["fates"].items()]
+    conditions = [f"{'ok  ' if held else 'FAIL'}  {name:62} {seen}" for name, held, seen in verdict["conditions"]]
+    return "\n".join([*rows, "", *conditions, *(f"      {failure}" for failure in verdict["failures"])])
+
+
+def _are_few(files: tuple[int | None, int | None]) -> bool:
+    before, after = files
+    return before is None or after is None or after <= before + _MORE_FILES
+
+
+def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    places = {"median": len(ordered) // 2, "p99": len(ordered) * 99 // 100, "max": len(ordered) - 1}
+    return {name: round(1000 * ordered[place], 1) for name, place in places.items()}
+
+
+def _mib(size: float) -> str:
+    return f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,94 @@
+"""What is looked at while a server is under load: how soon /health answers, what /metrics says, memory and open files."""
+
+import asyncio
+import re
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks.load.ledger import must_be_whole
+from benchmarks.load.wire import Connection, get, parse
+from benchmarks.soak import resident_bytes
+
+HEALTH_INTERVAL_S = 0.1
+SAMPLE_INTERVAL_S = 1.0
+_TIMEOUT_S = 60.0
+_GAUGES = {"running": "num_requests_running", "waiting": "num_requests_waiting", "kv_usage": "kv_cache_usage_perc"}
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The server at one moment; `at_s` since the load began."""
+
+    at_s: float
+    rss_bytes: int | None
+    running: float
+    waiting: float
+    kv_usage: float
+    preemptions: float
+    computed_tokens: float
+
+
+@dataclass(slots=True)
+class Watch:
+    """Samples, and the seconds that each /health took."""
+
+    port: int
+    pid: int
+    samples: list[Sample] = field(default_factory=list)
+    health_s: list[float] = field(default_factory=list)
+    started_s: float = field(default_factory=time.monotonic)
+
+    async def ask_health(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            asked_s = time.monotonic()
+            answer = parse(await fetch(self.port, "/health"))
+            if must_be_whole(answer).status != 200:
+                raise RuntimeError(f"the server is not well: {answer}")
+            self.health_s.append(time.monotonic() - asked_s)
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    async def take_samples(self) -> None:
+        """Take samples until cancelled."""
+        while True:
+            self.samples.append(await self.sample())
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
+
+    async def sample(self) -> Sample:
+        """The server now."""
+        page = must_be_whole(parse(await fetch(self.port, "/metrics"))).body.decode()
+        found = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
+        computed = gauge(page, "prompt_tokens_total") + gauge(page, "generation_tokens_total")
+        preemptions = gauge(page, "num_preemptions_total")
+        return Sample(time.monotonic() - self.started_s, resident_bytes(self.pid), **found, preemptions=preemptions, computed_tokens=computed)
+
+    async def wait_until_idle(self, timeout_s: float) -> Sample:
+        """The first sample without work, or the last one where none comes in time."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            last = await self.sample()
+            if not (last.running or last.waiting or last.kv_usage) or time.monotonic() > deadline_s:
+                return last
+            await asyncio.sleep(0.05)
+
+
+async def fetch(port: int, path: str) -> bytes:
+    """What the server sends in answer to a GET."""
+    async with Connection(port) as connection:
+        await connection.send(get(path))
+        return await asyncio.wait_for(connection.read_all(), _TIMEOUT_S)
+
+
+def gauge(page: str, name: str) -> float:
+    """The value of a metric that has one."""
+    found = re.search(rf"^nanovllm:{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"/metrics has no {name}")
+    return float(found[1])
+
+
+def open_files(pid: int) -> int | None:
+    """Files and sockets that a process has open, None where the operating system does not tell."""
+    folder = Path(f"/proc/{pid}/fd")
+    return len(list(folder.iterdir())) if folder.is_dir() else None

@@ -1,0 +1,119 @@
+"""HTTP as a load generator needs it: sockets that send and read as badly as they are told to, and answers told apart from broken ones.
+
+A client library does what is right; here connections are to break in the middle, stop reading and send nonsense.
+"""
+
+import asyncio
+import json
+import socket
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+HOST = "127.0.0.1"
+_READ_BYTES = 1 << 16
+_SMALL_BUFFER_BYTES = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a server has sent; `is_whole` where nothing of it is missing."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    is_whole: bool
+
+
+def post(path: str, body: object, **headers: str) -> bytes:
+    """A POST with a JSON body; `body` may be bytes, which are sent as they are."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"host": "soak", "content-type": "application/json", "content-length": str(len(content)), "connection": "close", **headers}
+    return head(f"POST {path} HTTP/1.1", named) + content
+
+
+def get(path: str) -> bytes:
+    """A GET, after which the server closes the connection."""
+    return head(f"GET {path} HTTP/1.1", {"host": "soak", "connection": "close"})
+
+
+def head(first_line: str, headers: Mapping[str, str]) -> bytes:
+    """The head of a request."""
+    return "\r\n".join([first_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode()
+
+
+class Connection:
+    """A connection to the server on a port of this machine, as an async context manager."""
+
+    def __init__(self, port: int, *, small_buffer: bool = False) -> None:
+        """Connect on entering; `small_buffer` lets the system take little that was not read."""
+        self._port = port
+        self._socket = socket.socket()
+        self._socket.setblocking(False)
+        if small_buffer:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SMALL_BUFFER_BYTES)
+
+    async def __aenter__(self) -> "Connection":
+        try:
+            await asyncio.get_running_loop().sock_connect(self._socket, (HOST, self._port))
+        except BaseException:
+            self._socket.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        self._socket.close()
+
+    async def send(self, data: bytes) -> None:
+        """Send all of it."""
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+    async def read(self, most: int = _READ_BYTES) -> bytes:
+        """What there is, at least a byte; none at the end of the connection."""
+        return await asyncio.get_running_loop().sock_recv(self._socket, most)
+
+    async def read_all(self) -> bytes:
+        """Everything up to the end of the connection; a reset is an end too."""
+        parts = []
+        try:
+            while part := await self.read():
+                parts.append(part)
+        except ConnectionError:
+            pass
+        return b"".join(parts)
+
+    def reset_on_close(self) -> None:
+        """Let the end be a reset instead of a polite one."""
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+
+    def end_sending(self) -> None:
+        """Close for sending only."""
+        self._socket.shutdown(socket.SHUT_WR)
+
+
+def parse(received: bytes) -> Answer | None:
+    """The one answer in what was received up to the end of a connection; None where not even its head is there."""
+    top, end, rest = received.partition(b"\r\n\r\n")
+    first_line, *lines = top.decode("latin-1").split("\r\n")
+    words = first_line.split(" ", 2)
+    if not end or len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
+        return None
+    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if headers.get("transfer-encoding") == "chunked":
+        body, is_whole = _join_chunks(rest)
+    else:
+        body = rest
+        is_whole = "content-length" not in headers or len(body) == int(headers["content-length"])
+    return Answer(int(words[1]), headers, body, is_whole)
+
+
+def _join_chunks(data: bytes) -> tuple[bytes, bool]:
+    parts, place = [], 0
+    while (end := data.find(b"\r\n", place)) >= 0:
+        size = int(data[place:end], 16)
+        part = data[end + 2 : end + 2 + size]
+        parts.append(part)
+        place = end + 4 + size
+        if len(part) < size or size == 0:
+            return b"".join(parts), size == 0
+    return b"".join(parts), False

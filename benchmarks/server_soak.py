@@ -1,0 +1,162 @@
+"""A server under several times the load that it can take: good clients, slow ones, and those that leave, stall, drip and babble.
+
+Run: make soak    or    python benchmarks/server_soak.py --minutes 10
+
+Starts `nanovllm serve` with a short queue in a process of its own and drives it over sockets. The verdict has a line for each condition; the last
+line is JSON. The exit code is 1 where a condition does not hold. docs/reliability.md says what is promised.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.load.clients import Client, Load, ask_once
+from benchmarks.load.ledger import ANSWERED, FAILED, Ledger, must_be_whole
+from benchmarks.load.requests import COMPLETIONS, MAX_BODY_BYTES, Ask, known_asks
+from benchmarks.load.server_process import ServerProcess
+from benchmarks.load.verdict import judge, table
+from benchmarks.load.watch import Watch, open_files
+from benchmarks.load.wire import Connection, parse, post
+from benchmarks.options import tell
+from nanovllm.cli.bench_report import describe_machine
+from nanovllm.cli.values import not_negative, positive, positive_number
+
+MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
+FLAGS = [
+    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS),
+    "--max-body-bytes", str(MAX_BODY_BYTES), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
+]  # fmt: skip
+"""Of the server: fewer places than there are clients."""
+
+_SPECIAL = {"slow": 0.05, "stalled": 0.03, "dripping": 0.05}  # shares of the clients
+_DRAIN_S = 90.0
+_LAST_STREAMS = 4
+
+
+def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=None, help="folder or name of a model (the bundled one)")
+    parser.add_argument("--minutes", type=positive_number, default=10.0, help="how long the load lasts (%(default)s)")
+    parser.add_argument("--clients", type=positive, default=160, help=f"clients at once; the server has {MAX_QUEUED} places (%(default)s)")
+    parser.add_argument("--kv-cache-memory", default="32MiB", metavar="MEMORY", help="the server's cache; a smaller one preempts (%(default)s)")
+    parser.add_argument("--seed", type=not_negative, default=7, help="draws what the clients do (%(default)s)")
+    parser.add_argument("--max-health-s", type=positive_number, default=2.0, help="longest that /health may take (%(default)s)")
+    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Soak and judge; 1 where a condition does not hold."""
+    parsed = parse_flags(arguments)
+    machine = describe_machine()
+    print(f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n", flush=True)
+    flags = [*FLAGS, "--kv-cache-memory", parsed.kv_cache_memory]
+    with ServerProcess([*([parsed.model] if parsed.model else []), *flags]) as server:
+        verdict = asyncio.run(soak(server, parsed))
+    print(table(verdict), flush=True)
+    about = {
+        "benchmark": "server_soak",
+        "minutes": parsed.minutes,
+        "clients": parsed.clients,
+        "seed": parsed.seed,
+        "server": flags,
+        "machine": machine,
+    }
+    line = json.dumps({**about, **verdict}, allow_nan=False)
+    if parsed.json is not None:
+        parsed.json.write_text(line + "\n", encoding="utf-8")
+    print(f"\n{line}", flush=True)
+    return int(not verdict["held"])
+
+
+async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, Any]:
+    """The known answers alone, the load, the quiet after it, the signal: and what is to be said about all of it."""
+    ledger = Ledger()
+    tell("Asking alone what will be asked under load")
+    known = [(ask, await ask_once(server.port, ask)) for ask in known_asks(random.Random(parsed.seed), 3)]
+    files_before = open_files(server.pid)
+    watch = Watch(server.port, server.pid)
+    load = Load(server.port, known, ledger, STALLED_CLIENT_S)
+    await _run_load(load, watch, parsed)
+    idle = await watch.wait_until_idle(_DRAIN_S)
+    files_after = open_files(server.pid)
+    refilled = await _fills_the_queue(server.port)
+    last_streams = await _end_while_streaming(server)
+    end = {**await server.end(), "last_streams": last_streams}
+    if end["exit_code"] or end["tracebacks"]:
+        tell(end["log"])
+    return judge(ledger, watch, idle, (files_before, files_after), refilled, end, parsed.max_health_s)
+
+
+async def _run_load(load: Load, watch: Watch, parsed: argparse.Namespace) -> None:
+    """All clients at once for as long as was asked for; then each may finish what it has begun."""
+    ways = Counter({way: max(1, round(share * parsed.clients)) for way, share in _SPECIAL.items()})
+    ways["any"] = max(1, parsed.clients - ways.total())
+    clients = [Client(load, way, parsed.seed * 100_003 + number) for number, way in enumerate(ways.elements())]
+    tell(f"{parsed.minutes:g} minutes of {len(clients)} clients: " + ", ".join(f"{number} {way}" for way, number in ways.items()))
+    running = [asyncio.ensure_future(client.run()) for client in clients]
+    watching = [
+        asyncio.ensure_future(watch.ask_health()),
+        asyncio.ensure_future(watch.take_samples()),
+        asyncio.ensure_future(_tell_now_and_then(load, watch)),
+    ]
+    await asyncio.wait([*running, *watching], timeout=60 * parsed.minutes, return_when=asyncio.FIRST_COMPLETED)  # the first where something is wrong
+    load.is_over.set()
+    for task in watching:
+        task.cancel()
+    for outcome in await asyncio.gather(*watching, return_exceptions=True):
+        if isinstance(outcome, Exception):
+            raise outcome
+    done, late = await asyncio.wait(running, timeout=_DRAIN_S)
+    for task in late:
+        task.cancel()
+    for outcome in await asyncio.gather(*done):
+        assert outcome is None
+
+
+async def _tell_now_and_then(load: Load, watch: Watch) -> None:
+    started_s = time.monotonic()
+    while True:
+        await asyncio.sleep(30)
+        sample, ledger = watch.samples[-1], load.ledger
+        rss = "-" if sample.rss_bytes is None else f"{sample.rss_bytes / 2**20:.1f} MiB"
+        fates = f"{ledger.count(ANSWERED):,} answered, {ledger.count('refused'):,} refused, {ledger.count(FAILED)} failed"
+        tell(f"{time.monotonic() - started_s:6.0f} s  {ledger.total:8,} requests, {fates}; {rss}")
+
+
+async def _fills_the_queue(port: int) -> bool:
+    """Whether one request gets all places at once: a place that was lost would be missing now."""
+    async with Connection(port) as connection:
+        await connection.send(post(COMPLETIONS, {"prompt": "Once", "n": MAX_QUEUED, "max_tokens": 2}))
+        return must_be_whole(parse(await connection.read_all())).status == 200
+
+
+async def _end_while_streaming(server: ServerProcess) -> tuple[int, int]:
+    """Send the signal while streams are being written: how many are finished, or told that the server stops, of how many."""
+    ask = Ask("last", COMPLETIONS, {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True})
+    ended = 0
+    async with contextlib.AsyncExitStack() as stack:
+        connections = [await stack.enter_async_context(Connection(server.port)) for _ in range(_LAST_STREAMS)]
+        for connection in connections:
+            await connection.send(post(ask.path, ask.body))
+        begun = [await connection.read() for connection in connections]
+        server.stop()
+        for first, connection in zip(begun, connections, strict=True):
+            answer = parse(first + await connection.read_all())
+            ended += answer is not None and answer.is_whole and answer.body.endswith(b"data: [DONE]\n\n")
+    return ended, _LAST_STREAMS
+
+
+if __name__ == "__main__":
+    sys.exit(main())
