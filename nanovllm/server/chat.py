@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import JSONResponse, Response
@@ -20,9 +19,20 @@ from nanovllm.engine.intake import Submission
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.server.answers import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatTokenLogprob,
+    TokenLogprob,
+)
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
 from nanovllm.server.errors import served_name
+from nanovllm.server.openapi import answers
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import ClientGoneError, EventStream, answer_events, merge
 from nanovllm.server.whole import client_gone, finish_all
@@ -45,7 +55,7 @@ class ChatJob:
 def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], template: ChatTemplate | None, stalled_client_s: float) -> None:
     """Add the route to an application; without a `template` it says what to do instead."""
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=answers(400, 404, 429, 503, whole=ChatCompletion, chunk=ChatCompletionChunk))
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = served_name(body.model, model_names)
@@ -104,9 +114,9 @@ def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate,
     )
 
 
-def chat_body(job: ChatJob, output: RequestOutput) -> dict[str, Any]:
+def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
     """The whole answer."""
-    choices = [
+    choices: list[ChatChoice] = [
         {
             "index": answer.index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
             "logprobs": chat_logprobs(job, answer), "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
@@ -124,16 +134,16 @@ def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGener
     """The events of a streamed answer."""
     begun: set[int] = set()
 
-    def choices_of(_place: int, output: RequestOutput) -> list[dict[str, Any]]:
+    def choices_of(_place: int, output: RequestOutput) -> list[ChatChunkChoice]:
         return [chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None]
 
     head = {"id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model}
     return answer_events(head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of)
 
 
-def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> dict[str, Any] | None:
+def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> ChatChunkChoice | None:
     """A piece of an answer as a chunk's choice, the first with the role; None where it has nothing to show."""
-    delta: dict[str, Any] = {"content": answer.text} if answer.text else {}
+    delta: ChatDelta = {"content": answer.text} if answer.text else {}
     logprobs = chat_logprobs(job, answer)
     if not delta and not answer.finish_reason and not (logprobs and logprobs["content"]):
         return None
@@ -145,12 +155,12 @@ def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> dict[str,
     }  # fmt: skip
 
 
-def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> dict[str, Any] | None:
+def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> ChatLogprobs | None:
     """Log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it."""
     if answer.logprobs is None:
         return None
     count = job.body.top_logprobs or 0
-    content = []
+    content: list[ChatTokenLogprob] = []
     for token_id, position in zip(answer.token_ids, answer.logprobs, strict=True):
         likely = sorted((item for item in position.items() if item[1].rank <= count), key=lambda item: item[1].rank)
         tops = [_entry(job.tokenizer, other, found) for other, found in likely[:count]]
@@ -158,6 +168,6 @@ def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> dict[str, Any] | No
     return {"content": content, "refusal": None}
 
 
-def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> dict[str, Any]:
+def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> TokenLogprob:
     data = tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else found.decoded_token.encode()
     return {"token": found.decoded_token, "logprob": max(MINUS_INFINITY, found.logprob), "bytes": list(data)}
