@@ -23,6 +23,7 @@ from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.connection import Connection
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.request_log import write_log_to
 
@@ -71,6 +72,8 @@ def run(parsed: argparse.Namespace) -> int:
         log_level=parsed.log_level,
         access_log=not settings.log_requests,
         timeout_graceful_shutdown=parsed.shutdown_timeout_s + _FAREWELL_S,
+        http=Connection,
+        ws="none",
         server_header=False,
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,

@@ -47,7 +47,7 @@ class ServerSettings:
         api_keys: of which clients must send one as a bearer token; none for no check.
         allowed_origins: of web pages whose scripts may use the server, or `*` for all.
         max_body_bytes: largest request body.
-        stalled_client_s: a client that reads nothing of its stream for this long loses it.
+        stalled_client_s: a client that reads nothing of its stream for this long loses it; one that sends nothing of its body is refused.
         chat_template: what makes a prompt of messages; without one, chat is refused.
         log_requests: write a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: have prompts in these lines.
@@ -79,10 +79,12 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         finally:
             await engine.stop()
 
-    app = FastAPI(title="nanovllm", version=__version__, lifespan=lifespan, description="GPT-2 over an OpenAI-compatible API.")
+    app = FastAPI(
+        title="nanovllm", version=__version__, lifespan=lifespan, description="GPT-2 over an OpenAI-compatible API.", redirect_slashes=False
+    )
     metrics.watch(engine)
     errors.install(app)
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, stalled_body_s=settings.stalled_client_s)
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
     _add_status_routes(app, engine, metrics)

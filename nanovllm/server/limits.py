@@ -1,8 +1,9 @@
-"""What is checked before a request is read: its key, how large it may be, and which web pages it may come from.
+"""What is checked before a request is read: its key, how large it may be, how long it may keep us waiting, and which pages it may come from.
 
 Plain ASGI, so that nothing is buffered on the way.
 """
 
+import asyncio
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable, Sequence
@@ -67,15 +68,16 @@ class CrossOriginMiddleware(CORSMiddleware):
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over a limit with 413, by their declared length or, where none is declared, while they arrive."""
+    """Refuses bodies over a limit with 413, by their declared length or while they arrive, and those that stop arriving with 408."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        """Let bodies of up to `max_body_bytes` pass."""
+    def __init__(self, app: ASGIApp, max_body_bytes: int, stalled_body_s: float) -> None:
+        """Let bodies of up to `max_body_bytes` pass, none of whose parts takes longer than `stalled_body_s`."""
         self._app = app
         self._limit = max_body_bytes
+        self._stalled_s = stalled_body_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 413."""
+        """Pass on, or answer 413 or 408."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -87,13 +89,23 @@ class BodyLimitMiddleware:
             await self._app(scope, self._counting(receive), send)
         except _BodyTooLargeError:
             await self._refuse(scope, receive, send)
+        except _BodyStalledError:
+            message = f"nothing of the request's body has come for {self._stalled_s:g} s; send it at once"
+            await error_response(408, message, headers={"connection": "close"})(scope, receive, send)
 
     def _counting(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
         seen = 0
+        is_complete = False
 
         async def counted() -> Message:
-            nonlocal seen
-            message = await receive()
+            nonlocal seen, is_complete
+            if is_complete:  # what is waited for now is the end of the connection
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), self._stalled_s)
+            except asyncio.TimeoutError:
+                raise _BodyStalledError from None
+            is_complete = not message.get("more_body", False)
             seen += len(message.get("body", b""))
             if seen > self._limit:
                 raise _BodyTooLargeError
@@ -108,3 +120,7 @@ class BodyLimitMiddleware:
 
 class _BodyTooLargeError(BaseException):
     """Passes through the application, which answers every Exception itself."""
+
+
+class _BodyStalledError(BaseException):
+    """As above."""

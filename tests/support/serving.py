@@ -23,6 +23,7 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.runner.native import NativeModelRunner, RunnerOutput
 from nanovllm.runner.sampling_batch import SamplingBatch
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.connection import Connection
 from nanovllm.server.metrics import ServerMetrics
 
 T = TypeVar("T")
@@ -143,7 +144,7 @@ class RunningServer:
         self._loop = asyncio.get_running_loop()
         self.engine = AsyncEngine(self._load, max_queued_requests=self.max_queued_requests, on_step=self.metrics.on_step)
         self.app = create_app(self.engine, self.settings, self.metrics)
-        config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="on", ws="none", timeout_graceful_shutdown=5)
+        config = uvicorn.Config(self.app, port=0, log_config=None, lifespan="on", http=Connection, ws="none", timeout_graceful_shutdown=5)
         self._server = _ServerInThread(config, self._started)
         await self._server.serve()
 
