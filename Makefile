@@ -16,7 +16,7 @@ TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test check format bench compare soak wheel build clean
+.PHONY: help serve test fuzz check format bench compare soak wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -27,6 +27,9 @@ serve: $(RUN)  ## serve a model; HOST=127.0.0.1 PORT=8000 MODEL=folder-or-name (
 
 test: $(TEST)  ## run the tests; ARGS="tests/engine -k preempt" for some of them
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: $(TEST)  ## send the server what its API allows and forbids; ARGS="--seconds 3600 --seed 7"
+	@$(BIN)/python -m tests.support.fuzzing $(ARGS)
 
 check: $(DEV)  ## lint, format, types, floors
 	$(BIN)/ruff check .

@@ -16,6 +16,7 @@ MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
 MAX_PROMPT_TOKENS = 2**31 - 1  # more than any context has
 MIN_REPETITION_PENALTY = 1e-5  # logits are divided by it: a smaller one could overflow float32
+MAX_REPETITION_PENALTY = 100.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,8 +125,8 @@ class SamplingParams:
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), low, high)
         real = {
-            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (MIN_REPETITION_PENALTY, 100.0),
-            "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
+            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
+            "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
         }  # fmt: skip
         for name, (bottom, top) in real.items():
             _check_real(name, getattr(self, name), bottom, top)

@@ -11,24 +11,39 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated
 
-from fastapi import FastAPI, Request
-from starlette.responses import JSONResponse, Response
+from fastapi import FastAPI, Path, Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat_template import ChatTemplate
-from nanovllm.server import errors
+from nanovllm.server import errors, openapi
+from nanovllm.server.answers import (
+    ChatCompletionChunk,
+    Completion,
+    CompletionChunk,
+    Detokenized,
+    Health,
+    Load,
+    Model,
+    ModelList,
+    Tokenized,
+    TokenizerInfo,
+    Version,
+)
 from nanovllm.server.beams import beam_search_body
 from nanovllm.server.chat import add_chat
+from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import completion_choices, completion_head, completion_usage, make_job
 from nanovllm.server.deadlines import deadline_of
-from nanovllm.server.embeddings import add_embeddings
+from nanovllm.server.embeddings import EmbeddingRequest, add_embeddings
 from nanovllm.server.errors import error_response, served_name
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware, CrossOriginMiddleware
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.openapi import answers
 from nanovllm.server.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
@@ -63,6 +78,11 @@ class ServerSettings:
     log_prompts: bool = False
 
 
+_DOCUMENTED = (
+    CompletionRequest, CompletionChunk, ChatRequest, ChatCompletionChunk, EmbeddingRequest, TokenizeRequest, DetokenizeRequest,
+)  # fmt: skip
+
+
 def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMetrics) -> ASGIApp:
     """The application with all its layers; `engine` must not be started yet, and feeds `metrics` by its `on_step`."""
 
@@ -74,7 +94,9 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         finally:
             await engine.stop()
 
-    app = FastAPI(title="nanovllm", version=__version__, lifespan=lifespan, description="GPT-2 over an OpenAI-compatible API.")
+    app = FastAPI(
+        title="nanovllm", version=__version__, lifespan=lifespan, description="GPT-2 over an OpenAI-compatible API.", redirect_slashes=False
+    )
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
@@ -87,62 +109,65 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     add_chat(app, engine, settings.model_names, settings.chat_template, settings.stalled_client_s)
     add_embeddings(app, engine, settings.model_names)
     _add_tokenization(app, engine, settings)
+    openapi.install(app, _DOCUMENTED, has_keys=bool(settings.api_keys))
     # These two go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
     shared = CrossOriginMiddleware(app, settings.allowed_origins) if settings.allowed_origins else app
     return RequestLogMiddleware(shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts)
 
 
 def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
-    @app.get("/health")
+    @app.get("/health", responses=answers(503, whole=Health))
     async def health() -> Response:
         """200 once the model is loaded and a step has run, 503 before and after."""
         if engine.state is EngineState.READY:
-            return JSONResponse({"status": "ready"})
+            return JSONResponse(Health(status="ready"))
         return error_response(503, f"the engine is {engine.state.value}")
 
-    @app.get("/version")
-    async def version() -> dict[str, str]:
+    @app.get("/version", responses=answers(whole=Version))
+    async def version() -> Response:
         """The version of the server."""
-        return {"version": __version__}
+        return JSONResponse(Version(version=__version__))
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics_page() -> Response:
         """Metrics in Prometheus's text format."""
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    @app.get("/load")
-    async def load() -> dict[str, int]:
+    @app.get("/load", responses=answers(503, whole=Load))
+    async def load() -> Response:
         """Sequences that run or wait, for whoever spreads requests over several servers, and what unfinished requests have reserved of how much."""
         stats, room = engine.stats(), engine.admission_stats()
-        return {
-            "server_load": stats.num_requests_running + stats.num_requests_waiting,
-            "queued_requests": room.answers, "max_queued_requests": room.max_answers,
-            "queued_tokens": room.tokens, "max_queued_tokens": room.max_tokens or 0,
-        }  # fmt: skip
+        return JSONResponse(
+            Load(
+                server_load=stats.num_requests_running + stats.num_requests_waiting,
+                queued_requests=room.answers, max_queued_requests=room.max_answers,
+                queued_tokens=room.tokens, max_queued_tokens=room.max_tokens or 0,
+            )
+        )  # fmt: skip
 
 
 def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
     created = int(time.time())
 
-    def describe(name: str) -> dict[str, Any]:
+    def describe(name: str) -> Model:
         return {
             "id": name, "object": "model", "created": created, "owned_by": "nanovllm", "root": settings.model_names[0],
             "max_model_len": engine.engine.max_model_len,
         }  # fmt: skip
 
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
+    @app.get("/v1/models", responses=answers(503, whole=ModelList))
+    async def models() -> Response:
         """The served model, under each of its names."""
-        return {"object": "list", "data": [describe(name) for name in settings.model_names]}
+        return JSONResponse(ModelList(object="list", data=[describe(name) for name in settings.model_names]))
 
-    @app.get("/v1/models/{model_id:path}")
-    async def model(model_id: str) -> dict[str, Any]:
+    @app.get("/v1/models/{model_id:path}", responses=answers(404, 503, whole=Model))
+    async def model(model_id: Annotated[str, Path(examples=list(settings.model_names))]) -> Response:
         """The served model under one of its names, which may have slashes."""
-        return describe(served_name(model_id, settings.model_names))
+        return JSONResponse(describe(served_name(model_id, settings.model_names)))
 
 
 def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
-    @app.post("/v1/completions")
+    @app.post("/v1/completions", responses=answers(400, 404, 429, 503, 504, whole=Completion, chunk=CompletionChunk))
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete one or several prompts."""
         model = served_name(body.model, settings.model_names)
@@ -177,21 +202,21 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
 def _add_tokenization(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
     """Both answers are made, and written as JSON, beside the event loop: long ones would hold up everybody's stream."""
 
-    @app.post("/tokenize")
+    @app.post("/tokenize", responses=answers(400, 404, 503, whole=Tokenized))
     async def tokenize_text(body: TokenizeRequest) -> Response:
         """Token ids of a text."""
         served_name(body.model, settings.model_names)
         loaded = engine.engine
         return await asyncio.to_thread(lambda: JSONResponse(tokenize(body, loaded)))
 
-    @app.post("/detokenize")
+    @app.post("/detokenize", responses=answers(400, 404, 503, whole=Detokenized))
     async def detokenize_ids(body: DetokenizeRequest) -> Response:
         """The text of token ids."""
         served_name(body.model, settings.model_names)
         loaded = engine.engine
         return await asyncio.to_thread(lambda: JSONResponse(detokenize(body, loaded)))
 
-    @app.get("/tokenizer_info")
-    async def tokenizer_facts() -> dict[str, Any]:
+    @app.get("/tokenizer_info", responses=answers(503, whole=TokenizerInfo))
+    async def tokenizer_facts() -> Response:
         """Special tokens and sizes, for programs that let the server tokenise."""
-        return tokenizer_info(engine.engine)
+        return JSONResponse(tokenizer_info(engine.engine))

@@ -5,7 +5,7 @@ next one joins. So it makes no difference for memory how many there are.
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_FAULTS = 3  # steps that fail one after the other: it is not their requests
 
-_Job: TypeAlias = tuple[Sequence[Submission], Callable[[], dict[str, Any]]]
+_Job: TypeAlias = tuple[Sequence[Submission], Callable[[], Mapping[str, Any]]]
 """What an endpoint makes of a body: submissions for the engine, and what gives the answer's body once they have ended."""
 
 
@@ -40,7 +40,7 @@ class _Running:
 
     custom_id: str
     submissions: Sequence[Submission]
-    body: Callable[[], dict[str, Any]]
+    body: Callable[[], Mapping[str, Any]]
     unfinished: set[str] = field(default_factory=set)
 
 

@@ -9,7 +9,7 @@ import os
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import RawIOBase
@@ -34,7 +34,7 @@ class Answer:
     line: bytes
 
     @classmethod
-    def response(cls, custom_id: str, status: int, body: dict[str, Any]) -> "Answer":
+    def response(cls, custom_id: str, status: int, body: Mapping[str, Any]) -> "Answer":
         """What the server would have answered."""
         return cls(custom_id, status, _line(custom_id, {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": body}, None))
 

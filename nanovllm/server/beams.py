@@ -3,7 +3,6 @@
 import asyncio
 import time
 import uuid
-from typing import Any
 
 from starlette.requests import Request
 
@@ -13,6 +12,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_best_of
+from nanovllm.server.answers import Completion, CompletionChoice
 from nanovllm.server.completions import usage
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -27,7 +27,7 @@ _MEANT = frozenset(
 """Fields that say something about a search; the others are about single tokens, or about answers as they grow."""
 
 
-async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request: Request, model: str) -> dict[str, Any]:
+async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request: Request, model: str) -> Completion:
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
     record = record_of(request)
@@ -47,7 +47,7 @@ async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request
         room.release()
     count = body.n or 1
     answers = [answer for search in searches for answer in search.output("", loaded.tokenizer, count).outputs]
-    choices = [
+    choices: list[CompletionChoice] = [
         {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish_reason, "stop_reason": None}
         for index, answer in enumerate(answers)
     ]

@@ -21,10 +21,22 @@ from nanovllm.engine.reader import Reader
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.server.answers import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatTokenLogprob,
+    TokenLogprob,
+    Usage,
+)
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
+from nanovllm.server.openapi import answers
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import ClientGoneError, EventStream, answer_events, merge
@@ -49,7 +61,7 @@ class ChatJob:
 def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], template: ChatTemplate | None, stalled_client_s: float) -> None:
     """Add the route to an application; without a `template` it says what to do instead."""
 
-    @app.post("/v1/chat/completions")
+    @app.post("/v1/chat/completions", responses=answers(400, 404, 429, 503, 504, whole=ChatCompletion, chunk=ChatCompletionChunk))
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = served_name(body.model, model_names)
@@ -73,9 +85,7 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
             return client_gone()
         finally:
             record.note_answers([job.submission])
-        head = {"id": job.id, "object": "chat.completion", "created": job.created, "model": job.model}
-        counted = usage(len(output.prompt_token_ids), sum(len(answer.token_ids) for answer in output.outputs), output.num_cached_tokens)
-        return await whole_answer(head, chat_choices(job, output), counted, [output])
+        return await whole_answer(_head(job), chat_choices(job, output), _usage(output), [output])
 
 
 def make_chat_job(body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str) -> ChatJob:
@@ -122,7 +132,20 @@ def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate,
     )
 
 
-def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[dict[str, Any]]:
+def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
+    """The whole answer."""
+    return {**_head(job), "choices": list(chat_choices(job, output)), "usage": _usage(output)}
+
+
+def _head(job: ChatJob) -> dict[str, Any]:
+    return {"id": job.id, "object": "chat.completion", "created": job.created, "model": job.model}
+
+
+def _usage(output: RequestOutput) -> Usage:
+    return usage(len(output.prompt_token_ids), sum(len(answer.token_ids) for answer in output.outputs), output.num_cached_tokens)
+
+
+def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
     """The whole answer's choices, one by one."""
     for answer in output.outputs:
         yield {
@@ -135,16 +158,16 @@ def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGener
     """The events of a streamed answer."""
     begun: set[int] = set()
 
-    def choices_of(_place: int, output: RequestOutput) -> list[dict[str, Any]]:
+    def choices_of(_place: int, output: RequestOutput) -> list[ChatChunkChoice]:
         return [chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None]
 
     head = {"id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model}
     return answer_events(head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of)
 
 
-def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> dict[str, Any] | None:
+def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> ChatChunkChoice | None:
     """A piece of an answer as a chunk's choice, the first with the role; None where it has nothing to show."""
-    delta: dict[str, Any] = {"content": answer.text} if answer.text else {}
+    delta: ChatDelta = {"content": answer.text} if answer.text else {}
     logprobs = chat_logprobs(job, answer)
     if not delta and not answer.finish_reason and not (logprobs and logprobs["content"]):
         return None
@@ -156,12 +179,12 @@ def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> dict[str,
     }  # fmt: skip
 
 
-def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> dict[str, Any] | None:
+def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> ChatLogprobs | None:
     """Log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it."""
     if answer.logprobs is None:
         return None
     count = job.body.top_logprobs or 0
-    content = []
+    content: list[ChatTokenLogprob] = []
     for token_id, position in zip(answer.token_ids, answer.logprobs, strict=True):
         likely = sorted((item for item in position.items() if item[1].rank <= count), key=lambda item: item[1].rank)
         tops = [_entry(job.tokenizer, other, found) for other, found in likely[:count]]
@@ -169,6 +192,6 @@ def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> dict[str, Any] | No
     return {"content": content, "refusal": None}
 
 
-def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> dict[str, Any]:
+def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> TokenLogprob:
     data = tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else found.decoded_token.encode()
     return {"token": found.decoded_token, "logprob": max(MINUS_INFINITY, found.logprob), "bytes": list(data)}

@@ -12,6 +12,7 @@ from nanovllm.engine.intake import Submission, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.server.answers import Completion, CompletionChoice, CompletionLogprobs, PromptLogprob, Usage
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.structured import blamed_field, structured_outputs
 
@@ -104,7 +105,7 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
     return CompletionJob(job_id, int(time.time()), model, body, tuple(submissions), EchoText(engine))
 
 
-def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> dict[str, Any]:
+def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> Completion:
     """The whole answer: choices prompt by prompt, each prompt's n answers in order."""
     return {**completion_head(job), "choices": list(completion_choices(job, outputs)), "usage": completion_usage(outputs)}
 
@@ -130,7 +131,7 @@ def completion_usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
     )
 
 
-def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict[str, Any]:
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
     """Tokens counted: each prompt once, every answer that was asked for, also those that best_of left out and each of several equal ones."""
     return {
         "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens, "total_tokens": prompt_tokens + completion_tokens,
@@ -149,11 +150,11 @@ class ChoiceFormatter:
         self._offset = len(self._prompt)
         self._begun = False
 
-    def choice(self, index: int, answer: CompletionOutput, output: RequestOutput) -> dict[str, Any]:
+    def choice(self, index: int, answer: CompletionOutput, output: RequestOutput) -> CompletionChoice:
         """The answer's next piece; the first one has the prompt in front where `echo` asks for it."""
         first, self._begun = not self._begun, True
         echo = first and bool(self._job.body.echo)
-        logprobs: dict[str, list[Any]] | None = None
+        logprobs: CompletionLogprobs | None = None
         if answer.logprobs is not None:
             logprobs = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
             if echo and output.prompt_logprobs is not None:
@@ -161,12 +162,12 @@ class ChoiceFormatter:
                 prompt_decoder = IncrementalDecoder(self._job.decode_prompt.tokenizer, skip_special_tokens=is_text)
                 self._add_logprobs(logprobs, output.prompt_token_ids, output.prompt_logprobs, prompt_decoder, 0)
             self._offset = self._add_logprobs(logprobs, answer.token_ids, answer.logprobs, self._decoder, self._offset)
-        choice = {
+        choice: CompletionChoice = {
             "index": index, "text": (self._prompt if echo else "") + answer.text, "logprobs": logprobs,
             "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
         }  # fmt: skip
         if self._job.body.prompt_logprobs is not None and first:
-            choice["prompt_logprobs"] = [position and _by_id(position) for position in output.prompt_logprobs or []]
+            choice["prompt_logprobs"] = [_by_id(position) if position is not None else None for position in output.prompt_logprobs or []]
         if self._job.body.return_token_ids:
             choice["token_ids"] = answer.token_ids
             if first:
@@ -175,7 +176,7 @@ class ChoiceFormatter:
 
     def _add_logprobs(
         self,
-        logprobs: dict[str, list[Any]],
+        logprobs: CompletionLogprobs,
         token_ids: list[int],
         positions: Sequence[PositionLogprobs | None],
         decoder: IncrementalDecoder,
@@ -212,5 +213,5 @@ def _by_name(position: PositionLogprobs, token_id: int, count: int, name: Callab
     return found
 
 
-def _by_id(position: PositionLogprobs) -> dict[str, dict[str, Any]]:
+def _by_id(position: PositionLogprobs) -> dict[str, PromptLogprob]:
     return {str(i): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token} for i, e in position.items()}

@@ -1,17 +1,22 @@
-"""Connections whose other side does nothing: they end after a while, with all that is kept for them.
+"""Connections whose other side does nothing end after a while, with all that is kept for them; what is not HTTP is answered in the one form.
 
 uvicorn closes a connection once the client has taken the last byte, however long that takes, and waits for a request without limit once its
 first byte is there. A client that never reads could so keep a whole answer in memory, and any client a connection, for as long as it likes.
 The watch looks at each connection now and then. It asks two things: has the client taken anything of what waits for it, and where it is the
 client's turn to send a request, has it taken too long? The time that a body may take is checked where bodies are read, in `limits`, since
-there it can be answered.
+there it can be answered; the rest of a body that was answered early is waited for as a head is.
 """
 
 import asyncio
 import logging
+import uuid
+from http import HTTPStatus
 from typing import Any, cast
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from nanovllm.server.errors import error_response
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +77,33 @@ class WatchedProtocol(H11Protocol):
             return
         is_clients_turn = self.cycle is None or self.cycle.response_complete
         if is_clients_turn and now_s - self._idle_since_s >= self.stalled_client_s:
-            self.transport.close()  # politely: some of the last answer may still be on its way
+            self._give_up()
         self._next_look = self.loop.call_later(self.stalled_client_s / _LOOKS, self._look)
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP, and close; a request that is being answered ends without another word."""
+        self._refuse(400, "the request is not valid HTTP/1.1: its head or the framing of its body cannot be read")
+
+    def _give_up(self) -> None:
+        """End a connection whose client has had its turn: with an answer where a part of a head is there, otherwise without."""
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
+            self._refuse(408, f"the head of the request did not arrive within {self.stalled_client_s:g} s; send it faster")
+        else:
+            self.transport.close()  # politely: some of the last answer may still be on its way
+
+    def _refuse(self, status: int, message: str) -> None:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
+            answer = error_response(status, message, headers={"connection": "close", "x-request-id": uuid.uuid4().hex})
+            for event in (
+                h11.Response(status_code=status, headers=answer.raw_headers, reason=HTTPStatus(status).phrase),
+                h11.Data(data=bytes(answer.body)),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+        if self.cycle is not None and not self.cycle.response_complete:  # its task waits for a body that will not come, or still answers
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        self.transport.close()
 
 
 def watched_protocol(stalled_client_s: float) -> type[WatchedProtocol]:

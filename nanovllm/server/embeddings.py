@@ -20,9 +20,11 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
+from nanovllm.server.answers import Embedding, EmbeddingList
 from nanovllm.server.errors import served_name
+from nanovllm.server.openapi import answers
 from nanovllm.server.request_log import record_of
-from nanovllm.server.schemas import MAX_PRIORITY, Body, Prompts, check_prompts, list_prompts
+from nanovllm.server.schemas import MAX_PRIORITY, Body, NotSupported, Prompts, check_prompts, list_prompts
 from nanovllm.server.streaming import ClientGoneError
 from nanovllm.server.whole import client_gone, finish_all
 
@@ -32,7 +34,7 @@ class EmbeddingRequest(Body):
 
     input: Annotated[Prompts, AfterValidator(check_prompts)] = Field(description="text, token ids, or a list of either")
     encoding_format: Literal["float", "base64"] | None = Field("float", description="base64: the bytes of little-endian float32 numbers")
-    dimensions: int | None = Field(None, description="not supported")
+    dimensions: Annotated[int | None, NotSupported] = None
     user: str | None = None
 
     pooling: Literal["last", "mean"] = Field("last", description="the last token's hidden state, or the mean of all")
@@ -54,7 +56,7 @@ class EmbeddingRequest(Body):
 def add_embeddings(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str]) -> None:
     """Add the route to an application that answers for `engine` under these names."""
 
-    @app.post("/v1/embeddings")
+    @app.post("/v1/embeddings", responses=answers(400, 404, 429, 503, 504, whole=EmbeddingList))
     async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
         """Turn one or several texts into vectors."""
         model = served_name(body.model, model_names)
@@ -92,10 +94,10 @@ def embedding_body(submissions: Sequence[Submission], model: str, encoding_forma
     """The answer, once every input is read; raises EngineFaultError where the network's output is not a number."""
     outputs = [submission.assembler.embedding() for submission in submissions]
     tokens = sum(len(output.prompt_token_ids) for output in outputs)
-    vectors: list[str] | list[list[float]] = [output.outputs.embedding for output in outputs]
-    if encoding_format == "base64":
-        vectors = [encode_base64(output.outputs.embedding) for output in outputs]
-    data = [{"object": "embedding", "index": index, "embedding": vector} for index, vector in enumerate(vectors)]
+    data: list[Embedding] = []
+    for index, output in enumerate(outputs):
+        vector = output.outputs.embedding
+        data.append({"object": "embedding", "index": index, "embedding": encode_base64(vector) if encoding_format == "base64" else vector})
     return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
 
 

@@ -5,12 +5,14 @@ Input is quoted in short only: an answer must not be many times larger than what
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError, RequestTimeoutError
 
@@ -24,6 +26,21 @@ _TYPES = {
 }  # fmt: skip
 
 
+class Error(TypedDict):
+    """What went wrong."""
+
+    message: str
+    type: Annotated[str, Field(json_schema_extra={"enum": list(_TYPES.values())})]
+    param: Annotated[str | None, Field(description="the field at fault, where it is one")]
+    code: Annotated[int, Field(json_schema_extra={"enum": list(_TYPES)}, description="the HTTP status")]
+
+
+class ErrorAnswer(TypedDict):
+    """The one form of all errors."""
+
+    error: Error
+
+
 class ModelUnknownError(NanovllmError):
     """The request names a model that this server does not serve."""
 
@@ -35,7 +52,7 @@ def served_name(asked: str | None, names: Sequence[str]) -> str:
     return asked or names[0]
 
 
-def error_body(status: int, message: str, param: str | None = None) -> dict[str, Any]:
+def error_body(status: int, message: str, param: str | None = None) -> ErrorAnswer:
     """The body of an error answer."""
     return {"error": {"message": message, "type": _TYPES.get(status, "APIError"), "param": param, "code": status}}
 

@@ -1,7 +1,8 @@
 """What a client may send to /v1/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
 
-A field that is not listed here is refused by name, never ignored. Ranges that SamplingParams checks are not repeated here. Finding
-faults costs little however large the body is: of a list the first one counts, and a body with too many fields is not looked into.
+A field that is not listed here is refused by name, never ignored. What lists may have is checked by SamplingParams, and only told here,
+in their JSON schemas. Finding faults costs little however large the body is: of a list the first one counts, and a body with too many
+fields is not looked into.
 """
 
 from typing import Annotated, Any
@@ -9,7 +10,18 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.sampling_params import MAX_BEST_OF, MAX_LOGIT_EDITS, MAX_PROMPT_TOKENS, MAX_SEED, MIN_SEED
+from nanovllm.sampling_params import (
+    MAX_BEST_OF,
+    MAX_LOGIT_EDITS,
+    MAX_PROMPT_TOKENS,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_TOP_K,
+    MIN_REPETITION_PENALTY,
+    MIN_SEED,
+)
 from nanovllm.server.structured import ResponseFormat, StructuredFields
 
 MAX_PRIORITY = 2**31 - 1
@@ -25,8 +37,11 @@ _PROMPT_SCHEMA = {
     ]
 }
 Prompts = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
-Texts = Annotated[list[str], Field(fail_fast=True)]
+TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
+StopTokenIds = Annotated[list[TokenId], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})]
+AllowedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
+Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
+BadWords = Annotated[list[Text], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})]
 
 
 def _as_list(value: object) -> object:
@@ -41,8 +56,19 @@ def _not_too_many(value: object) -> object:
     return value
 
 
-Stops = Annotated[Texts, BeforeValidator(_as_list), WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]})]
-LogitBias = Annotated[dict[str, float], BeforeValidator(_not_too_many)]
+_STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+_BIAS_SCHEMA = {
+    "type": "object", "maxProperties": MAX_LOGIT_EDITS, "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "propertyNames": {"pattern": "^[0-9]{1,12}$"},
+}  # fmt: skip
+Stops = Annotated[
+    list[str],
+    Field(fail_fast=True),
+    BeforeValidator(_as_list),
+    WithJsonSchema({"oneOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOP_STRINGS}]}),
+]
+LogitBias = Annotated[dict[str, float], BeforeValidator(_not_too_many), WithJsonSchema(_BIAS_SCHEMA)]
+NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
 
 
 class StreamOptions(BaseModel):
@@ -85,15 +111,15 @@ class SamplingBody(Body):
     stream_options: StreamOptions | None = None
     user: str | None = None
 
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0)
-    stop_token_ids: TokenIds | None = None
+    repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
+    stop_token_ids: StopTokenIds | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
     min_tokens: int = Field(0, ge=0)
-    bad_words: Texts | None = None
-    allowed_token_ids: TokenIds | None = None
+    bad_words: BadWords | None = None
+    allowed_token_ids: AllowedTokenIds | None = None
     skip_special_tokens: bool = True
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredFields | None = None
@@ -116,12 +142,18 @@ class CompletionRequest(SamplingBody):
     best_of: int | None = Field(None, ge=1, le=MAX_BEST_OF, description="generate so many, give the n most likely by mean log-probability")
     logprobs: int | None = Field(None, ge=0)
     echo: bool | None = False
-    suffix: str | None = Field(None, description="not supported")
+    suffix: Annotated[str | None, NotSupported] = None
 
     prompt_logprobs: int | None = Field(None, ge=0)
     use_beam_search: bool = Field(False, description="the most probable answers as a whole; max(n, best_of) beams")
     length_penalty: float | None = Field(None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers")
-    truncate_prompt_tokens: int | None = Field(None, ge=-1, le=MAX_PROMPT_TOKENS, description="read the last tokens only; -1 for as many as fit")
+    truncate_prompt_tokens: int | None = Field(
+        None,
+        ge=-1,
+        le=MAX_PROMPT_TOKENS,
+        description="read the last tokens only; -1 for as many as fit",
+        json_schema_extra={"not": {"const": 0}},
+    )
     add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text; GPT-2's has none")
     return_token_ids: bool | None = Field(False, description="add prompt_token_ids and token_ids to each choice")
     return_tokens_as_token_ids: bool | None = Field(False, description='"token_id:123" instead of texts in logprobs')

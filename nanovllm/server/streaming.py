@@ -22,6 +22,7 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.intake import Submission
 from nanovllm.engine.reader import Reader
 from nanovllm.outputs import RequestOutput
+from nanovllm.server.answers import CompletionChoice, Usage
 from nanovllm.server.completions import ChoiceFormatter, CompletionJob, usage
 from nanovllm.server.errors import response_for, status_of
 from nanovllm.server.schemas import StreamOptions
@@ -116,8 +117,8 @@ def completion_events(job: CompletionJob, engine: AsyncEngine, readers: list[Rea
     """The events of a streamed completion."""
     formatters: dict[int, ChoiceFormatter] = {}
 
-    def choices_of(place: int, output: RequestOutput) -> list[dict[str, Any]]:
-        choices = []
+    def choices_of(place: int, output: RequestOutput) -> list[CompletionChoice]:
+        choices: list[CompletionChoice] = []
         for answer in output.outputs:
             index = place * job.n + answer.index
             formatter = formatters.get(index) or formatters.setdefault(index, ChoiceFormatter(job, output))
@@ -135,7 +136,7 @@ async def answer_events(
     options: StreamOptions | None,
     submissions: Sequence[Submission],
     news: AsyncGenerator[tuple[int, RequestOutput], None],
-    choices_of: Callable[[int, RequestOutput], list[dict[str, Any]]],
+    choices_of: Callable[[int, RequestOutput], Sequence[Mapping[str, Any]]],
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of a streamed answer, `[DONE]` last; an error on the way is an event of its own before it.
 
@@ -196,7 +197,7 @@ class UsageCounter:
         self._completion_tokens[place] = output.num_generated_tokens
         self._cached_tokens[place] = output.num_cached_tokens
 
-    def usage(self) -> dict[str, Any]:
+    def usage(self) -> Usage:
         """The `usage` object so far."""
         return usage(self._prompt_tokens, sum(self._completion_tokens.values()), sum(self._cached_tokens.values()))
 

@@ -1,11 +1,13 @@
 """`response_format` as OpenAI has it and `structured_outputs` as vLLM has it: two ways to ask for answers of a form."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.structured_outputs import StructuredOutputs
+from nanovllm.structured_outputs import MAX_CHOICES, StructuredOutputs
+
+_TEXT = {"type": "string", "minLength": 1}
 
 
 class JsonSchemaFormat(BaseModel):
@@ -34,10 +36,10 @@ class StructuredFields(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     json_: dict[str, Any] | str | None = Field(None, alias="json")
-    json_object: bool | None = None
-    regex: str | None = None
-    choice: list[str] | None = None
-    grammar: str | None = None
+    json_object: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] | None = None
+    regex: Annotated[str, WithJsonSchema(_TEXT)] | None = None
+    choice: Annotated[list[str], WithJsonSchema({"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_CHOICES})] | None = None
+    grammar: Annotated[str, WithJsonSchema(_TEXT)] | None = None
 
 
 def structured_outputs(response_format: ResponseFormat | None, fields: StructuredFields | None) -> StructuredOutputs | None:

@@ -1,0 +1,91 @@
+"""An OpenAPI document taken at its word: is an answer one of those that it describes?"""
+
+import copy
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jsonschema_rs
+
+METHODS = ("get", "post", "put", "delete", "patch", "head", "options", "trace")
+
+
+class SomeResponse(Protocol):
+    """What httpx, requests and schemathesis have in common."""
+
+    status_code: int
+
+    @property
+    def headers(self) -> Mapping[str, Any]: ...
+
+    @property
+    def content(self) -> bytes: ...
+
+
+def closed(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The document with every object that it describes shut, so that a field it does not name is found; readers are to allow more."""
+    copied: dict[str, Any] = copy.deepcopy(dict(document))
+    for schema in copied["components"]["schemas"].values():
+        if schema.get("type") == "object" and "properties" in schema:
+            schema.setdefault("additionalProperties", False)
+    return copied
+
+
+class Contract:
+    """What a document promises."""
+
+    def __init__(self, document: Mapping[str, Any]) -> None:
+        """Read a document."""
+        self.document = closed(document)
+        self._validators: dict[int, Any] = {}
+
+    @property
+    def operations(self) -> list[tuple[str, str]]:
+        """(method in capitals, path) of every operation."""
+        return [(method.upper(), path) for path, item in self.document["paths"].items() for method in METHODS if method in item]
+
+    def statuses(self, method: str, path: str) -> set[int]:
+        """Those that the operation may answer."""
+        return {int(status) for status in self._operation(method, path)["responses"]}
+
+    def check(self, method: str, path: str, response: SomeResponse) -> None:
+        """Fail unless the operation's description has this answer: its status, headers, media type and content."""
+        described = self._operation(method, path)["responses"].get(str(response.status_code))
+        assert described is not None, f"{method} {path} does not say that it answers {response.status_code}: {response.content[:500]!r}"
+        for name, header in described.get("headers", {}).items():
+            value = _first(response.headers.get(name))
+            assert value is not None or not header["required"], f"the header {name} is missing"
+            self._validate(header["schema"], int(value) if header["schema"]["type"] == "integer" and value is not None else value)
+        media_type = (_first(response.headers.get("content-type")) or "").partition(";")[0]
+        assert media_type in described["content"], f"{method} {path} {response.status_code} does not say that it answers {media_type!r}"
+        schema = described["content"][media_type]
+        if media_type == "text/event-stream":
+            self._check_events(schema["itemSchema"]["properties"]["data"]["anyOf"][1]["contentSchema"], response.content)
+        elif media_type == "application/json":
+            self._validate(schema["schema"], json.loads(response.content))
+        else:
+            self._validate(schema["schema"], response.content.decode())
+
+    def _operation(self, method: str, path: str) -> dict[str, Any]:
+        operation: dict[str, Any] = self.document["paths"][path][method.lower()]
+        return operation
+
+    def _check_events(self, schema: dict[str, Any], content: bytes) -> None:
+        *events, rest = content.split(b"\n\n")
+        assert rest == b""
+        assert events[-1] == b"data: [DONE]"
+        for event in events[:-1]:
+            self._validate(schema, json.loads(event.removeprefix(b"data: ")))
+
+    def _validate(self, schema: dict[str, Any], value: Any) -> None:
+        validator = self._validators.get(id(schema))  # they live as long as the document
+        if validator is None:
+            validator = jsonschema_rs.validator_for({**schema, "components": self.document["components"]})
+            self._validators[id(schema)] = validator
+        validator.validate(value)
+
+
+def _first(value: Any) -> str | None:
+    """A header's value; schemathesis gives a list of them."""
+    found: str | None = value[0] if isinstance(value, list) else value
+    return found
