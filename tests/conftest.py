@@ -15,12 +15,32 @@ _MODEL = [f"nanovllm.model.{path.stem}" for path in (Path(__file__).parents[1] /
 install_import_hook([*_MODEL, "nanovllm.model.kernels.packing", "nanovllm.runner"], "beartype.beartype")
 
 from nanovllm.config import BACKENDS  # noqa: E402
+from nanovllm.model.kernels.processors import usable_processors  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+MAX_WORKERS = 4  # each has its own Numba and its own kernels in memory, and threads of its own in many tests
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """How many processes `-n auto` runs the tests in."""
+    return min(MAX_WORKERS, usable_processors())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, begin with the files that have slow ones, so that none is left for the end.
+
+    A process takes a file at a time, in this order: what is compiled and started for a file is then made once.
+    """
+    if hasattr(config, "workerinput"):
+        slow = {item.path for item in items if item.get_closest_marker("slow")}
+        items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")
