@@ -1,6 +1,7 @@
 """What all tests share: shape annotations that are checked, how hypothesis searches, a tiny model, and both backends."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,9 @@ from nanovllm.config import BACKENDS  # noqa: E402
 from nanovllm.model.kernels.processors import usable_processors  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; what a test starts would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
