@@ -25,8 +25,8 @@ help:  ## list the targets
 serve: $(RUN)  ## serve a model; HOST=127.0.0.1 PORT=8000 MODEL=folder-or-name (empty: the bundled one) ARGS="more flags"
 	@exec $(BIN)/nanovllm serve $(if $(MODEL),"$(MODEL)") --host "$(HOST)" --port "$(PORT)" $(ARGS)
 
-test: $(TEST)  ## run the tests; ARGS="tests/engine -k preempt" for some of them
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(TEST)  ## run the tests on all cores; ARGS="tests/engine -k preempt" for some of them, one after another
+	@$(BIN)/python -m pytest $(or $(ARGS),-n auto)
 
 fuzz: $(TEST)  ## send the server what its API allows and forbids; ARGS="--seconds 3600 --seed 7"
 	@$(BIN)/python -m tests.support.fuzzing $(ARGS)

@@ -78,7 +78,7 @@ def test_a_stopped_download_goes_on_where_it_stopped(hub: FakeHub, files: dict[s
             time.sleep(0.02)
         process.send_signal(stop)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == code
+    assert process.returncode == code, err
     assert "Traceback" not in err
     assert not (output / "config.json").exists(), "what is not complete must not look like a model"
     hub.seen.clear()

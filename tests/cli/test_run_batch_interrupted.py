@@ -14,7 +14,7 @@ from tests.support.batch_files import arguments, lasting, read_answers, request_
 
 TIMEOUT_S = 60.0
 START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
-REQUESTS = 200
+REQUESTS = 100
 
 if sys.platform == "win32":
     pytest.skip("signals and limits are those of POSIX", allow_module_level=True)

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from openai import OpenAI
 
-from nanovllm.cli.main import build_parser
+from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.serve import invitation, server_settings
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat_template import ChatTemplate
@@ -167,7 +167,7 @@ def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) -> None:
-    with Serving("--backend", backend) as serving:
+    with Serving("--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", str(int(TIMEOUT_S))) as serving:
         begun, received = threading.Event(), list[bytes]()
         reader = threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, max_tokens=300)))
         reader.start()
@@ -182,7 +182,7 @@ def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) 
 
 def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None:
     """Several long answers at once; a second after the signal, they and whoever waits for a whole answer get an error and not a cut connection."""
-    with Serving("--backend", backend, "--shutdown-timeout-s", "1") as serving:
+    with Serving("--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", "1") as serving:
         begun, received = threading.Event(), list[Any]()
         long = {"max_tokens": 500, "n": 100, "ignore_eos": True}
         readers = [
@@ -311,6 +311,14 @@ def test_weights_that_are_cut_off_are_said_without_a_traceback(tiny_model: Path,
     assert "Traceback" not in errors
 
 
+def test_a_cache_without_a_block_is_said_without_a_traceback(tiny_model: Path) -> None:
+    """Which is known only where the engine is made, and the server listens already."""
+    code, errors = ended(str(tiny_model), "--port", "0", "--kv-cache-memory", "1KiB")
+    assert code == 1
+    assert "less than one block" in errors
+    assert "Traceback" not in errors
+
+
 WRONG_FLAGS = {
     "a path to nothing": (("./nothing-here",), "does not exist", 1),
     "an empty key": (("--api-key", ""), "--api-key is empty", 1),
@@ -318,20 +326,39 @@ WRONG_FLAGS = {
     "no origin": (("--allowed-origins", "example.org"), "'example.org' but an origin is scheme://host", 1),
     "no certificate": (("--ssl-keyfile", "key.pem"), "--ssl-keyfile needs --ssl-certfile", 1),
     "prompts without requests": (("--log-prompts",), "--log-prompts needs --log-requests", 1),
-    "a cache without a block": (("--port", "0", "--kv-cache-memory", "1KiB"), "less than one block", 1),
     "more context than there is": (("--port", "0", "--max-model-len", "5000"), "nanovllm: max_model_len is 5000", 1),
     "a port that is none": (("--port", "70000"), "70000 is no port", 2),
     "no number of requests": (("--max-queued-requests", "0"), "at least 1", 2),
 }
 
 
+class ServedError(Exception):
+    """Raised where a server would begin, by `never_serve`."""
+
+
+def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
+    """Let `nanovllm serve` come in this process to where it makes its application, and no further; the settings for that."""
+    given: list[ServerSettings] = []
+
+    def stop(engine: object, settings: ServerSettings, metrics: object) -> None:
+        given.append(settings)
+        raise ServedError
+
+    monkeypatch.setattr("nanovllm.cli.serve.create_app", stop)
+    return given
+
+
 @pytest.mark.parametrize("name", WRONG_FLAGS)
-def test_a_wrong_flag_is_said(name: str) -> None:
+def test_a_wrong_flag_is_said(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     flags, message, expected = WRONG_FLAGS[name]
-    code, errors = ended(*flags)
-    assert code == expected
+    never_serve(monkeypatch)
+    try:
+        code: object = main(["serve", *flags])
+    except SystemExit as ending:
+        code = ending.code
+    out, errors = capsys.readouterr()
+    assert (code, out) == (expected, "")
     assert message in errors
-    assert "Traceback" not in errors
 
 
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "quoted" one', "$HOME `x`", "naïve\\"])
@@ -358,18 +385,9 @@ def test_the_patience_with_clients_may_be_given() -> None:
 
 def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTemplate | None:
     """The template that the server would answer chats with."""
-    given: list[ServerSettings] = []
-
-    class NeverServedError(Exception):
-        pass
-
-    def stop(engine: object, settings: ServerSettings, metrics: object) -> None:
-        given.append(settings)
-        raise NeverServedError
-
-    monkeypatch.setattr("nanovllm.cli.serve.create_app", stop)
+    given = never_serve(monkeypatch)
     parsed = build_parser().parse_args(["serve", *flags])
-    with pytest.raises(NeverServedError):
+    with pytest.raises(ServedError):
         parsed.run(parsed)
     return given[0].chat_template
 

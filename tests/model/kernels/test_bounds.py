@@ -33,6 +33,7 @@ def run_checked(*command: str, check: str = "1", folder: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_whole_steps_under_the_check(tmp_path: Path) -> None:
     """The slow twin of every kernel's arithmetic of addresses: all of it in a process of its own, whose code is then in no file."""
     run_checked("-m", "pytest", "-q", CASES, folder=tmp_path / "cache")
