@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, roofline, soak, sweep, table
+from benchmarks import compare, http_cost, roofline, soak, sweep, table
 from benchmarks.make_model import SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.config import GPT2Config
@@ -107,6 +107,23 @@ def test_sweep_measures_every_point(run: Run) -> None:
         assert point["step_s"] > 0
         assert point["decode_tokens_per_s"] == pytest.approx(point["batch"] / point["step_s"])
         assert point["step_bytes"] > 4 * 32 * 300
+
+
+def test_http_cost_compares_the_same_tokens(run: Run) -> None:
+    record = run(http_cost.main, "--rounds", 2)
+    ways = record["classes"]["float32"]
+    assert list(ways) == ["nanovllm", http_cost.WHOLE, http_cost.STREAMS]
+    for figures in ways.values():
+        assert figures["tokens_per_s"] > 0
+        assert len(figures["costs"]) == 2
+    assert all(ways[way]["client_share"] > 0 for way in (http_cost.WHOLE, http_cost.STREAMS))
+
+
+def test_a_cost_is_what_is_missing_to_the_engine_in_the_same_round() -> None:
+    engine = [{"seconds": 1.0}, {"seconds": 2.0}, {"seconds": 1.0}]
+    turns = [{"seconds": 1.25, "client_seconds": 0.125}, {"seconds": 2.5, "client_seconds": 0.25}, {"seconds": 4.0, "client_seconds": 0.4}]
+    figures = http_cost.figures_of(turns, engine, 100)
+    assert figures == {"tokens_per_s": 40.0, "cost": pytest.approx(0.2), "costs": pytest.approx([0.2, 0.2, 0.75]), "client_share": pytest.approx(0.1)}
 
 
 def test_soak_loops_and_judges(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

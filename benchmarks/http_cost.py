@@ -1,0 +1,124 @@
+"""What HTTP costs: serve32 through `LLM.generate`, through the server with whole answers, and through it with 32 streams.
+
+Run: python benchmarks/http_cost.py --rounds 5
+
+The three take turns within each round. A cost is the median of what is missing to the engine's own speed in the same round; the client runs on
+the same cores, so its processor time is told beside it. All give the same tokens, which is checked first. The last line is JSON.
+"""
+
+import argparse
+import contextlib
+import json
+import re
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.contenders import CLASSES, OUR_OPTIONS, OURS, Contender, Entry
+from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
+from benchmarks.workload import Workload, make_workloads
+from nanovllm.cli.values import positive
+
+_ADDRESS = re.compile(r"Serving on (http://\S+)")
+_TIMEOUT_S = 900.0
+WHOLE, STREAMS = "whole answers", "32 streams"
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_common_options(parser)
+    parser.add_argument("--classes", type=names_of(CLASSES), default=["float32"], help="types of the weights (float32)")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each (%(default)s)")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report."""
+    parsed = parse(arguments)
+    model = ensure_model(parsed.model)
+    work = make_workloads(model.vocab, parsed.seed, parsed.scale)["serve32"]
+    print(heading(parsed), flush=True)
+    classes = {}
+    for kind in parsed.classes:
+        classes[kind] = record = measure(kind, work, parsed)
+        print(shown(kind, record), flush=True)
+    finish({"benchmark": "http_cost", "rounds": parsed.rounds, "tokens": work.tokens, "classes": classes}, parsed)
+    return 0
+
+
+def measure(kind: str, work: Workload, parsed: argparse.Namespace) -> dict[str, Any]:
+    """All rounds of a type: for each way its seconds, the client's, and what it costs; raises WorkerError where one fails."""
+    options = {**OUR_OPTIONS[kind], **parsed.ours}
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(running_server(parsed.model, options, parsed.threads))
+        variants = {OURS: json.dumps(options), **{way: json.dumps({"url": url, "stream": way == STREAMS}) for way in (WHOLE, STREAMS)}}
+        ways = {}
+        for way, variant in variants.items():
+            entry = Entry(way, "ours" if way == OURS else "over_http", variant, sys.executable)
+            ways[way] = Contender.start(entry, parsed.model, parsed.threads, _TIMEOUT_S)
+            stack.callback(ways[way].close)
+        answers = {way: contender.ask(work.prompts, work.lengths, _TIMEOUT_S, is_checked=True)["token_ids"] for way, contender in ways.items()}
+        for way in (WHOLE, STREAMS):
+            if answers[way] != answers[OURS]:
+                raise RuntimeError(f"{way} over HTTP are other tokens than those of LLM.generate")
+        rounds: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+        for number in range(parsed.rounds):
+            order = list(ways)
+            for way in order[number % 3 :] + order[: number % 3]:
+                tell(f"{kind}: round {number + 1} of {parsed.rounds}, {way}")
+                rounds[way].append(ways[way].ask(work.prompts, work.lengths, _TIMEOUT_S))
+    return {way: figures_of(turns, rounds[OURS], work.tokens) for way, turns in rounds.items()}
+
+
+def figures_of(turns: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:
+    """Medians of one way: tokens a second, its cost as a share of the engine's speed, and the client's processor time as a share of the time."""
+    costs = [1 - own["seconds"] / turn["seconds"] for own, turn in zip(engine, turns, strict=True)]
+    return {
+        "tokens_per_s": tokens / statistics.median(turn["seconds"] for turn in turns),
+        "cost": statistics.median(costs),
+        "costs": costs,
+        "client_share": statistics.median(turn.get("client_seconds", 0.0) / turn["seconds"] for turn in turns),
+    }
+
+
+@contextlib.contextmanager
+def running_server(model: Path, options: Mapping[str, Any], threads: int) -> Iterator[str]:
+    """The URL of a `nanovllm serve` without prefix caching, as the others are measured."""
+    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    common = ["--port", "0", "--num-threads", str(threads), "--no-enable-prefix-caching", "--log-level", "warning"]
+    command = [sys.executable, "-m", "nanovllm.cli.main", "serve", str(model), *common, *flags]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield _address(process.stdout)
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def _address(lines: IO[str]) -> str:
+    for line in lines:
+        found = _ADDRESS.search(line)
+        if found:
+            return found[1]
+    raise RuntimeError("the server ended before it was ready")
+
+
+def shown(kind: str, record: Mapping[str, Any]) -> str:
+    """The figures of one type as a table."""
+    lines = [f"{kind:18} {'tok/s':>8} {'cost':>8}   client's processor time"]
+    for way, figures in record.items():
+        cost = "" if way == OURS else f"{100 * figures['cost']:.1f}%"
+        client = "" if way == OURS else f"{100 * figures['client_share']:.1f}% of one core"
+        lines.append(f"{way:18} {figures['tokens_per_s']:8,.0f} {cost:>8}   {client}")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
