@@ -8,7 +8,7 @@
 
 A piece of a prompt is taken head by head, QUERY_TILE queries at a time. A decoding sequence is taken block by block over a group of heads,
 so that its keys and values are read in the order of memory. Either way a score is summed over head_dim in order and an output over the
-tokens in order: the same operations, and so the same bits.
+tokens in order: the same operations, and so the same bits. While a decoding sequence's block is read, the next is asked for: it may be anywhere.
 
 Queries are first rewritten as the product wants them. A cache of bytes has a scale for each key and each value: the first multiply the scores,
 the second the weights that the softmax makes of them.
@@ -101,7 +101,7 @@ def _make_scale_row(target: Target) -> Any:
 
 
 def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
-    """panels(a, a_stride, count, panel, row_stride, steps, columns, out, out_stride): a product of any number of whole vectors across.
+    """panels(a, a_stride, count, panel, row_stride, steps, columns, out, out_stride, ahead): a product of any number of whole vectors across.
 
     `make(vectors)` gives the tiles of so many vectors; `row_stride` is how far apart the rows' own panels are, where each has one.
     """
@@ -109,21 +109,23 @@ def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
     whole, two, one = (make(vectors) for vectors in (target.panel_vectors, 2, 1))
 
     @compiled
-    def panels(a: int, a_stride: int, count: int, panel: int, row_stride: int, steps: int, columns: int, out: int, out_stride: int) -> None:
+    def panels(
+        a: int, a_stride: int, count: int, panel: int, row_stride: int, steps: int, columns: int, out: int, out_stride: int, ahead: int
+    ) -> None:
         """out[row, columns] += a[row, steps] @ panel[steps, columns]."""
         stride = columns * WORD_BYTES
         while columns >= width:
-            whole(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count)
+            whole(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count, ahead)
             panel += width * WORD_BYTES
             out += width * WORD_BYTES
             columns -= width
         while columns >= 2 * lanes:
-            two(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count)
+            two(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count, ahead)
             panel += 2 * lanes * WORD_BYTES
             out += 2 * lanes * WORD_BYTES
             columns -= 2 * lanes
         if columns > 0:
-            one(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count)
+            one(a, a_stride, panel, row_stride, stride, steps, out, out_stride, count, ahead)
 
     return panels
 
@@ -134,7 +136,7 @@ def _make_shared_tiles(target: Target, numbers: Format, vectors: int) -> Any:
 
     @compiled
     def shared_tiles(
-        a: int, a_stride: int, panel: int, row_stride: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int
+        a: int, a_stride: int, panel: int, row_stride: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int
     ) -> None:
         tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, panel)
 
@@ -166,6 +168,12 @@ class AttentionParts:
         self.stored_bytes = 2 if weights == "bfloat16" else WORD_BYTES
 
 
+@compiled
+def place_of(p: Any, layer: int, table: int, block: int) -> int:
+    """Where the first head of a sequence's block number `block` is, counted in heads of blocks of all layers."""
+    return (layer * p.blocks + load_int(table, block)) * p.heads
+
+
 def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
     """attend_prompt(p, thread, layer, head, table, query, count, first, out): one head of `count` queries, the first at position `first`.
 
@@ -187,9 +195,9 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
             encode_query(query + row * p.qkv_stride + head * p.head_dim * WORD_BYTES, queries + row * p.query_stride, p.head_dim)
         clear(scores, count * blocks * columns)
         for block in range(blocks):
-            place = (layer * p.blocks + load_int(table, block)) * p.heads + head
+            place = place_of(p, layer, table, block) + head
             at = scores + block * columns * WORD_BYTES
-            panels(queries, p.query_stride, count, p.keys + place * p.key_bytes, 0, p.key_steps, columns, at, stride)
+            panels(queries, p.query_stride, count, p.keys + place * p.key_bytes, 0, p.key_steps, columns, at, stride, 0)
             if has_scales:
                 for row in range(count):
                     scale_row(at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns)
@@ -199,13 +207,13 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
         mixed_stride = head_columns * WORD_BYTES
         clear(mixed, count * head_columns)
         for block in range(blocks):
-            place = (layer * p.blocks + load_int(table, block)) * p.heads + head
+            place = place_of(p, layer, table, block) + head
             at = scores + block * columns * weight_bytes
             if has_scales:
                 for row in range(count):
                     scale_row(at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns)
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
-            panels(at, stride, count, p.values + place * p.value_bytes, 0, steps, head_columns, mixed, mixed_stride)
+            panels(at, stride, count, p.values + place * p.value_bytes, 0, steps, head_columns, mixed, mixed_stride, 0)
         for row in range(count):
             store(mixed + row * mixed_stride, out + row * p.hidden_stride + head * p.head_dim * stored_bytes, p.head_dim)
 
@@ -231,22 +239,27 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
         clear(scores, heads * blocks * columns)
         clear(mixed, heads * head_columns)
         for block in range(blocks):
-            place = (layer * p.blocks + load_int(table, block)) * p.heads + first_head
-            at = scores + block * columns * WORD_BYTES
-            panels(queries, p.query_stride, heads, p.keys + place * p.key_bytes, p.key_bytes, p.key_steps, columns, at, stride)
+            place = place_of(p, layer, table, block) + first_head
+            at, here = scores + block * columns * WORD_BYTES, p.keys + place * p.key_bytes
+            following = p.values + (place_of(p, layer, table, 0) + first_head) * p.value_bytes
+            if block + 1 < blocks:
+                following = p.keys + (place_of(p, layer, table, block + 1) + first_head) * p.key_bytes
+            panels(queries, p.query_stride, heads, here, p.key_bytes, p.key_steps, columns, at, stride, following - here)
             if has_scales:
                 for head in range(heads):
                     scale_row(at + head * stride, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
         for head in range(heads):
             softmax(scores + head * stride, visible, blocks, p.block_size, columns, p.scales + layer * WORD_BYTES)
         for block in range(blocks):
-            place = (layer * p.blocks + load_int(table, block)) * p.heads + first_head
+            place = place_of(p, layer, table, block) + first_head
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
             at = scores + block * columns * weight_bytes
             if has_scales:
                 for head in range(heads):
                     scale_row(at + head * stride, p.value_scales + (place + head) * columns * WORD_BYTES, columns)
-            panels(at, stride, heads, p.values + place * p.value_bytes, p.value_bytes, steps, head_columns, mixed, mixed_stride)
+            here = p.values + place * p.value_bytes
+            following = p.values + (place_of(p, layer, table, min(block + 1, blocks - 1)) + first_head) * p.value_bytes
+            panels(at, stride, heads, here, p.value_bytes, steps, head_columns, mixed, mixed_stride, following - here)
         for head in range(heads):
             store(mixed + head * mixed_stride, out + (first_head + head) * p.head_dim * stored_bytes, p.head_dim)
 

@@ -6,8 +6,8 @@ A step holds one float32, two bfloat16 or four int8 a column (formats.py); tiles
 
 Reading the weights is most of the work until there are many rows, so a thread asks for what it reads next while it computes: a little
 ahead in the stream where one tile has all rows, the next piece of the panel where several tiles pass over this one, and at its last panel
-the first of the product that follows, which is then on its way while the threads meet. A stream is read once, so it is asked for in a way
-that does not push out of the caches what Python works with between two steps.
+the first of the product that follows, which is then on its way while the threads meet. A stream is read once; where the processor is not
+slowed down by that, it is asked for in a way that does not push out of the caches what Python works with between two steps.
 
 Few rows: every thread has panels of its own. Many rows: pieces of (rows, panel) are handed out by a counter. Long panels are walked in
 pieces whose sums wait in memory, which changes no bit.
@@ -43,7 +43,7 @@ def make_panel_sums(target: Target, weights: str) -> Any:
     width_bytes = width * WORD_BYTES
     numbers = weight_format(target, weights)
     step_bytes = numbers.input_bytes
-    few = make_tiles(target, numbers, target.panel_vectors, ahead_lines=width_bytes // LINE_BYTES, once=True)
+    few = make_tiles(target, numbers, target.panel_vectors, ahead_lines=width_bytes // LINE_BYTES, once=target.streams_once)
     some, many = (make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (2, 1))
     clear = make_clear(target)
     stream_steps = _STREAM_BYTES // width_bytes

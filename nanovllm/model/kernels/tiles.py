@@ -41,13 +41,32 @@ def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead
 
 
 def make_batched_tile(target: Target, numbers: Format, rows: int, vectors: int) -> Any:
-    """tile(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride): each row times its own panel, `row_stride` after the last."""
+    """tile(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead): each row times its own panel, `row_stride` after the last.
+
+    What is as far as `ahead` bytes from what is read is asked for.
+    """
 
     def tile(
-        v: Vectors, a: Value, a_stride: Value, panel: Value, row_stride: Value, panel_stride: Value, steps: Value, out: Value, out_stride: Value
+        v: Vectors,
+        a: Value,
+        a_stride: Value,
+        panel: Value,
+        row_stride: Value,
+        panel_stride: Value,
+        steps: Value,
+        out: Value,
+        out_stride: Value,
+        ahead: Value,
     ) -> None:
         panels = _spaced(v, panel, row_stride, rows)
-        _walk(v, numbers, vectors, _spaced(v, a, a_stride, rows), panels, panel_stride, steps, _spaced(v, out, out_stride, rows), lambda k: None)
+
+        def ask(k: Value) -> None:
+            for one in panels:
+                at = v.address(v.address(one, ahead), v.builder.mul(k, panel_stride))
+                for offset in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
+                    v.prefetch(at, offset)
+
+        _walk(v, numbers, vectors, _spaced(v, a, a_stride, rows), panels, panel_stride, steps, _spaced(v, out, out_stride, rows), ask)
 
     return kernel(target, tile)
 
@@ -127,20 +146,22 @@ def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: in
 
 
 def make_batched_tiles(target: Target, numbers: Format, vectors: int) -> Any:
-    """tiles(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, count): batched tiles down any number of rows."""
+    """tiles(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, count, ahead): batched tiles down any number of rows."""
     t1, t2, t3 = (make_batched_tile(target, numbers, height, vectors) for height in (1, 2, 3))
 
     @compiled
-    def tiles(a: int, a_stride: int, panel: int, row_stride: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int) -> None:
+    def tiles(
+        a: int, a_stride: int, panel: int, row_stride: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int
+    ) -> None:
         while count >= 3:
-            t3(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride)
+            t3(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead)
             a += 3 * a_stride
             panel += 3 * row_stride
             out += 3 * out_stride
             count -= 3
         if count == 2:
-            t2(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride)
+            t2(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead)
         elif count == 1:
-            t1(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride)
+            t1(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead)
 
     return tiles
