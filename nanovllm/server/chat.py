@@ -8,7 +8,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -85,7 +84,8 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
             return client_gone()
         finally:
             record.note_answers([job.submission])
-        return await whole_answer(_head(job), chat_choices(job, output), _usage(output), [output])
+        head = {"id": job.id, "object": "chat.completion", "created": job.created, "model": job.model}
+        return await whole_answer(head, chat_choices(job, output), _usage(output), [output])
 
 
 def make_chat_job(body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str) -> ChatJob:
@@ -134,11 +134,10 @@ def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate,
 
 def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
     """The whole answer."""
-    return {**_head(job), "choices": list(chat_choices(job, output)), "usage": _usage(output)}
-
-
-def _head(job: ChatJob) -> dict[str, Any]:
-    return {"id": job.id, "object": "chat.completion", "created": job.created, "model": job.model}
+    return {
+        "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model,
+        "choices": list(chat_choices(job, output)), "usage": _usage(output),
+    }  # fmt: skip
 
 
 def _usage(output: RequestOutput) -> Usage:

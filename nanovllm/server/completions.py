@@ -107,7 +107,10 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
 
 def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> Completion:
     """The whole answer: choices prompt by prompt, each prompt's n answers in order."""
-    return {**completion_head(job), "choices": list(completion_choices(job, outputs)), "usage": completion_usage(outputs)}
+    return {
+        "id": job.id, "object": "text_completion", "created": job.created, "model": job.model,
+        "choices": list(completion_choices(job, outputs)), "usage": completion_usage(outputs),
+    }  # fmt: skip
 
 
 def completion_head(job: CompletionJob) -> dict[str, Any]:
@@ -115,14 +118,14 @@ def completion_head(job: CompletionJob) -> dict[str, Any]:
     return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
 
 
-def completion_choices(job: CompletionJob, outputs: Sequence[RequestOutput]) -> Iterator[dict[str, Any]]:
+def completion_choices(job: CompletionJob, outputs: Sequence[RequestOutput]) -> Iterator[CompletionChoice]:
     """The choices one by one: one may be a thousand times larger than what it is made of."""
     for place, output in enumerate(outputs):
         for answer in output.outputs:
             yield ChoiceFormatter(job, output).choice(place * job.n + answer.index, answer, output)
 
 
-def completion_usage(outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+def completion_usage(outputs: Sequence[RequestOutput]) -> Usage:
     """The `usage` object of the whole answer."""
     return usage(
         sum(len(output.prompt_token_ids) for output in outputs),

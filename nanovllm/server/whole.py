@@ -3,7 +3,6 @@
 import asyncio
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -41,7 +40,7 @@ def client_gone() -> Response:
 
 
 async def whole_answer(
-    head: Mapping[str, Any], choices: Iterator[dict[str, Any]], usage: Mapping[str, Any], outputs: Sequence[RequestOutput]
+    head: Mapping[str, object], choices: Iterator[Mapping[str, object]], usage: Mapping[str, object], outputs: Sequence[RequestOutput]
 ) -> Response:
     """The answer whose choices are made of `outputs`; a large one is written beside the event loop, where it would hold up everybody's stream."""
     if is_large(outputs):
@@ -51,11 +50,11 @@ async def whole_answer(
     return Response(content, media_type="application/json")
 
 
-def write_answer(head: Mapping[str, Any], choices: Iterator[dict[str, Any]], usage: Mapping[str, Any]) -> bytes:
+def write_answer(head: Mapping[str, object], choices: Iterator[Mapping[str, object]], usage: Mapping[str, object]) -> bytes:
     """The JSON, choice by choice: writing all at once would hold the interpreter for as long as it takes, and all choices in memory."""
     written = b",".join(_json(choice) for choice in choices)
     return _json(head)[:-1] + b',"choices":[' + written + b'],"usage":' + _json(usage) + b"}"
 
 
-def _json(value: Mapping[str, Any]) -> bytes:
+def _json(value: Mapping[str, object]) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
