@@ -28,6 +28,7 @@ class Target:
         int8_dot: whether it multiplies groups of four bytes and adds them to an int32 (AVX512_VNNI, AVX_VNNI).
         is_x86: whether x86 instructions may be named.
         streams_once: whether streams of weights are asked for as read once, which leaves the caches to others: quicker on Zen 5, slower on Zen 4.
+        asks_for_blocks: whether the next block of the KV cache is asked for while one is read: quicker on Zen 4, slower on Zen 5.
         check: compile a check of every address into the kernels (bounds.py).
     """
 
@@ -36,6 +37,7 @@ class Target:
     int8_dot: bool = False
     is_x86: bool = False
     streams_once: bool = False
+    asks_for_blocks: bool = False
     check: bool = CHECKS_ADDRESSES
 
     @property
@@ -66,12 +68,14 @@ def host_target() -> Target:
         return Target(lanes=4, is_x86=is_x86)
     if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
         return Target(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
+    is_zen5 = host_processor().name == "znver5"
     return Target(
         lanes=16,
         bfloat16_dot="avx512bf16" in features,
         int8_dot="avx512vnni" in features,
         is_x86=True,
-        streams_once=host_processor().name == "znver5",
+        streams_once=is_zen5,
+        asks_for_blocks=not is_zen5,
     )
 
 

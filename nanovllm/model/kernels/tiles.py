@@ -43,7 +43,7 @@ def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead
 def make_batched_tile(target: Target, numbers: Format, rows: int, vectors: int) -> Any:
     """tile(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead): each row times its own panel, `row_stride` after the last.
 
-    What is as far as `ahead` bytes from what is read is asked for.
+    What is as far as `ahead` bytes from what is read is asked for, where the target wants that.
     """
 
     def tile(
@@ -61,7 +61,7 @@ def make_batched_tile(target: Target, numbers: Format, rows: int, vectors: int) 
         panels = _spaced(v, panel, row_stride, rows)
 
         def ask(k: Value) -> None:
-            for one in panels:
+            for one in panels if target.asks_for_blocks else ():
                 at = v.address(v.address(one, ahead), v.builder.mul(k, panel_stride))
                 for offset in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
                     v.prefetch(at, offset)
