@@ -204,6 +204,11 @@ class UsageCounter:
 
 async def merge(engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """The news of several requests as they come, each with its prompt's number."""
+    if len(readers) == 1:  # nothing to wait for side by side, which costs a task for each piece
+        async with aclosing(engine.follow(readers[0])) as news:
+            async for output in news:
+                yield 0, output
+        return
     streams = [engine.follow(reader) for reader in readers]
     waiting = {asyncio.ensure_future(anext(stream)): place for place, stream in enumerate(streams)}
     try:
