@@ -14,7 +14,7 @@ from nanovllm.engine.intake import Prompt, Submission, sampling_defaults
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.request import Pooling
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import EngineFaultError, InvalidRequestError
+from nanovllm.errors import InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
 from nanovllm.sampling_params import SamplingParams
@@ -95,7 +95,8 @@ class LLM:
             use_tqdm: show prompts done, prefill and decode tokens per second, on a terminal.
 
         Raises:
-            InvalidRequestError: a prompt or its settings are wrong; nothing was run.
+            InvalidRequestError: a prompt or its settings are wrong, which is found before anything is run; or settings together left no token
+                that could come next, which may be found in the middle.
             EngineFaultError: a step failed.
         """
         submissions = self._submissions(prompts, sampling_params)
@@ -166,7 +167,7 @@ class LLM:
         return submissions
 
     def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
-        """Work until all is done; raises EngineFaultError where one of them ended with an error."""
+        """Work until all is done; raises what ended one of them, if anything did."""
         rates = _Rates()
         unfinished = {request.request_id: submission for submission in submissions for request in submission.requests}
         bar = tqdm(total=len(submissions), desc="Prompts", unit="prompt", disable=None if use_tqdm else True)
@@ -184,7 +185,7 @@ class LLM:
                 progress.set_postfix_str(str(rates), refresh=False)
         for submission in submissions:
             if submission.assembler.error is not None:
-                raise EngineFaultError(submission.assembler.error)
+                raise submission.assembler.error
 
 
 class _Rates:

@@ -15,7 +15,7 @@ from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import EngineFaultError
+from nanovllm.errors import EngineFaultError, NanovllmError
 from nanovllm.outputs import (
     CompletionOutput,
     EmbeddingOutput,
@@ -33,7 +33,7 @@ from nanovllm.sampling_params import SamplingParams
 class SequenceUpdate:
     """What a step changed for one sequence; plain values that may cross to another thread.
 
-    `error` says why where `finish_reason` is "error". `hidden` are final hidden states [tokens, d_model] of a prompt that is embedded.
+    `error` is what to raise where `finish_reason` is "error". `hidden` are final hidden states [tokens, d_model] of a prompt that is embedded.
     """
 
     request_id: str
@@ -45,7 +45,7 @@ class SequenceUpdate:
     stop_reason: int | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
-    error: str | None = None
+    error: NanovllmError | None = None
     hidden: npt.NDArray[np.float32] | None = None
 
 
@@ -100,7 +100,7 @@ class Assembler:
     ) -> None:
         """Expect updates for `sequence_ids`, `params.num_sequences` of them by choice index; `pooler` is for a prompt that is embedded."""
         self.request_id = request_id
-        self.error: str | None = None
+        self.error: NanovllmError | None = None
         self._prompt = prompt
         self._prompt_token_ids = prompt_token_ids
         self._params = params

@@ -290,7 +290,7 @@ class AsyncEngine:
 
     def _raise_error(self, reader: Reader) -> None:
         if reader.assembler.error is not None:
-            raise EngineFaultError(reader.assembler.error)
+            raise reader.assembler.error
 
     def leave(self, readers: Sequence[Reader]) -> None:
         """Nobody waits for these requests any more: whatever is unfinished of them is aborted. Harmless twice, and done by `finish` and `follow`."""

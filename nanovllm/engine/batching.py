@@ -165,10 +165,21 @@ def _edits(requests: list[Request], outside: Mapping[int, Int64s]) -> LogitEdits
     return LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32)) if any(ids) else _NO_EDITS
 
 
+def drawable(request: Request, vocab: int) -> Mask:
+    """The tokens that a request may get next by all of its settings together, biases included."""
+    mask = _restricted(request, request.grammar.allowed() if request.grammar is not None else np.ones(vocab, dtype=np.bool_))
+    mask[[token for token, bias in zip(request.rules.bias_ids, request.rules.bias_values, strict=True) if bias == -np.inf]] = False
+    return mask
+
+
 def _follow(request: Request) -> Mask:
     """The tokens that a request's grammar lets come next, without those that its other settings forbid."""
     assert request.grammar is not None
-    mask = request.grammar.allowed()
+    return _restricted(request, request.grammar.allowed())
+
+
+def _restricted(request: Request, mask: Mask) -> Mask:
+    """The tokens of a mask that a request's settings, but for biases, do not forbid."""
     mask[list(forbidden_tokens(request))] = False
     if request.rules.allowed is not None:
         others = np.zeros_like(mask)

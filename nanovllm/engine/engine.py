@@ -23,13 +23,14 @@ from nanovllm.engine.request import FinishReason, Request
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_plan import RequestUpdate
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import EngineFaultError
+from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.model.config import GPT2Config, load_generation_config
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
-_NOTHING_TO_DRAW = "no token could be drawn: every token is forbidden by the request's settings, or the network's output is not a number"
+_ALL_FORBIDDEN = "every token is forbidden by the request's settings together, so none can come next; loosen one of them"
+_NOT_A_NUMBER = "no token could be drawn: the network's output is not a number; is the checkpoint sound?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +214,14 @@ class Engine:
             for request_id in [request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now]:
                 self.abort_request(request_id)
 
+    def _why(self, request: Request, fault: Exception | None) -> NanovllmError:
+        """What to raise for a request that a step ended with an error."""
+        if fault is not None:
+            return EngineFaultError(f"a step of the engine failed: {fault}")
+        if batching.drawable(request, self.model.vocab).any():
+            return EngineFaultError(_NOT_A_NUMBER)
+        return InvalidRequestError(_ALL_FORBIDDEN)
+
     def _book(
         self, update: RequestUpdate[TokenLogprobs] | RequestUpdate[object], now: float, stats: StepStats, fault: Exception | None
     ) -> SequenceUpdate:
@@ -227,12 +236,12 @@ class Engine:
             else:
                 stats.inter_token_latencies_s.append(now - times.last_token_s)
             times.last_token_s = now
-        error = None
+        error: NanovllmError | None = None
         if update.finish_reason is not None:
             self._forget(request.request_id)
             stats.finished.append(FinishedRequest(update.finish_reason.value, request.num_prompt_tokens, request.num_output_tokens, times, now))
             if update.finish_reason is FinishReason.ERROR:
-                error = _NOTHING_TO_DRAW if fault is None else f"a step of the engine failed: {fault}"
+                error = self._why(request, fault)
         return SequenceUpdate(
             request.request_id,
             request.choice_index,

@@ -188,7 +188,7 @@ def _complete(running: _Running) -> Answer:
     try:
         for submission in running.submissions:
             if submission.assembler.error is not None:
-                raise EngineFaultError(submission.assembler.error)
+                raise submission.assembler.error
         return Answer.response(running.custom_id, 200, running.body())
     except Exception as error:  # noqa: BLE001 - the other requests go on
         return _failed(running.custom_id, error)

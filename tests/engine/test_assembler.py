@@ -6,10 +6,13 @@ from hypothesis import strategies as st
 
 from nanovllm.engine.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import EngineFaultError
 from nanovllm.outputs import CompletionOutput, RequestOutput
 from nanovllm.runner.logprobs import TokenLogprobs
 from tests.support.assembling import END, METRICS, PROMPT, answer, feed, make, update
 from tests.support.checkpoints import END_OF_TEXT
+
+BROKEN = EngineFaultError("broken")
 
 
 def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
@@ -40,18 +43,18 @@ def test_an_answer_that_is_broken_off_keeps_all_of_its_text(tokenizer: Tokenizer
     feed(assembler, tokenizer, "abxy")
     assembler.absorb(update(tokenizer.encode("é")[0]))
     assert answer(assembler).text == "abxy"[:2]
-    assert not assembler.absorb(update(None, finish, error="broken" if finish is FinishReason.ERROR else None))
+    assert not assembler.absorb(update(None, finish, error=BROKEN if finish is FinishReason.ERROR else None))
     assert answer(assembler).text == "abxy\ufffd" == tokenizer.decode(answer(assembler).token_ids)
     assert answer(assembler).finish_reason == finish.value
-    assert assembler.error == ("broken" if finish is FinishReason.ERROR else None)
+    assert assembler.error is (BROKEN if finish is FinishReason.ERROR else None)
     assert assembler.is_finished
 
 
 def test_the_first_error_is_kept(tokenizer: Tokenizer) -> None:
     assembler = make(tokenizer, n=2)
-    assembler.absorb(update(None, FinishReason.ERROR, choice=1, error="first"))
-    assembler.absorb(update(None, FinishReason.ERROR, choice=0, error="second"))
-    assert assembler.error == "first"
+    assembler.absorb(update(None, FinishReason.ERROR, choice=1, error=BROKEN))
+    assembler.absorb(update(None, FinishReason.ERROR, choice=0, error=EngineFaultError("second")))
+    assert assembler.error is BROKEN
 
 
 # What ends an answer ----------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nanovllm.config import BACKENDS, EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.request import FinishReason
+from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
@@ -236,7 +237,7 @@ def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(exact: EngineCo
         output = engine.step()
     assert engine.runner.backend.forward == real
     assert isinstance(output.fault, RuntimeError)
-    assert [(update.request_id, update.finish_reason, update.error) for update in output.updates] == [
+    assert [(update.request_id, update.finish_reason, str(update.error)) for update in output.updates] == [
         ("failing", FinishReason.ERROR, "a step of the engine failed: the kernel fell over")
     ]
     engine.check_integrity()
@@ -255,7 +256,8 @@ def test_forbidding_every_token_is_an_error_of_that_request_alone(exact: EngineC
     while engine.has_work:
         for update in engine.step().updates:
             next(s for s in submissions if s.assembler.request_id == update.request_id).assembler.absorb(update)
-    assert "every token is forbidden" in (submissions[0].assembler.error or "")
+    assert isinstance(submissions[0].assembler.error, InvalidRequestError)
+    assert "every token is forbidden" in str(submissions[0].assembler.error)
     assert submissions[1].assembler.output().outputs[0].finish_reason == "length"
 
 

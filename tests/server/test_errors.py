@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from openai import OpenAI
 
 from nanovllm.server.errors import MAX_INPUT_CHARACTERS, MAX_PROBLEMS
-from tests.support.serving import MODEL, TIMEOUT_S, RunningServer, read_error
+from tests.support.serving import MODEL, TIMEOUT_S, RunningServer, read_error, read_events
 
 LONGEST_ANSWER_BYTES = 6000
 
@@ -311,6 +311,17 @@ def test_whatever_is_sent_the_answer_is_a_completion_or_an_error_in_the_one_form
         assert response.json()["object"] == "text_completion"
     else:
         read_error(response, 404 if "model" in fields and isinstance(fields["model"], str) and response.status_code == 404 else 400)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_settings_that_leave_no_token_are_the_requests_fault(server: RunningServer, *, stream: bool) -> None:
+    """Bad words of several tokens show only while the answer grows."""
+    body = {"prompt": [1], "allowed_token_ids": [5], "bad_words": [server.http.post("/detokenize", json={"tokens": [5, 5]}).json()["prompt"]]}
+    response = server.post({**body, "max_tokens": 4, "ignore_eos": True, "stream": stream})
+    error = read_events(response.content)[-1]["error"] if stream else response.json()["error"]
+    assert response.status_code == (200 if stream else 400)
+    assert (error["code"], error["type"]) == (400, "BadRequestError")
+    assert "every token is forbidden" in error["message"]
 
 
 def test_a_bad_request_does_not_disturb_others(slow_server: RunningServer) -> None:

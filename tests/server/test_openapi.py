@@ -26,6 +26,7 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/version", None),
     ("GET", "/load", None),
     ("GET", "/metrics", None),
+    ("GET", "/tokenizer_info", None),
     ("GET", "/v1/models", None),
     ("GET", "/v1/models/alias", None),
     ("POST", "/v1/completions", {"prompt": "the"}),

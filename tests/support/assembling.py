@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from nanovllm.engine.assembler import Assembler, SequenceUpdate
 from nanovllm.engine.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import NanovllmError
 from nanovllm.outputs import CompletionOutput, RequestMetrics
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
@@ -28,7 +29,7 @@ def update(
     logprobs: TokenLogprobs | None = None,
     prompt_logprobs: Iterable[TokenLogprobs] = (),
     stop_reason: int | None = None,
-    error: str | None = None,
+    error: NanovllmError | None = None,
 ) -> SequenceUpdate:
     return SequenceUpdate(
         f"r-{choice}", choice, token_id, logprobs, tuple(prompt_logprobs), finish, stop_reason,
