@@ -28,6 +28,7 @@ from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.errors import CheckpointError
 from nanovllm.server.app import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl
+from tests.support.serving import wait_until
 
 TIMEOUT_S = 60.0
 START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
@@ -189,9 +190,10 @@ def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None
             threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, **long))),
             threading.Thread(target=lambda: received.append(serving.ask("/v1/completions", {"prompt": "Once upon a time", **long}))),
         ]
-        for reader in readers:
-            reader.start()
+        readers[0].start()
         assert begun.wait(TIMEOUT_S)
+        readers[1].start()  # not before: with all seats taken by its answers, the stream would begin when these have ended
+        wait_until(lambda: serving.ask("/load")[1]["queued_requests"] > 100)
         code, errors = serving.end(signal.SIGTERM)
         for reader in readers:
             reader.join(TIMEOUT_S)

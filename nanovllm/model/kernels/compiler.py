@@ -10,6 +10,7 @@ import numba.extending
 from llvmlite import binding, ir
 
 from nanovllm.model.kernels.processor import Processor, create_target_machine
+from nanovllm.model.kernels.target import CHECKS_ADDRESSES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -45,7 +46,8 @@ def without_optimising() -> Iterator[None]:
 def link(functions: Mapping[str, Any], machine: Any) -> Any:
     """One optimised LLVM module of functions compiled for ARGUMENTS, each under its name as a C function that returns Numba's status.
 
-    Nothing of Python is left in it: what Numba makes for calls from the interpreter falls away, as nobody calls it.
+    Nothing of Python is left in it: what Numba makes for calls from the interpreter falls away, as nobody calls it. Code that checks its
+    addresses is not optimised as far: it is slow in any case, and there is much more of it to compile.
     """
     module = binding.parse_assembly("")
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
@@ -56,7 +58,7 @@ def link(functions: Mapping[str, Any], machine: Any) -> Any:
         if not value.is_declaration and value.name not in functions:
             value.linkage = "internal"
     module.verify()
-    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=3))
+    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=1 if CHECKS_ADDRESSES else 3))
     builder.getModulePassManager().run(module, builder)
     return module
 
