@@ -33,7 +33,7 @@ MAX_WORKERS = 4  # each has its own Numba and its own kernels in memory, and thr
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many processes `-n auto` runs the tests in."""
-    return min(MAX_WORKERS, usable_processors() + 1)  # many tests wait: for a process, a socket, a time to pass
+    return min(MAX_WORKERS, usable_processors())
 
 
 @pytest.hookimpl(trylast=True)

@@ -27,6 +27,7 @@ def fuzzed(tiny_model: Path) -> Iterator[RunningServer]:
         yield running
 
 
+@pytest.mark.slow
 def test_nothing_that_is_sent_gets_a_fault_or_an_answer_that_is_not_documented(fuzzed: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
     document = narrowed(fuzzed.http.get("/openapi.json").json())
     code, printed = fuzz(fuzzed, document, ["--phases", "coverage,fuzzing", "--seed", "1", "--max-examples", "10"], timeout_s=MINUTES_S)

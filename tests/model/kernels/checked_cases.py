@@ -93,10 +93,11 @@ def change(values: np.ndarray, place: int, value: int) -> np.ndarray:
 
 
 BATCH = make_batch([[1, 2, 3]] * 20 + [[4, 5, 6, 7]], block_size=4, all_rows=True)  # 64 tokens in 21 blocks
+# A slot that is a little wrong leads out of four arrays, and in places into a neighbour, which is not seen: what is told first depends on the heap.
 BROKEN: dict[str, tuple[str, Callable[[ForwardBatch], ForwardBatch]]] = {
-    "slot beyond": ("wrote .* key_scales", lambda batch: replace(batch, slots=change(batch.slots, -1, 21 * 4))),
+    "slot beyond": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, -1, 21 * 4))),
     "slot far beyond": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, 5, 1 << 40))),
-    "slot below": ("wrote .* key_scales", lambda batch: replace(batch, slots=change(batch.slots, 0, -4))),
+    "slot below": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, 0, -4))),
     "block beyond": ("read .* keys", lambda batch: replace(batch, block_tables=change(batch.block_tables, -1, 21))),
     "token beyond": ("read .* token_embedding", lambda batch: replace(batch, token_ids=change(batch.token_ids, 7, 64))),
     "position beyond": ("read .* position_embedding", lambda batch: replace(batch, positions=change(batch.positions, 63, 71))),
