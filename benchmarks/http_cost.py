@@ -9,22 +9,20 @@ the same cores, so its processor time is told beside it. All give the same token
 import argparse
 import contextlib
 import json
-import re
 import statistics
-import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS, OURS, Contender, Entry
+from benchmarks.load.server_process import ServerProcess
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
 from benchmarks.workload import Workload, make_workloads
 from nanovllm.cli.values import positive
 
-_ADDRESS = re.compile(r"Serving on (http://\S+)")
 _TIMEOUT_S = 900.0
 WHOLE, STREAMS = "whole answers", "32 streams"
 
@@ -56,7 +54,8 @@ def measure(kind: str, work: Workload, parsed: argparse.Namespace) -> dict[str, 
     """All rounds of a type: for each way its seconds, the client's, and what it costs; raises WorkerError where one fails."""
     options = {**OUR_OPTIONS[kind], **parsed.ours}
     with contextlib.ExitStack() as stack:
-        url = stack.enter_context(running_server(parsed.model, options, parsed.threads))
+        server = stack.enter_context(ServerProcess(server_flags(parsed.model, options, parsed.threads)))
+        url = f"http://127.0.0.1:{server.port}"
         variants = {OURS: json.dumps(options), **{way: json.dumps({"url": url, "stream": way == STREAMS}) for way in (WHOLE, STREAMS)}}
         ways = {}
         for way, variant in variants.items():
@@ -87,27 +86,10 @@ def figures_of(turns: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str,
     }
 
 
-@contextlib.contextmanager
-def running_server(model: Path, options: Mapping[str, Any], threads: int) -> Iterator[str]:
-    """The URL of a `nanovllm serve` without prefix caching, as the others are measured."""
-    flags = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    common = ["--port", "0", "--num-threads", str(threads), "--no-enable-prefix-caching", "--log-level", "warning"]
-    command = [sys.executable, "-m", "nanovllm.cli.main", "serve", str(model), *common, *flags]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        yield _address(process.stdout)
-    finally:
-        process.terminate()
-        process.communicate()
-
-
-def _address(lines: IO[str]) -> str:
-    for line in lines:
-        found = _ADDRESS.search(line)
-        if found:
-            return found[1]
-    raise RuntimeError("the server ended before it was ready")
+def server_flags(model: Path, options: Mapping[str, Any], threads: int) -> list[str]:
+    """Of a server without prefix caching, as the others are measured."""
+    own = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+    return [str(model), "--num-threads", str(threads), "--no-enable-prefix-caching", "--log-level", "warning", *own]
 
 
 def shown(kind: str, record: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""`nanovllm serve` in a process of its own, for a soak: the very command, and at its end a look into the books of its engine.
+"""`nanovllm serve` in a process of its own, for benchmarks: the very command, and at its end a look into the books of its engine.
 
 Run as a program it is the command, which remembers the engine that it loads. When a signal has ended the command, and the engine's thread with
 it, the engine checks its integrity in this process and one line of JSON tells the result. So nothing of it can be reached from outside.
@@ -60,6 +60,8 @@ class ServerProcess:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
         self._process.kill()
         self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
         self._errors.close()
 
     @property

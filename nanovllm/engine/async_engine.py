@@ -177,8 +177,7 @@ class AsyncEngine:
             EngineFaultError: a step failed.
         """
         submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
-        (reader,) = self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))
-        return await self.finish(reader)
+        return await self.finish(self.submit(submission, timeout_s))
 
     async def stream(
         self,
@@ -192,8 +191,7 @@ class AsyncEngine:
     ) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
         submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
-        (reader,) = self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))
-        async with aclosing(self.follow(reader)) as pieces:
+        async with aclosing(self.follow(self.submit(submission, timeout_s))) as pieces:
             async for news in pieces:
                 yield news
 
@@ -202,9 +200,9 @@ class AsyncEngine:
         own_id = f"{next(self._ids)}-{request_id or 'request'}"
         return self.engine.intake.submit(own_id, prompt, params, priority=priority, cache_salt=cache_salt)
 
-    def submit(self, submission: Submission) -> Reader:
-        """Queue one checked request; its reader must be given to `finish` or `follow`."""
-        return self.submit_all([submission])[0]
+    def submit(self, submission: Submission, timeout_s: float | None = None) -> Reader:
+        """Queue one checked request, due within `timeout_s` if given; its reader must be given to `finish` or `follow`."""
+        return self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))[0]
 
     def check_room(self, answers: int, tokens: int = 0) -> None:
         """Whether as many answers more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""

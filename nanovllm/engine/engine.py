@@ -210,9 +210,8 @@ class Engine:
         return self._times.pop(request_id)
 
     def _abort_overdue(self, now: float) -> None:
-        if self._deadlines and min(self._deadlines.values()) <= now:
-            for request_id in [request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now]:
-                self.abort_request(request_id)
+        for request_id in [request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now]:
+            self.abort_request(request_id)
 
     def _why(self, request: Request, fault: Exception | None) -> NanovllmError:
         """What to raise for a request that a step ended with an error."""

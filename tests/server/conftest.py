@@ -36,6 +36,13 @@ def client(server: RunningServer) -> Iterator[OpenAI]:
         yield opened
 
 
+@pytest.fixture(scope="module")
+def chat_client(chat_server: RunningServer) -> Iterator[OpenAI]:
+    """The official client of the server with a chat template that a module has."""
+    with OpenAI(base_url=f"{chat_server.url}/v1", api_key="none", max_retries=0) as opened:
+        yield opened
+
+
 @pytest.fixture(scope="session")
 def llm(tiny_model: Path, backend: str) -> LLM:
     """The same model without a server between."""

@@ -33,13 +33,6 @@ def chat_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def chat_client(chat_server: RunningServer) -> Iterator[OpenAI]:
-    """The official client of it."""
-    with OpenAI(base_url=f"{chat_server.url}/v1", api_key="none", max_retries=0) as opened:
-        yield opened
-
-
 def post(server: RunningServer, **body: Any) -> httpx.Response:
     content = json.dumps({"messages": MESSAGES, **body}).encode()
     return server.http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})

@@ -124,7 +124,8 @@ def test_a_time_that_is_none_is_refused(server: RunningServer, value: str) -> No
 
 def test_two_times_are_none(server: RunningServer) -> None:
     headers = [("x-request-timeout-s", "10"), ("x-request-timeout-s", "20")]
-    read_error(server.http.post("/v1/completions", json={"prompt": "the"}, headers=headers), 400)
+    error = read_error(server.http.post("/v1/completions", json={"prompt": "the"}, headers=headers), 400)
+    assert error["param"] == "x-request-timeout-s"
 
 
 def test_time_that_passes_before_the_queue_counts_too(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from nanovllm.engine.reader import Reader
 from nanovllm.server.completions import ChoiceFormatter
+from tests.support.async_engines import until
 from tests.support.serving import RunningServer, loader, read_events, run_threads, wait_until
 
 LONG: dict[str, Any] = {"prompt": "in the end", "max_tokens": 110, "ignore_eos": True, "temperature": 0}
@@ -157,15 +158,6 @@ async def rest(moments: int) -> None:
     """Let the event loop go round a number of times; tokenising happens beside it, so a little time must pass too."""
     for _ in range(moments):
         await asyncio.sleep(0.0005)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait on the event loop until `condition` holds; fails when it does not come true in time."""
-    for _ in range(1000):
-        if condition():
-            return
-        await asyncio.sleep(0.01)
-    pytest.fail("it did not come true in time")
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -68,13 +68,6 @@ def chat_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def chat_client(chat_server: RunningServer) -> Iterator[OpenAI]:
-    """The official client of it."""
-    with OpenAI(base_url=f"{chat_server.url}/v1", api_key="none", max_retries=0) as opened:
-        yield opened
-
-
 def test_without_the_library_the_extra_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:

@@ -33,8 +33,8 @@ async def started(load: Callable[[], Engine], **settings: Any) -> AsyncIterator[
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until `condition` holds; fails when it does not come true in time."""
-    for _ in range(2000):
+    """Wait on the event loop until `condition` holds; fails when that takes over ten seconds."""
+    for _ in range(5000):
         if condition():
             return
         await asyncio.sleep(0.002)

@@ -1,0 +1,89 @@
+"""`nanovllm serve` as a process, for tests."""
+
+import http.client
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+TIMEOUT_S = 60.0
+START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
+
+
+class Serving:
+    """A `nanovllm serve` in a process of its own, as a context manager; `said` is what it has printed by when it listens."""
+
+    def __init__(self, *flags: str, variables: Mapping[str, str] | None = None) -> None:
+        environment = {key: value for key, value in os.environ.items() if key not in ("NANOVLLM_API_KEY", "PYTHONPATH")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "nanovllm.cli.main", "serve", *flags, "--port", "0"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environment, **(variables or {})},
+        )  # fmt: skip
+        self.said: list[str] = []
+        self._lines: queue.Queue[str] = queue.Queue()
+        self._errors: list[str] = []
+        self._readers = [threading.Thread(target=self._read_output), threading.Thread(target=self._read_errors)]
+        for reader in self._readers:
+            reader.start()
+
+    def __enter__(self) -> "Serving":
+        deadline_s = time.monotonic() + START_TIMEOUT_S
+        while not any(line.startswith("  curl ") for line in self.said):
+            assert self.process.poll() is None, "".join(self._errors)
+            assert time.monotonic() < deadline_s
+            try:
+                self.said.append(self._lines.get(timeout=0.1))
+            except queue.Empty:
+                continue
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.process.kill()
+        self.wait()
+
+    @property
+    def port(self) -> int:
+        """The port that it says it listens on."""
+        line = next(line for line in self.said if line.startswith("Serving on "))
+        return int(line.split(" - ")[0].rsplit(":", 1)[1])
+
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+        """Status and JSON of an answer."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
+        content = None if body is None else json.dumps(body)
+        connection.request("GET" if body is None else "POST", path, content, {"Content-Type": "application/json", **headers})
+        response = connection.getresponse()
+        answer = response.read()
+        connection.close()
+        return response.status, json.loads(answer)
+
+    def end(self, number: signal.Signals) -> tuple[int, str]:
+        """Send a signal; the exit code and everything printed to standard error."""
+        self.process.send_signal(number)
+        return self.wait()
+
+    def wait(self) -> tuple[int, str]:
+        """The exit code and everything printed to standard error."""
+        code = self.process.wait(TIMEOUT_S)
+        for reader in self._readers:
+            reader.join(TIMEOUT_S)
+        for pipe in (self.process.stdout, self.process.stderr):
+            if pipe is not None:
+                pipe.close()
+        return code, "".join(self._errors)
+
+    def _read_output(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.put(line)
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr is not None
+        self._errors += self.process.stderr
