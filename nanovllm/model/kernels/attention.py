@@ -33,15 +33,17 @@ _MASKED = -1e30
 
 
 def make_softmax(target: Target, *, narrow: bool) -> Any:
-    """softmax(scores, visible, blocks, block_size, block_columns, scale): one row of scores to weights, in place.
+    """softmax(scores, visible, blocks, block_size, block_columns, scale, share): one row of scores to weights, in place, and what they are worth.
 
     The row has `blocks` groups of `block_columns` scores, of which `block_size` count; `visible` keys in all are seen. `scale` is the
-    address of a float32. With `narrow`, weights are bfloat16 and stand at the beginning of the row without gaps between groups.
+    address of a float32 above 0. The largest weight is 1, and 1 / the sum of them all is written at `share`: what is mixed by the weights is
+    multiplied by it in the end. With `narrow`, weights are bfloat16 and stand at the beginning of the row without gaps between groups.
     """
 
-    def softmax(v: Vectors, scores: Value, visible: Value, blocks: Value, block_size: Value, block_columns: Value, scale: Value) -> None:
+    def softmax(
+        v: Vectors, scores: Value, visible: Value, blocks: Value, block_size: Value, block_columns: Value, scale: Value, share: Value
+    ) -> None:
         factor = v.splat(v.load_scalar(scale))
-        masked = v.constant(_MASKED)
 
         def over_row(first: Value, visit: Callable[[Value, Value, Value], Value]) -> Value:
             """Carry a vector through all vectors of the row: visit(offset in numbers, mask of the seen lanes, carried)."""
@@ -59,29 +61,37 @@ def make_softmax(target: Target, *, narrow: bool) -> Any:
             return v.loop(blocks, 1, [first], block)[0]
 
         def find_largest(place: Value, seen: Value, best: Value) -> Value:
-            return v.maximum(v.where(seen, v.multiply(v.load(v.element(scores, place)), factor), masked), best)
+            return v.maximum(v.where(seen, v.load(v.element(scores, place)), v.constant(_MASKED)), best)
 
         def exponentiate(place: Value, seen: Value, total: Value) -> Value:
             at = v.element(scores, place)
             weight = v.where(seen, v.exp(v.subtract(v.multiply(v.load(at), factor), largest)), v.constant(0.0))
-            v.store(weight, at)
-            return v.add(total, weight)
-
-        def normalise(place: Value, seen: Value, carried: Value) -> Value:
-            at = v.element(scores, place)
-            weight = v.multiply(v.load(at), inverse)
             if narrow:  # half as long, so that it never overtakes what is still to be read
                 v.store(v.round_bfloat16(weight), v.address(scores, v.times(place, 2)))
             else:
                 v.store(weight, at)
-            return carried
+            return v.add(total, weight)
 
-        largest = v.splat(v.largest(over_row(masked, find_largest)))
-        total = v.sum(over_row(v.constant(0.0), exponentiate))
-        inverse = v.splat(v.divide(F32(1.0), total))
-        over_row(masked, normalise)
+        largest = v.multiply(v.splat(v.largest(over_row(v.constant(_MASKED), find_largest))), factor)
+        v.store(v.divide(F32(1.0), v.sum(over_row(v.constant(0.0), exponentiate))), share)
 
     return kernel(target, softmax)
+
+
+def _make_multiply_row(target: Target) -> Any:
+    """multiply_row(row, factor, columns): row *= the float32 at `factor`; whole vectors."""
+
+    def multiply_row(v: Vectors, row: Value, factor: Value, columns: Value) -> None:
+        number = v.splat(v.load_scalar(factor))
+
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            at = v.element(row, i)
+            v.store(v.multiply(v.load(at), number), at)
+            return []
+
+        v.loop(columns, v.lanes, [], vector)
+
+    return kernel(target, multiply_row)
 
 
 def _make_scale_row(target: Target) -> Any:
@@ -147,7 +157,7 @@ class AttentionParts:
     """What both kinds of attention are made of.
 
     panels, batched_panels: _make_panels of rows that share a panel, and of rows that have their own.
-    softmax: make_softmax. scale_row: _make_scale_row.
+    softmax: make_softmax. scale_row: _make_scale_row. multiply_row: _make_multiply_row.
     encode_query(source, out, count): a query as the product with K takes it.
     store(source, out, count): an output of attention as the next product takes it: bfloat16 where weights are.
     """
@@ -160,6 +170,7 @@ class AttentionParts:
         self.batched_panels = _make_panels(target, lambda vectors: make_batched_tiles(target, self.numbers, vectors))
         self.softmax = make_softmax(target, narrow=cache == "bfloat16")
         self.scale_row = _make_scale_row(target)
+        self.multiply_row = _make_multiply_row(target)
         self.clear = make_clear(target)
         self.encode_query = round_row if cache == "bfloat16" else copy
         self.store = round_row if weights == "bfloat16" else copy
@@ -179,8 +190,8 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
 
     `p` is the record of parameters.py, `table` is where the sequence's block ids are, `query` and `out` are the first query's rows.
     """
-    panels, softmax, scale_row, clear, encode_query, store = (
-        parts.panels, parts.softmax, parts.scale_row, parts.clear, parts.encode_query, parts.store,
+    panels, softmax, scale_row, multiply_row, clear, encode_query, store = (
+        parts.panels, parts.softmax, parts.scale_row, parts.multiply_row, parts.clear, parts.encode_query, parts.store,
     )  # fmt: skip
     has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
 
@@ -201,9 +212,9 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
             if has_scales:
                 for row in range(count):
                     scale_row(at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns)
-        scale = p.scales + layer * WORD_BYTES
+        scale, shares = p.scales + layer * WORD_BYTES, queries  # a query has done its part: in its place stands its weights' share
         for row in range(count):
-            softmax(scores + row * stride, first + row + 1, blocks, p.block_size, columns, scale)
+            softmax(scores + row * stride, first + row + 1, blocks, p.block_size, columns, scale, shares + row * p.query_stride)
         mixed_stride = head_columns * WORD_BYTES
         clear(mixed, count * head_columns)
         for block in range(blocks):
@@ -215,6 +226,7 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
             panels(at, stride, count, p.values + place * p.value_bytes, 0, steps, head_columns, mixed, mixed_stride, 0)
         for row in range(count):
+            multiply_row(mixed + row * mixed_stride, shares + row * p.query_stride, head_columns)
             store(mixed + row * mixed_stride, out + row * p.hidden_stride + head * p.head_dim * stored_bytes, p.head_dim)
 
     return attend_prompt
@@ -222,8 +234,8 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
 
 def make_attend_token(target: Target, parts: AttentionParts) -> Any:
     """attend_token(p, thread, layer, first_head, heads, table, query, position, out): some heads of one query; see attend_prompt."""
-    panels, softmax, scale_row, clear, encode_query, store = (
-        parts.batched_panels, parts.softmax, parts.scale_row, parts.clear, parts.encode_query, parts.store,
+    panels, softmax, scale_row, multiply_row, clear, encode_query, store = (
+        parts.batched_panels, parts.softmax, parts.scale_row, parts.multiply_row, parts.clear, parts.encode_query, parts.store,
     )  # fmt: skip
     has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
 
@@ -248,8 +260,9 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
             if has_scales:
                 for head in range(heads):
                     scale_row(at + head * stride, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
+        scale, shares = p.scales + layer * WORD_BYTES, queries
         for head in range(heads):
-            softmax(scores + head * stride, visible, blocks, p.block_size, columns, p.scales + layer * WORD_BYTES)
+            softmax(scores + head * stride, visible, blocks, p.block_size, columns, scale, shares + head * p.query_stride)
         for block in range(blocks):
             place = place_of(p, layer, table, block) + first_head
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
@@ -261,6 +274,7 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
             following = p.values + (place_of(p, layer, table, min(block + 1, blocks - 1)) + first_head) * p.value_bytes
             panels(at, stride, heads, here, p.value_bytes, steps, head_columns, mixed, mixed_stride, following - here)
         for head in range(heads):
+            multiply_row(mixed + head * mixed_stride, shares + head * p.query_stride, head_columns)
             store(mixed + head * mixed_stride, out + (first_head + head) * p.head_dim * stored_bytes, p.head_dim)
 
     return attend_token

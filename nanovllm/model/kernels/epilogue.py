@@ -1,4 +1,4 @@
-"""What is done to a row of sums before it is stored: bias, then activation or residual.
+"""What is done to sums before they are stored: bias, then activation or residual.
 
     out  = sums + bias
     out  = activation(sums + bias)        stored as the next product takes its rows: bfloat16 where weights are, otherwise float32
@@ -7,6 +7,9 @@
 Sums of bytes are integers. The bytes of a row have its zero point added to them, so the zero point times the sum of the weight's column
 comes off first; what is left is multiplied by the scale of the row and that of the column, and the row's outliers times their weights,
 which are float32, are added one after the other.
+
+A few rows of a panel are finished together, right after their tiles, while their sums are in the first-level cache: vector by vector, so that
+what belongs to the columns is read once for all of them, and everything from sum to result stays in registers.
 """
 
 from collections.abc import Callable
@@ -15,82 +18,124 @@ from typing import Any
 
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, OUTLIER_NOTES, STORE, WORD_BYTES
+from nanovllm.model.kernels.layout import LINE_BYTES
+from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, NOTES_BYTES, OUTLIER_NOTES, STORE, WORD_BYTES
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 
 @cache
 def make_epilogue(target: Target, weights: str) -> Any:
-    """epilogue(sums, linear, column, out, notes): one row of one panel, which begins at `column`.
+    """epilogue(sums, rows, linear, column, out, out_stride, notes): some rows of one panel, which begins at `column`.
 
-    `out` is where the whole row begins, `notes` those of a row of bytes. Sums of bytes are overwritten.
+    `sums` are as wide as the panel. `out` is where the first of the rows begins, `notes` those of rows of bytes. May be in place.
     """
-
-    def add_bias(v: Vectors, sums: Value, bias: Value, out: Value, finish: Callable[[Value, Value], Value], *, narrow: bool) -> None:
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            at = v.address(out, v.times(i, 2 if narrow else WORD_BYTES))
-            value = finish(v.add(v.load(v.element(sums, i)), v.load(v.element(bias, i))), at)
-            v.store(v.round_bfloat16(value) if narrow else value, at)
-            return []
-
-        v.loop(I64(target.panel_width), v.lanes, [], vector)
-
-    def finish_row(v: Vectors, kind: Value, sums: Value, bias: Value, out: Value) -> None:
-        for number, name in enumerate(ACTIVATION_NAMES):
-            with v.when_equal(kind, number):
-                add_bias(v, sums, bias, out, _activate(v, name), narrow=weights == "bfloat16")
-        with v.when_equal(kind, STORE):
-            add_bias(v, sums, bias, out, lambda value, at: value, narrow=False)
-        with v.when_equal(kind, ADD_TO_RESIDUAL):
-            add_bias(v, sums, bias, out, lambda value, at: v.add(v.load(at), value), narrow=False)
-
-    finish = kernel(target, finish_row)
-    dequantise = _make_dequantise(target)
-    is_int8 = weights == "int8"
+    finish = kernel(target, _make_finish_rows(target, weights))
     activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
     activations = len(ACTIVATION_NAMES)
     width_bytes = target.panel_width * WORD_BYTES
 
     @compiled
-    def epilogue(sums: int, linear: Any, column: int, out: int, notes: int) -> None:
+    def epilogue(sums: int, rows: int, linear: Any, column: int, out: int, out_stride: int, notes: int) -> None:
         at = column * WORD_BYTES
-        if is_int8:
-            dequantise(
-                sums, linear.column_sums + at, linear.column_scales + at, notes, linear.outliers, linear.outlier_weight + at,
-                linear.panels * width_bytes,
-            )  # fmt: skip
         out += column * activated_bytes if linear.finish < activations else at
-        finish(linear.finish, sums, linear.bias + at, out)
+        finish(
+            linear.finish, sums, rows, linear.bias + at, out, out_stride, notes, linear.column_sums + at, linear.column_scales + at,
+            linear.outliers, linear.outlier_weight + at, linear.panels * width_bytes,
+        )  # fmt: skip
 
     return epilogue
+
+
+@cache
+def make_expect(target: Target, weights: str) -> Any:
+    """expect(rows, linear, column, out, out_stride): ask for what `epilogue` of the same arguments is going to write."""
+    activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
+    activations = len(ACTIVATION_NAMES)
+    width = target.panel_width
+
+    def ask(v: Vectors, rows: Value, out: Value, out_stride: Value, count: Value) -> None:
+        def row(number: Value, _: list[Value]) -> list[Value]:
+            def line(offset: Value, _: list[Value]) -> list[Value]:
+                v.prefetch(v.address(out, v.builder.mul(number, out_stride), offset), writes=True)
+                return []
+
+            v.loop(count, LINE_BYTES, [], line)
+            return []
+
+        v.loop(rows, 1, [], row)
+
+    ask_for_rows = kernel(target, ask)
+
+    @compiled
+    def expect(rows: int, linear: Any, column: int, out: int, out_stride: int) -> None:
+        number_bytes = activated_bytes if linear.finish < activations else WORD_BYTES
+        ask_for_rows(rows, out + column * number_bytes, out_stride, width * number_bytes)
+
+    return expect
+
+
+def _make_finish_rows(target: Target, weights: str) -> Callable[..., None]:
+    def finish_rows(
+        v: Vectors,
+        kind: Value,
+        sums: Value,
+        rows: Value,
+        bias: Value,
+        out: Value,
+        out_stride: Value,
+        notes: Value,
+        column_sums: Value,
+        column_scales: Value,
+        outliers: Value,
+        outlier_weight: Value,
+        outlier_stride: Value,
+    ) -> None:
+        def finish_all(finish: Callable[[Value, Value], Value], *, narrow: bool) -> None:
+            def vector(i: Value, _: list[Value]) -> list[Value]:
+                weight = v.element(outlier_weight, i)
+                columns = (v.load_words(v.element(column_sums, i)), v.load(v.element(column_scales, i))) if weights == "int8" else ()
+                vector_bias = v.load(v.element(bias, i))
+
+                def row(number: Value, _: list[Value]) -> list[Value]:
+                    value = v.element(v.address(sums, v.times(number, target.panel_width * WORD_BYTES)), i)
+                    if columns:
+                        value = _dequantise(v, value, columns, v.address(notes, v.times(number, NOTES_BYTES)), outliers, weight, outlier_stride)
+                    else:
+                        value = v.load(value)
+                    at = v.address(out, v.builder.mul(number, out_stride), v.times(i, 2 if narrow else WORD_BYTES))
+                    value = finish(v.add(value, vector_bias), at)
+                    v.store(v.round_bfloat16(value) if narrow else value, at)
+                    return []
+
+                v.loop(rows, 1, [], row)
+                return []
+
+            v.loop(I64(target.panel_width), v.lanes, [], vector)
+
+        for number, name in enumerate(ACTIVATION_NAMES):
+            with v.when_equal(kind, number):
+                finish_all(_activate(v, name), narrow=weights == "bfloat16")
+        with v.when_equal(kind, STORE):
+            finish_all(lambda value, at: value, narrow=False)
+        with v.when_equal(kind, ADD_TO_RESIDUAL):
+            finish_all(lambda value, at: v.add(v.load(at), value), narrow=False)
+
+    return finish_rows
 
 
 def _activate(v: Vectors, name: str) -> Callable[[Value, Value], Value]:
     return lambda value, at: ACTIVATIONS[name](v, value)
 
 
-def _make_dequantise(target: Target) -> Any:
-    """dequantise(sums, column_sums, scales, notes, outliers, outlier_weight, outlier_stride): a row's integer sums to float32, in place."""
+def _dequantise(v: Vectors, sums: Value, columns: tuple[Value, ...], notes: Value, outliers: Value, weight: Value, weight_stride: Value) -> Value:
+    """A vector of a row's integer sums as float32, its outliers times their weights among them."""
+    column_sums, column_scales = columns
+    row_scale, zero_point = v.splat(v.load_scalar(notes)), v.splat(v.load_word(notes, WORD_BYTES))
+    total = v.to_float(v.builder.sub(v.load_words(sums), v.builder.mul(column_sums, zero_point)))
 
-    def dequantise(
-        v: Vectors, sums: Value, column_sums: Value, scales: Value, notes: Value, outliers: Value, outlier_weight: Value, outlier_stride: Value
-    ) -> None:
-        zero_point, row_scale = v.splat(v.load_word(notes, WORD_BYTES)), v.splat(v.load_scalar(notes))
+    def add_outlier(k: Value, carried: list[Value]) -> list[Value]:
+        outlier = v.splat(v.load_scalar(v.element(v.address(notes, OUTLIER_NOTES * WORD_BYTES), k)))
+        return [v.fma(outlier, v.load(v.address(weight, v.builder.mul(k, weight_stride))), carried[0])]
 
-        def vector(i: Value, _: list[Value]) -> list[Value]:
-            def add_outlier(k: Value, carried: list[Value]) -> list[Value]:
-                outlier = v.splat(v.load_scalar(v.element(v.address(notes, OUTLIER_NOTES * WORD_BYTES), k)))
-                weight = v.load(v.element(v.address(outlier_weight, v.builder.mul(k, outlier_stride)), i))
-                return [v.fma(outlier, weight, carried[0])]
-
-            at = v.element(sums, i)
-            offset = v.builder.mul(v.load_words(v.element(column_sums, i)), zero_point)
-            total = v.to_float(v.builder.sub(v.load_words(at), offset))
-            value = v.multiply(total, v.multiply(v.load(v.element(scales, i)), row_scale))
-            v.store(v.loop(outliers, 1, [value], add_outlier)[0], at)
-            return []
-
-        v.loop(I64(target.panel_width), v.lanes, [], vector)
-
-    return kernel(target, dequantise)
+    return v.loop(outliers, 1, [v.multiply(total, v.multiply(column_scales, row_scale))], add_outlier)[0]

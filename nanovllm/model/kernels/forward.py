@@ -136,13 +136,16 @@ def make_greedy(spec: Spec) -> Any:
         rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
         for panel in range(head.panels * thread // p.threads, head.panels * (thread + 1) // p.threads):
             column, following = panel * width, head.weight + (panel + 1) * head.steps * width_bytes
-            for first in range(0, p.rows, ROW_BLOCK):
-                count = min(ROW_BLOCK, p.rows - first)
-                panel_sums(head, panel, rows + first * stride, stride, count, sums, following)
-                for row in range(count):
-                    at = sums + row * width_bytes
-                    epilogue(at, head, column, at - column * WORD_BYTES, p.input_notes + (first + row) * NOTES_BYTES)
-                    update_best(at, width, column, p.vocab, best + (first + row) * row_bytes)
+            first = 0
+            while first < p.rows:
+                block = first // ROW_BLOCK * ROW_BLOCK
+                count = min(ROW_BLOCK, p.rows - block)
+                done = panel_sums(head, panel, rows + block * stride, stride, first - block, count, sums, following)
+                at, notes = sums - column * WORD_BYTES, p.input_notes + first * NOTES_BYTES
+                epilogue(sums, done, head, column, at, width_bytes, notes)
+                for row in range(done):
+                    update_best(sums + row * width_bytes, width, column, p.vocab, best + (first + row) * row_bytes)
+                first += done
         meet(p, 0 if is_float32 else p.threads)
         for row in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
             store_int(p.words, row, choose_best(p.best + row * row_bytes, p.threads, p.rows * row_bytes))

@@ -10,14 +10,15 @@ the first of the product that follows, which is then on its way while the thread
 slowed down by that, it is asked for in a way that does not push out of the caches what Python works with between two steps.
 
 Few rows: every thread has panels of its own. Many rows: pieces of (rows, panel) are handed out by a counter. Long panels are walked in
-pieces whose sums wait in memory, which changes no bit.
+pieces whose sums wait in memory, which changes no bit. Short ones are finished a few rows at a time; where the results are going to be
+written is asked for before those rows are computed, so that nobody waits for memory in order to write to it.
 """
 
 from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.epilogue import make_epilogue
+from nanovllm.model.kernels.epilogue import make_epilogue, make_expect
 from nanovllm.model.kernels.formats import weight_format
 from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.memory import make_clear
@@ -27,6 +28,7 @@ from nanovllm.model.kernels.threads import atomic_add
 from nanovllm.model.kernels.tiles import make_tiles
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows and for the next piece
+_GROUP_ROWS = 12  # two tiles, whose sums are finished before they leave the first-level cache; of longer panels they wait in the second
 _STREAM_ROWS = 6  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
 _STREAM_BYTES = 6144  # some 130 ns of a core's share of memory
 _SOME_ROWS = 18  # up to three tiles, which ask for two lines a step each to have the next piece in time; more need ask for one only
@@ -35,9 +37,10 @@ _STATIC_ROWS = 64  # up to here reading the weights costs more than computing wi
 
 @cache
 def make_panel_sums(target: Target, weights: str) -> Any:
-    """panel_sums(linear, panel, a, a_stride, count, sums, following): sums[count, width] of rows times one panel of a linear layer's record.
+    """panel_sums(linear, panel, a, a_stride, first, count, sums, following) -> rows.
 
-    `following` is the address of what this thread reads next.
+    sums[rows, width] of the next rows of `count`, from number `first` on, times one panel of a linear layer's record: as many as are best
+    finished together. `following` is the address of what this thread reads next.
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -49,11 +52,16 @@ def make_panel_sums(target: Target, weights: str) -> Any:
     stream_steps = _STREAM_BYTES // width_bytes
 
     @compiled
-    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, count: int, sums: int, following: int) -> None:
-        clear(sums, count * width)
+    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, first: int, count: int, sums: int, following: int) -> int:
         left = linear.steps
         here = linear.weight + panel * left * width_bytes
         streams = count <= _STREAM_ROWS
+        rows = count - first
+        if left <= _PANEL_STEPS:
+            rows = min(rows, _GROUP_ROWS)
+        a += first * a_stride
+        asked = first // _GROUP_ROWS % 2 * (left * width_bytes // 2)  # two tiles of a group ask for half of what follows
+        clear(sums, rows * width)
         while left > 0:
             piece = min(_PANEL_STEPS, left)
             if streams and left > stream_steps:
@@ -63,13 +71,14 @@ def make_panel_sums(target: Target, weights: str) -> Any:
             if left > 0:
                 ahead = here + (_STREAM_BYTES if streams else piece * width_bytes)
             if streams:
-                few(a, a_stride, here, width_bytes, piece, sums, width_bytes, count, ahead)
+                few(a, a_stride, here, width_bytes, piece, sums, width_bytes, rows, ahead)
             elif count <= _SOME_ROWS:
-                some(a, a_stride, here, width_bytes, piece, sums, width_bytes, count, ahead)
+                some(a, a_stride, here, width_bytes, piece, sums, width_bytes, rows, ahead)
             else:
-                many(a, a_stride, here, width_bytes, piece, sums, width_bytes, count, ahead)
+                many(a, a_stride, here, width_bytes, piece, sums, width_bytes, rows, ahead + asked)
             here += piece * width_bytes
             a += piece * step_bytes
+        return rows
 
     return panel_sums
 
@@ -85,15 +94,18 @@ def make_product(target: Target, weights: str) -> Any:
     width = target.panel_width
     width_bytes = width * WORD_BYTES
     panel_sums = make_panel_sums(target, weights)
-    epilogue = make_epilogue(target, weights)
+    epilogue, expect = make_epilogue(target, weights), make_expect(target, weights)
 
     @compiled
     def panel_product(
         linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, sums: int, ahead: int
     ) -> None:
-        panel_sums(linear, panel, a, a_stride, count, sums, ahead)
-        for row in range(count):
-            epilogue(sums + row * width_bytes, linear, panel * width, out + row * out_stride, notes + row * NOTES_BYTES)
+        first = 0
+        while first < count:
+            expect(min(_GROUP_ROWS, count - first), linear, panel * width, out + first * out_stride, out_stride)
+            rows = panel_sums(linear, panel, a, a_stride, first, count, sums, ahead)
+            epilogue(sums, rows, linear, panel * width, out + first * out_stride, out_stride, notes + first * NOTES_BYTES)
+            first += rows
 
     @compiled
     def product(

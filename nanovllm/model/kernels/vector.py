@@ -104,9 +104,10 @@ class Vectors:
         align = element.width // 8 if isinstance(element, ir.IntType) else F32_BYTES
         self.builder.store(value, self._reach(base, value.type, offset, writes=True), align=align)
 
-    def prefetch(self, base: Value, offset: int = 0, *, once: bool = False) -> None:
-        """Ask for a cache line that is needed soon, or soon and only `once`; an address outside everything does no harm."""
-        self._call("llvm.prefetch.p0", ir.VoidType(), self._pointer(base, I8, offset), I32(0), I32(0 if once else 2), I32(1))
+    def prefetch(self, base: Value, offset: int = 0, *, once: bool = False, writes: bool = False) -> None:
+        """Ask for a cache line that is needed soon, or soon and only `once`, or to be written; an address outside everything does no harm."""
+        kinds = (I32(int(writes)), I32(0 if once else 2), I32(1))
+        self._call("llvm.prefetch.p0", ir.VoidType(), self._pointer(base, I8, offset), *kinds)
 
     def splat(self, scalar: Value) -> Value:
         """A number in every lane."""
@@ -215,12 +216,9 @@ class Vectors:
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
     def first_lanes(self, count: Value) -> Value:
-        """A mask of the first `count` lanes, which may be more than there are, or fewer than none."""
-        wide = ir.VectorType(I64, self.lanes)
-        numbers = ir.Constant(wide, [I64(lane) for lane in range(self.lanes)])
-        one = self.builder.insert_element(ir.Constant(wide, ir.Undefined), count, I32(0))
-        limit = self.builder.shuffle_vector(one, ir.Constant(wide, ir.Undefined), ir.Constant(self.i32s, [I32(0)] * self.lanes))
-        return self.builder.icmp_signed("<", numbers, limit)
+        """A mask of the first `count` lanes, which may be more than there are, or fewer than none; within 32 bits."""
+        numbers = ir.Constant(self.i32s, [I32(lane) for lane in range(self.lanes)])
+        return self.builder.icmp_signed("<", numbers, self.splat(self.builder.trunc(count, I32)))
 
     def where(self, mask: Value, a: Value, b: Value) -> Value:
         """a in the lanes of the mask, b in the others."""

@@ -43,7 +43,10 @@ def call(kernel: Any, count: int) -> Any:
     def of_six(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
         kernel(a, b, c, d, e, f)
 
-    kinds: dict[int, Any] = {3: of_three, 4: of_four, 5: of_five, 6: of_six}
+    def of_seven(a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> None:
+        kernel(a, b, c, d, e, f, g)
+
+    kinds: dict[int, Any] = {3: of_three, 4: of_four, 5: of_five, 6: of_six, 7: of_seven}
     return compiled(kinds[count])
 
 
@@ -228,7 +231,7 @@ def _finisher(target: Target) -> Any:
     epilogue = make_epilogue(target, "float32")
 
     def run(sums: int, linear: int, out: int) -> None:
-        epilogue(sums, linear_at(linear), 0, out, 0)
+        epilogue(sums, 1, linear_at(linear), 0, out, 0, 0)
 
     return compiled(run)
 
@@ -271,15 +274,19 @@ def test_softmax_masks_what_is_not_there(target: Target, visible: int, blocks: i
     scores[:, :block_size] = numbers(blocks, block_size)
     expected = np.zeros((blocks, columns))
     seen = scores[:, :block_size].reshape(-1)[:visible].astype(np.float64) * 0.5
-    weights = np.exp(seen - seen.max()) / np.exp(seen - seen.max()).sum()
+    weights = np.exp(seen - seen.max())
     expected[:, :block_size].reshape(-1)[:visible] = 0.0
     padded = np.zeros(blocks * block_size)
     padded[:visible] = weights
     expected[:, :block_size] = padded.reshape(blocks, block_size)
     scores[:, :block_size].reshape(-1)[visible:] = np.nan
-    narrow, scale = scores.copy(), np.array([0.5], dtype=np.float32)
-    call(make_softmax(target, narrow=False), 6)(scores.ctypes.data, visible, blocks, block_size, columns, scale.ctypes.data)
+    narrow, scale, share = scores.copy(), np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
+    sizes = (visible, blocks, block_size, columns, scale.ctypes.data, share.ctypes.data)
+    call(make_softmax(target, narrow=False), 7)(scores.ctypes.data, *sizes)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)
     assert (scores[expected == 0] == 0).all(), "a masked weight is exactly zero"
-    call(make_softmax(target, narrow=True), 6)(narrow.ctypes.data, visible, blocks, block_size, columns, scale.ctypes.data)
+    share[:] = 0
+    call(make_softmax(target, narrow=True), 7)(narrow.ctypes.data, *sizes)
     np.testing.assert_array_equal(narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1))
+    np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)
