@@ -257,7 +257,7 @@ class NumbaBackend:
             "vocab": config.vocab,
             "max_positions": config.max_positions,
             "hidden_stride": round_up(config.d_model, self._width) * WORD_BYTES,
-            # rows a line longer than they need be: of a multiple of 4 KiB, all rows of a column would share one place in a first-level cache
+            # a line longer than needed: were rows a multiple of 4 KiB, a column of all rows would fall into one set of the first-level cache
             "qkv_stride": round_up(3 * config.d_model, self._width) * WORD_BYTES + LINE_BYTES,
             "input_stride": round_up(max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0), self._width) * WORD_BYTES // per_word,
             "middle_stride": round_up(config.d_ff, self._width) * WORD_BYTES + LINE_BYTES,

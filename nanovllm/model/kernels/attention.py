@@ -10,8 +10,8 @@ A piece of a prompt is taken head by head, QUERY_TILE queries at a time. A decod
 so that its keys and values are read in the order of memory. Either way a score is summed over head_dim in order and an output over the
 tokens in order: the same operations, and so the same bits. While a decoding sequence's block is read, the next is asked for: it may be anywhere.
 
-Queries are first rewritten as the product wants them. A cache of bytes has a scale for each key and each value: the first multiply the scores,
-the second the weights that the softmax makes of them.
+Queries are first rewritten as the product wants them. Weights are e to the power of (score - largest), and what they mix is divided by their
+sum in the end. A cache of bytes has a scale for each key and each value: the first multiply the scores, the second the weights.
 
 Slots that were never written may hold anything. Their scores are masked to weights of exactly 0, and the product with V stops at the last
 word that has a token, since 0 times a NaN is a NaN. The rest of that word is zeros, or bytes, which are finite whatever they are.
@@ -33,11 +33,11 @@ _MASKED = -1e30
 
 
 def make_softmax(target: Target, *, narrow: bool) -> Any:
-    """softmax(scores, visible, blocks, block_size, block_columns, scale, share): one row of scores to weights, in place, and what they are worth.
+    """softmax(scores, visible, blocks, block_size, block_columns, scale, share): one row of scores to weights, in place, and 1 / their sum.
 
     The row has `blocks` groups of `block_columns` scores, of which `block_size` count; `visible` keys in all are seen. `scale` is the
-    address of a float32 above 0. The largest weight is 1, and 1 / the sum of them all is written at `share`: what is mixed by the weights is
-    multiplied by it in the end. With `narrow`, weights are bfloat16 and stand at the beginning of the row without gaps between groups.
+    address of a float32 above 0. The largest weight is 1; what is mixed by the weights is multiplied by the float32 at `share` in the end. With
+    `narrow`, weights are bfloat16 and stand at the beginning of the row without gaps between groups.
     """
 
     def softmax(
@@ -78,10 +78,10 @@ def make_softmax(target: Target, *, narrow: bool) -> Any:
     return kernel(target, softmax)
 
 
-def _make_multiply_row(target: Target) -> Any:
-    """multiply_row(row, factor, columns): row *= the float32 at `factor`; whole vectors."""
+def _make_scale_by(target: Target) -> Any:
+    """scale_by(row, factor, columns): row *= the float32 at `factor`; whole vectors."""
 
-    def multiply_row(v: Vectors, row: Value, factor: Value, columns: Value) -> None:
+    def scale_by(v: Vectors, row: Value, factor: Value, columns: Value) -> None:
         number = v.splat(v.load_scalar(factor))
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
@@ -91,13 +91,13 @@ def _make_multiply_row(target: Target) -> Any:
 
         v.loop(columns, v.lanes, [], vector)
 
-    return kernel(target, multiply_row)
+    return kernel(target, scale_by)
 
 
-def _make_scale_row(target: Target) -> Any:
-    """scale_row(row, scales, columns): row *= scales, leaving zeros alone; whole vectors."""
+def _make_apply_scales(target: Target) -> Any:
+    """apply_scales(row, scales, columns): row *= scales, leaving zeros alone; whole vectors."""
 
-    def scale_row(v: Vectors, row: Value, scales: Value, columns: Value) -> None:
+    def apply_scales(v: Vectors, row: Value, scales: Value, columns: Value) -> None:
         def vector(i: Value, _: list[Value]) -> list[Value]:
             at = v.element(row, i)
             value = v.load(at)
@@ -107,7 +107,7 @@ def _make_scale_row(target: Target) -> Any:
 
         v.loop(columns, v.lanes, [], vector)
 
-    return kernel(target, scale_row)
+    return kernel(target, apply_scales)
 
 
 def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
@@ -157,7 +157,7 @@ class AttentionParts:
     """What both kinds of attention are made of.
 
     panels, batched_panels: _make_panels of rows that share a panel, and of rows that have their own.
-    softmax: make_softmax. scale_row: _make_scale_row. multiply_row: _make_multiply_row.
+    softmax: make_softmax. apply_scales: _make_apply_scales. scale_by: _make_scale_by.
     encode_query(source, out, count): a query as the product with K takes it.
     store(source, out, count): an output of attention as the next product takes it: bfloat16 where weights are.
     """
@@ -169,8 +169,8 @@ class AttentionParts:
         self.panels = _make_panels(target, lambda vectors: _make_shared_tiles(target, self.numbers, vectors))
         self.batched_panels = _make_panels(target, lambda vectors: make_batched_tiles(target, self.numbers, vectors))
         self.softmax = make_softmax(target, narrow=cache == "bfloat16")
-        self.scale_row = _make_scale_row(target)
-        self.multiply_row = _make_multiply_row(target)
+        self.apply_scales = _make_apply_scales(target)
+        self.scale_by = _make_scale_by(target)
         self.clear = make_clear(target)
         self.encode_query = round_row if cache == "bfloat16" else copy
         self.store = round_row if weights == "bfloat16" else copy
@@ -190,8 +190,8 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
 
     `p` is the record of parameters.py, `table` is where the sequence's block ids are, `query` and `out` are the first query's rows.
     """
-    panels, softmax, scale_row, multiply_row, clear, encode_query, store = (
-        parts.panels, parts.softmax, parts.scale_row, parts.multiply_row, parts.clear, parts.encode_query, parts.store,
+    panels, softmax, apply_scales, scale_by, clear, encode_query, store = (
+        parts.panels, parts.softmax, parts.apply_scales, parts.scale_by, parts.clear, parts.encode_query, parts.store,
     )  # fmt: skip
     has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
 
@@ -211,7 +211,7 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
             panels(queries, p.query_stride, count, p.keys + place * p.key_bytes, 0, p.key_steps, columns, at, stride, 0)
             if has_scales:
                 for row in range(count):
-                    scale_row(at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns)
+                    apply_scales(at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns)
         scale, shares = p.scales + layer * WORD_BYTES, queries  # a query has done its part: in its place stands its weights' share
         for row in range(count):
             softmax(scores + row * stride, first + row + 1, blocks, p.block_size, columns, scale, shares + row * p.query_stride)
@@ -222,11 +222,11 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
             at = scores + block * columns * weight_bytes
             if has_scales:
                 for row in range(count):
-                    scale_row(at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns)
+                    apply_scales(at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns)
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
             panels(at, stride, count, p.values + place * p.value_bytes, 0, steps, head_columns, mixed, mixed_stride, 0)
         for row in range(count):
-            multiply_row(mixed + row * mixed_stride, shares + row * p.query_stride, head_columns)
+            scale_by(mixed + row * mixed_stride, shares + row * p.query_stride, head_columns)
             store(mixed + row * mixed_stride, out + row * p.hidden_stride + head * p.head_dim * stored_bytes, p.head_dim)
 
     return attend_prompt
@@ -234,8 +234,8 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
 
 def make_attend_token(target: Target, parts: AttentionParts) -> Any:
     """attend_token(p, thread, layer, first_head, heads, table, query, position, out): some heads of one query; see attend_prompt."""
-    panels, softmax, scale_row, multiply_row, clear, encode_query, store = (
-        parts.batched_panels, parts.softmax, parts.scale_row, parts.multiply_row, parts.clear, parts.encode_query, parts.store,
+    panels, softmax, apply_scales, scale_by, clear, encode_query, store = (
+        parts.batched_panels, parts.softmax, parts.apply_scales, parts.scale_by, parts.clear, parts.encode_query, parts.store,
     )  # fmt: skip
     has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
 
@@ -259,8 +259,8 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
             panels(queries, p.query_stride, heads, here, p.key_bytes, p.key_steps, columns, at, stride, following - here)
             if has_scales:
                 for head in range(heads):
-                    scale_row(at + head * stride, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
-        scale, shares = p.scales + layer * WORD_BYTES, queries
+                    apply_scales(at + head * stride, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
+        scale, shares = p.scales + layer * WORD_BYTES, queries  # as in attend_prompt
         for head in range(heads):
             softmax(scores + head * stride, visible, blocks, p.block_size, columns, scale, shares + head * p.query_stride)
         for block in range(blocks):
@@ -269,12 +269,12 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
             at = scores + block * columns * weight_bytes
             if has_scales:
                 for head in range(heads):
-                    scale_row(at + head * stride, p.value_scales + (place + head) * columns * WORD_BYTES, columns)
+                    apply_scales(at + head * stride, p.value_scales + (place + head) * columns * WORD_BYTES, columns)
             here = p.values + place * p.value_bytes
             following = p.values + (place_of(p, layer, table, min(block + 1, blocks - 1)) + first_head) * p.value_bytes
             panels(at, stride, heads, here, p.value_bytes, steps, head_columns, mixed, mixed_stride, following - here)
         for head in range(heads):
-            multiply_row(mixed + head * mixed_stride, shares + head * p.query_stride, head_columns)
+            scale_by(mixed + head * mixed_stride, shares + head * p.query_stride, head_columns)
             store(mixed + head * mixed_stride, out + (first_head + head) * p.head_dim * stored_bytes, p.head_dim)
 
     return attend_token

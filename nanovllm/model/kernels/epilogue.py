@@ -8,11 +8,11 @@ Sums of bytes are integers. The bytes of a row have its zero point added to them
 comes off first; what is left is multiplied by the scale of the row and that of the column, and the row's outliers times their weights,
 which are float32, are added one after the other.
 
-A few rows of a panel are finished together, right after their tiles, while their sums are in the first-level cache: vector by vector, so that
-what belongs to the columns is read once for all of them, and everything from sum to result stays in registers.
+Rows of a panel are finished together, along short panels a few right after their tiles, while their sums are in the first-level cache: vector by
+vector, so that bias and scales are read once for all of them, and everything from sum to result stays in registers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
@@ -25,12 +25,13 @@ from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 
 @cache
-def make_epilogue(target: Target, weights: str) -> Any:
+def make_epilogue(target: Target, weights: str, *, kinds: Sequence[int] = range(ADD_TO_RESIDUAL + 1)) -> Any:
     """epilogue(sums, rows, linear, column, out, out_stride, notes): some rows of one panel, which begins at `column`.
 
-    `sums` are as wide as the panel. `out` is where the first of the rows begins, `notes` those of rows of bytes. May be in place.
+    `sums` are as wide as the panel. `out` is where the first of the rows begins, `notes` those of rows of bytes. May be in place. There is code
+    for the `kinds` of linear.finish alone.
     """
-    finish = kernel(target, _make_finish_rows(target, weights))
+    finish = kernel(target, _make_finish_rows(target, weights, kinds))
     activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
     activations = len(ACTIVATION_NAMES)
     width_bytes = target.panel_width * WORD_BYTES
@@ -75,7 +76,7 @@ def make_expect(target: Target, weights: str) -> Any:
     return expect
 
 
-def _make_finish_rows(target: Target, weights: str) -> Callable[..., None]:
+def _make_finish_rows(target: Target, weights: str, kinds: Sequence[int]) -> Callable[..., None]:
     def finish_rows(
         v: Vectors,
         kind: Value,
@@ -113,13 +114,14 @@ def _make_finish_rows(target: Target, weights: str) -> Callable[..., None]:
 
             v.loop(I64(target.panel_width), v.lanes, [], vector)
 
-        for number, name in enumerate(ACTIVATION_NAMES):
+        for number in kinds:
             with v.when_equal(kind, number):
-                finish_all(_activate(v, name), narrow=weights == "bfloat16")
-        with v.when_equal(kind, STORE):
-            finish_all(lambda value, at: value, narrow=False)
-        with v.when_equal(kind, ADD_TO_RESIDUAL):
-            finish_all(lambda value, at: v.add(v.load(at), value), narrow=False)
+                if number == STORE:
+                    finish_all(lambda value, at: value, narrow=False)
+                elif number == ADD_TO_RESIDUAL:
+                    finish_all(lambda value, at: v.add(v.load(at), value), narrow=False)
+                else:
+                    finish_all(_activate(v, ACTIVATION_NAMES[number]), narrow=weights == "bfloat16")
 
     return finish_rows
 

@@ -18,7 +18,7 @@ from nanovllm.model.kernels.formats import cache_format
 from nanovllm.model.kernels.greedy import make_choose_best, make_clear_best, make_update_best
 from nanovllm.model.kernels.layernorm import make_layer_norm
 from nanovllm.model.kernels.layout import LINE_BYTES
-from nanovllm.model.kernels.matmul import make_panel_sums, make_product
+from nanovllm.model.kernels.matmul import group_rows, make_panel_sums, make_product
 from nanovllm.model.kernels.memory import INT_BYTES, linear_at, load_int, make_add, make_clear, make_copy, make_scatter, parameters_at
 from nanovllm.model.kernels.parameters import (
     ATTENTION_COUNTERS,
@@ -30,6 +30,7 @@ from nanovllm.model.kernels.parameters import (
     NOTES_BYTES,
     QKV,
     ROW_BLOCK,
+    STORE,
     UP,
     WORD_BYTES,
     best_bytes,
@@ -120,7 +121,7 @@ def make_logits(spec: Spec) -> Any:
 def make_greedy(spec: Spec) -> Any:
     """greedy(address, thread): the most likely word of each of `rows` rows of `final`, in `words`, or greedy.py's NO_WORD."""
     target, width = spec.target, spec.target.panel_width
-    panel_sums, epilogue = make_panel_sums(target, spec.weights), make_epilogue(target, spec.weights)
+    panel_sums, epilogue = make_panel_sums(target, spec.weights), make_epilogue(target, spec.weights, kinds=(STORE,))
     clear_best, update_best, choose_best = make_clear_best(target), make_update_best(target), make_choose_best(target)
     encode_final = _make_encode_final(spec)
     is_float32 = spec.weights == "float32"
@@ -140,9 +141,10 @@ def make_greedy(spec: Spec) -> Any:
             while first < p.rows:
                 block = first // ROW_BLOCK * ROW_BLOCK
                 count = min(ROW_BLOCK, p.rows - block)
-                done = panel_sums(head, panel, rows + block * stride, stride, first - block, count, sums, following)
-                at, notes = sums - column * WORD_BYTES, p.input_notes + first * NOTES_BYTES
-                epilogue(sums, done, head, column, at, width_bytes, notes)
+                done = group_rows(head, block + count - first)
+                panel_sums(head, panel, rows + block * stride, stride, first - block, done, count, sums, following)
+                in_place = sums - column * WORD_BYTES  # the epilogue adds the column
+                epilogue(sums, done, head, column, in_place, width_bytes, p.input_notes + first * NOTES_BYTES)
                 for row in range(done):
                     update_best(sums + row * width_bytes, width, column, p.vocab, best + (first + row) * row_bytes)
                 first += done

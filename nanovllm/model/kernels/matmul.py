@@ -10,8 +10,8 @@ the first of the product that follows, which is then on its way while the thread
 slowed down by that, it is asked for in a way that does not push out of the caches what Python works with between two steps.
 
 Few rows: every thread has panels of its own. Many rows: pieces of (rows, panel) are handed out by a counter. Long panels are walked in
-pieces whose sums wait in memory, which changes no bit. Short ones are finished a few rows at a time; where the results are going to be
-written is asked for before those rows are computed, so that nobody waits for memory in order to write to it.
+pieces whose sums wait in memory, which changes no bit; along short ones, results are finished a few rows at a time. The lines that results
+go to are asked for before these are computed, so that nobody waits for memory in order to write to it.
 """
 
 from functools import cache
@@ -28,19 +28,28 @@ from nanovllm.model.kernels.threads import atomic_add
 from nanovllm.model.kernels.tiles import make_tiles
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows and for the next piece
-_GROUP_ROWS = 12  # two tiles, whose sums are finished before they leave the first-level cache; of longer panels they wait in the second
-_STREAM_ROWS = 6  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
+_TILE_ROWS = 6
+_GROUP_ROWS = 2 * _TILE_ROWS  # finished before their sums leave the first-level cache; of longer panels they wait in the second
+_STREAM_ROWS = _TILE_ROWS  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
 _STREAM_BYTES = 6144  # some 130 ns of a core's share of memory
 _SOME_ROWS = 18  # up to three tiles, which ask for two lines a step each to have the next piece in time; more need ask for one only
 _STATIC_ROWS = 64  # up to here reading the weights costs more than computing with them
 
 
+@compiled
+def group_rows(linear: Any, left: int) -> int:
+    """How many of the `left` rows of a block are finished together: two tiles; all where panels are long, or where one or two would be left over."""
+    if linear.steps <= _PANEL_STEPS and left > _GROUP_ROWS + 2:
+        return _GROUP_ROWS
+    return left
+
+
 @cache
 def make_panel_sums(target: Target, weights: str) -> Any:
-    """panel_sums(linear, panel, a, a_stride, first, count, sums, following) -> rows.
+    """panel_sums(linear, panel, a, a_stride, first, rows, count, sums, following): sums[rows, width] of some rows times one panel.
 
-    sums[rows, width] of the next rows of `count`, from number `first` on, times one panel of a linear layer's record: as many as are best
-    finished together. `following` is the address of what this thread reads next.
+    They are `rows` of `count`, from number `first` on; `linear` is a record of parameters.py; `following` is the address of what this thread
+    reads next, of which each tile of six asks for its part.
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -52,15 +61,12 @@ def make_panel_sums(target: Target, weights: str) -> Any:
     stream_steps = _STREAM_BYTES // width_bytes
 
     @compiled
-    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, first: int, count: int, sums: int, following: int) -> int:
+    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, first: int, rows: int, count: int, sums: int, following: int) -> None:
         left = linear.steps
         here = linear.weight + panel * left * width_bytes
         streams = count <= _STREAM_ROWS
-        rows = count - first
-        if left <= _PANEL_STEPS:
-            rows = min(rows, _GROUP_ROWS)
         a += first * a_stride
-        asked = first // _GROUP_ROWS % 2 * (left * width_bytes // 2)  # two tiles of a group ask for half of what follows
+        asked = first // _TILE_ROWS * left * LINE_BYTES % (left * width_bytes)
         clear(sums, rows * width)
         while left > 0:
             piece = min(_PANEL_STEPS, left)
@@ -78,7 +84,6 @@ def make_panel_sums(target: Target, weights: str) -> Any:
                 many(a, a_stride, here, width_bytes, piece, sums, width_bytes, rows, ahead + asked)
             here += piece * width_bytes
             a += piece * step_bytes
-        return rows
 
     return panel_sums
 
@@ -89,7 +94,7 @@ def make_product(target: Target, weights: str) -> Any:
 
     This thread's share of epilogue(a @ weight + bias) for `count` rows. `linear` is a record of parameters.py and `following` that of the
     product after it; `work` is a counter that no other product uses; `notes` are those of the rows where they are bytes. Rows of `out` are
-    as long as all panels together.
+    at least as long as all panels together.
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -102,8 +107,9 @@ def make_product(target: Target, weights: str) -> Any:
     ) -> None:
         first = 0
         while first < count:
-            expect(min(_GROUP_ROWS, count - first), linear, panel * width, out + first * out_stride, out_stride)
-            rows = panel_sums(linear, panel, a, a_stride, first, count, sums, ahead)
+            rows = group_rows(linear, count - first)
+            expect(rows, linear, panel * width, out + first * out_stride, out_stride)
+            panel_sums(linear, panel, a, a_stride, first, rows, count, sums, ahead)
             epilogue(sums, rows, linear, panel * width, out + first * out_stride, out_stride, notes + first * NOTES_BYTES)
             first += rows
 

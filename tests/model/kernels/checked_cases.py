@@ -66,8 +66,8 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
         assert has_word.all()
         np.testing.assert_array_equal(words, found[-1].argmax(axis=1))
     many = np.resize(hidden, (ROW_BLOCK + 1, config.d_model))
-    backend.logits(many)
-    backend.greedy(many)
+    words, _ = backend.greedy(many)
+    np.testing.assert_array_equal(words, backend.logits(many).argmax(axis=1))
     return found
 
 

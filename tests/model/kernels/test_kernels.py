@@ -58,6 +58,9 @@ def widened(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
+RESIDUAL, BESIDE = np.float32(3.0), np.float32(-7.0)
+
+
 class Product:
     """A product of one type of weights, called with arrays."""
 
@@ -71,13 +74,18 @@ class Product:
 
         self.run = compiled(run)
 
-    def __call__(self, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, threads: int = 1, **extra: np.ndarray) -> np.ndarray:
-        """The product by each of `threads` shares in turn; `extra` are arrays for the linear layer's record, and `notes`."""
+    def __call__(
+        self, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, threads: int = 1, finish: int = STORE, **extra: np.ndarray
+    ) -> np.ndarray:
+        """The product by each of `threads` shares in turn; `extra` are arrays for the linear layer's record, and `notes`.
+
+        The words that the product adds to, for `finish` = ADD_TO_RESIDUAL, are all RESIDUAL.
+        """
         width = self.target.panel_width
         notes = extra.pop("notes", np.zeros((rows.shape[0], NOTES_BYTES // 4), dtype=np.float32))
         panels, biases, work = pack_panels(weight, width), pack_rows([bias], width), np.zeros(8, dtype=np.int64)
         scratch, linear, record = aligned_zeros(96 * width), np.zeros(1, dtype=LINEAR), np.zeros(1, dtype=PARAMETERS)
-        linear["finish"], linear["steps"], linear["panels"] = STORE, panels.shape[1], panels.shape[0]
+        linear["finish"], linear["steps"], linear["panels"] = finish, panels.shape[1], panels.shape[0]
         linear["weight"], linear["bias"] = panels.ctypes.data, biases.ctypes.data
         if "outlier_places" in extra:
             linear["outliers"] = extra["outlier_places"].size
@@ -86,13 +94,15 @@ class Product:
         record["threads"], record["work"], record["scratch"] = threads, work.ctypes.data, scratch.ctypes.data
         padded = np.zeros((rows.shape[0], round_up(rows.shape[1], PER_WORD[self.kind])), dtype=rows.dtype)
         padded[:, : rows.shape[1]] = rows
-        out = aligned_zeros(rows.shape[0] * biases.shape[1]).reshape(rows.shape[0], -1)
+        out = aligned_zeros(rows.shape[0] * (biases.shape[1] + 16)).reshape(rows.shape[0], -1)
+        out[:], out[:, -16:] = RESIDUAL if finish == ADD_TO_RESIDUAL else 0, BESIDE
         for thread in range(threads):
             self.run(
                 record.ctypes.data, linear.ctypes.data, thread, padded.ctypes.data, padded.strides[0], rows.shape[0], notes.ctypes.data,
                 out.ctypes.data, out.strides[0],
             )  # fmt: skip
-        return out
+        assert (out[:, -16:] == BESIDE).all(), "rows are as long as all panels, and no longer"
+        return out[:, :-16]
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +133,7 @@ def test_product_of_bfloat16_is_that_of_the_rounded_numbers(products: dict[str, 
 
 
 @pytest.mark.parametrize("count", [1, 7, 65])
-@pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3001, 5)])
+@pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3300, 5)])
 @pytest.mark.parametrize("outliers", [0, 1, 16])
 def test_product_of_bytes_is_exact_but_for_its_scales(products: dict[str, Product], count: int, d_in: int, d_out: int, outliers: int) -> None:
     width, random = products["int8"].target.panel_width, np.random.default_rng(3)
@@ -146,15 +156,49 @@ def test_product_of_bytes_is_exact_but_for_its_scales(products: dict[str, Produc
     np.testing.assert_allclose(out[:, :d_out], expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("count", [1, 6, 13, 14, 26, 97])
+def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], count: int) -> None:
+    """Along a short panel a few rows at a time, along a long one all together."""
+    for d_in in (40, 1700):
+        rows, weight, bias = numbers(count, d_in), numbers(d_in, 70, seed=1) / np.float32(d_in), numbers(70, seed=2)
+        stored = products["float32"](rows, weight, bias)[:, :70]
+        added = products["float32"](rows, weight, bias, finish=ADD_TO_RESIDUAL)[:, :70]
+        np.testing.assert_array_equal(added, RESIDUAL + stored)
+        activated = products["float32"](rows, weight, bias, finish=ACTIVATION_NAMES.index("relu"))[:, :70]
+        np.testing.assert_array_equal(activated, np.maximum(stored, 0))
+        narrow = to_bfloat16(rows), to_bfloat16(weight)
+        stored = products["bfloat16"](*narrow, bias)[:, :70]
+        activated = products["bfloat16"](*narrow, bias, finish=ACTIVATION_NAMES.index("relu"))
+        np.testing.assert_array_equal(np.ascontiguousarray(activated).view(np.uint16)[:, :70], to_bfloat16(np.maximum(stored, 0)))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_a_rows_bits_depend_on_nothing_but_the_row(products: dict[str, Product], kind: str, threads: int) -> None:
-    rows, weight, bias = numbers(130, 1900), numbers(1900, 150, seed=1), numbers(150, seed=2)
+@pytest.mark.parametrize("d_in", [500, 3700])
+@pytest.mark.parametrize("kind", WEIGHT_TYPES)
+def test_a_rows_bits_depend_on_nothing_but_the_row(products: dict[str, Product], kind: str, d_in: int, threads: int) -> None:
+    most = 130
+    rows, weight, bias = numbers(most, d_in), numbers(d_in, 150, seed=1), numbers(150, seed=2)
+    extra: dict[str, Any] = {}
+    notes = np.zeros((most, NOTES_BYTES // 4), dtype=np.float32)
     if kind == "bfloat16":
         rows, weight = to_bfloat16(rows), to_bfloat16(weight)
-    alone = np.concatenate([products[kind](rows[i : i + 1], weight, bias) for i in range(130)])
-    for count in (2, 6, 61, 64, 65, 130):
-        np.testing.assert_array_equal(products[kind](rows[:count], weight, bias, threads=threads), alone[:count])
+    elif kind == "int8":
+        random, width = np.random.default_rng(3), products[kind].target.panel_width
+        rows, weight = random.integers(0, 256, rows.shape, dtype=np.uint8), random.integers(-127, 128, weight.shape, dtype=np.int8)
+        notes = numbers(*notes.shape, seed=4)
+        notes[:, 1] = random.integers(0, 256, most, dtype=np.int32).view(np.float32)
+        extra = {
+            "column_scales": pack_rows([numbers(150, seed=5)], width), "column_sums": np.full(round_up(150, width), 9, dtype=np.int32),
+            "outlier_places": np.zeros(3, dtype=np.int32), "outlier_weight": pack_rows(list(numbers(3, 150, seed=6)), width),
+        }  # fmt: skip
+
+    def product(begin: int, end: int, threads: int) -> np.ndarray:
+        given: dict[str, Any] = {**extra, "notes": notes[begin:end]} if extra else {}
+        return products[kind](rows[begin:end], weight, bias, threads=threads, **given)
+
+    alone = np.concatenate([product(row, row + 1, 1) for row in range(most)])
+    for count in (2, 6, 12, 13, 14, 24, 25, 61, 64, 65, 96, 97, most):
+        np.testing.assert_array_equal(product(0, count, threads), alone[:count])
 
 
 def test_rounding_to_bfloat16_is_packings(target: Target) -> None:
