@@ -10,7 +10,7 @@ from tqdm import tqdm
 from nanovllm.config import EngineConfig
 from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Prompt, Submission, sampling_defaults
+from nanovllm.engine.intake import Prompt, Submission, naming_prompt, sampling_defaults
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.request import Pooling
 from nanovllm.engine.tokenizer import Tokenizer
@@ -110,6 +110,8 @@ class LLM:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
             EngineFaultError: a step failed.
         """
+        if not isinstance(params, BeamSearchParams):
+            raise InvalidRequestError(f"params is a {type(params).__name__} but must be a BeamSearchParams")
         intake = self.engine.intake
         searches = begin_searches(_as_prompts(prompts), params, intake)
         with tqdm(total=params.max_tokens, desc="Tokens", unit="token", disable=None if use_tqdm else True) as progress:
@@ -149,21 +151,15 @@ class LLM:
         listed = _as_prompts(prompts)
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
-        params = [sampling_params] * len(listed) if isinstance(sampling_params, SamplingParams) else list(sampling_params)
-        if len(params) != len(listed):
-            raise InvalidRequestError(f"there are {len(listed)} prompts but {len(params)} sampling_params; give one for all, or one for each")
+        params = _as_params(sampling_params, len(listed))
         return self._submit_each(len(listed), lambda index, request_id: self.engine.intake.submit(request_id, listed[index], params[index]))
 
     def _submit_each(self, count: int, submit: Callable[[int, str], Submission]) -> list[Submission]:
         """`submit(index, request_id)` for every prompt; of several, an error names the one at fault."""
         submissions = []
         for index in range(count):
-            try:
+            with naming_prompt(index, count):
                 submissions.append(submit(index, f"llm-{next(self._ids)}"))
-            except InvalidRequestError as error:
-                if count == 1:
-                    raise
-                raise type(error)(f"prompt {index}: {error}", param=error.param) from error
         return submissions
 
     def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
@@ -206,6 +202,16 @@ class _Rates:
         prefill = self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0
         decode = self._decode_tokens / self._decode_s if self._decode_s else 0.0
         return f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"
+
+
+def _as_params(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
+    if isinstance(params, SamplingParams):
+        return [params] * count
+    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
+        raise InvalidRequestError(f"sampling_params is a {type(params).__name__} but must be a SamplingParams, or a list of them")
+    if len(params) != count:
+        raise InvalidRequestError(f"there are {count} prompts but {len(params)} sampling_params; give one for all, or one for each")
+    return list(params)
 
 
 def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

@@ -28,7 +28,7 @@ class SamplingParams:
         best_of: generate so many answers, n to 20, and give the n best: those whose tokens have the highest mean log-probability; None for n.
         truncate_prompt_tokens: read only so many tokens of the prompt, the last ones; -1 for as many as fit with max_tokens; None for all.
         add_special_tokens: let the tokenizer put its special tokens around a prompt given as text, where it has any; GPT-2's has none.
-        max_tokens: most tokens to generate; None for as many as the context has room for; 0 only reads the prompt.
+        max_tokens: most tokens to generate, fewer where the context is full; None for as many as it has room for; 0 only reads the prompt.
         min_tokens: no end-of-text, stop token or stop string before this many tokens.
         temperature: 0 takes the most likely token; otherwise logits are divided by it.
         top_k: draw among the k most likely tokens; 0 or -1 for all of them.

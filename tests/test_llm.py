@@ -4,6 +4,7 @@ import inspect
 import io
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -120,6 +121,14 @@ def test_settings_each_prompt_has_of_its_own(llm: LLM) -> None:
     assert [len(output.outputs[0].token_ids) for output in outputs] == [3, 7]
     with pytest.raises(InvalidRequestError, match="2 prompts but 1 sampling_params"):
         llm.generate(["a", "b"], params[:1])
+
+
+@pytest.mark.parametrize("params", [{"temperature": 0}, [GREEDY, None], "greedy", 7])
+def test_settings_of_another_kind_are_refused(llm: LLM, params: Any) -> None:
+    with pytest.raises(InvalidRequestError, match=f"sampling_params is a {type(params).__name__} but must be a SamplingParams"):
+        llm.generate(["a", "b"], params)
+    with pytest.raises(InvalidRequestError, match=f"params is a {type(params).__name__} but must be a BeamSearchParams"):
+        llm.beam_search("a", params)
 
 
 def test_a_bad_prompt_is_told_before_anything_runs(llm: LLM) -> None:

@@ -51,10 +51,10 @@ def read_api_keys(flags: Sequence[str] | None, file: Path | None, environment: M
 
 
 def keys_in_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys in the environment's variable, which has commas between them; none where it is not set or blank."""
+    """The keys in the environment's variable, which has commas between them; none where it is not set, ValueError where it is set to nothing."""
     value = environment.get(API_KEY_VARIABLE, "")
     keys = [key.strip() for key in value.split(",") if key.strip()]
-    if value.strip() and not keys:
+    if API_KEY_VARIABLE in environment and not keys:
         raise ValueError(f"{API_KEY_VARIABLE} has no key in it; give one, or several with commas between them, or unset it to serve everybody")
     for key in keys:
         _check_key(key, f"a key in {API_KEY_VARIABLE}")

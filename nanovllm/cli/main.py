@@ -4,15 +4,23 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from nanovllm import __version__
 from nanovllm.cli import bench, download, generate, run_batch, serve, verify
 from nanovllm.errors import NanovllmError
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes flags by their whole names only; so do its subcommands."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings, allow_abbrev=False)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line; the parsed arguments carry the subcommand's `run`."""
-    parser = argparse.ArgumentParser(prog="nanovllm", description="GPT-2 inference on CPUs.")
+    parser = _Parser(prog="nanovllm", description="GPT-2 inference on CPUs.")
     parser.add_argument("--version", action="version", version=f"nanovllm {__version__}")
     subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for command in (serve, generate, run_batch, download, bench, verify):

@@ -71,6 +71,8 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _check_files(requests: Path, answers: Path) -> None:
     """Raise ValueError where the paths cannot be what they are given for."""
+    if not requests.exists():
+        raise ValueError(f"{requests} does not exist; give the file of requests by -i")
     if requests.exists() and not requests.is_file():
         raise ValueError(f"{requests} is no ordinary file, and the input is read twice; save it to one")
     if answers.exists() and requests.exists() and answers.samefile(requests):
@@ -121,7 +123,8 @@ class _Run:
         tokens = self.engine.stats().generation_tokens
         errors = f", {self.refused:,} of them an error" if self.refused else ""
         failed = f" ({self.failed:,} by a fault of the engine: remove their lines and run again to repeat them)" if self.failed else ""
-        return f"{self.done:,} requests answered{errors}{failed}, {tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
+        done = f"{self.done:,} request{'' if self.done == 1 else 's'}"
+        return f"{done} answered{errors}{failed}, {tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
 
     @property
     def _tokens_per_s(self) -> float:

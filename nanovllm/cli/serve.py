@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import contextlib
+import errno
 import json
 import math
 import os
@@ -174,9 +175,13 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: i
 async def _listen(server: _Server) -> int:
     try:
         await server.serve()
-    except SystemExit:  # uvicorn's way to say that the port cannot be had; it has logged the reason
-        config = server.config
-        print(f"nanovllm: cannot listen on {config.host} port {config.port}; end what listens there, or choose another by --port", file=sys.stderr)
+    except SystemExit as end:  # uvicorn's way to say that the port cannot be had
+        config, reason = server.config, end.__context__
+        remedy = "choose an address of this machine by --host, or another port by --port"
+        if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
+            remedy = "end what listens there, or choose another by --port"
+        said = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
+        print(f"nanovllm: cannot listen on {config.host} port {config.port}{said}; {remedy}", file=sys.stderr)
         return 1
     return 0 if server.started else 1
 

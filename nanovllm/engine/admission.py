@@ -22,7 +22,9 @@ _WINDOW_S = 30.0  # how far back the rate looks at which room became free
 def check_answers(asked: int, limit: int) -> None:
     """Raise InvalidRequestError where one request asks for more answers than may ever be unfinished."""
     if asked > limit:
-        raise InvalidRequestError(f"the request asks for {asked} answers at once, the limit is {limit}; send fewer prompts or a smaller n or best_of")
+        raise InvalidRequestError(
+            f"the request asks for {asked} answers at once, the limit is {limit} (max_queued_requests); send fewer prompts or a smaller n or best_of"
+        )
 
 
 class Reservation:
@@ -80,10 +82,12 @@ class Admission:
                 "lower max_tokens, n or best_of, or send fewer prompts at once"
             )
         if self.answers + answers > self.max_answers:
-            said = f"{self.answers} requests are unfinished and {answers} more would pass the limit of {self.max_answers}"
+            said = f"{self.answers} requests are unfinished and {answers} more would pass the limit of {self.max_answers} (max_queued_requests)"
             raise self._refusal("requests", said, answers, tokens)
         if self.max_tokens is not None and self.tokens + tokens > self.max_tokens:
-            said = f"unfinished requests may need {self.tokens} tokens and {tokens} more would pass the limit of {self.max_tokens}"
+            said = (
+                f"unfinished requests may need {self.tokens} tokens and {tokens} more would pass the limit of {self.max_tokens} (max_queued_tokens)"
+            )
             raise self._refusal("tokens", said, answers, tokens)
 
     def reserve(self, parts: Sequence[tuple[int, int]]) -> list[Reservation]:

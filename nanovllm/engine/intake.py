@@ -5,7 +5,8 @@ passes can always run to its end.
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, get_args
@@ -52,6 +53,17 @@ class Limits:
     max_model_len: int
     cache_tokens: int
     max_logprobs: int
+
+
+@contextmanager
+def naming_prompt(index: int, count: int) -> Iterator[None]:
+    """Of several prompts, an error names the one at fault."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if count == 1:
+            raise
+        raise type(error)(f"prompt {index}: {error}", param=error.param) from error
 
 
 class Intake:

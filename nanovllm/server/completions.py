@@ -8,7 +8,7 @@ from typing import Any
 
 from nanovllm.engine.detokenizer import IncrementalDecoder
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission, sampling_defaults
+from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
@@ -95,10 +95,11 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
     try:
         params = sampling_params(body, engine)
         for index, prompt in enumerate(body.prompts):
-            submission = engine.intake.submit(
-                f"{job_id}-{uuid.uuid4().hex[:8]}-{index}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
-            )
-            check_context(len(submission.requests[0].prompt_token_ids), params, engine.max_model_len)
+            with naming_prompt(index, len(body.prompts)):
+                submission = engine.intake.submit(
+                    f"{job_id}-{uuid.uuid4().hex[:8]}-{index}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
+                )
+                check_context(len(submission.requests[0].prompt_token_ids), params, engine.max_model_len)
             submissions.append(submission)
     except InvalidRequestError as error:
         raise type(error)(str(error), param=blamed_field(error.param, body.structured_outputs)) from error

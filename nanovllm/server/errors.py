@@ -44,6 +44,8 @@ class ErrorAnswer(TypedDict):
 class ModelUnknownError(NanovllmError):
     """The request names a model that this server does not serve."""
 
+    param = "model"
+
 
 def served_name(asked: str | None, names: Sequence[str]) -> str:
     """The name that an answer gives the model: the one asked for, the first where none is; raises ModelUnknownError."""

@@ -140,10 +140,12 @@ async def answer_events(
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of a streamed answer, `[DONE]` last; an error on the way is an event of its own before it.
 
+    A chunk has one choice, since that is where programs look. Those of a step are written together.
+
     Args:
         head: what every chunk has.
         news: of the requests of `submissions`, each with its place among them.
-        choices_of: (place, news) to the choices of a chunk, none where there is nothing to show.
+        choices_of: (place, news) to what is new of the choices, none where there is nothing to show.
     """
     usage_on = options is not None and (options.include_usage or options.continuous_usage_stats)
     counter = UsageCounter(submissions)
@@ -155,7 +157,7 @@ async def answer_events(
                     choices = await asyncio.to_thread(choices_of, place, part) if is_large([part]) else choices_of(place, part)
                     if choices:
                         extra = {"usage": counter.usage() if options and options.continuous_usage_stats else None} if usage_on else {}
-                        yield event({**head, "choices": choices, **extra})
+                        yield b"".join(event({**head, "choices": [choice], **extra}) for choice in choices)
         if options is not None and options.include_usage:
             yield event({**head, "choices": [], "usage": counter.usage()})
     except Exception as error:  # the status line is sent already: the reason can only follow in the stream

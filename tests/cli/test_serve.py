@@ -217,6 +217,19 @@ def test_a_port_that_is_taken_is_said(tiny_model: Path) -> None:
     assert "cannot be loaded" not in errors
 
 
+def test_an_address_of_another_machine_is_said(tiny_model: Path) -> None:
+    code, errors = ended(str(tiny_model), "--host", "192.0.2.1", "--port", "8000")
+    assert code == 1
+    assert "nanovllm: cannot listen on 192.0.2.1 port 8000: " in errors
+    assert "choose an address of this machine by --host" in errors
+
+
+def test_flags_are_taken_by_their_whole_names(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["serve", "--max-num-seq", "3"])
+    assert "unrecognized arguments: --max-num-seq" in capsys.readouterr().err
+
+
 def test_a_folder_without_a_model_is_said_without_a_traceback(tmp_path: Path) -> None:
     code, errors = ended(str(tmp_path))
     assert code == 1

@@ -221,6 +221,7 @@ def test_more_answers_than_may_wait_are_refused_before_they_are_made(server: Run
 
 def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
     error = server.error({"prompt": "a", "model": "gpt-5"}, 404)
+    assert error["param"] == "model"
     assert error["type"] == "NotFoundError"
     assert "'gpt-5'" in error["message"]
     assert MODEL in error["message"]
@@ -347,3 +348,8 @@ def test_the_official_client_raises_its_own_exceptions(client: OpenAI) -> None:
         client.completions.create(model="other", prompt="a")
     with pytest.raises(openai.BadRequestError, match="suffix"):
         client.completions.create(model=MODEL, prompt="a", suffix="b", stream=True)
+
+
+def test_of_several_prompts_the_one_at_fault_is_named(server: RunningServer) -> None:
+    assert server.error({"prompt": [[1], [1] * 1000]})["message"].startswith("prompt 1: the prompt has 1000 tokens")
+    assert server.error({"prompt": [[1] * 1000]})["message"].startswith("the prompt has 1000 tokens")
