@@ -47,15 +47,24 @@ def load_image(spec: Spec, store: ObjectCache) -> bytes:
     """The object file of these functions, from `store` or compiled and kept there."""
     processor = host_processor()
     keeps = not (spec.target.check or CHECKS_ADDRESSES)  # code that checks has an address of this process in it, see bounds.py
+    if not keeps:
+        return _compile(spec, processor)
     key = cache_key(spec, processor)
-    image = store.load(key) if keeps else None
+    image = store.load(key)
     if image is None:
-        from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415 - Numba is only imported where something is to be compiled
-
-        image = compile_entries(spec, processor)
-        if keeps and digest_of_sources() == SOURCES:
-            store.save(key, image)
+        with store.alone(key):
+            image = store.load(key)  # by whoever was here before
+            if image is None:
+                image = _compile(spec, processor)
+                if digest_of_sources() == SOURCES:
+                    store.save(key, image)
     return image
+
+
+def _compile(spec: Spec, processor: Processor) -> bytes:
+    from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415 - Numba is only imported where something is to be compiled
+
+    return compile_entries(spec, processor)
 
 
 def cache_key(spec: Spec, processor: Processor) -> str:

@@ -3,7 +3,8 @@
     <key>.kernels     "nanovllm kernels" and a line feed | SHA-256 of the rest | object file
 
 A file is written beside its place and then moved there, so nobody ever reads half of one; should one be damaged all the same, its checksum
-says so. What is read here is run: the folder must belong to this user, and nobody else may write to it.
+says so. What is read here is run: the folder must belong to this user, and nobody else may write to it. Of several processes that lack the same
+code one compiles it and the others wait, by a lock on <key>.lock, which ends with the process that has it.
 """
 
 import hashlib
@@ -12,15 +13,16 @@ import stat
 import sys
 import tempfile
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 CACHE_VARIABLE = "NANOVLLM_CACHE_DIR"
 _KEEP = 8  # files: every processor, setting and version has one
-_ABANDONED_S = 3600  # by then whoever was writing a file is no more
+_ABANDONED_S = 3600  # by then whoever was writing a file, or held a lock, is no more
 _MAGIC = b"nanovllm kernels\n"
-_SUFFIX = ".kernels"
+_SUFFIX, _LOCK = ".kernels", ".lock"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 
@@ -61,6 +63,24 @@ class ObjectCache:
         self._prune()
         return True
 
+    @contextmanager
+    def alone(self, key: str) -> Iterator[None]:
+        """Let processes into what follows one after the other; all of them where there are no such locks, or the folder cannot be used."""
+        with ExitStack() as held:
+            with suppress(OSError, ImportError):
+                import fcntl  # noqa: PLC0415 - not on Windows
+
+                self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                if self._is_private():
+                    lock = held.enter_context((self.folder / f"{key}{_LOCK}").open("wb"))
+                    try:
+                        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    except BlockingIOError:
+                        if sys.stderr.isatty():
+                            print("Waiting for another process that compiles the same kernels", file=sys.stderr)
+                        fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
     def _is_private(self) -> bool:
         found = self.folder.stat()
         if sys.platform == "win32":  # folders of a user are closed to others there
@@ -75,7 +95,7 @@ class ObjectCache:
                 age = now - path.stat().st_mtime
                 if path.suffix == _SUFFIX:
                     ages.append((age, path))
-                elif path.suffix == ".tmp" and age > _ABANDONED_S:
+                elif path.suffix in (".tmp", _LOCK) and age > _ABANDONED_S:
                     path.unlink()
         for _, path in sorted(ages)[_KEEP:]:
             with suppress(OSError):

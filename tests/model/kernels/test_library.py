@@ -216,7 +216,7 @@ def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(store: Obje
     monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
     monkeypatch.setattr(library_module, "digest_of_sources", lambda: "edited meanwhile")
     assert load_image(SPEC, store) == image
-    assert not store.folder.exists()
+    assert not [path for path in files_of(store) if path.suffix == ".kernels"]
     monkeypatch.undo()
     monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
     assert load_image(SPEC, store) == image
@@ -238,6 +238,27 @@ def test_processes_that_write_at_once_never_see_half_a_file(store: ObjectCache) 
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert pool.starmap(_save_and_load, [(str(store.folder), number) for number in range(4)]) == [True] * 4
     assert [path.name for path in files_of(store)] == [f"{KEY}.kernels"]
+
+
+def _compile_unless_there(folder: str, key: str) -> bool:
+    store = ObjectCache(Path(folder))
+    with store.alone(key):
+        if store.load(key) is not None:
+            return False
+        time.sleep(0.3)
+        store.save(key, b"code")
+        return True
+
+
+def test_of_processes_that_lack_the_same_code_one_compiles_it(store: ObjectCache) -> None:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
+        assert sorted(pool.starmap(_compile_unless_there, [(str(store.folder), KEY)] * 3)) == [False, False, True]
+
+
+def test_where_a_lock_cannot_be_had_everybody_compiles(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    with ObjectCache(tmp_path / "file").alone(KEY):
+        assert (tmp_path / "file").read_text() == "no folder"
 
 
 def test_a_cached_start_imports_no_numba() -> None:
