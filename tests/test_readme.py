@@ -22,7 +22,7 @@ def test_python_blocks_run(code: str, tmp_path: Path) -> None:
         [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
     )
     assert ran.returncode == 0, ran.stderr
-    assert len(ran.stdout.split()) >= 3
+    assert len(ran.stdout.split()) > 10
 
 
 def commands() -> list[str]:

@@ -55,7 +55,7 @@ def keys_in_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
     value = environment.get(API_KEY_VARIABLE, "")
     keys = [key.strip() for key in value.split(",") if key.strip()]
     if API_KEY_VARIABLE in environment and not keys:
-        raise ValueError(f"{API_KEY_VARIABLE} has no key in it; give one, or several with commas between them, or unset it to serve everybody")
+        raise ValueError(f"{API_KEY_VARIABLE} has no key in it; give one, or several with commas between them, or unset it to go without")
     for key in keys:
         _check_key(key, f"a key in {API_KEY_VARIABLE}")
     return tuple(dict.fromkeys(keys))

@@ -73,9 +73,9 @@ def _check_files(requests: Path, answers: Path) -> None:
     """Raise ValueError where the paths cannot be what they are given for."""
     if not requests.exists():
         raise ValueError(f"{requests} does not exist; give the file of requests by -i")
-    if requests.exists() and not requests.is_file():
+    if not requests.is_file():
         raise ValueError(f"{requests} is no ordinary file, and the input is read twice; save it to one")
-    if answers.exists() and requests.exists() and answers.samefile(requests):
+    if answers.exists() and answers.samefile(requests):
         raise ValueError(f"{requests} is the input and the output; give another file for the answers")
 
 

@@ -268,7 +268,7 @@ def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: Runni
         async with httpx.AsyncClient(base_url=slow_server.url, timeout=20) as http:
             others = [http.post("/v1/completions", json={**LONG, "max_tokens": 30}) for _ in range(4)]
             assert all(response.status_code == 200 for response in await asyncio.gather(*others))
-        await until(lambda: slow_server.engine.stats().num_requests_running == 0)
+        await until(lambda: slow_server.engine.stats().num_requests_running == 0, looks=5000)
         assert not task.done()
         assert len(client.received) == 3, "more was sent to a client that does not read"
         reading.set()

@@ -98,6 +98,9 @@ def test_usage_comes_where_it_is_asked_for(server: RunningServer, options: Any, 
         counts = [event["usage"]["completion_tokens"] for event in chunks]
         assert all(event["usage"]["prompt_tokens"] == prompt_tokens for event in chunks)
         assert all(before <= after for before, after in itertools.pairwise(counts))
+        said = [(event["usage"]["completion_tokens"], event["choices"][0]["index"]) for event in chunks]
+        assert len(set(said)) == len(said), "only the choices of a step have the same count"
+        assert all(counts.count(count) <= body["n"] for count in counts)
         assert counts[-1] == 40
         assert all(event["usage"]["total_tokens"] == prompt_tokens + count for event, count in zip(chunks, counts, strict=True))
 

@@ -32,9 +32,9 @@ async def started(load: Callable[[], Engine], **settings: Any) -> AsyncIterator[
         await engine.stop()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait on the event loop until `condition` holds; fails when that takes over ten seconds."""
-    for _ in range(5000):
+async def until(condition: Callable[[], bool], *, looks: int = 2000) -> None:
+    """Wait on the event loop until `condition` holds; fails when it does not in so many looks, 2 ms apart."""
+    for _ in range(looks):
         if condition():
             return
         await asyncio.sleep(0.002)

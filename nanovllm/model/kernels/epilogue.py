@@ -31,18 +31,15 @@ def make_epilogue(target: Target, weights: str, *, kinds: Sequence[int] = range(
     `sums` are as wide as the panel. `out` is where the first of the rows begins, `notes` those of rows of bytes. May be in place. There is code
     for the `kinds` of linear.finish alone.
     """
-    finish = kernel(target, _make_finish_rows(target, weights, kinds))
-    activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
-    activations = len(ACTIVATION_NAMES)
+    finish, result_bytes = kernel(target, _make_finish_rows(target, weights, kinds)), _make_result_bytes(weights)
     width_bytes = target.panel_width * WORD_BYTES
 
     @compiled
     def epilogue(sums: int, rows: int, linear: Any, column: int, out: int, out_stride: int, notes: int) -> None:
         at = column * WORD_BYTES
-        out += column * activated_bytes if linear.finish < activations else at
         finish(
-            linear.finish, sums, rows, linear.bias + at, out, out_stride, notes, linear.column_sums + at, linear.column_scales + at,
-            linear.outliers, linear.outlier_weight + at, linear.panels * width_bytes,
+            linear.finish, sums, rows, linear.bias + at, out + column * result_bytes(linear), out_stride, notes,
+            linear.column_sums + at, linear.column_scales + at, linear.outliers, linear.outlier_weight + at, linear.panels * width_bytes,
         )  # fmt: skip
 
     return epilogue
@@ -51,9 +48,7 @@ def make_epilogue(target: Target, weights: str, *, kinds: Sequence[int] = range(
 @cache
 def make_expect(target: Target, weights: str) -> Any:
     """expect(rows, linear, column, out, out_stride): ask for what `epilogue` of the same arguments is going to write."""
-    activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
-    activations = len(ACTIVATION_NAMES)
-    width = target.panel_width
+    result_bytes, width = _make_result_bytes(weights), target.panel_width
 
     def ask(v: Vectors, rows: Value, out: Value, out_stride: Value, count: Value) -> None:
         def row(number: Value, _: list[Value]) -> list[Value]:
@@ -70,10 +65,21 @@ def make_expect(target: Target, weights: str) -> Any:
 
     @compiled
     def expect(rows: int, linear: Any, column: int, out: int, out_stride: int) -> None:
-        number_bytes = activated_bytes if linear.finish < activations else WORD_BYTES
-        ask_for_rows(rows, out + column * number_bytes, out_stride, width * number_bytes)
+        ask_for_rows(rows, out + column * result_bytes(linear), out_stride, width * result_bytes(linear))
 
     return expect
+
+
+def _make_result_bytes(weights: str) -> Any:
+    """result_bytes(linear): of one result of a linear layer, of which only activated ones may be narrow."""
+    activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
+    activations = len(ACTIVATION_NAMES)
+
+    @compiled
+    def result_bytes(linear: Any) -> int:
+        return activated_bytes if linear.finish < activations else WORD_BYTES
+
+    return result_bytes
 
 
 def _make_finish_rows(target: Target, weights: str, kinds: Sequence[int]) -> Callable[..., None]:

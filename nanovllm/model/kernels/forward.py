@@ -29,7 +29,6 @@ from nanovllm.model.kernels.parameters import (
     LINEARS_PER_LAYER,
     NOTES_BYTES,
     QKV,
-    ROW_BLOCK,
     STORE,
     UP,
     WORD_BYTES,
@@ -139,10 +138,8 @@ def make_greedy(spec: Spec) -> Any:
             column, following = panel * width, head.weight + (panel + 1) * head.steps * width_bytes
             first = 0
             while first < p.rows:
-                block = first // ROW_BLOCK * ROW_BLOCK
-                count = min(ROW_BLOCK, p.rows - block)
-                done = group_rows(head, block + count - first)
-                panel_sums(head, panel, rows + block * stride, stride, first - block, done, count, sums, following)
+                done = group_rows(head, p.rows - first)
+                panel_sums(head, panel, rows, stride, first, done, p.rows, sums, following)
                 in_place = sums - column * WORD_BYTES  # the epilogue adds the column
                 epilogue(sums, done, head, column, in_place, width_bytes, p.input_notes + first * NOTES_BYTES)
                 for row in range(done):

@@ -38,10 +38,10 @@ _STATIC_ROWS = 64  # up to here reading the weights costs more than computing wi
 
 @compiled
 def group_rows(linear: Any, left: int) -> int:
-    """How many of the `left` rows of a block are finished together: two tiles; all where panels are long, or where one or two would be left over."""
+    """How many of the rows that are left are finished together: two tiles; a block where panels are long; one or two more that would be left over."""
     if linear.steps <= _PANEL_STEPS and left > _GROUP_ROWS + 2:
         return _GROUP_ROWS
-    return left
+    return min(left, ROW_BLOCK)
 
 
 @cache

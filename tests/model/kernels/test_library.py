@@ -216,7 +216,7 @@ def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(store: Obje
     monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
     monkeypatch.setattr(library_module, "digest_of_sources", lambda: "edited meanwhile")
     assert load_image(SPEC, store) == image
-    assert not [path for path in files_of(store) if path.suffix == ".kernels"]
+    assert [path.suffix for path in files_of(store)] == [".lock"]
     monkeypatch.undo()
     monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
     assert load_image(SPEC, store) == image
