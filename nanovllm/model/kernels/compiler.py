@@ -1,21 +1,77 @@
-"""How kernels are compiled: one decorator for all of them, and one object file for all that Python calls."""
+"""How kernels are compiled: one decorator for all of them, and one object file for all that Python calls.
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+    Python  --Numba-->  LLVM code of each function  --link-->  one module, optimised once  -->  one object file
+
+Numba by itself would go all the way for every function: optimise it with all that it calls, and make machine code of it, which is more than half of
+the time and which nobody runs. So its classes that make code are replaced by such that stop at LLVM, for the functions of this package alone.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, TypeVar, cast
 
 import numba
-import numba.core.config
 import numba.extending
 from llvmlite import binding, ir
+from numba.core import codegen, registry
 
 from nanovllm.model.kernels.processor import Processor, create_target_machine
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
+
 ARGUMENTS = (numba.intp, numba.intp)
 """What a function takes that Python calls: an address and the number of a thread."""
+
+
+class _Translation(codegen.AOTCodeLibrary):
+    """LLVM code of one function and of all that it calls, as it was translated."""
+
+    def _optimize_functions(self, ll_module: Any) -> None:
+        ll_module.data_layout = str(self._codegen.target_data)
+
+    def _optimize_final_module(self) -> None:
+        """Nothing: `link` does that."""
+
+    def get_pointer_to_function(self, name: str) -> int:
+        """No machine code, so no address of it."""
+        self._ensure_finalized()
+        return 0
+
+
+class _Translator(codegen.AOTCPUCodegen):
+    _library_class = _Translation
+
+    def set_env(self, name: str, env: Any) -> None:
+        """Nothing: there is no machine code to tell about Python."""
+
+
+class _Target(registry.CPUTarget):
+    """Numba's own target with another way of making code."""
+
+    typing_context = registry.cpu_target.typing_context
+
+    @cached_property
+    def target_context(self) -> Any:
+        context = registry.cpu_target.target_context
+        context.refresh()  # what Numba makes once for all that use it, it makes itself
+        return context.subtarget(_internal_codegen=_Translator("nanovllm"))
+
+
+class _Kernel(registry.CPUDispatcher):
+    """A function that Numba translates to LLVM, for other such functions and for `link`; called from Python, it is compiled as any other."""
+
+    targetdescr = _Target("cpu")
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Compile it after all, and call it."""
+        return self._ordinary(*arguments)
+
+    @cached_property
+    def _ordinary(self) -> Any:
+        return numba.njit(**_OPTIONS)(self.py_func)
 
 
 def compiled(function: F) -> F:
@@ -23,24 +79,12 @@ def compiled(function: F) -> F:
 
     Fast-math would let the compiler reorder sums, and then a row's bits would depend on the tile it is computed in.
     """
-    return cast("F", numba.njit(nogil=True, error_model="numpy", boundscheck=False, fastmath=False)(function))
+    return cast("F", _Kernel(function, targetoptions={"nopython": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}))
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
     """A function for compiled code whose code `function` generates; see numba.extending.intrinsic."""
     return numba.extending.intrinsic(function)
-
-
-@contextmanager
-def without_optimising() -> Iterator[None]:
-    """Let Numba only translate to LLVM: it would optimise each function anew in every function that calls it, and `link` does all at once."""
-    settings: Any = numba.core.config  # its names are made when it is imported
-    level = settings.OPT
-    settings.OPT = 0
-    try:
-        yield
-    finally:
-        settings.OPT = level
 
 
 def link(functions: Mapping[str, Any], machine: Any) -> Any:

@@ -6,7 +6,7 @@ from numba.core import event
 from tqdm import tqdm
 
 from nanovllm.model.kernels import helpers
-from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object, without_optimising
+from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object
 from nanovllm.model.kernels.forward import make_forward, make_greedy, make_logits
 from nanovllm.model.kernels.processor import Processor
 from nanovllm.model.kernels.sampling import make_sample_rows
@@ -34,11 +34,10 @@ def compile_entries(spec: Spec, processor: Processor) -> bytes:
     entries = make_entries(spec)
     line = tqdm(total=len(entries), bar_format="Compiling kernels for this CPU (once): {desc}{n}/{total} done{postfix} [{elapsed}]", disable=None)
     with line, event.install_listener("numba:compile", _Tell(line)):
-        with without_optimising():
-            for name, function in entries.items():
-                line.set_description(name)
-                function.compile(ARGUMENTS)
-                line.update()
+        for name, function in entries.items():
+            line.set_description(name)
+            function.compile(ARGUMENTS)
+            line.update()
         line.set_description("machine code")
         return emit_object(entries, processor)
 

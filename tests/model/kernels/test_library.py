@@ -57,6 +57,47 @@ def test_an_object_file_becomes_functions(image: bytes) -> None:
     assert library.addresses["third"] > 0
 
 
+def test_machine_code_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numba makes machine code for every function by itself, which is more than half of the time that compiling takes; nobody would run it."""
+
+    def refuse(library: Any) -> None:
+        raise AssertionError(f"machine code of {library}")
+
+    def twice(address: int, number: int) -> None:
+        third(address, number)
+        third(address, number)
+
+    monkeypatch.setattr("numba.core.codegen.JITCodeLibrary._finalize_specific", refuse)
+    function: Any = compiled(twice)
+    function.compile(ARGUMENTS)
+    assert "@twice" in str(link({"twice": function}, create_target_machine(host_processor())))
+
+
+def test_numba_is_left_as_it_was_for_others() -> None:
+    program = """
+from nanovllm.model.kernels import compiler
+import numba
+compiler.compiled(lambda address, number: None).compile(compiler.ARGUMENTS)
+from numba.core.runtime import rtsys
+print(type(rtsys.library).__name__, numba.njit(lambda n: [str(n)] * 2)(5))
+"""
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert answer.stdout.split(maxsplit=1) == ["JITCodeLibrary", "['5', '5']\n"]
+
+
+def test_functions_can_be_called_from_python_too() -> None:
+    @compiled
+    def add(a: float, b: float) -> float:
+        return a + b
+
+    @compiled
+    def add_three(a: float, b: float, c: float) -> float:
+        return add(add(a, b), c)
+
+    assert add_three(1, 2, 3) == 1 + 2 + 3
+    assert add_three(0.5, 2, 3) == 0.5 + 2 + 3
+
+
 def test_code_calls_nothing_but_the_operating_system() -> None:
     """A symbol that cannot be found when the file is loaded would end the process."""
     entries: dict[str, Any] = {"third": third, "run_job": helpers.run_job, "help_job": helpers.help_job, "prepare_job": helpers.prepare_job}
