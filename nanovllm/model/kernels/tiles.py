@@ -117,30 +117,31 @@ def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: in
     @compiled
     def tiles(a: int, a_stride: int, panel: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int) -> None:
         asked = 0
-        while count >= 9 or count == 6:
-            t6(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            a += 6 * a_stride
-            out += 6 * out_stride
-            count -= 6
+        while count > 0:
+            if count >= 9 or count == 6:
+                rows = 6
+                t6(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
+            elif count == 5:
+                rows = 5
+                t5(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
+            elif count >= 4:  # 7 and 8 rows too: 4 and 3 or 4 rather than 6 and 1 or 2, whose few chains would wait for themselves
+                rows = 4
+                t4(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
+            elif count == 3:
+                rows = 3
+                t3(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
+            elif count == 2:
+                rows = 2
+                t2(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
+            else:
+                rows = 1
+                t1(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
+            a += rows * a_stride
+            out += rows * out_stride
+            count -= rows
             asked += steps * ahead_lines * LINE_BYTES
             if asked >= steps * panel_stride:
                 asked = 0
-        if count >= 7:  # 4 and 3 or 4 rows rather than 6 and 1 or 2, whose few chains would wait for themselves
-            t4(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            a += 4 * a_stride
-            out += 4 * out_stride
-            count -= 4
-            asked += steps * ahead_lines * LINE_BYTES
-        if count == 5:
-            t5(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-        elif count == 4:
-            t4(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-        elif count == 3:
-            t3(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-        elif count == 2:
-            t2(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-        elif count == 1:
-            t1(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
 
     return tiles
 
