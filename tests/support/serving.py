@@ -86,7 +86,8 @@ class RunningServer:
     def __enter__(self) -> "RunningServer":
         self._thread.start()
         assert self._started.wait(TIMEOUT_S)
-        self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S)
+        kept_s = min(2.0, self.settings.stalled_client_s / 2)  # a connection that the server is about to end must not be used again
+        self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, limits=httpx.Limits(keepalive_expiry=kept_s))
         if self._wait_until_ready:
             self.on_loop(self.engine.wait_until_ready, START_TIMEOUT_S)
         return self
