@@ -2,8 +2,8 @@
 
     Python  --Numba-->  LLVM code of each function  --link-->  one module, optimised once  -->  one object file
 
-Numba by itself would go all the way for every function: optimise it with all that it calls, and make machine code of it, which is more than half of
-the time and which nobody runs. So its classes that make code are replaced by such that stop at LLVM, for the functions of this package alone.
+Numba by itself goes all the way for every function: it optimises it with all that it calls, and makes machine code of it, which takes longer than
+all the rest and which nobody would run. So the functions of this package have a target of their own, whose code generation stops at LLVM.
 """
 
 from collections.abc import Callable, Mapping

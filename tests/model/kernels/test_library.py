@@ -58,7 +58,7 @@ def test_an_object_file_becomes_functions(image: bytes) -> None:
 
 
 def test_machine_code_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba makes machine code for every function by itself, which is more than half of the time that compiling takes; nobody would run it."""
+    """Numba would make some for every function by itself, which took a third of the time of compiling and which nobody ran."""
 
     def refuse(library: Any) -> None:
         raise AssertionError(f"machine code of {library}")
