@@ -46,8 +46,7 @@ def load_library(spec: Spec) -> Library:
 def load_image(spec: Spec, store: ObjectCache) -> bytes:
     """The object file of these functions, from `store` or compiled and kept there."""
     processor = host_processor()
-    keeps = not (spec.target.check or CHECKS_ADDRESSES)  # code that checks has an address of this process in it, see bounds.py
-    if not keeps:
+    if spec.target.check or CHECKS_ADDRESSES:  # there is an address of this process in the code, see bounds.py
         return _compile(spec, processor)
     key = cache_key(spec, processor)
     image = store.load(key)
