@@ -20,15 +20,30 @@ class Agreement:
     equal_tokens: float
 
 
-def compare(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], gaps: Sequence[Sequence[float]]) -> Agreement:
+def compare(
+    ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], gaps: Sequence[Sequence[float]]
+) -> Agreement:
     """Compare answers token by token; `gaps` has the distance between our two best log-probabilities at each token."""
     equal = near_tie = same_tokens = 0
     for mine, other, distances in zip(ours, theirs, gaps, strict=True):
-        first = next((index for index, pair in enumerate(zip(mine, other, strict=True)) if pair[0] != pair[1]), len(mine))
+        first = next(
+            (
+                index
+                for index, pair in enumerate(zip(mine, other, strict=True))
+                if pair[0] != pair[1]
+            ),
+            len(mine),
+        )
         same_tokens += first
         if first == len(mine):
             equal += 1
         elif min(distances[: first + 1]) < NEAR_TIE:
             near_tie += 1
     tokens = sum(map(len, ours))
-    return Agreement(len(ours), equal, near_tie, len(ours) - equal - near_tie, same_tokens / tokens if tokens else 1.0)
+    return Agreement(
+        len(ours),
+        equal,
+        near_tie,
+        len(ours) - equal - near_tie,
+        same_tokens / tokens if tokens else 1.0,
+    )

@@ -28,23 +28,63 @@ from nanovllm.model.kernels.machine import MemoryReader, measure_peak
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 _READINGS = 2
 _WARM_UP_TOKENS = 32  # of each answer: enough to touch the memory and to load what is loaded late
-_LEAST_EQUAL_TOKENS = 0.5  # of float32 answers, before their first difference; less is another network
+_LEAST_EQUAL_TOKENS = (
+    0.5  # of float32 answers, before their first difference; less is another network
+)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
-    parser.add_argument("--peers", type=_peers, default="auto", help=f"auto for all that are installed, none, or some of {','.join(PEERS)}")
+    parser.add_argument(
+        "--peers",
+        type=_peers,
+        default="auto",
+        help=f"auto for all that are installed, none, or some of {','.join(PEERS)}",
+    )
     python_help = f"their interpreter, or NAME=PATH for one of them; several times, or in {PYTHON_VARIABLE} with commas between"
-    parser.add_argument("--peer-python", action="append", default=None, metavar="[NAME=]PATH", help=python_help)
-    parser.add_argument("--classes", type=names_of(CLASSES), default=",".join(CLASSES), help="types to compare in (%(default)s)")
-    parser.add_argument("--workloads", type=names_of(WORKLOADS), default=",".join(WORKLOADS), help="what to run (%(default)s)")
-    parser.add_argument("--rounds", type=positive, default=3, help="times that each contender runs each workload (%(default)s)")
-    parser.add_argument("--slow-s", type=positive_number, default=20.0, help="who needs longer for a run takes part in one round only (%(default)s)")
-    parser.add_argument("--timeout-s", type=positive_number, default=900.0, help="give up on a contender after this long (%(default)s)")
+    parser.add_argument(
+        "--peer-python", action="append", default=None, metavar="[NAME=]PATH", help=python_help
+    )
+    parser.add_argument(
+        "--classes",
+        type=names_of(CLASSES),
+        default=",".join(CLASSES),
+        help="types to compare in (%(default)s)",
+    )
+    parser.add_argument(
+        "--workloads",
+        type=names_of(WORKLOADS),
+        default=",".join(WORKLOADS),
+        help="what to run (%(default)s)",
+    )
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        default=3,
+        help="times that each contender runs each workload (%(default)s)",
+    )
+    parser.add_argument(
+        "--slow-s",
+        type=positive_number,
+        default=20.0,
+        help="who needs longer for a run takes part in one round only (%(default)s)",
+    )
+    parser.add_argument(
+        "--timeout-s",
+        type=positive_number,
+        default=900.0,
+        help="give up on a contender after this long (%(default)s)",
+    )
     parsed = parser.parse_args(arguments)
-    parsed.pythons = _pythons(parser, parsed.peer_python or [part for part in os.environ.get(PYTHON_VARIABLE, "").split(",") if part])
+    parsed.pythons = _pythons(
+        parser,
+        parsed.peer_python
+        or [part for part in os.environ.get(PYTHON_VARIABLE, "").split(",") if part],
+    )
     return parsed
 
 
@@ -52,7 +92,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Compare, report, and give the exit code: 1 where ours failed."""
     parsed = parse(arguments)
     model = ensure_model(parsed.model)
-    workloads = {name: work for name, work in make_workloads(model.vocab, parsed.seed, parsed.scale).items() if name in parsed.workloads}
+    workloads = {
+        name: work
+        for name, work in make_workloads(model.vocab, parsed.seed, parsed.scale).items()
+        if name in parsed.workloads
+    }
     reader = MemoryReader(parsed.threads)
     print(heading(parsed), flush=True)
     found = []
@@ -63,7 +107,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         found.append(results)
     reader.close()
     classes = {results.kind: results.record() for results in found}
-    finish({"benchmark": "compare", "parameters": model.parameters, "rounds": parsed.rounds, "classes": classes}, parsed)
+    finish(
+        {
+            "benchmark": "compare",
+            "parameters": model.parameters,
+            "rounds": parsed.rounds,
+            "classes": classes,
+        },
+        parsed,
+    )
     return int(any(OURS in results.problems for results in found))
 
 
@@ -79,7 +131,14 @@ def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryR
         for number in range(parsed.rounds):
             first = number % len(contenders) if contenders else 0
             for workload in results.workloads.values():
-                _round(results, contenders[first:] + contenders[:first], workload, number, parsed, reader)
+                _round(
+                    results,
+                    contenders[first:] + contenders[:first],
+                    workload,
+                    number,
+                    parsed,
+                    reader,
+                )
     finally:
         for contender in contenders:
             contender.close()
@@ -95,7 +154,11 @@ def start(entry: Entry, results: ClassResults, parsed: argparse.Namespace) -> Co
     try:
         contender = Contender.start(entry, parsed.model, parsed.threads, parsed.timeout_s)
         for workload in results.workloads.values():
-            contender.ask(workload.prompts, [min(_WARM_UP_TOKENS, length) for length in workload.lengths], parsed.timeout_s)
+            contender.ask(
+                workload.prompts,
+                [min(_WARM_UP_TOKENS, length) for length in workload.lengths],
+                parsed.timeout_s,
+            )
     except WorkerError as error:
         results.problems[entry.name] = str(error)
         if contender is not None:
@@ -103,12 +166,19 @@ def start(entry: Entry, results: ClassResults, parsed: argparse.Namespace) -> Co
         return None
     results.abouts[entry.name] = {"variant": entry.variant, **contender.about}
     if entry.name == OURS:
-        results.costs = Costs.of(GPT2Config.load(parsed.model), results.kind, contender.about["pair_bytes"])
+        results.costs = Costs.of(
+            GPT2Config.load(parsed.model), results.kind, contender.about["pair_bytes"]
+        )
     return contender
 
 
 def _round(
-    results: ClassResults, contenders: list[Contender], workload: Workload, number: int, parsed: argparse.Namespace, reader: MemoryReader
+    results: ClassResults,
+    contenders: list[Contender],
+    workload: Workload,
+    number: int,
+    parsed: argparse.Namespace,
+    reader: MemoryReader,
 ) -> None:
     """Let everybody run a workload once; who was slow in the first round has rest."""
     answers: dict[str, Answer] = {}
@@ -116,24 +186,49 @@ def _round(
     for contender in contenders:
         name = contender.entry.name
         earlier = results.speed(name, workload.name)
-        if name in results.problems or (earlier is not None and workload.tokens / earlier > parsed.slow_s):
+        if name in results.problems or (
+            earlier is not None and workload.tokens / earlier > parsed.slow_s
+        ):
             continue
         tell(f"{results.kind}: round {number + 1} of {parsed.rounds}, {workload.name}, {name}")
         try:
-            seconds, answers[name] = workload.run(lambda prompts, lengths, one=contender: one.ask(prompts, lengths, parsed.timeout_s))  # type: ignore[misc]
+            seconds, answers[name] = workload.run(
+                lambda prompts, lengths, one=contender: one.ask(prompts, lengths, parsed.timeout_s)  # type: ignore[misc]
+            )
         except WorkerError as error:
             results.problems[name] = str(error)
             continue
         after = reader.bytes_per_s(_READINGS)
-        results.samples.append(Sample(name, workload.name, number, workload.tokens / max(seconds, 1e-9), (before + after) / 2))
+        results.samples.append(
+            Sample(
+                name,
+                workload.name,
+                number,
+                workload.tokens / max(seconds, 1e-9),
+                (before + after) / 2,
+            )
+        )
         before = after
     if number == 0:
         _compare_answers(results, contenders, workload, answers, parsed.timeout_s)
 
 
-def _compare_answers(results: ClassResults, contenders: list[Contender], workload: Workload, answers: dict[str, Answer], timeout_s: float) -> None:
+def _compare_answers(
+    results: ClassResults,
+    contenders: list[Contender],
+    workload: Workload,
+    answers: dict[str, Answer],
+    timeout_s: float,
+) -> None:
     """Note how far the peers' tokens are ours, judged by a run of ours, not timed, that tells how near its second best tokens were."""
-    ours = next((contender for contender in contenders if contender.entry.name == OURS and OURS not in results.problems), None)
+    ours = next(
+        (
+            contender
+            for contender in contenders
+            if contender.entry.name == OURS and OURS not in results.problems
+        ),
+        None,
+    )
     if ours is None or len(answers) < 2:
         return
     checked = ours.ask(workload.prompts, workload.lengths, timeout_s, is_checked=True)
@@ -142,7 +237,9 @@ def _compare_answers(results: ClassResults, contenders: list[Contender], workloa
             found = compare(checked["token_ids"], answer["token_ids"], checked["gaps"])
             results.agreements.setdefault(name, {})[workload.name] = found
             if results.kind == "float32" and found.equal_tokens < _LEAST_EQUAL_TOKENS:
-                results.problems[name] = f"only {found.equal_tokens:.0%} of its tokens in {workload.name} are ours: it has another network"
+                results.problems[name] = (
+                    f"only {found.equal_tokens:.0%} of its tokens in {workload.name} are ours: it has another network"
+                )
 
 
 def _pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
@@ -157,7 +254,11 @@ def _pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str,
 
 def _peers(text: str) -> list[str]:
     """The value of --peers."""
-    return {"auto": list(PEERS), "none": []}[text] if text in ("auto", "none") else names_of(tuple(PEERS))(text)
+    return (
+        {"auto": list(PEERS), "none": []}[text]
+        if text in ("auto", "none")
+        else names_of(tuple(PEERS))(text)
+    )
 
 
 if __name__ == "__main__":

@@ -21,14 +21,22 @@ OURS = "nanovllm"
 
 PEERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "llamacpp": {"float32": ["f32"], "bfloat16": ["bf16"], "int8": ["q8_0"]},
-    "openvino": {"float32": ["fp32:f32"], "bfloat16": ["fp32:bf16"], "int8": ["int8:f32", "int8:bf16"]},
+    "openvino": {
+        "float32": ["fp32:f32"],
+        "bfloat16": ["fp32:bf16"],
+        "int8": ["int8:f32", "int8:bf16"],
+    },
     "vllm": {"float32": ["float32"], "bfloat16": ["bfloat16"]},
     "ctranslate2": {"float32": ["float32"], "int8": ["int8"]},
     "transformers": {"float32": ["float32"], "bfloat16": ["bfloat16"]},
 }
 """{peer: {class: its variants of the class}}; each peer has a file in benchmarks/peers that says what a variant is."""
 
-OUR_OPTIONS: Mapping[str, Mapping[str, Any]] = {"float32": {}, "bfloat16": {"dtype": "bfloat16"}, "int8": {"quantization": "int8"}}
+OUR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "float32": {},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantization": "int8"},
+}
 
 _ENDED: dict[str, Any] = {"ended": True}
 
@@ -43,10 +51,16 @@ class Entry:
     python: str
 
 
-def entries(kind: str, peers: Sequence[str], pythons: Mapping[str, str], our_options: Mapping[str, Any]) -> list[Entry]:
+def entries(
+    kind: str, peers: Sequence[str], pythons: Mapping[str, str], our_options: Mapping[str, Any]
+) -> list[Entry]:
     """Ours and the peers' variants of a class; `pythons` has an interpreter for each peer by name."""
     ours = Entry(OURS, "ours", json.dumps({**OUR_OPTIONS[kind], **our_options}), pythons[OURS])
-    theirs = [Entry(f"{peer} {variant}", peer, variant, pythons[peer]) for peer in peers for variant in PEERS[peer].get(kind, ())]
+    theirs = [
+        Entry(f"{peer} {variant}", peer, variant, pythons[peer])
+        for peer in peers
+        for variant in PEERS[peer].get(kind, ())
+    ]
     return [ours, *theirs]
 
 
@@ -69,11 +83,26 @@ class Contender:
     def start(cls, entry: Entry, model: Path, threads: int, timeout_s: float) -> "Contender":
         """Start the worker and wait until its model is loaded; raises WorkerError that says why it is not."""
         log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the contender
-        command = [entry.python, "-m", f"benchmarks.peers.{entry.module}", str(model.resolve()), entry.variant, "--threads", str(threads)]
+        command = [
+            entry.python,
+            "-m",
+            f"benchmarks.peers.{entry.module}",
+            str(model.resolve()),
+            entry.variant,
+            "--threads",
+            str(threads),
+        ]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         try:
             process = subprocess.Popen(
-                command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8"
+                command,
+                cwd=ROOT,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                encoding="utf-8",
             )
         except OSError as error:
             log.close()
@@ -92,12 +121,16 @@ class Contender:
         contender._signal("SIGSTOP")
         return contender
 
-    def ask(self, prompts: list[list[int]], lengths: list[int], timeout_s: float, **more: Any) -> Answer:
+    def ask(
+        self, prompts: list[list[int]], lengths: list[int], timeout_s: float, **more: Any
+    ) -> Answer:
         """Let it answer, and stop it again; raises WorkerError where it fails or does not give each prompt the tokens that were asked for."""
         assert self.process.stdin is not None
         self._signal("SIGCONT")
         try:
-            self.process.stdin.write(json.dumps({"prompts": prompts, "lengths": lengths, **more}) + "\n")
+            self.process.stdin.write(
+                json.dumps({"prompts": prompts, "lengths": lengths, **more}) + "\n"
+            )
             self.process.stdin.flush()
             answer = self._receive(timeout_s)
         except OSError as error:
@@ -108,7 +141,9 @@ class Contender:
         if counts != lengths:
             raise WorkerError(f"it did other work: {counts} tokens instead of {lengths}")
         if answer.get("cached_tokens", 0) != 0:
-            raise WorkerError(f"{answer['cached_tokens']} tokens came from a cache, but all must be computed")
+            raise WorkerError(
+                f"{answer['cached_tokens']} tokens came from a cache, but all must be computed"
+            )
         return answer
 
     def close(self) -> None:
@@ -118,7 +153,9 @@ class Contender:
         self.process.wait()
         self.listener.join()
         assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # it closes by writing what the worker did not read any more
+        with contextlib.suppress(
+            OSError
+        ):  # it closes by writing what the worker did not read any more
             self.process.stdin.close()
         self.log.close()
 

@@ -29,9 +29,16 @@ WHOLE, STREAMS = "whole answers", "32 streams"
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
-    parser.add_argument("--classes", type=names_of(CLASSES), default=["float32"], help="types of the weights (float32)")
+    parser.add_argument(
+        "--classes",
+        type=names_of(CLASSES),
+        default=["float32"],
+        help="types of the weights (float32)",
+    )
     parser.add_argument("--rounds", type=positive, default=5, help="turns of each (%(default)s)")
     return parser.parse_args(arguments)
 
@@ -46,7 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for kind in parsed.classes:
         classes[kind] = record = measure(kind, work, parsed)
         print(shown(kind, record), flush=True)
-    finish({"benchmark": "http_cost", "rounds": parsed.rounds, "tokens": work.tokens, "classes": classes}, parsed)
+    finish(
+        {
+            "benchmark": "http_cost",
+            "rounds": parsed.rounds,
+            "tokens": work.tokens,
+            "classes": classes,
+        },
+        parsed,
+    )
     return 0
 
 
@@ -54,15 +69,23 @@ def measure(kind: str, work: Workload, parsed: argparse.Namespace) -> dict[str, 
     """All rounds of a type: for each way its seconds, the client's, and what it costs; raises WorkerError where one fails."""
     options = {**OUR_OPTIONS[kind], **parsed.ours}
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(ServerProcess(server_flags(parsed.model, options, parsed.threads)))
+        server = stack.enter_context(
+            ServerProcess(server_flags(parsed.model, options, parsed.threads))
+        )
         url = f"http://127.0.0.1:{server.port}"
-        variants = {OURS: json.dumps(options), **{way: json.dumps({"url": url, "stream": way == STREAMS}) for way in (WHOLE, STREAMS)}}
+        variants = {
+            OURS: json.dumps(options),
+            **{way: json.dumps({"url": url, "stream": way == STREAMS}) for way in (WHOLE, STREAMS)},
+        }
         ways = {}
         for way, variant in variants.items():
             entry = Entry(way, "ours" if way == OURS else "over_http", variant, sys.executable)
             ways[way] = Contender.start(entry, parsed.model, parsed.threads, _TIMEOUT_S)
             stack.callback(ways[way].close)
-        answers = {way: contender.ask(work.prompts, work.lengths, _TIMEOUT_S, is_checked=True)["token_ids"] for way, contender in ways.items()}
+        answers = {
+            way: contender.ask(work.prompts, work.lengths, _TIMEOUT_S, is_checked=True)["token_ids"]
+            for way, contender in ways.items()
+        }
         for way in (WHOLE, STREAMS):
             if answers[way] != answers[OURS]:
                 raise RuntimeError(f"{way} over HTTP are other tokens than those of LLM.generate")
@@ -75,21 +98,37 @@ def measure(kind: str, work: Workload, parsed: argparse.Namespace) -> dict[str, 
     return {way: figures_of(turns, rounds[OURS], work.tokens) for way, turns in rounds.items()}
 
 
-def figures_of(turns: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str, Any]], tokens: int) -> dict[str, Any]:
+def figures_of(
+    turns: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str, Any]], tokens: int
+) -> dict[str, Any]:
     """Medians of one way: tokens a second, its cost as a share of the engine's speed, and the client's processor time as a share of the time."""
     costs = [1 - own["seconds"] / turn["seconds"] for own, turn in zip(engine, turns, strict=True)]
     return {
         "tokens_per_s": tokens / statistics.median(turn["seconds"] for turn in turns),
         "cost": statistics.median(costs),
         "costs": costs,
-        "client_share": statistics.median(turn.get("client_seconds", 0.0) / turn["seconds"] for turn in turns),
+        "client_share": statistics.median(
+            turn.get("client_seconds", 0.0) / turn["seconds"] for turn in turns
+        ),
     }
 
 
 def server_flags(model: Path, options: Mapping[str, Any], threads: int) -> list[str]:
     """Of a server without prefix caching, as the others are measured."""
-    own = [part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", str(value))]
-    return [str(model), "--num-threads", str(threads), "--no-enable-prefix-caching", "--log-level", "warning", *own]
+    own = [
+        part
+        for name, value in options.items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    return [
+        str(model),
+        "--num-threads",
+        str(threads),
+        "--no-enable-prefix-caching",
+        "--log-level",
+        "warning",
+        *own,
+    ]
 
 
 def shown(kind: str, record: Mapping[str, Any]) -> str:

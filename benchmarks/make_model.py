@@ -58,18 +58,31 @@ def _tensors(config: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
         return values
 
     def norm(name: str) -> dict[str, np.ndarray]:
-        return {f"{name}.weight": np.ones(d_model, dtype=np.float32), f"{name}.bias": np.zeros(d_model, dtype=np.float32)}
+        return {
+            f"{name}.weight": np.ones(d_model, dtype=np.float32),
+            f"{name}.bias": np.zeros(d_model, dtype=np.float32),
+        }
 
     def product(name: str, d_in: int, d_out: int, spread: float = _SPREAD) -> dict[str, np.ndarray]:
-        return {f"{name}.weight": normal(d_in, d_out, spread=spread), f"{name}.bias": np.zeros(d_out, dtype=np.float32)}
+        return {
+            f"{name}.weight": normal(d_in, d_out, spread=spread),
+            f"{name}.bias": np.zeros(d_out, dtype=np.float32),
+        }
 
     into_residual = _SPREAD / math.sqrt(2 * config["n_layer"])
-    tensors = {"transformer.wte.weight": normal(config["vocab_size"], d_model), "transformer.wpe.weight": normal(config["n_positions"], d_model)}
+    tensors = {
+        "transformer.wte.weight": normal(config["vocab_size"], d_model),
+        "transformer.wpe.weight": normal(config["n_positions"], d_model),
+    }
     for layer in range(config["n_layer"]):
         name = f"transformer.h.{layer}"
         tensors |= norm(f"{name}.ln_1") | norm(f"{name}.ln_2")
-        tensors |= product(f"{name}.attn.c_attn", d_model, 3 * d_model) | product(f"{name}.attn.c_proj", d_model, d_model, into_residual)
-        tensors |= product(f"{name}.mlp.c_fc", d_model, 4 * d_model) | product(f"{name}.mlp.c_proj", 4 * d_model, d_model, into_residual)
+        tensors |= product(f"{name}.attn.c_attn", d_model, 3 * d_model) | product(
+            f"{name}.attn.c_proj", d_model, d_model, into_residual
+        )
+        tensors |= product(f"{name}.mlp.c_fc", d_model, 4 * d_model) | product(
+            f"{name}.mlp.c_proj", 4 * d_model, d_model, into_residual
+        )
     return tensors | norm("transformer.ln_f")
 
 
@@ -78,19 +91,32 @@ def _write_tokenizer(folder: Path, vocab: int, positions: int) -> None:
     pairs = list(itertools.islice(itertools.product(letters, letters), vocab - len(letters) - 1))
     names = [*letters, *(left + right for left, right in pairs), _END_OF_TEXT]
     if len(names) != vocab:
-        raise ValueError(f"vocab_size is {vocab} but must be from {len(letters) + 1} to {len(letters) + 1 + len(letters) ** 2}")
-    tokenizer = Tokenizer(models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=pairs))
+        raise ValueError(
+            f"vocab_size is {vocab} but must be from {len(letters) + 1} to {len(letters) + 1 + len(letters) ** 2}"
+        )
+    tokenizer = Tokenizer(
+        models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=pairs)
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(_END_OF_TEXT, special=True, normalized=False)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "GPT2Tokenizer", "model_max_length": positions, "bos_token": _END_OF_TEXT, "eos_token": _END_OF_TEXT}
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    settings = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "model_max_length": positions,
+        "bos_token": _END_OF_TEXT,
+        "eos_token": _END_OF_TEXT,
+    }
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings, indent=2) + "\n", encoding="utf-8"
+    )
 
 
 def main() -> int:
     """Write the model that the command line describes."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--size", choices=list(SIZES), default="gpt2")
     parser.add_argument("--seed", type=int, default=0)

@@ -22,13 +22,45 @@ from nanovllm.model.kernels.processors import default_threads
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Flags that all of them have."""
     default_model = ROOT / "models" / "gpt2-random"
-    parser.add_argument("--model", type=Path, default=default_model, help="folder of a checkpoint; made with random weights where it is missing")
-    parser.add_argument("--threads", type=positive, default=default_threads(), help="threads of each run (%(default)s)")
+    parser.add_argument(
+        "--model",
+        type=Path,
+        default=default_model,
+        help="folder of a checkpoint; made with random weights where it is missing",
+    )
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=default_threads(),
+        help="threads of each run (%(default)s)",
+    )
     seed = os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED))
-    parser.add_argument("--seed", type=not_negative, default=seed, help="draws the requests; also WORKLOAD_SEED (%(default)s)")
-    parser.add_argument("--scale", type=positive, default=1, help="divide all lengths by this, for trying things out")
-    parser.add_argument("--ours", type=json.loads, default={}, metavar="JSON", help='further options of LLM, such as {"kv_cache_dtype": "int8"}')
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument(
+        "--seed",
+        type=not_negative,
+        default=seed,
+        help="draws the requests; also WORKLOAD_SEED (%(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        type=positive,
+        default=1,
+        help="divide all lengths by this, for trying things out",
+    )
+    parser.add_argument(
+        "--ours",
+        type=json.loads,
+        default={},
+        metavar="JSON",
+        help='further options of LLM, such as {"kv_cache_dtype": "int8"}',
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="also write the figures to this file",
+    )
 
 
 def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
@@ -38,7 +70,9 @@ def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
         chosen = [part.strip() for part in text.split(",")]
         unknown = [part for part in chosen if part not in known]
         if unknown:
-            raise argparse.ArgumentTypeError(f"{', '.join(map(repr, unknown))} is not known; choose from {', '.join(known)}")
+            raise argparse.ArgumentTypeError(
+                f"{', '.join(map(repr, unknown))} is not known; choose from {', '.join(known)}"
+            )
         return chosen
 
     return names
@@ -65,7 +99,14 @@ def heading(parsed: argparse.Namespace) -> str:
 def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
     """End a report with one line of JSON: the record, how it was made, and the machine; write it to --json too."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    about = {"date": now, "model": str(parsed.model), "threads": parsed.threads, "seed": parsed.seed, "scale": parsed.scale, "ours": parsed.ours}
+    about = {
+        "date": now,
+        "model": str(parsed.model),
+        "threads": parsed.threads,
+        "seed": parsed.seed,
+        "scale": parsed.scale,
+        "ours": parsed.ours,
+    }
     line = json.dumps({**record, **about, "machine": describe_machine()}, allow_nan=False)
     if parsed.json is not None:
         parsed.json.write_text(line + "\n", encoding="utf-8")
@@ -80,7 +121,9 @@ def in_process(generate: Callable[..., Any]) -> Run:
         token_ids, details = generate(prompts, lengths)
         seconds = time.perf_counter() - started_s
         if details["cached_tokens"]:
-            raise RuntimeError(f"{details['cached_tokens']} tokens came from a cache, but all must be computed")
+            raise RuntimeError(
+                f"{details['cached_tokens']} tokens came from a cache, but all must be computed"
+            )
         return {"seconds": seconds, "token_ids": token_ids}
 
     return run

@@ -18,7 +18,11 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator
 
-_COLOURS = {"float32": "#0072b2", "bfloat16": "#d55e00", "int8": "#009e73"}  # told apart with any kind of sight (Okabe and Ito)
+_COLOURS = {
+    "float32": "#0072b2",
+    "bfloat16": "#d55e00",
+    "int8": "#009e73",
+}  # told apart with any kind of sight (Okabe and Ito)
 _SIZE_INCHES = (5.0, 3.3)
 _NAMES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M"}
 
@@ -27,9 +31,16 @@ Points = Sequence[Mapping[str, Any]]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Draw all figures for which there are points."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("file", type=Path, help="what sweep.py wrote with --json")
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parent.parent / "docs" / "images", metavar="FOLDER")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).resolve().parent.parent / "docs" / "images",
+        metavar="FOLDER",
+    )
     parsed = parser.parse_args(arguments)
     sweep = json.loads(parsed.file.read_text(encoding="utf-8"))
     parsed.output.mkdir(parents=True, exist_ok=True)
@@ -49,7 +60,13 @@ def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
     }
     written = []
     # Text stays text, and names and dates inside the file do not change from one drawing to the next.
-    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "nanovllm", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
+    style: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "nanovllm",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     with mpl.rc_context(style):
         for name, (kind, fill) in figures.items():
             points = [point for point in sweep["points"] if point["sweep"] == kind]
@@ -69,26 +86,73 @@ def _roofline(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
     """Roofs of each type, decoding at each batch below them, and reading prompts at the right."""
     limits = sweep["limits"][str(sweep["threads"])]
     for kind, own in _by_type(points):
-        decode = [(point["step_operations"] / point["step_bytes"], point["step_operations"] / point["step_s"] / 1e9) for point in own]
+        decode = [
+            (
+                point["step_operations"] / point["step_bytes"],
+                point["step_operations"] / point["step_s"] / 1e9,
+            )
+            for point in own
+        ]
         largest = max(own, key=lambda point: point["prefill_operations"])
-        prefill = (largest["prefill_operations"] / largest["prefill_bytes"], largest["prefill_operations"] / largest["prefill_s"] / 1e9)
+        prefill = (
+            largest["prefill_operations"] / largest["prefill_bytes"],
+            largest["prefill_operations"] / largest["prefill_s"] / 1e9,
+        )
         bandwidth = statistics.median(point["bandwidth_bytes_per_s"] for point in own)
         if limits[kind] is not None:
             intensity = np.geomspace(decode[0][0] / 2, prefill[0] * 2, 200)
-            axes.plot(intensity, np.minimum(intensity * bandwidth, limits[kind]) / 1e9, color=_COLOURS[kind], linewidth=0.8)
-        axes.plot(*zip(*decode, strict=True), "o", color=_COLOURS[kind], markersize=3.5, label=f"{kind}, decoding")
-        axes.plot(*prefill, "s", color=_COLOURS[kind], markersize=5, markerfacecolor="none", label=f"{kind}, reading a prompt")
+            axes.plot(
+                intensity,
+                np.minimum(intensity * bandwidth, limits[kind]) / 1e9,
+                color=_COLOURS[kind],
+                linewidth=0.8,
+            )
+        axes.plot(
+            *zip(*decode, strict=True),
+            "o",
+            color=_COLOURS[kind],
+            markersize=3.5,
+            label=f"{kind}, decoding",
+        )
+        axes.plot(
+            *prefill,
+            "s",
+            color=_COLOURS[kind],
+            markersize=5,
+            markerfacecolor="none",
+            label=f"{kind}, reading a prompt",
+        )
         if kind == "float32":
             for point, place in zip(own, decode, strict=True):
-                axes.annotate(str(point["batch"]), place, textcoords="offset points", xytext=(3, -9), fontsize=7, color="#555555")
-    axes.set(xscale="log", yscale="log", xlabel="operations a byte of weights and cache", ylabel="GFLOPS (GOPS for int8)")
+                axes.annotate(
+                    str(point["batch"]),
+                    place,
+                    textcoords="offset points",
+                    xytext=(3, -9),
+                    fontsize=7,
+                    color="#555555",
+                )
+    axes.set(
+        xscale="log",
+        yscale="log",
+        xlabel="operations a byte of weights and cache",
+        ylabel="GFLOPS (GOPS for int8)",
+    )
     axes.legend(fontsize=7, frameon=False, loc="lower right")
 
 
 def _batch(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
     for kind, own in _by_type(points):
-        axes.plot([point["at"] for point in own], [point["decode_tokens_per_s"] for point in own], "o-", markersize=3.5, **_style(kind))
-    axes.set(xscale="log", yscale="log", xlabel="sequences decoded together", ylabel="tokens a second")
+        axes.plot(
+            [point["at"] for point in own],
+            [point["decode_tokens_per_s"] for point in own],
+            "o-",
+            markersize=3.5,
+            **_style(kind),
+        )
+    axes.set(
+        xscale="log", yscale="log", xlabel="sequences decoded together", ylabel="tokens a second"
+    )
     places = sorted({point["at"] for point in points})
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
@@ -99,24 +163,53 @@ def _batch(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
 
 def _context(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
     for kind, own in _by_type(points):
-        axes.plot([point["context"] for point in own], [1000 * point["step_s"] for point in own], "o-", markersize=3.5, **_style(kind))
-    axes.set(xlabel=f"tokens of context, {points[0]['batch']} sequences", ylabel="milliseconds a step", ylim=(0, None))
+        axes.plot(
+            [point["context"] for point in own],
+            [1000 * point["step_s"] for point in own],
+            "o-",
+            markersize=3.5,
+            **_style(kind),
+        )
+    axes.set(
+        xlabel=f"tokens of context, {points[0]['batch']} sequences",
+        ylabel="milliseconds a step",
+        ylim=(0, None),
+    )
     axes.legend(frameon=False)
 
 
 def _model(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
     for kind, own in _by_type(points):
-        axes.plot([point["parameters"] / 1e6 for point in own], [1000 * point["step_s"] for point in own], "o-", markersize=3.5, **_style(kind))
-    sizes = sorted({(point["parameters"] / 1e6, _NAMES.get(point["at"], point["at"])) for point in points})
+        axes.plot(
+            [point["parameters"] / 1e6 for point in own],
+            [1000 * point["step_s"] for point in own],
+            "o-",
+            markersize=3.5,
+            **_style(kind),
+        )
+    sizes = sorted(
+        {(point["parameters"] / 1e6, _NAMES.get(point["at"], point["at"])) for point in points}
+    )
     axes.set_xticks([size for size, _ in sizes], [name for _, name in sizes])
-    axes.set(xlabel="parameters", ylabel="milliseconds a token, one sequence", xlim=(0, None), ylim=(0, None))
+    axes.set(
+        xlabel="parameters",
+        ylabel="milliseconds a token, one sequence",
+        xlim=(0, None),
+        ylim=(0, None),
+    )
     axes.legend(frameon=False)
 
 
 def _threads(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
     for kind, own in _by_type(points):
         ordered = sorted(own, key=lambda point: point["threads"])
-        axes.plot([point["threads"] for point in ordered], [point["decode_tokens_per_s"] for point in ordered], "o-", markersize=3.5, **_style(kind))
+        axes.plot(
+            [point["threads"] for point in ordered],
+            [point["decode_tokens_per_s"] for point in ordered],
+            "o-",
+            markersize=3.5,
+            **_style(kind),
+        )
     axes.set_xticks(sorted({point["threads"] for point in points}))
     axes.set(xlabel="threads", ylabel="tokens a second, one sequence", ylim=(0, None))
     axes.legend(frameon=False)

@@ -37,7 +37,11 @@ class ClassResults:
 
     def speeds(self, contender: str, workload: str) -> dict[int, float]:
         """Tokens a second by round."""
-        return {sample.round: sample.tokens_per_s for sample in self.samples if (sample.contender, sample.workload) == (contender, workload)}
+        return {
+            sample.round: sample.tokens_per_s
+            for sample in self.samples
+            if (sample.contender, sample.workload) == (contender, workload)
+        }
 
     def speed(self, contender: str, workload: str) -> float | None:
         """The median of the rounds."""
@@ -67,16 +71,28 @@ class ClassResults:
         if workload == "decode1":
             seen = sum(prompt + step for step in range(1, work.tokens + 1))
             step_bytes = self.costs.read_bytes(work.tokens, seen) / work.tokens
-            shares = [sample.tokens_per_s * step_bytes / sample.bandwidth for sample in self.samples_of(contender, workload)]
+            shares = [
+                sample.tokens_per_s * step_bytes / sample.bandwidth
+                for sample in self.samples_of(contender, workload)
+            ]
             return statistics.median(shares) if shares else None
         speed = self.speed(contender, workload)
         if workload != "prefill512" or speed is None or self.peak is None:
             return None
-        return self.costs.operations(prompt, prompt * (prompt + 1) // 2, 1) / prompt * speed / self.peak
+        return (
+            self.costs.operations(prompt, prompt * (prompt + 1) // 2, 1)
+            / prompt
+            * speed
+            / self.peak
+        )
 
     def samples_of(self, contender: str, workload: str) -> list[Sample]:
         """All runs of a contender on a workload."""
-        return [sample for sample in self.samples if (sample.contender, sample.workload) == (contender, workload)]
+        return [
+            sample
+            for sample in self.samples
+            if (sample.contender, sample.workload) == (contender, workload)
+        ]
 
     def record(self) -> dict[str, Any]:
         """Everything as JSON."""
@@ -88,46 +104,85 @@ class ClassResults:
                 name: {
                     **about,
                     "workloads": {
-                        workload: {"tokens_per_s": _spread(list(speeds.values())), "share_of_limit": self.share(name, workload)}
+                        workload: {
+                            "tokens_per_s": _spread(list(speeds.values())),
+                            "share_of_limit": self.share(name, workload),
+                        }
                         for workload in self.workloads
                         if (speeds := self.speeds(name, workload))
                     },
-                    "agreement": {workload: _agreement_record(found) for workload, found in self.agreements.get(name, {}).items()},
+                    "agreement": {
+                        workload: _agreement_record(found)
+                        for workload, found in self.agreements.get(name, {}).items()
+                    },
                 }
                 for name, about in self.abouts.items()
             },
             "ratios": {workload: self.ratios(workload) for workload in self.workloads},
-            "best_peer": {workload: best for workload in self.workloads if (best := self.best_peer(workload))},
+            "best_peer": {
+                workload: best for workload in self.workloads if (best := self.best_peer(workload))
+            },
             "problems": self.problems,
         }
 
     def lines(self) -> list[str]:
         """The class as a table for people."""
         rows = [[self.kind, *self.workloads]]
-        rows += [[name, *(self._cell(name, workload) for workload in self.workloads)] for name in self.abouts]
+        rows += [
+            [name, *(self._cell(name, workload) for workload in self.workloads)]
+            for name in self.abouts
+        ]
         bests = [self.best_peer(workload) for workload in self.workloads]
-        rows.append(["ours / best peer", *("-" if best is None else f"{best[1]:.2f} {best[0]}" for best in bests)])
+        rows.append(
+            [
+                "ours / best peer",
+                *("-" if best is None else f"{best[1]:.2f} {best[0]}" for best in bests),
+            ]
+        )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-        table = ["  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return [*table, *(f"{name}: {problem}" for name, problem in self.problems.items()), *self._agreement_lines()]
+        table = [
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        ]
+        return [
+            *table,
+            *(f"{name}: {problem}" for name, problem in self.problems.items()),
+            *self._agreement_lines(),
+        ]
 
     def _cell(self, contender: str, workload: str) -> str:
         speed, share = self.speed(contender, workload), self.share(contender, workload)
         limit = {"decode1": "memory", "prefill512": "peak"}.get(workload)
-        return "-" if speed is None else f"{speed:,.0f}" if share is None else f"{speed:,.0f} ({share:.0%} of {limit})"
+        return (
+            "-"
+            if speed is None
+            else f"{speed:,.0f}"
+            if share is None
+            else f"{speed:,.0f} ({share:.0%} of {limit})"
+        )
 
     def _agreement_lines(self) -> list[str]:
         lines = []
         for name, by_workload in self.agreements.items():
-            requests, equal, near_tie = (sum(getattr(one, what) for one in by_workload.values()) for what in ("requests", "equal", "near_tie"))
+            requests, equal, near_tie = (
+                sum(getattr(one, what) for one in by_workload.values())
+                for what in ("requests", "equal", "near_tie")
+            )
             share = min(one.equal_tokens for one in by_workload.values())
             parting = f"{near_tie} part from them at a near tie and {requests - equal - near_tie} elsewhere"
-            lines.append(f"{name}: {equal} of {requests} answers are ours, {parting}; {share:.0%} of the tokens come before that")
+            lines.append(
+                f"{name}: {equal} of {requests} answers are ours, {parting}; {share:.0%} of the tokens come before that"
+            )
         return lines
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:
-    return {"median": statistics.median(values), "min": min(values), "max": max(values), "all": list(values)}
+    return {
+        "median": statistics.median(values),
+        "min": min(values),
+        "max": max(values),
+        "all": list(values),
+    }
 
 
 def _agreement_record(found: Agreement) -> dict[str, Any]:

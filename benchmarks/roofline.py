@@ -17,7 +17,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.contenders import CLASSES, OUR_OPTIONS
-from benchmarks.options import add_common_options, ensure_model, finish, heading, in_process, names_of
+from benchmarks.options import (
+    add_common_options,
+    ensure_model,
+    finish,
+    heading,
+    in_process,
+    names_of,
+)
 from benchmarks.peers.ours import load
 from benchmarks.workload import Workload, make_workloads
 from nanovllm.cli.bench_roofline import Costs
@@ -30,10 +37,19 @@ _READINGS = 2
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
-    parser.add_argument("--classes", type=names_of(CLASSES), default=",".join(CLASSES), help="types of the weights (%(default)s)")
-    parser.add_argument("--pairs", type=positive, default=12, help="readings and runs of each kind (%(default)s)")
+    parser.add_argument(
+        "--classes",
+        type=names_of(CLASSES),
+        default=",".join(CLASSES),
+        help="types of the weights (%(default)s)",
+    )
+    parser.add_argument(
+        "--pairs", type=positive, default=12, help="readings and runs of each kind (%(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -52,9 +68,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def measure_class(kind: str, model: GPT2Config, workloads: dict[str, Workload], parsed: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measure_class(
+    kind: str, model: GPT2Config, workloads: dict[str, Workload], parsed: argparse.Namespace
+) -> dict[str, dict[str, Any]]:
     """decode1 and prefill512 of one class, each with what the machine could do beside it."""
-    generate, about = load(parsed.model, json.dumps({**OUR_OPTIONS[kind], **parsed.ours}), parsed.threads)
+    generate, about = load(
+        parsed.model, json.dumps({**OUR_OPTIONS[kind], **parsed.ours}), parsed.threads
+    )
     costs = Costs.of(model, kind, about["pair_bytes"])
     decode, prefill = workloads["decode1"], workloads["prefill512"]
     context = len(decode.prompts[0])
@@ -62,15 +82,35 @@ def measure_class(kind: str, model: GPT2Config, workloads: dict[str, Workload], 
     operations = costs.operations(prefill.tokens, prefill.tokens * (prefill.tokens + 1) // 2, 1)
     reader = MemoryReader(parsed.threads)
     try:
-        found = {"decode1": _pairs(generate, decode, costs.read_bytes(decode.tokens, seen), lambda: reader.bytes_per_s(_READINGS), parsed.pairs)}
+        found = {
+            "decode1": _pairs(
+                generate,
+                decode,
+                costs.read_bytes(decode.tokens, seen),
+                lambda: reader.bytes_per_s(_READINGS),
+                parsed.pairs,
+            )
+        }
     finally:
         reader.close()
     if measure_peak(kind, parsed.threads) is not None:
-        found["prefill512"] = _pairs(generate, prefill, operations, lambda: measure_peak(kind, parsed.threads) or 0.0, parsed.pairs)
+        found["prefill512"] = _pairs(
+            generate,
+            prefill,
+            operations,
+            lambda: measure_peak(kind, parsed.threads) or 0.0,
+            parsed.pairs,
+        )
     return found
 
 
-def _pairs(generate: Callable[..., Any], workload: Workload, amount: float, read_limit: Callable[[], float], count: int) -> dict[str, Any]:
+def _pairs(
+    generate: Callable[..., Any],
+    workload: Workload,
+    amount: float,
+    read_limit: Callable[[], float],
+    count: int,
+) -> dict[str, Any]:
     """`count` runs that read or compute `amount`, between readings of how much of it the machine can do in a second."""
     timed = in_process(generate)
     workload.run(timed)
@@ -87,8 +127,19 @@ def _pairs(generate: Callable[..., Any], workload: Workload, amount: float, read
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
     """The median, the middle half, the ends and all of some figures."""
-    quarters = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
-    return {"median": quarters[1], "p25": quarters[0], "p75": quarters[2], "min": min(values), "max": max(values), "all": list(values)}
+    quarters = (
+        statistics.quantiles(values, n=4, method="inclusive")
+        if len(values) > 1
+        else [values[0]] * 3
+    )
+    return {
+        "median": quarters[1],
+        "p25": quarters[0],
+        "p75": quarters[2],
+        "min": min(values),
+        "max": max(values),
+        "all": list(values),
+    }
 
 
 def _shown(result: dict[str, Any]) -> str:

@@ -45,14 +45,44 @@ _LAST_STREAMS = 4
 
 def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default=None, help="folder or name of a model (the bundled one)")
-    parser.add_argument("--minutes", type=positive_number, default=10.0, help="how long the load lasts (%(default)s)")
-    parser.add_argument("--clients", type=positive, default=160, help=f"clients at once; the server has {MAX_QUEUED} places (%(default)s)")
-    parser.add_argument("--kv-cache-memory", default="32MiB", metavar="MEMORY", help="the server's cache; a smaller one preempts (%(default)s)")
-    parser.add_argument("--seed", type=not_negative, default=7, help="draws what the clients do (%(default)s)")
-    parser.add_argument("--max-health-s", type=positive_number, default=2.0, help="longest that /health may take (%(default)s)")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument(
+        "--minutes",
+        type=positive_number,
+        default=10.0,
+        help="how long the load lasts (%(default)s)",
+    )
+    parser.add_argument(
+        "--clients",
+        type=positive,
+        default=160,
+        help=f"clients at once; the server has {MAX_QUEUED} places (%(default)s)",
+    )
+    parser.add_argument(
+        "--kv-cache-memory",
+        default="32MiB",
+        metavar="MEMORY",
+        help="the server's cache; a smaller one preempts (%(default)s)",
+    )
+    parser.add_argument(
+        "--seed", type=not_negative, default=7, help="draws what the clients do (%(default)s)"
+    )
+    parser.add_argument(
+        "--max-health-s",
+        type=positive_number,
+        default=2.0,
+        help="longest that /health may take (%(default)s)",
+    )
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="also write the figures to this file",
+    )
     return parser.parse_args(arguments)
 
 
@@ -84,7 +114,9 @@ async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, A
     """The known answers alone, the load, the quiet after it, the signal: and what is to be said about all of it."""
     ledger = Ledger()
     tell("Asking alone what will be asked under load")
-    known = [(ask, await ask_once(server.port, ask)) for ask in known_asks(random.Random(parsed.seed), 3)]
+    known = [
+        (ask, await ask_once(server.port, ask)) for ask in known_asks(random.Random(parsed.seed), 3)
+    ]
     files_before = open_files(server.pid)
     watch = Watch(server.port, server.pid)
     load = Load(server.port, known, ledger, STALLED_CLIENT_S)
@@ -96,22 +128,32 @@ async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, A
     end = {**await server.end(), "last_streams": last_streams}
     if end["exit_code"] or end["tracebacks"]:
         tell(end["log"])
-    return judge(ledger, watch, idle, (files_before, files_after), refilled, end, parsed.max_health_s)
+    return judge(
+        ledger, watch, idle, (files_before, files_after), refilled, end, parsed.max_health_s
+    )
 
 
 async def _run_load(load: Load, watch: Watch, parsed: argparse.Namespace) -> None:
     """All clients at once for as long as was asked for; then each may finish what it has begun."""
     ways = Counter({way: max(1, round(share * parsed.clients)) for way, share in _SPECIAL.items()})
     ways["any"] = max(1, parsed.clients - ways.total())
-    clients = [Client(load, way, parsed.seed * 100_003 + number) for number, way in enumerate(ways.elements())]
-    tell(f"{parsed.minutes:g} minutes of {len(clients)} clients: " + ", ".join(f"{number} {way}" for way, number in ways.items()))
+    clients = [
+        Client(load, way, parsed.seed * 100_003 + number)
+        for number, way in enumerate(ways.elements())
+    ]
+    tell(
+        f"{parsed.minutes:g} minutes of {len(clients)} clients: "
+        + ", ".join(f"{number} {way}" for way, number in ways.items())
+    )
     running = [asyncio.ensure_future(client.run()) for client in clients]
     watching = [
         asyncio.ensure_future(watch.ask_health()),
         asyncio.ensure_future(watch.take_samples()),
         asyncio.ensure_future(_tell_now_and_then(load, watch)),
     ]
-    await asyncio.wait([*running, *watching], timeout=60 * parsed.minutes, return_when=asyncio.FIRST_COMPLETED)  # the first where something is wrong
+    await asyncio.wait(
+        [*running, *watching], timeout=60 * parsed.minutes, return_when=asyncio.FIRST_COMPLETED
+    )  # the first where something is wrong
     load.is_over.set()
     for task in watching:
         task.cancel()
@@ -138,23 +180,33 @@ async def _tell_now_and_then(load: Load, watch: Watch) -> None:
 async def _fills_the_queue(port: int) -> bool:
     """Whether one request gets all places at once: a place that was lost would be missing now."""
     async with Connection(port) as connection:
-        await connection.send(post(COMPLETIONS, {"prompt": "Once", "n": MAX_QUEUED, "max_tokens": 2}))
+        await connection.send(
+            post(COMPLETIONS, {"prompt": "Once", "n": MAX_QUEUED, "max_tokens": 2})
+        )
         return must_be_whole(parse(await connection.read_all())).status == 200
 
 
 async def _end_while_streaming(server: ServerProcess) -> tuple[int, int]:
     """Send the signal while streams are being written: how many are finished, or told that the server stops, of how many."""
-    ask = Ask("last", COMPLETIONS, {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True})
+    ask = Ask(
+        "last",
+        COMPLETIONS,
+        {"prompt": "Once upon a time", "max_tokens": 200, "ignore_eos": True, "stream": True},
+    )
     ended = 0
     async with contextlib.AsyncExitStack() as stack:
-        connections = [await stack.enter_async_context(Connection(server.port)) for _ in range(_LAST_STREAMS)]
+        connections = [
+            await stack.enter_async_context(Connection(server.port)) for _ in range(_LAST_STREAMS)
+        ]
         for connection in connections:
             await connection.send(post(ask.path, ask.body))
         begun = [await connection.read() for connection in connections]
         server.stop()
         for first, connection in zip(begun, connections, strict=True):
             answer = parse(first + await connection.read_all())
-            ended += answer is not None and answer.is_whole and answer.body.endswith(b"data: [DONE]\n\n")
+            ended += (
+                answer is not None and answer.is_whole and answer.body.endswith(b"data: [DONE]\n\n")
+            )
     return ended, _LAST_STREAMS
 
 

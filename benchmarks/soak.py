@@ -32,11 +32,19 @@ SPEED_LOSS = 0.1
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
-    parser.add_argument("--type", choices=CLASSES, default="float32", help="type of the weights (%(default)s)")
-    parser.add_argument("--minutes", type=positive_number, default=30.0, help="how long (%(default)s)")
-    parser.add_argument("--interval-s", type=positive_number, default=60.0, help="how often to tell (%(default)s)")
+    parser.add_argument(
+        "--type", choices=CLASSES, default="float32", help="type of the weights (%(default)s)"
+    )
+    parser.add_argument(
+        "--minutes", type=positive_number, default=30.0, help="how long (%(default)s)"
+    )
+    parser.add_argument(
+        "--interval-s", type=positive_number, default=60.0, help="how often to tell (%(default)s)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -45,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parse(arguments)
     model = ensure_model(parsed.model)
     work = make_workloads(model.vocab, parsed.seed, parsed.scale)["serve32"]
-    generate, _ = load(parsed.model, json.dumps({**OUR_OPTIONS[parsed.type], **parsed.ours}), parsed.threads)
+    generate, _ = load(
+        parsed.model, json.dumps({**OUR_OPTIONS[parsed.type], **parsed.ours}), parsed.threads
+    )
     run = in_process(generate)
     reader = MemoryReader(parsed.threads)
     print(heading(parsed), flush=True)
@@ -59,12 +69,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
             assert answer["token_ids"] == expected, "the same requests were answered otherwise"
             tokens, busy_s = tokens + work.tokens, busy_s + answer["seconds"]
         if tokens:
-            intervals.append({"tokens_per_s": tokens / busy_s, "rss_bytes": resident_bytes(), "bandwidth_bytes_per_s": reader.bytes_per_s()})
+            intervals.append(
+                {
+                    "tokens_per_s": tokens / busy_s,
+                    "rss_bytes": resident_bytes(),
+                    "bandwidth_bytes_per_s": reader.bytes_per_s(),
+                }
+            )
             print(shown(len(intervals), intervals[-1]), flush=True)
     reader.close()
     verdict = judge(intervals)
     print(f"\n{verdict['text']}\n")
-    finish({"benchmark": "soak", "type": parsed.type, "minutes": parsed.minutes, "intervals": intervals, **verdict}, parsed)
+    finish(
+        {
+            "benchmark": "soak",
+            "type": parsed.type,
+            "minutes": parsed.minutes,
+            "intervals": intervals,
+            **verdict,
+        },
+        parsed,
+    )
     return int(not verdict["is_flat"])
 
 
@@ -75,13 +100,23 @@ def judge(intervals: Sequence[dict[str, Any]]) -> dict[str, Any]:
     first, last = later[:part], later[-part:]
 
     def change(name: str) -> tuple[float, float]:
-        return statistics.median(item[name] for item in first), statistics.median(item[name] for item in last)
+        return statistics.median(item[name] for item in first), statistics.median(
+            item[name] for item in last
+        )
 
     before, after = change("tokens_per_s")
     loss = 1 - after / before
-    growth = None if any(item["rss_bytes"] is None for item in later) else change("rss_bytes")[1] - change("rss_bytes")[0]
+    growth = (
+        None
+        if any(item["rss_bytes"] is None for item in later)
+        else change("rss_bytes")[1] - change("rss_bytes")[0]
+    )
     is_flat = loss <= SPEED_LOSS and (growth is None or growth <= MEMORY_GROWTH_BYTES)
-    memory = "memory is unknown here" if growth is None else f"memory changed by {growth / 2**20:+.1f} MiB"
+    memory = (
+        "memory is unknown here"
+        if growth is None
+        else f"memory changed by {growth / 2**20:+.1f} MiB"
+    )
     text = f"{'Flat' if is_flat else 'NOT flat'}: {memory}, speed by {-loss:+.1%} ({before:,.0f} to {after:,.0f} tok/s)"
     return {"is_flat": is_flat, "memory_growth_bytes": growth, "speed_loss": loss, "text": text}
 
@@ -93,7 +128,9 @@ def resident_bytes(pid: int | None = None) -> int | None:
     if statm.is_file():
         return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
     if sys.platform == "darwin":
-        asked = subprocess.run(["/bin/ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True)
+        asked = subprocess.run(
+            ["/bin/ps", "-o", "rss=", "-p", str(pid)], capture_output=True, text=True, check=True
+        )
         return int(asked.stdout) * 1024
     return None
 

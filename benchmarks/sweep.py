@@ -30,7 +30,9 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (16, 32, 64, 128, 256, 512, 1024)
 SIZES = ("gpt2", "gpt2-medium", "gpt2-large")
 _USUAL_CONTEXT = 128
-_USUAL_BATCH = 8  # for contexts: enough of them that the cache is a part of the cost, few enough to fit
+_USUAL_BATCH = (
+    8  # for contexts: enough of them that the cache is a part of the cost, few enough to fit
+)
 _STEPS = 16
 _READINGS = 2
 
@@ -47,12 +49,29 @@ class Point:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add_common_options(parser)
-    parser.add_argument("--classes", type=names_of(CLASSES), default=",".join(CLASSES), help="types of the weights (%(default)s)")
+    parser.add_argument(
+        "--classes",
+        type=names_of(CLASSES),
+        default=",".join(CLASSES),
+        help="types of the weights (%(default)s)",
+    )
     sweeps = ("batch", "context", "model", "threads")
-    parser.add_argument("--sweeps", type=names_of(sweeps), default=",".join(sweeps), help="what to vary (%(default)s)")
-    parser.add_argument("--sizes", type=names_of(SIZES), default=",".join(SIZES), help="models, made beside --model where missing (%(default)s)")
+    parser.add_argument(
+        "--sweeps",
+        type=names_of(sweeps),
+        default=",".join(sweeps),
+        help="what to vary (%(default)s)",
+    )
+    parser.add_argument(
+        "--sizes",
+        type=names_of(SIZES),
+        default=",".join(SIZES),
+        help="models, made beside --model where missing (%(default)s)",
+    )
     return parser.parse_args(arguments)
 
 
@@ -76,24 +95,38 @@ def sweep_class(kind: str, parsed: argparse.Namespace) -> Iterator[dict[str, Any
     longest = max(1, 1024 // parsed.scale)
     own: list[Point] = []
     if "batch" in parsed.sweeps:
-        own += [Point("batch", batch, batch, max(1, _USUAL_CONTEXT // parsed.scale)) for batch in BATCHES if batch <= max(1, 64 // parsed.scale)]
+        own += [
+            Point("batch", batch, batch, max(1, _USUAL_CONTEXT // parsed.scale))
+            for batch in BATCHES
+            if batch <= max(1, 64 // parsed.scale)
+        ]
     if "context" in parsed.sweeps:
-        own += [Point("context", context, _USUAL_BATCH, context) for context in CONTEXTS if context <= longest]
+        own += [
+            Point("context", context, _USUAL_BATCH, context)
+            for context in CONTEXTS
+            if context <= longest
+        ]
     here = Point("threads", parsed.threads, 1, max(1, _USUAL_CONTEXT // parsed.scale))
     if "threads" in parsed.sweeps:
         own.append(here)
     yield from measure(parsed.model, kind, parsed.threads, own, parsed)
     if "threads" in parsed.sweeps:
         for threads in range(1, parsed.threads):
-            yield from measure(parsed.model, kind, threads, [Point("threads", threads, 1, here.context)], parsed)
+            yield from measure(
+                parsed.model, kind, threads, [Point("threads", threads, 1, here.context)], parsed
+            )
     if "model" in parsed.sweeps:
         for size in parsed.sizes:
             folder = parsed.model.parent / f"{size}-random"
             ensure_model(folder, size)
-            yield from measure(folder, kind, parsed.threads, [Point("model", size, 1, here.context)], parsed)
+            yield from measure(
+                folder, kind, parsed.threads, [Point("model", size, 1, here.context)], parsed
+            )
 
 
-def measure(folder: Path, kind: str, threads: int, points: Sequence[Point], parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def measure(
+    folder: Path, kind: str, threads: int, points: Sequence[Point], parsed: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """Load a model and measure at some points."""
     if not points:
         return
@@ -107,18 +140,31 @@ def measure(folder: Path, kind: str, threads: int, points: Sequence[Point], pars
     costs, reader = engine_costs(llm.engine), MemoryReader(threads)
     try:
         for point in points:
-            yield {**_measure(llm, costs, reader, point, parsed.seed), "type": kind, "threads": threads, "parameters": llm.engine.model.parameters}
+            yield {
+                **_measure(llm, costs, reader, point, parsed.seed),
+                "type": kind,
+                "threads": threads,
+                "parameters": llm.engine.model.parameters,
+            }
     finally:
         reader.close()
 
 
-def _measure(llm: LLM, costs: Costs, reader: MemoryReader, point: Point, seed: int) -> dict[str, Any]:
+def _measure(
+    llm: LLM, costs: Costs, reader: MemoryReader, point: Point, seed: int
+) -> dict[str, Any]:
     """One point; `context` is the mean that the steps had in the end."""
     engine = llm.engine
-    reading_steps = -(-point.batch * point.context // max(1, engine.config.max_num_batched_tokens - point.batch))
+    reading_steps = -(
+        -point.batch * point.context // max(1, engine.config.max_num_batched_tokens - point.batch)
+    )
     length = _STEPS + reading_steps + 1
     prompt_len = max(1, min(point.context - length // 2, engine.max_model_len - length))
-    drawn = np.random.default_rng(seed).integers(0, engine.model.vocab, (point.batch, prompt_len), dtype=np.int64).tolist()
+    drawn = (
+        np.random.default_rng(seed)
+        .integers(0, engine.model.vocab, (point.batch, prompt_len), dtype=np.int64)
+        .tolist()
+    )
     decode_batch(engine, drawn, length)
     before = reader.bytes_per_s(_READINGS)
     prefill, steps = decode_batch(engine, drawn, length)
@@ -134,7 +180,9 @@ def _measure(llm: LLM, costs: Costs, reader: MemoryReader, point: Point, seed: i
     }  # fmt: skip
 
 
-def decode_batch(engine: Engine, prompts: Sequence[list[int]], length: int) -> tuple[Phase, list[tuple[float, int]]]:
+def decode_batch(
+    engine: Engine, prompts: Sequence[list[int]], length: int
+) -> tuple[Phase, list[tuple[float, int]]]:
     """Answer the prompts together: what reading them took, and seconds and tokens seen of each step in which all of them decode."""
     lengths = {f"sweep-{index}": len(prompt) for index, prompt in enumerate(prompts)}
     for request_id, prompt in zip(lengths, prompts, strict=True):
@@ -164,7 +212,10 @@ def machine_limits(threads: int) -> dict[str, float | None]:
     reader = MemoryReader(threads)
     bandwidth = reader.bytes_per_s()
     reader.close()
-    return {"bandwidth_bytes_per_s": bandwidth, **{kind: measure_peak(kind, threads) for kind in KINDS}}
+    return {
+        "bandwidth_bytes_per_s": bandwidth,
+        **{kind: measure_peak(kind, threads) for kind in KINDS},
+    }
 
 
 def shown(record: dict[str, Any]) -> str:

@@ -18,9 +18,15 @@ Record = Mapping[str, Any]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the tables of some files of JSON, or write them into a page."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="what the benchmarks wrote with --json")
-    parser.add_argument("--write", type=Path, default=None, metavar="PAGE", help="put the tables there instead")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "files", type=Path, nargs="+", metavar="FILE", help="what the benchmarks wrote with --json"
+    )
+    parser.add_argument(
+        "--write", type=Path, default=None, metavar="PAGE", help="put the tables there instead"
+    )
     parsed = parser.parse_args(arguments)
     for file in parsed.files:
         record = json.loads(file.read_text(encoding="utf-8"))
@@ -35,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def markdown(record: Record) -> str:
     """The table of one benchmark, with the machine and the date below it."""
-    tables: dict[str, Callable[[Record], list[str]]] = {"compare": _compare, "roofline": _roofline, "soak": _soak}
+    tables: dict[str, Callable[[Record], list[str]]] = {
+        "compare": _compare,
+        "roofline": _roofline,
+        "soak": _soak,
+    }
     machine = record["machine"]
     origin = f"{record['date'][:10]}, {machine['cpu']}, {record['threads']} threads, seed {record['seed']}, nanovllm {machine['nanovllm']}"
     return "\n".join([*tables[record["benchmark"]](record), "", origin])
@@ -45,7 +55,9 @@ def insert(page: str, name: str, text: str) -> str:
     """The page with `text` between the markers of that name; raises ValueError where it has none."""
     pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     if pattern.search(page) is None:
-        raise ValueError(f"the page has no place for {name}; give it the lines '<!-- {name}: begin -->' and '<!-- {name}: end -->'")
+        raise ValueError(
+            f"the page has no place for {name}; give it the lines '<!-- {name}: begin -->' and '<!-- {name}: end -->'"
+        )
     return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page)
 
 
@@ -56,20 +68,46 @@ def _compare(record: Record) -> list[str]:
         for name, contender in found["contenders"].items():
             label = f"**{kind}**: {name}" if name == "nanovllm" else name
             note = f" ({contender['note']})" if "note" in contender else ""
-            lines.append(_row(label + note, [_speed(contender["workloads"].get(workload)) for workload in workloads]))
+            lines.append(
+                _row(
+                    label + note,
+                    [_speed(contender["workloads"].get(workload)) for workload in workloads],
+                )
+            )
         bests = [found["best_peer"].get(workload) for workload in workloads]
-        lines.append(_row(f"ratio, {kind}", ["-" if best is None else f"**{best[1]:.2f}** by {best[0]}" for best in bests]))
+        lines.append(
+            _row(
+                f"ratio, {kind}",
+                ["-" if best is None else f"**{best[1]:.2f}** by {best[0]}" for best in bests],
+            )
+        )
     return lines
 
 
 def _roofline(record: Record) -> list[str]:
-    lines = ["| | share of the limit, median | middle half | all | tokens a second | limit |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| | share of the limit, median | middle half | all | tokens a second | limit |",
+        "|---|---|---|---|---|---|",
+    ]
     for kind, works in record["classes"].items():
         for workload, found in works.items():
             share, unit = found["share"], "GB/s" if workload == "decode1" else "G operations/s"
-            spread = [f"{share[low]:.0%} to {share[high]:.0%}" for low, high in (("p25", "p75"), ("min", "max"))]
+            spread = [
+                f"{share[low]:.0%} to {share[high]:.0%}"
+                for low, high in (("p25", "p75"), ("min", "max"))
+            ]
             limit = f"{found['limit_per_s']['median'] / 1e9:,.0f} {unit}"
-            lines.append(_row(f"{kind}, {workload}", [f"{share['median']:.0%}", *spread, f"{found['tokens_per_s']['median']:,.0f}", limit]))
+            lines.append(
+                _row(
+                    f"{kind}, {workload}",
+                    [
+                        f"{share['median']:.0%}",
+                        *spread,
+                        f"{found['tokens_per_s']['median']:,.0f}",
+                        limit,
+                    ],
+                )
+            )
     return lines
 
 
@@ -77,8 +115,17 @@ def _soak(record: Record) -> list[str]:
     growth = record["memory_growth_bytes"]
     memory = "-" if growth is None else f"{growth / 2**20:+.1f} MiB"
     rates = [interval["tokens_per_s"] for interval in record["intervals"]]
-    cells = [f"{record['minutes']:g} minutes", memory, f"{-record['speed_loss']:+.1%}", f"{min(rates):,.0f} to {max(rates):,.0f}"]
-    return ["| | length | memory | speed, last quarter by first | tokens a second |", "|---|---|---|---|---|", _row(record["type"], cells)]
+    cells = [
+        f"{record['minutes']:g} minutes",
+        memory,
+        f"{-record['speed_loss']:+.1%}",
+        f"{min(rates):,.0f} to {max(rates):,.0f}",
+    ]
+    return [
+        "| | length | memory | speed, last quarter by first | tokens a second |",
+        "|---|---|---|---|---|",
+        _row(record["type"], cells),
+    ]
 
 
 def _row(label: str, cells: Sequence[str]) -> str:

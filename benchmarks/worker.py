@@ -62,6 +62,11 @@ def _answer(generate: Callable[..., Any], request: dict[str, Any]) -> dict[str, 
     return {"seconds": seconds, "token_ids": token_ids, **details}
 
 
-def in_groups(prompts: list[list[int]], lengths: list[int], size: int) -> list[tuple[list[list[int]], list[int]]]:
+def in_groups(
+    prompts: list[list[int]], lengths: list[int], size: int
+) -> list[tuple[list[list[int]], list[int]]]:
     """The requests cut into static batches, for those that cannot let a new request in when another ends."""
-    return [(prompts[start : start + size], lengths[start : start + size]) for start in range(0, len(prompts), size)]
+    return [
+        (prompts[start : start + size], lengths[start : start + size])
+        for start in range(0, len(prompts), size)
+    ]

@@ -59,5 +59,7 @@ def make_workloads(vocab: int, seed: int = DEFAULT_SEED, scale: int = 1) -> dict
     decode = Workload("decode1", [draw(max(1, 16 // scale))], [128 // scale + 1])
     prefill = Workload("prefill512", [draw(512 // scale)], [1])
     requests = [(draw(between(32, 256)), between(32, 128)) for _ in range(max(1, 32 // scale))]
-    serve = Workload("serve32", [prompt for prompt, _ in requests], [length for _, length in requests])
+    serve = Workload(
+        "serve32", [prompt for prompt, _ in requests], [length for _, length in requests]
+    )
     return {workload.name: workload for workload in (decode, prefill, serve)}

@@ -4,7 +4,19 @@ import re
 from dataclasses import dataclass
 from typing import TypeGuard
 
-_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30, "k": 2**10, "m": 2**20, "g": 2**30}
+_UNITS = {
+    "": 1,
+    "b": 1,
+    "kb": 10**3,
+    "mb": 10**6,
+    "gb": 10**9,
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "k": 2**10,
+    "m": 2**20,
+    "g": 2**30,
+}
 BACKENDS = ("numba", "numpy")
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
@@ -59,7 +71,9 @@ class EngineConfig:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be True or False")
         if self.seed is not None and not _is_whole(self.seed):
-            raise ValueError(f"seed is {self.seed!r} but must be a whole number, or None for another one each time")
+            raise ValueError(
+                f"seed is {self.seed!r} but must be a whole number, or None for another one each time"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs ({self.max_num_seqs}): "
@@ -70,18 +84,28 @@ class EngineConfig:
         }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} is {getattr(self, name)!r} but must be one of {', '.join(map(str, allowed))}")
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r} but must be one of {', '.join(map(str, allowed))}"
+                )
         if self.backend == "numpy":
             self._check_numpy_types()
         if not _is_whole(self.max_logprobs) or self.max_logprobs < 0:
-            raise ValueError(f"max_logprobs is {self.max_logprobs!r} but must be a whole number of at least 0")
+            raise ValueError(
+                f"max_logprobs is {self.max_logprobs!r} but must be a whole number of at least 0"
+            )
         parse_bytes(self.kv_cache_memory)
 
     def _check_numpy_types(self) -> None:
-        for name, allowed in (("dtype", ("float32",)), ("quantization", (None,)), ("kv_cache_dtype", ("auto", "float32"))):
+        for name, allowed in (
+            ("dtype", ("float32",)),
+            ("quantization", (None,)),
+            ("kv_cache_dtype", ("auto", "float32")),
+        ):
             value = getattr(self, name)
             if value not in allowed:
-                raise ValueError(f"{name} is {value!r}, but backend='numpy' computes in float32 only; leave it out or take backend='numba'")
+                raise ValueError(
+                    f"{name} is {value!r}, but backend='numpy' computes in float32 only; leave it out or take backend='numba'"
+                )
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -92,11 +116,17 @@ class EngineConfig:
 def parse_bytes(size: int | str) -> int:
     """Bytes in `size`: a whole number, or text such as "512MiB", "1.5GB" or "4G" (G is GiB)."""
     count = size if _is_whole(size) else 0
-    match = re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", size) if isinstance(size, str) else None
+    match = (
+        re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", size)
+        if isinstance(size, str)
+        else None
+    )
     if match is not None and match[2].lower() in _UNITS:
         count = int(float(match[1]) * _UNITS[match[2].lower()])
     if count < 1:
-        raise ValueError(f"{size!r} is not a size of at least one byte; write a number of bytes, or text such as '512MiB' or '1.5GB'")
+        raise ValueError(
+            f"{size!r} is not a size of at least one byte; write a number of bytes, or text such as '512MiB' or '1.5GB'"
+        )
     return count
 
 

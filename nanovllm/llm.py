@@ -103,7 +103,9 @@ class LLM:
         self._run(submissions, use_tqdm)
         return [submission.assembler.output() for submission in submissions]
 
-    def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = True) -> list[RequestOutput]:
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
         """The most probable answers to every prompt, `beam_width` each, the best first; their cumulative_logprob is the whole answer's.
 
         Raises:
@@ -111,20 +113,39 @@ class LLM:
             EngineFaultError: a step failed.
         """
         if not isinstance(params, BeamSearchParams):
-            raise InvalidRequestError(f"params is a {type(params).__name__} but must be a BeamSearchParams")
+            raise InvalidRequestError(
+                f"params is a {type(params).__name__} but must be a BeamSearchParams"
+            )
         intake = self.engine.intake
         searches = begin_searches(_as_prompts(prompts), params, intake)
-        with tqdm(total=params.max_tokens, desc="Tokens", unit="token", disable=None if use_tqdm else True) as progress:
+        with tqdm(
+            total=params.max_tokens, desc="Tokens", unit="token", disable=None if use_tqdm else True
+        ) as progress:
             while going := [search for search in searches if not search.is_finished]:
-                asked = [[intake.submit(f"beam-{next(self._ids)}", ids, params.step_params) for ids in search.prompts()] for search in going]
+                asked = [
+                    [
+                        intake.submit(f"beam-{next(self._ids)}", ids, params.step_params)
+                        for ids in search.prompts()
+                    ]
+                    for search in going
+                ]
                 self._run([submission for beams in asked for submission in beams], use_tqdm=False)
                 for search, beams in zip(going, asked, strict=True):
-                    search.take([only_position(submission.assembler.output()) for submission in beams])
+                    search.take(
+                        [only_position(submission.assembler.output()) for submission in beams]
+                    )
                 progress.update()
-        return [search.output(f"llm-{next(self._ids)}", self.tokenizer, params.beam_width) for search in searches]
+        return [
+            search.output(f"llm-{next(self._ids)}", self.tokenizer, params.beam_width)
+            for search in searches
+        ]
 
     def embed(
-        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "last", normalize: bool = True, use_tqdm: bool = True
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
         """Turn every prompt into a vector: the final hidden state of its tokens, after the last layer norm; in the order of the prompts.
 
@@ -141,20 +162,33 @@ class LLM:
         listed = _as_prompts(prompts)
 
         def submit(index: int, request_id: str) -> Submission:
-            return self.engine.intake.embed(request_id, listed[index], pooling=pooling, normalize=normalize)
+            return self.engine.intake.embed(
+                request_id, listed[index], pooling=pooling, normalize=normalize
+            )
 
         submissions = self._submit_each(len(listed), submit)
         self._run(submissions, use_tqdm)
         return [submission.assembler.embedding() for submission in submissions]
 
-    def _submissions(self, prompts: Prompt | Sequence[Prompt], sampling_params: SamplingParams | Sequence[SamplingParams] | None) -> list[Submission]:
+    def _submissions(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+    ) -> list[Submission]:
         listed = _as_prompts(prompts)
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         params = _as_params(sampling_params, len(listed))
-        return self._submit_each(len(listed), lambda index, request_id: self.engine.intake.submit(request_id, listed[index], params[index]))
+        return self._submit_each(
+            len(listed),
+            lambda index, request_id: self.engine.intake.submit(
+                request_id, listed[index], params[index]
+            ),
+        )
 
-    def _submit_each(self, count: int, submit: Callable[[int, str], Submission]) -> list[Submission]:
+    def _submit_each(
+        self, count: int, submit: Callable[[int, str], Submission]
+    ) -> list[Submission]:
         """`submit(index, request_id)` for every prompt; of several, an error names the one at fault."""
         submissions = []
         for index in range(count):
@@ -165,8 +199,17 @@ class LLM:
     def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
         """Work until all is done; raises what ended one of them, if anything did."""
         rates = _Rates()
-        unfinished = {request.request_id: submission for submission in submissions for request in submission.requests}
-        bar = tqdm(total=len(submissions), desc="Prompts", unit="prompt", disable=None if use_tqdm else True)
+        unfinished = {
+            request.request_id: submission
+            for submission in submissions
+            for request in submission.requests
+        }
+        bar = tqdm(
+            total=len(submissions),
+            desc="Prompts",
+            unit="prompt",
+            disable=None if use_tqdm else True,
+        )
         with bar as progress, closing(self.engine.run(submissions)) as steps:
             for output in steps:
                 if progress.disable:
@@ -204,13 +247,21 @@ class _Rates:
         return f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"
 
 
-def _as_params(params: SamplingParams | Sequence[SamplingParams], count: int) -> list[SamplingParams]:
+def _as_params(
+    params: SamplingParams | Sequence[SamplingParams], count: int
+) -> list[SamplingParams]:
     if isinstance(params, SamplingParams):
         return [params] * count
-    if not isinstance(params, Sequence) or not all(isinstance(one, SamplingParams) for one in params):
-        raise InvalidRequestError(f"sampling_params is a {type(params).__name__} but must be a SamplingParams, or a list of them")
+    if not isinstance(params, Sequence) or not all(
+        isinstance(one, SamplingParams) for one in params
+    ):
+        raise InvalidRequestError(
+            f"sampling_params is a {type(params).__name__} but must be a SamplingParams, or a list of them"
+        )
     if len(params) != count:
-        raise InvalidRequestError(f"there are {count} prompts but {len(params)} sampling_params; give one for all, or one for each")
+        raise InvalidRequestError(
+            f"there are {count} prompts but {len(params)} sampling_params; give one for all, or one for each"
+        )
     return list(params)
 
 
@@ -220,5 +271,8 @@ def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, Sequence) and prompts and all(isinstance(item, int) for item in prompts):
         return [prompts]  # type: ignore[list-item]
     if not isinstance(prompts, Sequence):
-        raise InvalidRequestError(f"prompts is a {type(prompts).__name__} but must be a prompt or a list of prompts", param="prompt")
+        raise InvalidRequestError(
+            f"prompts is a {type(prompts).__name__} but must be a prompt or a list of prompts",
+            param="prompt",
+        )
     return list(prompts)  # type: ignore[arg-type]

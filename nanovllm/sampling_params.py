@@ -10,7 +10,9 @@ from nanovllm.structured_outputs import StructuredOutputs
 GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflow float32 and only the best could be drawn
 MAX_BEST_OF = 20  # OpenAI's own limit: answers that are computed to be thrown away
 MAX_STOP_STRINGS = 16
-MAX_STOP_CHARACTERS = 1000  # of one stop string: each new piece of text is compared with all of its beginnings
+MAX_STOP_CHARACTERS = (
+    1000  # of one stop string: each new piece of text is compared with all of its beginnings
+)
 MAX_LOGIT_EDITS = 1024  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
@@ -106,7 +108,11 @@ class SamplingParams:
     @property
     def has_penalties(self) -> bool:
         """Whether logits depend on the tokens so far."""
-        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+        )
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -132,14 +138,23 @@ class SamplingParams:
             _check_real(name, getattr(self, name), bottom, top)
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.top_p == 0:
-            raise InvalidRequestError("top_p is 0 but must be above 0; leave it out for 1", param="top_p")
+            raise InvalidRequestError(
+                "top_p is 0 but must be above 0; leave it out for 1", param="top_p"
+            )
         object.__setattr__(self, "top_k", max(self.top_k, 0))
 
     def _check_flags(self) -> None:
-        for name in ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "add_special_tokens"):
+        for name in (
+            "ignore_eos",
+            "include_stop_str_in_output",
+            "skip_special_tokens",
+            "add_special_tokens",
+        ):
             value = getattr(self, name)
             if not isinstance(value, bool):
-                raise InvalidRequestError(f"{name} is {_short(value)} but must be true or false", param=name)
+                raise InvalidRequestError(
+                    f"{name} is {_short(value)} but must be true or false", param=name
+                )
 
     def _normalise_lists(self) -> None:
         """Check the items of every collection, and keep a copy that its giver cannot change."""
@@ -147,10 +162,15 @@ class SamplingParams:
             texts = _as_tuple(name, getattr(self, name))
             for text in texts:
                 if not isinstance(text, str) or not text:
-                    raise InvalidRequestError(f"{name} has {_short(text)} but takes texts that are not empty", param=name)
+                    raise InvalidRequestError(
+                        f"{name} has {_short(text)} but takes texts that are not empty", param=name
+                    )
                 check_unicode(name, text)
                 if name == "stop" and len(text) > MAX_STOP_CHARACTERS:
-                    raise InvalidRequestError(f"stop has a text of {len(text)} characters, the limit is {MAX_STOP_CHARACTERS}", param=name)
+                    raise InvalidRequestError(
+                        f"stop has a text of {len(text)} characters, the limit is {MAX_STOP_CHARACTERS}",
+                        param=name,
+                    )
             _check_length(name, texts, limit)
             object.__setattr__(self, name, texts)
         for name in ("stop_token_ids", "allowed_token_ids"):
@@ -162,7 +182,10 @@ class SamplingParams:
                 if name == "stop_token_ids":
                     _check_length(name, ids, MAX_LOGIT_EDITS)
                 elif not ids:
-                    raise InvalidRequestError("allowed_token_ids is empty, so no token could be generated; leave it out to allow all", param=name)
+                    raise InvalidRequestError(
+                        "allowed_token_ids is empty, so no token could be generated; leave it out to allow all",
+                        param=name,
+                    )
                 object.__setattr__(self, name, tuple(dict.fromkeys(ids)))
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
@@ -170,11 +193,14 @@ class SamplingParams:
     def _check_against_each_other(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
-                f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the first or raise the second", param="min_tokens"
+                f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the first or raise the second",
+                param="min_tokens",
             )
         if self.structured_outputs is not None:
             if not isinstance(self.structured_outputs, StructuredOutputs):
-                raise InvalidRequestError("structured_outputs must be a StructuredOutputs", param="structured_outputs")
+                raise InvalidRequestError(
+                    "structured_outputs must be a StructuredOutputs", param="structured_outputs"
+                )
             for name in ("ignore_eos", "min_tokens"):
                 if getattr(self, name):
                     message = f"{name} cannot be combined with structured_outputs, whose end is the end of the answer; leave one of them out"
@@ -194,7 +220,10 @@ class SamplingParams:
 def check_best_of(best_of: int | None, n: int) -> None:
     """Raise InvalidRequestError where more answers are to be given than generated."""
     if best_of is not None and best_of < n:
-        raise InvalidRequestError(f"best_of is {best_of} but n is {n}, the number of answers to give; raise the first", param="best_of")
+        raise InvalidRequestError(
+            f"best_of is {best_of} but n is {n}, the number of answers to give; raise the first",
+            param="best_of",
+        )
 
 
 def check_unicode(name: str, text: str) -> None:
@@ -203,7 +232,10 @@ def check_unicode(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError as error:
         found = f"{name} has {text[error.start]!r} at character {error.start}"
-        raise InvalidRequestError(f"{found}, half of a surrogate pair, which is no character; send valid Unicode", param=name) from None
+        raise InvalidRequestError(
+            f"{found}, half of a surrogate pair, which is no character; send valid Unicode",
+            param=name,
+        ) from None
 
 
 def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
@@ -223,7 +255,9 @@ def _short(value: object) -> str:
 
 def _check_length(name: str, items: tuple[Any, ...], limit: int) -> None:
     if len(items) > limit:
-        raise InvalidRequestError(f"{name} has {len(items)} entries, the limit is {limit}", param=name)
+        raise InvalidRequestError(
+            f"{name} has {len(items)} entries, the limit is {limit}", param=name
+        )
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -231,22 +265,39 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < low or (high is not None and value > high):
-        raise InvalidRequestError(f"{name} is {_short(value)} but must be a whole number, {_range(low, high)}", param=name)
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or value < low
+        or (high is not None and value > high)
+    ):
+        raise InvalidRequestError(
+            f"{name} is {_short(value)} but must be a whole number, {_range(low, high)}", param=name
+        )
 
 
 def _check_real(name: str, value: object, low: float, high: float) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidRequestError(f"{name} is {_short(value)} but must be a number, {_range(low, high)}", param=name)
+        raise InvalidRequestError(
+            f"{name} is {_short(value)} but must be a number, {_range(low, high)}", param=name
+        )
 
 
 def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
     if not isinstance(bias, Mapping):
-        raise InvalidRequestError(f"logit_bias is {_short(bias)} but must map token ids to numbers", param="logit_bias")
+        raise InvalidRequestError(
+            f"logit_bias is {_short(bias)} but must map token ids to numbers", param="logit_bias"
+        )
     if len(bias) > MAX_LOGIT_EDITS:
-        raise InvalidRequestError(f"logit_bias has {len(bias)} entries, the limit is {MAX_LOGIT_EDITS}", param="logit_bias")
+        raise InvalidRequestError(
+            f"logit_bias has {len(bias)} entries, the limit is {MAX_LOGIT_EDITS}",
+            param="logit_bias",
+        )
     for token_id, value in bias.items():
         if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-            raise InvalidRequestError(f"logit_bias has the key {_short(token_id)} but its keys must be token ids", param="logit_bias")
+            raise InvalidRequestError(
+                f"logit_bias has the key {_short(token_id)} but its keys must be token ids",
+                param="logit_bias",
+            )
         _check_real("logit_bias", value, -100.0, 100.0)
     return {token_id: float(value) for token_id, value in bias.items()}

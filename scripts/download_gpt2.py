@@ -10,7 +10,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 if sys.version_info < (3, 10):  # noqa: UP036 - people run this file with whatever Python they have
-    sys.exit(f"nanovllm needs Python 3.10 or newer; this is {sys.version_info[0]}.{sys.version_info[1]}")
+    sys.exit(
+        f"nanovllm needs Python 3.10 or newer; this is {sys.version_info[0]}.{sys.version_info[1]}"
+    )
 try:
     from nanovllm.cli.download import DESCRIPTION, add_arguments, run
 except ModuleNotFoundError as error:

@@ -12,22 +12,31 @@ from jaxtyping import install_import_hook
 # From here on every array that enters or leaves a function of these rooms must have the shape and dtype that its annotation states.
 # It has to happen before they are first imported; the rest of the tests' imports therefore come later.
 # The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
-_MODEL = [f"nanovllm.model.{path.stem}" for path in (Path(__file__).parents[1] / "nanovllm" / "model").glob("[a-z]*.py")]
-install_import_hook([*_MODEL, "nanovllm.model.kernels.packing", "nanovllm.runner"], "beartype.beartype")
+_MODEL = [
+    f"nanovllm.model.{path.stem}"
+    for path in (Path(__file__).parents[1] / "nanovllm" / "model").glob("[a-z]*.py")
+]
+install_import_hook(
+    [*_MODEL, "nanovllm.model.kernels.packing", "nanovllm.runner"], "beartype.beartype"
+)
 
 from nanovllm.config import BACKENDS  # noqa: E402
 from nanovllm.model.kernels.processors import usable_processors  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in the background of a shell; what a test starts would ignore it too
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # in the background of a shell; what a test starts would ignore it too
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("dev", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
-MAX_WORKERS = 4  # each has its own Numba and its own kernels in memory, and threads of its own in many tests
+MAX_WORKERS = (
+    4  # each has its own Numba and its own kernels in memory, and threads of its own in many tests
+)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -12,7 +12,15 @@ from nanovllm.config import EngineConfig, parse_bytes
 POSITIVE = ("block_size", "max_num_seqs", "max_num_batched_tokens")
 OPTIONAL = ("max_model_len", "num_blocks", "num_threads")
 FLAGS = ("enable_prefix_caching", "batch_invariant")
-OTHERS = ("dtype", "quantization", "kv_cache_dtype", "backend", "kv_cache_memory", "seed", "max_logprobs")
+OTHERS = (
+    "dtype",
+    "quantization",
+    "kv_cache_dtype",
+    "backend",
+    "kv_cache_memory",
+    "seed",
+    "max_logprobs",
+)
 
 
 def make(**settings: Any) -> EngineConfig:
@@ -25,8 +33,18 @@ def test_every_setting_is_covered_here() -> None:
 
 def test_the_defaults_are_those_of_the_documentation() -> None:
     config = EngineConfig()
-    assert (config.block_size, config.max_num_seqs, config.max_num_batched_tokens, config.kv_cache_bytes) == (32, 32, 512, 2**30)
-    assert (config.dtype, config.backend, config.enable_prefix_caching, config.max_model_len) == ("float32", "numba", True, None)
+    assert (
+        config.block_size,
+        config.max_num_seqs,
+        config.max_num_batched_tokens,
+        config.kv_cache_bytes,
+    ) == (32, 32, 512, 2**30)
+    assert (config.dtype, config.backend, config.enable_prefix_caching, config.max_model_len) == (
+        "float32",
+        "numba",
+        True,
+        None,
+    )
 
 
 @pytest.mark.parametrize("name", [*POSITIVE, *OPTIONAL])
@@ -44,7 +62,10 @@ def test_counts_are_at_least_one(name: str) -> None:
 
 def test_every_running_sequence_needs_a_token_a_step() -> None:
     EngineConfig(max_num_seqs=8, max_num_batched_tokens=8)
-    with pytest.raises(ValueError, match=r"max_num_batched_tokens is 7, less than max_num_seqs \(8\).*raise the first or lower the second"):
+    with pytest.raises(
+        ValueError,
+        match=r"max_num_batched_tokens is 7, less than max_num_seqs \(8\).*raise the first or lower the second",
+    ):
         EngineConfig(max_num_seqs=8, max_num_batched_tokens=7)
 
 
@@ -64,14 +85,22 @@ WRONG_CHOICES = [
 
 @pytest.mark.parametrize(("name", "value"), WRONG_CHOICES)
 def test_choices_are_listed(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name} is {value!r} but must be one of {getattr(EngineConfig(), name)}"):
+    with pytest.raises(
+        ValueError, match=f"{name} is {value!r} but must be one of {getattr(EngineConfig(), name)}"
+    ):
         make(**{name: value})
 
 
-@pytest.mark.parametrize(("name", "value"), [("dtype", "bfloat16"), ("quantization", "int8"), ("kv_cache_dtype", "bfloat16")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("dtype", "bfloat16"), ("quantization", "int8"), ("kv_cache_dtype", "bfloat16")],
+)
 def test_numpy_computes_in_float32_only(name: str, value: str) -> None:
     assert getattr(make(**{name: value}), name) == value
-    with pytest.raises(ValueError, match=f"{name} is '{value}', but backend='numpy' computes in float32 only; .* take backend='numba'"):
+    with pytest.raises(
+        ValueError,
+        match=f"{name} is '{value}', but backend='numpy' computes in float32 only; .* take backend='numba'",
+    ):
         make(**{name: value}, backend="numpy")
 
 
@@ -82,7 +111,11 @@ def test_seed_and_max_logprobs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [*(("seed", value) for value in (1.5, "1", True, [1])), *(("max_logprobs", value) for value in (-1, 1.5, "5", None, True))]
+    ("name", "value"),
+    [
+        *(("seed", value) for value in (1.5, "1", True, [1])),
+        *(("max_logprobs", value) for value in (-1, 1.5, "5", None, True)),
+    ],
 )
 def test_what_is_no_seed_and_no_number_of_log_probabilities(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} is .* whole number"):
@@ -112,10 +145,35 @@ def test_sizes(size: int | str, expected: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "size", [0, -1, True, 1.5, None, "", "GiB", "1TB", "-1GB", "1e9", "1,5GB", "1 000", "0", "0.0GB", "0.4", "0.9b", "inf", "nan", "1" * 16, b"1"]
+    "size",
+    [
+        0,
+        -1,
+        True,
+        1.5,
+        None,
+        "",
+        "GiB",
+        "1TB",
+        "-1GB",
+        "1e9",
+        "1,5GB",
+        "1 000",
+        "0",
+        "0.0GB",
+        "0.4",
+        "0.9b",
+        "inf",
+        "nan",
+        "1" * 16,
+        b"1",
+    ],
 )
 def test_what_is_no_size(size: Any) -> None:
-    with pytest.raises(ValueError, match="not a size of at least one byte; write a number of bytes, or text such as"):
+    with pytest.raises(
+        ValueError,
+        match="not a size of at least one byte; write a number of bytes, or text such as",
+    ):
         parse_bytes(size)
     with pytest.raises(ValueError, match="not a size"):
         make(kv_cache_memory=size)

@@ -26,14 +26,34 @@ UPWARD = [
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     """Check the floors of the package in `folder`, wide enough that no line of the report is folded."""
-    command = [sys.executable, "-c", LINT_IMPORTS, "--config", "pyproject.toml", "--no-cache", "--no-logo"]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, env={**os.environ, "COLUMNS": "200"}, check=False)
+    command = [
+        sys.executable,
+        "-c",
+        LINT_IMPORTS,
+        "--config",
+        "pyproject.toml",
+        "--no-cache",
+        "--no-logo",
+    ]
+    return subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "COLUMNS": "200"},
+        check=False,
+    )
 
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
     """A copy of the package and of its contracts, for breaking, with a training room whether there is one yet or not."""
-    shutil.copytree(ROOT / "nanovllm", tmp_path / "nanovllm", ignore=shutil.ignore_patterns("bundled", "__pycache__"))
+    shutil.copytree(
+        ROOT / "nanovllm",
+        tmp_path / "nanovllm",
+        ignore=shutil.ignore_patterns("bundled", "__pycache__"),
+    )
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
     (tmp_path / "nanovllm" / "training").mkdir(exist_ok=True)
     (tmp_path / "nanovllm" / "training" / "__init__.py").touch()
@@ -79,9 +99,15 @@ def test_room_without_a_floor_is_refused(house: Path) -> None:
 
 def modules_after(statement: str) -> set[str]:
     """Names of the modules that a new interpreter has loaded after `statement`."""
-    program = f"import sys\nbefore = set(sys.modules)\n{statement}\nprint(*set(sys.modules) - before)"
+    program = (
+        f"import sys\nbefore = set(sys.modules)\n{statement}\nprint(*set(sys.modules) - before)"
+    )
     command = [sys.executable, "-c", program]
-    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split())
+    return set(
+        subprocess.run(
+            command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+        ).stdout.split()
+    )
 
 
 def test_model_is_imported_without_the_rest() -> None:
@@ -90,10 +116,27 @@ def test_model_is_imported_without_the_rest() -> None:
     above = {
         name
         for name in loaded
-        if name.startswith(("nanovllm.runner", "nanovllm.engine", "nanovllm.server", "nanovllm.llm", "nanovllm.hub", "nanovllm.cli"))
+        if name.startswith(
+            (
+                "nanovllm.runner",
+                "nanovllm.engine",
+                "nanovllm.server",
+                "nanovllm.llm",
+                "nanovllm.hub",
+                "nanovllm.cli",
+            )
+        )
     }
     assert not above
-    assert not loaded & {"numba", "fastapi", "uvicorn", "huggingface_hub", "prometheus_client", "torch", "transformers"}
+    assert not loaded & {
+        "numba",
+        "fastapi",
+        "uvicorn",
+        "huggingface_hub",
+        "prometheus_client",
+        "torch",
+        "transformers",
+    }
 
 
 def test_package_alone_loads_nothing() -> None:
@@ -104,7 +147,14 @@ def test_package_alone_loads_nothing() -> None:
 
 def test_exported_names_are_there() -> None:
     program = "import nanovllm; from nanovllm import *; print(*(name for name in nanovllm.__all__ if name in globals()))"
-    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout.split()
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout.split()
     assert set(found) == {
         "LLM",
         "AsyncEngine",

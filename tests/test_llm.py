@@ -10,14 +10,21 @@ import pytest
 
 from nanovllm import LLM, EngineConfig, SamplingParams
 from nanovllm.engine.intake import Prompt
-from nanovllm.errors import CheckpointError, ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.errors import (
+    CheckpointError,
+    ContextLengthError,
+    EngineFaultError,
+    InvalidRequestError,
+)
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
 def llm(tiny_model: Path, backend: str) -> LLM:
-    return LLM(tiny_model, backend=backend, kv_cache_memory="4MiB", block_size=8, batch_invariant=True)
+    return LLM(
+        tiny_model, backend=backend, kv_cache_memory="4MiB", block_size=8, batch_invariant=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +33,9 @@ def books(backend: str) -> LLM:
 
 
 def test_the_bundled_model_writes_words(books: LLM) -> None:
-    output = books.generate("Once upon a time", SamplingParams(temperature=0, max_tokens=24), use_tqdm=False)[0]
+    output = books.generate(
+        "Once upon a time", SamplingParams(temperature=0, max_tokens=24), use_tqdm=False
+    )[0]
     answer = output.outputs[0]
     assert output.prompt == "Once upon a time"
     assert books.tokenizer.decode(output.prompt_token_ids) == output.prompt
@@ -36,7 +45,15 @@ def test_the_bundled_model_writes_words(books: LLM) -> None:
 
 
 def test_everything_the_readme_promises_of_an_output(llm: LLM) -> None:
-    params = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=6, logprobs=2, prompt_logprobs=1, seed=7, ignore_eos=True)
+    params = SamplingParams(
+        temperature=0.8,
+        top_p=0.95,
+        max_tokens=6,
+        logprobs=2,
+        prompt_logprobs=1,
+        seed=7,
+        ignore_eos=True,
+    )
     prompts: list[Prompt] = ["the hen", {"prompt_token_ids": [1, 2, 3]}]
     text, ids = llm.generate(prompts, params, use_tqdm=False)
     assert (text.prompt, ids.prompt, ids.prompt_token_ids) == ("the hen", None, [1, 2, 3])
@@ -48,26 +65,50 @@ def test_everything_the_readme_promises_of_an_output(llm: LLM) -> None:
         assert answer.logprobs is not None
         assert output.prompt_logprobs[0] is None
         assert len(output.prompt_logprobs) == len(output.prompt_token_ids)
-        assert all(position and token in position for position, token in zip(output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True))
+        assert all(
+            position and token in position
+            for position, token in zip(
+                output.prompt_logprobs[1:], output.prompt_token_ids[1:], strict=True
+            )
+        )
         assert [2 <= len(position) <= 3 for position in answer.logprobs] == [True] * 6
-        chosen = [position[token] for position, token in zip(answer.logprobs, answer.token_ids, strict=True)]
+        chosen = [
+            position[token]
+            for position, token in zip(answer.logprobs, answer.token_ids, strict=True)
+        ]
         assert answer.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in chosen))
-        assert all(entry.decoded_token == llm.tokenizer.token_text(token) for entry, token in zip(chosen, answer.token_ids, strict=True))
+        assert all(
+            entry.decoded_token == llm.tokenizer.token_text(token)
+            for entry, token in zip(chosen, answer.token_ids, strict=True)
+        )
 
 
 def test_outputs_come_in_the_order_of_the_prompts(llm: LLM) -> None:
     """Prompts that end at very different times: received out of order, each other's texts would be handed out."""
-    prompts = [{"prompt_token_ids": [token] * length} for token, length in ((5, 40), (6, 3), (7, 25), (8, 1), (9, 60), (10, 2))]
-    params = [SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True) for tokens in (2, 30, 1, 20, 3, 9)]
+    prompts = [
+        {"prompt_token_ids": [token] * length}
+        for token, length in ((5, 40), (6, 3), (7, 25), (8, 1), (9, 60), (10, 2))
+    ]
+    params = [
+        SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+        for tokens in (2, 30, 1, 20, 3, 9)
+    ]
     together = llm.generate(prompts, params, use_tqdm=False)
-    assert [output.prompt_token_ids for output in together] == [prompt["prompt_token_ids"] for prompt in prompts]
+    assert [output.prompt_token_ids for output in together] == [
+        prompt["prompt_token_ids"] for prompt in prompts
+    ]
     assert [len(output.outputs[0].token_ids) for output in together] == [2, 30, 1, 20, 3, 9]
     for prompt, own, output in zip(prompts, params, together, strict=True):
-        assert llm.generate(prompt, own, use_tqdm=False)[0].outputs[0].token_ids == output.outputs[0].token_ids
+        assert (
+            llm.generate(prompt, own, use_tqdm=False)[0].outputs[0].token_ids
+            == output.outputs[0].token_ids
+        )
 
 
 def test_n_answers_come_in_order(llm: LLM) -> None:
-    output = llm.generate("the", SamplingParams(n=4, max_tokens=8, seed=3, ignore_eos=True), use_tqdm=False)[0]
+    output = llm.generate(
+        "the", SamplingParams(n=4, max_tokens=8, seed=3, ignore_eos=True), use_tqdm=False
+    )[0]
     assert [answer.index for answer in output.outputs] == [0, 1, 2, 3]
     assert len({tuple(answer.token_ids) for answer in output.outputs}) > 1
 
@@ -76,47 +117,85 @@ def test_the_best_of_more_answers_come_best_first(llm: LLM) -> None:
     settings = {"max_tokens": 10, "seed": 3, "stop_token_ids": range(0, 60, 2)}
     every = llm.generate("the", SamplingParams(n=6, logprobs=0, **settings), use_tqdm=False)[0]  # type: ignore[arg-type]
     best = llm.generate("the", SamplingParams(n=2, best_of=6, **settings), use_tqdm=False)[0]  # type: ignore[arg-type]
-    ranked = sorted(every.outputs, key=lambda answer: (answer.cumulative_logprob or 0) / len(answer.token_ids), reverse=True)
-    assert [answer.token_ids for answer in best.outputs] == [answer.token_ids for answer in ranked[:2]]
-    assert [(answer.index, answer.logprobs, answer.cumulative_logprob) for answer in best.outputs] == [(0, None, None), (1, None, None)]
-    assert best.num_generated_tokens == every.num_generated_tokens == sum(len(answer.token_ids) for answer in every.outputs)
+    ranked = sorted(
+        every.outputs,
+        key=lambda answer: (answer.cumulative_logprob or 0) / len(answer.token_ids),
+        reverse=True,
+    )
+    assert [answer.token_ids for answer in best.outputs] == [
+        answer.token_ids for answer in ranked[:2]
+    ]
+    assert [
+        (answer.index, answer.logprobs, answer.cumulative_logprob) for answer in best.outputs
+    ] == [(0, None, None), (1, None, None)]
+    assert (
+        best.num_generated_tokens
+        == every.num_generated_tokens
+        == sum(len(answer.token_ids) for answer in every.outputs)
+    )
 
 
 def test_stop_strings_end_the_text_before_them(books: LLM) -> None:
-    whole = books.generate("It was a dark", SamplingParams(temperature=0, max_tokens=60), use_tqdm=False)[0].outputs[0]
+    whole = books.generate(
+        "It was a dark", SamplingParams(temperature=0, max_tokens=60), use_tqdm=False
+    )[0].outputs[0]
     stop = whole.text[20:23]
-    cut = books.generate("It was a dark", SamplingParams(temperature=0, max_tokens=60, stop=[stop, "never there"]), use_tqdm=False)[0].outputs[0]
+    cut = books.generate(
+        "It was a dark",
+        SamplingParams(temperature=0, max_tokens=60, stop=[stop, "never there"]),
+        use_tqdm=False,
+    )[0].outputs[0]
     assert cut.text == whole.text[: whole.text.index(stop)]
     assert (cut.finish_reason, cut.stop_reason) == ("stop", stop)
     assert cut.token_ids == whole.token_ids[: len(cut.token_ids)]
     kept = SamplingParams(temperature=0, max_tokens=60, stop=stop, include_stop_str_in_output=True)
-    assert books.generate("It was a dark", kept, use_tqdm=False)[0].outputs[0].text == cut.text + stop
+    assert (
+        books.generate("It was a dark", kept, use_tqdm=False)[0].outputs[0].text == cut.text + stop
+    )
 
 
 def test_stop_tokens_and_end_of_text(llm: LLM) -> None:
-    free = llm.generate("the", SamplingParams(temperature=0, max_tokens=12, ignore_eos=True), use_tqdm=False)[0].outputs[0]
+    free = llm.generate(
+        "the", SamplingParams(temperature=0, max_tokens=12, ignore_eos=True), use_tqdm=False
+    )[0].outputs[0]
     token = free.token_ids[3]
     first = free.token_ids.index(token)
-    stopped = llm.generate("the", SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=[token]), use_tqdm=False)[0].outputs[0]
+    stopped = llm.generate(
+        "the",
+        SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, stop_token_ids=[token]),
+        use_tqdm=False,
+    )[0].outputs[0]
     assert stopped.token_ids == free.token_ids[: first + 1]
     assert (stopped.finish_reason, stopped.stop_reason) == ("stop", token)
     assert stopped.text == llm.tokenizer.decode(free.token_ids[:first])
     (end,) = llm.engine.model.eos_token_ids
     forced = SamplingParams(temperature=0, max_tokens=5, logit_bias={end: 100.0})
     ended = llm.generate("the", forced, use_tqdm=False)[0].outputs[0]
-    assert (ended.token_ids, ended.text, ended.finish_reason, ended.stop_reason) == ([end], "", "stop", None)
+    assert (ended.token_ids, ended.text, ended.finish_reason, ended.stop_reason) == (
+        [end],
+        "",
+        "stop",
+        None,
+    )
     going_on = SamplingParams(temperature=0, max_tokens=5, logit_bias={end: 100.0}, ignore_eos=True)
     assert llm.generate("the", going_on, use_tqdm=False)[0].outputs[0].finish_reason == "length"
 
 
 def test_max_tokens_none_goes_on_to_the_end_of_the_context(llm: LLM) -> None:
-    output = llm.generate("the", SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), use_tqdm=False)[0]
-    assert len(output.prompt_token_ids) + len(output.outputs[0].token_ids) == llm.engine.max_model_len
+    output = llm.generate(
+        "the", SamplingParams(temperature=0, max_tokens=None, ignore_eos=True), use_tqdm=False
+    )[0]
+    assert (
+        len(output.prompt_token_ids) + len(output.outputs[0].token_ids) == llm.engine.max_model_len
+    )
     assert output.outputs[0].finish_reason == "length"
 
 
 def test_settings_each_prompt_has_of_its_own(llm: LLM) -> None:
-    params = [SamplingParams(temperature=0, max_tokens=3), SamplingParams(temperature=1.5, seed=1, max_tokens=7, ignore_eos=True)]
+    params = [
+        SamplingParams(temperature=0, max_tokens=3),
+        SamplingParams(temperature=1.5, seed=1, max_tokens=7, ignore_eos=True),
+    ]
     outputs = llm.generate(["the", "the"], params, use_tqdm=False)
     assert [len(output.outputs[0].token_ids) for output in outputs] == [3, 7]
     with pytest.raises(InvalidRequestError, match="2 prompts but 1 sampling_params"):
@@ -125,16 +204,25 @@ def test_settings_each_prompt_has_of_its_own(llm: LLM) -> None:
 
 @pytest.mark.parametrize("params", [{"temperature": 0}, [GREEDY, None], "greedy", 7])
 def test_settings_of_another_kind_are_refused(llm: LLM, params: Any) -> None:
-    with pytest.raises(InvalidRequestError, match=f"sampling_params is a {type(params).__name__} but must be a SamplingParams"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=f"sampling_params is a {type(params).__name__} but must be a SamplingParams",
+    ):
         llm.generate(["a", "b"], params)
-    with pytest.raises(InvalidRequestError, match=f"params is a {type(params).__name__} but must be a BeamSearchParams"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=f"params is a {type(params).__name__} but must be a BeamSearchParams",
+    ):
         llm.beam_search("a", params)
 
 
 def test_a_bad_prompt_is_told_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="prompt 1: the prompt is empty"):
         llm.generate(["good", ""], GREEDY)
-    with pytest.raises(ContextLengthError, match=r"the prompt has 500 tokens, which leaves no room for an answer in a context of 128"):
+    with pytest.raises(
+        ContextLengthError,
+        match=r"the prompt has 500 tokens, which leaves no room for an answer in a context of 128",
+    ):
         llm.generate({"prompt_token_ids": [1] * 500}, GREEDY)
     with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
         llm.generate({"prompt_token_ids": [10**6]}, GREEDY)
@@ -147,7 +235,9 @@ def test_a_bad_prompt_is_told_before_anything_runs(llm: LLM) -> None:
 def test_llm_has_the_settings_of_engine_config_with_their_defaults() -> None:
     parameters = dict(inspect.signature(LLM).parameters)
     del parameters["model"]
-    assert {name: parameter.default for name, parameter in parameters.items()} == {field.name: field.default for field in fields(EngineConfig)}
+    assert {name: parameter.default for name, parameter in parameters.items()} == {
+        field.name: field.default for field in fields(EngineConfig)
+    }
 
 
 def test_unknown_settings_are_refused(tiny_model: Path) -> None:
@@ -157,7 +247,9 @@ def test_unknown_settings_are_refused(tiny_model: Path) -> None:
         SamplingParams(temprature=0.5)  # type: ignore[call-arg]
 
 
-def test_after_an_interruption_the_engine_is_empty_and_works(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_interruption_the_engine_is_empty_and_works(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids
     calls = 0
     real = llm.engine.step
@@ -178,7 +270,9 @@ def test_after_an_interruption_the_engine_is_empty_and_works(llm: LLM, monkeypat
     assert llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids == expected
 
 
-def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ctrl-C in the forward pass: blocks that were promised but never computed must not be found by the next request."""
     prompt: Prompt = {"prompt_token_ids": [101, 102, 103, 104, 105] * 8}
     params = SamplingParams(temperature=0, max_tokens=4, logprobs=0, ignore_eos=True)
@@ -199,11 +293,15 @@ def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(llm: LLM, monkey
 
 
 def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path, backend: str) -> None:
-    with pytest.raises(ValueError, match="cannot be had from the operating system; lower kv_cache_memory"):
+    with pytest.raises(
+        ValueError, match="cannot be had from the operating system; lower kv_cache_memory"
+    ):
         LLM(tiny_model, backend=backend, kv_cache_memory="9000000GiB")
 
 
-def test_a_failing_step_raises_and_leaves_the_engine_usable(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_step_raises_and_leaves_the_engine_usable(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*arguments: object) -> None:
         raise RuntimeError("the kernel fell over")
 
@@ -214,7 +312,9 @@ def test_a_failing_step_raises_and_leaves_the_engine_usable(llm: LLM, monkeypatc
     assert len(llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 12
 
 
-def test_the_progress_bar_counts_prompts_and_shows_both_rates(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_progress_bar_counts_prompts_and_shows_both_rates(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -231,18 +331,24 @@ def test_the_progress_bar_counts_prompts_and_shows_both_rates(llm: LLM, monkeypa
     assert silent.getvalue() == "", "progress is for terminals only"
 
 
-def test_impossible_defaults_of_a_model_are_told_when_it_is_loaded(tmp_path: Path, tiny_model: Path) -> None:
+def test_impossible_defaults_of_a_model_are_told_when_it_is_loaded(
+    tmp_path: Path, tiny_model: Path
+) -> None:
     for path in tiny_model.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "generation_config.json").write_text('{"temperature": -3}')
-    with pytest.raises(CheckpointError, match=r"generation_config.json .*temperature is -3.*delete it"):
+    with pytest.raises(
+        CheckpointError, match=r"generation_config.json .*temperature is -3.*delete it"
+    ):
         LLM(tmp_path, kv_cache_memory="1MiB")
 
 
 def test_defaults_come_from_the_models_generation_config(tmp_path: Path, tiny_model: Path) -> None:
     for path in tiny_model.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "generation_config.json").write_text('{"temperature": 0.5, "top_k": 7, "do_sample": true, "eos_token_id": [3, 4]}')
+    (tmp_path / "generation_config.json").write_text(
+        '{"temperature": 0.5, "top_k": 7, "do_sample": true, "eos_token_id": [3, 4]}'
+    )
     llm = LLM(tmp_path, kv_cache_memory="1MiB")
     params = llm.default_sampling_params()
     assert (params.temperature, params.top_k, params.top_p) == (0.5, 7, 1.0)
@@ -262,13 +368,22 @@ def test_embeddings_come_in_the_order_of_the_prompts(llm: LLM) -> None:
             assert len(output.outputs.embedding) == llm.engine.model.d_model
             assert sum(x * x for x in output.outputs.embedding) == pytest.approx(1.0, abs=1e-6)
             assert llm.embed(prompt, pooling, use_tqdm=False)[0].outputs == output.outputs
-    assert llm.embed("the", normalize=False, use_tqdm=False)[0].outputs != llm.embed("the", use_tqdm=False)[0].outputs
+    assert (
+        llm.embed("the", normalize=False, use_tqdm=False)[0].outputs
+        != llm.embed("the", use_tqdm=False)[0].outputs
+    )
     assert llm.embed([]) == []
 
 
 def test_like_texts_have_like_embeddings(books: LLM) -> None:
-    texts = ["the old man walked to the sea", "the old man walked to the shore", "1. 2. 3. 4. 5. 6. 7."]
-    near, own, far = (output.outputs.embedding for output in books.embed(texts, "mean", use_tqdm=False))
+    texts = [
+        "the old man walked to the sea",
+        "the old man walked to the shore",
+        "1. 2. 3. 4. 5. 6. 7.",
+    ]
+    near, own, far = (
+        output.outputs.embedding for output in books.embed(texts, "mean", use_tqdm=False)
+    )
 
     def cosine(one: list[float], other: list[float]) -> float:
         return sum(a * b for a, b in zip(one, other, strict=True))
@@ -276,7 +391,9 @@ def test_like_texts_have_like_embeddings(books: LLM) -> None:
     assert cosine(near, own) > cosine(near, far)
 
 
-def test_what_cannot_be_embedded_is_told_before_anything_runs(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_embedded_is_told_before_anything_runs(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InvalidRequestError, match="prompt 1: the prompt is empty"):
         llm.embed(["good", ""])
     with pytest.raises(ContextLengthError, match="the prompt has 129 tokens, the limit is 128"):
@@ -286,6 +403,8 @@ def test_what_cannot_be_embedded_is_told_before_anything_runs(llm: LLM, monkeypa
     assert not llm.engine.has_work
     real = llm.engine.runner.backend.forward
     with monkeypatch.context() as patch:
-        patch.setattr(llm.engine.runner.backend, "forward", lambda batch: real(batch) * float("nan"))
+        patch.setattr(
+            llm.engine.runner.backend, "forward", lambda batch: real(batch) * float("nan")
+        )
         with pytest.raises(EngineFaultError, match="not a number"):
             llm.embed("the", use_tqdm=False)

@@ -16,10 +16,18 @@ README = PAGES[0].read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.parametrize("code", [code for language, code in BLOCKS if language == "python" and "openai" not in code])
+@pytest.mark.parametrize(
+    "code", [code for language, code in BLOCKS if language == "python" and "openai" not in code]
+)
 def test_python_blocks_run(code: str, tmp_path: Path) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
     assert len(ran.stdout.split()) > 10

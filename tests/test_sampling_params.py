@@ -53,19 +53,33 @@ def refuse(name: str, value: object) -> str:
 
 
 def test_every_setting_is_covered_here() -> None:
-    assert {field.name for field in fields(SamplingParams)} == {*WHOLE, *REAL, *FLAGS, *TEXTS, *IDS, "logit_bias", "structured_outputs"}
+    assert {field.name for field in fields(SamplingParams)} == {
+        *WHOLE,
+        *REAL,
+        *FLAGS,
+        *TEXTS,
+        *IDS,
+        "logit_bias",
+        "structured_outputs",
+    }
 
 
 def _whole_edges() -> Iterator[tuple[str, int, bool]]:
     for name, (low, high) in WHOLE.items():
         yield from ((name, low, True), (name, low - 1, False))
-        yield from ((name, high, True), (name, high + 1, False)) if high is not None else ((name, HUGE, True),)
+        yield from (
+            ((name, high, True), (name, high + 1, False))
+            if high is not None
+            else ((name, HUGE, True),)
+        )
 
 
 @pytest.mark.parametrize(("name", "value", "is_allowed"), list(_whole_edges()))
 def test_edges_of_whole_numbers(name: str, value: int, is_allowed: bool) -> None:
     if is_allowed:
-        assert getattr(params(name, value), name) == (0 if (name, value) == ("top_k", -1) else value)
+        assert getattr(params(name, value), name) == (
+            0 if (name, value) == ("top_k", -1) else value
+        )
     else:
         message = refuse(name, value)
         low, high = WHOLE[name]
@@ -81,7 +95,14 @@ def test_what_is_no_whole_number(name: str, value: object) -> None:
 
 @pytest.mark.parametrize("name", WHOLE)
 def test_none_means_unlimited_only_where_the_default_says_so(name: str) -> None:
-    if name in ("max_tokens", "seed", "logprobs", "prompt_logprobs", "best_of", "truncate_prompt_tokens"):
+    if name in (
+        "max_tokens",
+        "seed",
+        "logprobs",
+        "prompt_logprobs",
+        "best_of",
+        "truncate_prompt_tokens",
+    ):
         assert getattr(params(name, None), name) is None
     else:
         refuse(name, None)
@@ -92,7 +113,15 @@ def test_edges_of_numbers(name: str) -> None:
     low, high = REAL[name]
     for value in (low, high):
         assert getattr(params(name, value), name) == value
-    for value in (math.nextafter(low, -math.inf), math.nextafter(high, math.inf), math.inf, -math.inf, math.nan, HUGE, -HUGE):
+    for value in (
+        math.nextafter(low, -math.inf),
+        math.nextafter(high, math.inf),
+        math.inf,
+        -math.inf,
+        math.nan,
+        HUGE,
+        -HUGE,
+    ):
         refuse(name, value)
     assert f"to {high}" in refuse(name, 1000)
 
@@ -154,20 +183,28 @@ def test_logit_bias() -> None:
     for value in (100.1, -101, math.nan, math.inf, "1", None, True, HUGE):
         assert "from -100.0 to 100.0" in refuse("logit_bias", {3: value})
     assert "must map" in refuse("logit_bias", [3])
-    assert f"the limit is {MAX_LOGIT_EDITS}" in refuse("logit_bias", dict.fromkeys(range(MAX_LOGIT_EDITS + 1), 0.0))
+    assert f"the limit is {MAX_LOGIT_EDITS}" in refuse(
+        "logit_bias", dict.fromkeys(range(MAX_LOGIT_EDITS + 1), 0.0)
+    )
 
 
 def test_min_tokens_may_not_pass_max_tokens() -> None:
     assert SamplingParams(min_tokens=4, max_tokens=4).min_tokens == 4
     assert SamplingParams(min_tokens=4, max_tokens=None).min_tokens == 4
-    with pytest.raises(InvalidRequestError, match="min_tokens is 5 but max_tokens only 4; lower the first or raise the second") as caught:
+    with pytest.raises(
+        InvalidRequestError,
+        match="min_tokens is 5 but max_tokens only 4; lower the first or raise the second",
+    ) as caught:
         SamplingParams(min_tokens=5, max_tokens=4)
     assert caught.value.param == "min_tokens"
 
 
 def test_the_best_are_of_at_least_as_many() -> None:
     assert SamplingParams(n=4, best_of=4).best_of == 4
-    with pytest.raises(InvalidRequestError, match="best_of is 3 but n is 4, the number of answers to give; raise the first") as caught:
+    with pytest.raises(
+        InvalidRequestError,
+        match="best_of is 3 but n is 4, the number of answers to give; raise the first",
+    ) as caught:
         SamplingParams(n=4, best_of=3)
     assert caught.value.param == "best_of"
 
@@ -187,9 +224,15 @@ def test_no_token_of_the_prompt_is_too_few() -> None:
         ({"n": 3, "best_of": 5, "temperature": 0}, 5, 1, False),
     ],
 )
-def test_answers_that_are_asked_for_and_sequences_that_are_computed(settings: dict[str, Any], candidates: int, sequences: int, ranks: bool) -> None:
+def test_answers_that_are_asked_for_and_sequences_that_are_computed(
+    settings: dict[str, Any], candidates: int, sequences: int, ranks: bool
+) -> None:
     chosen = SamplingParams(**settings)
-    assert (chosen.num_candidates, chosen.num_sequences, chosen.ranks_answers) == (candidates, sequences, ranks)
+    assert (chosen.num_candidates, chosen.num_sequences, chosen.ranks_answers) == (
+        candidates,
+        sequences,
+        ranks,
+    )
 
 
 def test_unknown_settings_and_settings_by_place_are_refused() -> None:
@@ -233,8 +276,16 @@ def test_what_greedy_and_penalties_mean() -> None:
 @given(
     name=st.sampled_from([field.name for field in fields(SamplingParams)]),
     value=st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec=None), max_size=5) | st.binary(max_size=3),
-        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.integers() | st.text(max_size=2), inner, max_size=3),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.text(st.characters(codec=None), max_size=5)
+        | st.binary(max_size=3),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.integers() | st.text(max_size=2), inner, max_size=3)
+        ),
         max_leaves=5,
     ),
 )

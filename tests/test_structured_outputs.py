@@ -34,7 +34,10 @@ def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None
 
 
 def test_equal_wishes_have_equal_keys() -> None:
-    assert StructuredOutputs(json='{"type": "object"}').key == StructuredOutputs(json={"type": "object"}).key
+    assert (
+        StructuredOutputs(json='{"type": "object"}').key
+        == StructuredOutputs(json={"type": "object"}).key
+    )
     assert StructuredOutputs(json={"type": "object"}).key != StructuredOutputs(json_object=True).key
 
 

@@ -11,12 +11,37 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.load.ledger import ANSWERED, CUT, LEFT, Ledger, WrongAnswerError, check_error, check_shape, essence, must_be_whole, read_refusal
-from benchmarks.load.requests import COMPLETIONS, EMBEDDINGS, MAX_BODY_BYTES, Ask, any_ask, bad_ask, heavy_ask, long_ask, text_ask
+from benchmarks.load.ledger import (
+    ANSWERED,
+    CUT,
+    LEFT,
+    Ledger,
+    WrongAnswerError,
+    check_error,
+    check_shape,
+    essence,
+    must_be_whole,
+    read_refusal,
+)
+from benchmarks.load.requests import (
+    COMPLETIONS,
+    EMBEDDINGS,
+    MAX_BODY_BYTES,
+    Ask,
+    any_ask,
+    bad_ask,
+    heavy_ask,
+    long_ask,
+    text_ask,
+)
 from benchmarks.load.wire import Answer, Connection, get, head, parse, post
 
 PATIENCE_S = 120.0  # in which an answer must be there
-_TIDE_S, _EBB_S, _STEADY = 15.0, 4.0, 0.15  # now and then most clients hold off, so that requests for several answers find room
+_TIDE_S, _EBB_S, _STEADY = (
+    15.0,
+    4.0,
+    0.15,
+)  # now and then most clients hold off, so that requests for several answers find room
 _PAUSE_S = (0.0, 0.1)  # between two requests of one client
 _REFUSED_PAUSE_S = (0.2, 1.0)  # after 429; the answer asks for a second
 _PATHS = ("/health", "/metrics", "/load", "/v1/models", "/version")
@@ -60,10 +85,16 @@ class Client:
             if self._ebbs and time.monotonic() % _TIDE_S < _EBB_S:
                 await asyncio.sleep(0.2)
                 continue
-            way = self._draw.choices(list(MIX), list(MIX.values()))[0] if self._way == "any" else self._way
+            way = (
+                self._draw.choices(list(MIX), list(MIX.values()))[0]
+                if self._way == "any"
+                else self._way
+            )
             self._was_refused = False
             await WAYS[way](self)
-            await asyncio.sleep(self._draw.uniform(*(_REFUSED_PAUSE_S if self._was_refused else _PAUSE_S)))
+            await asyncio.sleep(
+                self._draw.uniform(*(_REFUSED_PAUSE_S if self._was_refused else _PAUSE_S))
+            )
 
     def _connection(self, *, small_buffer: bool = False) -> Connection:
         return Connection(self._load.port, small_buffer=small_buffer)
@@ -90,7 +121,9 @@ class Client:
         except asyncio.TimeoutError as error:
             raise WrongAnswerError(f"no answer in {PATIENCE_S:g} s") from error
 
-    def _judge(self, ask: Ask, answer: Answer, expected: Mapping[str, Any] | None, *, streamed: bool) -> str:
+    def _judge(
+        self, ask: Ask, answer: Answer, expected: Mapping[str, Any] | None, *, streamed: bool
+    ) -> str:
         """The fate of a request that was answered or refused; raises where the answer is not the right one."""
         refusal = self._read_refusal(answer)
         if refusal is not None:
@@ -99,7 +132,9 @@ class Client:
         if expected is None:
             check_shape(ask, found)
         elif found != expected:
-            raise WrongAnswerError(f"other bits than alone: {_first_difference(expected, found)} in answer to {ask.body}")
+            raise WrongAnswerError(
+                f"other bits than alone: {_first_difference(expected, found)} in answer to {ask.body}"
+            )
         self._load.ledger.checked += expected is not None
         if ask.path == COMPLETIONS:
             self._load.ledger.generated_tokens += found["tokens"][1]
@@ -120,7 +155,9 @@ class Client:
     async def known(self) -> None:
         """Ask what has one right answer, whole or as a stream."""
         ask, expected = self._known()
-        await self._good(ask, expected, streamed=self._may_stream(ask) and self._draw.random() < 0.6)
+        await self._good(
+            ask, expected, streamed=self._may_stream(ask) and self._draw.random() < 0.6
+        )
 
     async def random(self) -> None:
         """Ask what has not."""
@@ -130,7 +167,9 @@ class Client:
         with self._load.ledger.request(f"{ask.kind}{', stream' if streamed else ''}") as entry:
             async with self._connection() as connection:
                 await connection.send(post(ask.path, _streaming(ask) if streamed else ask.body))
-                entry.fate = self._judge(ask, await self._read_all(connection), expected, streamed=streamed)
+                entry.fate = self._judge(
+                    ask, await self._read_all(connection), expected, streamed=streamed
+                )
 
     async def slow(self) -> None:
         """Read a stream in sips; its bits are the same."""
@@ -144,7 +183,9 @@ class Client:
                 while part := await self._in_time(connection.read(self._draw.randint(200, 3000))):
                     parts.append(part)
                     await asyncio.sleep(self._draw.uniform(0, 0.05))
-                entry.fate = self._judge(ask, must_be_whole(parse(b"".join(parts))), expected, streamed=True)
+                entry.fate = self._judge(
+                    ask, must_be_whole(parse(b"".join(parts))), expected, streamed=True
+                )
 
     async def stalled(self) -> None:
         """Stop reading a large answer, a stream or a whole one, until the server must have cut it off."""
@@ -154,7 +195,12 @@ class Client:
                 await connection.send(post(ask.path, _streaming(ask) if streamed else ask.body))
                 begun = await self._in_time(connection.read(2000))
                 if begun.split(b" ", 2)[1:2] != [b"200"]:
-                    entry.fate = self._read_refusal(must_be_whole(parse(begun + await connection.read_all()))) or ANSWERED
+                    entry.fate = (
+                        self._read_refusal(
+                            must_be_whole(parse(begun + await connection.read_all()))
+                        )
+                        or ANSWERED
+                    )
                     return
                 await asyncio.sleep(3 * self._load.stalled_client_s)
                 answer = parse(begun + await self._in_time(connection.read_all()))
@@ -162,7 +208,10 @@ class Client:
 
     async def leaves_before(self) -> None:
         """Connect, send a part of the head or nothing, and go."""
-        await self._leave("left before the request", post(COMPLETIONS, any_ask(self._draw).body)[: self._draw.randint(0, 80)])
+        await self._leave(
+            "left before the request",
+            post(COMPLETIONS, any_ask(self._draw).body)[: self._draw.randint(0, 80)],
+        )
 
     async def leaves_in_the_body(self) -> None:
         """Send a part of the body and go."""
@@ -172,7 +221,10 @@ class Client:
     async def leaves_after(self) -> None:
         """Send all of a request and go."""
         ask = long_ask(self._draw)
-        await self._leave("left after the request", post(ask.path, _streaming(ask) if self._draw.random() < 0.5 else ask.body))
+        await self._leave(
+            "left after the request",
+            post(ask.path, _streaming(ask) if self._draw.random() < 0.5 else ask.body),
+        )
 
     async def _leave(self, kind: str, request: bytes) -> None:
         with self._load.ledger.request(kind) as entry:
@@ -190,7 +242,12 @@ class Client:
                 await connection.send(post(ask.path, _streaming(ask)))
                 received = await self._in_time(connection.read())
                 if received.split(b" ", 2)[1:2] != [b"200"]:
-                    entry.fate = self._read_refusal(must_be_whole(parse(received + await connection.read_all()))) or LEFT
+                    entry.fate = (
+                        self._read_refusal(
+                            must_be_whole(parse(received + await connection.read_all()))
+                        )
+                        or LEFT
+                    )
                     return
                 for _ in range(self._draw.randint(0, 8)):
                     await self._in_time(connection.read())
@@ -229,10 +286,18 @@ class Client:
             async with self._connection() as connection:
                 body = b'{"prompt": "' + b"a" * MAX_BODY_BYTES * 3
                 if self._draw.random() < 0.5:
-                    sending = asyncio.ensure_future(connection.send(post(COMPLETIONS, body, connection="keep-alive")))
+                    sending = asyncio.ensure_future(
+                        connection.send(post(COMPLETIONS, body, connection="keep-alive"))
+                    )
                 else:
-                    framed = b"".join(b"4000\r\n" + body[at : at + 0x4000] + b"\r\n" for at in range(0, len(body) - 0x4000, 0x4000))
-                    opening = head(f"POST {COMPLETIONS} HTTP/1.1", {"host": "soak", "transfer-encoding": "chunked"})
+                    framed = b"".join(
+                        b"4000\r\n" + body[at : at + 0x4000] + b"\r\n"
+                        for at in range(0, len(body) - 0x4000, 0x4000)
+                    )
+                    opening = head(
+                        f"POST {COMPLETIONS} HTTP/1.1",
+                        {"host": "soak", "transfer-encoding": "chunked"},
+                    )
                     sending = asyncio.ensure_future(connection.send(opening + framed))
                 try:
                     answer = await self._read_one(connection)
@@ -296,7 +361,11 @@ class Client:
         async with self._connection() as connection:
             for _ in range(self._draw.randint(1, 4)):
                 with self._load.ledger.request("poll") as entry:
-                    await connection.send(get(self._draw.choice(_PATHS)).replace(b"connection: close", b"connection: keep-alive"))
+                    await connection.send(
+                        get(self._draw.choice(_PATHS)).replace(
+                            b"connection: close", b"connection: keep-alive"
+                        )
+                    )
                     answer = await self._read_one(connection)
                     entry.fate = self._read_refusal(answer) or ANSWERED
 
@@ -308,10 +377,24 @@ def _streaming(ask: Ask) -> dict[str, Any]:
 def _first_difference(expected: Any, found: Any, place: str = "") -> str:
     """Where two essences part."""
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
-        return next((_first_difference(expected[key], found[key], f"{place}.{key}") for key in expected if expected[key] != found[key]), place)
+        return next(
+            (
+                _first_difference(expected[key], found[key], f"{place}.{key}")
+                for key in expected
+                if expected[key] != found[key]
+            ),
+            place,
+        )
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         pairs = enumerate(zip(expected, found, strict=True))
-        return next((_first_difference(one, other, f"{place}[{at}]") for at, (one, other) in pairs if one != other), place)
+        return next(
+            (
+                _first_difference(one, other, f"{place}[{at}]")
+                for at, (one, other) in pairs
+                if one != other
+            ),
+            place,
+        )
     return f"{place}: {str(expected)[:150]} alone, {str(found)[:150]} under load"
 
 

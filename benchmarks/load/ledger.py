@@ -50,7 +50,11 @@ class Ledger:
 
     def count(self, fate: str) -> int:
         """Requests that have met this fate, `refused` for all refusals."""
-        return sum(number for (_, found), number in self.fates.items() if found == fate or found.startswith(f"{fate} "))
+        return sum(
+            number
+            for (_, found), number in self.fates.items()
+            if found == fate or found.startswith(f"{fate} ")
+        )
 
     @property
     def total(self) -> int:
@@ -85,7 +89,11 @@ def check_error(answer: Answer | None, *statuses: int) -> None:
     if len(whole.body) > _MAX_REFUSAL_BYTES:
         raise WrongAnswerError(f"an error of {len(whole.body)} bytes")
     error = json.loads(whole.body)["error"]
-    if error.keys() != {"message", "type", "param", "code"} or error["code"] != whole.status or not error["message"]:
+    if (
+        error.keys() != {"message", "type", "param", "code"}
+        or error["code"] != whole.status
+        or not error["message"]
+    ):
         raise WrongAnswerError(f"an error in another form: {whole.body[:300]!r}")
 
 
@@ -94,7 +102,9 @@ def must_be_whole(answer: Answer | None) -> Answer:
     if answer is None:
         raise WrongAnswerError("the connection ended without an answer")
     if not answer.is_whole:
-        raise WrongAnswerError(f"status {answer.status}, broken off after {len(answer.body)} bytes: {answer.body[-200:]!r}")
+        raise WrongAnswerError(
+            f"status {answer.status}, broken off after {len(answer.body)} bytes: {answer.body[-200:]!r}"
+        )
     return answer
 
 

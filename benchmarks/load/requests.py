@@ -11,7 +11,11 @@ _TEXT = (
     "the a and of to was in he she it that had once upon time king old house sea night child went said little great would could "
     "forest river window morning mother father door light never before under stone ship winter silver heart Tom Alice garden"
 )
-_SCHEMA = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}, "required": ["name", "age"]}
+_SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +61,34 @@ def _one_of_each(draw: random.Random) -> list[Ask]:
         "beams": {"prompt": words(draw, 1, 20), "use_beam_search": True, "n": 2, "best_of": 3, "max_tokens": 8},
     }  # fmt: skip
     if importlib.util.find_spec("llguidance") is not None:
-        bodies["regex"] = {"prompt": prompt(), **seed(), "max_tokens": 40, "structured_outputs": {"regex": "[a-z]+ (and|or) [a-z]+"}, "logprobs": 1}
-        bodies["choice"] = {"prompt": prompt(), "temperature": 0, "structured_outputs": {"choice": ["yes", "no", "never"]}, "logprobs": 1}
-        bodies["schema"] = {"prompt": prompt(), **seed(), "max_tokens": 60, "structured_outputs": {"json": _SCHEMA}, "logprobs": 1}
-    asks = [Ask(kind, COMPLETIONS, body if kind == "beams" else {**body, "return_token_ids": True}) for kind, body in bodies.items()]
-    asks += [Ask("embeddings", EMBEDDINGS, {"input": [prompt(), prompt()], "pooling": pooling}) for pooling in ("last", "mean")]
+        bodies["regex"] = {
+            "prompt": prompt(),
+            **seed(),
+            "max_tokens": 40,
+            "structured_outputs": {"regex": "[a-z]+ (and|or) [a-z]+"},
+            "logprobs": 1,
+        }
+        bodies["choice"] = {
+            "prompt": prompt(),
+            "temperature": 0,
+            "structured_outputs": {"choice": ["yes", "no", "never"]},
+            "logprobs": 1,
+        }
+        bodies["schema"] = {
+            "prompt": prompt(),
+            **seed(),
+            "max_tokens": 60,
+            "structured_outputs": {"json": _SCHEMA},
+            "logprobs": 1,
+        }
+    asks = [
+        Ask(kind, COMPLETIONS, body if kind == "beams" else {**body, "return_token_ids": True})
+        for kind, body in bodies.items()
+    ]
+    asks += [
+        Ask("embeddings", EMBEDDINGS, {"input": [prompt(), prompt()], "pooling": pooling})
+        for pooling in ("last", "mean")
+    ]
     return asks
 
 
@@ -73,7 +100,9 @@ def any_ask(draw: random.Random) -> Ask:
     if draw.random() < 0.3:
         body["logprobs"] = draw.randint(0, 20)
     if draw.random() < 0.1:
-        body["priority"] = -1  # above the others; who asks to come last may wait for as long as there is a load
+        body[
+            "priority"
+        ] = -1  # above the others; who asks to come last may wait for as long as there is a load
     if draw.random() < 0.1:
         body |= {"cache_salt": draw.choice("abc"), "user": "soak"}
     return Ask("random", COMPLETIONS, body)
@@ -81,20 +110,42 @@ def any_ask(draw: random.Random) -> Ask:
 
 def long_ask(draw: random.Random) -> Ask:
     """A request whose answer takes a while, to be left in the middle."""
-    return Ask("long", COMPLETIONS, {"prompt": words(draw, 1, 40), "max_tokens": 350, "n": draw.randint(1, 3), "ignore_eos": True})
+    return Ask(
+        "long",
+        COMPLETIONS,
+        {
+            "prompt": words(draw, 1, 40),
+            "max_tokens": 350,
+            "n": draw.randint(1, 3),
+            "ignore_eos": True,
+        },
+    )
 
 
 def heavy_ask(draw: random.Random) -> Ask:
     """A request with an answer of megabytes, more than the system keeps for a client that does not read."""
-    settings = {"max_tokens": 20, "n": 5, "ignore_eos": True, "logprobs": 20, "prompt_logprobs": 20, "echo": True}
+    settings = {
+        "max_tokens": 20,
+        "n": 5,
+        "ignore_eos": True,
+        "logprobs": 20,
+        "prompt_logprobs": 20,
+        "echo": True,
+    }
     return Ask("heavy", COMPLETIONS, {"prompt": words(draw, 320, 340), **settings})
 
 
 def text_ask(draw: random.Random) -> Ask:
     """Tokenising, or the way back."""
     if draw.random() < 0.5:
-        return Ask("tokenize", "/tokenize", {"prompt": words(draw, 1, 2000), "return_token_strs": draw.random() < 0.3})
-    return Ask("detokenize", "/detokenize", {"tokens": draw.choices(range(4000), k=draw.randint(1, 2000))})
+        return Ask(
+            "tokenize",
+            "/tokenize",
+            {"prompt": words(draw, 1, 2000), "return_token_strs": draw.random() < 0.3},
+        )
+    return Ask(
+        "detokenize", "/detokenize", {"tokens": draw.choices(range(4000), k=draw.randint(1, 2000))}
+    )
 
 
 def bad_ask(draw: random.Random) -> tuple[str, bytes | dict[str, Any], int]:

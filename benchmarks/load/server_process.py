@@ -57,7 +57,12 @@ class ServerProcess:
             timer.cancel()
         raise RuntimeError(f"the server did not start: {self._read_errors()[-3000:]}")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._process.kill()
         self._process.wait()
         if self._process.stdout is not None:
@@ -82,8 +87,17 @@ class ServerProcess:
             output, _ = self._process.communicate()
         lines = [line for line in output.splitlines() if line.startswith('{"integrity"')]
         log = self._read_errors()
-        integrity = json.loads(lines[-1])["integrity"] if lines else "never checked: the process did not come to its end"
-        return {"exit_code": self._process.returncode, "integrity": integrity, "tracebacks": log.count("Traceback"), "log": log[-3000:]}
+        integrity = (
+            json.loads(lines[-1])["integrity"]
+            if lines
+            else "never checked: the process did not come to its end"
+        )
+        return {
+            "exit_code": self._process.returncode,
+            "integrity": integrity,
+            "tracebacks": log.count("Traceback"),
+            "log": log[-3000:],
+        }
 
     def _read_errors(self) -> str:
         self._errors.seek(0)
@@ -105,7 +119,9 @@ def serve_and_check(flags: Sequence[str]) -> int:
         for engine in loaded:
             engine.check_integrity()
             assert not engine.has_work, f"{engine.stats()} after the end"
-            assert engine.blocks.num_used == 0, f"{engine.blocks.num_used} blocks are held by nobody"
+            assert engine.blocks.num_used == 0, (
+                f"{engine.blocks.num_used} blocks are held by nobody"
+            )
         integrity = "clean" if loaded else "no engine was loaded"
     except AssertionError as error:
         integrity = f"broken: {error}"

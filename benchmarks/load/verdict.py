@@ -14,7 +14,13 @@ _MORE_FILES = 8  # than at the start: the client's own look at it, and what the 
 
 
 def judge(
-    ledger: Ledger, watch: Watch, idle: Sample, files: tuple[int | None, int | None], refilled: bool, end: Mapping[str, Any], max_health_s: float
+    ledger: Ledger,
+    watch: Watch,
+    idle: Sample,
+    files: tuple[int | None, int | None],
+    refilled: bool,
+    end: Mapping[str, Any],
+    max_health_s: float,
 ) -> dict[str, Any]:
     """The figures, and `conditions`: (name, held, what was seen).
 
@@ -66,7 +72,13 @@ def rss_figures(samples: Sequence[Sample], idle: Sample) -> dict[str, Any]:
     after = statistics.median(rss for at_s, rss in known if at_s >= last_s - window_s)
     growth = max(after, idle.rss_bytes) / before - 1
     text = f"{_mib(before)} after {from_s:.0f} s, {_mib(after)} at the end of the load, {_mib(idle.rss_bytes)} idle: {growth:+.1%}"
-    return {"growth": growth, "before_bytes": before, "after_bytes": after, "idle_bytes": idle.rss_bytes, "text": text}
+    return {
+        "growth": growth,
+        "before_bytes": before,
+        "after_bytes": after,
+        "idle_bytes": idle.rss_bytes,
+        "text": text,
+    }
 
 
 def fates(ledger: Ledger) -> dict[str, dict[str, int]]:
@@ -79,9 +91,17 @@ def fates(ledger: Ledger) -> dict[str, dict[str, int]]:
 
 def table(verdict: Mapping[str, Any]) -> str:
     """The verdict for people."""
-    rows = [f"{kind:32} " + ", ".join(f"{number:,} {fate}" for fate, number in found.items()) for kind, found in verdict["fates"].items()]
-    conditions = [f"{'ok  ' if held else 'FAIL'}  {name:62} {seen}" for name, held, seen in verdict["conditions"]]
-    return "\n".join([*rows, "", *conditions, *(f"      {failure}" for failure in verdict["failures"])])
+    rows = [
+        f"{kind:32} " + ", ".join(f"{number:,} {fate}" for fate, number in found.items())
+        for kind, found in verdict["fates"].items()
+    ]
+    conditions = [
+        f"{'ok  ' if held else 'FAIL'}  {name:62} {seen}"
+        for name, held, seen in verdict["conditions"]
+    ]
+    return "\n".join(
+        [*rows, "", *conditions, *(f"      {failure}" for failure in verdict["failures"])]
+    )
 
 
 def _are_few(files: tuple[int | None, int | None]) -> bool:

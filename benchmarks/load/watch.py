@@ -13,7 +13,11 @@ from benchmarks.soak import resident_bytes
 HEALTH_INTERVAL_S = 0.1
 SAMPLE_INTERVAL_S = 1.0
 _TIMEOUT_S = 60.0
-_GAUGES = {"running": "num_requests_running", "waiting": "num_requests_waiting", "kv_usage": "kv_cache_usage_perc"}
+_GAUGES = {
+    "running": "num_requests_running",
+    "waiting": "num_requests_waiting",
+    "kv_usage": "kv_cache_usage_perc",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +65,13 @@ class Watch:
         found = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
         computed = gauge(page, "prompt_tokens_total") + gauge(page, "generation_tokens_total")
         preemptions = gauge(page, "num_preemptions_total")
-        return Sample(time.monotonic() - self.started_s, resident_bytes(self.pid), **found, preemptions=preemptions, computed_tokens=computed)
+        return Sample(
+            time.monotonic() - self.started_s,
+            resident_bytes(self.pid),
+            **found,
+            preemptions=preemptions,
+            computed_tokens=computed,
+        )
 
     async def wait_until_idle(self, timeout_s: float) -> Sample:
         """The first sample without work, or the last one where none comes in time."""

@@ -28,7 +28,13 @@ class Answer:
 def post(path: str, body: object, **headers: str) -> bytes:
     """A POST with a JSON body; `body` may be bytes, which are sent as they are."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    named = {"host": "soak", "content-type": "application/json", "content-length": str(len(content)), "connection": "close", **headers}
+    named = {
+        "host": "soak",
+        "content-type": "application/json",
+        "content-length": str(len(content)),
+        "connection": "close",
+        **headers,
+    }
     return head(f"POST {path} HTTP/1.1", named) + content
 
 
@@ -39,7 +45,9 @@ def get(path: str) -> bytes:
 
 def head(first_line: str, headers: Mapping[str, str]) -> bytes:
     """The head of a request."""
-    return "\r\n".join([first_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]).encode()
+    return "\r\n".join(
+        [first_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+    ).encode()
 
 
 class Connection:
@@ -98,7 +106,10 @@ def parse(received: bytes) -> Answer | None:
     words = first_line.split(" ", 2)
     if not end or len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():
         return None
-    headers = {name.strip().lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    headers = {
+        name.strip().lower(): value.strip()
+        for name, _, value in (line.partition(":") for line in lines)
+    }
     if headers.get("transfer-encoding") == "chunked":
         body, is_whole = _join_chunks(rest)
     else:

@@ -17,7 +17,9 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     if not folder.exists():
         ctranslate2.converters.TransformersConverter(str(model)).convert(str(folder))
     words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-    generator = ctranslate2.Generator(str(folder), device="cpu", compute_type=variant, intra_threads=threads, inter_threads=1)
+    generator = ctranslate2.Generator(
+        str(folder), device="cpu", compute_type=variant, intra_threads=threads, inter_threads=1
+    )
 
     def generate(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         answers: list[list[int]] = []
@@ -32,10 +34,16 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
                 end_token=[],
                 max_batch_size=_BATCH,
             )
-            answers += [result.sequences_ids[0][:length] for result, length in zip(results, wanted, strict=True)]
+            answers += [
+                result.sequences_ids[0][:length]
+                for result, length in zip(results, wanted, strict=True)
+            ]
         return answers
 
-    return generate, {"versions": {"ctranslate2": ctranslate2.__version__}, "note": f"static batches of {_BATCH}"}
+    return generate, {
+        "versions": {"ctranslate2": ctranslate2.__version__},
+        "note": f"static batches of {_BATCH}",
+    }
 
 
 if __name__ == "__main__":

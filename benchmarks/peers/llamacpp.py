@@ -21,7 +21,12 @@ class Slots:
         self._log = log  # llama.cpp calls it as long as it runs
         self._slots = slots
         params = library.llama_context_default_params()
-        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = _CONTEXT * slots + _CONTEXT, _BATCH, 512, slots
+        params.n_ctx, params.n_batch, params.n_ubatch, params.n_seq_max = (
+            _CONTEXT * slots + _CONTEXT,
+            _BATCH,
+            512,
+            slots,
+        )
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True
         self._context = library.llama_init_from_model(model, params)
@@ -35,7 +40,9 @@ class Slots:
         owners: list[int | None] = [None] * self._slots
         waiting = list(range(len(prompts)))
         while waiting or any(owner is not None for owner in owners):
-            items: list[tuple[int, int, int, bool]] = []  # token, position, slot, whether its logits are wanted
+            items: list[
+                tuple[int, int, int, bool]
+            ] = []  # token, position, slot, whether its logits are wanted
             places = {}
             for slot in range(self._slots):
                 owner = owners[slot]
@@ -47,7 +54,10 @@ class Slots:
                 if answer:
                     items.append((answer[-1], len(prompt) + len(answer) - 1, slot, True))
                 else:
-                    items += [(token, position, slot, position == len(prompt) - 1) for position, token in enumerate(prompt)]
+                    items += [
+                        (token, position, slot, position == len(prompt) - 1)
+                        for position, token in enumerate(prompt)
+                    ]
                 places[slot] = len(items) - 1
             self._decode(items)
             for slot, place in places.items():
@@ -63,7 +73,12 @@ class Slots:
         batch = self._library.llama_batch_init(len(items), 0, 1)
         batch.n_tokens = len(items)
         for index, (token, position, slot, is_wanted) in enumerate(items):
-            batch.token[index], batch.pos[index], batch.n_seq_id[index], batch.logits[index] = token, position, 1, is_wanted
+            batch.token[index], batch.pos[index], batch.n_seq_id[index], batch.logits[index] = (
+                token,
+                position,
+                1,
+                is_wanted,
+            )
             batch.seq_id[index][0] = slot
         assert self._library.llama_decode(self._context, batch) == 0
         self._library.llama_batch_free(batch)
@@ -84,9 +99,14 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     params.n_gpu_layers = 0
     file = model / f"{variant}.gguf"
     if not file.is_file():
-        raise FileNotFoundError(f"{file} is missing; python -m benchmarks.peers.make_gguf {model} makes it")
+        raise FileNotFoundError(
+            f"{file} is missing; python -m benchmarks.peers.make_gguf {model} makes it"
+        )
     loaded = llama_cpp.llama_model_load_from_file(str(file).encode(), params)
-    one, many = Slots(llama_cpp, loaded, 1, threads, silence), Slots(llama_cpp, loaded, _SLOTS, threads, silence)
+    one, many = (
+        Slots(llama_cpp, loaded, 1, threads, silence),
+        Slots(llama_cpp, loaded, _SLOTS, threads, silence),
+    )
 
     def generate(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         return (one if len(prompts) == 1 else many).generate(prompts, lengths)

@@ -14,7 +14,12 @@ from safetensors.numpy import load_file
 
 _KINDS = {"f32": ("F32", 0), "bf16": ("BF16", 32), "q8_0": ("Q8_0", 7)}
 _NORMS = {"attn_norm": "ln_1", "ffn_norm": "ln_2"}
-_PRODUCTS = {"attn_qkv": "attn.c_attn", "attn_output": "attn.c_proj", "ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"}
+_PRODUCTS = {
+    "attn_qkv": "attn.c_attn",
+    "attn_output": "attn.c_proj",
+    "ffn_up": "mlp.c_fc",
+    "ffn_down": "mlp.c_proj",
+}
 """{name in GGUF: name in the checkpoint}, within a layer."""
 
 
@@ -28,7 +33,9 @@ def write(folder: Path, name: str) -> Path:
     _add_header(out, config, _KINDS[name][1])
     _add_tokenizer(out, folder, config)
 
-    def add(name_there: str, name_here: str, is_matrix: bool = False, is_transposed: bool = False) -> None:
+    def add(
+        name_there: str, name_here: str, is_matrix: bool = False, is_transposed: bool = False
+    ) -> None:
         value = weights[prefix + name_here].astype(np.float32)
         value = np.ascontiguousarray(value.T if is_transposed else value)
         if is_matrix and kind != gguf.GGMLQuantizationType.F32:
@@ -73,7 +80,9 @@ def _add_tokenizer(out: Any, folder: Path, config: dict[str, Any]) -> None:
     out.add_tokenizer_pre("gpt-2")
     out.add_token_list([token.encode() for token in tokens])
     out.add_token_types([normal] * (len(tokens) - 1) + [control])
-    out.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["merges"]])
+    out.add_token_merges(
+        [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["merges"]]
+    )
     out.add_bos_token_id(config["bos_token_id"])
     out.add_eos_token_id(config["eos_token_id"])
 

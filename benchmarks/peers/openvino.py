@@ -19,7 +19,9 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     folders = [parent / f"openvino-{weights}" for parent in (model, model.parent)]
     found = [folder for folder in folders if (folder / "openvino_model.xml").is_file()]
     if not found:
-        raise FileNotFoundError(f"{folders[0]} is missing; make it with optimum-cli export openvino --weight-format {weights}")
+        raise FileNotFoundError(
+            f"{folders[0]} is missing; make it with optimum-cli export openvino --weight-format {weights}"
+        )
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size, scheduler.enable_prefix_caching = _CACHE_GB, False
     scheduler.max_num_batched_tokens, scheduler.max_num_seqs = _BATCH_TOKENS, 32

@@ -11,15 +11,37 @@ from nanovllm import LLM, SamplingParams
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     """An LLM; `is_checked` asks for the distance between the two best log-probabilities at each token too."""
-    llm = LLM(model, num_threads=threads, **{"backend": "numba", "enable_prefix_caching": False, **json.loads(variant)})
+    llm = LLM(
+        model,
+        num_threads=threads,
+        **{"backend": "numba", "enable_prefix_caching": False, **json.loads(variant)},
+    )
 
-    def generate(prompts: list[list[int]], lengths: list[int], is_checked: bool = False) -> tuple[list[list[int]], dict[str, Any]]:
-        params = [SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True, logprobs=2 if is_checked else None) for length in lengths]
+    def generate(
+        prompts: list[list[int]], lengths: list[int], is_checked: bool = False
+    ) -> tuple[list[list[int]], dict[str, Any]]:
+        params = [
+            SamplingParams(
+                temperature=0.0,
+                max_tokens=length,
+                ignore_eos=True,
+                logprobs=2 if is_checked else None,
+            )
+            for length in lengths
+        ]
         outputs = llm.generate(list(prompts), params, use_tqdm=False)
         answers = [output.outputs[0] for output in outputs]
-        details: dict[str, Any] = {"cached_tokens": sum(output.num_cached_tokens for output in outputs)}
+        details: dict[str, Any] = {
+            "cached_tokens": sum(output.num_cached_tokens for output in outputs)
+        }
         if is_checked:
-            best = [[sorted((word.logprob for word in place.values()), reverse=True) for place in answer.logprobs or []] for answer in answers]
+            best = [
+                [
+                    sorted((word.logprob for word in place.values()), reverse=True)
+                    for place in answer.logprobs or []
+                ]
+                for answer in answers
+            ]
             details["gaps"] = [[first - second for first, second, *_ in places] for places in best]
         return [answer.token_ids for answer in answers], details
 

@@ -22,23 +22,38 @@ def load(_model: Path, variant: str, _threads: int) -> tuple[Any, dict[str, Any]
     wanted = json.loads(variant)
     server, ask = Server.at(wanted["url"]), _streamed if wanted["stream"] else _whole
 
-    def generate(prompts: list[list[int]], lengths: list[int], is_checked: bool = False) -> tuple[list[list[int]], dict[str, Any]]:
+    def generate(
+        prompts: list[list[int]], lengths: list[int], is_checked: bool = False
+    ) -> tuple[list[list[int]], dict[str, Any]]:
         """The answers' token ids if `is_checked`, otherwise as many zeros as tokens were counted: ids would make the answers longer."""
         bodies = [
-            {"prompt": prompt, "max_tokens": length, "temperature": 0, "ignore_eos": True, "return_token_ids": is_checked}
+            {
+                "prompt": prompt,
+                "max_tokens": length,
+                "temperature": 0,
+                "ignore_eos": True,
+                "return_token_ids": is_checked,
+            }
             for prompt, length in zip(prompts, lengths, strict=True)
         ]
         before_s = time.process_time()
         answers = asyncio.run(_ask_all(ask, server, bodies))
         client_s = time.process_time() - before_s
-        cached = sum((usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0 for _, usage in answers)
-        token_ids = [ids if is_checked else [0] * usage["completion_tokens"] for ids, usage in answers]
+        cached = sum(
+            (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+            for _, usage in answers
+        )
+        token_ids = [
+            ids if is_checked else [0] * usage["completion_tokens"] for ids, usage in answers
+        ]
         return token_ids, {"cached_tokens": cached, "client_seconds": client_s}
 
     return generate, {}
 
 
-async def _ask_all(ask: Ask, server: Server, bodies: list[dict[str, Any]]) -> list[tuple[list[int], dict[str, Any]]]:
+async def _ask_all(
+    ask: Ask, server: Server, bodies: list[dict[str, Any]]
+) -> list[tuple[list[int], dict[str, Any]]]:
     return list(await asyncio.gather(*[ask(server, body) for body in bodies]))
 
 
@@ -53,7 +68,13 @@ async def _streamed(server: Server, body: dict[str, Any]) -> tuple[list[int], di
     """The same of a stream."""
     token_ids: list[int] = []
     usage: dict[str, Any] = {}
-    async with aclosing(events(server, "/v1/completions", {**body, "stream": True, "stream_options": {"include_usage": True}})) as stream:
+    async with aclosing(
+        events(
+            server,
+            "/v1/completions",
+            {**body, "stream": True, "stream_options": {"include_usage": True}},
+        )
+    ) as stream:
         async for _, event in stream:
             usage = event.get("usage") or usage
             for choice in event["choices"]:

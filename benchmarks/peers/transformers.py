@@ -14,7 +14,9 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     import transformers  # noqa: PLC0415
 
     torch.set_num_threads(threads)
-    network = transformers.GPT2LMHeadModel.from_pretrained(str(model), dtype=getattr(torch, variant), local_files_only=True).eval()
+    network = transformers.GPT2LMHeadModel.from_pretrained(
+        str(model), dtype=getattr(torch, variant), local_files_only=True
+    ).eval()
     network.generation_config.eos_token_id = None
     network.generation_config.pad_token_id = 0
 
@@ -26,7 +28,13 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
             ids[row, width - len(prompt) :] = torch.tensor(prompt)
             mask[row, width - len(prompt) :] = 1
         with torch.inference_mode():
-            found = network.generate(ids, attention_mask=mask, max_new_tokens=longest, min_new_tokens=longest, do_sample=False)
+            found = network.generate(
+                ids,
+                attention_mask=mask,
+                max_new_tokens=longest,
+                min_new_tokens=longest,
+                do_sample=False,
+            )
         answers: list[list[int]] = found[:, width:].tolist()
         return answers
 

@@ -11,7 +11,11 @@ _CACHE_GB = 4
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     """An LLM in this very process."""
-    usable = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(threads))
+    usable = (
+        sorted(os.sched_getaffinity(0))
+        if hasattr(os, "sched_getaffinity")
+        else list(range(threads))
+    )
     os.environ.update(
         VLLM_CPU_KVCACHE_SPACE=str(_CACHE_GB),
         VLLM_CPU_OMP_THREADS_BIND=",".join(map(str, usable[:threads])),
@@ -21,12 +25,27 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     )
     import vllm  # noqa: PLC0415 - reads the environment, and tells that it is missing
 
-    llm = vllm.LLM(str(model), dtype=variant, enable_prefix_caching=False, max_model_len=1024, max_num_seqs=32, disable_log_stats=True)
+    llm = vllm.LLM(
+        str(model),
+        dtype=variant,
+        enable_prefix_caching=False,
+        max_model_len=1024,
+        max_num_seqs=32,
+        disable_log_stats=True,
+    )
 
     def generate(prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
         asked = [{"prompt_token_ids": prompt} for prompt in prompts]
-        params = [vllm.SamplingParams(temperature=0, max_tokens=n, min_tokens=n, ignore_eos=True, detokenize=False) for n in lengths]
-        return [list(output.outputs[0].token_ids) for output in llm.generate(asked, params, use_tqdm=False)]
+        params = [
+            vllm.SamplingParams(
+                temperature=0, max_tokens=n, min_tokens=n, ignore_eos=True, detokenize=False
+            )
+            for n in lengths
+        ]
+        return [
+            list(output.outputs[0].token_ids)
+            for output in llm.generate(asked, params, use_tqdm=False)
+        ]
 
     return generate, {"versions": {"vllm": vllm.__version__}}
 

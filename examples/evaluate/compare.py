@@ -61,7 +61,9 @@ class Scorer:
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
-        self.window = llm.engine.max_model_len - 2  # lm-eval's max_length less the token that it has generated, less one of context
+        self.window = (
+            llm.engine.max_model_len - 2
+        )  # lm-eval's max_length less the token that it has generated, less one of context
         self.prefix = llm.engine.model.eos_token_ids[0]
 
     def loglikelihood(self, context: str, continuation: str) -> tuple[float, bool]:
@@ -83,7 +85,9 @@ class Scorer:
 
     def generate(self, context: str, settings: dict[str, Any]) -> str:
         """The greedy answer."""
-        params = SamplingParams(temperature=0, max_tokens=settings["max_gen_toks"], stop=settings["until"])
+        params = SamplingParams(
+            temperature=0, max_tokens=settings["max_gen_toks"], stop=settings["until"]
+        )
         return self.llm.generate([self._encode(context)], params, use_tqdm=False)[0].outputs[0].text
 
     def _encode(self, text: str) -> list[int]:
@@ -98,21 +102,39 @@ class Scorer:
         for token, position in zip(tokens[begin:], positions[begin:], strict=True):
             assert position is not None
             total += position[token].logprob
-            is_greedy &= position[token].logprob == max(other.logprob for other in position.values())
+            is_greedy &= position[token].logprob == max(
+                other.logprob for other in position.values()
+            )
         return total, is_greedy
 
 
 @contextmanager
 def serving(model: str) -> Iterator[str]:
     """A server of the model on a free port, as its address; ended at the end."""
-    command = [sys.executable, "-m", "nanovllm.cli.main", "serve", model, "--served-model-name", NAME, "--port", "0", "--log-level", "warning"]
+    command = [
+        sys.executable,
+        "-m",
+        "nanovllm.cli.main",
+        "serve",
+        model,
+        "--served-model-name",
+        NAME,
+        "--port",
+        "0",
+        "--log-level",
+        "warning",
+    ]
     path = os.pathsep.join(filter(None, (str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}
+    ) as process:
         try:
             assert process.stdout is not None
             said = next((line for line in process.stdout if line.startswith("Serving on ")), None)
             if said is None:
-                raise RuntimeError("the server has ended before it was ready; its messages are above")
+                raise RuntimeError(
+                    "the server has ended before it was ready; its messages are above"
+                )
             yield said.split()[2]
         finally:
             process.terminate()
@@ -122,11 +144,35 @@ def evaluate(lm_eval: str, address: str, llm: LLM, output: Path) -> None:
     """Run the tasks; what was asked and answered is in files under `output`. Raises RuntimeError where lm-eval fails."""
     prefix, context = llm.engine.model.eos_token_ids[0], llm.engine.max_model_len
     settings = f"base_url={address}/v1/completions,model={NAME},tokenizer_backend=remote,custom_prefix_token_id={prefix},max_length={context}"
-    command = [lm_eval, "run", "--model", "local-completions", "--model_args", settings, "--batch_size", "4", "--include_path", "tasks"]
+    command = [
+        lm_eval,
+        "run",
+        "--model",
+        "local-completions",
+        "--model_args",
+        settings,
+        "--batch_size",
+        "4",
+        "--include_path",
+        "tasks",
+    ]
     command += ["--tasks", ",".join(TASKS), "--output_path", str(output), "--log_samples"]
-    offline = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(output / "cache"), "NO_PROXY": "127.0.0.1"}
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_DATASETS_OFFLINE": "1",
+        "HF_HOME": str(output / "cache"),
+        "NO_PROXY": "127.0.0.1",
+    }
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=HERE, env={**kept, **offline}, stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=HERE,
+        env={**kept, **offline},
+        stderr=subprocess.STDOUT,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise RuntimeError(f"lm-eval has failed:\n{done.stdout[-3000:]}")
     print("\n".join(line for line in done.stdout.splitlines() if line.startswith("|")))
@@ -137,7 +183,9 @@ def samples(output: Path, task: str) -> Iterator[tuple[str, list[Any], Any]]:
     (file,) = output.glob(f"*/samples_{task}_*.jsonl")
     for line in file.read_text(encoding="utf-8").splitlines():
         document = json.loads(line)
-        for number, (arguments, answers) in enumerate(zip(document["arguments"].values(), document["resps"], strict=True)):
+        for number, (arguments, answers) in enumerate(
+            zip(document["arguments"].values(), document["resps"], strict=True)
+        ):
             yield f"{task} {document['doc_id']}.{number}", list(arguments.values()), answers[0]
 
 
@@ -170,12 +218,20 @@ def run(model: str, lm_eval: str) -> Report:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; 0 where both agree."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="tiny-books", help="a folder or a name (%(default)s)")
-    parser.add_argument("--lm-eval", default=os.environ.get(VARIABLE) or shutil.which("lm_eval"), help=f"its program (${VARIABLE}, or from the path)")
+    parser.add_argument(
+        "--lm-eval",
+        default=os.environ.get(VARIABLE) or shutil.which("lm_eval"),
+        help=f"its program (${VARIABLE}, or from the path)",
+    )
     parsed = parser.parse_args(arguments)
     if parsed.lm_eval is None:
-        parser.error(f"lm_eval is not on the path; install it (pip install 'lm-eval[api]' torch) or name it by --lm-eval or {VARIABLE}")
+        parser.error(
+            f"lm_eval is not on the path; install it (pip install 'lm-eval[api]' torch) or name it by --lm-eval or {VARIABLE}"
+        )
     report = run(parsed.model, parsed.lm_eval)
     for line in report.wrong:
         print(line)

@@ -14,7 +14,9 @@ from nanovllm.cli.values import read_lines
 
 API_KEY_VARIABLE = "NANOVLLM_API_KEY"
 MAX_API_KEYS = 1000  # every request is compared with all of them
-_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]+)?")
+_ORIGIN = re.compile(
+    r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]+)?"
+)
 _USUAL_PORTS = (("http://", ":80"), ("https://", ":443"))
 
 
@@ -26,12 +28,28 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     file_help = "file of keys, one on each line, lines that begin with # left out; with it or --api-key the environment is not read"
     group.add_argument("--api-key-file", type=Path, default=None, metavar="FILE", help=file_help)
     origins_help = "web pages whose scripts may use the server, such as https://example.org, * for all; several times, or a JSON list (none)"
-    group.add_argument("--allowed-origins", action="append", default=None, metavar="ORIGIN", help=origins_help)
-    group.add_argument("--ssl-certfile", type=Path, default=None, metavar="FILE", help="certificate in PEM: serve https")
-    group.add_argument("--ssl-keyfile", type=Path, default=None, metavar="FILE", help="its private key in PEM (in the certificate's file)")
+    group.add_argument(
+        "--allowed-origins", action="append", default=None, metavar="ORIGIN", help=origins_help
+    )
+    group.add_argument(
+        "--ssl-certfile",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="certificate in PEM: serve https",
+    )
+    group.add_argument(
+        "--ssl-keyfile",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="its private key in PEM (in the certificate's file)",
+    )
 
 
-def read_api_keys(flags: Sequence[str] | None, file: Path | None, environment: Mapping[str, str]) -> tuple[str, ...]:
+def read_api_keys(
+    flags: Sequence[str] | None, file: Path | None, environment: Mapping[str, str]
+) -> tuple[str, ...]:
     """The keys that clients may use: those of the flags and the file, or where neither is given those of the environment.
 
     Raises ValueError for whatever is meant to close the server and does not: an empty flag, a file that cannot be read or has no key.
@@ -55,7 +73,9 @@ def keys_in_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
     value = environment.get(API_KEY_VARIABLE, "")
     keys = [key.strip() for key in value.split(",") if key.strip()]
     if API_KEY_VARIABLE in environment and not keys:
-        raise ValueError(f"{API_KEY_VARIABLE} has no key in it; give one, or several with commas between them, or unset it to go without")
+        raise ValueError(
+            f"{API_KEY_VARIABLE} has no key in it; give one, or several with commas between them, or unset it to go without"
+        )
     for key in keys:
         _check_key(key, f"a key in {API_KEY_VARIABLE}")
     return tuple(dict.fromkeys(keys))
@@ -65,7 +85,9 @@ def _keys_in_file(path: Path) -> list[str]:
     try:
         lines = [(number, line.strip()) for number, line in read_lines(path)]
     except OSError as error:
-        raise ValueError(f"--api-key-file {path} cannot be read: {error.strerror or error}") from error
+        raise ValueError(
+            f"--api-key-file {path} cannot be read: {error.strerror or error}"
+        ) from error
     found = [(number, line) for number, line in lines if not line.startswith("#")]
     if not found:
         raise ValueError(f"--api-key-file {path} has no key in it; write one on each line")
@@ -77,7 +99,9 @@ def _keys_in_file(path: Path) -> list[str]:
 def _check_key(key: str, place: str) -> None:
     """A header cannot carry control characters, nor UTF-8 what the environment has of other encodings: nobody could ever send such a key."""
     if not key.isprintable():
-        raise ValueError(f"{place} has a character that no client can send in a header; use visible characters")
+        raise ValueError(
+            f"{place} has a character that no client can send in a header; use visible characters"
+        )
 
 
 def read_origins(values: Sequence[str] | None) -> tuple[str, ...]:
@@ -100,12 +124,16 @@ def _json_list(text: str) -> list[str]:
     except ValueError:
         found = None
     if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
-        raise ValueError(f"""--allowed-origins is {text[:200]!r}, which is no JSON list of texts such as '["https://example.org"]'""")
+        raise ValueError(
+            f"""--allowed-origins is {text[:200]!r}, which is no JSON list of texts such as '["https://example.org"]'"""
+        )
     return found
 
 
 def _is_origin(text: str) -> bool:
-    has_usual_port = any(text.startswith(scheme) and text.endswith(port) for scheme, port in _USUAL_PORTS)
+    has_usual_port = any(
+        text.startswith(scheme) and text.endswith(port) for scheme, port in _USUAL_PORTS
+    )
     return _ORIGIN.fullmatch(text) is not None and not has_usual_port
 
 
@@ -113,7 +141,9 @@ def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
     """Raise ValueError, with the remedy, where a server cannot use these files for TLS."""
     if certfile is None:
         if keyfile is not None:
-            raise ValueError("--ssl-keyfile needs --ssl-certfile, the certificate that belongs to the key")
+            raise ValueError(
+                "--ssl-keyfile needs --ssl-certfile, the certificate that belongs to the key"
+            )
         return
     for flag, path in (("--ssl-certfile", certfile), ("--ssl-keyfile", keyfile)):
         try:
@@ -122,13 +152,23 @@ def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
         except OSError as error:
             raise ValueError(f"{flag} {path} cannot be read: {error.strerror or error}") from error
     try:
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certfile, keyfile, password=_refuse_to_ask)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            certfile, keyfile, password=_refuse_to_ask
+        )
     except ssl.SSLError as error:
-        key = f"the key in {keyfile}" if keyfile is not None else "its key, looked for in the same file since there is no --ssl-keyfile,"
+        key = (
+            f"the key in {keyfile}"
+            if keyfile is not None
+            else "its key, looked for in the same file since there is no --ssl-keyfile,"
+        )
         reason = error.reason or "no certificate or key found"
-        raise ValueError(f"the certificate in {certfile} and {key} cannot be used: both must be PEM and belong together ({reason})") from error
+        raise ValueError(
+            f"the certificate in {certfile} and {key} cannot be used: both must be PEM and belong together ({reason})"
+        ) from error
 
 
 def _refuse_to_ask() -> str:
     """Called for the password of a key; a server that stops to ask for one at its start would hang where nobody sits."""
-    raise ValueError("the key for TLS is encrypted; give one without a password, made by: openssl pkey -in KEY -out PLAIN_KEY")
+    raise ValueError(
+        "the key for TLS is encrypted; give one without a password, made by: openssl pkey -in KEY -out PLAIN_KEY"
+    )

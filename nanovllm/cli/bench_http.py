@@ -40,9 +40,18 @@ class Server:
         except ValueError:
             parts, port = urlsplit(""), None
         if parts.scheme not in ("http", "https") or not parts.hostname or port is None:
-            raise ValueError(f"{url!r} is not the URL of a server; write it like http://127.0.0.1:8000")
+            raise ValueError(
+                f"{url!r} is not the URL of a server; write it like http://127.0.0.1:8000"
+            )
         path = parts.path.rstrip("/").removesuffix("/v1")
-        return cls(f"{parts.scheme}://{parts.netloc}{path}", parts.hostname, port, parts.scheme == "https", path, api_key)
+        return cls(
+            f"{parts.scheme}://{parts.netloc}{path}",
+            parts.hostname,
+            port,
+            parts.scheme == "https",
+            path,
+            api_key,
+        )
 
     def request(self, method: str, path: str, body: bytes) -> h11.Request:
         """The head of a request whose body is `body`."""
@@ -56,7 +65,9 @@ class Server:
         return h11.Request(method=method, target=self.path + path, headers=headers)
 
 
-async def pieces(server: Server, method: str, path: str, payload: object = None) -> AsyncGenerator[tuple[float, bytes], None]:
+async def pieces(
+    server: Server, method: str, path: str, payload: object = None
+) -> AsyncGenerator[tuple[float, bytes], None]:
     """The pieces of an answer's body, each with the `time.perf_counter()` of its arrival.
 
     Raises ConnectionError where the server cannot be reached, answers with an error, breaks off or does not speak HTTP.
@@ -102,12 +113,18 @@ async def get_json(server: Server, path: str) -> Any:
     try:
         return json.loads(await asyncio.wait_for(whole(), _QUICK_ANSWER_TIMEOUT_S))
     except asyncio.TimeoutError:
-        raise ConnectionError(f"{server.url}{path} did not answer within {_QUICK_ANSWER_TIMEOUT_S:g} s") from None
+        raise ConnectionError(
+            f"{server.url}{path} did not answer within {_QUICK_ANSWER_TIMEOUT_S:g} s"
+        ) from None
     except ValueError as error:
-        raise ConnectionError(f"{server.url}{path} does not answer in JSON, so it is no OpenAI-compatible server: {error}") from error
+        raise ConnectionError(
+            f"{server.url}{path} does not answer in JSON, so it is no OpenAI-compatible server: {error}"
+        ) from error
 
 
-async def events(server: Server, path: str, payload: object) -> AsyncGenerator[tuple[float, Any], None]:
+async def events(
+    server: Server, path: str, payload: object
+) -> AsyncGenerator[tuple[float, Any], None]:
     """The server-sent events of a streamed answer, each with its time of arrival, up to `[DONE]`; raises ConnectionError as `pieces` does."""
     rest = b""
     async with aclosing(pieces(server, "POST", path, payload)) as answer:
@@ -122,7 +139,9 @@ async def events(server: Server, path: str, payload: object) -> AsyncGenerator[t
                 try:
                     yield now, json.loads(data)
                 except ValueError as error:
-                    raise ConnectionError(f"{server.url}{path} sent an event that is not JSON: {error}") from error
+                    raise ConnectionError(
+                        f"{server.url}{path} sent an event that is not JSON: {error}"
+                    ) from error
     raise ConnectionError(f"{server.url}{path} ended its stream before [DONE]")
 
 
@@ -140,7 +159,9 @@ async def _connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.Stream
         reason = f"nobody answered within {_CONNECT_TIMEOUT_S:g} s"
     except OSError as error:
         reason = str(error)
-    raise ConnectionError(f"no connection to {server.url} ({reason}); start a server with 'nanovllm serve', or correct --base-url")
+    raise ConnectionError(
+        f"no connection to {server.url} ({reason}); start a server with 'nanovllm serve', or correct --base-url"
+    )
 
 
 def _reason(refusal: bytes) -> str:

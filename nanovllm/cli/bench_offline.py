@@ -16,7 +16,15 @@ import numpy as np
 from tqdm import tqdm
 
 from nanovllm.cli.bench_report import finish, rate, show, shown
-from nanovllm.cli.bench_roofline import Limits, Phase, engine_costs, fractions, shown_fractions, shown_limits, weight_kind
+from nanovllm.cli.bench_roofline import (
+    Limits,
+    Phase,
+    engine_costs,
+    fractions,
+    shown_fractions,
+    shown_limits,
+    weight_kind,
+)
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.values import read_lines
 from nanovllm.engine.engine import Engine
@@ -55,7 +63,10 @@ class Phases:
 
     def figures(self) -> dict[str, float | None]:
         """Tokens a second in each phase, None where a phase never happened."""
-        return {"prefill_tokens_per_s": self.prefill.tokens_per_s, "decode_tokens_per_s": self.decode.tokens_per_s}
+        return {
+            "prefill_tokens_per_s": self.prefill.tokens_per_s,
+            "decode_tokens_per_s": self.decode.tokens_per_s,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +90,17 @@ class Bench:
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
         """Submit all jobs at once and work until the last answer is complete; raises ContextLengthError where one does not fit."""
         started_s = time.perf_counter()
-        submissions = {f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)}
+        submissions = {
+            f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)
+        }
         lengths = dict.fromkeys(submissions, 0)
         for step in self.engine.run(list(submissions.values())):
             drawn = [update.request_id for update in step.updates if update.token_id is not None]
-            self.phases.add(step.stats, sum(_pairs(submissions[name], lengths[name]) for name in drawn), len(drawn))
+            self.phases.add(
+                step.stats,
+                sum(_pairs(submissions[name], lengths[name]) for name in drawn),
+                len(drawn),
+            )
             for name in drawn:
                 lengths[name] += 1
             for update in step.updates:
@@ -97,15 +114,27 @@ class Bench:
         cached_tokens = sum(output.num_cached_tokens for output in outputs)
         assert cached_tokens == 0 or self.engine.config.enable_prefix_caching
         input_tokens = sum(len(output.prompt_token_ids) for output in outputs)
-        return Totals(duration_s, input_tokens, sum(len(output.outputs[0].token_ids) for output in outputs), cached_tokens)
+        return Totals(
+            duration_s,
+            input_tokens,
+            sum(len(output.outputs[0].token_ids) for output in outputs),
+            cached_tokens,
+        )
 
     def _submit(self, request_id: str, job: Job) -> Submission:
-        params = SamplingParams(max_tokens=job.output_len, temperature=self.temperature, ignore_eos=True)
+        params = SamplingParams(
+            max_tokens=job.output_len, temperature=self.temperature, ignore_eos=True
+        )
         try:
             submission = self.engine.intake.submit(request_id, job.prompt, params)
         except InvalidRequestError as error:
             raise type(error)(f"{job.name}: {error}", param=error.param) from error
-        check_fits(f"{job.name}: a prompt", len(submission.requests[0].prompt_token_ids), job.output_len, self.engine.max_model_len)
+        check_fits(
+            f"{job.name}: a prompt",
+            len(submission.requests[0].prompt_token_ids),
+            job.output_len,
+            self.engine.max_model_len,
+        )
         return submission
 
 
@@ -118,41 +147,80 @@ def run_latency(parsed: argparse.Namespace) -> int:
         )
     bench = _load(parsed, check_lengths=True)
     jobs = _random_jobs(bench.engine, parsed, parsed.batch_size)
-    for _ in tqdm(range(parsed.num_iters_warmup), desc="Warm-up", unit="batch", disable=None, leave=False):
+    for _ in tqdm(
+        range(parsed.num_iters_warmup), desc="Warm-up", unit="batch", disable=None, leave=False
+    ):
         bench.run(jobs)
     measured = Bench(bench.engine, bench.temperature)
     before = [Limits.measure(config)] if parsed.limits else []
-    runs = [measured.run(jobs) for _ in tqdm(range(parsed.num_iters), desc="Batches", unit="batch", disable=None)]
+    runs = [
+        measured.run(jobs)
+        for _ in tqdm(range(parsed.num_iters), desc="Batches", unit="batch", disable=None)
+    ]
     limits = Limits.mean([*before, Limits.measure(config)]) if parsed.limits else None
     latencies = np.array([run.duration_s for run in runs], dtype=np.float64)
     figures = {
         "avg_latency_s": float(latencies.mean()),
-        **{f"p{percent}_latency_s": float(np.percentile(latencies, percent)) for percent in PERCENTILES},
+        **{
+            f"p{percent}_latency_s": float(np.percentile(latencies, percent))
+            for percent in PERCENTILES
+        },
         **measured.phases.figures(),
     }
-    reached = None if limits is None else fractions(engine_costs(bench.engine), limits, measured.phases.prefill, measured.phases.decode)
+    reached = (
+        None
+        if limits is None
+        else fractions(
+            engine_costs(bench.engine), limits, measured.phases.prefill, measured.phases.decode
+        )
+    )
     work = f"a batch of {parsed.batch_size}, each {parsed.input_len} tokens in and {parsed.output_len} out, {parsed.num_iters} times"
     show(
-        {**_about(parsed, bench.engine), "work": f"{work} after {parsed.num_iters_warmup} to warm up"}
+        {
+            **_about(parsed, bench.engine),
+            "work": f"{work} after {parsed.num_iters_warmup} to warm up",
+        }
         | ({} if limits is None else {"limits": shown_limits(limits)}),
-        {label.removesuffix("_s").replace("_", " "): shown(figures[label], "s", 4) for label in figures if label.endswith("latency_s")}
+        {
+            label.removesuffix("_s").replace("_", " "): shown(figures[label], "s", 4)
+            for label in figures
+            if label.endswith("latency_s")
+        }
         | _shown_phases(figures, bench.engine)
         | ({} if limits is None or reached is None else shown_fractions(reached, limits)),
     )
-    lengths = {"batch_size": parsed.batch_size, "input_len": parsed.input_len, "output_len": parsed.output_len}
+    lengths = {
+        "batch_size": parsed.batch_size,
+        "input_len": parsed.input_len,
+        "output_len": parsed.output_len,
+    }
     counts = {
         **lengths, "num_iters": parsed.num_iters, "num_iters_warmup": parsed.num_iters_warmup,
         "total_input_tokens": sum(run.input_tokens for run in runs), "total_output_tokens": sum(run.output_tokens for run in runs),
         "total_cached_tokens": sum(run.cached_tokens for run in runs),
     }  # fmt: skip
     compared = {} if limits is None or reached is None else {**reached, "limits": asdict(limits)}
-    finish({"benchmark": "latency", **counts, **figures, **compared, "latencies_s": latencies.tolist(), **_record(parsed, bench.engine)}, parsed.json)
+    finish(
+        {
+            "benchmark": "latency",
+            **counts,
+            **figures,
+            **compared,
+            "latencies_s": latencies.tolist(),
+            **_record(parsed, bench.engine),
+        },
+        parsed.json,
+    )
     return 0
 
 
 def run_throughput(parsed: argparse.Namespace) -> int:
     """How much is done in a second when everything is there from the start."""
-    listed = None if parsed.dataset is None else read_dataset(parsed.dataset, parsed.num_prompts, parsed.output_len)
+    listed = (
+        None
+        if parsed.dataset is None
+        else read_dataset(parsed.dataset, parsed.num_prompts, parsed.output_len)
+    )
     bench = _load(parsed, check_lengths=listed is None)
     jobs = listed or _random_jobs(bench.engine, parsed, parsed.num_prompts or 32)
     bench.engine.warm_up()
@@ -165,7 +233,11 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         "output_tokens_per_s": rate(total.output_tokens, total.duration_s),
         **bench.phases.figures(),
     }
-    source = f"random, {parsed.input_len} tokens in and {parsed.output_len} out each" if listed is None else f"from {parsed.dataset}"
+    source = (
+        f"random, {parsed.input_len} tokens in and {parsed.output_len} out each"
+        if listed is None
+        else f"from {parsed.dataset}"
+    )
     show(
         {
             **_about(parsed, bench.engine),
@@ -184,7 +256,10 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         "input_len": parsed.input_len if listed is None else None, "output_len": parsed.output_len if listed is None else None,
         "total_input_tokens": total.input_tokens, "total_output_tokens": total.output_tokens, "total_cached_tokens": total.cached_tokens,
     }  # fmt: skip
-    finish({"benchmark": "throughput", **counts, **figures, **_record(parsed, bench.engine)}, parsed.json)
+    finish(
+        {"benchmark": "throughput", **counts, **figures, **_record(parsed, bench.engine)},
+        parsed.json,
+    )
     return 0
 
 
@@ -218,13 +293,21 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
         except ValueError as error:
             raise ValueError(f"{name} is not JSON: {error}") from error
         if not isinstance(item, dict) or "prompt" not in item:
-            raise ValueError(f'{name} must be an object with a prompt, such as {{"prompt": "Once upon a time", "max_tokens": 64}}')
+            raise ValueError(
+                f'{name} must be an object with a prompt, such as {{"prompt": "Once upon a time", "max_tokens": 64}}'
+            )
         asked = item.get("max_tokens")
-        if asked is not None and (isinstance(asked, bool) or not isinstance(asked, int) or asked < 1):
-            raise ValueError(f"{name}: max_tokens is {asked!r} but must be a whole number of at least 1")
+        if asked is not None and (
+            isinstance(asked, bool) or not isinstance(asked, int) or asked < 1
+        ):
+            raise ValueError(
+                f"{name}: max_tokens is {asked!r} but must be a whole number of at least 1"
+            )
         jobs.append(Job(name, item["prompt"], output_len if asked is None else asked))
     if not jobs:
-        raise ValueError(f'{path} has no prompts; it needs lines such as {{"prompt": "Once upon a time", "max_tokens": 64}}')
+        raise ValueError(
+            f'{path} has no prompts; it needs lines such as {{"prompt": "Once upon a time", "max_tokens": 64}}'
+        )
     return jobs
 
 
@@ -233,14 +316,24 @@ def _load(parsed: argparse.Namespace, *, check_lengths: bool) -> Bench:
     config, folder = engine_config(parsed), resolve_model(parsed.model)
     if check_lengths:
         max_positions = GPT2Config.load(folder).max_positions
-        check_fits("a prompt", parsed.input_len, parsed.output_len, min(config.max_model_len or max_positions, max_positions))
+        check_fits(
+            "a prompt",
+            parsed.input_len,
+            parsed.output_len,
+            min(config.max_model_len or max_positions, max_positions),
+        )
     SamplingParams(temperature=parsed.temperature)
     return Bench(Engine.load(folder, config), parsed.temperature)
 
 
 def _random_jobs(engine: Engine, parsed: argparse.Namespace, count: int) -> list[Job]:
-    drawn = np.random.default_rng(parsed.seed).integers(0, engine.model.vocab, (count, parsed.input_len), dtype=np.int64)
-    return [Job(f"prompt {index}", prompt, parsed.output_len) for index, prompt in enumerate(drawn.tolist())]
+    drawn = np.random.default_rng(parsed.seed).integers(
+        0, engine.model.vocab, (count, parsed.input_len), dtype=np.int64
+    )
+    return [
+        Job(f"prompt {index}", prompt, parsed.output_len)
+        for index, prompt in enumerate(drawn.tolist())
+    ]
 
 
 def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
@@ -265,6 +358,8 @@ def _record(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
 
 
 def _shown_phases(figures: dict[str, Any], engine: Engine) -> dict[str, str]:
-    lines = {name: shown(figures[f"{name}_tokens_per_s"], "tok/s", 1) for name in ("prefill", "decode")}
+    lines = {
+        name: shown(figures[f"{name}_tokens_per_s"], "tok/s", 1) for name in ("prefill", "decode")
+    }
     preemptions = engine.stats().num_preemptions
     return {**lines, "preemptions": f"{preemptions:,}"} if preemptions else lines

@@ -17,7 +17,13 @@ from nanovllm import __version__
 
 def add_report_options(parser: argparse.ArgumentParser) -> None:
     """Flags that all benchmarks have."""
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the figures to this file")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="also write the figures to this file",
+    )
 
 
 def describe_machine() -> dict[str, Any]:
@@ -39,7 +45,11 @@ def describe_machine() -> dict[str, Any]:
 def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
     """Print what was measured and how, then the figures."""
     machine = describe_machine()
-    threads = "its own threads" if machine["blas_threads"] is None else f"{machine['blas_threads']} threads"
+    threads = (
+        "its own threads"
+        if machine["blas_threads"] is None
+        else f"{machine['blas_threads']} threads"
+    )
     lines = {
         "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}",
         "software": f"nanovllm {__version__}, Python {machine['python']}, NumPy {machine['numpy']}, {machine['blas']} with {threads}",
@@ -47,7 +57,9 @@ def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
     }
     print("\n".join(f"{label:10} {value}" for label, value in lines.items()))
     width = max(len(label) for label in figures) + 2
-    print("\n" + "\n".join(f"{label:{width}}{value:>14}" for label, value in figures.items()) + "\n")
+    print(
+        "\n" + "\n".join(f"{label:{width}}{value:>14}" for label, value in figures.items()) + "\n"
+    )
 
 
 def finish(record: Mapping[str, Any], path: Path | None) -> None:
@@ -70,11 +82,18 @@ def shown(value: float | None, unit: str = "", digits: int = 2) -> str:
 
 def _cpu_name() -> str:
     if Path("/proc/cpuinfo").is_file():
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in (
+            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        ):
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     if platform.system() == "Darwin":
-        asked = subprocess.run(["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        asked = subprocess.run(
+            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         if asked.returncode == 0 and asked.stdout.strip():
             return asked.stdout.strip()
     return platform.processor() or platform.machine()

@@ -78,7 +78,8 @@ class Costs:
         head = model.vocab * model.d_model
         vectors = model.layers * (9 * model.d_model + model.d_ff) + 2 * model.d_model
         return cls(
-            weights_bytes=(model.layers * layer + head) * WEIGHT_BYTES[kind] + vectors * _VECTOR_BYTES,
+            weights_bytes=(model.layers * layer + head) * WEIGHT_BYTES[kind]
+            + vectors * _VECTOR_BYTES,
             pair_bytes=pair_bytes,
             token_operations=2 * model.layers * layer,
             pair_operations=4 * model.layers * model.d_model,
@@ -91,7 +92,11 @@ class Costs:
 
     def operations(self, tokens: int, pairs: int, rows: int) -> int:
         """Multiplications and additions for so many tokens, pairs and rows of logits."""
-        return tokens * self.token_operations + pairs * self.pair_operations + rows * self.row_operations
+        return (
+            tokens * self.token_operations
+            + pairs * self.pair_operations
+            + rows * self.row_operations
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,12 @@ class Limits:
         """The mean of readings before and after a run."""
         peaks = [reading.peak for reading in readings if reading.peak is not None]
         bandwidth = sum(reading.bandwidth for reading in readings) / len(readings)
-        return cls(readings[0].threads, readings[0].kind, bandwidth, sum(peaks) / len(peaks) if peaks else None)
+        return cls(
+            readings[0].threads,
+            readings[0].kind,
+            bandwidth,
+            sum(peaks) / len(peaks) if peaks else None,
+        )
 
 
 def weight_kind(config: EngineConfig) -> str:
@@ -129,13 +139,22 @@ def weight_kind(config: EngineConfig) -> str:
 def engine_costs(engine: Engine) -> Costs:
     """The costs of a loaded engine's network; the cache's share is what its backend says."""
     block_size = engine.config.block_size
-    return Costs.of(engine.model, weight_kind(engine.config), engine.runner.backend.block_bytes(block_size) / block_size)
+    return Costs.of(
+        engine.model,
+        weight_kind(engine.config),
+        engine.runner.backend.block_bytes(block_size) / block_size,
+    )
 
 
-def fractions(costs: Costs, limits: Limits, prefill: Phase, decode: Phase) -> dict[str, float | None]:
+def fractions(
+    costs: Costs, limits: Limits, prefill: Phase, decode: Phase
+) -> dict[str, float | None]:
     """How much of the machine's limits each phase reached; None where there is nothing to compare."""
     read = costs.read_bytes(decode.steps, decode.pairs)
-    computed = {phase: costs.operations(work.computed, work.pairs, work.rows) for phase, work in (("prefill", prefill), ("decode", decode))}
+    computed = {
+        phase: costs.operations(work.computed, work.pairs, work.rows)
+        for phase, work in (("prefill", prefill), ("decode", decode))
+    }
     return {
         "prefill_peak_fraction": _fraction(computed["prefill"], prefill.seconds, limits.peak),
         "decode_bytes_per_step": read / decode.steps if decode.steps else None,
@@ -150,13 +169,19 @@ def shown_fractions(found: dict[str, float | None], limits: Limits) -> dict[str,
     is_computing = bandwidth is not None and peak is not None and peak > bandwidth
     return {
         f"prefill, of {limits.kind} peak": _percent(found["prefill_peak_fraction"]),
-        f"decode, of {limits.kind} peak" if is_computing else "decode, of bandwidth": _percent(peak if is_computing else bandwidth),
+        f"decode, of {limits.kind} peak" if is_computing else "decode, of bandwidth": _percent(
+            peak if is_computing else bandwidth
+        ),
     }
 
 
 def shown_limits(limits: Limits) -> str:
     """The machine's limits as a line."""
-    peak = f"{limits.peak / 1e9:,.0f} GFLOPS in {limits.kind}" if limits.peak else f"have no {limits.kind} instruction whose peak could be measured"
+    peak = (
+        f"{limits.peak / 1e9:,.0f} GFLOPS in {limits.kind}"
+        if limits.peak
+        else f"have no {limits.kind} instruction whose peak could be measured"
+    )
     return f"{limits.threads} threads read {limits.bandwidth / 1e9:,.1f} GB/s, {peak}"
 
 

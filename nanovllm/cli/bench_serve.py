@@ -23,7 +23,12 @@ from nanovllm.cli.bench_http import Server, events, get_json, reason_of
 from nanovllm.cli.bench_offline import check_fits
 from nanovllm.cli.bench_report import finish, show, shown
 
-_TIMES = {"ttft": "time to first token", "tpot": "time per output token", "itl": "between pieces", "e2el": "whole request"}
+_TIMES = {
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "itl": "between pieces",
+    "e2el": "whole request",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +55,19 @@ class Trace:
     @property
     def tpot_s(self) -> float | None:
         """Time per output token after the first; None where there is only one."""
-        return (self.e2el_s - self.ttft_s) / (self.output_tokens - 1) if self.output_tokens > 1 else None
+        return (
+            (self.e2el_s - self.ttft_s) / (self.output_tokens - 1)
+            if self.output_tokens > 1
+            else None
+        )
 
     @property
     def itl_s(self) -> list[float]:
         """Times between the pieces."""
-        return [after - before for before, after in zip(self.piece_times_s, self.piece_times_s[1:], strict=False)]
+        return [
+            after - before
+            for before, after in zip(self.piece_times_s, self.piece_times_s[1:], strict=False)
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +83,10 @@ class Load:
 def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
     """The figures that people compare, of the completed requests; times in milliseconds, None where nothing was measured."""
     done = [trace for trace in traces if trace.error is None]
-    input_tokens, output_tokens = sum(trace.input_tokens for trace in done), sum(trace.output_tokens for trace in done)
+    input_tokens, output_tokens = (
+        sum(trace.input_tokens for trace in done),
+        sum(trace.output_tokens for trace in done),
+    )
     times = {
         "ttft": [trace.ttft_s for trace in done],
         "tpot": [trace.tpot_s for trace in done if trace.tpot_s is not None],
@@ -92,19 +107,25 @@ def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
     for name, seconds in times.items():
         ms = 1000 * np.array(seconds, dtype=np.float64)
         for statistic in ("mean", "median", "std"):
-            figures[f"{statistic}_{name}_ms"] = float(getattr(np, statistic)(ms)) if ms.size else None
+            figures[f"{statistic}_{name}_ms"] = (
+                float(getattr(np, statistic)(ms)) if ms.size else None
+            )
         figures[f"p99_{name}_ms"] = float(np.percentile(ms, 99)) if ms.size else None
     return figures
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Send the load and report; 1 where a request failed."""
-    server = Server.at(parsed.base_url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None))
+    server = Server.at(
+        parsed.base_url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None)
+    )
     seed = secrets.randbits(32) if parsed.seed is None else parsed.seed
     model, traces, duration_s = asyncio.run(_measure(server, parsed, seed))
     figures = figures_of(traces, duration_s)
     most = "no limit" if parsed.max_concurrency is None else f"at most {parsed.max_concurrency}"
-    arrivals = "all at once" if math.isinf(parsed.request_rate) else f"{parsed.request_rate:g} requests/s"
+    arrivals = (
+        "all at once" if math.isinf(parsed.request_rate) else f"{parsed.request_rate:g} requests/s"
+    )
     lengths = f"{parsed.random_input_len} random tokens in and up to {parsed.random_output_len} out"
     eos = ", end of text ignored" if parsed.ignore_eos else ""
     show(
@@ -128,11 +149,17 @@ def run(parsed: argparse.Namespace) -> int:
     return 1 if errors else 0
 
 
-async def _measure(server: Server, parsed: argparse.Namespace, seed: int) -> tuple[str, list[Trace], float]:
+async def _measure(
+    server: Server, parsed: argparse.Namespace, seed: int
+) -> tuple[str, list[Trace], float]:
     """The model's name, every request's trace, and the seconds from the first request to the last answer."""
-    model = await _check_model(server, parsed.model, parsed.random_input_len, parsed.random_output_len)
+    model = await _check_model(
+        server, parsed.model, parsed.random_input_len, parsed.random_output_len
+    )
     random = np.random.default_rng(seed)
-    prompts = random.integers(0, parsed.vocab, (parsed.num_prompts + 1, parsed.random_input_len), dtype=np.int64).tolist()
+    prompts = random.integers(
+        0, parsed.vocab, (parsed.num_prompts + 1, parsed.random_input_len), dtype=np.int64
+    ).tolist()
     gaps_s = np.zeros(parsed.num_prompts, dtype=np.float64)
     if not math.isinf(parsed.request_rate):
         gaps_s[1:] = random.exponential(1 / parsed.request_rate, parsed.num_prompts - 1)
@@ -140,7 +167,9 @@ async def _measure(server: Server, parsed: argparse.Namespace, seed: int) -> tup
         "model": model, "max_tokens": parsed.random_output_len, "temperature": parsed.temperature,
         "stream": True, "stream_options": {"include_usage": True}, **({"ignore_eos": True} if parsed.ignore_eos else {}),
     }  # fmt: skip
-    first = await _follow(server, {**common, "prompt": prompts[0], "max_tokens": 1}, parsed.timeout_s)
+    first = await _follow(
+        server, {**common, "prompt": prompts[0], "max_tokens": 1}, parsed.timeout_s
+    )
     if first.error is not None:  # what is wrong with every request is told once, before the load
         raise ConnectionError(f"a first request failed, so nothing was measured: {first.error}")
     bodies = [{**common, "prompt": prompt} for prompt in prompts[1:]]
@@ -154,9 +183,15 @@ async def _check_model(server: Server, wanted: str | None, input_len: int, outpu
     """The name to ask for; raises ValueError where the server has no such model or its context is too short."""
     answer = await get_json(server, "/v1/models")
     listed = answer.get("data") if isinstance(answer, dict) else None
-    models = {str(item["id"]): item for item in listed if isinstance(item, dict) and "id" in item} if isinstance(listed, list) else {}
+    models = (
+        {str(item["id"]): item for item in listed if isinstance(item, dict) and "id" in item}
+        if isinstance(listed, list)
+        else {}
+    )
     if not models:
-        raise ConnectionError(f"{server.url}/v1/models lists no models, so it is no OpenAI-compatible server")
+        raise ConnectionError(
+            f"{server.url}/v1/models lists no models, so it is no OpenAI-compatible server"
+        )
     name = wanted or next(iter(models))
     if name not in models:
         raise ValueError(f"the server has no model {name!r}; --model may be {', '.join(models)}")
@@ -168,7 +203,9 @@ async def _check_model(server: Server, wanted: str | None, input_len: int, outpu
 
 async def _send(server: Server, load: Load) -> list[Trace]:
     """Start every request at its time, and wait for all of them."""
-    gate: AbstractAsyncContextManager[Any] = asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else nullcontext()
+    gate: AbstractAsyncContextManager[Any] = (
+        asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else nullcontext()
+    )
     with tqdm(total=len(load.bodies), desc="Requests", unit="request", disable=None) as progress:
 
         async def one(body: dict[str, Any]) -> Trace:
@@ -193,7 +230,10 @@ async def _follow(server: Server, body: dict[str, Any], timeout_s: float) -> Tra
     try:
         return await asyncio.wait_for(_stream(server, body, start_s), timeout_s)
     except asyncio.TimeoutError:
-        return Trace(start_s, error=f"the answer was not complete within {timeout_s:g} s; raise --timeout-s or send less at once")
+        return Trace(
+            start_s,
+            error=f"the answer was not complete within {timeout_s:g} s; raise --timeout-s or send less at once",
+        )
     except OSError as error:
         return Trace(start_s, error=str(error))
 
@@ -204,15 +244,25 @@ async def _stream(server: Server, body: dict[str, Any], start_s: float) -> Trace
     async with aclosing(events(server, "/v1/completions", body)) as stream:
         async for now, event in stream:
             if not isinstance(event, dict) or "error" in event:
-                raise ConnectionError(f"the stream broke off: {reason_of(event.get('error') if isinstance(event, dict) else event)}")
+                raise ConnectionError(
+                    f"the stream broke off: {reason_of(event.get('error') if isinstance(event, dict) else event)}"
+                )
             if event.get("choices"):
                 times_s.append(now)
             usage = event.get("usage") or usage
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     if not times_s or not all(isinstance(count, int) for count in counts):
-        raise ConnectionError("the stream had no text or no usage; the server must know stream_options.include_usage")
+        raise ConnectionError(
+            "the stream had no text or no usage; the server must know stream_options.include_usage"
+        )
     cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Trace(start_s, tuple(times_s), int(usage["prompt_tokens"]), int(usage["completion_tokens"]), int(cached))
+    return Trace(
+        start_s,
+        tuple(times_s),
+        int(usage["prompt_tokens"]),
+        int(usage["completion_tokens"]),
+        int(cached),
+    )
 
 
 def _shown_figures(figures: dict[str, Any]) -> dict[str, str]:
@@ -228,5 +278,7 @@ def _shown_figures(figures: dict[str, Any]) -> dict[str, str]:
     }
     for name, label in _TIMES.items():
         for statistic in ("mean", "median", "std", "p99"):
-            lines[f"{label} ({name.upper()}), {statistic}"] = shown(figures[f"{statistic}_{name}_ms"], "ms")
+            lines[f"{label} ({name.upper()}), {statistic}"] = shown(
+                figures[f"{statistic}_{name}_ms"], "ms"
+            )
     return lines

@@ -17,7 +17,9 @@ DESCRIPTION = (
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `download` to the subcommands of `nanovllm`."""
-    parser = subparsers.add_parser("download", help="fetch a model from the Hugging Face hub", description=DESCRIPTION)
+    parser = subparsers.add_parser(
+        "download", help="fetch a model from the Hugging Face hub", description=DESCRIPTION
+    )
     add_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -25,17 +27,30 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags, shared with scripts/download_gpt2.py."""
     names = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or any owner/name on the hub"
-    parser.add_argument("name", nargs="?", metavar="MODEL", help=f"{names} (default: {DEFAULT_MODEL})")
+    parser.add_argument(
+        "name", nargs="?", metavar="MODEL", help=f"{names} (default: {DEFAULT_MODEL})"
+    )
     parser.add_argument("--model", metavar="MODEL", help="the same, as a flag")
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to put it (default: ./models/<last part of the name>)")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="FOLDER",
+        help="where to put it (default: ./models/<last part of the name>)",
+    )
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
-    parser.add_argument("--token", help="for gated and private models (default: HF_TOKEN, which other users of the machine cannot see)")
+    parser.add_argument(
+        "--token",
+        help="for gated and private models (default: HF_TOKEN, which other users of the machine cannot see)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Download and say what is there; returns the exit code: 0, 1 after an error that it has told, 130 after Ctrl-C."""
     if args.name and args.model and args.name != args.model:
-        print(f"nanovllm download: two models are named, {args.name} and --model {args.model}; name one", file=sys.stderr)
+        print(
+            f"nanovllm download: two models are named, {args.name} and --model {args.model}; name one",
+            file=sys.stderr,
+        )
         return 2
     name: str = args.model or args.name or DEFAULT_MODEL
     output: Path = args.output or Path("models") / (name.rstrip("/").split("/")[-1] or name)
@@ -47,7 +62,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"nanovllm download: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nnanovllm download: interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print(
+            "\nnanovllm download: interrupted; the same command goes on where it stopped",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -58,7 +76,9 @@ def _print_summary(output: Path) -> None:
     size_bytes = sum(file["size_bytes"] for file in files.values())
     print(f"\n{info['repo']}, revision {info['revision'][:12]}")
     print(f"  parameters  {info['parameters']:,}")
-    print(f"  network     {info['layers']} layers, {info['heads']} heads, d_model {info['d_model']}")
+    print(
+        f"  network     {info['layers']} layers, {info['heads']} heads, d_model {info['d_model']}"
+    )
     print(f"  tokens      vocab {info['vocab']:,}, context {info['context_length']:,}")
     print(f"  size        {size_bytes / 1e6:,.1f} MB in {len(files)} files\n")
     print(f"Serve it with:  nanovllm serve {shlex.quote(str(output))}")

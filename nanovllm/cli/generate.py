@@ -5,7 +5,12 @@ import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing
 
-from nanovllm.cli.options import add_engine_options, add_sampling_options, engine_config, sampling_settings
+from nanovllm.cli.options import (
+    add_engine_options,
+    add_sampling_options,
+    engine_config,
+    sampling_settings,
+)
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import sampling_defaults
 from nanovllm.errors import EngineFaultError, InvalidRequestError
@@ -17,9 +22,15 @@ _DEFAULT_MAX_TOKENS = 128
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe the subcommand."""
-    parser = subparsers.add_parser("generate", help="answer a prompt on the terminal", description=__doc__)
+    parser = subparsers.add_parser(
+        "generate", help="answer a prompt on the terminal", description=__doc__
+    )
     parser.add_argument("prompt", nargs="?", help="left out: read prompts line by line")
-    parser.add_argument("--model", default=BUNDLED_MODEL, help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})")
+    parser.add_argument(
+        "--model",
+        default=BUNDLED_MODEL,
+        help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})",
+    )
     add_sampling_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)

@@ -38,20 +38,53 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Flags for EngineConfig."""
     defaults = {field.name: field.default for field in fields(EngineConfig)}
     group = parser.add_argument_group("engine")
-    group.add_argument("--backend", choices=BACKENDS, default=defaults["backend"], help="forward pass: compiled, or to read (%(default)s)")
-    group.add_argument("--dtype", choices=DTYPES, default=defaults["dtype"], help="type of the weights while computing (%(default)s)")
-    group.add_argument("--quantization", choices=QUANTIZATIONS, default=None, help="weights of one byte, quantised while loading (none)")
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default=defaults["backend"],
+        help="forward pass: compiled, or to read (%(default)s)",
+    )
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default=defaults["dtype"],
+        help="type of the weights while computing (%(default)s)",
+    )
+    group.add_argument(
+        "--quantization",
+        choices=QUANTIZATIONS,
+        default=None,
+        help="weights of one byte, quantised while loading (none)",
+    )
     cache_help = "type of keys and values (%(default)s: float32 beside float32 weights, bfloat16 beside bfloat16 and int8)"
-    group.add_argument("--kv-cache-dtype", choices=KV_CACHE_DTYPES, default=defaults["kv_cache_dtype"], help=cache_help)
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=KV_CACHE_DTYPES,
+        default=defaults["kv_cache_dtype"],
+        help=cache_help,
+    )
     for name, (kind, text) in _ENGINE_FLAGS.items():
         default = defaults[name]
         shown = text if default is None else f"{text} ({default})"
-        group.add_argument(_flag(name), type=kind, default=default, metavar=name.rsplit("_", 1)[-1].upper(), help=shown)
+        group.add_argument(
+            _flag(name),
+            type=kind,
+            default=default,
+            metavar=name.rsplit("_", 1)[-1].upper(),
+            help=shown,
+        )
     yes_or_no = argparse.BooleanOptionalAction
-    group.add_argument("--enable-prefix-caching", action=yes_or_no, default=True, help="reuse what prompts that begin alike have in common")
+    group.add_argument(
+        "--enable-prefix-caching",
+        action=yes_or_no,
+        default=True,
+        help="reuse what prompts that begin alike have in common",
+    )
     invariant_help = "bits that do not depend on what else is in the batch; those of numba never do, numpy becomes slower"
     group.add_argument("--batch-invariant", action="store_true", help=invariant_help)
-    group.add_argument("--seed", type=int, default=None, help="make draws of requests without a seed repeatable")
+    group.add_argument(
+        "--seed", type=int, default=None, help="make draws of requests without a seed repeatable"
+    )
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
@@ -77,15 +110,26 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Flags for SamplingParams; those left out keep the model's own defaults."""
     group = parser.add_argument_group("sampling")
     for name, (kind, text) in _SAMPLING_FLAGS.items():
-        group.add_argument(_flag(name), type=kind, default=None, metavar=re.sub(".*_", "", name).upper(), help=text)
-    group.add_argument("--stop", action="append", default=None, help="text that ends the answer; may be given several times")
-    group.add_argument("--ignore-eos", action="store_true", default=None, help="go on after the end of the text")
+        group.add_argument(
+            _flag(name), type=kind, default=None, metavar=re.sub(".*_", "", name).upper(), help=text
+        )
+    group.add_argument(
+        "--stop",
+        action="append",
+        default=None,
+        help="text that ends the answer; may be given several times",
+    )
+    group.add_argument(
+        "--ignore-eos", action="store_true", default=None, help="go on after the end of the text"
+    )
 
 
 def sampling_settings(parsed: argparse.Namespace) -> dict[str, Any]:
     """The settings of SamplingParams that were given as flags."""
     names = {field.name for field in fields(SamplingParams)}
-    return {name: value for name, value in vars(parsed).items() if name in names and value is not None}
+    return {
+        name: value for name, value in vars(parsed).items() if name in names and value is not None
+    }
 
 
 def _flag(name: str) -> str:
@@ -94,7 +138,13 @@ def _flag(name: str) -> str:
 
 def add_chat_template(group: "argparse._ActionsContainer") -> None:
     """Add the flag that gives a chat template."""
-    group.add_argument("--chat-template", type=Path, default=None, metavar="FILE", help="Jinja file for chat, in place of the model's own")
+    group.add_argument(
+        "--chat-template",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="Jinja file for chat, in place of the model's own",
+    )
 
 
 def load_chat_template(folder: Path, parsed: argparse.Namespace) -> ChatTemplate | None:

@@ -17,7 +17,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from nanovllm.cli.options import add_chat_template, add_engine_options, engine_config, load_chat_template, served_names
+from nanovllm.cli.options import (
+    add_chat_template,
+    add_engine_options,
+    engine_config,
+    load_chat_template,
+    served_names,
+)
 from nanovllm.cli.values import positive
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
@@ -31,14 +37,48 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe the subcommand."""
-    parser = subparsers.add_parser("run-batch", help="answer a file of requests", description=__doc__)
-    parser.add_argument("-i", "--input", type=Path, required=True, metavar="FILE", help='lines {"custom_id", "method", "url", "body"}')
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE", help='lines {"id", "custom_id", "response", "error"}')
-    parser.add_argument("--overwrite", action="store_true", help="drop the answers that the output has, instead of going on with the others")
-    parser.add_argument("--model", default=BUNDLED_MODEL, help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})")
-    parser.add_argument("--served-model-name", action="append", default=None, help="name in the requests; may be given several times")
+    parser = subparsers.add_parser(
+        "run-batch", help="answer a file of requests", description=__doc__
+    )
+    parser.add_argument(
+        "-i",
+        "--input",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='lines {"custom_id", "method", "url", "body"}',
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='lines {"id", "custom_id", "response", "error"}',
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="drop the answers that the output has, instead of going on with the others",
+    )
+    parser.add_argument(
+        "--model",
+        default=BUNDLED_MODEL,
+        help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})",
+    )
+    parser.add_argument(
+        "--served-model-name",
+        action="append",
+        default=None,
+        help="name in the requests; may be given several times",
+    )
     add_chat_template(parser)
-    parser.add_argument("--max-line-bytes", type=positive, default=4 << 20, help="longest line of the input (%(default)s)")
+    parser.add_argument(
+        "--max-line-bytes",
+        type=positive,
+        default=4 << 20,
+        help="longest line of the input (%(default)s)",
+    )
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -53,7 +93,9 @@ def run(parsed: argparse.Namespace) -> int:
         with open_answers(parsed.output, ids, overwrite=parsed.overwrite) as output:
             answered = ids.num_taken
             if answered:
-                _say(f"{parsed.output} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}")
+                _say(
+                    f"{parsed.output} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}"
+                )
             if answered == len(ids):
                 return 0
             folder = resolve_model(parsed.model)
@@ -65,7 +107,9 @@ def run(parsed: argparse.Namespace) -> int:
     if number is None or not left:
         return 0
     again = "the same command without --overwrite" if parsed.overwrite else "the same command again"
-    _say(f"ended by {signal.Signals(number).name}; run {again} to answer the {left:,} that are left")
+    _say(
+        f"ended by {signal.Signals(number).name}; run {again} to answer the {left:,} that are left"
+    )
     return 128 + number
 
 
@@ -74,9 +118,13 @@ def _check_files(requests: Path, answers: Path) -> None:
     if not requests.exists():
         raise ValueError(f"{requests} does not exist; give the file of requests by -i")
     if not requests.is_file():
-        raise ValueError(f"{requests} is no ordinary file, and the input is read twice; save it to one")
+        raise ValueError(
+            f"{requests} is no ordinary file, and the input is read twice; save it to one"
+        )
     if answers.exists() and answers.samefile(requests):
-        raise ValueError(f"{requests} is the input and the output; give another file for the answers")
+        raise ValueError(
+            f"{requests} is the input and the output; give another file for the answers"
+        )
 
 
 def _say(message: str) -> None:
@@ -96,12 +144,24 @@ class _Run:
     failed: int = 0
     duration_s: float = 0.0
 
-    def answer_all(self, batch: BatchInput, model_names: tuple[str, ...], chat_template: ChatTemplate | None) -> int | None:
+    def answer_all(
+        self, batch: BatchInput, model_names: tuple[str, ...], chat_template: ChatTemplate | None
+    ) -> int | None:
         """Write every answer; the number of the signal that ended it early, None where none did."""
         start_s = time.monotonic()
-        bar = tqdm(total=len(self.ids), initial=self.ids.num_taken, desc="Requests", unit="request", disable=None)
+        bar = tqdm(
+            total=len(self.ids),
+            initial=self.ids.num_taken,
+            desc="Requests",
+            unit="request",
+            disable=None,
+        )
         runner = BatchRunner(self.engine, model_names, chat_template)
-        with _Signals() as signals, bar as progress, closing(runner.run(batch.requests(self.ids))) as steps:
+        with (
+            _Signals() as signals,
+            bar as progress,
+            closing(runner.run(batch.requests(self.ids))) as steps,
+        ):
             for answers in steps:
                 for answer in answers:
                     self.output.append(answer.line)
@@ -122,7 +182,11 @@ class _Run:
         """What was done, in one line."""
         tokens = self.engine.stats().generation_tokens
         errors = f", {self.refused:,} of them an error" if self.refused else ""
-        failed = f" ({self.failed:,} by a fault of the engine: remove their lines and run again to repeat them)" if self.failed else ""
+        failed = (
+            f" ({self.failed:,} by a fault of the engine: remove their lines and run again to repeat them)"
+            if self.failed
+            else ""
+        )
         done = f"{self.done:,} request{'' if self.done == 1 else 's'}"
         return f"{done} answered{errors}{failed}, {tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
 
@@ -142,7 +206,12 @@ class _Signals:
         self._previous = {number: signal.signal(number, self._keep) for number in _SIGNALS}
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 

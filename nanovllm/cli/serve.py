@@ -16,8 +16,21 @@ from dataclasses import replace
 
 import uvicorn
 
-from nanovllm.cli.access import API_KEY_VARIABLE, add_access_options, check_certificate, read_api_keys, read_origins
-from nanovllm.cli.options import add_chat_template, add_engine_options, add_model, engine_config, load_chat_template, served_names
+from nanovllm.cli.access import (
+    API_KEY_VARIABLE,
+    add_access_options,
+    check_certificate,
+    read_api_keys,
+    read_origins,
+)
+from nanovllm.cli.options import (
+    add_chat_template,
+    add_engine_options,
+    add_model,
+    engine_config,
+    load_chat_template,
+    served_names,
+)
 from nanovllm.cli.values import positive, positive_number
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
@@ -35,22 +48,70 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("serve", help="serve a model over HTTP", description=__doc__)
     add_model(parser)
     group = parser.add_argument_group("server")
-    group.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)")
-    group.add_argument("--port", type=_port, default=8000, help="port to listen on; 0 for any free one (%(default)s)")
-    group.add_argument("--served-model-name", action="append", default=None, help="name in the API; may be given several times")
+    group.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)"
+    )
+    group.add_argument(
+        "--port",
+        type=_port,
+        default=8000,
+        help="port to listen on; 0 for any free one (%(default)s)",
+    )
+    group.add_argument(
+        "--served-model-name",
+        action="append",
+        default=None,
+        help="name in the API; may be given several times",
+    )
     add_chat_template(group)
-    group.add_argument("--max-queued-requests", type=positive, default=1024, help="unfinished answers at most; more are refused (%(default)s)")
+    group.add_argument(
+        "--max-queued-requests",
+        type=positive,
+        default=1024,
+        help="unfinished answers at most; more are refused (%(default)s)",
+    )
     tokens_help = "tokens that they may come to, prompts and max_tokens together (16 times what the KV cache holds)"
-    group.add_argument("--max-queued-tokens", type=positive, default=None, metavar="TOKENS", help=tokens_help)
+    group.add_argument(
+        "--max-queued-tokens", type=positive, default=None, metavar="TOKENS", help=tokens_help
+    )
     timeout_help = "longest time a request may take; a client can ask for less by the header x-request-timeout-s (any time)"
-    group.add_argument("--request-timeout-s", type=positive_number, default=None, metavar="SECONDS", help=timeout_help)
-    group.add_argument("--max-body-bytes", type=positive, default=4 << 20, help="largest request body (%(default)s)")
+    group.add_argument(
+        "--request-timeout-s",
+        type=positive_number,
+        default=None,
+        metavar="SECONDS",
+        help=timeout_help,
+    )
+    group.add_argument(
+        "--max-body-bytes",
+        type=positive,
+        default=4 << 20,
+        help="largest request body (%(default)s)",
+    )
     stalled_help = "a client that takes longer to send its request, or reads nothing of its answer for so long, is cut off (%(default)s)"
     group.add_argument("--stalled-client-s", type=positive_number, default=60.0, help=stalled_help)
-    group.add_argument("--shutdown-timeout-s", type=positive, default=10, help="how long running requests may go on after a signal (%(default)s)")
-    group.add_argument("--log-level", choices=("error", "warning", "info", "debug"), default="info", help="how much to log (%(default)s)")
-    group.add_argument("--log-requests", action="store_true", help="a line of JSON about each request on standard error, instead of plain ones")
-    group.add_argument("--log-prompts", action="store_true", help="with --log-requests: prompts too, cut where they are long")
+    group.add_argument(
+        "--shutdown-timeout-s",
+        type=positive,
+        default=10,
+        help="how long running requests may go on after a signal (%(default)s)",
+    )
+    group.add_argument(
+        "--log-level",
+        choices=("error", "warning", "info", "debug"),
+        default="info",
+        help="how much to log (%(default)s)",
+    )
+    group.add_argument(
+        "--log-requests",
+        action="store_true",
+        help="a line of JSON about each request on standard error, instead of plain ones",
+    )
+    group.add_argument(
+        "--log-prompts",
+        action="store_true",
+        help="with --log-requests: prompts too, cut where they are long",
+    )
     add_access_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -81,7 +142,8 @@ def run(parsed: argparse.Namespace) -> int:
         port=parsed.port,
         log_level=parsed.log_level,
         access_log=not settings.log_requests,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * _FAREWELL_S,  # by then all should have ended
+        timeout_graceful_shutdown=parsed.shutdown_timeout_s
+        + 3 * _FAREWELL_S,  # by then all should have ended
         server_header=False,
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,
@@ -93,14 +155,18 @@ def run(parsed: argparse.Namespace) -> int:
 def server_settings(parsed: argparse.Namespace) -> ServerSettings:
     """The settings that the flags and the environment say; raises ValueError for what cannot be used."""
     if parsed.log_prompts and not parsed.log_requests:
-        raise ValueError("--log-prompts needs --log-requests, whose lines the prompts are a part of")
+        raise ValueError(
+            "--log-prompts needs --log-requests, whose lines the prompts are a part of"
+        )
     check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
     return ServerSettings(
         model_names=served_names(parsed),
         api_keys=read_api_keys(parsed.api_key, parsed.api_key_file, os.environ),
         allowed_origins=read_origins(parsed.allowed_origins),
         max_body_bytes=parsed.max_body_bytes,
-        request_timeout_s=None if parsed.request_timeout_s == math.inf else parsed.request_timeout_s,
+        request_timeout_s=None
+        if parsed.request_timeout_s == math.inf
+        else parsed.request_timeout_s,
         stalled_client_s=parsed.stalled_client_s,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
@@ -138,7 +204,10 @@ class _Server(uvicorn.Server):
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        previous = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        previous = {
+            number: signal.signal(number, self.handle_exit)
+            for number in (signal.SIGINT, signal.SIGTERM)
+        }
         try:
             yield
         finally:
@@ -161,7 +230,10 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: i
     await asyncio.wait({serving, ready}, return_when=asyncio.FIRST_COMPLETED)
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
-        print(f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, num_keys=num_keys)}\n", flush=True)
+        print(
+            f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, num_keys=num_keys)}\n",
+            flush=True,
+        )
     elif engine.state is EngineState.FAILED:
         print(f"nanovllm: the model cannot be loaded: {engine.failure}", file=sys.stderr)
         server.should_exit = True
@@ -181,7 +253,10 @@ async def _listen(server: _Server) -> int:
         if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
             remedy = "end what listens there, or choose another by --port"
         said = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
-        print(f"nanovllm: cannot listen on {config.host} port {config.port}{said}; {remedy}", file=sys.stderr)
+        print(
+            f"nanovllm: cannot listen on {config.host} port {config.port}{said}; {remedy}",
+            file=sys.stderr,
+        )
         return 1
     return 0 if server.started else 1
 
@@ -202,12 +277,16 @@ def describe(engine: Engine, name: str) -> str:
         "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of {blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
         "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), backend {engine.config.backend}, {threads}",
     }
-    return f"{name}, GPT-2 architecture\n" + "\n".join(f"  {label:12} {value}" for label, value in rows.items())
+    return f"{name}, GPT-2 architecture\n" + "\n".join(
+        f"  {label:12} {value}" for label, value in rows.items()
+    )
 
 
 def invitation(address: str, name: str, *, num_keys: int = 0) -> str:
     """Where the server is, and a line to paste; no key is shown, the shell takes the first one from the environment."""
-    body = json.dumps({"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False)
+    body = json.dumps(
+        {"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False
+    )
     variable = f"${API_KEY_VARIABLE}" if num_keys == 1 else f"${{{API_KEY_VARIABLE}%%,*}}"
     key = f' -H "Authorization: Bearer {variable}"' if num_keys else ""
     return f"Serving on {address} - try:\n  curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

@@ -30,7 +30,9 @@ _EXIT_CODES = (
     f"exit codes: {AGREES} all of it agrees; {DIFFERS} something differs; {NOT_COMPARED} nothing was compared, since torch or transformers "
     "is missing, or one of the two cannot load the model."
 )
-_ROWS_AT_ONCE = 32  # log-probabilities are compared in slices of [rows, vocab], never a whole prompt at once
+_ROWS_AT_ONCE = (
+    32  # log-probabilities are compared in slices of [rows, vocab], never a whole prompt at once
+)
 _PASSAGE = (
     "Part {}. It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it was the epoch "
     "of belief, it was the epoch of incredulity, it was the season of Light, it was the season of Darkness.\n\n"
@@ -88,7 +90,10 @@ class Comparison:
 
     def agrees(self, tolerance: float) -> bool:
         """Whether nothing differs by more than it may."""
-        within = [value is not None and value <= tolerance for value in (self.logprob_difference, self.target_difference)]
+        within = [
+            value is not None and value <= tolerance
+            for value in (self.logprob_difference, self.target_difference)
+        ]
         return all(within) and self.is_greedy_right and self.is_tokenized_alike is not False
 
     @property
@@ -100,12 +105,32 @@ class Comparison:
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Describe the subcommand."""
-    parser = subparsers.add_parser("verify", help="compare a model with transformers", description=__doc__, epilog=_EXIT_CODES)
+    parser = subparsers.add_parser(
+        "verify", help="compare a model with transformers", description=__doc__, epilog=_EXIT_CODES
+    )
     add_model(parser)
     group = parser.add_argument_group("comparison")
-    group.add_argument("--prompts", type=Path, default=None, metavar="FILE", help="one prompt a line, instead of the built-in ones")
-    group.add_argument("--max-tokens", type=positive, default=32, metavar="N", help="greedy tokens to compare for each prompt (%(default)s)")
-    group.add_argument("--tolerance", type=positive_number, default=1e-4, metavar="T", help="largest difference of log-probabilities (%(default)s)")
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="one prompt a line, instead of the built-in ones",
+    )
+    group.add_argument(
+        "--max-tokens",
+        type=positive,
+        default=32,
+        metavar="N",
+        help="greedy tokens to compare for each prompt (%(default)s)",
+    )
+    group.add_argument(
+        "--tolerance",
+        type=positive_number,
+        default=1e-4,
+        metavar="T",
+        help="largest difference of log-probabilities (%(default)s)",
+    )
     add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -113,15 +138,22 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(parsed: argparse.Namespace) -> int:
     """Compare, and say what was found; the exit code is one of those in --help."""
     try:
-        libraries = import_libraries()  # before a model is fetched, which would be for nothing without them
+        libraries = (
+            import_libraries()
+        )  # before a model is fetched, which would be for nothing without them
         config = engine_config(parsed)
         folder = resolve_model(parsed.model)
         reference = Reference(folder, libraries)
         llm = LLM(folder, **asdict(config))
         prompts = read_prompts(llm, parsed.prompts, parsed.max_tokens)
-        found = compare(llm, reference, prompts, max_tokens=parsed.max_tokens, close=2 * parsed.tolerance)
+        found = compare(
+            llm, reference, prompts, max_tokens=parsed.max_tokens, close=2 * parsed.tolerance
+        )
     except ImportError as error:
-        print(f"nanovllm verify: the comparison needs torch and transformers ({error}): pip install torch transformers", file=sys.stderr)
+        print(
+            f"nanovllm verify: the comparison needs torch and transformers ({error}): pip install torch transformers",
+            file=sys.stderr,
+        )
         return NOT_COMPARED
     except EngineFaultError as error:
         print(f"nanovllm verify: {parsed.model} cannot be computed: {error}", file=sys.stderr)
@@ -139,36 +171,54 @@ def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
     """
     room = llm.engine.max_model_len - max_tokens
     if room < 1:
-        raise ValueError(f"--max-tokens is {max_tokens}, which leaves no room for a prompt in a context of {llm.engine.max_model_len}; lower it")
+        raise ValueError(
+            f"--max-tokens is {max_tokens}, which leaves no room for a prompt in a context of {llm.engine.max_model_len}; lower it"
+        )
     if path is None:
         texts = {**_PROMPTS, "long": _long_text(llm, room)}
     else:
         texts = {f"line {number}": line.rstrip("\r") for number, line in read_lines(path)}
     encoded = {name: llm.tokenizer.encode(text, allow_special=True) for name, text in texts.items()}
-    prompts = [Prompt(name, texts[name], ids, min(len(ids), room)) for name, ids in encoded.items() if ids]
+    prompts = [
+        Prompt(name, texts[name], ids, min(len(ids), room)) for name, ids in encoded.items() if ids
+    ]
     if not prompts:
-        raise ValueError(f"{path or 'the built-in set'} has no prompt that the model's tokenizer knows; give others with --prompts")
+        raise ValueError(
+            f"{path or 'the built-in set'} has no prompt that the model's tokenizer knows; give others with --prompts"
+        )
     return prompts
 
 
-def compare(llm: LLM, reference: Reference, prompts: list[Prompt], *, max_tokens: int, close: float) -> list[Comparison]:
+def compare(
+    llm: LLM, reference: Reference, prompts: list[Prompt], *, max_tokens: int, close: float
+) -> list[Comparison]:
     """Answer all prompts together, as users' requests are, and compare each with the reference.
 
     `close` is the gap between the reference's two best tokens below which either is right. The engine cannot be used afterwards: its
     cache is overwritten.
     """
-    params = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, prompt_logprobs=0)
+    params = SamplingParams(
+        max_tokens=max_tokens, temperature=0.0, ignore_eos=True, prompt_logprobs=0
+    )
     outputs = llm.generate([{"prompt_token_ids": prompt.kept_ids} for prompt in prompts], params)
-    pairs = tqdm(list(zip(prompts, outputs, strict=True)), desc="Compared", unit="prompt", disable=None)
+    pairs = tqdm(
+        list(zip(prompts, outputs, strict=True)), desc="Compared", unit="prompt", disable=None
+    )
     return [_compare_one(llm, reference, prompt, output, close) for prompt, output in pairs]
 
 
-def _compare_one(llm: LLM, reference: Reference, prompt: Prompt, output: RequestOutput, close: float) -> Comparison:
+def _compare_one(
+    llm: LLM, reference: Reference, prompt: Prompt, output: RequestOutput, close: float
+) -> Comparison:
     next_ids = np.asarray(prompt.kept_ids[1:], dtype=np.int64)
     everywhere, of_targets = [], []
     reported = _reported_logprobs(output)
     start = 0
-    for ours, theirs in zip(_our_logprobs(llm, prompt.kept_ids), reference.logprobs(prompt.kept_ids, _ROWS_AT_ONCE), strict=True):
+    for ours, theirs in zip(
+        _our_logprobs(llm, prompt.kept_ids),
+        reference.logprobs(prompt.kept_ids, _ROWS_AT_ONCE),
+        strict=True,
+    ):
         everywhere.append(np.abs(ours - theirs).max())
         here = slice(start, start + len(theirs))
         own = theirs[np.arange(len(next_ids[here])), next_ids[here]]
@@ -176,7 +226,14 @@ def _compare_one(llm: LLM, reference: Reference, prompt: Prompt, output: Request
         start += len(theirs)
     ours_chosen = output.outputs[0].token_ids
     chosen, gaps = reference.greedy(prompt.kept_ids, len(ours_chosen))
-    equal = next((step for step, pair in enumerate(zip(ours_chosen, chosen, strict=True)) if pair[0] != pair[1]), len(chosen))
+    equal = next(
+        (
+            step
+            for step, pair in enumerate(zip(ours_chosen, chosen, strict=True))
+            if pair[0] != pair[1]
+        ),
+        len(chosen),
+    )
     expected = reference.encode(prompt.text)
     return Comparison(
         prompt=prompt.name,
@@ -198,7 +255,9 @@ def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
     block_table = np.arange(-(-len(token_ids) // engine.config.block_size), dtype=np.int64)[None]
     hidden = []
     for start in range(0, len(token_ids), engine.config.max_num_batched_tokens):
-        chunk = np.asarray(token_ids[start : start + engine.config.max_num_batched_tokens], dtype=np.int64)
+        chunk = np.asarray(
+            token_ids[start : start + engine.config.max_num_batched_tokens], dtype=np.int64
+        )
         places = np.arange(start, start + len(chunk), dtype=np.int64)
         batch = ForwardBatch(
             token_ids=chunk,
@@ -217,7 +276,13 @@ def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
 
 def _reported_logprobs(output: RequestOutput) -> np.ndarray:
     """The log-probability of each of the prompt's tokens but the first, as users get it."""
-    found = [position[token_id].logprob for token_id, position in zip(output.prompt_token_ids, output.prompt_logprobs or [], strict=True) if position]
+    found = [
+        position[token_id].logprob
+        for token_id, position in zip(
+            output.prompt_token_ids, output.prompt_logprobs or [], strict=True
+        )
+        if position
+    ]
     assert len(found) == len(output.prompt_token_ids) - 1
     return np.asarray(found, dtype=np.float64)
 
@@ -237,15 +302,28 @@ def _long_text(llm: LLM, tokens: int) -> str:
 
 def _report(parsed: argparse.Namespace, reference: Reference, found: list[Comparison]) -> int:
     """Print a table, the verdict and a line of JSON; returns the exit code."""
-    rows = [("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "greedy"), *map(_row, found)]
+    rows = [
+        ("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "greedy"),
+        *map(_row, found),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"{parsed.model} against {reference.title}, float32\n")
     for row in rows:
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     if reference.tokenizer_problem is not None:
-        print(f"\nTokenization was not compared, since transformers cannot load the tokenizer: {reference.tokenizer_problem}")
-    different = [comparison.prompt for comparison in found if not comparison.agrees(parsed.tolerance)]
-    verdict = f"DIFFERENT in {len(different)} of {len(found)} prompts: {', '.join(different)}" if different else f"All {len(found)} prompts agree"
+        print(
+            f"\nTokenization was not compared, since transformers cannot load the tokenizer: {reference.tokenizer_problem}"
+        )
+    different = [
+        comparison.prompt for comparison in found if not comparison.agrees(parsed.tolerance)
+    ]
+    verdict = (
+        f"DIFFERENT in {len(different)} of {len(found)} prompts: {', '.join(different)}"
+        if different
+        else f"All {len(found)} prompts agree"
+    )
     print(f"\n{verdict} (log-probabilities within {parsed.tolerance:g}).\n")
     record = {
         "command": "verify", "model": parsed.model, "agrees": not different, "tolerance": parsed.tolerance, "max_tokens": parsed.max_tokens,
@@ -259,10 +337,24 @@ def _report(parsed: argparse.Namespace, reference: Reference, found: list[Compar
 
 
 def _row(found: Comparison) -> tuple[str, ...]:
-    tokens = str(found.tokens) if found.tokens == found.tokens_of_prompt else f"{found.tokens} of {found.tokens_of_prompt}"
+    tokens = (
+        str(found.tokens)
+        if found.tokens == found.tokens_of_prompt
+        else f"{found.tokens} of {found.tokens_of_prompt}"
+    )
     tokenized = {True: "alike", False: "DIFFERENT", None: "-"}[found.is_tokenized_alike]
-    everywhere, prompt = ("not finite" if value is None else f"{value:.1e}" for value in (found.logprob_difference, found.target_difference))
-    return found.prompt, tokens, tokenized, everywhere, prompt if found.tokens > 1 else "-", _greedy_text(found)
+    everywhere, prompt = (
+        "not finite" if value is None else f"{value:.1e}"
+        for value in (found.logprob_difference, found.target_difference)
+    )
+    return (
+        found.prompt,
+        tokens,
+        tokenized,
+        everywhere,
+        prompt if found.tokens > 1 else "-",
+        _greedy_text(found),
+    )
 
 
 def _greedy_text(found: Comparison) -> str:
@@ -270,7 +362,11 @@ def _greedy_text(found: Comparison) -> str:
         return f"all {found.greedy_tokens} equal"
     apart = f"where the reference's two best are {found.gap_where_different:.1e} apart"
     if found.is_greedy_right:
-        close = "" if found.first_close_step == found.greedy_equal else f"; its choice at step {found.first_close_step} was close already"
+        close = (
+            ""
+            if found.first_close_step == found.greedy_equal
+            else f"; its choice at step {found.first_close_step} was close already"
+        )
         return f"equal up to step {found.greedy_equal}, {apart}{close}"
     return f"DIFFERENT at step {found.greedy_equal}, {apart}"
 

@@ -34,9 +34,13 @@ class Reference:
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         options = {"local_files_only": True, "trust_remote_code": False}
         try:
-            model = transformers.AutoModelForCausalLM.from_pretrained(str(folder), attn_implementation="eager", **options)
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(folder), attn_implementation="eager", **options
+            )
         except Exception as error:  # it raises exceptions of many kinds
-            raise RuntimeError(f"transformers {transformers.__version__} cannot load {folder}: {error}") from error
+            raise RuntimeError(
+                f"transformers {transformers.__version__} cannot load {folder}: {error}"
+            ) from error
         self._tokenizer, self.tokenizer_problem = _load_tokenizer(transformers, folder, options)
         self._torch = torch
         self._model = model.float().eval()
@@ -54,7 +58,9 @@ class Reference:
     def logprobs(self, token_ids: list[int], rows: int) -> Iterator[np.ndarray]:
         """Log-probabilities after every token, [rows, vocab] at a time; the softmax is taken in float64."""
         with self._torch.inference_mode():
-            hidden = self._model.base_model(input_ids=self._torch.tensor([token_ids]), use_cache=False).last_hidden_state[0]
+            hidden = self._model.base_model(
+                input_ids=self._torch.tensor([token_ids]), use_cache=False
+            ).last_hidden_state[0]
             for start in range(0, len(hidden), rows):
                 logits = self._head(hidden[start : start + rows])
                 yield self._torch.log_softmax(logits.double(), dim=-1).numpy()
@@ -66,7 +72,9 @@ class Reference:
         cache, news = None, token_ids
         with self._torch.inference_mode():
             for _ in range(count):
-                output = self._model.base_model(input_ids=self._torch.tensor([news]), past_key_values=cache, use_cache=True)
+                output = self._model.base_model(
+                    input_ids=self._torch.tensor([news]), past_key_values=cache, use_cache=True
+                )
                 best = self._head(output.last_hidden_state[0, -1]).double().topk(2)
                 cache, news = output.past_key_values, [int(best.indices[0])]
                 chosen += news
@@ -74,7 +82,9 @@ class Reference:
         return chosen, gaps
 
 
-def _load_tokenizer(transformers: Any, folder: Path, options: dict[str, bool]) -> tuple[Any, str | None]:
+def _load_tokenizer(
+    transformers: Any, folder: Path, options: dict[str, bool]
+) -> tuple[Any, str | None]:
     """The folder's tokenizer, or None and the reason; a folder with vocab.json and merges.txt alone may not say which class it is."""
     problems = []
     for kind in (transformers.AutoTokenizer, transformers.GPT2TokenizerFast):

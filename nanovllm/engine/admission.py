@@ -53,7 +53,13 @@ class Reservation:
 class Admission:
     """Counts what is unfinished against two limits. For one thread."""
 
-    def __init__(self, max_answers: int, max_tokens: int | None, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        max_answers: int,
+        max_tokens: int | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Nothing reserved; `max_tokens` None where tokens do not count, or not yet. `clock` gives seconds."""
         self.max_answers = max_answers
         self.max_tokens = max_tokens
@@ -62,11 +68,15 @@ class Admission:
         self._refused = {"requests": 0, "tokens": 0}
         self._clock = clock
         self._busy_since_s = clock()
-        self._freed: deque[tuple[float, int, int]] = deque()  # (when, answers, tokens), what came within a second in one
+        self._freed: deque[tuple[float, int, int]] = (
+            deque()
+        )  # (when, answers, tokens), what came within a second in one
 
     def stats(self) -> AdmissionStats:
         """What is reserved now, and how often the limits said no."""
-        return AdmissionStats(self.answers, self.tokens, self.max_answers, self.max_tokens, dict(self._refused))
+        return AdmissionStats(
+            self.answers, self.tokens, self.max_answers, self.max_tokens, dict(self._refused)
+        )
 
     def check(self, answers: int, tokens: int = 0) -> None:
         """Whether so much could be reserved now.
@@ -86,13 +96,16 @@ class Admission:
             raise self._refusal("requests", said, answers, tokens)
         if self.max_tokens is not None and self.tokens + tokens > self.max_tokens:
             said = (
-                f"unfinished requests may need {self.tokens} tokens and {tokens} more would pass the limit of {self.max_tokens} (max_queued_tokens)"
+                f"unfinished requests may need {self.tokens} tokens and {tokens} more would pass "
+                f"the limit of {self.max_tokens} (max_queued_tokens)"
             )
             raise self._refusal("tokens", said, answers, tokens)
 
     def reserve(self, parts: Sequence[tuple[int, int]]) -> list[Reservation]:
         """Room for every part, each (answers, tokens), or for none; raises as `check`."""
-        answers, tokens = (sum(amounts) for amounts in zip(*parts, strict=True)) if parts else (0, 0)
+        answers, tokens = (
+            (sum(amounts) for amounts in zip(*parts, strict=True)) if parts else (0, 0)
+        )
         self.check(answers, tokens)
         if self.answers == 0:  # the time before says nothing about how fast room becomes free
             self._busy_since_s = self._clock()
@@ -125,7 +138,9 @@ class Admission:
         for needed, place in ((answers, 1), (tokens, 2)):
             freed = sum(entry[place] for entry in self._freed)
             if needed > 0:
-                waits.append(math.ceil(min(needed * watched_s / freed if freed else watched_s, MAX_RETRY_S)))
+                waits.append(
+                    math.ceil(min(needed * watched_s / freed if freed else watched_s, MAX_RETRY_S))
+                )
         return max(waits)
 
     def _forget(self, now: float) -> None:

@@ -71,7 +71,9 @@ class _Sequence:
     def has_news(self) -> bool:
         """Whether there is more of it than was fetched."""
         has_ended = self.finish_reason is not None and not self.finish_sent
-        return has_ended or len(self.token_ids) > self.tokens_sent or len(self.text) > self.text_sent
+        return (
+            has_ended or len(self.token_ids) > self.tokens_sent or len(self.text) > self.text_sent
+        )
 
     @property
     def mean_logprob(self) -> float:
@@ -82,7 +84,11 @@ class _Sequence:
     def mark_sent(self) -> None:
         """All of it has been fetched."""
         self.has_begun = True
-        self.text_sent, self.tokens_sent, self.finish_sent = len(self.text), len(self.token_ids), self.finish_reason is not None
+        self.text_sent, self.tokens_sent, self.finish_sent = (
+            len(self.text),
+            len(self.token_ids),
+            self.finish_reason is not None,
+        )
 
 
 class Assembler:
@@ -106,14 +112,18 @@ class Assembler:
         self._params = params
         self._tokenizer = tokenizer
         self._pooler = pooler
-        self._prompt_logprobs: list[PositionLogprobs | None] | None = None if params.prompt_logprobs is None else [None]
+        self._prompt_logprobs: list[PositionLogprobs | None] | None = (
+            None if params.prompt_logprobs is None else [None]
+        )
         self._num_cached_tokens = 0
         self._metrics: RequestMetrics | None = None
         self._sequences = [
             _Sequence(
                 sequence_id,
                 IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
-                StopStrings(params.stop_strings, include_in_output=params.include_stop_str_in_output),
+                StopStrings(
+                    params.stop_strings, include_in_output=params.include_stop_str_in_output
+                ),
             )
             for sequence_id in sequence_ids
         ]
@@ -131,7 +141,9 @@ class Assembler:
     @property
     def unfinished_ids(self) -> list[str]:
         """Sequences that the engine may still be working on."""
-        return [sequence.request_id for sequence in self._sequences if sequence.finish_reason is None]
+        return [
+            sequence.request_id for sequence in self._sequences if sequence.finish_reason is None
+        ]
 
     @property
     def num_output_tokens(self) -> int:
@@ -149,7 +161,9 @@ class Assembler:
         if update.choice_index == 0:
             if self._prompt_logprobs is not None:
                 self._prompt_logprobs += map(self._position, update.prompt_logprobs)
-            self._num_cached_tokens = update.num_cached_tokens  # the others find the blocks of the first
+            self._num_cached_tokens = (
+                update.num_cached_tokens
+            )  # the others find the blocks of the first
         text = "" if update.token_id is None else self._add_token(sequence, update.token_id, update)
         if update.finish_reason is not None:
             text += sequence.decoder.flush()
@@ -173,12 +187,18 @@ class Assembler:
             sequence.cumulative_logprob += update.logprobs.logprobs[0]
             if self._shows_logprobs:
                 sequence.logprobs.append(self._position(update.logprobs))
-        is_left_out = update.finish_reason is FinishReason.STOP and not self._params.include_stop_str_in_output
+        is_left_out = (
+            update.finish_reason is FinishReason.STOP
+            and not self._params.include_stop_str_in_output
+        )
         return "" if is_left_out else sequence.decoder.push(token_id)
 
     def output(self) -> RequestOutput:
         """Everything so far; which answers are the best of more is known once all sequences have ended."""
-        answers = [self._completion(index, sequence, 0, 0) for index, sequence in enumerate(self._answers())]
+        answers = [
+            self._completion(index, sequence, 0, 0)
+            for index, sequence in enumerate(self._answers())
+        ]
         return self._output(answers, self._prompt_logprobs)
 
     def embedding(self) -> EmbeddingRequestOutput:
@@ -186,9 +206,17 @@ class Assembler:
         assert self._pooler is not None
         vector = self._pooler.embedding()
         if vector is None:
-            raise EngineFaultError("the prompt has no embedding: the network's output is not a number")
+            raise EngineFaultError(
+                "the prompt has no embedding: the network's output is not a number"
+            )
         return EmbeddingRequestOutput(
-            self.request_id, self._prompt, self._prompt_token_ids, EmbeddingOutput(vector), True, self._num_cached_tokens, self._metrics
+            self.request_id,
+            self._prompt,
+            self._prompt_token_ids,
+            EmbeddingOutput(vector),
+            True,
+            self._num_cached_tokens,
+            self._metrics,
         )
 
     def take_news(self) -> RequestOutput | None:
@@ -199,10 +227,15 @@ class Assembler:
         """
         if self._prompt_logprobs_pending or (self._params.ranks_answers and not self.is_finished):
             return None
-        fresh = [(index, sequence) for index, sequence in enumerate(self._answers()) if sequence.has_news]
+        fresh = [
+            (index, sequence) for index, sequence in enumerate(self._answers()) if sequence.has_news
+        ]
         if not fresh:
             return None
-        news = [self._completion(index, sequence, sequence.text_sent, sequence.tokens_sent) for index, sequence in fresh]
+        news = [
+            self._completion(index, sequence, sequence.text_sent, sequence.tokens_sent)
+            for index, sequence in fresh
+        ]
         begins = any(not sequence.has_begun for _, sequence in fresh)
         for _, sequence in fresh:
             sequence.mark_sent()
@@ -211,7 +244,9 @@ class Assembler:
     def _answers(self) -> list[_Sequence]:
         """The sequence of each of the n answers: its own, the only one, or the next best; of equals the first."""
         if self._params.ranks_answers:
-            return sorted(self._sequences, key=lambda sequence: sequence.mean_logprob, reverse=True)[: self._params.n]
+            return sorted(
+                self._sequences, key=lambda sequence: sequence.mean_logprob, reverse=True
+            )[: self._params.n]
         return self._sequences * (self._params.n // len(self._sequences))
 
     @property
@@ -222,9 +257,15 @@ class Assembler:
     def _prompt_logprobs_pending(self) -> bool:
         """Whether the first sequence, which reports them, still has some to come; another may be ahead of it, its prompt cached."""
         reported = self._prompt_logprobs
-        return reported is not None and len(reported) < len(self._prompt_token_ids) and self._sequences[0].finish_reason is None
+        return (
+            reported is not None
+            and len(reported) < len(self._prompt_token_ids)
+            and self._sequences[0].finish_reason is None
+        )
 
-    def _output(self, outputs: list[CompletionOutput], prompt_logprobs: list[PositionLogprobs | None] | None) -> RequestOutput:
+    def _output(
+        self, outputs: list[CompletionOutput], prompt_logprobs: list[PositionLogprobs | None] | None
+    ) -> RequestOutput:
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
@@ -237,14 +278,18 @@ class Assembler:
             metrics=self._metrics,
         )
 
-    def _completion(self, index: int, sequence: _Sequence, text_start: int, token_start: int) -> CompletionOutput:
+    def _completion(
+        self, index: int, sequence: _Sequence, text_start: int, token_start: int
+    ) -> CompletionOutput:
         return CompletionOutput(
             index=index,
             text=sequence.text[text_start:],
             token_ids=sequence.token_ids[token_start:],
             cumulative_logprob=sequence.cumulative_logprob if self._shows_logprobs else None,
             logprobs=sequence.logprobs[token_start:] if self._shows_logprobs else None,
-            finish_reason=sequence.finish_reason.value if sequence.finish_reason is not None else None,
+            finish_reason=sequence.finish_reason.value
+            if sequence.finish_reason is not None
+            else None,
             stop_reason=sequence.stop_reason,
         )
 
@@ -252,5 +297,7 @@ class Assembler:
         """The runner's report of a position with the tokens' texts."""
         return {
             token_id: Logprob(logprob, rank, self._tokenizer.token_text(token_id))
-            for token_id, logprob, rank in zip(found.token_ids, found.logprobs, found.ranks, strict=True)
+            for token_id, logprob, rank in zip(
+                found.token_ids, found.logprobs, found.ranks, strict=True
+            )
         }

@@ -19,7 +19,13 @@ from enum import Enum
 from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, QUEUED_CACHES, Admission, Reservation
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Prompt, Submission
-from nanovllm.engine.metrics import AdmissionStats, EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.metrics import (
+    AdmissionStats,
+    EngineStats,
+    FinishedRequest,
+    RequestTimes,
+    StepStats,
+)
 from nanovllm.engine.reader import Deadline, Reader
 from nanovllm.engine.request import FinishReason, Request
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, RequestTimeoutError
@@ -115,7 +121,9 @@ class AsyncEngine:
 
     def _check_ready(self) -> None:
         if self._state is not EngineState.READY:
-            raise EngineNotReadyError(f"the engine is {self._state.value}; try again when it is ready")
+            raise EngineNotReadyError(
+                f"the engine is {self._state.value}; try again when it is ready"
+            )
 
     def stats(self) -> EngineStats:
         """The engine at this moment, as of its last step."""
@@ -176,7 +184,9 @@ class AsyncEngine:
             EngineNotReadyError: still loading, or stopped.
             EngineFaultError: a step failed.
         """
-        submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        submission = self.check(
+            prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt
+        )
         return await self.finish(self.submit(submission, timeout_s))
 
     async def stream(
@@ -190,19 +200,33 @@ class AsyncEngine:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
-        submission = self.check(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        submission = self.check(
+            prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt
+        )
         async with aclosing(self.follow(self.submit(submission, timeout_s))) as pieces:
             async for news in pieces:
                 yield news
 
-    def check(self, prompt: Prompt, params: SamplingParams, *, request_id: str | None = None, priority: int = 0, cache_salt: str = "") -> Submission:
+    def check(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Submission:
         """Check a request without queueing it, so that a caller with several finds out about all before any runs."""
         own_id = f"{next(self._ids)}-{request_id or 'request'}"
-        return self.engine.intake.submit(own_id, prompt, params, priority=priority, cache_salt=cache_salt)
+        return self.engine.intake.submit(
+            own_id, prompt, params, priority=priority, cache_salt=cache_salt
+        )
 
     def submit(self, submission: Submission, timeout_s: float | None = None) -> Reader:
         """Queue one checked request, due within `timeout_s` if given; its reader must be given to `finish` or `follow`."""
-        return self.submit_all([submission], deadline=None if timeout_s is None else Deadline.after(timeout_s))[0]
+        return self.submit_all(
+            [submission], deadline=None if timeout_s is None else Deadline.after(timeout_s)
+        )[0]
 
     def check_room(self, answers: int, tokens: int = 0) -> None:
         """Whether as many answers more may be queued now; raises InvalidRequestError where they never may, otherwise QueueFullError."""
@@ -213,7 +237,13 @@ class AsyncEngine:
         (reservation,) = self._admission.reserve([(answers, tokens)])
         return reservation
 
-    def submit_all(self, submissions: Sequence[Submission], *, deadline: Deadline | None = None, within: Reservation | None = None) -> list[Reader]:
+    def submit_all(
+        self,
+        submissions: Sequence[Submission],
+        *,
+        deadline: Deadline | None = None,
+        within: Reservation | None = None,
+    ) -> list[Reader]:
         """Queue the checked parts of one request, all or none: room for every answer is taken before the first is queued.
 
         Args:
@@ -222,39 +252,66 @@ class AsyncEngine:
         """
         self._check_ready()
         if deadline is not None and time.monotonic() >= deadline.at_s:
-            raise self._too_late(deadline, 0, [(submission.num_answers, submission.num_tokens) for submission in submissions])
+            raise self._too_late(
+                deadline,
+                0,
+                [(submission.num_answers, submission.num_tokens) for submission in submissions],
+            )
         rooms: Sequence[Reservation | None] = [None] * len(submissions)
         if within is None:
-            rooms = self._admission.reserve([(submission.num_answers, submission.num_tokens) for submission in submissions])
+            rooms = self._admission.reserve(
+                [(submission.num_answers, submission.num_tokens) for submission in submissions]
+            )
         arrival_s = time.monotonic()
-        readers = tuple(Reader(submission.assembler, submission.requests, room) for submission, room in zip(submissions, rooms, strict=True))
+        readers = tuple(
+            Reader(submission.assembler, submission.requests, room)
+            for submission, room in zip(submissions, rooms, strict=True)
+        )
         if deadline is not None:
             assert self._loop is not None
-            timer = self._loop.call_later(deadline.at_s - arrival_s, self._expire, deadline, readers)
+            timer = self._loop.call_later(
+                deadline.at_s - arrival_s, self._expire, deadline, readers
+            )
             for reader in readers:
                 reader.siblings, reader.deadline, reader.timer = readers, deadline, timer
         for reader in readers:
-            self._readers.update(dict.fromkeys((request.request_id for request in reader.requests), reader))
-            self._commands.put(_Add(reader.requests, arrival_s, None if deadline is None else deadline.at_s))
+            self._readers.update(
+                dict.fromkeys((request.request_id for request in reader.requests), reader)
+            )
+            self._commands.put(
+                _Add(reader.requests, arrival_s, None if deadline is None else deadline.at_s)
+            )
         return list(readers)
 
     def _expire(self, deadline: Deadline, readers: Sequence[Reader]) -> None:
         """The time of a request is over: whatever is unfinished of it ends."""
-        late = [reader for reader in readers if not reader.has_left and reader.gone is None and not reader.assembler.is_finished]
+        late = [
+            reader
+            for reader in readers
+            if not reader.has_left and reader.gone is None and not reader.assembler.is_finished
+        ]
         if not late:
             return
         tokens = sum(reader.assembler.num_output_tokens for reader in readers)
-        rooms = [(reader.reservation.answers, reader.reservation.tokens) for reader in late if reader.reservation is not None]
+        rooms = [
+            (reader.reservation.answers, reader.reservation.tokens)
+            for reader in late
+            if reader.reservation is not None
+        ]
         reason = self._too_late(deadline, tokens, rooms)
         for reader in late:
             reader.give_up(reason)
         self.leave(late)
 
-    def _too_late(self, deadline: Deadline, tokens: int, rooms: Sequence[tuple[int, int]]) -> RequestTimeoutError:
+    def _too_late(
+        self, deadline: Deadline, tokens: int, rooms: Sequence[tuple[int, int]]
+    ) -> RequestTimeoutError:
         """Count a request that is late, and say what it is told: `tokens` of it are there, and it needs `rooms`, each (answers, tokens)."""
         self._timeouts["running" if deadline.has_begun else "queued"] += 1
         answers, most_tokens = sum(room[0] for room in rooms), sum(room[1] for room in rooms)
-        return deadline.error(tokens=tokens, retry_after_s=self._admission.retry_after_s(answers, most_tokens))
+        return deadline.error(
+            tokens=tokens, retry_after_s=self._admission.retry_after_s(answers, most_tokens)
+        )
 
     async def finish(self, reader: Reader) -> RequestOutput:
         """Wait for the whole answer of a submitted request."""
@@ -334,7 +391,9 @@ class AsyncEngine:
         try:
             self._serve(engine)
         except BaseException as error:
-            logger.critical("the engine has broken down; the server must be started again", exc_info=error)
+            logger.critical(
+                "the engine has broken down; the server must be started again", exc_info=error
+            )
             self._post(self._fail, error)
 
     def _serve(self, engine: Engine) -> None:
@@ -342,7 +401,11 @@ class AsyncEngine:
         while self._obey_commands(engine):
             output = engine.step()
             if output.fault is not None:
-                logger.error("a step failed; %d requests end with an error", len(output.updates), exc_info=output.fault)
+                logger.error(
+                    "a step failed; %d requests end with an error",
+                    len(output.updates),
+                    exc_info=output.fault,
+                )
             if output.updates or output.stats.num_tokens:
                 self._post(self._deliver, output)
 
@@ -369,8 +432,18 @@ class AsyncEngine:
         """End a sequence that has its whole answer, and report it as the engine reports those that it ends itself."""
         ended = engine.abort_request(request.request_id)
         if ended is not None and ended.metrics is not None and ended.metrics.finished_s is not None:
-            times = RequestTimes(ended.metrics.arrival_s, ended.metrics.first_scheduled_s, ended.metrics.first_token_s)
-            finished = FinishedRequest(FinishReason.STOP.value, request.num_prompt_tokens, request.num_output_tokens, times, ended.metrics.finished_s)
+            times = RequestTimes(
+                ended.metrics.arrival_s,
+                ended.metrics.first_scheduled_s,
+                ended.metrics.first_token_s,
+            )
+            finished = FinishedRequest(
+                FinishReason.STOP.value,
+                request.num_prompt_tokens,
+                request.num_output_tokens,
+                times,
+                ended.metrics.finished_s,
+            )
             self._post(self._report, StepStats(0, 0, 0, 0.0, finished=[finished]))
 
     def _set_state(self, state: EngineState) -> None:

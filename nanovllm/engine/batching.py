@@ -20,7 +20,17 @@ Int64s: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 _SEED_MASK = 2**64 - 1
 _SETTINGS = np.dtype(
-    [(name, np.float32) for name in ("temperature", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")]
+    [
+        (name, np.float32)
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        )
+    ]
     + [(name, np.int64) for name in ("top_k", "num_logprobs", "choices")]
     + [("seeds", np.uint64), ("wants_logprobs", np.bool_)]
 )
@@ -38,7 +48,10 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]
     slots: list[int] = []
     starts = [0]
     for sequence in computed:
-        blocks, places = sequence.request.block_ids, range(sequence.start, sequence.start + sequence.count)
+        blocks, places = (
+            sequence.request.block_ids,
+            range(sequence.start, sequence.start + sequence.count),
+        )
         token_ids += sequence.request.tokens[places.start : places.stop]
         positions += places
         slots += [blocks[place // block_size] * block_size + place % block_size for place in places]
@@ -73,14 +86,18 @@ def split(plan: StepPlan, output: RunnerOutput) -> list[SequenceResult[TokenLogp
             hidden = output.hidden[hidden_row : hidden_row + len(sequence.hidden_positions)]
             hidden_row += len(sequence.hidden_positions)
         if sequence.samples:
-            results.append(SequenceResult(output.token_ids[sampled], output.logprobs[sampled], prompt_logprobs))
+            results.append(
+                SequenceResult(output.token_ids[sampled], output.logprobs[sampled], prompt_logprobs)
+            )
             sampled += 1
         else:
             results.append(SequenceResult(None, None, prompt_logprobs, hidden))
     return results
 
 
-def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list[int], SamplingBatch]:
+def _rows(
+    sequences: Sequence[PlannedSequence], starts: list[int]
+) -> tuple[list[int], SamplingBatch]:
     """Rows of the batch whose hidden state is wanted, and what for."""
     logit_rows: list[int] = []
     sampled: list[Request] = []
@@ -110,21 +127,41 @@ def _rows(sequences: Sequence[PlannedSequence], starts: list[int]) -> tuple[list
             sampled.append(request)
             sampled_rows.append(len(logit_rows))
             logit_rows.append(last_rows[request.request_id])
-    prompt = PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts)) if prompt_rows else _NO_PROMPT_ROWS
-    return logit_rows, _sampling_batch(sampled, sampled_rows, prompt, _int64(hidden_rows) if hidden_rows else _NONE)
+    prompt = (
+        PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts))
+        if prompt_rows
+        else _NO_PROMPT_ROWS
+    )
+    return logit_rows, _sampling_batch(
+        sampled, sampled_rows, prompt, _int64(hidden_rows) if hidden_rows else _NONE
+    )
 
 
-def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows, hidden_rows: Int64s) -> SamplingBatch:
-    settings = np.frombuffer(b"".join([request.packed_settings or _pack_settings(request) for request in requests]), dtype=_SETTINGS)
-    allowed = {row: np.frombuffer(ids, dtype=np.int64) for row, request in enumerate(requests) if (ids := request.rules.allowed) is not None}
-    masks = {row: _follow(request) for row, request in enumerate(requests) if request.grammar is not None}
+def _sampling_batch(
+    requests: list[Request], rows: list[int], prompt: PromptRows, hidden_rows: Int64s
+) -> SamplingBatch:
+    settings = np.frombuffer(
+        b"".join([request.packed_settings or _pack_settings(request) for request in requests]),
+        dtype=_SETTINGS,
+    )
+    allowed = {
+        row: np.frombuffer(ids, dtype=np.int64)
+        for row, request in enumerate(requests)
+        if (ids := request.rules.allowed) is not None
+    }
+    masks = {
+        row: _follow(request) for row, request in enumerate(requests) if request.grammar is not None
+    }
     short = {row for row, mask in masks.items() if _is_short(mask)}
     allowed |= {row: np.flatnonzero(masks[row]) for row in short}
     return SamplingBatch(
         rows=_int64(rows),
         positions=_int64([len(request.tokens) for request in requests]),
         history=_history(requests),
-        edits=_edits(requests, {row: np.flatnonzero(~mask) for row, mask in masks.items() if row not in short}),
+        edits=_edits(
+            requests,
+            {row: np.flatnonzero(~mask) for row, mask in masks.items() if row not in short},
+        ),
         allowed=allowed,
         prompt=prompt,
         hidden_rows=hidden_rows,
@@ -135,10 +172,21 @@ def _sampling_batch(requests: list[Request], rows: list[int], prompt: PromptRows
 def _pack_settings(request: Request) -> bytes:
     """A request's settings as a row of _SETTINGS, kept with it: joining rows is quicker than reading every setting at every step."""
     given = request.sampling
-    values: dict[str, float] = {name: getattr(given, name) for name in _SETTINGS.names or () if hasattr(given, name)}
-    values |= {"temperature": 0.0 if given.is_greedy else given.temperature, "num_logprobs": given.logprobs or 0}
-    values |= {"choices": request.choice_index, "seeds": request.seed & _SEED_MASK, "wants_logprobs": given.logprobs is not None}
-    request.packed_settings = np.array([tuple(values[name] for name in _SETTINGS.names or ())], dtype=_SETTINGS).tobytes()
+    values: dict[str, float] = {
+        name: getattr(given, name) for name in _SETTINGS.names or () if hasattr(given, name)
+    }
+    values |= {
+        "temperature": 0.0 if given.is_greedy else given.temperature,
+        "num_logprobs": given.logprobs or 0,
+    }
+    values |= {
+        "choices": request.choice_index,
+        "seeds": request.seed & _SEED_MASK,
+        "wants_logprobs": given.logprobs is not None,
+    }
+    request.packed_settings = np.array(
+        [tuple(values[name] for name in _SETTINGS.names or ())], dtype=_SETTINGS
+    ).tobytes()
     return request.packed_settings
 
 
@@ -146,7 +194,11 @@ def _history(requests: list[Request]) -> TokenHistory:
     seen = [request.seen.ids for request in requests]
     if not any(seen):
         return _NO_HISTORY
-    return TokenHistory(_owners(seen), _joined(seen, np.int64), _joined([request.seen.counts for request in requests], np.int64))
+    return TokenHistory(
+        _owners(seen),
+        _joined(seen, np.int64),
+        _joined([request.seen.counts for request in requests], np.int64),
+    )
 
 
 def _edits(requests: list[Request], outside: Mapping[int, Int64s]) -> LogitEdits:
@@ -156,19 +208,36 @@ def _edits(requests: list[Request], outside: Mapping[int, Int64s]) -> LogitEdits
     for row, request in enumerate(requests):
         rules = request.rules
         row_ids, row_values = rules.bias_ids, rules.bias_values
-        forbidden: Iterable[int] = outside[row].tolist() if row in outside else forbidden_tokens(request)
+        forbidden: Iterable[int] = (
+            outside[row].tolist() if row in outside else forbidden_tokens(request)
+        )
         if forbidden:
             edits = dict(zip(row_ids, row_values, strict=True)) | dict.fromkeys(forbidden, -np.inf)
             row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
         ids.append(row_ids)
         values.append(row_values)
-    return LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32)) if any(ids) else _NO_EDITS
+    return (
+        LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32))
+        if any(ids)
+        else _NO_EDITS
+    )
 
 
 def drawable(request: Request, vocab: int) -> Mask:
     """The tokens that a request may get next by all of its settings together, biases included."""
-    mask = _restricted(request, request.grammar.allowed() if request.grammar is not None else np.ones(vocab, dtype=np.bool_))
-    mask[[token for token, bias in zip(request.rules.bias_ids, request.rules.bias_values, strict=True) if bias == -np.inf]] = False
+    mask = _restricted(
+        request,
+        request.grammar.allowed()
+        if request.grammar is not None
+        else np.ones(vocab, dtype=np.bool_),
+    )
+    mask[
+        [
+            token
+            for token, bias in zip(request.rules.bias_ids, request.rules.bias_values, strict=True)
+            if bias == -np.inf
+        ]
+    ] = False
     return mask
 
 
@@ -211,7 +280,9 @@ def _owners(lists: "Sequence[array[int]]") -> "np.ndarray[tuple[int], np.dtype[n
     return np.repeat(np.arange(len(lists), dtype=np.int64), [len(items) for items in lists])
 
 
-def _joined(lists: "Sequence[array[int]] | Sequence[array[float]]", dtype: type[D]) -> "np.ndarray[tuple[int], np.dtype[D]]":
+def _joined(
+    lists: "Sequence[array[int]] | Sequence[array[float]]", dtype: type[D]
+) -> "np.ndarray[tuple[int], np.dtype[D]]":
     """Plain arrays one after the other, copied: an array that is looked into cannot grow."""
     return np.frombuffer(b"".join(lists), dtype=dtype)
 

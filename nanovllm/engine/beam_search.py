@@ -39,15 +39,30 @@ class BeamSearchParams:
         for name in ("beam_width", "max_tokens"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InvalidRequestError(f"{name} is {value!r} but must be a whole number, at least 1", param=name)
+                raise InvalidRequestError(
+                    f"{name} is {value!r} but must be a whole number, at least 1", param=name
+                )
         penalty = self.length_penalty
-        if isinstance(penalty, bool) or not isinstance(penalty, int | float) or not -10 <= penalty <= 10:
-            raise InvalidRequestError(f"length_penalty is {penalty!r} but must be a number, from -10 to 10", param="length_penalty")
+        if (
+            isinstance(penalty, bool)
+            or not isinstance(penalty, int | float)
+            or not -10 <= penalty <= 10
+        ):
+            raise InvalidRequestError(
+                f"length_penalty is {penalty!r} but must be a number, from -10 to 10",
+                param="length_penalty",
+            )
 
     @property
     def step_params(self) -> SamplingParams:
         """Of the request that continues a beam."""
-        return SamplingParams(max_tokens=1, temperature=0.0, logprobs=2 * self.beam_width, ignore_eos=True, skip_special_tokens=False)
+        return SamplingParams(
+            max_tokens=1,
+            temperature=0.0,
+            logprobs=2 * self.beam_width,
+            ignore_eos=True,
+            skip_special_tokens=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +77,14 @@ class Beam:
 class BeamSearch:
     """The search for answers to one prompt."""
 
-    def __init__(self, prompt_token_ids: Sequence[int], params: BeamSearchParams, eos_token_ids: Iterable[int], *, prompt: str | None = None) -> None:
+    def __init__(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: BeamSearchParams,
+        eos_token_ids: Iterable[int],
+        *,
+        prompt: str | None = None,
+    ) -> None:
         """Begin with the prompt as the only beam; `prompt` is its text where it came as text."""
         self.prompt_token_ids = list(prompt_token_ids)
         self._prompt = prompt
@@ -84,9 +106,17 @@ class BeamSearch:
         """Go on by the log-probabilities of each beam's likeliest next tokens, in the order of `prompts`."""
         found: list[Beam] = []
         for beam, position in zip(self._beams, continuations, strict=True):
-            likeliest = sorted(position.items(), key=lambda item: item[1].rank)[: 2 * self.params.beam_width]
+            likeliest = sorted(position.items(), key=lambda item: item[1].rank)[
+                : 2 * self.params.beam_width
+            ]
             for token_id, entry in likeliest:
-                found.append(Beam((*beam.token_ids, token_id), beam.cumulative_logprob + entry.logprob, token_id in self._eos))
+                found.append(
+                    Beam(
+                        (*beam.token_ids, token_id),
+                        beam.cumulative_logprob + entry.logprob,
+                        token_id in self._eos,
+                    )
+                )
         found.sort(key=lambda beam: -beam.cumulative_logprob)
         best = found[: 2 * self.params.beam_width]
         self._completed += [beam for beam in best[: self.params.beam_width] if beam.has_ended]
@@ -112,7 +142,9 @@ class BeamSearch:
             )
             for index, beam in enumerate(self.best(count))
         ]
-        return RequestOutput(request_id, self._prompt, self.prompt_token_ids, None, answers, finished=True)
+        return RequestOutput(
+            request_id, self._prompt, self.prompt_token_ids, None, answers, finished=True
+        )
 
     def score(self, beam: Beam) -> float:
         """What answers are ordered by; the end of text does not count as length."""
@@ -120,12 +152,17 @@ class BeamSearch:
         return float(beam.cumulative_logprob / length**self.params.length_penalty)
 
 
-def begin_searches(prompts: Iterable[Prompt], params: BeamSearchParams, intake: Intake) -> list[BeamSearch]:
+def begin_searches(
+    prompts: Iterable[Prompt], params: BeamSearchParams, intake: Intake
+) -> list[BeamSearch]:
     """A search for each prompt, once all are checked; raises InvalidRequestError where one could not be carried through to its end."""
     read = [intake.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
         _check_beams(token_ids, params, intake)
-    return [BeamSearch(token_ids, params, intake.model.eos_token_ids, prompt=text) for text, token_ids in read]
+    return [
+        BeamSearch(token_ids, params, intake.model.eos_token_ids, prompt=text)
+        for text, token_ids in read
+    ]
 
 
 def only_position(output: RequestOutput) -> PositionLogprobs:

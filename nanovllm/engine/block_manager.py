@@ -26,12 +26,16 @@ def hash_salt(salt: str) -> bytes:
 class BlockManager:
     """Hands out `num_blocks` blocks of `block_size` tokens."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True
+    ) -> None:
         """All blocks free, nothing cached."""
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))  # next to be handed out first
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(
+            range(num_blocks)
+        )  # next to be handed out first
         self._references = [0] * num_blocks
         self._hash_of: list[bytes | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
@@ -86,7 +90,11 @@ class BlockManager:
 
     def register(self, block: int, block_hash: bytes) -> None:
         """Make a full block findable; where an equal one is known already, that one stays."""
-        if self.enable_prefix_caching and block_hash not in self._block_of and self._hash_of[block] is None:
+        if (
+            self.enable_prefix_caching
+            and block_hash not in self._block_of
+            and self._hash_of[block] is None
+        ):
             self._block_of[block_hash] = block
             self._hash_of[block] = block_hash
 
@@ -112,12 +120,18 @@ class BlockManager:
         """Assert that the books balance; `held` are the block ids of every request that has any."""
         counts = [0] * self.num_blocks
         for block_ids in held:
-            assert len(set(block_ids)) == len(block_ids), f"a request holds a block twice: {block_ids}"
+            assert len(set(block_ids)) == len(block_ids), (
+                f"a request holds a block twice: {block_ids}"
+            )
             for block in block_ids:
                 counts[block] += 1
         assert counts == self._references, "reference counts differ from what requests hold"
-        assert set(self._free) == {block for block, count in enumerate(counts) if count == 0}, "the free list differs from the unused blocks"
-        assert {self._hash_of[block]: block for block in range(self.num_blocks) if self._hash_of[block]} == self._block_of
+        assert set(self._free) == {block for block, count in enumerate(counts) if count == 0}, (
+            "the free list differs from the unused blocks"
+        )
+        assert {
+            self._hash_of[block]: block for block in range(self.num_blocks) if self._hash_of[block]
+        } == self._block_of
 
     def _forget(self, block: int) -> None:
         block_hash = self._hash_of[block]

@@ -19,7 +19,9 @@ class IncrementalDecoder:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._window: list[int] = []  # only for tokenizers that are not byte-level: the tokens of the last text, then those still without
+        self._window: list[
+            int
+        ] = []  # only for tokenizers that are not byte-level: the tokens of the last text, then those still without
         self._window_text = ""  # what the window's first part says by itself
         self._pending = 0
 
@@ -35,7 +37,9 @@ class IncrementalDecoder:
         """What is left of an unfinished character at the end: U+FFFD."""
         if self._tokenizer.is_byte_level:
             return self._utf8.decode(b"", final=True)
-        rest = self._tokenizer.decode(self._window, skip_special_tokens=False)[len(self._window_text) :]
+        rest = self._tokenizer.decode(self._window, skip_special_tokens=False)[
+            len(self._window_text) :
+        ]
         self._window, self._window_text, self._pending = [], "", 0
         return rest
 
@@ -74,7 +78,11 @@ class StopStrings:
             return text, None
         held = len(self._held)
         text = self._held + text
-        ends = [(end, -len(stop), stop) for stop in self._stops if (end := _first_end(text, stop, held)) is not None]
+        ends = [
+            (end, -len(stop), stop)
+            for stop in self._stops
+            if (end := _first_end(text, stop, held)) is not None
+        ]
         if ends and may_stop:
             end, _, stop = min(ends)
             self._held = ""
@@ -97,4 +105,11 @@ def _first_end(text: str, stop: str, already_seen: int) -> int | None:
 
 def _overlap(text: str, stop: str) -> int:
     """Length of the longest proper beginning of `stop` that `text` ends with."""
-    return next((size for size in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:size])), 0)
+    return next(
+        (
+            size
+            for size in range(min(len(stop) - 1, len(text)), 0, -1)
+            if text.endswith(stop[:size])
+        ),
+        0,
+    )

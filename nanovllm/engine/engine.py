@@ -30,7 +30,9 @@ from nanovllm.runner.native import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
 _ALL_FORBIDDEN = "every token is forbidden by the request's settings together, so none can come next; loosen one of them"
-_NOT_A_NUMBER = "no token could be drawn: the network's output is not a number; is the checkpoint sound?"
+_NOT_A_NUMBER = (
+    "no token could be drawn: the network's output is not a number; is the checkpoint sound?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +48,18 @@ class Engine:
     """Runs requests of one model."""
 
     def __init__(
-        self, config: EngineConfig, runner: NativeModelRunner, tokenizer: Tokenizer, generation_config: dict[str, object] | None = None
+        self,
+        config: EngineConfig,
+        runner: NativeModelRunner,
+        tokenizer: Tokenizer,
+        generation_config: dict[str, object] | None = None,
     ) -> None:
         """Allocate the cache and start empty; raises ValueError where the settings do not fit the model."""
         model = runner.config
         max_model_len = _max_model_len(config, model)
-        num_blocks = config.num_blocks or config.kv_cache_bytes // runner.backend.block_bytes(config.block_size)
+        num_blocks = config.num_blocks or config.kv_cache_bytes // runner.backend.block_bytes(
+            config.block_size
+        )
         if num_blocks == 0:
             raise ValueError(
                 f"kv_cache_memory is {config.kv_cache_bytes} bytes, less than one block of {config.block_size} tokens "
@@ -61,15 +69,23 @@ class Engine:
             runner.backend.allocate_cache(num_blocks, config.block_size)
         except MemoryError as error:
             asked = num_blocks * runner.backend.block_bytes(config.block_size)
-            raise ValueError(f"the KV cache of {asked} bytes cannot be had from the operating system; lower kv_cache_memory") from error
+            raise ValueError(
+                f"the KV cache of {asked} bytes cannot be had from the operating system; lower kv_cache_memory"
+            ) from error
         self.config = config
         self.model = model
         self.max_model_len = max_model_len
         self.tokenizer = tokenizer
         self.generation_config = generation_config or {}
         self.runner = runner
-        self.blocks = BlockManager(num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
-        self.scheduler = Scheduler(self.blocks, max_num_seqs=config.max_num_seqs, max_num_batched_tokens=config.max_num_batched_tokens)
+        self.blocks = BlockManager(
+            num_blocks, config.block_size, enable_prefix_caching=config.enable_prefix_caching
+        )
+        self.scheduler = Scheduler(
+            self.blocks,
+            max_num_seqs=config.max_num_seqs,
+            max_num_batched_tokens=config.max_num_batched_tokens,
+        )
         limits = Limits(max_model_len, self.cache_tokens, config.max_logprobs)
         self.intake = Intake(model, tokenizer, limits, seed=config.seed)
         self._times: dict[str, RequestTimes] = {}
@@ -119,14 +135,18 @@ class Engine:
             scheduler.num_preemptions, scheduler.prefix_cache_queries, scheduler.prefix_cache_hits,
         )  # fmt: skip
 
-    def add_request(self, request: Request, arrival_s: float | None = None, deadline_s: float | None = None) -> None:
+    def add_request(
+        self, request: Request, arrival_s: float | None = None, deadline_s: float | None = None
+    ) -> None:
         """Queue a sequence that the intake has made; `arrival_s` is when its request came, now unless given.
 
         After `deadline_s` no step works on it any more: it is aborted, of which whoever gave the deadline knows without being told.
         """
         if deadline_s is not None:
             self._deadlines[request.request_id] = deadline_s
-        self._times[request.request_id] = RequestTimes(time.monotonic() if arrival_s is None else arrival_s)
+        self._times[request.request_id] = RequestTimes(
+            time.monotonic() if arrival_s is None else arrival_s
+        )
         self.scheduler.add(request)
 
     def abort_request(self, request_id: str) -> SequenceUpdate | None:
@@ -135,7 +155,15 @@ class Engine:
         if update is None:
             return None
         times = self._forget(request_id)
-        return SequenceUpdate(request_id, update.request.choice_index, None, None, (), FinishReason.ABORT, metrics=times.summary(time.monotonic()))
+        return SequenceUpdate(
+            request_id,
+            update.request.choice_index,
+            None,
+            None,
+            (),
+            FinishReason.ABORT,
+            metrics=times.summary(time.monotonic()),
+        )
 
     def step(self) -> StepOutput:
         """Run one step; without work it does nothing."""
@@ -164,16 +192,24 @@ class Engine:
                 self._forget(ended.request.request_id)
             raise
         now = time.monotonic()
-        stats = StepStats(plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started)
+        stats = StepStats(
+            plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
+        )
         self._prompt_tokens += stats.num_prompt_tokens
-        return StepOutput(tuple(self._book(update, now, stats, fault) for update in updates), stats, fault)
+        return StepOutput(
+            tuple(self._book(update, now, stats, fault) for update in updates), stats, fault
+        )
 
     def run(self, submissions: Sequence[Submission]) -> Generator[StepOutput, None, None]:
         """Work until every answer is complete; yields each step once its updates are in their assemblers.
 
         Whatever is unfinished when the generator is closed, or when it raises, ends there. Raises EngineFaultError when a step fails.
         """
-        assemblers = {request.request_id: submission.assembler for submission in submissions for request in submission.requests}
+        assemblers = {
+            request.request_id: submission.assembler
+            for submission in submissions
+            for request in submission.requests
+        }
         try:
             for submission in submissions:
                 for request in submission.requests:
@@ -184,7 +220,9 @@ class Engine:
                     if assemblers[update.request_id].absorb(update):
                         self.abort_request(update.request_id)
                 if output.fault is not None:
-                    raise EngineFaultError(f"a step of the engine failed: {output.fault}") from output.fault
+                    raise EngineFaultError(
+                        f"a step of the engine failed: {output.fault}"
+                    ) from output.fault
                 yield output
         finally:
             for request_id in assemblers:
@@ -192,7 +230,9 @@ class Engine:
 
     def warm_up(self) -> None:
         """Run one step, so that the first request does not wait for lazily loaded code; raises what the step raised."""
-        params = SamplingParams(max_tokens=min(1, self.max_model_len - 1), ignore_eos=True, temperature=0.0)
+        params = SamplingParams(
+            max_tokens=min(1, self.max_model_len - 1), ignore_eos=True, temperature=0.0
+        )
         for _ in self.run([self.intake.submit("warm-up", [0], params)]):
             pass
         self._prompt_tokens = self._generation_tokens = 0
@@ -210,7 +250,9 @@ class Engine:
         return self._times.pop(request_id)
 
     def _abort_overdue(self, now: float) -> None:
-        for request_id in [request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now]:
+        for request_id in [
+            request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now
+        ]:
             self.abort_request(request_id)
 
     def _why(self, request: Request, fault: Exception | None) -> NanovllmError:
@@ -222,7 +264,11 @@ class Engine:
         return InvalidRequestError(_ALL_FORBIDDEN)
 
     def _book(
-        self, update: RequestUpdate[TokenLogprobs] | RequestUpdate[object], now: float, stats: StepStats, fault: Exception | None
+        self,
+        update: RequestUpdate[TokenLogprobs] | RequestUpdate[object],
+        now: float,
+        stats: StepStats,
+        fault: Exception | None,
     ) -> SequenceUpdate:
         """Take the times of one update, and strip it of everything that belongs to this thread."""
         request = update.request
@@ -238,7 +284,15 @@ class Engine:
         error: NanovllmError | None = None
         if update.finish_reason is not None:
             self._forget(request.request_id)
-            stats.finished.append(FinishedRequest(update.finish_reason.value, request.num_prompt_tokens, request.num_output_tokens, times, now))
+            stats.finished.append(
+                FinishedRequest(
+                    update.finish_reason.value,
+                    request.num_prompt_tokens,
+                    request.num_output_tokens,
+                    times,
+                    now,
+                )
+            )
             if update.finish_reason is FinishReason.ERROR:
                 error = self._why(request, fault)
         return SequenceUpdate(
@@ -261,5 +315,7 @@ def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
     if config.max_model_len is None:
         return model.max_positions
     if config.max_model_len > model.max_positions:
-        raise ValueError(f"max_model_len is {config.max_model_len}, but the model has only {model.max_positions} positions; lower it or leave it out")
+        raise ValueError(
+            f"max_model_len is {config.max_model_len}, but the model has only {model.max_positions} positions; lower it or leave it out"
+        )
     return config.max_model_len

@@ -76,9 +76,14 @@ class Grammars:
             if known is not None:
                 self._compiled.move_to_end(key)
                 return known
-            matcher = self._library.LLMatcher(self._library_tokenizer, self._text(wanted), log_level=0)
+            matcher = self._library.LLMatcher(
+                self._library_tokenizer, self._text(wanted), log_level=0
+            )
             if matcher.is_error():
-                raise InvalidRequestError(f"structured_outputs cannot be used: {_first_lines(matcher.get_error())}", param=_PARAM)
+                raise InvalidRequestError(
+                    f"structured_outputs cannot be used: {_first_lines(matcher.get_error())}",
+                    param=_PARAM,
+                )
             grammar = self._compiled[key] = Grammar(matcher, self._vocab)
             if len(self._compiled) > _KEPT:
                 self._compiled.popitem(last=False)
@@ -89,7 +94,10 @@ class Grammars:
         if self._library_tokenizer is not None:
             return
         if not self._eos_token_ids:
-            raise InvalidRequestError("structured_outputs needs an end of text, which this model does not have (eos_token_id)", param=_PARAM)
+            raise InvalidRequestError(
+                "structured_outputs needs an end of text, which this model does not have (eos_token_id)",
+                param=_PARAM,
+            )
         try:
             import llguidance  # noqa: PLC0415 - an extra
         except ImportError:
@@ -97,9 +105,15 @@ class Grammars:
             raise InvalidRequestError(message, param=_PARAM) from None
         vocab = max(self._vocab, self._tokenizer.vocab)
         try:
-            self._library_tokenizer = llguidance.LLTokenizer(self._tokenizer.as_json(), n_vocab=vocab, eos_token=self._eos_token_ids)
-        except Exception as error:  # the library raises all kinds for tokenizers that it does not know
-            raise InvalidRequestError(f"structured_outputs cannot be used with this tokenizer: {error}", param=_PARAM) from error
+            self._library_tokenizer = llguidance.LLTokenizer(
+                self._tokenizer.as_json(), n_vocab=vocab, eos_token=self._eos_token_ids
+            )
+        except (
+            Exception
+        ) as error:  # the library raises all kinds for tokenizers that it does not know
+            raise InvalidRequestError(
+                f"structured_outputs cannot be used with this tokenizer: {error}", param=_PARAM
+            ) from error
         self._library = llguidance
 
     def _text(self, wanted: StructuredOutputs) -> str:
@@ -110,7 +124,12 @@ class Grammars:
         if wanted.grammar is not None:
             return str(matcher.grammar_from_lark(wanted.grammar))
         if wanted.choice is not None:
-            return str(matcher.grammar_from_lark("start: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)))
+            return str(
+                matcher.grammar_from_lark(
+                    "start: "
+                    + " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
+                )
+            )
         schema = {"type": "object"} if wanted.json_object else wanted.json
         return str(matcher.grammar_from_json_schema(schema, overrides=_JSON))
 

@@ -21,7 +21,9 @@ from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestE
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams, check_unicode
 
-MAX_TRUNCATED_BYTES = 1 << 18  # of text, all of which must be tokenised to find its last tokens: that takes two hundred times the memory
+MAX_TRUNCATED_BYTES = (
+    1 << 18
+)  # of text, all of which must be tokenised to find its last tokens: that takes two hundred times the memory
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
@@ -69,7 +71,9 @@ def naming_prompt(index: int, count: int) -> Iterator[None]:
 class Intake:
     """Checks requests and gives them their seeds. May be used from any thread."""
 
-    def __init__(self, model: GPT2Config, tokenizer: Tokenizer, limits: Limits, *, seed: int | None = None) -> None:
+    def __init__(
+        self, model: GPT2Config, tokenizer: Tokenizer, limits: Limits, *, seed: int | None = None
+    ) -> None:
         """`seed` makes the seeds that are drawn for requests without one repeatable."""
         self.model = model
         self.tokenizer = tokenizer
@@ -82,9 +86,21 @@ class Intake:
         """Make the seeds that are drawn from now on follow from this text."""
         self._random.seed(seed)
 
-    def submit(self, request_id: str, prompt: Prompt, params: SamplingParams, *, priority: int = 0, cache_salt: str = "") -> Submission:
+    def submit(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Submission:
         """Check a prompt and its settings; raises InvalidRequestError."""
-        text, token_ids = self.read_prompt(prompt, add_special_tokens=params.add_special_tokens, keep_last=self._kept_tokens(params))
+        text, token_ids = self.read_prompt(
+            prompt,
+            add_special_tokens=params.add_special_tokens,
+            keep_last=self._kept_tokens(params),
+        )
         max_new_tokens = self._room(len(token_ids), params)
         self._check_settings(params)
         eos = frozenset() if params.ignore_eos else frozenset(self.model.eos_token_ids)
@@ -92,9 +108,15 @@ class Intake:
         _check_place(priority, cache_salt)
         bad_words = self._bad_words(params)
         rules = TokenRules(params, bad_words)
-        grammar = None if params.structured_outputs is None else self._grammars.compile(params.structured_outputs)
+        grammar = (
+            None
+            if params.structured_outputs is None
+            else self._grammars.compile(params.structured_outputs)
+        )
         needs_scores = params.ranks_answers and params.logprobs is None
-        sampling = replace(params, logprobs=0) if needs_scores else params  # the assembler does not show them
+        sampling = (
+            replace(params, logprobs=0) if needs_scores else params
+        )  # the assembler does not show them
         requests = tuple(
             Request(
                 request_id=request_id if params.num_sequences == 1 else f"{request_id}-{choice}",
@@ -114,20 +136,40 @@ class Intake:
             )
             for choice in range(params.num_sequences)
         )
-        assembler = Assembler(request_id, text, token_ids, params, self.tokenizer, [request.request_id for request in requests])
+        assembler = Assembler(
+            request_id,
+            text,
+            token_ids,
+            params,
+            self.tokenizer,
+            [request.request_id for request in requests],
+        )
         return Submission(requests, assembler)
 
     def embed(
-        self, request_id: str, prompt: Prompt, *, pooling: Pooling = "last", normalize: bool = True, priority: int = 0, cache_salt: str = ""
+        self,
+        request_id: str,
+        prompt: Prompt,
+        *,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> Submission:
         """Check a prompt that is to become a vector, which generates nothing and may fill the context; raises InvalidRequestError."""
         if pooling not in get_args(Pooling) or not isinstance(normalize, bool):
-            raise InvalidRequestError(f"pooling is {_shown(pooling)} but must be 'last' or 'mean', and normalize true or false", param="pooling")
+            raise InvalidRequestError(
+                f"pooling is {_shown(pooling)} but must be 'last' or 'mean', and normalize true or false",
+                param="pooling",
+            )
         _check_place(priority, cache_salt)
         text, token_ids = self.read_prompt(prompt)
         limit = self.limits.max_model_len
         if len(token_ids) > limit:
-            raise ContextLengthError(f"the prompt has {len(token_ids)} tokens, the limit is {limit}; shorten it", param="prompt")
+            raise ContextLengthError(
+                f"the prompt has {len(token_ids)} tokens, the limit is {limit}; shorten it",
+                param="prompt",
+            )
         params = SamplingParams(max_tokens=0)
         request = Request(
             request_id=request_id,
@@ -139,41 +181,68 @@ class Intake:
             priority=priority,
             cache_salt=cache_salt,
         )
-        assembler = Assembler(request_id, text, token_ids, params, self.tokenizer, [request_id], Pooler(normalize=normalize))
+        assembler = Assembler(
+            request_id,
+            text,
+            token_ids,
+            params,
+            self.tokenizer,
+            [request_id],
+            Pooler(normalize=normalize),
+        )
         return Submission((request,), assembler)
 
-    def read_prompt(self, prompt: Prompt, *, add_special_tokens: bool = True, keep_last: int | None = None) -> tuple[str | None, list[int]]:
+    def read_prompt(
+        self, prompt: Prompt, *, add_special_tokens: bool = True, keep_last: int | None = None
+    ) -> tuple[str | None, list[int]]:
         """A prompt's text, None where it came as ids, and its token ids; raises InvalidRequestError.
 
         Args:
             add_special_tokens: with those that the tokenizer puts around every text.
             keep_last: of more tokens only so many, the last ones, and only their text.
         """
-        text, token_ids = self._read_whole(prompt, add_special_tokens, is_truncated=keep_last is not None)
+        text, token_ids = self._read_whole(
+            prompt, add_special_tokens, is_truncated=keep_last is not None
+        )
         if keep_last is None or len(token_ids) <= keep_last:
             return text, token_ids
         kept = token_ids[-keep_last:]
         return None if text is None else self.tokenizer.decode(kept), kept
 
-    def _read_whole(self, prompt: Prompt, add_special_tokens: bool, *, is_truncated: bool) -> tuple[str | None, list[int]]:
+    def _read_whole(
+        self, prompt: Prompt, add_special_tokens: bool, *, is_truncated: bool
+    ) -> tuple[str | None, list[int]]:
         given: object = prompt
         if isinstance(prompt, Mapping):
             if set(prompt) not in ({"prompt"}, {"prompt_token_ids"}):
                 names = ", ".join(_shown(name) for name in list(prompt)[:5]) or "neither"
-                raise InvalidRequestError(f"a prompt has either 'prompt' or 'prompt_token_ids', not {names}", param="prompt")
+                raise InvalidRequestError(
+                    f"a prompt has either 'prompt' or 'prompt_token_ids', not {names}",
+                    param="prompt",
+                )
             [(name, given)] = prompt.items()
             if isinstance(given, str) is not (name == "prompt"):
                 wanted = "text" if name == "prompt" else "a list of token ids"
-                raise InvalidRequestError(f"'{name}' is {_shown(given)} but must be {wanted}", param="prompt")
+                raise InvalidRequestError(
+                    f"'{name}' is {_shown(given)} but must be {wanted}", param="prompt"
+                )
         if isinstance(given, str):
             return given, self._encode(given, add_special_tokens, is_truncated=is_truncated)
         if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
-            raise InvalidRequestError(f"the prompt is {_shown(given)} but must be text or a list of token ids", param="prompt")
+            raise InvalidRequestError(
+                f"the prompt is {_shown(given)} but must be text or a list of token ids",
+                param="prompt",
+            )
         if not given:
-            raise InvalidRequestError("the prompt is empty; give at least one token", param="prompt")
+            raise InvalidRequestError(
+                "the prompt is empty; give at least one token", param="prompt"
+            )
         wrong = [item for item in given if not isinstance(item, int) or isinstance(item, bool)]
         if wrong:
-            raise InvalidRequestError(f"the prompt has {_shown(wrong[0])} among its token ids, which must be whole numbers", param="prompt")
+            raise InvalidRequestError(
+                f"the prompt has {_shown(wrong[0])} among its token ids, which must be whole numbers",
+                param="prompt",
+            )
         token_ids = list(given)
         self._check_ids("prompt", token_ids)
         return None, token_ids
@@ -182,24 +251,32 @@ class Intake:
         self.check_text(text, is_truncated=is_truncated)
         token_ids = self.tokenizer.encode(text, add_special_tokens=add_special_tokens)
         if not token_ids:
-            raise InvalidRequestError("the prompt has no tokens once encoded; give other text", param="prompt")
+            raise InvalidRequestError(
+                "the prompt has no tokens once encoded; give other text", param="prompt"
+            )
         self._check_ids("prompt", token_ids)
         return token_ids
 
     def check_text(self, text: str, *, is_truncated: bool = False) -> None:
         """Refuse a prompt that cannot be right before it is encoded; raises InvalidRequestError."""
         if not text:
-            raise InvalidRequestError("the prompt is empty; give at least one character", param="prompt")
+            raise InvalidRequestError(
+                "the prompt is empty; give at least one character", param="prompt"
+            )
         check_unicode("prompt", text)
         num_bytes = len(text.encode())
         if is_truncated and num_bytes > MAX_TRUNCATED_BYTES:
             raise InvalidRequestError(
-                f"the prompt has {num_bytes} bytes, the limit for one that is to be truncated is {MAX_TRUNCATED_BYTES}; send its end", param="prompt"
+                f"the prompt has {num_bytes} bytes, the limit for one that is to be truncated is {MAX_TRUNCATED_BYTES}; send its end",
+                param="prompt",
             )
         at_least = num_bytes // self._longest_token if self._longest_token else 1
-        if at_least > self.limits.max_model_len and not is_truncated:  # too long however it is split: refuse it before spending time on it
+        if (
+            at_least > self.limits.max_model_len and not is_truncated
+        ):  # too long however it is split: refuse it before spending time on it
             raise ContextLengthError(
-                f"the prompt has at least {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it", param="prompt"
+                f"the prompt has at least {at_least} tokens, the limit is {self.limits.max_model_len}; shorten it",
+                param="prompt",
             )
 
     def _kept_tokens(self, params: SamplingParams) -> int | None:
@@ -207,7 +284,9 @@ class Intake:
         if params.truncate_prompt_tokens != -1:
             return params.truncate_prompt_tokens
         answer = 1 if params.max_tokens is None else params.max_tokens
-        fitting = min(self.limits.max_model_len - answer, self.limits.cache_tokens - max(answer - 1, 0))
+        fitting = min(
+            self.limits.max_model_len - answer, self.limits.cache_tokens - max(answer - 1, 0)
+        )
         if fitting < 1:
             raise ContextLengthError(
                 f"max_tokens is {answer}, which leaves no room for a prompt in a context of {self.limits.max_model_len} tokens and a KV cache of "
@@ -221,12 +300,19 @@ class Intake:
         limit = self.limits.max_model_len
         if prompt_tokens > limit or (prompt_tokens == limit and params.max_tokens != 0):
             raise ContextLengthError(
-                f"the prompt has {prompt_tokens} tokens, which leaves no room for an answer in a context of {limit}; shorten it", param="prompt"
+                f"the prompt has {prompt_tokens} tokens, which leaves no room for an answer in a context of {limit}; shorten it",
+                param="prompt",
             )
         room = limit - prompt_tokens
-        in_cache = max(self.limits.cache_tokens - prompt_tokens + 1, 1)  # what is left of the cache limits an answer that may be any length
-        max_new_tokens = min(room, in_cache) if params.max_tokens is None else min(params.max_tokens, room)
-        needed = prompt_tokens + max(max_new_tokens - 1, 0)  # the last token's keys and values are never used
+        in_cache = max(
+            self.limits.cache_tokens - prompt_tokens + 1, 1
+        )  # what is left of the cache limits an answer that may be any length
+        max_new_tokens = (
+            min(room, in_cache) if params.max_tokens is None else min(params.max_tokens, room)
+        )
+        needed = prompt_tokens + max(
+            max_new_tokens - 1, 0
+        )  # the last token's keys and values are never used
         if needed > self.limits.cache_tokens:
             raise ContextLengthError(
                 f"a prompt of {prompt_tokens} tokens and an answer of up to {max_new_tokens} need {needed} tokens of KV cache, which has "
@@ -239,7 +325,10 @@ class Intake:
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(params, name)
             if asked is not None and asked > self.limits.max_logprobs:
-                raise InvalidRequestError(f"{name} is {asked}, the limit is {self.limits.max_logprobs} (max_logprobs)", param=name)
+                raise InvalidRequestError(
+                    f"{name} is {asked}, the limit is {self.limits.max_logprobs} (max_logprobs)",
+                    param=name,
+                )
         self._check_ids("logit_bias", params.logit_bias or ())
         self._check_ids("allowed_token_ids", params.allowed_token_ids or ())
         self._check_ids("stop_token_ids", params.stop_token_ids or ())
@@ -247,30 +336,52 @@ class Intake:
     def _check_ids(self, name: str, token_ids: Iterable[int]) -> None:
         outside = [i for i in token_ids if not 0 <= i < self.model.vocab]
         if outside:
-            shown = ", ".join(str(i)[:24] for i in outside[:5]) + (", ..." if len(outside) > 5 else "")
-            raise InvalidRequestError(f"{name} has token ids outside the vocabulary of 0 to {self.model.vocab - 1}: {shown}", param=name)
+            shown = ", ".join(str(i)[:24] for i in outside[:5]) + (
+                ", ..." if len(outside) > 5 else ""
+            )
+            raise InvalidRequestError(
+                f"{name} has token ids outside the vocabulary of 0 to {self.model.vocab - 1}: {shown}",
+                param=name,
+            )
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each bad word as tokens, at the beginning of a text and after a space, where BPE spells it otherwise.
 
         A spelling that has tokens which the model does not know cannot come up, and is left out.
         """
-        spellings = [spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())]
-        encoded = (tuple(self.tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings)
+        spellings = [
+            spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())
+        ]
+        encoded = (
+            tuple(self.tokenizer.encode(spelling, add_special_tokens=False))
+            for spelling in spellings
+        )
         return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
 
 
 def _check_place(priority: int, cache_salt: str) -> None:
     """What decides on a request's place in the queue and in the cache."""
-    if isinstance(priority, bool) or not isinstance(priority, int) or not isinstance(cache_salt, str):
-        raise InvalidRequestError("priority must be a whole number and cache_salt a text", param="priority")
+    if (
+        isinstance(priority, bool)
+        or not isinstance(priority, int)
+        or not isinstance(cache_salt, str)
+    ):
+        raise InvalidRequestError(
+            "priority must be a whole number and cache_salt a text", param="priority"
+        )
 
 
 def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:
     """Sampling settings that a model's generation_config.json asks for; transformers' own defaults there say nothing and are left out."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    found = {name: generation_config[name] for name in names if generation_config.get(name) is not None}
-    return {name: value for name, value in found.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    found = {
+        name: generation_config[name] for name in names if generation_config.get(name) is not None
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
 
 
 def check_sampling_defaults(path: Path, generation_config: Mapping[str, object]) -> None:
@@ -278,7 +389,9 @@ def check_sampling_defaults(path: Path, generation_config: Mapping[str, object])
     try:
         SamplingParams(**sampling_defaults(generation_config))
     except InvalidRequestError as error:
-        raise CheckpointError(f"{path} asks for what cannot be: {error}; mend the file, or delete it") from error
+        raise CheckpointError(
+            f"{path} asks for what cannot be: {error}; mend the file, or delete it"
+        ) from error
 
 
 def _shown(value: object) -> str:

@@ -44,7 +44,9 @@ class RequestTimes:
 
     def summary(self, finished_s: float | None) -> RequestMetrics:
         """The part that is reported with the answer."""
-        return RequestMetrics(self.arrival_s, self.first_scheduled_s, self.first_token_s, finished_s)
+        return RequestMetrics(
+            self.arrival_s, self.first_scheduled_s, self.first_token_s, finished_s
+        )
 
 
 @dataclass(frozen=True, slots=True)

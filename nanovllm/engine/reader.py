@@ -32,7 +32,9 @@ class Deadline:
     def error(self, *, tokens: int, retry_after_s: int) -> RequestTimeoutError:
         """What the client is told once it has passed."""
         self.has_passed = True
-        where = f"{tokens} tokens of its answer were generated" if tokens else "it was being worked on"
+        where = (
+            f"{tokens} tokens of its answer were generated" if tokens else "it was being worked on"
+        )
         return RequestTimeoutError(
             f"the request was given {self.timeout_s:g} s and is not answered; "
             f"{where if self.has_begun else 'it was still waiting for its turn'}; give it more time, or ask for less",

@@ -109,7 +109,9 @@ class Request:
         self.tokens = list(self.prompt_token_ids)
         if self.pooling == "last":
             self.next_hidden = self.num_prompt_tokens - 1
-        self.rules = TokenRules(self.sampling, self.bad_words) if shared_rules is None else shared_rules
+        self.rules = (
+            TokenRules(self.sampling, self.bad_words) if shared_rules is None else shared_rules
+        )
         if self.sampling.has_penalties:
             self.seen = SeenTokens(self.prompt_token_ids)
 
@@ -150,7 +152,9 @@ class Request:
 
     def move_to(self, state: RequestState) -> None:
         """Change state; a move that the table does not allow is a defect of the caller."""
-        assert state in ALLOWED_MOVES[self.state], f"{self.request_id}: {self.state} cannot become {state}"
+        assert state in ALLOWED_MOVES[self.state], (
+            f"{self.request_id}: {self.state} cannot become {state}"
+        )
         self.state = state
 
     def append(self, token_id: int) -> None:

@@ -23,7 +23,9 @@ from nanovllm.engine.step_plan import L, PlannedSequence, RequestUpdate, Sequenc
 class Scheduler:
     """Decides each step. `add`, `abort`, `schedule` and `commit` are called by one thread."""
 
-    def __init__(self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(
+        self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
+    ) -> None:
         """Schedule over `blocks`; at most `max_num_seqs` sequences and `max_num_batched_tokens` tokens a step."""
         self.blocks = blocks
         self.max_num_seqs = max_num_seqs
@@ -33,9 +35,13 @@ class Scheduler:
         self.prefix_cache_queries = 0  # in tokens, as are the hits
         self.prefix_cache_hits = 0
         self._requests: dict[str, Request] = {}
-        self._queue: list[tuple[tuple[int, int], Request]] = []  # a heap; requests aborted while waiting stay until they come up
+        self._queue: list[
+            tuple[tuple[int, int], Request]
+        ] = []  # a heap; requests aborted while waiting stay until they come up
         self._arrivals = 0
-        self._copies: dict[str, tuple[int, int]] = {}  # those of the step that is being planned, by request id
+        self._copies: dict[
+            str, tuple[int, int]
+        ] = {}  # those of the step that is being planned, by request id
 
     @property
     def num_waiting(self) -> int:
@@ -54,7 +60,9 @@ class Scheduler:
 
     def add(self, request: Request) -> None:
         """Queue a request. Ids must be unique among the unfinished ones, and the intake has checked that it fits."""
-        assert request.request_id not in self._requests, f"request id {request.request_id} is in use"
+        assert request.request_id not in self._requests, (
+            f"request id {request.request_id} is in use"
+        )
         request.arrival = self._arrivals
         self._arrivals += 1
         self._requests[request.request_id] = request
@@ -67,7 +75,9 @@ class Scheduler:
             return None
         request.finish_reason = FinishReason.ABORT
         self._finish(request)
-        if len(self._queue) > 2 * self.num_waiting + 64:  # a burst of aborted requests behind one that waits must not pile up
+        if (
+            len(self._queue) > 2 * self.num_waiting + 64
+        ):  # a burst of aborted requests behind one that waits must not pile up
             self._queue = [entry for entry in self._queue if entry[1].state is RequestState.WAITING]
             heapq.heapify(self._queue)
         return RequestUpdate(request, None, None, (), FinishReason.ABORT)
@@ -91,15 +101,23 @@ class Scheduler:
         assert plan.sequences or not self._requests, "work is waiting, yet nothing can run"
         return plan
 
-    def commit(self, plan: StepPlan, results: Iterable[SequenceResult[L]]) -> list[RequestUpdate[L]]:
+    def commit(
+        self, plan: StepPlan, results: Iterable[SequenceResult[L]]
+    ) -> list[RequestUpdate[L]]:
         """Book what a planned step computed: append tokens, finish requests, free their blocks."""
         updates: list[RequestUpdate[L]] = []
         for sequence in plan.sequences:  # before anything ends and frees what they share
-            if sequence.source is not None and sequence.source.state is sequence.request.state is RequestState.RUNNING:
+            if (
+                sequence.source is not None
+                and sequence.source.state is sequence.request.state is RequestState.RUNNING
+            ):
                 self._fork(sequence.request, sequence.source, sequence.start)
         for sequence, result in zip(plan.sequences, results, strict=True):
             request = sequence.request
-            if request.state is not RequestState.RUNNING or request.num_computed_tokens != sequence.start:
+            if (
+                request.state is not RequestState.RUNNING
+                or request.num_computed_tokens != sequence.start
+            ):
                 continue  # it, or what it was to fork from, was aborted since it was planned
             request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
             request.next_hidden += len(sequence.hidden_positions)
@@ -113,7 +131,16 @@ class Scheduler:
             if request.finish_reason is not None:
                 self._finish(request)
             reason = request.finish_reason
-            updates.append(RequestUpdate(request, result.token_id, result.logprobs, result.prompt_logprobs, reason, result.hidden))
+            updates.append(
+                RequestUpdate(
+                    request,
+                    result.token_id,
+                    result.logprobs,
+                    result.prompt_logprobs,
+                    reason,
+                    result.hidden,
+                )
+            )
         return updates
 
     def fail(self, plan: StepPlan) -> list[RequestUpdate[object]]:
@@ -125,7 +152,9 @@ class Scheduler:
                 self._finish(sequence.request)
                 updates.append(RequestUpdate(sequence.request, None, None, (), FinishReason.ERROR))
         self.blocks.clear_cache()
-        for request in list(self.running):  # not planned, but it may share a block that the step was to fill
+        for request in list(
+            self.running
+        ):  # not planned, but it may share a block that the step was to fill
             self._preempt(request, {})
         return updates
 
@@ -145,7 +174,9 @@ class Scheduler:
     def _chunk(self, request: Request, planned: dict[str, PlannedSequence]) -> int:
         """Tokens of a prompt to read now: at most half of the budget while another prompt could use the rest."""
         left = self._left(planned)
-        others_wait = self.num_waiting > 0 or sum(not other.is_decoding for other in self.running) > 1
+        others_wait = (
+            self.num_waiting > 0 or sum(not other.is_decoding for other in self.running) > 1
+        )
         share = max(self.max_num_batched_tokens // 2, 1) if others_wait else left
         return min(request.num_uncomputed_tokens, left, share)
 
@@ -165,7 +196,11 @@ class Scheduler:
         before any of its queries reads them.
         """
         sequence = planned[request.request_id] = PlannedSequence.of(request, count)
-        full = (sequence.start + count) // self.blocks.block_size if self.blocks.enable_prefix_caching else 0
+        full = (
+            (sequence.start + count) // self.blocks.block_size
+            if self.blocks.enable_prefix_caching
+            else 0
+        )
         for index in range(request.num_registered_blocks, full):
             self.blocks.register(request.block_ids[index], self._hash(request, index))
         request.num_registered_blocks = max(request.num_registered_blocks, full)
@@ -189,7 +224,9 @@ class Scheduler:
             if not waits:
                 self._take_computed(request)
             promised = sum(self._missing(r) for r in self.running)
-            growth = len(self.running)  # a block each for those that run, so that admitting does not at once lead to preempting
+            growth = len(
+                self.running
+            )  # a block each for those that run, so that admitting does not at once lead to preempting
             if self._missing(request) > self.blocks.num_free - promised - growth:
                 self._release(request)
                 return
@@ -208,7 +245,9 @@ class Scheduler:
         """Blocks that a request has yet to get for all of its known tokens; one that is to fork will need a copy of the last alone."""
         if self._waits_for_group(request):
             return 1
-        return max(0, self.blocks.blocks_for(len(request.tokens)) - len(request.block_ids)) + self._must_copy(request)
+        return max(
+            0, self.blocks.blocks_for(len(request.tokens)) - len(request.block_ids)
+        ) + self._must_copy(request)
 
     def _spend_rest(self, planned: dict[str, PlannedSequence]) -> None:
         """Give tokens that nobody else could use to prompts whose share was limited."""
@@ -218,7 +257,11 @@ class Scheduler:
             if missing == 0:
                 continue
             more = min(self._left(planned), missing)
-            room = (self.blocks.num_free + len(request.block_ids)) * self.blocks.block_size - sequence.start - sequence.count
+            room = (
+                (self.blocks.num_free + len(request.block_ids)) * self.blocks.block_size
+                - sequence.start
+                - sequence.count
+            )
             more = min(more, room)
             if more > 0:
                 self._grow(request, sequence.count + more)
@@ -234,21 +277,27 @@ class Scheduler:
             self._preempt(max(self.running, key=lambda other: other.order), planned)
             if request.state is not RequestState.RUNNING:
                 return False
-            copies = self._must_copy(request)  # not any more, where the last to share the block is gone
+            copies = self._must_copy(
+                request
+            )  # not any more, where the last to share the block is gone
         if copies:
             self._own_tail(request)
         self._grow(request, count)
         return True
 
     def _grow(self, request: Request, count: int) -> None:
-        needed = self.blocks.blocks_for(request.num_computed_tokens + count) - len(request.block_ids)
+        needed = self.blocks.blocks_for(request.num_computed_tokens + count) - len(
+            request.block_ids
+        )
         if needed > 0:
             request.block_ids += self.blocks.allocate(needed)
 
     def _must_copy(self, request: Request) -> bool:
         """Whether the block that a request's next token goes to is there but not to be written to."""
         index = request.num_computed_tokens // self.blocks.block_size
-        return index < len(request.block_ids) and not self.blocks.is_writable(request.block_ids[index])
+        return index < len(request.block_ids) and not self.blocks.is_writable(
+            request.block_ids[index]
+        )
 
     def _own_tail(self, request: Request) -> None:
         """Put a copy in the place of a block that a request must not write to.
@@ -292,10 +341,22 @@ class Scheduler:
 
     def _siblings(self, request: Request) -> list[Request]:
         """The running requests of its group, without itself."""
-        return [other for other in self.running if other.group == request.group and other is not request] if request.group else []
+        return (
+            [
+                other
+                for other in self.running
+                if other.group == request.group and other is not request
+            ]
+            if request.group
+            else []
+        )
 
     def _can_fork(self, request: Request) -> bool:
-        return bool(request.group) and request.num_computed_tokens == 0 and not request.needs_whole_prompt
+        return (
+            bool(request.group)
+            and request.num_computed_tokens == 0
+            and not request.needs_whole_prompt
+        )
 
     def _waits_for_group(self, request: Request) -> bool:
         """Whether another of its group, and one that comes before it, is reading the prompt that they have in common."""
@@ -312,8 +373,14 @@ class Scheduler:
             reader = sequence.request
             if reader.group and sequence.samples and reader.num_output_tokens == 0:
                 for other in self._siblings(reader):
-                    if self._can_fork(other) and other.num_output_tokens == 0 and other.request_id not in planned:
-                        forks[other.request_id] = PlannedSequence(other, reader.num_prompt_tokens, 0, True, range(0), range(0), reader)
+                    if (
+                        self._can_fork(other)
+                        and other.num_output_tokens == 0
+                        and other.request_id not in planned
+                    ):
+                        forks[other.request_id] = PlannedSequence(
+                            other, reader.num_prompt_tokens, 0, True, range(0), range(0), reader
+                        )
         return list(forks.values())
 
     def _fork(self, request: Request, source: Request, computed: int) -> None:
@@ -331,7 +398,9 @@ class Scheduler:
         """Take what is computed of a request's tokens already: by others of its group, all but the last of the prompt, or what can be found."""
         if self._can_fork(request) and request.num_prompt_tokens > 1:
             for other in self._siblings(request):
-                has_blocks = other.request_id not in self._copies  # a copy is made when the step is run, and not at all if it is taken back
+                has_blocks = (
+                    other.request_id not in self._copies
+                )  # a copy is made when the step is run, and not at all if it is taken back
                 if other.num_computed_tokens >= request.num_prompt_tokens and has_blocks:
                     self._fork(request, other, request.num_prompt_tokens - 1)
                     return
@@ -370,5 +439,7 @@ class Scheduler:
         while len(request.block_hashes) <= index:
             done = len(request.block_hashes)
             parent = request.block_hashes[-1] if done else hash_salt(request.cache_salt)
-            request.block_hashes.append(hash_block(parent, request.tokens[done * size : (done + 1) * size]))
+            request.block_hashes.append(
+                hash_block(parent, request.tokens[done * size : (done + 1) * size])
+            )
         return request.block_hashes[index]

@@ -34,9 +34,23 @@ class PlannedSequence:
         start = request.num_computed_tokens
         reported = range(0)
         if request.wants_prompt_logprobs:
-            reported = range(max(request.next_prompt_logprob, start + 1), min(start + count + 1, request.num_prompt_tokens))
-        hidden = range(max(request.next_hidden, start), start + count) if request.pooling is not None else range(0)
-        return cls(request, start, count, start + count == len(request.tokens) and request.max_new_tokens > 0, reported, hidden)
+            reported = range(
+                max(request.next_prompt_logprob, start + 1),
+                min(start + count + 1, request.num_prompt_tokens),
+            )
+        hidden = (
+            range(max(request.next_hidden, start), start + count)
+            if request.pooling is not None
+            else range(0)
+        )
+        return cls(
+            request,
+            start,
+            count,
+            start + count == len(request.tokens) and request.max_new_tokens > 0,
+            reported,
+            hidden,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,9 @@ class TokenRules:
 
     def __init__(self, params: SamplingParams, bad_words: Iterable[Sequence[int]]) -> None:
         """Lay out the settings; bad words are spelled in tokens, each at least one."""
-        self.allowed = None if params.allowed_token_ids is None else array("q", params.allowed_token_ids)
+        self.allowed = (
+            None if params.allowed_token_ids is None else array("q", params.allowed_token_ids)
+        )
         biases = dict(params.logit_bias or {})
         self._completions: dict[int, list[tuple[list[int], int]]] = {}
         for word in bad_words:
@@ -61,7 +63,9 @@ class SeenTokens:
 
     def __init__(self, prompt_token_ids: Iterable[int] = ()) -> None:
         """The tokens of a prompt, of which the answer has none yet."""
-        self._places = {token_id: place for place, token_id in enumerate(dict.fromkeys(prompt_token_ids))}
+        self._places = {
+            token_id: place for place, token_id in enumerate(dict.fromkeys(prompt_token_ids))
+        }
         self.ids, self.counts = array("q", self._places), array("q", bytes(8 * len(self._places)))
 
     def add(self, token_id: int) -> None:

@@ -23,11 +23,15 @@ class Tokenizer:
         library.no_truncation()
         library.no_padding()
         self._plain = library
-        self._plain.encode_special_tokens = True  # the library's name for: special tokens in the text are plain text
+        self._plain.encode_special_tokens = (
+            True  # the library's name for: special tokens in the text are plain text
+        )
         self._with_special = LibraryTokenizer.from_str(library.to_str())
         self._with_special.encode_special_tokens = False
         added = library.get_added_tokens_decoder()
-        self.special_token_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self.special_token_ids = frozenset(
+            token_id for token_id, token in added.items() if token.special
+        )
         self._added = {token_id: token.content for token_id, token in added.items()}
         self.is_byte_level = isinstance(library.decoder, decoders.ByteLevel)
         self._bytes_of: dict[int, bytes] = {}
@@ -35,7 +39,11 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
         """The tokenizer of a model folder; raises CheckpointError that says what is missing or damaged."""
-        whole, vocab, merges = folder / "tokenizer.json", folder / "vocab.json", folder / "merges.txt"
+        whole, vocab, merges = (
+            folder / "tokenizer.json",
+            folder / "vocab.json",
+            folder / "merges.txt",
+        )
         try:
             if whole.is_file():
                 return cls(LibraryTokenizer.from_file(str(whole)))
@@ -43,7 +51,9 @@ class Tokenizer:
                 return cls(_byte_level_bpe(vocab, merges))
         except Exception as error:  # the library raises bare Exception for every kind of damage
             raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
-        raise CheckpointError(f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt")
+        raise CheckpointError(
+            f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
+        )
 
     @property
     def vocab(self) -> int:
@@ -63,11 +73,17 @@ class Tokenizer:
     def longest_token(self) -> int | None:
         """Bytes of text that one token stands for at most; None where an unknown word, or what is left out, may have any length."""
         vocab = self._plain.get_vocab(with_added_tokens=True)
-        if not self.is_byte_level or self._plain.normalizer is not None or not vocab.keys() >= _BYTE_OF.keys():
+        if (
+            not self.is_byte_level
+            or self._plain.normalizer is not None
+            or not vocab.keys() >= _BYTE_OF.keys()
+        ):
             return None
         return max(*map(len, vocab), *(len(content.encode()) for content in self._added.values()))
 
-    def encode(self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False) -> list[int]:
+    def encode(
+        self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
+    ) -> list[int]:
         """Token ids of `text`.
 
         Args:
@@ -75,7 +91,9 @@ class Tokenizer:
             allow_special: read `<|endoftext|>` and the like in the text as the tokens of that name.
         """
         library = self._with_special if allow_special else self._plain
-        (encoding,) = library.encode_batch([text], add_special_tokens=add_special_tokens)  # unlike encode, it lets other threads run
+        (encoding,) = library.encode_batch(
+            [text], add_special_tokens=add_special_tokens
+        )  # unlike encode, it lets other threads run
         return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
@@ -122,7 +140,11 @@ def _byte_level_bpe(vocab: Path, merges: Path) -> LibraryTokenizer:
 
 def _byte_characters() -> Iterable[tuple[str, bytes]]:
     """GPT-2's printable stand-in for each byte: visible Latin-1 stands for itself, the rest follows from U+0100 on."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    visible = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     hidden = [byte for byte in range(256) if byte not in visible]
     yield from ((chr(byte), bytes([byte])) for byte in visible)
     yield from ((chr(256 + place), bytes([byte])) for place, byte in enumerate(hidden))

@@ -29,7 +29,14 @@ _UNFINISHED = ".download"  # folder inside the output for files that are not com
 _READ_BYTES = 1 << 20
 
 
-def download(name: str, output: Path, *, revision: str | None = None, token: str | None = None, endpoint: str | None = None) -> Path:
+def download(
+    name: str,
+    output: Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    endpoint: str | None = None,
+) -> Path:
     """Fetch the model `name` from the hub into the folder `output`, and say in its model_info.json what it is; returns `output`.
 
     A run that was interrupted is continued: files that are complete are kept, and the one that is not goes on where it stopped.
@@ -53,7 +60,11 @@ def download(name: str, output: Path, *, revision: str | None = None, token: str
     with explained(hub.repo, hub.endpoint), _locked(output):
         if old.get("revision") != hub.commit:
             _remove_superseded(output, old, {file.name for file in files})
-        sha256s = {file.name: sha256 for file in files if file.has_checksum and (sha256 := _sha256_if_intact(output / file.name, file))}
+        sha256s = {
+            file.name: sha256
+            for file in files
+            if file.has_checksum and (sha256 := _sha256_if_intact(output / file.name, file))
+        }
         missing = [file for file in files if file.name not in sha256s]
         _check_space(output, missing)
         for file in missing:
@@ -83,7 +94,9 @@ def _locked(output: Path) -> Iterator[None]:
         with FileLock(unfinished / "lock", timeout=0):
             yield
     except Timeout:
-        raise ModelNotFoundError(f"another download into {output} is going on; wait for it, or choose another output folder") from None
+        raise ModelNotFoundError(
+            f"another download into {output} is going on; wait for it, or choose another output folder"
+        ) from None
 
 
 def _check_output(output: Path, hub: "HubRepo") -> dict[str, Any]:
@@ -92,16 +105,24 @@ def _check_output(output: Path, hub: "HubRepo") -> dict[str, Any]:
         raise CheckpointError(f"{output} is a file; choose another output folder")
     info = read_model_info(output)
     if info and info.get("repo") != hub.repo:
-        raise CheckpointError(f"{output} holds {info.get('repo')}, not {hub.repo}; choose another output folder, or remove that one")
+        raise CheckpointError(
+            f"{output} holds {info.get('repo')}, not {hub.repo}; choose another output folder, or remove that one"
+        )
     if not info and (output / "config.json").exists():
-        raise CheckpointError(f"{output} holds a model that was not downloaded by nanovllm; choose another output folder, or remove that one")
+        raise CheckpointError(
+            f"{output} holds a model that was not downloaded by nanovllm; choose another output folder, or remove that one"
+        )
     return info
 
 
 def _remove_superseded(output: Path, old: Mapping[str, Any], wanted: set[str]) -> None:
     """Make the folder one that is not a model, until it is complete, and leave no weights behind that the new revision does not have."""
     listed = old.get("files")
-    for name in ("config.json", MODEL_INFO, *(set(listed if isinstance(listed, dict) else ()) - wanted)):
+    for name in (
+        "config.json",
+        MODEL_INFO,
+        *(set(listed if isinstance(listed, dict) else ()) - wanted),
+    ):
         (output / Path(name).name).unlink(missing_ok=True)
 
 
@@ -136,12 +157,16 @@ def _fetch(hub: "HubRepo", file: "HubFile", output: Path) -> str:
                 hub.fetch(file.name, sink, resume_bytes=resume_bytes)
             break
         except ModelNotFoundError:
-            if _unfinished_bytes(output, file) <= resume_bytes:  # otherwise the line is bad, but each try brings something
+            if (
+                _unfinished_bytes(output, file) <= resume_bytes
+            ):  # otherwise the line is bad, but each try brings something
                 raise
     sha256 = _sha256_if_intact(unfinished, file)
     if sha256 is None:
         unfinished.unlink()
-        raise CheckpointError(f"{file.name} of {hub.repo} arrived damaged: its size or checksum is not the hub's; it was removed, try again")
+        raise CheckpointError(
+            f"{file.name} of {hub.repo} arrived damaged: its size or checksum is not the hub's; it was removed, try again"
+        )
     unfinished.replace(output / file.name)
     return sha256
 
@@ -151,17 +176,24 @@ def _sha256_if_intact(path: Path, file: "HubFile") -> str | None:
     if not path.is_file() or file.size_bytes not in (None, path.stat().st_size):
         return None
     sha256 = hashlib.sha256()
-    git_sha1 = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)  # git's name for a file of this content
+    git_sha1 = hashlib.sha1(
+        b"blob %d\0" % path.stat().st_size, usedforsecurity=False
+    )  # git's name for a file of this content
     with path.open("rb") as source:
         while chunk := source.read(_READ_BYTES):
             sha256.update(chunk)
             if file.git_sha1:
                 git_sha1.update(chunk)
-    agrees = file.sha256 in (None, sha256.hexdigest()) and file.git_sha1 in (None, git_sha1.hexdigest())
+    agrees = file.sha256 in (None, sha256.hexdigest()) and file.git_sha1 in (
+        None,
+        git_sha1.hexdigest(),
+    )
     return sha256.hexdigest() if agrees else None
 
 
-def _write_model_info(output: Path, hub: "HubRepo", config: GPT2Config, sha256s: Mapping[str, str]) -> None:
+def _write_model_info(
+    output: Path, hub: "HubRepo", config: GPT2Config, sha256s: Mapping[str, str]
+) -> None:
     info = {
         "repo": hub.repo,
         "asked_for": hub.asked_for,
@@ -173,9 +205,14 @@ def _write_model_info(output: Path, hub: "HubRepo", config: GPT2Config, sha256s:
         "heads": config.heads,
         "d_model": config.d_model,
         "context_length": config.max_positions,
-        "files": {name: {"size_bytes": (output / name).stat().st_size, "sha256": sha256} for name, sha256 in sorted(sha256s.items())},
+        "files": {
+            name: {"size_bytes": (output / name).stat().st_size, "sha256": sha256}
+            for name, sha256 in sorted(sha256s.items())
+        },
     }
     new = output / _UNFINISHED / MODEL_INFO
     new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     new.replace(output / MODEL_INFO)
-    shutil.rmtree(output / _UNFINISHED, ignore_errors=True)  # errors: systems that do not remove a lock that is held
+    shutil.rmtree(
+        output / _UNFINISHED, ignore_errors=True
+    )  # errors: systems that do not remove a lock that is held

@@ -22,14 +22,18 @@ def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("mode
     """
     text = os.fspath(name)
     if not text.strip():
-        raise ModelNotFoundError(f"the model's name is empty; give a folder, a name on the hub such as gpt2, or {BUNDLED_MODEL}")
+        raise ModelNotFoundError(
+            f"the model's name is empty; give a folder, a name on the hub such as gpt2, or {BUNDLED_MODEL}"
+        )
     path = Path(text).expanduser()
     if path.exists():
         return _checked_folder(path)
     if text == BUNDLED_MODEL:
         return _BUNDLED / BUNDLED_MODEL
     if not isinstance(name, str) or _looks_like_path(text):
-        raise ModelNotFoundError(f"{text} does not exist; give a folder with a checkpoint, a name on the hub such as gpt2, or {BUNDLED_MODEL}")
+        raise ModelNotFoundError(
+            f"{text} does not exist; give a folder with a checkpoint, a name on the hub such as gpt2, or {BUNDLED_MODEL}"
+        )
     local = models_dir / text.rsplit("/", maxsplit=1)[-1]
     if _is_download_of(local, text):
         return local
@@ -38,7 +42,9 @@ def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("mode
 
 def _checked_folder(path: Path) -> Path:
     if not path.is_dir():
-        raise CheckpointError(f"{path} is a file; give the folder that holds config.json and model.safetensors")
+        raise CheckpointError(
+            f"{path} is a file; give the folder that holds config.json and model.safetensors"
+        )
     if not (path / "config.json").is_file():
         on_hub = full_name(path.name) if full_name(path.name) != path.name else "owner/name"
         raise CheckpointError(
@@ -49,7 +55,12 @@ def _checked_folder(path: Path) -> Path:
 
 
 def _looks_like_path(text: str) -> bool:
-    return text.startswith((".", "/", "~")) or text.endswith("/") or text.count("/") > 1 or "\\" in text
+    return (
+        text.startswith((".", "/", "~"))
+        or text.endswith("/")
+        or text.count("/") > 1
+        or "\\" in text
+    )
 
 
 def _is_download_of(folder: Path, name: str) -> bool:
@@ -65,5 +76,11 @@ def _from_hub(name: str, local: Path) -> Path:
     try:
         return cached_snapshot(full_name(name)) or fetch_snapshot(full_name(name))
     except ModelNotFoundError as error:
-        hint = f" ({local} exists, but no {MODEL_INFO} says that it is {full_name(name)}; to use it, give that path)" if local.exists() else ""
-        raise ModelNotFoundError(f"there is no folder {name} here{hint}, and it could not be fetched: {error}") from error
+        hint = (
+            f" ({local} exists, but no {MODEL_INFO} says that it is {full_name(name)}; to use it, give that path)"
+            if local.exists()
+            else ""
+        )
+        raise ModelNotFoundError(
+            f"there is no folder {name} here{hint}, and it could not be fetched: {error}"
+        ) from error

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
-from huggingface_hub import HfApi, constants, errors, hf_hub_url, snapshot_download, try_to_load_from_cache
+from huggingface_hub import (
+    HfApi,
+    constants,
+    errors,
+    hf_hub_url,
+    snapshot_download,
+    try_to_load_from_cache,
+)
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]  # they are there, but not marked as exported
 
@@ -28,8 +35,12 @@ COMPANIONS = (
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "README.md", "LICENSE",
 )  # fmt: skip
 # The bases are OSError and the HTTPError of the library below huggingface-hub: httpx under its version 1, httpx2 under version 2.
-_FAILURES = cast("tuple[type[Exception], ...]", (*errors.HfHubHTTPError.__bases__, errors.HFValidationError))
-_ANSWER_TIMEOUT_S = 20.0  # the library waits for ever by default, and a firewall that drops packets never answers
+_FAILURES = cast(
+    "tuple[type[Exception], ...]", (*errors.HfHubHTTPError.__bases__, errors.HFValidationError)
+)
+_ANSWER_TIMEOUT_S = (
+    20.0  # the library waits for ever by default, and a firewall that drops packets never answers
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,20 +79,42 @@ class HubRepo:
     token: str | None = field(repr=False)
 
     @classmethod
-    def look_up(cls, name: str, *, revision: str | None = None, token: str | None = None, endpoint: str | None = None) -> "HubRepo":
+    def look_up(
+        cls,
+        name: str,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        endpoint: str | None = None,
+    ) -> "HubRepo":
         """Ask the hub for `name` at a branch, tag or commit; raises ModelNotFoundError, with the remedy, where it gives none."""
         endpoint = _checked_endpoint(endpoint or constants.ENDPOINT)
         api = HfApi(endpoint=endpoint, token=token)
         try:
             with explained(name, endpoint, revision):
-                info = api.model_info(name, revision=revision, files_metadata=True, timeout=_ANSWER_TIMEOUT_S)
+                info = api.model_info(
+                    name, revision=revision, files_metadata=True, timeout=_ANSWER_TIMEOUT_S
+                )
         except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ModelNotFoundError(f"{endpoint} does not answer as a Hugging Face hub does ({error!r}); check HF_ENDPOINT") from error
+            raise ModelNotFoundError(
+                f"{endpoint} does not answer as a Hugging Face hub does ({error!r}); check HF_ENDPOINT"
+            ) from error
         if info.sha is None:
-            raise ModelNotFoundError(f"{endpoint} does not name the commit of {name}, as a Hugging Face hub does; check HF_ENDPOINT")
-        siblings = [item for item in info.siblings or () if "/" not in item.rfilename and "\\" not in item.rfilename]
+            raise ModelNotFoundError(
+                f"{endpoint} does not name the commit of {name}, as a Hugging Face hub does; check HF_ENDPOINT"
+            )
+        siblings = [
+            item
+            for item in info.siblings or ()
+            if "/" not in item.rfilename and "\\" not in item.rfilename
+        ]
         files = {
-            item.rfilename: HubFile(item.rfilename, item.size, item.lfs.sha256 if item.lfs else None, None if item.lfs else item.blob_id)
+            item.rfilename: HubFile(
+                item.rfilename,
+                item.size,
+                item.lfs.sha256 if item.lfs else None,
+                None if item.lfs else item.blob_id,
+            )
             for item in siblings
         }
         return cls(name, info.id, info.sha, files, endpoint, token)
@@ -107,7 +140,9 @@ class HubRepo:
     def config(self) -> GPT2Config:
         """The network that the repository's config.json describes; raises CheckpointError where it cannot be loaded."""
         if "config.json" not in self.files:
-            raise CheckpointError(f"{self.repo} has no config.json, so it is not a model in Hugging Face format")
+            raise CheckpointError(
+                f"{self.repo} has no config.json, so it is not a model in Hugging Face format"
+            )
         raw = _parsed(self.read("config.json"), f"config.json of {self.repo}")
         try:
             return GPT2Config.from_dict(raw)
@@ -119,16 +154,25 @@ class HubRepo:
         if WEIGHTS in self.files:
             weights = [WEIGHTS]
         elif WEIGHTS_INDEX in self.files:
-            weights = [*_shard_names(self.read(WEIGHTS_INDEX), f"{WEIGHTS_INDEX} of {self.repo}"), WEIGHTS_INDEX]
+            weights = [
+                *_shard_names(self.read(WEIGHTS_INDEX), f"{WEIGHTS_INDEX} of {self.repo}"),
+                WEIGHTS_INDEX,
+            ]
         else:
             raise CheckpointError(self._without_safetensors())
         missing = [name for name in weights if name not in self.files]
         if missing:
-            raise CheckpointError(f"{self.repo} lacks files that its {WEIGHTS_INDEX} lists: {', '.join(missing[:5])}")
+            raise CheckpointError(
+                f"{self.repo} lacks files that its {WEIGHTS_INDEX} lists: {', '.join(missing[:5])}"
+            )
         return [self.files[name] for name in (*weights, *COMPANIONS) if name in self.files]
 
     def _without_safetensors(self) -> str:
-        others = sorted(name for name in self.files if name.endswith((".bin", ".h5", ".msgpack", ".ot", ".pt", ".ckpt", ".gguf")))
+        others = sorted(
+            name
+            for name in self.files
+            if name.endswith((".bin", ".h5", ".msgpack", ".ot", ".pt", ".ckpt", ".gguf"))
+        )
         if not others:
             return f"{self.repo} has no weights in safetensors format"
         return (
@@ -154,8 +198,14 @@ def cached_snapshot(repo: str) -> Path | None:
         return None
     folder = Path(config).parent
     index = folder / WEIGHTS_INDEX
-    weights = [WEIGHTS] if (folder / WEIGHTS).is_file() or not index.is_file() else _shard_names(index.read_bytes(), str(index))
-    has_tokenizer = (folder / "tokenizer.json").is_file() or all((folder / part).is_file() for part in ("vocab.json", "merges.txt"))
+    weights = (
+        [WEIGHTS]
+        if (folder / WEIGHTS).is_file() or not index.is_file()
+        else _shard_names(index.read_bytes(), str(index))
+    )
+    has_tokenizer = (folder / "tokenizer.json").is_file() or all(
+        (folder / part).is_file() for part in ("vocab.json", "merges.txt")
+    )
     return folder if has_tokenizer and all((folder / part).is_file() for part in weights) else None
 
 
@@ -180,14 +230,26 @@ def explained(repo: str, endpoint: str, revision: str | None = None) -> Iterator
 def _explanation(error: Exception, repo: str, endpoint: str, revision: str | None) -> str:
     elsewhere = f"download {repo} on another machine, copy the folder here and give its path"
     known: tuple[tuple[type[Exception], str], ...] = (
-        (errors.HFValidationError, f"{repo} cannot be the name of a model on the hub, which is owner/name"),
-        (errors.GatedRepoError, f"{repo} is gated: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account"),
+        (
+            errors.HFValidationError,
+            f"{repo} cannot be the name of a model on the hub, which is owner/name",
+        ),
+        (
+            errors.GatedRepoError,
+            f"{repo} is gated: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account",
+        ),
         (
             errors.RepositoryNotFoundError,
             f"{endpoint} has no model {repo}, or it is private: check the spelling; for a private one set HF_TOKEN to a token that may read it",
         ),
-        (errors.RevisionNotFoundError, f"{repo} has no revision {revision}: give one of its branches, tags or commits"),
-        (errors.OfflineModeIsEnabled, f"HF_HUB_OFFLINE is set, so {endpoint} is not asked for {repo}: unset it, or {elsewhere}"),
+        (
+            errors.RevisionNotFoundError,
+            f"{repo} has no revision {revision}: give one of its branches, tags or commits",
+        ),
+        (
+            errors.OfflineModeIsEnabled,
+            f"HF_HUB_OFFLINE is set, so {endpoint} is not asked for {repo}: unset it, or {elsewhere}",
+        ),
     )
     for kind, message in known:
         if isinstance(error, kind):
@@ -215,20 +277,36 @@ def _explanation_of_status(error: errors.HfHubHTTPError, repo: str, endpoint: st
 def _checked_endpoint(endpoint: str) -> str:
     try:
         parts = urlsplit(endpoint)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = (
+            parts.scheme in ("http", "https")
+            and bool(parts.hostname)
+            and (parts.port is None or parts.port > 0)
+        )
     except ValueError:
         valid = False
     if not valid:
-        raise ModelNotFoundError(f"the hub's address is {endpoint!r}, which is not a URL such as https://huggingface.co; correct HF_ENDPOINT")
+        raise ModelNotFoundError(
+            f"the hub's address is {endpoint!r}, which is not a URL such as https://huggingface.co; correct HF_ENDPOINT"
+        )
     return endpoint.rstrip("/")
 
 
 def _shard_names(index: bytes, source: str) -> list[str]:
     """The weight files that a model.safetensors.index.json lists, in order; `source` names it in errors."""
     weight_map = _parsed(index, source).get("weight_map")
-    names = set(weight_map.values()) if isinstance(weight_map, dict) and all(isinstance(name, str) for name in weight_map.values()) else set()
-    if not names or any(name != Path(name).name or "\\" in name or not name.endswith(".safetensors") for name in names):
-        raise CheckpointError(f"{source} has no weight_map from tensor names to .safetensors files beside it")
+    names = (
+        set(weight_map.values())
+        if isinstance(weight_map, dict)
+        and all(isinstance(name, str) for name in weight_map.values())
+        else set()
+    )
+    if not names or any(
+        name != Path(name).name or "\\" in name or not name.endswith(".safetensors")
+        for name in names
+    ):
+        raise CheckpointError(
+            f"{source} has no weight_map from tensor names to .safetensors files beside it"
+        )
     return sorted(names)
 
 

@@ -41,7 +41,9 @@ def gelu(values: Values) -> Values:
 
 def erf(values: Values) -> Values:
     """The error function to 5e-7, rounding included (Abramowitz and Stegun 1964, formula 7.1.26): NumPy has none."""
-    magnitude = np.minimum(np.abs(values), np.float32(9.0))  # exp(-81) is already below what 1 - y can show, and stays a normal number
+    magnitude = np.minimum(
+        np.abs(values), np.float32(9.0)
+    )  # exp(-81) is already below what 1 - y can show, and stays a normal number
     t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * magnitude)
     polynomial = np.full_like(t, 1.061405429)
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):

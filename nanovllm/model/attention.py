@@ -16,7 +16,9 @@ from jaxtyping import Float32
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.kv_cache import KVCache
 
-QUERY_TILE = 64  # rows whose scores fit the cache together; a causal tile reads no key past its last query
+QUERY_TILE = (
+    64  # rows whose scores fit the cache together; a causal tile reads no key past its last query
+)
 
 Queries = Float32[np.ndarray, "queries heads head_dim"]
 Context = Float32[np.ndarray, "context heads head_dim"]
@@ -24,7 +26,12 @@ Attend = Callable[[Queries, Context, Context, float], Queries]
 
 
 def paged_attention(
-    queries: Float32[np.ndarray, "tokens heads head_dim"], cache: KVCache, layer: int, batch: ForwardBatch, scale: float, attend: Attend
+    queries: Float32[np.ndarray, "tokens heads head_dim"],
+    cache: KVCache,
+    layer: int,
+    batch: ForwardBatch,
+    scale: float,
+    attend: Attend,
 ) -> Float32[np.ndarray, "tokens heads head_dim"]:
     """Attention of every token of a batch to its own sequence, whose keys and values are found through its block table."""
     out = np.empty(queries.shape, dtype=np.float32)
@@ -42,7 +49,9 @@ def attend(queries: Queries, keys: Context, values: Context, scale: float) -> Qu
     for start in range(0, count, QUERY_TILE):
         stop = min(start + QUERY_TILE, count)
         visible = context - count + stop  # keys that the tile's last query sees
-        scores = queries[start:stop].transpose(1, 0, 2) @ keys[:visible].transpose(1, 2, 0)  # [heads, queries, visible]
+        scores = queries[start:stop].transpose(1, 0, 2) @ keys[:visible].transpose(
+            1, 2, 0
+        )  # [heads, queries, visible]
         scores *= np.float32(scale)
         if stop - start > 1:
             _hide_future(scores)

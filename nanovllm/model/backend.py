@@ -60,15 +60,21 @@ class Backend(Protocol):
         """
         ...
 
-    def states(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows d_model"]:
+    def states(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> Float32[np.ndarray, "rows d_model"]:
         """The network's final hidden state, after the last layer norm, at rows that `forward` has given and that may be scaled for the head."""
         ...
 
-    def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
+    def logits(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states. Ask for few rows at a time: one is vocab * 4 bytes."""
         ...
 
-    def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+    def greedy(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """The most likely word at rows of final hidden states, of equals the lowest id, and whether the row has any.
 
         A row with a score that is NaN or infinite, or with none above minus infinity, has none: its entry means nothing.
@@ -88,7 +94,14 @@ class BackendLoader(Protocol):
     """Loads a model folder; raises CheckpointError when it cannot be used."""
 
     def __call__(
-        self, folder: Path, *, dtype: str, quantization: str | None, kv_cache_dtype: str, batch_invariant: bool, num_threads: int | None
+        self,
+        folder: Path,
+        *,
+        dtype: str,
+        quantization: str | None,
+        kv_cache_dtype: str,
+        batch_invariant: bool,
+        num_threads: int | None,
     ) -> Backend:
         """The folder's network, ready but for its cache; ValueError for types that it cannot compute in."""
         ...

@@ -45,22 +45,38 @@ class ForwardBatch:
     def check_lengths(self) -> None:
         """Raise ValueError unless the arrays agree about the number of tokens and sequences."""
         same_tokens = len(self.positions) == len(self.slots) == self.tokens
-        if not same_tokens or len(self.query_starts) != self.seqs + 1 or len(self.block_tables) != self.seqs:
-            raise ValueError("the arrays of a batch disagree about the number of tokens or sequences")
+        if (
+            not same_tokens
+            or len(self.query_starts) != self.seqs + 1
+            or len(self.block_tables) != self.seqs
+        ):
+            raise ValueError(
+                "the arrays of a batch disagree about the number of tokens or sequences"
+            )
 
     def check(self, *, vocab: int, max_positions: int, blocks: int, block_size: int) -> None:
         """Raise ValueError unless every index lies inside the model and the cache, so that no kernel can read outside them."""
         self.check_lengths()
         counts = np.diff(self.query_starts)
-        if self.seqs == 0 or self.query_starts[0] != 0 or self.query_starts[-1] != self.tokens or counts.min() < 1:
+        if (
+            self.seqs == 0
+            or self.query_starts[0] != 0
+            or self.query_starts[-1] != self.tokens
+            or counts.min() < 1
+        ):
             raise ValueError("a batch needs at least one sequence and at least one token in each")
         _check_inside("token_ids", self.token_ids, vocab)
         _check_inside("positions", self.positions, max_positions)
         _check_inside("slots", self.slots, blocks * block_size)
         _check_inside("block_tables", self.block_tables, blocks)
         _check_inside("logit_rows", self.logit_rows, self.tokens)
-        if self.context_lens.max() > self.block_tables.shape[1] * block_size or (self.context_lens < counts).any():
-            raise ValueError("a context is longer than its block table, or shorter than its new tokens")
+        if (
+            self.context_lens.max() > self.block_tables.shape[1] * block_size
+            or (self.context_lens < counts).any()
+        ):
+            raise ValueError(
+                "a context is longer than its block table, or shorter than its new tokens"
+            )
         sequence = np.repeat(np.arange(self.seqs, dtype=np.int64), counts)
         offset = np.arange(self.tokens, dtype=np.int64) - self.query_starts[:-1][sequence]
         if not np.array_equal(self.positions, (self.context_lens - counts)[sequence] + offset):
@@ -72,4 +88,6 @@ class ForwardBatch:
 
 def _check_inside(name: str, values: np.ndarray, limit: int) -> None:
     if values.size and (values.min() < 0 or values.max() >= limit):
-        raise ValueError(f"{name} run from {values.min()} to {values.max()}, outside 0 to {limit - 1}")
+        raise ValueError(
+            f"{name} run from {values.min()} to {values.max()}, outside 0 to {limit - 1}"
+        )

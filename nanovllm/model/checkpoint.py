@@ -20,11 +20,24 @@ from tqdm import tqdm
 
 from nanovllm.errors import CheckpointError
 from nanovllm.model.config import GPT2Config, read_json
-from nanovllm.model.weights import AttentionWeights, FeedForwardWeights, GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.model.weights import (
+    AttentionWeights,
+    FeedForwardWeights,
+    GPT2Weights,
+    Layer,
+    LayerNorm,
+    Linear,
+)
 
 _PREFIX = "transformer."
-_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks that older checkpoints store
-_STORED_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_BUFFERS = re.compile(
+    r"h\.\d+\.attn\.(bias|masked_bias)"
+)  # causal masks that older checkpoints store
+_STORED_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
 _TOUCH_BYTES = 16 << 20  # how much of a mapped file is read between two moves of the progress bar
 
 
@@ -48,7 +61,9 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
     _check_tensors(stored, shapes, tied_head=config.tied_head, folder=folder)
     total = sum(stored[name].raw.nbytes for name in shapes)
     progress: tqdm[Any]
-    with tqdm(total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None, leave=False) as progress:
+    with tqdm(
+        total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None, leave=False
+    ) as progress:
         arrays = {name: _to_float32(stored[name], progress) for name in shapes}
     return build_tree(arrays, config)
 
@@ -60,7 +75,9 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
         for name, tensor in _map_file(path):
             short = name.removeprefix(_PREFIX)
             if short in found:
-                raise CheckpointError(f"{folder}: {short} is there twice, in {found[short].file} and in {tensor.file}")
+                raise CheckpointError(
+                    f"{folder}: {short} is there twice, in {found[short].file} and in {tensor.file}"
+                )
             if not _BUFFERS.fullmatch(short):
                 found[short] = tensor
     return found
@@ -69,7 +86,10 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this config must have."""
     d_model, d_ff = config.d_model, config.d_ff
-    shapes: dict[str, tuple[int, ...]] = {"wte.weight": (config.vocab, d_model), "wpe.weight": (config.max_positions, d_model)}
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte.weight": (config.vocab, d_model),
+        "wpe.weight": (config.max_positions, d_model),
+    }
     for layer in range(config.layers):
         linears = {
             "attn.c_attn": (d_model, 3 * d_model),
@@ -78,7 +98,10 @@ def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
             "mlp.c_proj": (d_ff, d_model),
         }
         for name, (rows, columns) in linears.items():
-            shapes |= {f"h.{layer}.{name}.weight": (rows, columns), f"h.{layer}.{name}.bias": (columns,)}
+            shapes |= {
+                f"h.{layer}.{name}.weight": (rows, columns),
+                f"h.{layer}.{name}.bias": (columns,),
+            }
         for name in ("ln_1", "ln_2"):
             shapes |= {f"h.{layer}.{name}.weight": (d_model,), f"h.{layer}.{name}.bias": (d_model,)}
     shapes |= {"ln_f.weight": (d_model,), "ln_f.bias": (d_model,)}
@@ -114,19 +137,35 @@ def _checkpoint_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not index.is_file():
-        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(p.name for p in folder.glob("*.h5"))
-        hint = f"; it has {', '.join(others)}, which must be converted to safetensors first" if others else ""
-        raise CheckpointError(f"{folder} has neither model.safetensors nor model.safetensors.index.json{hint}")
+        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
+            p.name for p in folder.glob("*.h5")
+        )
+        hint = (
+            f"; it has {', '.join(others)}, which must be converted to safetensors first"
+            if others
+            else ""
+        )
+        raise CheckpointError(
+            f"{folder} has neither model.safetensors nor model.safetensors.index.json{hint}"
+        )
     weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(name, str) for name in weight_map.values()):
+    if (
+        not isinstance(weight_map, dict)
+        or not weight_map
+        or not all(isinstance(name, str) for name in weight_map.values())
+    ):
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if name != Path(name).name or "\\" in name]
     if outside:
-        raise CheckpointError(f"{index} names files outside its own folder: {', '.join(outside[:5])}")
+        raise CheckpointError(
+            f"{index} names files outside its own folder: {', '.join(outside[:5])}"
+        )
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        raise CheckpointError(f"{folder} lacks {len(missing)} of the {len(names)} files that {index.name} lists: {', '.join(missing[:5])}")
+        raise CheckpointError(
+            f"{folder} lacks {len(missing)} of the {len(names)} files that {index.name} lists: {', '.join(missing[:5])}"
+        )
     return [folder / name for name in names]
 
 
@@ -135,7 +174,9 @@ def _map_file(path: Path) -> Iterator[tuple[str, StoredTensor]]:
         with safe_open(path, framework="numpy"):
             pass  # opening checks the header, every offset and the file's size
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged or incomplete ({path.stat().st_size} bytes): {error}; fetch it again") from error
+        raise CheckpointError(
+            f"{path} is damaged or incomplete ({path.stat().st_size} bytes): {error}; fetch it again"
+        ) from error
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
@@ -143,15 +184,31 @@ def _map_file(path: Path) -> Iterator[tuple[str, StoredTensor]]:
         if name == "__metadata__":
             continue
         start, stop = entry["data_offsets"]
-        dtype = _STORED_DTYPES.get(entry["dtype"], np.dtype(np.uint8))  # another type is reported by name, with the other problems
+        dtype = _STORED_DTYPES.get(
+            entry["dtype"], np.dtype(np.uint8)
+        )  # another type is reported by name, with the other problems
         shape = tuple(entry["shape"]) if entry["dtype"] in _STORED_DTYPES else (stop - start,)
         empty = math.prod(shape) == 0
-        raw = np.empty(shape, dtype=dtype) if empty else np.memmap(path, dtype=dtype, mode="r", offset=8 + header_bytes + start, shape=shape)
+        raw = (
+            np.empty(shape, dtype=dtype)
+            if empty
+            else np.memmap(
+                path, dtype=dtype, mode="r", offset=8 + header_bytes + start, shape=shape
+            )
+        )
         yield name, StoredTensor(np.asarray(raw), entry["dtype"], path.name)
 
 
-def _check_tensors(stored: dict[str, StoredTensor], shapes: dict[str, tuple[int, ...]], *, tied_head: bool, folder: Path) -> None:
-    problems = [f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in stored]
+def _check_tensors(
+    stored: dict[str, StoredTensor],
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    tied_head: bool,
+    folder: Path,
+) -> None:
+    problems = [
+        f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in stored
+    ]
     for name, tensor in stored.items():
         if name == "lm_head.weight" and tied_head:  # some checkpoints store the tied head twice
             if "wte.weight" in stored and not _is_equal(tensor, stored["wte.weight"]):
@@ -160,26 +217,45 @@ def _check_tensors(stored: dict[str, StoredTensor], shapes: dict[str, tuple[int,
         elif name not in shapes:
             problems.append(f"left over: {name}")
         elif tensor.dtype not in _STORED_DTYPES:
-            problems.append(f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(_STORED_DTYPES)}")
+            problems.append(
+                f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(_STORED_DTYPES)}"
+            )
         elif tensor.raw.shape != shapes[name]:
-            problems.append(f"wrong shape: {name} is {list(tensor.raw.shape)}, config.json asks for {list(shapes[name])}")
+            problems.append(
+                f"wrong shape: {name} is {list(tensor.raw.shape)}, config.json asks for {list(shapes[name])}"
+            )
     if problems:
-        shown = problems[:40] + ([f"... and {len(problems) - 40} more"] if len(problems) > 40 else [])
-        raise CheckpointError(f"{folder} does not hold the model that its config.json describes:\n  " + "\n  ".join(shown))
+        shown = problems[:40] + (
+            [f"... and {len(problems) - 40} more"] if len(problems) > 40 else []
+        )
+        raise CheckpointError(
+            f"{folder} does not hold the model that its config.json describes:\n  "
+            + "\n  ".join(shown)
+        )
 
 
 def _is_equal(one: StoredTensor, other: StoredTensor) -> bool:
-    return one.dtype == other.dtype and one.raw.shape == other.raw.shape and one.raw.tobytes() == other.raw.tobytes()
+    return (
+        one.dtype == other.dtype
+        and one.raw.shape == other.raw.shape
+        and one.raw.tobytes() == other.raw.tobytes()
+    )
 
 
 def _to_float32(tensor: StoredTensor, progress: "tqdm[Any]") -> Float32[np.ndarray, "..."]:
     if tensor.dtype == "F32":
         flat = tensor.raw.reshape(-1).view(np.uint8)
-        for start in range(0, flat.size, _TOUCH_BYTES):  # read it now, so that the first request does not wait for the disk
+        for start in range(
+            0, flat.size, _TOUCH_BYTES
+        ):  # read it now, so that the first request does not wait for the disk
             flat[start : start + _TOUCH_BYTES : 4096].max()
             progress.update(min(_TOUCH_BYTES, flat.size - start))
-        return np.require(tensor.raw, requirements="A")  # a copy where it lies at an odd address: BLAS would make one every time
+        return np.require(
+            tensor.raw, requirements="A"
+        )  # a copy where it lies at an odd address: BLAS would make one every time
     progress.update(tensor.raw.nbytes)
     if tensor.dtype == "F16":
         return tensor.raw.astype(np.float32)
-    return np.left_shift(tensor.raw, 16, dtype=np.uint32).view(np.float32)  # bfloat16 is the upper half of a float32
+    return np.left_shift(tensor.raw, 16, dtype=np.uint32).view(
+        np.float32
+    )  # bfloat16 is the upper half of a float32

@@ -14,7 +14,14 @@ from typing import Any
 from nanovllm.errors import CheckpointError
 from nanovllm.model.activation import ACTIVATIONS
 
-_LARGEST = {"vocab": 2**24, "max_positions": 2**24, "d_model": 2**17, "layers": 2**10, "heads": 2**14, "d_ff": 2**20}
+_LARGEST = {
+    "vocab": 2**24,
+    "max_positions": 2**24,
+    "d_model": 2**17,
+    "layers": 2**10,
+    "heads": 2**14,
+    "d_ff": 2**20,
+}
 """Sizes far beyond any GPT-2, so that a wrong config is told at once and not by memory running out."""
 
 
@@ -52,11 +59,19 @@ class GPT2Config:
             if not _is_whole(getattr(self, name)) or not 1 <= getattr(self, name) <= limit
         ]
         if not problems and self.d_model % self.heads:
-            problems.append(f"d_model (n_embd) is {self.d_model}, which {self.heads} heads do not divide")
-        if isinstance(self.epsilon, bool) or not isinstance(self.epsilon, int | float) or not 0 < self.epsilon < math.inf:
+            problems.append(
+                f"d_model (n_embd) is {self.d_model}, which {self.heads} heads do not divide"
+            )
+        if (
+            isinstance(self.epsilon, bool)
+            or not isinstance(self.epsilon, int | float)
+            or not 0 < self.epsilon < math.inf
+        ):
             problems.append(f"layer_norm_epsilon is {self.epsilon!r} but must be a number above 0")
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
-            problems.append(f"activation_function is {self.activation!r}; known are {', '.join(sorted(ACTIVATIONS))}")
+            problems.append(
+                f"activation_function is {self.activation!r}; known are {', '.join(sorted(ACTIVATIONS))}"
+            )
         problems += [
             f"{name} is {getattr(self, name)!r} but must be true or false"
             for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tied_head")
@@ -73,7 +88,9 @@ class GPT2Config:
     @property
     def parameters(self) -> int:
         """Numbers in the network, a tied head counted once."""
-        per_layer = 4 * self.d_model**2 + 2 * self.d_model * self.d_ff + 9 * self.d_model + self.d_ff
+        per_layer = (
+            4 * self.d_model**2 + 2 * self.d_model * self.d_ff + 9 * self.d_model + self.d_ff
+        )
         embeddings = (self.vocab * (1 if self.tied_head else 2) + self.max_positions) * self.d_model
         return embeddings + self.layers * per_layer + 2 * self.d_model
 
@@ -87,12 +104,22 @@ class GPT2Config:
         """The config of a parsed config.json; one of another architecture is refused with its name."""
         architecture = raw.get("model_type")
         if architecture != "gpt2":
-            names = ", ".join(map(str, raw.get("architectures") or [])) if isinstance(raw.get("architectures"), list) else ""
+            names = (
+                ", ".join(map(str, raw.get("architectures") or []))
+                if isinstance(raw.get("architectures"), list)
+                else ""
+            )
             classes = f" ({names})" if names else ""
-            raise CheckpointError(f"this is a {architecture or 'nameless'} model{classes}; only the gpt2 architecture can be loaded")
+            raise CheckpointError(
+                f"this is a {architecture or 'nameless'} model{classes}; only the gpt2 architecture can be loaded"
+            )
         if raw.get("add_cross_attention") not in (None, False):
-            raise CheckpointError(f"add_cross_attention is {raw['add_cross_attention']!r}: models with cross-attention cannot be loaded")
-        missing = [name for name in ("vocab_size", "n_embd", "n_layer", "n_head") if name not in raw]
+            raise CheckpointError(
+                f"add_cross_attention is {raw['add_cross_attention']!r}: models with cross-attention cannot be loaded"
+            )
+        missing = [
+            name for name in ("vocab_size", "n_embd", "n_layer", "n_head") if name not in raw
+        ]
         if missing:
             raise CheckpointError(f"config.json lacks {', '.join(missing)}")
         d_model, d_ff = raw["n_embd"], raw.get("n_inner")
@@ -132,7 +159,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} has no {path.name}; name a folder with a GPT-2 checkpoint in Hugging Face format") from None
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}; name a folder with a GPT-2 checkpoint in Hugging Face format"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from error
     if not isinstance(value, dict):

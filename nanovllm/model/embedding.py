@@ -7,7 +7,9 @@ from nanovllm.model.weights import GPT2Weights
 
 
 def embed(
-    weights: GPT2Weights, token_ids: Int64[np.ndarray, " tokens"], positions: Int64[np.ndarray, " tokens"]
+    weights: GPT2Weights,
+    token_ids: Int64[np.ndarray, " tokens"],
+    positions: Int64[np.ndarray, " tokens"],
 ) -> Float32[np.ndarray, "tokens d_model"]:
     """The sum of each token's embedding and its position's."""
     hidden: Float32[np.ndarray, "tokens d_model"] = weights.token_embedding[token_ids]

@@ -11,7 +11,10 @@ ACTIVATION_ROWS = 32  # rows activated at a time, so that the temporaries stay i
 
 
 def feed_forward(
-    hidden: Float32[np.ndarray, "tokens d_model"], weights: FeedForwardWeights, activation: Activation, product: Product
+    hidden: Float32[np.ndarray, "tokens d_model"],
+    weights: FeedForwardWeights,
+    activation: Activation,
+    product: Product,
 ) -> Float32[np.ndarray, "tokens d_model"]:
     """activation(hidden @ up + bias) @ down + bias."""
     middle = linear(hidden, weights.up, product)

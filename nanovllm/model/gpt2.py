@@ -38,17 +38,25 @@ BATCH_INVARIANT = Arithmetic(product_by_rows, attend_by_rows)
 
 
 def forward(
-    config: GPT2Config, weights: GPT2Weights, batch: ForwardBatch, cache: KVCache, arithmetic: Arithmetic = FAST
+    config: GPT2Config,
+    weights: GPT2Weights,
+    batch: ForwardBatch,
+    cache: KVCache,
+    arithmetic: Arithmetic = FAST,
 ) -> Float32[np.ndarray, "rows d_model"]:
     """Compute a batch: writes its keys and values into the cache, returns the final hidden state of `batch.logit_rows`."""
     activation = ACTIVATIONS[config.activation]
     hidden = embed(weights, batch.token_ids, batch.positions)
     for index, layer in enumerate(weights.layers):
-        normed = layer_norm(hidden, layer.attention_norm.gain, layer.attention_norm.bias, config.epsilon)
+        normed = layer_norm(
+            hidden, layer.attention_norm.gain, layer.attention_norm.bias, config.epsilon
+        )
         hidden += self_attention(config, layer.attention, index, normed, batch, cache, arithmetic)
         normed = layer_norm(hidden, layer.ffn_norm.gain, layer.ffn_norm.bias, config.epsilon)
         hidden += feed_forward(normed, layer.ffn, activation, arithmetic.product)
-    return layer_norm(hidden[batch.logit_rows], weights.final_norm.gain, weights.final_norm.bias, config.epsilon)
+    return layer_norm(
+        hidden[batch.logit_rows], weights.final_norm.gain, weights.final_norm.bias, config.epsilon
+    )
 
 
 def self_attention(
@@ -62,12 +70,18 @@ def self_attention(
 ) -> Float32[np.ndarray, "tokens d_model"]:
     """One layer's attention: project, store keys and values, attend, project back."""
     qkv = linear(hidden, weights.qkv, arithmetic.product)
-    queries, keys, values = qkv.reshape(batch.tokens, 3, config.heads, config.head_dim).transpose(1, 0, 2, 3)
+    queries, keys, values = qkv.reshape(batch.tokens, 3, config.heads, config.head_dim).transpose(
+        1, 0, 2, 3
+    )
     cache.write(layer, batch.slots, keys, values)
-    mixed = paged_attention(queries, cache, layer, batch, config.attention_scale(layer), arithmetic.attend)
+    mixed = paged_attention(
+        queries, cache, layer, batch, config.attention_scale(layer), arithmetic.attend
+    )
     return linear(mixed.reshape(batch.tokens, config.d_model), weights.out, arithmetic.product)
 
 
-def logits(weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"], arithmetic: Arithmetic = FAST) -> Float32[np.ndarray, "rows vocab"]:
+def logits(
+    weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"], arithmetic: Arithmetic = FAST
+) -> Float32[np.ndarray, "rows vocab"]:
     """Each word's score at each row of final hidden states."""
     return arithmetic.product(hidden, weights.head.T)

@@ -20,7 +20,9 @@ class KVCache:
     values: Float32[np.ndarray, "layers blocks block_size heads head_dim"]
 
     @classmethod
-    def allocate(cls, *, layers: int, blocks: int, block_size: int, heads: int, head_dim: int) -> "KVCache":
+    def allocate(
+        cls, *, layers: int, blocks: int, block_size: int, heads: int, head_dim: int
+    ) -> "KVCache":
         """An empty cache; the operating system hands out its memory when it is first written to."""
         shape = (layers, blocks, block_size, heads, head_dim)
         return cls(np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32))
@@ -44,7 +46,9 @@ class KVCache:
 
     def gather(
         self, layer: int, block_table: Int64[np.ndarray, " max_blocks"], context_len: int
-    ) -> tuple[Float32[np.ndarray, "context heads head_dim"], Float32[np.ndarray, "context heads head_dim"]]:
+    ) -> tuple[
+        Float32[np.ndarray, "context heads head_dim"], Float32[np.ndarray, "context heads head_dim"]
+    ]:
         """One sequence's keys and values in order, exactly `context_len` of them; a view where its blocks lie side by side."""
         used = block_table[: -(-context_len // self.block_size)]
         first, count = int(used[0]), len(used)

@@ -51,7 +51,13 @@ class NumbaBackend:
     """
 
     def __init__(
-        self, config: GPT2Config, weights: GPT2Weights, *, spec: Spec | None = None, narrow_embedding: bool = False, num_threads: int | None = None
+        self,
+        config: GPT2Config,
+        weights: GPT2Weights,
+        *,
+        spec: Spec | None = None,
+        narrow_embedding: bool = False,
+        num_threads: int | None = None,
     ) -> None:
         """Pack the weights and compile.
 
@@ -66,13 +72,20 @@ class NumbaBackend:
         self.memory = KernelMemory()
         self._library = load_library(self._spec)
         self._pool = ThreadPool(num_threads or default_threads(), self._library)
-        self._row_sampler = CompiledRowSampler(config.vocab, self._pool, self._library, self._spec.target)
+        self._row_sampler = CompiledRowSampler(
+            config.vocab, self._pool, self._library, self._spec.target
+        )
         self._capacity = 0
         self._logit_capacity = 0
         self._place_sizes()
-        self._weights = PackedWeights(config, weights, self._spec, narrow_embedding=narrow_embedding)
+        self._weights = PackedWeights(
+            config, weights, self._spec, narrow_embedding=narrow_embedding
+        )
         self.memory.place(**self._weights.arrays)
-        self.memory.set(embedding_is_narrow=narrow_embedding, embedding_bytes=self._weights.arrays["token_embedding"].strides[0])
+        self.memory.set(
+            embedding_is_narrow=narrow_embedding,
+            embedding_bytes=self._weights.arrays["token_embedding"].strides[0],
+        )
         self.allocate_cache(0, 1)
 
     @classmethod
@@ -89,12 +102,22 @@ class NumbaBackend:
         """Load a model folder; raises CheckpointError when it cannot be used. It is batch-invariant in any case."""
         weights = quantization or dtype
         if {dtype, weights} - {*WEIGHT_TYPES} or kv_cache_dtype not in {"auto", *CACHE_TYPES}:
-            asked = f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
-            raise ValueError(f"{asked} was asked for, but backend='numba' computes in {', '.join(WEIGHT_TYPES)} only")
+            asked = (
+                f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
+            )
+            raise ValueError(
+                f"{asked} was asked for, but backend='numba' computes in {', '.join(WEIGHT_TYPES)} only"
+            )
         config = GPT2Config.load(folder)
         cache = _AUTO_CACHE[weights] if kv_cache_dtype == "auto" else kv_cache_dtype
         spec = Spec(host_target(), weights, cache)
-        return cls(config, load_weights(folder, config), spec=spec, narrow_embedding=dtype == "bfloat16", num_threads=num_threads)
+        return cls(
+            config,
+            load_weights(folder, config),
+            spec=spec,
+            narrow_embedding=dtype == "bfloat16",
+            num_threads=num_threads,
+        )
 
     @property
     def config(self) -> GPT2Config:
@@ -129,10 +152,19 @@ class NumbaBackend:
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Make an empty cache in place of the one before."""
         config, memory, per_word = self._config, self.memory, PER_WORD[self._spec.cache]
-        columns, head_columns = round_up(block_size, self._lanes), round_up(config.head_dim, self._lanes)
+        columns, head_columns = (
+            round_up(block_size, self._lanes),
+            round_up(config.head_dim, self._lanes),
+        )
         (key_words, value_words), scales = self._block_sizes(block_size)
-        memory.set(blocks=blocks, block_size=block_size, block_columns=columns, head_columns=head_columns)
-        memory.set(key_steps=panel_steps(config.head_dim, per_word), key_bytes=key_words * WORD_BYTES, value_bytes=value_words * WORD_BYTES)
+        memory.set(
+            blocks=blocks, block_size=block_size, block_columns=columns, head_columns=head_columns
+        )
+        memory.set(
+            key_steps=panel_steps(config.head_dim, per_word),
+            key_bytes=key_words * WORD_BYTES,
+            value_bytes=value_words * WORD_BYTES,
+        )
         rows, threads = max(QUERY_TILE, config.heads), self._pool.threads
         own = {
             "scores": rows * (config.max_positions // block_size + 1) * columns,
@@ -141,7 +173,9 @@ class NumbaBackend:
             "row": max(round_up(config.d_model, self._width), head_columns),
         }
         memory.set(query_stride=round_up(config.head_dim, 16) * WORD_BYTES)
-        memory.set(**{f"{name}_bytes": round_up(words, 16) * WORD_BYTES for name, words in own.items()})
+        memory.set(
+            **{f"{name}_bytes": round_up(words, 16) * WORD_BYTES for name, words in own.items()}
+        )
         places = (config.layers, blocks, config.heads)
         memory.place(
             keys=_zeros(*places, key_words),
@@ -155,7 +189,10 @@ class NumbaBackend:
         """Words of one head's keys and of its values in a block, and the scales of each."""
         per_word, head_dim = PER_WORD[self._spec.cache], self._config.head_dim
         columns = round_up(block_size, self._lanes)
-        words = panel_steps(head_dim, per_word) * columns, panel_steps(block_size, per_word) * round_up(head_dim, self._lanes)
+        words = (
+            panel_steps(head_dim, per_word) * columns,
+            panel_steps(block_size, per_word) * round_up(head_dim, self._lanes),
+        )
         return words, columns if self._spec.cache == "int8" else 0
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
@@ -164,9 +201,20 @@ class NumbaBackend:
         batch.check_lengths()
         rows = batch.logit_rows.shape[0]
         self._reserve(max(batch.tokens, rows))
-        memory.set(tokens=batch.tokens, seqs=batch.seqs, rows=rows, max_blocks=batch.block_tables.shape[1])
-        memory.fill(token_ids=batch.token_ids, positions=batch.positions, slots=batch.slots, logit_rows=batch.logit_rows)
-        memory.fill(query_starts=batch.query_starts, context_lens=batch.context_lens, block_tables=batch.block_tables)
+        memory.set(
+            tokens=batch.tokens, seqs=batch.seqs, rows=rows, max_blocks=batch.block_tables.shape[1]
+        )
+        memory.fill(
+            token_ids=batch.token_ids,
+            positions=batch.positions,
+            slots=batch.slots,
+            logit_rows=batch.logit_rows,
+        )
+        memory.fill(
+            query_starts=batch.query_starts,
+            context_lens=batch.context_lens,
+            block_tables=batch.block_tables,
+        )
         memory.reserve("decode_items", batch.seqs * ITEM_FIELDS)
         memory.reserve("chunk_items", (batch.tokens // QUERY_TILE + batch.seqs) * ITEM_FIELDS)
         with watch(self._spec.target, "plan_step", self._arrays()):
@@ -178,12 +226,16 @@ class NumbaBackend:
         self._run("forward", batch.tokens * self._config.parameters)
         return memory.arrays["final"][:rows, : self._config.d_model]
 
-    def states(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows d_model"]:
+    def states(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> Float32[np.ndarray, "rows d_model"]:
         """The network's final hidden state at rows that `forward` has given; a quantised head takes them multiplied channel by channel."""
         multipliers = self._weights.head_multipliers
         return hidden if multipliers is None else hidden / multipliers
 
-    def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
+    def logits(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states; a view that the next call overwrites."""
         rows = hidden.shape[0]
         self._place_final(hidden)
@@ -191,7 +243,9 @@ class NumbaBackend:
         self._run("logits", rows * self._config.vocab * self._config.d_model)
         return self.memory.arrays["logits"][:rows, : self._config.vocab]
 
-    def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+    def greedy(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """The most likely word at rows of final hidden states, and whether the row has any."""
         rows = hidden.shape[0]
         self._place_final(hidden)
@@ -259,16 +313,25 @@ class NumbaBackend:
             "hidden_stride": round_up(config.d_model, self._width) * WORD_BYTES,
             # a line longer than needed: were rows a multiple of 4 KiB, a column of all rows would fall into one set of the first-level cache
             "qkv_stride": round_up(3 * config.d_model, self._width) * WORD_BYTES + LINE_BYTES,
-            "input_stride": round_up(max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0), self._width) * WORD_BYTES // per_word,
+            "input_stride": round_up(
+                max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0), self._width
+            )
+            * WORD_BYTES
+            // per_word,
             "middle_stride": round_up(config.d_ff, self._width) * WORD_BYTES + LINE_BYTES,
             "logits_stride": round_up(config.vocab, self._width) * WORD_BYTES,
         }
         self.memory.set(**sizes, arrived=self._pool.arrived)
         line = LINE_BYTES // 8
         self.memory.place(
-            work=np.zeros((config.layers * (LINEARS_PER_LAYER + ATTENTION_COUNTERS) + 1) * line, dtype=np.int64),
+            work=np.zeros(
+                (config.layers * (LINEARS_PER_LAYER + ATTENTION_COUNTERS) + 1) * line,
+                dtype=np.int64,
+            ),
             epsilon=np.array([config.epsilon], dtype=np.float32),
-            scales=np.array([config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32),
+            scales=np.array(
+                [config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32
+            ),
         )
 
     def _reserve(self, tokens: int) -> None:
@@ -276,13 +339,24 @@ class NumbaBackend:
         if tokens <= self._capacity:
             return
         self._capacity = round_up(tokens, 64)
-        strides = {"hidden": "hidden", "final": "hidden", "mixed": "hidden", "inputs": "input", "qkv": "qkv", "middle": "middle"}
+        strides = {
+            "hidden": "hidden",
+            "final": "hidden",
+            "mixed": "hidden",
+            "inputs": "input",
+            "qkv": "qkv",
+            "middle": "middle",
+        }
         for name, stride in strides.items():
             columns = self.memory[f"{stride}_stride"] // WORD_BYTES
-            self.memory.place(**{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)})
+            self.memory.place(
+                **{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)}
+            )
         self.memory.place(
             input_notes=aligned_zeros(self._capacity * NOTES_BYTES // WORD_BYTES),
-            best=aligned_zeros(self._pool.threads * self._capacity * best_bytes(self._lanes) // WORD_BYTES),
+            best=aligned_zeros(
+                self._pool.threads * self._capacity * best_bytes(self._lanes) // WORD_BYTES
+            ),
             words=np.zeros(self._capacity, dtype=np.int64),
         )
 
@@ -290,7 +364,11 @@ class NumbaBackend:
         if rows > self._logit_capacity:
             self._logit_capacity = max(rows, _DECODE_ROWS)
             columns = self.memory["logits_stride"] // WORD_BYTES
-            self.memory.place(logits=aligned_zeros(self._logit_capacity * columns).reshape(self._logit_capacity, columns))
+            self.memory.place(
+                logits=aligned_zeros(self._logit_capacity * columns).reshape(
+                    self._logit_capacity, columns
+                )
+            )
 
 
 def _zeros(*shape: int) -> np.ndarray:

@@ -18,12 +18,25 @@ from nanovllm.model.weights import GPT2Weights
 class NumpyBackend:
     """Weights in float32, a KVCache in float32, products by whatever BLAS NumPy was built with."""
 
-    def __init__(self, config: GPT2Config, weights: GPT2Weights, *, batch_invariant: bool = False, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        config: GPT2Config,
+        weights: GPT2Weights,
+        *,
+        batch_invariant: bool = False,
+        num_threads: int | None = None,
+    ) -> None:
         """Wrap loaded weights; `num_threads` limits BLAS in the whole process, None leaves it alone."""
         self._config = config
         self._weights = weights
         self._arithmetic: Arithmetic = BATCH_INVARIANT if batch_invariant else FAST
-        self._cache = KVCache.allocate(layers=config.layers, blocks=0, block_size=1, heads=config.heads, head_dim=config.head_dim)
+        self._cache = KVCache.allocate(
+            layers=config.layers,
+            blocks=0,
+            block_size=1,
+            heads=config.heads,
+            head_dim=config.head_dim,
+        )
         if num_threads is not None:
             ThreadpoolController().limit(limits=num_threads, user_api="blas")
 
@@ -40,10 +53,19 @@ class NumpyBackend:
     ) -> "NumpyBackend":
         """Load a model folder; raises CheckpointError when it cannot be used."""
         if (dtype, quantization) != ("float32", None) or kv_cache_dtype not in {"auto", "float32"}:
-            asked = f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
-            raise ValueError(f"{asked} was asked for, but backend='numpy' computes in float32 only; take backend='numba'")
+            asked = (
+                f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
+            )
+            raise ValueError(
+                f"{asked} was asked for, but backend='numpy' computes in float32 only; take backend='numba'"
+            )
         config = GPT2Config.load(folder)
-        return cls(config, load_weights(folder, config), batch_invariant=batch_invariant, num_threads=num_threads)
+        return cls(
+            config,
+            load_weights(folder, config),
+            batch_invariant=batch_invariant,
+            num_threads=num_threads,
+        )
 
     @property
     def config(self) -> GPT2Config:
@@ -78,23 +100,40 @@ class NumpyBackend:
     def allocate_cache(self, blocks: int, block_size: int) -> None:
         """Make an empty cache in place of the one before."""
         config = self._config
-        self._cache = KVCache.allocate(layers=config.layers, blocks=blocks, block_size=block_size, heads=config.heads, head_dim=config.head_dim)
+        self._cache = KVCache.allocate(
+            layers=config.layers,
+            blocks=blocks,
+            block_size=block_size,
+            heads=config.heads,
+            head_dim=config.head_dim,
+        )
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
         """Compute a batch; returns the final hidden state of its `logit_rows`."""
         blocks, block_size = self._cache.keys.shape[1:3]
-        batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, blocks=blocks, block_size=block_size)
+        batch.check(
+            vocab=self._config.vocab,
+            max_positions=self._config.max_positions,
+            blocks=blocks,
+            block_size=block_size,
+        )
         return forward(self._config, self._weights, batch, self._cache, self._arithmetic)
 
-    def states(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows d_model"]:
+    def states(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> Float32[np.ndarray, "rows d_model"]:
         """The final hidden state at rows that `forward` has given: those rows."""
         return hidden
 
-    def logits(self, hidden: Float32[np.ndarray, "rows d_model"]) -> Float32[np.ndarray, "rows vocab"]:
+    def logits(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> Float32[np.ndarray, "rows vocab"]:
         """Each word's score at rows of final hidden states."""
         return logits(self._weights, hidden, self._arithmetic)
 
-    def greedy(self, hidden: Float32[np.ndarray, "rows d_model"]) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+    def greedy(
+        self, hidden: Float32[np.ndarray, "rows d_model"]
+    ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """The most likely word at rows of final hidden states, and whether the row has any."""
         scores = self.logits(hidden)
         return scores.argmax(axis=1), np.isfinite(scores.max(axis=1))

@@ -13,8 +13,22 @@ from tqdm import tqdm
 
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, panel_steps, round_up, to_bfloat16
-from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, LINEAR, LINEARS_PER_LAYER, MAX_OUTLIERS, STORE
+from nanovllm.model.kernels.packing import (
+    aligned_zeros,
+    pack_panels,
+    pack_rows,
+    panel_steps,
+    round_up,
+    to_bfloat16,
+)
+from nanovllm.model.kernels.parameters import (
+    ACTIVATION_NAMES,
+    ADD_TO_RESIDUAL,
+    LINEAR,
+    LINEARS_PER_LAYER,
+    MAX_OUTLIERS,
+    STORE,
+)
 from nanovllm.model.kernels.target import PER_WORD, Spec
 from nanovllm.model.quantization import QuantizedLinear, calibrate, quantise_head, quantise_layer
 from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
@@ -35,22 +49,41 @@ class PackedWeights:
     `head_multipliers` are what the input channels of a quantised head are multiplied by, folded into the final norm; None for other heads.
     """
 
-    def __init__(self, config: GPT2Config, weights: GPT2Weights, spec: Spec, *, narrow_embedding: bool) -> None:
+    def __init__(
+        self, config: GPT2Config, weights: GPT2Weights, spec: Spec, *, narrow_embedding: bool
+    ) -> None:
         """Pack; `narrow_embedding` keeps the token embedding in bfloat16."""
         self._spec = spec
         self._width = spec.target.panel_width
         self.held: list[tuple[str, np.ndarray]] = []
         self.linears = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
         activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__)
-        self.linears["finish"] = (STORE, ADD_TO_RESIDUAL, activation, ADD_TO_RESIDUAL) * config.layers + (STORE,)
+        self.linears["finish"] = (
+            STORE,
+            ADD_TO_RESIDUAL,
+            activation,
+            ADD_TO_RESIDUAL,
+        ) * config.layers + (STORE,)
         norms: list[LayerNorm] = []
         parts = _quantised_parts(config, weights) if spec.weights == "int8" else _parts(weights)
         place = 0
-        for part in tqdm(parts, total=config.layers + 1, desc="Packing weights", unit="layer", leave=False, disable=None):
+        for part in tqdm(
+            parts,
+            total=config.layers + 1,
+            desc="Packing weights",
+            unit="layer",
+            leave=False,
+            disable=None,
+        ):
             for product, factors in zip(part.products, part.factors, strict=True):
                 self._pack(self.linears[place], product, factors)
                 place += 1
-            norms += [LayerNorm(np.array(norm.gain, dtype=np.float32), np.array(norm.bias, dtype=np.float32)) for norm in part.norms]
+            norms += [
+                LayerNorm(
+                    np.array(norm.gain, dtype=np.float32), np.array(norm.bias, dtype=np.float32)
+                )
+                for norm in part.norms
+            ]
             for source in part.sources:
                 _release(source)
         self.arrays = {
@@ -61,28 +94,50 @@ class PackedWeights:
             **self._norms("ffn", norms[1:-1:2]),
             **self._norms("final", norms[-1:]),
         }
-        self.head_multipliers = _multipliers(weights.final_norm, norms[-1]) if spec.weights == "int8" else None
+        self.head_multipliers = (
+            _multipliers(weights.final_norm, norms[-1]) if spec.weights == "int8" else None
+        )
         _release(weights.token_embedding)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of everything that is held."""
-        return sum(array.nbytes for array in (*self.arrays.values(), *(array for _, array in self.held)))
+        return sum(
+            array.nbytes for array in (*self.arrays.values(), *(array for _, array in self.held))
+        )
 
-    def _pack(self, record: Any, linear: Linear | QuantizedLinear, factors: np.ndarray | None) -> None:
+    def _pack(
+        self, record: Any, linear: Linear | QuantizedLinear, factors: np.ndarray | None
+    ) -> None:
         if isinstance(linear, QuantizedLinear):
             numbers = linear.codes
             self._hold(record, "column_scales", pack_rows([linear.column_scales], self._width))
-            self._hold(record, "column_sums", _pack_integers(numbers.sum(axis=0, dtype=np.int32), self._width))
+            self._hold(
+                record,
+                "column_sums",
+                _pack_integers(numbers.sum(axis=0, dtype=np.int32), self._width),
+            )
             ones = np.ones(numbers.shape[0], dtype=np.float32)
-            self._hold(record, "input_factors", pack_rows([ones if factors is None else factors], self._width))
+            self._hold(
+                record,
+                "input_factors",
+                pack_rows([ones if factors is None else factors], self._width),
+            )
             assert linear.outliers.size <= MAX_OUTLIERS
             record["outliers"] = linear.outliers.size
-            self._hold(record, "outlier_places", _pack_integers(linear.outliers.astype(np.int32), self._width))
+            self._hold(
+                record,
+                "outlier_places",
+                _pack_integers(linear.outliers.astype(np.int32), self._width),
+            )
             if linear.outliers.size:
-                self._hold(record, "outlier_weight", pack_rows(list(linear.outlier_weight), self._width))
+                self._hold(
+                    record, "outlier_weight", pack_rows(list(linear.outlier_weight), self._width)
+                )
         else:
-            numbers = to_bfloat16(linear.weight) if self._spec.weights == "bfloat16" else linear.weight
+            numbers = (
+                to_bfloat16(linear.weight) if self._spec.weights == "bfloat16" else linear.weight
+            )
         d_in, d_out = numbers.shape
         record["steps"] = panel_steps(d_in, PER_WORD[self._spec.weights])
         record["panels"] = round_up(d_out, self._width) // self._width
@@ -95,7 +150,10 @@ class PackedWeights:
 
     def _norms(self, name: str, norms: list[LayerNorm]) -> dict[str, np.ndarray]:
         gains, biases = [norm.gain for norm in norms], [norm.bias for norm in norms]
-        return {f"{name}_gain": pack_rows(gains, self._width), f"{name}_bias": pack_rows(biases, self._width)}
+        return {
+            f"{name}_gain": pack_rows(gains, self._width),
+            f"{name}_bias": pack_rows(biases, self._width),
+        }
 
     def _embedding(self, embedding: np.ndarray, *, narrow: bool) -> np.ndarray:
         if not narrow:  # mapped from the file where it can be: of a table as large as the head, only the rows that are asked for become resident
@@ -111,18 +169,38 @@ def _parts(weights: GPT2Weights) -> Iterator[_Part]:
     """Every layer in order, and then the head."""
     for layer in weights.layers:
         products = (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down)
-        yield _Part(products, (None,) * 4, (layer.attention_norm, layer.ffn_norm), tuple(product.weight for product in products))
+        yield _Part(
+            products,
+            (None,) * 4,
+            (layer.attention_norm, layer.ffn_norm),
+            tuple(product.weight for product in products),
+        )
     head = weights.head.T
-    yield _Part((Linear(head, np.zeros(head.shape[1], dtype=np.float32)),), (None,), (weights.final_norm,), ())
+    yield _Part(
+        (Linear(head, np.zeros(head.shape[1], dtype=np.float32)),),
+        (None,),
+        (weights.final_norm,),
+        (),
+    )
 
 
 def _quantised_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part]:
     calibration = calibrate(config, weights)
     for source, peaks in zip(weights.layers, calibration.layers, strict=True):
         layer = quantise_layer(source, peaks)
-        sources = (source.attention.qkv.weight, source.attention.out.weight, source.ffn.up.weight, source.ffn.down.weight)
+        sources = (
+            source.attention.qkv.weight,
+            source.attention.out.weight,
+            source.ffn.up.weight,
+            source.ffn.down.weight,
+        )
         products = (layer.qkv, layer.out, layer.up, layer.down)
-        yield _Part(products, (None, None, None, layer.down_multipliers), (layer.attention_norm, layer.ffn_norm), sources)
+        yield _Part(
+            products,
+            (None, None, None, layer.down_multipliers),
+            (layer.attention_norm, layer.ffn_norm),
+            sources,
+        )
     norm, head = quantise_head(weights, calibration.head)
     yield _Part((head,), (None,), (norm,), ())
 
@@ -130,7 +208,9 @@ def _quantised_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part
 def _multipliers(norm: LayerNorm, scaled: LayerNorm) -> np.ndarray:
     """How much larger each channel of a norm has become; 1 where it is nothing."""
     before, after = np.hypot(norm.gain, norm.bias), np.hypot(scaled.gain, scaled.bias)
-    return np.where(before * after > 0, after / np.where(before > 0, before, np.float32(1.0)), np.float32(1.0))
+    return np.where(
+        before * after > 0, after / np.where(before > 0, before, np.float32(1.0)), np.float32(1.0)
+    )
 
 
 def _pack_integers(values: np.ndarray, width: int) -> np.ndarray:

@@ -106,13 +106,27 @@ def calibrate(config: GPT2Config, weights: GPT2Weights) -> Calibration:
     """Run the float32 model over one sequence of fixed made-up tokens and see how large each product's inputs get."""
     peaks: list[Peaks] = []
 
-    def measured_product(rows: Float32[np.ndarray, "rows d_in"], weight: Float32[np.ndarray, "d_in d_out"]) -> Float32[np.ndarray, "rows d_out"]:
+    def measured_product(
+        rows: Float32[np.ndarray, "rows d_in"], weight: Float32[np.ndarray, "d_in d_out"]
+    ) -> Float32[np.ndarray, "rows d_out"]:
         peaks.append(_peaks(rows))
         return product(rows, weight)
 
     tokens = min(CALIBRATION_TOKENS, config.max_positions)
-    cache = KVCache.allocate(layers=config.layers, blocks=1, block_size=tokens, heads=config.heads, head_dim=config.head_dim)
-    hidden = forward(config, weights, _made_up_batch(config.vocab, tokens), cache, Arithmetic(measured_product, attend))
+    cache = KVCache.allocate(
+        layers=config.layers,
+        blocks=1,
+        block_size=tokens,
+        heads=config.heads,
+        head_dim=config.head_dim,
+    )
+    hidden = forward(
+        config,
+        weights,
+        _made_up_batch(config.vocab, tokens),
+        cache,
+        Arithmetic(measured_product, attend),
+    )
     layers = tuple(LayerPeaks(*peaks[start : start + 4]) for start in range(0, len(peaks), 4))
     return Calibration(layers, _peaks(hidden))
 
@@ -120,11 +134,16 @@ def calibrate(config: GPT2Config, weights: GPT2Weights) -> Calibration:
 def quantise_layer(layer: Layer, peaks: LayerPeaks) -> QuantizedLayer:
     """Round one block; raises CheckpointError where its weights are not finite or too many for int32 sums."""
     qkv, out, up, down = layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down
-    qkv_multipliers, out_multipliers, up_multipliers, down_multipliers = (row_lengths(linear.weight) for linear in (qkv, out, up, down))
+    qkv_multipliers, out_multipliers, up_multipliers, down_multipliers = (
+        row_lengths(linear.weight) for linear in (qkv, out, up, down)
+    )
     before_values = np.ones(qkv.bias.shape[0] - out_multipliers.shape[0], dtype=np.float32)
     return QuantizedLayer(
         attention_norm=_scale_norm(layer.attention_norm, qkv_multipliers),
-        qkv=scale_columns(quantise_linear(qkv.weight, qkv.bias, qkv_multipliers, peaks.qkv), np.concatenate([before_values, out_multipliers])),
+        qkv=scale_columns(
+            quantise_linear(qkv.weight, qkv.bias, qkv_multipliers, peaks.qkv),
+            np.concatenate([before_values, out_multipliers]),
+        ),
         out=quantise_linear(out.weight, out.bias, out_multipliers, peaks.out),
         ffn_norm=_scale_norm(layer.ffn_norm, up_multipliers),
         up=quantise_linear(up.weight, up.bias, up_multipliers, peaks.up),
@@ -136,13 +155,20 @@ def quantise_layer(layer: Layer, peaks: LayerPeaks) -> QuantizedLayer:
 def quantise_head(weights: GPT2Weights, peaks: Peaks) -> tuple[LayerNorm, QuantizedLinear]:
     """Round the head; gives back the final norm whose output it takes, and the head itself, whose bias is zero."""
     norm, weight = weights.final_norm, weights.head.T
-    sizes = np.hypot(norm.gain, norm.bias)  # of the norm's output, where what it normalises has variance 1
+    sizes = np.hypot(
+        norm.gain, norm.bias
+    )  # of the norm's output, where what it normalises has variance 1
     multipliers = np.sqrt(row_lengths(weight) / np.where(sizes > _SMALLEST, sizes, np.float32(1.0)))
-    return _scale_norm(norm, multipliers), quantise_linear(weight, np.zeros(weight.shape[1], dtype=np.float32), multipliers, peaks)
+    return _scale_norm(norm, multipliers), quantise_linear(
+        weight, np.zeros(weight.shape[1], dtype=np.float32), multipliers, peaks
+    )
 
 
 def quantise_linear(
-    weight: Float32[np.ndarray, "d_in d_out"], bias: Float32[np.ndarray, " d_out"], multipliers: Float32[np.ndarray, " d_in"], peaks: Peaks
+    weight: Float32[np.ndarray, "d_in d_out"],
+    bias: Float32[np.ndarray, " d_out"],
+    multipliers: Float32[np.ndarray, " d_in"],
+    peaks: Peaks,
 ) -> QuantizedLinear:
     """Round one product.
 
@@ -152,12 +178,16 @@ def quantise_linear(
     """
     d_in, d_out = weight.shape
     if d_in > MOST_INPUTS:
-        raise CheckpointError(f"a product has {d_in} input channels; int8 sums hold at most {MOST_INPUTS}. Load the model without quantization")
+        raise CheckpointError(
+            f"a product has {d_in} input channels; int8 sums hold at most {MOST_INPUTS}. Load the model without quantization"
+        )
     outliers = choose_outliers(peaks * multipliers)
     inverse = np.float32(1.0) / multipliers[:, None]
     outlier_weight = weight[outliers] * inverse[outliers]
     inverse[outliers] = 0.0
-    codes = np.empty_like(weight, dtype=np.int8)  # in the order of the weight: the head's rows are the embedding's columns
+    codes = np.empty_like(
+        weight, dtype=np.int8
+    )  # in the order of the weight: the head's rows are the embedding's columns
     largest = np.empty(d_out, dtype=np.float32)
     for columns in _column_blocks(weight):
         scaled = weight[:, columns] * inverse
@@ -165,12 +195,22 @@ def quantise_linear(
         scaled *= _inverse_scales(largest[columns])
         np.rint(scaled, out=scaled)
         codes[:, columns] = scaled
-    return QuantizedLinear(codes, largest / np.float32(LARGEST_CODE), bias.copy(), outliers, outlier_weight)
+    return QuantizedLinear(
+        codes, largest / np.float32(LARGEST_CODE), bias.copy(), outliers, outlier_weight
+    )
 
 
-def scale_columns(linear: QuantizedLinear, factors: Float32[np.ndarray, " d_out"]) -> QuantizedLinear:
+def scale_columns(
+    linear: QuantizedLinear, factors: Float32[np.ndarray, " d_out"]
+) -> QuantizedLinear:
     """The product whose output columns are `factors` times as large; the codes stay."""
-    return QuantizedLinear(linear.codes, linear.column_scales * factors, linear.bias * factors, linear.outliers, linear.outlier_weight * factors)
+    return QuantizedLinear(
+        linear.codes,
+        linear.column_scales * factors,
+        linear.bias * factors,
+        linear.outliers,
+        linear.outlier_weight * factors,
+    )
 
 
 def choose_outliers(peaks: Peaks) -> Int64[np.ndarray, " outliers"]:
@@ -181,14 +221,22 @@ def choose_outliers(peaks: Peaks) -> Int64[np.ndarray, " outliers"]:
     order = np.argsort(-peaks, kind="stable")
     most = min(MOST_OUTLIERS, peaks.shape[0] // 2)
     candidates = order[:most]
-    return np.sort(candidates[peaks[candidates] > OUTLIER_RATIO * peaks[order[most]]]).astype(np.int64)
+    return np.sort(candidates[peaks[candidates] > OUTLIER_RATIO * peaks[order[most]]]).astype(
+        np.int64
+    )
 
 
 def _inverse_scales(largest: Float32[np.ndarray, " columns"]) -> Float32[np.ndarray, " columns"]:
     """What takes each column to codes; 0 for a column of zeros."""
     if not np.isfinite(largest).all():
-        raise CheckpointError("the weights hold numbers that are not finite, which have no int8 codes; load the model without quantization")
-    return np.where(largest > _SMALLEST, np.float32(LARGEST_CODE) / np.maximum(largest, np.float32(_SMALLEST)), np.float32(0.0))
+        raise CheckpointError(
+            "the weights hold numbers that are not finite, which have no int8 codes; load the model without quantization"
+        )
+    return np.where(
+        largest > _SMALLEST,
+        np.float32(LARGEST_CODE) / np.maximum(largest, np.float32(_SMALLEST)),
+        np.float32(0.0),
+    )
 
 
 def row_lengths(weight: Float32[np.ndarray, "d_in d_out"]) -> Float32[np.ndarray, " d_in"]:
@@ -200,7 +248,11 @@ def row_lengths(weight: Float32[np.ndarray, "d_in d_out"]) -> Float32[np.ndarray
     for columns in _column_blocks(weight):
         block = np.square(weight[:, columns])
         lengths = block.sum(axis=0)
-        block *= np.where(lengths > _SMALLEST, np.float32(1.0) / np.maximum(lengths, np.float32(_SMALLEST)), np.float32(0.0))
+        block *= np.where(
+            lengths > _SMALLEST,
+            np.float32(1.0) / np.maximum(lengths, np.float32(_SMALLEST)),
+            np.float32(0.0),
+        )
         squares += block.sum(axis=1)
     return np.where(squares > _SMALLEST, np.sqrt(squares), np.float32(1.0))
 

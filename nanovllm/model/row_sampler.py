@@ -39,7 +39,9 @@ class CompiledRowSampler:
         self._columns: dict[str, np.ndarray] = {}
         self._reserve(_ROWS_AT_FIRST)
 
-    def sample(self, logits: Float32[np.ndarray, "rows vocab"], settings: RowSettings) -> SampledRows:
+    def sample(
+        self, logits: Float32[np.ndarray, "rows vocab"], settings: RowSettings
+    ) -> SampledRows:
         """A token for each row, and reports where asked for; `logits` are not changed."""
         rows = logits.shape[0]
         self._reserve(rows)
@@ -50,14 +52,27 @@ class CompiledRowSampler:
             presence=settings.presence_penalty, frequency=settings.frequency_penalty, top_k=settings.top_k, top_p=settings.top_p,
             seeds=settings.seeds, choices=settings.choices, positions=settings.positions,
         )  # fmt: skip
-        lists: dict[str, RowLists] = {"allowed": settings.allowed, "edit": settings.edits, "history": settings.history}
-        arrays = {f"{name}_{part}": getattr(of, field) for name, of in lists.items() for part, field in (("starts", "starts"), ("ids", "token_ids"))}
+        lists: dict[str, RowLists] = {
+            "allowed": settings.allowed,
+            "edit": settings.edits,
+            "history": settings.history,
+        }
+        arrays = {
+            f"{name}_{part}": getattr(of, field)
+            for name, of in lists.items()
+            for part, field in (("starts", "starts"), ("ids", "token_ids"))
+        }
         arrays |= {"edit_values": settings.edit_values, "history_counts": settings.history_counts}
         reports = self._run(logits, settings.num_logprobs, sampling=True, **arrays)
-        return SampledRows(self._columns["tokens"][:rows].copy(), self._columns["has_token"][:rows] != 0, reports)
+        return SampledRows(
+            self._columns["tokens"][:rows].copy(), self._columns["has_token"][:rows] != 0, reports
+        )
 
     def report(
-        self, logits: Float32[np.ndarray, "rows vocab"], token_ids: Int64[np.ndarray, " rows"], num_logprobs: Int64[np.ndarray, " rows"]
+        self,
+        logits: Float32[np.ndarray, "rows vocab"],
+        token_ids: Int64[np.ndarray, " rows"],
+        num_logprobs: Int64[np.ndarray, " rows"],
     ) -> RowReports:
         """Log-probability and rank of each row's token, and its most likely tokens."""
         rows = logits.shape[0]
@@ -65,7 +80,9 @@ class CompiledRowSampler:
         self._fill(rows, tokens=token_ids)
         return self._run(logits, num_logprobs, sampling=False)
 
-    def _run(self, logits: np.ndarray, wanted: np.ndarray, *, sampling: bool, **arrays: np.ndarray) -> RowReports:
+    def _run(
+        self, logits: np.ndarray, wanted: np.ndarray, *, sampling: bool, **arrays: np.ndarray
+    ) -> RowReports:
         rows, vocab = logits.shape
         assert vocab == self._record["vocab"][0]
         assert logits.dtype == np.float32
@@ -77,13 +94,30 @@ class CompiledRowSampler:
         self._place(logits=logits, likely_ids=likely_ids, logprobs=logprobs, **arrays)
         record = self._record
         threads = self._pool.threads if rows * vocab >= _SHARED_SCORES else 1
-        record["rows"], record["most"], record["sampling"], record["threads"] = rows, most, sampling, threads
+        record["rows"], record["most"], record["sampling"], record["threads"] = (
+            rows,
+            most,
+            sampling,
+            threads,
+        )
         record["logits_stride"] = logits.strides[0]
         self._work[0] = 0
-        given = {"the record": record, "work": self._work, "scratch": self._scratch, "logits": logits, "likely_ids": likely_ids, "logprobs": logprobs}
+        given = {
+            "the record": record,
+            "work": self._work,
+            "scratch": self._scratch,
+            "logits": logits,
+            "likely_ids": likely_ids,
+            "logprobs": logprobs,
+        }
         with watch(self._target, "sample_rows", (given | self._columns | arrays).items()):
             self._pool.run(self._function, record.ctypes.data, threads)
-        return RowReports(self._columns["ranks"][:rows].copy(), self._columns["found"][:rows].copy(), likely_ids, logprobs)
+        return RowReports(
+            self._columns["ranks"][:rows].copy(),
+            self._columns["found"][:rows].copy(),
+            likely_ids,
+            logprobs,
+        )
 
     def _reserve(self, rows: int) -> None:
         """Make room for the columns of so many rows."""

@@ -18,7 +18,9 @@ class RowLists:
     token_ids: Int64[np.ndarray, " items"]
 
     @classmethod
-    def of_rows(cls, rows: Int64[np.ndarray, " items"], token_ids: Int64[np.ndarray, " items"], count: int) -> "RowLists":
+    def of_rows(
+        cls, rows: Int64[np.ndarray, " items"], token_ids: Int64[np.ndarray, " items"], count: int
+    ) -> "RowLists":
         """From the row of each token, in ascending order, for `count` rows."""
         return cls(np.searchsorted(rows, np.arange(count + 1, dtype=np.int64)), token_ids)
 
@@ -97,12 +99,17 @@ class SampledRows:
 class RowSampler(Protocol):
     """Samples rows of logits; a row's result does not depend on the rows beside it. Arrays that it returns are the caller's."""
 
-    def sample(self, logits: Float32[np.ndarray, "rows vocab"], settings: RowSettings) -> SampledRows:
+    def sample(
+        self, logits: Float32[np.ndarray, "rows vocab"], settings: RowSettings
+    ) -> SampledRows:
         """A token for each row, and reports where asked for; `logits` are not changed."""
         ...
 
     def report(
-        self, logits: Float32[np.ndarray, "rows vocab"], token_ids: Int64[np.ndarray, " rows"], num_logprobs: Int64[np.ndarray, " rows"]
+        self,
+        logits: Float32[np.ndarray, "rows vocab"],
+        token_ids: Int64[np.ndarray, " rows"],
+        num_logprobs: Int64[np.ndarray, " rows"],
     ) -> RowReports:
         """Log-probability and rank of each row's token, and its most likely tokens."""
         ...

@@ -28,12 +28,16 @@ def log_softmax(logits: Float32[np.ndarray, "rows vocab"]) -> Float32[np.ndarray
 
 
 def token_logprobs(
-    logits: Float32[np.ndarray, "rows vocab"], token_ids: Int64[np.ndarray, " rows"], num_logprobs: Int64[np.ndarray, " rows"]
+    logits: Float32[np.ndarray, "rows vocab"],
+    token_ids: Int64[np.ndarray, " rows"],
+    num_logprobs: Int64[np.ndarray, " rows"],
 ) -> list[TokenLogprobs]:
     """For each row the log-probability and rank of its token, and of its `num_logprobs` most likely tokens."""
     logprobs = log_softmax(logits)
     found = []
-    for row, (token_id, count) in enumerate(zip(token_ids.tolist(), num_logprobs.tolist(), strict=True)):
+    for row, (token_id, count) in enumerate(
+        zip(token_ids.tolist(), num_logprobs.tolist(), strict=True)
+    ):
         ids = [token_id, *_most_likely(logits[row], count).tolist()]
         ranks = [_rank(logits[row], token_id), *range(1, len(ids))]
         found.append(TokenLogprobs(ids, logprobs[row, ids].tolist(), ranks))

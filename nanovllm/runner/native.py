@@ -14,16 +14,29 @@ from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.row_samplers import report_rows, sample_rows
 from nanovllm.runner.sampling_batch import PromptRows, SamplingBatch
 
-PROMPT_ROWS_AT_ONCE = 32  # prompt log-probabilities need [rows, vocab] floats: 6 MB a slice at 50,257 words
+PROMPT_ROWS_AT_ONCE = (
+    32  # prompt log-probabilities need [rows, vocab] floats: 6 MB a slice at 50,257 words
+)
 
 
 def _load_numba(
-    folder: Path, *, dtype: str, quantization: str | None, kv_cache_dtype: str, batch_invariant: bool, num_threads: int | None
+    folder: Path,
+    *,
+    dtype: str,
+    quantization: str | None,
+    kv_cache_dtype: str,
+    batch_invariant: bool,
+    num_threads: int | None,
 ) -> Backend:
     from nanovllm.model.numba_backend import NumbaBackend  # noqa: PLC0415 - only this backend needs what it imports
 
     return NumbaBackend.load(
-        folder, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype, batch_invariant=batch_invariant, num_threads=num_threads
+        folder,
+        dtype=dtype,
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        batch_invariant=batch_invariant,
+        num_threads=num_threads,
     )
 
 
@@ -96,17 +109,30 @@ class NativeModelRunner:
         of the others: the head is read once.
         """
         hidden = self._backend.forward(batch)
-        kept = self._backend.states(hidden[sampling.hidden_rows]) if sampling.hidden_rows.size else None  # of a copy: `hidden` is overwritten
+        kept = (
+            self._backend.states(hidden[sampling.hidden_rows])
+            if sampling.hidden_rows.size
+            else None
+        )  # of a copy: `hidden` is overwritten
         wanted = hidden if sampling.rows.size == hidden.shape[0] else hidden[sampling.rows]
-        prompt_logprobs = self._prompt_logprobs(hidden[sampling.prompt.rows], sampling.prompt) if sampling.prompt.rows.size else []
+        prompt_logprobs = (
+            self._prompt_logprobs(hidden[sampling.prompt.rows], sampling.prompt)
+            if sampling.prompt.rows.size
+            else []
+        )
         if not sampling.rows.size:
             return RunnerOutput([], [], prompt_logprobs, kept)
         logprobs: list[TokenLogprobs | None] = [None] * wanted.shape[0]
         if sampling.is_plain_greedy:
             tokens, has_token = self._backend.greedy(wanted)
         else:
-            tokens, has_token, logprobs = sample_rows(self._backend.row_sampler, self._backend.logits(wanted), sampling)
-        token_ids = [token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)]
+            tokens, has_token, logprobs = sample_rows(
+                self._backend.row_sampler, self._backend.logits(wanted), sampling
+            )
+        token_ids = [
+            token if ok else None
+            for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)
+        ]
         return RunnerOutput(token_ids, logprobs, prompt_logprobs, kept)
 
     def _prompt_logprobs(self, hidden: np.ndarray, prompt: PromptRows) -> list[TokenLogprobs]:
@@ -114,5 +140,7 @@ class NativeModelRunner:
         for start in range(0, prompt.rows.size, PROMPT_ROWS_AT_ONCE):
             part = slice(start, start + PROMPT_ROWS_AT_ONCE)
             logits = self._backend.logits(hidden[part])
-            found += report_rows(self._backend.row_sampler, logits, prompt.token_ids[part], prompt.num_logprobs[part])
+            found += report_rows(
+                self._backend.row_sampler, logits, prompt.token_ids[part], prompt.num_logprobs[part]
+            )
         return found

@@ -15,12 +15,17 @@ _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
 
-def philox4x32(counter: UInt32[np.ndarray, "4 rows"], key: UInt32[np.ndarray, "2 rows"]) -> UInt32[np.ndarray, "4 rows"]:
+def philox4x32(
+    counter: UInt32[np.ndarray, "4 rows"], key: UInt32[np.ndarray, "2 rows"]
+) -> UInt32[np.ndarray, "4 rows"]:
     """Ten rounds of Philox on each column: four 32-bit words from a four-word counter and a two-word key."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
-        product0, product1 = c0.astype(np.uint64) * _MULTIPLIERS[0], c2.astype(np.uint64) * _MULTIPLIERS[1]
+        product0, product1 = (
+            c0.astype(np.uint64) * _MULTIPLIERS[0],
+            c2.astype(np.uint64) * _MULTIPLIERS[1],
+        )
         high0, low0 = (product0 >> _HALF).astype(np.uint32), (product0 & _LOW).astype(np.uint32)
         high1, low1 = (product1 >> _HALF).astype(np.uint32), (product1 & _LOW).astype(np.uint32)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
@@ -29,7 +34,9 @@ def philox4x32(counter: UInt32[np.ndarray, "4 rows"], key: UInt32[np.ndarray, "2
 
 
 def uniform(
-    seeds: UInt64[np.ndarray, " rows"], choices: Int64[np.ndarray, " rows"], positions: Int64[np.ndarray, " rows"]
+    seeds: UInt64[np.ndarray, " rows"],
+    choices: Int64[np.ndarray, " rows"],
+    positions: Int64[np.ndarray, " rows"],
 ) -> Float64[np.ndarray, " rows"]:
     """One number in [0, 1) a row, with 53 random bits."""
     unused = np.zeros(seeds.shape, dtype=np.uint32)

@@ -23,9 +23,13 @@ def sample_rows(
         tokens, has_token = sampled.token_ids, sampled.has_token
         found = _as_token_logprobs(sampled.reports, tokens, asked)
     else:
-        original = logits[asked]  # a copy: sampling changes the logits, the report is of what the network said
+        original = logits[
+            asked
+        ]  # a copy: sampling changes the logits, the report is of what the network said
         tokens, has_token = sample(logits, batch)
-        found = token_logprobs(original, tokens[asked], batch.num_logprobs[asked]) if asked.size else []
+        found = (
+            token_logprobs(original, tokens[asked], batch.num_logprobs[asked]) if asked.size else []
+        )
     for row, report in zip(asked.tolist(), found, strict=True):
         reports[row] = report
     return tokens, has_token, reports
@@ -40,7 +44,11 @@ def report_rows(
     """For each row the log-probability and rank of its token, and of its `num_logprobs` most likely tokens."""
     if sampler is None:
         return token_logprobs(logits, token_ids, num_logprobs)
-    return _as_token_logprobs(sampler.report(logits, token_ids, num_logprobs), token_ids, np.arange(logits.shape[0], dtype=np.int64))
+    return _as_token_logprobs(
+        sampler.report(logits, token_ids, num_logprobs),
+        token_ids,
+        np.arange(logits.shape[0], dtype=np.int64),
+    )
 
 
 def row_settings(batch: SamplingBatch) -> RowSettings:
@@ -49,7 +57,9 @@ def row_settings(batch: SamplingBatch) -> RowSettings:
     none = np.zeros(0, dtype=np.int64)
     allowed = [batch.allowed.get(row, none) for row in range(rows)] if batch.allowed else []
     return RowSettings(
-        allowed=RowLists(np.cumsum([0, *map(len, allowed)], dtype=np.int64), np.concatenate(allowed))
+        allowed=RowLists(
+            np.cumsum([0, *map(len, allowed)], dtype=np.int64), np.concatenate(allowed)
+        )
         if allowed
         else RowLists(np.zeros(rows + 1, dtype=np.int64), none),
         edits=RowLists.of_rows(batch.edits.rows, batch.edits.token_ids, rows),
@@ -70,12 +80,18 @@ def row_settings(batch: SamplingBatch) -> RowSettings:
     )
 
 
-def _as_token_logprobs(reports: RowReports, token_ids: np.ndarray, rows: np.ndarray) -> list[TokenLogprobs]:
+def _as_token_logprobs(
+    reports: RowReports, token_ids: np.ndarray, rows: np.ndarray
+) -> list[TokenLogprobs]:
     """The reports of some rows as plain numbers."""
     ranks, counts, tokens = reports.ranks.tolist(), reports.found.tolist(), token_ids.tolist()
     found = []
     for row in rows.tolist():
         count = counts[row]
         ids = [tokens[row], *reports.likely_ids[row, :count].tolist()]
-        found.append(TokenLogprobs(ids, reports.logprobs[row, : count + 1].tolist(), [ranks[row], *range(1, count + 1)]))
+        found.append(
+            TokenLogprobs(
+                ids, reports.logprobs[row, : count + 1].tolist(), [ranks[row], *range(1, count + 1)]
+            )
+        )
     return found

@@ -11,8 +11,12 @@ from nanovllm.runner.philox import uniform
 from nanovllm.runner.sampling_batch import SamplingBatch, TokenHistory
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a row whose network overflowed may be beside sound ones
-def sample(logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingBatch) -> tuple[Int64[np.ndarray, " seqs"], Bool[np.ndarray, " seqs"]]:
+@np.errstate(
+    over="ignore", invalid="ignore"
+)  # a row whose network overflowed may be beside sound ones
+def sample(
+    logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingBatch
+) -> tuple[Int64[np.ndarray, " seqs"], Bool[np.ndarray, " seqs"]]:
     """One token a row, and whether the row had any to give.
 
     `logits` are changed in place. A row without a finite logit, because everything is forbidden or the network overflowed, has no
@@ -29,7 +33,12 @@ def sample(logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingBatch) -> t
         for row, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
             scores = logits[row]
             scores /= batch.temperature[row]
-            keep_likely(scores, top_k=int(batch.top_k[row]), top_p=float(batch.top_p[row]), min_p=float(batch.min_p[row]))
+            keep_likely(
+                scores,
+                top_k=int(batch.top_k[row]),
+                top_p=float(batch.top_p[row]),
+                min_p=float(batch.min_p[row]),
+            )
             tokens[row] = draw_token(scores, draw)
     return tokens, has_token
 
@@ -43,7 +52,9 @@ def _apply_edits(logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingBatch
         logits[batch.edits.rows, batch.edits.token_ids] += batch.edits.values
 
 
-def _apply_penalties(logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingBatch, seen: TokenHistory) -> None:
+def _apply_penalties(
+    logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingBatch, seen: TokenHistory
+) -> None:
     """Repetition penalty on every token seen, presence and frequency penalty on those of the answer.
 
     A positive logit is divided by the repetition penalty and a negative one multiplied, so that both go down.
@@ -56,7 +67,9 @@ def _apply_penalties(logits: Float32[np.ndarray, "seqs vocab"], batch: SamplingB
     logits[seen.rows, seen.token_ids] = values
 
 
-def keep_likely(scores: Float32[np.ndarray, " vocab"], *, top_k: int, top_p: float, min_p: float) -> None:
+def keep_likely(
+    scores: Float32[np.ndarray, " vocab"], *, top_k: int, top_p: float, min_p: float
+) -> None:
     """Set the scores of tokens that the filters drop to minus infinity, in place. Tokens that tie with the last one kept stay."""
     if min_p > 0:
         scores[scores < scores.max() + np.float32(np.log(min_p))] = -np.inf
@@ -84,7 +97,9 @@ def _nucleus_threshold(scores: Float32[np.ndarray, " vocab"], top_p: float) -> f
 def draw_token(scores: Float32[np.ndarray, " vocab"], draw: float) -> int:
     """The token at which the running sum of probabilities, in order of ids, passes `draw` in [0, 1)."""
     candidates = np.flatnonzero(scores > -np.inf)
-    weights: Float64[np.ndarray, " candidates"] = np.exp((scores[candidates] - scores.max()).astype(np.float64))
+    weights: Float64[np.ndarray, " candidates"] = np.exp(
+        (scores[candidates] - scores.max()).astype(np.float64)
+    )
     reached = np.cumsum(weights)
     place = int(np.searchsorted(reached, draw * reached[-1], side="right"))
     return int(candidates[min(place, candidates.size - 1)])

@@ -80,7 +80,9 @@ class SamplingBatch:
     edits: LogitEdits
     allowed: dict[int, Int64[np.ndarray, " allowed"]]
     prompt: PromptRows
-    hidden_rows: Int64[np.ndarray, " hidden_rows"] = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    hidden_rows: Int64[np.ndarray, " hidden_rows"] = field(
+        default_factory=lambda: np.empty(0, dtype=np.int64)
+    )
 
     @property
     def is_plain_greedy(self) -> bool:

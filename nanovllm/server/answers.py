@@ -10,7 +10,10 @@ TokenId = Annotated[int, Field(ge=0)]
 Time = Annotated[int, Field(ge=0, description="seconds since 1970")]
 LogProbability = Annotated[float, Field(ge=-9999, description="natural; -9999 for minus infinity")]
 FinishReason = Annotated[str, Field(json_schema_extra={"enum": ["stop", "length"]})]
-StopReason = Annotated[int | str | None, Field(description="the stop text or token that ended it; null for the end of text")]
+StopReason = Annotated[
+    int | str | None,
+    Field(description="the stop text or token that ended it; null for the end of text"),
+]
 
 
 class Health(TypedDict):
@@ -31,7 +34,13 @@ class Load(TypedDict):
     server_load: Annotated[int, Field(ge=0, description="sequences that run or wait")]
     queued_requests: Annotated[int, Field(ge=0, description="unfinished answers")]
     max_queued_requests: Annotated[int, Field(ge=1, description="how many there may be")]
-    queued_tokens: Annotated[int, Field(ge=0, description="what unfinished requests may come to, prompts and max_tokens together")]
+    queued_tokens: Annotated[
+        int,
+        Field(
+            ge=0,
+            description="what unfinished requests may come to, prompts and max_tokens together",
+        ),
+    ]
     max_queued_tokens: Annotated[int, Field(ge=0, description="how much that may be")]
 
 
@@ -59,7 +68,10 @@ class Tokenized(TypedDict):
     count: Count
     max_model_len: Annotated[int, Field(ge=1, description="tokens of the context")]
     tokens: list[TokenId]
-    token_strs: Annotated[list[str] | None, Field(description="each as the vocabulary spells it, where they were asked for")]
+    token_strs: Annotated[
+        list[str] | None,
+        Field(description="each as the vocabulary spells it, where they were asked for"),
+    ]
 
 
 class Detokenized(TypedDict):
@@ -91,7 +103,9 @@ class Embedding(TypedDict):
 
     object: Literal["embedding"]
     index: Count
-    embedding: Annotated[list[float] | str, Field(description="as text: base64 of little-endian float32 numbers")]
+    embedding: Annotated[
+        list[float] | str, Field(description="as text: base64 of little-endian float32 numbers")
+    ]
 
 
 class EmbeddingList(TypedDict):
@@ -121,7 +135,9 @@ class Usage(TypedDict):
 class CompletionLogprobs(TypedDict):
     """Parallel lists with an entry for each token; null where there is no probability, at the first token of an echoed prompt."""
 
-    text_offset: Annotated[list[Count], Field(description="where the token's text begins, in characters")]
+    text_offset: Annotated[
+        list[Count], Field(description="where the token's text begins, in characters")
+    ]
     token_logprobs: list[LogProbability | None]
     tokens: list[str]
     top_logprobs: list[dict[str, LogProbability] | None]

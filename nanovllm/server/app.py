@@ -37,7 +37,12 @@ from nanovllm.server.answers import (
 from nanovllm.server.beams import beam_search_body
 from nanovllm.server.chat import add_chat
 from nanovllm.server.chat_schemas import ChatRequest
-from nanovllm.server.completions import completion_choices, completion_head, completion_usage, make_job
+from nanovllm.server.completions import (
+    completion_choices,
+    completion_head,
+    completion_usage,
+    make_job,
+)
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.embeddings import EmbeddingRequest, add_embeddings
 from nanovllm.server.errors import error_response, served_name
@@ -47,7 +52,13 @@ from nanovllm.server.openapi import answers
 from nanovllm.server.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.schemas import CompletionRequest
 from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
-from nanovllm.server.tokenization import DetokenizeRequest, TokenizeRequest, detokenize, tokenize, tokenizer_info
+from nanovllm.server.tokenization import (
+    DetokenizeRequest,
+    TokenizeRequest,
+    detokenize,
+    tokenize,
+    tokenizer_info,
+)
 from nanovllm.server.whole import client_gone, finish_all, whole_answer
 
 
@@ -95,12 +106,20 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
             await engine.stop()
 
     app = FastAPI(
-        title="nanovllm", version=__version__, lifespan=lifespan, description="GPT-2 over an OpenAI-compatible API.", redirect_slashes=False
+        title="nanovllm",
+        version=__version__,
+        lifespan=lifespan,
+        description="GPT-2 over an OpenAI-compatible API.",
+        redirect_slashes=False,
     )
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
-    app.add_middleware(BodyLimitMiddleware, max_body_bytes=settings.max_body_bytes, max_body_s=settings.stalled_client_s)
+    app.add_middleware(
+        BodyLimitMiddleware,
+        max_body_bytes=settings.max_body_bytes,
+        max_body_s=settings.stalled_client_s,
+    )
     if settings.api_keys:
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
     _add_status_routes(app, engine, metrics)
@@ -111,8 +130,12 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     _add_tokenization(app, engine, settings)
     openapi.install(app, _DOCUMENTED, has_keys=bool(settings.api_keys))
     # These two go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
-    shared = CrossOriginMiddleware(app, settings.allowed_origins) if settings.allowed_origins else app
-    return RequestLogMiddleware(shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts)
+    shared = (
+        CrossOriginMiddleware(app, settings.allowed_origins) if settings.allowed_origins else app
+    )
+    return RequestLogMiddleware(
+        shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
+    )
 
 
 def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:
@@ -158,28 +181,39 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
     @app.get("/v1/models", responses=answers(503, whole=ModelList))
     async def models() -> Response:
         """The served model, under each of its names."""
-        return JSONResponse(ModelList(object="list", data=[describe(name) for name in settings.model_names]))
+        return JSONResponse(
+            ModelList(object="list", data=[describe(name) for name in settings.model_names])
+        )
 
     @app.get("/v1/models/{model_id:path}", responses=answers(404, 503, whole=Model))
-    async def model(model_id: Annotated[str, Path(examples=list(settings.model_names))]) -> Response:
+    async def model(
+        model_id: Annotated[str, Path(examples=list(settings.model_names))],
+    ) -> Response:
         """The served model under one of its names, which may have slashes."""
         return JSONResponse(describe(served_name(model_id, settings.model_names)))
 
 
 def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
-    @app.post("/v1/completions", responses=answers(400, 404, 429, 503, 504, whole=Completion, chunk=CompletionChunk))
+    @app.post(
+        "/v1/completions",
+        responses=answers(400, 404, 429, 503, 504, whole=Completion, chunk=CompletionChunk),
+    )
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Complete one or several prompts."""
         model = served_name(body.model, settings.model_names)
         record = record_of(request)
         record.note_prompts(body.prompts)
-        engine.check_room(len(body.prompts) * body.num_candidates)  # before time is spent on their text
+        engine.check_room(
+            len(body.prompts) * body.num_candidates
+        )  # before time is spent on their text
         if body.use_beam_search:
             try:
                 return JSONResponse(await beam_search_body(body, engine, request, model))
             except ClientGoneError:
                 return client_gone()
-        job = await asyncio.to_thread(make_job, body, engine.engine, model)  # tokenising long prompts would hold up everybody's stream
+        job = await asyncio.to_thread(
+            make_job, body, engine.engine, model
+        )  # tokenising long prompts would hold up everybody's stream
         record.answer_id = job.id
         record.note_submissions(job.submissions)
         if body.stream:
@@ -189,10 +223,19 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
                 engine.leave(readers)
                 record.note_answers(job.submissions)
 
-            return EventStream(completion_events(job, engine, readers), on_close=leave, stalled_after_s=settings.stalled_client_s)
+            return EventStream(
+                completion_events(job, engine, readers),
+                on_close=leave,
+                stalled_after_s=settings.stalled_client_s,
+            )
         try:
             outputs = await finish_all(engine, request, job.submissions)
-            return await whole_answer(completion_head(job), completion_choices(job, outputs), completion_usage(outputs), outputs)
+            return await whole_answer(
+                completion_head(job),
+                completion_choices(job, outputs),
+                completion_usage(outputs),
+                outputs,
+            )
         except ClientGoneError:
             return client_gone()
         finally:

@@ -47,12 +47,16 @@ class _Running:
 class BatchRunner:
     """Answers requests by an engine that nobody else uses."""
 
-    def __init__(self, engine: Engine, model_names: Sequence[str], chat_template: ChatTemplate | None = None) -> None:
+    def __init__(
+        self, engine: Engine, model_names: Sequence[str], chat_template: ChatTemplate | None = None
+    ) -> None:
         """Answer requests for the engine's model under any of these names; chats only with a template."""
         self._engine = engine
         self._model_names = model_names
         self._chat_template = chat_template
-        self._max_sequences = 2 * engine.config.max_num_seqs  # those that run, and as many to take the places that become free
+        self._max_sequences = (
+            2 * engine.config.max_num_seqs
+        )  # those that run, and as many to take the places that become free
         self._endpoints: dict[str, Callable[[object], _Job]] = {
             "/v1/completions": self._completion,
             "/v1/chat/completions": self._chat,
@@ -71,7 +75,11 @@ class BatchRunner:
             has_more = True
             while has_more or self._sequences:
                 answers: list[Answer] = []
-                while has_more and len(self._sequences) < self._max_sequences and len(answers) < self._max_sequences:
+                while (
+                    has_more
+                    and len(self._sequences) < self._max_sequences
+                    and len(answers) < self._max_sequences
+                ):
                     request = next(requests, None)
                     has_more = request is not None
                     refused = self._begin(request) if request is not None else None
@@ -88,7 +96,9 @@ class BatchRunner:
             refused = self._refuse(request)
             if refused is not None:
                 return refused
-            if self._engine.config.seed is not None:  # by its id: in an order that an interruption may change, others have drawn before it
+            if (
+                self._engine.config.seed is not None
+            ):  # by its id: in an order that an interruption may change, others have drawn before it
                 self._engine.intake.reseed(f"{self._engine.config.seed} {request.custom_id}")
             running = _Running(request.custom_id, *self._endpoints[str(request.url)](request.body))
         except ValidationError as error:
@@ -109,7 +119,11 @@ class BatchRunner:
             message = f"the field {shorten(request.unknown[0])!r} is not supported; a line has custom_id, method, url and body"
             return Answer.refusal(request.custom_id, "unknown_field", message)
         if request.method != "POST":
-            return Answer.refusal(request.custom_id, "unsupported_method", f"method is {shorten(repr(request.method))} but must be 'POST'")
+            return Answer.refusal(
+                request.custom_id,
+                "unsupported_method",
+                f"method is {shorten(repr(request.method))} but must be 'POST'",
+            )
         if not isinstance(request.url, str) or request.url not in self._endpoints:
             message = f"url is {shorten(repr(request.url))}, which a batch does not answer; it answers {', '.join(self._endpoints)}"
             return Answer.refusal(request.custom_id, "unsupported_url", message)
@@ -122,7 +136,9 @@ class BatchRunner:
         model = served_name(body.model, self._model_names)
         check_answers(len(body.prompts) * body.num_candidates, MAX_QUEUED_REQUESTS)
         job = make_job(body, self._engine, model)
-        return job.submissions, lambda: completion_body(job, [submission.assembler.output() for submission in job.submissions])
+        return job.submissions, lambda: completion_body(
+            job, [submission.assembler.output() for submission in job.submissions]
+        )
 
     def _chat(self, given: object) -> _Job:
         """POST /v1/chat/completions; raises ValidationError or what `make_chat_job` raises."""
@@ -144,9 +160,15 @@ class BatchRunner:
         """Hand a step's updates to their requests; the answers that are complete with them."""
         if output.fault is not None:
             self._faults += 1
-            logger.error("a step failed; %d sequences end with an error", len(output.updates), exc_info=output.fault)
+            logger.error(
+                "a step failed; %d sequences end with an error",
+                len(output.updates),
+                exc_info=output.fault,
+            )
             if self._faults == _MAX_FAULTS:
-                raise EngineFaultError(f"{_MAX_FAULTS} steps failed one after the other, the last with: {output.fault}") from output.fault
+                raise EngineFaultError(
+                    f"{_MAX_FAULTS} steps failed one after the other, the last with: {output.fault}"
+                ) from output.fault
         elif output.stats.num_tokens:
             self._faults = 0
         answers = []
@@ -165,7 +187,10 @@ class BatchRunner:
         except Exception as error:  # the other requests go on
             logger.exception("the answer to %r could not be put together", running.custom_id)
             self._end(list(running.unfinished))
-            return _failed(running.custom_id, EngineFaultError(f"the answer could not be put together: {error}"))
+            return _failed(
+                running.custom_id,
+                EngineFaultError(f"the answer could not be put together: {error}"),
+            )
         if found_stop or update.finish_reason is not None:
             self._end([update.request_id])
         return None if running.unfinished else _complete(running)
@@ -180,7 +205,9 @@ class BatchRunner:
 
 def _check_whole(body: SamplingBody) -> None:
     if body.stream:
-        raise InvalidRequestError("stream is true but a batch has whole answers only; leave it out", param="stream")
+        raise InvalidRequestError(
+            "stream is true but a batch has whole answers only; leave it out", param="stream"
+        )
 
 
 def _complete(running: _Running) -> Answer:

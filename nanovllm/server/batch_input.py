@@ -71,7 +71,12 @@ class CustomIds:
 
 def digest_of(custom_id: str) -> bytes:
     """16 bytes that stand for the id; the last is no zero, because NumPy takes zeros at the end of a text for padding."""
-    return hashlib.blake2b(custom_id.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES - 1).digest() + b"."
+    return (
+        hashlib.blake2b(
+            custom_id.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES - 1
+        ).digest()
+        + b"."
+    )
 
 
 class BatchInput:
@@ -98,7 +103,9 @@ class BatchInput:
         problems += self._repetitions(ids.repeated)[: MAX_PROBLEMS - len(problems)]
         if problems:
             listed = "\n  ".join(problems)
-            raise ValueError(f"{self._path} cannot be run as it is; nothing was run. Mend or remove:\n  {listed}")
+            raise ValueError(
+                f"{self._path} cannot be run as it is; nothing was run. Mend or remove:\n  {listed}"
+            )
         return ids
 
     def requests(self, ids: CustomIds) -> Iterator[BatchRequest]:
@@ -133,7 +140,9 @@ class BatchInput:
     def _parse(self, line: bytes) -> BatchRequest:
         """A line's request; raises ValueError with what is wrong with the line, to follow its name."""
         if self._is_too_long(line):
-            raise ValueError(f"is longer than the limit of {self._max_line_bytes} bytes; split it, or raise --max-line-bytes")
+            raise ValueError(
+                f"is longer than the limit of {self._max_line_bytes} bytes; split it, or raise --max-line-bytes"
+            )
         try:
             found = json.loads(line)
         except RecursionError as error:
@@ -141,13 +150,23 @@ class BatchInput:
         except ValueError as error:
             raise ValueError(f"cannot be read as JSON: {shorten(str(error))}") from error
         if not isinstance(found, dict):
-            raise ValueError('is not an object {"custom_id": ..., "method": ..., "url": ..., "body": ...}')
+            raise ValueError(
+                'is not an object {"custom_id": ..., "method": ..., "url": ..., "body": ...}'
+            )
         custom_id = found.get("custom_id")
         if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARACTERS:
-            given = f"has the custom_id {shorten(repr(custom_id))}" if "custom_id" in found else "has no custom_id"
-            raise ValueError(f"{given}; give it a text of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters that no other line has")
+            given = (
+                f"has the custom_id {shorten(repr(custom_id))}"
+                if "custom_id" in found
+                else "has no custom_id"
+            )
+            raise ValueError(
+                f"{given}; give it a text of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters that no other line has"
+            )
         unknown = tuple(name for name in found if name not in _FIELDS)
-        return BatchRequest(custom_id, found.get("method"), found.get("url"), found.get("body"), unknown)
+        return BatchRequest(
+            custom_id, found.get("method"), found.get("url"), found.get("body"), unknown
+        )
 
     def _repetitions(self, repeated: set[bytes]) -> list[str]:
         """For each line that repeats one of these custom_ids: its number, and that of the first which has it."""
@@ -160,7 +179,9 @@ class BatchInput:
                 continue  # is listed already
             digest = digest_of(custom_id)
             if digest in repeated and first.setdefault(digest, number) != number:
-                found.append(f"line {number} has the custom_id {shorten(repr(custom_id))} of line {first[digest]}; each must be another")
+                found.append(
+                    f"line {number} has the custom_id {shorten(repr(custom_id))} of line {first[digest]}; each must be another"
+                )
                 if len(found) == MAX_PROBLEMS:
                     break
         return found

@@ -21,7 +21,9 @@ from nanovllm.server.errors import shorten
 
 _ID_PREFIX = "batch_req_"
 _LINE_BEGINS = f'{{"id": "{_ID_PREFIX}'.encode()
-_MAX_LINE_BYTES = 1 << 32  # read of a line at most: no answer is that long, but -o may name any file
+_MAX_LINE_BYTES = (
+    1 << 32
+)  # read of a line at most: no answer is that long, but -o may name any file
 _SYNC_EVERY_S = 1.0
 
 
@@ -36,7 +38,15 @@ class Answer:
     @classmethod
     def response(cls, custom_id: str, status: int, body: Mapping[str, Any]) -> "Answer":
         """What the server would have answered."""
-        return cls(custom_id, status, _line(custom_id, {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": body}, None))
+        return cls(
+            custom_id,
+            status,
+            _line(
+                custom_id,
+                {"status_code": status, "request_id": f"req_{uuid.uuid4().hex}", "body": body},
+                None,
+            ),
+        )
 
     @classmethod
     def refusal(cls, custom_id: str, code: str, message: str) -> "Answer":
@@ -46,14 +56,21 @@ class Answer:
 
 def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
     """In ASCII, so that no reader takes a character for the end of a line."""
-    entry = {"id": f"{_ID_PREFIX}{uuid.uuid4().hex}", "custom_id": custom_id, "response": response, "error": error}
+    entry = {
+        "id": f"{_ID_PREFIX}{uuid.uuid4().hex}",
+        "custom_id": custom_id,
+        "response": response,
+        "error": error,
+    }
     return json.dumps(entry, allow_nan=False).encode() + b"\n"
 
 
 class AnswerFile:
     """A file that answers are appended to."""
 
-    def __init__(self, path: Path, file: RawIOBase, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, path: Path, file: RawIOBase, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         """Append to `file`, which has no buffer of its own; `path` is for messages."""
         self._path = path
         self._file = file
@@ -91,7 +108,11 @@ class AnswerFile:
 
     def _unwritable(self, error: OSError) -> OSError:
         reason = error.strerror or str(error)
-        kept = "; the answers in it are kept: mend that and run the same command again to go on" if self._is_regular else ""
+        kept = (
+            "; the answers in it are kept: mend that and run the same command again to go on"
+            if self._is_regular
+            else ""
+        )
         return OSError(error.errno, f"{self._path} cannot be written ({reason}){kept}")
 
 
@@ -138,7 +159,9 @@ def _locked(path: Path) -> Iterator[None]:
                 with suppress(OSError):
                     lock.unlink()
     except Timeout as error:
-        raise ValueError(f"another run writes to {path}; wait for it, or choose another output") from error
+        raise ValueError(
+            f"another run writes to {path}; wait for it, or choose another output"
+        ) from error
 
 
 def _take_answered(path: Path, ids: CustomIds) -> int:
@@ -148,19 +171,29 @@ def _take_answered(path: Path, ids: CustomIds) -> int:
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
             if not line.endswith(b"\n"):
-                is_ours = whole_bytes > 0 or line.startswith(_LINE_BEGINS) or _LINE_BEGINS.startswith(line)
+                is_ours = (
+                    whole_bytes > 0
+                    or line.startswith(_LINE_BEGINS)
+                    or _LINE_BEGINS.startswith(line)
+                )
                 if not is_ours or len(line) == _MAX_LINE_BYTES:
                     raise ValueError(f"{path} is no output of a batch; {remedy}")
                 break
             custom_id = _answered_id(line)
             if custom_id is None:
-                raise ValueError(f"line {number} of {path} is no answer to a request of a batch; {remedy}")
+                raise ValueError(
+                    f"line {number} of {path} is no answer to a request of a batch; {remedy}"
+                )
             name = shorten(repr(custom_id))
             try:
                 if not ids.take(custom_id):
-                    raise ValueError(f"line {number} of {path} answers {name} a second time; {remedy}")
+                    raise ValueError(
+                        f"line {number} of {path} answers {name} a second time; {remedy}"
+                    )
             except KeyError:
-                raise ValueError(f"line {number} of {path} answers {name}, which the input does not have; {remedy}") from None
+                raise ValueError(
+                    f"line {number} of {path} answers {name}, which the input does not have; {remedy}"
+                ) from None
             whole_bytes += len(line)
     return whole_bytes
 

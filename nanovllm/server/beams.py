@@ -27,7 +27,9 @@ _MEANT = frozenset(
 """Fields that say something about a search; the others are about single tokens, or about answers as they grow."""
 
 
-async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request: Request, model: str) -> Completion:
+async def beam_search_body(
+    body: CompletionRequest, engine: AsyncEngine, request: Request, model: str
+) -> Completion:
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
     record = record_of(request)
@@ -35,20 +37,41 @@ async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request
     searches = await asyncio.to_thread(_begin, body, loaded)
     prompt_tokens = record.prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
     record.completion_tokens = 0  # a search that does not come to its end has given nothing
-    tokens = prompt_tokens + sum(search.params.beam_width * search.params.max_tokens for search in searches)
-    room = engine.reserve(len(searches) * body.num_candidates, tokens)  # for the whole search, which must not be refused half way
+    tokens = prompt_tokens + sum(
+        search.params.beam_width * search.params.max_tokens for search in searches
+    )
+    room = engine.reserve(
+        len(searches) * body.num_candidates, tokens
+    )  # for the whole search, which must not be refused half way
     try:
         while going := [search for search in searches if not search.is_finished]:
             asked = [_continue(search, body, loaded) for search in going]
-            outputs = iter(await finish_all(engine, request, [submission for beams in asked for submission in beams], within=room))
+            outputs = iter(
+                await finish_all(
+                    engine,
+                    request,
+                    [submission for beams in asked for submission in beams],
+                    within=room,
+                )
+            )
             for search, beams in zip(going, asked, strict=True):
                 search.take([only_position(next(outputs)) for _ in beams])
     finally:
         room.release()
     count = body.n or 1
-    answers = [answer for search in searches for answer in search.output("", loaded.tokenizer, count).outputs]
+    answers = [
+        answer
+        for search in searches
+        for answer in search.output("", loaded.tokenizer, count).outputs
+    ]
     choices: list[CompletionChoice] = [
-        {"index": index, "text": answer.text, "logprobs": None, "finish_reason": answer.finish_reason, "stop_reason": None}
+        {
+            "index": index,
+            "text": answer.text,
+            "logprobs": None,
+            "finish_reason": answer.finish_reason,
+            "stop_reason": None,
+        }
         for index, answer in enumerate(answers)
     ]
     record.completion_tokens = sum(len(answer.token_ids) for answer in answers)
@@ -60,8 +83,13 @@ async def beam_search_body(body: CompletionRequest, engine: AsyncEngine, request
 
 def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
     for name in sorted(body.model_fields_set - _MEANT):
-        if getattr(body, name) != type(body).model_fields[name].default and (name, getattr(body, name)) != ("temperature", 0):
-            raise InvalidRequestError(f"{name} cannot be combined with use_beam_search; leave one of them out", param=name)
+        if getattr(body, name) != type(body).model_fields[name].default and (
+            name,
+            getattr(body, name),
+        ) != ("temperature", 0):
+            raise InvalidRequestError(
+                f"{name} cannot be combined with use_beam_search; leave one of them out", param=name
+            )
     check_best_of(body.best_of, body.n or 1)
     params = BeamSearchParams(
         beam_width=body.num_candidates,
@@ -75,6 +103,12 @@ def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
 def _continue(search: BeamSearch, body: CompletionRequest, engine: Engine) -> list[Submission]:
     """A request of one token for each beam."""
     return [
-        engine.intake.submit(f"beam-{uuid.uuid4().hex}", ids, search.params.step_params, priority=body.priority, cache_salt=body.cache_salt or "")
+        engine.intake.submit(
+            f"beam-{uuid.uuid4().hex}",
+            ids,
+            search.params.step_params,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
+        )
         for ids in search.prompts()
     ]

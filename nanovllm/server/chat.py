@@ -57,10 +57,19 @@ class ChatJob:
     tokenizer: Tokenizer
 
 
-def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], template: ChatTemplate | None, stalled_client_s: float) -> None:
+def add_chat(
+    app: FastAPI,
+    engine: AsyncEngine,
+    model_names: Sequence[str],
+    template: ChatTemplate | None,
+    stalled_client_s: float,
+) -> None:
     """Add the route to an application; without a `template` it says what to do instead."""
 
-    @app.post("/v1/chat/completions", responses=answers(400, 404, 429, 503, 504, whole=ChatCompletion, chunk=ChatCompletionChunk))
+    @app.post(
+        "/v1/chat/completions",
+        responses=answers(400, 404, 429, 503, 504, whole=ChatCompletion, chunk=ChatCompletionChunk),
+    )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         model = served_name(body.model, model_names)
@@ -77,39 +86,61 @@ def add_chat(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str], temp
                 engine.leave([reader])
                 record.note_answers([job.submission])
 
-            return EventStream(chat_events(job, engine, reader), on_close=leave, stalled_after_s=stalled_client_s)
+            return EventStream(
+                chat_events(job, engine, reader), on_close=leave, stalled_after_s=stalled_client_s
+            )
         try:
             (output,) = await finish_all(engine, request, [job.submission])
         except ClientGoneError:
             return client_gone()
         finally:
             record.note_answers([job.submission])
-        head = {"id": job.id, "object": "chat.completion", "created": job.created, "model": job.model}
+        head = {
+            "id": job.id,
+            "object": "chat.completion",
+            "created": job.created,
+            "model": job.model,
+        }
         return await whole_answer(head, chat_choices(job, output), _usage(output), [output])
 
 
-def make_chat_job(body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str) -> ChatJob:
+def make_chat_job(
+    body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str
+) -> ChatJob:
     """Render and check a body; raises InvalidRequestError before anything is queued, also where there is no template to render it by."""
     if template is None:
-        raise InvalidRequestError(f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}", param="messages")
+        raise InvalidRequestError(
+            f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}",
+            param="messages",
+        )
     messages = [message.model_dump(exclude_none=True) for message in body.messages]
     job_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
     try:
         prompt = template.encode(messages, engine.tokenizer, engine.intake.check_text)
         params = sampling_params(_as_completion(body, prompt, template, engine), engine)
         submission = engine.intake.submit(
-            f"{job_id}-{uuid.uuid4().hex[:8]}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
+            f"{job_id}-{uuid.uuid4().hex[:8]}",
+            prompt,
+            params,
+            priority=body.priority,
+            cache_salt=body.cache_salt or "",
         )
     except CheckpointError as error:
         raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
     except InvalidRequestError as error:
-        param = "messages" if error.param == "prompt" else blamed_field(error.param, body.structured_outputs)
+        param = (
+            "messages"
+            if error.param == "prompt"
+            else blamed_field(error.param, body.structured_outputs)
+        )
         raise type(error)(str(error), param=param) from error
     check_context(len(prompt), params, engine.max_model_len)
     return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
 
 
-def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate, engine: Engine) -> CompletionRequest:
+def _as_completion(
+    body: ChatRequest, prompt: list[int], template: ChatTemplate, engine: Engine
+) -> CompletionRequest:
     """The completion that a chat is once its messages are tokens; every value has been checked."""
     limits = engine.intake.limits
     if len(prompt) >= limits.max_model_len:
@@ -118,10 +149,15 @@ def _as_completion(body: ChatRequest, prompt: list[int], template: ChatTemplate,
             param="messages",
         )
     if (body.top_logprobs or 0) > limits.max_logprobs:
-        raise InvalidRequestError(f"top_logprobs is {body.top_logprobs}, the limit is {limits.max_logprobs} (max_logprobs)", param="top_logprobs")
+        raise InvalidRequestError(
+            f"top_logprobs is {body.top_logprobs}, the limit is {limits.max_logprobs} (max_logprobs)",
+            param="top_logprobs",
+        )
     room = min(limits.max_model_len - len(prompt), max(limits.cache_tokens - len(prompt) + 1, 1))
     shared = SamplingBody.model_fields.keys() - {"stop_token_ids"}
-    end = engine.tokenizer.special_tokens.get(template.special_tokens["eos_token"])  # templates end a turn with it, whatever config.json says
+    end = engine.tokenizer.special_tokens.get(
+        template.special_tokens["eos_token"]
+    )  # templates end a turn with it, whatever config.json says
     ends = [end] if end is not None and end < engine.model.vocab and not body.ignore_eos else []
     return CompletionRequest.model_construct(
         prompt=prompt,
@@ -141,7 +177,11 @@ def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
 
 
 def _usage(output: RequestOutput) -> Usage:
-    return usage(len(output.prompt_token_ids), sum(len(answer.token_ids) for answer in output.outputs), output.num_cached_tokens)
+    return usage(
+        len(output.prompt_token_ids),
+        sum(len(answer.token_ids) for answer in output.outputs),
+        output.num_cached_tokens,
+    )
 
 
 def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
@@ -158,10 +198,19 @@ def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGener
     begun: set[int] = set()
 
     def choices_of(_place: int, output: RequestOutput) -> list[ChatChunkChoice]:
-        return [chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None]
+        return [
+            chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None
+        ]
 
-    head = {"id": job.id, "object": "chat.completion.chunk", "created": job.created, "model": job.model}
-    return answer_events(head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of)
+    head = {
+        "id": job.id,
+        "object": "chat.completion.chunk",
+        "created": job.created,
+        "model": job.model,
+    }
+    return answer_events(
+        head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of
+    )
 
 
 def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> ChatChunkChoice | None:
@@ -185,12 +234,23 @@ def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> ChatLogprobs | None
     count = job.body.top_logprobs or 0
     content: list[ChatTokenLogprob] = []
     for token_id, position in zip(answer.token_ids, answer.logprobs, strict=True):
-        likely = sorted((item for item in position.items() if item[1].rank <= count), key=lambda item: item[1].rank)
+        likely = sorted(
+            (item for item in position.items() if item[1].rank <= count),
+            key=lambda item: item[1].rank,
+        )
         tops = [_entry(job.tokenizer, other, found) for other, found in likely[:count]]
-        content.append({**_entry(job.tokenizer, token_id, position[token_id]), "top_logprobs": tops})
+        content.append(
+            {**_entry(job.tokenizer, token_id, position[token_id]), "top_logprobs": tops}
+        )
     return {"content": content, "refusal": None}
 
 
 def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> TokenLogprob:
-    data = tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else found.decoded_token.encode()
-    return {"token": found.decoded_token, "logprob": max(MINUS_INFINITY, found.logprob), "bytes": list(data)}
+    data = (
+        tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else found.decoded_token.encode()
+    )
+    return {
+        "token": found.decoded_token,
+        "logprob": max(MINUS_INFINITY, found.logprob),
+        "bytes": list(data),
+    }

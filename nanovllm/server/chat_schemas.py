@@ -23,12 +23,23 @@ def _joined(value: object) -> object:
     if not isinstance(value, list):
         return value
     for part in value:
-        if not isinstance(part, dict) or part.keys() != {"type", "text"} or part["type"] != "text" or not isinstance(part["text"], str):
-            raise ValueError('must be text, or a list of {"type": "text", "text": ...}; other parts are not supported')
+        if (
+            not isinstance(part, dict)
+            or part.keys() != {"type", "text"}
+            or part["type"] != "text"
+            or not isinstance(part["text"], str)
+        ):
+            raise ValueError(
+                'must be text, or a list of {"type": "text", "text": ...}; other parts are not supported'
+            )
     return "\n".join(part["text"] for part in value)
 
 
-Content = Annotated[str, BeforeValidator(_joined), WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]})]
+Content = Annotated[
+    str,
+    BeforeValidator(_joined),
+    WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]}),
+]
 
 
 class ChatMessage(BaseModel):
@@ -45,21 +56,33 @@ class ChatMessage(BaseModel):
 class ChatRequest(SamplingBody):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)]
-    max_tokens: int | None = Field(None, ge=1, description="most tokens to generate; left out, what the context has room for")
+    messages: Annotated[
+        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+    ]
+    max_tokens: int | None = Field(
+        None, ge=1, description="most tokens to generate; left out, what the context has room for"
+    )
     max_completion_tokens: int | None = Field(None, ge=1, description="another name of max_tokens")
     logprobs: bool | None = False
-    top_logprobs: int | None = Field(None, ge=0, description="with logprobs: how many of the most likely tokens to report at each position")
+    top_logprobs: int | None = Field(
+        None,
+        ge=0,
+        description="with logprobs: how many of the most likely tokens to report at each position",
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise InvalidRequestError(
-                f"max_completion_tokens is {both[1]} and max_tokens is {both[0]}, which mean the same; leave one out", param="max_completion_tokens"
+                f"max_completion_tokens is {both[1]} and max_tokens is {both[0]}, which mean the same; leave one out",
+                param="max_completion_tokens",
             )
         if self.top_logprobs is not None and not self.logprobs:
-            raise InvalidRequestError("top_logprobs is only allowed with logprobs; set logprobs to true or leave it out", param="top_logprobs")
+            raise InvalidRequestError(
+                "top_logprobs is only allowed with logprobs; set logprobs to true or leave it out",
+                param="top_logprobs",
+            )
         return self
 
     @property

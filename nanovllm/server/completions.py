@@ -12,7 +12,13 @@ from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
-from nanovllm.server.answers import Completion, CompletionChoice, CompletionLogprobs, PromptLogprob, Usage
+from nanovllm.server.answers import (
+    Completion,
+    CompletionChoice,
+    CompletionLogprobs,
+    PromptLogprob,
+    Usage,
+)
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.structured import blamed_field, structured_outputs
 
@@ -50,16 +56,24 @@ class EchoText:
 
     def __call__(self, output: RequestOutput) -> str:
         """The prompt's text."""
-        return output.prompt if output.prompt is not None else self.tokenizer.decode(output.prompt_token_ids, skip_special_tokens=False)
+        return (
+            output.prompt
+            if output.prompt is not None
+            else self.tokenizer.decode(output.prompt_token_ids, skip_special_tokens=False)
+        )
 
 
 def sampling_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
     """The body's settings, with the model's own generation_config.json for those left out; raises InvalidRequestError."""
     settings: dict[str, Any] = sampling_defaults(engine.generation_config)
-    settings.update({name: value for name in _PASSED_ON if (value := getattr(body, name)) is not None})
+    settings.update(
+        {name: value for name in _PASSED_ON if (value := getattr(body, name)) is not None}
+    )
     settings["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     settings["logit_bias"] = _bias(body.logit_bias)
-    settings["structured_outputs"] = structured_outputs(body.response_format, body.structured_outputs)
+    settings["structured_outputs"] = structured_outputs(
+        body.response_format, body.structured_outputs
+    )
     if body.echo and body.logprobs is not None:
         settings["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     return SamplingParams(**settings)
@@ -71,7 +85,10 @@ def _bias(bias: dict[str, float] | None) -> dict[int, float] | None:
         return None
     wrong = [key for key in bias if not key.isascii() or not key.isdigit() or len(key) > 12]
     if wrong:
-        raise InvalidRequestError(f"logit_bias has the key {wrong[0][:40]!r} but its keys must be token ids", param="logit_bias")
+        raise InvalidRequestError(
+            f"logit_bias has the key {wrong[0][:40]!r} but its keys must be token ids",
+            param="logit_bias",
+        )
     return {int(key): value for key, value in bias.items()}
 
 
@@ -89,7 +106,10 @@ def check_context(prompt_tokens: int, params: SamplingParams, max_model_len: int
 def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:
     """Check a body against the model; raises InvalidRequestError before anything is queued."""
     if body.use_beam_search:
-        raise InvalidRequestError("use_beam_search is for requests to a server, not for files of requests; leave it out", param="use_beam_search")
+        raise InvalidRequestError(
+            "use_beam_search is for requests to a server, not for files of requests; leave it out",
+            param="use_beam_search",
+        )
     job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
     submissions = []
     try:
@@ -97,13 +117,23 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
         for index, prompt in enumerate(body.prompts):
             with naming_prompt(index, len(body.prompts)):
                 submission = engine.intake.submit(
-                    f"{job_id}-{uuid.uuid4().hex[:8]}-{index}", prompt, params, priority=body.priority, cache_salt=body.cache_salt or ""
+                    f"{job_id}-{uuid.uuid4().hex[:8]}-{index}",
+                    prompt,
+                    params,
+                    priority=body.priority,
+                    cache_salt=body.cache_salt or "",
                 )
-                check_context(len(submission.requests[0].prompt_token_ids), params, engine.max_model_len)
+                check_context(
+                    len(submission.requests[0].prompt_token_ids), params, engine.max_model_len
+                )
             submissions.append(submission)
     except InvalidRequestError as error:
-        raise type(error)(str(error), param=blamed_field(error.param, body.structured_outputs)) from error
-    return CompletionJob(job_id, int(time.time()), model, body, tuple(submissions), EchoText(engine))
+        raise type(error)(
+            str(error), param=blamed_field(error.param, body.structured_outputs)
+        ) from error
+    return CompletionJob(
+        job_id, int(time.time()), model, body, tuple(submissions), EchoText(engine)
+    )
 
 
 def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> Completion:
@@ -119,7 +149,9 @@ def completion_head(job: CompletionJob) -> dict[str, Any]:
     return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
 
 
-def completion_choices(job: CompletionJob, outputs: Sequence[RequestOutput]) -> Iterator[CompletionChoice]:
+def completion_choices(
+    job: CompletionJob, outputs: Sequence[RequestOutput]
+) -> Iterator[CompletionChoice]:
     """The choices one by one: one may be a thousand times larger than what it is made of."""
     for place, output in enumerate(outputs):
         for answer in output.outputs:
@@ -150,11 +182,15 @@ class ChoiceFormatter:
         """Format one answer to `output`'s prompt."""
         self._job = job
         self._prompt = job.decode_prompt(output) if job.body.echo else ""
-        self._decoder = IncrementalDecoder(job.decode_prompt.tokenizer, skip_special_tokens=job.body.skip_special_tokens)
+        self._decoder = IncrementalDecoder(
+            job.decode_prompt.tokenizer, skip_special_tokens=job.body.skip_special_tokens
+        )
         self._offset = len(self._prompt)
         self._begun = False
 
-    def choice(self, index: int, answer: CompletionOutput, output: RequestOutput) -> CompletionChoice:
+    def choice(
+        self, index: int, answer: CompletionOutput, output: RequestOutput
+    ) -> CompletionChoice:
         """The answer's next piece; the first one has the prompt in front where `echo` asks for it."""
         first, self._begun = not self._begun, True
         echo = first and bool(self._job.body.echo)
@@ -162,16 +198,27 @@ class ChoiceFormatter:
         if answer.logprobs is not None:
             logprobs = {"text_offset": [], "token_logprobs": [], "tokens": [], "top_logprobs": []}
             if echo and output.prompt_logprobs is not None:
-                is_text = output.prompt is not None  # which has none of the special tokens that the tokenizer puts around it
-                prompt_decoder = IncrementalDecoder(self._job.decode_prompt.tokenizer, skip_special_tokens=is_text)
-                self._add_logprobs(logprobs, output.prompt_token_ids, output.prompt_logprobs, prompt_decoder, 0)
-            self._offset = self._add_logprobs(logprobs, answer.token_ids, answer.logprobs, self._decoder, self._offset)
+                is_text = (
+                    output.prompt is not None
+                )  # which has none of the special tokens that the tokenizer puts around it
+                prompt_decoder = IncrementalDecoder(
+                    self._job.decode_prompt.tokenizer, skip_special_tokens=is_text
+                )
+                self._add_logprobs(
+                    logprobs, output.prompt_token_ids, output.prompt_logprobs, prompt_decoder, 0
+                )
+            self._offset = self._add_logprobs(
+                logprobs, answer.token_ids, answer.logprobs, self._decoder, self._offset
+            )
         choice: CompletionChoice = {
             "index": index, "text": (self._prompt if echo else "") + answer.text, "logprobs": logprobs,
             "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
         }  # fmt: skip
         if self._job.body.prompt_logprobs is not None and first:
-            choice["prompt_logprobs"] = [_by_id(position) if position is not None else None for position in output.prompt_logprobs or []]
+            choice["prompt_logprobs"] = [
+                _by_id(position) if position is not None else None
+                for position in output.prompt_logprobs or []
+            ]
         if self._job.body.return_token_ids:
             choice["token_ids"] = answer.token_ids
             if first:
@@ -192,8 +239,12 @@ class ChoiceFormatter:
             logprobs["text_offset"].append(offset)
             offset += len(decoder.push(token_id))
             logprobs["tokens"].append(name(token_id))
-            logprobs["token_logprobs"].append(_finite(position[token_id].logprob) if position is not None else None)
-            logprobs["top_logprobs"].append(_by_name(position, token_id, count, name) if position is not None else None)
+            logprobs["token_logprobs"].append(
+                _finite(position[token_id].logprob) if position is not None else None
+            )
+            logprobs["top_logprobs"].append(
+                _by_name(position, token_id, count, name) if position is not None else None
+            )
         return offset
 
     def _token_name(self, token_id: int) -> str:
@@ -205,10 +256,14 @@ class ChoiceFormatter:
 
 def _finite(logprob: float) -> float:
     """What JSON can say: minus infinity, and what is not a number, as -9999."""
-    return max(MINUS_INFINITY, logprob)  # in this order: nothing is larger than NaN, nor NaN than anything
+    return max(
+        MINUS_INFINITY, logprob
+    )  # in this order: nothing is larger than NaN, nor NaN than anything
 
 
-def _by_name(position: PositionLogprobs, token_id: int, count: int, name: Callable[[int], str]) -> dict[str, float]:
+def _by_name(
+    position: PositionLogprobs, token_id: int, count: int, name: Callable[[int], str]
+) -> dict[str, float]:
     """The most likely `count` tokens and the token itself; of tokens that read alike, parts of characters, the likeliest stays."""
     found: dict[str, float] = {}
     for other, entry in sorted(position.items(), key=lambda item: item[1].rank):
@@ -218,4 +273,7 @@ def _by_name(position: PositionLogprobs, token_id: int, count: int, name: Callab
 
 
 def _by_id(position: PositionLogprobs) -> dict[str, PromptLogprob]:
-    return {str(i): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token} for i, e in position.items()}
+    return {
+        str(i): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token}
+        for i, e in position.items()
+    }

@@ -72,7 +72,10 @@ class WatchedProtocol(H11Protocol):
         if taken > self._taken or self.transport.get_write_buffer_size() == 0:
             self._taken, self._taken_at_s = taken, now_s
         if now_s - self._taken_at_s >= self.stalled_client_s:
-            logger.warning("a client has read nothing of its answer for %g s; its connection is cut", self.stalled_client_s)
+            logger.warning(
+                "a client has read nothing of its answer for %g s; its connection is cut",
+                self.stalled_client_s,
+            )
             self.transport.abort()
             return
         is_clients_turn = self.cycle is None or self.cycle.response_complete
@@ -82,25 +85,37 @@ class WatchedProtocol(H11Protocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is not HTTP, and close; a request that is being answered ends without another word."""
-        self._refuse(400, "the request is not valid HTTP/1.1: its head or the framing of its body cannot be read")
+        self._refuse(
+            400,
+            "the request is not valid HTTP/1.1: its head or the framing of its body cannot be read",
+        )
 
     def _give_up(self) -> None:
         """End a connection whose client has had its turn: with an answer where a part of a head is there, otherwise without."""
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
-            self._refuse(408, f"the head of the request did not arrive within {self.stalled_client_s:g} s; send it faster")
+            self._refuse(
+                408,
+                f"the head of the request did not arrive within {self.stalled_client_s:g} s; send it faster",
+            )
         else:
             self.transport.close()  # politely: some of the last answer may still be on its way
 
     def _refuse(self, status: int, message: str) -> None:
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            answer = error_response(status, message, headers={"connection": "close", "x-request-id": uuid.uuid4().hex})
+            answer = error_response(
+                status, message, headers={"connection": "close", "x-request-id": uuid.uuid4().hex}
+            )
             for event in (
-                h11.Response(status_code=status, headers=answer.raw_headers, reason=HTTPStatus(status).phrase),
+                h11.Response(
+                    status_code=status, headers=answer.raw_headers, reason=HTTPStatus(status).phrase
+                ),
                 h11.Data(data=bytes(answer.body)),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        if self.cycle is not None and not self.cycle.response_complete:  # its task waits for a body that will not come, or still answers
+        if (
+            self.cycle is not None and not self.cycle.response_complete
+        ):  # its task waits for a body that will not come, or still answers
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()

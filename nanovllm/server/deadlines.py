@@ -25,7 +25,14 @@ def deadline_of(request: Request) -> Deadline | None:
     record = record_of(request)
     if record.deadline is not None:
         return record.deadline
-    limits = [limit for limit in (request.app.state.request_timeout_s, _asked(request.headers.getlist(TIMEOUT_HEADER))) if limit is not None]
+    limits = [
+        limit
+        for limit in (
+            request.app.state.request_timeout_s,
+            _asked(request.headers.getlist(TIMEOUT_HEADER)),
+        )
+        if limit is not None
+    ]
     record.deadline = Deadline.after(min(limits), record.arrived_s) if limits else None
     return record.deadline
 

@@ -24,7 +24,14 @@ from nanovllm.server.answers import Embedding, EmbeddingList
 from nanovllm.server.errors import served_name
 from nanovllm.server.openapi import answers
 from nanovllm.server.request_log import record_of
-from nanovllm.server.schemas import MAX_PRIORITY, Body, NotSupported, Prompts, check_prompts, list_prompts
+from nanovllm.server.schemas import (
+    MAX_PRIORITY,
+    Body,
+    NotSupported,
+    Prompts,
+    check_prompts,
+    list_prompts,
+)
 from nanovllm.server.streaming import ClientGoneError
 from nanovllm.server.whole import client_gone, finish_all
 
@@ -32,19 +39,28 @@ from nanovllm.server.whole import client_gone, finish_all
 class EmbeddingRequest(Body):
     """The body of POST /v1/embeddings."""
 
-    input: Annotated[Prompts, AfterValidator(check_prompts)] = Field(description="text, token ids, or a list of either")
-    encoding_format: Literal["float", "base64"] | None = Field("float", description="base64: the bytes of little-endian float32 numbers")
+    input: Annotated[Prompts, AfterValidator(check_prompts)] = Field(
+        description="text, token ids, or a list of either"
+    )
+    encoding_format: Literal["float", "base64"] | None = Field(
+        "float", description="base64: the bytes of little-endian float32 numbers"
+    )
     dimensions: Annotated[int | None, NotSupported] = None
     user: str | None = None
 
-    pooling: Literal["last", "mean"] = Field("last", description="the last token's hidden state, or the mean of all")
+    pooling: Literal["last", "mean"] = Field(
+        "last", description="the last token's hidden state, or the mean of all"
+    )
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, max_length=256)
 
     @model_validator(mode="after")
     def _check_dimensions(self) -> "EmbeddingRequest":
         if self.dimensions is not None:
-            raise InvalidRequestError("dimensions is not supported: an embedding has the model's own width; leave it out", param="dimensions")
+            raise InvalidRequestError(
+                "dimensions is not supported: an embedding has the model's own width; leave it out",
+                param="dimensions",
+            )
         return self
 
     @property
@@ -70,7 +86,9 @@ def add_embeddings(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str]
             await finish_all(engine, request, submissions)
         except ClientGoneError:
             return client_gone()
-        content = await asyncio.to_thread(_as_json, submissions, model, body.encoding_format)  # may be a million numbers
+        content = await asyncio.to_thread(
+            _as_json, submissions, model, body.encoding_format
+        )  # may be a million numbers
         return Response(content, media_type="application/json")
 
 
@@ -81,28 +99,49 @@ def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]
     for index, text in enumerate(body.inputs):
         try:
             submission = engine.intake.embed(
-                f"{job_id}-{index}", text, pooling=body.pooling, priority=body.priority, cache_salt=body.cache_salt or ""
+                f"{job_id}-{index}",
+                text,
+                pooling=body.pooling,
+                priority=body.priority,
+                cache_salt=body.cache_salt or "",
             )
         except InvalidRequestError as error:
             place = f"input {index}" if len(body.inputs) > 1 else "input"
-            raise type(error)(f"{place}: {error}", param="input" if error.param == "prompt" else error.param) from error
+            raise type(error)(
+                f"{place}: {error}", param="input" if error.param == "prompt" else error.param
+            ) from error
         submissions.append(submission)
     return submissions
 
 
-def embedding_body(submissions: Sequence[Submission], model: str, encoding_format: str | None) -> dict[str, Any]:
+def embedding_body(
+    submissions: Sequence[Submission], model: str, encoding_format: str | None
+) -> dict[str, Any]:
     """The answer, once every input is read; raises EngineFaultError where the network's output is not a number."""
     outputs = [submission.assembler.embedding() for submission in submissions]
     tokens = sum(len(output.prompt_token_ids) for output in outputs)
     data: list[Embedding] = []
     for index, output in enumerate(outputs):
         vector = output.outputs.embedding
-        data.append({"object": "embedding", "index": index, "embedding": encode_base64(vector) if encoding_format == "base64" else vector})
-    return {"object": "list", "data": data, "model": model, "usage": {"prompt_tokens": tokens, "total_tokens": tokens}}
+        data.append(
+            {
+                "object": "embedding",
+                "index": index,
+                "embedding": encode_base64(vector) if encoding_format == "base64" else vector,
+            }
+        )
+    return {
+        "object": "list",
+        "data": data,
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
 
 
 def _as_json(submissions: Sequence[Submission], model: str, encoding_format: str | None) -> bytes:
-    return json.dumps(embedding_body(submissions, model, encoding_format), separators=(",", ":")).encode()
+    return json.dumps(
+        embedding_body(submissions, model, encoding_format), separators=(",", ":")
+    ).encode()
 
 
 def encode_base64(embedding: Sequence[float]) -> str:

@@ -14,7 +14,14 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from nanovllm.errors import EngineFaultError, EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError, RequestTimeoutError
+from nanovllm.errors import (
+    EngineFaultError,
+    EngineNotReadyError,
+    InvalidRequestError,
+    NanovllmError,
+    QueueFullError,
+    RequestTimeoutError,
+)
 
 MAX_PROBLEMS = 10
 MAX_INPUT_CHARACTERS = 200
@@ -32,7 +39,9 @@ class Error(TypedDict):
     message: str
     type: Annotated[str, Field(json_schema_extra={"enum": list(_TYPES.values())})]
     param: Annotated[str | None, Field(description="the field at fault, where it is one")]
-    code: Annotated[int, Field(json_schema_extra={"enum": list(_TYPES)}, description="the HTTP status")]
+    code: Annotated[
+        int, Field(json_schema_extra={"enum": list(_TYPES)}, description="the HTTP status")
+    ]
 
 
 class ErrorAnswer(TypedDict):
@@ -50,20 +59,33 @@ class ModelUnknownError(NanovllmError):
 def served_name(asked: str | None, names: Sequence[str]) -> str:
     """The name that an answer gives the model: the one asked for, the first where none is; raises ModelUnknownError."""
     if asked is not None and asked not in names:
-        raise ModelUnknownError(f"the model {shorten(asked)!r} is not served here; served: {', '.join(names)}")
+        raise ModelUnknownError(
+            f"the model {shorten(asked)!r} is not served here; served: {', '.join(names)}"
+        )
     return asked or names[0]
 
 
 def error_body(status: int, message: str, param: str | None = None) -> ErrorAnswer:
     """The body of an error answer."""
-    return {"error": {"message": message, "type": _TYPES.get(status, "APIError"), "param": param, "code": status}}
+    return {
+        "error": {
+            "message": message,
+            "type": _TYPES.get(status, "APIError"),
+            "param": param,
+            "code": status,
+        }
+    }
 
 
-def error_response(status: int, message: str, param: str | None = None, headers: Mapping[str, str] | None = None) -> Response:
+def error_response(
+    status: int, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
+) -> Response:
     """An error answer; 429 and 503 say when to try again."""
     if status in (429, 503):
         headers = {"retry-after": str(RETRY_AFTER_S), **(headers or {})}
-    body = json.dumps(error_body(status, message, param))  # ASCII: half a surrogate pair in quoted input could not be sent otherwise
+    body = json.dumps(
+        error_body(status, message, param)
+    )  # ASCII: half a surrogate pair in quoted input could not be sent otherwise
     return Response(body, status, headers=dict(headers or {}), media_type="application/json")
 
 
@@ -82,12 +104,20 @@ def _retry_headers(error: Exception) -> dict[str, str]:
     """When to try again; or that the official clients must not do so by themselves, which would take as long once more."""
     if isinstance(error, RequestTimeoutError) and error.has_begun:
         return {"x-should-retry": "false"}
-    return {"retry-after": str(error.retry_after_s)} if isinstance(error, QueueFullError | RequestTimeoutError) else {}
+    return (
+        {"retry-after": str(error.retry_after_s)}
+        if isinstance(error, QueueFullError | RequestTimeoutError)
+        else {}
+    )
 
 
 def problem_of(error: Exception) -> tuple[int, str, str | None]:
     """Status, message and field at fault of a request that ended with this exception."""
-    message = str(error) if isinstance(error, NanovllmError) else "the server failed; its log has the reason"
+    message = (
+        str(error)
+        if isinstance(error, NanovllmError)
+        else "the server failed; its log has the reason"
+    )
     return status_of(error), shorten(message, 2000), getattr(error, "param", None)
 
 
@@ -112,7 +142,9 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
-        if error.status_code == 400 and error.__cause__ is not None:  # neither UTF-8 nor JSON, or nested too deeply: the cause says which
+        if (
+            error.status_code == 400 and error.__cause__ is not None
+        ):  # neither UTF-8 nor JSON, or nested too deeply: the cause says which
             message = f"the body cannot be read as JSON: {shorten(str(error.__cause__))}"
         return error_response(error.status_code, message, headers=error.headers)
 
@@ -141,7 +173,11 @@ def _describe(problem: Mapping[str, Any]) -> str:
     place = shorten(".".join(str(part) for part in problem["loc"] if part != "body"))
     if not place and kind in ("missing", "model_type", "model_attributes_type"):
         return f"the body must be a JSON object, sent with Content-Type: application/json{_given(given) if given else ''}"
-    reason = "not supported" if kind == "extra_forbidden" else shorten(problem["msg"].removeprefix("Value error, "), 400)
+    reason = (
+        "not supported"
+        if kind == "extra_forbidden"
+        else shorten(problem["msg"].removeprefix("Value error, "), 400)
+    )
     if not place:
         return reason
     return f"{place}: {reason}{'' if kind == 'missing' else _given(given)}"

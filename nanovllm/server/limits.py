@@ -32,14 +32,18 @@ class ApiKeyMiddleware:
             scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
             if scheme.lower() != b"bearer" or not self._is_known(given.strip()):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
-                await error_response(401, message, headers={"www-authenticate": "Bearer"})(scope, receive, send)
+                await error_response(401, message, headers={"www-authenticate": "Bearer"})(
+                    scope, receive, send
+                )
                 return
         await self._app(scope, receive, send)
 
     def _is_known(self, given: bytes) -> bool:
         """Whether it is one of the keys; how long this takes says neither which nor how much of one was right, nor how long they are."""
         digest = _digest(given)
-        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all of them, also after one that matches
+        matches = [
+            hmac.compare_digest(digest, known) for known in self._digests
+        ]  # all of them, also after one that matches
         return any(matches)
 
 
@@ -56,15 +60,29 @@ class CrossOriginMiddleware(CORSMiddleware):
     def __init__(self, app: ASGIApp, allowed_origins: Sequence[str]) -> None:
         """Allow these origins, all of them where one is `*`. Keys come in a header and not as cookies, so no credentials are allowed."""
         exposed = ("x-request-id", "retry-after")
-        super().__init__(app, allowed_origins, allow_methods=("GET", "POST"), allow_headers=("*",), expose_headers=exposed)
+        super().__init__(
+            app,
+            allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("*",),
+            expose_headers=exposed,
+        )
 
     def preflight_response(self, request_headers: Headers) -> Response:
         """The answer to a browser that asks first; a refusal in the one form of all errors."""
         response = super().preflight_response(request_headers)
         if response.status_code == 200:
             return response
-        kept = {name: value for name, value in response.headers.items() if name not in ("content-length", "content-type")}
-        return error_response(response.status_code, f"the request of a web page is refused: {bytes(response.body).decode()}", headers=kept)
+        kept = {
+            name: value
+            for name, value in response.headers.items()
+            if name not in ("content-length", "content-type")
+        }
+        return error_response(
+            response.status_code,
+            f"the request of a web page is refused: {bytes(response.body).decode()}",
+            headers=kept,
+        )
 
 
 class BodyLimitMiddleware:
@@ -91,7 +109,9 @@ class BodyLimitMiddleware:
             await self._refuse_large(scope, receive, send)
         except _BodyTooSlowError:
             message = f"the request's body was not complete after {self._limit_s:g} s; send it faster, or less at once"
-            await error_response(408, message, headers={"connection": "close"})(scope, receive, send)
+            await error_response(408, message, headers={"connection": "close"})(
+                scope, receive, send
+            )
 
     def _watched(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
         seen, is_complete = 0, False
@@ -102,7 +122,9 @@ class BodyLimitMiddleware:
             if is_complete:
                 return await receive()  # which waits for the client to go
             try:
-                message = await asyncio.wait_for(receive(), deadline_s - asyncio.get_running_loop().time())
+                message = await asyncio.wait_for(
+                    receive(), deadline_s - asyncio.get_running_loop().time()
+                )
             except asyncio.TimeoutError as error:
                 raise _BodyTooSlowError from error
             is_complete = not message.get("more_body", False)
@@ -114,8 +136,12 @@ class BodyLimitMiddleware:
         return watched
 
     async def _refuse_large(self, scope: Scope, receive: Receive, send: Send) -> None:
-        message = f"the request's body is larger than the limit of {self._limit} bytes; send less at once"
-        await error_response(413, message)(scope, receive, send)  # closing at once could cost the client the answer: it is still sending
+        message = (
+            f"the request's body is larger than the limit of {self._limit} bytes; send less at once"
+        )
+        await error_response(413, message)(
+            scope, receive, send
+        )  # closing at once could cost the client the answer: it is still sending
 
 
 class _BodyTooLargeError(BaseException):

@@ -13,20 +13,55 @@ from prometheus_client.registry import Collector
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.metrics import EngineStats, StepStats
 
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+_SECONDS = (
+    0.001,
+    0.002,
+    0.005,
+    0.01,
+    0.02,
+    0.05,
+    0.1,
+    0.2,
+    0.5,
+    1.0,
+    2.0,
+    5.0,
+    10.0,
+    20.0,
+    50.0,
+    100.0,
+)
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
 _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
-    "num_requests_running": ("Sequences in the running batch.", lambda stats: stats.num_requests_running),
-    "num_requests_waiting": ("Sequences that wait for their turn.", lambda stats: stats.num_requests_waiting),
-    "kv_cache_usage_perc": ("Share of the KV cache in use, from 0 to 1.", lambda stats: stats.kv_cache_usage),
+    "num_requests_running": (
+        "Sequences in the running batch.",
+        lambda stats: stats.num_requests_running,
+    ),
+    "num_requests_waiting": (
+        "Sequences that wait for their turn.",
+        lambda stats: stats.num_requests_waiting,
+    ),
+    "kv_cache_usage_perc": (
+        "Share of the KV cache in use, from 0 to 1.",
+        lambda stats: stats.kv_cache_usage,
+    ),
 }
 _COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
     "prompt_tokens": ("Prompt tokens computed.", lambda stats: stats.prompt_tokens),
     "generation_tokens": ("Tokens generated.", lambda stats: stats.generation_tokens),
-    "num_preemptions": ("Sequences set back to be computed again.", lambda stats: stats.num_preemptions),
-    "prefix_cache_queries": ("Prompt tokens looked up in the prefix cache.", lambda stats: stats.prefix_cache_queries),
-    "prefix_cache_hits": ("Prompt tokens found in the prefix cache.", lambda stats: stats.prefix_cache_hits),
+    "num_preemptions": (
+        "Sequences set back to be computed again.",
+        lambda stats: stats.num_preemptions,
+    ),
+    "prefix_cache_queries": (
+        "Prompt tokens looked up in the prefix cache.",
+        lambda stats: stats.prefix_cache_queries,
+    ),
+    "prefix_cache_hits": (
+        "Prompt tokens found in the prefix cache.",
+        lambda stats: stats.prefix_cache_hits,
+    ),
 }
 _HISTOGRAMS = {
     "time_to_first_token_seconds": ("From arrival to the first token.", _SECONDS),
@@ -50,10 +85,21 @@ class ServerMetrics:
         self._model_name = model_name
         self._registry = CollectorRegistry()
         self._histograms = {
-            name: Histogram(f"nanovllm:{name}", help_text, ["model_name"], buckets=buckets, registry=self._registry).labels(model_name)
+            name: Histogram(
+                f"nanovllm:{name}",
+                help_text,
+                ["model_name"],
+                buckets=buckets,
+                registry=self._registry,
+            ).labels(model_name)
             for name, (help_text, buckets) in _HISTOGRAMS.items()
         }
-        self._success = Counter("nanovllm:request_success", "Sequences that ended.", ["model_name", "finished_reason"], registry=self._registry)
+        self._success = Counter(
+            "nanovllm:request_success",
+            "Sequences that ended.",
+            ["model_name", "finished_reason"],
+            registry=self._registry,
+        )
         for reason in ("stop", "length", "error"):
             self._success.labels(model_name, reason)
 
@@ -81,13 +127,19 @@ class ServerMetrics:
             observe["request_prompt_tokens"].observe(request.prompt_tokens)
             observe["request_generation_tokens"].observe(request.generation_tokens)
             if times.first_scheduled_s is not None:
-                observe["request_queue_time_seconds"].observe(times.first_scheduled_s - times.arrival_s)
+                observe["request_queue_time_seconds"].observe(
+                    times.first_scheduled_s - times.arrival_s
+                )
                 if times.first_token_s is not None:
                     decode_s = request.finished_s - times.first_token_s
-                    observe["request_prefill_time_seconds"].observe(times.first_token_s - times.first_scheduled_s)
+                    observe["request_prefill_time_seconds"].observe(
+                        times.first_token_s - times.first_scheduled_s
+                    )
                     observe["request_decode_time_seconds"].observe(decode_s)
                     if request.generation_tokens > 1:
-                        observe["request_time_per_output_token_seconds"].observe(decode_s / (request.generation_tokens - 1))
+                        observe["request_time_per_output_token_seconds"].observe(
+                            decode_s / (request.generation_tokens - 1)
+                        )
 
 
 class _EngineCollector(Collector):
@@ -111,15 +163,29 @@ class _EngineCollector(Collector):
             yield counter
         room = self._engine.admission_stats()
         for name, help_text, amount in (
-            ("queued_requests", "Answers that are unfinished, of --max-queued-requests.", room.answers),
+            (
+                "queued_requests",
+                "Answers that are unfinished, of --max-queued-requests.",
+                room.answers,
+            ),
             ("queued_tokens", "Tokens that they may come to, of --max-queued-tokens.", room.tokens),
             ("queued_tokens_limit", "The most that queued_tokens may be.", room.max_tokens or 0),
         ):
             gauge = GaugeMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
             gauge.add_metric([self._model_name], amount)
             yield gauge
-        yield self._labelled("request_refused", "Requests that found the queue full, by the limit that they met.", "limit", room.refused)
-        yield self._labelled("request_timeout", "Requests whose time was over, by where they stood.", "stage", self._engine.timeouts)
+        yield self._labelled(
+            "request_refused",
+            "Requests that found the queue full, by the limit that they met.",
+            "limit",
+            room.refused,
+        )
+        yield self._labelled(
+            "request_timeout",
+            "Requests whose time was over, by where they stood.",
+            "stage",
+            self._engine.timeouts,
+        )
 
     def _labelled(self, name: str, help_text: str, label: str, counts: dict[str, int]) -> Metric:
         counter = CounterMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name", label])

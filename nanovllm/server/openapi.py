@@ -24,9 +24,21 @@ _WHY = {
     503: "The model is loading, the server is stopping, or the request's time was over before it began.",
     504: "The request's time was over before its answer was complete.",
 }
-_REQUEST_ID = {"schema": {"type": "string"}, "required": True, "description": "the request's name, the client's own where it sent one"}
-_RETRY_AFTER = {"schema": {"type": "integer", "minimum": 0}, "required": True, "description": "seconds after which to try again"}
-_SHOULD_RETRY = {"schema": {"type": "string", "const": "false"}, "required": True, "description": "the same would be computed again"}
+_REQUEST_ID = {
+    "schema": {"type": "string"},
+    "required": True,
+    "description": "the request's name, the client's own where it sent one",
+}
+_RETRY_AFTER = {
+    "schema": {"type": "integer", "minimum": 0},
+    "required": True,
+    "description": "seconds after which to try again",
+}
+_SHOULD_RETRY = {
+    "schema": {"type": "string", "const": "false"},
+    "required": True,
+    "description": "the same would be computed again",
+}
 _AUTHENTICATE = {"schema": {"type": "string", "const": "Bearer"}, "required": True}
 _HEADERS: dict[int, dict[str, Any]] = {
     401: {"www-authenticate": _AUTHENTICATE}, 429: {"retry-after": _RETRY_AFTER}, 503: {"retry-after": _RETRY_AFTER},
@@ -47,7 +59,9 @@ def answers(*errors: int, whole: Any = None, chunk: Any = None) -> dict[int | st
     if whole is not None:
         found[200] = {"model": whole, "description": "The answer."}
     if chunk is not None:
-        found[200]["description"] = "The answer, whole or with `stream` as events: chunks, or an error in place of the rest, then `data: [DONE]`."
+        found[200]["description"] = (
+            "The answer, whole or with `stream` as events: chunks, or an error in place of the rest, then `data: [DONE]`."
+        )
         found[200]["content"] = {"text/event-stream": {"itemSchema": _event_schema(chunk)}}
     return found
 
@@ -74,12 +88,17 @@ def _complete(document: dict[str, Any], kinds: Sequence[Any], *, has_keys: bool)
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for kind in (ErrorAnswer, *kinds):  # the framework knows no events, and rounds the limits of whole numbers: a seed's are 64 bits
+    for kind in (
+        ErrorAnswer,
+        *kinds,
+    ):  # the framework knows no events, and rounds the limits of whole numbers: a seed's are 64 bits
         schema = TypeAdapter(kind).json_schema(ref_template=_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[kind.__name__] = schema
     if has_keys:
-        document["components"]["securitySchemes"] = {_KEY_SCHEME: {"type": "http", "scheme": "bearer"}}
+        document["components"]["securitySchemes"] = {
+            _KEY_SCHEME: {"type": "http", "scheme": "bearer"}
+        }
     for path, operations in document["paths"].items():
         needs_key = has_keys and path not in OPEN_PATHS
         for operation in operations.values():
@@ -90,11 +109,21 @@ def _complete_operation(operation: dict[str, Any], *, needs_key: bool) -> None:
     """Add what the layers around a route answer; a body that is not valid is a 400 here, never the framework's 422."""
     responses = operation["responses"]
     responses.pop("422", None)
-    everywhere = (413, 500, *((401,) if needs_key else ()), *((408,) if "requestBody" in operation else ()))
+    everywhere = (
+        413,
+        500,
+        *((401,) if needs_key else ()),
+        *((408,) if "requestBody" in operation else ()),
+    )
     for status in everywhere:
         described = _error(status)
         del described["model"]
-        responses[str(status)] = {**described, "content": {"application/json": {"schema": {"$ref": _REF.format(model=ErrorAnswer.__name__)}}}}
+        responses[str(status)] = {
+            **described,
+            "content": {
+                "application/json": {"schema": {"$ref": _REF.format(model=ErrorAnswer.__name__)}}
+            },
+        }
     for response in responses.values():
         response.setdefault("headers", {})["x-request-id"] = _REQUEST_ID
     operation["responses"] = dict(sorted(responses.items()))
@@ -103,11 +132,23 @@ def _complete_operation(operation: dict[str, Any], *, needs_key: bool) -> None:
 
 
 def _error(status: int) -> dict[str, Any]:
-    return {"model": ErrorAnswer, "description": _WHY[status], "headers": dict(_HEADERS.get(status, {}))}
+    return {
+        "model": ErrorAnswer,
+        "description": _WHY[status],
+        "headers": dict(_HEADERS.get(status, {})),
+    }
 
 
 def _event_schema(chunk: Any) -> dict[str, Any]:
     """An event of a stream, as OpenAPI 3.2 describes them and tools for 3.1 read them too."""
-    data = {"anyOf": [{"$ref": _REF.format(model=name)} for name in (chunk.__name__, ErrorAnswer.__name__)]}
+    data = {
+        "anyOf": [
+            {"$ref": _REF.format(model=name)} for name in (chunk.__name__, ErrorAnswer.__name__)
+        ]
+    }
     whole = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
-    return {"type": "object", "required": ["data"], "properties": {"data": {"anyOf": [{"type": "string", "const": "[DONE]"}, whole]}}}
+    return {
+        "type": "object",
+        "required": ["data"],
+        "properties": {"data": {"anyOf": [{"type": "string", "const": "[DONE]"}, whole]}},
+    }

@@ -68,11 +68,15 @@ class RequestRecord:
 
     def note_submissions(self, submissions: Sequence[Submission]) -> None:
         """What the request has become, once it is checked."""
-        self.prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in submissions)
+        self.prompt_tokens = sum(
+            len(submission.requests[0].prompt_token_ids) for submission in submissions
+        )
 
     def note_answers(self, submissions: Sequence[Submission]) -> None:
         """How much has been generated, once the answer has ended or nobody waits for it."""
-        self.completion_tokens = sum(submission.assembler.num_output_tokens for submission in submissions)
+        self.completion_tokens = sum(
+            submission.assembler.num_output_tokens for submission in submissions
+        )
 
     def line(self, method: str, path: str) -> str:
         """The request as one line of JSON in ASCII: nothing that a client sends can break the line or pass for another."""
@@ -113,14 +117,19 @@ class RequestLogMiddleware:
         async def watched_send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 record.status = message["status"]
-                message = {**message, "headers": [*message.get("headers", ()), (_HEADER, record.request_id.encode())]}
+                message = {
+                    **message,
+                    "headers": [*message.get("headers", ()), (_HEADER, record.request_id.encode())],
+                }
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
                 record.is_answered = True  # before it is sent: afterwards the server reports every connection as closed
             await send(message)
 
         try:
             await self._app(scope, watched_receive, watched_send)
-            record.client_gone = record.client_gone or not record.is_answered  # a stream that ends early had nobody to go on for
+            record.client_gone = (
+                record.client_gone or not record.is_answered
+            )  # a stream that ends early had nobody to go on for
         finally:
             if self._log_requests:
                 _logger.info(record.line(scope["method"], scope["path"]))
@@ -150,4 +159,8 @@ def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
 
 
 def _cut(prompt: str | list[int]) -> str | list[int]:
-    return shorten(prompt, MAX_PROMPT_CHARACTERS) if isinstance(prompt, str) else prompt[: MAX_PROMPT_CHARACTERS // 2]
+    return (
+        shorten(prompt, MAX_PROMPT_CHARACTERS)
+        if isinstance(prompt, str)
+        else prompt[: MAX_PROMPT_CHARACTERS // 2]
+    )

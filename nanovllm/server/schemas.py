@@ -7,7 +7,15 @@ fields is not looked into.
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import (
@@ -33,15 +41,23 @@ _PROMPT_SCHEMA = {
         {"type": "string", "minLength": 1},
         {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
         {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
-        {"type": "array", "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1}, "minItems": 1},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            "minItems": 1,
+        },
     ]
 }
 Prompts = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
 TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
-StopTokenIds = Annotated[list[TokenId], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})]
+StopTokenIds = Annotated[
+    list[TokenId], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})
+]
 AllowedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
 Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
-BadWords = Annotated[list[Text], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})]
+BadWords = Annotated[
+    list[Text], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})
+]
 
 
 def _as_list(value: object) -> object:
@@ -65,9 +81,18 @@ Stops = Annotated[
     list[str],
     Field(fail_fast=True),
     BeforeValidator(_as_list),
-    WithJsonSchema({"oneOf": [_STOP_SCHEMA, {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOP_STRINGS}]}),
+    WithJsonSchema(
+        {
+            "oneOf": [
+                _STOP_SCHEMA,
+                {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOP_STRINGS},
+            ]
+        }
+    ),
 ]
-LogitBias = Annotated[dict[str, float], BeforeValidator(_not_too_many), WithJsonSchema(_BIAS_SCHEMA)]
+LogitBias = Annotated[
+    dict[str, float], BeforeValidator(_not_too_many), WithJsonSchema(_BIAS_SCHEMA)
+]
 NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
 
 
@@ -85,7 +110,9 @@ class Body(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
-    model: str | None = Field(None, description="a served model's name; left out, the one that is served")
+    model: str | None = Field(
+        None, description="a served model's name; left out, the one that is served"
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +140,9 @@ class SamplingBody(Body):
 
     top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY)
+    repetition_penalty: float | None = Field(
+        None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY
+    )
     stop_token_ids: StopTokenIds | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
@@ -130,7 +159,10 @@ class SamplingBody(Body):
     @model_validator(mode="after")
     def _check_stream(self) -> "SamplingBody":
         if self.stream_options is not None and not self.stream:
-            raise InvalidRequestError("stream_options is only allowed with stream; set stream to true or leave it out", param="stream_options")
+            raise InvalidRequestError(
+                "stream_options is only allowed with stream; set stream to true or leave it out",
+                param="stream_options",
+            )
         return self
 
 
@@ -138,15 +170,26 @@ class CompletionRequest(SamplingBody):
     """The body of POST /v1/completions."""
 
     prompt: Prompts = Field(description="text, token ids, or a list of either")
-    max_tokens: int | None = Field(DEFAULT_MAX_TOKENS, ge=0, description="most tokens to generate; 0 only with echo")
-    best_of: int | None = Field(None, ge=1, le=MAX_BEST_OF, description="generate so many, give the n most likely by mean log-probability")
+    max_tokens: int | None = Field(
+        DEFAULT_MAX_TOKENS, ge=0, description="most tokens to generate; 0 only with echo"
+    )
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_BEST_OF,
+        description="generate so many, give the n most likely by mean log-probability",
+    )
     logprobs: int | None = Field(None, ge=0)
     echo: bool | None = False
     suffix: Annotated[str | None, NotSupported] = None
 
     prompt_logprobs: int | None = Field(None, ge=0)
-    use_beam_search: bool = Field(False, description="the most probable answers as a whole; max(n, best_of) beams")
-    length_penalty: float | None = Field(None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers")
+    use_beam_search: bool = Field(
+        False, description="the most probable answers as a whole; max(n, best_of) beams"
+    )
+    length_penalty: float | None = Field(
+        None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers"
+    )
     truncate_prompt_tokens: int | None = Field(
         None,
         ge=-1,
@@ -154,9 +197,15 @@ class CompletionRequest(SamplingBody):
         description="read the last tokens only; -1 for as many as fit",
         json_schema_extra={"not": {"const": 0}},
     )
-    add_special_tokens: bool = Field(True, description="those that the tokenizer puts around a text; GPT-2's has none")
-    return_token_ids: bool | None = Field(False, description="add prompt_token_ids and token_ids to each choice")
-    return_tokens_as_token_ids: bool | None = Field(False, description='"token_id:123" instead of texts in logprobs')
+    add_special_tokens: bool = Field(
+        True, description="those that the tokenizer puts around a text; GPT-2's has none"
+    )
+    return_token_ids: bool | None = Field(
+        False, description="add prompt_token_ids and token_ids to each choice"
+    )
+    return_tokens_as_token_ids: bool | None = Field(
+        False, description='"token_id:123" instead of texts in logprobs'
+    )
 
     @field_validator("prompt")
     @classmethod
@@ -166,17 +215,29 @@ class CompletionRequest(SamplingBody):
     @model_validator(mode="after")
     def _check_together(self) -> "CompletionRequest":
         if self.suffix is not None:
-            raise InvalidRequestError("suffix is not supported: GPT-2 cannot fill in the middle; leave it out", param="suffix")
+            raise InvalidRequestError(
+                "suffix is not supported: GPT-2 cannot fill in the middle; leave it out",
+                param="suffix",
+            )
         if self.stream and self.num_candidates > (self.n or 1):
             said = f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is known once all are complete"
-            raise InvalidRequestError(f"{said}: they cannot be streamed; leave out stream or best_of", param="best_of")
+            raise InvalidRequestError(
+                f"{said}: they cannot be streamed; leave out stream or best_of", param="best_of"
+            )
         if self.return_tokens_as_token_ids and self.logprobs is None:
             said = "return_tokens_as_token_ids is about the tokens in logprobs, which the request does not ask for"
-            raise InvalidRequestError(f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids")
+            raise InvalidRequestError(
+                f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids"
+            )
         if self.length_penalty is not None and not self.use_beam_search:
-            raise InvalidRequestError("length_penalty is only for use_beam_search; set that to true or leave it out", param="length_penalty")
+            raise InvalidRequestError(
+                "length_penalty is only for use_beam_search; set that to true or leave it out",
+                param="length_penalty",
+            )
         if self.max_tokens == 0 and not self.echo:
-            raise InvalidRequestError("max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens")
+            raise InvalidRequestError(
+                "max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens"
+            )
         return self
 
     @property
@@ -195,9 +256,13 @@ def check_prompts(value: Any) -> Any:
     items = value if isinstance(value, list) else [value]
     if not items or value == "":
         raise ValueError("is empty; give text or token ids")
-    whole_prompts = all(isinstance(item, str) for item in items) or all(_is_token_list(item) for item in items)
+    whole_prompts = all(isinstance(item, str) for item in items) or all(
+        _is_token_list(item) for item in items
+    )
     if not whole_prompts and not (isinstance(value, list) and _is_token_list(items)):
-        raise ValueError("must be text, a list of texts, a list of token ids, or a list of lists of token ids")
+        raise ValueError(
+            "must be text, a list of texts, a list of token ids, or a list of lists of token ids"
+        )
     return value
 
 
@@ -207,4 +272,6 @@ def list_prompts(value: Any) -> list[str | list[int]]:
 
 
 def _is_token_list(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+    return isinstance(value, list) and all(
+        isinstance(item, int) and not isinstance(item, bool) for item in value
+    )

@@ -60,14 +60,22 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 class EventStream(Response):
     """A response whose events are written as they come, and whose source is closed when the client goes away."""
 
-    def __init__(self, events: AsyncGenerator[bytes, None], on_close: Callable[[], None], stalled_after_s: float) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        on_close: Callable[[], None],
+        stalled_after_s: float,
+    ) -> None:
         """Send `events` one after the other.
 
         Args:
             on_close: called at the end in any case, even where the events never began.
             stalled_after_s: a client that has taken nothing for this long, and up to twice as long, counts as gone.
         """
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        super().__init__(
+            media_type="text/event-stream",
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+        )
         del self.headers["content-length"]
         self._events = events
         self._on_close = on_close
@@ -91,13 +99,18 @@ class EventStream(Response):
 
     async def _is_over(self, writer: "asyncio.Future[None]", gone: "asyncio.Future[None]") -> bool:
         """Wait for the end of the events or of the connection, but no longer than it takes to find a stalled client."""
-        done, _ = await asyncio.wait({writer, gone}, timeout=self._stalled_after_s, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(
+            {writer, gone}, timeout=self._stalled_after_s, return_when=asyncio.FIRST_COMPLETED
+        )
         if done:
             return True
         since_s = self._sending_since_s
         is_stalled = since_s is not None and time.monotonic() - since_s >= self._stalled_after_s
         if is_stalled:
-            logger.warning("a client has read nothing of its stream for %g s; its requests end", self._stalled_after_s)
+            logger.warning(
+                "a client has read nothing of its stream for %g s; its requests end",
+                self._stalled_after_s,
+            )
         return is_stalled
 
     async def _write(self, send: Send) -> None:
@@ -106,14 +119,18 @@ class EventStream(Response):
             await send(message)  # returns once the client has taken enough of what was sent before
             self._sending_since_s = None
 
-        await pass_on({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await pass_on(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
         async with aclosing(self._events) as events:
             async for event in events:
                 await pass_on({"type": "http.response.body", "body": event, "more_body": True})
         await pass_on({"type": "http.response.body", "body": b"", "more_body": False})
 
 
-def completion_events(job: CompletionJob, engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[bytes, None]:
+def completion_events(
+    job: CompletionJob, engine: AsyncEngine, readers: list[Reader]
+) -> AsyncGenerator[bytes, None]:
     """The events of a streamed completion."""
     formatters: dict[int, ChoiceFormatter] = {}
 
@@ -121,14 +138,18 @@ def completion_events(job: CompletionJob, engine: AsyncEngine, readers: list[Rea
         choices: list[CompletionChoice] = []
         for answer in output.outputs:
             index = place * job.n + answer.index
-            formatter = formatters.get(index) or formatters.setdefault(index, ChoiceFormatter(job, output))
+            formatter = formatters.get(index) or formatters.setdefault(
+                index, ChoiceFormatter(job, output)
+            )
             choice = formatter.choice(index, answer, output)
             if any(value for name, value in choice.items() if name != "index"):  # it says something
                 choices.append(choice)
         return choices
 
     head = {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
-    return answer_events(head, job.body.stream_options, job.submissions, merge(engine, readers), choices_of)
+    return answer_events(
+        head, job.body.stream_options, job.submissions, merge(engine, readers), choices_of
+    )
 
 
 async def answer_events(
@@ -154,13 +175,29 @@ async def answer_events(
             async for place, output in pieces:
                 counter.add(place, output)
                 for part in _parts(output):
-                    choices = await asyncio.to_thread(choices_of, place, part) if is_large([part]) else choices_of(place, part)
+                    choices = (
+                        await asyncio.to_thread(choices_of, place, part)
+                        if is_large([part])
+                        else choices_of(place, part)
+                    )
                     if choices:
-                        extra = {"usage": counter.usage() if options and options.continuous_usage_stats else None} if usage_on else {}
-                        yield b"".join(event({**head, "choices": [choice], **extra}) for choice in choices)
+                        extra = (
+                            {
+                                "usage": counter.usage()
+                                if options and options.continuous_usage_stats
+                                else None
+                            }
+                            if usage_on
+                            else {}
+                        )
+                        yield b"".join(
+                            event({**head, "choices": [choice], **extra}) for choice in choices
+                        )
         if options is not None and options.include_usage:
             yield event({**head, "choices": [], "usage": counter.usage()})
-    except Exception as error:  # the status line is sent already: the reason can only follow in the stream
+    except (
+        Exception
+    ) as error:  # the status line is sent already: the reason can only follow in the stream
         if status_of(error) == 500:
             logger.error("%s ended with an error", head["id"], exc_info=error)
         yield b"data: " + bytes(response_for(error).body) + b"\n\n"
@@ -170,7 +207,10 @@ async def answer_events(
 def is_large(outputs: Sequence[RequestOutput]) -> bool:
     """Whether they take so long to write as JSON that it must not be done on the event loop: log-probabilities of many positions."""
     prompts = sum(len(output.prompt_logprobs or ()) * len(output.outputs) for output in outputs)
-    return prompts + sum(len(answer.logprobs or ()) for output in outputs for answer in output.outputs) > MANY_POSITIONS
+    return (
+        prompts + sum(len(answer.logprobs or ()) for output in outputs for answer in output.outputs)
+        > MANY_POSITIONS
+    )
 
 
 def _parts(output: RequestOutput) -> list[RequestOutput]:
@@ -182,7 +222,9 @@ def _parts(output: RequestOutput) -> list[RequestOutput]:
 
 def event(body: dict[str, Any]) -> bytes:
     """One server-sent event."""
-    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    return (
+        b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    )
 
 
 class UsageCounter:
@@ -190,7 +232,9 @@ class UsageCounter:
 
     def __init__(self, submissions: Sequence[Submission]) -> None:
         """Count the prompts at once, answers as they come."""
-        self._prompt_tokens = sum(len(submission.requests[0].prompt_token_ids) for submission in submissions)
+        self._prompt_tokens = sum(
+            len(submission.requests[0].prompt_token_ids) for submission in submissions
+        )
         self._completion_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
 
@@ -201,10 +245,16 @@ class UsageCounter:
 
     def usage(self) -> Usage:
         """The `usage` object so far."""
-        return usage(self._prompt_tokens, sum(self._completion_tokens.values()), sum(self._cached_tokens.values()))
+        return usage(
+            self._prompt_tokens,
+            sum(self._completion_tokens.values()),
+            sum(self._cached_tokens.values()),
+        )
 
 
-async def merge(engine: AsyncEngine, readers: list[Reader]) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+async def merge(
+    engine: AsyncEngine, readers: list[Reader]
+) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """The news of several requests as they come, each with its prompt's number."""
     if len(readers) == 1:  # nothing to wait for side by side, which costs a task for each piece
         async with aclosing(engine.follow(readers[0])) as news:

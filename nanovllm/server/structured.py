@@ -38,17 +38,33 @@ class StructuredFields(BaseModel):
     json_: dict[str, Any] | str | None = Field(None, alias="json")
     json_object: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] | None = None
     regex: Annotated[str, WithJsonSchema(_TEXT)] | None = None
-    choice: Annotated[list[str], WithJsonSchema({"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_CHOICES})] | None = None
+    choice: (
+        Annotated[
+            list[str],
+            WithJsonSchema(
+                {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_CHOICES}
+            ),
+        ]
+        | None
+    ) = None
     grammar: Annotated[str, WithJsonSchema(_TEXT)] | None = None
 
 
-def structured_outputs(response_format: ResponseFormat | None, fields: StructuredFields | None) -> StructuredOutputs | None:
+def structured_outputs(
+    response_format: ResponseFormat | None, fields: StructuredFields | None
+) -> StructuredOutputs | None:
     """What both fields ask for together; raises InvalidRequestError where they contradict each other or themselves."""
     if fields is not None:
         if response_format is not None and response_format.type != "text":
             message = "response_format and structured_outputs both say what the answer looks like; leave one of them out"
             raise InvalidRequestError(message, param="response_format")
-        return StructuredOutputs(json=fields.json_, json_object=fields.json_object, regex=fields.regex, choice=fields.choice, grammar=fields.grammar)
+        return StructuredOutputs(
+            json=fields.json_,
+            json_object=fields.json_object,
+            regex=fields.regex,
+            choice=fields.choice,
+            grammar=fields.grammar,
+        )
     if response_format is None or response_format.type == "text":
         return None
     if response_format.type == "json_object":

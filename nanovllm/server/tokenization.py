@@ -23,9 +23,17 @@ BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_
 class TokenizeRequest(Body):
     """The body of POST /tokenize."""
 
-    prompt: str = Field(description=f"text of up to {MAX_TEXT_BYTES} bytes in UTF-8", json_schema_extra={"maxLength": MAX_TEXT_BYTES})
-    add_special_tokens: bool = Field(True, description="what the tokenizer puts around every text, if anything; GPT-2's puts nothing")
-    return_token_strs: bool = Field(False, description="also each token as the vocabulary spells it")
+    prompt: str = Field(
+        description=f"text of up to {MAX_TEXT_BYTES} bytes in UTF-8",
+        json_schema_extra={"maxLength": MAX_TEXT_BYTES},
+    )
+    add_special_tokens: bool = Field(
+        True,
+        description="what the tokenizer puts around every text, if anything; GPT-2's puts nothing",
+    )
+    return_token_strs: bool = Field(
+        False, description="also each token as the vocabulary spells it"
+    )
 
 
 class DetokenizeRequest(Body):
@@ -39,11 +47,21 @@ def tokenize(body: TokenizeRequest, engine: Engine) -> Tokenized:
     check_unicode("prompt", body.prompt)
     size = len(body.prompt.encode())
     if size > MAX_TEXT_BYTES:
-        raise InvalidRequestError(f"the prompt has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; send it in parts", param="prompt")
+        raise InvalidRequestError(
+            f"the prompt has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; send it in parts",
+            param="prompt",
+        )
     tokenizer = engine.tokenizer
     tokens = tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
-    names = [tokenizer.token_name(token_id) for token_id in tokens] if body.return_token_strs else None
-    return {"count": len(tokens), "max_model_len": engine.max_model_len, "tokens": tokens, "token_strs": names}
+    names = (
+        [tokenizer.token_name(token_id) for token_id in tokens] if body.return_token_strs else None
+    )
+    return {
+        "count": len(tokens),
+        "max_model_len": engine.max_model_len,
+        "tokens": tokens,
+        "token_strs": names,
+    }
 
 
 def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
@@ -51,7 +69,10 @@ def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
     last = engine.model.vocab - 1
     outside = next((token_id for token_id in body.tokens if not 0 <= token_id <= last), None)
     if outside is not None:
-        raise InvalidRequestError(f"tokens has the id {str(outside)[:24]} but the vocabulary goes from 0 to {last}", param="tokens")
+        raise InvalidRequestError(
+            f"tokens has the id {str(outside)[:24]} but the vocabulary goes from 0 to {last}",
+            param="tokens",
+        )
     return {"prompt": engine.tokenizer.decode(body.tokens, skip_special_tokens=False)}
 
 

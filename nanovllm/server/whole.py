@@ -16,7 +16,11 @@ from nanovllm.server.streaming import is_large, unless_gone
 
 
 async def finish_all(
-    engine: AsyncEngine, request: Request, submissions: Sequence[Submission], *, within: Reservation | None = None
+    engine: AsyncEngine,
+    request: Request,
+    submissions: Sequence[Submission],
+    *,
+    within: Reservation | None = None,
 ) -> list[RequestOutput]:
     """Queue checked requests, all or none, and wait for the whole answer of each; `within` is room that was reserved for them.
 
@@ -40,7 +44,10 @@ def client_gone() -> Response:
 
 
 async def whole_answer(
-    head: Mapping[str, object], choices: Iterator[Mapping[str, object]], usage: Mapping[str, object], outputs: Sequence[RequestOutput]
+    head: Mapping[str, object],
+    choices: Iterator[Mapping[str, object]],
+    usage: Mapping[str, object],
+    outputs: Sequence[RequestOutput],
 ) -> Response:
     """The answer whose choices are made of `outputs`; a large one is written beside the event loop, where it would hold up everybody's stream."""
     if is_large(outputs):
@@ -50,7 +57,9 @@ async def whole_answer(
     return Response(content, media_type="application/json")
 
 
-def write_answer(head: Mapping[str, object], choices: Iterator[Mapping[str, object]], usage: Mapping[str, object]) -> bytes:
+def write_answer(
+    head: Mapping[str, object], choices: Iterator[Mapping[str, object]], usage: Mapping[str, object]
+) -> bytes:
     """The JSON, choice by choice: writing all at once would hold the interpreter for as long as it takes, and all choices in memory."""
     written = b",".join(_json(choice) for choice in choices)
     return _json(head)[:-1] + b',"choices":[' + written + b'],"usage":' + _json(usage) + b"}"

@@ -25,13 +25,21 @@ def start(tmp_path: Path) -> Iterator[Start]:
     """start(answer, ready) starts a worker that is a script: it says `ready`, then runs `answer` for each line."""
     running = []
 
-    def begin(answer: str = ANSWER, ready: str = '{"ready": {"versions": {"fake": "1"}}}', timeout_s: float = 30.0) -> Contender:
+    def begin(
+        answer: str = ANSWER,
+        ready: str = '{"ready": {"versions": {"fake": "1"}}}',
+        timeout_s: float = 30.0,
+    ) -> Contender:
         script = tmp_path / f"worker{len(list(tmp_path.iterdir()))}"
         body = answer.strip().replace("\n", "\n    ")
         tell = "def tell(message): print(json.dumps(message), flush=True)"
-        script.write_text(f"#!{sys.executable}\nimport json, sys\n{tell}\nprint('{ready}', flush=True)\nfor line in sys.stdin:\n    {body}\n")
+        script.write_text(
+            f"#!{sys.executable}\nimport json, sys\n{tell}\nprint('{ready}', flush=True)\nfor line in sys.stdin:\n    {body}\n"
+        )
         script.chmod(0o755)
-        running.append(Contender.start(Entry("fake", "fake", "any", str(script)), tmp_path, 1, timeout_s))
+        running.append(
+            Contender.start(Entry("fake", "fake", "any", str(script)), tmp_path, 1, timeout_s)
+        )
         return running[-1]
 
     yield begin
@@ -61,8 +69,14 @@ def test_a_worker_is_stopped_between_its_turns(start: Start) -> None:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ('tell({"seconds": 0.5, "token_ids": [[1, 1]]})', r"other work: \[2\] tokens instead of \[3\]"),
-        ('tell({"seconds": 0.5, "token_ids": [[1, 1, 1]], "cached_tokens": 32})', "32 tokens came from a cache"),
+        (
+            'tell({"seconds": 0.5, "token_ids": [[1, 1]]})',
+            r"other work: \[2\] tokens instead of \[3\]",
+        ),
+        (
+            'tell({"seconds": 0.5, "token_ids": [[1, 1, 1]], "cached_tokens": 32})',
+            "32 tokens came from a cache",
+        ),
         ('tell({"failed": "RuntimeError: no memory"})', "RuntimeError: no memory"),
         ('sys.exit("out of luck")', "it ended: out of luck"),
         ("pass", "no answer within 0.5 s"),

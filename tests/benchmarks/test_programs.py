@@ -15,7 +15,13 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.model.config import GPT2Config
 
 NUMPY = ["--ours", '{"backend": "numpy"}', "--scale", "8", "--threads", "1"]
-TINY: dict[str, Any] = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 300, "n_positions": 128}
+TINY: dict[str, Any] = {
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 2,
+    "vocab_size": 300,
+    "n_positions": 128,
+}
 Run = Callable[..., dict[str, Any]]
 
 
@@ -28,9 +34,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> Run:
     """run(program, *arguments) gives the JSON of its last line, which is in the file of --json too."""
 
-    def run(program: Callable[[Sequence[str]], int], *arguments: object, code: int = 0) -> dict[str, Any]:
+    def run(
+        program: Callable[[Sequence[str]], int], *arguments: object, code: int = 0
+    ) -> dict[str, Any]:
         file = tmp_path / "figures.json"
-        assert program(["--model", str(model), "--json", str(file), *NUMPY, *map(str, arguments)]) == code
+        assert (
+            program(["--model", str(model), "--json", str(file), *NUMPY, *map(str, arguments)])
+            == code
+        )
         record: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert json.loads(file.read_text(encoding="utf-8")) == record
         assert record["machine"]["cpu"]
@@ -40,7 +51,9 @@ def run(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> Run:
 
 
 def test_compare_without_peers(run: Run) -> None:
-    record = run(compare.main, "--peers", "none", "--classes", "float32", "--rounds", 2, "--seed", 3)
+    record = run(
+        compare.main, "--peers", "none", "--classes", "float32", "--rounds", 2, "--seed", 3
+    )
     assert (record["benchmark"], record["rounds"], record["seed"]) == ("compare", 2, 3)
     found = record["classes"]["float32"]
     assert found["problems"] == {}
@@ -48,27 +61,52 @@ def test_compare_without_peers(run: Run) -> None:
     assert found["peak_operations_per_s"] > 0
     works = found["contenders"]["nanovllm"]["workloads"]
     assert set(works) == {"decode1", "prefill512", "serve32"}
-    assert all(len(work["tokens_per_s"]["all"]) == 2 and work["tokens_per_s"]["min"] > 0 for work in works.values())
+    assert all(
+        len(work["tokens_per_s"]["all"]) == 2 and work["tokens_per_s"]["min"] > 0
+        for work in works.values()
+    )
     assert works["decode1"]["share_of_limit"] > 0
     assert works["prefill512"]["share_of_limit"] > 0
 
 
-def test_a_peer_that_is_not_installed_is_left_out_and_one_that_is_us_agrees(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_peer_that_is_not_installed_is_left_out_and_one_that_is_us_agrees(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from benchmarks import contenders
 
     monkeypatch.setattr(
-        contenders, "PEERS", {**contenders.PEERS, "vllm": {"float32": ["float32"]}, "openvino": {"float32": ['{"backend": "numpy"}']}}
+        contenders,
+        "PEERS",
+        {
+            **contenders.PEERS,
+            "vllm": {"float32": ["float32"]},
+            "openvino": {"float32": ['{"backend": "numpy"}']},
+        },
     )
     listed = contenders.entries
 
     def with_a_twin(*arguments: Any) -> list[contenders.Entry]:
         return [
-            contenders.Entry(entry.name, "ours" if entry.module == "openvino" else entry.module, entry.variant, entry.python)
+            contenders.Entry(
+                entry.name,
+                "ours" if entry.module == "openvino" else entry.module,
+                entry.variant,
+                entry.python,
+            )
             for entry in listed(*arguments)
         ]
 
     monkeypatch.setattr(compare, "entries", with_a_twin)
-    flags = ("--peers", "vllm,openvino", "--classes", "float32", "--rounds", 1, "--workloads", "serve32")
+    flags = (
+        "--peers",
+        "vllm,openvino",
+        "--classes",
+        "float32",
+        "--rounds",
+        1,
+        "--workloads",
+        "serve32",
+    )
     found = run(compare.main, *flags)["classes"]["float32"]
     assert found["problems"] == {"vllm float32": "not installed: No module named 'vllm'"}
     twin = 'openvino {"backend": "numpy"}'
@@ -78,15 +116,33 @@ def test_a_peer_that_is_not_installed_is_left_out_and_one_that_is_us_agrees(run:
 
 
 def test_compare_fails_where_ours_fails(run: Run) -> None:
-    record = run(compare.main, "--peers", "none", "--classes", "float32", "--ours", '{"backend": "nothing"}', code=1)
+    record = run(
+        compare.main,
+        "--peers",
+        "none",
+        "--classes",
+        "float32",
+        "--ours",
+        '{"backend": "nothing"}',
+        code=1,
+    )
     assert "backend is 'nothing'" in record["classes"]["float32"]["problems"]["nanovllm"]
 
 
 def test_wrong_names_are_told(capsys: pytest.CaptureFixture[str]) -> None:
-    for flags in (["--peers", "torch"], ["--classes", "float16"], ["--peer-python", "torch=/bin/python"], ["--workloads", "decode2"]):
+    for flags in (
+        ["--peers", "torch"],
+        ["--classes", "float16"],
+        ["--peer-python", "torch=/bin/python"],
+        ["--workloads", "decode2"],
+    ):
         with pytest.raises(SystemExit):
             compare.main(flags)
-        assert "float32" in (error := capsys.readouterr().err) or "llamacpp" in error or "decode1" in error
+        assert (
+            "float32" in (error := capsys.readouterr().err)
+            or "llamacpp" in error
+            or "decode1" in error
+        )
 
 
 def test_roofline_tells_shares_with_their_spread(run: Run) -> None:
@@ -121,9 +177,18 @@ def test_http_cost_compares_the_same_tokens(run: Run) -> None:
 
 def test_a_cost_is_what_is_missing_to_the_engine_in_the_same_round() -> None:
     engine = [{"seconds": 1.0}, {"seconds": 2.0}, {"seconds": 1.0}]
-    turns = [{"seconds": 1.25, "client_seconds": 0.125}, {"seconds": 2.5, "client_seconds": 0.25}, {"seconds": 4.0, "client_seconds": 0.4}]
+    turns = [
+        {"seconds": 1.25, "client_seconds": 0.125},
+        {"seconds": 2.5, "client_seconds": 0.25},
+        {"seconds": 4.0, "client_seconds": 0.4},
+    ]
     figures = http_cost.figures_of(turns, engine, 100)
-    assert figures == {"tokens_per_s": 40.0, "cost": pytest.approx(0.2), "costs": pytest.approx([0.2, 0.2, 0.75]), "client_share": pytest.approx(0.1)}
+    assert figures == {
+        "tokens_per_s": 40.0,
+        "cost": pytest.approx(0.2),
+        "costs": pytest.approx([0.2, 0.2, 0.75]),
+        "client_share": pytest.approx(0.1),
+    }
 
 
 def test_soak_loops_and_judges(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,31 +209,54 @@ def test_soak_loops_and_judges(run: Run, monkeypatch: pytest.MonkeyPatch) -> Non
         ([100] * 6, [None] * 6, True),
     ],
 )
-def test_soak_compares_the_end_with_the_beginning(speeds: list[float], memory: list[int | None], is_flat: bool) -> None:
-    intervals = [{"tokens_per_s": speed, "rss_bytes": None if size is None else size << 20} for speed, size in zip(speeds, memory, strict=True)]
+def test_soak_compares_the_end_with_the_beginning(
+    speeds: list[float], memory: list[int | None], is_flat: bool
+) -> None:
+    intervals = [
+        {"tokens_per_s": speed, "rss_bytes": None if size is None else size << 20}
+        for speed, size in zip(speeds, memory, strict=True)
+    ]
     assert soak.judge(intervals)["is_flat"] is is_flat
 
 
 def test_a_made_model_answers_with_every_token(model: Path) -> None:
     llm = LLM(model, backend="numpy")
-    output = llm.generate([[299, 0, 5]], SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True), use_tqdm=False)[0]
+    output = llm.generate(
+        [[299, 0, 5]],
+        SamplingParams(max_tokens=4, temperature=0.0, ignore_eos=True),
+        use_tqdm=False,
+    )[0]
     assert len(output.outputs[0].token_ids) == 4
     assert len({llm.tokenizer.decode([token]) for token in range(256, 299)}) == 43
 
 
 def test_sizes_are_those_of_gpt2() -> None:
     def parameters(size: str) -> int:
-        return GPT2Config.from_dict({"model_type": "gpt2", "vocab_size": 50257, **SIZES[size]}).parameters
+        return GPT2Config.from_dict(
+            {"model_type": "gpt2", "vocab_size": 50257, **SIZES[size]}
+        ).parameters
 
-    assert {size: round(parameters(size) / 1e6) for size in SIZES} == {"gpt2": 124, "gpt2-medium": 355, "gpt2-large": 774, "gpt2-xl": 1558}
+    assert {size: round(parameters(size) / 1e6) for size in SIZES} == {
+        "gpt2": 124,
+        "gpt2-medium": 355,
+        "gpt2-large": 774,
+        "gpt2-xl": 1558,
+    }
 
 
 def test_plots_are_drawn(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     from benchmarks.plot import draw
 
-    written = draw(run(sweep.main, "--classes", "float32", "--sweeps", "batch,context,threads"), tmp_path)
-    assert [path.name for path in written] == ["roofline.svg", "batch.svg", "context.svg", "threads.svg"]
+    written = draw(
+        run(sweep.main, "--classes", "float32", "--sweeps", "batch,context,threads"), tmp_path
+    )
+    assert [path.name for path in written] == [
+        "roofline.svg",
+        "batch.svg",
+        "context.svg",
+        "threads.svg",
+    ]
     assert all(path.read_text(encoding="utf-8").rstrip().endswith("</svg>") for path in written)
     assert all(path.stat().st_size < 60_000 for path in written)
 
@@ -176,9 +264,20 @@ def test_plots_are_drawn(run: Run, tmp_path: Path) -> None:
 def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n<!-- soak: begin -->\n<!-- soak: end -->\n", encoding="utf-8"
+        "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n<!-- soak: begin -->\n<!-- soak: end -->\n",
+        encoding="utf-8",
     )
-    run(compare.main, "--peers", "none", "--classes", "float32", "--rounds", 1, "--workloads", "decode1,serve32")
+    run(
+        compare.main,
+        "--peers",
+        "none",
+        "--classes",
+        "float32",
+        "--rounds",
+        1,
+        "--workloads",
+        "decode1,serve32",
+    )
     for _ in range(2):
         assert table.main([str(tmp_path / "figures.json"), "--write", str(page)]) == 0
     text = page.read_text(encoding="utf-8")
@@ -192,6 +291,12 @@ def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
 
 def test_the_page_has_a_place_for_each_table(run: Run, tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "performance.md").read_text(encoding="utf-8")
-    for program, flags in ((compare.main, ("--peers", "none", "--rounds", 1)), (roofline.main, ("--pairs", 1)), (soak.main, ("--minutes", 0.01))):
+    for program, flags in (
+        (compare.main, ("--peers", "none", "--rounds", 1)),
+        (roofline.main, ("--pairs", 1)),
+        (soak.main, ("--minutes", 0.01)),
+    ):
         record = run(program, *flags, *(() if program is soak.main else ("--classes", "float32")))
-        assert table.markdown(record) in table.insert(page, record["benchmark"], table.markdown(record))
+        assert table.markdown(record) in table.insert(
+            page, record["benchmark"], table.markdown(record)
+        )

@@ -13,7 +13,10 @@ def results() -> ClassResults:
     found = ClassResults("float32", 1e9, Costs(1000, 2.0, 100, 10, 50), make_workloads(300))
     speeds = {OURS: [30.0, 20.0, 10.0], "fast": [15.0, 20.0, 8.0], "slow": [5.0]}
     found.samples = [
-        Sample(name, workload, number, speed, 1e5) for name, own in speeds.items() for number, speed in enumerate(own) for workload in found.workloads
+        Sample(name, workload, number, speed, 1e5)
+        for name, own in speeds.items()
+        for number, speed in enumerate(own)
+        for workload in found.workloads
     ]
     found.abouts = {name: {} for name in speeds}
     return found
@@ -46,9 +49,16 @@ def test_the_table_has_a_row_for_each_and_names_who_is_missing() -> None:
     text = "\n".join(found.lines())
     assert "1.25 fast" in text
     assert "vllm float32: not installed" in text
-    assert "fast: 2 of 4 answers are ours, 1 part from them at a near tie and 1 elsewhere; 75% of the tokens come before that" in text
+    assert (
+        "fast: 2 of 4 answers are ours, 1 part from them at a near tie and 1 elsewhere; 75% of the tokens come before that"
+        in text
+    )
     record = found.record()
-    assert record["contenders"][OURS]["workloads"]["serve32"]["tokens_per_s"]["all"] == [30.0, 20.0, 10.0]
+    assert record["contenders"][OURS]["workloads"]["serve32"]["tokens_per_s"]["all"] == [
+        30.0,
+        20.0,
+        10.0,
+    ]
     assert record["best_peer"]["decode1"] == ("fast", 1.25)
 
 
@@ -57,4 +67,6 @@ def test_answers_may_part_at_a_near_tie() -> None:
     ours = [[1, 2, 3, 4]] * 4
     theirs = [[1, 2, 3, 4], [1, 2, 9, 9], [1, 2, 9, 4], [1, 2, 9, 9]]
     gaps = [[wide] * 4, [wide, wide, narrow, wide], [wide] * 4, [wide, wide, wide, narrow]]
-    assert compare(ours, theirs, gaps) == Agreement(requests=4, equal=1, near_tie=1, different=2, equal_tokens=10 / 16)
+    assert compare(ours, theirs, gaps) == Agreement(
+        requests=4, equal=1, near_tie=1, different=2, equal_tokens=10 / 16
+    )

@@ -9,7 +9,15 @@ from typing import Any
 import pytest
 
 from benchmarks import server_soak
-from benchmarks.load.ledger import ANSWERED, Ledger, WrongAnswerError, check_error, essence, must_be_whole, read_refusal
+from benchmarks.load.ledger import (
+    ANSWERED,
+    Ledger,
+    WrongAnswerError,
+    check_error,
+    essence,
+    must_be_whole,
+    read_refusal,
+)
 from benchmarks.load.requests import COMPLETIONS, Ask
 from benchmarks.load.verdict import judge, table
 from benchmarks.load.watch import Sample, Watch, gauge
@@ -22,14 +30,40 @@ SOAK_MINUTES = 2 / 3
 def test_a_server_stands_a_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same program that soaks for ten minutes; what a busy machine makes slow is not judged here."""
     report = tmp_path / "soak.json"
-    code = server_soak.main(["--minutes", str(SOAK_MINUTES), "--clients", "96", "--max-health-s", "30", "--json", str(report)])
+    code = server_soak.main(
+        [
+            "--minutes",
+            str(SOAK_MINUTES),
+            "--clients",
+            "96",
+            "--max-health-s",
+            "30",
+            "--json",
+            str(report),
+        ]
+    )
     verdict = json.loads(report.read_text(encoding="utf-8"))
-    failed = [condition for condition in verdict["conditions"] if not condition[1] and condition[0] != "memory is flat"]
+    failed = [
+        condition
+        for condition in verdict["conditions"]
+        if not condition[1] and condition[0] != "memory is flat"
+    ]
     assert not failed, capsys.readouterr().out
     growth = verdict["rss"]["growth"]
-    assert growth is None or growth <= 0.25, verdict["rss"]  # the caches of a server are still filling in its first minute
+    assert growth is None or growth <= 0.25, verdict[
+        "rss"
+    ]  # the caches of a server are still filling in its first minute
     assert code == int(not verdict["held"])
-    for kind in ("malformed", "oversized", "dripping", "left in the middle", "stalled reader, stream", "slow reader", "greedy", "seeded, stream"):
+    for kind in (
+        "malformed",
+        "oversized",
+        "dripping",
+        "left in the middle",
+        "stalled reader, stream",
+        "slow reader",
+        "greedy",
+        "seeded, stream",
+    ):
         assert verdict["fates"][kind]
 
 
@@ -44,7 +78,15 @@ def good() -> dict[str, Any]:
     ledger.fates["greedy", "refused 429"] = 2
     watch = Watch(0, 0, [sample(at, 90 if at < 60 else 100) for at in range(600)], [0.01] * 100)
     end = {"exit_code": 0, "integrity": "clean", "tracebacks": 0, "last_streams": (4, 4)}
-    return {"ledger": ledger, "watch": watch, "idle": sample(610, 100), "files": (9, 9), "refilled": True, "end": end, "max_health_s": 1.0}
+    return {
+        "ledger": ledger,
+        "watch": watch,
+        "idle": sample(610, 100),
+        "files": (9, 9),
+        "refilled": True,
+        "end": end,
+        "max_health_s": 1.0,
+    }
 
 
 def test_a_good_soak_holds() -> None:
@@ -86,7 +128,9 @@ def test_each_condition_can_fail(name: str) -> None:
     SPOILED[name](found)
     verdict = judge(**found)
     assert not verdict["held"]
-    assert [condition[0].startswith(name) for condition in verdict["conditions"] if not condition[1]] == [True]
+    assert [
+        condition[0].startswith(name) for condition in verdict["conditions"] if not condition[1]
+    ] == [True]
     assert "FAIL" in table(verdict)
 
 
@@ -99,7 +143,9 @@ def test_memory_may_be_unknown() -> None:
 def test_answers_are_told_from_broken_ones() -> None:
     assert parse(b"") is None
     assert parse(b"\x16\x03\x01\r\n\r\n") is None
-    assert parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab") == Answer(200, {"content-length": "2"}, b"ab", True)
+    assert parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab") == Answer(
+        200, {"content-length": "2"}, b"ab", True
+    )
     whole = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n1\r\nd\r\n0\r\n\r\n"
     found = parse(whole)
     assert found is not None
@@ -130,12 +176,37 @@ def test_a_stream_and_a_whole_answer_have_one_essence() -> None:
     usage = {"prompt_tokens": 1, "completion_tokens": 2}
 
     def choice(text: str, lp: float, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": {"token_logprobs": [lp]}, "token_ids": [7], "finish_reason": reason, "stop_reason": None}
+        return {
+            "index": 0,
+            "text": text,
+            "logprobs": {"token_logprobs": [lp]},
+            "token_ids": [7],
+            "finish_reason": reason,
+            "stop_reason": None,
+        }
 
-    pieces = [{"choices": [choice("a", -1.0, None)]}, {"choices": [choice("b", -2.0, "length")]}, {"choices": [], "usage": usage}]
-    stream = b"".join(b"data: " + json.dumps(piece).encode() + b"\n\n" for piece in pieces) + b"data: [DONE]\n\n"
-    whole = {"choices": [{**choice("ab", 0, "length"), "logprobs": {"token_logprobs": [-1.0, -2.0]}, "token_ids": [7, 7]}], "usage": usage}
-    assert essence(ask, stream, streamed=True) == essence(ask, json.dumps(whole).encode(), streamed=False)
+    pieces = [
+        {"choices": [choice("a", -1.0, None)]},
+        {"choices": [choice("b", -2.0, "length")]},
+        {"choices": [], "usage": usage},
+    ]
+    stream = (
+        b"".join(b"data: " + json.dumps(piece).encode() + b"\n\n" for piece in pieces)
+        + b"data: [DONE]\n\n"
+    )
+    whole = {
+        "choices": [
+            {
+                **choice("ab", 0, "length"),
+                "logprobs": {"token_logprobs": [-1.0, -2.0]},
+                "token_ids": [7, 7],
+            }
+        ],
+        "usage": usage,
+    }
+    assert essence(ask, stream, streamed=True) == essence(
+        ask, json.dumps(whole).encode(), streamed=False
+    )
     with pytest.raises(WrongAnswerError, match="without its end"):
         essence(ask, stream[:-20], streamed=True)
     with pytest.raises(WrongAnswerError, match="an error"):

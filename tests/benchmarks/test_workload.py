@@ -10,13 +10,23 @@ def test_shapes_are_those_of_the_names(seed: int) -> None:
     works = make_workloads(50257, seed)
     assert tuple(works) == WORKLOADS
     decode, prefill, serve = works.values()
-    assert ([len(prompt) for prompt in decode.prompts], decode.lengths, decode.tokens) == ([16], [129], 128)
-    assert ([len(prompt) for prompt in prefill.prompts], prefill.lengths, prefill.tokens) == ([512], [1], 512)
+    assert ([len(prompt) for prompt in decode.prompts], decode.lengths, decode.tokens) == (
+        [16],
+        [129],
+        128,
+    )
+    assert ([len(prompt) for prompt in prefill.prompts], prefill.lengths, prefill.tokens) == (
+        [512],
+        [1],
+        512,
+    )
     assert len(serve.prompts) == len(serve.lengths) == 32
     assert all(32 <= len(prompt) <= 256 for prompt in serve.prompts)
     assert all(32 <= length <= 128 for length in serve.lengths)
     assert serve.tokens == sum(serve.lengths)
-    assert all(0 <= token < 50257 for work in works.values() for prompt in work.prompts for token in prompt)
+    assert all(
+        0 <= token < 50257 for work in works.values() for prompt in work.prompts for token in prompt
+    )
 
 
 def test_the_seed_draws_the_requests() -> None:
@@ -26,7 +36,14 @@ def test_the_seed_draws_the_requests() -> None:
 
 def test_a_scale_makes_all_of_it_small() -> None:
     works = make_workloads(300, scale=8)
-    assert max(len(prompt) + length for work in works.values() for prompt, length in zip(work.prompts, work.lengths, strict=True)) <= 65
+    assert (
+        max(
+            len(prompt) + length
+            for work in works.values()
+            for prompt, length in zip(work.prompts, work.lengths, strict=True)
+        )
+        <= 65
+    )
     assert len(works["serve32"].prompts) == 4
 
 

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm.cli.access import API_KEY_VARIABLE, MAX_API_KEYS, check_certificate, keys_in_environment, read_api_keys, read_origins
+from nanovllm.cli.access import (
+    API_KEY_VARIABLE,
+    MAX_API_KEYS,
+    check_certificate,
+    keys_in_environment,
+    read_api_keys,
+    read_origins,
+)
 from nanovllm.cli.main import build_parser
 from nanovllm.cli.serve import server_settings
 from tests.support.certificates import make_certificate, needs_openssl
@@ -20,7 +27,9 @@ SECRET = "s3cret"
     ("a,a", ("a",)),
     ("two words,ü", ("two words", "ü")),
 ])  # fmt: skip
-def test_the_environment_has_keys_with_commas_between(value: str, expected: tuple[str, ...]) -> None:
+def test_the_environment_has_keys_with_commas_between(
+    value: str, expected: tuple[str, ...]
+) -> None:
     assert keys_in_environment({API_KEY_VARIABLE: value}) == expected
     assert read_api_keys(None, None, {API_KEY_VARIABLE: value}) == expected
 
@@ -31,15 +40,29 @@ def test_without_a_key_there_is_none() -> None:
 
 def test_flags_and_a_file_add_up_and_the_environment_stays_out(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    file.write_text("\ufeff# keys of the team\n\n  first  \nwith,comma\n   # and of the others\nwith # inside\r\nfirst\n", encoding="utf-8")
-    assert read_api_keys(None, file, {API_KEY_VARIABLE: "variable"}) == ("first", "with,comma", "with # inside")
-    assert read_api_keys(["flag", " first "], file, {}) == ("flag", "first", "with,comma", "with # inside")
+    file.write_text(
+        "\ufeff# keys of the team\n\n  first  \nwith,comma\n   # and of the others\nwith # inside\r\nfirst\n",
+        encoding="utf-8",
+    )
+    assert read_api_keys(None, file, {API_KEY_VARIABLE: "variable"}) == (
+        "first",
+        "with,comma",
+        "with # inside",
+    )
+    assert read_api_keys(["flag", " first "], file, {}) == (
+        "flag",
+        "first",
+        "with,comma",
+        "with # inside",
+    )
     assert read_api_keys(["a,b"], None, {API_KEY_VARIABLE: "variable"}) == ("a,b",)
 
 
 def test_the_flag_may_be_given_several_times(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("c\n", encoding="utf-8")
-    parsed = build_parser().parse_args(["serve", "--api-key", "a", "--api-key", "b", "--api-key-file", str(tmp_path / "keys")])
+    parsed = build_parser().parse_args(
+        ["serve", "--api-key", "a", "--api-key", "b", "--api-key-file", str(tmp_path / "keys")]
+    )
     assert server_settings(parsed).api_keys == ("a", "b", "c")
 
 
@@ -63,7 +86,9 @@ def test_an_environment_without_a_key_is_refused(value: str) -> None:
     (SECRET.encode() + b"\n\xff\xfe\n", "not text in UTF-8"),
     (b"\n".join(b"%d" % i for i in range(MAX_API_KEYS + 1)), str(MAX_API_KEYS)),
 ])  # fmt: skip
-def test_a_file_without_keys_to_use_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_without_keys_to_use_is_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     file = tmp_path / "keys"
     file.write_bytes(content)
     with pytest.raises(ValueError, match=message) as caught:
@@ -77,7 +102,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
             read_api_keys(None, path, {})
 
 
-@pytest.mark.parametrize("key", [f"{SECRET}\n{SECRET}", f"{SECRET}\x1b", f"{SECRET}\udcff", f"{SECRET}\u2028{SECRET}"])
+@pytest.mark.parametrize(
+    "key", [f"{SECRET}\n{SECRET}", f"{SECRET}\x1b", f"{SECRET}\udcff", f"{SECRET}\u2028{SECRET}"]
+)
 def test_a_key_that_nobody_can_send_is_refused_without_being_shown(key: str) -> None:
     for flags, environment in (([key], {}), (None, {API_KEY_VARIABLE: key})):
         with pytest.raises(ValueError, match="no client can send") as caught:
@@ -95,7 +122,9 @@ def test_a_key_that_nobody_can_send_is_refused_without_being_shown(key: str) -> 
      ("http://[::1]:8080", "app://host", "https://xn--bcher-kva.example", "https://a.example")),
     (["https://a.example", "https://a.example"], ("https://a.example",)),
 ])  # fmt: skip
-def test_origins_may_be_given_one_by_one_or_as_a_list(values: list[str] | None, expected: tuple[str, ...]) -> None:
+def test_origins_may_be_given_one_by_one_or_as_a_list(
+    values: list[str] | None, expected: tuple[str, ...]
+) -> None:
     assert read_origins(values) == expected
 
 
@@ -157,16 +186,32 @@ def test_nobody_is_asked_for_the_password_of_a_key(tmp_path: Path) -> None:
 def test_prompts_are_logged_only_with_requests() -> None:
     with pytest.raises(ValueError, match="--log-prompts needs --log-requests"):
         server_settings(build_parser().parse_args(["serve", "--log-prompts"]))
-    settings = server_settings(build_parser().parse_args(["serve", "--log-prompts", "--log-requests", "--allowed-origins", "*"]))
-    assert (settings.log_requests, settings.log_prompts, settings.allowed_origins) == (True, True, ("*",))
+    settings = server_settings(
+        build_parser().parse_args(
+            ["serve", "--log-prompts", "--log-requests", "--allowed-origins", "*"]
+        )
+    )
+    assert (settings.log_requests, settings.log_prompts, settings.allowed_origins) == (
+        True,
+        True,
+        ("*",),
+    )
 
 
-@pytest.mark.parametrize(("flags", "timeout_s"), [([], None), (["--request-timeout-s", "2.5"], 2.5), (["--request-timeout-s", "inf"], None)])
+@pytest.mark.parametrize(
+    ("flags", "timeout_s"),
+    [([], None), (["--request-timeout-s", "2.5"], 2.5), (["--request-timeout-s", "inf"], None)],
+)
 def test_requests_may_take_as_long_as_is_said(flags: list[str], timeout_s: float | None) -> None:
-    assert server_settings(build_parser().parse_args(["serve", *flags])).request_timeout_s == timeout_s
+    assert (
+        server_settings(build_parser().parse_args(["serve", *flags])).request_timeout_s == timeout_s
+    )
 
 
-@pytest.mark.parametrize("flags", [["--request-timeout-s", "0"], ["--max-queued-tokens", "0"], ["--max-queued-tokens", "many"]])
+@pytest.mark.parametrize(
+    "flags",
+    [["--request-timeout-s", "0"], ["--max-queued-tokens", "0"], ["--max-queued-tokens", "many"]],
+)
 def test_limits_that_let_nothing_in_are_refused(flags: list[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser().parse_args(["serve", *flags])

@@ -17,7 +17,11 @@ from nanovllm.cli.bench_serve import Trace, figures_of
 from tests.support.bench import bench, refused
 from tests.support.checkpoints import write_tiny_model
 
-STATISTICS = [f"{statistic}_{name}_ms" for name in ("ttft", "tpot", "itl", "e2el") for statistic in ("mean", "median", "std", "p99")]
+STATISTICS = [
+    f"{statistic}_{name}_ms"
+    for name in ("ttft", "tpot", "itl", "e2el")
+    for statistic in ("mean", "median", "std", "p99")
+]
 SERVE_FIELDS = {
     "duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "request_throughput", "output_throughput",
     "total_token_throughput", *STATISTICS,
@@ -33,11 +37,26 @@ def test_figures_of_a_known_trace() -> None:
     ]
     figures = figures_of(traces, 2.0)
     assert set(figures) == SERVE_FIELDS | {"total_cached_tokens"}
-    assert [figures[name] for name in ("completed", "failed", "total_input_tokens", "total_output_tokens", "total_cached_tokens")] == [2, 1, 50, 6, 4]
-    assert [figures[f"{name}_throughput"] for name in ("request", "output", "total_token")] == [1.0, 3.0, 28.0]
+    assert [
+        figures[name]
+        for name in (
+            "completed",
+            "failed",
+            "total_input_tokens",
+            "total_output_tokens",
+            "total_cached_tokens",
+        )
+    ] == [2, 1, 50, 6, 4]
+    assert [figures[f"{name}_throughput"] for name in ("request", "output", "total_token")] == [
+        1.0,
+        3.0,
+        28.0,
+    ]
     assert figures["mean_ttft_ms"] == pytest.approx(200)
     assert figures["std_ttft_ms"] == pytest.approx(100)
-    assert figures["mean_tpot_ms"] == pytest.approx((500 - 100) / 4), "an answer of one token has none"
+    assert figures["mean_tpot_ms"] == pytest.approx((500 - 100) / 4), (
+        "an answer of one token has none"
+    )
     assert figures["mean_itl_ms"] == figures["median_itl_ms"] == pytest.approx(200)
     assert figures["p99_itl_ms"] == pytest.approx(100 + 0.99 * 200)
     assert figures["median_e2el_ms"] == pytest.approx(400)
@@ -64,7 +83,9 @@ def test_a_server_has_a_url(url: str, expected: tuple[object, ...]) -> None:
     assert "secret" not in repr(server)
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "ftp://host", "http://", "http://host:99999", "http://[::1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "ftp://host", "http://", "http://host:99999", "http://[::1"]
+)
 def test_what_is_no_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not the URL of a server"):
         Server.at(url)
@@ -73,9 +94,25 @@ def test_what_is_no_url_is_refused(url: str) -> None:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of `nanovllm serve` with a key and a tiny model of which every token ends the text."""
-    folder = write_tiny_model(tmp_path_factory.mktemp("model"), config={"eos_token_id": list(range(267))})
-    command = [sys.executable, "-m", "nanovllm.cli.main", "serve", str(folder), "--port", "0", "--served-model-name", "tiny", "--api-key", KEY]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    folder = write_tiny_model(
+        tmp_path_factory.mktemp("model"), config={"eos_token_id": list(range(267))}
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "nanovllm.cli.main",
+        "serve",
+        str(folder),
+        "--port",
+        "0",
+        "--served-model-name",
+        "tiny",
+        "--api-key",
+        KEY,
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as process:
         try:
             assert process.stdout is not None
             found = (re.search(r"Serving on (http://\S+)", line) for line in process.stdout)
@@ -85,23 +122,57 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def test_serve_measures_a_running_server(capsys: pytest.CaptureFixture[str], served: str) -> None:
-    work = ("--num-prompts", 6, "--random-input-len", 10, "--random-output-len", 9, "--ignore-eos", "--max-concurrency", 3)
+    work = (
+        "--num-prompts",
+        6,
+        "--random-input-len",
+        10,
+        "--random-output-len",
+        9,
+        "--ignore-eos",
+        "--max-concurrency",
+        3,
+    )
     record = bench(capsys, "serve", "--base-url", served, "--api-key", KEY, *work)
     assert set(record) >= SERVE_FIELDS
-    assert (record["model"], record["completed"], record["failed"], record["first_error"]) == ("tiny", 6, 0, None)
-    assert (record["total_input_tokens"], record["total_output_tokens"], record["total_cached_tokens"]) == (6 * 10, 6 * 9, 0)
+    assert (record["model"], record["completed"], record["failed"], record["first_error"]) == (
+        "tiny",
+        6,
+        0,
+        None,
+    )
+    assert (
+        record["total_input_tokens"],
+        record["total_output_tokens"],
+        record["total_cached_tokens"],
+    ) == (6 * 10, 6 * 9, 0)
     assert record["output_throughput"] * record["duration"] == pytest.approx(6 * 9)
     assert all(record[name] >= 0 for name in STATISTICS if "itl" not in name)
     # An answer that is ready before its first piece is read comes in one piece, and then there is nothing between pieces.
     assert all(record[name] is None or record[name] >= 0 for name in STATISTICS if "itl" in name)
     assert 0 < record["mean_ttft_ms"] <= record["mean_e2el_ms"]
-    assert record["mean_tpot_ms"] == pytest.approx((record["mean_e2el_ms"] - record["mean_ttft_ms"]) / 8)
+    assert record["mean_tpot_ms"] == pytest.approx(
+        (record["mean_e2el_ms"] - record["mean_ttft_ms"]) / 8
+    )
     assert record["p99_e2el_ms"] <= 1000 * record["duration"]
 
 
-def test_arrivals_follow_the_rate_and_the_seed(capsys: pytest.CaptureFixture[str], served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrivals_follow_the_rate_and_the_seed(
+    capsys: pytest.CaptureFixture[str], served: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("NANOVLLM_API_KEY", KEY)
-    work = ("--num-prompts", 9, "--random-input-len", 4, "--random-output-len", 2, "--request-rate", 40, "--seed", 5)
+    work = (
+        "--num-prompts",
+        9,
+        "--random-input-len",
+        4,
+        "--random-output-len",
+        2,
+        "--request-rate",
+        40,
+        "--seed",
+        5,
+    )
     record = bench(capsys, "serve", "--base-url", f"{served}/v1", *work)
     assert (record["request_rate"], record["seed"], record["completed"]) == (40, 5, 9)
     assert record["duration"] > 8 / 40 / 4, "eight gaps of 25 ms on average"
@@ -109,13 +180,25 @@ def test_arrivals_follow_the_rate_and_the_seed(capsys: pytest.CaptureFixture[str
     assert record["mean_tpot_ms"] is None
 
 
-def test_what_is_wrong_with_every_request_is_told_once(capsys: pytest.CaptureFixture[str], served: str) -> None:
+def test_what_is_wrong_with_every_request_is_told_once(
+    capsys: pytest.CaptureFixture[str], served: str
+) -> None:
     known = ("serve", "--base-url", served, "--api-key", KEY)
-    assert "the server has no model 'other'; --model may be tiny" in refused(capsys, *known, "--model", "other")
-    assert "120 tokens and an answer of 9 are 129 together" in refused(capsys, *known, "--random-input-len", 120, "--random-output-len", 9)
-    assert "outside the vocabulary of 0 to 266" in refused(capsys, *known, "--vocab", 10**6, "--random-input-len", 20)
-    assert "answered 401: the API key is missing or wrong" in refused(capsys, "serve", "--base-url", served, "--api-key", "other")
-    assert "no connection to http://127.0.0.1:9 (" in refused(capsys, "serve", "--base-url", "http://127.0.0.1:9")
+    assert "the server has no model 'other'; --model may be tiny" in refused(
+        capsys, *known, "--model", "other"
+    )
+    assert "120 tokens and an answer of 9 are 129 together" in refused(
+        capsys, *known, "--random-input-len", 120, "--random-output-len", 9
+    )
+    assert "outside the vocabulary of 0 to 266" in refused(
+        capsys, *known, "--vocab", 10**6, "--random-input-len", 20
+    )
+    assert "answered 401: the API key is missing or wrong" in refused(
+        capsys, "serve", "--base-url", served, "--api-key", "other"
+    )
+    assert "no connection to http://127.0.0.1:9 (" in refused(
+        capsys, "serve", "--base-url", "http://127.0.0.1:9"
+    )
 
 
 class _Fake(ThreadingHTTPServer):
@@ -139,7 +222,10 @@ class _FakeHandler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._answer(200, json.dumps({"object": "list", "data": [{"id": "fake", "object": "model"}]}).encode())
+        self._answer(
+            200,
+            json.dumps({"object": "list", "data": [{"id": "fake", "object": "model"}]}).encode(),
+        )
 
     def do_POST(self) -> None:
         self.rfile.read(int(self.headers["content-length"]))
@@ -161,10 +247,21 @@ class _FakeHandler(BaseHTTPRequestHandler):
         piece = b'data: {"choices": [{"index": 0, "text": "a"}]}\n\n'
         usage = b'data: {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 10}}\n\n'
         bodies = {
-            "none": [b": a comment\r\n\r\n", piece[:20], piece[20:], piece, usage, b"data: [DONE]\n\n"],
+            "none": [
+                b": a comment\r\n\r\n",
+                piece[:20],
+                piece[20:],
+                piece,
+                usage,
+                b"data: [DONE]\n\n",
+            ],
             "no end": [piece, usage],
             "no usage": [piece, b"data: [DONE]\n\n"],
-            "error": [piece, b'data: {"error": {"message": "a step failed"}}\n\n', b"data: [DONE]\n\n"],
+            "error": [
+                piece,
+                b'data: {"error": {"message": "a step failed"}}\n\n',
+                b"data: [DONE]\n\n",
+            ],
             "not json": [b"data: {\n\n"],
             "silence": [piece],
         }
@@ -197,7 +294,9 @@ class _FakeHandler(BaseHTTPRequestHandler):
 def fake(request: pytest.FixtureRequest) -> Iterator[_Fake]:
     """A server with the trouble of the test's parameter."""
     with _Fake(request.param) as server:
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         yield server
         server.over.set()
         server.shutdown()
@@ -208,10 +307,20 @@ def address(fake: _Fake) -> str:
 
 
 @pytest.mark.parametrize("fake", ["none"], indirect=True)
-def test_tokens_are_counted_by_usage_and_not_by_pieces(capsys: pytest.CaptureFixture[str], fake: _Fake) -> None:
-    record = bench(capsys, "serve", "--base-url", address(fake), "--num-prompts", 5, "--max-concurrency", 2)
-    assert (record["completed"], record["total_input_tokens"], record["total_output_tokens"]) == (5, 15, 50)
-    assert record["mean_tpot_ms"] == pytest.approx(record["mean_itl_ms"] / 9), "two pieces, ten tokens"
+def test_tokens_are_counted_by_usage_and_not_by_pieces(
+    capsys: pytest.CaptureFixture[str], fake: _Fake
+) -> None:
+    record = bench(
+        capsys, "serve", "--base-url", address(fake), "--num-prompts", 5, "--max-concurrency", 2
+    )
+    assert (record["completed"], record["total_input_tokens"], record["total_output_tokens"]) == (
+        5,
+        15,
+        50,
+    )
+    assert record["mean_tpot_ms"] == pytest.approx(record["mean_itl_ms"] / 9), (
+        "two pieces, ten tokens"
+    )
     assert record["mean_itl_ms"] > 1, "the server waits 10 ms"
     assert fake.most_under_way <= 2
     assert fake.requests == 6, "one before the measurement"
@@ -231,9 +340,13 @@ def test_tokens_are_counted_by_usage_and_not_by_pieces(capsys: pytest.CaptureFix
     ],
     indirect=["fake"],
 )
-def test_failed_requests_are_counted_and_never_hang(capsys: pytest.CaptureFixture[str], fake: _Fake, error: str) -> None:
+def test_failed_requests_are_counted_and_never_hang(
+    capsys: pytest.CaptureFixture[str], fake: _Fake, error: str
+) -> None:
     started_s = time.monotonic()
-    record = bench(capsys, "serve", "--base-url", address(fake), "--num-prompts", 3, "--timeout-s", 0.3, code=1)
+    record = bench(
+        capsys, "serve", "--base-url", address(fake), "--num-prompts", 3, "--timeout-s", 0.3, code=1
+    )
     assert time.monotonic() - started_s < 10
     assert (record["completed"], record["failed"]) == (0, 3)
     assert error in record["first_error"]

@@ -33,10 +33,21 @@ def files(tiny_model: Path) -> dict[str, bytes]:
 
 
 def start(*flags: str, hub: str, folder: Path) -> "subprocess.Popen[str]":
-    variables = {key: value for key, value in os.environ.items() if not key.startswith("HF_") and key != "PYTHONPATH"}
+    variables = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith("HF_") and key != "PYTHONPATH"
+    }
     variables |= {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "cache")}
     pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, str(SCRIPT), *flags], stdout=pipe, stderr=pipe, text=True, cwd=folder, env=variables)
+    return subprocess.Popen(
+        [sys.executable, str(SCRIPT), *flags],
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        cwd=folder,
+        env=variables,
+    )
 
 
 def finish(*flags: str, hub: str, folder: Path) -> tuple[int, str, str]:
@@ -45,7 +56,9 @@ def finish(*flags: str, hub: str, folder: Path) -> tuple[int, str, str]:
         return process.returncode, out, err
 
 
-def test_the_default_is_gpt2_in_models_and_the_end_says_how_to_serve_it(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_the_default_is_gpt2_in_models_and_the_end_says_how_to_serve_it(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", files)
     code, out, err = finish(hub=hub.url, folder=tmp_path)
     assert (code, err) == (0, "")
@@ -54,11 +67,16 @@ def test_the_default_is_gpt2_in_models_and_the_end_says_how_to_serve_it(hub: Fak
     assert "2 layers, 4 heads, d_model 32" in out
     assert f"{sum(map(len, files.values())) / 1e6:,.1f} MB in {len(files)} files" in out
     assert out.endswith(f"nanovllm serve {Path('models/gpt2')}\n")
-    assert all((tmp_path / "models" / "gpt2" / name).read_bytes() == content for name, content in files.items())
+    assert all(
+        (tmp_path / "models" / "gpt2" / name).read_bytes() == content
+        for name, content in files.items()
+    )
 
 
 @pytest.mark.parametrize("flags", [("someone/small",), ("--model", "someone/small")])
-def test_any_repository_goes_where_it_is_told(hub: FakeHub, files: dict[str, bytes], tmp_path: Path, flags: tuple[str, ...]) -> None:
+def test_any_repository_goes_where_it_is_told(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path, flags: tuple[str, ...]
+) -> None:
     hub.add("someone/small", files)
     code, out, _ = finish(*flags, "--output", "here/it is", hub=hub.url, folder=tmp_path)
     assert code == 0
@@ -66,15 +84,23 @@ def test_any_repository_goes_where_it_is_told(hub: FakeHub, files: dict[str, byt
     assert read_model_info(tmp_path / "here" / "it is")["repo"] == "someone/small"
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
-def test_a_stopped_download_goes_on_where_it_stopped(hub: FakeHub, files: dict[str, bytes], tmp_path: Path, stop: signal.Signals, code: int) -> None:
-    large = np.random.default_rng(0).bytes(24 << 20)  # more than two of the 10 MiB pieces that huggingface-hub writes
+@pytest.mark.parametrize(
+    ("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)]
+)
+def test_a_stopped_download_goes_on_where_it_stopped(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path, stop: signal.Signals, code: int
+) -> None:
+    large = np.random.default_rng(0).bytes(
+        24 << 20
+    )  # more than two of the 10 MiB pieces that huggingface-hub writes
     hub.add("openai-community/gpt2", {**files, "model.safetensors": large})
     hub.trouble["model.safetensors"] = Trouble("stall", after_bytes=22 << 20)
     output = tmp_path / "models" / "gpt2"
     with start(hub=hub.url, folder=tmp_path) as process:
         deadline_s = time.monotonic() + 60
-        while (kept := sum(path.stat().st_size for path in output.rglob("model.safetensors.*"))) < 20 << 20 and time.monotonic() < deadline_s:
+        while (
+            kept := sum(path.stat().st_size for path in output.rglob("model.safetensors.*"))
+        ) < 20 << 20 and time.monotonic() < deadline_s:
             time.sleep(0.02)
         process.send_signal(stop)
         _, err = process.communicate(timeout=60)
@@ -83,16 +109,27 @@ def test_a_stopped_download_goes_on_where_it_stopped(hub: FakeHub, files: dict[s
     assert not (output / "config.json").exists(), "what is not complete must not look like a model"
     hub.seen.clear()
     assert finish(hub=hub.url, folder=tmp_path)[0] == 0
-    assert [seen.range for seen in hub.seen if seen.path.startswith("/store/")] == [f"bytes={kept}-"]
+    assert [seen.range for seen in hub.seen if seen.path.startswith("/store/")] == [
+        f"bytes={kept}-"
+    ]
     assert kept == 20 << 20
     assert (output / "model.safetensors").read_bytes() == large
     assert not list(output.glob(".*"))
 
 
-def test_finished_files_are_not_fetched_again(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
-    files = {**files, "vocab.json": b"{}", "model-1.safetensors": b"1" * 1000, "model-2.safetensors": b"2" * 1000}
+def test_finished_files_are_not_fetched_again(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    files = {
+        **files,
+        "vocab.json": b"{}",
+        "model-1.safetensors": b"1" * 1000,
+        "model-2.safetensors": b"2" * 1000,
+    }
     del files["model.safetensors"]
-    files["model.safetensors.index.json"] = b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+    files["model.safetensors.index.json"] = (
+        b'{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}'
+    )
     hub.add("openai-community/gpt2", files)
     hub.trouble["model-2.safetensors"] = trouble = Trouble("stall", after_bytes=500)
     with start(hub=hub.url, folder=tmp_path) as process:
@@ -103,10 +140,15 @@ def test_finished_files_are_not_fetched_again(hub: FakeHub, files: dict[str, byt
     assert finish(hub=hub.url, folder=tmp_path)[0] == 0
     assert "model-1.safetensors" not in hub.fetched()
     assert "model-2.safetensors" in hub.fetched()
-    assert all((tmp_path / "models" / "gpt2" / name).read_bytes() == content for name, content in files.items())
+    assert all(
+        (tmp_path / "models" / "gpt2" / name).read_bytes() == content
+        for name, content in files.items()
+    )
 
 
-def test_errors_are_a_line_and_an_exit_code(hub: FakeHub, files: dict[str, bytes], tmp_path: Path) -> None:
+def test_errors_are_a_line_and_an_exit_code(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
     code, _, err = finish(hub="http://127.0.0.1:9", folder=tmp_path)
     assert code == 1
     assert err.startswith("nanovllm download: no connection to http://127.0.0.1:9 ")
@@ -125,4 +167,9 @@ def test_it_is_a_subcommand() -> None:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     args = parser.parse_args(["download", "distilgpt2", "--output", "x", "--revision", "v1"])
-    assert (args.name, args.output, args.revision, callable(args.run)) == ("distilgpt2", Path("x"), "v1", True)
+    assert (args.name, args.output, args.revision, callable(args.run)) == (
+        "distilgpt2",
+        Path("x"),
+        "v1",
+        True,
+    )

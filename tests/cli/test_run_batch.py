@@ -14,22 +14,61 @@ from nanovllm.errors import EngineFaultError
 from nanovllm.server.batch import BatchRunner
 from nanovllm.server.batch_input import BatchRequest
 from nanovllm.server.batch_output import Answer
-from tests.support.batch_files import lasting, lasting_body, read_answers, request_line, run_batch, write_requests
+from tests.support.batch_files import (
+    lasting,
+    lasting_body,
+    read_answers,
+    request_line,
+    run_batch,
+    write_requests,
+)
 from tests.support.serving import RunningServer, loader
 
 NAMES = ("--served-model-name", "tiny", "--served-model-name", "alias")
 
 GOOD_BODIES: dict[str, Any] = {
     "greedy": {"prompt": "the", "temperature": 0, "max_tokens": 20},
-    "seeded": {"prompt": "in the", "seed": 7, "max_tokens": 30, "ignore_eos": True, "model": "alias"},
-    "filtered": {"prompt": "on", "seed": 8, "top_k": 9, "top_p": 0.9, "min_p": 0.01, "repetition_penalty": 1.2, "max_tokens": 12},
+    "seeded": {
+        "prompt": "in the",
+        "seed": 7,
+        "max_tokens": 30,
+        "ignore_eos": True,
+        "model": "alias",
+    },
+    "filtered": {
+        "prompt": "on",
+        "seed": 8,
+        "top_k": 9,
+        "top_p": 0.9,
+        "min_p": 0.01,
+        "repetition_penalty": 1.2,
+        "max_tokens": 12,
+    },
     "several answers": {"prompt": "the", "seed": 9, "n": 3, "max_tokens": 12},
     "several prompts": {"prompt": ["the", "in", "on a"], "seed": 10, "n": 2, "max_tokens": 8},
     "token ids": {"prompt": [[5, 6, 7], [8]], "temperature": 0, "max_tokens": 6, "user": "me"},
-    "logprobs": {"prompt": "ball", "temperature": 0, "logprobs": 3, "prompt_logprobs": 2, "max_tokens": 5},
+    "logprobs": {
+        "prompt": "ball",
+        "temperature": 0,
+        "logprobs": 3,
+        "prompt_logprobs": 2,
+        "max_tokens": 5,
+    },
     "scoring": {"prompt": "the well", "echo": True, "logprobs": 1, "max_tokens": 0},
-    "stop": {"prompt": "the", "temperature": 0, "stop": ["e", "t", "a"], "max_tokens": 40, "ignore_eos": True},
-    "bias": {"prompt": "the", "temperature": 0, "logit_bias": {"20": 100}, "presence_penalty": 1.5, "max_tokens": 6},
+    "stop": {
+        "prompt": "the",
+        "temperature": 0,
+        "stop": ["e", "t", "a"],
+        "max_tokens": 40,
+        "ignore_eos": True,
+    },
+    "bias": {
+        "prompt": "the",
+        "temperature": 0,
+        "logit_bias": {"20": 100},
+        "presence_penalty": 1.5,
+        "max_tokens": 6,
+    },
     "defaults left out": {"prompt": "the", "temperature": 0, "max_tokens": None, "stream": False},
 }
 BAD_BODIES: dict[str, Any] = {
@@ -61,9 +100,13 @@ def engine(tiny_model: Path) -> Engine:
     return loader(tiny_model, max_num_seqs=4)()
 
 
-def test_answers_are_those_of_the_server(server: RunningServer, tiny_model: Path, tmp_path: Path) -> None:
+def test_answers_are_those_of_the_server(
+    server: RunningServer, tiny_model: Path, tmp_path: Path
+) -> None:
     bodies = {**GOOD_BODIES, **BAD_BODIES}
-    requests = write_requests(tmp_path / "in.jsonl", [request_line(name, body) for name, body in bodies.items()])
+    requests = write_requests(
+        tmp_path / "in.jsonl", [request_line(name, body) for name, body in bodies.items()]
+    )
     assert run_batch(tiny_model, requests, tmp_path / "out.jsonl", *NAMES) == 0
     answers = read_answers(tmp_path / "out.jsonl")
     assert answers.keys() == bodies.keys()
@@ -90,7 +133,10 @@ def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
     requests = write_requests(tmp_path / "in.jsonl", lines)
     assert run_batch(tiny_model, requests, tmp_path / "out.jsonl") == 0
     answers = read_answers(tmp_path / "out.jsonl")
-    statuses = {name: answer["response"] and answer["response"]["status_code"] for name, answer in answers.items()}
+    statuses = {
+        name: answer["response"] and answer["response"]["status_code"]
+        for name, answer in answers.items()
+    }
     assert statuses == {
         "good 1": 200, "good 2": 200, "streamed": 400, "no body": 400,
         "images": None, "a list for a url": None, "get": None, "no method": None, "field": None,
@@ -99,14 +145,19 @@ def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
     assert answers["images"]["error"] == {
         "code": "unsupported_url", "message": f"url is '/v1/images', which a batch does not answer; it answers {urls}",
     }  # fmt: skip
-    assert answers["get"]["error"] == {"code": "unsupported_method", "message": "method is 'GET' but must be 'POST'"}
+    assert answers["get"]["error"] == {
+        "code": "unsupported_method",
+        "message": "method is 'GET' but must be 'POST'",
+    }
     assert answers["no method"]["error"]["message"] == "method is None but must be 'POST'"
     assert "'priority' is not supported" in answers["field"]["error"]["message"]
     assert answers["streamed"]["response"]["body"]["error"]["param"] == "stream"
     assert "9 requests answered, 7 of them an error" in capsys.readouterr().err
 
 
-def test_what_is_answered_is_not_done_again(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_answered_is_not_done_again(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "out.jsonl"
     requests = write_requests(tmp_path / "in.jsonl", [request_line(str(i)) for i in range(3)])
     assert run_batch(tiny_model, requests, output) == 0
@@ -125,23 +176,36 @@ def test_what_is_answered_is_not_done_again(tiny_model: Path, tmp_path: Path, ca
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
-def test_draws_without_a_seed_are_fresh_and_with_the_flag_follow_from_the_id(tiny_model: Path, tmp_path: Path) -> None:
+def test_draws_without_a_seed_are_fresh_and_with_the_flag_follow_from_the_id(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     requests = write_requests(
-        tmp_path / "in.jsonl", [request_line(str(i), {"prompt": ["the", "the"], "max_tokens": 20, "ignore_eos": True}) for i in range(6)]
+        tmp_path / "in.jsonl",
+        [
+            request_line(str(i), {"prompt": ["the", "the"], "max_tokens": 20, "ignore_eos": True})
+            for i in range(6)
+        ],
     )
 
     def texts(name: str, *flags: str) -> dict[str, list[str]]:
         assert run_batch(tiny_model, requests, tmp_path / name, *flags) == 0
         answers = read_answers(tmp_path / name)
-        return {custom_id: [choice["text"] for choice in answer["response"]["body"]["choices"]] for custom_id, answer in answers.items()}
+        return {
+            custom_id: [choice["text"] for choice in answer["response"]["body"]["choices"]]
+            for custom_id, answer in answers.items()
+        }
 
     assert texts("fresh 1") != texts("fresh 2")
     seeded = texts("seeded", "--seed", "5")
     assert seeded != texts("another", "--seed", "6")
-    assert len({text for pair in seeded.values() for text in pair}) == 12, "each prompt has draws of its own"
+    assert len({text for pair in seeded.values() for text in pair}) == 12, (
+        "each prompt has draws of its own"
+    )
     lines = (tmp_path / "seeded").read_bytes().splitlines(keepends=True)
     (tmp_path / "resumed").write_bytes(b"".join(lines[:2]))
-    assert texts("resumed", "--seed", "5") == seeded, "an answer does not depend on what was answered in the same run"
+    assert texts("resumed", "--seed", "5") == seeded, (
+        "an answer does not depend on what was answered in the same run"
+    )
 
 
 @pytest.mark.parametrize("content", [b"", b"\n  \n\r\n"])
@@ -151,7 +215,12 @@ def test_a_file_without_requests_has_no_answers(content: bytes, tmp_path: Path) 
     assert (tmp_path / "out.jsonl").read_bytes() == b""
 
 
-def test_the_bar_is_for_terminals_only(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_is_for_terminals_only(
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
             return True
@@ -198,7 +267,9 @@ def test_lines_that_are_refused_do_not_hold_up_the_others(engine: Engine) -> Non
         assert len(next(steps)) == len(taken) == 8
 
 
-def test_a_step_that_fails_ends_its_requests_and_the_others_go_on(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_ends_its_requests_and_the_others_go_on(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     works = engine.runner.run
     calls = 0
 
@@ -210,34 +281,63 @@ def test_a_step_that_fails_ends_its_requests_and_the_others_go_on(engine: Engine
         return works(*arrays)
 
     monkeypatch.setattr(engine.runner, "run", fails_once)
-    requests = iter([BatchRequest(str(i), "POST", "/v1/completions", {"prompt": "the", "max_tokens": 6, "ignore_eos": True}) for i in range(10)])
+    requests = iter(
+        [
+            BatchRequest(
+                str(i),
+                "POST",
+                "/v1/completions",
+                {"prompt": "the", "max_tokens": 6, "ignore_eos": True},
+            )
+            for i in range(10)
+        ]
+    )
     answers = [answer for step in BatchRunner(engine, ["tiny"]).run(requests) for answer in step]
     assert sorted(int(answer.custom_id) for answer in answers) == list(range(10))
-    assert {answer.custom_id: answer.status for answer in answers} == {str(i): 500 if i < 4 else 200 for i in range(10)}
+    assert {answer.custom_id: answer.status for answer in answers} == {
+        str(i): 500 if i < 4 else 200 for i in range(10)
+    }
     failed = next(json.loads(answer.line) for answer in answers if answer.status == 500)
-    expected = {"message": "a step of the engine failed: boom", "type": "InternalServerError", "param": None, "code": 500}
+    expected = {
+        "message": "a step of the engine failed: boom",
+        "type": "InternalServerError",
+        "param": None,
+        "code": 500,
+    }
     assert failed["response"]["body"] == {"error": expected}
     engine.check_integrity()
 
 
-def test_an_engine_that_fails_again_and_again_ends_it(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_fails_again_and_again_ends_it(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fails(*arrays: Any) -> Any:
         raise RuntimeError("boom")
 
     monkeypatch.setattr(engine.runner, "run", fails)
     steps = BatchRunner(engine, ["tiny"]).run(endless([], {"prompt": "the"}))
     assert len(next(steps)) + len(next(steps)) == 8
-    with pytest.raises(EngineFaultError, match="3 steps failed one after the other, the last with: boom"):
+    with pytest.raises(
+        EngineFaultError, match="3 steps failed one after the other, the last with: boom"
+    ):
         next(steps)
     assert not engine.has_work
 
 
-def test_an_answer_that_cannot_be_put_together_is_a_500(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_cannot_be_put_together_is_a_500(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def breaks(*given: Any) -> Any:
         raise RuntimeError("boom")
 
     monkeypatch.setattr("nanovllm.engine.assembler.Assembler.absorb", breaks)
-    requests = iter([BatchRequest("a", "POST", "/v1/completions", {"prompt": ["the", "in"], "n": 2, "max_tokens": 30})])
+    requests = iter(
+        [
+            BatchRequest(
+                "a", "POST", "/v1/completions", {"prompt": ["the", "in"], "n": 2, "max_tokens": 30}
+            )
+        ]
+    )
     [answer] = [answer for step in BatchRunner(engine, ["tiny"]).run(requests) for answer in step]
     assert answer.status == 500
     assert not engine.has_work

@@ -7,7 +7,14 @@ from typing import Any
 import pytest
 
 from nanovllm.engine.chat_template import ChatTemplate
-from tests.support.batch_files import lasting, lasting_body, read_answers, request_line, run_batch, write_requests
+from tests.support.batch_files import (
+    lasting,
+    lasting_body,
+    read_answers,
+    request_line,
+    run_batch,
+    write_requests,
+)
 from tests.support.serving import RunningServer, loader
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}\n{% endfor %}assistant:"
@@ -17,10 +24,26 @@ CHAT, EMBEDDINGS, COMPLETIONS = "/v1/chat/completions", "/v1/embeddings", "/v1/c
 
 GOOD: dict[str, tuple[str, Any]] = {
     "greedy chat": (CHAT, {"messages": MESSAGES, "temperature": 0, "max_tokens": 12}),
-    "seeded chats": (CHAT, {"messages": MESSAGES, "seed": 5, "n": 3, "max_completion_tokens": 20, "logprobs": True, "top_logprobs": 2}),
-    "chat that fills the context": (CHAT, {"messages": MESSAGES[1:], "seed": 6, "ignore_eos": True, "model": "alias"}),
+    "seeded chats": (
+        CHAT,
+        {
+            "messages": MESSAGES,
+            "seed": 5,
+            "n": 3,
+            "max_completion_tokens": 20,
+            "logprobs": True,
+            "top_logprobs": 2,
+        },
+    ),
+    "chat that fills the context": (
+        CHAT,
+        {"messages": MESSAGES[1:], "seed": 6, "ignore_eos": True, "model": "alias"},
+    ),
     "embedding": (EMBEDDINGS, {"input": "the well"}),
-    "embeddings": (EMBEDDINGS, {"input": ["the", "in the end", "a"], "pooling": "mean", "encoding_format": "base64"}),
+    "embeddings": (
+        EMBEDDINGS,
+        {"input": ["the", "in the end", "a"], "pooling": "mean", "encoding_format": "base64"},
+    ),
     "embedding of ids": (EMBEDDINGS, {"input": [[5, 6, 7], [8]]}),
     "completion": (COMPLETIONS, {"prompt": "the", "seed": 7, "max_tokens": 30}),
 }
@@ -57,10 +80,17 @@ def lines(requests: dict[str, tuple[str, Any]]) -> list[dict[str, Any]]:
     return [request_line(name, body, url=url) for name, (url, body) in requests.items()]
 
 
-def test_answers_are_those_of_the_server(server: RunningServer, tiny_model: Path, template: Path, tmp_path: Path) -> None:
+def test_answers_are_those_of_the_server(
+    server: RunningServer, tiny_model: Path, template: Path, tmp_path: Path
+) -> None:
     asked = {**GOOD, **BAD}
     requests = write_requests(tmp_path / "in.jsonl", lines(asked))
-    assert run_batch(tiny_model, requests, tmp_path / "out.jsonl", "--chat-template", str(template), *NAMES) == 0
+    assert (
+        run_batch(
+            tiny_model, requests, tmp_path / "out.jsonl", "--chat-template", str(template), *NAMES
+        )
+        == 0
+    )
     answers = read_answers(tmp_path / "out.jsonl")
     assert answers.keys() == asked.keys()
     for name, (url, body) in asked.items():
@@ -74,7 +104,9 @@ def test_answers_are_those_of_the_server(server: RunningServer, tiny_model: Path
     assert len(answers["embeddings"]["response"]["body"]["data"]) == 3
 
 
-def test_wherever_it_ended_it_goes_on(tiny_model: Path, template: Path, tmp_path: Path, backend: str) -> None:
+def test_wherever_it_ended_it_goes_on(
+    tiny_model: Path, template: Path, tmp_path: Path, backend: str
+) -> None:
     requests, output = write_requests(tmp_path / "in.jsonl", lines(GOOD)), tmp_path / "out.jsonl"
     flags = ("--chat-template", str(template), *NAMES)
     assert run_batch(tiny_model, requests, output, *flags) == 0
@@ -88,21 +120,43 @@ def test_wherever_it_ended_it_goes_on(tiny_model: Path, template: Path, tmp_path
         assert {name: lasting(answer) for name, answer in read_answers(output).items()} == whole
 
 
-def test_draws_of_chats_follow_from_the_flag_and_the_id(tiny_model: Path, template: Path, tmp_path: Path) -> None:
+def test_draws_of_chats_follow_from_the_flag_and_the_id(
+    tiny_model: Path, template: Path, tmp_path: Path
+) -> None:
     body = {"messages": MESSAGES, "max_tokens": 20, "ignore_eos": True}
-    requests = write_requests(tmp_path / "in.jsonl", [request_line(str(i), body, url=CHAT) for i in range(4)])
+    requests = write_requests(
+        tmp_path / "in.jsonl", [request_line(str(i), body, url=CHAT) for i in range(4)]
+    )
 
     def texts(name: str) -> dict[str, str]:
-        assert run_batch(tiny_model, requests, tmp_path / name, "--chat-template", str(template), "--seed", "5") == 0
-        return {i: answer["response"]["body"]["choices"][0]["message"]["content"] for i, answer in read_answers(tmp_path / name).items()}
+        assert (
+            run_batch(
+                tiny_model,
+                requests,
+                tmp_path / name,
+                "--chat-template",
+                str(template),
+                "--seed",
+                "5",
+            )
+            == 0
+        )
+        return {
+            i: answer["response"]["body"]["choices"][0]["message"]["content"]
+            for i, answer in read_answers(tmp_path / name).items()
+        }
 
     first = texts("first")
     assert len(set(first.values())) == 4
-    (tmp_path / "resumed").write_bytes(b"".join((tmp_path / "first").read_bytes().splitlines(keepends=True)[:1]))
+    (tmp_path / "resumed").write_bytes(
+        b"".join((tmp_path / "first").read_bytes().splitlines(keepends=True)[:1])
+    )
     assert texts("resumed") == first
 
 
-def test_without_a_template_chats_are_told_and_the_others_go_on(tiny_model: Path, tmp_path: Path) -> None:
+def test_without_a_template_chats_are_told_and_the_others_go_on(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     requests = write_requests(tmp_path / "in.jsonl", lines(GOOD))
     assert run_batch(tiny_model, requests, tmp_path / "out.jsonl", *NAMES) == 0
     for name, answer in read_answers(tmp_path / "out.jsonl").items():
@@ -112,10 +166,14 @@ def test_without_a_template_chats_are_told_and_the_others_go_on(tiny_model: Path
             assert "--chat-template FILE" in answer["response"]["body"]["error"]["message"]
 
 
-def test_a_template_that_cannot_be_used_is_told_before_any_work(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_template_that_cannot_be_used_is_told_before_any_work(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "template.jinja"
     file.write_text("{% if %}")
     requests = write_requests(tmp_path / "in.jsonl", lines(GOOD))
-    assert run_batch(tiny_model, requests, tmp_path / "out.jsonl", "--chat-template", str(file)) == 1
+    assert (
+        run_batch(tiny_model, requests, tmp_path / "out.jsonl", "--chat-template", str(file)) == 1
+    )
     assert "template.jinja is not valid" in capsys.readouterr().err
     assert (tmp_path / "out.jsonl").read_bytes() == b""

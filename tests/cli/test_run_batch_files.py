@@ -15,7 +15,13 @@ from nanovllm.cli.main import build_parser
 from nanovllm.server.app import ServerSettings
 from nanovllm.server.batch_input import BatchInput, CustomIds, digest_of
 from nanovllm.server.batch_output import Answer, AnswerFile, open_answers
-from tests.support.batch_files import arguments, read_answers, request_line, run_batch, write_requests
+from tests.support.batch_files import (
+    arguments,
+    read_answers,
+    request_line,
+    run_batch,
+    write_requests,
+)
 
 NO_MODEL = Path("./not/there")
 """What is found before any work is found without a model."""
@@ -24,30 +30,58 @@ LINE = json.dumps(request_line("a")).encode()
 
 BAD_INPUTS: dict[str, tuple[bytes, str]] = {
     "not JSON": (b"{}{\n", "line 1 cannot be read as JSON: Extra data"),
-    "not UTF-8": (LINE + b"\n\n" + LINE.replace(b'"the"', b'"\xff"'), "line 3 cannot be read as JSON: 'utf-8' codec"),
+    "not UTF-8": (
+        LINE + b"\n\n" + LINE.replace(b'"the"', b'"\xff"'),
+        "line 3 cannot be read as JSON: 'utf-8' codec",
+    ),
     "nested too deeply": (b"[" * 200_000, "line 1 cannot be read as JSON"),
-    "a number of thousands of digits": (b"1" * 5000, "line 1 cannot be read as JSON: Exceeds the limit"),
+    "a number of thousands of digits": (
+        b"1" * 5000,
+        "line 1 cannot be read as JSON: Exceeds the limit",
+    ),
     "no object": (b"[1]\n", "line 1 is not an object"),
-    "no id": (b'{"method": "POST"}', "line 1 has no custom_id; give it a text of 1 to 512 characters"),
+    "no id": (
+        b'{"method": "POST"}',
+        "line 1 has no custom_id; give it a text of 1 to 512 characters",
+    ),
     "an id that is no text": (b'{"custom_id": 5}', "line 1 has the custom_id 5; give it a text"),
     "an empty id": (b'{"custom_id": ""}', "line 1 has the custom_id ''; give it a text"),
-    "an id that is too long": (json.dumps({"custom_id": "x" * 513}).encode(), "line 1 has the custom_id 'xxx"),
-    "an id twice": (LINE + b"\n\n" + LINE + b"\n", "line 3 has the custom_id 'a' of line 1; each must be another"),
-    "an id thrice": (LINE + b"\n" + LINE + b"\n" + LINE, "line 3 has the custom_id 'a' of line 1; each must be another"),
+    "an id that is too long": (
+        json.dumps({"custom_id": "x" * 513}).encode(),
+        "line 1 has the custom_id 'xxx",
+    ),
+    "an id twice": (
+        LINE + b"\n\n" + LINE + b"\n",
+        "line 3 has the custom_id 'a' of line 1; each must be another",
+    ),
+    "an id thrice": (
+        LINE + b"\n" + LINE + b"\n" + LINE,
+        "line 3 has the custom_id 'a' of line 1; each must be another",
+    ),
     "a line that is too long": (
         LINE + b"\n" + b" " * 5000 + LINE,
         "line 2 is longer than the limit of 4096 bytes; split it, or raise --max-line-bytes",
     ),
-    "another id in other writing": (LINE + b"\n" + LINE.replace(b'"a"', b'"\\u0061"'), "line 2 has the custom_id 'a' of line 1"),
+    "another id in other writing": (
+        LINE + b"\n" + LINE.replace(b'"a"', b'"\\u0061"'),
+        "line 2 has the custom_id 'a' of line 1",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", BAD_INPUTS)
-def test_an_input_that_cannot_be_used_is_told_before_any_work(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_input_that_cannot_be_used_is_told_before_any_work(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content, message = BAD_INPUTS[name]
     (tmp_path / "in.jsonl").write_bytes(content)
     limit = "300000" if "nested" in name or "digits" in name else "4096"
-    assert run_batch(NO_MODEL, tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--max-line-bytes", limit) == 1
+    assert (
+        run_batch(
+            NO_MODEL, tmp_path / "in.jsonl", tmp_path / "out.jsonl", "--max-line-bytes", limit
+        )
+        == 1
+    )
     said = capsys.readouterr().err
     assert message in said
     assert "nothing was run" in said
@@ -56,7 +90,9 @@ def test_an_input_that_cannot_be_used_is_told_before_any_work(name: str, tmp_pat
     assert not (tmp_path / "out.jsonl").exists()
 
 
-def test_only_the_first_faults_are_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_the_first_faults_are_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "in.jsonl").write_bytes(b"\n".join([LINE, LINE, *[b"x"] * 50]))
     assert run_batch(NO_MODEL, tmp_path / "in.jsonl", tmp_path / "out.jsonl") == 1
     listed = [line for line in capsys.readouterr().err.splitlines() if line.startswith("  line")]
@@ -77,7 +113,10 @@ def test_a_line_may_be_as_long_as_the_limit(tmp_path: Path) -> None:
 
 
 def test_the_limit_is_that_of_the_server() -> None:
-    assert build_parser().parse_args(["run-batch", "-i", "a", "-o", "b"]).max_line_bytes == ServerSettings(model_names=("a",)).max_body_bytes
+    assert (
+        build_parser().parse_args(["run-batch", "-i", "a", "-o", "b"]).max_line_bytes
+        == ServerSettings(model_names=("a",)).max_body_bytes
+    )
 
 
 def test_neither_many_lines_nor_a_huge_one_are_held_in_memory(tmp_path: Path) -> None:
@@ -115,7 +154,10 @@ def test_an_input_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
                 list(batch.requests(ids))
 
 
-@given(st.lists(st.text(min_size=1, max_size=4), unique=True), st.lists(st.text(min_size=1, max_size=4)))
+@given(
+    st.lists(st.text(min_size=1, max_size=4), unique=True),
+    st.lists(st.text(min_size=1, max_size=4)),
+)
 def test_each_id_is_taken_once(known: list[str], asked: list[str]) -> None:
     ids = CustomIds(b"".join(map(digest_of, known)))
     assert not ids.repeated
@@ -134,7 +176,11 @@ def ids_of(*names: str) -> CustomIds:
     return CustomIds(b"".join(map(digest_of, names)))
 
 
-ANSWERS = [Answer.response("a", 200, {"text": "é\n\u2028"}), Answer.refusal("b", "unsupported_url", "no"), Answer.response("c", 400, {})]
+ANSWERS = [
+    Answer.response("a", 200, {"text": "é\n\u2028"}),
+    Answer.refusal("b", "unsupported_url", "no"),
+    Answer.response("c", 400, {}),
+]
 
 
 def test_wherever_it_was_cut_off_whole_answers_stay_and_the_rest_goes(tmp_path: Path) -> None:
@@ -148,11 +194,17 @@ def test_wherever_it_was_cut_off_whole_answers_stay_and_the_rest_goes(tmp_path: 
             assert path.read_bytes() == kept
             assert ids.num_taken == kept.count(b"\n")
             answers.append(Answer.response("d", 200, {}).line)
-        assert read_answers(path).keys() == {"d", *[answer.custom_id for answer in ANSWERS[: kept.count(b"\n")]]}
+        assert read_answers(path).keys() == {
+            "d",
+            *[answer.custom_id for answer in ANSWERS[: kept.count(b"\n")]],
+        }
 
 
 FOREIGN_OUTPUTS: dict[str, tuple[bytes, str]] = {
-    "an id of another input": (ANSWERS[0].line + Answer.response("x", 200, {}).line, "line 2 of .* answers 'x', which the input does not have"),
+    "an id of another input": (
+        ANSWERS[0].line + Answer.response("x", 200, {}).line,
+        "line 2 of .* answers 'x', which the input does not have",
+    ),
     "an answer twice": (ANSWERS[0].line * 2, "line 2 of .* answers 'a' a second time"),
     "requests": (LINE + b"\n", "line 1 of .* is no answer"),
     "text": (b"Dear diary,\n", "line 1 of .* is no answer"),
@@ -165,7 +217,9 @@ FOREIGN_OUTPUTS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", FOREIGN_OUTPUTS)
-def test_an_output_of_something_else_is_left_as_it_is(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_of_something_else_is_left_as_it_is(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     content, message = FOREIGN_OUTPUTS[name]
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a"), request_line("b")])
     output = tmp_path / "out.jsonl"
@@ -179,7 +233,9 @@ def test_an_output_of_something_else_is_left_as_it_is(name: str, tmp_path: Path,
     assert output.read_bytes() == content
 
 
-def test_the_input_may_not_be_the_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_input_may_not_be_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a")])
     (tmp_path / "link").symlink_to(requests)
     before = requests.read_bytes()
@@ -189,7 +245,9 @@ def test_the_input_may_not_be_the_output(tmp_path: Path, capsys: pytest.CaptureF
     assert requests.read_bytes() == before
 
 
-def test_paths_that_cannot_be_used_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_paths_that_cannot_be_used_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a")])
     for wrong, message in (
         ((tmp_path / "none.jsonl", tmp_path / "out"), "none.jsonl"),
@@ -205,14 +263,18 @@ def test_paths_that_cannot_be_used_are_told(tmp_path: Path, capsys: pytest.Captu
         assert "Traceback" not in said
 
 
-def test_two_runs_do_not_write_to_one_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_runs_do_not_write_to_one_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a"), request_line("b")])
     output = tmp_path / "out.jsonl"
     with open_answers(output, ids_of("a", "b")) as answers:
         answers.append(ANSWERS[0].line[:10])
         assert run_batch(NO_MODEL, requests, output) == 1
         assert f"another run writes to {output}" in capsys.readouterr().err
-        assert output.read_bytes() == ANSWERS[0].line[:10], "a line that another run has begun is not torn"
+        assert output.read_bytes() == ANSWERS[0].line[:10], (
+            "a line that another run has begun is not torn"
+        )
 
 
 class FullDisk(io.FileIO):
@@ -243,7 +305,8 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
             file.room_bytes = room_bytes
             answers = AnswerFile(path, file)
             with pytest.raises(
-                OSError, match=r"out\.jsonl cannot be written \(No space left on device\); the answers in it are kept: mend"
+                OSError,
+                match=r"out\.jsonl cannot be written \(No space left on device\); the answers in it are kept: mend",
             ) as caught:
                 append_all(answers, lines)
             answers.sync()
@@ -257,7 +320,9 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_device_that_is_full_ends_it(tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_device_that_is_full_ends_it(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a")])
     assert run_batch(tiny_model, requests, Path("/dev/full")) == 1
     said = capsys.readouterr().err
@@ -271,7 +336,9 @@ def test_a_device_has_no_answers_to_go_on_with(tiny_model: Path, tmp_path: Path)
     assert not Path(f"{os.devnull}.lock").exists()
 
 
-def test_what_is_written_is_brought_to_the_disk_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_written_is_brought_to_the_disk_every_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now_s = 100.0
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
@@ -291,5 +358,13 @@ def test_what_is_written_is_brought_to_the_disk_every_second(tmp_path: Path, mon
 
 
 def test_flags_are_those_of_the_engine() -> None:
-    parsed = build_parser().parse_args(arguments(Path("gpt2"), Path("a"), Path("b"), "--max-num-seqs", "3"))
-    assert (parsed.model, parsed.input, parsed.output, parsed.max_num_seqs, parsed.overwrite) == ("gpt2", Path("a"), Path("b"), 3, False)
+    parsed = build_parser().parse_args(
+        arguments(Path("gpt2"), Path("a"), Path("b"), "--max-num-seqs", "3")
+    )
+    assert (parsed.model, parsed.input, parsed.output, parsed.max_num_seqs, parsed.overwrite) == (
+        "gpt2",
+        Path("a"),
+        Path("b"),
+        3,
+        False,
+    )

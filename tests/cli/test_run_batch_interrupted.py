@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.support.batch_files import arguments, lasting, read_answers, request_line, run_batch, write_requests
+from tests.support.batch_files import (
+    arguments,
+    lasting,
+    read_answers,
+    request_line,
+    run_batch,
+    write_requests,
+)
 
 TIMEOUT_S = 60.0
 START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
@@ -31,10 +38,18 @@ sys.exit(main(sys.argv[1:]))
 def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Requests, greedy and seeded, that take some seconds two at a time; their answers have different lengths."""
     bodies = [
-        {"prompt": "the"[: i % 3 + 1], "max_tokens": 30 + i % 60, "ignore_eos": True, **({"temperature": 0} if i % 2 else {"seed": i})}
+        {
+            "prompt": "the"[: i % 3 + 1],
+            "max_tokens": 30 + i % 60,
+            "ignore_eos": True,
+            **({"temperature": 0} if i % 2 else {"seed": i}),
+        }
         for i in range(REQUESTS)
     ]
-    return write_requests(tmp_path_factory.mktemp("batch") / "in.jsonl", [request_line(f"request-{i}", body) for i, body in enumerate(bodies)])
+    return write_requests(
+        tmp_path_factory.mktemp("batch") / "in.jsonl",
+        [request_line(f"request-{i}", body) for i, body in enumerate(bodies)],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +62,19 @@ def uninterrupted(requests: Path, tiny_model: Path) -> dict[str, Any]:
 
 def started(tiny_model: Path, requests: Path, output: Path) -> "subprocess.Popen[str]":
     """The command as a process, whose engine works on two sequences at once."""
-    command = [sys.executable, "-m", "nanovllm.cli.main", *arguments(tiny_model, requests, output, "--max-num-seqs", "2")]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(Path.cwd())})
+    command = [
+        sys.executable,
+        "-m",
+        "nanovllm.cli.main",
+        *arguments(tiny_model, requests, output, "--max-num-seqs", "2"),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
+    )
 
 
 def wait_for_lines(process: "subprocess.Popen[str]", output: Path, count: int) -> None:
@@ -60,9 +86,16 @@ def wait_for_lines(process: "subprocess.Popen[str]", output: Path, count: int) -
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_after_a_signal_it_goes_on_where_it_was(
-    number: signal.Signals, code: int, tiny_model: Path, requests: Path, uninterrupted: dict[str, Any], tmp_path: Path
+    number: signal.Signals,
+    code: int,
+    tiny_model: Path,
+    requests: Path,
+    uninterrupted: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
     output = tmp_path / "out.jsonl"
     process = started(tiny_model, requests, output)
@@ -75,7 +108,10 @@ def test_after_a_signal_it_goes_on_where_it_was(
     assert 20 <= answered < REQUESTS
     if number is not signal.SIGKILL:
         assert f"{answered} requests answered" in said
-        assert f"ended by {number.name}; run the same command again to answer the {REQUESTS - answered} that are left" in said
+        assert (
+            f"ended by {number.name}; run the same command again to answer the {REQUESTS - answered} that are left"
+            in said
+        )
         assert "Traceback" not in said
         assert len(read_answers(output)) == answered, "no line is half"
     assert run_batch(tiny_model, requests, output) == 0
@@ -83,7 +119,9 @@ def test_after_a_signal_it_goes_on_where_it_was(
     assert {name: lasting(answer) for name, answer in read_answers(output).items()} == uninterrupted
 
 
-def test_killed_again_and_again_it_still_comes_to_its_end(tiny_model: Path, requests: Path, uninterrupted: dict[str, Any], tmp_path: Path) -> None:
+def test_killed_again_and_again_it_still_comes_to_its_end(
+    tiny_model: Path, requests: Path, uninterrupted: dict[str, Any], tmp_path: Path
+) -> None:
     output = tmp_path / "out.jsonl"
     for lines in (1, 31, 77):
         process = started(tiny_model, requests, output)
@@ -101,12 +139,25 @@ def test_a_disk_without_room_ends_it_and_with_room_it_goes_on(
 ) -> None:
     """The operating system refuses to let the file grow over 10,000 bytes, in the middle of a line."""
     output = tmp_path / "out.jsonl"
-    command = [sys.executable, "-c", LIMITED, *arguments(tiny_model, requests, output, "--backend", "numpy")]
+    command = [
+        sys.executable,
+        "-c",
+        LIMITED,
+        *arguments(tiny_model, requests, output, "--backend", "numpy"),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(Path.cwd())}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False, env=environment)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=START_TIMEOUT_S,
+        check=False,
+        env=environment,
+    )
     assert done.returncode == 1
     assert (
-        f"{output} cannot be written (File too large); the answers in it are kept: mend that and run the same command again to go on" in done.stderr
+        f"{output} cannot be written (File too large); the answers in it are kept: mend that and run the same command again to go on"
+        in done.stderr
     )
     assert "Traceback" not in done.stderr
     answered = read_answers(output)

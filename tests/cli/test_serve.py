@@ -32,7 +32,9 @@ from tests.support.serving import wait_until
 @pytest.fixture(scope="module")
 def bundled(backend: str) -> Iterator[Serving]:
     """The bundled model, served as somebody does who has just installed this; its backend is the default, or numpy."""
-    with Serving(*(() if backend == EngineConfig().backend else ("--backend", backend)), "--num-threads", "1") as serving:
+    with Serving(
+        *(() if backend == EngineConfig().backend else ("--backend", backend)), "--num-threads", "1"
+    ) as serving:
         yield serving
         code, errors = serving.end(signal.SIGTERM)
         assert code == 0, errors
@@ -56,17 +58,34 @@ def test_it_prints_the_model_and_where_it_is(bundled: Serving, backend: str) -> 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_curl_line_works_as_it_is(bundled: Serving) -> None:
     line = next(line for line in bundled.said if line.startswith("  curl "))
-    done = subprocess.run(["sh", "-c", f"{line.strip()} --silent --noproxy '*'"], capture_output=True, text=True, timeout=TIMEOUT_S, check=True)
+    done = subprocess.run(
+        ["sh", "-c", f"{line.strip()} --silent --noproxy '*'"],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=True,
+    )
     body = json.loads(done.stdout)
     assert body["model"] == "tiny-books"
     assert body["usage"]["completion_tokens"] >= 1
 
 
 def test_the_bundled_model_writes_english(bundled: Serving) -> None:
-    with OpenAI(base_url=f"http://127.0.0.1:{bundled.port}/v1", api_key="none", max_retries=0) as client:
-        answer = client.completions.create(model="tiny-books", prompt="Once upon a time", max_tokens=60, temperature=0).choices[0].text
+    with OpenAI(
+        base_url=f"http://127.0.0.1:{bundled.port}/v1", api_key="none", max_retries=0
+    ) as client:
+        answer = (
+            client.completions.create(
+                model="tiny-books", prompt="Once upon a time", max_tokens=60, temperature=0
+            )
+            .choices[0]
+            .text
+        )
     words = {word.strip(".,;:!?\"'").lower() for word in answer.split()}
-    assert len(words & {"the", "a", "and", "of", "to", "was", "in", "he", "she", "it", "that", "had"}) >= 3, answer
+    assert (
+        len(words & {"the", "a", "and", "of", "to", "was", "in", "he", "she", "it", "that", "had"})
+        >= 3
+    ), answer
 
 
 def test_a_signal_ends_it_with_0(tiny_model: Path) -> None:
@@ -91,9 +110,13 @@ def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) -> None:
-    with Serving("--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", str(int(TIMEOUT_S))) as serving:
+    with Serving(
+        "--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", str(int(TIMEOUT_S))
+    ) as serving:
         begun, received = threading.Event(), list[bytes]()
-        reader = threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, max_tokens=300)))
+        reader = threading.Thread(
+            target=lambda: received.append(read_stream(serving.port, begun, max_tokens=300))
+        )
         reader.start()
         assert begun.wait(TIMEOUT_S)
         code, errors = serving.end(number)
@@ -106,16 +129,26 @@ def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) 
 
 def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None:
     """Several long answers at once; a second after the signal, they and whoever waits for a whole answer get an error and not a cut connection."""
-    with Serving("--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", "1") as serving:
+    with Serving(
+        "--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", "1"
+    ) as serving:
         begun, received = threading.Event(), list[Any]()
         long = {"max_tokens": 500, "n": 100, "ignore_eos": True}
         readers = [
-            threading.Thread(target=lambda: received.append(read_stream(serving.port, begun, **long))),
-            threading.Thread(target=lambda: received.append(serving.ask("/v1/completions", {"prompt": "Once upon a time", **long}))),
+            threading.Thread(
+                target=lambda: received.append(read_stream(serving.port, begun, **long))
+            ),
+            threading.Thread(
+                target=lambda: received.append(
+                    serving.ask("/v1/completions", {"prompt": "Once upon a time", **long})
+                )
+            ),
         ]
         readers[0].start()
         assert begun.wait(TIMEOUT_S)
-        readers[1].start()  # not before: with all seats taken by its answers, the stream would begin when these have ended
+        readers[
+            1
+        ].start()  # not before: with all seats taken by its answers, the stream would begin when these have ended
         wait_until(lambda: serving.ask("/load")[1]["queued_requests"] > 100)
         code, errors = serving.end(signal.SIGTERM)
         for reader in readers:
@@ -130,7 +163,16 @@ def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None
 
 def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending() -> None:
     """Its answer is larger than what the system takes for it."""
-    body = {"prompt": [[7] * 400], "n": 5, "max_tokens": 20, "ignore_eos": True, "stream": True, "echo": True, "logprobs": 20, "prompt_logprobs": 20}
+    body = {
+        "prompt": [[7] * 400],
+        "n": 5,
+        "max_tokens": 20,
+        "ignore_eos": True,
+        "stream": True,
+        "echo": True,
+        "logprobs": 20,
+        "prompt_logprobs": 20,
+    }
     content = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     with Serving("--shutdown-timeout-s", "1") as serving, socket.socket() as connection:
@@ -145,7 +187,9 @@ def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending() -> N
 
 
 def test_the_key_may_come_from_the_environment(tiny_model: Path) -> None:
-    with Serving(str(tiny_model), variables={"NANOVLLM_API_KEY": " from the environment\n"}) as serving:
+    with Serving(
+        str(tiny_model), variables={"NANOVLLM_API_KEY": " from the environment\n"}
+    ) as serving:
         assert serving.ask("/v1/models")[0] == 401
         assert serving.ask("/health")[0] == 200
         assert serving.ask("/v1/models", Authorization="Bearer from the environment")[0] == 200
@@ -158,33 +202,73 @@ def test_the_key_may_come_from_the_environment(tiny_model: Path) -> None:
 
 
 def test_a_flag_goes_before_the_environment_and_names_may_be_given(tiny_model: Path) -> None:
-    flags = ("--api-key", "flag", "--served-model-name", "it's", "--served-model-name", "other", "--max-model-len", "64", "--max-num-seqs", "2")
+    flags = (
+        "--api-key",
+        "flag",
+        "--served-model-name",
+        "it's",
+        "--served-model-name",
+        "other",
+        "--max-model-len",
+        "64",
+        "--max-num-seqs",
+        "2",
+    )
     with Serving(str(tiny_model), *flags, variables={"NANOVLLM_API_KEY": "variable"}) as serving:
         assert serving.ask("/v1/models", Authorization="Bearer variable")[0] == 401
         status, body = serving.ask("/v1/models", Authorization="Bearer flag")
         assert status == 200
-        assert [(model["id"], model["max_model_len"]) for model in body["data"]] == [("it's", 64), ("other", 64)]
+        assert [(model["id"], model["max_model_len"]) for model in body["data"]] == [
+            ("it's", 64),
+            ("other", 64),
+        ]
 
 
 @needs_openssl
-def test_over_tls_with_keys_from_a_file_every_request_is_logged(tiny_model: Path, tmp_path: Path) -> None:
+def test_over_tls_with_keys_from_a_file_every_request_is_logged(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     made = make_certificate(tmp_path)
     keys = tmp_path / "keys"
     keys.write_text("# of the team\nfirst-secret\nsecond-secret\n", encoding="utf-8")
-    flags = ("--ssl-certfile", str(made.certfile), "--ssl-keyfile", str(made.keyfile), "--api-key-file", str(keys), "--log-requests")
+    flags = (
+        "--ssl-certfile",
+        str(made.certfile),
+        "--ssl-keyfile",
+        str(made.keyfile),
+        "--api-key-file",
+        str(keys),
+        "--log-requests",
+    )
     with Serving(str(tiny_model), *flags, "--log-level", "debug") as serving:
         assert f"Serving on https://127.0.0.1:{serving.port} - try:" in "".join(serving.said)
         context = ssl.create_default_context(cafile=made.certfile)
         body = {"prompt": "a private prompt", "max_tokens": 3, "ignore_eos": True}
         answers = []
         for key in ("first-secret", "second-secret", "third-secret"):
-            connection = http.client.HTTPSConnection("127.0.0.1", serving.port, timeout=TIMEOUT_S, context=context)
-            headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}", "X-Request-Id": "tls"}
+            connection = http.client.HTTPSConnection(
+                "127.0.0.1", serving.port, timeout=TIMEOUT_S, context=context
+            )
+            headers = {
+                "Content-Type": "application/json",
+                "Authorization": f"Bearer {key}",
+                "X-Request-Id": "tls",
+            }
             connection.request("POST", "/v1/completions", json.dumps(body), headers)
             response = connection.getresponse()
-            answers.append((response.status, response.getheader("x-request-id"), len(json.loads(response.read()))))
+            answers.append(
+                (
+                    response.status,
+                    response.getheader("x-request-id"),
+                    len(json.loads(response.read())),
+                )
+            )
             connection.close()
-        assert [(status, name) for status, name, _ in answers] == [(200, "tls"), (200, "tls"), (401, "tls")]
+        assert [(status, name) for status, name, _ in answers] == [
+            (200, "tls"),
+            (200, "tls"),
+            (401, "tls"),
+        ]
         with socket.create_connection(("127.0.0.1", serving.port), timeout=TIMEOUT_S) as plain:
             plain.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
             assert b"200" not in plain.recv(100), "it answers without TLS too"
@@ -238,7 +322,9 @@ def test_a_folder_without_a_model_is_said_without_a_traceback(tmp_path: Path) ->
     assert "Traceback" not in errors
 
 
-def test_weights_that_are_cut_off_are_said_without_a_traceback(tiny_model: Path, tmp_path: Path) -> None:
+def test_weights_that_are_cut_off_are_said_without_a_traceback(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -260,11 +346,23 @@ def test_a_cache_without_a_block_is_said_without_a_traceback(tiny_model: Path) -
 WRONG_FLAGS = {
     "a path to nothing": (("./nothing-here",), "does not exist", 1),
     "an empty key": (("--api-key", ""), "--api-key is empty", 1),
-    "no file of keys": (("--api-key-file", "./nothing-here"), "--api-key-file nothing-here cannot be read: No such file", 1),
-    "no origin": (("--allowed-origins", "example.org"), "'example.org' but an origin is scheme://host", 1),
+    "no file of keys": (
+        ("--api-key-file", "./nothing-here"),
+        "--api-key-file nothing-here cannot be read: No such file",
+        1,
+    ),
+    "no origin": (
+        ("--allowed-origins", "example.org"),
+        "'example.org' but an origin is scheme://host",
+        1,
+    ),
     "no certificate": (("--ssl-keyfile", "key.pem"), "--ssl-keyfile needs --ssl-certfile", 1),
     "prompts without requests": (("--log-prompts",), "--log-prompts needs --log-requests", 1),
-    "more context than there is": (("--port", "0", "--max-model-len", "5000"), "nanovllm: max_model_len is 5000", 1),
+    "more context than there is": (
+        ("--port", "0", "--max-model-len", "5000"),
+        "nanovllm: max_model_len is 5000",
+        1,
+    ),
     "a port that is none": (("--port", "70000"), "70000 is no port", 2),
     "no number of requests": (("--max-queued-requests", "0"), "at least 1", 2),
 }
@@ -287,7 +385,9 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
 
 
 @pytest.mark.parametrize("name", WRONG_FLAGS)
-def test_a_wrong_flag_is_said(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_flag_is_said(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags, message, expected = WRONG_FLAGS[name]
     never_serve(monkeypatch)
     try:
@@ -302,23 +402,49 @@ def test_a_wrong_flag_is_said(name: str, capsys: pytest.CaptureFixture[str], mon
 @pytest.mark.parametrize("name", ["plain", "it's", 'a "quoted" one', "$HOME `x`", "naïve\\"])
 @pytest.mark.parametrize(("variable", "num_keys"), [("k 1", 1), ("k 1,k 2,k 3", 3)])
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
-def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(name: str, variable: str, num_keys: int) -> None:
+def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(
+    name: str, variable: str, num_keys: int
+) -> None:
     line = invitation("http://127.0.0.1:1", name, num_keys=num_keys).splitlines()[-1].strip()
     script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
-    done = subprocess.run(["sh", "-c", script], capture_output=True, check=True, env={**os.environ, "NANOVLLM_API_KEY": variable})
+    done = subprocess.run(
+        ["sh", "-c", script],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "NANOVLLM_API_KEY": variable},
+    )
     url, _, key, _, content_type, _, body = done.stdout.decode().rstrip("\0").split("\0")
-    assert (url, key, content_type) == ("http://127.0.0.1:1/v1/completions", "Authorization: Bearer k 1", "Content-Type: application/json")
+    assert (url, key, content_type) == (
+        "http://127.0.0.1:1/v1/completions",
+        "Authorization: Bearer k 1",
+        "Content-Type: application/json",
+    )
     assert json.loads(body)["model"] == name
 
 
 def test_flags_are_the_settings_names() -> None:
-    parsed: argparse.Namespace = build_parser().parse_args(["serve", "gpt2", "--max-num-seqs", "3", "--no-enable-prefix-caching", "--host", "::"])
-    assert (parsed.model, parsed.max_num_seqs, parsed.enable_prefix_caching, parsed.host) == ("gpt2", 3, False, "::")
+    parsed: argparse.Namespace = build_parser().parse_args(
+        ["serve", "gpt2", "--max-num-seqs", "3", "--no-enable-prefix-caching", "--host", "::"]
+    )
+    assert (parsed.model, parsed.max_num_seqs, parsed.enable_prefix_caching, parsed.host) == (
+        "gpt2",
+        3,
+        False,
+        "::",
+    )
 
 
 def test_the_patience_with_clients_may_be_given() -> None:
-    assert server_settings(build_parser().parse_args(["serve", "--stalled-client-s", "2.5"])).stalled_client_s == 2.5
-    assert server_settings(build_parser().parse_args(["serve"])).stalled_client_s == ServerSettings(model_names=("x",)).stalled_client_s
+    assert (
+        server_settings(
+            build_parser().parse_args(["serve", "--stalled-client-s", "2.5"])
+        ).stalled_client_s
+        == 2.5
+    )
+    assert (
+        server_settings(build_parser().parse_args(["serve"])).stalled_client_s
+        == ServerSettings(model_names=("x",)).stalled_client_s
+    )
 
 
 def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTemplate | None:
@@ -330,19 +456,28 @@ def chat_template_of(monkeypatch: pytest.MonkeyPatch, *flags: str) -> ChatTempla
     return given[0].chat_template
 
 
-def test_the_chat_template_is_the_flags_or_the_models(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_chat_template_is_the_flags_or_the_models(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("jinja2")
     folder = shutil.copytree(tiny_model, tmp_path / "model")
     assert chat_template_of(monkeypatch, str(folder)) is None
-    (folder / "tokenizer_config.json").write_text('{"chat_template": "{% of the model", "eos_token": "</s>"}')
+    (folder / "tokenizer_config.json").write_text(
+        '{"chat_template": "{% of the model", "eos_token": "</s>"}'
+    )
     own = chat_template_of(monkeypatch, str(folder))
     assert own is not None
-    assert (own.source, own.special_tokens["eos_token"]) == ("{% of the model", "</s>"), "a server goes on without chat where it is damaged"
+    assert (own.source, own.special_tokens["eos_token"]) == ("{% of the model", "</s>"), (
+        "a server goes on without chat where it is damaged"
+    )
     file = tmp_path / "template.jinja"
     file.write_text("{{ messages[0].content }}")
     given = chat_template_of(monkeypatch, str(folder), "--chat-template", str(file))
     assert given is not None
-    assert (given.source, given.special_tokens["eos_token"]) == ("{{ messages[0].content }}", "</s>")
+    assert (given.source, given.special_tokens["eos_token"]) == (
+        "{{ messages[0].content }}",
+        "</s>",
+    )
 
 
 def test_a_chat_template_that_cannot_be_used_is_said(tiny_model: Path, tmp_path: Path) -> None:
@@ -352,5 +487,7 @@ def test_a_chat_template_that_cannot_be_used_is_said(tiny_model: Path, tmp_path:
         if content is not None:
             file.write_text(content)
         parsed = build_parser().parse_args(["serve", str(tiny_model), "--chat-template", str(file)])
-        with pytest.raises(CheckpointError, match=rf"the chat template \S*template\.jinja {message}"):
+        with pytest.raises(
+            CheckpointError, match=rf"the chat template \S*template\.jinja {message}"
+        ):
             parsed.run(parsed)

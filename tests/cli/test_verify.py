@@ -58,11 +58,15 @@ class FakeReference(Reference):
             second, first = np.argsort(last)[-2:].tolist()
             is_wrong = step == self.wrong_step
             tokens.append(second if is_wrong else first)
-            gaps.append(self.gap if is_wrong and self.gap is not None else float(last[first] - last[second]))
+            gaps.append(
+                self.gap if is_wrong and self.gap is not None else float(last[first] - last[second])
+            )
         return tokens[len(token_ids) :], gaps
 
     def _all_logprobs(self, token_ids: list[int]) -> np.ndarray:
-        logits = self._backend.logits(self._backend.forward(make_batch([token_ids], block_size=256, all_rows=True))).astype(np.float64)
+        logits = self._backend.logits(
+            self._backend.forward(make_batch([token_ids], block_size=256, all_rows=True))
+        ).astype(np.float64)
         shifted = logits - logits.max(axis=1, keepdims=True)
         found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return found
@@ -77,7 +81,9 @@ def reference(monkeypatch: pytest.MonkeyPatch) -> type[FakeReference]:
     return fake
 
 
-def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int) -> tuple[dict[str, Any], str]:
+def run(
+    capsys: pytest.CaptureFixture[str], *arguments: object, code: int
+) -> tuple[dict[str, Any], str]:
     """Run `nanovllm verify`; give the JSON of its last line, and all that it printed."""
     assert main(["verify", *map(str, arguments)]) == code
     out = capsys.readouterr().out
@@ -86,30 +92,58 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: object, code: int) -> tu
     return record, out
 
 
-def test_the_same_model_agrees(capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference], backend: str) -> None:
+def test_the_same_model_agrees(
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    reference: type[FakeReference],
+    backend: str,
+) -> None:
     record, out = run(capsys, tiny_model, "--max-tokens", 8, "--backend", backend, code=0)
     assert "All 8 prompts agree" in out
     assert 0 < record["max_logprob_difference"] < 1e-5
     assert 0 < record["max_target_difference"] < 1e-5
-    assert {prompt["prompt"]: prompt["tokens"] for prompt in record["prompts"]}["long"] == CONTEXT - 8
-    assert all(prompt["is_tokenized_alike"] and prompt["greedy_equal"] == 8 for prompt in record["prompts"])
+    assert {prompt["prompt"]: prompt["tokens"] for prompt in record["prompts"]}[
+        "long"
+    ] == CONTEXT - 8
+    assert all(
+        prompt["is_tokenized_alike"] and prompt["greedy_equal"] == 8 for prompt in record["prompts"]
+    )
 
 
-def test_the_end_of_the_text_does_not_end_the_comparison(capsys: pytest.CaptureFixture[str], tmp_path: Path, reference: type[FakeReference]) -> None:
+def test_the_end_of_the_text_does_not_end_the_comparison(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, reference: type[FakeReference]
+) -> None:
     write_tiny_model(tmp_path, config={"eos_token_id": list(range(267))})
     record, _ = run(capsys, tmp_path, "--max-tokens", 4, code=0)
     assert all(prompt["greedy_tokens"] == 4 for prompt in record["prompts"])
 
 
 def test_settings_of_the_engine_are_those_that_are_verified(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference], backend: str
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    reference: type[FakeReference],
+    backend: str,
 ) -> None:
-    small = ("--backend", backend, "--block-size", 4, "--max-num-batched-tokens", 8, "--max-num-seqs", 8, "--batch-invariant", "--max-model-len", 40)
+    small = (
+        "--backend",
+        backend,
+        "--block-size",
+        4,
+        "--max-num-batched-tokens",
+        8,
+        "--max-num-seqs",
+        8,
+        "--batch-invariant",
+        "--max-model-len",
+        40,
+    )
     record, _ = run(capsys, tiny_model, "--max-tokens", 8, *small, code=0)
     assert max(prompt["tokens"] for prompt in record["prompts"]) == 32
 
 
-def test_one_wrong_log_probability_is_found(capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]) -> None:
+def test_one_wrong_log_probability_is_found(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
+) -> None:
     reference.shift = 1.5e-4
     record, out = run(capsys, tiny_model, "--max-tokens", 2, code=1)
     assert record["max_logprob_difference"] == pytest.approx(1.5e-4, rel=0.1)
@@ -118,14 +152,21 @@ def test_one_wrong_log_probability_is_found(capsys: pytest.CaptureFixture[str], 
 
 
 @pytest.mark.parametrize("shift", [float("nan"), float("inf")])
-def test_what_is_not_a_number_differs(capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference], shift: float) -> None:
+def test_what_is_not_a_number_differs(
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    reference: type[FakeReference],
+    shift: float,
+) -> None:
     reference.shift = shift
     record, out = run(capsys, tiny_model, "--max-tokens", 2, code=1)
     assert record["max_logprob_difference"] is None
     assert "not finite" in out
 
 
-def test_another_greedy_token_is_found(capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]) -> None:
+def test_another_greedy_token_is_found(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
+) -> None:
     reference.wrong_step = 3
     record, out = run(capsys, tiny_model, "--max-tokens", 6, code=1)
     assert all(prompt["greedy_equal"] == 3 for prompt in record["prompts"])
@@ -137,19 +178,28 @@ def test_another_token_is_right_where_the_reference_hardly_decides(
 ) -> None:
     reference.wrong_step, reference.gap = 3, 1.9e-4
     record, out = run(capsys, tiny_model, "--max-tokens", 6, code=0)
-    assert all((prompt["first_close_step"], prompt["gap_where_different"]) == (3, 1.9e-4) for prompt in record["prompts"])
+    assert all(
+        (prompt["first_close_step"], prompt["gap_where_different"]) == (3, 1.9e-4)
+        for prompt in record["prompts"]
+    )
     assert "equal up to step 3, where the reference's two best are 1.9e-04 apart" in out
     run(capsys, tiny_model, "--max-tokens", 6, "--tolerance", "0.9e-4", code=1)
 
 
-def test_another_tokenization_is_found(capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]) -> None:
+def test_another_tokenization_is_found(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
+) -> None:
     reference.ids_shift = 1
     record, _ = run(capsys, tiny_model, "--max-tokens", 2, code=1)
     assert record["max_logprob_difference"] < 1e-5, "the same tokens are compared in any case"
 
 
 def test_other_weights_are_found(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, reference: type[FakeReference], monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    reference: type[FakeReference],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_tiny_model(tmp_path, scales={"h.1.mlp.c_proj.bias": 1.01})
     monkeypatch.setattr(verify, "LLM", lambda folder, **settings: LLM(tmp_path, **settings))
@@ -157,18 +207,29 @@ def test_other_weights_are_found(
     assert not any(prompt["agrees"] for prompt in record["prompts"])
 
 
-def test_prompts_of_a_file(capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, reference: type[FakeReference]) -> None:
+def test_prompts_of_a_file(
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    reference: type[FakeReference],
+) -> None:
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\n  two  \n" + "x" * 200, encoding="utf-8")
     record, out = run(capsys, tiny_model, "--prompts", file, "--max-tokens", 2, code=0)
-    found = [(prompt["prompt"], prompt["tokens"], prompt["tokens_of_prompt"]) for prompt in record["prompts"]]
+    found = [
+        (prompt["prompt"], prompt["tokens"], prompt["tokens_of_prompt"])
+        for prompt in record["prompts"]
+    ]
     assert [name for name, *_ in found] == ["line 1", "line 3", "line 4"]
     assert found[2] == ("line 4", CONTEXT - 2, 200)
     assert "126 of 200" in out
 
 
 def test_what_cannot_be_compared_is_told_with_exit_code_2(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, reference: type[FakeReference]
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    reference: type[FakeReference],
 ) -> None:
     blank, binary = tmp_path / "blank.txt", tmp_path / "binary.txt"
     blank.write_text("\n \n", encoding="utf-8")
@@ -192,7 +253,12 @@ def test_what_cannot_be_compared_is_told_with_exit_code_2(
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_transformers_it_says_how_to_install_them(tiny_model: Path, missing: str) -> None:
     program = f"import sys; sys.modules[{missing!r}] = None; from nanovllm.cli.main import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([sys.executable, "-c", program, "verify", str(tiny_model)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "verify", str(tiny_model)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (2, "")
     assert "pip install torch transformers" in done.stderr
     assert "Traceback" not in done.stderr
@@ -215,7 +281,12 @@ def test_what_it_takes_to_agree() -> None:
     assert replace(good, greedy_equal=6, first_close_step=5).agrees(1e-4)
     assert not replace(good, greedy_equal=4, first_close_step=5).agrees(1e-4)
     assert not replace(good, greedy_equal=7).agrees(1e-4)
-    for change in ({"is_tokenized_alike": False}, {"logprob_difference": 1.1e-4}, {"target_difference": 1.1e-4}, {"logprob_difference": None}):
+    for change in (
+        {"is_tokenized_alike": False},
+        {"logprob_difference": 1.1e-4},
+        {"target_difference": 1.1e-4},
+        {"logprob_difference": None},
+    ):
         assert not replace(good, **change).agrees(1e-4)
 
 
@@ -223,7 +294,9 @@ def test_what_it_takes_to_agree() -> None:
 def transformers() -> None:
     """Skips where torch or transformers is missing; their warnings are not ours."""
     for name in ("torch", "transformers"):
-        pytest.importorskip(name, reason="compares with the real reference, which few install", exc_type=ImportError)
+        pytest.importorskip(
+            name, reason="compares with the real reference, which few install", exc_type=ImportError
+        )
 
 
 FORMS: dict[str, dict[str, Any]] = {
@@ -231,14 +304,21 @@ FORMS: dict[str, dict[str, Any]] = {
     "float16, no prefix": {"dtype": "F16", "prefix": False},
     "bfloat16 in shards": {"dtype": "BF16", "shards": 3},
     "vocab.json and merges.txt": {"tokenizer": "vocab.json"},
-    "untied, buffers, outliers": {"tied": False, "buffers": True, "outliers": True, "config": {"n_embd": 64}},
+    "untied, buffers, outliers": {
+        "tied": False,
+        "buffers": True,
+        "outliers": True,
+        "config": {"n_embd": 64},
+    },
 }
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("transformers")
 @pytest.mark.parametrize("form", FORMS)
-def test_every_form_of_checkpoint_agrees_with_transformers(capsys: pytest.CaptureFixture[str], tmp_path: Path, form: str) -> None:
+def test_every_form_of_checkpoint_agrees_with_transformers(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, form: str
+) -> None:
     record, _ = run(capsys, write_tiny_model(tmp_path, **FORMS[form]), "--max-tokens", 12, code=0)
     assert 0 < record["max_logprob_difference"] < 1e-4
     assert set(record["versions"]) == {"transformers", "torch"}
@@ -249,7 +329,10 @@ def test_every_form_of_checkpoint_agrees_with_transformers(capsys: pytest.Captur
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("transformers")
 def test_other_weights_than_those_of_transformers_are_found(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str],
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     write_tiny_model(tmp_path, scales={"h.0.attn.c_attn.bias": 1.01})
     monkeypatch.setattr(verify, "LLM", lambda folder, **settings: LLM(tmp_path, **settings))

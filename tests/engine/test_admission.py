@@ -22,9 +22,13 @@ class Clock:
 def test_both_limits_hold_to_the_last_token() -> None:
     admission = Admission(3, 100)
     admission.reserve([(2, 60)])
-    with pytest.raises(QueueFullError, match="2 requests are unfinished and 2 more would pass the limit of 3"):
+    with pytest.raises(
+        QueueFullError, match="2 requests are unfinished and 2 more would pass the limit of 3"
+    ):
         admission.reserve([(2, 1)])
-    with pytest.raises(QueueFullError, match="may need 60 tokens and 41 more would pass the limit of 100"):
+    with pytest.raises(
+        QueueFullError, match="may need 60 tokens and 41 more would pass the limit of 100"
+    ):
         admission.reserve([(1, 41)])
     admission.reserve([(1, 40)])
     assert (admission.answers, admission.tokens) == (3, 100)
@@ -35,9 +39,14 @@ def test_what_can_never_fit_is_told_so_also_when_nothing_is_reserved() -> None:
     admission = Admission(3, 100)
     with pytest.raises(InvalidRequestError, match="4 answers at once, the limit is 3"):
         admission.check(4)
-    with pytest.raises(InvalidRequestError, match=r"may need 101 tokens, .* of 2 answers together, the limit is 100; lower max_tokens"):
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"may need 101 tokens, .* of 2 answers together, the limit is 100; lower max_tokens",
+    ):
         admission.check(2, 101)
-    assert admission.stats().refused == {"requests": 0, "tokens": 0}, "that is a wrong request and not a full queue"
+    assert admission.stats().refused == {"requests": 0, "tokens": 0}, (
+        "that is a wrong request and not a full queue"
+    )
 
 
 def test_all_parts_are_reserved_or_none() -> None:

@@ -23,8 +23,21 @@ def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
     assert assembler.unfinished_ids == ["r-0"]
     assert feed(assembler, tokenizer, "!", FinishReason.LENGTH) == [False]
     output = assembler.output()
-    assert output == RequestOutput("r", "prompt", PROMPT, None, [answer(assembler)], finished=True, num_generated_tokens=4, metrics=METRICS)
-    assert (output.outputs[0].text, output.outputs[0].finish_reason, len(output.outputs[0].token_ids)) == ("hey!", "length", 4)
+    assert output == RequestOutput(
+        "r",
+        "prompt",
+        PROMPT,
+        None,
+        [answer(assembler)],
+        finished=True,
+        num_generated_tokens=4,
+        metrics=METRICS,
+    )
+    assert (
+        output.outputs[0].text,
+        output.outputs[0].finish_reason,
+        len(output.outputs[0].token_ids),
+    ) == ("hey!", "length", 4)
     assert assembler.unfinished_ids == []
 
 
@@ -38,12 +51,16 @@ def test_an_unfinished_character_shows_at_the_end(tokenizer: Tokenizer) -> None:
 
 
 @pytest.mark.parametrize("finish", [FinishReason.ABORT, FinishReason.ERROR])
-def test_an_answer_that_is_broken_off_keeps_all_of_its_text(tokenizer: Tokenizer, finish: FinishReason) -> None:
+def test_an_answer_that_is_broken_off_keeps_all_of_its_text(
+    tokenizer: Tokenizer, finish: FinishReason
+) -> None:
     assembler = make(tokenizer, stop="xyz")
     feed(assembler, tokenizer, "abxy")
     assembler.absorb(update(tokenizer.encode("é")[0]))
     assert answer(assembler).text == "abxy"[:2]
-    assert not assembler.absorb(update(None, finish, error=BROKEN if finish is FinishReason.ERROR else None))
+    assert not assembler.absorb(
+        update(None, finish, error=BROKEN if finish is FinishReason.ERROR else None)
+    )
     assert answer(assembler).text == "abxy\ufffd" == tokenizer.decode(answer(assembler).token_ids)
     assert answer(assembler).finish_reason == finish.value
     assert assembler.error is (BROKEN if finish is FinishReason.ERROR else None)
@@ -87,7 +104,9 @@ def test_end_of_text_that_is_ignored_is_skipped_or_written_out(tokenizer: Tokeni
 
 
 @pytest.mark.parametrize("include", [False, True])
-def test_a_stop_token_is_text_only_where_it_is_asked_for(tokenizer: Tokenizer, include: bool) -> None:
+def test_a_stop_token_is_text_only_where_it_is_asked_for(
+    tokenizer: Tokenizer, include: bool
+) -> None:
     assembler = make(tokenizer, include_stop_str_in_output=include)
     feed(assembler, tokenizer, "hi")
     stop = tokenizer.encode("!")[0]
@@ -97,7 +116,9 @@ def test_a_stop_token_is_text_only_where_it_is_asked_for(tokenizer: Tokenizer, i
     assert answer(assembler).stop_reason == stop
 
 
-def test_text_held_for_a_stop_string_comes_out_when_a_token_ends_the_answer(tokenizer: Tokenizer) -> None:
+def test_text_held_for_a_stop_string_comes_out_when_a_token_ends_the_answer(
+    tokenizer: Tokenizer,
+) -> None:
     assembler = make(tokenizer, stop="\n\n")
     feed(assembler, tokenizer, "line\n")
     assert answer(assembler).text == "line"
@@ -107,35 +128,53 @@ def test_text_held_for_a_stop_string_comes_out_when_a_token_ends_the_answer(toke
 
 
 @pytest.mark.parametrize("include", [False, True])
-def test_a_stop_string_ends_the_answer_and_the_engine_is_told(tokenizer: Tokenizer, include: bool) -> None:
+def test_a_stop_string_ends_the_answer_and_the_engine_is_told(
+    tokenizer: Tokenizer, include: bool
+) -> None:
     assembler = make(tokenizer, stop=["never", "stop"], include_stop_str_in_output=include)
     assert feed(assembler, tokenizer, "do stop") == [False] * 6 + [True]
     assert answer(assembler).text == ("do stop" if include else "do ")
     assert (answer(assembler).finish_reason, answer(assembler).stop_reason) == ("stop", "stop")
     assert assembler.is_finished
     before = assembler.output()
-    assert feed(assembler, tokenizer, " now", FinishReason.LENGTH) == [False] * 4, "steps that were under way"
+    assert feed(assembler, tokenizer, " now", FinishReason.LENGTH) == [False] * 4, (
+        "steps that were under way"
+    )
     assert assembler.output() == before
 
 
 def test_a_stop_string_in_the_last_token_wins_over_the_length(tokenizer: Tokenizer) -> None:
     assembler = make(tokenizer, stop="stop")
-    assert feed(assembler, tokenizer, "stop", FinishReason.LENGTH) == [False] * 4, "the engine has ended it already"
-    assert (answer(assembler).text, answer(assembler).finish_reason, answer(assembler).stop_reason) == ("", "stop", "stop")
+    assert feed(assembler, tokenizer, "stop", FinishReason.LENGTH) == [False] * 4, (
+        "the engine has ended it already"
+    )
+    assert (
+        answer(assembler).text,
+        answer(assembler).finish_reason,
+        answer(assembler).stop_reason,
+    ) == ("", "stop", "stop")
 
 
-def test_a_broken_off_answer_has_no_stop_reason_of_its_last_characters(tokenizer: Tokenizer) -> None:
+def test_a_broken_off_answer_has_no_stop_reason_of_its_last_characters(
+    tokenizer: Tokenizer,
+) -> None:
     assembler = make(tokenizer, stop="\ufffd")
     assembler.absorb(update(tokenizer.encode("é")[0]))
     assembler.absorb(update(None, FinishReason.ABORT))
-    assert (answer(assembler).text, answer(assembler).finish_reason, answer(assembler).stop_reason) == ("\ufffd", "abort", None)
+    assert (
+        answer(assembler).text,
+        answer(assembler).finish_reason,
+        answer(assembler).stop_reason,
+    ) == ("\ufffd", "abort", None)
 
 
 @pytest.mark.parametrize(
     ("min_tokens", "text"),
     [(0, ""), (1, ""), (2, "ab"), (3, "ab"), (4, "abab"), (5, "abab"), (6, "ababab!")],
 )
-def test_a_stop_string_counts_once_min_tokens_are_there(tokenizer: Tokenizer, min_tokens: int, text: str) -> None:
+def test_a_stop_string_counts_once_min_tokens_are_there(
+    tokenizer: Tokenizer, min_tokens: int, text: str
+) -> None:
     """It may begin before: what matters is the token that completes it."""
     assembler = make(tokenizer, stop="ab", min_tokens=min_tokens)
     feed(assembler, tokenizer, "ababab!", FinishReason.LENGTH)
@@ -143,7 +182,9 @@ def test_a_stop_string_counts_once_min_tokens_are_there(tokenizer: Tokenizer, mi
     assert answer(assembler).stop_reason == ("ab" if min_tokens < 6 else None)
 
 
-def test_text_held_when_the_answer_is_shorter_than_min_tokens_comes_out(tokenizer: Tokenizer) -> None:
+def test_text_held_when_the_answer_is_shorter_than_min_tokens_comes_out(
+    tokenizer: Tokenizer,
+) -> None:
     assembler = make(tokenizer, stop="ab", min_tokens=9)
     feed(assembler, tokenizer, "aba", FinishReason.LENGTH)
     assert answer(assembler).text == "aba"
@@ -160,19 +201,35 @@ def test_text_held_when_the_answer_is_shorter_than_min_tokens_comes_out(tokenize
     min_tokens=st.integers(0, 4),
 )
 def test_pieces_join_to_the_whole(
-    tokenizer: Tokenizer, texts: list[str], order: list[int], stops: list[str], fetches: list[bool], min_tokens: int
+    tokenizer: Tokenizer,
+    texts: list[str],
+    order: list[int],
+    stops: list[str],
+    fetches: list[bool],
+    min_tokens: int,
 ) -> None:
     """In whatever order choices get their tokens and however often news are fetched."""
-    assembler = make(tokenizer, n=len(texts), stop=stops, min_tokens=min_tokens, max_tokens=99, logprobs=1)
+    assembler = make(
+        tokenizer, n=len(texts), stop=stops, min_tokens=min_tokens, max_tokens=99, logprobs=1
+    )
     queues = [[*text.encode()] for text in texts]
     byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     news: list[RequestOutput] = []
-    turns = [choice for choice in order if choice < len(texts)] + [choice for choice, queue in enumerate(queues) for _ in queue]
+    turns = [choice for choice in order if choice < len(texts)] + [
+        choice for choice, queue in enumerate(queues) for _ in queue
+    ]
     for turn, choice in enumerate(turns):
         if queues[choice]:
             token_id = byte_of[bytes([queues[choice].pop(0)])]
             finish = None if queues[choice] else FinishReason.LENGTH
-            assembler.absorb(update(token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [-float(token_id)], [7])))
+            assembler.absorb(
+                update(
+                    token_id,
+                    finish,
+                    choice=choice,
+                    logprobs=TokenLogprobs([token_id], [-float(token_id)], [7]),
+                )
+            )
         if fetches[turn % len(fetches)] and (piece := assembler.take_news()) is not None:
             news.append(piece)
     if (piece := assembler.take_news()) is not None:
@@ -186,8 +243,13 @@ def test_pieces_join_to_the_whole(
         assert "".join(part.text for part in parts) == final.text
         assert [token for part in parts for token in part.token_ids] == final.token_ids
         assert [position for part in parts for position in part.logprobs or []] == final.logprobs
-        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + [final.finish_reason]
-        assert (parts[-1].stop_reason, parts[-1].cumulative_logprob) == (final.stop_reason, final.cumulative_logprob)
+        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + [
+            final.finish_reason
+        ]
+        assert (parts[-1].stop_reason, parts[-1].cumulative_logprob) == (
+            final.stop_reason,
+            final.cumulative_logprob,
+        )
         assert len(final.logprobs or []) == len(final.token_ids)
 
 
@@ -209,7 +271,11 @@ def test_unread_news_merge_into_one(tokenizer: Tokenizer) -> None:
     feed(assembler, tokenizer, "!", FinishReason.LENGTH)
     news = assembler.take_news()
     assert news is not None
-    assert (news.outputs[0].text, len(news.outputs[0].token_ids), news.outputs[0].finish_reason) == ("one two!", 8, "length")
+    assert (
+        news.outputs[0].text,
+        len(news.outputs[0].token_ids),
+        news.outputs[0].finish_reason,
+    ) == ("one two!", 8, "length")
     assert news.finished
 
 
@@ -220,7 +286,12 @@ def test_an_end_without_a_token_is_news(tokenizer: Tokenizer) -> None:
     assembler.absorb(update(None, FinishReason.ABORT))
     news = assembler.take_news()
     assert news is not None
-    assert (news.outputs[0].text, news.outputs[0].token_ids, news.outputs[0].finish_reason, news.finished) == ("", [], "abort", True)
+    assert (
+        news.outputs[0].text,
+        news.outputs[0].token_ids,
+        news.outputs[0].finish_reason,
+        news.finished,
+    ) == ("", [], "abort", True)
     assert assembler.take_news() is None
 
 

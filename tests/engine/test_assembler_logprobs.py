@@ -22,7 +22,13 @@ def test_log_probabilities_belong_to_their_tokens(tokenizer: Tokenizer) -> None:
     assembler = make(tokenizer, logprobs=2)
     a, b, half = tokenizer.encode("a")[0], tokenizer.encode("b")[0], tokenizer.encode("é")[0]
     assembler.absorb(update(a, logprobs=TokenLogprobs([a, b, a], [-2.0, -1.0, -2.0], [2, 1, 2])))
-    assembler.absorb(update(half, FinishReason.LENGTH, logprobs=TokenLogprobs([half, a, b], [-9.0, -0.5, -1.5], [40, 1, 2])))
+    assembler.absorb(
+        update(
+            half,
+            FinishReason.LENGTH,
+            logprobs=TokenLogprobs([half, a, b], [-9.0, -0.5, -1.5], [40, 1, 2]),
+        )
+    )
     assert answer(assembler).logprobs == [
         {a: Logprob(-2.0, 2, "a"), b: Logprob(-1.0, 1, "b")},
         {half: Logprob(-9.0, 40, "\ufffd"), a: Logprob(-0.5, 1, "a"), b: Logprob(-1.5, 2, "b")},
@@ -39,12 +45,18 @@ def test_tokens_past_a_stop_string_have_no_log_probabilities(tokenizer: Tokenize
     assert answer(assembler).cumulative_logprob == -2.0
 
 
-def test_prompt_log_probabilities_have_none_for_the_first_token_and_come_once(tokenizer: Tokenizer) -> None:
+def test_prompt_log_probabilities_have_none_for_the_first_token_and_come_once(
+    tokenizer: Tokenizer,
+) -> None:
     assembler = make(tokenizer, prompt_logprobs=0)
     assembler.absorb(update(None, prompt_logprobs=positions([2])))
     assert assembler.take_news() is None
     assembler.absorb(update(5, prompt_logprobs=positions([3])))
-    complete = [None, {2: Logprob(-0.5, 1, tokenizer.token_text(2))}, {3: Logprob(-0.5, 1, tokenizer.token_text(3))}]
+    complete = [
+        None,
+        {2: Logprob(-0.5, 1, tokenizer.token_text(2))},
+        {3: Logprob(-0.5, 1, tokenizer.token_text(3))},
+    ]
     news = assembler.take_news()
     assert news is not None
     assert news.prompt_logprobs == complete
@@ -64,7 +76,9 @@ def test_without_a_token_prompt_log_probabilities_come_with_the_end(tokenizer: T
     assert len(news.prompt_logprobs or []) == len(PROMPT)
 
 
-def test_news_of_a_choice_that_is_ahead_wait_for_the_prompt_log_probabilities(tokenizer: Tokenizer) -> None:
+def test_news_of_a_choice_that_is_ahead_wait_for_the_prompt_log_probabilities(
+    tokenizer: Tokenizer,
+) -> None:
     """Only the first choice reports them, and it reads the whole prompt, while the others may find theirs in the prefix cache."""
     assembler = make(tokenizer, prompt_logprobs=0, n=2)
     feed(assembler, tokenizer, "ahead", choice=1)
@@ -96,18 +110,26 @@ def test_cached_tokens_are_those_of_the_first_sequence(tokenizer: Tokenizer, fir
     """The others find in the cache what the first has computed, however new the prompt is."""
     assembler = make(tokenizer, n=3)
     for choice, cached in ((0, first), (1, 3), (2, 1)):
-        assembler.absorb(SequenceUpdate(f"r-{choice}", choice, 5, None, (), None, num_cached_tokens=cached))
+        assembler.absorb(
+            SequenceUpdate(f"r-{choice}", choice, 5, None, (), None, num_cached_tokens=cached)
+        )
         assert assembler.output().num_cached_tokens == first
 
 
 # Equal answers, and the best of more ------------------------------------------------------------------------------------------------
 
 
-def end_with(assembler: Assembler, choice: int, logprobs: Sequence[float], token_id: int = 1) -> None:
+def end_with(
+    assembler: Assembler, choice: int, logprobs: Sequence[float], token_id: int = 1
+) -> None:
     """Give a sequence tokens of these log-probabilities, of which the last ends it."""
     for place, logprob in enumerate(logprobs):
         finish = FinishReason.LENGTH if place == len(logprobs) - 1 else None
-        assembler.absorb(update(token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [logprob], [1])))
+        assembler.absorb(
+            update(
+                token_id, finish, choice=choice, logprobs=TokenLogprobs([token_id], [logprob], [1])
+            )
+        )
 
 
 def test_greedy_answers_are_one_sequence(tokenizer: Tokenizer) -> None:
@@ -117,8 +139,12 @@ def test_greedy_answers_are_one_sequence(tokenizer: Tokenizer) -> None:
     answers = assembler.output().outputs
     assert assembler.is_finished
     assert [one.index for one in answers] == [0, 1, 2]
-    assert [(one.text, one.token_ids, one.logprobs) for one in answers] == [(answers[0].text, [1], answers[0].logprobs)] * 3
-    assert answers[0].token_ids is not answers[1].token_ids, "what a caller does to one does not change another"
+    assert [(one.text, one.token_ids, one.logprobs) for one in answers] == [
+        (answers[0].text, [1], answers[0].logprobs)
+    ] * 3
+    assert answers[0].token_ids is not answers[1].token_ids, (
+        "what a caller does to one does not change another"
+    )
     assert assembler.output().num_generated_tokens == 3
 
 
@@ -129,7 +155,9 @@ def test_news_of_greedy_answers_are_news_of_each(tokenizer: Tokenizer) -> None:
         feed(assembler, tokenizer, text, reason)
     news = assembler.take_news()
     assert news is not None
-    assert [(part.index, part.text, part.finish_reason) for part in news.outputs] == [(i, tokenizer.token_text(1) + "ab", "length") for i in (0, 1)]
+    assert [(part.index, part.text, part.finish_reason) for part in news.outputs] == [
+        (i, tokenizer.token_text(1) + "ab", "length") for i in (0, 1)
+    ]
     assert len(news.prompt_logprobs or []) == len(PROMPT)
     assert assembler.take_news() is None
 
@@ -137,8 +165,14 @@ def test_news_of_greedy_answers_are_news_of_each(tokenizer: Tokenizer) -> None:
 NUMBERS = st.one_of(st.floats(-50, 0), st.just(-math.inf), st.just(math.nan))
 
 
-@given(scores=st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=2, max_size=6), n=st.integers(1, 5), shown=st.booleans())
-def test_the_best_answers_come_in_order_of_their_mean(tokenizer: Tokenizer, scores: list[list[float]], n: int, shown: bool) -> None:
+@given(
+    scores=st.lists(st.lists(NUMBERS, min_size=1, max_size=4), min_size=2, max_size=6),
+    n=st.integers(1, 5),
+    shown=st.booleans(),
+)
+def test_the_best_answers_come_in_order_of_their_mean(
+    tokenizer: Tokenizer, scores: list[list[float]], n: int, shown: bool
+) -> None:
     n = min(n, len(scores) - 1)
     assembler = make(tokenizer, n=n, best_of=len(scores), logprobs=0 if shown else None)
     for choice in reversed(range(len(scores))):
@@ -157,8 +191,14 @@ def test_the_best_answers_come_in_order_of_their_mean(tokenizer: Tokenizer, scor
     assert len(set(chosen)) == n
     left_out = [mean(choice) for choice in range(len(scores)) if choice not in chosen]
     ranked = [*map(mean, chosen), max(left_out)]
-    assert all(better >= worse or better == pytest.approx(worse) for better, worse in itertools.pairwise(ranked))
-    assert all((one.logprobs is not None) == (one.cumulative_logprob is not None) == shown for one in output.outputs)
+    assert all(
+        better >= worse or better == pytest.approx(worse)
+        for better, worse in itertools.pairwise(ranked)
+    )
+    assert all(
+        (one.logprobs is not None) == (one.cumulative_logprob is not None) == shown
+        for one in output.outputs
+    )
     news = assembler.take_news()
     assert news is not None
     assert [one.token_ids for one in news.outputs] == [one.token_ids for one in output.outputs]

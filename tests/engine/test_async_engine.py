@@ -48,7 +48,9 @@ def test_many_at_once_are_batched_and_each_gets_its_own(tiny_model: Path) -> Non
     sizes: list[int] = []
 
     async def test() -> None:
-        async with started(loader(tiny_model), on_step=lambda stats: sizes.append(stats.num_decode_tokens)) as engine:
+        async with started(
+            loader(tiny_model), on_step=lambda stats: sizes.append(stats.num_decode_tokens)
+        ) as engine:
             outputs = await asyncio.gather(*(engine.generate(prompt, SHORT) for prompt in prompts))
             assert [output.outputs for output in outputs] == [output.outputs for output in expected]
 
@@ -119,10 +121,19 @@ def test_leaving_is_harmless_in_every_state_and_twice(
 
     async def test() -> None:
         seats = 1 if state is waiting else 4
-        async with started(loader(tiny_model, step_s=0.003, max_num_seqs=seats), max_queued_requests=3) as engine:
+        async with started(
+            loader(tiny_model, step_s=0.003, max_num_seqs=seats), max_queued_requests=3
+        ) as engine:
             if state is waiting:
                 first = engine.submit(engine.check("a", LONG))
-            reader = engine.submit(engine.check("the", SamplingParams(**{**LONG.as_dict(), "n": 2, "max_tokens": 20, "temperature": temperature})))
+            reader = engine.submit(
+                engine.check(
+                    "the",
+                    SamplingParams(
+                        **{**LONG.as_dict(), "n": 2, "max_tokens": 20, "temperature": temperature}
+                    ),
+                )
+            )
             await state(engine, reader)
             engine.leave([reader])
             engine.leave([reader, reader])
@@ -131,7 +142,9 @@ def test_leaving_is_harmless_in_every_state_and_twice(
             await until(lambda: not engine.engine.has_work)
             engine.leave([reader])
             outputs = await asyncio.gather(*(engine.generate("the", SHORT) for _ in range(3)))
-            assert all(output.finished for output in outputs), "each reader gives back its places once and not more"
+            assert all(output.finished for output in outputs), (
+                "each reader gives back its places once and not more"
+            )
             with pytest.raises(QueueFullError):
                 await asyncio.gather(*(engine.generate("the", SHORT) for _ in range(4)))
 
@@ -159,19 +172,29 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
         async with started(loader(tiny_model, step_s=0.01), max_queued_requests=3) as engine:
             holding = engine.submit(engine.check("the", LONG))
             with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
-                engine.submit_all([engine.check("a", SHORT), engine.check("b", SamplingParams(n=2))])
+                engine.submit_all(
+                    [engine.check("a", SHORT), engine.check("b", SamplingParams(n=2))]
+                )
             with pytest.raises(QueueFullError):
                 engine.check_room(3)
             with pytest.raises(InvalidRequestError, match="4 answers at once, the limit is 3"):
                 engine.submit(engine.check("a", SamplingParams(n=4)))
-            for params in (SamplingParams(n=3, temperature=0), SamplingParams(best_of=3), SamplingParams(best_of=3, temperature=0)):
+            for params in (
+                SamplingParams(n=3, temperature=0),
+                SamplingParams(best_of=3),
+                SamplingParams(best_of=3, temperature=0),
+            ):
                 with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
                     engine.submit(engine.check("a", params))
             engine.check_room(2)
             assert engine.engine.scheduler.num_waiting <= 1
             engine.leave([holding])
             assert (await engine.generate("a", SamplingParams(n=3, max_tokens=1))).finished
-            assert (await engine.generate("a", SamplingParams(n=2, best_of=3, max_tokens=1, temperature=0))).finished
+            assert (
+                await engine.generate(
+                    "a", SamplingParams(n=2, best_of=3, max_tokens=1, temperature=0)
+                )
+            ).finished
             engine.check_room(3)
 
     run(test)
@@ -183,7 +206,9 @@ def test_the_best_of_more_are_followed_in_one_piece(tiny_model: Path) -> None:
             params = SamplingParams(max_tokens=8, n=2, best_of=5, seed=1)
             whole = await engine.generate("the", params)
             (piece,) = [news async for news in engine.stream("the", params)]
-            assert [(answer.index, answer.text) for answer in piece.outputs] == [(answer.index, answer.text) for answer in whole.outputs]
+            assert [(answer.index, answer.text) for answer in piece.outputs] == [
+                (answer.index, answer.text) for answer in whole.outputs
+            ]
             assert piece.finished
 
     run(test)
@@ -207,7 +232,9 @@ def test_wrong_requests_are_found_before_anything_is_queued(tiny_model: Path) ->
 def test_the_same_request_id_may_be_used_twice_at_once(tiny_model: Path) -> None:
     async def test() -> None:
         async with started(loader(tiny_model)) as engine:
-            first, second = await asyncio.gather(*(engine.generate("the", SHORT, request_id="same") for _ in range(2)))
+            first, second = await asyncio.gather(
+                *(engine.generate("the", SHORT, request_id="same") for _ in range(2))
+            )
             assert first.outputs == second.outputs
 
     run(test)

@@ -32,7 +32,10 @@ def test_stopping_wakes_everybody(tiny_model: Path) -> None:
             async for _ in engine.stream("the", LONG):
                 pass
 
-        tasks = [asyncio.ensure_future(work) for work in (*(engine.generate("the", LONG) for _ in range(3)), read(), read())]
+        tasks = [
+            asyncio.ensure_future(work)
+            for work in (*(engine.generate("the", LONG) for _ in range(3)), read(), read())
+        ]
         await until(lambda: engine.stats().generation_tokens > 3)
         await asyncio.gather(engine.stop(), engine.stop())
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -105,7 +108,9 @@ def test_what_loading_raises_reaches_everybody_who_waits(error: Exception) -> No
     async def test() -> None:
         engine = AsyncEngine(load)
         await engine.start()
-        for result in await asyncio.gather(*(engine.wait_until_ready() for _ in range(2)), return_exceptions=True):
+        for result in await asyncio.gather(
+            *(engine.wait_until_ready() for _ in range(2)), return_exceptions=True
+        ):
             assert result is error
         assert (engine.state, engine.failure) == (EngineState.FAILED, error)
         with pytest.raises(EngineNotReadyError, match="failed"):
@@ -116,7 +121,9 @@ def test_what_loading_raises_reaches_everybody_who_waits(error: Exception) -> No
     run(test)
 
 
-def test_a_step_that_fails_ends_its_requests_and_not_the_engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_that_fails_ends_its_requests_and_not_the_engine(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test() -> None:
         async with started(loader(tiny_model)) as engine:
 
@@ -135,7 +142,9 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_engine(tiny_model: Path
     run(test)
 
 
-def test_a_thread_that_breaks_down_wakes_everybody(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_breaks_down_wakes_everybody(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def test() -> None:
         engine = AsyncEngine(loader(tiny_model, step_s=0.005))
         await engine.start()

@@ -42,7 +42,9 @@ def plan_of(*shares: tuple[Request, int]) -> StepPlan:
 
 def sampling_of(*requests: Request) -> SamplingBatch:
     """The settings of a step in which each of them gets its next token."""
-    return batching.build(plan_of(*((made, made.num_uncomputed_tokens) for made in requests)), BLOCK_SIZE)[1]
+    return batching.build(
+        plan_of(*((made, made.num_uncomputed_tokens) for made in requests)), BLOCK_SIZE
+    )[1]
 
 
 def edits_of(sampling: SamplingBatch, row: int) -> dict[int, float]:
@@ -58,7 +60,9 @@ def history_of(sampling: SamplingBatch, row: int) -> dict[int, int]:
     history = sampling.history
     assert (np.diff(history.rows) >= 0).all(), "rows ascend"
     own = history.rows == row
-    found = dict(zip(history.token_ids[own].tolist(), history.output_counts[own].tolist(), strict=True))
+    found = dict(
+        zip(history.token_ids[own].tolist(), history.output_counts[own].tolist(), strict=True)
+    )
     assert len(found) == own.sum(), "no token twice in a row"
     return found
 
@@ -75,7 +79,14 @@ def test_tokens_get_their_positions_and_slots() -> None:
     assert batch.query_starts.tolist() == [0, 1, 6]
     assert batch.context_lens.tolist() == [5, 7]
     assert batch.block_tables.tolist() == [[10, 2, 0], [7, 3, 9]]
-    assert batch.slots.tolist() == [2 * 4 + 0, 7 * 4 + 2, 7 * 4 + 3, 3 * 4 + 0, 3 * 4 + 1, 3 * 4 + 2]
+    assert batch.slots.tolist() == [
+        2 * 4 + 0,
+        7 * 4 + 2,
+        7 * 4 + 3,
+        3 * 4 + 0,
+        3 * 4 + 1,
+        3 * 4 + 2,
+    ]
     assert batch.logit_rows.tolist() == [0], "a piece that ends inside the prompt draws nothing"
     assert sampling.rows.tolist() == [0]
 
@@ -88,7 +99,9 @@ def test_a_prompts_last_piece_draws_from_its_last_token() -> None:
 
 
 def test_a_request_that_only_reads_its_prompt_draws_nothing() -> None:
-    batch, sampling = batching.build(plan_of((request(range(6), computed=0, max_new_tokens=0), 6)), BLOCK_SIZE)
+    batch, sampling = batching.build(
+        plan_of((request(range(6), computed=0, max_new_tokens=0), 6)), BLOCK_SIZE
+    )
     assert batch.logit_rows.size == 0
     assert sampling.rows.size == 0
 
@@ -108,7 +121,10 @@ def test_prompt_rows_stand_before_the_row_that_is_sampled() -> None:
 
 def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
     reports = [TokenLogprobs([i], [-1.0], [1]) for i in range(6)]
-    reported, reading = request(range(4), computed=0, prompt_logprobs=1), request(range(40), computed=0, prompt_logprobs=1)
+    reported, reading = (
+        request(range(4), computed=0, prompt_logprobs=1),
+        request(range(40), computed=0, prompt_logprobs=1),
+    )
     plan = plan_of((request(range(5)), 1), (reported, 4), (reading, 3), (request(range(7)), 1))
     output = RunnerOutput([11, 12, None], [None, reports[5], None], reports[:5])
     assert batching.split(plan, output) == [
@@ -149,7 +165,9 @@ def test_a_temperature_that_is_as_good_as_zero_is_greedy() -> None:
 
 
 def test_the_key_of_a_draw_is_seed_choice_and_position() -> None:
-    sampling = sampling_of(request(seed=-1, choice=2), request([1], [2, 3], seed=2**63), request(seed=7))
+    sampling = sampling_of(
+        request(seed=-1, choice=2), request([1], [2, 3], seed=2**63), request(seed=7)
+    )
     assert sampling.seeds.tolist() == [2**64 - 1, 2**63, 7]
     assert sampling.choices.tolist() == [2, 0, 0]
     assert sampling.positions.tolist() == [3, 3, 3]
@@ -168,15 +186,23 @@ def test_only_plain_greedy_rows_are_plain_greedy() -> None:
 
 
 def test_allowed_tokens_belong_to_their_row() -> None:
-    sampling = sampling_of(request(), request(allowed_token_ids=[9, 4, 9]), request(), request(allowed_token_ids=[1]))
+    sampling = sampling_of(
+        request(), request(allowed_token_ids=[9, 4, 9]), request(), request(allowed_token_ids=[1])
+    )
     assert {row: ids.tolist() for row, ids in sampling.allowed.items()} == {1: [9, 4], 3: [1]}
 
 
 def test_penalties_know_every_token_once_and_count_the_answers() -> None:
     sampling = sampling_of(
-        request(repetition_penalty=1.5), request([1, 2, 2, 1], [2, 9, 9, 2, 2]), request([1, 2, 2, 1], [2, 9, 9, 2, 2], presence_penalty=1.0)
+        request(repetition_penalty=1.5),
+        request([1, 2, 2, 1], [2, 9, 9, 2, 2]),
+        request([1, 2, 2, 1], [2, 9, 9, 2, 2], presence_penalty=1.0),
     )
-    assert [history_of(sampling, row) for row in range(3)] == [{1: 0, 2: 0, 3: 0}, {}, {1: 0, 2: 3, 9: 2}]
+    assert [history_of(sampling, row) for row in range(3)] == [
+        {1: 0, 2: 0, 3: 0},
+        {},
+        {1: 0, 2: 3, 9: 2},
+    ]
 
 
 def test_a_history_goes_on_growing_after_it_was_looked_at() -> None:
@@ -185,7 +211,9 @@ def test_a_history_goes_on_growing_after_it_was_looked_at() -> None:
         before = sampling_of(growing)
         growing.append(token)
         growing.num_computed_tokens += 1
-        assert sum(history_of(before, 0).values()) == step, "arrays of an earlier step do not change"
+        assert sum(history_of(before, 0).values()) == step, (
+            "arrays of an earlier step do not change"
+        )
     assert history_of(sampling_of(growing), 0) == {1: 1, 4: 2, 5: 1}
 
 
@@ -193,19 +221,30 @@ def test_a_history_goes_on_growing_after_it_was_looked_at() -> None:
 
 
 def test_biases_belong_to_their_row() -> None:
-    sampling = sampling_of(request(logit_bias={5: 1.5, 7: -100.0}), request(), request(logit_bias={7: 2.0}))
+    sampling = sampling_of(
+        request(logit_bias={5: 1.5, 7: -100.0}), request(), request(logit_bias={7: 2.0})
+    )
     assert [edits_of(sampling, row) for row in range(3)] == [{5: 1.5, 7: -100.0}, {}, {7: 2.0}]
 
 
 def test_stop_tokens_are_forbidden_until_min_tokens() -> None:
     answers = [[], [4], [4, 4], [4, 4, 4]]
-    sampling = sampling_of(*(request([1], answer, stops=[8, 9], min_tokens=2, logit_bias={9: 3.0, 5: 1.0}) for answer in answers))
+    sampling = sampling_of(
+        *(
+            request([1], answer, stops=[8, 9], min_tokens=2, logit_bias={9: 3.0, 5: 1.0})
+            for answer in answers
+        )
+    )
     early, late = {9: -INF, 8: -INF, 5: 1.0}, {9: 3.0, 5: 1.0}
     assert [edits_of(sampling, row) for row in range(4)] == [early, early, late, late]
 
 
 def test_a_bad_word_of_one_token_is_always_forbidden() -> None:
-    sampling = sampling_of(request(), request(bad_words=[(6,)], logit_bias={6: 50.0, 2: 1.0}), request([1], [6, 6], bad_words=[(6,)]))
+    sampling = sampling_of(
+        request(),
+        request(bad_words=[(6,)], logit_bias={6: 50.0, 2: 1.0}),
+        request([1], [6, 6], bad_words=[(6,)]),
+    )
     assert [edits_of(sampling, row) for row in range(3)] == [{}, {6: -INF, 2: 1.0}, {6: -INF}]
 
 
@@ -217,10 +256,14 @@ def test_a_bad_word_of_one_token_is_always_forbidden() -> None:
         ([5], [5], {6, 2}), ([1, 7], [8, 7, 8], {9}),
     ],
 )  # fmt: skip
-def test_a_longer_bad_word_is_forbidden_where_the_answer_has_all_but_its_end(prompt: list[int], output: list[int], forbidden: set[int]) -> None:
+def test_a_longer_bad_word_is_forbidden_where_the_answer_has_all_but_its_end(
+    prompt: list[int], output: list[int], forbidden: set[int]
+) -> None:
     """One that begins in the prompt may be completed: it is not the answer's."""
     words = [(7, 8, 9), (5, 6), (5, 2)]
-    assert edits_of(sampling_of(request(prompt, output, bad_words=words)), 0) == dict.fromkeys(forbidden, -INF)
+    assert edits_of(sampling_of(request(prompt, output, bad_words=words)), 0) == dict.fromkeys(
+        forbidden, -INF
+    )
 
 
 def test_forbidden_tokens_win_over_biases_of_the_same_step_alone() -> None:
@@ -239,6 +282,15 @@ TOKENS = st.integers(0, 2)
     prompt=st.lists(TOKENS, min_size=1, max_size=4),
     output=st.lists(TOKENS, max_size=6),
 )
-def test_forbidden_is_what_would_make_the_answer_end_in_a_bad_word(words: list[tuple[int, ...]], prompt: list[int], output: list[int]) -> None:
-    expected = {token for token in range(3) for word in words if tuple([*output, token][-len(word) :]) == word}
-    assert edits_of(sampling_of(request(prompt, output, bad_words=words)), 0) == dict.fromkeys(expected, -INF)
+def test_forbidden_is_what_would_make_the_answer_end_in_a_bad_word(
+    words: list[tuple[int, ...]], prompt: list[int], output: list[int]
+) -> None:
+    expected = {
+        token
+        for token in range(3)
+        for word in words
+        if tuple([*output, token][-len(word) :]) == word
+    }
+    assert edits_of(sampling_of(request(prompt, output, bad_words=words)), 0) == dict.fromkeys(
+        expected, -INF
+    )

@@ -26,11 +26,18 @@ def network(token_ids: tuple[int, ...]) -> np.ndarray:
 def position(token_ids: tuple[int, ...]) -> PositionLogprobs:
     logprobs = network(token_ids)
     order = np.argsort(-logprobs).tolist()
-    return {token: Logprob(float(logprobs[token]), rank, str(token)) for rank, token in enumerate(order, start=1)}
+    return {
+        token: Logprob(float(logprobs[token]), rank, str(token))
+        for rank, token in enumerate(order, start=1)
+    }
 
 
 def search(width: int, length: int, **settings: float) -> list[Beam]:
-    found = BeamSearch([9], BeamSearchParams(beam_width=width, max_tokens=length, **settings), [END])  # type: ignore[arg-type]
+    found = BeamSearch(
+        [9],
+        BeamSearchParams(beam_width=width, max_tokens=length, **settings),  # type: ignore[arg-type]
+        [END],
+    )
     while not found.is_finished:
         found.take([position(tuple(prompt)) for prompt in found.prompts()])
     return found.best(width)
@@ -53,7 +60,12 @@ def answers(length: int) -> list[Beam]:
 def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_answers(length_penalty: float) -> None:
     length, width = 4, VOCAB**4
     everything = answers(length)
-    best = max(everything, key=lambda beam: beam.cumulative_logprob / max(len(beam.token_ids) - beam.has_ended, 1) ** length_penalty)
+    best = max(
+        everything,
+        key=lambda beam: (
+            beam.cumulative_logprob / max(len(beam.token_ids) - beam.has_ended, 1) ** length_penalty
+        ),
+    )
     found = search(width, length, length_penalty=length_penalty)
     assert len(found) == len(everything)
     assert found[0].token_ids == best.token_ids
@@ -61,9 +73,13 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_answers(length_penalty
 
 
 def test_wider_beams_never_lose_the_whole_answers_probability() -> None:
-    best = [search(width, 5, length_penalty=0.0)[0].cumulative_logprob for width in (1, 4, 64, 1024)]
+    best = [
+        search(width, 5, length_penalty=0.0)[0].cumulative_logprob for width in (1, 4, 64, 1024)
+    ]
     assert best[-1] == max(best)
-    assert best[-1] > best[0], "a network for which the greedy answer is the best would show nothing"
+    assert best[-1] > best[0], (
+        "a network for which the greedy answer is the best would show nothing"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,26 +88,44 @@ def llm(tiny_model: Path, backend: str) -> LLM:
 
 
 def test_a_width_of_one_is_greedy(llm: LLM) -> None:
-    (beam,) = llm.beam_search("the end", BeamSearchParams(beam_width=1, max_tokens=12, ignore_eos=True), use_tqdm=False)
-    (greedy,) = llm.generate("the end", SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0), use_tqdm=False)
+    (beam,) = llm.beam_search(
+        "the end", BeamSearchParams(beam_width=1, max_tokens=12, ignore_eos=True), use_tqdm=False
+    )
+    (greedy,) = llm.generate(
+        "the end",
+        SamplingParams(temperature=0, max_tokens=12, ignore_eos=True, logprobs=0),
+        use_tqdm=False,
+    )
     assert beam.outputs[0].token_ids == greedy.outputs[0].token_ids
     assert beam.outputs[0].text == greedy.outputs[0].text
-    assert beam.outputs[0].cumulative_logprob == pytest.approx(greedy.outputs[0].cumulative_logprob, abs=1e-5)
+    assert beam.outputs[0].cumulative_logprob == pytest.approx(
+        greedy.outputs[0].cumulative_logprob, abs=1e-5
+    )
 
 
 def test_scores_are_those_of_the_answers_read_as_prompts(llm: LLM) -> None:
     prompts: list[Any] = ["the", [1, 2, 3]]
-    for output in llm.beam_search(prompts, BeamSearchParams(beam_width=3, max_tokens=6), use_tqdm=False):
+    for output in llm.beam_search(
+        prompts, BeamSearchParams(beam_width=3, max_tokens=6), use_tqdm=False
+    ):
         totals = [answer.cumulative_logprob or 0.0 for answer in output.outputs]
-        lengths = [len(answer.token_ids) - (answer.finish_reason == "stop") for answer in output.outputs]
+        lengths = [
+            len(answer.token_ids) - (answer.finish_reason == "stop") for answer in output.outputs
+        ]
         scores = [total / max(length, 1) for total, length in zip(totals, lengths, strict=True)]
         assert scores == sorted(scores, reverse=True)
         for answer, total in zip(output.outputs, totals, strict=True):
             whole = [*output.prompt_token_ids, *answer.token_ids]
-            (read,) = llm.generate([whole], SamplingParams(max_tokens=0, prompt_logprobs=0), use_tqdm=False)
+            (read,) = llm.generate(
+                [whole], SamplingParams(max_tokens=0, prompt_logprobs=0), use_tqdm=False
+            )
             assert read.prompt_logprobs is not None
-            entries = zip(read.prompt_logprobs[len(output.prompt_token_ids) :], answer.token_ids, strict=True)
-            assert sum(entry[token].logprob for entry, token in entries if entry) == pytest.approx(total, abs=1e-4)
+            entries = zip(
+                read.prompt_logprobs[len(output.prompt_token_ids) :], answer.token_ids, strict=True
+            )
+            assert sum(entry[token].logprob for entry, token in entries if entry) == pytest.approx(
+                total, abs=1e-4
+            )
 
 
 def test_what_cannot_be_is_refused(llm: LLM) -> None:

@@ -11,7 +11,17 @@ from nanovllm.engine.block_manager import BlockManager, hash_block
 def test_hash_depends_on_tokens_and_on_everything_before_them() -> None:
     first = hash_block(b"", [1, 2, 3, 4])
     assert first == hash_block(b"", (1, 2, 3, 4))
-    assert len({first, hash_block(b"", [1, 2, 3, 5]), hash_block(first, [1, 2, 3, 4]), hash_block(b"salt", [1, 2, 3, 4])}) == 4
+    assert (
+        len(
+            {
+                first,
+                hash_block(b"", [1, 2, 3, 5]),
+                hash_block(first, [1, 2, 3, 4]),
+                hash_block(b"salt", [1, 2, 3, 4]),
+            }
+        )
+        == 4
+    )
 
 
 def test_blocks_are_handed_out_in_order_and_come_back() -> None:
@@ -21,7 +31,9 @@ def test_blocks_are_handed_out_in_order_and_come_back() -> None:
     assert (manager.num_free, manager.num_used, manager.usage) == (1, 3, 0.75)
     manager.free(taken)
     assert manager.num_free == 4
-    assert manager.allocate(4)[:3] == [0, 1, 2], "freed blocks that hold nothing findable are reused first, in order"
+    assert manager.allocate(4)[:3] == [0, 1, 2], (
+        "freed blocks that hold nothing findable are reused first, in order"
+    )
 
 
 def test_freeing_twice_is_a_defect() -> None:
@@ -57,7 +69,11 @@ def test_least_recently_used_goes_first_and_the_tail_of_a_prompt_before_its_head
     gone = []
     for _ in range(5):
         manager.allocate(1)
-        gone += [name for name in (b"old0", b"old1", b"new0", b"new1") if manager.find(name) is None and name not in gone]
+        gone += [
+            name
+            for name in (b"old0", b"old1", b"new0", b"new1")
+            if manager.find(name) is None and name not in gone
+        ]
     assert gone == [b"old1", b"new1", b"new0", b"old0"]
 
 
@@ -92,7 +108,9 @@ class BlockManagerMachine(RuleBasedStateMachine):
     def allocate(self, data: st.DataObject) -> None:
         blocks = self.manager.allocate(data.draw(st.integers(1, self.manager.num_free)))
         for block in blocks:
-            assert not any(block in holder for holder in self.holders), "a block that somebody holds was handed out"
+            assert not any(block in holder for holder in self.holders), (
+                "a block that somebody holds was handed out"
+            )
             self.names.pop(block, None)
         self.holders.append(blocks)
 
@@ -129,7 +147,10 @@ class BlockManagerMachine(RuleBasedStateMachine):
         assert self.manager.num_free + self.manager.num_used == 6
         for block, name in self.names.items():
             assert self.manager.find(name) == block
-        assert set(self.manager.uncached_free_blocks()) == set(range(6)) - {b for holder in self.holders for b in holder} - self.names.keys()
+        assert (
+            set(self.manager.uncached_free_blocks())
+            == set(range(6)) - {b for holder in self.holders for b in holder} - self.names.keys()
+        )
 
 
 TestBlockManagerMachine = BlockManagerMachine.TestCase

@@ -14,7 +14,11 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanovllm.engine import chat_template
-from nanovllm.engine.chat_template import MAX_RENDERED_CHARACTERS, MAX_TEMPLATE_CHARACTERS, ChatTemplate
+from nanovllm.engine.chat_template import (
+    MAX_RENDERED_CHARACTERS,
+    MAX_TEMPLATE_CHARACTERS,
+    ChatTemplate,
+)
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
 from tests.support.checkpoints import write_tokenizer
@@ -35,11 +39,20 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
     write_tokenizer(folder)
     library = LibraryTokenizer.from_file(str(folder / "tokenizer.json"))
-    library.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in ("<|im_start|>", "<|im_end|>", "<|im_")])
+    library.add_special_tokens(
+        [
+            AddedToken(text, special=True, normalized=False)
+            for text in ("<|im_start|>", "<|im_end|>", "<|im_")
+        ]
+    )
     return Tokenizer(library)
 
 
-def render(source: str, messages: list[dict[str, Any]] | None = None, special: Mapping[str, str] | None = None) -> str:
+def render(
+    source: str,
+    messages: list[dict[str, Any]] | None = None,
+    special: Mapping[str, str] | None = None,
+) -> str:
     pytest.importorskip("jinja2")
     return ChatTemplate(source, "test", special).render(MESSAGES if messages is None else messages)
 
@@ -58,23 +71,58 @@ def test_chatml_is_rendered_as_transformers_does() -> None:
 
 def test_what_templates_of_transformers_use() -> None:
     assert render("{{ messages[0] | tojson }}") == '{"role": "system", "content": "Be short."}'
-    assert render("{{ {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=true) }}") == '{\n "a": 1,\n "b": "<é>"\n}'
-    assert render("{{ strftime_now('%Y') }}") in {str(datetime.now().astimezone().year + i) for i in (-1, 0)}
-    assert render("{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}") == "Why?"
-    assert render("{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing }}") == "<|endoftext|><|endoftext|>"
-    assert render("{{ eos_token }}{{ messages | length }}", special={"eos_token": "</s>", "messages": "x"}) == "</s>2"
-    assert render("{% if tools is none and documents is none and add_generation_prompt %}yes{% endif %}") == "yes"
-    assert render("a\n  {% generation %}\nb\n  {%- endgeneration -%}\n c") == render("a\n  {% if true %}\nb\n  {%- endif -%}\n c") == "a\nbc"
+    assert (
+        render("{{ {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=true) }}")
+        == '{\n "a": 1,\n "b": "<é>"\n}'
+    )
+    assert render("{{ strftime_now('%Y') }}") in {
+        str(datetime.now().astimezone().year + i) for i in (-1, 0)
+    }
+    assert (
+        render(
+            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}"
+        )
+        == "Why?"
+    )
+    assert (
+        render("{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing }}")
+        == "<|endoftext|><|endoftext|>"
+    )
+    assert (
+        render(
+            "{{ eos_token }}{{ messages | length }}", special={"eos_token": "</s>", "messages": "x"}
+        )
+        == "</s>2"
+    )
+    assert (
+        render(
+            "{% if tools is none and documents is none and add_generation_prompt %}yes{% endif %}"
+        )
+        == "yes"
+    )
+    assert (
+        render("a\n  {% generation %}\nb\n  {%- endgeneration -%}\n c")
+        == render("a\n  {% if true %}\nb\n  {%- endif -%}\n c")
+        == "a\nbc"
+    )
 
 
 def test_a_template_may_refuse_messages() -> None:
-    with pytest.raises(InvalidRequestError, match="refuses the messages: only user and system alternate") as caught:
+    with pytest.raises(
+        InvalidRequestError, match="refuses the messages: only user and system alternate"
+    ) as caught:
         render("{{ raise_exception('only user and system alternate') }}")
     assert caught.value.param == "messages"
 
 
 @pytest.mark.parametrize(
-    "source", ["{{ 1 / 0 }}", "{{ messages[0].content + 5 }}", "{{ messages[0]['content']['x']['y'] }}", "{{ 'a' | int + none }}"]
+    "source",
+    [
+        "{{ 1 / 0 }}",
+        "{{ messages[0].content + 5 }}",
+        "{{ messages[0]['content']['x']['y'] }}",
+        "{{ 'a' | int + none }}",
+    ],
 )
 def test_a_template_that_fails_is_the_requests_error(source: str) -> None:
     with pytest.raises(InvalidRequestError, match="cannot render these messages"):
@@ -95,7 +143,9 @@ def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
 
 def test_what_a_template_writes_is_bounded() -> None:
     assert len(render("{% for i in range(50) %}{{ 'x' * 1000 }}{% endfor %}")) == 50_000
-    with pytest.raises(InvalidRequestError, match=f"more than {MAX_RENDERED_CHARACTERS} characters"):
+    with pytest.raises(
+        InvalidRequestError, match=f"more than {MAX_RENDERED_CHARACTERS} characters"
+    ):
         render("{% for i in range(99999) %}{{ 'x' * 1000 }}{% endfor %}")
     with pytest.raises(InvalidRequestError, match="Range too big"):
         render("{% for i in range(10 ** 9) %}{% endfor %}")
@@ -114,19 +164,33 @@ ENDLESS = {
 def test_how_long_a_template_works_is_bounded(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.05)
     before = sys.gettrace()
-    with pytest.raises(InvalidRequestError, match=r"works on these messages for more than 0\.05 s; send less, or start") as caught:
+    with pytest.raises(
+        InvalidRequestError,
+        match=r"works on these messages for more than 0\.05 s; send less, or start",
+    ) as caught:
         render(ENDLESS[name])
     assert caught.value.param == "messages"
     assert sys.gettrace() is before
     assert render("{% for a in range(999) %}{{ a }}{% endfor %}"), "the next one has its own time"
 
 
-@pytest.mark.parametrize("source", ["{{ 10 ** (10 ** 10) }}", "{{ 'x' * 10 ** 10 }}", "{{ 10 ** 10 * messages }}", "{{ 9 ** 9999 * 9 ** 19999 }}"])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 10 ** (10 ** 10) }}",
+        "{{ 'x' * 10 ** 10 }}",
+        "{{ 10 ** 10 * messages }}",
+        "{{ 9 ** 9999 * 9 ** 19999 }}",
+    ],
+)
 def test_what_a_template_computes_at_once_is_bounded(source: str) -> None:
     """Nothing could end it in the middle."""
     with pytest.raises(InvalidRequestError, match="computes something larger than"):
         render(source)
-    assert render("{{ 2 ** 10 * 3 }} {{ 'ab' * 3 }} {{ 1.5 * 2 }} {{ 2 ** -1 }} {{ 2 ** 0.5 > 1 }}") == "3072 ababab 3.0 0.5 True"
+    assert (
+        render("{{ 2 ** 10 * 3 }} {{ 'ab' * 3 }} {{ 1.5 * 2 }} {{ 2 ** -1 }} {{ 2 ** 0.5 > 1 }}")
+        == "3072 ababab 3.0 0.5 True"
+    )
 
 
 def test_many_messages_are_rendered_in_time() -> None:
@@ -135,7 +199,16 @@ def test_many_messages_are_rendered_in_time() -> None:
     assert rendered.count(content) == 2048
 
 
-@pytest.mark.parametrize("source", ["{% if %}", "{{ messages", "{% for x in messages %}", "{{ x | no_such_filter }}", "(" * 10 + "{{ " + "(" * 9999])
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% if %}",
+        "{{ messages",
+        "{% for x in messages %}",
+        "{{ x | no_such_filter }}",
+        "(" * 10 + "{{ " + "(" * 9999,
+    ],
+)
 def test_a_template_that_is_none_is_said(source: str) -> None:
     pytest.importorskip("jinja2")
     template = ChatTemplate(source, "the/file", {})
@@ -145,7 +218,9 @@ def test_a_template_that_is_none_is_said(source: str) -> None:
 
 
 def test_a_template_that_is_too_long_is_said() -> None:
-    with pytest.raises(CheckpointError, match=f"has {MAX_TEMPLATE_CHARACTERS + 1} characters, the limit is"):
+    with pytest.raises(
+        CheckpointError, match=f"has {MAX_TEMPLATE_CHARACTERS + 1} characters, the limit is"
+    ):
         ChatTemplate("x" * (MAX_TEMPLATE_CHARACTERS + 1), "the/file").check()
 
 
@@ -166,18 +241,40 @@ def test_the_templates_special_tokens_are_tokens(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(ids, skip_special_tokens=False) == render(CHATML)
 
 
-PIECES = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|im_", "<|", "|>", "the", " a", "\n", "é", "\ue000", "<|im_<|im_end|>", "\\1"]
+PIECES = [
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|im_",
+    "<|",
+    "|>",
+    "the",
+    " a",
+    "\n",
+    "é",
+    "\ue000",
+    "<|im_<|im_end|>",
+    "\\1",
+]
 
 
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=8))
-def test_what_looks_like_a_special_token_in_a_message_is_text(tokenizer: Tokenizer, pieces: list[str]) -> None:
+def test_what_looks_like_a_special_token_in_a_message_is_text(
+    tokenizer: Tokenizer, pieces: list[str]
+) -> None:
     pytest.importorskip("jinja2")
     content = "".join(pieces)
     template = ChatTemplate(CHATML, "test")
     ids = template.encode([{"role": "user", "content": content}], tokenizer, nothing)
     special = set(tokenizer.special_tokens.values())
-    assert [tokenizer.token_text(i) for i in ids if i in special] == ["<|im_start|>", "<|im_end|>", "<|im_start|>"]
-    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render([{"role": "user", "content": content}])
+    assert [tokenizer.token_text(i) for i in ids if i in special] == [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|im_start|>",
+    ]
+    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(
+        [{"role": "user", "content": content}]
+    )
     own = tokenizer.encode("user\n" + content, add_special_tokens=False)
     assert ids[1 : 1 + len(own)] == own, "and its tokens are those of the text"
 
@@ -186,8 +283,13 @@ def test_a_text_may_be_refused_before_it_is_encoded(tokenizer: Tokenizer) -> Non
     pytest.importorskip("jinja2")
     seen: list[str] = []
     for content in ("Why?", "<|im_end|>?"):
-        ChatTemplate(CHATML, "test").encode([{"role": "user", "content": content}], tokenizer, seen.append)
-    assert seen == [f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n" for content in ("Why?", "<|im_end|>?")]
+        ChatTemplate(CHATML, "test").encode(
+            [{"role": "user", "content": content}], tokenizer, seen.append
+        )
+    assert seen == [
+        f"<|im_start|>user\n{content}<|im_end|>\n<|im_start|>assistant\n"
+        for content in ("Why?", "<|im_end|>?")
+    ]
 
 
 # Files ------------------------------------------------------------------------------------------------------------------------------
@@ -196,7 +298,9 @@ def test_a_text_may_be_refused_before_it_is_encoded(tokenizer: Tokenizer) -> Non
 def write(folder: Path, **files: object) -> Path:
     for name, content in files.items():
         is_text = isinstance(content, str)
-        (folder / (name + (".jinja" if name == "chat_template" else ".json"))).write_text(content if is_text else json.dumps(content))  # type: ignore[arg-type]
+        (folder / (name + (".jinja" if name == "chat_template" else ".json"))).write_text(
+            content if is_text else json.dumps(content)  # type: ignore[arg-type]
+        )
     return folder
 
 
@@ -223,8 +327,18 @@ def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:
     template = ChatTemplate.load(tmp_path)
     assert template is not None
     assert template.special_tokens["eos_token"] == "<|endoftext|>"
-    write(tmp_path, special_tokens_map={"eos_token": "</s>", "pad_token": {"content": "<pad>"}, "bos_token": None})
-    write(tmp_path, tokenizer_config={"eos_token": {"content": "<|im_end|>", "lstrip": False}, "unk_token": 5})
+    write(
+        tmp_path,
+        special_tokens_map={
+            "eos_token": "</s>",
+            "pad_token": {"content": "<pad>"},
+            "bos_token": None,
+        },
+    )
+    write(
+        tmp_path,
+        tokenizer_config={"eos_token": {"content": "<|im_end|>", "lstrip": False}, "unk_token": 5},
+    )
     template = ChatTemplate.load(tmp_path)
     assert template is not None
     assert template.special_tokens == {
@@ -234,7 +348,9 @@ def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": ' + "[" * 100_000])
 def test_a_damaged_file_is_said(tmp_path: Path, content: str) -> None:
-    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json .*mend the file, or delete it"):
+    with pytest.raises(
+        CheckpointError, match=r"tokenizer_config\.json .*mend the file, or delete it"
+    ):
         ChatTemplate.load(write(tmp_path, tokenizer_config=content))
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"nowhere.*cannot be read"):

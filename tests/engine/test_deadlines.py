@@ -19,7 +19,9 @@ LONG = SamplingParams(max_tokens=100, temperature=1.0, ignore_eos=True, n=2)
 
 def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None:
     engine = Engine.load(tiny_model, EngineConfig(backend="numpy", kv_cache_memory="4MiB"))
-    late, in_time = (engine.intake.submit(name, [1, 2, 3], LONG).requests for name in ("late", "in time"))
+    late, in_time = (
+        engine.intake.submit(name, [1, 2, 3], LONG).requests for name in ("late", "in time")
+    )
     now = time.monotonic()
     for requests, deadline_s in ((late, now - 1), (in_time, now + 1000)):
         for request in requests:
@@ -41,13 +43,18 @@ def test_a_reader_is_told_while_the_engine_is_in_a_long_step(tiny_model: Path) -
         await engine.start()
         await engine.wait_until_ready()
         try:
-            with pytest.raises(RequestTimeoutError, match=r"was given 0\.1 s .* waiting for its turn") as caught:
+            with pytest.raises(
+                RequestTimeoutError, match=r"was given 0\.1 s .* waiting for its turn"
+            ) as caught:
                 await engine.generate("the", LONG, timeout_s=0.1)
             assert not caught.value.has_begun
             with pytest.raises(RequestTimeoutError):
                 async for _ in engine.stream("the", LONG, timeout_s=0.1):
                     pass
-            assert (engine.timeouts, engine.admission_stats().tokens) == ({"queued": 2, "running": 0}, 0)
+            assert (engine.timeouts, engine.admission_stats().tokens) == (
+                {"queued": 2, "running": 0},
+                0,
+            )
         finally:
             await engine.stop()
 
@@ -61,7 +68,9 @@ def test_what_is_over_before_it_is_queued_takes_no_room(tiny_model: Path) -> Non
         await engine.wait_until_ready()
         try:
             with pytest.raises(RequestTimeoutError):
-                engine.submit_all([engine.check("the", LONG)], deadline=Deadline.after(1.0, time.monotonic() - 2))
+                engine.submit_all(
+                    [engine.check("the", LONG)], deadline=Deadline.after(1.0, time.monotonic() - 2)
+                )
             assert engine.admission_stats().answers == 0
         finally:
             await engine.stop()
@@ -77,7 +86,9 @@ def test_the_clock_stops_with_the_last_part_of_a_request(tiny_model: Path) -> No
         try:
             deadline = Deadline.after(1000.0)
             short = SamplingParams(max_tokens=1)
-            readers = engine.submit_all([engine.check("the", short), engine.check("a", short)], deadline=deadline)
+            readers = engine.submit_all(
+                [engine.check("the", short), engine.check("a", short)], deadline=deadline
+            )
             timer = readers[0].timer
             assert timer is not None
             await engine.finish(readers[0])

@@ -17,7 +17,9 @@ TOKENS = st.lists(st.integers(0, VOCAB + 2), max_size=40)  # the last few have n
 CONTINUATIONS = (b"", b"\x80", b"\xbf\x80", b"\x80\x80\x80", b"\x9f\x98\x80", b"a", b"\xf0\x9f")
 
 
-def pieces_of(tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> list[str]:
+def pieces_of(
+    tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool = True
+) -> list[str]:
     """What each token released, and at the end the rest."""
     decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
     return [*map(decoder.push, token_ids), decoder.flush()]
@@ -31,24 +33,40 @@ def byte_tokens(tokenizer: Tokenizer, data: bytes) -> list[int]:
 
 @given(token_ids=TOKENS, skip=st.booleans())
 @example(token_ids=[END, END], skip=False)
-def test_pieces_join_to_the_whole_text(tokenizer: Tokenizer, token_ids: list[int], skip: bool) -> None:
-    assert "".join(pieces_of(tokenizer, token_ids, skip_special_tokens=skip)) == tokenizer.decode(token_ids, skip_special_tokens=skip)
+def test_pieces_join_to_the_whole_text(
+    tokenizer: Tokenizer, token_ids: list[int], skip: bool
+) -> None:
+    assert "".join(pieces_of(tokenizer, token_ids, skip_special_tokens=skip)) == tokenizer.decode(
+        token_ids, skip_special_tokens=skip
+    )
 
 
-@given(data=st.one_of(st.binary(max_size=12), st.text(max_size=4).map(str.encode), st.text(max_size=4).map(lambda text: text.encode()[:-1])))
+@given(
+    data=st.one_of(
+        st.binary(max_size=12),
+        st.text(max_size=4).map(str.encode),
+        st.text(max_size=4).map(lambda text: text.encode()[:-1]),
+    )
+)
 @example(data=b"\xf0\x9f\x98\x80")
 @example(data=b"\xe2\x82a\xf0\x9f\x98")
 @example(data=b"\xed\xa0\x80\xf4\x90\x80\x80\xc0\xaf")
-def test_what_is_out_stays_true_whatever_follows_and_no_more_is_held_than_a_character(tokenizer: Tokenizer, data: bytes) -> None:
+def test_what_is_out_stays_true_whatever_follows_and_no_more_is_held_than_a_character(
+    tokenizer: Tokenizer, data: bytes
+) -> None:
     decoder = IncrementalDecoder(tokenizer)
     released = ""
     for count, token_id in enumerate(byte_tokens(tokenizer, data), start=1):
         released += decoder.push(token_id)
         for more in CONTINUATIONS:
-            assert (data[:count] + more).decode(errors="replace").startswith(released), "a half character was called broken too early"
+            assert (data[:count] + more).decode(errors="replace").startswith(released), (
+                "a half character was called broken too early"
+            )
         whole = data[:count].decode(errors="replace")
         assert whole.startswith(released)
-        assert whole[len(released) :] in ("", "\ufffd", "\ufffd" * 2), "a complete character was held back"
+        assert whole[len(released) :] in ("", "\ufffd", "\ufffd" * 2), (
+            "a complete character was held back"
+        )
     assert released + decoder.flush() == data.decode(errors="replace")
 
 
@@ -62,20 +80,33 @@ def test_a_character_comes_with_its_last_byte(tokenizer: Tokenizer, text: str) -
 def test_special_tokens_are_left_out_or_written_out(tokenizer: Tokenizer) -> None:
     token_ids = [*tokenizer.encode("ab"), END, *tokenizer.encode("c")]
     assert pieces_of(tokenizer, token_ids) == ["a", "b", "", "c", ""]
-    assert pieces_of(tokenizer, token_ids, skip_special_tokens=False) == ["a", "b", "<|endoftext|>", "c", ""]
+    assert pieces_of(tokenizer, token_ids, skip_special_tokens=False) == [
+        "a",
+        "b",
+        "<|endoftext|>",
+        "c",
+        "",
+    ]
 
 
 def test_a_special_token_breaks_a_character_only_where_it_is_text(tokenizer: Tokenizer) -> None:
     first, *rest = byte_tokens(tokenizer, "é".encode())
     assert "".join(pieces_of(tokenizer, [first, END, *rest])) == "é"
-    assert "".join(pieces_of(tokenizer, [first, END, *rest], skip_special_tokens=False)) == "\ufffd<|endoftext|>\ufffd"
+    assert (
+        "".join(pieces_of(tokenizer, [first, END, *rest], skip_special_tokens=False))
+        == "\ufffd<|endoftext|>\ufffd"
+    )
 
 
 @pytest.mark.parametrize("make", [word_piece, metaspace])
 @given(data=st.data())
-def test_other_tokenizers_give_the_same_text_in_pieces(make: Callable[[], Tokenizer], data: st.DataObject) -> None:
+def test_other_tokenizers_give_the_same_text_in_pieces(
+    make: Callable[[], Tokenizer], data: st.DataObject
+) -> None:
     tokenizer = make()
-    token_ids = data.draw(st.lists(st.integers(0, tokenizer.vocab + 1), max_size=12))  # the last two have no token
+    token_ids = data.draw(
+        st.lists(st.integers(0, tokenizer.vocab + 1), max_size=12)
+    )  # the last two have no token
     assert not tokenizer.is_byte_level
     assert "".join(pieces_of(tokenizer, token_ids)) == tokenizer.decode(token_ids)
 
@@ -84,7 +115,9 @@ def test_other_tokenizers_give_the_same_text_in_pieces(make: Callable[[], Tokeni
 @example(text="世界")
 @example(text="🙂🙂 🙂")
 def test_characters_spelled_in_bytes_by_other_tokenizers_come_whole(text: str) -> None:
-    assume(not text.startswith(" "))  # what this kind of tokenizer puts in front of every text, and takes away again
+    assume(
+        not text.startswith(" ")
+    )  # what this kind of tokenizer puts in front of every text, and takes away again
     tokenizer = byte_fallback()
     token_ids = tokenizer.encode(text.replace(" ", "▁"))
     assert tokenizer.decode(token_ids) == text
@@ -107,7 +140,9 @@ STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=4)
 CUT_TEXT = st.lists(st.text(alphabet="ab", max_size=4), max_size=8)
 
 
-def slow_stop(text: str, stops: Sequence[str], *, include: bool, after: int = 0) -> tuple[str, str | None]:
+def slow_stop(
+    text: str, stops: Sequence[str], *, include: bool, after: int = 0
+) -> tuple[str, str | None]:
     """The whole text up to its first stop string: the one that ends first, past character number `after`, and the longest of those."""
     for end in range(after + 1, len(text) + 1):
         found = [stop for stop in stops if text[:end].endswith(stop)]
@@ -119,14 +154,19 @@ def slow_stop(text: str, stops: Sequence[str], *, include: bool, after: int = 0)
 
 def could_become_a_stop(text: str, stops: Sequence[str]) -> int:
     """How many characters at the end of `text` are the beginning of a stop string."""
-    return max((size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])), default=0)
+    return max(
+        (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size])),
+        default=0,
+    )
 
 
 @given(pieces=CUT_TEXT, stops=STOPS, include=st.booleans())
 @example(pieces=["abab"], stops=["abab", "ba"], include=False)
 @example(pieces=["aa", "b"], stops=["aab", "ab"], include=False)
 @example(pieces=["a", "", "a"], stops=["aa"], include=True)
-def test_text_is_released_up_to_the_first_stop_however_it_is_cut(pieces: list[str], stops: list[str], include: bool) -> None:
+def test_text_is_released_up_to_the_first_stop_however_it_is_cut(
+    pieces: list[str], stops: list[str], include: bool
+) -> None:
     watch = StopStrings(stops, include_in_output=include)
     expected, expected_stop = slow_stop("".join(pieces), stops, include=include)
     released, seen, stop = "", "", None
@@ -135,14 +175,18 @@ def test_text_is_released_up_to_the_first_stop_however_it_is_cut(pieces: list[st
         released, seen = released + text, seen + piece
         if stop is not None:
             break
-        assert released == seen[: len(seen) - could_become_a_stop(seen, stops)], "too much was released, or too little"
+        assert released == seen[: len(seen) - could_become_a_stop(seen, stops)], (
+            "too much was released, or too little"
+        )
     assert (released + watch.flush(), stop) == (expected, expected_stop)
 
 
 @given(pieces=CUT_TEXT, stops=STOPS, protected=st.integers(0, 8), include=st.booleans())
 @example(pieces=["ab", "x"], stops=["abc", "b"], protected=1, include=False)
 @example(pieces=["aa", "a"], stops=["aa"], protected=1, include=False)
-def test_a_stop_may_begin_in_protected_text_but_not_end_there(pieces: list[str], stops: list[str], protected: int, include: bool) -> None:
+def test_a_stop_may_begin_in_protected_text_but_not_end_there(
+    pieces: list[str], stops: list[str], protected: int, include: bool
+) -> None:
     watch = StopStrings(stops, include_in_output=include)
     safe = len("".join(pieces[:protected]))
     released, stop = "", None
@@ -151,7 +195,9 @@ def test_a_stop_may_begin_in_protected_text_but_not_end_there(pieces: list[str],
         released += text
         if stop is not None:
             break
-    assert (released + watch.flush(), stop) == slow_stop("".join(pieces), stops, include=include, after=safe)
+    assert (released + watch.flush(), stop) == slow_stop(
+        "".join(pieces), stops, include=include, after=safe
+    )
 
 
 def test_without_stop_strings_nothing_is_held() -> None:
@@ -174,7 +220,10 @@ def test_held_text_comes_out_once() -> None:
 
 def test_no_stop_string_is_cut_into_by_a_multi_byte_character(tokenizer: Tokenizer) -> None:
     decoder, watch = IncrementalDecoder(tokenizer), StopStrings(["🙂!"])
-    released = "".join(watch.push(decoder.push(token_id))[0] for token_id in byte_tokens(tokenizer, "a🙂?".encode()))
+    released = "".join(
+        watch.push(decoder.push(token_id))[0]
+        for token_id in byte_tokens(tokenizer, "a🙂?".encode())
+    )
     assert released == "a🙂?"
 
 

@@ -16,7 +16,9 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
-NUMPY = EngineConfig(batch_invariant=True, block_size=8, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8)
+NUMPY = EngineConfig(
+    batch_invariant=True, block_size=8, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8
+)
 
 
 KINDS = {
@@ -43,11 +45,17 @@ class Job:
 
 def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[RequestOutput]:
     """Answer all jobs at once; with `poison`, free blocks that nothing is cached in are filled with NaN before every step."""
-    submissions = [engine.intake.submit(f"job{i}", job.prompt, job.params) for i, job in enumerate(jobs)]
+    submissions = [
+        engine.intake.submit(f"job{i}", job.prompt, job.params) for i, job in enumerate(jobs)
+    ]
     for submission in submissions:
         for request in submission.requests:
             engine.add_request(request)
-    owner = {request.request_id: submission for submission in submissions for request in submission.requests}
+    owner = {
+        request.request_id: submission
+        for submission in submissions
+        for request in submission.requests
+    }
     while engine.has_work:
         if poison:
             engine.runner.backend.fill_blocks(engine.blocks.uncached_free_blocks(), np.nan)
@@ -64,7 +72,16 @@ def bits(output: RequestOutput) -> object:
     """Everything of an answer that must not depend on company: tokens and log-probabilities to the last bit."""
     return (
         output.prompt_logprobs,
-        [(answer.token_ids, answer.logprobs, answer.cumulative_logprob, answer.finish_reason, answer.text) for answer in output.outputs],
+        [
+            (
+                answer.token_ids,
+                answer.logprobs,
+                answer.cumulative_logprob,
+                answer.finish_reason,
+                answer.text,
+            )
+            for answer in output.outputs
+        ],
     )
 
 
@@ -102,7 +119,10 @@ def jobs(exact: EngineConfig, tiny_model: Path) -> list[Job]:
         prompt(5, 60, vocab),
         common[:16],
     ]
-    return [Job(p, SamplingParams(**{**base.as_dict(), **change})) for p, change in zip(prompts, changes, strict=True)]
+    return [
+        Job(p, SamplingParams(**{**base.as_dict(), **change}))
+        for p, change in zip(prompts, changes, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -112,19 +132,28 @@ def alone(exact: EngineConfig, tiny_model: Path, jobs: list[Job]) -> list[object
     return [bits(run(Engine.load(tiny_model, config), [job])[0]) for job in jobs]
 
 
-def test_bits_do_not_depend_on_the_batch(exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object]) -> None:
-    engine = Engine.load(tiny_model, replace(exact, enable_prefix_caching=False, max_num_seqs=16, max_num_batched_tokens=512))
+def test_bits_do_not_depend_on_the_batch(
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object]
+) -> None:
+    engine = Engine.load(
+        tiny_model,
+        replace(exact, enable_prefix_caching=False, max_num_seqs=16, max_num_batched_tokens=512),
+    )
     assert [bits(output) for output in run(engine, jobs)] == alone
     assert [bits(output) for output in run(engine, jobs[::-1])] == alone[::-1]
 
 
 @pytest.mark.parametrize("budget", [8, 9, 13, 17, 64])
-def test_bits_do_not_depend_on_chunking(exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object], budget: int) -> None:
+def test_bits_do_not_depend_on_chunking(
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object], budget: int
+) -> None:
     engine = Engine.load(tiny_model, replace(exact, max_num_batched_tokens=budget))
     assert [bits(output) for output in run(engine, jobs)] == alone
 
 
-def test_bits_do_not_depend_on_prefix_cache_hits(exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object]) -> None:
+def test_bits_do_not_depend_on_prefix_cache_hits(
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object]
+) -> None:
     engine = Engine.load(tiny_model, replace(exact, num_blocks=256))
     assert [bits(output) for output in run(engine, jobs)] == alone
     again = run(engine, jobs)
@@ -136,33 +165,55 @@ def test_bits_do_not_depend_on_prefix_cache_hits(exact: EngineConfig, tiny_model
 
 
 @pytest.mark.parametrize("caching", [True, False])
-def test_bits_do_not_depend_on_preemption(exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object], caching: bool) -> None:
-    engine = Engine.load(tiny_model, replace(exact, num_blocks=11, max_num_batched_tokens=24, enable_prefix_caching=caching))
+def test_bits_do_not_depend_on_preemption(
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job], alone: list[object], caching: bool
+) -> None:
+    engine = Engine.load(
+        tiny_model,
+        replace(exact, num_blocks=11, max_num_batched_tokens=24, enable_prefix_caching=caching),
+    )
     assert [bits(output) for output in run(engine, jobs)] == alone
     assert engine.scheduler.num_preemptions > 0
 
 
 @pytest.mark.parametrize("batch_invariant", [True, False])
 @pytest.mark.parametrize("caching", [True, False])
-def test_what_free_blocks_hold_changes_nothing(exact: EngineConfig, tiny_model: Path, jobs: list[Job], batch_invariant: bool, caching: bool) -> None:
-    config = replace(exact, num_blocks=16, enable_prefix_caching=caching, batch_invariant=batch_invariant)
+def test_what_free_blocks_hold_changes_nothing(
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job], batch_invariant: bool, caching: bool
+) -> None:
+    config = replace(
+        exact, num_blocks=16, enable_prefix_caching=caching, batch_invariant=batch_invariant
+    )
     clean = run(Engine.load(tiny_model, config), jobs)
     poisoned = run(Engine.load(tiny_model, config), jobs, poison=True)
     assert list(map(bits, poisoned)) == list(map(bits, clean))
-    assert not any(np.isnan(answer.cumulative_logprob or 0) for output in poisoned for answer in output.outputs)
+    assert not any(
+        np.isnan(answer.cumulative_logprob or 0) for output in poisoned for answer in output.outputs
+    )
 
 
-def test_without_batch_invariance_answers_agree_to_1e_5(exact: EngineConfig, tiny_model: Path, jobs: list[Job]) -> None:
+def test_without_batch_invariance_answers_agree_to_1e_5(
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job]
+) -> None:
     fast = replace(exact, batch_invariant=False)
     together = run(Engine.load(tiny_model, fast), jobs)
-    single = [run(Engine.load(tiny_model, replace(fast, enable_prefix_caching=False)), [job])[0] for job in jobs]
+    single = [
+        run(Engine.load(tiny_model, replace(fast, enable_prefix_caching=False)), [job])[0]
+        for job in jobs
+    ]
     exactly = run(Engine.load(tiny_model, exact), jobs)
     assert max(closeness(a, b) for a, b in zip(together, single, strict=True)) < 1e-5
     assert max(closeness(a, b) for a, b in zip(together, exactly, strict=True)) < 1e-5
 
 
 @settings(max_examples=25)
-@given(data=st.data(), block_size=st.sampled_from([4, 8, 32]), budget=st.integers(4, 80), blocks=st.integers(12, 60), caching=st.booleans())
+@given(
+    data=st.data(),
+    block_size=st.sampled_from([4, 8, 32]),
+    budget=st.integers(4, 80),
+    blocks=st.integers(12, 60),
+    caching=st.booleans(),
+)
 def test_bits_in_any_schedule(
     exact: EngineConfig,
     tiny_model: Path,
@@ -190,7 +241,9 @@ def test_bits_in_any_schedule(
     assert [bits(output) for output in outputs] == [alone[i] for i in chosen]
 
 
-def test_a_seed_gives_the_same_answer_and_another_seed_another(exact: EngineConfig, tiny_model: Path, jobs: list[Job]) -> None:
+def test_a_seed_gives_the_same_answer_and_another_seed_another(
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job]
+) -> None:
     engine = Engine.load(tiny_model, exact)
     job = jobs[1]
     other = Job(job.prompt, SamplingParams(**{**job.params.as_dict(), "seed": 1234}))
@@ -199,21 +252,43 @@ def test_a_seed_gives_the_same_answer_and_another_seed_another(exact: EngineConf
     assert first.outputs[0].token_ids != third.outputs[0].token_ids
     several = run(engine, [Job(job.prompt, SamplingParams(**{**job.params.as_dict(), "n": 3}))])[0]
     assert several.outputs[0].token_ids == first.outputs[0].token_ids
-    assert len({tuple(answer.token_ids) for answer in several.outputs}) == 3, "each of n answers has draws of its own"
+    assert len({tuple(answer.token_ids) for answer in several.outputs}) == 3, (
+        "each of n answers has draws of its own"
+    )
 
 
-def test_an_engine_seed_makes_unseeded_requests_repeatable(exact: EngineConfig, tiny_model: Path) -> None:
+def test_an_engine_seed_makes_unseeded_requests_repeatable(
+    exact: EngineConfig, tiny_model: Path
+) -> None:
     job = Job((5, 6, 7), SamplingParams(max_tokens=8, ignore_eos=True))
-    with_seed = [[o.outputs[0].token_ids for o in run(Engine.load(tiny_model, replace(exact, seed=3)), [job, job])] for _ in range(2)]
+    with_seed = [
+        [
+            o.outputs[0].token_ids
+            for o in run(Engine.load(tiny_model, replace(exact, seed=3)), [job, job])
+        ]
+        for _ in range(2)
+    ]
     assert with_seed[0] == with_seed[1]
     assert with_seed[0][0] != with_seed[0][1], "two requests do not share their draws"
-    assert with_seed[0] != [o.outputs[0].token_ids for o in run(Engine.load(tiny_model, exact), [job, job])]
+    assert with_seed[0] != [
+        o.outputs[0].token_ids for o in run(Engine.load(tiny_model, exact), [job, job])
+    ]
 
 
-def test_prompt_logprobs_are_those_of_teacher_forcing(exact: EngineConfig, tiny_model: Path) -> None:
+def test_prompt_logprobs_are_those_of_teacher_forcing(
+    exact: EngineConfig, tiny_model: Path
+) -> None:
     """Scoring a text gives each token the log-probability that generating it reported."""
     engine = Engine.load(tiny_model, exact)
-    written = run(engine, [Job((3, 1, 4), SamplingParams(max_tokens=20, temperature=0.7, seed=1, logprobs=0, ignore_eos=True))])[0].outputs[0]
+    written = run(
+        engine,
+        [
+            Job(
+                (3, 1, 4),
+                SamplingParams(max_tokens=20, temperature=0.7, seed=1, logprobs=0, ignore_eos=True),
+            )
+        ],
+    )[0].outputs[0]
     whole = (3, 1, 4, *written.token_ids)
     scored = run(engine, [Job(whole, SamplingParams(max_tokens=0, prompt_logprobs=0))])[0]
     assert scored.prompt_logprobs is not None
@@ -225,46 +300,65 @@ def test_prompt_logprobs_are_those_of_teacher_forcing(exact: EngineConfig, tiny_
     ]
 
 
-def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(exact: EngineConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(
+    exact: EngineConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine.load(tiny_model, replace(exact, max_num_seqs=1))
     params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
-    failing, waiting = (engine.intake.submit(name, [1, 2, 3], params).requests[0] for name in ("failing", "waiting"))
+    failing, waiting = (
+        engine.intake.submit(name, [1, 2, 3], params).requests[0] for name in ("failing", "waiting")
+    )
     engine.add_request(failing)
     engine.add_request(waiting)
     real = engine.runner.backend.forward
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runner.backend, "forward", lambda batch: (_ for _ in ()).throw(RuntimeError("the kernel fell over")))
+        patch.setattr(
+            engine.runner.backend,
+            "forward",
+            lambda batch: (_ for _ in ()).throw(RuntimeError("the kernel fell over")),
+        )
         output = engine.step()
     assert engine.runner.backend.forward == real
     assert isinstance(output.fault, RuntimeError)
-    assert [(update.request_id, update.finish_reason, str(update.error)) for update in output.updates] == [
-        ("failing", FinishReason.ERROR, "a step of the engine failed: the kernel fell over")
-    ]
+    assert [
+        (update.request_id, update.finish_reason, str(update.error)) for update in output.updates
+    ] == [("failing", FinishReason.ERROR, "a step of the engine failed: the kernel fell over")]
     engine.check_integrity()
     while engine.has_work:
         assert engine.step().fault is None
     assert waiting.finish_reason is FinishReason.LENGTH
 
 
-def test_forbidding_every_token_is_an_error_of_that_request_alone(exact: EngineConfig, tiny_model: Path) -> None:
+def test_forbidding_every_token_is_an_error_of_that_request_alone(
+    exact: EngineConfig, tiny_model: Path
+) -> None:
     engine = Engine.load(tiny_model, exact)
     blocked = SamplingParams(max_tokens=4, allowed_token_ids=[5], stop_token_ids=[5], min_tokens=2)
     fine = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
-    submissions = [engine.intake.submit("blocked", [1, 2], blocked), engine.intake.submit("fine", [1, 2], fine)]
+    submissions = [
+        engine.intake.submit("blocked", [1, 2], blocked),
+        engine.intake.submit("fine", [1, 2], fine),
+    ]
     for submission in submissions:
         engine.add_request(submission.requests[0])
     while engine.has_work:
         for update in engine.step().updates:
-            next(s for s in submissions if s.assembler.request_id == update.request_id).assembler.absorb(update)
+            next(
+                s for s in submissions if s.assembler.request_id == update.request_id
+            ).assembler.absorb(update)
     assert isinstance(submissions[0].assembler.error, InvalidRequestError)
     assert "every token is forbidden" in str(submissions[0].assembler.error)
     assert submissions[1].assembler.output().outputs[0].finish_reason == "length"
 
 
 def test_settings_that_do_not_fit_the_model_are_told(tiny_model: Path) -> None:
-    with pytest.raises(ValueError, match=r"max_model_len is 100000, but the model has only \d+ positions"):
+    with pytest.raises(
+        ValueError, match=r"max_model_len is 100000, but the model has only \d+ positions"
+    ):
         Engine.load(tiny_model, EngineConfig(max_model_len=100_000))
-    with pytest.raises(ValueError, match=r"kv_cache_memory is 100 bytes, less than one block of 32 tokens"):
+    with pytest.raises(
+        ValueError, match=r"kv_cache_memory is 100 bytes, less than one block of 32 tokens"
+    ):
         Engine.load(tiny_model, EngineConfig(kv_cache_memory=100))
 
 
@@ -276,8 +370,20 @@ def test_counters_and_times(exact: EngineConfig, tiny_model: Path) -> None:
     output = run(engine, [job])[0]
     run(engine, [job])
     stats = engine.stats()
-    assert (stats.prompt_tokens, stats.generation_tokens) == (20 + 4, 10), "cached tokens are not computed again"
-    assert (stats.prefix_cache_hits, stats.num_requests_running, stats.num_requests_waiting, stats.kv_cache_usage) == (16, 0, 0, 0.0)
+    assert (stats.prompt_tokens, stats.generation_tokens) == (20 + 4, 10), (
+        "cached tokens are not computed again"
+    )
+    assert (
+        stats.prefix_cache_hits,
+        stats.num_requests_running,
+        stats.num_requests_waiting,
+        stats.kv_cache_usage,
+    ) == (16, 0, 0, 0.0)
     assert output.metrics is not None
-    times = (output.metrics.arrival_s, output.metrics.first_scheduled_s, output.metrics.first_token_s, output.metrics.finished_s)
+    times = (
+        output.metrics.arrival_s,
+        output.metrics.first_scheduled_s,
+        output.metrics.first_token_s,
+        output.metrics.finished_s,
+    )
     assert list(times) == sorted(times)  # type: ignore[type-var]

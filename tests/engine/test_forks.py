@@ -13,7 +13,15 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.request import FinishReason, Request
 from nanovllm.engine.step_plan import StepPlan
 from nanovllm.sampling_params import SamplingParams
-from tests.support.scheduling import CacheModel, answers, expected_output, make_group, make_request, make_scheduler, shares
+from tests.support.scheduling import (
+    CacheModel,
+    answers,
+    expected_output,
+    make_group,
+    make_request,
+    make_scheduler,
+    shares,
+)
 
 KINDS: dict[str, dict[str, str]] = {
     "numpy": {"backend": "numpy"},
@@ -58,7 +66,9 @@ def test_a_prompt_is_computed_once_for_all_its_answers(length: int, *, caching: 
     watched = Watched(seqs=8, tokens=16, caching=caching)
     group = make_group("it", length, 5, new=6)
     watched.add(*group)
-    assert watched.finish() == length + 5 * 5, "the prompt once, and all but the last token of each answer"
+    assert watched.finish() == length + 5 * 5, (
+        "the prompt once, and all but the last token of each answer"
+    )
     assert all(request.tokens[length:] == expected_output(request) for request in group)
     assert len({tuple(request.tokens) for request in group}) == 5
 
@@ -69,7 +79,9 @@ def test_answers_hold_the_same_blocks_until_they_write_to_them() -> None:
     watched.add(*group)
     plan = watched.step()
     assert shares(plan) == {"it-0": 10, "it-1": 0, "it-2": 0}
-    assert [request.num_output_tokens for request in group] == [1, 1, 1], "all have their first token of the step that ends the prompt"
+    assert [request.num_output_tokens for request in group] == [1, 1, 1], (
+        "all have their first token of the step that ends the prompt"
+    )
     assert group[0].block_ids == group[1].block_ids == group[2].block_ids
     last = group[0].block_ids[2]
     plan = watched.step()
@@ -94,7 +106,9 @@ def test_answers_that_find_no_seat_fork_later_from_one_that_runs() -> None:
         request.max_new_tokens = 3 + choice  # so that they do not end together
     watched.add(*group)
     computed = watched.finish()
-    assert computed == 10 + 4 + sum(2 + choice for choice in range(7)), "of the prompt, each of the four computes the last token again"
+    assert computed == 10 + 4 + sum(2 + choice for choice in range(7)), (
+        "of the prompt, each of the four computes the last token again"
+    )
 
 
 def test_while_a_long_prompt_is_read_its_other_answers_hold_no_blocks() -> None:
@@ -147,7 +161,9 @@ def test_a_failed_step_ends_the_answers_that_it_was_to_begin() -> None:
     watched = Watched(seqs=4, caching=False)
     watched.add(*make_group("it", 6, 3))
     updates = watched.scheduler.fail(watched.scheduler.schedule())
-    assert [(update.request.request_id, update.finish_reason) for update in updates] == [(f"it-{i}", FinishReason.ERROR) for i in range(3)]
+    assert [(update.request.request_id, update.finish_reason) for update in updates] == [
+        (f"it-{i}", FinishReason.ERROR) for i in range(3)
+    ]
     assert (watched.scheduler.has_work, watched.scheduler.blocks.num_used) == (False, 0)
 
 
@@ -184,7 +200,9 @@ def test_nobody_forks_from_a_copy_that_is_not_made_yet() -> None:
     watched.add(third)
     plan = watched.step()
     tail = second.block_ids[1]
-    assert plan.copies == ((tail, first.block_ids[1]), (tail, third.block_ids[1])), "the first has a copy to come, the second writes without one"
+    assert plan.copies == ((tail, first.block_ids[1]), (tail, third.block_ids[1])), (
+        "the first has a copy to come, the second writes without one"
+    )
     assert watched.finish() == 2 * 3 + 4
     assert all(request.tokens[6:] == expected_output(request) for request in (first, second, third))
 
@@ -195,7 +213,9 @@ def test_nobody_forks_from_a_copy_that_is_not_made_yet() -> None:
 @pytest.fixture(scope="module", params=KINDS)
 def config(request: pytest.FixtureRequest) -> EngineConfig:
     """Settings under which bits never depend on company, for each backend and each type of weights and cache."""
-    common = EngineConfig(batch_invariant=True, block_size=8, num_blocks=96, max_num_batched_tokens=64, max_num_seqs=8)
+    common = EngineConfig(
+        batch_invariant=True, block_size=8, num_blocks=96, max_num_batched_tokens=64, max_num_seqs=8
+    )
     return replace(common, **KINDS[request.param])  # type: ignore[arg-type]
 
 
@@ -204,7 +224,14 @@ def prompt(length: int) -> list[int]:
 
 
 def sampled(n: int, **changes: object) -> SamplingParams:
-    settings: dict[str, object] = {"max_tokens": 10, "temperature": 0.9, "seed": 7, "logprobs": 2, "ignore_eos": True, "n": n}
+    settings: dict[str, object] = {
+        "max_tokens": 10,
+        "temperature": 0.9,
+        "seed": 7,
+        "logprobs": 2,
+        "ignore_eos": True,
+        "n": n,
+    }
     return SamplingParams(**{**settings, **changes})  # type: ignore[arg-type]
 
 
@@ -225,7 +252,10 @@ def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, list[object
 
 
 def _bits(update: SequenceUpdate) -> list[object]:
-    return [*update.prompt_logprobs, *([] if update.token_id is None else [(update.token_id, update.logprobs)])]
+    return [
+        *update.prompt_logprobs,
+        *([] if update.token_id is None else [(update.token_id, update.logprobs)]),
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -259,7 +289,14 @@ JOBS = [
         {"num_blocks": 14, "enable_prefix_caching": False},
         {"num_blocks": 14, "max_num_batched_tokens": 20},
     ],
-    ids=["no prefix cache", "prefix cache", "chunks", "few seats", "few blocks", "few blocks and prefix cache"],
+    ids=[
+        "no prefix cache",
+        "prefix cache",
+        "chunks",
+        "few seats",
+        "few blocks",
+        "few blocks and prefix cache",
+    ],
 )
 def test_answers_have_the_bits_that_they_have_alone(
     config: EngineConfig, tiny_model: Path, alone: dict[str, list[object]], changes: dict[str, int]
@@ -270,10 +307,16 @@ def test_answers_have_the_bits_that_they_have_alone(
     assert ("num_blocks" in changes) == (engine.scheduler.num_preemptions > 0)
 
 
-def test_more_answers_begin_in_a_step_than_it_computes_tokens(config: EngineConfig, tiny_model: Path) -> None:
+def test_more_answers_begin_in_a_step_than_it_computes_tokens(
+    config: EngineConfig, tiny_model: Path
+) -> None:
     """More than there is room for at first, with one token in the prompt."""
-    engine = Engine.load(tiny_model, replace(config, max_num_seqs=128, max_num_batched_tokens=128, num_blocks=200))
-    requests = engine.intake.submit("many", prompt(1), sampled(100, max_tokens=2, logprobs=None)).requests
+    engine = Engine.load(
+        tiny_model, replace(config, max_num_seqs=128, max_num_batched_tokens=128, num_blocks=200)
+    )
+    requests = engine.intake.submit(
+        "many", prompt(1), sampled(100, max_tokens=2, logprobs=None)
+    ).requests
     for request in requests:
         engine.add_request(request)
     assert [update.token_id is not None for update in engine.step().updates] == [True] * 100
@@ -300,7 +343,12 @@ def test_blocks_are_copied_as_they_were_before(config: EngineConfig, tiny_model:
     assert len(arrays) >= 2
     for array in arrays:
         if array.size:
-            assert [set(array[:, block].ravel().tolist()) for block in range(4)] == [{0.0}, {0.0}, {1.0}, {0.0}]
+            assert [set(array[:, block].ravel().tolist()) for block in range(4)] == [
+                {0.0},
+                {0.0},
+                {1.0},
+                {0.0},
+            ]
 
 
 def _cache_arrays(backend: object) -> list[np.ndarray]:

@@ -23,9 +23,24 @@ CONTEXT = 16
 MAX_LOGPROBS = 5
 
 
-def make_intake(tokenizer: Tokenizer, *, vocab: int | None = None, cache_tokens: int = 1000, seed: int | None = None, **model: Any) -> Intake:
+def make_intake(
+    tokenizer: Tokenizer,
+    *,
+    vocab: int | None = None,
+    cache_tokens: int = 1000,
+    seed: int | None = None,
+    **model: Any,
+) -> Intake:
     vocab = vocab or tokenizer.vocab
-    config = GPT2Config(vocab=vocab, max_positions=CONTEXT, d_model=8, layers=1, heads=1, d_ff=8, **{"eos_token_ids": (vocab - 1,), **model})
+    config = GPT2Config(
+        vocab=vocab,
+        max_positions=CONTEXT,
+        d_model=8,
+        layers=1,
+        heads=1,
+        d_ff=8,
+        **{"eos_token_ids": (vocab - 1,), **model},
+    )
     return Intake(config, tokenizer, Limits(CONTEXT, cache_tokens, MAX_LOGPROBS), seed=seed)
 
 
@@ -71,13 +86,19 @@ def test_every_form_of_prompt_is_read(intake: Intake, tokenizer: Tokenizer) -> N
         (["hi"], "has 'hi' among its token ids"),
         ({}, "either 'prompt' or 'prompt_token_ids'"),
         ({"text": "hi"}, "not 'text'"),
-        ({"prompt": "hi", "prompt_token_ids": [1]}, "either 'prompt' or 'prompt_token_ids', not 'prompt', 'prompt_token_ids'"),
+        (
+            {"prompt": "hi", "prompt_token_ids": [1]},
+            "either 'prompt' or 'prompt_token_ids', not 'prompt', 'prompt_token_ids'",
+        ),
         ({"prompt": [1]}, "'prompt' is a list but must be text"),
         ({"prompt_token_ids": "hi"}, "'prompt_token_ids' is 'hi' but must be a list of token ids"),
         ({"prompt_token_ids": None}, "is None"),
         ([267], "vocabulary of 0 to 266: 267"),
         ([-1], "vocabulary of 0 to 266: -1"),
-        ([10**40, *range(300, 310)], r"vocabulary of 0 to 266: 1000\d*, 300, 301, 302, 303, \.\.\.$"),
+        (
+            [10**40, *range(300, 310)],
+            r"vocabulary of 0 to 266: 1000\d*, 300, 301, 302, 303, \.\.\.$",
+        ),
         ("a\ud800b", r"half of a surrogate pair.*send valid Unicode"),
         ("\udc00", r"has '\\udc00' at character 0"),
     ],
@@ -89,7 +110,16 @@ def test_a_bad_prompt_is_refused_and_named(intake: Intake, prompt: Any, said: st
     assert len(str(caught.value)) < 300
 
 
-@pytest.mark.parametrize("prompt", ["x" * 10_000_000, [1] * 2_000_000, ["x" * 10_000_000], {"prompt": "x" * 10_000_000}, {"x" * 10_000_000: "hi"}])
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "x" * 10_000_000,
+        [1] * 2_000_000,
+        ["x" * 10_000_000],
+        {"prompt": "x" * 10_000_000},
+        {"x" * 10_000_000: "hi"},
+    ],
+)
 def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(intake: Intake, prompt: Any) -> None:
     began = time.perf_counter()
     with pytest.raises(InvalidRequestError) as caught:
@@ -101,7 +131,10 @@ def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(intake: Intake, prom
 def test_an_early_refusal_says_no_more_than_is_known(intake: Intake, tokenizer: Tokenizer) -> None:
     longest = tokenizer.longest_token
     assert longest == len(END_OF_TEXT)
-    with pytest.raises(ContextLengthError, match=f"at least {CONTEXT + 1} tokens, the limit is {CONTEXT}; shorten it"):
+    with pytest.raises(
+        ContextLengthError,
+        match=f"at least {CONTEXT + 1} tokens, the limit is {CONTEXT}; shorten it",
+    ):
         submit(intake, "x" * longest * (CONTEXT + 1))
 
 
@@ -130,22 +163,37 @@ def test_a_special_token_in_the_prompt_is_text(intake: Intake) -> None:
 
 
 @given(length=st.integers(1, 40), kept=st.integers(1, 40), as_text=st.booleans())
-def test_the_last_tokens_are_kept(tokenizer: Tokenizer, length: int, kept: int, as_text: bool) -> None:
+def test_the_last_tokens_are_kept(
+    tokenizer: Tokenizer, length: int, kept: int, as_text: bool
+) -> None:
     text = ("the end, " * length)[:length]
     ids = tokenizer.encode(text)
-    output = submit(make_intake(tokenizer), text if as_text else ids, truncate_prompt_tokens=min(kept, CONTEXT), max_tokens=0).assembler.output()
+    output = submit(
+        make_intake(tokenizer),
+        text if as_text else ids,
+        truncate_prompt_tokens=min(kept, CONTEXT),
+        max_tokens=0,
+    ).assembler.output()
     assert output.prompt_token_ids == ids[-min(kept, CONTEXT) :]
     assert output.prompt == (tokenizer.decode(output.prompt_token_ids) if as_text else None)
 
 
 def test_a_truncated_prompt_must_fit(intake: Intake) -> None:
     for prompt in ([1] * 30, "x" * 3000):
-        with pytest.raises(ContextLengthError, match=f"has {CONTEXT} tokens.*context of {CONTEXT}; shorten it"):
+        with pytest.raises(
+            ContextLengthError, match=f"has {CONTEXT} tokens.*context of {CONTEXT}; shorten it"
+        ):
             submit(intake, prompt, truncate_prompt_tokens=CONTEXT)
 
 
-@given(prompt_tokens=st.integers(1, 30), max_tokens=st.one_of(st.none(), st.integers(0, 20)), cache_tokens=st.integers(1, 20))
-def test_minus_1_keeps_as_many_as_fit(tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int) -> None:
+@given(
+    prompt_tokens=st.integers(1, 30),
+    max_tokens=st.one_of(st.none(), st.integers(0, 20)),
+    cache_tokens=st.integers(1, 20),
+)
+def test_minus_1_keeps_as_many_as_fit(
+    tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int
+) -> None:
     intake, ids = make_intake(tokenizer, cache_tokens=cache_tokens), list(range(prompt_tokens))
 
     def fits(kept: int) -> bool:
@@ -168,14 +216,17 @@ def test_minus_1_keeps_as_many_as_fit(tokenizer: Tokenizer, prompt_tokens: int, 
 
 def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(intake: Intake) -> None:
     with pytest.raises(
-        ContextLengthError, match=f"max_tokens is {CONTEXT}, which leaves no room for a prompt.*of {CONTEXT} tokens.*; lower it"
+        ContextLengthError,
+        match=f"max_tokens is {CONTEXT}, which leaves no room for a prompt.*of {CONTEXT} tokens.*; lower it",
     ) as caught:
         submit(intake, truncate_prompt_tokens=-1, max_tokens=CONTEXT)
     assert caught.value.param == "max_tokens"
 
 
 def test_text_that_is_to_be_truncated_has_a_limit(intake: Intake) -> None:
-    said = f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send its end"
+    said = (
+        f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send its end"
+    )
     with pytest.raises(InvalidRequestError, match=said) as caught:
         submit(intake, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
     assert caught.value.param == "prompt"
@@ -199,40 +250,70 @@ def test_text_that_is_to_be_truncated_has_a_limit(intake: Intake) -> None:
         (CONTEXT, 0, 0),
     ],
 )
-def test_an_answer_gets_what_it_asks_for_within_the_context(intake: Intake, prompt_tokens: int, max_tokens: int | None, expected: int) -> None:
+def test_an_answer_gets_what_it_asks_for_within_the_context(
+    intake: Intake, prompt_tokens: int, max_tokens: int | None, expected: int
+) -> None:
     (request,) = submit(intake, [1] * prompt_tokens, max_tokens=max_tokens).requests
     assert request.max_new_tokens == expected
     assert len(request.prompt_token_ids) == prompt_tokens
 
 
-@pytest.mark.parametrize(("prompt_tokens", "max_tokens"), [(CONTEXT, None), (CONTEXT, 1), (CONTEXT + 1, 0), (CONTEXT + 1, None)])
-def test_a_prompt_that_leaves_no_room_is_refused(intake: Intake, prompt_tokens: int, max_tokens: int | None) -> None:
-    with pytest.raises(ContextLengthError, match=f"has {prompt_tokens} tokens.*context of {CONTEXT}; shorten it") as caught:
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens"),
+    [(CONTEXT, None), (CONTEXT, 1), (CONTEXT + 1, 0), (CONTEXT + 1, None)],
+)
+def test_a_prompt_that_leaves_no_room_is_refused(
+    intake: Intake, prompt_tokens: int, max_tokens: int | None
+) -> None:
+    with pytest.raises(
+        ContextLengthError, match=f"has {prompt_tokens} tokens.*context of {CONTEXT}; shorten it"
+    ) as caught:
         submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
     assert caught.value.param == "prompt"
 
 
 def test_what_the_cache_can_never_hold_is_refused(tokenizer: Tokenizer) -> None:
     intake = make_intake(tokenizer, cache_tokens=8)
-    (request,) = submit(intake, [1] * 5, max_tokens=4).requests  # 8: the last token's keys are never needed
+    (request,) = submit(
+        intake, [1] * 5, max_tokens=4
+    ).requests  # 8: the last token's keys are never needed
     assert request.max_new_tokens == 4
     submit(intake, [1] * 8, max_tokens=0)
     submit(intake, [1] * 8, max_tokens=1)
-    assert submit(intake, [1] * 5, max_tokens=None).requests[0].max_new_tokens == 4, "an answer of any length ends where the cache does"
+    assert submit(intake, [1] * 5, max_tokens=None).requests[0].max_new_tokens == 4, (
+        "an answer of any length ends where the cache does"
+    )
     for prompt_tokens, max_tokens in ((5, 5), (9, None), (9, 0), (9, 1)):
-        with pytest.raises(ContextLengthError, match=r"KV cache, which has 8; ask for less, or serve with a larger kv_cache_memory") as caught:
+        with pytest.raises(
+            ContextLengthError,
+            match=r"KV cache, which has 8; ask for less, or serve with a larger kv_cache_memory",
+        ) as caught:
             submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
         assert caught.value.param == "max_tokens"
 
 
-@given(prompt_tokens=st.integers(1, 20), max_tokens=st.one_of(st.none(), st.integers(0, 20)), cache_tokens=st.integers(1, 20))
-def test_what_passes_fits_the_context_and_the_cache(tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int) -> None:
+@given(
+    prompt_tokens=st.integers(1, 20),
+    max_tokens=st.one_of(st.none(), st.integers(0, 20)),
+    cache_tokens=st.integers(1, 20),
+)
+def test_what_passes_fits_the_context_and_the_cache(
+    tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int
+) -> None:
     try:
-        (request,) = submit(make_intake(tokenizer, cache_tokens=cache_tokens), [1] * prompt_tokens, max_tokens=max_tokens).requests
+        (request,) = submit(
+            make_intake(tokenizer, cache_tokens=cache_tokens),
+            [1] * prompt_tokens,
+            max_tokens=max_tokens,
+        ).requests
     except ContextLengthError:
         room = CONTEXT - prompt_tokens
         asked = min(1, room) if max_tokens is None else min(max_tokens, room)
-        assert room < 0 or (room == 0 and max_tokens != 0) or prompt_tokens + max(asked - 1, 0) > cache_tokens, "it would have fitted"
+        assert (
+            room < 0
+            or (room == 0 and max_tokens != 0)
+            or prompt_tokens + max(asked - 1, 0) > cache_tokens
+        ), "it would have fitted"
         return
     assert prompt_tokens + request.max_new_tokens <= CONTEXT
     assert prompt_tokens + max(request.max_new_tokens - 1, 0) <= cache_tokens
@@ -245,25 +326,38 @@ def test_what_passes_fits_the_context_and_the_cache(tokenizer: Tokenizer, prompt
 @pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
 def test_log_probabilities_have_a_limit(intake: Intake, name: str) -> None:
     submit(intake, **{name: MAX_LOGPROBS})
-    with pytest.raises(InvalidRequestError, match=rf"{name} is {MAX_LOGPROBS + 1}, the limit is {MAX_LOGPROBS} \(max_logprobs\)") as caught:
+    with pytest.raises(
+        InvalidRequestError,
+        match=rf"{name} is {MAX_LOGPROBS + 1}, the limit is {MAX_LOGPROBS} \(max_logprobs\)",
+    ) as caught:
         submit(intake, **{name: MAX_LOGPROBS + 1})
     assert caught.value.param == name
 
 
 @pytest.mark.parametrize(
-    ("name", "make"), [("logit_bias", lambda i: {0: 1.0, i: 1.0}), ("allowed_token_ids", lambda i: [0, i]), ("stop_token_ids", lambda i: [0, i])]
+    ("name", "make"),
+    [
+        ("logit_bias", lambda i: {0: 1.0, i: 1.0}),
+        ("allowed_token_ids", lambda i: [0, i]),
+        ("stop_token_ids", lambda i: [0, i]),
+    ],
 )
 def test_settings_name_tokens_of_the_vocabulary(intake: Intake, name: str, make: Any) -> None:
     last = intake.model.vocab - 1
     submit(intake, **{name: make(last)})
-    with pytest.raises(InvalidRequestError, match=f"{name} has token ids outside the vocabulary of 0 to {last}: {last + 1}") as caught:
+    with pytest.raises(
+        InvalidRequestError,
+        match=f"{name} has token ids outside the vocabulary of 0 to {last}: {last + 1}",
+    ) as caught:
         submit(intake, **{name: make(last + 1)})
     assert caught.value.param == name
 
 
 def test_bad_words_are_forbidden_in_both_spellings(intake: Intake, tokenizer: Tokenizer) -> None:
     (request,) = submit(intake, bad_words=["the", " the", "a"]).requests
-    assert set(request.bad_words) == {tuple(tokenizer.encode(text)) for text in ("the", " the", "a", " a")}
+    assert set(request.bad_words) == {
+        tuple(tokenizer.encode(text)) for text in ("the", " the", "a", " a")
+    }
     assert len(request.bad_words) == 4, "no spelling comes twice"
     assert len(tokenizer.encode(" the")) == 1, "with its space it is another token"
 
@@ -295,7 +389,11 @@ def test_end_of_text_is_a_stop_token_unless_ignored(intake: Intake) -> None:
 
 def test_n_answers_are_n_sequences_that_differ_in_their_choice(intake: Intake) -> None:
     submission = submit(intake, n=3, seed=5)
-    assert [request.request_id for request in submission.requests] == ["r-0", "r-1", "r-2"] == submission.assembler.sequence_ids
+    assert (
+        [request.request_id for request in submission.requests]
+        == ["r-0", "r-1", "r-2"]
+        == submission.assembler.sequence_ids
+    )
     assert [request.choice_index for request in submission.requests] == [0, 1, 2]
     assert {request.seed for request in submission.requests} == {5}
     assert [request.request_id for request in submit(intake).requests] == ["r"]
@@ -304,18 +402,29 @@ def test_n_answers_are_n_sequences_that_differ_in_their_choice(intake: Intake) -
 
 def test_greedy_answers_are_one_sequence_and_count_as_many(intake: Intake) -> None:
     submission = submit(intake, n=3, temperature=0)
-    assert [request.request_id for request in submission.requests] == ["r"] == submission.assembler.sequence_ids
+    assert (
+        [request.request_id for request in submission.requests]
+        == ["r"]
+        == submission.assembler.sequence_ids
+    )
     assert len(submission.assembler.output().outputs) == 3
-    assert [submit(intake, temperature=0, **settings).num_answers for settings in ({}, {"n": 3}, {"n": 2, "best_of": 5})] == [1, 3, 5]
+    assert [
+        submit(intake, temperature=0, **settings).num_answers
+        for settings in ({}, {"n": 3}, {"n": 2, "best_of": 5})
+    ] == [1, 3, 5]
 
 
 def test_the_best_of_more_is_found_by_their_log_probabilities(intake: Intake) -> None:
     submission = submit(intake, n=2, best_of=4, seed=5)
     assert [request.choice_index for request in submission.requests] == [0, 1, 2, 3]
     assert {request.sampling.logprobs for request in submission.requests} == {0}
-    assert {request.sampling.logprobs for request in submit(intake, n=2, best_of=4, logprobs=3).requests} == {3}
+    assert {
+        request.sampling.logprobs for request in submit(intake, n=2, best_of=4, logprobs=3).requests
+    } == {3}
     for settings in ({"n": 4}, {"n": 4, "best_of": 4}, {"best_of": 4, "temperature": 0}):
-        assert {request.sampling.logprobs for request in submit(intake, **settings).requests} == {None}, "nothing to rank"
+        assert {request.sampling.logprobs for request in submit(intake, **settings).requests} == {
+            None
+        }, "nothing to rank"
     assert (submission.num_answers, len(submission.assembler.output().outputs)) == (4, 2)
 
 
@@ -347,10 +456,19 @@ def test_a_refused_request_changes_nothing_for_the_next(tokenizer: Tokenizer) ->
     assert submit(clean).requests[0].seed == submit(other).requests[0].seed
 
 
-def test_the_output_begins_with_the_prompt_as_it_was_given(intake: Intake, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_the_output_begins_with_the_prompt_as_it_was_given(
+    intake: Intake, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     output = submit(intake, "hi").assembler.output()
-    assert (output.request_id, output.prompt, output.prompt_token_ids) == ("r", "hi", tokenizer.encode("hi"))
+    assert (output.request_id, output.prompt, output.prompt_token_ids) == (
+        "r",
+        "hi",
+        tokenizer.encode("hi"),
+    )
     given_ids = [1, 2, 3]
     submission = submit(intake, given_ids)
     given_ids.append(4)
-    assert (submission.assembler.output().prompt, submission.assembler.output().prompt_token_ids) == (None, [1, 2, 3])
+    assert (
+        submission.assembler.output().prompt,
+        submission.assembler.output().prompt_token_ids,
+    ) == (None, [1, 2, 3])

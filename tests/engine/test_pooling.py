@@ -40,7 +40,13 @@ KINDS: dict[str, dict[str, str]] = {
 @pytest.fixture(scope="module", params=KINDS)
 def exact(request: pytest.FixtureRequest) -> EngineConfig:
     """Settings under which bits never depend on company, for each backend."""
-    config = EngineConfig(batch_invariant=True, block_size=BLOCK_SIZE, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8)
+    config = EngineConfig(
+        batch_invariant=True,
+        block_size=BLOCK_SIZE,
+        num_blocks=64,
+        max_num_batched_tokens=64,
+        max_num_seqs=8,
+    )
     return replace(config, **KINDS[request.param])  # type: ignore[arg-type]
 
 
@@ -60,16 +66,31 @@ def prompt_of(seed: int, length: int) -> tuple[int, ...]:
 COMMON = prompt_of(99, 24)
 JOBS = [
     Job(prompt, pooling)
-    for prompt in (prompt_of(1, 1), prompt_of(2, 7), prompt_of(3, 8), prompt_of(4, 33), COMMON, (*COMMON, 7), prompt_of(5, 128))
+    for prompt in (
+        prompt_of(1, 1),
+        prompt_of(2, 7),
+        prompt_of(3, 8),
+        prompt_of(4, 33),
+        COMMON,
+        (*COMMON, 7),
+        prompt_of(5, 128),
+    )
     for pooling in ("last", "mean")
 ]
 
 
 def run(engine: Engine, jobs: Sequence[Job], *, writing: int = 0) -> list[EmbeddingRequestOutput]:
     """Embed all jobs at once, beside `writing` requests that generate, over a cache whose free blocks hold NaN."""
-    params = SamplingParams(max_tokens=30, temperature=0.9, seed=5, prompt_logprobs=1, ignore_eos=True)
-    others = [engine.intake.submit(f"other{i}", prompt_of(50 + i, 11 + i), params) for i in range(writing)]
-    own = [engine.intake.embed(f"job{i}", job.prompt, pooling=job.pooling, normalize=job.normalize) for i, job in enumerate(jobs)]
+    params = SamplingParams(
+        max_tokens=30, temperature=0.9, seed=5, prompt_logprobs=1, ignore_eos=True
+    )
+    others = [
+        engine.intake.submit(f"other{i}", prompt_of(50 + i, 11 + i), params) for i in range(writing)
+    ]
+    own = [
+        engine.intake.embed(f"job{i}", job.prompt, pooling=job.pooling, normalize=job.normalize)
+        for i, job in enumerate(jobs)
+    ]
     mixed: list[Submission] = [*own, *others]
     random.Random(3).shuffle(mixed)
     for _ in engine.run(mixed):
@@ -96,7 +117,9 @@ def test_an_embedding_is_the_final_hidden_state(exact: EngineConfig, tiny_model:
     backend.allocate_cache(40, BLOCK_SIZE)
     engine = Engine.load(tiny_model, exact)
     for job in JOBS:
-        states = np.array(backend.forward(make_batch([list(job.prompt)], block_size=BLOCK_SIZE, all_rows=True)))
+        states = np.array(
+            backend.forward(make_batch([list(job.prompt)], block_size=BLOCK_SIZE, all_rows=True))
+        )
         expected = states[-1] if job.pooling == "last" else states.mean(axis=0)
         raw, scaled = vectors(run(engine, [replace(job, normalize=False), job]))
         assert len(raw) == engine.model.d_model
@@ -110,25 +133,44 @@ def test_an_embedding_is_the_final_hidden_state(exact: EngineConfig, tiny_model:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_last_state_is_the_one_that_the_next_token_comes_from(tiny_model: Path, backend: str) -> None:
-    engine = Engine.load(tiny_model, EngineConfig(backend=backend, block_size=BLOCK_SIZE, num_blocks=64))
+def test_the_last_state_is_the_one_that_the_next_token_comes_from(
+    tiny_model: Path, backend: str
+) -> None:
+    engine = Engine.load(
+        tiny_model, EngineConfig(backend=backend, block_size=BLOCK_SIZE, num_blocks=64)
+    )
     (raw,) = vectors(run(engine, [Job(COMMON, "last", normalize=False)]))
     logits = engine.runner.backend.logits(np.array([raw], dtype=np.float32))[0]
-    submission = engine.intake.submit("next", COMMON, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
+    submission = engine.intake.submit(
+        "next", COMMON, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
+    )
     for _ in engine.run([submission]):
         pass
     assert submission.assembler.output().outputs[0].token_ids == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("writing", [0, 4])
-def test_bits_do_not_depend_on_the_batch(exact: EngineConfig, tiny_model: Path, alone: list[list[float]], writing: int) -> None:
-    engine = Engine.load(tiny_model, replace(exact, enable_prefix_caching=False, num_blocks=256, max_num_seqs=32, max_num_batched_tokens=1024))
+def test_bits_do_not_depend_on_the_batch(
+    exact: EngineConfig, tiny_model: Path, alone: list[list[float]], writing: int
+) -> None:
+    engine = Engine.load(
+        tiny_model,
+        replace(
+            exact,
+            enable_prefix_caching=False,
+            num_blocks=256,
+            max_num_seqs=32,
+            max_num_batched_tokens=1024,
+        ),
+    )
     assert vectors(run(engine, JOBS, writing=writing)) == alone
     assert vectors(run(engine, JOBS[::-1], writing=writing)) == alone[::-1]
 
 
 @pytest.mark.parametrize("budget", [8, 9, 13, 17, 64])
-def test_bits_do_not_depend_on_chunking(exact: EngineConfig, tiny_model: Path, alone: list[list[float]], budget: int) -> None:
+def test_bits_do_not_depend_on_chunking(
+    exact: EngineConfig, tiny_model: Path, alone: list[list[float]], budget: int
+) -> None:
     engine = Engine.load(tiny_model, replace(exact, max_num_batched_tokens=budget))
     assert vectors(run(engine, JOBS, writing=2)) == alone
 
@@ -146,13 +188,18 @@ def test_bits_do_not_depend_on_the_prefix_cache_which_serves_the_last_state_alon
 
 
 @pytest.mark.parametrize("caching", [True, False])
-def test_bits_do_not_depend_on_preemption(exact: EngineConfig, tiny_model: Path, alone: list[list[float]], caching: bool) -> None:
+def test_bits_do_not_depend_on_preemption(
+    exact: EngineConfig, tiny_model: Path, alone: list[list[float]], caching: bool
+) -> None:
     """Answers of a higher priority outgrow the pool while a long prompt is read, a few tokens a step."""
     config = replace(exact, num_blocks=20, max_num_batched_tokens=8, enable_prefix_caching=caching)
     for job, expected in zip(JOBS[-2:], alone[-2:], strict=True):
         engine = Engine.load(tiny_model, config)
         params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
-        writers = [engine.intake.submit(f"writer{i}", prompt_of(60 + i, 2), params, priority=-1) for i in range(2)]
+        writers = [
+            engine.intake.submit(f"writer{i}", prompt_of(60 + i, 2), params, priority=-1)
+            for i in range(2)
+        ]
         own = engine.intake.embed("own", job.prompt, pooling=job.pooling)
         for _ in engine.run([own, *writers]):
             engine.check_integrity()
@@ -163,7 +210,10 @@ def test_bits_do_not_depend_on_preemption(exact: EngineConfig, tiny_model: Path,
 
 def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: Path) -> None:
     engine = Engine.load(tiny_model, exact)
-    assert len(run(engine, [Job(prompt_of(1, 128), "mean")])[0].prompt_token_ids) == engine.max_model_len
+    assert (
+        len(run(engine, [Job(prompt_of(1, 128), "mean")])[0].prompt_token_ids)
+        == engine.max_model_len
+    )
     with pytest.raises(ContextLengthError, match="the prompt has 129 tokens, the limit is 128"):
         engine.intake.embed("long", prompt_of(1, 129))
     small = Engine.load(tiny_model, replace(exact, num_blocks=2))
@@ -171,23 +221,38 @@ def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: P
         small.intake.embed("long", prompt_of(1, 17))
 
 
-@pytest.mark.parametrize("settings", [{"pooling": "max"}, {"pooling": None}, {"normalize": 1}, {"priority": "high"}, {"cache_salt": 5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"pooling": "max"},
+        {"pooling": None},
+        {"normalize": 1},
+        {"priority": "high"},
+        {"cache_salt": 5},
+    ],
+)
 def test_a_wrong_setting_is_told(tiny_model: Path, settings: dict[str, object]) -> None:
     engine = Engine.load(tiny_model, EngineConfig(kv_cache_memory="1MiB"))
     with pytest.raises(InvalidRequestError, match=next(iter(settings))):
         engine.intake.embed("r", "the", **settings)  # type: ignore[arg-type]
 
 
-def test_an_embedding_can_be_aborted_and_may_fail(exact: EngineConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_embedding_can_be_aborted_and_may_fail(
+    exact: EngineConfig, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = Engine.load(tiny_model, replace(exact, max_num_batched_tokens=8))
-    first, second = (engine.intake.embed(name, prompt_of(5, 40), pooling="mean") for name in ("first", "second"))
+    first, second = (
+        engine.intake.embed(name, prompt_of(5, 40), pooling="mean") for name in ("first", "second")
+    )
     engine.add_request(first.requests[0])
     engine.step()
     ended = engine.abort_request("first")
     assert ended is not None
     assert ended.finish_reason is FinishReason.ABORT
     engine.check_integrity()
-    monkeypatch.setattr(engine.runner, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("the kernel fell over")))
+    monkeypatch.setattr(
+        engine.runner, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("the kernel fell over"))
+    )
     with pytest.raises(EngineFaultError, match="fell over"):
         list(engine.run([second]))
     assert not engine.has_work
@@ -208,28 +273,51 @@ def embed_request(name: str, length: int, pooling: Pooling, *, computed: int = 0
 
 
 def test_rows_are_asked_for_where_they_are_and_cut_up_again() -> None:
-    mean, last, reading = embed_request("a", 9, "mean", computed=3), embed_request("b", 6, "last", computed=2), embed_request("c", 9, "last")
+    mean, last, reading = (
+        embed_request("a", 9, "mean", computed=3),
+        embed_request("b", 6, "last", computed=2),
+        embed_request("c", 9, "last"),
+    )
     mean.next_hidden = 4  # computed again after a preemption: position 3 has been handed over
-    plan = StepPlan(tuple(PlannedSequence.of(request, count) for request, count in ((mean, 3), (last, 4), (reading, 5))))
+    plan = StepPlan(
+        tuple(
+            PlannedSequence.of(request, count)
+            for request, count in ((mean, 3), (last, 4), (reading, 5))
+        )
+    )
     batch, sampling = batching.build(plan, 4)
     assert batch.logit_rows.tolist() == [1, 2, 6]
     assert sampling.hidden_rows.tolist() == [0, 1, 2]
     assert sampling.rows.size == 0
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
     found = [result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows))]
-    assert [part.tolist() if isinstance(part, np.ndarray) else part for part in found] == [[[0, 1], [2, 3]], [[4, 5]], None]
+    assert [part.tolist() if isinstance(part, np.ndarray) else part for part in found] == [
+        [[0, 1], [2, 3]],
+        [[4, 5]],
+        None,
+    ]
 
 
 @settings(max_examples=100)
 @given(
-    lengths=st.lists(st.tuples(st.integers(1, 40), st.sampled_from(["last", "mean", None]), st.integers(0, 2)), min_size=1, max_size=10),
+    lengths=st.lists(
+        st.tuples(st.integers(1, 40), st.sampled_from(["last", "mean", None]), st.integers(0, 2)),
+        min_size=1,
+        max_size=10,
+    ),
     blocks=st.integers(13, 24),
     tokens=st.integers(4, 24),
     caching=st.booleans(),
 )
-def test_every_row_is_handed_over_once_and_in_order(lengths: list[tuple[int, Pooling | None, int]], blocks: int, tokens: int, caching: bool) -> None:
+def test_every_row_is_handed_over_once_and_in_order(
+    lengths: list[tuple[int, Pooling | None, int]], blocks: int, tokens: int, caching: bool
+) -> None:
     """In small pools, beside requests that generate, with preemptions: no row is left out, none comes twice."""
-    scheduler = Scheduler(BlockManager(blocks, 4, enable_prefix_caching=caching), max_num_seqs=4, max_num_batched_tokens=tokens)
+    scheduler = Scheduler(
+        BlockManager(blocks, 4, enable_prefix_caching=caching),
+        max_num_seqs=4,
+        max_num_batched_tokens=tokens,
+    )
     received: dict[str, list[int]] = {}
     requests = []
     for i, (length, pooling, priority) in enumerate(lengths):
@@ -247,11 +335,15 @@ def test_every_row_is_handed_over_once_and_in_order(lengths: list[tuple[int, Poo
         plan = scheduler.schedule()
         for sequence in plan.sequences:
             received[sequence.request.request_id] += sequence.hidden_positions
-        scheduler.commit(plan, [SequenceResult(7 if sequence.samples else None) for sequence in plan.sequences])
+        scheduler.commit(
+            plan, [SequenceResult(7 if sequence.samples else None) for sequence in plan.sequences]
+        )
         scheduler.check_integrity()
     for request in requests:
         every = range(request.num_prompt_tokens)
-        assert received[request.request_id] == list({"mean": every, "last": every[-1:], None: ()}[request.pooling])
+        assert received[request.request_id] == list(
+            {"mean": every, "last": every[-1:], None: ()}[request.pooling]
+        )
         assert request.finish_reason is FinishReason.LENGTH
 
 
@@ -260,7 +352,9 @@ def test_every_row_is_handed_over_once_and_in_order(lengths: list[tuple[int, Poo
 
 @given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 40), max_size=6))
 def test_the_mean_is_the_same_bits_however_the_rows_come(seed: int, cuts: list[int]) -> None:
-    rows = (np.random.default_rng(seed).normal(size=(40, 5)) * 10.0 ** np.arange(-4, 1)).astype(np.float32)
+    rows = (np.random.default_rng(seed).normal(size=(40, 5)) * 10.0 ** np.arange(-4, 1)).astype(
+        np.float32
+    )
     expected = [0.0] * 5
     for row in rows.tolist():
         expected = [total + x for total, x in zip(expected, row, strict=True)]

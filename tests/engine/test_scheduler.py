@@ -7,7 +7,15 @@ import pytest
 from nanovllm.engine.block_manager import hash_block, hash_salt
 from nanovllm.engine.request import FinishReason, RequestState
 from nanovllm.engine.step_plan import SequenceResult
-from tests.support.scheduling import EOS, answers, expected_output, make_request, make_scheduler, shares, step
+from tests.support.scheduling import (
+    EOS,
+    answers,
+    expected_output,
+    make_request,
+    make_scheduler,
+    shares,
+    step,
+)
 
 
 def test_no_more_than_max_num_seqs_run() -> None:
@@ -36,7 +44,9 @@ def test_decodes_come_first_and_prompts_share_the_rest() -> None:
     step(scheduler)
     scheduler.add(make_request("long", 40))
     scheduler.add(make_request("short", 3))
-    assert shares(step(scheduler)) == {"decoding": 1, "long": 12, "short": 3}, "the long prompt gets half, then what the short one left"
+    assert shares(step(scheduler)) == {"decoding": 1, "long": 12, "short": 3}, (
+        "the long prompt gets half, then what the short one left"
+    )
 
 
 def test_one_huge_prompt_does_not_hold_up_the_others() -> None:
@@ -92,7 +102,9 @@ def test_out_of_blocks_the_newest_is_preempted_and_resumes() -> None:
     assert (old.num_preemptions, scheduler.num_preemptions) == (0, new.num_preemptions)
     assert new.num_preemptions > 0
     for request in (old, new):
-        assert request.tokens[7:] == expected_output(request), "recomputing after preemption dropped or repeated a token"
+        assert request.tokens[7:] == expected_output(request), (
+            "recomputing after preemption dropped or repeated a token"
+        )
 
 
 def test_lower_priority_is_preempted_before_newer() -> None:
@@ -220,7 +232,11 @@ def test_prompt_logprobs_are_each_reported_once_and_skip_the_cache() -> None:
     reported: list[int] = []
     while scheduler.has_work:
         plan = scheduler.schedule()
-        reported += [position for sequence in plan.sequences for position in sequence.prompt_logprob_positions]
+        reported += [
+            position
+            for sequence in plan.sequences
+            for position in sequence.prompt_logprob_positions
+        ]
         scheduler.commit(plan, answers(plan))
     assert reported == list(range(1, 21))
     assert request.num_cached_tokens == 0
@@ -232,8 +248,14 @@ def test_max_tokens_zero_reads_the_prompt_and_ends() -> None:
     scheduler.add(request)
     reported = 0
     while scheduler.has_work:
-        reported += sum(len(sequence.prompt_logprob_positions) for sequence in step(scheduler).sequences)
-    assert (request.finish_reason, request.num_output_tokens, reported) == (FinishReason.LENGTH, 0, 19)
+        reported += sum(
+            len(sequence.prompt_logprob_positions) for sequence in step(scheduler).sequences
+        )
+    assert (request.finish_reason, request.num_output_tokens, reported) == (
+        FinishReason.LENGTH,
+        0,
+        19,
+    )
 
 
 @pytest.mark.parametrize("when", ["waiting", "chunk", "decoding", "preempted", "finished", "never"])
@@ -278,11 +300,16 @@ def test_a_burst_of_aborted_requests_leaves_nothing_behind() -> None:
 
 def test_a_failed_step_ends_its_requests_and_clears_the_cache() -> None:
     scheduler = make_scheduler(block_size=4, seqs=1, tokens=16)
-    failing, waiting = make_request("failing", tuple(range(1, 14))), make_request("waiting", tuple(range(1, 14)), new=2)
+    failing, waiting = (
+        make_request("failing", tuple(range(1, 14))),
+        make_request("waiting", tuple(range(1, 14)), new=2),
+    )
     scheduler.add(failing)
     scheduler.add(waiting)
     updates = scheduler.fail(scheduler.schedule())
-    assert [(update.request.request_id, update.finish_reason) for update in updates] == [("failing", FinishReason.ERROR)]
+    assert [(update.request.request_id, update.finish_reason) for update in updates] == [
+        ("failing", FinishReason.ERROR)
+    ]
     scheduler.check_integrity()
     assert shares(step(scheduler)) == {"waiting": 13}, "blocks of a failed step must not be found"
 

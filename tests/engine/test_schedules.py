@@ -6,7 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanovllm.engine.request import FinishReason
-from tests.support.scheduling import CacheModel, answers, expected_output, make_group, make_request, make_scheduler, shares, step
+from tests.support.scheduling import (
+    CacheModel,
+    answers,
+    expected_output,
+    make_group,
+    make_request,
+    make_scheduler,
+    shares,
+    step,
+)
 
 REQUESTS = st.lists(
     st.tuples(
@@ -17,7 +26,9 @@ REQUESTS = st.lists(
         st.integers(0, 3),  # which of a few common beginnings its prompt has
         st.one_of(st.none(), st.integers(0, 40)),  # step at which it is aborted
         st.booleans(),  # whether it asks for prompt log-probabilities
-        st.sampled_from([1, 1, 1, 2, 3, 7]),  # answers to its prompt, which is computed once for all of them
+        st.sampled_from(
+            [1, 1, 1, 2, 3, 7]
+        ),  # answers to its prompt, which is computed once for all of them
         st.integers(0, 6),  # which of them is aborted; past the last, all
     ),
     min_size=1,
@@ -34,14 +45,34 @@ REQUESTS = st.lists(
     extra_tokens=st.integers(0, 20),
     caching=st.booleans(),
 )
-def test_random_schedules(plans: list[tuple[int, ...]], blocks: int, block_size: int, seqs: int, extra_tokens: int, caching: bool) -> None:
+def test_random_schedules(
+    plans: list[tuple[int, ...]],
+    blocks: int,
+    block_size: int,
+    seqs: int,
+    extra_tokens: int,
+    caching: bool,
+) -> None:
     """Random arrivals, sizes, priorities and aborts over small pools: the books balance, everybody gets the right tokens, all ends."""
-    scheduler = make_scheduler(blocks=blocks, block_size=block_size, seqs=seqs, tokens=seqs + extra_tokens, caching=caching)
+    scheduler = make_scheduler(
+        blocks=blocks, block_size=block_size, seqs=seqs, tokens=seqs + extra_tokens, caching=caching
+    )
     cache = CacheModel(block_size)
     groups = []
     for i, (_, length, new, priority, family, _, logprobs, count, _) in enumerate(plans):
-        tokens = tuple(1 + (family * 1000 + j if j < 24 else 10_000 * (i + 1) + j) for j in range(length))
-        groups.append(make_group(f"r{i}", tokens, count, new, priority=priority, prompt_logprobs=0 if logprobs else None))
+        tokens = tuple(
+            1 + (family * 1000 + j if j < 24 else 10_000 * (i + 1) + j) for j in range(length)
+        )
+        groups.append(
+            make_group(
+                f"r{i}",
+                tokens,
+                count,
+                new,
+                priority=priority,
+                prompt_logprobs=0 if logprobs else None,
+            )
+        )
         if count == 1 or new == 0:
             for request in groups[-1]:
                 request.group = ""
@@ -62,11 +93,17 @@ def test_random_schedules(plans: list[tuple[int, ...]], blocks: int, block_size:
         plan = scheduler.schedule()
         assert 0 < plan.num_tokens <= scheduler.max_num_batched_tokens
         assert len(plan.sequences) <= seqs
-        assert len({sequence.request.request_id for sequence in plan.sequences}) == len(plan.sequences)
+        assert len({sequence.request.request_id for sequence in plan.sequences}) == len(
+            plan.sequences
+        )
         for sequence in plan.sequences:
             request = sequence.request
             if sequence.source is not None:
-                assert (request.num_computed_tokens, sequence.start, sequence.count) == (0, request.num_prompt_tokens, 0)
+                assert (request.num_computed_tokens, sequence.start, sequence.count) == (
+                    0,
+                    request.num_prompt_tokens,
+                    0,
+                )
                 continue
             assert sequence.start == request.num_computed_tokens
             assert 0 < sequence.count <= request.num_uncomputed_tokens
@@ -74,7 +111,9 @@ def test_random_schedules(plans: list[tuple[int, ...]], blocks: int, block_size:
             reported[request.request_id] += len(sequence.prompt_logprob_positions)
         for request in scheduler.running:
             served = any(sequence.request is request for sequence in plan.sequences)
-            decode_gap[request.request_id] = 0 if served or not request.is_decoding else decode_gap[request.request_id] + 1
+            decode_gap[request.request_id] = (
+                0 if served or not request.is_decoding else decode_gap[request.request_id] + 1
+            )
             assert decode_gap[request.request_id] == 0, "a decoding request was left out of a step"
         cache.run(plan)
         scheduler.commit(plan, answers(plan))

@@ -17,7 +17,9 @@ from tests.support.checkpoints import END_OF_TEXT, write_tokenizer
 from tests.support.tokenizers import word_piece
 
 GPT2_SUBSET = Path(__file__).parent.parent / "data" / "gpt2_subset"
-EXPECTED: list[dict[str, Any]] = json.loads((GPT2_SUBSET / "expected.json").read_text(encoding="utf-8"))
+EXPECTED: list[dict[str, Any]] = json.loads(
+    (GPT2_SUBSET / "expected.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,10 @@ def test_texts_are_split_as_gpt2_splits_them(gpt2: Tokenizer, entry: dict[str, A
     assert gpt2.decode(entry["ids"]) == entry["text"]
 
 
-@pytest.mark.skipif("GPT2_TOKENIZER_DIR" not in os.environ, reason="GPT2_TOKENIZER_DIR does not name a folder with GPT-2's vocab.json and merges.txt")
+@pytest.mark.skipif(
+    "GPT2_TOKENIZER_DIR" not in os.environ,
+    reason="GPT2_TOKENIZER_DIR does not name a folder with GPT-2's vocab.json and merges.txt",
+)
 def test_the_whole_tokenizer_of_gpt2_gives_the_recorded_ids() -> None:
     whole = Tokenizer.load(Path(os.environ["GPT2_TOKENIZER_DIR"]))
     assert whole.vocab == 50257
@@ -48,7 +53,10 @@ def test_the_whole_tokenizer_of_gpt2_gives_the_recorded_ids() -> None:
 
 
 def test_the_best_known_example() -> None:
-    assert EXPECTED[0] == {"text": "Hello world, I am GPT-2", "ids": [15496, 995, 11, 314, 716, 402, 11571, 12, 17]}
+    assert EXPECTED[0] == {
+        "text": "Hello world, I am GPT-2",
+        "ids": [15496, 995, 11, 314, 716, 402, 11571, 12, 17],
+    }
 
 
 @pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json"])
@@ -57,7 +65,12 @@ def test_both_forms_of_tokenizer_file_say_the_same(tmp_path: Path, form: str) ->
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.vocab == len(names)
     assert tokenizer.special_token_ids == {names.index(END_OF_TEXT)}
-    assert tokenizer.encode("the ill") == [names.index("the"), names.index("Ġ"), names.index("i"), names.index("ll")]
+    assert tokenizer.encode("the ill") == [
+        names.index("the"),
+        names.index("Ġ"),
+        names.index("i"),
+        names.index("ll"),
+    ]
     assert tokenizer.is_byte_level
 
 
@@ -96,12 +109,17 @@ def test_an_added_token_that_is_not_special_is_found_in_text_and_kept_in_it(tmp_
 @example(END_OF_TEXT)
 @example("\ufffd\x00\r\n\u0085\u2028 \U0010ffff")
 @example(" " * 70 + "\n" * 70)
-def test_decoding_gives_the_encoded_text_back(bundled: Tokenizer, gpt2: Tokenizer, text: str) -> None:
+def test_decoding_gives_the_encoded_text_back(
+    bundled: Tokenizer, gpt2: Tokenizer, text: str
+) -> None:
     for tokenizer in (bundled, gpt2):
         token_ids = tokenizer.encode(text)
         assert tokenizer.decode(token_ids) == text
         assert b"".join(map(tokenizer.token_bytes, token_ids)) == text.encode()
-        assert all(len(tokenizer.token_bytes(token_id)) <= (tokenizer.longest_token or 0) for token_id in token_ids)
+        assert all(
+            len(tokenizer.token_bytes(token_id)) <= (tokenizer.longest_token or 0)
+            for token_id in token_ids
+        )
 
 
 def test_half_a_character_decodes_to_the_replacement_character(gpt2: Tokenizer) -> None:
@@ -129,12 +147,16 @@ def test_special_tokens_that_the_file_puts_around_a_text_may_be_left_out(tmp_pat
     end = write_tokenizer(tmp_path).index(END_OF_TEXT)
     plain = Tokenizer.load(tmp_path).encode("xyz")
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    library.post_processor = tokenizers.processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, end)])
+    library.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, end)]
+    )
     library.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer.load(tmp_path)
     assert tokenizer.encode("xyz") == [end, *plain]
     assert tokenizer.encode("xyz", add_special_tokens=False) == plain
-    assert tokenizer.encode(END_OF_TEXT)[1:] == tokenizer.encode(END_OF_TEXT, add_special_tokens=False), "in the text it is text"
+    assert tokenizer.encode(END_OF_TEXT)[1:] == tokenizer.encode(
+        END_OF_TEXT, add_special_tokens=False
+    ), "in the text it is text"
 
 
 def test_other_kinds_of_tokenizer_decode_by_the_library() -> None:
@@ -145,7 +167,9 @@ def test_other_kinds_of_tokenizer_decode_by_the_library() -> None:
     assert len(tokenizer.encode("q" * 5000)) == 1
 
 
-def test_the_longest_token_is_unknown_where_bytes_or_a_normaliser_may_drop_text(tmp_path: Path) -> None:
+def test_the_longest_token_is_unknown_where_bytes_or_a_normaliser_may_drop_text(
+    tmp_path: Path,
+) -> None:
     write_tokenizer(tmp_path)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert Tokenizer(library).longest_token == len(END_OF_TEXT)
@@ -166,7 +190,17 @@ def test_a_folder_without_tokenizer_says_what_it_needs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"{}", b"null", b"[]", b"{", b'{"model": 3}', b"\xff\xfe\x00", b'{"version": "1.0", "model": {"type": "?"}}']
+    "content",
+    [
+        b"",
+        b"{}",
+        b"null",
+        b"[]",
+        b"{",
+        b'{"model": 3}',
+        b"\xff\xfe\x00",
+        b'{"version": "1.0", "model": {"type": "?"}}',
+    ],
 )
 def test_a_damaged_tokenizer_json_is_a_checkpoint_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
@@ -185,9 +219,17 @@ def test_a_truncated_tokenizer_json_is_a_checkpoint_error(tmp_path: Path, cut: f
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("vocab.json", "{"), ("vocab.json", "[]"), ("vocab.json", '{"a": "b"}'), ("merges.txt", "a\n"), ("merges.txt", "never seen\n")],
+    [
+        ("vocab.json", "{"),
+        ("vocab.json", "[]"),
+        ("vocab.json", '{"a": "b"}'),
+        ("merges.txt", "a\n"),
+        ("merges.txt", "never seen\n"),
+    ],
 )
-def test_damaged_vocab_and_merges_are_a_checkpoint_error(tmp_path: Path, file: str, content: str) -> None:
+def test_damaged_vocab_and_merges_are_a_checkpoint_error(
+    tmp_path: Path, file: str, content: str
+) -> None:
     write_tokenizer(tmp_path, "vocab.json")
     (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match="cannot be read"):

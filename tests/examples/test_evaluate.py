@@ -17,7 +17,10 @@ LM_EVAL = os.environ.get(compare.VARIABLE) or shutil.which("lm_eval")
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(LM_EVAL is None, reason=f"needs lm-eval: pip install 'lm-eval[api]' torch, and {compare.VARIABLE} names its program lm_eval")
+@pytest.mark.skipif(
+    LM_EVAL is None,
+    reason=f"needs lm-eval: pip install 'lm-eval[api]' torch, and {compare.VARIABLE} names its program lm_eval",
+)
 def test_lm_eval_measures_what_llm_says() -> None:
     assert LM_EVAL is not None
     report = compare.run("tiny-books", LM_EVAL)
@@ -36,14 +39,24 @@ def write_samples(folder: Path, scorer: compare.Scorer, **changes: Any) -> Path:
     """Files as lm-eval writes them, with what `LLM` says or with changes to it."""
     logprob, is_greedy = scorer.loglikelihood("in the ", "end")
     settings = {"until": ["W"], "max_gen_toks": 5}
-    said = {"choice": logprob, "greedy": is_greedy, "text": scorer.rolling(TEXT), "answer": scorer.generate("the", settings), **changes}
+    said = {
+        "choice": logprob,
+        "greedy": is_greedy,
+        "text": scorer.rolling(TEXT),
+        "answer": scorer.generate("the", settings),
+        **changes,
+    }
     documents: dict[str, tuple[list[Any], list[Any]]] = {
         "rabbit_endings": (["in the ", "end"], [[str(said["choice"]), str(said["greedy"])]]),
         "rabbit_text": ([TEXT], [str(said["text"])]),
         "rabbit_next": (["the", settings], [said["answer"]]),
     }
     for task, (arguments, answers) in documents.items():
-        line = {"doc_id": 0, "arguments": {"gen_args_0": {f"arg_{i}": value for i, value in enumerate(arguments)}}, "resps": [answers]}
+        line = {
+            "doc_id": 0,
+            "arguments": {"gen_args_0": {f"arg_{i}": value for i, value in enumerate(arguments)}},
+            "resps": [answers],
+        }
         file = folder / "model" / f"samples_{task}_2026.jsonl"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(line) + "\n", encoding="utf-8")
@@ -53,7 +66,12 @@ def write_samples(folder: Path, scorer: compare.Scorer, **changes: Any) -> Path:
 def test_what_is_the_same_is_found_to_be(scorer: compare.Scorer, tmp_path: Path) -> None:
     report = compare.compare(write_samples(tmp_path, scorer), scorer)
     assert report.wrong == []
-    assert (report.loglikelihoods, report.rolling, report.generations, report.largest_difference) == (1, 1, 1, 0.0)
+    assert (
+        report.loglikelihoods,
+        report.rolling,
+        report.generations,
+        report.largest_difference,
+    ) == (1, 1, 1, 0.0)
 
 
 DIFFERENCES: dict[str, dict[str, Any]] = {

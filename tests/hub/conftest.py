@@ -21,5 +21,17 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 @pytest.fixture
 def gpt2_files(tiny_model: Path) -> dict[str, bytes]:
     """Files of a repository like openai-community/gpt2: a tiny model, the same weights in other formats, and what else lies about."""
-    others = ("pytorch_model.bin", "tf_model.h5", "rust_model.ot", "flax_model.msgpack", "onnx/model.onnx", "onnx/config.json", ".gitattributes")
-    return {path.name: path.read_bytes() for path in tiny_model.iterdir()} | {"README.md": b"# gpt2\n"} | dict.fromkeys(others, b"not for us")
+    others = (
+        "pytorch_model.bin",
+        "tf_model.h5",
+        "rust_model.ot",
+        "flax_model.msgpack",
+        "onnx/model.onnx",
+        "onnx/config.json",
+        ".gitattributes",
+    )
+    return (
+        {path.name: path.read_bytes() for path in tiny_model.iterdir()}
+        | {"README.md": b"# gpt2\n"}
+        | dict.fromkeys(others, b"not for us")
+    )

@@ -30,7 +30,9 @@ def sharded(tmp_path: Path) -> dict[str, bytes]:
     return contents(write_tiny_model(tmp_path / "sharded", shards=3))
 
 
-def test_files_arrive_as_they_are_and_nothing_else_is_fetched(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_files_arrive_as_they_are_and_nothing_else_is_fetched(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     assert download("gpt2", tmp_path / "gpt2", endpoint=hub.url) == tmp_path / "gpt2"
     got = contents(tmp_path / "gpt2")
@@ -40,10 +42,14 @@ def test_files_arrive_as_they_are_and_nothing_else_is_fetched(hub: FakeHub, gpt2
     assert resolve_model(tmp_path / "gpt2") == tmp_path / "gpt2"
 
 
-def test_model_info_says_what_is_there(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_model_info_says_what_is_there(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     before = datetime.now(timezone.utc).replace(microsecond=0)
-    info = json.loads((download("gpt2", tmp_path / "out", endpoint=hub.url) / "model_info.json").read_text())
+    info = json.loads(
+        (download("gpt2", tmp_path / "out", endpoint=hub.url) / "model_info.json").read_text()
+    )
     downloaded_at = datetime.fromisoformat(info.pop("downloaded_at"))
     assert before <= downloaded_at <= datetime.now(timezone.utc)
     config = GPT2Config.load(tmp_path / "out")
@@ -57,7 +63,13 @@ def test_model_info_says_what_is_there(hub: FakeHub, gpt2_files: dict[str, bytes
         "heads": 4,
         "d_model": 32,
         "context_length": 128,
-        "files": {name: {"size_bytes": len(gpt2_files[name]), "sha256": hashlib.sha256(gpt2_files[name]).hexdigest()} for name in sorted(WANTED)},
+        "files": {
+            name: {
+                "size_bytes": len(gpt2_files[name]),
+                "sha256": hashlib.sha256(gpt2_files[name]).hexdigest(),
+            }
+            for name in sorted(WANTED)
+        },
     }
 
 
@@ -74,12 +86,18 @@ def test_a_shard_that_the_repository_lacks_is_named(hub: FakeHub, tmp_path: Path
     files = sharded(tmp_path)
     del files["model-00002-of-00003.safetensors"]
     hub.add("someone/sharded", files)
-    with pytest.raises(CheckpointError, match=r"someone/sharded lacks .*model-00002-of-00003\.safetensors"):
+    with pytest.raises(
+        CheckpointError, match=r"someone/sharded lacks .*model-00002-of-00003\.safetensors"
+    ):
         download("someone/sharded", tmp_path / "out", endpoint=hub.url)
 
 
-@pytest.mark.parametrize("path", ["../outside.safetensors", "/etc/outside.safetensors", "a\\b.safetensors", "code.py"])
-def test_an_index_cannot_name_files_elsewhere(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, path: str) -> None:
+@pytest.mark.parametrize(
+    "path", ["../outside.safetensors", "/etc/outside.safetensors", "a\\b.safetensors", "code.py"]
+)
+def test_an_index_cannot_name_files_elsewhere(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, path: str
+) -> None:
     del gpt2_files["model.safetensors"]
     index = json.dumps({"weight_map": {"wte.weight": path}}).encode()
     hub.add("someone/model", {**gpt2_files, "model.safetensors.index.json": index, path: b"0"})
@@ -87,48 +105,72 @@ def test_an_index_cannot_name_files_elsewhere(hub: FakeHub, gpt2_files: dict[str
         download("someone/model", tmp_path / "out", endpoint=hub.url)
 
 
-def test_a_moved_repository_is_followed(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_moved_repository_is_followed(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("new/name", gpt2_files)
     hub.moved["oldname"] = "new/name"
     info = read_model_info(download("oldname", tmp_path / "models" / "oldname", endpoint=hub.url))
     assert (info["repo"], info["asked_for"]) == ("new/name", "oldname")
-    assert resolve_model("oldname", models_dir=tmp_path / "models") == tmp_path / "models" / "oldname"
+    assert (
+        resolve_model("oldname", models_dir=tmp_path / "models") == tmp_path / "models" / "oldname"
+    )
 
 
-def test_a_second_run_fetches_nothing_that_is_there(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_second_run_fetches_nothing_that_is_there(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     download("gpt2", tmp_path, endpoint=hub.url)
     (tmp_path / "tokenizer.json").write_bytes(gpt2_files["tokenizer.json"].replace(b"a", b"b"))
     hub.seen.clear()
     download("gpt2", tmp_path, endpoint=hub.url)
-    assert hub.fetched() == ["config.json", "tokenizer.json"]  # the first to see what it is, the second since it was changed
+    assert hub.fetched() == [
+        "config.json",
+        "tokenizer.json",
+    ]  # the first to see what it is, the second since it was changed
     assert contents(tmp_path)["tokenizer.json"] == gpt2_files["tokenizer.json"]
 
 
 @pytest.mark.parametrize("kind", ["cut", "reset"])
 def test_a_lost_connection_is_taken_up_in_the_same_run(
-    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    hub: FakeHub,
+    gpt2_files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 1000)
     hub.add("openai-community/gpt2", gpt2_files)
     hub.trouble["model.safetensors"] = Trouble(kind, after_bytes=5500)
     download("gpt2", tmp_path, endpoint=hub.url)
     assert contents(tmp_path)["model.safetensors"] == gpt2_files["model.safetensors"]
-    assert [seen.range for seen in hub.seen if seen.path.startswith("/store/")] == [None, "bytes=5000-"]
+    assert [seen.range for seen in hub.seen if seen.path.startswith("/store/")] == [
+        None,
+        "bytes=5000-",
+    ]
 
 
-def test_a_damaged_file_is_not_kept(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_kept(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     hub.trouble["model.safetensors"] = Trouble("damage")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors of openai-community/gpt2 arrived damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors of openai-community/gpt2 arrived damaged"
+    ):
         download("gpt2", tmp_path, endpoint=hub.url)
     assert not list(tmp_path.rglob("model.safetensors*"))
-    assert not (tmp_path / "config.json").exists(), "what is not complete must not look like a model"
+    assert not (tmp_path / "config.json").exists(), (
+        "what is not complete must not look like a model"
+    )
     download("gpt2", tmp_path, endpoint=hub.url)
     assert contents(tmp_path)["model.safetensors"] == gpt2_files["model.safetensors"]
 
 
-def test_an_unfinished_file_of_other_content_is_not_continued(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_an_unfinished_file_of_other_content_is_not_continued(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     hub.trouble["model.safetensors"] = Trouble("damage")
     (tmp_path / ".download").mkdir()
@@ -138,7 +180,9 @@ def test_an_unfinished_file_of_other_content_is_not_continued(hub: FakeHub, gpt2
     assert [seen.range for seen in hub.seen if seen.path.startswith("/store/")] == [None]
 
 
-def test_a_new_revision_replaces_the_old(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_new_revision_replaces_the_old(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     out = download("gpt2", tmp_path / "out", endpoint=hub.url)
     new = sharded(tmp_path)
@@ -146,13 +190,21 @@ def test_a_new_revision_replaces_the_old(hub: FakeHub, gpt2_files: dict[str, byt
     download("gpt2", out, endpoint=hub.url)
     got = contents(out)
     assert read_model_info(out)["revision"] == NEXT_COMMIT
-    assert got.keys() == new.keys() | {"model_info.json"}, "the old model.safetensors would be loaded instead of the new shards"
+    assert got.keys() == new.keys() | {"model_info.json"}, (
+        "the old model.safetensors would be loaded instead of the new shards"
+    )
 
 
-def test_a_folder_on_its_way_to_a_new_revision_is_not_a_model(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_folder_on_its_way_to_a_new_revision_is_not_a_model(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     out = download("gpt2", tmp_path / "gpt2", endpoint=hub.url)
-    hub.add("openai-community/gpt2", {**gpt2_files, "model.safetensors": gpt2_files["model.safetensors"] + b"x"}, commit=NEXT_COMMIT)
+    hub.add(
+        "openai-community/gpt2",
+        {**gpt2_files, "model.safetensors": gpt2_files["model.safetensors"] + b"x"},
+        commit=NEXT_COMMIT,
+    )
     hub.trouble["model.safetensors"] = Trouble("damage")
     with pytest.raises(CheckpointError, match="damaged"):
         download("gpt2", out, endpoint=hub.url)
@@ -160,26 +212,39 @@ def test_a_folder_on_its_way_to_a_new_revision_is_not_a_model(hub: FakeHub, gpt2
         resolve_model(out)
 
 
-def test_the_token_goes_to_the_hub_and_not_to_its_store(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_the_token_goes_to_the_hub_and_not_to_its_store(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("someone/gated", gpt2_files, gated=True)
     download("someone/gated", tmp_path, token="hf_secret", endpoint=hub.url)
-    assert {seen.authorization for seen in hub.seen if not seen.path.startswith("/store/")} == {"Bearer hf_secret"}
+    assert {seen.authorization for seen in hub.seen if not seen.path.startswith("/store/")} == {
+        "Bearer hf_secret"
+    }
     assert {seen.authorization for seen in hub.seen if seen.path.startswith("/store/")} == {None}
 
 
-def test_another_architecture_is_refused_before_its_weights_are_fetched(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_another_architecture_is_refused_before_its_weights_are_fetched(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     config = json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}).encode()
     hub.add("someone/llama", {**gpt2_files, "config.json": config})
-    with pytest.raises(CheckpointError, match=r"someone/llama: this is a llama model \(LlamaForCausalLM\)"):
+    with pytest.raises(
+        CheckpointError, match=r"someone/llama: this is a llama model \(LlamaForCausalLM\)"
+    ):
         download("someone/llama", tmp_path / "out", endpoint=hub.url)
     assert hub.fetched() == ["config.json"]
     assert not (tmp_path / "out").exists()
 
 
-def test_pickles_are_refused_with_the_way_to_convert_them(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_pickles_are_refused_with_the_way_to_convert_them(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     del gpt2_files["model.safetensors"]
     hub.add("someone/old", gpt2_files)
-    with pytest.raises(CheckpointError, match=r"only .*pytorch_model\.bin.*Pickles .* are not read.*save_pretrained\('converted'\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"only .*pytorch_model\.bin.*Pickles .* are not read.*save_pretrained\('converted'\)",
+    ):
         download("someone/old", tmp_path / "out", endpoint=hub.url)
     assert hub.fetched() == ["config.json"]
 
@@ -193,14 +258,22 @@ def test_pickles_are_refused_with_the_way_to_convert_them(hub: FakeHub, gpt2_fil
         (b'{"model_type": "gpt2"}', "someone/model: config.json lacks vocab_size"),
     ],
 )
-def test_a_config_that_is_none_is_refused(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, config: bytes | None, message: str) -> None:
-    files = {name: content for name, content in {**gpt2_files, "config.json": config}.items() if content is not None}
+def test_a_config_that_is_none_is_refused(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, config: bytes | None, message: str
+) -> None:
+    files = {
+        name: content
+        for name, content in {**gpt2_files, "config.json": config}.items()
+        if content is not None
+    }
     hub.add("someone/model", files)
     with pytest.raises(CheckpointError, match=re.escape(message)):
         download("someone/model", tmp_path / "out", endpoint=hub.url)
 
 
-def test_a_folder_with_another_model_is_left_alone(hub: FakeHub, gpt2_files: dict[str, bytes], tiny_model: Path, tmp_path: Path) -> None:
+def test_a_folder_with_another_model_is_left_alone(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tiny_model: Path, tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     hub.add("someone/other", gpt2_files)
     ours = shutil.copytree(tiny_model, tmp_path / "ours")
@@ -215,12 +288,17 @@ def test_a_folder_with_another_model_is_left_alone(hub: FakeHub, gpt2_files: dic
         download("gpt2", tmp_path / "file", endpoint=hub.url)
 
 
-def test_two_runs_into_one_folder_do_not_mix(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_two_runs_into_one_folder_do_not_mix(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     from filelock import FileLock
 
     hub.add("openai-community/gpt2", gpt2_files)
     (tmp_path / ".download").mkdir()
-    with FileLock(tmp_path / ".download" / "lock"), pytest.raises(ModelNotFoundError, match=r"another download into .* is going on"):
+    with (
+        FileLock(tmp_path / ".download" / "lock"),
+        pytest.raises(ModelNotFoundError, match=r"another download into .* is going on"),
+    ):
         download("gpt2", tmp_path, endpoint=hub.url)
 
 
@@ -230,19 +308,26 @@ def test_too_small_a_disk_is_told_before_the_weights(
     hub.add("openai-community/gpt2", gpt2_files)
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(ModelNotFoundError, match=r"MB are to be fetched, but .* has room for 0 MB; free some space"):
+    with pytest.raises(
+        ModelNotFoundError, match=r"MB are to be fetched, but .* has room for 0 MB; free some space"
+    ):
         download("gpt2", tmp_path / "out", endpoint=hub.url)
     assert hub.fetched() == ["config.json"]
 
 
-def test_a_disk_that_fills_up_is_told(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+def test_a_disk_that_fills_up_is_told(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     hub.add("openai-community/gpt2", gpt2_files)
     sha256 = hashlib.sha256(gpt2_files["model.safetensors"]).hexdigest()
     (tmp_path / ".download").mkdir()
     (tmp_path / ".download" / f"model.safetensors.{sha256[:16]}").symlink_to("/dev/full")
-    with pytest.raises(ModelNotFoundError, match="the disk is full before openai-community/gpt2 is complete: free some space"):
+    with pytest.raises(
+        ModelNotFoundError,
+        match="the disk is full before openai-community/gpt2 is complete: free some space",
+    ):
         download("gpt2", tmp_path, endpoint=hub.url)
 
 
@@ -268,21 +353,42 @@ def not_a_hub(hub: FakeHub) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("name", "prepare", "message"),
     [
-        ("gpt2", nowhere, r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: .*check the network, set HF_ENDPOINT to a mirror, or download "),
-        ("gpt2", lambda hub: {"endpoint": "huggingface.co"}, "the hub's address is 'huggingface.co', which is not a URL"),
+        (
+            "gpt2",
+            nowhere,
+            r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: .*check the network, set HF_ENDPOINT to a mirror, or download ",
+        ),
+        (
+            "gpt2",
+            lambda hub: {"endpoint": "huggingface.co"},
+            "the hub's address is 'huggingface.co', which is not a URL",
+        ),
         ("gpt2", lambda hub: {"endpoint": "http://[::1"}, "is not a URL"),
-        ("gpt2", out_of_order(HTTPStatus.SERVICE_UNAVAILABLE), r"answered 503 \(out of order\) for openai-community/gpt2: try again later"),
+        (
+            "gpt2",
+            out_of_order(HTTPStatus.SERVICE_UNAVAILABLE),
+            r"answered 503 \(out of order\) for openai-community/gpt2: try again later",
+        ),
         ("gpt2", out_of_order(HTTPStatus.TOO_MANY_REQUESTS), "answered 429 .*wait a few minutes"),
         ("gpt2", out_of_order(HTTPStatus.FORBIDDEN), "answered 403 .*check that HF_TOKEN is valid"),
         ("gpt2", not_a_hub, "does not answer as a Hugging Face hub does"),
         ("no/such", lambda hub: {}, "has no model no/such, or it is private: check the spelling"),
         ("no such name", lambda hub: {}, "no such name cannot be the name of a model on the hub"),
         ("someone/model", lambda hub: {"revision": "v9"}, "someone/model has no revision v9"),
-        ("someone/gated", lambda hub: {}, r"someone/gated is gated: accept its terms at http://127\.0\.0\.1:\d+/someone/gated, then set HF_TOKEN"),
+        (
+            "someone/gated",
+            lambda hub: {},
+            r"someone/gated is gated: accept its terms at http://127\.0\.0\.1:\d+/someone/gated, then set HF_TOKEN",
+        ),
     ],
 )
 def test_what_the_hub_does_not_give_is_told_with_a_remedy(
-    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, name: str, prepare: Callable[[FakeHub], dict[str, Any]], message: str
+    hub: FakeHub,
+    gpt2_files: dict[str, bytes],
+    tmp_path: Path,
+    name: str,
+    prepare: Callable[[FakeHub], dict[str, Any]],
+    message: str,
 ) -> None:
     hub.add("someone/model", gpt2_files)
     hub.add("someone/gated", gpt2_files, gated=True)

@@ -35,33 +35,71 @@ except NanovllmError as error:
     folder.mkdir()
 
     def run(name: str, **variables: str) -> "subprocess.CompletedProcess[str]":
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "cache"), "HF_ENDPOINT": hub.url, **variables}
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "HF_HOME": str(tmp_path / "cache"),
+            "HF_ENDPOINT": hub.url,
+            **variables,
+        }
         command = [sys.executable, "-c", code, name]
-        return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, timeout=60, check=False)
+        return subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            cwd=folder,
+            env=environment,
+            timeout=60,
+            check=False,
+        )
 
     return run
 
 
-def test_a_folder_is_itself(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_is_itself(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert resolve_model(tiny_model) == resolve_model(str(tiny_model)) == tiny_model
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_model, tmp_path / BUNDLED_MODEL)
-    assert resolve_model(BUNDLED_MODEL) == Path(BUNDLED_MODEL), "a folder comes before the bundled model of its name"
+    assert resolve_model(BUNDLED_MODEL) == Path(BUNDLED_MODEL), (
+        "a folder comes before the bundled model of its name"
+    )
     assert resolve_model(f"./{BUNDLED_MODEL}") == Path(BUNDLED_MODEL)
     assert resolve_model(f"~/{BUNDLED_MODEL}") == tmp_path / BUNDLED_MODEL
 
 
-def test_the_bundled_model_is_part_of_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bundled_model_is_part_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder = resolve_model("tiny-books")
     assert GPT2Config.load(folder).layers > 0
     assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("name", ["", " ", "./gpt2", "/no/gpt2", "~/no/gpt2", "../gpt2", "a/b/c", "models/", "models\\gpt2", Path("gpt2")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        " ",
+        "./gpt2",
+        "/no/gpt2",
+        "~/no/gpt2",
+        "../gpt2",
+        "a/b/c",
+        "models/",
+        "models\\gpt2",
+        Path("gpt2"),
+    ],
+)
 def test_a_path_to_nothing_is_not_looked_for_on_the_hub(
-    name: str | Path, hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str | Path,
+    hub: FakeHub,
+    gpt2_files: dict[str, bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -69,18 +107,28 @@ def test_a_path_to_nothing_is_not_looked_for_on_the_hub(
         resolve_model(name)
 
 
-def test_what_is_there_but_no_checkpoint_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_but_no_checkpoint_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "gpt2").mkdir()
-    with pytest.raises(CheckpointError, match=r"gpt2 is a folder without config\.json.*give the full name \(openai-community/gpt2\)"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"gpt2 is a folder without config\.json.*give the full name \(openai-community/gpt2\)",
+    ):
         resolve_model("gpt2")
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(CheckpointError, match=r"model\.safetensors is a file; give the folder"):
         resolve_model("model.safetensors")
 
 
-@pytest.mark.parametrize(("downloaded", "name"), [("gpt2", "openai-community/gpt2"), ("openai-community/gpt2", "gpt2"), ("gpt2", "gpt2")])
-def test_a_download_answers_to_both_names(downloaded: str, name: str, hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("downloaded", "name"),
+    [("gpt2", "openai-community/gpt2"), ("openai-community/gpt2", "gpt2"), ("gpt2", "gpt2")],
+)
+def test_a_download_answers_to_both_names(
+    downloaded: str, name: str, hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
+) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
     download(downloaded, tmp_path / "gpt2", endpoint=hub.url)
     assert resolve_model(name, models_dir=tmp_path) == tmp_path / "gpt2"
@@ -97,56 +145,88 @@ def test_a_name_is_fetched_into_the_cache_and_then_found_there_without_network(
     assert folder.is_relative_to(tmp_path / "cache")
     assert folder.name == COMMIT
     wanted = {"model.safetensors", "config.json", "tokenizer.json", "README.md"}
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {name: gpt2_files[name] for name in wanted}
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+        name: gpt2_files[name] for name in wanted
+    }
     hub.seen.clear()
     for variables in ({}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
         assert resolve("openai-community/gpt2", **variables).stdout == first.stdout
     assert hub.seen == []
 
 
-def test_a_download_of_the_name_comes_before_the_cache(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, resolve: Resolve) -> None:
+def test_a_download_of_the_name_comes_before_the_cache(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, resolve: Resolve
+) -> None:
     hub.add("someone/model", gpt2_files)
     assert resolve("someone/model").returncode == 0
     local = tmp_path / "here" / "models" / "model"
     hub.add("another/model", gpt2_files)
     download("another/model", local, endpoint=hub.url)
-    assert Path(resolve("someone/model").stdout.strip()).is_relative_to(tmp_path / "cache"), "that folder is of another model"
+    assert Path(resolve("someone/model").stdout.strip()).is_relative_to(tmp_path / "cache"), (
+        "that folder is of another model"
+    )
     shutil.rmtree(local)
     download("someone/model", local, endpoint=hub.url)
     assert resolve("someone/model").stdout.strip() == str(Path("models/model"))
 
 
 @pytest.mark.parametrize("lost", ["model-00002-of-00003.safetensors", "tokenizer.json"])
-def test_a_cached_part_of_a_model_is_completed(hub: FakeHub, tmp_path: Path, resolve: Resolve, lost: str) -> None:
-    files = {path.name: path.read_bytes() for path in write_tiny_model(tmp_path / "sharded", shards=3).iterdir()}
+def test_a_cached_part_of_a_model_is_completed(
+    hub: FakeHub, tmp_path: Path, resolve: Resolve, lost: str
+) -> None:
+    files = {
+        path.name: path.read_bytes()
+        for path in write_tiny_model(tmp_path / "sharded", shards=3).iterdir()
+    }
     hub.add("someone/model", files)
     folder = Path(resolve("someone/model").stdout.strip())
     blob = (folder / lost).resolve()
     (folder / lost).unlink()
     blob.unlink()
-    assert "could not be fetched: HF_HUB_OFFLINE is set" in resolve("someone/model", HF_HUB_OFFLINE="1").stderr
+    assert (
+        "could not be fetched: HF_HUB_OFFLINE is set"
+        in resolve("someone/model", HF_HUB_OFFLINE="1").stderr
+    )
     again = resolve("someone/model")
     assert Path(again.stdout.strip()) == folder, again.stderr
     assert (folder / lost).read_bytes() == files[lost]
 
 
-def test_another_architecture_does_not_reach_the_cache(hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, resolve: Resolve) -> None:
+def test_another_architecture_does_not_reach_the_cache(
+    hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, resolve: Resolve
+) -> None:
     hub.add("someone/llama", {**gpt2_files, "config.json": b'{"model_type": "llama"}'})
-    assert resolve("someone/llama").stderr.startswith("CheckpointError: someone/llama: this is a llama model")
+    assert resolve("someone/llama").stderr.startswith(
+        "CheckpointError: someone/llama: this is a llama model"
+    )
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
 
-def test_a_name_that_leads_nowhere_is_told_with_what_was_tried(tiny_model: Path, tmp_path: Path, resolve: Resolve) -> None:
+def test_a_name_that_leads_nowhere_is_told_with_what_was_tried(
+    tiny_model: Path, tmp_path: Path, resolve: Resolve
+) -> None:
     told = resolve("no/such").stderr
-    assert told.startswith("ModelNotFoundError: there is no folder no/such here, and it could not be fetched: http://127.0.0.1:")
+    assert told.startswith(
+        "ModelNotFoundError: there is no folder no/such here, and it could not be fetched: http://127.0.0.1:"
+    )
     assert "has no model no/such" in told
     shutil.copytree(tiny_model, tmp_path / "here" / "models" / "gpt2")
     told = resolve("gpt2", HF_ENDPOINT="http://127.0.0.1:9").stderr
-    assert "models/gpt2 exists, but no model_info.json says that it is openai-community/gpt2; to use it, give that path" in told
+    assert (
+        "models/gpt2 exists, but no model_info.json says that it is openai-community/gpt2; to use it, give that path"
+        in told
+    )
     assert "no connection to http://127.0.0.1:9 " in told
 
 
 def test_importing_the_room_does_not_import_the_hubs_library() -> None:
     code = "import sys, nanovllm.hub; print({'huggingface_hub', 'httpx', 'httpx2', 'filelock'} & sys.modules.keys())"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=True,
+    )
     assert result.stdout == "set()\n"

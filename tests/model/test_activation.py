@@ -10,7 +10,21 @@ from nanovllm.model.activation import ACTIVATIONS, erf
 from tests.support.float32_only import float32_only
 
 POINTS = np.array(
-    [*np.linspace(-12, 12, 4801), *np.linspace(-120, 120, 481), 1e4, -1e4, 0.0, -0.0, 1e-30, -1e-30, 1e-7, -1e-7, 3e3, -3e3], dtype=np.float32
+    [
+        *np.linspace(-12, 12, 4801),
+        *np.linspace(-120, 120, 481),
+        1e4,
+        -1e4,
+        0.0,
+        -0.0,
+        1e-30,
+        -1e-30,
+        1e-7,
+        -1e-7,
+        3e3,
+        -3e3,
+    ],
+    dtype=np.float32,
 )
 
 
@@ -86,5 +100,7 @@ def test_erf_is_as_exact_as_it_says() -> None:
     expected = np.array([math.erf(x) for x in POINTS.tolist()], dtype=np.float64)
     np.testing.assert_allclose(erf(POINTS), expected, rtol=0, atol=5e-7)
     np.testing.assert_array_equal(erf(-POINTS), -erf(POINTS))
-    with np.errstate(under="raise"):  # numbers below the normal ones are many times slower on some processors
+    with np.errstate(
+        under="raise"
+    ):  # numbers below the normal ones are many times slower on some processors
         erf(POINTS[np.abs(POINTS) > 0.1])

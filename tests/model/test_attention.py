@@ -23,15 +23,25 @@ def naive(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: floa
     out = np.empty(queries.shape, dtype=np.float64)
     for row, head in itertools.product(range(count), range(heads)):
         visible = len(keys) - count + row + 1
-        scores = [scale * float(queries[row, head].astype(np.float64) @ keys[key, head].astype(np.float64)) for key in range(visible)]
+        scores = [
+            scale
+            * float(queries[row, head].astype(np.float64) @ keys[key, head].astype(np.float64))
+            for key in range(visible)
+        ]
         weights = np.exp(np.array(scores, dtype=np.float64) - max(scores))
         out[row, head] = weights @ values[:visible, head].astype(np.float64) / weights.sum()
     return out
 
 
-def random_sequence(seed: int, context: int, heads: int = HEADS, head_dim: int = HEAD_DIM, spread: float = 1.0) -> np.ndarray:
+def random_sequence(
+    seed: int, context: int, heads: int = HEADS, head_dim: int = HEAD_DIM, spread: float = 1.0
+) -> np.ndarray:
     """Queries, keys and values [3, context, heads, head_dim] as views into one array, as the forward pass has them."""
-    qkv = np.random.default_rng(seed).normal(0, spread, (context, 3 * heads * head_dim)).astype(np.float32)
+    qkv = (
+        np.random.default_rng(seed)
+        .normal(0, spread, (context, 3 * heads * head_dim))
+        .astype(np.float32)
+    )
     return qkv.reshape(context, 3, heads, head_dim).transpose(1, 0, 2, 3)
 
 
@@ -40,20 +50,44 @@ def random_sequence(seed: int, context: int, heads: int = HEADS, head_dim: int =
     seed=st.integers(0, 1000), context=st.integers(1, 40), count=st.integers(1, 40), heads=st.integers(1, 4), head_dim=st.integers(1, 9),
     scale=st.sampled_from([1.0, 0.125, 0.31]), spread=st.sampled_from([0.1, 1.0, 30.0]),
 )  # fmt: skip
-def test_attention_is_its_formula(way: Attend, seed: int, context: int, count: int, heads: int, head_dim: int, scale: float, spread: float) -> None:
+def test_attention_is_its_formula(
+    way: Attend,
+    seed: int,
+    context: int,
+    count: int,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    spread: float,
+) -> None:
     queries, keys, values = random_sequence(seed, context, heads, head_dim, spread)
     queries = queries[max(context - count, 0) :]
     found = way(queries, keys, values, scale)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, naive(queries, keys, values, scale), rtol=1e-4, atol=1e-5 * spread * max(1.0, spread))
+    np.testing.assert_allclose(
+        found, naive(queries, keys, values, scale), rtol=1e-4, atol=1e-5 * spread * max(1.0, spread)
+    )
 
 
 @WAYS
-@pytest.mark.parametrize(("count", "context"), [(1, 1), (QUERY_TILE - 1, 70), (QUERY_TILE, 64), (QUERY_TILE + 1, 65), (2 * QUERY_TILE + 3, 200)])
-def test_attention_is_its_formula_at_the_edges_of_tiles(way: Attend, count: int, context: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "context"),
+    [
+        (1, 1),
+        (QUERY_TILE - 1, 70),
+        (QUERY_TILE, 64),
+        (QUERY_TILE + 1, 65),
+        (2 * QUERY_TILE + 3, 200),
+    ],
+)
+def test_attention_is_its_formula_at_the_edges_of_tiles(
+    way: Attend, count: int, context: int
+) -> None:
     queries, keys, values = random_sequence(1, context)
     found = way(queries[context - count :], keys, values, SCALE)
-    np.testing.assert_allclose(found, naive(queries[context - count :], keys, values, SCALE), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        found, naive(queries[context - count :], keys, values, SCALE), rtol=1e-5, atol=1e-5
+    )
 
 
 @WAYS
@@ -83,14 +117,23 @@ def test_large_scores_neither_overflow_nor_lose_the_best_key(way: Attend) -> Non
     np.testing.assert_allclose(way(queries, keys, values, 1.0)[0], values[7], rtol=1e-6)
 
 
-@given(seed=st.integers(0, 1000), context=st.integers(1, 150), head_dim=st.sampled_from([1, 5, 16]), cuts=st.sets(st.integers(1, 149), max_size=5))
-def test_row_by_row_the_bits_do_not_depend_on_the_chunking(seed: int, context: int, head_dim: int, cuts: set[int]) -> None:
+@given(
+    seed=st.integers(0, 1000),
+    context=st.integers(1, 150),
+    head_dim=st.sampled_from([1, 5, 16]),
+    cuts=st.sets(st.integers(1, 149), max_size=5),
+)
+def test_row_by_row_the_bits_do_not_depend_on_the_chunking(
+    seed: int, context: int, head_dim: int, cuts: set[int]
+) -> None:
     queries, keys, values = random_sequence(seed, context, HEADS, head_dim)
     whole = attend_by_rows(queries, keys, values, SCALE)
     np.testing.assert_allclose(whole, attend(queries, keys, values, SCALE), rtol=1e-5, atol=1e-5)
     edges = [0, *sorted(cut for cut in cuts if cut < context), context]
     for start, stop in itertools.pairwise(edges):
-        part = attend_by_rows(queries[start:stop].copy(), keys[:stop].copy(), values[:stop].copy(), SCALE)
+        part = attend_by_rows(
+            queries[start:stop].copy(), keys[:stop].copy(), values[:stop].copy(), SCALE
+        )
         np.testing.assert_array_equal(part, whole[start:stop])
 
 
@@ -106,33 +149,67 @@ def test_row_by_row_the_bits_are_the_same_at_real_sizes(head_dim: int) -> None:
 # Through the cache ------------------------------------------------------------------------------------------------------------------
 
 
-def paged(way: Attend, sequences: list[np.ndarray], computed: list[int], tables: list[list[int]], *, fill: float, guard: bool = False) -> np.ndarray:
+def paged(
+    way: Attend,
+    sequences: list[np.ndarray],
+    computed: list[int],
+    tables: list[list[int]],
+    *,
+    fill: float,
+    guard: bool = False,
+) -> np.ndarray:
     """Attention of each sequence's tokens past `computed`, out of a pool of blocks that held `fill` before."""
     blocks = 1 + max(itertools.chain(*tables))
-    cache = KVCache.allocate(layers=2, blocks=blocks, block_size=BLOCK_SIZE, heads=HEADS, head_dim=HEAD_DIM)
+    cache = KVCache.allocate(
+        layers=2, blocks=blocks, block_size=BLOCK_SIZE, heads=HEADS, head_dim=HEAD_DIM
+    )
     cache.keys[:] = cache.values[:] = fill
     lengths = [sequence.shape[1] for sequence in sequences]
     zeros = [0] * len(sequences)
-    before = make_batch([range(length) for length in lengths], block_size=BLOCK_SIZE, computed=zeros, block_tables=tables)
-    cache.write(1, before.slots, *(np.concatenate([sequence[part] for sequence in sequences]) for part in (1, 2)))
-    batch = make_batch([range(length) for length in lengths], block_size=BLOCK_SIZE, computed=computed, block_tables=tables)
-    queries = np.concatenate([sequence[0, start:] for sequence, start in zip(sequences, computed, strict=True)])
+    before = make_batch(
+        [range(length) for length in lengths],
+        block_size=BLOCK_SIZE,
+        computed=zeros,
+        block_tables=tables,
+    )
+    cache.write(
+        1,
+        before.slots,
+        *(np.concatenate([sequence[part] for sequence in sequences]) for part in (1, 2)),
+    )
+    batch = make_batch(
+        [range(length) for length in lengths],
+        block_size=BLOCK_SIZE,
+        computed=computed,
+        block_tables=tables,
+    )
+    queries = np.concatenate(
+        [sequence[0, start:] for sequence, start in zip(sequences, computed, strict=True)]
+    )
     if guard:
         queries, cache = float32_only(queries), float32_only(cache)
     return paged_attention(queries, cache, 1, batch, SCALE, way)
 
 
 @WAYS
-@given(data=st.data(), seed=st.integers(0, 1000), lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4))
+@given(
+    data=st.data(),
+    seed=st.integers(0, 1000),
+    lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+)
 def test_through_scattered_blocks_it_is_the_same_and_stale_values_are_never_read(
     way: Attend, data: st.DataObject, seed: int, lengths: list[int]
 ) -> None:
     sequences = [random_sequence(seed + place, length) for place, length in enumerate(lengths)]
     computed = [data.draw(st.integers(0, length - 1)) for length in lengths]
-    ids = iter(data.draw(st.permutations(range(4 + sum(-(-length // BLOCK_SIZE) for length in lengths)))))
+    ids = iter(
+        data.draw(st.permutations(range(4 + sum(-(-length // BLOCK_SIZE) for length in lengths))))
+    )
     tables = [[next(ids) for _ in range(-(-length // BLOCK_SIZE))] for length in lengths]
     found = paged(way, sequences, computed, tables, fill=np.nan)
-    expected = np.concatenate([way(s[0, start:], s[1], s[2], SCALE) for s, start in zip(sequences, computed, strict=True)])
+    expected = np.concatenate(
+        [way(s[0, start:], s[1], s[2], SCALE) for s, start in zip(sequences, computed, strict=True)]
+    )
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(found, paged(way, sequences, computed, tables, fill=0.0))
@@ -146,7 +223,13 @@ def test_row_by_row_the_bits_do_not_depend_on_the_sequences_beside() -> None:
     together = paged(attend_by_rows, sequences, [0, 2, 13, 0], tables, fill=np.nan)
     ends = np.cumsum([11, 1, 7, 8])
     for seq, (start, computed) in enumerate(zip([0, *ends[:-1]], [0, 2, 13, 0], strict=True)):
-        alone = paged(attend_by_rows, [sequences[seq]], [computed], [[3, 0, 1, 6, 2][: len(tables[seq])]], fill=1e9)
+        alone = paged(
+            attend_by_rows,
+            [sequences[seq]],
+            [computed],
+            [[3, 0, 1, 6, 2][: len(tables[seq])]],
+            fill=1e9,
+        )
         np.testing.assert_array_equal(alone, together[start : ends[seq]])
 
 

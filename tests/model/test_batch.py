@@ -13,7 +13,15 @@ from nanovllm.model.batch import ForwardBatch
 from tests.support.batches import make_batch
 
 VOCAB, MAX_POSITIONS, BLOCKS, BLOCK_SIZE = 50, 24, 12, 4
-FIELDS = ("token_ids", "positions", "query_starts", "context_lens", "block_tables", "slots", "logit_rows")
+FIELDS = (
+    "token_ids",
+    "positions",
+    "query_starts",
+    "context_lens",
+    "block_tables",
+    "slots",
+    "logit_rows",
+)
 
 
 def check(batch: ForwardBatch) -> None:
@@ -22,7 +30,12 @@ def check(batch: ForwardBatch) -> None:
 
 def sound_batch() -> ForwardBatch:
     """Three sequences of 9, 1 and 6 tokens; of the first 5 tokens are in the cache, of the last none."""
-    return make_batch([range(9), [7], range(20, 26)], block_size=BLOCK_SIZE, computed=[5, 0, 0], block_tables=[[3, 1, 8], [0], [11, 4]])
+    return make_batch(
+        [range(9), [7], range(20, 26)],
+        block_size=BLOCK_SIZE,
+        computed=[5, 0, 0],
+        block_tables=[[3, 1, 8], [0], [11, 4]],
+    )
 
 
 def changed(batch: ForwardBatch, name: str, value: object) -> ForwardBatch:
@@ -35,10 +48,17 @@ def changed(batch: ForwardBatch, name: str, value: object) -> ForwardBatch:
 def leads_outside(batch: ForwardBatch) -> bool:
     """Whether a kernel that follows the batch would read or write outside the model and the cache, or another sequence's new tokens."""
     tokens = batch.token_ids.tolist()
-    if any(not 0 <= token < VOCAB for token in tokens) or any(not 0 <= row < len(tokens) for row in batch.logit_rows.tolist()):
+    if any(not 0 <= token < VOCAB for token in tokens) or any(
+        not 0 <= row < len(tokens) for row in batch.logit_rows.tolist()
+    ):
         return True
     starts = batch.query_starts.tolist()
-    if len(starts) != len(batch.context_lens) + 1 or starts[0] != 0 or starts[-1] != len(tokens) or len(batch.block_tables) != len(starts) - 1:
+    if (
+        len(starts) != len(batch.context_lens) + 1
+        or starts[0] != 0
+        or starts[-1] != len(tokens)
+        or len(batch.block_tables) != len(starts) - 1
+    ):
         return True
     if len(batch.positions) != len(tokens) or len(batch.slots) != len(tokens):
         return True
@@ -53,7 +73,10 @@ def leads_outside(batch: ForwardBatch) -> bool:
             position = context - (last - token)
             if position < 0 or int(batch.positions[token]) != position:
                 return True
-            if int(batch.slots[token]) != table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE:
+            if (
+                int(batch.slots[token])
+                != table[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+            ):
                 return True
     return False
 
@@ -71,15 +94,27 @@ def test_a_sound_batch_passes() -> None:
     ("name", "change", "said"),
     [
         ("token_ids", lambda a: a[:-1], "disagree about the number of tokens"),
-        ("token_ids", lambda a: np.where(a == 7, VOCAB, a), "token_ids run from 5 to 50, outside 0 to 49"),
+        (
+            "token_ids",
+            lambda a: np.where(a == 7, VOCAB, a),
+            "token_ids run from 5 to 50, outside 0 to 49",
+        ),
         ("token_ids", lambda a: np.where(a == 7, -1, a), "token_ids run from -1"),
         ("positions", lambda a: a[1:], "disagree about the number of tokens"),
-        ("positions", lambda a: np.where(a == 8, MAX_POSITIONS, a), "positions run from 0 to 24, outside 0 to 23"),
+        (
+            "positions",
+            lambda a: np.where(a == 8, MAX_POSITIONS, a),
+            "positions run from 0 to 24, outside 0 to 23",
+        ),
         ("positions", lambda a: np.where(a == 8, 7, a), "positions do not run up to the end"),
         ("positions", lambda a: a[::-1], "positions do not run up to the end"),
         ("query_starts", lambda a: a[:0], "disagree about the number of tokens or sequences"),
         ("query_starts", lambda a: a[:-1], "disagree about the number of tokens or sequences"),
-        ("query_starts", lambda a: [*a, a[-1] + 1], "disagree about the number of tokens or sequences"),
+        (
+            "query_starts",
+            lambda a: [*a, a[-1] + 1],
+            "disagree about the number of tokens or sequences",
+        ),
         ("query_starts", lambda a: [1, *a[1:]], "at least one token in each"),
         ("query_starts", lambda a: [*a[:-1], a[-1] + 1], "at least one token in each"),
         ("query_starts", lambda a: [0, 4, 4, 11], "at least one token in each"),
@@ -93,18 +128,36 @@ def test_a_sound_batch_passes() -> None:
         ("context_lens", lambda a: [10, 1, 6], "positions do not run up to the end"),
         ("block_tables", lambda a: a[:-1], "disagree about the number of tokens or sequences"),
         ("block_tables", lambda a: a[:, :2], "longer than its block table"),
-        ("block_tables", lambda a: np.where(a == 8, BLOCKS, a), "block_tables run from 0 to 12, outside 0 to 11"),
+        (
+            "block_tables",
+            lambda a: np.where(a == 8, BLOCKS, a),
+            "block_tables run from 0 to 12, outside 0 to 11",
+        ),
         ("block_tables", lambda a: np.where(a == 3, -1, a), "block_tables run from -1"),
-        ("block_tables", lambda a: np.where(a == 8, 2, a), "slots do not lie in the blocks of their own"),
+        (
+            "block_tables",
+            lambda a: np.where(a == 8, 2, a),
+            "slots do not lie in the blocks of their own",
+        ),
         ("slots", lambda a: a[:-1], "disagree about the number of tokens"),
-        ("slots", lambda a: np.where(a == a[0], BLOCKS * BLOCK_SIZE, a), "slots run from 0 to 48, outside 0 to 47"),
+        (
+            "slots",
+            lambda a: np.where(a == a[0], BLOCKS * BLOCK_SIZE, a),
+            "slots run from 0 to 48, outside 0 to 47",
+        ),
         ("slots", lambda a: np.where(a == a[0], -1, a), "slots run from -1"),
-        ("slots", lambda a: np.where(a == a[0], a[-1], a), "slots do not lie in the blocks of their own"),
+        (
+            "slots",
+            lambda a: np.where(a == a[0], a[-1], a),
+            "slots do not lie in the blocks of their own",
+        ),
         ("logit_rows", lambda a: [0, 11], "logit_rows run from 0 to 11, outside 0 to 10"),
         ("logit_rows", lambda a: [-1], "logit_rows run from -1"),
     ],
 )
-def test_each_kind_of_wrong_index_is_refused(name: str, change: Callable[[np.ndarray], Any], said: str) -> None:
+def test_each_kind_of_wrong_index_is_refused(
+    name: str, change: Callable[[np.ndarray], Any], said: str
+) -> None:
     wrong = changed(sound_batch(), name, change(getattr(sound_batch(), name)))
     with pytest.raises(ValueError, match=said):
         check(wrong)
@@ -112,7 +165,15 @@ def test_each_kind_of_wrong_index_is_refused(name: str, change: Callable[[np.nda
 
 def test_a_batch_of_nothing_is_refused() -> None:
     empty = np.zeros(0, dtype=np.int64)
-    nothing = ForwardBatch(empty, empty, np.zeros(1, dtype=np.int64), empty, np.zeros((0, 1), dtype=np.int64), empty, empty)
+    nothing = ForwardBatch(
+        empty,
+        empty,
+        np.zeros(1, dtype=np.int64),
+        empty,
+        np.zeros((0, 1), dtype=np.int64),
+        empty,
+        empty,
+    )
     with pytest.raises(ValueError, match="at least one sequence"):
         check(nothing)
 
@@ -122,7 +183,11 @@ def test_a_sequence_longer_than_the_model_is_refused() -> None:
         check(make_batch([range(MAX_POSITIONS + 1)], block_size=BLOCK_SIZE))
 
 
-@given(name=st.sampled_from(FIELDS), place=st.integers(0, 1000), value=st.one_of(st.integers(-3, 60), st.sampled_from([-(2**63), 2**63 - 1, 2**40])))
+@given(
+    name=st.sampled_from(FIELDS),
+    place=st.integers(0, 1000),
+    value=st.one_of(st.integers(-3, 60), st.sampled_from([-(2**63), 2**63 - 1, 2**40])),
+)
 def test_one_wrong_number_is_refused_or_harmless(name: str, place: int, value: int) -> None:
     array = getattr(sound_batch(), name).copy()
     array.flat[place % array.size] = value
@@ -137,7 +202,9 @@ def test_one_wrong_number_is_refused_or_harmless(name: str, place: int, value: i
 @given(name=st.sampled_from(FIELDS), data=st.data())
 def test_an_array_of_another_length_is_refused_or_harmless(name: str, data: st.DataObject) -> None:
     array = getattr(sound_batch(), name)
-    batch = changed(sound_batch(), name, array[data.draw(st.lists(st.integers(0, len(array) - 1), max_size=14))])
+    batch = changed(
+        sound_batch(), name, array[data.draw(st.lists(st.integers(0, len(array) - 1), max_size=14))]
+    )
     try:
         check(batch)
     except ValueError:

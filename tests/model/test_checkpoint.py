@@ -16,7 +16,14 @@ from nanovllm.errors import CheckpointError
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.weights import GPT2Weights
-from tests.support.checkpoints import tiny_config, tiny_tensors, with_dtype, write_checkpoint, write_json, write_safetensors
+from tests.support.checkpoints import (
+    tiny_config,
+    tiny_tensors,
+    with_dtype,
+    write_checkpoint,
+    write_json,
+    write_safetensors,
+)
 
 FORMS: dict[str, dict[str, Any]] = {
     "as transformers saves it": {},
@@ -44,8 +51,16 @@ def by_name(weights: GPT2Weights) -> dict[str, np.ndarray]:
         for name, norm in (("ln_1", layer.attention_norm), ("ln_2", layer.ffn_norm)):
             named |= {f"h.{index}.{name}.weight": norm.gain, f"h.{index}.{name}.bias": norm.bias}
         attention, ffn = layer.attention, layer.ffn
-        for name, linear in (("attn.c_attn", attention.qkv), ("attn.c_proj", attention.out), ("mlp.c_fc", ffn.up), ("mlp.c_proj", ffn.down)):
-            named |= {f"h.{index}.{name}.weight": linear.weight, f"h.{index}.{name}.bias": linear.bias}
+        for name, linear in (
+            ("attn.c_attn", attention.qkv),
+            ("attn.c_proj", attention.out),
+            ("mlp.c_fc", ffn.up),
+            ("mlp.c_proj", ffn.down),
+        ):
+            named |= {
+                f"h.{index}.{name}.weight": linear.weight,
+                f"h.{index}.{name}.bias": linear.bias,
+            }
     return named
 
 
@@ -56,7 +71,9 @@ def leaves(tree: object) -> Iterator[np.ndarray]:
     elif isinstance(tree, tuple):
         yield from itertools.chain.from_iterable(map(leaves, tree))
     elif is_dataclass(tree):
-        yield from itertools.chain.from_iterable(leaves(getattr(tree, field.name)) for field in fields(tree))
+        yield from itertools.chain.from_iterable(
+            leaves(getattr(tree, field.name)) for field in fields(tree)
+        )
 
 
 def expected_tensors(*, tied: bool = True, seed: int = 0) -> dict[str, np.ndarray]:
@@ -70,7 +87,9 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> 
     tensors = tiny_tensors(tiny_config())
     del tensors["lm_head.weight"]
     change(tensors)
-    write_safetensors(folder / "model.safetensors", {name: with_dtype(array) for name, array in tensors.items()})
+    write_safetensors(
+        folder / "model.safetensors", {name: with_dtype(array) for name, array in tensors.items()}
+    )
     return folder
 
 
@@ -103,8 +122,13 @@ def test_every_form_gives_the_same_weights(tmp_path: Path, form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("dtype", "rounded"), [("F16", lambda array: array.astype(np.float16).astype(np.float32)), ("BF16", to_bfloat16)])
-def test_smaller_types_are_widened_exactly(tmp_path: Path, form: str, dtype: str, rounded: Callable[[np.ndarray], np.ndarray]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "rounded"),
+    [("F16", lambda array: array.astype(np.float16).astype(np.float32)), ("BF16", to_bfloat16)],
+)
+def test_smaller_types_are_widened_exactly(
+    tmp_path: Path, form: str, dtype: str, rounded: Callable[[np.ndarray], np.ndarray]
+) -> None:
     loaded = by_name(load(write_checkpoint(tmp_path, **FORMS[form], dtype=dtype)))
     for name, array in expected_tensors(tied=FORMS[form].get("tied", True)).items():
         np.testing.assert_array_equal(loaded[name], rounded(array), err_msg=name, strict=True)
@@ -130,7 +154,9 @@ def test_float32_stays_in_the_mapped_file(tmp_path: Path, shards: int) -> None:
     assert not is_mapped(arrays[0].copy())
 
 
-def test_nothing_is_printed_where_nobody_watches(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_where_nobody_watches(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     load(write_checkpoint(tmp_path))
     assert capfd.readouterr() == ("", "")
 
@@ -157,7 +183,10 @@ def test_all_faults_are_listed_in_one_error(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("n_layer", "says"), [(3, "missing: h.2.attn.c_attn.weight"), (1, "left over: h.1.attn.c_attn.weight")])
+@pytest.mark.parametrize(
+    ("n_layer", "says"),
+    [(3, "missing: h.2.attn.c_attn.weight"), (1, "left over: h.1.attn.c_attn.weight")],
+)
 def test_another_number_of_layers(tmp_path: Path, n_layer: int, says: str) -> None:
     write_checkpoint(tmp_path)
     write_json(tmp_path / "config.json", tiny_config(n_layer=n_layer))
@@ -192,14 +221,22 @@ def test_a_stored_head_that_is_not_the_tied_one_is_not_dropped(tmp_path: Path) -
 
 def test_a_tensor_that_is_there_twice(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"wte\.weight is there twice"):
-        load(rewrite(tmp_path, lambda tensors: tensors.update({"transformer.wte.weight": tensors["wte.weight"]})))
+        load(
+            rewrite(
+                tmp_path,
+                lambda tensors: tensors.update({"transformer.wte.weight": tensors["wte.weight"]}),
+            )
+        )
 
 
 def test_a_tensor_that_is_in_two_shards(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=2)
     second = tmp_path / "model-00002-of-00002.safetensors"
     second.write_bytes((tmp_path / "model-00001-of-00002.safetensors").read_bytes())
-    with pytest.raises(CheckpointError, match=r"twice, in model-00001-of-00002\.safetensors and in model-00002-of-00002\.safetensors"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"twice, in model-00001-of-00002\.safetensors and in model-00002-of-00002\.safetensors",
+    ):
         load(tmp_path)
 
 
@@ -214,7 +251,12 @@ def test_a_truncated_file_is_named(tmp_path: Path, size: int, shards: int) -> No
 
 
 @pytest.mark.parametrize(
-    "content", [b"<html>Not found</html>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n", b"PK\x03\x04" + bytes(500)]
+    "content",
+    [
+        b"<html>Not found</html>",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n",
+        b"PK\x03\x04" + bytes(500),
+    ],
 )
 def test_a_file_that_is_not_safetensors_is_named(tmp_path: Path, content: bytes) -> None:
     (write_checkpoint(tmp_path) / "model.safetensors").write_bytes(content)
@@ -230,8 +272,13 @@ def test_bytes_after_the_last_tensor(tmp_path: Path) -> None:
 
 
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
-def test_a_flipped_bit_in_the_header_never_crashes(tmp_path_factory: pytest.TempPathFactory, place: float, bit: int) -> None:
-    path = write_checkpoint(tmp_path_factory.mktemp("flipped"), config={"n_layer": 1}) / "model.safetensors"
+def test_a_flipped_bit_in_the_header_never_crashes(
+    tmp_path_factory: pytest.TempPathFactory, place: float, bit: int
+) -> None:
+    path = (
+        write_checkpoint(tmp_path_factory.mktemp("flipped"), config={"n_layer": 1})
+        / "model.safetensors"
+    )
     content = bytearray(path.read_bytes())
     content[int(place * (8 + int.from_bytes(content[:8], "little")))] ^= 1 << bit
     path.write_bytes(content)
@@ -250,7 +297,10 @@ def test_a_flipped_bit_in_the_header_never_crashes(tmp_path_factory: pytest.Temp
         ({"weight_map": {}}, "weight_map"),
         ({"weight_map": ["model-00001-of-00002.safetensors"]}, "weight_map"),
         ({"weight_map": {"wte.weight": 1}}, "weight_map"),
-        ({"weight_map": {"wte.weight": "model-00009-of-00009.safetensors"}}, r"lacks 1 of the 1 files.*model-00009-of-00009\.safetensors"),
+        (
+            {"weight_map": {"wte.weight": "model-00009-of-00009.safetensors"}},
+            r"lacks 1 of the 1 files.*model-00009-of-00009\.safetensors",
+        ),
         ({"weight_map": {"wte.weight": ""}}, "lacks"),
         ({"weight_map": {"wte.weight": ".."}}, "lacks"),
         ({"weight_map": {"wte.weight": "config.json"}}, r"config\.json is damaged"),
@@ -262,7 +312,14 @@ def test_a_bad_index(tmp_path: Path, index: object, says: str) -> None:
         load(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../elsewhere/model.safetensors", "sub/../../elsewhere/model.safetensors", "..\\elsewhere\\model.safetensors"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../elsewhere/model.safetensors",
+        "sub/../../elsewhere/model.safetensors",
+        "..\\elsewhere\\model.safetensors",
+    ],
+)
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path, name: str) -> None:
     write_checkpoint(tmp_path / "elsewhere")
     folder = write_checkpoint(tmp_path / "model", shards=2)
@@ -287,5 +344,7 @@ def test_a_folder_with_a_pickle_only(tmp_path: Path) -> None:
 
 def test_a_folder_without_weights(tmp_path: Path) -> None:
     (write_checkpoint(tmp_path) / "model.safetensors").unlink()
-    with pytest.raises(CheckpointError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"):
+    with pytest.raises(
+        CheckpointError, match=r"neither model\.safetensors nor model\.safetensors\.index\.json"
+    ):
         load(tmp_path)

@@ -26,7 +26,9 @@ PUBLISHED_GPT2 = {
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
@@ -46,15 +48,31 @@ def test_the_published_config() -> None:
         vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072, epsilon=1e-5, activation="gelu_new",
         bos_token_id=50256, eos_token_ids=(50256,),
     )  # fmt: skip
-    assert (config.head_dim, config.tied_head, config.scale_attn_weights, config.scale_attn_by_inverse_layer_idx) == (64, True, True, False)
+    assert (
+        config.head_dim,
+        config.tied_head,
+        config.scale_attn_weights,
+        config.scale_attn_by_inverse_layer_idx,
+    ) == (64, True, True, False)
 
 
 @pytest.mark.parametrize(
     ("n_embd", "n_layer", "n_head", "parameters"),
-    [(768, 12, 12, 124_439_808), (1024, 24, 16, 354_823_168), (1280, 36, 20, 774_030_080), (1600, 48, 25, 1_557_611_200), (768, 6, 12, 81_912_576)],
+    [
+        (768, 12, 12, 124_439_808),
+        (1024, 24, 16, 354_823_168),
+        (1280, 36, 20, 774_030_080),
+        (1600, 48, 25, 1_557_611_200),
+        (768, 6, 12, 81_912_576),
+    ],
 )
 def test_the_published_sizes(n_embd: int, n_layer: int, n_head: int, parameters: int) -> None:
-    assert GPT2Config.from_dict({**PUBLISHED_GPT2, "n_embd": n_embd, "n_layer": n_layer, "n_head": n_head}).parameters == parameters
+    assert (
+        GPT2Config.from_dict(
+            {**PUBLISHED_GPT2, "n_embd": n_embd, "n_layer": n_layer, "n_head": n_head}
+        ).parameters
+        == parameters
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -69,17 +87,45 @@ def test_parameters_are_the_numbers_in_the_file(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("weights", "by_layer", "expected"),
-    [(True, False, [0.25, 0.25, 0.25]), (False, False, [1, 1, 1]), (True, True, [0.25, 0.125, 0.25 / 3]), (False, True, [1, 0.5, 1 / 3])],
+    [
+        (True, False, [0.25, 0.25, 0.25]),
+        (False, False, [1, 1, 1]),
+        (True, True, [0.25, 0.125, 0.25 / 3]),
+        (False, True, [1, 0.5, 1 / 3]),
+    ],
 )
 def test_attention_scale(*, weights: bool, by_layer: bool, expected: list[float]) -> None:
-    config = GPT2Config.from_dict(tiny_config(n_embd=64, n_layer=3, scale_attn_weights=weights, scale_attn_by_inverse_layer_idx=by_layer))
-    assert [config.attention_scale(layer) for layer in range(3)] == pytest.approx(expected, rel=1e-15)
+    config = GPT2Config.from_dict(
+        tiny_config(
+            n_embd=64,
+            n_layer=3,
+            scale_attn_weights=weights,
+            scale_attn_by_inverse_layer_idx=by_layer,
+        )
+    )
+    assert [config.attention_scale(layer) for layer in range(3)] == pytest.approx(
+        expected, rel=1e-15
+    )
 
 
 def test_what_may_be_left_out() -> None:
-    optional = ["n_inner", "activation_function", "layer_norm_epsilon", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "eos_token_id"]
-    config = GPT2Config.from_dict({key: value for key, value in tiny_config().items() if key not in optional})
-    assert (config.d_ff, config.activation, config.epsilon, config.eos_token_ids) == (128, "gelu_new", 1e-5, ())
+    optional = [
+        "n_inner",
+        "activation_function",
+        "layer_norm_epsilon",
+        "scale_attn_weights",
+        "scale_attn_by_inverse_layer_idx",
+        "eos_token_id",
+    ]
+    config = GPT2Config.from_dict(
+        {key: value for key, value in tiny_config().items() if key not in optional}
+    )
+    assert (config.d_ff, config.activation, config.epsilon, config.eos_token_ids) == (
+        128,
+        "gelu_new",
+        1e-5,
+        (),
+    )
     assert config.attention_scale(1) == pytest.approx(8**-0.5)
     assert GPT2Config.from_dict(tiny_config(n_positions=..., n_ctx=77)).max_positions == 77
     assert GPT2Config.from_dict(tiny_config(n_inner=50)).d_ff == 50
@@ -88,7 +134,10 @@ def test_what_may_be_left_out() -> None:
 @pytest.mark.parametrize(
     ("raw", "name"),
     [
-        ({"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64}, "llama"),
+        (
+            {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 64},
+            "llama",
+        ),
         ({"model_type": "gpt_neo", "architectures": ["GPTNeoForCausalLM"]}, "GPTNeoForCausalLM"),
         (tiny_config(model_type="gptj"), "gptj"),
         (tiny_config(model_type=...), "nameless"),
@@ -140,8 +189,22 @@ def test_more_layers_than_any_model_has_are_refused() -> None:
 
 def test_everything_wrong_is_listed_at_once() -> None:
     with pytest.raises(CheckpointError) as caught:
-        GPT2Config.from_dict(tiny_config(n_layer=0, vocab_size="many", activation_function="sine", layer_norm_epsilon=-1, scale_attn_weights=3))
-    for part in ("layers is 0", "vocab is 'many'", "'sine'", "epsilon is -1", "scale_attn_weights is 3"):
+        GPT2Config.from_dict(
+            tiny_config(
+                n_layer=0,
+                vocab_size="many",
+                activation_function="sine",
+                layer_norm_epsilon=-1,
+                scale_attn_weights=3,
+            )
+        )
+    for part in (
+        "layers is 0",
+        "vocab is 'many'",
+        "'sine'",
+        "epsilon is -1",
+        "scale_attn_weights is 3",
+    ):
         assert part in str(caught.value)
 
 
@@ -166,7 +229,18 @@ def test_end_of_text_ids_of_the_generation_config_are_added(tmp_path: Path) -> N
     assert GPT2Config.load(tmp_path).eos_token_ids == (3, 5, 7)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe{}", b'{"n_embd": ' + b"9" * 5000 + b"}", b'{"a":' * 100_000])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe{}",
+        b'{"n_embd": ' + b"9" * 5000 + b"}",
+        b'{"a":' * 100_000,
+    ],
+)
 @pytest.mark.parametrize("name", ["config.json", "generation_config.json"])
 def test_a_broken_file_is_named(tmp_path: Path, name: str, content: bytes) -> None:
     write_json(tmp_path / "config.json", tiny_config())
@@ -183,4 +257,6 @@ def test_a_folder_without_config_is_named(tmp_path: Path) -> None:
 
 
 def test_a_config_survives_json() -> None:
-    assert GPT2Config.from_dict(json.loads(json.dumps(PUBLISHED_GPT2))) == GPT2Config.from_dict(PUBLISHED_GPT2)
+    assert GPT2Config.from_dict(json.loads(json.dumps(PUBLISHED_GPT2))) == GPT2Config.from_dict(
+        PUBLISHED_GPT2
+    )

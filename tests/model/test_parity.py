@@ -15,7 +15,14 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.backend import Backend
 from nanovllm.model.numba_backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
-from tests.reference.cases import CASES, GREEDY_PROMPT, GREEDY_TOKENS, TOP_EVERY, options_of, prompts_of
+from tests.reference.cases import (
+    CASES,
+    GREEDY_PROMPT,
+    GREEDY_TOKENS,
+    TOP_EVERY,
+    options_of,
+    prompts_of,
+)
 from tests.support.batches import make_batch
 from tests.support.checkpoints import hash_folder, write_checkpoint, write_json
 
@@ -26,7 +33,12 @@ BLOCK_SIZE = 32
 BLOCKS = 40
 Recorded = dict[str, dict[str, np.ndarray]]
 
-SAME_AS_DEFAULT = {"activation-gelu_new", "activation-gelu_fast", "activation-gelu_pytorch_tanh", "activation-gelu_accurate"}
+SAME_AS_DEFAULT = {
+    "activation-gelu_new",
+    "activation-gelu_fast",
+    "activation-gelu_pytorch_tanh",
+    "activation-gelu_accurate",
+}
 """Names of the same function as the default; the file's own are not settings."""
 
 
@@ -53,7 +65,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 def load(folder: Path, *, kind: str = "fast") -> Backend:
     """The folder's network with a cache full of NaN, so that reading what was never written shows."""
-    backend: Backend = NumbaBackend.load(folder) if kind == "compiled" else NumpyBackend.load(folder, batch_invariant=kind == "batch-invariant")
+    backend: Backend = (
+        NumbaBackend.load(folder)
+        if kind == "compiled"
+        else NumpyBackend.load(folder, batch_invariant=kind == "batch-invariant")
+    )
     backend.allocate_cache(BLOCKS, BLOCK_SIZE)
     backend.fill_blocks(list(range(BLOCKS)), float("nan"))
     return backend
@@ -95,7 +111,9 @@ def test_the_recorded_cases_are_the_cases(header: dict[str, Any], recorded: Reco
 
 
 def test_every_known_activation_is_recorded() -> None:
-    assert {name.removeprefix("activation-") for name in CASES if name.startswith("activation-")} == set(ACTIVATIONS)
+    assert {
+        name.removeprefix("activation-") for name in CASES if name.startswith("activation-")
+    } == set(ACTIVATIONS)
 
 
 def test_the_recorded_models_are_lively(header: dict[str, Any]) -> None:
@@ -105,33 +123,55 @@ def test_the_recorded_models_are_lively(header: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_checkpoint_is_the_recorded_one(tmp_path: Path, header: dict[str, Any], name: str) -> None:
-    assert hash_folder(write_checkpoint(tmp_path, **options_of(name))) == header["cases"][name]["sha256"], "record the values again"
+def test_the_checkpoint_is_the_recorded_one(
+    tmp_path: Path, header: dict[str, Any], name: str
+) -> None:
+    assert (
+        hash_folder(write_checkpoint(tmp_path, **options_of(name)))
+        == header["cases"][name]["sha256"]
+    ), "record the values again"
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_logprobs_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, kind: str) -> None:
+def test_logprobs_equal_the_recorded(
+    tmp_path: Path, recorded: Recorded, name: str, kind: str
+) -> None:
     backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompts = prompts_of(backend.config.vocab, backend.config.max_positions)
     ours = [our_logprobs(backend, [prompt], all_rows=True) for prompt in prompts]
     last = np.stack([values[-1] for values in ours])
-    targets = np.concatenate([values[np.arange(len(values) - 1), prompt[1:]] for values, prompt in zip(ours, prompts, strict=True)])
-    top = np.take_along_axis(np.concatenate([values[::TOP_EVERY] for values in ours]), recorded[name]["top_ids"].astype(np.int64), axis=1)
+    targets = np.concatenate(
+        [
+            values[np.arange(len(values) - 1), prompt[1:]]
+            for values, prompt in zip(ours, prompts, strict=True)
+        ]
+    )
+    top = np.take_along_axis(
+        np.concatenate([values[::TOP_EVERY] for values in ours]),
+        recorded[name]["top_ids"].astype(np.int64),
+        axis=1,
+    )
     np.testing.assert_allclose(last, recorded[name]["last"], rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(targets, recorded[name]["targets"], rtol=0, atol=TOLERANCE)
     np.testing.assert_allclose(top, recorded[name]["top_logprobs"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_prompts_in_one_batch_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, kind: str) -> None:
+def test_prompts_in_one_batch_equal_the_recorded(
+    tmp_path: Path, recorded: Recorded, name: str, kind: str
+) -> None:
     backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompts = prompts_of(backend.config.vocab, backend.config.max_positions)
-    ours = our_logprobs(backend, prompts, block_tables=scattered_tables([len(prompt) for prompt in prompts]))
+    ours = our_logprobs(
+        backend, prompts, block_tables=scattered_tables([len(prompt) for prompt in prompts])
+    )
     np.testing.assert_allclose(ours, recorded[name]["last"], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_greedy_tokens_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, kind: str) -> None:
+def test_greedy_tokens_equal_the_recorded(
+    tmp_path: Path, recorded: Recorded, name: str, kind: str
+) -> None:
     backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompt = prompts_of(backend.config.vocab)[GREEDY_PROMPT]
     ours = list(greedy(backend, prompt, GREEDY_TOKENS))
@@ -142,32 +182,50 @@ def test_greedy_tokens_equal_the_recorded(tmp_path: Path, recorded: Recorded, na
 
 @pytest.mark.parametrize("name", ["plain", "head_dim-5", "scores-unscaled-by-layer", "outliers"])
 @pytest.mark.parametrize("chunk", [1, 7, 32])
-def test_prompts_in_chunks_equal_the_recorded(tmp_path: Path, recorded: Recorded, name: str, chunk: int, kind: str) -> None:
+def test_prompts_in_chunks_equal_the_recorded(
+    tmp_path: Path, recorded: Recorded, name: str, chunk: int, kind: str
+) -> None:
     backend = load(write_checkpoint(tmp_path, **options_of(name)), kind=kind)
     prompt = prompts_of(backend.config.vocab)[-1]
     table = scattered_tables([len(prompt)])
     for start in range(0, len(prompt), chunk):
-        ours = our_logprobs(backend, [prompt[: start + chunk]], computed=[start], block_tables=table)
+        ours = our_logprobs(
+            backend, [prompt[: start + chunk]], computed=[start], block_tables=table
+        )
     np.testing.assert_allclose(ours[0], recorded[name]["last"][-1], rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if "config" in case and name not in SAME_AS_DEFAULT])
+@pytest.mark.parametrize(
+    "name",
+    [name for name, case in CASES.items() if "config" in case and name not in SAME_AS_DEFAULT],
+)
 def test_each_setting_changes_the_values(tmp_path: Path, name: str) -> None:
     """Otherwise its case would pass with the setting ignored."""
-    default = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+    default = {
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False,
+    }
     folder = write_checkpoint(tmp_path, **options_of(name))
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     for setting in [setting for setting in CASES[name]["config"] if setting in default]:
         prompt = prompts_of(config["vocab_size"])[-1]
         right = our_logprobs(load(folder), [prompt], all_rows=True)
         write_json(folder / "config.json", {**config, setting: default[setting]})
-        assert np.abs(our_logprobs(load(folder), [prompt], all_rows=True) - right).max() > 10 * TOLERANCE, setting
+        assert (
+            np.abs(our_logprobs(load(folder), [prompt], all_rows=True) - right).max()
+            > 10 * TOLERANCE
+        ), setting
         write_json(folder / "config.json", config)
 
 
 @pytest.fixture(scope="module")
 def record() -> Any:
-    return pytest.importorskip("tests.reference.record", reason="needs torch and transformers; without them only the recorded values are compared")
+    return pytest.importorskip(
+        "tests.reference.record",
+        reason="needs torch and transformers; without them only the recorded values are compared",
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -178,9 +236,18 @@ def test_values_equal_those_computed_live(tmp_path: Path, record: Any, name: str
     prompts = prompts_of(backend.config.vocab, backend.config.max_positions)
     expected = [record.reference_logprobs(reference, prompt) for prompt in prompts]
     for prompt, logprobs in zip(prompts, expected, strict=True):
-        np.testing.assert_allclose(our_logprobs(backend, [prompt], all_rows=True), logprobs, rtol=0, atol=TOLERANCE)
-    together = our_logprobs(backend, prompts, block_tables=scattered_tables([len(prompt) for prompt in prompts]), all_rows=True)
+        np.testing.assert_allclose(
+            our_logprobs(backend, [prompt], all_rows=True), logprobs, rtol=0, atol=TOLERANCE
+        )
+    together = our_logprobs(
+        backend,
+        prompts,
+        block_tables=scattered_tables([len(prompt) for prompt in prompts]),
+        all_rows=True,
+    )
     np.testing.assert_allclose(together, np.concatenate(expected), rtol=0, atol=TOLERANCE)
     ids, gaps = record.reference_greedy(reference, prompts[GREEDY_PROMPT], GREEDY_TOKENS)
     clear = clear_steps(gaps)
-    assert list(greedy(backend, prompts[GREEDY_PROMPT], GREEDY_TOKENS))[:clear] == ids[:clear].tolist()
+    assert (
+        list(greedy(backend, prompts[GREEDY_PROMPT], GREEDY_TOKENS))[:clear] == ids[:clear].tolist()
+    )

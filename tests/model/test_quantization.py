@@ -35,7 +35,13 @@ from tests.reference.cases import CASES, options_of, prompts_of
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
 from tests.support.planting import plant_channels, plant_residual
-from tests.support.quantized import QuantizedWeights, q8_0_product, quantise, quantised_forward, quantised_linear
+from tests.support.quantized import (
+    QuantizedWeights,
+    q8_0_product,
+    quantise,
+    quantised_forward,
+    quantised_linear,
+)
 
 BUNDLED = Path(__file__).parents[2] / "nanovllm" / "bundled" / "tiny-books"
 TEXT = Path(__file__).parents[1] / "data" / "held_out" / "peter-rabbit.txt"
@@ -58,23 +64,41 @@ def weights(config: GPT2Config) -> GPT2Weights:
 @pytest.fixture(scope="module")
 def windows() -> np.ndarray:
     """The held-out text as token ids [windows, tokens], the first of them begun by the end-of-text token."""
-    ids = [0, *Tokenizer.from_file(str(BUNDLED / "tokenizer.json")).encode(TEXT.read_text(encoding="utf-8")).ids]
+    ids = [
+        0,
+        *Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
+        .encode(TEXT.read_text(encoding="utf-8"))
+        .ids,
+    ]
     length = len(ids) // WINDOWS
     return np.array(ids[: WINDOWS * length], dtype=np.int64).reshape(WINDOWS, length)
 
 
-def logprobs_of(config: GPT2Config, weights: GPT2Weights | QuantizedWeights, windows: np.ndarray, arithmetic: Arithmetic = FAST) -> np.ndarray:
+def logprobs_of(
+    config: GPT2Config,
+    weights: GPT2Weights | QuantizedWeights,
+    windows: np.ndarray,
+    arithmetic: Arithmetic = FAST,
+) -> np.ndarray:
     """Log-probabilities [windows, tokens, vocab] in float64."""
     batch = make_batch(list(windows), block_size=BLOCK_SIZE, all_rows=True)
     blocks = int(batch.block_tables.max()) + 1
-    cache = KVCache.allocate(layers=config.layers, blocks=blocks, block_size=BLOCK_SIZE, heads=config.heads, head_dim=config.head_dim)
+    cache = KVCache.allocate(
+        layers=config.layers,
+        blocks=blocks,
+        block_size=BLOCK_SIZE,
+        heads=config.heads,
+        head_dim=config.head_dim,
+    )
     if isinstance(weights, QuantizedWeights):
         scores = quantised_linear(quantised_forward(config, weights, batch, cache), weights.head)
     else:
         scores = logits(weights, forward(config, weights, batch, cache, arithmetic), arithmetic)
     assert scores.dtype == np.float32
     shifted = scores.astype(np.float64) - scores.max(axis=1, keepdims=True)
-    logprobs: np.ndarray = (shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))).reshape(*windows.shape, -1)
+    logprobs: np.ndarray = (shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))).reshape(
+        *windows.shape, -1
+    )
     return logprobs
 
 
@@ -91,18 +115,30 @@ def arrays_of(value: Any) -> list[np.ndarray]:
     """Every array in a tree of dataclasses, in order."""
     if is_dataclass(value):
         return [array for field in fields(value) for array in arrays_of(getattr(value, field.name))]
-    return [array for item in value for array in arrays_of(item)] if isinstance(value, tuple) else [value]
+    return (
+        [array for item in value for array in arrays_of(item)]
+        if isinstance(value, tuple)
+        else [value]
+    )
 
 
 def random_product(seed: int, rows: int, d_in: int, d_out: int) -> tuple[np.ndarray, Linear]:
     """Inputs and weights whose channels and columns have very different sizes."""
     random = np.random.default_rng(seed)
     inputs = random.normal(0, 1, (rows, d_in)) * np.exp(random.normal(0, 1, d_in))
-    weight = random.normal(0, 1, (d_in, d_out)) * np.exp(random.normal(0, 1, (d_in, 1))) * np.exp(random.normal(0, 1, d_out))
-    return inputs.astype(np.float32), Linear(weight.astype(np.float32), random.normal(0, 1, d_out).astype(np.float32))
+    weight = (
+        random.normal(0, 1, (d_in, d_out))
+        * np.exp(random.normal(0, 1, (d_in, 1)))
+        * np.exp(random.normal(0, 1, d_out))
+    )
+    return inputs.astype(np.float32), Linear(
+        weight.astype(np.float32), random.normal(0, 1, d_out).astype(np.float32)
+    )
 
 
-def rounded_product(inputs: np.ndarray, linear: Linear, peaks: np.ndarray) -> tuple[np.ndarray, QuantizedLinear, np.ndarray]:
+def rounded_product(
+    inputs: np.ndarray, linear: Linear, peaks: np.ndarray
+) -> tuple[np.ndarray, QuantizedLinear, np.ndarray]:
     """The output of a product in int8, the product, and the inputs as it takes them."""
     multipliers = row_lengths(linear.weight)
     quantized = quantise_linear(linear.weight, linear.bias, multipliers, peaks)
@@ -114,14 +150,18 @@ def rounded_product(inputs: np.ndarray, linear: Linear, peaks: np.ndarray) -> tu
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 20), d_in=SIZES, d_out=SIZES)
-def test_a_product_errs_by_no_more_than_its_codes_allow(seed: int, rows: int, d_in: int, d_out: int) -> None:
+def test_a_product_errs_by_no_more_than_its_codes_allow(
+    seed: int, rows: int, d_in: int, d_out: int
+) -> None:
     inputs, linear = random_product(seed, rows, d_in, d_out)
     found, quantized, scaled = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
     weight = np.abs(quantized.codes * quantized.column_scales)
     inliers = scaled.copy()
     inliers[:, quantized.outliers] = 0
     extent = np.maximum(inliers.max(axis=1), 0) - np.minimum(inliers.min(axis=1), 0)
-    row_error = extent[:, None] / 255 * weight.sum(axis=0)  # half a code by rounding, half where the last code is full
+    row_error = (
+        extent[:, None] / 255 * weight.sum(axis=0)
+    )  # half a code by rounding, half where the last code is full
     weight_error = np.abs(inliers).sum(axis=1)[:, None] * quantized.column_scales / 2
     exact = inputs.astype(np.float64) @ linear.weight + linear.bias
     rounding = 1e-5 * (np.abs(inputs) @ np.abs(linear.weight) + np.abs(linear.bias))
@@ -136,17 +176,28 @@ def test_every_scale_is_used_to_the_full(seed: int, rows: int, d_in: int, d_out:
     np.testing.assert_array_equal(np.abs(quantized.codes.astype(np.int64)).max(axis=0), 127)
 
 
-@given(seed=st.integers(0, 1000), d_in=st.integers(4, 60), d_out=SIZES, exponents=st.lists(st.integers(-6, 6), min_size=1, max_size=60))
-def test_scaled_outputs_have_the_same_codes(seed: int, d_in: int, d_out: int, exponents: list[int]) -> None:
+@given(
+    seed=st.integers(0, 1000),
+    d_in=st.integers(4, 60),
+    d_out=SIZES,
+    exponents=st.lists(st.integers(-6, 6), min_size=1, max_size=60),
+)
+def test_scaled_outputs_have_the_same_codes(
+    seed: int, d_in: int, d_out: int, exponents: list[int]
+) -> None:
     """Powers of two, so that nothing is rounded differently."""
     inputs, linear = random_product(seed, 3, d_in, d_out)
     factors = np.exp2(np.resize(exponents, d_out)).astype(np.float32)
     peaks = np.abs(inputs).max(axis=0)
     found, quantized, _ = rounded_product(inputs, linear, peaks)
-    scaled, larger, _ = rounded_product(inputs, Linear(linear.weight * factors, linear.bias * factors), peaks)
+    scaled, larger, _ = rounded_product(
+        inputs, Linear(linear.weight * factors, linear.bias * factors), peaks
+    )
     np.testing.assert_array_equal(larger.codes, quantized.codes)
     np.testing.assert_array_equal(scaled, found * factors)
-    for ours, theirs in zip(arrays_of(scale_columns(quantized, factors)), arrays_of(larger), strict=True):
+    for ours, theirs in zip(
+        arrays_of(scale_columns(quantized, factors)), arrays_of(larger), strict=True
+    ):
         np.testing.assert_array_equal(ours, theirs)
 
 
@@ -157,7 +208,9 @@ def test_a_scaled_channel_costs_nothing() -> None:
     factors = np.ones(256, dtype=np.float32)
     factors[[3, 70, 200]] = 1000
     larger = inputs * factors
-    scaled, quantized, _ = rounded_product(larger, Linear(linear.weight / factors[:, None], linear.bias), np.abs(larger).max(axis=0))
+    scaled, quantized, _ = rounded_product(
+        larger, Linear(linear.weight / factors[:, None], linear.bias), np.abs(larger).max(axis=0)
+    )
     assert not np.isin([3, 70, 200], quantized.outliers).any()
     assert np.square(scaled - exact).mean() < 1.1 * np.square(found - exact).mean()
 
@@ -172,8 +225,12 @@ def test_outliers_are_exact_and_leave_the_others_their_codes() -> None:
     others = inputs.copy()
     others[:, quantized.outliers] = 0
     alone, _, _ = rounded_product(others, linear, peaks)
-    of_outliers = inputs[:, quantized.outliers].astype(np.float64) @ linear.weight[quantized.outliers]
-    np.testing.assert_allclose(found, alone + of_outliers, rtol=1e-5, atol=1e-5 * np.abs(of_outliers).max())
+    of_outliers = (
+        inputs[:, quantized.outliers].astype(np.float64) @ linear.weight[quantized.outliers]
+    )
+    np.testing.assert_allclose(
+        found, alone + of_outliers, rtol=1e-5, atol=1e-5 * np.abs(of_outliers).max()
+    )
 
 
 def test_zeros_stay_zeros() -> None:
@@ -185,7 +242,9 @@ def test_zeros_stay_zeros() -> None:
     np.testing.assert_array_equal(found[[0, 5]], np.broadcast_to(linear.bias, (2, 30)))
     np.testing.assert_array_equal(found[:, [0, 29]], np.broadcast_to(linear.bias[[0, 29]], (8, 2)))
     assert all(np.isfinite(array).all() for array in arrays_of(quantized))
-    nothing, _, _ = rounded_product(inputs, Linear(np.zeros_like(linear.weight), linear.bias), np.zeros(40, dtype=np.float32))
+    nothing, _, _ = rounded_product(
+        inputs, Linear(np.zeros_like(linear.weight), linear.bias), np.zeros(40, dtype=np.float32)
+    )
     np.testing.assert_array_equal(nothing, np.broadcast_to(linear.bias, (8, 30)))
 
 
@@ -205,7 +264,9 @@ def test_the_head_keeps_the_order_of_the_embedding() -> None:
     ones = np.ones(16, dtype=np.float32)
     quantized = quantise_linear(embedding.T, np.zeros(50, dtype=np.float32), ones, ones)
     assert quantized.codes.T.flags.c_contiguous
-    same = quantise_linear(np.ascontiguousarray(embedding.T), np.zeros(50, dtype=np.float32), ones, ones)
+    same = quantise_linear(
+        np.ascontiguousarray(embedding.T), np.zeros(50, dtype=np.float32), ones, ones
+    )
     np.testing.assert_array_equal(quantized.codes, same.codes)
 
 
@@ -231,7 +292,12 @@ def test_sums_that_an_int32_may_not_hold_are_refused() -> None:
 def test_channels_that_are_alike_have_no_outliers() -> None:
     assert choose_outliers(np.ones(256, dtype=np.float32)).size == 0
     assert choose_outliers(np.zeros(256, dtype=np.float32)).size == 0
-    assert choose_outliers(np.abs(np.random.default_rng(0).normal(0, 1, (256, 768))).max(axis=0).astype(np.float32)).size == 0
+    assert (
+        choose_outliers(
+            np.abs(np.random.default_rng(0).normal(0, 1, (256, 768))).max(axis=0).astype(np.float32)
+        ).size
+        == 0
+    )
 
 
 def test_the_largest_channels_are_outliers_in_ascending_order() -> None:
@@ -260,9 +326,16 @@ def test_perplexity_stays(config: GPT2Config, weights: GPT2Weights, windows: np.
     assert divergence(exact, rounded) < 3e-4
 
 
-@pytest.mark.parametrize(("factor", "count", "seed"), [(30, 1, 0), (30, 4, 1), (30, 8, 2), (100, 1, 3)])
+@pytest.mark.parametrize(
+    ("factor", "count", "seed"), [(30, 1, 0), (30, 4, 1), (30, 8, 2), (100, 1, 3)]
+)
 def test_planted_channels_diverge_less_than_in_q8_0(
-    config: GPT2Config, weights: GPT2Weights, windows: np.ndarray, factor: float, count: int, seed: int
+    config: GPT2Config,
+    weights: GPT2Weights,
+    windows: np.ndarray,
+    factor: float,
+    count: int,
+    seed: int,
 ) -> None:
     planted = plant_channels(config, weights, factor=factor, count=count, seed=seed)
     exact = logprobs_of(config, planted, windows)
@@ -272,7 +345,9 @@ def test_planted_channels_diverge_less_than_in_q8_0(
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "linear"])
-def test_planted_channels_that_keep_the_function_cost_nothing(config: GPT2Config, weights: GPT2Weights, windows: np.ndarray, activation: str) -> None:
+def test_planted_channels_that_keep_the_function_cost_nothing(
+    config: GPT2Config, weights: GPT2Weights, windows: np.ndarray, activation: str
+) -> None:
     other = replace(config, activation=activation)
     planted = plant_channels(other, weights, factor=30, count=4)
     exact = logprobs_of(other, weights, windows)
@@ -303,7 +378,9 @@ def test_any_checkpoint_can_be_rounded(tmp_path: Path, name: str) -> None:
     assert 0 < ours < 3 * theirs
 
 
-def test_rounding_repeats_and_leaves_the_weights_alone(config: GPT2Config, weights: GPT2Weights) -> None:
+def test_rounding_repeats_and_leaves_the_weights_alone(
+    config: GPT2Config, weights: GPT2Weights
+) -> None:
     before = [array.copy() for array in arrays_of(weights)]
     first, second = (arrays_of(quantise(config, weights)) for _ in range(2))
     for ours, again in zip(first, second, strict=True):
@@ -317,6 +394,10 @@ def test_calibration_measures_every_product(config: GPT2Config, weights: GPT2Wei
     assert len(calibration.layers) == config.layers
     for layer, peaks in zip(weights.layers, calibration.layers, strict=True):
         sizes = [layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down]
-        assert [len(values) for values in arrays_of(peaks)] == [len(linear.weight) for linear in sizes]
+        assert [len(values) for values in arrays_of(peaks)] == [
+            len(linear.weight) for linear in sizes
+        ]
         assert all((values > 0).all() for values in arrays_of(peaks))
-    assert quantise_layer(weights.layers[0], calibration.layers[0]).down_multipliers.shape == (config.d_ff,)
+    assert quantise_layer(weights.layers[0], calibration.layers[0]).down_multipliers.shape == (
+        config.d_ff,
+    )

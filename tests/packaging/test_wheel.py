@@ -34,12 +34,23 @@ STOP_TIMEOUT_S = 30.0
 pytestmark = pytest.mark.network
 
 
-def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300.0) -> str:
+def run(
+    *command: str | Path, cwd: Path, env: dict[str, str] | None = None, timeout_s: float = 300.0
+) -> str:
     """Standard output of a command that must succeed."""
     done = subprocess.run(
-        [str(part) for part in command], cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+        [str(part) for part in command],
+        cwd=cwd,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )
-    assert done.returncode == 0, f"{' '.join(map(str, command))} gave {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    assert done.returncode == 0, (
+        f"{' '.join(map(str, command))} gave {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+    )
     return done.stdout
 
 
@@ -47,8 +58,24 @@ def run(*command: str | Path, cwd: Path, env: dict[str, str] | None = None, time
 def index(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Skip where the package index cannot be reached; in continuous integration that is a failure further on."""
     folder = tmp_path_factory.mktemp("index")
-    probe = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--retries", "0", "--timeout", "20", "--dest", str(folder), "hatchling"]
-    done = subprocess.run(probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False)
+    probe = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--no-deps",
+        "--retries",
+        "0",
+        "--timeout",
+        "20",
+        "--dest",
+        str(folder),
+        "hatchling",
+    ]
+    done = subprocess.run(
+        probe, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+    )
     if done.returncode != 0 and not os.environ.get("CI"):
         pytest.skip(f"the package index cannot be reached: {' '.join(done.stderr.split())[-200:]}")
 
@@ -73,7 +100,18 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
-    run(sys.executable, "-m", "pip", "--python", programs / "python", "install", "--quiet", "--disable-pip-version-check", wheel, cwd=folder)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        programs / "python",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        wheel,
+        cwd=folder,
+    )
     return programs
 
 
@@ -95,13 +133,24 @@ def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def env(tmp_path_factory: pytest.TempPathFactory, machine_code: Path) -> dict[str, str]:
     """Without the repository on the path and without a hub: the bundled model needs neither."""
     kept = {
-        name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"} and not name.startswith("HF_")
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"} and not name.startswith("HF_")
     }
-    return {**kept, "HF_HOME": str(tmp_path_factory.mktemp("hub")), "HF_HUB_OFFLINE": "1", "NANOVLLM_CACHE_DIR": str(machine_code)}
+    return {
+        **kept,
+        "HF_HOME": str(tmp_path_factory.mktemp("hub")),
+        "HF_HUB_OFFLINE": "1",
+        "NANOVLLM_CACHE_DIR": str(machine_code),
+    }
 
 
 def rooms_in(names: list[str], package: str) -> set[str]:
-    return {PurePosixPath(name).relative_to(package).parts[0] for name in names if PurePosixPath(name).is_relative_to(package)}
+    return {
+        PurePosixPath(name).relative_to(package).parts[0]
+        for name in names
+        if PurePosixPath(name).is_relative_to(package)
+    }
 
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
@@ -117,12 +166,24 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
 
 def test_wheel_says_what_it_is(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        metadata = HeaderParser().parsestr(archive.read(f"nanovllm-{nanovllm.__version__}.dist-info/METADATA").decode())
-        entry_points = archive.read(f"nanovllm-{nanovllm.__version__}.dist-info/entry_points.txt").decode()
-    assert (metadata["Name"], metadata["Version"], metadata["Requires-Python"]) == ("nanovllm", nanovllm.__version__, ">=3.10")
+        metadata = HeaderParser().parsestr(
+            archive.read(f"nanovllm-{nanovllm.__version__}.dist-info/METADATA").decode()
+        )
+        entry_points = archive.read(
+            f"nanovllm-{nanovllm.__version__}.dist-info/entry_points.txt"
+        ).decode()
+    assert (metadata["Name"], metadata["Version"], metadata["Requires-Python"]) == (
+        "nanovllm",
+        nanovllm.__version__,
+        ">=3.10",
+    )
     assert metadata["License-Expression"] == "MIT"
     assert "nanovllm = nanovllm.cli.main:main" in entry_points
-    needed = {re.split(r"[^A-Za-z0-9-]", line)[0] for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line}
+    needed = {
+        re.split(r"[^A-Za-z0-9-]", line)[0]
+        for line in metadata.get_all("Requires-Dist", [])
+        if "extra ==" not in line
+    }
     assert not needed & {"torch", "transformers", "pytest", "ruff", "mypy"}
 
 
@@ -134,31 +195,58 @@ def test_source_archive_holds_each_file_once(dist: Path) -> None:
     names = [member.name for member in members]
     top = f"nanovllm-{nanovllm.__version__}"
     assert rooms_in(names, f"{top}/nanovllm") >= {*ROOMS, "py.typed"}
-    assert {f"{top}/{name}" for name in ("tests/conftest.py", "Makefile", "LICENSE", "README.md", "pyproject.toml")} <= set(names)
+    assert {
+        f"{top}/{name}"
+        for name in ("tests/conftest.py", "Makefile", "LICENSE", "README.md", "pyproject.toml")
+    } <= set(names)
     assert not rooms_in(names, top) & {"runner", "model", "server", ".venv", "models"}
     assert len([name for name in names if name.endswith("/model.safetensors")]) == 1
 
 
-def test_library_works_from_another_folder(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
+def test_library_works_from_another_folder(
+    environment: Path, elsewhere: Path, env: dict[str, str]
+) -> None:
     program = (
         "import nanovllm; from nanovllm import EngineConfig, LLM, SamplingParams;"
         "assert callable(LLM); assert SamplingParams(n=2).n == 2; EngineConfig(); print(nanovllm.__version__, nanovllm.__file__)"
     )
-    version, file = run(environment / "python", "-c", program, cwd=elsewhere, env=env).split(maxsplit=1)
+    version, file = run(environment / "python", "-c", program, cwd=elsewhere, env=env).split(
+        maxsplit=1
+    )
     assert version == nanovllm.__version__
     assert Path(file).is_relative_to(environment.parent)
 
 
 def test_generate_prints_text(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
-    text = run(environment / "nanovllm", "generate", "Once upon a time", "--max-tokens", "8", "--temperature", "0", cwd=elsewhere, env=env)
+    text = run(
+        environment / "nanovllm",
+        "generate",
+        "Once upon a time",
+        "--max-tokens",
+        "8",
+        "--temperature",
+        "0",
+        cwd=elsewhere,
+        env=env,
+    )
     assert len(text.replace("Once upon a time", "").split()) >= 3
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM to catch")
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_server_answers_and_stops(environment: Path, elsewhere: Path, env: dict[str, str], stop: signal.Signals) -> None:
+def test_server_answers_and_stops(
+    environment: Path, elsewhere: Path, env: dict[str, str], stop: signal.Signals
+) -> None:
     with serving(environment, elsewhere, env) as (server, url):
-        answer = post(f"{url}/v1/completions", {"model": served_model(url), "prompt": "Once upon a time", "max_tokens": 8, "temperature": 0})
+        answer = post(
+            f"{url}/v1/completions",
+            {
+                "model": served_model(url),
+                "prompt": "Once upon a time",
+                "max_tokens": 8,
+                "temperature": 0,
+            },
+        )
         assert answer["object"] == "text_completion"
         assert answer["choices"][0]["text"].strip()
         assert answer["usage"]["completion_tokens"] == 8
@@ -167,7 +255,9 @@ def test_server_answers_and_stops(environment: Path, elsewhere: Path, env: dict[
 
 
 @contextmanager
-def serving(environment: Path, folder: Path, env: dict[str, str]) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def serving(
+    environment: Path, folder: Path, env: dict[str, str]
+) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """`nanovllm serve` with no model named, ready to answer, and its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -176,13 +266,22 @@ def serving(environment: Path, folder: Path, env: dict[str, str]) -> Iterator[tu
     log = folder / "server.log"
     with log.open("wb") as output:
         server = subprocess.Popen(
-            [environment / "nanovllm", "serve", "--port", str(port)], cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            [environment / "nanovllm", "serve", "--port", str(port)],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
     try:
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not is_ready(url):
-            assert server.poll() is None, f"the server ended with {server.returncode}:\n{log.read_text()}"
-            assert time.monotonic() < deadline_s, f"the server is not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text()}"
+            assert server.poll() is None, (
+                f"the server ended with {server.returncode}:\n{log.read_text()}"
+            )
+            assert time.monotonic() < deadline_s, (
+                f"the server is not ready after {START_TIMEOUT_S:.0f} s:\n{log.read_text()}"
+            )
             time.sleep(0.1)
         yield server, url
     finally:

@@ -28,15 +28,25 @@ def _config(**overrides: Any) -> dict[str, Any]:
 
 CASES: dict[str, dict[str, Any]] = {
     "plain": {},
-    **{f"activation-{name}": {**_config(activation_function=name), "scales": {"mlp.c_fc.weight": 2.0}} for name in ACTIVATIONS},
+    **{
+        f"activation-{name}": {
+            **_config(activation_function=name),
+            "scales": {"mlp.c_fc.weight": 2.0},
+        }
+        for name in ACTIVATIONS
+    },
     "n_inner-50": _config(n_inner=50),
     "n_inner-16": _config(n_inner=16),
     "epsilon-1e-6": {**_config(layer_norm_epsilon=1e-6), "scales": SMALL_EMBEDDING, "tied": False},
     "epsilon-1e-3": {**_config(layer_norm_epsilon=1e-3), "scales": SMALL_EMBEDDING, "tied": False},
     "scores-unscaled": _config(scale_attn_weights=False),
     "scores-by-layer": _config(scale_attn_by_inverse_layer_idx=True, n_layer=4),
-    "scores-unscaled-by-layer": _config(scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True, n_layer=4),
-    "reorder-and-upcast": _config(reorder_and_upcast_attn=True, scale_attn_by_inverse_layer_idx=True),
+    "scores-unscaled-by-layer": _config(
+        scale_attn_weights=False, scale_attn_by_inverse_layer_idx=True, n_layer=4
+    ),
+    "reorder-and-upcast": _config(
+        reorder_and_upcast_attn=True, scale_attn_by_inverse_layer_idx=True
+    ),
     "head_dim-1": _config(n_embd=12, n_head=12),
     "head_dim-5": _config(n_embd=35, n_head=7),
     "head_dim-24": _config(n_embd=48, n_head=2),
@@ -71,4 +81,7 @@ def prompts_of(vocab: int, max_positions: int = 128) -> list[np.ndarray]:
     """Prompts of 1, 2, 31, 32 and 33 tokens, a long one and one as long as the context: around the edges of blocks and of the model."""
     lengths = [1, 2, 33, 31, 32, 100, max_positions]
     bits = np.random.PCG64(vocab)
-    return [(np.asarray(bits.random_raw(length), dtype=np.uint64) % np.uint64(vocab)).astype(np.int64) for length in lengths]
+    return [
+        (np.asarray(bits.random_raw(length), dtype=np.uint64) % np.uint64(vocab)).astype(np.int64)
+        for length in lengths
+    ]

@@ -17,7 +17,14 @@ import safetensors
 import torch
 import transformers
 
-from tests.reference.cases import CASES, GREEDY_PROMPT, GREEDY_TOKENS, TOP_EVERY, options_of, prompts_of
+from tests.reference.cases import (
+    CASES,
+    GREEDY_PROMPT,
+    GREEDY_TOKENS,
+    TOP_EVERY,
+    options_of,
+    prompts_of,
+)
 from tests.support.checkpoints import hash_folder, write_checkpoint
 
 FOLDER = Path(__file__).parent
@@ -27,8 +34,12 @@ NOISE_LIMIT = 2.5e-5
 
 def load_reference(folder: Path, dtype: torch.dtype) -> Any:
     """The folder's model in `dtype`, whatever its file holds."""
-    options = {} if dtype == torch.float32 else {"reorder_and_upcast_attn": False}  # the same function, which insists on float32
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation="eager", **options)
+    options = (
+        {} if dtype == torch.float32 else {"reorder_and_upcast_attn": False}
+    )  # the same function, which insists on float32
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation="eager", **options
+    )
     return model.eval()
 
 
@@ -40,7 +51,9 @@ def reference_logprobs(model: Any, token_ids: np.ndarray) -> np.ndarray:
     return logprobs
 
 
-def reference_greedy(model: Any, token_ids: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+def reference_greedy(
+    model: Any, token_ids: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
     """The `count` likeliest next tokens one after the other, and how far each one's log-probability is above the second best."""
     tokens, gaps = list(token_ids), []
     for _ in range(count):
@@ -57,29 +70,43 @@ def record_case(name: str, folder: Path) -> tuple[dict[str, np.ndarray], dict[st
     model, exact = load_reference(folder, torch.float32), load_reference(folder, torch.float64)
     prompts = prompts_of(model.config.vocab_size, model.config.n_positions)
     logprobs = [reference_logprobs(model, prompt) for prompt in prompts]
-    noise = max(float(np.abs(reference_logprobs(exact, prompt) - ours).max()) for prompt, ours in zip(prompts, logprobs, strict=True))
+    noise = max(
+        float(np.abs(reference_logprobs(exact, prompt) - ours).max())
+        for prompt, ours in zip(prompts, logprobs, strict=True)
+    )
     if noise > NOISE_LIMIT:
-        raise SystemExit(f"{name}: the reference's own rounding is {noise:.1e}, above {NOISE_LIMIT:.1e}; make the case better conditioned")
+        raise SystemExit(
+            f"{name}: the reference's own rounding is {noise:.1e}, above {NOISE_LIMIT:.1e}; make the case better conditioned"
+        )
     sampled = np.concatenate([values[::TOP_EVERY] for values in logprobs])
     top_ids = np.argsort(-sampled, axis=1, kind="stable")[:, :TOP]
     greedy_ids, greedy_gaps = reference_greedy(model, prompts[GREEDY_PROMPT], GREEDY_TOKENS)
     arrays: dict[str, np.ndarray] = {
         "last": np.stack([values[-1] for values in logprobs]).astype(np.float32),
-        "targets": np.concatenate([values[np.arange(len(values) - 1), prompt[1:]] for values, prompt in zip(logprobs, prompts, strict=True)]).astype(
-            np.float32
-        ),
+        "targets": np.concatenate(
+            [
+                values[np.arange(len(values) - 1), prompt[1:]]
+                for values, prompt in zip(logprobs, prompts, strict=True)
+            ]
+        ).astype(np.float32),
         "top_ids": top_ids.astype(np.int16),
         "top_logprobs": np.take_along_axis(sampled, top_ids, axis=1).astype(np.float32),
         "greedy_ids": greedy_ids,
         "greedy_gaps": greedy_gaps,
     }
-    return arrays, {"noise": float(f"{noise:.1e}"), **describe(model, prompts, logprobs), "sha256": hash_folder(folder)}
+    return arrays, {
+        "noise": float(f"{noise:.1e}"),
+        **describe(model, prompts, logprobs),
+        "sha256": hash_folder(folder),
+    }
 
 
 def describe(model: Any, prompts: list[np.ndarray], logprobs: list[np.ndarray]) -> dict[str, float]:
     """How lively a case is: the spread of its log-probabilities, and the largest number in its residual stream."""
     with torch.no_grad():
-        hidden = model(input_ids=torch.from_numpy(prompts[-1])[None], output_hidden_states=True).hidden_states
+        hidden = model(
+            input_ids=torch.from_numpy(prompts[-1])[None], output_hidden_states=True
+        ).hidden_states
     largest = max(float(layer.abs().max()) for layer in hidden[:-1])
     return {"logprob_std": round(float(logprobs[-1].std()), 2), "largest_hidden": round(largest, 1)}
 
@@ -93,9 +120,15 @@ def main() -> None:
             recorded, cases[name] = record_case(name, Path(folder))
         arrays.update({f"{name}/{key}": value for key, value in recorded.items()})
         print(name, cases[name], flush=True)
-    versions = {module.__name__: module.__version__ for module in (transformers, torch, np, safetensors)}
+    versions = {
+        module.__name__: module.__version__ for module in (transformers, torch, np, safetensors)
+    }
     np.savez_compressed(FOLDER / "recorded.npz", allow_pickle=False, **arrays)
-    header = {"versions": versions, "computed_in": "float32, eager attention, no cache", "cases": cases}
+    header = {
+        "versions": versions,
+        "computed_in": "float32, eager attention, no cache",
+        "cases": cases,
+    }
     (FOLDER / "recorded.json").write_text(json.dumps(header, indent=1) + "\n", encoding="utf-8")
 
 

@@ -31,18 +31,28 @@ def test_log_softmax_is_that_of_float64(spread: float, vocab: int) -> None:
     np.testing.assert_allclose(found, exact(logits), rtol=1e-6, atol=1e-5)
 
 
-@given(logits=arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=GRID), data=st.data())
-def test_a_report_has_the_token_and_the_most_likely_in_order(logits: np.ndarray, data: st.DataObject) -> None:
+@given(
+    logits=arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 12)), elements=GRID),
+    data=st.data(),
+)
+def test_a_report_has_the_token_and_the_most_likely_in_order(
+    logits: np.ndarray, data: st.DataObject
+) -> None:
     rows, vocab = logits.shape
     tokens = [data.draw(st.integers(0, vocab - 1)) for _ in range(rows)]
     counts = [data.draw(st.integers(0, vocab + 3)) for _ in range(rows)]
     expected = exact(logits)
     for row, found in enumerate(token_logprobs(logits, ints(*tokens), ints(*counts))):
-        by_likelihood = sorted(range(vocab), key=lambda token, row=row: (-logits[row, token], token))  # type: ignore[misc]
+        by_likelihood = sorted(
+            range(vocab),
+            key=lambda token, row=row: (-logits[row, token], token),  # type: ignore[misc]
+        )
         best = by_likelihood[: counts[row]]
         assert found.token_ids == [tokens[row], *best]
         assert found.ranks == [1 + by_likelihood.index(token) for token in found.token_ids]
-        np.testing.assert_allclose(found.logprobs, expected[row, found.token_ids], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            found.logprobs, expected[row, found.token_ids], rtol=1e-5, atol=1e-5
+        )
 
 
 def test_reports_are_plain_numbers() -> None:
@@ -67,7 +77,12 @@ def test_a_row_is_reported_as_it_is_alone() -> None:
     tokens, counts = ints(*range(0, 7000, 1000)), ints(0, 1, 2, 3, 4, 5, 20)
     together = token_logprobs(logits, tokens, counts)
     for row in range(7):
-        assert token_logprobs(logits[row : row + 1].copy(), tokens[row : row + 1], counts[row : row + 1]) == together[row : row + 1]
+        assert (
+            token_logprobs(
+                logits[row : row + 1].copy(), tokens[row : row + 1], counts[row : row + 1]
+            )
+            == together[row : row + 1]
+        )
 
 
 def test_a_row_that_is_not_finite_disturbs_no_other() -> None:

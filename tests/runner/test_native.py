@@ -59,7 +59,9 @@ def all_logits(tiny_model: Path, prompt: list[int]) -> np.ndarray:
     """Logits [tokens, vocab] after every token, computed by another backend of the same kind."""
     backend = NumpyBackend.load(tiny_model, batch_invariant=True)
     backend.allocate_cache(40, BLOCK_SIZE)
-    return backend.logits(backend.forward(make_batch([prompt], block_size=BLOCK_SIZE, all_rows=True)))
+    return backend.logits(
+        backend.forward(make_batch([prompt], block_size=BLOCK_SIZE, all_rows=True))
+    )
 
 
 def rows_of(batch: ForwardBatch, logit_rows: list[int]) -> ForwardBatch:
@@ -68,7 +70,9 @@ def rows_of(batch: ForwardBatch, logit_rows: list[int]) -> ForwardBatch:
 
 def test_only_rows_that_are_sampled_or_reported_get_logits(backend: CountingBackend) -> None:
     prompts = [prompt_of(60, 1), prompt_of(3, 2), prompt_of(1, 3)]
-    output = NativeModelRunner(backend).run(make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([Row()] * 3))
+    output = NativeModelRunner(backend).run(
+        make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([Row()] * 3)
+    )
     assert (backend.forwards, backend.logit_rows) == ([3], [3])
     assert len(output.token_ids) == 3
     assert output.logprobs == [None] * 3
@@ -81,15 +85,32 @@ def test_a_step_that_samples_nothing_computes_no_logits(backend: CountingBackend
     assert (backend.forwards, backend.logit_rows) == ([0], [])
 
 
-def test_plain_greedy_steps_are_the_backends_and_mixed_ones_read_the_head_once(backend: CountingBackend, tiny_model: Path) -> None:
+def test_plain_greedy_steps_are_the_backends_and_mixed_ones_read_the_head_once(
+    backend: CountingBackend, tiny_model: Path
+) -> None:
     prompts = [prompt_of(9, 1), prompt_of(3, 2)]
     best = [int(all_logits(tiny_model, prompt)[-1].argmax()) for prompt in prompts]
     greedy = Row(temperature=0.0)
     runner = NativeModelRunner(backend)
-    assert runner.run(make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, greedy])).token_ids == best
+    assert (
+        runner.run(
+            make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, greedy])
+        ).token_ids
+        == best
+    )
     assert (backend.greedy_rows, backend.logit_rows) == ([2], [2])
-    for other in (Row(), Row(temperature=0.0, logprobs=0), Row(temperature=0.0, bias={3: 1.0}), Row(temperature=0.0, presence=1.0, output=[3])):
-        assert runner.run(make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, other])).token_ids[0] == best[0]
+    for other in (
+        Row(),
+        Row(temperature=0.0, logprobs=0),
+        Row(temperature=0.0, bias={3: 1.0}),
+        Row(temperature=0.0, presence=1.0, output=[3]),
+    ):
+        assert (
+            runner.run(
+                make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, other])
+            ).token_ids[0]
+            == best[0]
+        )
     assert (backend.greedy_rows, backend.logit_rows) == ([2], [2, 2, 2, 2, 2])
 
 
@@ -105,14 +126,30 @@ def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Pa
         runner = NativeModelRunner.load(tiny_model, backend=name)
         runner.backend.allocate_cache(40, BLOCK_SIZE)
         batch = make_batch(prompts, block_size=BLOCK_SIZE)
-        whole = rows_of(batch, [*range(4), *batch.logit_rows.tolist()])  # four tokens of the first prompt are reported
-        outputs.append(runner.run(whole, make_sampling(rows, places=range(4, 13), prompt=(range(4), prompts[0][1:5], [0, 1, 2, 300]))))
+        whole = rows_of(
+            batch, [*range(4), *batch.logit_rows.tolist()]
+        )  # four tokens of the first prompt are reported
+        outputs.append(
+            runner.run(
+                whole,
+                make_sampling(
+                    rows, places=range(4, 13), prompt=(range(4), prompts[0][1:5], [0, 1, 2, 300])
+                ),
+            )
+        )
     slow, fast = outputs
     assert fast.token_ids == slow.token_ids
-    for found, expected in zip([*fast.logprobs, *fast.prompt_logprobs], [*slow.logprobs, *slow.prompt_logprobs], strict=True):
+    for found, expected in zip(
+        [*fast.logprobs, *fast.prompt_logprobs],
+        [*slow.logprobs, *slow.prompt_logprobs],
+        strict=True,
+    ):
         assert (found is None) == (expected is None)
         if found is not None and expected is not None:
-            assert (found.token_ids[0], len(found.token_ids)) == (expected.token_ids[0], len(expected.token_ids))
+            assert (found.token_ids[0], len(found.token_ids)) == (
+                expected.token_ids[0],
+                len(expected.token_ids),
+            )
             np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=0, atol=1e-4)
 
 
@@ -121,43 +158,70 @@ def test_prompt_rows_are_taken_in_slices(backend: CountingBackend, tiny_model: P
     prompt = prompt_of(101, 4)
     batch = make_batch([prompt], block_size=BLOCK_SIZE, all_rows=True)
     counts = [place % 4 for place in range(100)]
-    sampling = make_sampling([Row(logprobs=2, temperature=0.0)], places=[100], prompt=(range(100), prompt[1:], counts))
+    sampling = make_sampling(
+        [Row(logprobs=2, temperature=0.0)], places=[100], prompt=(range(100), prompt[1:], counts)
+    )
     output = NativeModelRunner(backend).run(batch, sampling)
     assert max(backend.logit_rows) <= PROMPT_ROWS_AT_ONCE
     assert sum(backend.logit_rows) == 101
     logits = all_logits(tiny_model, prompt)
-    assert output.prompt_logprobs == token_logprobs(logits[:100], np.array(prompt[1:], dtype=np.int64), np.array(counts, dtype=np.int64))
+    assert output.prompt_logprobs == token_logprobs(
+        logits[:100], np.array(prompt[1:], dtype=np.int64), np.array(counts, dtype=np.int64)
+    )
     best = logits[100].argmax(keepdims=True)
     assert output.token_ids == best.tolist()
     assert output.logprobs == token_logprobs(logits[100:], best, np.array([2], dtype=np.int64))
 
 
-def test_rows_of_several_sequences_keep_their_places(backend: CountingBackend, tiny_model: Path) -> None:
+def test_rows_of_several_sequences_keep_their_places(
+    backend: CountingBackend, tiny_model: Path
+) -> None:
     prompts = [prompt_of(9, 5), prompt_of(12, 6), prompt_of(4, 7)]
-    batch = rows_of(make_batch(prompts, block_size=BLOCK_SIZE), [2, 3, 8, 20, 24])  # two prompt rows of the first, then each one's last
-    rows = [Row(temperature=0.0, logprobs=1), Row(temperature=0.0), Row(temperature=0.0, logprobs=0)]
+    batch = rows_of(
+        make_batch(prompts, block_size=BLOCK_SIZE), [2, 3, 8, 20, 24]
+    )  # two prompt rows of the first, then each one's last
+    rows = [
+        Row(temperature=0.0, logprobs=1),
+        Row(temperature=0.0),
+        Row(temperature=0.0, logprobs=0),
+    ]
     sampling = make_sampling(rows, places=[2, 3, 4], prompt=([0, 1], prompts[0][3:5], [1, 0]))
     output = NativeModelRunner(backend).run(batch, sampling)
     logits = [all_logits(tiny_model, prompt) for prompt in prompts]
     assert output.token_ids == [int(found[-1].argmax()) for found in logits]
     assert [found and len(found.token_ids) for found in output.logprobs] == [2, None, 1]
     assert [found.token_ids[0] for found in output.prompt_logprobs] == prompts[0][3:5]
-    expected = token_logprobs(logits[0][2:4], np.array(prompts[0][3:5], dtype=np.int64), np.array([1, 0], dtype=np.int64))
+    expected = token_logprobs(
+        logits[0][2:4], np.array(prompts[0][3:5], dtype=np.int64), np.array([1, 0], dtype=np.int64)
+    )
     assert output.prompt_logprobs == expected
 
 
-def test_log_probabilities_are_those_of_the_model_before_all_settings(backend: CountingBackend, tiny_model: Path) -> None:
+def test_log_probabilities_are_those_of_the_model_before_all_settings(
+    backend: CountingBackend, tiny_model: Path
+) -> None:
     prompt = prompt_of(9, 8)
     logits = all_logits(tiny_model, prompt)[-1]
     best = int(logits.argmax())
-    row = Row(temperature=0.1, top_k=3, repetition=9.0, output=prompt, bias={best: float("-inf")}, logprobs=5)
-    output = NativeModelRunner(backend).run(make_batch([prompt], block_size=BLOCK_SIZE), make_sampling([row]))
+    row = Row(
+        temperature=0.1,
+        top_k=3,
+        repetition=9.0,
+        output=prompt,
+        bias={best: float("-inf")},
+        logprobs=5,
+    )
+    output = NativeModelRunner(backend).run(
+        make_batch([prompt], block_size=BLOCK_SIZE), make_sampling([row])
+    )
     (found,) = output.logprobs
     assert found is not None
     (token,) = output.token_ids
     assert token != best
     assert token is not None
-    expected = token_logprobs(logits[None], np.array([token], dtype=np.int64), np.array([5], dtype=np.int64))
+    expected = token_logprobs(
+        logits[None], np.array([token], dtype=np.int64), np.array([5], dtype=np.int64)
+    )
     assert found == expected[0]
     assert found.token_ids[1] == best
 
@@ -165,7 +229,9 @@ def test_log_probabilities_are_those_of_the_model_before_all_settings(backend: C
 def test_a_row_without_a_token_says_so_and_the_others_go_on(backend: CountingBackend) -> None:
     prompts = [prompt_of(5, 9), prompt_of(6, 10)]
     forbidden = Row(bias=dict.fromkeys(range(backend.config.vocab), float("-inf")), logprobs=1)
-    output = NativeModelRunner(backend).run(make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([forbidden, Row(logprobs=1)]))
+    output = NativeModelRunner(backend).run(
+        make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([forbidden, Row(logprobs=1)])
+    )
     assert output.token_ids[0] is None
     assert output.token_ids[1] is not None
     assert output.logprobs[1] is not None
@@ -178,12 +244,20 @@ def test_a_network_that_is_not_a_number_has_no_token(tiny_model: Path) -> None:
     broken[2:] = np.nan
     backend = CountingBackend(config, replace(weights, position_embedding=broken))
     batch = make_batch([[1, 2], [1, 2, 3], [4]], block_size=BLOCK_SIZE, all_rows=True)
-    sampling = make_sampling([Row(logprobs=2)] * 3, places=[1, 4, 5], prompt=([2, 3, 4], [2, 3, 4], [2, 2, 2]))
+    sampling = make_sampling(
+        [Row(logprobs=2)] * 3, places=[1, 4, 5], prompt=([2, 3, 4], [2, 3, 4], [2, 2, 2])
+    )
     with np.errstate(invalid="ignore"):
         output = NativeModelRunner(backend).run(batch, sampling)
     assert [token is None for token in output.token_ids] == [False, True, False]
-    assert [bool(np.isfinite(found.logprobs).all()) for found in output.logprobs if found is not None] == [True, False, True]
-    assert [bool(np.isfinite(found.logprobs).all()) for found in output.prompt_logprobs] == [True, True, False]
+    assert [
+        bool(np.isfinite(found.logprobs).all()) for found in output.logprobs if found is not None
+    ] == [True, False, True]
+    assert [bool(np.isfinite(found.logprobs).all()) for found in output.prompt_logprobs] == [
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("name", BACKENDS)
@@ -196,8 +270,19 @@ def test_loading_by_name(tiny_model: Path, tmp_path: Path, name: str) -> None:
         NativeModelRunner.load(tiny_model, backend=name, dtype="float16")
 
 
-@pytest.mark.parametrize(("name", "value"), [("token_ids", 10**6), ("block_tables", 40), ("slots", 10**6), ("positions", -1), ("logit_rows", 99)])
-def test_an_index_from_outside_is_refused_before_anything_is_computed(backend: CountingBackend, name: str, value: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("token_ids", 10**6),
+        ("block_tables", 40),
+        ("slots", 10**6),
+        ("positions", -1),
+        ("logit_rows", 99),
+    ],
+)
+def test_an_index_from_outside_is_refused_before_anything_is_computed(
+    backend: CountingBackend, name: str, value: int
+) -> None:
     batch = make_batch([prompt_of(5, 11)], block_size=BLOCK_SIZE)
     getattr(batch, name).flat[0] = value
     with pytest.raises(ValueError, match=name):

@@ -14,13 +14,21 @@ SMALL = st.integers(0, 2**31 - 1)
 
 
 def one(seed: int, choice: int = 0, position: int = 0) -> float:
-    draw = uniform(np.array([seed], dtype=np.uint64), np.array([choice], dtype=np.int64), np.array([position], dtype=np.int64))
+    draw = uniform(
+        np.array([seed], dtype=np.uint64),
+        np.array([choice], dtype=np.int64),
+        np.array([position], dtype=np.int64),
+    )
     return float(draw[0])
 
 
 def many(count: int, *, seed: int = 1) -> np.ndarray:
     """Draws of one seed at positions 0, 1, ..."""
-    return uniform(np.full(count, seed, dtype=np.uint64), np.zeros(count, dtype=np.int64), np.arange(count, dtype=np.int64))
+    return uniform(
+        np.full(count, seed, dtype=np.uint64),
+        np.zeros(count, dtype=np.int64),
+        np.arange(count, dtype=np.int64),
+    )
 
 
 def slow_philox(counter: list[int], key: list[int]) -> list[int]:
@@ -36,9 +44,21 @@ def slow_philox(counter: list[int], key: list[int]) -> list[int]:
 @pytest.mark.parametrize(
     ("counter", "key", "expected"),
     [
-        ("00000000 00000000 00000000 00000000", "00000000 00000000", "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff ffffffff ffffffff ffffffff", "ffffffff ffffffff", "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        ("243f6a88 85a308d3 13198a2e 03707344", "a4093822 299f31d0", "d16cfe09 94fdcceb 5001e420 24126ea1"),
+        (
+            "00000000 00000000 00000000 00000000",
+            "00000000 00000000",
+            "6627e8d5 e169c58d bc57ac4c 9b00dbd8",
+        ),
+        (
+            "ffffffff ffffffff ffffffff ffffffff",
+            "ffffffff ffffffff",
+            "408f276d 41c83b0e a20bc7c6 6d5451fd",
+        ),
+        (
+            "243f6a88 85a308d3 13198a2e 03707344",
+            "a4093822 299f31d0",
+            "d16cfe09 94fdcceb 5001e420 24126ea1",
+        ),
     ],
 )
 def test_the_known_answers_of_random123(counter: str, key: str, expected: str) -> None:
@@ -52,7 +72,9 @@ def test_the_known_answers_of_random123(counter: str, key: str, expected: str) -
 def test_every_column_is_that_of_plain_integers(columns: list[tuple[int, ...]]) -> None:
     words = np.array(columns, dtype=np.uint32).T
     expected = [slow_philox(list(column[:4]), list(column[4:])) for column in columns]
-    np.testing.assert_array_equal(philox4x32(words[:4], words[4:]).T, np.array(expected, dtype=np.uint32))
+    np.testing.assert_array_equal(
+        philox4x32(words[:4], words[4:]).T, np.array(expected, dtype=np.uint32)
+    )
 
 
 @given(seed=SEEDS, choice=SMALL, position=SMALL)
@@ -66,12 +88,21 @@ def test_a_draw_has_53_bits_of_its_key(seed: int, choice: int, position: int) ->
 @given(keys=st.lists(st.tuples(SEEDS, SMALL, SMALL), max_size=6))
 def test_a_draw_does_not_depend_on_the_draws_beside_it(keys: list[tuple[int, int, int]]) -> None:
     seeds, choices, positions = zip(*keys, strict=True) if keys else ((), (), ())
-    together = uniform(np.array(seeds, dtype=np.uint64), np.array(choices, dtype=np.int64), np.array(positions, dtype=np.int64))
+    together = uniform(
+        np.array(seeds, dtype=np.uint64),
+        np.array(choices, dtype=np.int64),
+        np.array(positions, dtype=np.int64),
+    )
     assert together.tolist() == [one(*key) for key in keys]
 
 
 def test_seed_choice_and_position_all_count() -> None:
-    keys = [(seed, choice, position) for seed in (0, 1, 2**32, 2**63) for choice in (0, 1, 2) for position in (0, 1, 2)]
+    keys = [
+        (seed, choice, position)
+        for seed in (0, 1, 2**32, 2**63)
+        for choice in (0, 1, 2)
+        for position in (0, 1, 2)
+    ]
     assert len({one(*key) for key in keys}) == len(keys)
 
 

@@ -15,7 +15,9 @@ from tests.support.sampling import Row, make_sampling
 
 VOCAB = 12
 INF = math.inf
-LOGITS = st.lists(st.integers(-24, 24).map(lambda quarter: quarter / 4), min_size=VOCAB, max_size=VOCAB)  # coarse, so that many are equal
+LOGITS = st.lists(
+    st.integers(-24, 24).map(lambda quarter: quarter / 4), min_size=VOCAB, max_size=VOCAB
+)  # coarse, so that many are equal
 TOKEN = st.integers(0, VOCAB - 1)
 TOKENS = st.lists(TOKEN, max_size=6)
 ROWS = st.builds(
@@ -29,7 +31,9 @@ ROWS = st.builds(
     frequency=st.sampled_from([0.0, 0.0, -2.0, 0.4, 2.0]),
     prompt=TOKENS,
     output=TOKENS,
-    bias=st.dictionaries(TOKEN, st.sampled_from([-INF, -100.0, -1.5, 0.0, 2.25, 100.0]), max_size=4),
+    bias=st.dictionaries(
+        TOKEN, st.sampled_from([-INF, -100.0, -1.5, 0.0, 2.25, 100.0]), max_size=4
+    ),
     allowed=st.none() | st.none() | st.lists(TOKEN, min_size=1, unique=True),
     seed=st.integers(0, 2**64 - 1),
     choice=st.integers(0, 127),
@@ -41,11 +45,15 @@ class RoundingDecidesError(Exception):
     """A sum is so close to a threshold that the last bit says on which side it is."""
 
 
-def run(logits: Sequence[Sequence[float]] | np.ndarray, rows: Sequence[Row]) -> tuple[list[int | None], np.ndarray]:
+def run(
+    logits: Sequence[Sequence[float]] | np.ndarray, rows: Sequence[Row]
+) -> tuple[list[int | None], np.ndarray]:
     """The token of each row, None where there was none, and the logits as they were changed."""
     changed = np.array(logits, dtype=np.float32)
     tokens, has_token = sample(changed, make_sampling(rows))
-    return [token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)], changed
+    return [
+        token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)
+    ], changed
 
 
 def token_of(logits: Sequence[float], row: Row) -> int | None:
@@ -54,17 +62,24 @@ def token_of(logits: Sequence[float], row: Row) -> int | None:
 
 def possible(logits: Sequence[float], row: Row, *, draws: int = 300) -> set[int | None]:
     """Tokens that come up in so many draws."""
-    return set(run([logits] * draws, [replace(row, position=position) for position in range(draws)])[0])
+    return set(
+        run([logits] * draws, [replace(row, position=position) for position in range(draws)])[0]
+    )
 
 
 def edited(logits: Sequence[float], row: Row) -> list[float]:
     """Logits after allowed tokens, biases and penalties, each number rounded to float32 as it is stored."""
-    scores = [np.float32(value) if row.allowed is None or token in row.allowed else np.float32(-INF) for token, value in enumerate(logits)]
+    scores = [
+        np.float32(value) if row.allowed is None or token in row.allowed else np.float32(-INF)
+        for token, value in enumerate(logits)
+    ]
     for token, value in row.bias.items():
         scores[token] = scores[token] + np.float32(value)
     for token in {*row.prompt, *row.output} if row.has_penalties else ():
         score, count = scores[token], list(row.output).count(token)
-        score = score / np.float32(row.repetition) if score > 0 else score * np.float32(row.repetition)
+        score = (
+            score / np.float32(row.repetition) if score > 0 else score * np.float32(row.repetition)
+        )
         score = score - np.float32(row.frequency) * np.float32(count)
         scores[token] = score - np.float32(row.presence) * np.float32(count > 0)
     return [float(score) for score in scores]
@@ -89,7 +104,9 @@ def filtered(scores: list[float], row: Row) -> list[float]:
                 least = score
                 reached += math.exp(score - best)
                 _refuse_if_close(reached, goal)
-        weights = [weight if score >= least else 0.0 for weight, score in zip(weights, scores, strict=True)]
+        weights = [
+            weight if score >= least else 0.0 for weight, score in zip(weights, scores, strict=True)
+        ]
     return [weight / sum(weights) for weight in weights]
 
 
@@ -100,7 +117,10 @@ def slow_token(logits: Sequence[float], row: Row) -> int | None:
         return None
     if row.temperature == 0:
         return scores.index(max(scores))
-    seeds, choices, positions = np.array([row.seed], dtype=np.uint64), *np.array([[row.choice], [row.position]], dtype=np.int64)
+    seeds, choices, positions = (
+        np.array([row.seed], dtype=np.uint64),
+        *np.array([[row.choice], [row.position]], dtype=np.int64),
+    )
     draw = float(uniform(seeds, choices, positions)[0])
     reached = 0.0
     for token, probability in enumerate(filtered(scores, row)):
@@ -126,9 +146,13 @@ def test_every_row_gets_what_the_slow_twin_gives_it(cases: list[tuple[list[float
 
 
 @given(cases=st.lists(st.tuples(LOGITS, ROWS), min_size=1, max_size=6), data=st.data())
-def test_every_row_gets_to_the_bit_what_it_gets_alone(cases: list[tuple[list[float], Row]], data: st.DataObject) -> None:
+def test_every_row_gets_to_the_bit_what_it_gets_alone(
+    cases: list[tuple[list[float], Row]], data: st.DataObject
+) -> None:
     order = data.draw(st.permutations(range(len(cases))))
-    tokens, changed = run([cases[place][0] for place in order], [cases[place][1] for place in order])
+    tokens, changed = run(
+        [cases[place][0] for place in order], [cases[place][1] for place in order]
+    )
     for row, place in enumerate(order):
         alone, alone_changed = run([cases[place][0]], [cases[place][1]])
         assert alone == [tokens[row]]
@@ -164,18 +188,25 @@ def test_tokens_come_up_as_often_as_they_should(row: Row) -> None:
     logits = np.random.default_rng(11).normal(0, 1.5, VOCAB).astype(np.float32).tolist()
     draws = 6000
     expected = np.array(filtered(edited(logits, row), row)) * draws
-    tokens, _ = run([logits] * draws, [replace(row, position=position) for position in range(draws)])
+    tokens, _ = run(
+        [logits] * draws, [replace(row, position=position) for position in range(draws)]
+    )
     counts = np.bincount([token for token in tokens if token is not None], minlength=VOCAB)
     assert counts[expected == 0].sum() == 0, "a token came up that the settings exclude"
     used = expected > 5
     freedom = int(used.sum()) - 1
     chi_square = float(((counts[used] - expected[used]) ** 2 / expected[used]).sum())
-    assert chi_square < freedom + 4 * math.sqrt(2 * freedom) + 8, "so far off once in more than 10,000 times"
+    assert chi_square < freedom + 4 * math.sqrt(2 * freedom) + 8, (
+        "so far off once in more than 10,000 times"
+    )
 
 
 def test_choices_of_one_seed_are_drawn_apart_from_each_other() -> None:
     logits = [0.0] * VOCAB
-    first, second = (run([logits] * 500, [Row(seed=3, choice=choice, position=p) for p in range(500)])[0] for choice in (0, 1))
+    first, second = (
+        run([logits] * 500, [Row(seed=3, choice=choice, position=p) for p in range(500)])[0]
+        for choice in (0, 1)
+    )
     equal = sum(a == b for a, b in zip(first, second, strict=True))
     assert equal < 500 * 2 / VOCAB
 
@@ -198,9 +229,19 @@ def test_a_tiny_temperature_is_as_good_as_greedy() -> None:
 
 @pytest.mark.parametrize(
     ("top_k", "expected"),
-    [(1, {2}), (2, {1, 2}), (3, {0, 1, 2, 3}), (4, {0, 1, 2, 3}), (5, {0, 1, 2, 3, 4}), (6, {0, 1, 2, 3, 4}), (99, {0, 1, 2, 3, 4})],
+    [
+        (1, {2}),
+        (2, {1, 2}),
+        (3, {0, 1, 2, 3}),
+        (4, {0, 1, 2, 3}),
+        (5, {0, 1, 2, 3, 4}),
+        (6, {0, 1, 2, 3, 4}),
+        (99, {0, 1, 2, 3, 4}),
+    ],
 )
-def test_top_k_keeps_the_best_and_whatever_ties_with_the_last_of_them(top_k: int, expected: set[int]) -> None:
+def test_top_k_keeps_the_best_and_whatever_ties_with_the_last_of_them(
+    top_k: int, expected: set[int]
+) -> None:
     assert possible([1.0, 1.5, 2.0, 1.0, 0.0], Row(top_k=top_k)) == expected
 
 
@@ -210,16 +251,36 @@ def test_top_k_counts_what_the_other_settings_left() -> None:
 
 
 @pytest.mark.parametrize(
-    ("top_p", "expected"), [(1e-30, {0}), (0.39, {0}), (0.41, {0, 1, 2}), (0.79, {0, 1, 2}), (0.81, {0, 1, 2, 3}), (0.97, {0, 1, 2, 3, 4})]
+    ("top_p", "expected"),
+    [
+        (1e-30, {0}),
+        (0.39, {0}),
+        (0.41, {0, 1, 2}),
+        (0.79, {0, 1, 2}),
+        (0.81, {0, 1, 2, 3}),
+        (0.97, {0, 1, 2, 3, 4}),
+    ],
 )
-def test_top_p_keeps_the_smallest_set_that_reaches_it_and_ties(top_p: float, expected: set[int]) -> None:
+def test_top_p_keeps_the_smallest_set_that_reaches_it_and_ties(
+    top_p: float, expected: set[int]
+) -> None:
     assert possible(np.log([0.4, 0.2, 0.2, 0.15, 0.05]).tolist(), Row(top_p=top_p)) == expected
 
 
-@given(logits=LOGITS, top_p=st.floats(1e-40, 1.0, exclude_max=True, exclude_min=True), spread=st.sampled_from([0.0, 1.0, 50.0]), row=ROWS)
-def test_filters_never_drop_everything(logits: list[float], top_p: float, spread: float, row: Row) -> None:
+@given(
+    logits=LOGITS,
+    top_p=st.floats(1e-40, 1.0, exclude_max=True, exclude_min=True),
+    spread=st.sampled_from([0.0, 1.0, 50.0]),
+    row=ROWS,
+)
+def test_filters_never_drop_everything(
+    logits: list[float], top_p: float, spread: float, row: Row
+) -> None:
     scaled = [value * spread for value in logits]
-    token = token_of(scaled, replace(row, top_p=top_p, bias={}, allowed=None, temperature=max(row.temperature, 0.1)))
+    token = token_of(
+        scaled,
+        replace(row, top_p=top_p, bias={}, allowed=None, temperature=max(row.temperature, 0.1)),
+    )
     assert token is not None
     assert 0 <= token < VOCAB
 
@@ -251,7 +312,9 @@ def test_min_p_is_relative_to_the_best_after_temperature() -> None:
         ([-INF, 3.0, -INF], 1 - 2**-53, 1),
     ],
 )
-def test_a_draw_falls_into_its_share_and_no_token_without_a_share_is_drawn(scores: list[float], draw: float, token: int) -> None:
+def test_a_draw_falls_into_its_share_and_no_token_without_a_share_is_drawn(
+    scores: list[float], draw: float, token: int
+) -> None:
     assert draw_token(np.array(scores, dtype=np.float32), draw) == token
 
 
@@ -274,17 +337,39 @@ def test_only_allowed_tokens_come_up() -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("others", [{"bias": dict.fromkeys(range(4), -INF)}, {"allowed": [1], "bias": {1: -INF}}])
-def test_where_everything_is_forbidden_there_is_no_token(temperature: float, others: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "others", [{"bias": dict.fromkeys(range(4), -INF)}, {"allowed": [1], "bias": {1: -INF}}]
+)
+def test_where_everything_is_forbidden_there_is_no_token(
+    temperature: float, others: dict[str, object]
+) -> None:
     row = Row(temperature=temperature, top_k=2, top_p=0.5, min_p=0.1, **others)  # type: ignore[arg-type]
     assert run([[1.0, 2.0, 3.0, 4.0]] * 2, [row, Row(temperature=0.0)])[0] == [None, 3]
 
 
-@pytest.mark.parametrize("bad", [[math.nan] * 4, [0.0, math.nan, 0.0, 0.0], [0.0, INF, 0.0, 0.0], [-INF] * 4, [INF, -INF, 0.0, math.nan]])
 @pytest.mark.parametrize(
-    "row", [Row(), Row(temperature=0.0), Row(top_k=2, top_p=0.5, min_p=0.1), Row(repetition=2.0, output=[0, 1]), Row(bias={1: -INF})]
+    "bad",
+    [
+        [math.nan] * 4,
+        [0.0, math.nan, 0.0, 0.0],
+        [0.0, INF, 0.0, 0.0],
+        [-INF] * 4,
+        [INF, -INF, 0.0, math.nan],
+    ],
 )
-def test_a_row_of_a_network_that_overflowed_has_no_token_and_the_others_theirs(bad: list[float], row: Row) -> None:
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(),
+        Row(temperature=0.0),
+        Row(top_k=2, top_p=0.5, min_p=0.1),
+        Row(repetition=2.0, output=[0, 1]),
+        Row(bias={1: -INF}),
+    ],
+)
+def test_a_row_of_a_network_that_overflowed_has_no_token_and_the_others_theirs(
+    bad: list[float], row: Row
+) -> None:
     sound = [0.5, 2.0, 1.0, -3.0]
     tokens, _ = run([sound, bad, sound], [row, row, row])
     assert tokens == [token_of(sound, row), None, token_of(sound, row)]
@@ -294,20 +379,49 @@ def test_a_row_of_a_network_that_overflowed_has_no_token_and_the_others_theirs(b
 
 
 def scores_after(logits: Sequence[float], row: Row) -> list[float]:
-    return [round(value, 4) for value in run([logits], [replace(row, temperature=0.0)])[1][0].tolist()]
+    return [
+        round(value, 4) for value in run([logits], [replace(row, temperature=0.0)])[1][0].tolist()
+    ]
 
 
 def test_a_repetition_penalty_makes_every_token_seen_less_likely() -> None:
     logits = [2.0, -2.0, 2.0, -2.0, 0.0]
-    assert scores_after(logits, Row(repetition=2.0, prompt=[0], output=[1])) == [1.0, -4.0, 2.0, -2.0, 0.0]
-    assert scores_after(logits, Row(repetition=0.5, prompt=[0, 4], output=[1, 1])) == [4.0, -1.0, 2.0, -2.0, 0.0]
+    assert scores_after(logits, Row(repetition=2.0, prompt=[0], output=[1])) == [
+        1.0,
+        -4.0,
+        2.0,
+        -2.0,
+        0.0,
+    ]
+    assert scores_after(logits, Row(repetition=0.5, prompt=[0, 4], output=[1, 1])) == [
+        4.0,
+        -1.0,
+        2.0,
+        -2.0,
+        0.0,
+    ]
 
 
 def test_presence_and_frequency_count_the_answer_and_not_the_prompt() -> None:
     logits = [1.0] * 4
-    assert scores_after(logits, Row(presence=0.5, prompt=[0, 1], output=[1, 2, 2, 2])) == [1.0, 0.5, 0.5, 1.0]
-    assert scores_after(logits, Row(frequency=0.5, prompt=[0, 0, 1], output=[1, 2, 2, 2])) == [1.0, 0.5, -0.5, 1.0]
-    assert scores_after(logits, Row(frequency=-0.5, presence=0.25, output=[2, 2])) == [1.0, 1.0, 1.75, 1.0]
+    assert scores_after(logits, Row(presence=0.5, prompt=[0, 1], output=[1, 2, 2, 2])) == [
+        1.0,
+        0.5,
+        0.5,
+        1.0,
+    ]
+    assert scores_after(logits, Row(frequency=0.5, prompt=[0, 0, 1], output=[1, 2, 2, 2])) == [
+        1.0,
+        0.5,
+        -0.5,
+        1.0,
+    ]
+    assert scores_after(logits, Row(frequency=-0.5, presence=0.25, output=[2, 2])) == [
+        1.0,
+        1.0,
+        1.75,
+        1.0,
+    ]
 
 
 def test_a_forbidden_token_stays_forbidden_under_penalties() -> None:
@@ -322,7 +436,12 @@ def test_a_draw_depends_on_seed_choice_and_position() -> None:
     logits = [0.0] * 1000
     row = Row(seed=5, choice=1, position=9)
     assert token_of(logits, row) == token_of(logits, row)
-    others = [replace(row, seed=6), replace(row, choice=2), replace(row, position=10), replace(row, seed=5 + 2**32)]
+    others = [
+        replace(row, seed=6),
+        replace(row, choice=2),
+        replace(row, position=10),
+        replace(row, seed=5 + 2**32),
+    ]
     assert len({token_of(logits, other) for other in [row, *others]}) == 5
 
 
@@ -330,4 +449,8 @@ def test_a_greedy_row_uses_up_no_draw() -> None:
     logits = [0.0] * 100
     rows = [Row(seed=seed) for seed in range(4)]
     mixed = [rows[0], Row(temperature=0.0), rows[1], Row(temperature=0.0), rows[2], rows[3]]
-    assert [token for token, row in zip(run([logits] * 6, mixed)[0], mixed, strict=True) if row.temperature] == run([logits] * 4, rows)[0]
+    assert [
+        token
+        for token, row in zip(run([logits] * 6, mixed)[0], mixed, strict=True)
+        if row.temperature
+    ] == run([logits] * 4, rows)[0]

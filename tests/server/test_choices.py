@@ -12,14 +12,28 @@ from tokenizers import processors
 from nanovllm import LLM, SamplingParams
 from nanovllm.outputs import PositionLogprobs
 from tests.support.checkpoints import END_OF_TEXT, write_tiny_model
-from tests.support.serving import ENGINE_SETTINGS, MODEL, RunningServer, join_choices, loader, whole_choices
+from tests.support.serving import (
+    ENGINE_SETTINGS,
+    MODEL,
+    RunningServer,
+    join_choices,
+    loader,
+    whole_choices,
+)
 
-SAMPLED: dict[str, Any] = {"max_tokens": 12, "temperature": 1.3, "stop_token_ids": list(range(0, 60, 2))}
+SAMPLED: dict[str, Any] = {
+    "max_tokens": 12,
+    "temperature": 1.3,
+    "stop_token_ids": list(range(0, 60, 2)),
+}
 """Answers of different lengths, so that the mean ranks them otherwise than the sum."""
 
 
 def without_index(body: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{name: value for name, value in choice.items() if name != "index"} for choice in body["choices"]]
+    return [
+        {name: value for name, value in choice.items() if name != "index"}
+        for choice in body["choices"]
+    ]
 
 
 def score(choice: dict[str, Any]) -> float:
@@ -36,19 +50,26 @@ def mean(choice: dict[str, Any]) -> float:
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
 @pytest.mark.parametrize(("n", "best_of"), [(1, 2), (1, 6), (3, 6), (5, 6)])
-def test_the_best_are_those_of_the_highest_mean_log_probability(server: RunningServer, seed: int, n: int, best_of: int) -> None:
+def test_the_best_are_those_of_the_highest_mean_log_probability(
+    server: RunningServer, seed: int, n: int, best_of: int
+) -> None:
     every = server.complete("in the end", n=best_of, seed=seed, logprobs=1, **SAMPLED)
     best = server.complete("in the end", n=n, best_of=best_of, seed=seed, logprobs=1, **SAMPLED)
     expected = sorted(without_index(every), key=mean, reverse=True)[:n]
     assert without_index(best) == expected
     assert [choice["index"] for choice in best["choices"]] == list(range(n))
-    assert best["usage"]["completion_tokens"] == every["usage"]["completion_tokens"], "what was left out was generated as well"
+    assert best["usage"]["completion_tokens"] == every["usage"]["completion_tokens"], (
+        "what was left out was generated as well"
+    )
     assert best["usage"]["prompt_tokens"] == every["usage"]["prompt_tokens"]
 
 
 def test_the_mean_ranks_otherwise_than_the_order_and_the_sum(server: RunningServer) -> None:
     """Otherwise the test before this one would not notice."""
-    bodies = [server.complete("in the end", n=6, seed=seed, logprobs=1, **SAMPLED)["choices"] for seed in (1, 2, 3, 4)]
+    bodies = [
+        server.complete("in the end", n=6, seed=seed, logprobs=1, **SAMPLED)["choices"]
+        for seed in (1, 2, 3, 4)
+    ]
     orders = [[max(choices, key=key)["index"] for choices in bodies] for key in (mean, score)]
     assert orders[0] != orders[1]
     assert any(orders[0])
@@ -58,30 +79,55 @@ def test_log_probabilities_that_rank_are_not_shown_unless_asked_for(server: Runn
     shown = server.complete("in the end", n=2, best_of=5, seed=1, logprobs=0, **SAMPLED)
     hidden = server.complete("in the end", n=2, best_of=5, seed=1, **SAMPLED)
     assert [choice["logprobs"] for choice in hidden["choices"]] == [None, None]
-    assert [choice["text"] for choice in hidden["choices"]] == [choice["text"] for choice in shown["choices"]]
+    assert [choice["text"] for choice in hidden["choices"]] == [
+        choice["text"] for choice in shown["choices"]
+    ]
 
 
 def test_each_prompt_has_its_own_best(server: RunningServer) -> None:
-    settings = {"n": 2, "best_of": 4, "seed": 3, "logprobs": 2, "echo": True, "prompt_logprobs": 1, "return_token_ids": True, **SAMPLED}
+    settings = {
+        "n": 2,
+        "best_of": 4,
+        "seed": 3,
+        "logprobs": 2,
+        "echo": True,
+        "prompt_logprobs": 1,
+        "return_token_ids": True,
+        **SAMPLED,
+    }
     alone = [server.complete(prompt, **settings) for prompt in ("the end", "a cat")]
     together = server.complete(["the end", "a cat"], **settings)
     assert without_index(together) == without_index(alone[0]) + without_index(alone[1])
     assert [choice["index"] for choice in together["choices"]] == [0, 1, 2, 3]
-    assert together["usage"]["completion_tokens"] == sum(body["usage"]["completion_tokens"] for body in alone)
+    assert together["usage"]["completion_tokens"] == sum(
+        body["usage"]["completion_tokens"] for body in alone
+    )
 
 
 def test_llm_finds_the_same_best(server: RunningServer, llm: LLM) -> None:
     settings: dict[str, Any] = {"n": 2, "best_of": 5, "seed": 2, **SAMPLED}
     body = server.complete("in the end", **settings)
     (output,) = llm.generate("in the end", SamplingParams(**settings), use_tqdm=False)
-    assert [answer.text for answer in output.outputs] == [choice["text"] for choice in body["choices"]]
+    assert [answer.text for answer in output.outputs] == [
+        choice["text"] for choice in body["choices"]
+    ]
     assert [answer.index for answer in output.outputs] == [0, 1]
-    assert [(answer.logprobs, answer.cumulative_logprob) for answer in output.outputs] == [(None, None)] * 2
+    assert [(answer.logprobs, answer.cumulative_logprob) for answer in output.outputs] == [
+        (None, None)
+    ] * 2
     assert output.num_generated_tokens == body["usage"]["completion_tokens"]
 
 
 def test_the_official_client_asks_for_the_best(client: OpenAI) -> None:
-    answer = client.completions.create(model=MODEL, prompt="the", n=2, best_of=4, max_tokens=5, temperature=1.0, extra_body={"ignore_eos": True})
+    answer = client.completions.create(
+        model=MODEL,
+        prompt="the",
+        n=2,
+        best_of=4,
+        max_tokens=5,
+        temperature=1.0,
+        extra_body={"ignore_eos": True},
+    )
     assert [choice.index for choice in answer.choices] == [0, 1]
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 4 * 5
@@ -96,7 +142,10 @@ def test_a_scored_prompt_has_no_best(server: RunningServer) -> None:
 def test_all_that_are_generated_count_in_the_queue(server: RunningServer) -> None:
     prompts = ["a"] * 59 + ["x" * 5000]  # too long, which would be found later
     for settings in ({"best_of": 20}, {"n": 20, "temperature": 0}):
-        assert "1200 answers at once, the limit is 1024" in server.error({"prompt": prompts, **settings})["message"]
+        assert (
+            "1200 answers at once, the limit is 1024"
+            in server.error({"prompt": prompts, **settings})["message"]
+        )
 
 
 # Equal answers ----------------------------------------------------------------------------------------------------------------------
@@ -115,8 +164,16 @@ GREEDY: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", GREEDY)
 @pytest.mark.parametrize("stream", [False, True])
-def test_greedy_answers_are_equal_and_computed_once(server: RunningServer, name: str, *, stream: bool) -> None:
-    settings = {"prompt": ["in the end", "a cat"], "temperature": 0, "max_tokens": 20, "ignore_eos": True, **GREEDY[name]}
+def test_greedy_answers_are_equal_and_computed_once(
+    server: RunningServer, name: str, *, stream: bool
+) -> None:
+    settings = {
+        "prompt": ["in the end", "a cat"],
+        "temperature": 0,
+        "max_tokens": 20,
+        "ignore_eos": True,
+        **GREEDY[name],
+    }
     one = server.complete(**settings)
     before = server.samples()["generation_tokens_total"]
     if stream:
@@ -125,7 +182,11 @@ def test_greedy_answers_are_equal_and_computed_once(server: RunningServer, name:
     else:
         body = server.complete(n=3, **settings)
         answers, usage = whole_choices(body), body["usage"]
-    assert answers == {place * 3 + copy: answer for place, answer in whole_choices(one).items() for copy in range(3)}
+    assert answers == {
+        place * 3 + copy: answer
+        for place, answer in whole_choices(one).items()
+        for copy in range(3)
+    }
     computed = server.samples()["generation_tokens_total"] - before
     said = one["usage"]
     assert usage["completion_tokens"] == 3 * said["completion_tokens"]
@@ -150,17 +211,30 @@ def test_llm_computes_equal_answers_once(llm: LLM) -> None:
     (output,) = llm.generate("in the end", params, use_tqdm=False)
     assert llm.engine.stats().generation_tokens - before == 6
     assert [answer.index for answer in output.outputs] == [0, 1, 2, 3]
-    assert len({(answer.text, tuple(answer.token_ids), answer.cumulative_logprob) for answer in output.outputs}) == 1
+    assert (
+        len(
+            {
+                (answer.text, tuple(answer.token_ids), answer.cumulative_logprob)
+                for answer in output.outputs
+            }
+        )
+        == 1
+    )
     assert output.num_generated_tokens == 4 * 6
 
 
 def test_siblings_do_not_make_a_new_prompt_a_cached_one(server: RunningServer, llm: LLM) -> None:
     prompt = [21, 22, 23, 24] * 10
     settings = {"n": 4, "max_tokens": 2, "temperature": 1.0, "cache_salt": "siblings"}
-    cached = [server.complete(prompt, **settings)["usage"]["prompt_tokens_details"]["cached_tokens"] for _ in range(2)]
+    cached = [
+        server.complete(prompt, **settings)["usage"]["prompt_tokens_details"]["cached_tokens"]
+        for _ in range(2)
+    ]
     assert cached == [0, 32]
     params = SamplingParams(n=4, max_tokens=2)
-    assert [llm.generate([prompt], params, use_tqdm=False)[0].num_cached_tokens for _ in range(2)] == [0, 32]
+    assert [
+        llm.generate([prompt], params, use_tqdm=False)[0].num_cached_tokens for _ in range(2)
+    ] == [0, 32]
 
 
 # The end of a prompt ----------------------------------------------------------------------------------------------------------------
@@ -170,7 +244,9 @@ LONG = "in the café: 漢字 and then the end of the word, on the way in"
 
 @pytest.mark.parametrize("kept", [1, 2, 7, 20, 44, 45, 1000])
 @pytest.mark.parametrize("form", ["text", "ids"])
-def test_a_truncated_prompt_is_the_prompt_of_its_last_tokens(server: RunningServer, llm: LLM, kept: int, form: str) -> None:
+def test_a_truncated_prompt_is_the_prompt_of_its_last_tokens(
+    server: RunningServer, llm: LLM, kept: int, form: str
+) -> None:
     ids = llm.tokenizer.encode(LONG)
     assert 40 < len(ids) < 70
     settings = {
@@ -179,8 +255,16 @@ def test_a_truncated_prompt_is_the_prompt_of_its_last_tokens(server: RunningServ
     cut = server.complete(LONG if form == "text" else ids, truncate_prompt_tokens=kept, **settings)
     sent = server.complete(ids[-kept:], **settings)
     assert cut["choices"] == sent["choices"]
-    assert cut["usage"]["prompt_tokens"] == min(kept, len(ids)) == len(cut["choices"][0]["prompt_token_ids"])
-    (output,) = llm.generate([LONG if form == "text" else ids], SamplingParams(max_tokens=0, truncate_prompt_tokens=kept), use_tqdm=False)
+    assert (
+        cut["usage"]["prompt_tokens"]
+        == min(kept, len(ids))
+        == len(cut["choices"][0]["prompt_token_ids"])
+    )
+    (output,) = llm.generate(
+        [LONG if form == "text" else ids],
+        SamplingParams(max_tokens=0, truncate_prompt_tokens=kept),
+        use_tqdm=False,
+    )
     assert output.prompt_token_ids == ids[-kept:]
     text = llm.tokenizer.decode(ids[-kept:])
     assert output.prompt == (text if form == "text" else None)
@@ -189,13 +273,32 @@ def test_a_truncated_prompt_is_the_prompt_of_its_last_tokens(server: RunningServ
 
 def test_minus_1_keeps_what_fits_with_the_answer(server: RunningServer, llm: LLM) -> None:
     prompt = [5, 6, 7] * 100
-    body = server.complete(prompt, truncate_prompt_tokens=-1, max_tokens=30, ignore_eos=True, temperature=0, return_token_ids=True)
+    body = server.complete(
+        prompt,
+        truncate_prompt_tokens=-1,
+        max_tokens=30,
+        ignore_eos=True,
+        temperature=0,
+        return_token_ids=True,
+    )
     assert body["choices"][0]["prompt_token_ids"] == prompt[-(128 - 30) :]
     assert body["usage"]["total_tokens"] == 128
     assert server.complete(prompt, truncate_prompt_tokens=-1)["usage"]["prompt_tokens"] == 128 - 16
-    assert server.complete("the end", truncate_prompt_tokens=-1, max_tokens=1)["usage"]["prompt_tokens"] == 5
-    assert server.complete(prompt, truncate_prompt_tokens=-1, max_tokens=0, echo=True)["usage"]["prompt_tokens"] == 128
-    (output,) = llm.generate([prompt], SamplingParams(max_tokens=30, truncate_prompt_tokens=-1), use_tqdm=False)
+    assert (
+        server.complete("the end", truncate_prompt_tokens=-1, max_tokens=1)["usage"][
+            "prompt_tokens"
+        ]
+        == 5
+    )
+    assert (
+        server.complete(prompt, truncate_prompt_tokens=-1, max_tokens=0, echo=True)["usage"][
+            "prompt_tokens"
+        ]
+        == 128
+    )
+    (output,) = llm.generate(
+        [prompt], SamplingParams(max_tokens=30, truncate_prompt_tokens=-1), use_tqdm=False
+    )
     assert len(output.prompt_token_ids) == 98
     error = server.error({"prompt": prompt, "truncate_prompt_tokens": -1, "max_tokens": 128})
     assert error["param"] == "max_tokens"
@@ -219,7 +322,9 @@ def test_a_text_longer_than_the_context_may_be_truncated(server: RunningServer, 
 
 
 def test_what_is_cut_off_is_checked_too(server: RunningServer) -> None:
-    assert "0 to 266" in server.error({"prompt": [267, 1, 2], "truncate_prompt_tokens": 1})["message"]
+    assert (
+        "0 to 266" in server.error({"prompt": [267, 1, 2], "truncate_prompt_tokens": 1})["message"]
+    )
 
 
 # Special tokens ---------------------------------------------------------------------------------------------------------------------
@@ -231,7 +336,9 @@ def opening_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = write_tiny_model(tmp_path_factory.mktemp("opening-model"))
     library = LibraryTokenizer.from_file(str(folder / "tokenizer.json"))
     special = (END_OF_TEXT, library.token_to_id(END_OF_TEXT))
-    library.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[special])
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[special]
+    )
     library.save(str(folder / "tokenizer.json"))
     return folder
 
@@ -243,28 +350,47 @@ def opening_server(opening_model: Path, backend: str) -> Iterator[RunningServer]
 
 
 def prompt_ids(server: RunningServer, prompt: Any, **settings: Any) -> list[int]:
-    ids: list[int] = server.complete(prompt, max_tokens=1, return_token_ids=True, **settings)["choices"][0]["prompt_token_ids"]
+    ids: list[int] = server.complete(prompt, max_tokens=1, return_token_ids=True, **settings)[
+        "choices"
+    ][0]["prompt_token_ids"]
     return ids
 
 
 def test_gpt2s_tokenizer_adds_none(server: RunningServer, llm: LLM) -> None:
     for add in (True, False):
-        assert prompt_ids(server, "the end", add_special_tokens=add) == llm.tokenizer.encode("the end")
+        assert prompt_ids(server, "the end", add_special_tokens=add) == llm.tokenizer.encode(
+            "the end"
+        )
 
 
-def test_those_of_another_tokenizer_are_added_or_not(opening_server: RunningServer, opening_model: Path, llm: LLM, backend: str) -> None:
+def test_those_of_another_tokenizer_are_added_or_not(
+    opening_server: RunningServer, opening_model: Path, llm: LLM, backend: str
+) -> None:
     plain, end = llm.tokenizer.encode("the end"), llm.engine.model.eos_token_ids[0]
-    assert prompt_ids(opening_server, "the end") == prompt_ids(opening_server, "the end", add_special_tokens=True) == [end, *plain]
+    assert (
+        prompt_ids(opening_server, "the end")
+        == prompt_ids(opening_server, "the end", add_special_tokens=True)
+        == [end, *plain]
+    )
     assert prompt_ids(opening_server, "the end", add_special_tokens=False) == plain
-    assert prompt_ids(opening_server, plain, add_special_tokens=True) == plain, "token ids are taken as they are"
+    assert prompt_ids(opening_server, plain, add_special_tokens=True) == plain, (
+        "token ids are taken as they are"
+    )
     assert prompt_ids(opening_server, "the end", truncate_prompt_tokens=len(plain)) == plain
     opening = LLM(opening_model, **ENGINE_SETTINGS)
     for add in (True, False):
-        (output,) = opening.generate("the end", SamplingParams(max_tokens=1, add_special_tokens=add), use_tqdm=False)
-        assert (output.prompt, output.prompt_token_ids) == ("the end", [end, *plain] if add else plain)
+        (output,) = opening.generate(
+            "the end", SamplingParams(max_tokens=1, add_special_tokens=add), use_tqdm=False
+        )
+        assert (output.prompt, output.prompt_token_ids) == (
+            "the end",
+            [end, *plain] if add else plain,
+        )
 
 
-def test_an_echo_has_the_text_without_them_and_offsets_point_into_it(opening_server: RunningServer) -> None:
+def test_an_echo_has_the_text_without_them_and_offsets_point_into_it(
+    opening_server: RunningServer,
+) -> None:
     (choice,) = opening_server.complete("the end", echo=True, logprobs=0, max_tokens=0)["choices"]
     assert choice["text"] == "the end"
     assert choice["logprobs"]["tokens"] == [END_OF_TEXT, "the", " ", "e", "n", "d"]
@@ -278,8 +404,12 @@ def test_token_ids_come_with_every_choice(server: RunningServer, llm: LLM) -> No
     settings: dict[str, Any] = {"n": 2, "seed": 4, "temperature": 1.0, "max_tokens": 9}
     body = server.complete("the end", return_token_ids=True, **settings)
     (output,) = llm.generate("the end", SamplingParams(**settings), use_tqdm=False)
-    assert [choice["token_ids"] for choice in body["choices"]] == [answer.token_ids for answer in output.outputs]
-    assert [choice["prompt_token_ids"] for choice in body["choices"]] == [output.prompt_token_ids] * 2
+    assert [choice["token_ids"] for choice in body["choices"]] == [
+        answer.token_ids for answer in output.outputs
+    ]
+    assert [choice["prompt_token_ids"] for choice in body["choices"]] == [
+        output.prompt_token_ids
+    ] * 2
     for value in (False, None):
         plain = server.complete("the end", return_token_ids=value, **settings)["choices"][0]
         assert not {"token_ids", "prompt_token_ids"} & plain.keys()
@@ -293,19 +423,34 @@ def test_token_ids_of_a_stream_add_up(slow_server: RunningServer, llm: LLM, *, e
         "stop": "\x00" * 5, "allowed_token_ids": [*llm.tokenizer.encode("漢字 "), *llm.tokenizer.encode("\x00")],
     }  # fmt: skip
     whole = slow_server.complete(["the", "a cat"], **settings)
-    pieces = [choice for event in slow_server.stream(["the", "a cat"], **settings) for choice in event["choices"]]
+    pieces = [
+        choice
+        for event in slow_server.stream(["the", "a cat"], **settings)
+        for choice in event["choices"]
+    ]
     assert len(pieces) > 40
     for choice in whole["choices"]:
         own = [piece for piece in pieces if piece["index"] == choice["index"]]
         assert [token for piece in own for token in piece["token_ids"]] == choice["token_ids"]
         assert "".join(piece["text"] for piece in own) == choice["text"]
-        assert [piece.get("prompt_token_ids") for piece in own] == [choice["prompt_token_ids"]] + [None] * (len(own) - 1)
+        assert [piece.get("prompt_token_ids") for piece in own] == [choice["prompt_token_ids"]] + [
+            None
+        ] * (len(own) - 1)
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs_name_tokens_by_their_ids(server: RunningServer, llm: LLM, *, stream: bool) -> None:
+def test_logprobs_name_tokens_by_their_ids(
+    server: RunningServer, llm: LLM, *, stream: bool
+) -> None:
     """Parts of characters all read U+FFFD; by their ids they can be told apart, and none hides another."""
-    settings: dict[str, Any] = {"seed": 2, "temperature": 1.0, "max_tokens": 12, "logprobs": 4, "echo": True, "return_tokens_as_token_ids": True}
+    settings: dict[str, Any] = {
+        "seed": 2,
+        "temperature": 1.0,
+        "max_tokens": 12,
+        "logprobs": 4,
+        "echo": True,
+        "return_tokens_as_token_ids": True,
+    }
     if stream:
         arrays = join_choices(server.stream("in the café", **settings))[0].logprobs
     else:
@@ -314,12 +459,22 @@ def test_logprobs_name_tokens_by_their_ids(server: RunningServer, llm: LLM, *, s
     params = SamplingParams(seed=2, temperature=1.0, max_tokens=12, logprobs=4, prompt_logprobs=4)
     (output,) = llm.generate("in the café", params, use_tqdm=False)
     answer = output.outputs[0]
-    assert arrays["tokens"] == [f"token_id:{token}" for token in output.prompt_token_ids + answer.token_ids]
-    positions: list[PositionLogprobs | None] = [*(output.prompt_logprobs or []), *(answer.logprobs or [])]
+    assert arrays["tokens"] == [
+        f"token_id:{token}" for token in output.prompt_token_ids + answer.token_ids
+    ]
+    positions: list[PositionLogprobs | None] = [
+        *(output.prompt_logprobs or []),
+        *(answer.logprobs or []),
+    ]
     for found, position in zip(arrays["top_logprobs"][1:], positions[1:], strict=True):
         assert position is not None
         assert found.keys() == {f"token_id:{token}" for token in position}
         assert list(found.values()) == sorted(found.values(), reverse=True)
-    texts = whole_choices(server.complete("in the café", **{**settings, "return_tokens_as_token_ids": False}))[0].logprobs
+    texts = whole_choices(
+        server.complete("in the café", **{**settings, "return_tokens_as_token_ids": False})
+    )[0].logprobs
     assert texts is not None
-    assert (texts["text_offset"], texts["token_logprobs"]) == (arrays["text_offset"], arrays["token_logprobs"])
+    assert (texts["text_offset"], texts["token_logprobs"]) == (
+        arrays["text_offset"],
+        arrays["token_logprobs"],
+    )

@@ -23,7 +23,9 @@ CHUNKED = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json
 def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     """Nothing that a client sends is a fault of the server."""
     yield
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == []
+    assert [
+        record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR
+    ] == []
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -34,19 +36,29 @@ def both_backends() -> None:
 @pytest.fixture(scope="module")
 def stalling(tiny_model: Path) -> Iterator[RunningServer]:
     """A server that waits half a second for a head or a body, and takes small bodies only."""
-    with RunningServer(loader(tiny_model, step_s=0.03), stalled_client_s=0.5, max_body_bytes=1000) as running:
+    with RunningServer(
+        loader(tiny_model, step_s=0.03), stalled_client_s=0.5, max_body_bytes=1000
+    ) as running:
         yield running
 
 
 def request(line: str, *headers: str, body: bytes = b"") -> bytes:
     """A request whose connection ends with it."""
     length = (f"Content-Length: {len(body)}", "Content-Type: application/json") if body else ()
-    return "\r\n".join([line, "Host: x", "Connection: close", *length, *headers, "", ""]).encode("latin-1") + body
+    return (
+        "\r\n".join([line, "Host: x", "Connection: close", *length, *headers, "", ""]).encode(
+            "latin-1"
+        )
+        + body
+    )
 
 
 def exchange(server: RunningServer, *parts: bytes) -> list[tuple[int, dict[str, str], bytes]]:
     """Send these bytes and read to the end of the connection: (status, headers, body) of each answer."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection, connection.makefile("rb") as answer:
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
+        connection.makefile("rb") as answer,
+    ):
         for part in parts:
             connection.sendall(part)
         received = answer.read()
@@ -55,7 +67,9 @@ def exchange(server: RunningServer, *parts: bytes) -> list[tuple[int, dict[str, 
         head, _, received = received.partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         status = int(first.split()[1])
-        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines)
+        }
         if "transfer-encoding" in headers:
             body, _, received = received.partition(b"0\r\n\r\n")
         else:
@@ -95,7 +109,9 @@ NOT_HTTP: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", NOT_HTTP)
-def test_what_is_not_http_is_answered_in_the_one_form_and_closed(server: RunningServer, name: str) -> None:
+def test_what_is_not_http_is_answered_in_the_one_form_and_closed(
+    server: RunningServer, name: str
+) -> None:
     (answer,) = exchange(server, NOT_HTTP[name])
     error = check_error(answer, 400)
     assert error["type"] == "BadRequestError"
@@ -103,7 +119,9 @@ def test_what_is_not_http_is_answered_in_the_one_form_and_closed(server: Running
 
 
 def test_garbage_after_a_request_is_answered_after_it(server: RunningServer) -> None:
-    good = request("POST /v1/completions HTTP/1.1", body=BODY).replace(b"Connection: close\r\n", b"")
+    good = request("POST /v1/completions HTTP/1.1", body=BODY).replace(
+        b"Connection: close\r\n", b""
+    )
     first, second = exchange(server, good + b"garbage\r\n\r\n")
     assert first[0] == 200
     check_error(second, 400)
@@ -111,8 +129,13 @@ def test_garbage_after_a_request_is_answered_after_it(server: RunningServer) -> 
 
 def test_garbage_in_the_body_after_its_answer_ends_the_connection(server: RunningServer) -> None:
     """The answer did not wait for the body, and there is nothing left to say."""
-    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection, connection.makefile("rb") as answer:
-        connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n")
+    with (
+        socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
+        connection.makefile("rb") as answer,
+    ):
+        connection.sendall(
+            b"GET /version HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n"
+        )
         assert answer.readline().startswith(b"HTTP/1.1 200 ")
         connection.sendall(b"zz\r\n")
         assert b"HTTP/1.1" not in answer.read()
@@ -124,7 +147,10 @@ def test_a_connection_that_asks_nothing_is_closed(stalling: RunningServer) -> No
 
 @pytest.mark.parametrize("part", [b"G", b"GET /version HTTP/1.1\r\nHost: x\r\nX: a"])
 def test_a_head_that_does_not_come_is_not_waited_for(stalling: RunningServer, part: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", stalling.port), timeout=20) as connection, connection.makefile("rb") as answer:
+    with (
+        socket.create_connection(("127.0.0.1", stalling.port), timeout=20) as connection,
+        connection.makefile("rb") as answer,
+    ):
         connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n")
         assert answer.readline().startswith(b"HTTP/1.1 200 ")
         connection.sendall(part)
@@ -149,7 +175,9 @@ def test_an_answer_may_take_longer_than_a_body(stalling: RunningServer) -> None:
     assert json.loads(answer[2])["usage"]["completion_tokens"] == 20
 
 
-def test_a_body_that_never_ends_is_answered_and_its_connection_closed(stalling: RunningServer) -> None:
+def test_a_body_that_never_ends_is_answered_and_its_connection_closed(
+    stalling: RunningServer,
+) -> None:
     """The client goes on sending after the answer; it is given time to read that first."""
     is_closed = threading.Event()
     chunk = b"400\r\n" + b" " * 1024 + b"\r\n"
@@ -174,7 +202,10 @@ ODD: dict[str, tuple[bytes, int]] = {
     "HTTP/1.0": (b"GET /version HTTP/1.0\r\n\r\n", 200),
     "a body under HTTP/1.0": (request("POST /v1/completions HTTP/1.0", body=BODY), 200),
     "a header that is not ASCII": (request("GET /version HTTP/1.1", "X: \xff\xfe"), 200),
-    "a host that is not one": (request("PUT /version HTTP/1.1").replace(b"Host: x", b"Host: [\xff"), 405),
+    "a host that is not one": (
+        request("PUT /version HTTP/1.1").replace(b"Host: x", b"Host: [\xff"),
+        405,
+    ),
     "many headers": (request("GET /version HTTP/1.1", *["X: a"] * 3000), 200),
     "a slash at the end": (request("GET /version/ HTTP/1.1"), 404),
     "a slash at the end of a POST": (request("POST /v1/completions/ HTTP/1.1", body=BODY), 404),
@@ -191,10 +222,24 @@ ODD: dict[str, tuple[bytes, int]] = {
     "a method in small letters": (request("get /version HTTP/1.1"), 405),
     "a method of its own": (request("FOO /version HTTP/1.1"), 405),
     "TRACE": (request("TRACE /version HTTP/1.1"), 405),
-    "a websocket": (request("GET /version HTTP/1.1").replace(b"close", b"close, Upgrade\r\nUpgrade: websocket"), 200),
-    "the same field twice": (request("POST /v1/completions HTTP/1.1", body=b'{"prompt": 5, "prompt": "a", "max_tokens": 1}'), 200),
-    "a byte order mark": (request("POST /v1/completions HTTP/1.1", body=b"\xef\xbb\xbf" + BODY), 200),
-    "two content types": (request("POST /v1/completions HTTP/1.1", "Content-Type: text/plain", body=BODY), 200),
+    "a websocket": (
+        request("GET /version HTTP/1.1").replace(b"close", b"close, Upgrade\r\nUpgrade: websocket"),
+        200,
+    ),
+    "the same field twice": (
+        request(
+            "POST /v1/completions HTTP/1.1", body=b'{"prompt": 5, "prompt": "a", "max_tokens": 1}'
+        ),
+        200,
+    ),
+    "a byte order mark": (
+        request("POST /v1/completions HTTP/1.1", body=b"\xef\xbb\xbf" + BODY),
+        200,
+    ),
+    "two content types": (
+        request("POST /v1/completions HTTP/1.1", "Content-Type: text/plain", body=BODY),
+        200,
+    ),
     "a body to a GET": (request("GET /version HTTP/1.1", body=b"abc"), 200),
 }
 
@@ -210,6 +255,8 @@ def test_an_odd_request_gets_an_answer_as_any_other(server: RunningServer, name:
 
 
 def test_requests_in_a_row_are_answered_in_a_row(server: RunningServer) -> None:
-    post = request("POST /v1/completions HTTP/1.1", body=BODY).replace(b"Connection: close\r\n", b"")
+    post = request("POST /v1/completions HTTP/1.1", body=BODY).replace(
+        b"Connection: close\r\n", b""
+    )
     answers = exchange(server, post * 3 + request("GET /nope HTTP/1.1"))
     assert [status for status, _, _ in answers] == [200, 200, 200, 404]

@@ -9,17 +9,27 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.serving import RunningServer
 
 DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
-NOT_SHOWN = {"nanovllm:request_time_per_output_token_seconds"}  # the time between tokens says the same
+NOT_SHOWN = {
+    "nanovllm:request_time_per_output_token_seconds"
+}  # the time between tokens says the same
 
 
 def test_every_series_of_the_dashboard_exists(server: RunningServer) -> None:
     server.complete("the", max_tokens=2)
     families = list(text_string_to_metric_families(server.http.get("/metrics").text))
     samples = {sample.name for family in families for sample in family.samples}
-    queries = [target["expr"] for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"] for target in panel["targets"]]
+    queries = [
+        target["expr"]
+        for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
+        for target in panel["targets"]
+    ]
     shown = {name for query in queries for name in re.findall(r"nanovllm:\w+", query)}
     assert shown <= samples
-    names = {family.name for family in families if family.name.startswith("nanovllm:") and not family.name.endswith("_created")}
+    names = {
+        family.name
+        for family in families
+        if family.name.startswith("nanovllm:") and not family.name.endswith("_created")
+    }
     left_out = {name for name in names if not any(series.startswith(name) for series in shown)}
     assert left_out == NOT_SHOWN
 
@@ -27,6 +37,12 @@ def test_every_series_of_the_dashboard_exists(server: RunningServer) -> None:
 def test_panels_have_places_of_their_own() -> None:
     panels = json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
-    taken = [(x, y) for p in panels for g in [p["gridPos"]] for x in range(g["x"], g["x"] + g["w"]) for y in range(g["y"], g["y"] + g["h"])]
+    taken = [
+        (x, y)
+        for p in panels
+        for g in [p["gridPos"]]
+        for x in range(g["x"], g["x"] + g["w"])
+        for y in range(g["y"], g["y"] + g["h"])
+    ]
     assert len(taken) == len(set(taken))
     assert max(x for x, _ in taken) < 24

@@ -19,13 +19,20 @@ from nanovllm.server.completions import ChoiceFormatter
 from tests.support.async_engines import until
 from tests.support.serving import RunningServer, loader, read_events, run_threads, wait_until
 
-LONG: dict[str, Any] = {"prompt": "in the end", "max_tokens": 110, "ignore_eos": True, "temperature": 0}
+LONG: dict[str, Any] = {
+    "prompt": "in the end",
+    "max_tokens": 110,
+    "ignore_eos": True,
+    "temperature": 0,
+}
 
 
 @pytest.fixture(scope="module")
 def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server that needs three seconds for a long answer, runs two at once and has room for six."""
-    with RunningServer(loader(tiny_model, step_s=0.03, max_num_seqs=2), max_queued_requests=6) as running:
+    with RunningServer(
+        loader(tiny_model, step_s=0.03, max_num_seqs=2), max_queued_requests=6
+    ) as running:
         yield running
 
 
@@ -57,22 +64,33 @@ def close(connection: socket.socket, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_closed_connections_end_what_runs_and_what_waits(sluggish: RunningServer, how: str, *, stream: bool) -> None:
+def test_closed_connections_end_what_runs_and_what_waits(
+    sluggish: RunningServer, how: str, *, stream: bool
+) -> None:
     before = sluggish.samples()["generation_tokens_total"]
     connections = [send_request(sluggish, stream=stream) for _ in range(6)]
-    wait_until(lambda: (now := sluggish.samples())["num_requests_running"] == 2 and now["num_requests_waiting"] == 4)
+    wait_until(
+        lambda: (
+            (now := sluggish.samples())["num_requests_running"] == 2
+            and now["num_requests_waiting"] == 4
+        )
+    )
     wait_until(lambda: sluggish.samples()["generation_tokens_total"] > before + 3)
     assert sluggish.samples()["kv_cache_usage_perc"] > 0
     sluggish.error({"prompt": "the"}, 429)
     for connection in connections:
         close(connection, how)
     wait_until(sluggish.is_idle, timeout_s=2)
-    assert sluggish.samples()["generation_tokens_total"] - before < 110, "an answer was finished for nobody"
+    assert sluggish.samples()["generation_tokens_total"] - before < 110, (
+        "an answer was finished for nobody"
+    )
     assert len(sluggish.complete("the", n=6, max_tokens=1)["choices"]) == 6
 
 
 def test_a_stream_that_is_closed_in_the_middle_ends_its_request(sluggish: RunningServer) -> None:
-    with sluggish.http.stream("POST", "/v1/completions", json={**LONG, "stream": True, "n": 3}) as response:
+    with sluggish.http.stream(
+        "POST", "/v1/completions", json={**LONG, "stream": True, "n": 3}
+    ) as response:
         chunks = response.iter_raw()
         first = [next(chunks) for _ in range(2)]
     assert all(chunk.startswith(b"data: {") for chunk in first)
@@ -108,7 +126,10 @@ class Client:
 
     async def run(self) -> None:
         """Send the request and take its answer."""
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(self._body)).encode())]
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(self._body)).encode()),
+        ]
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/completions",
             "raw_path": b"/v1/completions", "query_string": b"", "root_path": "", "headers": headers, "client": ("x", 1), "server": ("x", 2),
@@ -136,7 +157,9 @@ class Client:
 def all_readers() -> list[Reader]:
     """Requests of this process that something still holds on to; those of answered ones may be found while they are on their way out."""
     gc.collect()
-    return [found for found in gc.get_objects() if type(found) is Reader]  # isinstance would ask what a dead weak proxy stands for
+    return [
+        found for found in gc.get_objects() if type(found) is Reader
+    ]  # isinstance would ask what a dead weak proxy stands for
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -148,7 +171,10 @@ def readers_before() -> int:
 def assert_nothing_is_left(server: RunningServer, before: int) -> None:
     wait_until(server.is_idle, timeout_s=5)
     wait_until(lambda: len(all_readers()) <= before, timeout_s=10)
-    assert len(server.complete("the", n=server.max_queued_requests, max_tokens=1)["choices"]) == server.max_queued_requests
+    assert (
+        len(server.complete("the", n=server.max_queued_requests, max_tokens=1)["choices"])
+        == server.max_queued_requests
+    )
 
 
 MOMENTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50]
@@ -162,7 +188,9 @@ async def rest(moments: int) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(readers_before: int, narrow: RunningServer, times: int, *, stream: bool) -> None:
+def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(
+    readers_before: int, narrow: RunningServer, times: int, *, stream: bool
+) -> None:
     async def run() -> None:
         for moments in MOMENTS:
             client = Client(narrow, stream=stream)
@@ -178,7 +206,9 @@ def test_a_request_that_is_cancelled_at_any_moment_leaves_nothing(readers_before
 
 
 @pytest.mark.parametrize("times", [1, 2, 3])
-def test_a_request_that_is_cancelled_before_its_events_have_begun_leaves_nothing(readers_before: int, narrow: RunningServer, times: int) -> None:
+def test_a_request_that_is_cancelled_before_its_events_have_begun_leaves_nothing(
+    readers_before: int, narrow: RunningServer, times: int
+) -> None:
     """The answer's head is not taken by anybody yet, and whoever cancels is in a hurry."""
 
     async def run() -> None:
@@ -202,7 +232,9 @@ def test_a_request_that_is_cancelled_before_its_events_have_begun_leaves_nothing
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_goes_at_any_moment_leaves_nothing(readers_before: int, narrow: RunningServer, *, stream: bool) -> None:
+def test_a_client_that_goes_at_any_moment_leaves_nothing(
+    readers_before: int, narrow: RunningServer, *, stream: bool
+) -> None:
     async def run() -> None:
         for moments in MOMENTS:
             client = Client(narrow, stream=stream)
@@ -216,7 +248,9 @@ def test_a_client_that_goes_at_any_moment_leaves_nothing(readers_before: int, na
 
 
 @pytest.mark.parametrize("message", [1, 2, 3, 10])
-def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(readers_before: int, narrow: RunningServer, message: int) -> None:
+def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(
+    readers_before: int, narrow: RunningServer, message: int
+) -> None:
     async def run() -> None:
         client = Client(narrow, stream=True)
 
@@ -231,7 +265,9 @@ def test_a_connection_that_breaks_while_a_chunk_is_sent_leaves_nothing(readers_b
     assert_nothing_is_left(narrow, readers_before)
 
 
-def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(narrow: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(
+    narrow: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole, calls = ChoiceFormatter.choice, 0
 
     def choice(self: ChoiceFormatter, *arguments: Any) -> Any:
@@ -266,7 +302,9 @@ def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: Runni
         client.on_send = wait
         task = asyncio.ensure_future(client.run())
         async with httpx.AsyncClient(base_url=slow_server.url, timeout=20) as http:
-            others = [http.post("/v1/completions", json={**LONG, "max_tokens": 30}) for _ in range(4)]
+            others = [
+                http.post("/v1/completions", json={**LONG, "max_tokens": 30}) for _ in range(4)
+            ]
             assert all(response.status_code == 200 for response in await asyncio.gather(*others))
         await until(lambda: slow_server.engine.stats().num_requests_running == 0, looks=5000)
         assert not task.done()
@@ -282,7 +320,9 @@ def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: Runni
 
 
 def test_a_client_that_never_reads_loses_its_stream(readers_before: int, tiny_model: Path) -> None:
-    with RunningServer(loader(tiny_model, step_s=0.05), max_queued_requests=3, stalled_client_s=0.3) as running:
+    with RunningServer(
+        loader(tiny_model, step_s=0.05), max_queued_requests=3, stalled_client_s=0.3
+    ) as running:
 
         async def run() -> float:
             client = Client(running, stream=True)
@@ -300,7 +340,9 @@ def test_a_client_that_never_reads_loses_its_stream(readers_before: int, tiny_mo
         assert_nothing_is_left(running, readers_before)
 
 
-def test_a_client_that_waits_long_for_its_turn_is_not_taken_for_one_that_does_not_read(tiny_model: Path) -> None:
+def test_a_client_that_waits_long_for_its_turn_is_not_taken_for_one_that_does_not_read(
+    tiny_model: Path,
+) -> None:
     with RunningServer(loader(tiny_model, step_s=0.4), stalled_client_s=0.1) as running:
         assert running.stream("the", max_tokens=3, ignore_eos=True)
 

@@ -22,7 +22,9 @@ TEXTS = ["the end", "a cat", "漢字 and the rest of it", "the end"]
 
 def post(server: RunningServer, **body: Any) -> httpx.Response:
     content = json.dumps(body).encode()
-    return server.http.post("/v1/embeddings", content=content, headers={"content-type": "application/json"})
+    return server.http.post(
+        "/v1/embeddings", content=content, headers={"content-type": "application/json"}
+    )
 
 
 def embed(server: RunningServer, given: Any, **body: Any) -> dict[str, Any]:
@@ -42,31 +44,51 @@ def test_the_official_client_gets_the_vectors_of_llm(client: OpenAI, llm: LLM) -
     expected = llm.embed(TEXTS, use_tqdm=False)
     answer = client.embeddings.create(model=MODEL, input=TEXTS)
     assert (answer.object, answer.model) == ("list", MODEL)
-    assert [(item.object, item.index) for item in answer.data] == [("embedding", i) for i in range(4)]
-    assert [item.embedding for item in answer.data] == [output.outputs.embedding for output in expected]
+    assert [(item.object, item.index) for item in answer.data] == [
+        ("embedding", i) for i in range(4)
+    ]
+    assert [item.embedding for item in answer.data] == [
+        output.outputs.embedding for output in expected
+    ]
     tokens = sum(len(output.prompt_token_ids) for output in expected)
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (tokens, tokens)
 
 
 def test_both_formats_hold_the_same_numbers(server: RunningServer) -> None:
     plain = vectors(embed(server, "the end", user="somebody"))[0]
-    packed = base64.b64decode(vectors(embed(server, "the end", encoding_format="base64"))[0], validate=True)
+    packed = base64.b64decode(
+        vectors(embed(server, "the end", encoding_format="base64"))[0], validate=True
+    )
     assert struct.unpack(f"<{len(plain)}f", packed) == tuple(plain)
     assert vectors(embed(server, "the end", encoding_format="float")) == [plain]
     assert sum(x * x for x in plain) == pytest.approx(1.0, abs=1e-6)
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
-def test_token_ids_are_the_text_that_they_stand_for(server: RunningServer, llm: LLM, pooling: Any) -> None:
+def test_token_ids_are_the_text_that_they_stand_for(
+    server: RunningServer, llm: LLM, pooling: Any
+) -> None:
     ids = [llm.tokenizer.encode(text) for text in TEXTS]
     expected = [output.outputs.embedding for output in llm.embed(TEXTS, pooling, use_tqdm=False)]
     assert expected[0] == expected[3] != expected[1]
-    assert vectors(embed(server, TEXTS, pooling=pooling)) == vectors(embed(server, ids, pooling=pooling)) == expected
-    assert vectors(embed(server, TEXTS[1], pooling=pooling)) == vectors(embed(server, ids[1], pooling=pooling)) == expected[1:2]
+    assert (
+        vectors(embed(server, TEXTS, pooling=pooling))
+        == vectors(embed(server, ids, pooling=pooling))
+        == expected
+    )
+    assert (
+        vectors(embed(server, TEXTS[1], pooling=pooling))
+        == vectors(embed(server, ids[1], pooling=pooling))
+        == expected[1:2]
+    )
 
 
 def test_poolings_differ(server: RunningServer) -> None:
-    assert embed(server, "the end") == embed(server, "the end", pooling="last") != embed(server, "the end", pooling="mean")
+    assert (
+        embed(server, "the end")
+        == embed(server, "the end", pooling="last")
+        != embed(server, "the end", pooling="mean")
+    )
 
 
 def test_the_answer_has_the_fields_of_openai(server: RunningServer) -> None:
@@ -78,7 +100,11 @@ def test_the_answer_has_the_fields_of_openai(server: RunningServer) -> None:
 
 
 def test_bits_are_the_same_beside_completions(server: RunningServer) -> None:
-    alone = {(text, pooling): vectors(embed(server, text, pooling=pooling)) for text in TEXTS for pooling in ("last", "mean")}
+    alone = {
+        (text, pooling): vectors(embed(server, text, pooling=pooling))
+        for text in TEXTS
+        for pooling in ("last", "mean")
+    }
 
     def check(text: str, pooling: str) -> None:
         for _ in range(3):
@@ -132,9 +158,13 @@ def test_input_is_required_and_the_model_must_be_served(server: RunningServer) -
     assert "201 fields" in error["message"]
 
 
-def test_a_network_that_is_not_a_number_is_a_500(server: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_is_not_a_number_is_a_500(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real = Pooler.add
-    monkeypatch.setattr(Pooler, "add", lambda self, hidden: real(self, np.full_like(hidden, np.nan)))
+    monkeypatch.setattr(
+        Pooler, "add", lambda self, hidden: real(self, np.full_like(hidden, np.nan))
+    )
     assert "not a number" in read_error(post(server, input="the"), 500)["message"]
     monkeypatch.undo()
     embed(server, "the")
@@ -143,18 +173,32 @@ def test_a_network_that_is_not_a_number_is_a_500(server: RunningServer, monkeypa
 @pytest.fixture(scope="module")
 def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server whose prompts take long to read, and which has room for three."""
-    with RunningServer(loader(tiny_model, step_s=0.05, max_num_batched_tokens=4, max_num_seqs=2), max_queued_requests=3) as running:
+    with RunningServer(
+        loader(tiny_model, step_s=0.05, max_num_batched_tokens=4, max_num_seqs=2),
+        max_queued_requests=3,
+    ) as running:
         yield running
 
 
 def test_embeddings_have_their_place_in_the_queue(sluggish: RunningServer) -> None:
-    assert "4 answers at once, the limit is 3" in read_error(post(sluggish, input=["a"] * 4), 400)["message"]
+    assert (
+        "4 answers at once, the limit is 3"
+        in read_error(post(sluggish, input=["a"] * 4), 400)["message"]
+    )
 
     def wait_and_ask() -> httpx.Response:
-        wait_until(lambda: sluggish.samples()["num_requests_running"] + sluggish.samples()["num_requests_waiting"] == 3)
+        wait_until(
+            lambda: (
+                sluggish.samples()["num_requests_running"]
+                + sluggish.samples()["num_requests_waiting"]
+                == 3
+            )
+        )
         return post(sluggish, input="the")
 
-    answer, refused = run_threads([lambda: post(sluggish, input=[[7] * 20] * 3, pooling="mean"), wait_and_ask])
+    answer, refused = run_threads(
+        [lambda: post(sluggish, input=[[7] * 20] * 3, pooling="mean"), wait_and_ask]
+    )
     assert answer.status_code == 200
     assert read_error(refused, 429)["type"] == "RateLimitError"
     assert refused.headers["retry-after"]
@@ -164,6 +208,8 @@ def test_embeddings_have_their_place_in_the_queue(sluggish: RunningServer) -> No
 
 def test_a_client_that_goes_away_ends_its_requests(sluggish: RunningServer) -> None:
     with pytest.raises(httpx.ReadTimeout):
-        sluggish.http.post("/v1/embeddings", json={"input": [[7] * 120] * 3, "pooling": "mean"}, timeout=0.3)
+        sluggish.http.post(
+            "/v1/embeddings", json={"input": [[7] * 120] * 3, "pooling": "mean"}, timeout=0.3
+        )
     wait_until(sluggish.is_idle, timeout_s=2)
     embed(sluggish, ["a"] * 3)

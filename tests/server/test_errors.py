@@ -98,9 +98,18 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
 
 @pytest.mark.parametrize("name", BAD_FIELDS)
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_bad_field_is_named_with_its_value_and_limit(server: RunningServer, name: str, *, stream: bool) -> None:
+def test_a_bad_field_is_named_with_its_value_and_limit(
+    server: RunningServer, name: str, *, stream: bool
+) -> None:
     fields, param, part = BAD_FIELDS[name]
-    error = server.error({"prompt": "the", "max_tokens": 8, **({"stream": True} if stream and "without stream" not in name else {}), **fields})
+    error = server.error(
+        {
+            "prompt": "the",
+            "max_tokens": 8,
+            **({"stream": True} if stream and "without stream" not in name else {}),
+            **fields,
+        }
+    )
     assert (error["type"], error["param"]) == ("BadRequestError", param)
     assert part in error["message"]
     assert param is None or param in error["message"]
@@ -178,18 +187,39 @@ def test_a_body_that_cannot_be_read_is_refused(server: RunningServer, name: str)
     assert time.monotonic() - started < 2
 
 
-@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "nonsense", ""])
-def test_another_content_type_is_refused_with_the_right_one(server: RunningServer, content_type: str) -> None:
-    response = server.http.post("/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": content_type})
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "nonsense",
+        "",
+    ],
+)
+def test_another_content_type_is_refused_with_the_right_one(
+    server: RunningServer, content_type: str
+) -> None:
+    response = server.http.post(
+        "/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": content_type}
+    )
     assert "application/json" in read_error(response, 400)["message"]
 
 
-@pytest.mark.parametrize("content_type", ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"])
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"],
+)
 def test_forms_of_the_content_type_are_understood(server: RunningServer, content_type: str) -> None:
-    assert server.post({"prompt": "a", "max_tokens": 1}, **{"content-type": content_type}).status_code == 200
+    assert (
+        server.post({"prompt": "a", "max_tokens": 1}, **{"content-type": content_type}).status_code
+        == 200
+    )
 
 
-def test_more_than_the_context_is_refused_with_both_numbers_and_the_limit(server: RunningServer) -> None:
+def test_more_than_the_context_is_refused_with_both_numbers_and_the_limit(
+    server: RunningServer,
+) -> None:
     error = server.error({"prompt": [1] * 101, "max_tokens": 28})
     assert error["param"] == "max_tokens"
     for number in ("101", "28", "129", "128"):
@@ -227,14 +257,25 @@ def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
     assert MODEL in error["message"]
 
 
-@pytest.mark.parametrize("path", ["/", "/nope", "/v1", "/v1/completion", "/v1/completions/x", "/%ff%00", "/" + "x" * 5000])
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/nope", "/v1", "/v1/completion", "/v1/completions/x", "/%ff%00", "/" + "x" * 5000],
+)
 def test_an_unknown_path_is_not_found(server: RunningServer, path: str) -> None:
     response = server.http.get(path)
     assert read_error(response, 404)["type"] == "NotFoundError"
     assert len(response.content) < LONGEST_ANSWER_BYTES
 
 
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/completions"), ("DELETE", "/v1/completions"), ("POST", "/health"), ("PUT", "/metrics")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/completions"),
+        ("DELETE", "/v1/completions"),
+        ("POST", "/health"),
+        ("PUT", "/metrics"),
+    ],
+)
 def test_another_method_is_not_allowed(server: RunningServer, method: str, path: str) -> None:
     response = server.http.request(method, path)
     assert read_error(response, 405)["type"] == "MethodNotAllowedError"
@@ -277,7 +318,9 @@ def test_a_large_mistake_gets_a_small_answer_soon(server: RunningServer, name: s
 
 
 def test_at_most_ten_problems_are_listed_each_cut_short(server: RunningServer) -> None:
-    error = server.error({"prompt": "a", **{f"field{i:03}{'y' * 500}": "z" * 5000 for i in range(25)}})
+    error = server.error(
+        {"prompt": "a", **{f"field{i:03}{'y' * 500}": "z" * 5000 for i in range(25)}}
+    )
     assert error["message"].count("not supported") == MAX_PROBLEMS
     assert error["message"].endswith("and 15 more")
     assert "z" * (MAX_INPUT_CHARACTERS + 1) not in error["message"]
@@ -292,8 +335,15 @@ def test_several_problems_are_listed_at_once(server: RunningServer) -> None:
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.text("\ud800\udfff\x00", max_size=3),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.text("\ud800\udfff\x00", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 field_names = st.sampled_from([
@@ -306,18 +356,33 @@ field_names = st.sampled_from([
 
 @given(fields=st.dictionaries(field_names | st.text(max_size=5), json_values, max_size=4))
 @settings(max_examples=150)
-def test_whatever_is_sent_the_answer_is_a_completion_or_an_error_in_the_one_form(server: RunningServer, fields: dict[str, Any]) -> None:
+def test_whatever_is_sent_the_answer_is_a_completion_or_an_error_in_the_one_form(
+    server: RunningServer, fields: dict[str, Any]
+) -> None:
     response = server.post({"prompt": "a", "max_tokens": 2, **fields})
     if response.status_code == 200:
         assert response.json()["object"] == "text_completion"
     else:
-        read_error(response, 404 if "model" in fields and isinstance(fields["model"], str) and response.status_code == 404 else 400)
+        read_error(
+            response,
+            404
+            if "model" in fields
+            and isinstance(fields["model"], str)
+            and response.status_code == 404
+            else 400,
+        )
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_settings_that_leave_no_token_are_the_requests_fault(server: RunningServer, *, stream: bool) -> None:
+def test_settings_that_leave_no_token_are_the_requests_fault(
+    server: RunningServer, *, stream: bool
+) -> None:
     """Bad words of several tokens show only while the answer grows."""
-    body = {"prompt": [1], "allowed_token_ids": [5], "bad_words": [server.http.post("/detokenize", json={"tokens": [5, 5]}).json()["prompt"]]}
+    body = {
+        "prompt": [1],
+        "allowed_token_ids": [5],
+        "bad_words": [server.http.post("/detokenize", json={"tokens": [5, 5]}).json()["prompt"]],
+    }
     response = server.post({**body, "max_tokens": 4, "ignore_eos": True, "stream": stream})
     error = read_events(response.content)[-1]["error"] if stream else response.json()["error"]
     assert response.status_code == (200 if stream else 400)
@@ -329,7 +394,9 @@ def test_a_bad_request_does_not_disturb_others(slow_server: RunningServer) -> No
     settings = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
     alone = slow_server.complete("in the end", **settings)["choices"]
     found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(slow_server.complete("in the end", **settings)["choices"]))
+    thread = threading.Thread(
+        target=lambda: found.append(slow_server.complete("in the end", **settings)["choices"])
+    )
     thread.start()
     while thread.is_alive():
         for fields, _, _ in list(BAD_FIELDS.values())[:20]:
@@ -351,5 +418,9 @@ def test_the_official_client_raises_its_own_exceptions(client: OpenAI) -> None:
 
 
 def test_of_several_prompts_the_one_at_fault_is_named(server: RunningServer) -> None:
-    assert server.error({"prompt": [[1], [1] * 1000]})["message"].startswith("prompt 1: the prompt has 1000 tokens")
-    assert server.error({"prompt": [[1] * 1000]})["message"].startswith("the prompt has 1000 tokens")
+    assert server.error({"prompt": [[1], [1] * 1000]})["message"].startswith(
+        "prompt 1: the prompt has 1000 tokens"
+    )
+    assert server.error({"prompt": [[1] * 1000]})["message"].startswith(
+        "the prompt has 1000 tokens"
+    )

@@ -28,9 +28,16 @@ def fuzzed(tiny_model: Path) -> Iterator[RunningServer]:
 
 
 @pytest.mark.slow
-def test_nothing_that_is_sent_gets_a_fault_or_an_answer_that_is_not_documented(fuzzed: RunningServer, caplog: pytest.LogCaptureFixture) -> None:
+def test_nothing_that_is_sent_gets_a_fault_or_an_answer_that_is_not_documented(
+    fuzzed: RunningServer, caplog: pytest.LogCaptureFixture
+) -> None:
     document = narrowed(fuzzed.http.get("/openapi.json").json())
-    code, printed = fuzz(fuzzed, document, ["--phases", "coverage,fuzzing", "--seed", "1", "--max-examples", "10"], timeout_s=MINUTES_S)
+    code, printed = fuzz(
+        fuzzed,
+        document,
+        ["--phases", "coverage,fuzzing", "--seed", "1", "--max-examples", "10"],
+        timeout_s=MINUTES_S,
+    )
     assert code == 0, printed
     assert "Tested: 12" in printed
     assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == []
@@ -41,7 +48,15 @@ def test_the_fuzzer_finds_what_is_wrong(tiny_model: Path, fuzzed: RunningServer)
     """A server without a key under the document of one with a key, that lies about an answer besides."""
     document = narrowed(fuzzed.http.get("/openapi.json").json())
     document["components"]["schemas"]["Version"]["required"].append("date")
-    options = ["--phases", "coverage", "--seed", "1", "--include-path", "/version", "--continue-on-failure"]
+    options = [
+        "--phases",
+        "coverage",
+        "--seed",
+        "1",
+        "--include-path",
+        "/version",
+        "--continue-on-failure",
+    ]
     with RunningServer(loader(tiny_model)) as careless:
         code, printed = fuzz(careless, document, options, timeout_s=MINUTES_S)
     assert code == 1, printed

@@ -13,7 +13,14 @@ from nanovllm import SamplingParams
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import CheckpointError, EngineNotReadyError
-from tests.support.serving import RunningServer, loader, read_error, read_events, run_threads, wait_until
+from tests.support.serving import (
+    RunningServer,
+    loader,
+    read_error,
+    read_events,
+    run_threads,
+    wait_until,
+)
 
 
 class LateLoader:
@@ -112,7 +119,9 @@ def fail_once(running: RunningServer, monkeypatch: pytest.MonkeyPatch, *, at_ste
 
 
 @pytest.mark.parametrize("at_step", [1, 4])
-def test_a_step_that_fails_is_a_500_for_its_requests_only(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
+def test_a_step_that_fails_is_a_500_for_its_requests_only(
+    fresh: RunningServer, monkeypatch: pytest.MonkeyPatch, at_step: int
+) -> None:
     settings: dict[str, Any] = {"max_tokens": 10, "temperature": 0, "ignore_eos": True}
     expected = fresh.complete("the", **settings)["choices"]
     fail_once(fresh, monkeypatch, at_step=at_step)
@@ -126,9 +135,18 @@ def test_a_step_that_fails_is_a_500_for_its_requests_only(fresh: RunningServer, 
 
 
 @pytest.mark.parametrize("at_step", [1, 4])
-def test_a_step_that_fails_is_an_event_in_a_stream(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch, at_step: int) -> None:
+def test_a_step_that_fails_is_an_event_in_a_stream(
+    fresh: RunningServer, monkeypatch: pytest.MonkeyPatch, at_step: int
+) -> None:
     fail_once(fresh, monkeypatch, at_step=at_step)
-    body = {"prompt": "the", "n": 2, "stream": True, "max_tokens": 10, "ignore_eos": True, "stream_options": {"include_usage": True}}
+    body = {
+        "prompt": "the",
+        "n": 2,
+        "stream": True,
+        "max_tokens": 10,
+        "ignore_eos": True,
+        "stream_options": {"include_usage": True},
+    }
     events = read_events(fresh.post(body).content)
     assert events[-1].keys() == {"error"}
     assert events[-1]["error"]["code"] == 500
@@ -137,7 +155,9 @@ def test_a_step_that_fails_is_an_event_in_a_stream(fresh: RunningServer, monkeyp
     assert fresh.is_idle()
 
 
-def test_those_that_wait_while_a_step_fails_are_answered(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_those_that_wait_while_a_step_fails_are_answered(
+    fresh: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three run and fail; the others come after them."""
     settings: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
     expected = fresh.complete("the", **settings)["choices"]
@@ -145,10 +165,14 @@ def test_those_that_wait_while_a_step_fails_are_answered(fresh: RunningServer, m
     responses = run_threads([lambda: fresh.post({"prompt": "the", **settings})] * 12)
     failed = [response for response in responses if response.status_code == 500]
     assert 1 <= len(failed) <= 3
-    assert all(response.json()["choices"] == expected for response in responses if response not in failed)
+    assert all(
+        response.json()["choices"] == expected for response in responses if response not in failed
+    )
 
 
-def test_many_faults_one_after_the_other_do_not_end_the_engine(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_faults_one_after_the_other_do_not_end_the_engine(
+    fresh: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = engine_threads()
     for _ in range(10):
         with monkeypatch.context() as patch:
@@ -158,17 +182,24 @@ def test_many_faults_one_after_the_other_do_not_end_the_engine(fresh: RunningSer
     assert fresh.complete("the", max_tokens=1)["choices"]
 
 
-def test_a_network_without_numbers_is_an_error_of_its_requests(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_without_numbers_is_an_error_of_its_requests(
+    fresh: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     backend = fresh.engine.engine.runner.backend
     compute = backend.logits
     monkeypatch.setattr(backend, "logits", lambda hidden: compute(hidden) * float("nan"))
     assert "not a number" in fresh.error({"prompt": "the"}, 500)["message"]
-    assert read_events(fresh.post({"prompt": "the", "stream": True}).content)[-1]["error"]["code"] == 500
+    assert (
+        read_events(fresh.post({"prompt": "the", "stream": True}).content)[-1]["error"]["code"]
+        == 500
+    )
     monkeypatch.undo()
     assert fresh.complete("the", max_tokens=1)["choices"]
 
 
-def test_an_answer_that_cannot_be_put_together_costs_the_others_nothing(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_cannot_be_put_together_costs_the_others_nothing(
+    fresh: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
     expected = fresh.complete("the", **settings)["choices"]
     absorb = Assembler.absorb
@@ -179,14 +210,22 @@ def test_an_answer_that_cannot_be_put_together_costs_the_others_nothing(fresh: R
         return absorb(self, update)
 
     monkeypatch.setattr(Assembler, "absorb", failing)
-    bodies = [{"prompt": "the", "request_id": "broken" if place == 1 else "whole", **settings} for place in range(3)]
-    broken, *whole = sorted(run_threads([lambda body=body: fresh.post(body) for body in bodies]), key=lambda one: -one.status_code)  # type: ignore[misc]
+    bodies = [
+        {"prompt": "the", "request_id": "broken" if place == 1 else "whole", **settings}
+        for place in range(3)
+    ]
+    broken, *whole = sorted(
+        run_threads([lambda body=body: fresh.post(body) for body in bodies]),  # type: ignore[misc]
+        key=lambda one: -one.status_code,
+    )
     assert "no such token" in read_error(broken, 500)["message"]
     assert [response.json()["choices"] for response in whole] == [expected, expected]
     wait_until(fresh.is_idle)
 
 
-def test_an_engine_that_breaks_down_answers_everybody_and_says_so_from_then_on(fresh: RunningServer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_breaks_down_answers_everybody_and_says_so_from_then_on(
+    fresh: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     engine = fresh.engine.engine
     schedule, steps = engine.scheduler.schedule, 0
 
@@ -199,7 +238,9 @@ def test_an_engine_that_breaks_down_answers_everybody_and_says_so_from_then_on(f
 
     monkeypatch.setattr(engine.scheduler, "schedule", failing)
     body = {"prompt": "the", "max_tokens": 50, "ignore_eos": True}
-    whole, streamed = run_threads([lambda: fresh.post(body), lambda: fresh.post({**body, "stream": True})])
+    whole, streamed = run_threads(
+        [lambda: fresh.post(body), lambda: fresh.post({**body, "stream": True})]
+    )
     assert "broken down" in read_error(whole, 500)["message"]
     assert read_events(streamed.content)[-1]["error"]["code"] == 500
     read_error(fresh.http.get("/health"), 503)
@@ -216,16 +257,23 @@ def test_an_engine_that_stops_ends_what_it_was_doing(fresh: RunningServer) -> No
 
     stopping = threading.Thread(target=stop)
     stopping.start()
-    whole, streamed = run_threads([lambda: fresh.post(body), lambda: fresh.post({**body, "stream": True})])
+    whole, streamed = run_threads(
+        [lambda: fresh.post(body), lambda: fresh.post({**body, "stream": True})]
+    )
     stopping.join()
     assert "stopped" in read_error(whole, 503)["message"]
     events = read_events(streamed.content)
-    assert (events[-1]["error"]["code"], events[-1]["error"]["type"]) == (503, "ServiceUnavailableError")
+    assert (events[-1]["error"]["code"], events[-1]["error"]["type"]) == (
+        503,
+        "ServiceUnavailableError",
+    )
     assert "stopped" in fresh.error(body, 503)["message"]
     assert "stopped" in read_error(fresh.http.get("/health"), 503)["message"]
 
 
-def test_a_request_that_is_being_read_while_the_engine_stops_is_refused(fresh: RunningServer) -> None:
+def test_a_request_that_is_being_read_while_the_engine_stops_is_refused(
+    fresh: RunningServer,
+) -> None:
     """Between the check of a request and its place in the queue there is time for the engine to go."""
     engine = fresh.engine
 

@@ -17,7 +17,13 @@ from tests.support.openapi import Contract
 from tests.support.serving import RunningServer, loader
 
 MESSAGES = [{"role": "user", "content": "the"}]
-LOGPROBS = {"logprobs": 3, "prompt_logprobs": 2, "echo": True, "return_token_ids": True, "return_tokens_as_token_ids": True}
+LOGPROBS = {
+    "logprobs": 3,
+    "prompt_logprobs": 2,
+    "echo": True,
+    "return_token_ids": True,
+    "return_tokens_as_token_ids": True,
+}
 USAGE = {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
 LIMIT = 20_000
 
@@ -30,17 +36,40 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/v1/models", None),
     ("GET", "/v1/models/alias", None),
     ("POST", "/v1/completions", {"prompt": "the"}),
-    ("POST", "/v1/completions", {"prompt": ["the", "a"], "n": 2, "temperature": 0, "model": "alias"}),
+    (
+        "POST",
+        "/v1/completions",
+        {"prompt": ["the", "a"], "n": 2, "temperature": 0, "model": "alias"},
+    ),
     ("POST", "/v1/completions", {"prompt": "the", "stop": "e", **LOGPROBS}),
     ("POST", "/v1/completions", {"prompt": [[1, 2]], "max_tokens": 0, "echo": True, "logprobs": 1}),
     ("POST", "/v1/completions", {"prompt": "the", "logit_bias": {"5": 100}, "stop_token_ids": [5]}),
-    ("POST", "/v1/completions", {"prompt": "the", "use_beam_search": True, "n": 2, "max_tokens": 3}),
+    (
+        "POST",
+        "/v1/completions",
+        {"prompt": "the", "use_beam_search": True, "n": 2, "max_tokens": 3},
+    ),
     ("POST", "/v1/completions", {"prompt": "the", "best_of": 3, "n": 1, "max_tokens": 3}),
     ("POST", "/v1/completions", {"prompt": "the", "stream": True}),
     ("POST", "/v1/completions", {"prompt": ["the", "a"], "n": 2, **LOGPROBS, **USAGE}),
     ("POST", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4}),
-    ("POST", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4, "n": 2, "logprobs": True, "top_logprobs": 2}),
-    ("POST", "/v1/chat/completions", {"messages": MESSAGES, "max_tokens": 4, "n": 2, "logprobs": True, "top_logprobs": 2, **USAGE}),
+    (
+        "POST",
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "max_tokens": 4, "n": 2, "logprobs": True, "top_logprobs": 2},
+    ),
+    (
+        "POST",
+        "/v1/chat/completions",
+        {
+            "messages": MESSAGES,
+            "max_tokens": 4,
+            "n": 2,
+            "logprobs": True,
+            "top_logprobs": 2,
+            **USAGE,
+        },
+    ),
     ("POST", "/v1/embeddings", {"input": ["the", "a"]}),
     ("POST", "/v1/embeddings", {"input": [1, 2], "encoding_format": "base64", "pooling": "mean"}),
     ("POST", "/tokenize", {"prompt": "the"}),
@@ -59,7 +88,9 @@ def both_backends() -> None:
 def guarded(tiny_model: Path) -> Iterator[RunningServer]:
     """A server with a key, a chat template, a small limit of bodies and a short queue."""
     load = loader(tiny_model)
-    with RunningServer(load, api_keys=(KEY,), chat_template=TEMPLATE, max_body_bytes=LIMIT, max_queued_requests=8) as running:
+    with RunningServer(
+        load, api_keys=(KEY,), chat_template=TEMPLATE, max_body_bytes=LIMIT, max_queued_requests=8
+    ) as running:
         running.http.headers["authorization"] = f"Bearer {KEY}"
         yield running
 
@@ -75,7 +106,9 @@ def template_of(path: str) -> str:
 
 
 @pytest.mark.parametrize("place", range(len(GOOD)))
-def test_an_answer_is_what_the_document_says(guarded: RunningServer, contract: Contract, place: int) -> None:
+def test_an_answer_is_what_the_document_says(
+    guarded: RunningServer, contract: Contract, place: int
+) -> None:
     method, path, body = GOOD[place]
     response = guarded.http.request(method, path, json=body)
     assert response.status_code == 200, response.text
@@ -97,12 +130,23 @@ def test_the_check_itself_finds_what_is_not_described(guarded: RunningServer) ->
         place[path] = value
         return contract
 
-    version, streamed = guarded.http.get("/version"), guarded.http.post("/v1/completions", json={"prompt": "a", "stream": True})
+    version, streamed = (
+        guarded.http.get("/version"),
+        guarded.http.post("/v1/completions", json={"prompt": "a", "stream": True}),
+    )
     responses = ("paths", "/version", "get", "responses")
     contracts = [
-        lying("version", "components", "schemas", "Version", "properties", value={"type": "integer"}),
+        lying(
+            "version", "components", "schemas", "Version", "properties", value={"type": "integer"}
+        ),
         lying("properties", "components", "schemas", "Version", value={}),
-        lying("retry-after", *responses, "200", "headers", value={"required": True, "schema": {"type": "integer"}}),
+        lying(
+            "retry-after",
+            *responses,
+            "200",
+            "headers",
+            value={"required": True, "schema": {"type": "integer"}},
+        ),
         lying("content", *responses, "200", value={"text/plain": {}}),
         lying("responses", *responses[:-1], value={}),
     ]
@@ -110,14 +154,25 @@ def test_the_check_itself_finds_what_is_not_described(guarded: RunningServer) ->
         with pytest.raises((AssertionError, ValueError)):
             contract.check("GET", "/version", version)
     with pytest.raises(ValueError, match="is not valid"):
-        lying("model", "components", "schemas", "CompletionChunk", "properties", value={"type": "null"}).check("POST", "/v1/completions", streamed)
+        lying(
+            "model",
+            "components",
+            "schemas",
+            "CompletionChunk",
+            "properties",
+            value={"type": "null"},
+        ).check("POST", "/v1/completions", streamed)
 
 
 def test_errors_are_what_the_document_says(guarded: RunningServer, contract: Contract) -> None:
     json_type = {"content-type": "application/json"}
     posts = [path for method, path in contract.operations if method == "POST"]
     for path in posts:
-        field = {"/v1/chat/completions": "messages", "/v1/embeddings": "input", "/detokenize": "tokens"}.get(path, "prompt")
+        field = {
+            "/v1/chat/completions": "messages",
+            "/v1/embeddings": "input",
+            "/detokenize": "tokens",
+        }.get(path, "prompt")
         good: Any = {"messages": MESSAGES, "tokens": [1]}.get(field, "a")
         found = {
             400: guarded.http.post(path, json={}),
@@ -131,11 +186,19 @@ def test_errors_are_what_the_document_says(guarded: RunningServer, contract: Con
         assert {*found, 408, 500, 503} <= contract.statuses("POST", path)
     for method, path in contract.operations:
         if path != "/health":
-            contract.check(method, path, guarded.http.request(method, path.format(model_id="tiny"), headers={"authorization": ""}))
+            contract.check(
+                method,
+                path,
+                guarded.http.request(
+                    method, path.format(model_id="tiny"), headers={"authorization": ""}
+                ),
+            )
     contract.check("GET", "/v1/models/{model_id}", guarded.http.get("/v1/models/other"))
 
 
-def test_a_body_that_stops_coming_is_answered_as_the_document_says(tiny_model: Path, contract: Contract) -> None:
+def test_a_body_that_stops_coming_is_answered_as_the_document_says(
+    tiny_model: Path, contract: Contract
+) -> None:
     with RunningServer(loader(tiny_model), stalled_client_s=0.05) as running:
         for path in (path for method, path in contract.operations if method == "POST"):
             connection = HTTPConnection("127.0.0.1", running.port, timeout=20)
@@ -144,25 +207,39 @@ def test_a_body_that_stops_coming_is_answered_as_the_document_says(tiny_model: P
             connection.endheaders(b"{")
             with closing(connection), connection.getresponse() as response:
                 assert response.status == 408
-                contract.check("POST", path, httpx.Response(response.status, headers=response.getheaders(), content=response.read()))
+                contract.check(
+                    "POST",
+                    path,
+                    httpx.Response(
+                        response.status, headers=response.getheaders(), content=response.read()
+                    ),
+                )
 
 
-def test_a_full_queue_is_answered_as_the_document_says(tiny_model: Path, contract: Contract) -> None:
+def test_a_full_queue_is_answered_as_the_document_says(
+    tiny_model: Path, contract: Contract
+) -> None:
     body = {"prompt": "a", "n": 8, "stream": True, "max_tokens": 100, "ignore_eos": True}
-    with RunningServer(loader(tiny_model, step_s=0.02), max_queued_requests=8, chat_template=TEMPLATE) as running:  # noqa: SIM117 - it must end first
-        with running.http.stream("POST", "/v1/completions", json=body) as response:
-            chunks = response.iter_raw()  # kept: the connection closes with it
-            next(chunks)
-            asked: dict[str, dict[str, Any]] = {
-                "/v1/completions": {"prompt": "a"}, "/v1/chat/completions": {"messages": MESSAGES}, "/v1/embeddings": {"input": "a"},
-            }  # fmt: skip
-            for path, wanted in asked.items():
-                refused = running.http.post(path, json=wanted)
-                assert refused.status_code == 429
-                contract.check("POST", path, refused)
+    with (
+        RunningServer(
+            loader(tiny_model, step_s=0.02), max_queued_requests=8, chat_template=TEMPLATE
+        ) as running,
+        running.http.stream("POST", "/v1/completions", json=body) as response,
+    ):
+        chunks = response.iter_raw()  # kept: the connection closes with it
+        next(chunks)
+        asked: dict[str, dict[str, Any]] = {
+            "/v1/completions": {"prompt": "a"}, "/v1/chat/completions": {"messages": MESSAGES}, "/v1/embeddings": {"input": "a"},
+        }  # fmt: skip
+        for path, wanted in asked.items():
+            refused = running.http.post(path, json=wanted)
+            assert refused.status_code == 429
+            contract.check("POST", path, refused)
 
 
-def test_a_loading_server_answers_as_the_document_says(tiny_model: Path, contract: Contract) -> None:
+def test_a_loading_server_answers_as_the_document_says(
+    tiny_model: Path, contract: Contract
+) -> None:
     may_go_on = threading.Event()
 
     def load() -> Engine:
@@ -179,7 +256,9 @@ def test_a_loading_server_answers_as_the_document_says(tiny_model: Path, contrac
             may_go_on.set()
 
 
-def test_a_fault_is_answered_as_the_document_says(guarded: RunningServer, contract: Contract, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_answered_as_the_document_says(
+    guarded: RunningServer, contract: Contract, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(guarded.metrics, "render", lambda: 1 / 0)
     response = guarded.http.get("/metrics")
     assert response.status_code == 500
@@ -190,14 +269,20 @@ def test_without_keys_none_are_documented(tiny_model: Path) -> None:
     with RunningServer(loader(tiny_model)) as server:
         document = server.http.get("/openapi.json").json()
         contract = Contract(document)
-        assert not any(401 in contract.statuses(method, path) for method, path in contract.operations)
+        assert not any(
+            401 in contract.statuses(method, path) for method, path in contract.operations
+        )
         assert "securitySchemes" not in document["components"]
         for method, path, body in GOOD[:7]:
             contract.check(method, template_of(path), server.http.request(method, path, json=body))
 
 
 def test_keys_are_documented_where_they_are_needed(contract: Contract) -> None:
-    open_to_all = {path for method, path in contract.operations if "security" not in contract.document["paths"][path][method.lower()]}
+    open_to_all = {
+        path
+        for method, path in contract.operations
+        if "security" not in contract.document["paths"][path][method.lower()]
+    }
     assert open_to_all == {"/health"}
 
 

@@ -18,18 +18,34 @@ from uvicorn.server import ServerState
 from nanovllm.server import streaming
 from nanovllm.server.completions import ChoiceFormatter
 from nanovllm.server.connections import WatchedProtocol, watched_protocol
-from tests.support.serving import RunningServer, join_choices, loader, read_events, run_threads, wait_until
+from tests.support.serving import (
+    RunningServer,
+    join_choices,
+    loader,
+    read_events,
+    run_threads,
+    wait_until,
+)
 
 LIMIT_S = 0.5
 SMALL_BUFFER_BYTES = 4096
 EVENT_BYTES = 16384  # more than a step's news of four answers with 20 log-probabilities each
-HEAVY: dict[str, Any] = {"prompt": "in the end", "n": 4, "max_tokens": 110, "ignore_eos": True, "logprobs": 20, "temperature": 0.5}
+HEAVY: dict[str, Any] = {
+    "prompt": "in the end",
+    "n": 4,
+    "max_tokens": 110,
+    "ignore_eos": True,
+    "logprobs": 20,
+    "temperature": 0.5,
+}
 
 
 @pytest.fixture(scope="module")
 def strict(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server that gives clients half a second, and whose system keeps little of what they do not read."""
-    with RunningServer(loader(tiny_model, step_s=0.005), stalled_client_s=LIMIT_S, max_body_bytes=4096) as running:
+    with RunningServer(
+        loader(tiny_model, step_s=0.005), stalled_client_s=LIMIT_S, max_body_bytes=4096
+    ) as running:
         running.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SMALL_BUFFER_BYTES)
         yield running
 
@@ -47,7 +63,10 @@ def connect(server: RunningServer, content: bytes) -> socket.socket:
 def request(body: dict[str, Any]) -> bytes:
     """A completion as it is sent."""
     content = json.dumps(body).encode()
-    return f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode() + content
+    return (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
+        + content
+    )
 
 
 def read_to_end(connection: socket.socket) -> bytes:
@@ -63,7 +82,9 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_never_reads_holds_little_delays_nobody_and_is_cut_off(strict: RunningServer, *, stream: bool) -> None:
+def test_a_client_that_never_reads_holds_little_delays_nobody_and_is_cut_off(
+    strict: RunningServer, *, stream: bool
+) -> None:
     alone = strict.complete("the", max_tokens=10, temperature=0)["choices"]
     connections = [connect(strict, request({**HEAVY, "stream": stream})) for _ in range(2)]
     bodies = run_threads([partial(strict.complete, "the", max_tokens=10, temperature=0)] * 4)
@@ -87,10 +108,21 @@ def test_a_client_that_never_reads_holds_little_delays_nobody_and_is_cut_off(str
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_large_answer_is_written_beside_the_event_loop(strict: RunningServer, monkeypatch: pytest.MonkeyPatch, *, stream: bool) -> None:
+def test_a_large_answer_is_written_beside_the_event_loop(
+    strict: RunningServer, monkeypatch: pytest.MonkeyPatch, *, stream: bool
+) -> None:
     """Seconds of writing log-probabilities must not be seconds in which nobody else is answered."""
     whole, may_go_on, is_writing = ChoiceFormatter.choice, threading.Event(), threading.Event()
-    body = {"prompt": [[1] * 50], "n": 3, "max_tokens": 2, "ignore_eos": True, "echo": True, "logprobs": 2, "seed": 5, "stream": stream}
+    body = {
+        "prompt": [[1] * 50],
+        "n": 3,
+        "max_tokens": 2,
+        "ignore_eos": True,
+        "echo": True,
+        "logprobs": 2,
+        "seed": 5,
+        "stream": stream,
+    }
     expected = strict.post(body).content
 
     def choice(self: ChoiceFormatter, *arguments: Any) -> Any:
@@ -99,9 +131,15 @@ def test_a_large_answer_is_written_beside_the_event_loop(strict: RunningServer, 
         return whole(self, *arguments)
 
     monkeypatch.setattr(ChoiceFormatter, "choice", choice)
-    monkeypatch.setattr(streaming, "MANY_POSITIONS", 40)  # the tiny model's context is not large enough
+    monkeypatch.setattr(
+        streaming, "MANY_POSITIONS", 40
+    )  # the tiny model's context is not large enough
     received: list[bytes] = []
-    asking = threading.Thread(target=lambda: received.append(httpx.post(f"{strict.url}/v1/completions", json=body, timeout=60).content))
+    asking = threading.Thread(
+        target=lambda: received.append(
+            httpx.post(f"{strict.url}/v1/completions", json=body, timeout=60).content
+        )
+    )
     asking.start()
     assert is_writing.wait(30)
     try:
@@ -109,7 +147,10 @@ def test_a_large_answer_is_written_beside_the_event_loop(strict: RunningServer, 
     finally:
         may_go_on.set()
         asking.join()
-    bodies = [read_events(content) if stream else [json.loads(content)] for content in (expected, received[0])]
+    bodies = [
+        read_events(content) if stream else [json.loads(content)]
+        for content in (expected, received[0])
+    ]
     answers = [join_choices(found) for found in bodies]
     assert answers[0] == answers[1]
     assert [answer.finish_reason for answer in answers[0].values()] == ["length"] * 3
@@ -142,7 +183,9 @@ def test_a_head_that_drips_ends_the_connection(strict: RunningServer) -> None:
     connection.close()
 
 
-def test_a_connection_may_be_used_again_after_longer_than_a_request_may_take(strict: RunningServer) -> None:
+def test_a_connection_may_be_used_again_after_longer_than_a_request_may_take(
+    strict: RunningServer,
+) -> None:
     """Its answers take longer than the limit, which is for the client's part."""
     connection = http.client.HTTPConnection("127.0.0.1", strict.port, timeout=30)
     connection.connect()
@@ -185,18 +228,31 @@ class Watched:
         self.buffered = 0
         self.ended: str | None = None
         self._calls: list[tuple[float, Callable[[], None]]] = []
-        loop: Any = type("Loop", (), {"time": lambda _: self.now_s, "call_later": lambda _, delay_s, call: self._call_later(delay_s, call)})()
+        loop: Any = type(
+            "Loop",
+            (),
+            {
+                "time": lambda _: self.now_s,
+                "call_later": lambda _, delay_s, call: self._call_later(delay_s, call),
+            },
+        )()
 
         async def app(scope: Any, receive: Any, send: Any) -> None: ...
 
         make = watched_protocol(8.0)
-        self.protocol: WatchedProtocol = make(uvicorn.Config(app, log_config=None), ServerState(), {}, loop)
+        self.protocol: WatchedProtocol = make(
+            uvicorn.Config(app, log_config=None), ServerState(), {}, loop
+        )
         self.protocol.connection_made(self)  # type: ignore[arg-type]
 
     def _call_later(self, delay_s: float, call: Callable[[], None]) -> Any:
         entry = (self.now_s + delay_s, call)
         self._calls.append(entry)
-        return type("Handle", (), {"cancel": lambda _: self._calls.remove(entry) if entry in self._calls else None})()
+        return type(
+            "Handle",
+            (),
+            {"cancel": lambda _: self._calls.remove(entry) if entry in self._calls else None},
+        )()
 
     def pass_time(self, seconds: float) -> None:
         """Go on, calling what is due."""

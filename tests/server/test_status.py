@@ -13,7 +13,13 @@ from nanovllm.engine.engine import Engine
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
-COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "num_preemptions_total", "prefix_cache_queries_total", "prefix_cache_hits_total")
+COUNTERS = (
+    "prompt_tokens_total",
+    "generation_tokens_total",
+    "num_preemptions_total",
+    "prefix_cache_queries_total",
+    "prefix_cache_hits_total",
+)
 HISTOGRAMS = (
     "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
     "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds", "request_prompt_tokens",
@@ -21,7 +27,9 @@ HISTOGRAMS = (
 )  # fmt: skip
 
 
-def test_models_lists_the_model_under_each_of_its_names(server: RunningServer, client: OpenAI) -> None:
+def test_models_lists_the_model_under_each_of_its_names(
+    server: RunningServer, client: OpenAI
+) -> None:
     body = server.http.get("/v1/models").json()
     assert body["object"] == "list"
     assert [model["id"] for model in body["data"]] == [MODEL, "alias"]
@@ -55,14 +63,28 @@ def test_a_models_name_may_have_slashes(tiny_model: Path) -> None:
 
 def test_load_counts_what_runs_and_what_waits(tiny_model: Path) -> None:
     with RunningServer(loader(tiny_model, step_s=0.02, max_num_seqs=2)) as running:
-        limits = {"max_queued_requests": 1024, "max_queued_tokens": 16 * running.engine.engine.cache_tokens}
+        limits = {
+            "max_queued_requests": 1024,
+            "max_queued_tokens": 16 * running.engine.engine.cache_tokens,
+        }
         idle = {"server_load": 0, "queued_requests": 0, "queued_tokens": 0, **limits}
         assert running.http.get("/load").json() == idle
-        body = {"prompt": ["the", "a"], "n": 3, "stream": True, "max_tokens": 100, "ignore_eos": True}
+        body = {
+            "prompt": ["the", "a"],
+            "n": 3,
+            "stream": True,
+            "max_tokens": 100,
+            "ignore_eos": True,
+        }
         with running.http.stream("POST", "/v1/completions", json=body) as response:
             chunks = response.iter_raw()  # kept: the connection closes with it
             next(chunks)
-            wait_until(lambda: running.http.get("/load").json() == {"server_load": 6, "queued_requests": 6, "queued_tokens": 602, **limits})
+            wait_until(
+                lambda: (
+                    running.http.get("/load").json()
+                    == {"server_load": 6, "queued_requests": 6, "queued_tokens": 602, **limits}
+                )
+            )
             assert running.samples()["num_requests_running"] == 2
         wait_until(lambda: running.http.get("/load").json() == idle)
 
@@ -93,12 +115,21 @@ def test_health_is_200_when_the_model_is_loaded(server: RunningServer) -> None:
     assert server.http.get("/health").status_code == 200
 
 
-def test_the_description_of_the_api_can_be_built_and_names_every_field(server: RunningServer) -> None:
+def test_the_description_of_the_api_can_be_built_and_names_every_field(
+    server: RunningServer,
+) -> None:
     document = server.http.get("/openapi.json").json()
     status = {"/health", "/version", "/metrics", "/load", "/v1/models", "/v1/models/{model_id}"}
     assert status | {"/v1/completions", "/tokenize", "/detokenize"} <= document["paths"].keys()
     fields = document["components"]["schemas"]["CompletionRequest"]["properties"]
-    assert {"prompt", "max_tokens", "stop", "logit_bias", "stream_options", "top_k"} <= fields.keys()
+    assert {
+        "prompt",
+        "max_tokens",
+        "stop",
+        "logit_bias",
+        "stream_options",
+        "top_k",
+    } <= fields.keys()
     assert len(fields["prompt"]["oneOf"]) == 4
     assert server.http.get("/docs").status_code == 200
 
@@ -113,14 +144,18 @@ def counted(tiny_model: Path) -> Iterator[RunningServer]:
 def test_metrics_have_the_names_and_types_that_dashboards_know(counted: RunningServer) -> None:
     response = counted.http.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
-    types = dict(line.split()[2:4] for line in response.text.splitlines() if line.startswith("# TYPE "))
+    types = dict(
+        line.split()[2:4] for line in response.text.splitlines() if line.startswith("# TYPE ")
+    )
     assert all(types[f"nanovllm:{name}"] == "gauge" for name in GAUGES)
     assert all(types[f"nanovllm:{name}"] == "counter" for name in COUNTERS)
     assert all(types[f"nanovllm:{name}"] == "histogram" for name in HISTOGRAMS)
     samples = counted.samples()
     assert {*GAUGES, *COUNTERS} <= samples.keys()
     assert {f"{name}_count" for name in HISTOGRAMS} <= samples.keys()
-    assert {f"request_success_total{{finished_reason={reason}}}" for reason in ("stop", "length")} <= samples.keys()
+    assert {
+        f"request_success_total{{finished_reason={reason}}}" for reason in ("stop", "length")
+    } <= samples.keys()
     assert "time_to_first_token_seconds_bucket{le=0.001}" in samples
 
 
@@ -158,9 +193,16 @@ def test_an_answer_that_a_stop_string_ends_counts_as_stopped(tiny_model: Path) -
     with RunningServer(loader(tiny_model, step_s=0.02)) as running:
         for choice in running.complete("the", stop="kkk", **body)["choices"]:
             assert choice["finish_reason"] == "stop"
-        with running.http.stream("POST", "/v1/completions", json={"prompt": "the", "stream": True, **body}):
+        with running.http.stream(
+            "POST", "/v1/completions", json={"prompt": "the", "stream": True, **body}
+        ):
             pass
-        wait_until(lambda: running.is_idle() and running.samples()["request_success_total{finished_reason=stop}"] >= 2)
+        wait_until(
+            lambda: (
+                running.is_idle()
+                and running.samples()["request_success_total{finished_reason=stop}"] >= 2
+            )
+        )
         now = running.samples()
     assert now["request_success_total{finished_reason=stop}"] == 2
     assert now["request_success_total{finished_reason=length}"] == 0
@@ -179,7 +221,11 @@ def test_nothing_has_been_counted_before_the_first_request(counted: RunningServe
 def test_a_gauge_shows_how_full_the_cache_is(tiny_model: Path) -> None:
     with (
         RunningServer(loader(tiny_model, step_s=0.05, num_blocks=10)) as running,
-        running.http.stream("POST", "/v1/completions", json={"prompt": [1] * 60, "stream": True, "max_tokens": 50, "ignore_eos": True}) as response,
+        running.http.stream(
+            "POST",
+            "/v1/completions",
+            json={"prompt": [1] * 60, "stream": True, "max_tokens": 50, "ignore_eos": True},
+        ) as response,
     ):
         chunks = response.iter_raw()  # kept: the connection closes with it
         next(chunks)

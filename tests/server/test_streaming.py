@@ -14,8 +14,20 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "greedy": {"temperature": 0},
     "n": {"n": 3},
     "as many as the best_of": {"n": 3, "best_of": 3},
-    "greedy n": {"n": 3, "temperature": 0, "prompt": ["the", "a cat"], "logprobs": 1, "echo": True, "prompt_logprobs": 0},
-    "truncated": {"prompt": ["in the end, all was well", "漢字"], "truncate_prompt_tokens": 2, "echo": True, "logprobs": 1},
+    "greedy n": {
+        "n": 3,
+        "temperature": 0,
+        "prompt": ["the", "a cat"],
+        "logprobs": 1,
+        "echo": True,
+        "prompt_logprobs": 0,
+    },
+    "truncated": {
+        "prompt": ["in the end, all was well", "漢字"],
+        "truncate_prompt_tokens": 2,
+        "echo": True,
+        "logprobs": 1,
+    },
     "prompts": {"prompt": ["the", "a cat in the end", "x"]},
     "prompts and n": {"prompt": [[1, 2, 3], [4]], "n": 2},
     "echo": {"echo": True},
@@ -32,21 +44,48 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(server: RunningServer, name: str) -> None:
-    body = {"prompt": "in the end", "max_tokens": 24, "temperature": 1.0, "seed": 12, **SETTINGS[name]}
+def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
+    server: RunningServer, name: str
+) -> None:
+    body = {
+        "prompt": "in the end",
+        "max_tokens": 24,
+        "temperature": 1.0,
+        "seed": 12,
+        **SETTINGS[name],
+    }
     whole = server.complete(**body)
     events = server.stream(**body)
     assert join_choices(events) == whole_choices(whole)
-    prompt_logprobs = {choice["index"]: choice.get("prompt_logprobs") for choice in whole["choices"]}
-    streamed = {choice["index"]: choice["prompt_logprobs"] for event in events for choice in event["choices"] if "prompt_logprobs" in choice}
-    assert streamed == {index: found for index, found in prompt_logprobs.items() if found is not None}
+    prompt_logprobs = {
+        choice["index"]: choice.get("prompt_logprobs") for choice in whole["choices"]
+    }
+    streamed = {
+        choice["index"]: choice["prompt_logprobs"]
+        for event in events
+        for choice in event["choices"]
+        if "prompt_logprobs" in choice
+    }
+    assert streamed == {
+        index: found for index, found in prompt_logprobs.items() if found is not None
+    }
 
 
 def test_every_chunk_says_what_it_is_part_of(server: RunningServer) -> None:
-    response = server.post({"prompt": ["the", "a"], "n": 2, "stream": True, "max_tokens": 6, "stream_options": {"include_usage": True}})
+    response = server.post(
+        {
+            "prompt": ["the", "a"],
+            "n": 2,
+            "stream": True,
+            "max_tokens": 6,
+            "stream_options": {"include_usage": True},
+        }
+    )
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["cache-control"] == "no-cache"
-    events = server.stream(["the", "a"], n=2, max_tokens=6, stream_options={"include_usage": True}, model="alias")
+    events = server.stream(
+        ["the", "a"], n=2, max_tokens=6, stream_options={"include_usage": True}, model="alias"
+    )
     heads = {(event["id"], event["object"], event["created"], event["model"]) for event in events}
     ((job_id, kind, created, model),) = heads
     assert job_id.startswith("cmpl-")
@@ -58,15 +97,26 @@ def test_every_chunk_says_what_it_is_part_of(server: RunningServer) -> None:
 
 def test_text_comes_in_pieces(slow_server: RunningServer) -> None:
     letters = [ord(letter) - 33 for letter in "abcdefghijklmnopqrstuvwxyz"]
-    events = slow_server.stream("the", max_tokens=40, temperature=1.0, seed=1, allowed_token_ids=letters)
+    events = slow_server.stream(
+        "the", max_tokens=40, temperature=1.0, seed=1, allowed_token_ids=letters
+    )
     assert sum(bool(event["choices"][0]["text"]) for event in events) > 10
 
 
 def test_half_a_character_is_held_back(slow_server: RunningServer, llm: LLM) -> None:
     """Bytes of the alphabet E6 BC A2 make a 漢 now and then; until one is whole, or cannot become one, nothing of it is sent."""
-    settings = {"max_tokens": 60, "temperature": 2.0, "seed": 2, "allowed_token_ids": [llm.tokenizer.encode("漢")[i] for i in range(3)]}
+    settings = {
+        "max_tokens": 60,
+        "temperature": 2.0,
+        "seed": 2,
+        "allowed_token_ids": [llm.tokenizer.encode("漢")[i] for i in range(3)],
+    }
     whole = slow_server.complete("the", **settings)["choices"][0]["text"]
-    pieces = [choice["text"] for event in slow_server.stream("the", **settings) for choice in event["choices"]]
+    pieces = [
+        choice["text"]
+        for event in slow_server.stream("the", **settings)
+        for choice in event["choices"]
+    ]
     assert "".join(pieces) == whole
     assert len(pieces) > 10
     assert set(whole) > {"\ufffd"}
@@ -80,14 +130,30 @@ def test_half_a_character_is_held_back(slow_server: RunningServer, llm: LLM) -> 
     ({"continuous_usage_stats": True}, False, "counts"),
     ({"include_usage": True, "continuous_usage_stats": True}, True, "counts"),
 ])  # fmt: skip
-def test_usage_comes_where_it_is_asked_for(server: RunningServer, options: Any, *, has_usage_chunk: bool, usage_in_chunks: str) -> None:
-    body: dict[str, Any] = {"prompt": ["the", "a cat"], "n": 2, "max_tokens": 10, "ignore_eos": True, "cache_salt": "none"}
+def test_usage_comes_where_it_is_asked_for(
+    server: RunningServer, options: Any, *, has_usage_chunk: bool, usage_in_chunks: str
+) -> None:
+    body: dict[str, Any] = {
+        "prompt": ["the", "a cat"],
+        "n": 2,
+        "max_tokens": 10,
+        "ignore_eos": True,
+        "cache_salt": "none",
+    }
     events = server.stream(**body, **({"stream_options": options} if options is not None else {}))
     chunks = [event for event in events if event["choices"]]
-    assert [event for event in events if not event["choices"]] == (events[-1:] if has_usage_chunk else [])
-    assert all(len(event["choices"]) == 1 for event in chunks), "programs look at the first choice of a chunk alone"
+    assert [event for event in events if not event["choices"]] == (
+        events[-1:] if has_usage_chunk else []
+    )
+    assert all(len(event["choices"]) == 1 for event in chunks), (
+        "programs look at the first choice of a chunk alone"
+    )
     prompt_tokens = server.complete(**body)["usage"]["prompt_tokens"]
-    expected = {"prompt_tokens": prompt_tokens, "completion_tokens": 40, "total_tokens": prompt_tokens + 40}
+    expected = {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": 40,
+        "total_tokens": prompt_tokens + 40,
+    }
     if has_usage_chunk:
         assert events[-1]["usage"].items() >= expected.items()
     if usage_in_chunks == "absent":
@@ -98,15 +164,22 @@ def test_usage_comes_where_it_is_asked_for(server: RunningServer, options: Any, 
         counts = [event["usage"]["completion_tokens"] for event in chunks]
         assert all(event["usage"]["prompt_tokens"] == prompt_tokens for event in chunks)
         assert all(before <= after for before, after in itertools.pairwise(counts))
-        said = [(event["usage"]["completion_tokens"], event["choices"][0]["index"]) for event in chunks]
+        said = [
+            (event["usage"]["completion_tokens"], event["choices"][0]["index"]) for event in chunks
+        ]
         assert len(set(said)) == len(said), "only the choices of a step have the same count"
         assert all(counts.count(count) <= body["n"] for count in counts)
         assert counts[-1] == 40
-        assert all(event["usage"]["total_tokens"] == prompt_tokens + count for event, count in zip(chunks, counts, strict=True))
+        assert all(
+            event["usage"]["total_tokens"] == prompt_tokens + count
+            for event, count in zip(chunks, counts, strict=True)
+        )
 
 
 def test_the_official_client_reads_streamed_usage(client: OpenAI) -> None:
-    with client.completions.create(model=MODEL, prompt="the", max_tokens=5, stream=True, stream_options={"include_usage": True}) as stream:
+    with client.completions.create(
+        model=MODEL, prompt="the", max_tokens=5, stream=True, stream_options={"include_usage": True}
+    ) as stream:
         chunks = list(stream)
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
@@ -114,7 +187,13 @@ def test_the_official_client_reads_streamed_usage(client: OpenAI) -> None:
 
 
 def test_the_official_client_streams_logprobs_of_several_prompts(client: OpenAI) -> None:
-    settings: dict[str, Any] = {"model": MODEL, "prompt": ["the", "a cat"], "max_tokens": 8, "temperature": 0, "logprobs": 1}
+    settings: dict[str, Any] = {
+        "model": MODEL,
+        "prompt": ["the", "a cat"],
+        "max_tokens": 8,
+        "temperature": 0,
+        "logprobs": 1,
+    }
     whole = client.completions.create(**settings)
     streamed: dict[int, list[float]] = {0: [], 1: []}
     with client.completions.create(**settings, stream=True) as stream:
@@ -122,14 +201,21 @@ def test_the_official_client_streams_logprobs_of_several_prompts(client: OpenAI)
             for choice in chunk.choices:
                 assert choice.logprobs is not None
                 streamed[choice.index] += choice.logprobs.token_logprobs or []
-    assert list(streamed.values()) == [choice.logprobs.token_logprobs for choice in whole.choices if choice.logprobs]
+    assert list(streamed.values()) == [
+        choice.logprobs.token_logprobs for choice in whole.choices if choice.logprobs
+    ]
 
 
 def test_choices_of_several_prompts_take_turns(slow_server: RunningServer) -> None:
-    events = slow_server.stream(["the", "a", "x"], max_tokens=40, temperature=0, ignore_eos=True, logprobs=0)
+    events = slow_server.stream(
+        ["the", "a", "x"], max_tokens=40, temperature=0, ignore_eos=True, logprobs=0
+    )
     order = [choice["index"] for event in events for choice in event["choices"]]
     assert {0, 1, 2} <= set(order[: len(order) // 2]), "one prompt was answered after the other"
 
 
 def test_a_stream_may_be_asked_for_with_false(server: RunningServer) -> None:
-    assert server.post({"prompt": "the", "stream": False, "max_tokens": 1}).headers["content-type"] == "application/json"
+    assert (
+        server.post({"prompt": "the", "stream": False, "max_tokens": 1}).headers["content-type"]
+        == "application/json"
+    )

@@ -14,26 +14,40 @@ from tests.support.serving import MODEL, RunningServer, loader, read_error
 
 pytest.importorskip("llguidance", reason="needs the extra `structured`")
 
-SCHEMA = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
+SCHEMA = {
+    "type": "object",
+    "properties": {"ok": {"type": "boolean"}},
+    "required": ["ok"],
+    "additionalProperties": False,
+}
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}},
+        {
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True},
+            }
+        },
         {"structured_outputs": {"json": SCHEMA}},
         {"structured_outputs": {"json": json.dumps(SCHEMA)}, "response_format": {"type": "text"}},
     ],
 )
 def test_a_schema_is_followed(client: OpenAI, fields: dict[str, Any]) -> None:
-    completion = client.completions.create(model=MODEL, prompt="the", max_tokens=60, seed=1, extra_body=fields)
+    completion = client.completions.create(
+        model=MODEL, prompt="the", max_tokens=60, seed=1, extra_body=fields
+    )
     assert set(json.loads(completion.choices[0].text)) == {"ok"}
     assert completion.choices[0].finish_reason == "stop"
 
 
 def test_a_choice_is_streamed(client: OpenAI) -> None:
     extra = {"structured_outputs": {"choice": ["red", "green"]}}
-    with client.completions.create(model=MODEL, prompt="the", max_tokens=20, stream=True, extra_body=extra) as stream:
+    with client.completions.create(
+        model=MODEL, prompt="the", max_tokens=20, stream=True, extra_body=extra
+    ) as stream:
         assert "".join(chunk.choices[0].text for chunk in stream) in {"red", "green"}
 
 
@@ -42,14 +56,19 @@ def test_a_choice_is_streamed(client: OpenAI) -> None:
     [
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format"),
-        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "response_format"),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "response_format",
+        ),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"structured_outputs": {"shape": "a"}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos"),
     ],
 )
-def test_what_cannot_be_is_a_400_that_names_the_field(server: RunningServer, fields: dict[str, Any], param: str) -> None:
+def test_what_cannot_be_is_a_400_that_names_the_field(
+    server: RunningServer, fields: dict[str, Any], param: str
+) -> None:
     answer = server.post({"prompt": "the", **fields})
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
@@ -68,26 +87,51 @@ def chat_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
         yield running
 
 
-def test_without_the_library_the_extra_is_named(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_extra_is_named(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:
-        for path, body in (("/v1/completions", {"prompt": "the"}), ("/v1/chat/completions", {"messages": MESSAGES})):
-            for param, wanted in (("response_format", {"type": "json_object"}), ("structured_outputs", {"regex": "a"})):
+        for path, body in (
+            ("/v1/completions", {"prompt": "the"}),
+            ("/v1/chat/completions", {"messages": MESSAGES}),
+        ):
+            for param, wanted in (
+                ("response_format", {"type": "json_object"}),
+                ("structured_outputs", {"regex": "a"}),
+            ):
                 error = read_error(running.http.post(path, json={**body, param: wanted}), 400)
                 assert error["param"] == param
                 assert "llguidance" in error["message"]
                 assert "pip install 'nanovllm[structured]'" in error["message"]
-            assert running.http.post(path, json={**body, "response_format": {"type": "text"}, "max_tokens": 1}).status_code == 200
+            assert (
+                running.http.post(
+                    path, json={**body, "response_format": {"type": "text"}, "max_tokens": 1}
+                ).status_code
+                == 200
+            )
 
 
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_chat_follows_a_schema(chat_client: OpenAI, streams: bool) -> None:
-    wanted: Any = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True}}
-    settings: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 60, "seed": 1, "response_format": wanted}
+    wanted: Any = {
+        "type": "json_schema",
+        "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True},
+    }
+    settings: dict[str, Any] = {
+        "model": MODEL,
+        "messages": MESSAGES,
+        "max_tokens": 60,
+        "seed": 1,
+        "response_format": wanted,
+    }
     if streams:
         with chat_client.chat.completions.create(**settings, stream=True) as chunks:
             pieces = [chunk.choices[0] for chunk in chunks]
-        text, reason = "".join(piece.delta.content or "" for piece in pieces), pieces[-1].finish_reason
+        text, reason = (
+            "".join(piece.delta.content or "" for piece in pieces),
+            pieces[-1].finish_reason,
+        )
     else:
         (choice,) = chat_client.chat.completions.create(**settings).choices
         text, reason = choice.message.content or "", choice.finish_reason
@@ -97,18 +141,28 @@ def test_a_chat_follows_a_schema(chat_client: OpenAI, streams: bool) -> None:
 
 @pytest.mark.parametrize(
     ("wanted", "expected"),
-    [({"choice": ["red", "green"]}, {"red", "green"}), ({"regex": "x{3}"}, {"xxx"}), ({"grammar": 'start: "x" "y"'}, {"xy"})],
+    [
+        ({"choice": ["red", "green"]}, {"red", "green"}),
+        ({"regex": "x{3}"}, {"xxx"}),
+        ({"grammar": 'start: "x" "y"'}, {"xy"}),
+    ],
 )
-def test_a_chat_follows_every_form(chat_client: OpenAI, wanted: dict[str, Any], expected: set[str]) -> None:
+def test_a_chat_follows_every_form(
+    chat_client: OpenAI, wanted: dict[str, Any], expected: set[str]
+) -> None:
     extra = {"structured_outputs": wanted}
-    answer = chat_client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=20, n=2, extra_body=extra)
+    answer = chat_client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, max_tokens=20, n=2, extra_body=extra
+    )
     assert {choice.message.content for choice in answer.choices} <= expected
     assert {choice.finish_reason for choice in answer.choices} == {"stop"}
 
 
 def test_a_chat_may_fill_the_context_with_json(chat_client: OpenAI) -> None:
     """Without max_tokens: the answer ends where the object does, or is cut off where the context ends."""
-    (choice,) = chat_client.chat.completions.create(model=MODEL, messages=MESSAGES, seed=2, response_format={"type": "json_object"}).choices
+    (choice,) = chat_client.chat.completions.create(
+        model=MODEL, messages=MESSAGES, seed=2, response_format={"type": "json_object"}
+    ).choices
     assert (choice.message.content or "").startswith("{")
     if choice.finish_reason == "stop":
         assert isinstance(json.loads(choice.message.content or ""), dict)
@@ -118,13 +172,31 @@ def test_a_chat_may_fill_the_context_with_json(chat_client: OpenAI) -> None:
     ("fields", "param"),
     [
         ({"response_format": {"type": "json_schema"}}, "response_format"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, "response_format"),
-        ({"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}}, "response_format"),
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"schema": {"type": "nothing"}},
+                }
+            },
+            "response_format",
+        ),
+        (
+            {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
+            "response_format",
+        ),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"structured_outputs": {"shape": "a"}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "a"}, "ignore_eos": True}, "ignore_eos"),
     ],
 )
-def test_a_chat_names_the_field_that_cannot_be(chat_server: RunningServer, fields: dict[str, Any], param: str) -> None:
-    for path, body in (("/v1/chat/completions", {"messages": MESSAGES}), ("/v1/completions", {"prompt": "the"})):
-        assert read_error(chat_server.http.post(path, json={**body, **fields}), 400)["param"] == param
+def test_a_chat_names_the_field_that_cannot_be(
+    chat_server: RunningServer, fields: dict[str, Any], param: str
+) -> None:
+    for path, body in (
+        ("/v1/chat/completions", {"messages": MESSAGES}),
+        ("/v1/completions", {"prompt": "the"}),
+    ):
+        assert (
+            read_error(chat_server.http.post(path, json={**body, **fields}), 400)["param"] == param
+        )

@@ -17,7 +17,14 @@ from tests.support.serving import MODEL, TIMEOUT_S, RunningServer, loader, read_
 
 LONGEST_ANSWER_BYTES = 6000
 END = 266
-TEXTS = ["the", "in the end, all was well", " leading and trailing ", "naïve 漢字 🎈\n\t\x00", f"a{END_OF_TEXT}b", "a" * 500]
+TEXTS = [
+    "the",
+    "in the end, all was well",
+    " leading and trailing ",
+    "naïve 漢字 🎈\n\t\x00",
+    f"a{END_OF_TEXT}b",
+    "a" * 500,
+]
 
 
 def ask(server: RunningServer, path: str, **body: Any) -> dict[str, Any]:
@@ -30,29 +37,43 @@ def ask(server: RunningServer, path: str, **body: Any) -> dict[str, Any]:
 
 def refused(server: RunningServer, path: str, body: Any, status: int = 400) -> dict[str, Any]:
     """The error object of a request that must be refused, in short."""
-    response = server.http.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+    response = server.http.post(
+        path, content=json.dumps(body), headers={"content-type": "application/json"}
+    )
     assert len(response.content) < LONGEST_ANSWER_BYTES
     return read_error(response, status)
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_a_text_becomes_the_tokens_of_the_models_tokenizer(server: RunningServer, llm: LLM, text: str) -> None:
+def test_a_text_becomes_the_tokens_of_the_models_tokenizer(
+    server: RunningServer, llm: LLM, text: str
+) -> None:
     expected = llm.tokenizer.encode(text)
-    assert ask(server, "/tokenize", prompt=text) == {"count": len(expected), "max_model_len": 128, "tokens": expected, "token_strs": None}
+    assert ask(server, "/tokenize", prompt=text) == {
+        "count": len(expected),
+        "max_model_len": 128,
+        "tokens": expected,
+        "token_strs": None,
+    }
 
 
 @pytest.mark.parametrize("text", TEXTS[:-1])
 def test_the_tokens_are_those_that_a_completion_computes(server: RunningServer, text: str) -> None:
     found = ask(server, "/tokenize", prompt=text)
     settings = {"max_tokens": 6, "temperature": 0, "ignore_eos": True}
-    from_text, from_ids = server.complete(text, **settings), server.complete(found["tokens"], **settings)
+    from_text, from_ids = (
+        server.complete(text, **settings),
+        server.complete(found["tokens"], **settings),
+    )
     assert from_text["choices"] == from_ids["choices"]
     assert from_text["usage"]["prompt_tokens"] == found["count"]
     assert END not in found["tokens"], "text was read as a special token"
 
 
 def test_token_strs_are_spelt_as_in_the_vocabulary(server: RunningServer, tiny_model: Path) -> None:
-    vocab = json.loads((tiny_model / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    vocab = json.loads((tiny_model / "tokenizer.json").read_text(encoding="utf-8"))["model"][
+        "vocab"
+    ]
     found = ask(server, "/tokenize", prompt="in the é", return_token_strs=True)
     assert [vocab[name] for name in found["token_strs"]] == found["tokens"]
     assert found["token_strs"] == ["in", "Ġthe", "Ġ", "Ã", "©"]
@@ -60,22 +81,33 @@ def test_token_strs_are_spelt_as_in_the_vocabulary(server: RunningServer, tiny_m
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_detokenize_is_the_way_back(server: RunningServer, text: str) -> None:
-    assert ask(server, "/detokenize", tokens=ask(server, "/tokenize", prompt=text)["tokens"]) == {"prompt": text}
+    assert ask(server, "/detokenize", tokens=ask(server, "/tokenize", prompt=text)["tokens"]) == {
+        "prompt": text
+    }
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 @settings(max_examples=50)
 def test_any_text_comes_back(server: RunningServer, text: str) -> None:
-    assert ask(server, "/detokenize", tokens=ask(server, "/tokenize", prompt=text)["tokens"]) == {"prompt": text}
+    assert ask(server, "/detokenize", tokens=ask(server, "/tokenize", prompt=text)["tokens"]) == {
+        "prompt": text
+    }
 
 
 def test_special_tokens_and_parts_of_characters_are_shown(server: RunningServer, llm: LLM) -> None:
     first_byte = llm.tokenizer.encode("漢")[0]
-    assert ask(server, "/detokenize", tokens=[END, first_byte, END]) == {"prompt": f"{END_OF_TEXT}\ufffd{END_OF_TEXT}"}
+    assert ask(server, "/detokenize", tokens=[END, first_byte, END]) == {
+        "prompt": f"{END_OF_TEXT}\ufffd{END_OF_TEXT}"
+    }
 
 
 def test_nothing_is_nothing(server: RunningServer) -> None:
-    assert ask(server, "/tokenize", prompt="", return_token_strs=True) == {"count": 0, "max_model_len": 128, "tokens": [], "token_strs": []}
+    assert ask(server, "/tokenize", prompt="", return_token_strs=True) == {
+        "count": 0,
+        "max_model_len": 128,
+        "tokens": [],
+        "token_strs": [],
+    }
     assert ask(server, "/detokenize", tokens=[]) == {"prompt": ""}
 
 
@@ -88,12 +120,20 @@ def test_a_served_name_may_be_given(server: RunningServer, name: str | None) -> 
 def test_what_the_tokenizer_puts_around_a_text_may_be_left_out(tmp_path: Path) -> None:
     folder = write_tiny_model(tmp_path)
     library = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    library.post_processor = processors.TemplateProcessing(single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, END)])
+    library.post_processor = processors.TemplateProcessing(
+        single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, END)]
+    )
     library.save(str(folder / "tokenizer.json"))
     with RunningServer(loader(folder)) as running:
         assert ask(running, "/tokenize", prompt="the")["tokens"][0] == END
-        assert END not in ask(running, "/tokenize", prompt="the", add_special_tokens=False)["tokens"]
-        assert running.complete("the", max_tokens=1)["usage"]["prompt_tokens"] == ask(running, "/tokenize", prompt="the")["count"] == 2
+        assert (
+            END not in ask(running, "/tokenize", prompt="the", add_special_tokens=False)["tokens"]
+        )
+        assert (
+            running.complete("the", max_tokens=1)["usage"]["prompt_tokens"]
+            == ask(running, "/tokenize", prompt="the")["count"]
+            == 2
+        )
 
 
 def test_the_longest_text_that_is_allowed_is_read(server: RunningServer) -> None:
@@ -108,8 +148,17 @@ def test_the_longest_text_that_is_allowed_is_read(server: RunningServer) -> None
         assert str(MAX_TEXT_BYTES + 1) in error["message"]
 
 
-@pytest.mark.parametrize(("path", "method", "body"), [("/tokenize", "encode", {"prompt": "the"}), ("/detokenize", "decode", {"tokens": [1]})])
-def test_others_are_answered_meanwhile(server: RunningServer, monkeypatch: pytest.MonkeyPatch, path: str, method: str, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("path", "method", "body"),
+    [("/tokenize", "encode", {"prompt": "the"}), ("/detokenize", "decode", {"tokens": [1]})],
+)
+def test_others_are_answered_meanwhile(
+    server: RunningServer,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    method: str,
+    body: dict[str, Any],
+) -> None:
     """The tokenizer goes on only after another request has been answered, which it never is if the event loop waits for the tokenizer."""
     begun, may_go_on = threading.Event(), threading.Event()
     tokenizer = server.engine.engine.tokenizer
@@ -171,8 +220,12 @@ def test_a_bad_body_is_refused_by_what_is_wrong_with_it(server: RunningServer, n
     assert part in error["message"]
 
 
-@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"prompt": "the"}), ("/detokenize", {"tokens": [1]})])
-def test_an_unknown_model_is_not_found(server: RunningServer, path: str, body: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"), [("/tokenize", {"prompt": "the"}), ("/detokenize", {"tokens": [1]})]
+)
+def test_an_unknown_model_is_not_found(
+    server: RunningServer, path: str, body: dict[str, Any]
+) -> None:
     for name in ("gpt-5", "", "x" * 100_000):
         error = refused(server, path, {**body, "model": name}, 404)
         assert error["type"] == "NotFoundError"
@@ -184,5 +237,8 @@ def test_they_are_asked_by_post(server: RunningServer, path: str) -> None:
     for method in ("GET", "PUT", "DELETE"):
         response = server.http.request(method, path)
         error = read_error(response, 405)
-        assert (error["type"], error["message"]) == ("MethodNotAllowedError", f"{method} {path}: Method Not Allowed")
+        assert (error["type"], error["message"]) == (
+            "MethodNotAllowedError",
+            f"{method} {path}: Method Not Allowed",
+        )
         assert response.headers["allow"] == "POST"

@@ -18,7 +18,14 @@ METRICS = RequestMetrics(arrival_s=1.0, first_scheduled_s=2.0, first_token_s=3.0
 
 def make(tokenizer: Tokenizer, **settings: object) -> Assembler:
     params = SamplingParams(**settings)  # type: ignore[arg-type]
-    return Assembler("r", "prompt", list(PROMPT), params, tokenizer, [f"r-{choice}" for choice in range(params.num_sequences)])
+    return Assembler(
+        "r",
+        "prompt",
+        list(PROMPT),
+        params,
+        tokenizer,
+        [f"r-{choice}" for choice in range(params.num_sequences)],
+    )
 
 
 def update(
@@ -37,12 +44,22 @@ def update(
     )  # fmt: skip
 
 
-def feed(assembler: Assembler, tokenizer: Tokenizer, text: str, finish: FinishReason | None = None, *, choice: int = 0) -> list[bool]:
+def feed(
+    assembler: Assembler,
+    tokenizer: Tokenizer,
+    text: str,
+    finish: FinishReason | None = None,
+    *,
+    choice: int = 0,
+) -> list[bool]:
     """Send the bytes of `text` as one token each, the last with `finish`; what each `absorb` said."""
     byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     tokens = [byte_of[bytes([byte])] for byte in text.encode()]
     reasons = [None] * (len(tokens) - 1) + [finish]
-    return [assembler.absorb(update(token, reason, choice=choice)) for token, reason in zip(tokens, reasons, strict=True)]
+    return [
+        assembler.absorb(update(token, reason, choice=choice))
+        for token, reason in zip(tokens, reasons, strict=True)
+    ]
 
 
 def answer(assembler: Assembler, choice: int = 0) -> CompletionOutput:

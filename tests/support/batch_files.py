@@ -11,9 +11,17 @@ from tests.support.serving import ENGINE_SETTINGS
 BODY = {"prompt": "the"}
 
 
-def request_line(custom_id: str, body: Any = BODY, *, leave_out: str = "", **changes: Any) -> dict[str, Any]:
+def request_line(
+    custom_id: str, body: Any = BODY, *, leave_out: str = "", **changes: Any
+) -> dict[str, Any]:
     """A line of the input with these changes, or without one of its fields."""
-    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body, **changes}
+    line = {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/completions",
+        "body": body,
+        **changes,
+    }
     return {name: value for name, value in line.items() if name != leave_out}
 
 
@@ -50,7 +58,9 @@ def lasting_body(body: dict[str, Any]) -> dict[str, Any]:
     """A body without what differs from run to run."""
     kept = {name: value for name, value in body.items() if name not in ("id", "created")}
     if "usage" in kept:
-        kept["usage"] = {name: value for name, value in kept["usage"].items() if name != "prompt_tokens_details"}
+        kept["usage"] = {
+            name: value for name, value in kept["usage"].items() if name != "prompt_tokens_details"
+        }
     return kept
 
 
@@ -59,7 +69,17 @@ def arguments(model: Path, requests: Path, answers: Path, *more: str) -> list[st
     flags: list[str] = []
     for name, value in ENGINE_SETTINGS.items():
         flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
-    return ["run-batch", "-i", str(requests), "-o", str(answers), "--model", str(model), *flags, *more]
+    return [
+        "run-batch",
+        "-i",
+        str(requests),
+        "-o",
+        str(answers),
+        "--model",
+        str(model),
+        *flags,
+        *more,
+    ]
 
 
 def run_batch(model: Path, requests: Path, answers: Path, *more: str) -> int:

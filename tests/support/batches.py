@@ -24,23 +24,39 @@ def make_batch(
     """
     starts = list(computed or [0] * len(seqs))
     lengths = [len(seq) for seq in seqs]
-    tables = [list(table) for table in block_tables] if block_tables is not None else _tables_in_a_row(lengths, block_size)
+    tables = (
+        [list(table) for table in block_tables]
+        if block_tables is not None
+        else _tables_in_a_row(lengths, block_size)
+    )
     widest = max(len(table) for table in tables)
     counts = [length - start for length, start in zip(lengths, starts, strict=True)]
-    positions = [np.arange(start, length, dtype=np.int64) for start, length in zip(starts, lengths, strict=True)]
+    positions = [
+        np.arange(start, length, dtype=np.int64)
+        for start, length in zip(starts, lengths, strict=True)
+    ]
     slots = [
         np.asarray(table, dtype=np.int64)[place // block_size] * block_size + place % block_size
         for table, place in zip(tables, positions, strict=True)
     ]
     query_starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
     return ForwardBatch(
-        token_ids=np.concatenate([np.asarray(seq[start:], dtype=np.int64) for seq, start in zip(seqs, starts, strict=True)]),
+        token_ids=np.concatenate(
+            [
+                np.asarray(seq[start:], dtype=np.int64)
+                for seq, start in zip(seqs, starts, strict=True)
+            ]
+        ),
         positions=np.concatenate(positions),
         query_starts=query_starts,
         context_lens=np.asarray(lengths, dtype=np.int64),
-        block_tables=np.asarray([table + [0] * (widest - len(table)) for table in tables], dtype=np.int64),
+        block_tables=np.asarray(
+            [table + [0] * (widest - len(table)) for table in tables], dtype=np.int64
+        ),
         slots=np.concatenate(slots),
-        logit_rows=np.arange(query_starts[-1], dtype=np.int64) if all_rows else query_starts[1:] - 1,
+        logit_rows=np.arange(query_starts[-1], dtype=np.int64)
+        if all_rows
+        else query_starts[1:] - 1,
     )
 
 

@@ -115,7 +115,9 @@ def write_tiny_model(folder: Path, *, tokenizer: str = "tokenizer.json", **optio
     names = write_tokenizer(folder, tokenizer)
     end = names.index(END_OF_TEXT)
     defaults = {"vocab_size": len(names), "bos_token_id": end, "eos_token_id": end}
-    return write_checkpoint(folder, **{**options, "config": {**defaults, **(options.get("config") or {})}})
+    return write_checkpoint(
+        folder, **{**options, "config": {**defaults, **(options.get("config") or {})}}
+    )
 
 
 def write_tokenizer(folder: Path, form: str = "tokenizer.json") -> list[str]:
@@ -125,11 +127,17 @@ def write_tokenizer(folder: Path, form: str = "tokenizer.json") -> list[str]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     merges = [(left, right) for left, right in (merge.split(" ") for merge in MERGES)]
-    names = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in merges), END_OF_TEXT]
+    names = [
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        *(left + right for left, right in merges),
+        END_OF_TEXT,
+    ]
     vocab = {name: token_id for token_id, name in enumerate(names)}
     if form == "vocab.json":
         write_json(folder / "vocab.json", vocab)
-        (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES, ""]), encoding="utf-8")
+        (folder / "merges.txt").write_text(
+            "\n".join(["#version: 0.2", *MERGES, ""]), encoding="utf-8"
+        )
         return names
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -139,12 +147,18 @@ def write_tokenizer(folder: Path, form: str = "tokenizer.json") -> list[str]:
     return names
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, tuple[str, np.ndarray]], *, aligned: bool = True) -> None:
+def write_safetensors(
+    path: Path, tensors: Mapping[str, tuple[str, np.ndarray]], *, aligned: bool = True
+) -> None:
     """Write {name: (dtype name of the file, array with its bytes)}; `aligned=False` puts the first tensor 3 bytes past a multiple of 4."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, array) in tensors.items():
-        entries[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [end, end + array.nbytes]}
+        entries[name] = {
+            "dtype": dtype,
+            "shape": list(array.shape),
+            "data_offsets": [end, end + array.nbytes],
+        }
         end += array.nbytes
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8 + (0 if aligned else 3))
@@ -163,7 +177,10 @@ def write_shards(folder: Path, tensors: Mapping[str, tuple[str, np.ndarray]], sh
         write_safetensors(folder / file_name, part)
         weight_map.update(dict.fromkeys(part, file_name))
     total = sum(array.nbytes for _, array in tensors.values())
-    write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(
+        folder / "model.safetensors.index.json",
+        {"metadata": {"total_size": total}, "weight_map": weight_map},
+    )
 
 
 def write_json(path: Path, content: object) -> None:
@@ -220,7 +237,9 @@ def _add_outliers(tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> 
     d_model = config["n_embd"]
     channels = list(OUTLIER_CHANNELS)
     tensors["h.0.mlp.c_proj.weight"][:, channels] *= np.float32(5)
-    tensors["h.0.mlp.c_proj.bias"][channels] += np.asarray(list(OUTLIER_CHANNELS.values()), dtype=np.float32)
+    tensors["h.0.mlp.c_proj.bias"][channels] += np.asarray(
+        list(OUTLIER_CHANNELS.values()), dtype=np.float32
+    )
     shrinkage = (sum(size**2 for size in OUTLIER_CHANNELS.values()) / d_model) ** 0.5
     gains = np.full(d_model, shrinkage / 4, dtype=np.float32)
     gains[channels] = 0.5
@@ -236,7 +255,11 @@ def _mask_buffers(config: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]
     mask = np.tril(np.ones((1, 1, positions, positions), dtype=np.float32))
     number = np.asarray(-1e4, dtype=np.float32)
     parts = {"bias": with_dtype(mask), "masked_bias": with_dtype(number)}
-    return {f"h.{layer}.attn.{part}": tensor for layer in range(config["n_layer"]) for part, tensor in parts.items()}
+    return {
+        f"h.{layer}.attn.{part}": tensor
+        for layer in range(config["n_layer"])
+        for part, tensor in parts.items()
+    }
 
 
 def _prefixed(name: str) -> str:
@@ -248,4 +271,6 @@ def _encode(array: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
     if dtype != "BF16":
         return dtype, array.astype({"F32": np.float32, "F16": np.float16}[dtype])
     whole = array.view(np.uint32).astype(np.uint64)
-    return dtype, ((whole + np.uint64(0x7FFF) + ((whole >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)).astype(np.uint16)
+    return dtype, (
+        (whole + np.uint64(0x7FFF) + ((whole >> np.uint64(16)) & np.uint64(1))) >> np.uint64(16)
+    ).astype(np.uint16)

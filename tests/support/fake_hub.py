@@ -22,7 +22,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _LARGE = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx")  # what the hub keeps in LFS
-_API = re.compile(r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/(?P<kind>revision|tree)/(?P<revision>[^/]+)|/api/models/(?P<bare>[^/]+(?:/[^/]+)?)")
+_API = re.compile(
+    r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/(?P<kind>revision|tree)/(?P<revision>[^/]+)|/api/models/(?P<bare>[^/]+(?:/[^/]+)?)"
+)
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 _STORE = re.compile(r"/store/(?P<repo>[^/]+/[^/]+)/(?P<file>.+)")
 
@@ -69,13 +71,20 @@ class FakeHub:
         self.closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.hub = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+        )
 
     def __enter__(self) -> "FakeHub":
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
@@ -98,8 +107,16 @@ class FakeHub:
 
     def fetched(self) -> list[str]:
         """Names of the files whose bytes were sent, in order."""
-        matches = [(seen, _STORE.fullmatch(seen.path) or _RESOLVE.fullmatch(seen.path)) for seen in self.seen if seen.method == "GET"]
-        return [match["file"] for seen, match in matches if match and not (seen.path.endswith(_LARGE) and "/resolve/" in seen.path)]
+        matches = [
+            (seen, _STORE.fullmatch(seen.path) or _RESOLVE.fullmatch(seen.path))
+            for seen in self.seen
+            if seen.method == "GET"
+        ]
+        return [
+            match["file"]
+            for seen, match in matches
+            if match and not (seen.path.endswith(_LARGE) and "/resolve/" in seen.path)
+        ]
 
 
 class _Server(ThreadingHTTPServer):
@@ -127,7 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         url = urlsplit(self.path)
         path = unquote(url.path)
-        self.hub.seen.append(Seen(self.command, path, self.headers.get("Range"), self.headers.get("Authorization")))
+        self.hub.seen.append(
+            Seen(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
+        )
         if self.hub.status is not None:
             self._send(self.hub.status, b'{"error": "out of order"}')
         elif self.hub.body is not None:
@@ -135,7 +154,12 @@ class _Handler(BaseHTTPRequestHandler):
         elif match := _STORE.fullmatch(path):
             self._send_file(self.hub.repos[match["repo"]], match["file"])
         elif match := _API.fullmatch(path):
-            self._answer_api(match["repo"] or match["bare"], match["kind"], match["revision"] or "main", parse_qs(url.query))
+            self._answer_api(
+                match["repo"] or match["bare"],
+                match["kind"],
+                match["revision"] or "main",
+                parse_qs(url.query),
+            )
         elif match := _RESOLVE.fullmatch(path):
             self._answer_resolve(match["repo"], match["revision"], match["file"])
         else:
@@ -147,22 +171,38 @@ class _Handler(BaseHTTPRequestHandler):
             there = self.path.replace(f"/{name}", f"/{self.hub.moved[name]}", 1)
             self._send(HTTPStatus.TEMPORARY_REDIRECT, b"", {"Location": there})
         elif name not in self.hub.repos:
-            self._send_error(HTTPStatus.UNAUTHORIZED, "RepoNotFound", "Invalid username or password.")
+            self._send_error(
+                HTTPStatus.UNAUTHORIZED, "RepoNotFound", "Invalid username or password."
+            )
         elif revision not in ("main", self.hub.repos[name].commit):
-            self._send_error(HTTPStatus.NOT_FOUND, "RevisionNotFound", f"Invalid rev id: {revision}")
+            self._send_error(
+                HTTPStatus.NOT_FOUND, "RevisionNotFound", f"Invalid rev id: {revision}"
+            )
         else:
             return self.hub.repos[name]
         return None
 
-    def _answer_api(self, name: str, kind: str | None, revision: str, query: Mapping[str, list[str]]) -> None:
+    def _answer_api(
+        self, name: str, kind: str | None, revision: str, query: Mapping[str, list[str]]
+    ) -> None:
         repo = self._find(name, revision)
         if repo is None:
             return
         if kind == "tree":
             answer: Any = [_tree_entry(file, content) for file, content in repo.files.items()]
         else:
-            siblings = [_sibling(file, content, blobs="blobs" in query) for file, content in repo.files.items()]
-            answer = {"_id": "0", "id": repo.name, "modelId": repo.name, "sha": repo.commit, "private": False, "siblings": siblings}
+            siblings = [
+                _sibling(file, content, blobs="blobs" in query)
+                for file, content in repo.files.items()
+            ]
+            answer = {
+                "_id": "0",
+                "id": repo.name,
+                "modelId": repo.name,
+                "sha": repo.commit,
+                "private": False,
+                "siblings": siblings,
+            }
         self._send(HTTPStatus.OK, json.dumps(answer).encode(), {"Content-Type": "application/json"})
 
     def _answer_resolve(self, name: str, revision: str, file: str) -> None:
@@ -170,30 +210,56 @@ class _Handler(BaseHTTPRequestHandler):
         if repo is None:
             return
         if repo.gated and not self.headers.get("Authorization"):
-            self._send_error(HTTPStatus.UNAUTHORIZED, "GatedRepo", f"Access to model {name} is restricted.")
+            self._send_error(
+                HTTPStatus.UNAUTHORIZED, "GatedRepo", f"Access to model {name} is restricted."
+            )
         elif file not in repo.files:
             self._send_error(HTTPStatus.NOT_FOUND, "EntryNotFound", "Entry not found")
         elif file.endswith(_LARGE):
             content = repo.files[file]
-            linked = {"X-Linked-Size": str(len(content)), "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+            linked = {
+                "X-Linked-Size": str(len(content)),
+                "X-Linked-ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            }
             there = f"http://localhost:{self.hub.port}/store/{repo.name}/{file}"
-            self._send(HTTPStatus.FOUND, b"", {"Location": there, "X-Repo-Commit": repo.commit, **linked})
+            self._send(
+                HTTPStatus.FOUND, b"", {"Location": there, "X-Repo-Commit": repo.commit, **linked}
+            )
         else:
             self._send_file(repo, file)
 
     def _send_file(self, repo: FakeRepo, file: str) -> None:
         content = repo.files[file]
-        headers = {"ETag": f'"{_git_sha1(content)}"', "X-Repo-Commit": repo.commit, "Accept-Ranges": "bytes"}
+        headers = {
+            "ETag": f'"{_git_sha1(content)}"',
+            "X-Repo-Commit": repo.commit,
+            "Accept-Ranges": "bytes",
+        }
         start = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range") or "")
         first = int(start[1]) if start else 0
         if start:
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-        self._send(HTTPStatus.PARTIAL_CONTENT if start else HTTPStatus.OK, content[first:], headers, self.hub.trouble.get(file))
+        self._send(
+            HTTPStatus.PARTIAL_CONTENT if start else HTTPStatus.OK,
+            content[first:],
+            headers,
+            self.hub.trouble.get(file),
+        )
 
     def _send_error(self, status: HTTPStatus, code: str, message: str) -> None:
-        self._send(status, json.dumps({"error": message}).encode(), {"X-Error-Code": code, "X-Error-Message": message})
+        self._send(
+            status,
+            json.dumps({"error": message}).encode(),
+            {"X-Error-Code": code, "X-Error-Message": message},
+        )
 
-    def _send(self, status: HTTPStatus, body: bytes, headers: Mapping[str, str] | None = None, trouble: Trouble | None = None) -> None:
+    def _send(
+        self,
+        status: HTTPStatus,
+        body: bytes,
+        headers: Mapping[str, str] | None = None,
+        trouble: Trouble | None = None,
+    ) -> None:
         self.send_response(status)
         for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
             self.send_header(name, value)
@@ -203,7 +269,9 @@ class _Handler(BaseHTTPRequestHandler):
         if trouble is None or trouble.reached.is_set():
             self.wfile.write(body)
             return
-        self.wfile.write(_damaged(body) if trouble.kind == "damage" else body[: trouble.after_bytes])
+        self.wfile.write(
+            _damaged(body) if trouble.kind == "damage" else body[: trouble.after_bytes]
+        )
         trouble.reached.set()
         if trouble.kind == "stall":
             self.hub.closing.wait()
@@ -217,16 +285,33 @@ class _Handler(BaseHTTPRequestHandler):
 def _sibling(file: str, content: bytes, *, blobs: bool) -> dict[str, Any]:
     if not blobs:
         return {"rfilename": file}
-    sibling: dict[str, Any] = {"rfilename": file, "size": len(content), "blobId": _git_sha1(content)}
+    sibling: dict[str, Any] = {
+        "rfilename": file,
+        "size": len(content),
+        "blobId": _git_sha1(content),
+    }
     if file.endswith(_LARGE):
-        sibling["lfs"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+        sibling["lfs"] = {
+            "size": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "pointerSize": 134,
+        }
     return sibling
 
 
 def _tree_entry(file: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": file, "size": len(content), "oid": _git_sha1(content)}
+    entry: dict[str, Any] = {
+        "type": "file",
+        "path": file,
+        "size": len(content),
+        "oid": _git_sha1(content),
+    }
     if file.endswith(_LARGE):
-        entry["lfs"] = {"size": len(content), "oid": hashlib.sha256(content).hexdigest(), "pointerSize": 134}
+        entry["lfs"] = {
+            "size": len(content),
+            "oid": hashlib.sha256(content).hexdigest(),
+            "pointerSize": 134,
+        }
     return entry
 
 

@@ -21,15 +21,21 @@ def _contract(case: Any) -> Contract:
 def kept_contract(_ctx: Any, response: Any, case: Any) -> None:
     """The answer is described field by field, with every event of a stream; an error is short, and so are those of unknown methods."""
     contract = _contract(case)
-    if case.method.upper() not in {method for method, path in contract.operations if path == case.operation.path}:
-        assert response.status_code in (401, 405), f"{case.method} is answered with {response.status_code}"
+    if case.method.upper() not in {
+        method for method, path in contract.operations if path == case.operation.path
+    }:
+        assert response.status_code in (401, 405), (
+            f"{case.method} is answered with {response.status_code}"
+        )
         if case.method.upper() != "HEAD":
             assert response.json()["error"]["code"] == response.status_code
         return
     contract.check(case.method, case.operation.path, response)
     if response.status_code >= 400:
         assert response.json()["error"]["code"] == response.status_code
-        assert len(response.content) < LONGEST_ERROR_BYTES, f"an error of {len(response.content)} bytes"
+        assert len(response.content) < LONGEST_ERROR_BYTES, (
+            f"an error of {len(response.content)} bytes"
+        )
 
 
 @schemathesis.check
@@ -43,7 +49,9 @@ class EveryRouteWasTried:
     def after_response(self, _ctx: Any, response: Any, case: Any) -> None:
         """Note what was answered."""
         method, path = case.operation.method.upper(), case.operation.path
-        self.wanted |= {(method, path, status) for status in _contract(case).statuses(method, path) & {200, 400}}
+        self.wanted |= {
+            (method, path, status) for status in _contract(case).statuses(method, path) & {200, 400}
+        }
         self.seen.add((case.method.upper(), case.operation.path, response.status_code))
 
     def after_run(self, _ctx: Any) -> None:

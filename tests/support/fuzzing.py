@@ -25,7 +25,10 @@ from tests.support.openapi import closed
 from tests.support.serving import MODEL, RunningServer, loader
 
 KEY = "the-key"
-TEMPLATE = ChatTemplate("{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:", "the fuzzer's")
+TEMPLATE = ChatTemplate(
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:",
+    "the fuzzer's",
+)
 ROOT = Path(__file__).parents[2]
 
 
@@ -33,7 +36,9 @@ ROOT = Path(__file__).parents[2]
 def fuzzed_server(folder: Path, **changes: Any) -> Iterator[RunningServer]:
     """A server with a key, a chat template, and room for few answers and short ones, so that many fit into a run."""
     load = loader(folder, max_model_len=48, **changes)
-    with RunningServer(load, max_queued_requests=32, api_keys=(KEY,), chat_template=TEMPLATE) as server:
+    with RunningServer(
+        load, max_queued_requests=32, api_keys=(KEY,), chat_template=TEMPLATE
+    ) as server:
         server.http.headers["authorization"] = f"Bearer {KEY}"
         yield server
 
@@ -42,43 +47,114 @@ def narrowed(document: Mapping[str, Any]) -> dict[str, Any]:
     """The document closed, with the name of the served model: almost no other name that might be drawn is one."""
     copied = closed(document)
     for schema in copied["components"]["schemas"].values():
-        if "model" in schema.get("properties", {}) and "usage" not in schema["properties"] and "choices" not in schema["properties"]:
+        if (
+            "model" in schema.get("properties", {})
+            and "usage" not in schema["properties"]
+            and "choices" not in schema["properties"]
+        ):
             schema["properties"]["model"] = {"enum": [MODEL, "alias", None]}
     for parameter in copied["paths"]["/v1/models/{model_id}"]["get"]["parameters"]:
         parameter["schema"]["enum"] = [MODEL, "alias"]
     return copied
 
 
-def fuzz(server: RunningServer, document: Mapping[str, Any], options: Sequence[str], *, timeout_s: float | None = None) -> tuple[int, str]:
+def fuzz(
+    server: RunningServer,
+    document: Mapping[str, Any],
+    options: Sequence[str],
+    *,
+    timeout_s: float | None = None,
+) -> tuple[int, str]:
     """Run schemathesis with these options; its exit code, and, where there is a time limit, what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "openapi.json"
         file.write_text(json.dumps(document))
-        (Path(folder) / "schemathesis.toml").write_text("max-stream-events = 100000\n")  # otherwise it reads the beginning of a stream only
+        (Path(folder) / "schemathesis.toml").write_text(
+            "max-stream-events = 100000\n"
+        )  # otherwise it reads the beginning of a stream only
         command = [
-            *(sys.executable, "-m", "schemathesis.cli", "run", str(file), "--url", server.url, "--header", f"Authorization: Bearer {KEY}"),
-            *("--checks", "all", "--exclude-checks", "positive_data_acceptance"),  # what the model or fields together forbid is a 400
-            *("--suppress-health-check", "all", "--warnings", "off", "--request-timeout", "30", "--generation-database", "none", "--no-color"),
+            *(
+                sys.executable,
+                "-m",
+                "schemathesis.cli",
+                "run",
+                str(file),
+                "--url",
+                server.url,
+                "--header",
+                f"Authorization: Bearer {KEY}",
+            ),
+            *(
+                "--checks",
+                "all",
+                "--exclude-checks",
+                "positive_data_acceptance",
+            ),  # what the model or fields together forbid is a 400
+            *(
+                "--suppress-health-check",
+                "all",
+                "--warnings",
+                "off",
+                "--request-timeout",
+                "30",
+                "--generation-database",
+                "none",
+                "--no-color",
+            ),
             *options,
         ]
-        environment = {**os.environ, "SCHEMATHESIS_HOOKS": "tests.support.fuzz_checks", "PYTHONPATH": str(ROOT)}
+        environment = {
+            **os.environ,
+            "SCHEMATHESIS_HOOKS": "tests.support.fuzz_checks",
+            "PYTHONPATH": str(ROOT),
+        }
         captured = timeout_s is not None
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=captured, text=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command,
+            cwd=folder,
+            env=environment,
+            capture_output=captured,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
     return done.returncode, f"{done.stdout}{done.stderr}" if captured else ""
 
 
 def main() -> int:
     """The command of `make fuzz`."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=int, default=180, help="how long to draw new requests (%(default)s)")
-    parser.add_argument("--seed", type=int, default=random.randrange(2**32), help="draws the same requests again; otherwise drawn and shown")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=180, help="how long to draw new requests (%(default)s)"
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.randrange(2**32),
+        help="draws the same requests again; otherwise drawn and shown",
+    )
     parser.add_argument("--workers", type=int, default=2, help="clients at once (%(default)s)")
     parser.add_argument("--backend", default="numba", help="numba or numpy (%(default)s)")
     parser.add_argument("options", nargs="*", help="schemathesis's own, after --")
     parsed = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder, fuzzed_server(write_tiny_model(Path(folder)), backend=parsed.backend) as server:
-        bounds = ["--seed", str(parsed.seed), "--max-time", str(parsed.seconds), "--workers", str(parsed.workers), "--continue-on-failure"]
-        code, _ = fuzz(server, narrowed(server.http.get("/openapi.json").json()), [*bounds, *parsed.options])
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        fuzzed_server(write_tiny_model(Path(folder)), backend=parsed.backend) as server,
+    ):
+        bounds = [
+            "--seed",
+            str(parsed.seed),
+            "--max-time",
+            str(parsed.seconds),
+            "--workers",
+            str(parsed.workers),
+            "--continue-on-failure",
+        ]
+        code, _ = fuzz(
+            server, narrowed(server.http.get("/openapi.json").json()), [*bounds, *parsed.options]
+        )
         assert server.http.get("/health").status_code == 200, "the server is not healthy any more"
         assert server.is_idle(), "requests were left behind"
     return code

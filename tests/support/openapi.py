@@ -42,7 +42,12 @@ class Contract:
     @property
     def operations(self) -> list[tuple[str, str]]:
         """(method in capitals, path) of every operation."""
-        return [(method.upper(), path) for path, item in self.document["paths"].items() for method in METHODS if method in item]
+        return [
+            (method.upper(), path)
+            for path, item in self.document["paths"].items()
+            for method in METHODS
+            if method in item
+        ]
 
     def statuses(self, method: str, path: str) -> set[int]:
         """Those that the operation may answer."""
@@ -51,16 +56,28 @@ class Contract:
     def check(self, method: str, path: str, response: SomeResponse) -> None:
         """Fail unless the operation's description has this answer: its status, headers, media type and content."""
         described = self._operation(method, path)["responses"].get(str(response.status_code))
-        assert described is not None, f"{method} {path} does not say that it answers {response.status_code}: {response.content[:500]!r}"
+        assert described is not None, (
+            f"{method} {path} does not say that it answers {response.status_code}: {response.content[:500]!r}"
+        )
         for name, header in described.get("headers", {}).items():
             value = _first(response.headers.get(name))
             assert value is not None or not header["required"], f"the header {name} is missing"
-            self._validate(header["schema"], int(value) if header["schema"]["type"] == "integer" and value is not None else value)
+            self._validate(
+                header["schema"],
+                int(value)
+                if header["schema"]["type"] == "integer" and value is not None
+                else value,
+            )
         media_type = (_first(response.headers.get("content-type")) or "").partition(";")[0]
-        assert media_type in described["content"], f"{method} {path} {response.status_code} does not say that it answers {media_type!r}"
+        assert media_type in described["content"], (
+            f"{method} {path} {response.status_code} does not say that it answers {media_type!r}"
+        )
         schema = described["content"][media_type]
         if media_type == "text/event-stream":
-            self._check_events(schema["itemSchema"]["properties"]["data"]["anyOf"][1]["contentSchema"], response.content)
+            self._check_events(
+                schema["itemSchema"]["properties"]["data"]["anyOf"][1]["contentSchema"],
+                response.content,
+            )
         elif media_type == "application/json":
             self._validate(schema["schema"], json.loads(response.content))
         else:
@@ -80,7 +97,9 @@ class Contract:
     def _validate(self, schema: dict[str, Any], value: Any) -> None:
         validator = self._validators.get(id(schema))  # they live as long as the document
         if validator is None:
-            validator = jsonschema_rs.validator_for({**schema, "components": self.document["components"]})
+            validator = jsonschema_rs.validator_for(
+                {**schema, "components": self.document["components"]}
+            )
             self._validators[id(schema)] = validator
         validator.validate(value)
 

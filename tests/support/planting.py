@@ -8,7 +8,9 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.weights import FeedForwardWeights, GPT2Weights, Layer, LayerNorm, Linear
 
 
-def plant_channels(config: GPT2Config, weights: GPT2Weights, *, factor: float, count: int, seed: int = 0) -> GPT2Weights:
+def plant_channels(
+    config: GPT2Config, weights: GPT2Weights, *, factor: float, count: int, seed: int = 0
+) -> GPT2Weights:
     """The network with `count` input channels of each product of each layer `factor` times as large, and their weight rows as much smaller.
 
     It computes the same function; behind an activation function only where that keeps the factor, as relu does. GELU comes near to it.
@@ -23,11 +25,24 @@ def plant_channels(config: GPT2Config, weights: GPT2Weights, *, factor: float, c
     layers = []
     for layer in weights.layers:
         qkv, out, up, down = layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down
-        before_qkv, before_out, before_up, before_down = (factors(linear.weight.shape[0]) for linear in (qkv, out, up, down))
+        before_qkv, before_out, before_up, before_down = (
+            factors(linear.weight.shape[0]) for linear in (qkv, out, up, down)
+        )
         values = np.concatenate([np.ones(2 * config.d_model, dtype=np.float32), before_out])
-        attention = replace(layer.attention, qkv=_scaled(qkv, before_qkv, values), out=_scaled(out, before_out))
-        ffn = FeedForwardWeights(up=_scaled(up, before_up, before_down), down=_scaled(down, before_down))
-        layers.append(Layer(_scaled_norm(layer.attention_norm, before_qkv), attention, _scaled_norm(layer.ffn_norm, before_up), ffn))
+        attention = replace(
+            layer.attention, qkv=_scaled(qkv, before_qkv, values), out=_scaled(out, before_out)
+        )
+        ffn = FeedForwardWeights(
+            up=_scaled(up, before_up, before_down), down=_scaled(down, before_down)
+        )
+        layers.append(
+            Layer(
+                _scaled_norm(layer.attention_norm, before_qkv),
+                attention,
+                _scaled_norm(layer.ffn_norm, before_up),
+                ffn,
+            )
+        )
     return replace(weights, layers=tuple(layers))
 
 
@@ -40,18 +55,24 @@ def plant_residual(weights: GPT2Weights, *, size: float, pairs: int, seed: int =
     channels = np.random.default_rng(seed).choice(d_model, 2 * pairs, replace=False)
     sizes = np.array([size, -size] * pairs, dtype=np.float32)
     stream = 16.0  # about the variance of the stream itself
-    gains = np.full(d_model, np.sqrt(1 + np.square(sizes).sum() / d_model / stream), dtype=np.float32)
+    gains = np.full(
+        d_model, np.sqrt(1 + np.square(sizes).sum() / d_model / stream), dtype=np.float32
+    )
     gains[channels] = 1.0
     layers = []
     for index, layer in enumerate(weights.layers):
         if index == 0:
             bias = layer.ffn.down.bias.copy()
             bias[channels] += sizes
-            layers.append(replace(layer, ffn=replace(layer.ffn, down=replace(layer.ffn.down, bias=bias))))
+            layers.append(
+                replace(layer, ffn=replace(layer.ffn, down=replace(layer.ffn.down, bias=bias)))
+            )
         else:
             norms = _scaled_norm(layer.attention_norm, gains), _scaled_norm(layer.ffn_norm, gains)
             layers.append(replace(layer, attention_norm=norms[0], ffn_norm=norms[1]))
-    return replace(weights, layers=tuple(layers), final_norm=_scaled_norm(weights.final_norm, gains))
+    return replace(
+        weights, layers=tuple(layers), final_norm=_scaled_norm(weights.final_norm, gains)
+    )
 
 
 def _scaled(linear: Linear, inputs: np.ndarray, outputs: np.ndarray | None = None) -> Linear:

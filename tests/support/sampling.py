@@ -37,11 +37,21 @@ class Row:
 
 
 def make_sampling(
-    rows: Sequence[Row], *, places: Sequence[int] | None = None, prompt: tuple[Sequence[int], Sequence[int], Sequence[int]] = NO_PROMPT
+    rows: Sequence[Row],
+    *,
+    places: Sequence[int] | None = None,
+    prompt: tuple[Sequence[int], Sequence[int], Sequence[int]] = NO_PROMPT,
 ) -> SamplingBatch:
     """The batch of these rows; `places` are their logit rows, in order unless given, `prompt` is (logit rows, token ids, counts)."""
-    seen = [(place, token) for place, row in enumerate(rows) if row.has_penalties for token in dict.fromkeys([*row.prompt, *row.output])]
-    edits = [(place, token, value) for place, row in enumerate(rows) for token, value in row.bias.items()]
+    seen = [
+        (place, token)
+        for place, row in enumerate(rows)
+        if row.has_penalties
+        for token in dict.fromkeys([*row.prompt, *row.output])
+    ]
+    edits = [
+        (place, token, value) for place, row in enumerate(rows) for token, value in row.bias.items()
+    ]
     return SamplingBatch(
         rows=_ints(range(len(rows)) if places is None else places),
         temperature=_floats([row.temperature for row in rows]),
@@ -61,8 +71,14 @@ def make_sampling(
             _ints([token for _, token in seen]),
             _ints([list(rows[place].output).count(token) for place, token in seen]),
         ),
-        edits=LogitEdits(_ints([edit[0] for edit in edits]), _ints([edit[1] for edit in edits]), _floats([edit[2] for edit in edits])),
-        allowed={place: _ints(row.allowed) for place, row in enumerate(rows) if row.allowed is not None},
+        edits=LogitEdits(
+            _ints([edit[0] for edit in edits]),
+            _ints([edit[1] for edit in edits]),
+            _floats([edit[2] for edit in edits]),
+        ),
+        allowed={
+            place: _ints(row.allowed) for place, row in enumerate(rows) if row.allowed is not None
+        },
         prompt=PromptRows(*map(_ints, prompt)),
     )
 

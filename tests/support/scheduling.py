@@ -14,10 +14,20 @@ EOS = 0
 
 
 def make_request(
-    name: str, prompt: int | tuple[int, ...], new: int = 4, *, priority: int = 0, prompt_logprobs: int | None = None, **params: object
+    name: str,
+    prompt: int | tuple[int, ...],
+    new: int = 4,
+    *,
+    priority: int = 0,
+    prompt_logprobs: int | None = None,
+    **params: object,
 ) -> Request:
     """A request whose prompt tokens are unlike every other's, unless they are given."""
-    tokens = prompt if isinstance(prompt, tuple) else tuple(random.Random(name).choices(range(1, 10**9), k=prompt))
+    tokens = (
+        prompt
+        if isinstance(prompt, tuple)
+        else tuple(random.Random(name).choices(range(1, 10**9), k=prompt))
+    )
     sampling = SamplingParams(max_tokens=new, prompt_logprobs=prompt_logprobs, **params)  # type: ignore[arg-type]
     return Request(
         request_id=name, prompt_token_ids=tokens, sampling=sampling, max_new_tokens=new, seed=1, priority=priority,
@@ -25,17 +35,27 @@ def make_request(
     )  # fmt: skip
 
 
-def make_group(name: str, prompt: int | tuple[int, ...], count: int, new: int = 4, **settings: Any) -> list[Request]:
+def make_group(
+    name: str, prompt: int | tuple[int, ...], count: int, new: int = 4, **settings: Any
+) -> list[Request]:
     """`count` answers to one prompt, as the intake makes them."""
     tokens = prompt if isinstance(prompt, tuple) else make_request(name, prompt).prompt_token_ids
-    requests = [make_request(f"{name}-{choice}", tokens, new, **settings) for choice in range(count)]
+    requests = [
+        make_request(f"{name}-{choice}", tokens, new, **settings) for choice in range(count)
+    ]
     for choice, request in enumerate(requests):
         request.choice_index, request.group = choice, name
     return requests
 
 
-def make_scheduler(*, blocks: int = 64, block_size: int = 4, seqs: int = 4, tokens: int = 16, caching: bool = True) -> Scheduler:
-    return Scheduler(BlockManager(blocks, block_size, enable_prefix_caching=caching), max_num_seqs=seqs, max_num_batched_tokens=tokens)
+def make_scheduler(
+    *, blocks: int = 64, block_size: int = 4, seqs: int = 4, tokens: int = 16, caching: bool = True
+) -> Scheduler:
+    return Scheduler(
+        BlockManager(blocks, block_size, enable_prefix_caching=caching),
+        max_num_seqs=seqs,
+        max_num_batched_tokens=tokens,
+    )
 
 
 def next_token(tokens: list[int], choice: int = 0) -> int:
@@ -49,7 +69,13 @@ def answers(plan: StepPlan) -> list[SequenceResult[int]]:
     for sequence in plan.sequences:
         request = sequence.request
         token = next_token(request.tokens, request.choice_index) if sequence.samples else None
-        results.append(SequenceResult(token, None if token is None else len(request.tokens), list(sequence.prompt_logprob_positions)))
+        results.append(
+            SequenceResult(
+                token,
+                None if token is None else len(request.tokens),
+                list(sequence.prompt_logprob_positions),
+            )
+        )
     return results
 
 
@@ -100,7 +126,9 @@ class CacheModel:
 
     def _check(self, request: Request, count: int) -> None:
         found = [self._slots.get(self._place(request, position)) for position in range(count)]
-        assert found == _names(request)[:count], f"{request.request_id} would read what is not its own"
+        assert found == _names(request)[:count], (
+            f"{request.request_id} would read what is not its own"
+        )
 
     def _place(self, request: Request, position: int) -> tuple[int, int]:
         return request.block_ids[position // self._block_size], position % self._block_size
@@ -108,4 +136,10 @@ class CacheModel:
 
 def _names(request: Request) -> list[int]:
     """One number for each token and all before it."""
-    return list(accumulate(request.tokens, lambda before, token: hash((before, token)), initial=hash(request.cache_salt)))[1:]
+    return list(
+        accumulate(
+            request.tokens,
+            lambda before, token: hash((before, token)),
+            initial=hash(request.cache_salt),
+        )
+    )[1:]

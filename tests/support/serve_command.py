@@ -21,7 +21,11 @@ class Serving:
     """A `nanovllm serve` in a process of its own, as a context manager; `said` is what it has printed by when it listens."""
 
     def __init__(self, *flags: str, variables: Mapping[str, str] | None = None) -> None:
-        environment = {key: value for key, value in os.environ.items() if key not in ("NANOVLLM_API_KEY", "PYTHONPATH")}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("NANOVLLM_API_KEY", "PYTHONPATH")
+        }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nanovllm.cli.main", "serve", *flags, "--port", "0"],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environment, **(variables or {})},
@@ -29,7 +33,10 @@ class Serving:
         self.said: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
         self._errors: list[str] = []
-        self._readers = [threading.Thread(target=self._read_output), threading.Thread(target=self._read_errors)]
+        self._readers = [
+            threading.Thread(target=self._read_output),
+            threading.Thread(target=self._read_errors),
+        ]
         for reader in self._readers:
             reader.start()
 
@@ -44,7 +51,12 @@ class Serving:
                 continue
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.process.kill()
         self.wait()
 
@@ -58,7 +70,12 @@ class Serving:
         """Status and JSON of an answer."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         content = None if body is None else json.dumps(body)
-        connection.request("GET" if body is None else "POST", path, content, {"Content-Type": "application/json", **headers})
+        connection.request(
+            "GET" if body is None else "POST",
+            path,
+            content,
+            {"Content-Type": "application/json", **headers},
+        )
         response = connection.getresponse()
         answer = response.read()
         connection.close()

@@ -29,9 +29,16 @@ from nanovllm.server.metrics import ServerMetrics
 T = TypeVar("T")
 MODEL = "tiny"
 TIMEOUT_S = 30.0
-START_TIMEOUT_S = 180.0  # where the kernels were never compiled before, on a machine that has other work
+START_TIMEOUT_S = (
+    180.0  # where the kernels were never compiled before, on a machine that has other work
+)
 
-ENGINE_SETTINGS: dict[str, Any] = {"kv_cache_memory": "16MiB", "batch_invariant": True, "block_size": 16, "num_threads": 1}
+ENGINE_SETTINGS: dict[str, Any] = {
+    "kv_cache_memory": "16MiB",
+    "batch_invariant": True,
+    "block_size": 16,
+    "num_threads": 1,
+}
 """For a tiny model; `batch_invariant`, so that an answer has the same bits alone and beside others. The fixture `backend` adds one."""
 
 
@@ -86,13 +93,22 @@ class RunningServer:
     def __enter__(self) -> "RunningServer":
         self._thread.start()
         assert self._started.wait(TIMEOUT_S)
-        kept_s = min(2.0, self.settings.stalled_client_s / 2)  # a connection that the server is about to end must not be used again
-        self.http = httpx.Client(base_url=self.url, timeout=TIMEOUT_S, limits=httpx.Limits(keepalive_expiry=kept_s))
+        kept_s = min(
+            2.0, self.settings.stalled_client_s / 2
+        )  # a connection that the server is about to end must not be used again
+        self.http = httpx.Client(
+            base_url=self.url, timeout=TIMEOUT_S, limits=httpx.Limits(keepalive_expiry=kept_s)
+        )
         if self._wait_until_ready:
             self.on_loop(self.engine.wait_until_ready, START_TIMEOUT_S)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self.http.close()
         self._loop.call_soon_threadsafe(self._server.ending.set)
         self._thread.join(TIMEOUT_S)
@@ -117,7 +133,10 @@ class RunningServer:
         """What waits to be taken by each client that is connected, by a number for each connection."""
 
         async def look() -> dict[int, int]:
-            return {id(connection): connection.transport.get_write_buffer_size() for connection in self._server.server_state.connections}
+            return {
+                id(connection): connection.transport.get_write_buffer_size()
+                for connection in self._server.server_state.connections
+            }
 
         return self.on_loop(look)
 
@@ -139,7 +158,11 @@ class RunningServer:
     def post(self, body: Any, **headers: str) -> httpx.Response:
         """POST /v1/completions; `body` is JSON, or bytes to be sent as they are."""
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return self.http.post("/v1/completions", content=content, headers={"content-type": "application/json", **headers})
+        return self.http.post(
+            "/v1/completions",
+            content=content,
+            headers={"content-type": "application/json", **headers},
+        )
 
     def stream(self, prompt: Any = "the", **body: Any) -> list[dict[str, Any]]:
         """The events of a streamed answer before [DONE], which must be the last."""
@@ -158,14 +181,20 @@ class RunningServer:
     def is_idle(self) -> bool:
         """Whether no request runs or waits and no block of the cache is in use."""
         now = self.samples()
-        return not any(now[name] for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"))
+        return not any(
+            now[name]
+            for name in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+        )
 
     def _run(self) -> None:
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
         self._loop = asyncio.get_running_loop()
-        limits = {"max_queued_requests": self.max_queued_requests, "max_queued_tokens": self._max_queued_tokens}
+        limits = {
+            "max_queued_requests": self.max_queued_requests,
+            "max_queued_tokens": self._max_queued_tokens,
+        }
         self.engine = AsyncEngine(self._load, **limits, on_step=self.metrics.on_step)  # type: ignore[arg-type]
         self.app = create_app(self.engine, self.settings, self.metrics)
         config = uvicorn.Config(
@@ -224,8 +253,13 @@ def join_choices(events: list[dict[str, Any]]) -> dict[int, Answer]:
         assert before.finish_reason is None, "a chunk came after the last of its choice"
         logprobs = before.logprobs
         if choice["logprobs"] is not None:
-            logprobs = {name: (logprobs or {}).get(name, []) + part for name, part in choice["logprobs"].items()}
-        answers[choice["index"]] = Answer(before.text + choice["text"], logprobs, choice["finish_reason"], choice["stop_reason"])
+            logprobs = {
+                name: (logprobs or {}).get(name, []) + part
+                for name, part in choice["logprobs"].items()
+            }
+        answers[choice["index"]] = Answer(
+            before.text + choice["text"], logprobs, choice["finish_reason"], choice["stop_reason"]
+        )
     return answers
 
 
@@ -285,7 +319,10 @@ def run_threads(functions: list[Callable[[], T]]) -> list[T]:
         except BaseException as error:  # noqa: BLE001 - raised again below
             errors.append(error)
 
-    threads = [threading.Thread(target=call, args=(place, function)) for place, function in enumerate(functions)]
+    threads = [
+        threading.Thread(target=call, args=(place, function))
+        for place, function in enumerate(functions)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:

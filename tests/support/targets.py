@@ -11,5 +11,9 @@ _NARROWER = [replace(_PLAIN, lanes=lanes) for lanes in (16, 8, 4) if lanes <= HO
 TARGETS = list(dict.fromkeys([HOST, *_NARROWER, Target(lanes=4)]))
 """This processor, then every vector width that it has without its dot products, then what no processor in particular has."""
 
-WHOLE_TARGETS = list(dict.fromkeys([HOST, next(target for target in TARGETS[1:] if target.lanes <= 8), Target(lanes=4)]))
+WHOLE_TARGETS = list(
+    dict.fromkeys(
+        [HOST, next(target for target in TARGETS[1:] if target.lanes <= 8), Target(lanes=4)]
+    )
+)
 """Fewer of them, for what takes long to compile: this processor, one without AVX-512, and none in particular."""

@@ -12,7 +12,9 @@ from nanovllm.model.kernels.vector import Value, Vectors
 
 def tanh(v: Vectors, x: Value) -> Value:
     """1 - 2 / (exp(2x) + 1)."""
-    return v.subtract(v.constant(1.0), v.divide(v.constant(2.0), v.add(v.exp(v.add(x, x)), v.constant(1.0))))
+    return v.subtract(
+        v.constant(1.0), v.divide(v.constant(2.0), v.add(v.exp(v.add(x, x)), v.constant(1.0)))
+    )
 
 
 def sigmoid(v: Vectors, x: Value) -> Value:
@@ -23,7 +25,9 @@ def sigmoid(v: Vectors, x: Value) -> Value:
 def gelu_new(v: Vectors, x: Value) -> Value:
     """0.5 x (1 + tanh(u)) = x sigmoid(2u) with u = sqrt(2/pi) (x + 0.044715 x^3)."""
     scale = -2.0 * math.sqrt(2.0 / math.pi)
-    minus_2u = v.multiply(x, v.fma(v.multiply(x, x), v.constant(scale * 0.044715), v.constant(scale)))
+    minus_2u = v.multiply(
+        x, v.fma(v.multiply(x, x), v.constant(scale * 0.044715), v.constant(scale))
+    )
     return v.divide(x, v.add(v.constant(1.0), v.exp(minus_2u)))
 
 
@@ -87,5 +91,19 @@ def linear(v: Vectors, x: Value) -> Value:
 
 
 ACTIVATIONS: Mapping[str, Callable[[Vectors, Value], Value]] = {
-    function.__name__: function for function in (gelu_new, gelu, quick_gelu, silu, sigmoid, tanh, mish, relu, relu2, relu6, leaky_relu, linear)
+    function.__name__: function
+    for function in (
+        gelu_new,
+        gelu,
+        quick_gelu,
+        silu,
+        sigmoid,
+        tanh,
+        mish,
+        relu,
+        relu2,
+        relu6,
+        leaky_relu,
+        linear,
+    )
 }

@@ -41,7 +41,14 @@ def make_softmax(target: Target, *, narrow: bool) -> Any:
     """
 
     def softmax(
-        v: Vectors, scores: Value, visible: Value, blocks: Value, block_size: Value, block_columns: Value, scale: Value, share: Value
+        v: Vectors,
+        scores: Value,
+        visible: Value,
+        blocks: Value,
+        block_size: Value,
+        block_columns: Value,
+        scale: Value,
+        share: Value,
     ) -> None:
         factor = v.splat(v.load_scalar(scale))
 
@@ -51,28 +58,42 @@ def make_softmax(target: Target, *, narrow: bool) -> Any:
             def block(index: Value, carried: list[Value]) -> list[Value]:
                 start = v.builder.mul(index, block_columns)
                 left = v.builder.sub(visible, v.builder.mul(index, block_size))
-                seen = v.builder.select(v.builder.icmp_signed("<", left, block_size), left, block_size)
+                seen = v.builder.select(
+                    v.builder.icmp_signed("<", left, block_size), left, block_size
+                )
 
                 def vector(i: Value, carried: list[Value]) -> list[Value]:
-                    return [visit(v.builder.add(start, i), v.first_lanes(v.builder.sub(seen, i)), carried[0])]
+                    return [
+                        visit(
+                            v.builder.add(start, i),
+                            v.first_lanes(v.builder.sub(seen, i)),
+                            carried[0],
+                        )
+                    ]
 
                 return v.loop(block_columns, v.lanes, carried, vector)
 
             return v.loop(blocks, 1, [first], block)[0]
 
         def find_largest(place: Value, seen: Value, best: Value) -> Value:
-            return v.maximum(v.where(seen, v.load(v.element(scores, place)), v.constant(_MASKED)), best)
+            return v.maximum(
+                v.where(seen, v.load(v.element(scores, place)), v.constant(_MASKED)), best
+            )
 
         def exponentiate(place: Value, seen: Value, total: Value) -> Value:
             at = v.element(scores, place)
-            weight = v.where(seen, v.exp(v.subtract(v.multiply(v.load(at), factor), largest)), v.constant(0.0))
+            weight = v.where(
+                seen, v.exp(v.subtract(v.multiply(v.load(at), factor), largest)), v.constant(0.0)
+            )
             if narrow:  # half as long, so that it never overtakes what is still to be read
                 v.store(v.round_bfloat16(weight), v.address(scores, v.times(place, 2)))
             else:
                 v.store(weight, at)
             return v.add(total, weight)
 
-        largest = v.multiply(v.splat(v.largest(over_row(v.constant(_MASKED), find_largest))), factor)
+        largest = v.multiply(
+            v.splat(v.largest(over_row(v.constant(_MASKED), find_largest))), factor
+        )
         v.store(v.divide(F32(1.0), v.sum(over_row(v.constant(0.0), exponentiate))), share)
 
     return kernel(target, softmax)
@@ -101,7 +122,9 @@ def _make_apply_scales(target: Target) -> Any:
         def vector(i: Value, _: list[Value]) -> list[Value]:
             at = v.element(row, i)
             value = v.load(at)
-            is_zero = v.builder.fcmp_ordered("==", value, v.constant(0.0))  # what was never written has no scale
+            is_zero = v.builder.fcmp_ordered(
+                "==", value, v.constant(0.0)
+            )  # what was never written has no scale
             v.store(v.where(is_zero, value, v.multiply(value, v.load(v.element(scales, i)))), at)
             return []
 
@@ -120,7 +143,16 @@ def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
 
     @compiled
     def panels(
-        a: int, a_stride: int, count: int, panel: int, row_stride: int, steps: int, columns: int, out: int, out_stride: int, ahead: int
+        a: int,
+        a_stride: int,
+        count: int,
+        panel: int,
+        row_stride: int,
+        steps: int,
+        columns: int,
+        out: int,
+        out_stride: int,
+        ahead: int,
     ) -> None:
         """out[row, columns] += a[row, steps] @ panel[steps, columns]."""
         stride = columns * WORD_BYTES
@@ -146,7 +178,16 @@ def _make_shared_tiles(target: Target, numbers: Format, vectors: int) -> Any:
 
     @compiled
     def shared_tiles(
-        a: int, a_stride: int, panel: int, row_stride: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int
+        a: int,
+        a_stride: int,
+        panel: int,
+        row_stride: int,
+        panel_stride: int,
+        steps: int,
+        out: int,
+        out_stride: int,
+        count: int,
+        ahead: int,
     ) -> None:
         tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, panel)
 
@@ -166,8 +207,12 @@ class AttentionParts:
         """For one type of weights and one of the cache."""
         copy, round_row = make_copy(target), make_round_row(target)
         self.numbers = cache_format(target, cache)
-        self.panels = _make_panels(target, lambda vectors: _make_shared_tiles(target, self.numbers, vectors))
-        self.batched_panels = _make_panels(target, lambda vectors: make_batched_tiles(target, self.numbers, vectors))
+        self.panels = _make_panels(
+            target, lambda vectors: _make_shared_tiles(target, self.numbers, vectors)
+        )
+        self.batched_panels = _make_panels(
+            target, lambda vectors: make_batched_tiles(target, self.numbers, vectors)
+        )
         self.softmax = make_softmax(target, narrow=cache == "bfloat16")
         self.apply_scales = _make_apply_scales(target)
         self.scale_by = _make_scale_by(target)
@@ -193,28 +238,75 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
     panels, softmax, apply_scales, scale_by, clear, encode_query, store = (
         parts.panels, parts.softmax, parts.apply_scales, parts.scale_by, parts.clear, parts.encode_query, parts.store,
     )  # fmt: skip
-    has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
+    has_scales, per_word, weight_bytes, stored_bytes = (
+        parts.has_scales,
+        parts.numbers.per_word,
+        parts.weight_bytes,
+        parts.stored_bytes,
+    )
 
     @compiled
-    def attend_prompt(p: Any, thread: int, layer: int, head: int, table: int, query: int, count: int, first: int, out: int) -> None:
+    def attend_prompt(
+        p: Any,
+        thread: int,
+        layer: int,
+        head: int,
+        table: int,
+        query: int,
+        count: int,
+        first: int,
+        out: int,
+    ) -> None:
         visible = first + count
         blocks = (visible + p.block_size - 1) // p.block_size
         columns, head_columns = p.block_columns, p.head_columns
         stride = blocks * columns * WORD_BYTES
-        scores, mixed, queries = p.scores + thread * p.scores_bytes, p.scratch + thread * p.scratch_bytes, p.queries + thread * p.queries_bytes
+        scores, mixed, queries = (
+            p.scores + thread * p.scores_bytes,
+            p.scratch + thread * p.scratch_bytes,
+            p.queries + thread * p.queries_bytes,
+        )
         for row in range(count):
-            encode_query(query + row * p.qkv_stride + head * p.head_dim * WORD_BYTES, queries + row * p.query_stride, p.head_dim)
+            encode_query(
+                query + row * p.qkv_stride + head * p.head_dim * WORD_BYTES,
+                queries + row * p.query_stride,
+                p.head_dim,
+            )
         clear(scores, count * blocks * columns)
         for block in range(blocks):
             place = place_of(p, layer, table, block) + head
             at = scores + block * columns * WORD_BYTES
-            panels(queries, p.query_stride, count, p.keys + place * p.key_bytes, 0, p.key_steps, columns, at, stride, 0)
+            panels(
+                queries,
+                p.query_stride,
+                count,
+                p.keys + place * p.key_bytes,
+                0,
+                p.key_steps,
+                columns,
+                at,
+                stride,
+                0,
+            )
             if has_scales:
                 for row in range(count):
-                    apply_scales(at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns)
-        scale, shares = p.scales + layer * WORD_BYTES, queries  # a query has done its part: in its place stands its weights' share
+                    apply_scales(
+                        at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns
+                    )
+        scale, shares = (
+            p.scales + layer * WORD_BYTES,
+            queries,
+        )  # a query has done its part: in its place stands its weights' share
         for row in range(count):
-            softmax(scores + row * stride, first + row + 1, blocks, p.block_size, columns, scale, shares + row * p.query_stride)
+            softmax(
+                scores + row * stride,
+                first + row + 1,
+                blocks,
+                p.block_size,
+                columns,
+                scale,
+                shares + row * p.query_stride,
+            )
         mixed_stride = head_columns * WORD_BYTES
         clear(mixed, count * head_columns)
         for block in range(blocks):
@@ -222,12 +314,29 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
             at = scores + block * columns * weight_bytes
             if has_scales:
                 for row in range(count):
-                    apply_scales(at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns)
+                    apply_scales(
+                        at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns
+                    )
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
-            panels(at, stride, count, p.values + place * p.value_bytes, 0, steps, head_columns, mixed, mixed_stride, 0)
+            panels(
+                at,
+                stride,
+                count,
+                p.values + place * p.value_bytes,
+                0,
+                steps,
+                head_columns,
+                mixed,
+                mixed_stride,
+                0,
+            )
         for row in range(count):
             scale_by(mixed + row * mixed_stride, shares + row * p.query_stride, head_columns)
-            store(mixed + row * mixed_stride, out + row * p.hidden_stride + head * p.head_dim * stored_bytes, p.head_dim)
+            store(
+                mixed + row * mixed_stride,
+                out + row * p.hidden_stride + head * p.head_dim * stored_bytes,
+                p.head_dim,
+            )
 
     return attend_prompt
 
@@ -237,17 +346,40 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
     panels, softmax, apply_scales, scale_by, clear, encode_query, store = (
         parts.batched_panels, parts.softmax, parts.apply_scales, parts.scale_by, parts.clear, parts.encode_query, parts.store,
     )  # fmt: skip
-    has_scales, per_word, weight_bytes, stored_bytes = parts.has_scales, parts.numbers.per_word, parts.weight_bytes, parts.stored_bytes
+    has_scales, per_word, weight_bytes, stored_bytes = (
+        parts.has_scales,
+        parts.numbers.per_word,
+        parts.weight_bytes,
+        parts.stored_bytes,
+    )
 
     @compiled
-    def attend_token(p: Any, thread: int, layer: int, first_head: int, heads: int, table: int, query: int, position: int, out: int) -> None:
+    def attend_token(
+        p: Any,
+        thread: int,
+        layer: int,
+        first_head: int,
+        heads: int,
+        table: int,
+        query: int,
+        position: int,
+        out: int,
+    ) -> None:
         visible = position + 1
         blocks = (visible + p.block_size - 1) // p.block_size
         columns, head_columns = p.block_columns, p.head_columns
         stride, mixed_stride = blocks * columns * WORD_BYTES, head_columns * WORD_BYTES
-        scores, mixed, queries = p.scores + thread * p.scores_bytes, p.scratch + thread * p.scratch_bytes, p.queries + thread * p.queries_bytes
+        scores, mixed, queries = (
+            p.scores + thread * p.scores_bytes,
+            p.scratch + thread * p.scratch_bytes,
+            p.queries + thread * p.queries_bytes,
+        )
         for head in range(heads):
-            encode_query(query + (first_head + head) * p.head_dim * WORD_BYTES, queries + head * p.query_stride, p.head_dim)
+            encode_query(
+                query + (first_head + head) * p.head_dim * WORD_BYTES,
+                queries + head * p.query_stride,
+                p.head_dim,
+            )
         clear(scores, heads * blocks * columns)
         clear(mixed, heads * head_columns)
         for block in range(blocks):
@@ -255,26 +387,74 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
             at, here = scores + block * columns * WORD_BYTES, p.keys + place * p.key_bytes
             following = p.values + (place_of(p, layer, table, 0) + first_head) * p.value_bytes
             if block + 1 < blocks:
-                following = p.keys + (place_of(p, layer, table, block + 1) + first_head) * p.key_bytes
-            panels(queries, p.query_stride, heads, here, p.key_bytes, p.key_steps, columns, at, stride, following - here)
+                following = (
+                    p.keys + (place_of(p, layer, table, block + 1) + first_head) * p.key_bytes
+                )
+            panels(
+                queries,
+                p.query_stride,
+                heads,
+                here,
+                p.key_bytes,
+                p.key_steps,
+                columns,
+                at,
+                stride,
+                following - here,
+            )
             if has_scales:
                 for head in range(heads):
-                    apply_scales(at + head * stride, p.key_scales + (place + head) * columns * WORD_BYTES, columns)
+                    apply_scales(
+                        at + head * stride,
+                        p.key_scales + (place + head) * columns * WORD_BYTES,
+                        columns,
+                    )
         scale, shares = p.scales + layer * WORD_BYTES, queries  # as in attend_prompt
         for head in range(heads):
-            softmax(scores + head * stride, visible, blocks, p.block_size, columns, scale, shares + head * p.query_stride)
+            softmax(
+                scores + head * stride,
+                visible,
+                blocks,
+                p.block_size,
+                columns,
+                scale,
+                shares + head * p.query_stride,
+            )
         for block in range(blocks):
             place = place_of(p, layer, table, block) + first_head
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
             at = scores + block * columns * weight_bytes
             if has_scales:
                 for head in range(heads):
-                    apply_scales(at + head * stride, p.value_scales + (place + head) * columns * WORD_BYTES, columns)
+                    apply_scales(
+                        at + head * stride,
+                        p.value_scales + (place + head) * columns * WORD_BYTES,
+                        columns,
+                    )
             here = p.values + place * p.value_bytes
-            following = p.values + (place_of(p, layer, table, min(block + 1, blocks - 1)) + first_head) * p.value_bytes
-            panels(at, stride, heads, here, p.value_bytes, steps, head_columns, mixed, mixed_stride, following - here)
+            following = (
+                p.values
+                + (place_of(p, layer, table, min(block + 1, blocks - 1)) + first_head)
+                * p.value_bytes
+            )
+            panels(
+                at,
+                stride,
+                heads,
+                here,
+                p.value_bytes,
+                steps,
+                head_columns,
+                mixed,
+                mixed_stride,
+                following - here,
+            )
         for head in range(heads):
             scale_by(mixed + head * mixed_stride, shares + head * p.query_stride, head_columns)
-            store(mixed + head * mixed_stride, out + (first_head + head) * p.head_dim * stored_bytes, p.head_dim)
+            store(
+                mixed + head * mixed_stride,
+                out + (first_head + head) * p.head_dim * stored_bytes,
+                p.head_dim,
+            )
 
     return attend_token

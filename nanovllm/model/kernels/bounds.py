@@ -44,7 +44,9 @@ class _Table:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.integers = aligned_zeros((_LIST_BYTES + 2 * _INT_BYTES * _MOST_REGIONS) // 4).view(np.int64)
+        self.integers = aligned_zeros((_LIST_BYTES + 2 * _INT_BYTES * _MOST_REGIONS) // 4).view(
+            np.int64
+        )
         self.address = self.integers.ctypes.data
         self.zeros = self.address + _HEADER_BYTES
         self.sink = self.zeros + PAGE_BYTES
@@ -52,7 +54,9 @@ class _Table:
     def allow(self, regions: np.ndarray) -> None:
         """Begin a run that may touch these [start, end], and nothing else."""
         if len(regions) > _MOST_REGIONS:
-            raise ValueError(f"{len(regions)} arrays are more than the {_MOST_REGIONS} that NANOVLLM_CHECK=1 can look after; use a smaller model")
+            raise ValueError(
+                f"{len(regions)} arrays are more than the {_MOST_REGIONS} that NANOVLLM_CHECK=1 can look after; use a smaller model"
+            )
         first = _LIST_BYTES // _INT_BYTES
         self.integers[:first] = 0
         self.integers[first : first + regions.size] = regions.reshape(-1)
@@ -80,11 +84,15 @@ def watch(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) 
     with table.lock:
         table.allow(regions)
         yield
-        _, faults, address, size, instead = (int(number) for number in table.integers[: _INSTEAD + 1])
+        _, faults, address, size, instead = (
+            int(number) for number in table.integers[: _INSTEAD + 1]
+        )
     if faults:
         access = "wrote" if instead == table.sink else "read"
         where = _describe(address, [name for name, _ in named], regions)
-        raise RuntimeError(f"{entry} {access} {size} bytes at address {address:#x}, {where}; {faults} accesses of this run were out of bounds")
+        raise RuntimeError(
+            f"{entry} {access} {size} bytes at address {address:#x}, {where}; {faults} accesses of this run were out of bounds"
+        )
 
 
 def _describe(address: int, names: list[str], regions: np.ndarray) -> str:
@@ -99,14 +107,20 @@ def checked(builder: Any, address: Any, size: int, *, writes: bool) -> Any:
     """Emit a look-up of `size` bytes at an address; the address, or that of the page which is used in its place."""
     table = _table()
     function = builder.module.globals.get(_NAME) or _emit(builder.module, table)
-    return builder.call(function, [address, _INTEGER(size), _INTEGER(table.sink if writes else table.zeros)])
+    return builder.call(
+        function, [address, _INTEGER(size), _INTEGER(table.sink if writes else table.zeros)]
+    )
 
 
 def size_of(kind: Any) -> int:
     """Bytes of an LLVM number or vector."""
     if isinstance(kind, ir.VectorType):
         return int(kind.count) * size_of(kind.element)
-    return int(kind.width) // 8 if isinstance(kind, ir.IntType) else {ir.FloatType(): 4, ir.DoubleType(): 8}[kind]
+    return (
+        int(kind.width) // 8
+        if isinstance(kind, ir.IntType)
+        else {ir.FloatType(): 4, ir.DoubleType(): 8}[kind]
+    )
 
 
 def _emit(module: Any, table: _Table) -> Any:
@@ -115,7 +129,9 @@ def _emit(module: Any, table: _Table) -> Any:
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     address, size, instead = function.args
-    entry, head, look, following, found, missing, first = (function.append_basic_block() for _ in range(7))
+    entry, head, look, following, found, missing, first = (
+        function.append_basic_block() for _ in range(7)
+    )
 
     def pointer(builder: Any, at: Any) -> Any:
         return builder.inttoptr(at, ir.PointerType(_INTEGER))
@@ -125,7 +141,9 @@ def _emit(module: Any, table: _Table) -> Any:
 
     builder = ir.IRBuilder(entry)
     regions = builder.load(pointer(builder, word(_REGIONS)))
-    end_of_list = builder.add(builder.mul(regions, _INTEGER(2 * _INT_BYTES)), _INTEGER(table.address + _LIST_BYTES))
+    end_of_list = builder.add(
+        builder.mul(regions, _INTEGER(2 * _INT_BYTES)), _INTEGER(table.address + _LIST_BYTES)
+    )
     builder.branch(head)
 
     builder.position_at_end(head)
@@ -134,8 +152,13 @@ def _emit(module: Any, table: _Table) -> Any:
     builder.cbranch(builder.icmp_unsigned("<", at, end_of_list), look, missing)
 
     builder.position_at_end(look)
-    start, end = builder.load(pointer(builder, at)), builder.load(pointer(builder, builder.add(at, _INTEGER(_INT_BYTES))))
-    begins_inside = builder.and_(builder.icmp_unsigned(">=", address, start), builder.icmp_unsigned("<=", address, end))
+    start, end = (
+        builder.load(pointer(builder, at)),
+        builder.load(pointer(builder, builder.add(at, _INTEGER(_INT_BYTES)))),
+    )
+    begins_inside = builder.and_(
+        builder.icmp_unsigned(">=", address, start), builder.icmp_unsigned("<=", address, end)
+    )
     fits = builder.icmp_unsigned(">=", builder.sub(end, address), size)
     builder.cbranch(builder.and_(begins_inside, fits), found, following)
 

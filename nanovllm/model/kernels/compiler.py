@@ -20,7 +20,12 @@ from nanovllm.model.kernels.target import CHECKS_ADDRESSES
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False, "fastmath": False}
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "boundscheck": False,
+    "fastmath": False,
+}
 
 ARGUMENTS = (numba.intp, numba.intp)
 """What a function takes that Python calls: an address and the number of a thread."""
@@ -79,7 +84,18 @@ def compiled(function: F) -> F:
 
     Fast-math would let the compiler reorder sums, and then a row's bits would depend on the tile it is computed in.
     """
-    return cast("F", _Kernel(function, targetoptions={"nopython": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True, **_OPTIONS}))
+    return cast(
+        "F",
+        _Kernel(
+            function,
+            targetoptions={
+                "nopython": True,
+                "no_cpython_wrapper": True,
+                "no_cfunc_wrapper": True,
+                **_OPTIONS,
+            },
+        ),
+    )
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
@@ -102,7 +118,9 @@ def link(functions: Mapping[str, Any], machine: Any) -> Any:
         if not value.is_declaration and value.name not in functions:
             value.linkage = "internal"
     module.verify()
-    builder = binding.create_pass_builder(machine, binding.create_pipeline_tuning_options(speed_level=1 if CHECKS_ADDRESSES else 3))
+    builder = binding.create_pass_builder(
+        machine, binding.create_pipeline_tuning_options(speed_level=1 if CHECKS_ADDRESSES else 3)
+    )
     builder.getModulePassManager().run(module, builder)
     return module
 
@@ -118,7 +136,9 @@ def _exported(name: str, function: Any) -> ir.Module:
     overload = function.overloads[ARGUMENTS]
     convention, returns = function.targetctx.call_conv, overload.signature.return_type
     module = ir.Module(name=name)
-    native = ir.Function(module, convention.get_function_type(returns, ARGUMENTS), overload.fndesc.llvm_func_name)
+    native = ir.Function(
+        module, convention.get_function_type(returns, ARGUMENTS), overload.fndesc.llvm_func_name
+    )
     exported = ir.Function(module, ir.FunctionType(ir.IntType(32), [ir.IntType(64)] * 2), name)
     builder = ir.IRBuilder(exported.append_basic_block())
     status, _ = convention.call_function(builder, native, returns, ARGUMENTS, exported.args)

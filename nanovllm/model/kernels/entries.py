@@ -32,7 +32,11 @@ def make_entries(spec: Spec) -> dict[str, Any]:
 def compile_entries(spec: Spec, processor: Processor) -> bytes:
     """The object file of all entries; on a terminal, a line says what is being compiled and how far it is."""
     entries = make_entries(spec)
-    line = tqdm(total=len(entries), bar_format="Compiling kernels for this CPU (once): {desc}{n}/{total} done{postfix} [{elapsed}]", disable=None)
+    line = tqdm(
+        total=len(entries),
+        bar_format="Compiling kernels for this CPU (once): {desc}{n}/{total} done{postfix} [{elapsed}]",
+        disable=None,
+    )
     with line, event.install_listener("numba:compile", _Tell(line)):
         for name, function in entries.items():
             line.set_description(name)
@@ -50,7 +54,9 @@ class _Tell(event.Listener):
         self._done = 0
 
     def on_start(self, event: Any) -> None:
-        self._line.set_postfix_str(f"{self._done} functions, now {event.data['dispatcher'].py_func.__name__}")
+        self._line.set_postfix_str(
+            f"{self._done} functions, now {event.data['dispatcher'].py_func.__name__}"
+        )
 
     def on_end(self, event: Any) -> None:
         self._done += 1

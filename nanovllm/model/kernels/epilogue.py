@@ -19,23 +19,37 @@ from typing import Any
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.layout import LINE_BYTES
-from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, NOTES_BYTES, OUTLIER_NOTES, STORE, WORD_BYTES
+from nanovllm.model.kernels.parameters import (
+    ACTIVATION_NAMES,
+    ADD_TO_RESIDUAL,
+    NOTES_BYTES,
+    OUTLIER_NOTES,
+    STORE,
+    WORD_BYTES,
+)
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 
 @cache
-def make_epilogue(target: Target, weights: str, *, kinds: Sequence[int] = range(ADD_TO_RESIDUAL + 1)) -> Any:
+def make_epilogue(
+    target: Target, weights: str, *, kinds: Sequence[int] = range(ADD_TO_RESIDUAL + 1)
+) -> Any:
     """epilogue(sums, rows, linear, column, out, out_stride, notes): some rows of one panel, which begins at `column`.
 
     `sums` are as wide as the panel. `out` is where the first of the rows begins, `notes` those of rows of bytes. May be in place. There is code
     for the `kinds` of linear.finish alone.
     """
-    finish, result_bytes = kernel(target, _make_finish_rows(target, weights, kinds)), _make_result_bytes(weights)
+    finish, result_bytes = (
+        kernel(target, _make_finish_rows(target, weights, kinds)),
+        _make_result_bytes(weights),
+    )
     width_bytes = target.panel_width * WORD_BYTES
 
     @compiled
-    def epilogue(sums: int, rows: int, linear: Any, column: int, out: int, out_stride: int, notes: int) -> None:
+    def epilogue(
+        sums: int, rows: int, linear: Any, column: int, out: int, out_stride: int, notes: int
+    ) -> None:
         at = column * WORD_BYTES
         finish(
             linear.finish, sums, rows, linear.bias + at, out + column * result_bytes(linear), out_stride, notes,
@@ -65,7 +79,9 @@ def make_expect(target: Target, weights: str) -> Any:
 
     @compiled
     def expect(rows: int, linear: Any, column: int, out: int, out_stride: int) -> None:
-        ask_for_rows(rows, out + column * result_bytes(linear), out_stride, width * result_bytes(linear))
+        ask_for_rows(
+            rows, out + column * result_bytes(linear), out_stride, width * result_bytes(linear)
+        )
 
     return expect
 
@@ -101,16 +117,34 @@ def _make_finish_rows(target: Target, weights: str, kinds: Sequence[int]) -> Cal
         def finish_all(finish: Callable[[Value, Value], Value], *, narrow: bool) -> None:
             def vector(i: Value, _: list[Value]) -> list[Value]:
                 weight = v.element(outlier_weight, i)
-                columns = (v.load_words(v.element(column_sums, i)), v.load(v.element(column_scales, i))) if weights == "int8" else ()
+                columns = (
+                    (v.load_words(v.element(column_sums, i)), v.load(v.element(column_scales, i)))
+                    if weights == "int8"
+                    else ()
+                )
                 vector_bias = v.load(v.element(bias, i))
 
                 def row(number: Value, _: list[Value]) -> list[Value]:
-                    value = v.element(v.address(sums, v.times(number, target.panel_width * WORD_BYTES)), i)
+                    value = v.element(
+                        v.address(sums, v.times(number, target.panel_width * WORD_BYTES)), i
+                    )
                     if columns:
-                        value = _dequantise(v, value, columns, v.address(notes, v.times(number, NOTES_BYTES)), outliers, weight, outlier_stride)
+                        value = _dequantise(
+                            v,
+                            value,
+                            columns,
+                            v.address(notes, v.times(number, NOTES_BYTES)),
+                            outliers,
+                            weight,
+                            outlier_stride,
+                        )
                     else:
                         value = v.load(value)
-                    at = v.address(out, v.builder.mul(number, out_stride), v.times(i, 2 if narrow else WORD_BYTES))
+                    at = v.address(
+                        out,
+                        v.builder.mul(number, out_stride),
+                        v.times(i, 2 if narrow else WORD_BYTES),
+                    )
                     value = finish(v.add(value, vector_bias), at)
                     v.store(v.round_bfloat16(value) if narrow else value, at)
                     return []
@@ -136,7 +170,15 @@ def _activate(v: Vectors, name: str) -> Callable[[Value, Value], Value]:
     return lambda value, at: ACTIVATIONS[name](v, value)
 
 
-def _dequantise(v: Vectors, sums: Value, columns: tuple[Value, ...], notes: Value, outliers: Value, weight: Value, weight_stride: Value) -> Value:
+def _dequantise(
+    v: Vectors,
+    sums: Value,
+    columns: tuple[Value, ...],
+    notes: Value,
+    outliers: Value,
+    weight: Value,
+    weight_stride: Value,
+) -> Value:
     """A vector of a row's integer sums as float32, its outliers times their weights among them."""
     column_sums, column_scales = columns
     row_scale, zero_point = v.splat(v.load_scalar(notes)), v.splat(v.load_word(notes, WORD_BYTES))
@@ -144,6 +186,10 @@ def _dequantise(v: Vectors, sums: Value, columns: tuple[Value, ...], notes: Valu
 
     def add_outlier(k: Value, carried: list[Value]) -> list[Value]:
         outlier = v.splat(v.load_scalar(v.element(v.address(notes, OUTLIER_NOTES * WORD_BYTES), k)))
-        return [v.fma(outlier, v.load(v.address(weight, v.builder.mul(k, weight_stride))), carried[0])]
+        return [
+            v.fma(outlier, v.load(v.address(weight, v.builder.mul(k, weight_stride))), carried[0])
+        ]
 
-    return v.loop(outliers, 1, [v.multiply(total, v.multiply(column_scales, row_scale))], add_outlier)[0]
+    return v.loop(
+        outliers, 1, [v.multiply(total, v.multiply(column_scales, row_scale))], add_outlier
+    )[0]

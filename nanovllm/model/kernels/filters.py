@@ -13,8 +13,21 @@ import numpy as np
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.memory import load_int
 from nanovllm.model.kernels.sampling_parameters import GROUP_VECTORS, group_size
-from nanovllm.model.kernels.scalars import bits_of, key_of, load_double, load_float, number_of, store_short
-from nanovllm.model.kernels.scores import FARTHEST, LOWEST, make_fill, make_weigh_groups, make_weigh_keys
+from nanovllm.model.kernels.scalars import (
+    bits_of,
+    key_of,
+    load_double,
+    load_float,
+    number_of,
+    store_short,
+)
+from nanovllm.model.kernels.scores import (
+    FARTHEST,
+    LOWEST,
+    make_fill,
+    make_weigh_groups,
+    make_weigh_keys,
+)
 from nanovllm.model.kernels.select import select
 from nanovllm.model.kernels.target import Target
 
@@ -24,7 +37,12 @@ _LOWEST = np.float32(LOWEST)
 
 def make_find_threshold(target: Target) -> Any:
     """find_threshold(p, row, scratch, largest) -> the least score that the row's filters keep; `largest` is its largest score."""
-    weigh_groups, weigh_keys, gather, find_kth = make_weigh_groups(target), make_weigh_keys(target), _make_gather(target), make_find_kth(target)
+    weigh_groups, weigh_keys, gather, find_kth = (
+        make_weigh_groups(target),
+        make_weigh_keys(target),
+        _make_gather(target),
+        make_find_kth(target),
+    )
 
     @compiled
     def find_threshold(p: Any, row: int, scratch: int, largest: Any) -> Any:
@@ -34,14 +52,22 @@ def make_find_threshold(target: Target) -> Any:
         if 0 < top_k < p.vocab:
             least = max(least, find_kth(p, scratch, top_k, least, largest))
         if top_p < 1.0:
-            total = weigh_groups(scratch, p.groups, bits_of(least), bits_of(largest), scratch + p.sums_offset)
+            total = weigh_groups(
+                scratch, p.groups, bits_of(least), bits_of(largest), scratch + p.sums_offset
+            )
             # Scores with less weight than this do not come to 1 - top_p together. The 0.001 is more than all rounding.
             negligible = np.float32(math.log((1.0 - top_p) * total / p.vocab) - 0.001)
             least = max(least, largest + negligible)
-            keys, weights, bins = scratch + p.keys_offset, scratch + p.weights_offset, scratch + p.bins_offset
+            keys, weights, bins = (
+                scratch + p.keys_offset,
+                scratch + p.weights_offset,
+                scratch + p.bins_offset,
+            )
             count = gather(p, scratch, least)
             weigh_keys(keys, count, bits_of(largest), weights)
-            least = number_of(select(keys, weights, bins, count, key_of(least), key_of(largest), top_p * total))
+            least = number_of(
+                select(keys, weights, bins, count, key_of(least), key_of(largest), top_p * total)
+            )
         return least
 
     return find_threshold
@@ -68,14 +94,27 @@ def make_find_kth(target: Target) -> Any:
 
     @compiled
     def find_kth(p: Any, scratch: int, k: int, least: Any, largest: Any) -> Any:
-        keys, weights, bins = scratch + p.keys_offset, scratch + p.weights_offset, scratch + p.bins_offset
+        keys, weights, bins = (
+            scratch + p.keys_offset,
+            scratch + p.weights_offset,
+            scratch + p.bins_offset,
+        )
         count = gather_maxima(p, scratch, least)
         if count >= k:
             fill(weights, count, bits_of(_ONE))
-            least = max(least, number_of(select(keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k))))
+            least = max(
+                least,
+                number_of(
+                    select(
+                        keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k)
+                    )
+                ),
+            )
         count = gather(p, scratch, least)
         fill(weights, count, bits_of(_ONE))
-        return number_of(select(keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k)))
+        return number_of(
+            select(keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k))
+        )
 
     return find_kth
 

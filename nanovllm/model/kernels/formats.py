@@ -73,7 +73,12 @@ def _int8_dot() -> Format:
     return _dot(4, lambda v, a, w, total: v.dot_int8(a, w, total), sums_integers=True)
 
 
-def _dot(per_word: int, multiply_add: Callable[[Vectors, Value, Value, Value], Value], *, sums_integers: bool) -> Format:
+def _dot(
+    per_word: int,
+    multiply_add: Callable[[Vectors, Value, Value, Value], Value],
+    *,
+    sums_integers: bool,
+) -> Format:
     """Words as they are, for a processor that multiplies and adds what is in them."""
     return Format(
         per_word=per_word,

@@ -19,7 +19,16 @@ from nanovllm.model.kernels.greedy import make_choose_best, make_clear_best, mak
 from nanovllm.model.kernels.layernorm import make_layer_norm
 from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.matmul import group_rows, make_panel_sums, make_product
-from nanovllm.model.kernels.memory import INT_BYTES, linear_at, load_int, make_add, make_clear, make_copy, make_scatter, parameters_at
+from nanovllm.model.kernels.memory import (
+    INT_BYTES,
+    linear_at,
+    load_int,
+    make_add,
+    make_clear,
+    make_copy,
+    make_scatter,
+    parameters_at,
+)
 from nanovllm.model.kernels.parameters import (
     ATTENTION_COUNTERS,
     ATTENTION_OUT,
@@ -34,7 +43,12 @@ from nanovllm.model.kernels.parameters import (
     WORD_BYTES,
     best_bytes,
 )  # fmt: skip
-from nanovllm.model.kernels.quantise import make_encode_input, make_encode_token, make_insert, make_widen_row
+from nanovllm.model.kernels.quantise import (
+    make_encode_input,
+    make_encode_token,
+    make_insert,
+    make_widen_row,
+)
 from nanovllm.model.kernels.scalars import store_int
 from nanovllm.model.kernels.target import Spec
 from nanovllm.model.kernels.threads import atomic_add, barrier, has_failed
@@ -62,14 +76,18 @@ def make_forward(spec: Spec) -> Any:
         p = parameters_at(address)
         begin, end = p.tokens * thread // p.threads, p.tokens * (thread + 1) // p.threads
         attended, activated = (p.inputs, p.inputs) if is_int8 else (p.mixed, p.middle)
-        attended_stride, activated_stride = (p.input_stride, p.input_stride) if is_int8 else (p.hidden_stride, p.middle_stride)
+        attended_stride, activated_stride = (
+            (p.input_stride, p.input_stride) if is_int8 else (p.hidden_stride, p.middle_stride)
+        )
         reached = 0
         embed(p, begin, end)
         for layer in range(p.layers):
             if has_failed(p.arrived):
                 return
             row, number = layer * p.hidden_stride, layer * LINEARS_PER_LAYER
-            normalise(p, thread, begin, end, p.attention_gain + row, p.attention_bias + row, number + QKV)
+            normalise(
+                p, thread, begin, end, p.attention_gain + row, p.attention_bias + row, number + QKV
+            )
             reached = meet(p, reached)
             multiply(p, thread, number + QKV, p.inputs, p.input_stride, p.qkv, p.qkv_stride)
             reached = meet(p, reached)
@@ -78,9 +96,19 @@ def make_forward(spec: Spec) -> Any:
             paged_attention(p, thread, layer)
             reached = meet(p, reached)
             if is_int8:
-                encode_rows(p, begin, end, p.mixed, p.hidden_stride, p.d_model, number + ATTENTION_OUT)
+                encode_rows(
+                    p, begin, end, p.mixed, p.hidden_stride, p.d_model, number + ATTENTION_OUT
+                )
                 reached = meet(p, reached)
-            multiply(p, thread, number + ATTENTION_OUT, attended, attended_stride, p.hidden, p.hidden_stride)
+            multiply(
+                p,
+                thread,
+                number + ATTENTION_OUT,
+                attended,
+                attended_stride,
+                p.hidden,
+                p.hidden_stride,
+            )
             reached = meet(p, reached)
 
             normalise(p, thread, begin, end, p.ffn_gain + row, p.ffn_bias + row, number + UP)
@@ -90,11 +118,20 @@ def make_forward(spec: Spec) -> Any:
             if is_int8:
                 encode_rows(p, begin, end, p.middle, p.middle_stride, p.d_ff, number + DOWN)
                 reached = meet(p, reached)
-            multiply(p, thread, number + DOWN, activated, activated_stride, p.hidden, p.hidden_stride)
+            multiply(
+                p, thread, number + DOWN, activated, activated_stride, p.hidden, p.hidden_stride
+            )
             reached = meet(p, reached)
         for wanted in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
             source = p.hidden + load_int(p.logit_rows, wanted) * p.hidden_stride
-            layer_norm(source, p.final_gain, p.final_bias, p.final + wanted * p.hidden_stride, p.d_model, p.epsilon)
+            layer_norm(
+                source,
+                p.final_gain,
+                p.final_bias,
+                p.final + wanted * p.hidden_stride,
+                p.d_model,
+                p.epsilon,
+            )
 
     return forward
 
@@ -111,7 +148,19 @@ def make_logits(spec: Spec) -> Any:
         p = parameters_at(address)
         encode_final(p, thread)
         rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
-        product(p, head_of(p), linear_at(p.linears), thread, p.work, rows, stride, p.rows, p.input_notes, p.logits, p.logits_stride)
+        product(
+            p,
+            head_of(p),
+            linear_at(p.linears),
+            thread,
+            p.work,
+            rows,
+            stride,
+            p.rows,
+            p.input_notes,
+            p.logits,
+            p.logits_stride,
+        )
 
     return logits
 
@@ -120,8 +169,15 @@ def make_logits(spec: Spec) -> Any:
 def make_greedy(spec: Spec) -> Any:
     """greedy(address, thread): the most likely word of each of `rows` rows of `final`, in `words`, or greedy.py's NO_WORD."""
     target, width = spec.target, spec.target.panel_width
-    panel_sums, epilogue = make_panel_sums(target, spec.weights), make_epilogue(target, spec.weights, kinds=(STORE,))
-    clear_best, update_best, choose_best = make_clear_best(target), make_update_best(target), make_choose_best(target)
+    panel_sums, epilogue = (
+        make_panel_sums(target, spec.weights),
+        make_epilogue(target, spec.weights, kinds=(STORE,)),
+    )
+    clear_best, update_best, choose_best = (
+        make_clear_best(target),
+        make_update_best(target),
+        make_choose_best(target),
+    )
     encode_final = _make_encode_final(spec)
     is_float32 = spec.weights == "float32"
     row_bytes, width_bytes = best_bytes(target.lanes), width * WORD_BYTES
@@ -134,20 +190,38 @@ def make_greedy(spec: Spec) -> Any:
         clear_best(best, p.rows)
         encode_final(p, thread)
         rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
-        for panel in range(head.panels * thread // p.threads, head.panels * (thread + 1) // p.threads):
+        for panel in range(
+            head.panels * thread // p.threads, head.panels * (thread + 1) // p.threads
+        ):
             column, following = panel * width, head.weight + (panel + 1) * head.steps * width_bytes
             first = 0
             while first < p.rows:
                 done = group_rows(head, p.rows - first)
                 panel_sums(head, panel, rows, stride, first, done, p.rows, sums, following)
                 in_place = sums - column * WORD_BYTES  # the epilogue adds the column
-                epilogue(sums, done, head, column, in_place, width_bytes, p.input_notes + first * NOTES_BYTES)
+                epilogue(
+                    sums,
+                    done,
+                    head,
+                    column,
+                    in_place,
+                    width_bytes,
+                    p.input_notes + first * NOTES_BYTES,
+                )
                 for row in range(done):
-                    update_best(sums + row * width_bytes, width, column, p.vocab, best + (first + row) * row_bytes)
+                    update_best(
+                        sums + row * width_bytes,
+                        width,
+                        column,
+                        p.vocab,
+                        best + (first + row) * row_bytes,
+                    )
                 first += done
         meet(p, 0 if is_float32 else p.threads)
         for row in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
-            store_int(p.words, row, choose_best(p.best + row * row_bytes, p.threads, p.rows * row_bytes))
+            store_int(
+                p.words, row, choose_best(p.best + row * row_bytes, p.threads, p.rows * row_bytes)
+            )
 
     return greedy
 
@@ -167,7 +241,9 @@ def _make_encode_final(spec: Spec) -> Any:
         """The rows of `final` as the head takes them, in `inputs`; float32 is taken as it is. Threads meet once, or not at all."""
         if not is_float32:
             begin, end = p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads
-            encode_rows(p, begin, end, p.final, p.hidden_stride, p.d_model, p.layers * LINEARS_PER_LAYER)
+            encode_rows(
+                p, begin, end, p.final, p.hidden_stride, p.d_model, p.layers * LINEARS_PER_LAYER
+            )
             meet(p, 0)
 
     return encode_final
@@ -183,7 +259,12 @@ def meet(p: Any, reached: int) -> int:
 
 def _make_embed(spec: Spec) -> Any:
     target = spec.target
-    clear, copy, add, widen_row = make_clear(target), make_copy(target), make_add(target), make_widen_row(target)
+    clear, copy, add, widen_row = (
+        make_clear(target),
+        make_copy(target),
+        make_add(target),
+        make_widen_row(target),
+    )
 
     @compiled
     def embed(p: Any, begin: int, end: int) -> None:
@@ -196,7 +277,11 @@ def _make_embed(spec: Spec) -> Any:
                 widen_row(row, hidden, p.d_model)
             else:
                 copy(row, hidden, p.d_model)
-            add(p.position_embedding + load_int(p.positions, token) * p.hidden_stride, hidden, p.d_model)
+            add(
+                p.position_embedding + load_int(p.positions, token) * p.hidden_stride,
+                hidden,
+                p.d_model,
+            )
 
     return embed
 
@@ -205,21 +290,34 @@ def _make_encode_rows(spec: Spec) -> Any:
     encode_input = make_encode_input(spec.target, spec.weights)
 
     @compiled
-    def encode_rows(p: Any, begin: int, end: int, source: int, stride: int, count: int, number: int) -> None:
+    def encode_rows(
+        p: Any, begin: int, end: int, source: int, stride: int, count: int, number: int
+    ) -> None:
         """Rows begin to end of `source` into `inputs`, as product number `number` takes them."""
         linear = linear_at(p.linears + number * _LINEAR_BYTES)
         for row in range(begin, end):
-            encode_input(source + row * stride, count, linear, p.inputs + row * p.input_stride, p.input_notes + row * NOTES_BYTES)
+            encode_input(
+                source + row * stride,
+                count,
+                linear,
+                p.inputs + row * p.input_stride,
+                p.input_notes + row * NOTES_BYTES,
+            )
 
     return encode_rows
 
 
 def _make_normalise(spec: Spec) -> Any:
-    layer_norm, encode_input = make_layer_norm(spec.target), make_encode_input(spec.target, spec.weights)
+    layer_norm, encode_input = (
+        make_layer_norm(spec.target),
+        make_encode_input(spec.target, spec.weights),
+    )
     is_float32 = spec.weights == "float32"
 
     @compiled
-    def normalise(p: Any, thread: int, begin: int, end: int, gain: int, bias: int, number: int) -> None:
+    def normalise(
+        p: Any, thread: int, begin: int, end: int, gain: int, bias: int, number: int
+    ) -> None:
         """inputs = layer_norm(hidden), for tokens begin to end, as product number `number` takes them."""
         linear = linear_at(p.linears + number * _LINEAR_BYTES)
         for token in range(begin, end):
@@ -236,11 +334,25 @@ def _make_multiply(spec: Spec) -> Any:
     product = make_product(spec.target, spec.weights)
 
     @compiled
-    def multiply(p: Any, thread: int, number: int, rows: int, stride: int, out: int, out_stride: int) -> None:
+    def multiply(
+        p: Any, thread: int, number: int, rows: int, stride: int, out: int, out_stride: int
+    ) -> None:
         """Compute a thread's share of product number `number` of the network, counted through all layers, for all tokens."""
         at = p.linears + number * _LINEAR_BYTES
         linear, following = linear_at(at), linear_at(at + _LINEAR_BYTES)
-        product(p, linear, following, thread, p.work + number * LINE_BYTES, rows, stride, p.tokens, p.input_notes, out, out_stride)
+        product(
+            p,
+            linear,
+            following,
+            thread,
+            p.work + number * LINE_BYTES,
+            rows,
+            stride,
+            p.tokens,
+            p.input_notes,
+            out,
+            out_stride,
+        )
 
     return multiply
 
@@ -266,9 +378,20 @@ def _make_store(spec: Spec) -> Any:
                 place = blocks + head
                 scale = (place * p.block_columns + offset) * WORD_BYTES
                 encode_token(key, p.head_dim, codes, p.key_scales + scale)
-                scatter(codes, p.keys + place * p.key_bytes + offset * WORD_BYTES, p.block_columns * WORD_BYTES, p.key_steps)
-                encode_token(key + p.d_model * WORD_BYTES, p.head_dim, codes, p.value_scales + scale)
-                words = p.values + place * p.value_bytes + offset // per_word * p.head_columns * WORD_BYTES
+                scatter(
+                    codes,
+                    p.keys + place * p.key_bytes + offset * WORD_BYTES,
+                    p.block_columns * WORD_BYTES,
+                    p.key_steps,
+                )
+                encode_token(
+                    key + p.d_model * WORD_BYTES, p.head_dim, codes, p.value_scales + scale
+                )
+                words = (
+                    p.values
+                    + place * p.value_bytes
+                    + offset // per_word * p.head_columns * WORD_BYTES
+                )
                 insert(codes, words, offset % per_word, p.head_columns)
 
     return store_keys_and_values
@@ -276,7 +399,10 @@ def _make_store(spec: Spec) -> Any:
 
 def _make_paged_attention(spec: Spec) -> Any:
     parts = AttentionParts(spec.target, spec.weights, spec.cache)
-    attend_prompt, attend_token = make_attend_prompt(spec.target, parts), make_attend_token(spec.target, parts)
+    attend_prompt, attend_token = (
+        make_attend_prompt(spec.target, parts),
+        make_attend_token(spec.target, parts),
+    )
 
     @compiled
     def paged_attention(p: Any, thread: int, layer: int) -> None:

@@ -47,7 +47,9 @@ def make_update_best(target: Target) -> Any:
     """
     lanes = target.lanes
 
-    def update_best(v: Vectors, scores: Value, columns: Value, first_word: Value, vocab: Value, best: Value) -> None:
+    def update_best(
+        v: Vectors, scores: Value, columns: Value, first_word: Value, vocab: Value, best: Value
+    ) -> None:
         left = v.builder.sub(vocab, first_word)
         numbers = ir.Constant(v.i32s, [I32(lane) for lane in range(lanes)])
         value = v.load(best)
@@ -56,10 +58,16 @@ def make_update_best(target: Target) -> Any:
         def vector(i: Value, carried: list[Value]) -> list[Value]:
             value, word = carried
             score = v.load(v.element(scores, i))
-            score = v.where(v.builder.fcmp_ordered("<", score, v.constant(_INFINITY)), score, v.constant(_INFINITY))
+            score = v.where(
+                v.builder.fcmp_ordered("<", score, v.constant(_INFINITY)),
+                score,
+                v.constant(_INFINITY),
+            )
             score = v.where(v.first_lanes(v.builder.sub(left, i)), score, v.constant(-_INFINITY))
             is_better = v.builder.fcmp_ordered(">", score, value)
-            here = v.builder.add(v.splat(v.builder.trunc(v.builder.add(first_word, i), I32)), numbers)
+            here = v.builder.add(
+                v.splat(v.builder.trunc(v.builder.add(first_word, i), I32)), numbers
+            )
             return [v.where(is_better, score, value), v.where(is_better, here, word)]
 
         value, word = v.loop(columns, lanes, [value, word], vector)

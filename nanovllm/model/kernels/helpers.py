@@ -13,7 +13,16 @@ from numba import types
 
 from nanovllm.model.kernels import system
 from nanovllm.model.kernels.compiler import compiled, intrinsic
-from nanovllm.model.kernels.layout import ABORT, ARGUMENT, FINISHED, FUNCTION, GENERATION, HELPERS, IDLE_SPINS, SPINS
+from nanovllm.model.kernels.layout import (
+    ABORT,
+    ARGUMENT,
+    FINISHED,
+    FUNCTION,
+    GENERATION,
+    HELPERS,
+    IDLE_SPINS,
+    SPINS,
+)
 from nanovllm.model.kernels.threads import atomic_add, atomic_load, count, wait_for, wake
 from nanovllm.model.kernels.vector import I32, I64
 
@@ -24,7 +33,9 @@ def _call(typing_context: Any, function: Any, argument: Any, thread: Any) -> Any
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(I32, [I64, I64])
-        return builder.sext(builder.call(builder.inttoptr(arguments[0], ir.PointerType(kind)), arguments[1:]), I64)
+        return builder.sext(
+            builder.call(builder.inttoptr(arguments[0], ir.PointerType(kind)), arguments[1:]), I64
+        )
 
     return types.intp(types.intp, types.intp, types.intp), generate
 

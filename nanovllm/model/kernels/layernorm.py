@@ -13,7 +13,15 @@ from nanovllm.model.kernels.vector import F32, Value, Vectors, kernel
 def make_layer_norm(target: Target) -> Any:
     """layer_norm(hidden, gain, bias, out, d_model, epsilon): one row; `epsilon` is the address of a float32."""
 
-    def layer_norm(v: Vectors, hidden: Value, gain: Value, bias: Value, out: Value, d_model: Value, epsilon: Value) -> None:
+    def layer_norm(
+        v: Vectors,
+        hidden: Value,
+        gain: Value,
+        bias: Value,
+        out: Value,
+        d_model: Value,
+        epsilon: Value,
+    ) -> None:
         def centred(i: Value) -> Value:
             return v.subtract(v.load(v.element(hidden, i)), mean)
 
@@ -27,12 +35,17 @@ def make_layer_norm(target: Target) -> Any:
 
         def normalise(i: Value, _: list[Value]) -> list[Value]:
             scaled = v.multiply(centred(i), inverse)
-            v.store(v.fma(scaled, v.load(v.element(gain, i)), v.load(v.element(bias, i))), v.element(out, i))
+            v.store(
+                v.fma(scaled, v.load(v.element(gain, i)), v.load(v.element(bias, i))),
+                v.element(out, i),
+            )
             return []
 
         count = v.builder.sitofp(d_model, F32)
         mean = v.splat(v.divide(v.sum(v.loop(d_model, v.lanes, [v.constant(0.0)], add)[0]), count))
-        variance = v.divide(v.sum(v.loop(d_model, v.lanes, [v.constant(0.0)], add_square)[0]), count)
+        variance = v.divide(
+            v.sum(v.loop(d_model, v.lanes, [v.constant(0.0)], add_square)[0]), count
+        )
         deviation = v.sqrt(v.add(variance, v.load_scalar(epsilon)))
         inverse = v.splat(v.divide(F32(1.0), deviation))
         v.loop(d_model, v.lanes, [], normalise)

@@ -14,7 +14,10 @@ _PRIMITIVE_BYTES = 4 * LINE_BYTES  # more than a lock or a condition of any oper
 
 _LINES = ("generation", "finished", "arrived", "abort", "asleep", "function")
 _JOB_OFFSETS = {name: line * LINE_BYTES for line, name in enumerate(_LINES)}
-_JOB_OFFSETS |= {name: _JOB_OFFSETS["function"] + 8 * place for place, name in enumerate(("argument", "helpers", "spins", "idle_spins"), start=1)}
+_JOB_OFFSETS |= {
+    name: _JOB_OFFSETS["function"] + 8 * place
+    for place, name in enumerate(("argument", "helpers", "spins", "idle_spins"), start=1)
+}
 LOCK = len(_LINES) * LINE_BYTES
 CONDITION = LOCK + _PRIMITIVE_BYTES
 
@@ -34,4 +37,6 @@ arrived     arrivals at the barriers of the run                    spins        
 abort       not 0 when the run has failed: nobody waits any more   idle_spins          looks between two runs before a helper sleeps
 asleep      threads that sleep
 """
-GENERATION, FINISHED, ARRIVED, ABORT, ASLEEP, FUNCTION, ARGUMENT, HELPERS, SPINS, IDLE_SPINS = _JOB_OFFSETS.values()
+GENERATION, FINISHED, ARRIVED, ABORT, ASLEEP, FUNCTION, ARGUMENT, HELPERS, SPINS, IDLE_SPINS = (
+    _JOB_OFFSETS.values()
+)

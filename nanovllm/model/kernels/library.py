@@ -21,7 +21,17 @@ from nanovllm.model.kernels.object_cache import ObjectCache, user_cache
 from nanovllm.model.kernels.processor import Processor, host_processor, load_object
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec
 
-ENTRIES = ("plan_step", "forward", "logits", "greedy", "sample_rows", "prepare_job", "run_job", "help_job", "wake_helpers")
+ENTRIES = (
+    "plan_step",
+    "forward",
+    "logits",
+    "greedy",
+    "sample_rows",
+    "prepare_job",
+    "run_job",
+    "help_job",
+    "wake_helpers",
+)
 """Functions that Python calls, each as function(address, thread) -> 0, or not 0 where it failed."""
 
 PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
@@ -34,7 +44,9 @@ class Library:
     def __init__(self, image: bytes, names: Sequence[str] = ENTRIES) -> None:
         """Load an object file that has functions of these names."""
         self.addresses: Mapping[str, int] = load_object(image, names)
-        self.functions: Mapping[str, Callable[[int, int], int]] = {name: PROTOTYPE(address) for name, address in self.addresses.items()}
+        self.functions: Mapping[str, Callable[[int, int], int]] = {
+            name: PROTOTYPE(address) for name, address in self.addresses.items()
+        }
 
 
 @cache
@@ -46,7 +58,9 @@ def load_library(spec: Spec) -> Library:
 def load_image(spec: Spec, store: ObjectCache) -> bytes:
     """The object file of these functions, from `store` or compiled and kept there."""
     processor = host_processor()
-    if spec.target.check or CHECKS_ADDRESSES:  # there is an address of this process in the code, see bounds.py
+    if (
+        spec.target.check or CHECKS_ADDRESSES
+    ):  # there is an address of this process in the code, see bounds.py
         return _compile(spec, processor)
     key = cache_key(spec, processor)
     image = store.load(key)
@@ -70,14 +84,26 @@ def cache_key(spec: Spec, processor: Processor) -> str:
     """A digest of all that the machine code depends on."""
     numba_settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     llvm = ".".join(map(str, binding.llvm_version_info))
-    versions = (version("numba"), llvmlite.__version__, llvm, np.__version__, platform.python_implementation(), platform.python_version())
-    return hashlib.sha256(repr((SOURCES, versions, processor, numba_settings, spec)).encode()).hexdigest()
+    versions = (
+        version("numba"),
+        llvmlite.__version__,
+        llvm,
+        np.__version__,
+        platform.python_implementation(),
+        platform.python_version(),
+    )
+    return hashlib.sha256(
+        repr((SOURCES, versions, processor, numba_settings, spec)).encode()
+    ).hexdigest()
 
 
 def digest_of_sources() -> str:
     """A digest of the files of this package."""
     digest = hashlib.sha256()
-    for file in sorted((file for file in files(__package__).iterdir() if file.name.endswith(".py")), key=lambda file: file.name):
+    for file in sorted(
+        (file for file in files(__package__).iterdir() if file.name.endswith(".py")),
+        key=lambda file: file.name,
+    ):
         content = file.read_bytes()
         digest.update(f"{file.name} {len(content)}\n".encode() + content)
     return digest.hexdigest()

@@ -27,7 +27,9 @@ from nanovllm.model.kernels.vector import I32, I64, Value, Vectors, kernel
 
 STREAMS = 4
 SMALLEST_READ_BYTES = 256 << 20
-LARGEST_READ_BYTES = 1 << 30  # caches of servers reach gigabytes, but a process seldom has more than a share of them
+LARGEST_READ_BYTES = (
+    1 << 30
+)  # caches of servers reach gigabytes, but a process seldom has more than a share of them
 
 _CACHES_FOLD = 10  # read so many times what the caches hold
 _UNKNOWN_CACHE_BYTES = 32 << 20
@@ -42,7 +44,9 @@ KINDS = tuple(PER_WORD)
 class MemoryReader:
     """An array much larger than the caches, and the threads that read it."""
 
-    def __init__(self, threads: int, *, size_bytes: int | None = None, streams: int = STREAMS) -> None:
+    def __init__(
+        self, threads: int, *, size_bytes: int | None = None, streams: int = STREAMS
+    ) -> None:
         """Take the memory and compile.
 
         Args:
@@ -53,7 +57,9 @@ class MemoryReader:
         step_bytes = threads * streams * _VECTORS_A_STREAM * ALIGNMENT
         self._streams = streams
         self._thread_bytes = (size_bytes or read_bytes()) // step_bytes * step_bytes // threads
-        self._array = np.ones((threads * self._thread_bytes + ALIGNMENT) // 4, dtype=np.int32)  # not zeros, which all share one page of memory
+        self._array = np.ones(
+            (threads * self._thread_bytes + ALIGNMENT) // 4, dtype=np.int32
+        )  # not zeros, which all share one page of memory
         self._read = make_read(host_target(), streams)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
@@ -72,7 +78,9 @@ class MemoryReader:
         start = self._array.ctypes.data + -self._array.ctypes.data % ALIGNMENT
 
         def part(number: int) -> None:
-            self._read(start + number * self._thread_bytes, self._thread_bytes // self._streams, passes)
+            self._read(
+                start + number * self._thread_bytes, self._thread_bytes // self._streams, passes
+            )
 
         started_s = time.perf_counter()
         list(self._pool.map(part, range(self._threads)))
@@ -104,7 +112,14 @@ def measure_peak(kind: str, threads: int, *, target: Target | None = None) -> fl
 
         def run(count: int) -> float:
             started_s = time.perf_counter()
-            list(pool.map(lambda number: spin(state.ctypes.data + number * (chains + 1) * lanes * F32_BYTES, count), range(threads)))
+            list(
+                pool.map(
+                    lambda number: spin(
+                        state.ctypes.data + number * (chains + 1) * lanes * F32_BYTES, count
+                    ),
+                    range(threads),
+                )
+            )
             return time.perf_counter() - started_s
 
         run(1)
@@ -149,9 +164,17 @@ def make_read(target: Target, streams: int) -> Callable[[int, int, int], int]:
                 renewed.append(v.builder.add(total, v.load_words(at)))
             return renewed
 
-        sums = v.loop(stream_bytes, _VECTORS_A_STREAM * vector_bytes, [v.integers(0)] * streams * _VECTORS_A_STREAM, step)
+        sums = v.loop(
+            stream_bytes,
+            _VECTORS_A_STREAM * vector_bytes,
+            [v.integers(0)] * streams * _VECTORS_A_STREAM,
+            step,
+        )
         total = functools.reduce(v.builder.add, sums)
-        lane_sums = [v.builder.sext(v.builder.extract_element(total, I32(lane)), I64) for lane in range(v.lanes)]
+        lane_sums = [
+            v.builder.sext(v.builder.extract_element(total, I32(lane)), I64)
+            for lane in range(v.lanes)
+        ]
         return functools.reduce(v.builder.add, lane_sums)
 
     add_up_once = kernel(target, add_up, types.int64)
@@ -174,8 +197,13 @@ def make_peak(kind: str, target: Target) -> Callable[[int, int], None]:
         multiply_add = {"float32": v.fma, "bfloat16": v.dot_bfloat16, "int8": v.dot_int8}[kind]
         factor = v.load(state) if kind == "float32" else v.load_words(state)
         places = range(vector_bytes, (_chains(target) + 1) * vector_bytes, vector_bytes)
-        sums = [v.load_words(state, place) if kind == "int8" else v.load(state, place) for place in places]
-        sums = v.loop(count, 1, sums, lambda _, sums: [multiply_add(factor, factor, total) for total in sums])
+        sums = [
+            v.load_words(state, place) if kind == "int8" else v.load(state, place)
+            for place in places
+        ]
+        sums = v.loop(
+            count, 1, sums, lambda _, sums: [multiply_add(factor, factor, total) for total in sums]
+        )
         for total, place in zip(sums, places, strict=True):
             v.store(total, state, place)
 

@@ -29,7 +29,9 @@ from nanovllm.model.kernels.tiles import make_tiles
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows and for the next piece
 _TILE_ROWS = 6
-_GROUP_ROWS = 2 * _TILE_ROWS  # finished before their sums leave the first-level cache; of longer panels they wait in the second
+_GROUP_ROWS = (
+    2 * _TILE_ROWS
+)  # finished before their sums leave the first-level cache; of longer panels they wait in the second
 _STREAM_ROWS = _TILE_ROWS  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
 _STREAM_BYTES = 6144  # some 130 ns of a core's share of memory
 _SOME_ROWS = 18  # up to three tiles, which ask for two lines a step each to have the next piece in time; more need ask for one only
@@ -55,13 +57,31 @@ def make_panel_sums(target: Target, weights: str) -> Any:
     width_bytes = width * WORD_BYTES
     numbers = weight_format(target, weights)
     step_bytes = numbers.input_bytes
-    few = make_tiles(target, numbers, target.panel_vectors, ahead_lines=width_bytes // LINE_BYTES, once=target.streams_once)
-    some, many = (make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (2, 1))
+    few = make_tiles(
+        target,
+        numbers,
+        target.panel_vectors,
+        ahead_lines=width_bytes // LINE_BYTES,
+        once=target.streams_once,
+    )
+    some, many = (
+        make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (2, 1)
+    )
     clear = make_clear(target)
     stream_steps = _STREAM_BYTES // width_bytes
 
     @compiled
-    def panel_sums(linear: Any, panel: int, a: int, a_stride: int, first: int, rows: int, count: int, sums: int, following: int) -> None:
+    def panel_sums(
+        linear: Any,
+        panel: int,
+        a: int,
+        a_stride: int,
+        first: int,
+        rows: int,
+        count: int,
+        sums: int,
+        following: int,
+    ) -> None:
         left = linear.steps
         here = linear.weight + panel * left * width_bytes
         streams = count <= _STREAM_ROWS
@@ -103,19 +123,46 @@ def make_product(target: Target, weights: str) -> Any:
 
     @compiled
     def panel_product(
-        linear: Any, panel: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int, sums: int, ahead: int
+        linear: Any,
+        panel: int,
+        a: int,
+        a_stride: int,
+        count: int,
+        notes: int,
+        out: int,
+        out_stride: int,
+        sums: int,
+        ahead: int,
     ) -> None:
         first = 0
         while first < count:
             rows = group_rows(linear, count - first)
             expect(rows, linear, panel * width, out + first * out_stride, out_stride)
             panel_sums(linear, panel, a, a_stride, first, rows, count, sums, ahead)
-            epilogue(sums, rows, linear, panel * width, out + first * out_stride, out_stride, notes + first * NOTES_BYTES)
+            epilogue(
+                sums,
+                rows,
+                linear,
+                panel * width,
+                out + first * out_stride,
+                out_stride,
+                notes + first * NOTES_BYTES,
+            )
             first += rows
 
     @compiled
     def product(
-        p: Any, linear: Any, following: Any, thread: int, work: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int
+        p: Any,
+        linear: Any,
+        following: Any,
+        thread: int,
+        work: int,
+        a: int,
+        a_stride: int,
+        count: int,
+        notes: int,
+        out: int,
+        out_stride: int,
     ) -> None:
         sums = p.scratch + thread * p.scratch_bytes
         panels, panel_bytes = linear.panels, linear.steps * width_bytes
@@ -124,8 +171,13 @@ def make_product(target: Target, weights: str) -> Any:
             for panel in range(panels * thread // p.threads, end):
                 ahead = linear.weight + (panel + 1) * panel_bytes
                 if panel + 1 == end:
-                    ahead = following.weight + following.panels * thread // p.threads * following.steps * width_bytes
-                panel_product(linear, panel, a, a_stride, count, notes, out, out_stride, sums, ahead)
+                    ahead = (
+                        following.weight
+                        + following.panels * thread // p.threads * following.steps * width_bytes
+                    )
+                panel_product(
+                    linear, panel, a, a_stride, count, notes, out, out_stride, sums, ahead
+                )
             return
         row_blocks = (count + ROW_BLOCK - 1) // ROW_BLOCK
         while True:
@@ -133,7 +185,9 @@ def make_product(target: Target, weights: str) -> Any:
             if item >= panels * row_blocks:
                 return
             row = item // panels * ROW_BLOCK
-            ahead = linear.weight + (item + p.threads) % panels * panel_bytes  # the other threads take those between, more or less
+            ahead = (
+                linear.weight + (item + p.threads) % panels * panel_bytes
+            )  # the other threads take those between, more or less
             panel_product(
                 linear, item % panels, a + row * a_stride, a_stride, min(ROW_BLOCK, count - row), notes + row * NOTES_BYTES,
                 out + row * out_stride, out_stride, sums, ahead,

@@ -22,7 +22,11 @@ def record_at(dtype: np.dtype) -> Any:
 
     def declare(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = checked(builder, arguments[0], dtype.itemsize, writes=False) if CHECKS_ADDRESSES else arguments[0]
+            address = (
+                checked(builder, arguments[0], dtype.itemsize, writes=False)
+                if CHECKS_ADDRESSES
+                else arguments[0]
+            )
             return builder.inttoptr(address, context.get_value_type(record))
 
         return record(types.intp), generate
@@ -77,7 +81,9 @@ def make_scatter(target: Target) -> Any:
 
     def scatter(v: Vectors, source: Value, out: Value, out_stride: Value, count: Value) -> None:
         def one(i: Value, _: list[Value]) -> list[Value]:
-            v.store(v.load_scalar(v.element(source, i)), v.address(out, v.builder.mul(i, out_stride)))
+            v.store(
+                v.load_scalar(v.element(source, i)), v.address(out, v.builder.mul(i, out_stride))
+            )
             return []
 
         v.loop(count, 1, [], one)
@@ -90,7 +96,9 @@ def make_add(target: Target) -> Any:
 
     def add(v: Vectors, source: Value, out: Value, count: Value) -> None:
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            v.store(v.add(v.load(v.element(out, i)), v.load(v.element(source, i))), v.element(out, i))
+            v.store(
+                v.add(v.load(v.element(out, i)), v.load(v.element(source, i))), v.element(out, i)
+            )
             return []
 
         v.loop(count, v.lanes, [], vector)

@@ -77,7 +77,10 @@ class ObjectCache:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:
                         if sys.stderr.isatty():
-                            print("Waiting for another process that compiles the same kernels", file=sys.stderr)
+                            print(
+                                "Waiting for another process that compiles the same kernels",
+                                file=sys.stderr,
+                            )
                         fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -85,7 +88,11 @@ class ObjectCache:
         found = self.folder.stat()
         if sys.platform == "win32":  # folders of a user are closed to others there
             return stat.S_ISDIR(found.st_mode)
-        return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        return (
+            stat.S_ISDIR(found.st_mode)
+            and found.st_uid == os.geteuid()
+            and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        )
 
     def _prune(self) -> None:
         now = time.time()
@@ -116,5 +123,7 @@ def _user_folder() -> Path:
         base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return Path(base) / "nanovllm"
-    home = Path("~").expanduser()  # "~" itself where there is no home: no cache is found there, and none can be made
+    home = (
+        Path("~").expanduser()
+    )  # "~" itself where there is no home: no cache is found there, and none can be made
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "nanovllm"

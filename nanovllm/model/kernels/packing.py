@@ -21,7 +21,9 @@ def aligned_zeros(count: int) -> Float32[np.ndarray, " count"]:
     return memory[start : start + count]
 
 
-def pack_rows(rows: Sequence[Float32[np.ndarray, " columns"]], width: int) -> Float32[np.ndarray, "rows padded"]:
+def pack_rows(
+    rows: Sequence[Float32[np.ndarray, " columns"]], width: int
+) -> Float32[np.ndarray, "rows padded"]:
     """Rows of equal length one below the other, each filled up with zeros to a multiple of `width`."""
     padded = round_up(rows[0].shape[0], width)
     packed = aligned_zeros(len(rows) * padded).reshape(len(rows), padded)
@@ -43,18 +45,27 @@ def panel_steps(d_in: int, per_word: int) -> int:
 
 
 def pack_panels(
-    weight: Float32[np.ndarray, "d_in d_out"] | UInt16[np.ndarray, "d_in d_out"] | Int8[np.ndarray, "d_in d_out"], width: int
+    weight: Float32[np.ndarray, "d_in d_out"]
+    | UInt16[np.ndarray, "d_in d_out"]
+    | Int8[np.ndarray, "d_in d_out"],
+    width: int,
 ) -> UInt32[np.ndarray, "panels steps width"]:
     """A weight as panels of `width` columns, whose words of 32 bits hold numbers that stand below each other; the rest is zeros."""
     d_in, d_out = weight.shape
     per_word = 4 // weight.dtype.itemsize
     panels, steps = round_up(d_out, width) // width, panel_steps(d_in, per_word)
-    packed = aligned_zeros(panels * steps * width).view(weight.dtype).reshape(panels, steps, width, per_word)
+    packed = (
+        aligned_zeros(panels * steps * width)
+        .view(weight.dtype)
+        .reshape(panels, steps, width, per_word)
+    )
     whole = d_in // per_word
     for panel in range(panels):
         columns = weight[:, panel * width : (panel + 1) * width]
         count = columns.shape[1]
-        packed[panel, :whole, :count] = columns[: whole * per_word].reshape(whole, per_word, count).transpose(0, 2, 1)
+        packed[panel, :whole, :count] = (
+            columns[: whole * per_word].reshape(whole, per_word, count).transpose(0, 2, 1)
+        )
         for place, row in enumerate(columns[whole * per_word :]):
             packed[panel, whole, :count, place] = row
     return packed.view(np.uint32).reshape(panels, steps, width)

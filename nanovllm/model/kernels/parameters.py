@@ -57,7 +57,20 @@ ROW_BLOCK = 96
 ATTENTION_COUNTERS = 2
 """Counters that hand out work, each used once in a step: one for every product, and then these for every layer's two kinds of attention."""
 
-ACTIVATION_NAMES = ("gelu_new", "gelu", "quick_gelu", "silu", "sigmoid", "tanh", "mish", "relu", "relu2", "relu6", "leaky_relu", "linear")
+ACTIVATION_NAMES = (
+    "gelu_new",
+    "gelu",
+    "quick_gelu",
+    "silu",
+    "sigmoid",
+    "tanh",
+    "mish",
+    "relu",
+    "relu2",
+    "relu6",
+    "leaky_relu",
+    "linear",
+)
 """What an epilogue does is numbered: these activations first, then the next two."""
 STORE = len(ACTIVATION_NAMES)
 ADD_TO_RESIDUAL = STORE + 1

@@ -56,7 +56,9 @@ class ThreadPool:
         self._library.functions["run_job"](self._address, threads - 1)
         if job["abort"]:
             self.close()
-            raise RuntimeError("a thread of the compiled kernels has failed: what this step computed is lost, and the next one has new threads")
+            raise RuntimeError(
+                "a thread of the compiled kernels has failed: what this step computed is lost, and the next one has new threads"
+            )
 
     def close(self) -> None:
         """End the other threads; the next run would start them again."""
@@ -69,18 +71,26 @@ class ThreadPool:
         self._memory[:] = 0
         self._library.functions["prepare_job"](self._address, 0)
         self._job["helpers"] = self.threads - 1
-        self._job["spins"], self._job["idle_spins"] = _SPINS if self.threads <= usable_processors() else _SPINS_CROWDED
+        self._job["spins"], self._job["idle_spins"] = (
+            _SPINS if self.threads <= usable_processors() else _SPINS_CROWDED
+        )
         helpers: list[threading.Thread] = []
         self._pid = os.getpid()
-        self._dismiss = weakref.finalize(self, _dismiss, self._library, self._memory, helpers, self._pid)
+        self._dismiss = weakref.finalize(
+            self, _dismiss, self._library, self._memory, helpers, self._pid
+        )
         for number in range(1, self.threads):
             arguments = (self._library, self._memory, number)
-            helper = threading.Thread(target=_help, args=arguments, name=f"nanovllm-kernels-{number}", daemon=True)
+            helper = threading.Thread(
+                target=_help, args=arguments, name=f"nanovllm-kernels-{number}", daemon=True
+            )
             try:
                 helper.start()
             except RuntimeError as error:
                 self.close()
-                raise RuntimeError(f"num_threads is {self.threads}, but no more than {number} threads can be had; lower it") from error
+                raise RuntimeError(
+                    f"num_threads is {self.threads}, but no more than {number} threads can be had; lower it"
+                ) from error
             helpers.append(helper)
 
 

@@ -32,7 +32,11 @@ def host_processor() -> Processor:
     name, features = os.environ.get("NUMBA_CPU_NAME", "host"), os.environ.get("NUMBA_CPU_FEATURES")
     if name != "host":
         return Processor(triple, name, features or "")
-    return Processor(triple, binding.get_host_cpu_name(), binding.get_host_cpu_features().flatten() if features is None else features)
+    return Processor(
+        triple,
+        binding.get_host_cpu_name(),
+        binding.get_host_cpu_features().flatten() if features is None else features,
+    )
 
 
 def create_target_machine(processor: Processor) -> Any:
@@ -41,7 +45,14 @@ def create_target_machine(processor: Processor) -> Any:
     binding.initialize_native_asmprinter()
     target = binding.Target.from_triple(processor.triple)
     relocation = "static" if target.name.startswith("x86") else "default"
-    return target.create_target_machine(cpu=processor.name, features=processor.features, opt=3, reloc=relocation, codemodel="jitdefault", jit=True)
+    return target.create_target_machine(
+        cpu=processor.name,
+        features=processor.features,
+        opt=3,
+        reloc=relocation,
+        codemodel="jitdefault",
+        jit=True,
+    )
 
 
 def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
@@ -49,7 +60,9 @@ def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
 
     It stays loaded until the process ends, since a thread may be about to return from it.
     """
-    engine = binding.create_mcjit_compiler(binding.parse_assembly(""), create_target_machine(host_processor()))
+    engine = binding.create_mcjit_compiler(
+        binding.parse_assembly(""), create_target_machine(host_processor())
+    )
     engine.add_object_file(binding.ObjectFileRef.from_data(image))
     engine.finalize_object()
     addresses = {name: engine.get_function_address(name) for name in names}

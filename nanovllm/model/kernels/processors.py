@@ -33,7 +33,11 @@ def linux_threads(processors: Iterable[int], root: Path) -> int:
 def _siblings(processor: int, root: Path) -> str:
     """A name of the core that a processor is a thread of; without a word from the system, every one is a core."""
     try:
-        return (root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list").read_text().strip()
+        return (
+            (root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
+            .read_text()
+            .strip()
+        )
     except OSError:
         return str(processor)
 
@@ -45,7 +49,9 @@ def _quotas(root: Path) -> list[float]:
     except OSError:
         return []
     quotas = []
-    for number, controllers, group in (line.split(":", 2) for line in lines if line.count(":") >= 2):
+    for number, controllers, group in (
+        line.split(":", 2) for line in lines if line.count(":") >= 2
+    ):
         is_second = number == "0" and not controllers
         if not is_second and "cpu" not in controllers.split(","):
             continue
@@ -68,7 +74,9 @@ def _version_2(folder: Path) -> float | None:
 def _version_1(folder: Path) -> float | None:
     """A quota of -1 is none."""
     try:
-        quota, period = (int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        quota, period = (
+            int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+        )
     except (OSError, ValueError):
         return None
     return quota / period if quota > 0 and period > 0 else None
@@ -79,6 +87,9 @@ def _mac_cores() -> int | None:
     library = ctypes.CDLL(None)
     for name in (b"hw.perflevel0.physicalcpu", b"hw.physicalcpu"):
         count, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-        if library.sysctlbyname(name, ctypes.byref(count), ctypes.byref(size), None, 0) == 0 and count.value > 0:
+        if (
+            library.sysctlbyname(name, ctypes.byref(count), ctypes.byref(size), None, 0) == 0
+            and count.value > 0
+        ):
             return count.value
     return None

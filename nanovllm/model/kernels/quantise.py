@@ -52,7 +52,9 @@ def make_widen_row(target: Target) -> Any:
 
     def widen_row(v: Vectors, source: Value, out: Value, count: Value) -> None:
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            words = v.builder.shl(v.load_codes(v.address(source, v.times(i, 2)), I16), v.integers(16))
+            words = v.builder.shl(
+                v.load_codes(v.address(source, v.times(i, 2)), I16), v.integers(16)
+            )
             v.store(words, v.element(out, i))
             return []
 
@@ -67,13 +69,19 @@ def make_quantise_row(target: Target) -> Any:
     Whole vectors are read and written; from `count` on they do not count for the range.
     """
 
-    def quantise_row(v: Vectors, source: Value, factors: Value, out: Value, notes: Value, count: Value) -> None:
+    def quantise_row(
+        v: Vectors, source: Value, factors: Value, out: Value, notes: Value, count: Value
+    ) -> None:
         def value(i: Value) -> Value:
             return v.multiply(v.load(v.element(source, i)), v.load(v.element(factors, i)))
 
         def find_range(i: Value, carried: list[Value]) -> list[Value]:
             inside = v.where(v.first_lanes(v.builder.sub(count, i)), value(i), v.constant(0.0))
-            return [v.minimum(inside, carried[0]), v.maximum(inside, carried[1]), v.fma(inside, v.constant(0.0), carried[2])]
+            return [
+                v.minimum(inside, carried[0]),
+                v.maximum(inside, carried[1]),
+                v.fma(inside, v.constant(0.0), carried[2]),
+            ]
 
         def convert(i: Value, _: list[Value]) -> list[Value]:
             code = v.builder.add(v.round_int32(v.multiply(value(i), v.splat(inverse))), zero_point)
@@ -99,7 +107,9 @@ def make_quantise_row(target: Target) -> Any:
 def make_take_outliers(target: Target) -> Any:
     """take_outliers(source, factors, places, count, notes): source * factors at `count` places into the notes; zeros stay in the row."""
 
-    def take_outliers(v: Vectors, source: Value, factors: Value, places: Value, count: Value, notes: Value) -> None:
+    def take_outliers(
+        v: Vectors, source: Value, factors: Value, places: Value, count: Value, notes: Value
+    ) -> None:
         def take(i: Value, _: list[Value]) -> list[Value]:
             place = v.builder.zext(v.load_word(v.element(places, i)), I64)
             at = v.element(source, place)
@@ -118,17 +128,26 @@ def make_quantise_signed(target: Target) -> Any:
 
     def quantise_signed(v: Vectors, source: Value, out: Value, scale: Value, count: Value) -> None:
         def value(i: Value) -> Value:
-            return v.where(v.first_lanes(v.builder.sub(count, i)), v.load(v.element(source, i)), v.constant(0.0))
+            return v.where(
+                v.first_lanes(v.builder.sub(count, i)),
+                v.load(v.element(source, i)),
+                v.constant(0.0),
+            )
 
         def find_largest(i: Value, carried: list[Value]) -> list[Value]:
-            return [v.maximum(v.magnitude(value(i)), carried[0]), v.fma(value(i), v.constant(0.0), carried[1])]
+            return [
+                v.maximum(v.magnitude(value(i)), carried[0]),
+                v.fma(value(i), v.constant(0.0), carried[1]),
+            ]
 
         def convert(i: Value, _: list[Value]) -> list[Value]:
             code = v.round_int32(v.multiply(value(i), inverse))
             v.store(v.builder.trunc(code, ir.VectorType(I8, v.lanes)), v.address(out, i))
             return []
 
-        most, nothing = v.loop(count, v.lanes, [v.constant(_TINIEST), v.constant(0.0)], find_largest)
+        most, nothing = v.loop(
+            count, v.lanes, [v.constant(_TINIEST), v.constant(0.0)], find_largest
+        )
         largest = v.largest(most)
         v.store(v.builder.fadd(v.builder.fmul(largest, F32(1 / 127)), v.sum(nothing)), scale)
         inverse = v.splat(v.builder.fdiv(F32(127.0), largest))
@@ -139,7 +158,11 @@ def make_quantise_signed(target: Target) -> Any:
 
 def make_encode_input(target: Target, weights: str) -> Any:
     """encode_input(source, count, linear, out, notes): a row of float32 as a product by `linear` takes it; the row itself may be spoilt."""
-    round_row, quantise_row, take_outliers = make_round_row(target), make_quantise_row(target), make_take_outliers(target)
+    round_row, quantise_row, take_outliers = (
+        make_round_row(target),
+        make_quantise_row(target),
+        make_take_outliers(target),
+    )
     narrow = weights == "bfloat16"
 
     @compiled
@@ -147,7 +170,9 @@ def make_encode_input(target: Target, weights: str) -> Any:
         if narrow:
             round_row(source, out, count)
         else:
-            take_outliers(source, linear.input_factors, linear.outlier_places, linear.outliers, notes)
+            take_outliers(
+                source, linear.input_factors, linear.outlier_places, linear.outliers, notes
+            )
             quantise_row(source, linear.input_factors, out, notes, count)
 
     return encode_input
@@ -158,7 +183,12 @@ def make_encode_token(target: Target, cache: str) -> Any:
 
     Exactly `count` float32 are read; `out` has room for whole vectors of float32.
     """
-    copy, clear, round_row, quantise = make_copy(target), make_clear(target), make_round_row(target), make_quantise_signed(target)
+    copy, clear, round_row, quantise = (
+        make_copy(target),
+        make_clear(target),
+        make_round_row(target),
+        make_quantise_signed(target),
+    )
 
     @compiled
     def encode_token(source: int, count: int, out: int, scale: int) -> None:
@@ -167,7 +197,9 @@ def make_encode_token(target: Target, cache: str) -> Any:
             round_row(source, out, count)
         else:
             copy(source, out, count)
-        if cache == "int8":  # in place, since whole vectors read from the source could lead out of the last token's row; bytes never overtake
+        if (
+            cache == "int8"
+        ):  # in place, since whole vectors read from the source could lead out of the last token's row; bytes never overtake
             quantise(out, out, scale, count)
 
     return encode_token
@@ -183,12 +215,16 @@ def make_insert(target: Target, per_word: int) -> Any:
 
     def insert(v: Vectors, codes: Value, words: Value, place: Value, columns: Value) -> None:
         shift = v.splat(v.builder.trunc(v.builder.mul(place, I64(bits)), I32))
-        others = v.builder.not_(v.builder.shl(v.integers(-1 if per_word == 1 else (1 << bits) - 1), shift))
+        others = v.builder.not_(
+            v.builder.shl(v.integers(-1 if per_word == 1 else (1 << bits) - 1), shift)
+        )
         keep = v.builder.select(v.builder.icmp_signed("==", place, I64(0)), v.integers(0), others)
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
             at = v.element(words, i)
-            new = v.builder.shl(v.load_codes(v.address(codes, v.times(i, bits // 8)), element), shift)
+            new = v.builder.shl(
+                v.load_codes(v.address(codes, v.times(i, bits // 8)), element), shift
+            )
             v.store(v.builder.or_(v.builder.and_(v.load_words(at), keep), new), at)
             return []
 

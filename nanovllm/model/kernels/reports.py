@@ -13,8 +13,21 @@ from nanovllm.model.kernels.filters import make_find_kth
 from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.memory import INT_BYTES, load_int
 from nanovllm.model.kernels.sampling_parameters import group_size
-from nanovllm.model.kernels.scalars import bits_of, key_of, load_float, number_of, store_float, store_int
-from nanovllm.model.kernels.scores import LOWEST, make_maxima, make_rank, make_scale, make_weigh_groups
+from nanovllm.model.kernels.scalars import (
+    bits_of,
+    key_of,
+    load_float,
+    number_of,
+    store_float,
+    store_int,
+)
+from nanovllm.model.kernels.scores import (
+    LOWEST,
+    make_maxima,
+    make_rank,
+    make_scale,
+    make_weigh_groups,
+)
 from nanovllm.model.kernels.sorting import sort_descending
 from nanovllm.model.kernels.target import Target
 
@@ -27,7 +40,12 @@ _ID_MASK = (1 << _ID_BITS) - 1
 
 def make_report_row(target: Target) -> Any:
     """report_row(p, row, scratch): writes the row's report; `p` is the record of sampling.py, `scratch` this thread's memory."""
-    scale, maxima, weigh_groups, rank = make_scale(target), make_maxima(target), make_weigh_groups(target), make_rank(target)
+    scale, maxima, weigh_groups, rank = (
+        make_scale(target),
+        make_maxima(target),
+        make_weigh_groups(target),
+        make_rank(target),
+    )
     find_likely = _make_find_likely(target)
 
     @compiled
@@ -41,7 +59,9 @@ def make_report_row(target: Target) -> Any:
             store_int(p.ranks, row, 1)
             store_int(p.found, row, 0)
             return
-        total = weigh_groups(scratch, p.groups, bits_of(_LOWEST), bits_of(largest), scratch + p.sums_offset)
+        total = weigh_groups(
+            scratch, p.groups, bits_of(_LOWEST), bits_of(largest), scratch + p.sums_offset
+        )
         log_total = np.float32(math.log(total))
         own = load_float(scratch, token)
         store_float(logprobs, 0, own - largest - log_total)

@@ -26,7 +26,13 @@ from nanovllm.model.kernels.philox import uniform
 from nanovllm.model.kernels.reports import make_report_row
 from nanovllm.model.kernels.sampling_parameters import SAMPLING_PARAMETERS, group_size
 from nanovllm.model.kernels.scalars import bits_of, load_double, load_float, store_float, store_int
-from nanovllm.model.kernels.scores import make_fill, make_maxima, make_scale, make_weigh, make_weigh_groups
+from nanovllm.model.kernels.scores import (
+    make_fill,
+    make_maxima,
+    make_scale,
+    make_weigh,
+    make_weigh_groups,
+)
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.threads import atomic_add
 
@@ -58,7 +64,11 @@ def make_sample_rows(target: Target) -> Any:
 
 
 def _make_sample_row(target: Target) -> Any:
-    edit, find_threshold, draw_token = _make_edit(target), make_find_threshold(target), _make_draw_token(target)
+    edit, find_threshold, draw_token = (
+        _make_edit(target),
+        make_find_threshold(target),
+        _make_draw_token(target),
+    )
     find_best, scale, maxima = _make_find_best(target), make_scale(target), make_maxima(target)
 
     @compiled
@@ -76,8 +86,12 @@ def _make_sample_row(target: Target) -> Any:
             if is_greedy:
                 token = find_best(p, scratch, largest)
             else:
-                draw = uniform(load_int(p.seeds, row), load_int(p.choices, row), load_int(p.positions, row))
-                token = draw_token(p, scratch, find_threshold(p, row, scratch, largest), largest, draw)
+                draw = uniform(
+                    load_int(p.seeds, row), load_int(p.choices, row), load_int(p.positions, row)
+                )
+                token = draw_token(
+                    p, scratch, find_threshold(p, row, scratch, largest), largest, draw
+                )
         store_int(p.tokens, row, token)
 
     return sample_row
@@ -90,7 +104,10 @@ def _make_edit(target: Target) -> Any:
     def edit(p: Any, row: int, scores: int) -> int:
         """Allowed tokens, biases, penalties. Returns where the row's logits are then: where they were, or in `scores`."""
         logits = p.logits + row * p.logits_stride
-        first_allowed, last_allowed = load_int(p.allowed_starts, row), load_int(p.allowed_starts, row + 1)
+        first_allowed, last_allowed = (
+            load_int(p.allowed_starts, row),
+            load_int(p.allowed_starts, row + 1),
+        )
         first_edit, last_edit = load_int(p.edit_starts, row), load_int(p.edit_starts, row + 1)
         first_seen, last_seen = load_int(p.history_starts, row), load_int(p.history_starts, row + 1)
         if first_allowed == last_allowed and first_edit == last_edit and first_seen == last_seen:
@@ -105,7 +122,11 @@ def _make_edit(target: Target) -> Any:
         for i in range(first_edit, last_edit):
             token = load_int(p.edit_ids, i)
             store_float(scores, token, load_float(scores, token) + load_float(p.edit_values, i))
-        repetition, presence, frequency = load_float(p.repetition, row), load_float(p.presence, row), load_float(p.frequency, row)
+        repetition, presence, frequency = (
+            load_float(p.repetition, row),
+            load_float(p.presence, row),
+            load_float(p.frequency, row),
+        )
         for i in range(first_seen, last_seen):
             token = load_int(p.history_ids, i)
             count = load_int(p.history_counts, i)

@@ -13,14 +13,18 @@ SIDES = 4
 BINS_BYTES = SIDES * BINS * 8
 
 _SIZES = "threads rows vocab padded groups most sampling"
-_BYTES = "logits_stride scratch_bytes keys_offset weights_offset maxima_offset sums_offset bins_offset"
+_BYTES = (
+    "logits_stride scratch_bytes keys_offset weights_offset maxima_offset sums_offset bins_offset"
+)
 _ADDRESSES = """
     logits work scratch
     temperature log_min_p repetition presence frequency top_k top_p seeds choices positions
     history_starts history_ids history_counts edit_starts edit_ids edit_values allowed_starts allowed_ids
     tokens has_token wanted found ranks likely_ids logprobs
 """
-SAMPLING_PARAMETERS = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
+SAMPLING_PARAMETERS = np.dtype(
+    [(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()]
+)
 """What sample_rows is given, in the manner of parameters.py.
 
 `most` is the room for likely tokens a row; `sampling` is 0 where `tokens` are given and only reports are wanted. A row's report has
@@ -38,7 +42,12 @@ def scratch_layout(vocab: int, lanes: int) -> dict[str, int]:
     """Sizes and offsets of a thread's scratch memory, under their names in the record."""
     groups = -(-vocab // group_size(lanes))
     row_bytes = groups * group_size(lanes) * F32_BYTES
-    parts = {"keys_offset": row_bytes, "weights_offset": row_bytes, "maxima_offset": row_bytes, "sums_offset": row_bytes // GROUP_VECTORS}
+    parts = {
+        "keys_offset": row_bytes,
+        "weights_offset": row_bytes,
+        "maxima_offset": row_bytes,
+        "sums_offset": row_bytes // GROUP_VECTORS,
+    }
     layout = {"padded": groups * group_size(lanes), "groups": groups}
     at = 0
     for name, size_before in parts.items():

@@ -34,7 +34,9 @@ def make_load(kind: Any, returns: Any) -> Any:
 
     def load(typing_context: Any, base: Any, index: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            value = builder.load(_reach(builder, arguments[0], arguments[1], kind), align=size_of(kind))
+            value = builder.load(
+                _reach(builder, arguments[0], arguments[1], kind), align=size_of(kind)
+            )
             return builder.sext(value, I64) if kind == I32 else value
 
         return returns(types.intp, types.intp), generate
@@ -48,7 +50,11 @@ def _make_store(kind: Any, takes: Any) -> Any:
     def store(typing_context: Any, base: Any, index: Any, value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
             value = builder.trunc(arguments[2], I32) if kind == I32 else arguments[2]
-            builder.store(value, _reach(builder, arguments[0], arguments[1], kind, writes=True), align=size_of(kind))
+            builder.store(
+                value,
+                _reach(builder, arguments[0], arguments[1], kind, writes=True),
+                align=size_of(kind),
+            )
             return context.get_dummy_value()
 
         return types.void(types.intp, types.intp, takes), generate

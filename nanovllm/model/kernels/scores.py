@@ -37,7 +37,11 @@ def _number(v: Vectors, bits: Value) -> Value:
 
 def _weight(v: Vectors, score: Value, least: Value, largest: Value) -> Value:
     """e to the (score - largest); 0 for a score below `least`."""
-    return v.where(v.builder.fcmp_ordered(">=", score, least), v.exp(v.subtract(score, largest)), v.constant(0.0))
+    return v.where(
+        v.builder.fcmp_ordered(">=", score, least),
+        v.exp(v.subtract(score, largest)),
+        v.constant(0.0),
+    )
 
 
 def make_fill(target: Target) -> Any:
@@ -63,14 +67,18 @@ def make_scale(target: Target) -> Any:
     """
     lanes = target.lanes
 
-    def scale(v: Vectors, source: Value, target: Value, count: Value, padded: Value, temperature: Value) -> None:
+    def scale(
+        v: Vectors, source: Value, target: Value, count: Value, padded: Value, temperature: Value
+    ) -> None:
         divisor = _number(v, temperature)
         whole = v.builder.and_(count, I64(-lanes))
         rest = v.builder.sub(count, whole)
 
         def scaled(x: Value) -> Value:
             finite = v.minimum(v.add(v.divide(x, divisor), v.constant(0.0)), v.constant(-LOWEST))
-            return v.where(v.builder.fcmp_ordered("<", x, v.constant(_INFINITY)), finite, v.constant(_INFINITY))
+            return v.where(
+                v.builder.fcmp_ordered("<", x, v.constant(_INFINITY)), finite, v.constant(_INFINITY)
+            )
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
             v.store(scaled(v.load(v.element(source, i))), v.element(target, i))
@@ -83,7 +91,14 @@ def make_scale(target: Target) -> Any:
 
         def finish(i: Value, _: list[Value]) -> list[Value]:
             at = v.element(target, v.builder.add(whole, i))
-            v.store(v.where(v.first_lanes(v.builder.sub(rest, i)), scaled(v.load(at)), v.constant(-_INFINITY)), at)
+            v.store(
+                v.where(
+                    v.first_lanes(v.builder.sub(rest, i)),
+                    scaled(v.load(at)),
+                    v.constant(-_INFINITY),
+                ),
+                at,
+            )
             return []
 
         v.loop(whole, lanes, [], vector)
@@ -118,7 +133,9 @@ def make_weigh_groups(target: Target) -> Any:
     """
     lanes = target.lanes
 
-    def weigh_groups(v: Vectors, scores: Value, groups: Value, least: Value, largest: Value, sums: Value) -> Value:
+    def weigh_groups(
+        v: Vectors, scores: Value, groups: Value, least: Value, largest: Value, sums: Value
+    ) -> Value:
         least, largest = _number(v, least), _number(v, largest)
         doubles = ir.VectorType(F64, lanes)
 
@@ -143,7 +160,9 @@ def make_weigh(target: Target) -> Any:
     """weigh(scores, count, least, largest, weights): the weight of each score, whole vectors."""
     lanes = target.lanes
 
-    def weigh(v: Vectors, scores: Value, count: Value, least: Value, largest: Value, weights: Value) -> None:
+    def weigh(
+        v: Vectors, scores: Value, count: Value, least: Value, largest: Value, weights: Value
+    ) -> None:
         least, largest = _number(v, least), _number(v, largest)
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
@@ -163,8 +182,12 @@ def make_weigh_keys(target: Target) -> Any:
         largest = _number(v, largest)
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            bits = turn_round(v.builder, v.builder.bitcast(v.load(v.element(keys, i)), v.i32s), v.integers)
-            v.store(v.exp(v.subtract(v.builder.bitcast(bits, v.f32s), largest)), v.element(weights, i))
+            bits = turn_round(
+                v.builder, v.builder.bitcast(v.load(v.element(keys, i)), v.i32s), v.integers
+            )
+            v.store(
+                v.exp(v.subtract(v.builder.bitcast(bits, v.f32s), largest)), v.element(weights, i)
+            )
             return []
 
         v.loop(count, lanes, [], vector)
@@ -181,14 +204,18 @@ def make_rank(target: Target) -> Any:
 
         def vector(i: Value, count: list[Value]) -> list[Value]:
             score = v.load(v.element(scores, i))
-            tied = v.builder.and_(v.builder.fcmp_ordered("==", score, own), v.first_lanes(v.builder.sub(token, i)))
+            tied = v.builder.and_(
+                v.builder.fcmp_ordered("==", score, own), v.first_lanes(v.builder.sub(token, i))
+            )
             ahead = v.builder.or_(v.builder.fcmp_ordered(">", score, own), tied)
             return [v.builder.add(count[0], v.builder.zext(ahead, v.i32s))]
 
         counts = v.loop(padded, lanes, [v.integers(0)], vector)[0]
         total = I64(0)
         for lane in range(lanes):
-            total = v.builder.add(total, v.builder.zext(v.builder.extract_element(counts, I32(lane)), I64))
+            total = v.builder.add(
+                total, v.builder.zext(v.builder.extract_element(counts, I32(lane)), I64)
+            )
         return total
 
     return kernel(target, rank, returns=types.intp)

@@ -8,7 +8,14 @@ four rounds, and nearly always the first leaves a handful of keys.
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.sampling_parameters import BINS, SIDES
-from nanovllm.model.kernels.scalars import load_double, load_float, load_short, store_double, store_float, store_short
+from nanovllm.model.kernels.scalars import (
+    load_double,
+    load_float,
+    load_short,
+    store_double,
+    store_float,
+    store_short,
+)
 
 
 @compiled
@@ -42,7 +49,9 @@ def select(keys: int, weights: int, bins: int, count: int, low: int, high: int, 
         kept = 0
         for i in range(count):
             key, weight = load_short(keys, i), load_float(weights, i)
-            store_short(keys, kept, key)  # always, since a branch that is often mispredicted costs more
+            store_short(
+                keys, kept, key
+            )  # always, since a branch that is often mispredicted costs more
             store_float(weights, kept, weight)
             kept += 1 if (high - key) >> shift == chosen else 0
         count = kept

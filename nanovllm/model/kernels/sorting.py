@@ -23,7 +23,10 @@ def _sift_down(at: int, place: int, count: int) -> None:
 @compiled
 def sort_descending(at: int, count: int) -> None:
     """Sort `count` 64-bit integers from address `at`, the largest first."""
-    start, end = count // 2, count  # first the heap grows downwards from the middle, then its top goes to the end, again and again
+    start, end = (
+        count // 2,
+        count,
+    )  # first the heap grows downwards from the middle, then its top goes to the end, again and again
     while end > 1:
         if start > 0:
             start -= 1

@@ -26,7 +26,12 @@ def plan_step(address: int, _: int) -> None:
     end = 0
     for sequence in range(p.seqs):
         start, end = load_int(p.query_starts, sequence), load_int(p.query_starts, sequence + 1)
-        if (sequence == 0 and start != 0) or end <= start or end > p.tokens or not _is_sound(p, sequence, start, end - start):
+        if (
+            (sequence == 0 and start != 0)
+            or end <= start
+            or end > p.tokens
+            or not _is_sound(p, sequence, start, end - start)
+        ):
             return
         _add_items(p, sequence, start, end - start)
     for row in range(p.rows):
@@ -48,7 +53,11 @@ def _is_sound(p: Any, sequence: int, start: int, count: int) -> bool:
     for token in range(start, start + count):
         position = context - count + token - start
         slot = load_int(table, position // p.block_size) * p.block_size + position % p.block_size
-        if load_int(p.positions, token) != position or load_int(p.slots, token) != slot or not 0 <= load_int(p.token_ids, token) < p.vocab:
+        if (
+            load_int(p.positions, token) != position
+            or load_int(p.slots, token) != slot
+            or not 0 <= load_int(p.token_ids, token) < p.vocab
+        ):
             return False
     return True
 
@@ -61,12 +70,21 @@ def _add_items(p: Any, sequence: int, start: int, count: int) -> None:
         p.decodes += 1
         return
     for done in range(0, count, QUERY_TILE):
-        _add_item(p.chunk_items, p.chunks, sequence, start + done, min(QUERY_TILE, count - done), first + done)
+        _add_item(
+            p.chunk_items,
+            p.chunks,
+            sequence,
+            start + done,
+            min(QUERY_TILE, count - done),
+            first + done,
+        )
         p.chunks += 1
 
 
 @compiled
-def _add_item(items: int, number: int, sequence: int, token: int, count: int, position: int) -> None:
+def _add_item(
+    items: int, number: int, sequence: int, token: int, count: int, position: int
+) -> None:
     at = items + number * ITEM_FIELDS * INT_BYTES
     store_int(at, 0, sequence)
     store_int(at, 1, token)

@@ -20,8 +20,13 @@ def _function(name: str, *arguments: Any) -> Any:
 
 
 def _make_windows() -> tuple[Any, ...]:
-    acquire, release = _function("AcquireSRWLockExclusive", types.intp), _function("ReleaseSRWLockExclusive", types.intp)
-    sleep_on = _function("SleepConditionVariableSRW", types.intp, types.intp, types.int32, types.int32)
+    acquire, release = (
+        _function("AcquireSRWLockExclusive", types.intp),
+        _function("ReleaseSRWLockExclusive", types.intp),
+    )
+    sleep_on = _function(
+        "SleepConditionVariableSRW", types.intp, types.intp, types.int32, types.int32
+    )
     wake_all = _function("WakeAllConditionVariable", types.intp)
 
     @compiled
@@ -48,9 +53,16 @@ def _make_windows() -> tuple[Any, ...]:
 
 
 def _make_posix() -> tuple[Any, ...]:
-    mutex_init, cond_init = (_function(f"pthread_{kind}_init", types.intp, types.intp) for kind in ("mutex", "cond"))
-    mutex_lock, mutex_unlock = (_function(f"pthread_mutex_{what}", types.intp) for what in ("lock", "unlock"))
-    cond_wait, cond_broadcast = _function("pthread_cond_wait", types.intp, types.intp), _function("pthread_cond_broadcast", types.intp)
+    mutex_init, cond_init = (
+        _function(f"pthread_{kind}_init", types.intp, types.intp) for kind in ("mutex", "cond")
+    )
+    mutex_lock, mutex_unlock = (
+        _function(f"pthread_mutex_{what}", types.intp) for what in ("lock", "unlock")
+    )
+    cond_wait, cond_broadcast = (
+        _function("pthread_cond_wait", types.intp, types.intp),
+        _function("pthread_cond_broadcast", types.intp),
+    )
 
     @compiled
     def prepare_lock(job: int) -> None:
@@ -76,4 +88,6 @@ def _make_posix() -> tuple[Any, ...]:
     return prepare_lock, lock, unlock, wait, wake
 
 
-prepare_lock, lock, unlock, wait, wake = _make_windows() if sys.platform == "win32" else _make_posix()
+prepare_lock, lock, unlock, wait, wake = (
+    _make_windows() if sys.platform == "win32" else _make_posix()
+)

@@ -30,7 +30,9 @@ def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
     """Add to the integer at `address`; returns what it was before."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw("add", builder.inttoptr(arguments[0], ir.PointerType(I64)), arguments[1], "seq_cst")
+        return builder.atomic_rmw(
+            "add", builder.inttoptr(arguments[0], ir.PointerType(I64)), arguments[1], "seq_cst"
+        )
 
     return types.intp(types.intp, types.intp), generate
 
@@ -40,7 +42,9 @@ def atomic_load(typing_context: Any, address: Any) -> Any:
     """The integer at `address`; what other threads wrote before they changed it is visible from here on."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(arguments[0], ir.PointerType(I64)), "seq_cst", 8, typ=I64)
+        return builder.load_atomic(
+            builder.inttoptr(arguments[0], ir.PointerType(I64)), "seq_cst", 8, typ=I64
+        )
 
     return types.intp(types.intp), generate
 
@@ -52,7 +56,9 @@ def relax(typing_context: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if _IS_X86:
             kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+            builder.call(
+                cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), []
+            )
         return context.get_dummy_value()
 
     return types.void(), generate

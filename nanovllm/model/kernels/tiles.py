@@ -22,20 +22,50 @@ from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.vector import I64, Value, Vectors, kernel
 
 
-def make_tile(target: Target, numbers: Format, rows: int, vectors: int, *, ahead_lines: int, once: bool = False) -> Any:
+def make_tile(
+    target: Target,
+    numbers: Format,
+    rows: int,
+    vectors: int,
+    *,
+    ahead_lines: int,
+    once: bool = False,
+) -> Any:
     """tile(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead): out[rows, vectors] += a[rows, steps] @ panel[steps, vectors].
 
     At every step the next `ahead_lines` cache lines from `ahead` on are asked for, with `once` to be read and then forgotten.
     """
 
     def tile(
-        v: Vectors, a: Value, a_stride: Value, panel: Value, panel_stride: Value, steps: Value, out: Value, out_stride: Value, ahead: Value
+        v: Vectors,
+        a: Value,
+        a_stride: Value,
+        panel: Value,
+        panel_stride: Value,
+        steps: Value,
+        out: Value,
+        out_stride: Value,
+        ahead: Value,
     ) -> None:
         def ask(k: Value) -> None:
             for line in range(ahead_lines):
-                v.prefetch(v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)), line * LINE_BYTES, once=once)
+                v.prefetch(
+                    v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)),
+                    line * LINE_BYTES,
+                    once=once,
+                )
 
-        _walk(v, numbers, vectors, _spaced(v, a, a_stride, rows), [panel], panel_stride, steps, _spaced(v, out, out_stride, rows), ask)
+        _walk(
+            v,
+            numbers,
+            vectors,
+            _spaced(v, a, a_stride, rows),
+            [panel],
+            panel_stride,
+            steps,
+            _spaced(v, out, out_stride, rows),
+            ask,
+        )
 
     return kernel(target, tile)
 
@@ -66,7 +96,17 @@ def make_batched_tile(target: Target, numbers: Format, rows: int, vectors: int) 
                 for offset in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
                     v.prefetch(at, offset)
 
-        _walk(v, numbers, vectors, _spaced(v, a, a_stride, rows), panels, panel_stride, steps, _spaced(v, out, out_stride, rows), ask)
+        _walk(
+            v,
+            numbers,
+            vectors,
+            _spaced(v, a, a_stride, rows),
+            panels,
+            panel_stride,
+            steps,
+            _spaced(v, out, out_stride, rows),
+            ask,
+        )
 
     return kernel(target, tile)
 
@@ -88,14 +128,24 @@ def _walk(
 ) -> None:
     """Emit a tile: `panels` are one for all rows or one for each, `ask(k)` what else is to be done at step k."""
     load = v.load_words if numbers.sums_integers else v.load
-    places = [(row, vector * v.lanes * WORD_BYTES) for row in range(len(rows)) for vector in range(vectors)]
+    places = [
+        (row, vector * v.lanes * WORD_BYTES)
+        for row in range(len(rows))
+        for vector in range(vectors)
+    ]
     sums = [load(outs[row], offset) for row, offset in places]
 
     def step(k: Value, sums: list[Value]) -> list[Value]:
         ask(k)
         here = [v.address(panel, v.builder.mul(k, panel_stride)) for panel in panels]
-        weights = {(panel, offset): numbers.widen(v, v.load_words(here[panel], offset)) for panel, offset in places if panel < len(panels)}
-        inputs = [numbers.inputs(v, v.address(row, v.times(k, numbers.input_bytes))) for row in rows]
+        weights = {
+            (panel, offset): numbers.widen(v, v.load_words(here[panel], offset))
+            for panel, offset in places
+            if panel < len(panels)
+        }
+        inputs = [
+            numbers.inputs(v, v.address(row, v.times(k, numbers.input_bytes))) for row in rows
+        ]
         renewed = []
         for (row, offset), total in zip(places, sums, strict=True):
             for value, weight in zip(inputs[row], weights[row % len(panels), offset], strict=True):
@@ -107,15 +157,30 @@ def _walk(
         v.store(total, outs[row], offset)
 
 
-def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: int, once: bool = False) -> Any:
+def make_tiles(
+    target: Target, numbers: Format, vectors: int, *, ahead_lines: int, once: bool = False
+) -> Any:
     """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
 
     Each tile asks for lines where the one before has stopped, until as much from `ahead` on has been asked for as is being read.
     """
-    t1, t2, t3, t4, t5, t6 = (make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines, once=once) for height in (1, 2, 3, 4, 5, 6))
+    t1, t2, t3, t4, t5, t6 = (
+        make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines, once=once)
+        for height in (1, 2, 3, 4, 5, 6)
+    )
 
     @compiled
-    def tiles(a: int, a_stride: int, panel: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int) -> None:
+    def tiles(
+        a: int,
+        a_stride: int,
+        panel: int,
+        panel_stride: int,
+        steps: int,
+        out: int,
+        out_stride: int,
+        count: int,
+        ahead: int,
+    ) -> None:
         asked = 0
         while count > 0:
             if count >= 9 or count == 6:
@@ -124,7 +189,9 @@ def make_tiles(target: Target, numbers: Format, vectors: int, *, ahead_lines: in
             elif count == 5:
                 rows = 5
                 t5(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            elif count >= 4:  # 7 and 8 rows too: 4 and 3 or 4 rather than 6 and 1 or 2, whose few chains would wait for themselves
+            elif (
+                count >= 4
+            ):  # 7 and 8 rows too: 4 and 3 or 4 rather than 6 and 1 or 2, whose few chains would wait for themselves
                 rows = 4
                 t4(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
             elif count == 3:
@@ -152,7 +219,16 @@ def make_batched_tiles(target: Target, numbers: Format, vectors: int) -> Any:
 
     @compiled
     def tiles(
-        a: int, a_stride: int, panel: int, row_stride: int, panel_stride: int, steps: int, out: int, out_stride: int, count: int, ahead: int
+        a: int,
+        a_stride: int,
+        panel: int,
+        row_stride: int,
+        panel_stride: int,
+        steps: int,
+        out: int,
+        out_stride: int,
+        count: int,
+        ahead: int,
     ) -> None:
         while count >= 3:
             t3(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead)

@@ -26,7 +26,14 @@ from nanovllm.model.kernels.compiler import intrinsic
 from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.target import Target
 
-F32, I1, I8, I16, I32, I64 = ir.FloatType(), ir.IntType(1), ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32, I1, I8, I16, I32, I64 = (
+    ir.FloatType(),
+    ir.IntType(1),
+    ir.IntType(8),
+    ir.IntType(16),
+    ir.IntType(32),
+    ir.IntType(64),
+)
 
 Value = Any  # llvmlite's values have no useful types
 
@@ -95,7 +102,9 @@ class Vectors:
 
     def load_codes(self, base: Value, element: Any) -> Value:
         """`lanes` unsigned integers of type `element` from memory, one in each word."""
-        codes = self.builder.load(self._reach(base, ir.VectorType(element, self.lanes), 0), align=element.width // 8)
+        codes = self.builder.load(
+            self._reach(base, ir.VectorType(element, self.lanes), 0), align=element.width // 8
+        )
         return codes if element == I32 else self.builder.zext(codes, self.i32s)
 
     def store(self, value: Value, base: Value, offset: int = 0) -> None:
@@ -104,7 +113,9 @@ class Vectors:
         align = element.width // 8 if isinstance(element, ir.IntType) else F32_BYTES
         self.builder.store(value, self._reach(base, value.type, offset, writes=True), align=align)
 
-    def prefetch(self, base: Value, offset: int = 0, *, once: bool = False, writes: bool = False) -> None:
+    def prefetch(
+        self, base: Value, offset: int = 0, *, once: bool = False, writes: bool = False
+    ) -> None:
         """Ask for a cache line that is needed soon, or soon and only `once`, or to be written; an address outside everything does no harm."""
         kinds = (I32(int(writes)), I32(0 if once else 2), I32(1))
         self._call("llvm.prefetch.p0", ir.VoidType(), self._pointer(base, I8, offset), *kinds)
@@ -113,7 +124,9 @@ class Vectors:
         """A number in every lane."""
         kind = ir.VectorType(scalar.type, self.lanes)
         one = self.builder.insert_element(ir.Constant(kind, ir.Undefined), scalar, I32(0))
-        return self.builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(self.i32s, [I32(0)] * self.lanes))
+        return self.builder.shuffle_vector(
+            one, ir.Constant(kind, ir.Undefined), ir.Constant(self.i32s, [I32(0)] * self.lanes)
+        )
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
         """a * b + c, rounded once."""
@@ -134,13 +147,28 @@ class Vectors:
     def dot_int16(self, a: Value, b: Value, c: Value) -> Value:
         """c + the sum of a * b over the two int16 in each word."""
         kind = ir.VectorType(I16, 2 * self.lanes)
-        name = {16: "llvm.x86.avx512.pmaddw.d.512", 8: "llvm.x86.avx2.pmadd.wd", 4: "llvm.x86.sse2.pmadd.wd"}[self.lanes]
-        return self.builder.add(c, self._call(name, self.i32s, self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)))
+        name = {
+            16: "llvm.x86.avx512.pmaddw.d.512",
+            8: "llvm.x86.avx2.pmadd.wd",
+            4: "llvm.x86.sse2.pmadd.wd",
+        }[self.lanes]
+        return self.builder.add(
+            c,
+            self._call(
+                name, self.i32s, self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)
+            ),
+        )
 
     def widen_bfloat16(self, words: Value) -> tuple[Value, Value]:
         """The first and the second bfloat16 of each word as float32; of a vector or of one word."""
-        kind, low, high = (F32, I32(16), I32(-65536)) if words.type == I32 else (self.f32s, self.integers(16), self.integers(-65536))
-        return self.builder.bitcast(self.builder.shl(words, low), kind), self.builder.bitcast(self.builder.and_(words, high), kind)
+        kind, low, high = (
+            (F32, I32(16), I32(-65536))
+            if words.type == I32
+            else (self.f32s, self.integers(16), self.integers(-65536))
+        )
+        return self.builder.bitcast(self.builder.shl(words, low), kind), self.builder.bitcast(
+            self.builder.and_(words, high), kind
+        )
 
     def signed_bytes(self, words: Value) -> list[Value]:
         """The four signed bytes of each word, as 32-bit integers."""
@@ -149,19 +177,30 @@ class Vectors:
 
     def unsigned_bytes(self, words: Value) -> list[Value]:
         """The four unsigned bytes of each word, as 32-bit integers."""
-        return [self.builder.and_(self.builder.lshr(words, self.integers(8 * place)), self.integers(255)) for place in range(4)]
+        return [
+            self.builder.and_(
+                self.builder.lshr(words, self.integers(8 * place)), self.integers(255)
+            )
+            for place in range(4)
+        ]
 
     def signed_halves(self, words: Value) -> list[Value]:
         """The signed bytes 0 and 2 of each word as two int16, and the signed bytes 1 and 3."""
         kind = ir.VectorType(I16, 2 * self.lanes)
         eight = ir.Constant(kind, [I16(8)] * (2 * self.lanes))
         halves = self.builder.bitcast(words, kind)
-        return [self.builder.ashr(self.builder.shl(halves, eight), eight), self.builder.ashr(halves, eight)]
+        return [
+            self.builder.ashr(self.builder.shl(halves, eight), eight),
+            self.builder.ashr(halves, eight),
+        ]
 
     def unsigned_halves(self, words: Value) -> list[Value]:
         """The unsigned bytes 0 and 2 of each word as two int16, and the unsigned bytes 1 and 3."""
         mask = self.integers(0x00FF00FF)
-        return [self.builder.and_(words, mask), self.builder.and_(self.builder.lshr(words, self.integers(8)), mask)]
+        return [
+            self.builder.and_(words, mask),
+            self.builder.and_(self.builder.lshr(words, self.integers(8)), mask),
+        ]
 
     def to_float(self, integers: Value) -> Value:
         """32-bit integers as float32."""
@@ -171,7 +210,9 @@ class Vectors:
         """The nearest bfloat16, as 16-bit integers; the even one of two that are equally near."""
         bits = self.builder.bitcast(x, self.i32s)
         odd = self.builder.and_(self.builder.lshr(bits, self.integers(16)), self.integers(1))
-        rounded = self.builder.lshr(self.builder.add(self.builder.add(bits, self.integers(0x7FFF)), odd), self.integers(16))
+        rounded = self.builder.lshr(
+            self.builder.add(self.builder.add(bits, self.integers(0x7FFF)), odd), self.integers(16)
+        )
         return self.builder.trunc(rounded, ir.VectorType(I16, self.lanes))
 
     def round_int32(self, x: Value) -> Value:
@@ -184,12 +225,19 @@ class Vectors:
 
     def clamp_integers(self, value: Value, low: int, high: int) -> Value:
         """Integers kept between two others."""
-        value = self.builder.select(self.builder.icmp_signed(">", value, self.integers(low)), value, self.integers(low))
-        return self.builder.select(self.builder.icmp_signed("<", value, self.integers(high)), value, self.integers(high))
+        value = self.builder.select(
+            self.builder.icmp_signed(">", value, self.integers(low)), value, self.integers(low)
+        )
+        return self.builder.select(
+            self.builder.icmp_signed("<", value, self.integers(high)), value, self.integers(high)
+        )
 
     def magnitude(self, x: Value) -> Value:
         """|x|."""
-        return self.builder.bitcast(self.builder.and_(self.builder.bitcast(x, self.i32s), self.integers(0x7FFFFFFF)), self.f32s)
+        return self.builder.bitcast(
+            self.builder.and_(self.builder.bitcast(x, self.i32s), self.integers(0x7FFFFFFF)),
+            self.f32s,
+        )
 
     def add(self, a: Value, b: Value) -> Value:
         """a + b."""
@@ -256,17 +304,27 @@ class Vectors:
         for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
             result = self.fma(result, r, self.constant(coefficient))
         exponent = self.builder.shl(self.builder.bitcast(shifted, self.i32s), self.integers(23))
-        return self.builder.bitcast(self.builder.add(self.builder.bitcast(result, self.i32s), exponent), self.f32s)
+        return self.builder.bitcast(
+            self.builder.add(self.builder.bitcast(result, self.i32s), exponent), self.f32s
+        )
 
     def when_equal(self, value: Value, number: int) -> AbstractContextManager[Any]:
         """`if value == number:`, for what is emitted inside."""
         return self.builder.if_then(self.builder.icmp_signed("==", value, I64(number)))
 
-    def loop(self, count: Value, step: int, carried: Sequence[Value], body: Callable[[Value, list[Value]], Sequence[Value]]) -> list[Value]:
+    def loop(
+        self,
+        count: Value,
+        step: int,
+        carried: Sequence[Value],
+        body: Callable[[Value, list[Value]], Sequence[Value]],
+    ) -> list[Value]:
         """`for i in range(0, count, step): carried = body(i, carried)`; what is carried in the end. `count` may be 0."""
         builder = self.builder
         before = builder.block
-        head, inside, after = (builder.append_basic_block(name) for name in ("loop.head", "loop.body", "loop.end"))
+        head, inside, after = (
+            builder.append_basic_block(name) for name in ("loop.head", "loop.body", "loop.end")
+        )
         builder.branch(head)
         builder.position_at_end(head)
         index = builder.phi(I64)
@@ -291,17 +349,28 @@ class Vectors:
         count = vector.type.count
         while count > 1:
             count //= 2
-            low, high = (ir.Constant(ir.VectorType(I32, count), [I32(start + lane) for lane in range(count)]) for start in (0, count))
-            vector = combine(self.builder.shuffle_vector(vector, vector, low), self.builder.shuffle_vector(vector, vector, high))
+            low, high = (
+                ir.Constant(ir.VectorType(I32, count), [I32(start + lane) for lane in range(count)])
+                for start in (0, count)
+            )
+            vector = combine(
+                self.builder.shuffle_vector(vector, vector, low),
+                self.builder.shuffle_vector(vector, vector, high),
+            )
         return self.builder.extract_element(vector, I32(0))
 
     def _pointer(self, base: Value, kind: Any, offset: int) -> Value:
-        return self.builder.inttoptr(self.address(base, offset) if offset else base, ir.PointerType(kind))
+        return self.builder.inttoptr(
+            self.address(base, offset) if offset else base, ir.PointerType(kind)
+        )
 
     def _reach(self, base: Value, kind: Any, offset: int, *, writes: bool = False) -> Value:
         """A pointer that is about to be used."""
         if self.target.check:
-            base, offset = checked(self.builder, self.address(base, offset), size_of(kind), writes=writes), 0
+            base, offset = (
+                checked(self.builder, self.address(base, offset), size_of(kind), writes=writes),
+                0,
+            )
         return self._pointer(base, kind, offset)
 
     def _load(self, base: Value, kind: Any, offset: int) -> Value:
@@ -309,7 +378,9 @@ class Vectors:
 
     def _call(self, name: str, returns: Any, *arguments: Value) -> Value:
         kind = ir.FunctionType(returns, [argument.type for argument in arguments])
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), arguments)
+        return self.builder.call(
+            cgutils.get_or_insert_function(self.builder.module, kind, name), arguments
+        )
 
 
 def kernel(target: Target, emit: Callable[..., Value | None], returns: Any = types.void) -> Any:
@@ -328,5 +399,7 @@ def kernel(target: Target, emit: Callable[..., Value | None], returns: Any = typ
         return returns(*[types.intp] * len(names)), generate
 
     # Numba passes arguments by the names that it sees.
-    declare.__signature__ = inspect.Signature([inspect.Parameter(name, kind) for name in ("typing_context", *names)])  # type: ignore[attr-defined]
+    declare.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [inspect.Parameter(name, kind) for name in ("typing_context", *names)]
+    )
     return intrinsic(declare)

@@ -15,7 +15,9 @@ from pathlib import Path
 import regex  # type: ignore[import-untyped]
 
 FOLDER = Path(__file__).parent
-PATTERN = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+PATTERN = regex.compile(
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+)
 END_OF_TEXT = "<|endoftext|>"
 TEXTS = (
     "Hello world, I am GPT-2",
@@ -45,7 +47,11 @@ TEXTS = (
 
 def byte_characters() -> dict[int, str]:
     """encoder.py's bytes_to_unicode."""
-    visible = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    visible = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     characters = {byte: chr(byte) for byte in visible}
     for byte in range(256):
         characters.setdefault(byte, chr(256 + len(characters) - len(visible)))
@@ -78,15 +84,26 @@ def main() -> None:
     """Read the whole tokenizer, write the part and the ids."""
     source = Path(sys.argv[1])
     vocab = json.loads((source / "vocab.json").read_text(encoding="utf-8"))
-    merges = [tuple(line.split(" ")) for line in (source / "merges.txt").read_text(encoding="utf-8").splitlines() if not line.startswith("#version")]
+    merges = [
+        tuple(line.split(" "))
+        for line in (source / "merges.txt").read_text(encoding="utf-8").splitlines()
+        if not line.startswith("#version")
+    ]
     ranks = {(left, right): rank for rank, (left, right) in enumerate(merges)}
     words = {word for text in TEXTS for word in split(text)}
     kept = [pair for pair in ranks if any("".join(pair) in word for word in words)]
     names = [*byte_characters().values(), *map("".join, kept), END_OF_TEXT]
     part = dict(sorted(((name, vocab[name]) for name in names), key=lambda item: item[1]))
-    expected = [{"text": text, "ids": [vocab[token] for word in split(text) for token in bpe(word, ranks)]} for text in TEXTS]
-    (FOLDER / "vocab.json").write_text(json.dumps(part, ensure_ascii=True, indent=0) + "\n", encoding="utf-8")
-    (FOLDER / "merges.txt").write_text("\n".join(["#version: 0.2", *map(" ".join, kept), ""]), encoding="utf-8")
+    expected = [
+        {"text": text, "ids": [vocab[token] for word in split(text) for token in bpe(word, ranks)]}
+        for text in TEXTS
+    ]
+    (FOLDER / "vocab.json").write_text(
+        json.dumps(part, ensure_ascii=True, indent=0) + "\n", encoding="utf-8"
+    )
+    (FOLDER / "merges.txt").write_text(
+        "\n".join(["#version: 0.2", *map(" ".join, kept), ""]), encoding="utf-8"
+    )
     lines = ",\n".join(json.dumps(entry, ensure_ascii=True) for entry in expected)
     (FOLDER / "expected.json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 

@@ -28,18 +28,29 @@ from tests.support.sampling import Row, make_sampling
 assert CHECKS_ADDRESSES, "run these with NANOVLLM_CHECK=1"
 
 HOST = host_target()
-SPECS = [Spec(HOST, "float32", "int8"), Spec(HOST, "bfloat16", "float32"), Spec(Target(lanes=4), "int8", "bfloat16")]
+SPECS = [
+    Spec(HOST, "float32", "int8"),
+    Spec(HOST, "bfloat16", "float32"),
+    Spec(Target(lanes=4), "int8", "bfloat16"),
+]
 """Each type of weights and of the cache once, and vectors of two widths: what takes long is to compile them."""
 
 SHAPES: list[dict[str, Any]] = [
-    {"n_embd": 64, "n_head": 8, "vocab_size": 64},  # rows end where panels do, heads are narrower than vectors
+    {
+        "n_embd": 64,
+        "n_head": 8,
+        "vocab_size": 64,
+    },  # rows end where panels do, heads are narrower than vectors
     {"n_embd": 128, "n_head": 2, "n_inner": 256, "vocab_size": 128},
     {"n_embd": 27, "n_head": 3, "n_inner": 37, "activation_function": "relu"},
     {"n_embd": 40, "n_head": 1, "n_inner": 5, "n_layer": 1, "vocab_size": 65},
     {"n_embd": 48, "n_head": 48, "n_layer": 1},  # more heads than a piece of a prompt has queries
     {"n_embd": 1, "n_head": 1, "n_inner": 1, "n_layer": 1, "vocab_size": 1},
 ]
-LENGTHS, GROWN = [27, 1, 2, 34], 37  # prompts that fill the buffers to the end together, and what each grows by
+LENGTHS, GROWN = (
+    [27, 1, 2, 34],
+    37,
+)  # prompts that fill the buffers to the end together, and what each grows by
 LONGEST = max(LENGTHS) + GROWN  # all positions that the network has
 
 
@@ -59,7 +70,9 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
     found = []
     for before, after in itertools.pairwise(ends):
         now = [seq[:end] for seq, end in zip(seqs, after, strict=True)]
-        batch = make_batch(now, computed=before, block_size=block_size, block_tables=tables, all_rows=True)
+        batch = make_batch(
+            now, computed=before, block_size=block_size, block_tables=tables, all_rows=True
+        )
         hidden = backend.forward(batch).copy()
         found.append(np.array(backend.logits(hidden)))
         words, has_word = backend.greedy(hidden)
@@ -72,14 +85,24 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.parametrize("config", SHAPES, ids=lambda config: f"{config['n_embd']}-{config['n_head']}")
-def test_whole_steps_stay_inside_their_arrays(tmp_path: Path, spec: Spec, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "config", SHAPES, ids=lambda config: f"{config['n_embd']}-{config['n_head']}"
+)
+def test_whole_steps_stay_inside_their_arrays(
+    tmp_path: Path, spec: Spec, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path, config={"n_positions": LONGEST, **config})
     read = GPT2Config.load(folder)
     for threads, block_size in ((1, 16), (3, 5), (2, 1)):
         for narrow in (False, True):
-            backend = NumbaBackend(read, load_weights(folder, read), spec=spec, narrow_embedding=narrow, num_threads=threads)
+            backend = NumbaBackend(
+                read,
+                load_weights(folder, read),
+                spec=spec,
+                narrow_embedding=narrow,
+                num_threads=threads,
+            )
             for logits in steps(backend, block_size):
                 assert np.isfinite(logits).all()
             backend.close()
@@ -92,22 +115,41 @@ def change(values: np.ndarray, place: int, value: int) -> np.ndarray:
     return changed
 
 
-BATCH = make_batch([[1, 2, 3]] * 20 + [[4, 5, 6, 7]], block_size=4, all_rows=True)  # 64 tokens in 21 blocks
+BATCH = make_batch(
+    [[1, 2, 3]] * 20 + [[4, 5, 6, 7]], block_size=4, all_rows=True
+)  # 64 tokens in 21 blocks
 # A slot that is a little wrong leads out of four arrays, and in places into a neighbour, which is not seen: what is told first depends on the heap.
 BROKEN: dict[str, tuple[str, Callable[[ForwardBatch], ForwardBatch]]] = {
     "slot beyond": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, -1, 21 * 4))),
-    "slot far beyond": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, 5, 1 << 40))),
+    "slot far beyond": (
+        "wrote",
+        lambda batch: replace(batch, slots=change(batch.slots, 5, 1 << 40)),
+    ),
     "slot below": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, 0, -4))),
-    "block beyond": ("read .* keys", lambda batch: replace(batch, block_tables=change(batch.block_tables, -1, 21))),
-    "token beyond": ("read .* token_embedding", lambda batch: replace(batch, token_ids=change(batch.token_ids, 7, 64))),
-    "position beyond": ("read .* position_embedding", lambda batch: replace(batch, positions=change(batch.positions, 63, 71))),
-    "row beyond": ("read .* hidden", lambda batch: replace(batch, logit_rows=change(batch.logit_rows, 0, 64))),
+    "block beyond": (
+        "read .* keys",
+        lambda batch: replace(batch, block_tables=change(batch.block_tables, -1, 21)),
+    ),
+    "token beyond": (
+        "read .* token_embedding",
+        lambda batch: replace(batch, token_ids=change(batch.token_ids, 7, 64)),
+    ),
+    "position beyond": (
+        "read .* position_embedding",
+        lambda batch: replace(batch, positions=change(batch.positions, 63, 71)),
+    ),
+    "row beyond": (
+        "read .* hidden",
+        lambda batch: replace(batch, logit_rows=change(batch.logit_rows, 0, 64)),
+    ),
 }
 
 
 @pytest.fixture
 def backend(tmp_path_factory: pytest.TempPathFactory) -> NumbaBackend:
-    folder = write_checkpoint(tmp_path_factory.mktemp("model"), config={"n_positions": LONGEST, **SHAPES[0]})
+    folder = write_checkpoint(
+        tmp_path_factory.mktemp("model"), config={"n_positions": LONGEST, **SHAPES[0]}
+    )
     config = GPT2Config.load(folder)
     backend = NumbaBackend(config, load_weights(folder, config), spec=SPECS[0], num_threads=1)
     backend.allocate_cache(21, 4)
@@ -115,7 +157,9 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> NumbaBackend:
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_batch_is_reported_and_the_next_one_runs(backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_batch_is_reported_and_the_next_one_runs(
+    backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is broken here the check before a step would have refused, so it is broken behind the check's back."""
     expected = backend.forward(BATCH).copy()
     message, break_batch = BROKEN[name]
@@ -131,7 +175,10 @@ def test_a_broken_batch_is_reported_and_the_next_one_runs(backend: NumbaBackend,
         with pytest.raises(RuntimeError, match=f"forward {message}"):
             backend.forward(BATCH)
     found = backend.forward(BATCH)
-    if name not in {"slot beyond", "slot below"}:  # parts of these land in whatever array is the neighbour, which is not seen
+    if name not in {
+        "slot beyond",
+        "slot below",
+    }:  # parts of these land in whatever array is the neighbour, which is not seen
         np.testing.assert_array_equal(found, expected)
 
 
@@ -152,11 +199,17 @@ ARRAYS = [
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-def test_an_array_that_is_too_short_is_reported(backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_array_that_is_too_short_is_reported(
+    backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What it lacks is the last element of its first axis."""
 
     def watch_less(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Any:
-        return watch(target, entry, [(found, array[:-1] if found == name else array) for found, array in arrays])
+        return watch(
+            target,
+            entry,
+            [(found, array[:-1] if found == name else array) for found, array in arrays],
+        )
 
     with monkeypatch.context() as patch:
         patch.setattr("nanovllm.model.numba_backend.watch", watch_less)
@@ -165,7 +218,9 @@ def test_an_array_that_is_too_short_is_reported(backend: NumbaBackend, name: str
     backend.forward(BATCH)
 
 
-def test_the_report_names_address_size_and_place(backend: NumbaBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_report_names_address_size_and_place(
+    backend: NumbaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ends = []
 
     def watch_less(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Any:
@@ -184,9 +239,13 @@ def test_the_report_names_address_size_and_place(backend: NumbaBackend, monkeypa
 
 def test_a_token_beyond_the_vocabulary_is_reported_by_the_sampler(backend: NumbaBackend) -> None:
     logits = backend.logits(backend.forward(BATCH))
-    backend.row_sampler.sample(logits[:2], row_settings(make_sampling([Row(bias={63: 1.0}), Row()])))
+    backend.row_sampler.sample(
+        logits[:2], row_settings(make_sampling([Row(bias={63: 1.0}), Row()]))
+    )
     with pytest.raises(RuntimeError, match="sample_rows read 4 bytes"):
-        backend.row_sampler.sample(logits[:2], row_settings(make_sampling([Row(bias={10**9: 1.0}), Row()])))
+        backend.row_sampler.sample(
+            logits[:2], row_settings(make_sampling([Row(bias={10**9: 1.0}), Row()]))
+        )
 
 
 def double(v: Vectors, numbers: Value, count: Value) -> None:
@@ -216,9 +275,14 @@ def test_a_kernel_that_goes_one_vector_too_far_is_caught_and_does_no_harm() -> N
     numbers, behind = memory[:32], memory[32:]
     checked_run(numbers, 32)
     end = numbers.ctypes.data + 32 * F32_BYTES
-    with pytest.raises(RuntimeError, match=f"double read {HOST.lanes * F32_BYTES} bytes at address {end:#x}.*; 3 accesses"):
+    with pytest.raises(
+        RuntimeError,
+        match=f"double read {HOST.lanes * F32_BYTES} bytes at address {end:#x}.*; 3 accesses",
+    ):
         checked_run(numbers, 32 + HOST.lanes)
     assert (numbers == 4.0).all()
     assert (behind == 1.0).all()
-    with pytest.raises(RuntimeError, match="double read"):  # an access that begins inside and ends outside
+    with pytest.raises(
+        RuntimeError, match="double read"
+    ):  # an access that begins inside and ends outside
         checked_run(numbers[:31], 32)

@@ -25,7 +25,9 @@ SEQS = [list(range(1, 41)), [7], [9, 8, 7], list(range(90, 30, -1))]
 def logits_of(backend: Any) -> np.ndarray:
     backend.allocate_cache(40, BLOCK_SIZE)
     backend.fill_blocks(list(range(40)), np.nan)
-    return np.array(backend.logits(backend.forward(make_batch(SEQS, block_size=BLOCK_SIZE, all_rows=True))))
+    return np.array(
+        backend.logits(backend.forward(make_batch(SEQS, block_size=BLOCK_SIZE, all_rows=True)))
+    )
 
 
 SHAPES: list[dict[str, Any]] = [
@@ -38,24 +40,35 @@ SHAPES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("target", WHOLE_TARGETS)
 @pytest.mark.parametrize("config", SHAPES)
-def test_every_vector_width_agrees_with_numpy(tmp_path: Path, target: Target, config: dict[str, Any]) -> None:
+def test_every_vector_width_agrees_with_numpy(
+    tmp_path: Path, target: Target, config: dict[str, Any]
+) -> None:
     folder = write_checkpoint(tmp_path, config=config)
     read = GPT2Config.load(folder)
     ours = logits_of(NumbaBackend(read, load_weights(folder, read), spec=Spec(target)))
     np.testing.assert_allclose(ours, logits_of(NumpyBackend.load(folder)), rtol=0, atol=1e-4)
 
 
-NARROW = [("bfloat16", None, "auto"), ("float32", "int8", "auto"), ("float32", None, "int8"), ("bfloat16", "int8", "int8")]
+NARROW = [
+    ("bfloat16", None, "auto"),
+    ("float32", "int8", "auto"),
+    ("float32", None, "int8"),
+    ("bfloat16", "int8", "int8"),
+]
 
 
 def load_narrow(folder: Path, kind: tuple[str, str | None, str], **options: Any) -> NumbaBackend:
     dtype, quantization, cache = kind
-    return NumbaBackend.load(folder, dtype=dtype, quantization=quantization, kv_cache_dtype=cache, **options)
+    return NumbaBackend.load(
+        folder, dtype=dtype, quantization=quantization, kv_cache_dtype=cache, **options
+    )
 
 
 @pytest.mark.parametrize("kind", NARROW)
 @pytest.mark.parametrize("config", SHAPES)
-def test_narrow_types_are_near_float32(tmp_path: Path, kind: tuple[str, str | None, str], config: dict[str, Any]) -> None:
+def test_narrow_types_are_near_float32(
+    tmp_path: Path, kind: tuple[str, str | None, str], config: dict[str, Any]
+) -> None:
     folder = write_checkpoint(tmp_path, config=config)
     exact, ours = logits_of(NumpyBackend.load(folder)), logits_of(load_narrow(folder, kind))
     assert np.isfinite(ours).all()
@@ -63,25 +76,44 @@ def test_narrow_types_are_near_float32(tmp_path: Path, kind: tuple[str, str | No
     assert not np.array_equal(ours, exact)
 
 
-AUTO = {("float32", None): "float32", ("bfloat16", None): "bfloat16", ("float32", "int8"): "bfloat16", ("bfloat16", "int8"): "bfloat16"}
+AUTO = {
+    ("float32", None): "float32",
+    ("bfloat16", None): "bfloat16",
+    ("float32", "int8"): "bfloat16",
+    ("bfloat16", "int8"): "bfloat16",
+}
 
 
 @pytest.mark.parametrize("weights", AUTO)
-def test_the_caches_type_follows_from_that_of_the_weights(tmp_path: Path, weights: tuple[str, str | None]) -> None:
+def test_the_caches_type_follows_from_that_of_the_weights(
+    tmp_path: Path, weights: tuple[str, str | None]
+) -> None:
     dtype, quantization = weights
-    backend = NumbaBackend.load(write_checkpoint(tmp_path), dtype=dtype, quantization=quantization, num_threads=1)
-    assert (backend.weight_dtype, backend.cache_dtype, backend.num_threads) == (quantization or dtype, AUTO[weights], 1)
+    backend = NumbaBackend.load(
+        write_checkpoint(tmp_path), dtype=dtype, quantization=quantization, num_threads=1
+    )
+    assert (backend.weight_dtype, backend.cache_dtype, backend.num_threads) == (
+        quantization or dtype,
+        AUTO[weights],
+        1,
+    )
 
 
 @pytest.mark.parametrize("kind", [("float32", None, "auto"), *NARROW])
 @pytest.mark.parametrize("config", SHAPES)
 def test_a_sequences_bits_depend_on_nothing_else(
-    tmp_path: Path, kind: tuple[str, str | None, str], config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    kind: tuple[str, str | None, str],
+    config: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Alone, in a batch, token by token, in odd chunks, in other blocks, on one thread or on three: the same bits."""
     monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path, config=config)
-    together = np.split(logits_of(load_narrow(folder, kind, num_threads=3)), np.cumsum([len(seq) for seq in SEQS])[:-1])
+    together = np.split(
+        logits_of(load_narrow(folder, kind, num_threads=3)),
+        np.cumsum([len(seq) for seq in SEQS])[:-1],
+    )
     backend = load_narrow(folder, kind, num_threads=1)
     for seq, expected in zip(SEQS, together, strict=True):
         for cuts in ([len(seq)], list(range(1, len(seq) + 1)), [*range(5, len(seq), 7), len(seq)]):
@@ -90,23 +122,41 @@ def test_a_sequences_bits_depend_on_nothing_else(
             blocks = [(11 * block + 5) % 40 for block in range(-(-len(seq) // BLOCK_SIZE))]
             done, rows = 0, []
             for cut in cuts:
-                batch = make_batch([seq[:cut]], computed=[done], block_size=BLOCK_SIZE, block_tables=[blocks], all_rows=True)
+                batch = make_batch(
+                    [seq[:cut]],
+                    computed=[done],
+                    block_size=BLOCK_SIZE,
+                    block_tables=[blocks],
+                    all_rows=True,
+                )
                 rows.append(np.array(backend.logits(backend.forward(batch))))
                 done = cut
             np.testing.assert_array_equal(np.concatenate(rows), expected)
 
 
 @pytest.mark.parametrize("threads", [2, 3, 5])
-def test_bits_do_not_depend_on_the_number_of_threads(tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bits_do_not_depend_on_the_number_of_threads(
+    tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path)
-    np.testing.assert_array_equal(logits_of(NumbaBackend.load(folder, num_threads=threads)), logits_of(NumbaBackend.load(folder, num_threads=1)))
+    np.testing.assert_array_equal(
+        logits_of(NumbaBackend.load(folder, num_threads=threads)),
+        logits_of(NumbaBackend.load(folder, num_threads=1)),
+    )
 
 
 def test_a_second_model_of_another_size_compiles_nothing(tmp_path: Path) -> None:
     logits_of(NumbaBackend.load(write_checkpoint(tmp_path / "one")))
     before = load_library.cache_info()
-    logits_of(NumbaBackend.load(write_checkpoint(tmp_path / "two", config={"n_embd": 40, "n_head": 5, "n_layer": 3, "activation_function": "relu"})))
+    logits_of(
+        NumbaBackend.load(
+            write_checkpoint(
+                tmp_path / "two",
+                config={"n_embd": 40, "n_head": 5, "n_layer": 3, "activation_function": "relu"},
+            )
+        )
+    )
     after = load_library.cache_info()
     assert after.misses == before.misses
     assert after.hits == before.hits + 1

@@ -28,7 +28,15 @@ CASES = "tests/model/kernels/checked_cases.py"
 def run_checked(*command: str, check: str = "1", folder: Path) -> str:
     """What Python says when it runs with NANOVLLM_CHECK set."""
     env = os.environ | {"NANOVLLM_CHECK": check, CACHE_VARIABLE: str(folder)}
-    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -40,14 +48,20 @@ def test_whole_steps_under_the_check(tmp_path: Path) -> None:
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize(("value", "expected"), [("1", "True True\n"), ("0", "False False\n"), ("", "False False\n")])
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", "True True\n"), ("0", "False False\n"), ("", "False False\n")]
+)
 def test_the_environment_asks_for_the_check(tmp_path: Path, value: str, expected: str) -> None:
     ask = "from nanovllm.model.kernels.target import Target, host_target; print(host_target().check, Target(4).check)"
     assert run_checked("-c", ask, check=value, folder=tmp_path) == expected
 
 
-def test_code_that_checks_is_neither_kept_nor_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled")
+def test_code_that_checks_is_neither_kept_nor_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled"
+    )
     store, spec = ObjectCache(tmp_path / "kernels"), Spec(TARGET)
     assert load_image(spec, store) == b"compiled"
     assert not store.folder.exists()
@@ -59,7 +73,9 @@ def test_code_that_checks_is_neither_kept_nor_loaded(tmp_path: Path, monkeypatch
 def look_up(size: int, *, writes: bool) -> Any:
     @intrinsic
     def ask(typing_context: Any, address: Any) -> Any:
-        return types.intp(types.intp), lambda context, builder, signature, arguments: checked(builder, arguments[0], size, writes=writes)
+        return types.intp(types.intp), lambda context, builder, signature, arguments: checked(
+            builder, arguments[0], size, writes=writes
+        )
 
     @compiled
     def run(address: int) -> int:
@@ -72,9 +88,20 @@ def look_up(size: int, *, writes: bool) -> Any:
 @pytest.mark.parametrize("size", [1, 4, 64])
 def test_what_is_inside_an_array_and_nothing_else_passes(size: int, writes: bool) -> None:
     memory = np.zeros(1000, dtype=np.uint8)
-    arrays = {"first": memory[100:164], "second": memory[300:301], "third": memory[164:200], "none": memory[500:500]}
+    arrays = {
+        "first": memory[100:164],
+        "second": memory[300:301],
+        "third": memory[164:200],
+        "none": memory[500:500],
+    }
     ranges = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays.values()]
-    for address in [*range(memory.ctypes.data, memory.ctypes.data + 600), 0, -1, 2**63 - 1, -(2**63)]:
+    for address in [
+        *range(memory.ctypes.data, memory.ctypes.data + 600),
+        0,
+        -1,
+        2**63 - 1,
+        -(2**63),
+    ]:
         fits = any(start <= address and address + size <= end for start, end in ranges)
         message = ""
         try:
@@ -85,7 +112,9 @@ def test_what_is_inside_an_array_and_nothing_else_passes(size: int, writes: bool
         assert (found == address) == fits
         assert (message == "") == fits
         if message:
-            assert message.startswith(f"look_up {'wrote' if writes else 'read'} {size} bytes at address {address:#x}, ")
+            assert message.startswith(
+                f"look_up {'wrote' if writes else 'read'} {size} bytes at address {address:#x}, "
+            )
 
 
 def test_only_the_first_fault_is_described_and_all_are_counted() -> None:
@@ -110,5 +139,12 @@ def test_where_the_target_does_not_check_nothing_is_looked_at() -> None:
 
 
 def test_sizes_are_those_of_memory() -> None:
-    kinds = [ir.IntType(8), ir.IntType(64), ir.FloatType(), ir.DoubleType(), ir.VectorType(ir.FloatType(), 16), ir.VectorType(ir.IntType(16), 8)]
+    kinds = [
+        ir.IntType(8),
+        ir.IntType(64),
+        ir.FloatType(),
+        ir.DoubleType(),
+        ir.VectorType(ir.FloatType(), 16),
+        ir.VectorType(ir.IntType(16), 8),
+    ]
     assert [size_of(kind) for kind in kinds] == [1, 8, 4, 8, 64, 16]

@@ -15,14 +15,38 @@ from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.layernorm import make_layer_norm
 from nanovllm.model.kernels.matmul import make_product
 from nanovllm.model.kernels.memory import linear_at, parameters_at
-from nanovllm.model.kernels.packing import aligned_zeros, pack_panels, pack_rows, round_up, to_bfloat16
-from nanovllm.model.kernels.parameters import ACTIVATION_NAMES, ADD_TO_RESIDUAL, LINEAR, NOTES_BYTES, OUTLIER_NOTES, PARAMETERS, STORE
-from nanovllm.model.kernels.quantise import make_insert, make_quantise_row, make_quantise_signed, make_round_row, make_widen_row
+from nanovllm.model.kernels.packing import (
+    aligned_zeros,
+    pack_panels,
+    pack_rows,
+    round_up,
+    to_bfloat16,
+)
+from nanovllm.model.kernels.parameters import (
+    ACTIVATION_NAMES,
+    ADD_TO_RESIDUAL,
+    LINEAR,
+    NOTES_BYTES,
+    OUTLIER_NOTES,
+    PARAMETERS,
+    STORE,
+)
+from nanovllm.model.kernels.quantise import (
+    make_insert,
+    make_quantise_row,
+    make_quantise_signed,
+    make_round_row,
+    make_widen_row,
+)
 from nanovllm.model.kernels.target import PER_WORD, WEIGHT_TYPES, Target
 from tests.support.targets import TARGETS
 
 
-@pytest.fixture(scope="module", params=TARGETS, ids=lambda target: f"{target.lanes}{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}")
+@pytest.fixture(
+    scope="module",
+    params=TARGETS,
+    ids=lambda target: f"{target.lanes}{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}",
+)
 def target(request: pytest.FixtureRequest) -> Target:
     found = request.param
     assert isinstance(found, Target)
@@ -69,12 +93,36 @@ class Product:
         self.target, self.kind = target, kind
         product = make_product(target, kind)
 
-        def run(address: int, linear: int, thread: int, a: int, a_stride: int, count: int, notes: int, out: int, out_stride: int) -> None:
+        def run(
+            address: int,
+            linear: int,
+            thread: int,
+            a: int,
+            a_stride: int,
+            count: int,
+            notes: int,
+            out: int,
+            out_stride: int,
+        ) -> None:
             p = parameters_at(address)
-            product(p, linear_at(linear), linear_at(linear), thread, p.work, a, a_stride, count, notes, out, out_stride)
+            product(
+                p,
+                linear_at(linear),
+                linear_at(linear),
+                thread,
+                p.work,
+                a,
+                a_stride,
+                count,
+                notes,
+                out,
+                out_stride,
+            )
 
         self.run = compiled(run)
-        self._packed: tuple[np.ndarray, np.ndarray] | None = None  # the weight of the last call, which is often that of the next, and its panels
+        self._packed: tuple[np.ndarray, np.ndarray] | None = (
+            None  # the weight of the last call, which is often that of the next, and its panels
+        )
 
     def _panels(self, weight: np.ndarray) -> np.ndarray:
         if self._packed is None or self._packed[0] is not weight:
@@ -82,7 +130,14 @@ class Product:
         return self._packed[1]
 
     def __call__(
-        self, rows: np.ndarray, weight: np.ndarray, bias: np.ndarray, *, threads: int = 1, finish: int = STORE, **extra: np.ndarray
+        self,
+        rows: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        *,
+        threads: int = 1,
+        finish: int = STORE,
+        **extra: np.ndarray,
     ) -> np.ndarray:
         """The product by each of `threads` shares in turn; `extra` are arrays for the linear layer's record, and `notes`.
 
@@ -90,16 +145,34 @@ class Product:
         """
         width = self.target.panel_width
         notes = extra.pop("notes", np.zeros((rows.shape[0], NOTES_BYTES // 4), dtype=np.float32))
-        panels, biases, work = self._panels(weight), pack_rows([bias], width), np.zeros(8, dtype=np.int64)
-        scratch, linear, record = aligned_zeros(96 * width), np.zeros(1, dtype=LINEAR), np.zeros(1, dtype=PARAMETERS)
-        linear["finish"], linear["steps"], linear["panels"] = finish, panels.shape[1], panels.shape[0]
+        panels, biases, work = (
+            self._panels(weight),
+            pack_rows([bias], width),
+            np.zeros(8, dtype=np.int64),
+        )
+        scratch, linear, record = (
+            aligned_zeros(96 * width),
+            np.zeros(1, dtype=LINEAR),
+            np.zeros(1, dtype=PARAMETERS),
+        )
+        linear["finish"], linear["steps"], linear["panels"] = (
+            finish,
+            panels.shape[1],
+            panels.shape[0],
+        )
         linear["weight"], linear["bias"] = panels.ctypes.data, biases.ctypes.data
         if "outlier_places" in extra:
             linear["outliers"] = extra["outlier_places"].size
         for name, array in extra.items():
             linear[name] = array.ctypes.data
-        record["threads"], record["work"], record["scratch"] = threads, work.ctypes.data, scratch.ctypes.data
-        padded = np.zeros((rows.shape[0], round_up(rows.shape[1], PER_WORD[self.kind])), dtype=rows.dtype)
+        record["threads"], record["work"], record["scratch"] = (
+            threads,
+            work.ctypes.data,
+            scratch.ctypes.data,
+        )
+        padded = np.zeros(
+            (rows.shape[0], round_up(rows.shape[1], PER_WORD[self.kind])), dtype=rows.dtype
+        )
         padded[:, : rows.shape[1]] = rows
         out = aligned_zeros(rows.shape[0] * (biases.shape[1] + 16)).reshape(rows.shape[0], -1)
         out[:], out[:, -16:] = RESIDUAL if finish == ADD_TO_RESIDUAL else 0, BESIDE
@@ -132,8 +205,14 @@ def test_product_is_numpys(products: dict[str, Product], count: int, d_in: int, 
 
 @pytest.mark.parametrize("count", [1, 7, 65])
 @pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3001, 5)])
-def test_product_of_bfloat16_is_that_of_the_rounded_numbers(products: dict[str, Product], count: int, d_in: int, d_out: int) -> None:
-    rows, weight, bias = to_bfloat16(numbers(count, d_in)), to_bfloat16(numbers(d_in, d_out, seed=1)), numbers(d_out, seed=2)
+def test_product_of_bfloat16_is_that_of_the_rounded_numbers(
+    products: dict[str, Product], count: int, d_in: int, d_out: int
+) -> None:
+    rows, weight, bias = (
+        to_bfloat16(numbers(count, d_in)),
+        to_bfloat16(numbers(d_in, d_out, seed=1)),
+        numbers(d_out, seed=2),
+    )
     out = products["bfloat16"](rows, weight, bias)
     expected = widened(rows).astype(np.float64) @ widened(weight).astype(np.float64) + bias
     np.testing.assert_allclose(out[:, :d_out], expected, rtol=0, atol=4e-5 * np.sqrt(d_in))
@@ -142,12 +221,21 @@ def test_product_of_bfloat16_is_that_of_the_rounded_numbers(products: dict[str, 
 @pytest.mark.parametrize("count", [1, 7, 65])
 @pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3300, 5)])
 @pytest.mark.parametrize("outliers", [0, 1, 16])
-def test_product_of_bytes_is_exact_but_for_its_scales(products: dict[str, Product], count: int, d_in: int, d_out: int, outliers: int) -> None:
+def test_product_of_bytes_is_exact_but_for_its_scales(
+    products: dict[str, Product], count: int, d_in: int, d_out: int, outliers: int
+) -> None:
     width, random = products["int8"].target.panel_width, np.random.default_rng(3)
     rows = random.integers(0, 256, (count, d_in), dtype=np.uint8)
     weight = random.integers(-127, 128, (d_in, d_out), dtype=np.int8)
-    scales, row_scales, zero_points = numbers(d_out, seed=4), numbers(count, seed=5), random.integers(0, 256, count, dtype=np.int32)
-    sides, outlier_weight = numbers(count, outliers, seed=6), numbers(max(outliers, 1), d_out, seed=7)
+    scales, row_scales, zero_points = (
+        numbers(d_out, seed=4),
+        numbers(count, seed=5),
+        random.integers(0, 256, count, dtype=np.int32),
+    )
+    sides, outlier_weight = (
+        numbers(count, outliers, seed=6),
+        numbers(max(outliers, 1), d_out, seed=7),
+    )
     notes = np.zeros((count, NOTES_BYTES // 4), dtype=np.float32)
     notes[:, 0], notes[:, 1] = row_scales, zero_points.view(np.float32)
     notes[:, OUTLIER_NOTES : OUTLIER_NOTES + outliers] = sides
@@ -159,7 +247,11 @@ def test_product_of_bytes_is_exact_but_for_its_scales(products: dict[str, Produc
         outlier_places=np.zeros(outliers, dtype=np.int32), outlier_weight=pack_rows(list(outlier_weight), width),
     )  # fmt: skip
     exact = (rows.astype(np.int64) - zero_points[:, None]) @ weight.astype(np.int64)
-    expected = exact * (row_scales[:, None].astype(np.float64) * scales) + sides.astype(np.float64) @ outlier_weight[:outliers] + bias
+    expected = (
+        exact * (row_scales[:, None].astype(np.float64) * scales)
+        + sides.astype(np.float64) @ outlier_weight[:outliers]
+        + bias
+    )
     np.testing.assert_allclose(out[:, :d_out], expected, rtol=1e-5, atol=1e-4)
 
 
@@ -167,21 +259,32 @@ def test_product_of_bytes_is_exact_but_for_its_scales(products: dict[str, Produc
 def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], count: int) -> None:
     """Along a short panel a few rows at a time, along a long one all together."""
     for d_in in (40, 1700):
-        rows, weight, bias = numbers(count, d_in), numbers(d_in, 70, seed=1) / np.float32(d_in), numbers(70, seed=2)
+        rows, weight, bias = (
+            numbers(count, d_in),
+            numbers(d_in, 70, seed=1) / np.float32(d_in),
+            numbers(70, seed=2),
+        )
         stored = products["float32"](rows, weight, bias)[:, :70]
         added = products["float32"](rows, weight, bias, finish=ADD_TO_RESIDUAL)[:, :70]
         np.testing.assert_array_equal(added, RESIDUAL + stored)
-        activated = products["float32"](rows, weight, bias, finish=ACTIVATION_NAMES.index("relu"))[:, :70]
+        activated = products["float32"](rows, weight, bias, finish=ACTIVATION_NAMES.index("relu"))[
+            :, :70
+        ]
         np.testing.assert_array_equal(activated, np.maximum(stored, 0))
         narrow = to_bfloat16(rows), to_bfloat16(weight)
         stored = products["bfloat16"](*narrow, bias)[:, :70]
         activated = products["bfloat16"](*narrow, bias, finish=ACTIVATION_NAMES.index("relu"))
-        np.testing.assert_array_equal(np.ascontiguousarray(activated).view(np.uint16)[:, :70], to_bfloat16(np.maximum(stored, 0)))
+        np.testing.assert_array_equal(
+            np.ascontiguousarray(activated).view(np.uint16)[:, :70],
+            to_bfloat16(np.maximum(stored, 0)),
+        )
 
 
 @pytest.mark.parametrize("d_in", [500, 3700])
 @pytest.mark.parametrize("kind", WEIGHT_TYPES)
-def test_a_rows_bits_depend_on_nothing_but_the_row(products: dict[str, Product], kind: str, d_in: int) -> None:
+def test_a_rows_bits_depend_on_nothing_but_the_row(
+    products: dict[str, Product], kind: str, d_in: int
+) -> None:
     most = 130
     rows, weight, bias = numbers(most, d_in), numbers(d_in, 150, seed=1), numbers(150, seed=2)
     extra: dict[str, Any] = {}
@@ -190,7 +293,10 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(products: dict[str, Product],
         rows, weight = to_bfloat16(rows), to_bfloat16(weight)
     elif kind == "int8":
         random, width = np.random.default_rng(3), products[kind].target.panel_width
-        rows, weight = random.integers(0, 256, rows.shape, dtype=np.uint8), random.integers(-127, 128, weight.shape, dtype=np.int8)
+        rows, weight = (
+            random.integers(0, 256, rows.shape, dtype=np.uint8),
+            random.integers(-127, 128, weight.shape, dtype=np.int8),
+        )
         notes = numbers(*notes.shape, seed=4)
         notes[:, 1] = random.integers(0, 256, most, dtype=np.int32).view(np.float32)
         extra = {
@@ -203,12 +309,16 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(products: dict[str, Product],
         return products[kind](rows[begin:end], weight, bias, threads=threads, **given)
 
     alone = np.concatenate([product(row, row + 1, 1) for row in range(most)])
-    for count, threads in itertools.product((2, 6, 12, 13, 14, 24, 25, 61, 64, 65, 96, 97, most), (1, 2, 3, 7)):
+    for count, threads in itertools.product(
+        (2, 6, 12, 13, 14, 24, 25, 61, 64, 65, 96, 97, most), (1, 2, 3, 7)
+    ):
         np.testing.assert_array_equal(product(0, count, threads), alone[:count])
 
 
 def test_rounding_to_bfloat16_is_packings(target: Target) -> None:
-    values = np.concatenate([numbers(77), [0.0, -0.0, 1e-40, 3e38, np.inf, -np.inf, 1.00390625, 1.01171875]]).astype(np.float32)
+    values = np.concatenate(
+        [numbers(77), [0.0, -0.0, 1e-40, 3e38, np.inf, -np.inf, 1.00390625, 1.01171875]]
+    ).astype(np.float32)
     out = np.zeros(values.size + 1, dtype=np.uint16)
     call(make_round_row(target), 3)(values.ctypes.data, out.ctypes.data, values.size)
     np.testing.assert_array_equal(out[:-1], to_bfloat16(values))
@@ -234,7 +344,9 @@ def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> N
     expected = np.clip(np.rint(values * inverse) + zero_point, 0, 255)
     assert notes[1:2].view(np.int32) == zero_point
     np.testing.assert_array_equal(out[:count], expected)
-    np.testing.assert_allclose((out[:count] - zero_point) * notes[0], values, rtol=0, atol=0.51 * float(extent) / 255)
+    np.testing.assert_allclose(
+        (out[:count] - zero_point) * notes[0], values, rtol=0, atol=0.51 * float(extent) / 255
+    )
     source[0] = np.nan
     run(*arguments)
     assert np.isnan(notes[0]), "a row that is not finite must not look as if it were"
@@ -247,9 +359,13 @@ def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> N
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_signed_bytes_are_numpys(target: Target, count: int) -> None:
     source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
-    call(make_quantise_signed(target), 4)(source.ctypes.data, out.ctypes.data, scale.ctypes.data, count)
+    call(make_quantise_signed(target), 4)(
+        source.ctypes.data, out.ctypes.data, scale.ctypes.data, count
+    )
     largest = np.abs(source[:count]).max()
-    np.testing.assert_array_equal(out[:count], np.rint(source[:count] * (np.float32(127) / largest)))
+    np.testing.assert_array_equal(
+        out[:count], np.rint(source[:count] * (np.float32(127) / largest))
+    )
     assert not out[count:].any()
     np.testing.assert_allclose(scale, largest / 127, rtol=1e-6)
 
@@ -262,15 +378,30 @@ def test_a_word_is_filled_place_by_place(target: Target, per_word: int, dtype: t
     rows = [random.integers(0, np.iinfo(dtype).max, 32, dtype=dtype) for _ in range(per_word)]
     for place, row in enumerate(rows):
         run(row.ctypes.data, words.ctypes.data, place, 32)
-        np.testing.assert_array_equal(words.view(dtype).reshape(32, per_word)[:, : place + 1].T, rows[: place + 1])
-        assert not words.view(dtype).reshape(32, per_word)[:, place + 1 :].any(), "what comes after a new token is zero"
+        np.testing.assert_array_equal(
+            words.view(dtype).reshape(32, per_word)[:, : place + 1].T, rows[: place + 1]
+        )
+        assert not words.view(dtype).reshape(32, per_word)[:, place + 1 :].any(), (
+            "what comes after a new token is zero"
+        )
 
 
 @pytest.mark.parametrize("name", ACTIVATION_NAMES)
 def test_activations_are_numpys(target: Target, name: str) -> None:
-    values = np.concatenate([np.linspace(-12, 12, 480), [-1e4, -90, -30, -1e-6, -0.0, 0.0, 1e-6, 30, 90, 1e4], np.zeros(6)]).astype(np.float32)
+    values = np.concatenate(
+        [
+            np.linspace(-12, 12, 480),
+            [-1e4, -90, -30, -1e-6, -0.0, 0.0, 1e-6, 30, 90, 1e4],
+            np.zeros(6),
+        ]
+    ).astype(np.float32)
     values = np.resize(values, 512)
-    out = np.concatenate([finish(target, ACTIVATION_NAMES.index(name), part) for part in np.split(values, values.size // target.panel_width)])
+    out = np.concatenate(
+        [
+            finish(target, ACTIVATION_NAMES.index(name), part)
+            for part in np.split(values, values.size // target.panel_width)
+        ]
+    )
     expected = getattr(activation, name)(values)
     np.testing.assert_allclose(out, expected, rtol=2e-6, atol=1e-6)
     assert {function.__name__ for function in activation.ACTIVATIONS.values()} == set(ACTIVATIONS)
@@ -286,7 +417,14 @@ def _finisher(target: Target) -> Any:
     return compiled(run)
 
 
-def finish(target: Target, kind: int, sums: np.ndarray, *, bias: np.ndarray | None = None, out: np.ndarray | None = None) -> np.ndarray:
+def finish(
+    target: Target,
+    kind: int,
+    sums: np.ndarray,
+    *,
+    bias: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """One row of one panel through a float32 epilogue."""
     bias = np.zeros_like(sums) if bias is None else bias
     out = np.zeros_like(sums) if out is None else out
@@ -299,7 +437,10 @@ def finish(target: Target, kind: int, sums: np.ndarray, *, bias: np.ndarray | No
 def test_the_other_epilogues_add_bias_and_residual(target: Target) -> None:
     width = target.panel_width
     sums, bias, residual = numbers(width), numbers(width, seed=1), numbers(width, seed=2)
-    np.testing.assert_array_equal(finish(target, ADD_TO_RESIDUAL, sums, bias=bias, out=residual.copy()), residual + (sums + bias))
+    np.testing.assert_array_equal(
+        finish(target, ADD_TO_RESIDUAL, sums, bias=bias, out=residual.copy()),
+        residual + (sums + bias),
+    )
     np.testing.assert_array_equal(finish(target, STORE, sums, bias=bias), sums + bias)
 
 
@@ -307,11 +448,23 @@ def test_the_other_epilogues_add_bias_and_residual(target: Target) -> None:
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
 def test_layer_norm_is_numpys(target: Target, d_model: int, mean: float) -> None:
     hidden, gain, bias = (
-        pack_rows([values], 64)[0] for values in (numbers(d_model) + np.float32(mean), numbers(d_model, seed=1), numbers(d_model, seed=2))
+        pack_rows([values], 64)[0]
+        for values in (
+            numbers(d_model) + np.float32(mean),
+            numbers(d_model, seed=1),
+            numbers(d_model, seed=2),
+        )
     )
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
     run = call(make_layer_norm(target), 6)
-    run(hidden.ctypes.data, gain.ctypes.data, bias.ctypes.data, out.ctypes.data, d_model, epsilon.ctypes.data)
+    run(
+        hidden.ctypes.data,
+        gain.ctypes.data,
+        bias.ctypes.data,
+        out.ctypes.data,
+        d_model,
+        epsilon.ctypes.data,
+    )
     expected = layernorm.layer_norm(hidden[None, :d_model], gain[:d_model], bias[:d_model], 1e-5)[0]
     np.testing.assert_allclose(out[:d_model], expected, rtol=1e-4, atol=1e-3 if mean else 1e-5)
     assert not out[d_model:].any()
@@ -330,7 +483,11 @@ def test_softmax_masks_what_is_not_there(target: Target, visible: int, blocks: i
     padded[:visible] = weights
     expected[:, :block_size] = padded.reshape(blocks, block_size)
     scores[:, :block_size].reshape(-1)[visible:] = np.nan
-    narrow, scale, share = scores.copy(), np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
+    narrow, scale, share = (
+        scores.copy(),
+        np.array([0.5], dtype=np.float32),
+        np.zeros(1, dtype=np.float32),
+    )
     sizes = (visible, blocks, block_size, columns, scale.ctypes.data, share.ctypes.data)
     call(make_softmax(target, narrow=False), 7)(scores.ctypes.data, *sizes)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
@@ -338,5 +495,7 @@ def test_softmax_masks_what_is_not_there(target: Target, visible: int, blocks: i
     assert (scores[expected == 0] == 0).all(), "a masked weight is exactly zero"
     share[:] = 0
     call(make_softmax(target, narrow=True), 7)(narrow.ctypes.data, *sizes)
-    np.testing.assert_array_equal(narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1))
+    np.testing.assert_array_equal(
+        narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1)
+    )
     np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)

@@ -81,7 +81,9 @@ compiler.compiled(lambda address, number: None).compile(compiler.ARGUMENTS)
 from numba.core.runtime import rtsys
 print(type(rtsys.library).__name__, numba.njit(lambda n: [str(n)] * 2)(5))
 """
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
     assert answer.stdout.split(maxsplit=1) == ["JITCodeLibrary", "['5', '5']\n"]
 
 
@@ -100,16 +102,29 @@ def test_functions_can_be_called_from_python_too() -> None:
 
 def test_code_calls_nothing_but_the_operating_system() -> None:
     """A symbol that cannot be found when the file is loaded would end the process."""
-    entries: dict[str, Any] = {"third": third, "run_job": helpers.run_job, "help_job": helpers.help_job, "prepare_job": helpers.prepare_job}
+    entries: dict[str, Any] = {
+        "third": third,
+        "run_job": helpers.run_job,
+        "help_job": helpers.help_job,
+        "prepare_job": helpers.prepare_job,
+    }
     for function in entries.values():
         function.compile(ARGUMENTS)
     module = link(entries, create_target_machine(host_processor()))
     values = [*module.functions, *module.global_variables]
-    outside = {value.name for value in values if value.is_declaration and not value.name.startswith("llvm.")}
+    outside = {
+        value.name
+        for value in values
+        if value.is_declaration and not value.name.startswith("llvm.")
+    }
     assert outside <= {f"pthread_{name}" for name in ("mutex_init", "mutex_lock", "mutex_unlock", "cond_init", "cond_wait", "cond_broadcast")} | {
         "AcquireSRWLockExclusive", "ReleaseSRWLockExclusive", "SleepConditionVariableSRW", "WakeAllConditionVariable",
     }  # fmt: skip
-    assert {value.name for value in module.functions if not value.is_declaration and value.linkage == binding.Linkage.external} == set(entries)
+    assert {
+        value.name
+        for value in module.functions
+        if not value.is_declaration and value.linkage == binding.Linkage.external
+    } == set(entries)
 
 
 def test_nothing_of_python_is_left_in_the_code() -> None:
@@ -126,7 +141,9 @@ def test_what_is_kept_is_found_again(store: ObjectCache) -> None:
     assert [path.name for path in files_of(store)] == [f"{KEY}.kernels"]
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "shorter than its head", "changed", "another's"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "short", "shorter than its head", "changed", "another's"]
+)
 def test_a_damaged_file_is_not_loaded(store: ObjectCache, damage: str) -> None:
     store.save(KEY, b"code" * 100)
     (path,) = files_of(store)
@@ -156,7 +173,9 @@ def test_a_folder_that_others_may_write_to_is_not_used(store: ObjectCache, mode:
 
 
 @posix_only
-def test_a_folder_of_somebody_else_is_not_used(store: ObjectCache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_of_somebody_else_is_not_used(
+    store: ObjectCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store.save(KEY, b"code")
     assert store.folder.stat().st_mode & 0o777 == 0o700
     monkeypatch.setattr(os, "geteuid", lambda: store.folder.stat().st_uid + 1)
@@ -182,7 +201,9 @@ def test_only_the_newest_are_kept(store: ObjectCache) -> None:
     fresh = store.folder / "fresh.tmp"
     fresh.write_bytes(b"half")
     store.save("12", b"code")
-    assert {path.name for path in files_of(store)} == {f"{number}.kernels" for number in (4, 6, 7, 8, 9, 10, 11, 12)} | {"fresh.tmp"}
+    assert {path.name for path in files_of(store)} == {
+        f"{number}.kernels" for number in (4, 6, 7, 8, 9, 10, 11, 12)
+    } | {"fresh.tmp"}
 
 
 def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -199,8 +220,15 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 def test_the_key_covers_all_that_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
     processor = Processor("triple", "name", "+features")
-    keys = [cache_key(SPEC, processor), cache_key(Spec(Target(8)), processor), cache_key(Spec(Target(16), "int8"), processor)]
-    keys += [cache_key(SPEC, other) for other in (Processor("x", "name", "+features"), Processor("triple", "x", "+features"))]
+    keys = [
+        cache_key(SPEC, processor),
+        cache_key(Spec(Target(8)), processor),
+        cache_key(Spec(Target(16), "int8"), processor),
+    ]
+    keys += [
+        cache_key(SPEC, other)
+        for other in (Processor("x", "name", "+features"), Processor("triple", "x", "+features"))
+    ]
     keys.append(cache_key(SPEC, Processor("triple", "name", "-features")))
     with monkeypatch.context() as patch:
         patch.setattr(library_module, "SOURCES", "other sources")
@@ -230,12 +258,23 @@ def test_the_processor_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
     """Tried on a copy of the package, as an edit by hand would do it: one byte, and the time of the file put back."""
     package = tmp_path / "nanovllm"
-    shutil.copytree(Path(nanovllm.__file__).parent, package, ignore=shutil.ignore_patterns("bundled", "__pycache__"))
+    shutil.copytree(
+        Path(nanovllm.__file__).parent,
+        package,
+        ignore=shutil.ignore_patterns("bundled", "__pycache__"),
+    )
     kernels = package / "model" / "kernels"
     ask = "from nanovllm.model.kernels import library; print(library.__file__, library.SOURCES)"
 
     def digest() -> str:
-        answer = subprocess.run([sys.executable, "-Bc", ask], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60)
+        answer = subprocess.run(
+            [sys.executable, "-Bc", ask],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         file, found = answer.stdout.split()
         assert Path(file).parent == kernels
         return found
@@ -253,15 +292,23 @@ def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
     assert len(seen) == 5
 
 
-def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(store: ObjectCache, monkeypatch: pytest.MonkeyPatch, image: bytes) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
+def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(
+    store: ObjectCache, monkeypatch: pytest.MonkeyPatch, image: bytes
+) -> None:
+    monkeypatch.setattr(
+        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image
+    )
     monkeypatch.setattr(library_module, "digest_of_sources", lambda: "edited meanwhile")
     assert load_image(SPEC, store) == image
     assert [path.suffix for path in files_of(store)] == [".lock"]
     monkeypatch.undo()
-    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image)
+    monkeypatch.setattr(
+        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image
+    )
     assert load_image(SPEC, store) == image
-    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled again")
+    monkeypatch.setattr(
+        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled again"
+    )
     assert load_image(SPEC, store) == image
 
 
@@ -277,7 +324,10 @@ def _save_and_load(folder: str, number: int) -> bool:
 
 def test_processes_that_write_at_once_never_see_half_a_file(store: ObjectCache) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
-        assert pool.starmap(_save_and_load, [(str(store.folder), number) for number in range(4)]) == [True] * 4
+        assert (
+            pool.starmap(_save_and_load, [(str(store.folder), number) for number in range(4)])
+            == [True] * 4
+        )
     assert [path.name for path in files_of(store)] == [f"{KEY}.kernels"]
 
 
@@ -293,7 +343,11 @@ def _compile_unless_there(folder: str, key: str) -> bool:
 
 def test_of_processes_that_lack_the_same_code_one_compiles_it(store: ObjectCache) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert sorted(pool.starmap(_compile_unless_there, [(str(store.folder), KEY)] * 3)) == [False, False, True]
+        assert sorted(pool.starmap(_compile_unless_there, [(str(store.folder), KEY)] * 3)) == [
+            False,
+            False,
+            True,
+        ]
 
 
 def test_where_a_lock_cannot_be_had_everybody_compiles(tmp_path: Path) -> None:
@@ -310,6 +364,8 @@ def test_a_cached_start_imports_no_numba() -> None:
         "import sys; from nanovllm.model import numba_backend; from nanovllm.model.kernels.target import Spec, host_target;"
         "numba_backend.load_library(Spec(host_target())); print('numba' in sys.modules)"
     )
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60
+    )
     assert answer.stdout == "False\n"
     assert answer.stderr == ""

@@ -27,7 +27,10 @@ TARGETS = [Target(lanes=lanes, is_x86=HOST.is_x86) for lanes in (16, 8, 4) if la
 def test_every_number_is_read(target: Target, streams: int) -> None:
     memory = aligned_zeros(4 * 1024).view(np.int32)
     memory[:] = np.random.default_rng(0).integers(-1000, 1000, memory.shape, dtype=np.int32)
-    assert make_read(target, streams)(memory.ctypes.data, memory.nbytes // streams, 3) == 3 * memory.sum()
+    assert (
+        make_read(target, streams)(memory.ctypes.data, memory.nbytes // streams, 3)
+        == 3 * memory.sum()
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -39,9 +42,17 @@ def test_every_multiply_add_is_done(kind: str) -> None:
     if kind == "float32":
         state[:lanes], state[lanes:], expected = 3.0, 1.0, 1.0 + 100 * 9.0
     elif kind == "bfloat16":
-        state[:lanes].view(np.uint32)[:], state[lanes:], expected = 0x40404040, 1.0, 1.0 + 100 * 2 * 9.0
+        state[:lanes].view(np.uint32)[:], state[lanes:], expected = (
+            0x40404040,
+            1.0,
+            1.0 + 100 * 2 * 9.0,
+        )
     else:
-        state[:lanes].view(np.int32)[:], state[lanes:].view(np.int32)[:], expected = 0x03030303, 1, 1 + 100 * 4 * 9
+        state[:lanes].view(np.int32)[:], state[lanes:].view(np.int32)[:], expected = (
+            0x03030303,
+            1,
+            1 + 100 * 4 * 9,
+        )
     make_peak(kind, HOST)(state.ctypes.data, 100)
     sums = state[lanes:] if kind != "int8" else state[lanes:].view(np.int32)
     changed = sums[sums != 1]

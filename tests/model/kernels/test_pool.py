@@ -47,7 +47,9 @@ def pool(library: Library) -> Iterator[ThreadPool]:
     pool.close()
 
 
-def run(pool: ThreadPool, function: Callable[[int, int], int], *, threads: int, argument: int = 0) -> None:
+def run(
+    pool: ThreadPool, function: Callable[[int, int], int], *, threads: int, argument: int = 0
+) -> None:
     """Run a Python function as if it were compiled."""
     callback = PROTOTYPE(function)
     pool.run(cast(callback, c_void_p).value or 0, argument, threads)
@@ -91,7 +93,9 @@ def test_helpers_that_have_gone_to_sleep_are_woken(pool: ThreadPool) -> None:
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
-def test_a_thread_that_fails_raises_where_the_step_was_called_and_the_pool_goes_on(pool: ThreadPool, failing: int) -> None:
+def test_a_thread_that_fails_raises_where_the_step_was_called_and_the_pool_goes_on(
+    pool: ThreadPool, failing: int
+) -> None:
     with pytest.raises(RuntimeError, match="a thread of the compiled kernels has failed"):
         run(pool, lambda argument, thread: -1 if thread == failing else 0, threads=3)
     assert count_kernel_threads() == 0, "all have come out"
@@ -114,7 +118,10 @@ def test_a_barrier_lets_all_out_when_one_thread_fails(pool: ThreadPool, library:
 
 
 def test_a_helper_that_has_died_does_not_hang_the_step(library: Library) -> None:
-    dying = SimpleNamespace(functions={**library.functions, "help_job": lambda job, thread: 0}, addresses=library.addresses)
+    dying = SimpleNamespace(
+        functions={**library.functions, "help_job": lambda job, thread: 0},
+        addresses=library.addresses,
+    )
     pool = ThreadPool(2, dying)  # type: ignore[arg-type]
     raised: list[str] = []
 
@@ -149,7 +156,9 @@ def test_a_closed_pool_starts_again_when_it_is_needed(pool: ThreadPool) -> None:
     assert sorted(seen) == [0, 1, 2]
 
 
-def test_threads_that_cannot_be_had_are_an_error_that_says_so(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_cannot_be_had_are_an_error_that_says_so(
+    library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start = threading.Thread.start
 
     def refuse(thread: threading.Thread) -> None:
@@ -158,7 +167,9 @@ def test_threads_that_cannot_be_had_are_an_error_that_says_so(library: Library, 
         start(thread)
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="num_threads is 5, but no more than 2 threads can be had; lower it"):
+    with pytest.raises(
+        RuntimeError, match="num_threads is 5, but no more than 2 threads can be had; lower it"
+    ):
         ThreadPool(5, library)
     assert count_kernel_threads() == 0
 
@@ -192,10 +203,19 @@ pool.run(cast(work, c_void_p).value, 0, 3)
 
 
 @pytest.mark.parametrize(
-    "end", ["", "time.sleep(0.1)", "del pool", "pool.close()", "threading.Thread(target=serve, daemon=True).start(); time.sleep(0.05)"]
+    "end",
+    [
+        "",
+        "time.sleep(0.1)",
+        "del pool",
+        "pool.close()",
+        "threading.Thread(target=serve, daemon=True).start(); time.sleep(0.05)",
+    ],
 )
 def test_a_process_ends_well_whatever_its_threads_are_doing(end: str) -> None:
-    subprocess.run([sys.executable, "-c", f"{EXIT}\n{end}"], check=True, timeout=60, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", f"{EXIT}\n{end}"], check=True, timeout=60, stderr=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no fork")
@@ -226,10 +246,14 @@ def test_helpers_need_nothing_of_the_interpreter_in_a_run(library: Library) -> N
     keeping = SimpleNamespace(functions=dict(library.functions), addresses=library.addresses)
     pool = ThreadPool(3, keeping)  # type: ignore[arg-type]
     pool.run(library.addresses["meet"], pool.arrived, 3)
-    keeping.functions["run_job"] = PYFUNCTYPE(c_int32, c_int64, c_int64)(library.addresses["run_job"])
+    keeping.functions["run_job"] = PYFUNCTYPE(c_int32, c_int64, c_int64)(
+        library.addresses["run_job"]
+    )
     for _ in range(20):
         pool.run(library.addresses["meet"], pool.arrived, 3)
-        assert c_int32.from_address(pool.arrived).value == 3 * 100, "all three were at each of the hundred barriers"
+        assert c_int32.from_address(pool.arrived).value == 3 * 100, (
+            "all three were at each of the hundred barriers"
+        )
     assert count_kernel_threads() == 2, "and the helpers are still there"
     pool.close()
     assert count_kernel_threads() == 0

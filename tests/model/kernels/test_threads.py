@@ -8,7 +8,16 @@ import pytest
 
 from nanovllm.model.kernels import system, threads
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.layout import ABORT, ARRIVED, ASLEEP, CONDITION, GENERATION, JOB, LINE_BYTES, LOCK
+from nanovllm.model.kernels.layout import (
+    ABORT,
+    ARRIVED,
+    ASLEEP,
+    CONDITION,
+    GENERATION,
+    JOB,
+    LINE_BYTES,
+    LOCK,
+)
 from nanovllm.model.kernels.packing import aligned_zeros
 
 
@@ -58,7 +67,10 @@ class Job:
 
 
 def in_threads(count: int, function: Any, *arguments: Any) -> list[threading.Thread]:
-    started = [threading.Thread(target=function, args=(*arguments, number), daemon=True) for number in range(count)]
+    started = [
+        threading.Thread(target=function, args=(*arguments, number), daemon=True)
+        for number in range(count)
+    ]
     for thread in started:
         thread.start()
     return started
@@ -116,6 +128,8 @@ def test_nobody_waits_in_a_job_that_has_failed() -> None:
 
 def test_words_that_change_in_a_run_share_no_cache_line() -> None:
     assert Job(spins=0).address % LINE_BYTES == 0
-    lines = [offset // LINE_BYTES for offset in (GENERATION, ARRIVED, ABORT, ASLEEP, LOCK, CONDITION)]
+    lines = [
+        offset // LINE_BYTES for offset in (GENERATION, ARRIVED, ABORT, ASLEEP, LOCK, CONDITION)
+    ]
     assert len(set(lines)) == len(lines)
     assert JOB.itemsize >= CONDITION + 4 * LINE_BYTES
