@@ -20,11 +20,11 @@ from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
 from nanovllm.model.kernels.parameters import (
-    ATTENTION_COUNTERS,
     ITEM_FIELDS,
-    LINEARS_PER_LAYER,
     NO_WORD,
     NOTES_BYTES,
+    PHASES_PER_LAYER,
+    PHASES_PER_STEP,
     QUERY_TILE,
     ROW_BLOCK,
     WORD_BYTES,
@@ -71,7 +71,8 @@ class NumbaBackend:
         self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
         self.memory = KernelMemory()
         self._library = load_library(self._spec)
-        self._pool = ThreadPool(num_threads or default_threads(), self._library)
+        phases = config.layers * PHASES_PER_LAYER + PHASES_PER_STEP
+        self._pool = ThreadPool(num_threads or default_threads(), self._library, phases=phases)
         self._row_sampler = CompiledRowSampler(
             config.vocab, self._pool, self._library, self._spec.target
         )
@@ -288,9 +289,9 @@ class NumbaBackend:
 
     def _run(self, function: str, products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""
-        threads = self._pool.threads if products >= _SHARED_PRODUCTS else 1
+        is_shared = products >= _SHARED_PRODUCTS
+        threads = self._pool.choose_threads(function, products) if is_shared else 1
         self.memory.set(threads=threads)
-        self.memory.arrays["work"][:] = 0
         with watch(self._spec.target, function, self._arrays()):
             self._pool.run(self._library.addresses[function], self.memory.address, threads)
 
@@ -321,13 +322,8 @@ class NumbaBackend:
             "middle_stride": round_up(config.d_ff, self._width) * WORD_BYTES + LINE_BYTES,
             "logits_stride": round_up(config.vocab, self._width) * WORD_BYTES,
         }
-        self.memory.set(**sizes, arrived=self._pool.arrived)
-        line = LINE_BYTES // 8
+        self.memory.set(**sizes, job=self._pool.job, phases=self._pool.phases)
         self.memory.place(
-            work=np.zeros(
-                (config.layers * (LINEARS_PER_LAYER + ATTENTION_COUNTERS) + 1) * line,
-                dtype=np.int64,
-            ),
             epsilon=np.array([config.epsilon], dtype=np.float32),
             scales=np.array(
                 [config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32

@@ -93,7 +93,8 @@ class CompiledRowSampler:
         self._fill(rows, wanted=wanted)
         self._place(logits=logits, likely_ids=likely_ids, logprobs=logprobs, **arrays)
         record = self._record
-        threads = self._pool.threads if rows * vocab >= _SHARED_SCORES else 1
+        is_shared = rows * vocab >= _SHARED_SCORES
+        threads = self._pool.choose_threads("sample_rows", rows * vocab) if is_shared else 1
         record["rows"], record["most"], record["sampling"], record["threads"] = (
             rows,
             most,

@@ -5,9 +5,10 @@ from typing import Any
 from numba.core import event
 from tqdm import tqdm
 
-from nanovllm.model.kernels import helpers
+from nanovllm.model.kernels import helpers, threads
 from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object
-from nanovllm.model.kernels.forward import make_forward, make_greedy, make_logits
+from nanovllm.model.kernels.forward import make_forward
+from nanovllm.model.kernels.head import make_greedy, make_logits
 from nanovllm.model.kernels.processor import Processor
 from nanovllm.model.kernels.sampling import make_sample_rows
 from nanovllm.model.kernels.step import plan_step
@@ -26,6 +27,7 @@ def make_entries(spec: Spec) -> dict[str, Any]:
         "run_job": helpers.run_job,
         "help_job": helpers.help_job,
         "wake_helpers": helpers.wake_helpers,
+        "spin": threads.spin,
     }
 
 

@@ -1,8 +1,9 @@
 """The compiled forward pass: the operations of nanovllm/model/gpt2.py under the same names in the same order.
 
-Several threads enter it at once, each with its number. An operation is divided among them, and between two operations they wait for
-each other, since the second reads what the first wrote. Which thread computes a row, a panel or a head changes nothing about how it is
-computed.
+Several threads enter it at once, each with its number. An operation is a phase (threads.py): the
+threads take its items, and the barrier at its end opens when all are computed, since the next operation
+reads what this one wrote. Which thread computes a row, a panel or a head changes nothing about how it
+is computed.
 
 What a product takes its rows in is the type of the weights: float32 as it is, bfloat16 by whoever makes the row, and int8 by an operation
 of its own where a row is made by several threads, because a row's scale needs the whole row.
@@ -13,12 +14,10 @@ from typing import Any
 
 from nanovllm.model.kernels.attention import AttentionParts, make_attend_prompt, make_attend_token
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.formats import cache_format
-from nanovllm.model.kernels.greedy import make_choose_best, make_clear_best, make_update_best
 from nanovllm.model.kernels.layernorm import make_layer_norm
-from nanovllm.model.kernels.layout import LINE_BYTES
-from nanovllm.model.kernels.matmul import group_rows, make_panel_sums, make_product
+from nanovllm.model.kernels.layout import PHASE_BYTES
+from nanovllm.model.kernels.matmul import make_product
 from nanovllm.model.kernels.memory import (
     INT_BYTES,
     linear_at,
@@ -30,7 +29,6 @@ from nanovllm.model.kernels.memory import (
     parameters_at,
 )
 from nanovllm.model.kernels.parameters import (
-    ATTENTION_COUNTERS,
     ATTENTION_OUT,
     DOWN,
     ITEM_FIELDS,
@@ -38,10 +36,8 @@ from nanovllm.model.kernels.parameters import (
     LINEARS_PER_LAYER,
     NOTES_BYTES,
     QKV,
-    STORE,
     UP,
     WORD_BYTES,
-    best_bytes,
 )  # fmt: skip
 from nanovllm.model.kernels.quantise import (
     make_encode_input,
@@ -49,11 +45,18 @@ from nanovllm.model.kernels.quantise import (
     make_insert,
     make_widen_row,
 )
-from nanovllm.model.kernels.scalars import store_int
 from nanovllm.model.kernels.target import Spec
-from nanovllm.model.kernels.threads import atomic_add, barrier, has_failed
+from nanovllm.model.kernels.threads import barrier, take_item
 
-_LINEAR_BYTES = LINEAR.itemsize
+LINEAR_BYTES = LINEAR.itemsize
+_ATTENTION_PHASES, _FEED_FORWARD_PHASES = 6, 4
+_ITEMS_PER_THREAD = 4  # of a phase over rows: few enough to cost little, enough for one that is late to matter little
+
+
+@compiled
+def rows_per_item(rows: int, threads: int) -> int:
+    """Rows that a thread takes at once in a phase over rows."""
+    return max(1, rows // (_ITEMS_PER_THREAD * threads))
 
 
 @cache
@@ -62,199 +65,105 @@ def make_forward(spec: Spec) -> Any:
 
     `address` is where the record of parameters.py is.
     """
-    layer_norm = make_layer_norm(spec.target)
-    embed = _make_embed(spec)
-    normalise = _make_normalise(spec)
-    multiply = _make_multiply(spec)
-    encode_rows = _make_encode_rows(spec)
-    store_keys_and_values = _make_store(spec)
-    paged_attention = _make_paged_attention(spec)
-    is_int8 = spec.weights == "int8"
+    embed, final_norm = _make_embed(spec), _make_final_norm(spec)
+    self_attention, feed_forward = _make_self_attention(spec), _make_feed_forward(spec)
 
     @compiled
     def forward(address: int, thread: int) -> None:
         p = parameters_at(address)
-        begin, end = p.tokens * thread // p.threads, p.tokens * (thread + 1) // p.threads
-        attended, activated = (p.inputs, p.inputs) if is_int8 else (p.mixed, p.middle)
-        attended_stride, activated_stride = (
-            (p.input_stride, p.input_stride) if is_int8 else (p.hidden_stride, p.middle_stride)
-        )
-        reached = 0
-        embed(p, begin, end)
+        phase = p.phases
+        if not embed(p, thread, phase):
+            return
+        phase += PHASE_BYTES
         for layer in range(p.layers):
-            if has_failed(p.arrived):
+            if not self_attention(p, thread, phase, layer):
                 return
-            row, number = layer * p.hidden_stride, layer * LINEARS_PER_LAYER
-            normalise(
-                p, thread, begin, end, p.attention_gain + row, p.attention_bias + row, number + QKV
-            )
-            reached = meet(p, reached)
-            multiply(p, thread, number + QKV, p.inputs, p.input_stride, p.qkv, p.qkv_stride)
-            reached = meet(p, reached)
-            store_keys_and_values(p, thread, layer)
-            reached = meet(p, reached)
-            paged_attention(p, thread, layer)
-            reached = meet(p, reached)
-            if is_int8:
-                encode_rows(
-                    p, begin, end, p.mixed, p.hidden_stride, p.d_model, number + ATTENTION_OUT
-                )
-                reached = meet(p, reached)
-            multiply(
-                p,
-                thread,
-                number + ATTENTION_OUT,
-                attended,
-                attended_stride,
-                p.hidden,
-                p.hidden_stride,
-            )
-            reached = meet(p, reached)
-
-            normalise(p, thread, begin, end, p.ffn_gain + row, p.ffn_bias + row, number + UP)
-            reached = meet(p, reached)
-            multiply(p, thread, number + UP, p.inputs, p.input_stride, p.middle, p.middle_stride)
-            reached = meet(p, reached)
-            if is_int8:
-                encode_rows(p, begin, end, p.middle, p.middle_stride, p.d_ff, number + DOWN)
-                reached = meet(p, reached)
-            multiply(
-                p, thread, number + DOWN, activated, activated_stride, p.hidden, p.hidden_stride
-            )
-            reached = meet(p, reached)
-        for wanted in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
-            source = p.hidden + load_int(p.logit_rows, wanted) * p.hidden_stride
-            layer_norm(
-                source,
-                p.final_gain,
-                p.final_bias,
-                p.final + wanted * p.hidden_stride,
-                p.d_model,
-                p.epsilon,
-            )
+            phase += _ATTENTION_PHASES * PHASE_BYTES
+            if not feed_forward(p, thread, phase, layer):
+                return
+            phase += _FEED_FORWARD_PHASES * PHASE_BYTES
+        final_norm(p, thread, phase)
 
     return forward
 
 
-@cache
-def make_logits(spec: Spec) -> Any:
-    """logits(address, thread): the head's scores of `rows` rows of normalised hidden states in `final`, in `logits`."""
-    product = make_product(spec.target, spec.weights)
-    encode_final = _make_encode_final(spec)
-    is_float32 = spec.weights == "float32"
+def _make_self_attention(spec: Spec) -> Any:
+    normalise, multiply, encode_rows = (
+        _make_normalise(spec),
+        _make_multiply(spec),
+        make_encode_rows(spec),
+    )
+    store_keys_and_values, paged_attention = _make_store(spec), _make_paged_attention(spec)
+    is_int8 = spec.weights == "int8"
 
     @compiled
-    def logits(address: int, thread: int) -> None:
-        p = parameters_at(address)
-        encode_final(p, thread)
-        rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
-        product(
-            p,
-            head_of(p),
-            linear_at(p.linears),
-            thread,
-            p.work,
-            rows,
-            stride,
-            p.rows,
-            p.input_notes,
-            p.logits,
-            p.logits_stride,
-        )
-
-    return logits
-
-
-@cache
-def make_greedy(spec: Spec) -> Any:
-    """greedy(address, thread): the most likely word of each of `rows` rows of `final`, in `words`, or greedy.py's NO_WORD."""
-    target, width = spec.target, spec.target.panel_width
-    panel_sums, epilogue = (
-        make_panel_sums(target, spec.weights),
-        make_epilogue(target, spec.weights, kinds=(STORE,)),
-    )
-    clear_best, update_best, choose_best = (
-        make_clear_best(target),
-        make_update_best(target),
-        make_choose_best(target),
-    )
-    encode_final = _make_encode_final(spec)
-    is_float32 = spec.weights == "float32"
-    row_bytes, width_bytes = best_bytes(target.lanes), width * WORD_BYTES
-
-    @compiled
-    def greedy(address: int, thread: int) -> None:
-        p = parameters_at(address)
-        head = head_of(p)
-        best, sums = p.best + thread * p.rows * row_bytes, p.scratch + thread * p.scratch_bytes
-        clear_best(best, p.rows)
-        encode_final(p, thread)
-        rows, stride = (p.final, p.hidden_stride) if is_float32 else (p.inputs, p.input_stride)
-        for panel in range(
-            head.panels * thread // p.threads, head.panels * (thread + 1) // p.threads
-        ):
-            column, following = panel * width, head.weight + (panel + 1) * head.steps * width_bytes
-            first = 0
-            while first < p.rows:
-                done = group_rows(head, p.rows - first)
-                panel_sums(head, panel, rows, stride, first, done, p.rows, sums, following)
-                in_place = sums - column * WORD_BYTES  # the epilogue adds the column
-                epilogue(
-                    sums,
-                    done,
-                    head,
-                    column,
-                    in_place,
-                    width_bytes,
-                    p.input_notes + first * NOTES_BYTES,
+    def self_attention(p: Any, thread: int, phase: int, layer: int) -> bool:
+        """hidden += attention(layer_norm(hidden)), in phases from `phase` on; returns whether to go on."""
+        row, number = layer * p.hidden_stride, layer * LINEARS_PER_LAYER
+        gain, bias = p.attention_gain + row, p.attention_bias + row
+        mixed, mixed_stride = p.mixed, p.hidden_stride
+        if is_int8:
+            mixed, mixed_stride = p.inputs, p.input_stride
+        out = number + ATTENTION_OUT
+        return (
+            normalise(p, thread, phase, gain, bias, number + QKV)
+            and multiply(
+                p, thread, phase + PHASE_BYTES, number + QKV, p.inputs, p.input_stride, p.qkv,
+                p.qkv_stride,
+            )
+            and store_keys_and_values(p, thread, phase + 2 * PHASE_BYTES, layer)
+            and paged_attention(p, thread, phase + 3 * PHASE_BYTES, layer)
+            and (
+                not is_int8
+                or encode_rows(
+                    p, thread, phase + 4 * PHASE_BYTES, p.tokens, p.mixed, p.hidden_stride,
+                    p.d_model, out,
                 )
-                for row in range(done):
-                    update_best(
-                        sums + row * width_bytes,
-                        width,
-                        column,
-                        p.vocab,
-                        best + (first + row) * row_bytes,
-                    )
-                first += done
-        meet(p, 0 if is_float32 else p.threads)
-        for row in range(p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads):
-            store_int(
-                p.words, row, choose_best(p.best + row * row_bytes, p.threads, p.rows * row_bytes)
             )
+            and multiply(
+                p, thread, phase + 5 * PHASE_BYTES, out, mixed, mixed_stride, p.hidden,
+                p.hidden_stride,
+            )
+        )  # fmt: skip
 
-    return greedy
+    return self_attention
 
 
-@compiled
-def head_of(p: Any) -> Any:
-    """The record of the head, which comes after all layers."""
-    return linear_at(p.linears + p.layers * LINEARS_PER_LAYER * _LINEAR_BYTES)
-
-
-def _make_encode_final(spec: Spec) -> Any:
-    encode_rows = _make_encode_rows(spec)
-    is_float32 = spec.weights == "float32"
+def _make_feed_forward(spec: Spec) -> Any:
+    normalise, multiply, encode_rows = (
+        _make_normalise(spec),
+        _make_multiply(spec),
+        make_encode_rows(spec),
+    )
+    is_int8 = spec.weights == "int8"
 
     @compiled
-    def encode_final(p: Any, thread: int) -> None:
-        """The rows of `final` as the head takes them, in `inputs`; float32 is taken as it is. Threads meet once, or not at all."""
-        if not is_float32:
-            begin, end = p.rows * thread // p.threads, p.rows * (thread + 1) // p.threads
-            encode_rows(
-                p, begin, end, p.final, p.hidden_stride, p.d_model, p.layers * LINEARS_PER_LAYER
+    def feed_forward(p: Any, thread: int, phase: int, layer: int) -> bool:
+        """hidden += down(activation(up(layer_norm(hidden)))), in phases from `phase` on; returns whether to go on."""
+        row, number = layer * p.hidden_stride, layer * LINEARS_PER_LAYER
+        middle, middle_stride = p.middle, p.middle_stride
+        if is_int8:
+            middle, middle_stride = p.inputs, p.input_stride
+        return (
+            normalise(p, thread, phase, p.ffn_gain + row, p.ffn_bias + row, number + UP)
+            and multiply(
+                p, thread, phase + PHASE_BYTES, number + UP, p.inputs, p.input_stride, p.middle,
+                p.middle_stride,
             )
-            meet(p, 0)
+            and (
+                not is_int8
+                or encode_rows(
+                    p, thread, phase + 2 * PHASE_BYTES, p.tokens, p.middle, p.middle_stride,
+                    p.d_ff, number + DOWN,
+                )
+            )
+            and multiply(
+                p, thread, phase + 3 * PHASE_BYTES, number + DOWN, middle, middle_stride,
+                p.hidden, p.hidden_stride,
+            )
+        )  # fmt: skip
 
-    return encode_final
-
-
-@compiled
-def meet(p: Any, reached: int) -> int:
-    """Wait for all threads; `reached` counts the arrivals of all meetings so far, and so does what is given back."""
-    reached += p.threads
-    barrier(p.arrived, reached)
-    return reached
+    return feed_forward
 
 
 def _make_embed(spec: Spec) -> Any:
@@ -267,42 +176,63 @@ def _make_embed(spec: Spec) -> Any:
     )
 
     @compiled
-    def embed(p: Any, begin: int, end: int) -> None:
-        """hidden = token embedding + position embedding, for tokens begin to end; what fills the row up is zero and stays so."""
-        for token in range(begin, end):
-            hidden = p.hidden + token * p.hidden_stride
-            clear(hidden, p.d_model)
-            row = p.token_embedding + load_int(p.token_ids, token) * p.embedding_bytes
-            if p.embedding_is_narrow:
-                widen_row(row, hidden, p.d_model)
-            else:
-                copy(row, hidden, p.d_model)
-            add(
-                p.position_embedding + load_int(p.positions, token) * p.hidden_stride,
-                hidden,
-                p.d_model,
-            )
+    def embed(p: Any, thread: int, phase: int) -> bool:
+        """hidden = token embedding + position embedding; what fills a row up is zero and stays so."""
+        size = rows_per_item(p.tokens, p.threads)
+        items = (p.tokens + size - 1) // size
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            for token in range(item * size, min(p.tokens, (item + 1) * size)):
+                hidden = p.hidden + token * p.hidden_stride
+                clear(hidden, p.d_model)
+                row = p.token_embedding + load_int(p.token_ids, token) * p.embedding_bytes
+                if p.embedding_is_narrow:
+                    widen_row(row, hidden, p.d_model)
+                else:
+                    copy(row, hidden, p.d_model)
+                position = load_int(p.positions, token)
+                add(p.position_embedding + position * p.hidden_stride, hidden, p.d_model)
+            done += 1
+            item = take_item(phase)
+        return barrier(p.job, phase, thread, done, items)
 
     return embed
 
 
-def _make_encode_rows(spec: Spec) -> Any:
+@cache
+def make_encode_rows(spec: Spec) -> Any:
+    """encode_rows(p, thread, phase, rows, source, stride, count, number) -> whether to go on.
+
+    A phase: `rows` rows of `source` into `inputs`, as product number `number` takes them.
+    """
     encode_input = make_encode_input(spec.target, spec.weights)
 
     @compiled
     def encode_rows(
-        p: Any, begin: int, end: int, source: int, stride: int, count: int, number: int
-    ) -> None:
-        """Rows begin to end of `source` into `inputs`, as product number `number` takes them."""
-        linear = linear_at(p.linears + number * _LINEAR_BYTES)
-        for row in range(begin, end):
-            encode_input(
-                source + row * stride,
-                count,
-                linear,
-                p.inputs + row * p.input_stride,
-                p.input_notes + row * NOTES_BYTES,
-            )
+        p: Any,
+        thread: int,
+        phase: int,
+        rows: int,
+        source: int,
+        stride: int,
+        count: int,
+        number: int,
+    ) -> bool:
+        linear = linear_at(p.linears + number * LINEAR_BYTES)
+        size = rows_per_item(rows, p.threads)
+        items = (rows + size - 1) // size
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            for row in range(item * size, min(rows, (item + 1) * size)):
+                encode_input(
+                    source + row * stride, count, linear, p.inputs + row * p.input_stride,
+                    p.input_notes + row * NOTES_BYTES,
+                )  # fmt: skip
+            done += 1
+            item = take_item(phase)
+        return barrier(p.job, phase, thread, done, items)
 
     return encode_rows
 
@@ -315,19 +245,43 @@ def _make_normalise(spec: Spec) -> Any:
     is_float32 = spec.weights == "float32"
 
     @compiled
-    def normalise(
-        p: Any, thread: int, begin: int, end: int, gain: int, bias: int, number: int
-    ) -> None:
-        """inputs = layer_norm(hidden), for tokens begin to end, as product number `number` takes them."""
-        linear = linear_at(p.linears + number * _LINEAR_BYTES)
-        for token in range(begin, end):
-            out = p.inputs + token * p.input_stride
-            row = out if is_float32 else p.row + thread * p.row_bytes
-            layer_norm(p.hidden + token * p.hidden_stride, gain, bias, row, p.d_model, p.epsilon)
-            if not is_float32:
-                encode_input(row, p.d_model, linear, out, p.input_notes + token * NOTES_BYTES)
+    def normalise(p: Any, thread: int, phase: int, gain: int, bias: int, number: int) -> bool:
+        """inputs = layer_norm(hidden), as product number `number` takes them."""
+        linear = linear_at(p.linears + number * LINEAR_BYTES)
+        size = rows_per_item(p.tokens, p.threads)
+        items = (p.tokens + size - 1) // size
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            for token in range(item * size, min(p.tokens, (item + 1) * size)):
+                out = p.inputs + token * p.input_stride
+                row = out if is_float32 else p.row + thread * p.row_bytes
+                hidden = p.hidden + token * p.hidden_stride
+                layer_norm(hidden, gain, bias, row, p.d_model, p.epsilon)
+                if not is_float32:
+                    notes = p.input_notes + token * NOTES_BYTES
+                    encode_input(row, p.d_model, linear, out, notes)
+            done += 1
+            item = take_item(phase)
+        return barrier(p.job, phase, thread, done, items)
 
     return normalise
+
+
+def _make_final_norm(spec: Spec) -> Any:
+    layer_norm = make_layer_norm(spec.target)
+
+    @compiled
+    def final_norm(p: Any, thread: int, phase: int) -> None:
+        """final = layer_norm(hidden) of the rows that are wanted; the last phase of a run needs no barrier."""
+        row = take_item(phase)
+        while row < p.rows:
+            hidden = p.hidden + load_int(p.logit_rows, row) * p.hidden_stride
+            out = p.final + row * p.hidden_stride
+            layer_norm(hidden, p.final_gain, p.final_bias, out, p.d_model, p.epsilon)
+            row = take_item(phase)
+
+    return final_norm
 
 
 def _make_multiply(spec: Spec) -> Any:
@@ -335,24 +289,21 @@ def _make_multiply(spec: Spec) -> Any:
 
     @compiled
     def multiply(
-        p: Any, thread: int, number: int, rows: int, stride: int, out: int, out_stride: int
-    ) -> None:
-        """Compute a thread's share of product number `number` of the network, counted through all layers, for all tokens."""
-        at = p.linears + number * _LINEAR_BYTES
-        linear, following = linear_at(at), linear_at(at + _LINEAR_BYTES)
-        product(
-            p,
-            linear,
-            following,
-            thread,
-            p.work + number * LINE_BYTES,
-            rows,
-            stride,
-            p.tokens,
-            p.input_notes,
-            out,
-            out_stride,
-        )
+        p: Any,
+        thread: int,
+        phase: int,
+        number: int,
+        rows: int,
+        stride: int,
+        out: int,
+        out_stride: int,
+    ) -> bool:
+        """Product number `number` of the network, counted through all layers, for all tokens."""
+        at = p.linears + number * LINEAR_BYTES
+        return product(
+            p, linear_at(at), linear_at(at + LINEAR_BYTES), thread, phase, rows, stride, p.tokens,
+            p.input_notes, out, out_stride,
+        )  # fmt: skip
 
     return multiply
 
@@ -363,36 +314,41 @@ def _make_store(spec: Spec) -> Any:
     insert = make_insert(spec.target, per_word)
 
     @compiled
-    def store_keys_and_values(p: Any, thread: int, layer: int) -> None:
+    def store_keys_and_values(p: Any, thread: int, phase: int, layer: int) -> bool:
         """Every token's key into a column, its value into a row of its block.
 
-        The work is divided by heads: tokens that share words of the values are stored by one thread, in their order.
+        An item is a group of heads: tokens that share words of the values are stored by one thread,
+        in their order.
         """
         codes = p.row + thread * p.row_bytes
-        for token in range(p.tokens):
-            slot = load_int(p.slots, token)
-            offset = slot % p.block_size
-            blocks = (layer * p.blocks + slot // p.block_size) * p.heads
-            for head in range(p.heads * thread // p.threads, p.heads * (thread + 1) // p.threads):
-                key = p.qkv + token * p.qkv_stride + (p.d_model + head * p.head_dim) * WORD_BYTES
-                place = blocks + head
-                scale = (place * p.block_columns + offset) * WORD_BYTES
-                encode_token(key, p.head_dim, codes, p.key_scales + scale)
-                scatter(
-                    codes,
-                    p.keys + place * p.key_bytes + offset * WORD_BYTES,
-                    p.block_columns * WORD_BYTES,
-                    p.key_steps,
-                )
-                encode_token(
-                    key + p.d_model * WORD_BYTES, p.head_dim, codes, p.value_scales + scale
-                )
-                words = (
-                    p.values
-                    + place * p.value_bytes
-                    + offset // per_word * p.head_columns * WORD_BYTES
-                )
-                insert(codes, words, offset % per_word, p.head_columns)
+        items = min(p.heads, 2 * p.threads)
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            first_head, end_head = p.heads * item // items, p.heads * (item + 1) // items
+            for token in range(p.tokens):
+                slot = load_int(p.slots, token)
+                offset = slot % p.block_size
+                blocks = (layer * p.blocks + slot // p.block_size) * p.heads
+                row = p.qkv + token * p.qkv_stride + p.d_model * WORD_BYTES
+                for head in range(first_head, end_head):
+                    key = row + head * p.head_dim * WORD_BYTES
+                    store_head(p, codes, key, blocks + head, offset)
+            done += 1
+            item = take_item(phase)
+        return barrier(p.job, phase, thread, done, items)
+
+    @compiled
+    def store_head(p: Any, codes: int, key: int, place: int, offset: int) -> None:
+        """The key at address `key` and its value, at an offset in one head's part of a block."""
+        scale = (place * p.block_columns + offset) * WORD_BYTES
+        encode_token(key, p.head_dim, codes, p.key_scales + scale)
+        keys = p.keys + place * p.key_bytes + offset * WORD_BYTES
+        scatter(codes, keys, p.block_columns * WORD_BYTES, p.key_steps)
+        encode_token(key + p.d_model * WORD_BYTES, p.head_dim, codes, p.value_scales + scale)
+        row_bytes = p.head_columns * WORD_BYTES
+        values = p.values + place * p.value_bytes + offset // per_word * row_bytes
+        insert(codes, values, offset % per_word, p.head_columns)
 
     return store_keys_and_values
 
@@ -405,40 +361,55 @@ def _make_paged_attention(spec: Spec) -> Any:
     )
 
     @compiled
-    def paged_attention(p: Any, thread: int, layer: int) -> None:
-        """Every token's attention to its own sequence: decoding sequences whole, the last of them by groups of heads, prompts by pieces and heads.
+    def paged_attention(p: Any, thread: int, phase: int, layer: int) -> bool:
+        """Every token's attention to its own sequence.
 
-        A whole sequence is read in the order of memory; groups let no thread wait long for another at the end.
+        The items are decoding sequences whole, the last of them by groups of heads, then prompts by
+        chunk and head. A whole sequence is read in the order of memory; groups let no thread wait
+        long for another at the end.
         """
-        work = p.work + (p.layers * LINEARS_PER_LAYER + layer * ATTENTION_COUNTERS) * LINE_BYTES
         groups = min(p.threads, p.heads)
         whole = max(0, p.decodes - 2 * p.threads)
-        while True:
-            item = atomic_add(work, 1)
-            sequence, first_head, heads = item, 0, p.heads
-            if item >= whole:
-                sequence, group = whole + (item - whole) // groups, (item - whole) % groups
+        decode_items = whole + (p.decodes - whole) * groups
+        items = decode_items + p.chunks * p.heads
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            if item < whole:
+                decode(p, thread, layer, item, 0, p.heads)
+            elif item < decode_items:
+                group = (item - whole) % groups
                 first_head = p.heads * group // groups
                 heads = p.heads * (group + 1) // groups - first_head
-            if sequence >= p.decodes:
-                break
-            at = sequence * ITEM_FIELDS
-            table = p.block_tables + load_int(p.decode_items, at) * p.max_blocks * INT_BYTES
-            token = load_int(p.decode_items, at + 1)
-            position = load_int(p.decode_items, at + 3)
-            attend_token(
-                p, thread, layer, first_head, heads, table, p.qkv + token * p.qkv_stride, position, p.mixed + token * p.hidden_stride
-            )  # fmt: skip
-        while True:
-            item = atomic_add(work + LINE_BYTES, 1)
-            if item >= p.chunks * p.heads:
-                break
-            at = item // p.heads * ITEM_FIELDS
-            table = p.block_tables + load_int(p.chunk_items, at) * p.max_blocks * INT_BYTES
-            token = load_int(p.chunk_items, at + 1)
-            count, first = load_int(p.chunk_items, at + 2), load_int(p.chunk_items, at + 3)
-            attend_prompt(
-                p, thread, layer, item % p.heads, table, p.qkv + token * p.qkv_stride, count, first, p.mixed + token * p.hidden_stride
-            )  # fmt: skip
+                decode(p, thread, layer, whole + (item - whole) // groups, first_head, heads)
+            else:
+                item -= decode_items
+                prefill(p, thread, layer, item // p.heads, item % p.heads)
+            done += 1
+            item = take_item(phase)
+        return barrier(p.job, phase, thread, done, items)
+
+    @compiled
+    def decode(p: Any, thread: int, layer: int, number: int, first_head: int, heads: int) -> None:
+        """Some heads' attention of decoding sequence `number`."""
+        at = number * ITEM_FIELDS
+        table = p.block_tables + load_int(p.decode_items, at) * p.max_blocks * INT_BYTES
+        token = load_int(p.decode_items, at + 1)
+        attend_token(
+            p, thread, layer, first_head, heads, table, p.qkv + token * p.qkv_stride,
+            load_int(p.decode_items, at + 3), p.mixed + token * p.hidden_stride,
+        )  # fmt: skip
+
+    @compiled
+    def prefill(p: Any, thread: int, layer: int, number: int, head: int) -> None:
+        """One head's attention of chunk `number`."""
+        at = number * ITEM_FIELDS
+        table = p.block_tables + load_int(p.chunk_items, at) * p.max_blocks * INT_BYTES
+        token = load_int(p.chunk_items, at + 1)
+        attend_prompt(
+            p, thread, layer, head, table, p.qkv + token * p.qkv_stride,
+            load_int(p.chunk_items, at + 2), load_int(p.chunk_items, at + 3),
+            p.mixed + token * p.hidden_stride,
+        )  # fmt: skip
 
     return paged_attention

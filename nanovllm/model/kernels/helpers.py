@@ -1,9 +1,9 @@
 """How threads stay inside compiled code between steps.
 
-    engine's thread   run_job:  generation + 1                 | function(argument, 0) | wait until all have finished
-    helper            help_job: wait for a new generation       | function(argument, n) | finished + 1, and again
+    engine's thread   run_job:  open the generation   | function(argument, 0) | close it, wait for active helpers
+    helper            help_job: wait for a generation | enter, function(argument, n), leave | and again
 
-A helper leaves when the word `abort` is set, by a thread that has failed or because nobody needs it any more.
+A helper leaves when the word `abort` is set, by a thread that has failed or because the pool is closed.
 """
 
 from typing import Any
@@ -12,30 +12,35 @@ from llvmlite import ir
 from numba import types
 
 from nanovllm.model.kernels import system
+from nanovllm.model.kernels.atomics import atomic_add, atomic_load, atomic_store
 from nanovllm.model.kernels.compiler import compiled, intrinsic
 from nanovllm.model.kernels.layout import (
     ABORT,
     ARGUMENT,
-    FINISHED,
     FUNCTION,
     GENERATION,
-    HELPERS,
     IDLE_SPINS,
-    SPINS,
+    RUN_THREADS,
 )
-from nanovllm.model.kernels.threads import atomic_add, atomic_load, count, wait_for, wake
+from nanovllm.model.kernels.threads import (
+    enter,
+    leave,
+    wait_for_helpers,
+    wait_for_run,
+    wake,
+    wake_sleepers,
+)
 from nanovllm.model.kernels.vector import I32, I64
 
 
 @intrinsic
 def _call(typing_context: Any, function: Any, argument: Any, thread: Any) -> Any:
-    """Call the C function at an address with two integers; returns its status, 0 where all went well."""
+    """Call the C function at an address with two integers; return its status, 0 for success."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         kind = ir.FunctionType(I32, [I64, I64])
-        return builder.sext(
-            builder.call(builder.inttoptr(arguments[0], ir.PointerType(kind)), arguments[1:]), I64
-        )
+        pointer = builder.inttoptr(arguments[0], ir.PointerType(kind))
+        return builder.sext(builder.call(pointer, arguments[1:]), I64)
 
     return types.intp(types.intp, types.intp, types.intp), generate
 
@@ -49,33 +54,42 @@ def _work(job: int, thread: int) -> None:
 
 @compiled
 def prepare_job(job: int, _: int) -> None:
-    """Make the lock of a job whose words are all 0."""
+    """Initialise the lock of a job whose words are all 0."""
     system.prepare_lock(job)
 
 
 @compiled
 def wake_helpers(job: int, _: int) -> None:
-    """Let all that sleep look again."""
+    """Wake all threads that sleep."""
     wake(job)
 
 
 @compiled
-def run_job(job: int, helpers: int) -> None:
-    """Do the job's work as thread 0, alone or with all helpers; afterwards nobody works on it, unless `abort` is set."""
-    if helpers > 0:
-        count(job, job + GENERATION, atomic_load(job + GENERATION) + 1)
+def run_job(job: int, threads: int) -> None:
+    """Run the job's function on thread 0 and on the helpers that have a core.
+
+    Afterwards no helper touches the run's memory, unless `abort` is set.
+    """
+    if threads <= 1:
+        _work(job, 0)
+        return
+    atomic_store(job + RUN_THREADS, threads)
+    atomic_add(job + GENERATION, 1)
+    wake_sleepers(job)
     _work(job, 0)
-    wait_for(job, job + FINISHED, helpers, atomic_load(job + SPINS))
+    atomic_add(job + GENERATION, 1)
+    wait_for_helpers(job, threads)
 
 
 @compiled
 def help_job(job: int, thread: int) -> None:
-    """Do the share of thread number `thread` in every run, until the job has failed or is closed, which sets `abort` too."""
+    """Take part in runs as thread number `thread` until the job has failed or is closed."""
     generation = 0
     while True:
-        generation += 1
-        wait_for(job, job + GENERATION, generation, atomic_load(job + IDLE_SPINS))
+        generation = wait_for_run(job, generation, atomic_load(job + IDLE_SPINS))
         if atomic_load(job + ABORT) != 0:
             return
-        _work(job, thread)
-        count(job, job + FINISHED, atomic_load(job + HELPERS))
+        is_open = generation % 2 == 1 and thread < atomic_load(job + RUN_THREADS)
+        if is_open and enter(job, thread, generation):
+            _work(job, thread)
+            leave(job, thread)

@@ -1,42 +1,60 @@
-"""Numbers on which compiled code and the Python that calls it agree; known without Numba.
+"""Memory layouts on which compiled code and the Python that calls it agree; known without Numba.
 
-A job is the memory through which a step's threads speak to each other, the words that change in a run on cache lines of their own:
+A job is the memory through which the threads of a run communicate. Words that several threads change
+lie on cache lines of their own:
 
-    | generation | finished | arrived | abort | asleep | function argument ... | lock ... | condition ... |
+    | generation | abort | asleep | stalled_ns | function argument threads spins idle_spins |
+    | lock ... | condition ... |
+    | thread 0: active entered clock | thread 1: ... |
+    | phase 0: next | phase 0: done | phase 1: next | ...
 """
 
 import numpy as np
 
 F32_BYTES = 4
 LINE_BYTES = 64
-"""What stands a cache line apart can be changed by several threads without making them wait for each other."""
+"""Words a cache line apart can be changed by several threads without false sharing."""
 _PRIMITIVE_BYTES = 4 * LINE_BYTES  # more than a lock or a condition of any operating system
 
-_LINES = ("generation", "finished", "arrived", "abort", "asleep", "function")
+_LINES = ("generation", "abort", "asleep", "stalled_ns", "function")
 _JOB_OFFSETS = {name: line * LINE_BYTES for line, name in enumerate(_LINES)}
 _JOB_OFFSETS |= {
     name: _JOB_OFFSETS["function"] + 8 * place
-    for place, name in enumerate(("argument", "helpers", "spins", "idle_spins"), start=1)
+    for place, name in enumerate(("argument", "threads", "spins", "idle_spins"), start=1)
 }
 LOCK = len(_LINES) * LINE_BYTES
 CONDITION = LOCK + _PRIMITIVE_BYTES
+THREADS = CONDITION + _PRIMITIVE_BYTES
+"""Offset of the threads' own lines, THREAD_BYTES each."""
 
 JOB = np.dtype(
     {
         "names": list(_JOB_OFFSETS),
         "formats": [np.int64] * len(_JOB_OFFSETS),
         "offsets": list(_JOB_OFFSETS.values()),
-        "itemsize": CONDITION + _PRIMITIVE_BYTES,
+        "itemsize": THREADS,
     }
 )
 """Words of a job.
 
-generation  number of the run; helpers wait for the next           function, argument  what a run calls: function(argument, thread)
-finished    helpers that are done with the run                     helpers             how many there are
-arrived     arrivals at the barriers of the run                    spins               looks at a barrier before a thread sleeps
-abort       not 0 when the run has failed: nobody waits any more   idle_spins          looks between two runs before a helper sleeps
-asleep      threads that sleep
+generation   odd while a run is open to helpers, even between runs
+abort        not 0 once the run has failed: no thread waits any more
+asleep       threads that sleep now
+stalled_ns   nanoseconds that threads have slept at barriers, added up
+function     address of what a run calls, as function(argument, thread)
+threads      threads that may enter the run
+spins        polls at a barrier before a thread sleeps
+idle_spins   polls between two runs before a helper sleeps
 """
-GENERATION, FINISHED, ARRIVED, ABORT, ASLEEP, FUNCTION, ARGUMENT, HELPERS, SPINS, IDLE_SPINS = (
+GENERATION, ABORT, ASLEEP, STALLED_NS, FUNCTION, ARGUMENT, RUN_THREADS, SPINS, IDLE_SPINS = (
     _JOB_OFFSETS.values()
 )
+
+THREAD_BYTES = LINE_BYTES
+ACTIVE, ENTERED, CLOCK = 0, 8, 16
+"""Offsets in a thread's line: whether it may touch the run's memory, the generation that it has
+entered, and 16 bytes for a reading of the clock."""
+
+PHASE_BYTES = 2 * LINE_BYTES
+NEXT, DONE = 0, LINE_BYTES
+"""Offsets in a phase: the next item to hand out, and how many items are computed."""

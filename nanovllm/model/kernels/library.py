@@ -31,6 +31,7 @@ ENTRIES = (
     "run_job",
     "help_job",
     "wake_helpers",
+    "spin",
 )
 """Functions that Python calls, each as function(address, thread) -> 0, or not 0 where it failed."""
 

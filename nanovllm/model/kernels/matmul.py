@@ -9,7 +9,7 @@ ahead in the stream where one tile has all rows, the next piece of the panel whe
 the first of the product that follows, which is then on its way while the threads meet. A stream is read once; where the processor is not
 slowed down by that, it is asked for in a way that does not push out of the caches what Python works with between two steps.
 
-Few rows: every thread has panels of its own. Many rows: pieces of (rows, panel) are handed out by a counter. Long panels are walked in
+The items that threads take are panels; of many rows, blocks of rows of a panel. Long panels are walked in
 pieces whose sums wait in memory, which changes no bit; along short ones, results are finished a few rows at a time. The lines that results
 go to are asked for before these are computed, so that nobody waits for memory in order to write to it.
 """
@@ -24,7 +24,7 @@ from nanovllm.model.kernels.layout import LINE_BYTES
 from nanovllm.model.kernels.memory import make_clear
 from nanovllm.model.kernels.parameters import NOTES_BYTES, ROW_BLOCK, WORD_BYTES
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.threads import atomic_add
+from nanovllm.model.kernels.threads import barrier, take_item
 from nanovllm.model.kernels.tiles import make_tiles
 
 _PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows and for the next piece
@@ -35,7 +35,7 @@ _GROUP_ROWS = (
 _STREAM_ROWS = _TILE_ROWS  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
 _STREAM_BYTES = 6144  # some 130 ns of a core's share of memory
 _SOME_ROWS = 18  # up to three tiles, which ask for two lines a step each to have the next piece in time; more need ask for one only
-_STATIC_ROWS = 64  # up to here reading the weights costs more than computing with them
+_WHOLE_ROWS = 64  # up to here reading the weights costs more than computing with them
 
 
 @compiled
@@ -110,11 +110,11 @@ def make_panel_sums(target: Target, weights: str) -> Any:
 
 @cache
 def make_product(target: Target, weights: str) -> Any:
-    """product(p, linear, following, thread, work, a, a_stride, count, notes, out, out_stride).
+    """product(p, linear, following, thread, phase, a, a_stride, count, notes, out, out_stride) -> whether to go on.
 
-    This thread's share of epilogue(a @ weight + bias) for `count` rows. `linear` is a record of parameters.py and `following` that of the
-    product after it; `work` is a counter that no other product uses; `notes` are those of the rows where they are bytes. Rows of `out` are
-    at least as long as all panels together.
+    A phase: epilogue(a @ weight + bias) for `count` rows. `linear` is a record of parameters.py and
+    `following` that of the product after it; `notes` are those of the rows where they are bytes. Rows
+    of `out` are at least as long as all panels together.
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -156,41 +156,34 @@ def make_product(target: Target, weights: str) -> Any:
         linear: Any,
         following: Any,
         thread: int,
-        work: int,
+        phase: int,
         a: int,
         a_stride: int,
         count: int,
         notes: int,
         out: int,
         out_stride: int,
-    ) -> None:
+    ) -> bool:
         sums = p.scratch + thread * p.scratch_bytes
         panels, panel_bytes = linear.panels, linear.steps * width_bytes
-        if count <= _STATIC_ROWS:
-            end = panels * (thread + 1) // p.threads
-            for panel in range(panels * thread // p.threads, end):
-                ahead = linear.weight + (panel + 1) * panel_bytes
-                if panel + 1 == end:
-                    ahead = (
-                        following.weight
-                        + following.panels * thread // p.threads * following.steps * width_bytes
-                    )
-                panel_product(
-                    linear, panel, a, a_stride, count, notes, out, out_stride, sums, ahead
-                )
-            return
-        row_blocks = (count + ROW_BLOCK - 1) // ROW_BLOCK
-        while True:
-            item = atomic_add(work, 1)
-            if item >= panels * row_blocks:
-                return
-            row = item // panels * ROW_BLOCK
-            ahead = (
-                linear.weight + (item + p.threads) % panels * panel_bytes
-            )  # the other threads take those between, more or less
+        block_rows = ROW_BLOCK if count > _WHOLE_ROWS else count
+        items = panels * ((count + block_rows - 1) // block_rows)
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            row = item // panels * block_rows
+            # The threads take items in turn, more or less.
+            next_item = item + p.threads
+            ahead = linear.weight + next_item % panels * panel_bytes
+            if next_item >= items:
+                panel = min(next_item - items, following.panels - 1)
+                ahead = following.weight + panel * following.steps * width_bytes
             panel_product(
-                linear, item % panels, a + row * a_stride, a_stride, min(ROW_BLOCK, count - row), notes + row * NOTES_BYTES,
-                out + row * out_stride, out_stride, sums, ahead,
+                linear, item % panels, a + row * a_stride, a_stride, min(block_rows, count - row),
+                notes + row * NOTES_BYTES, out + row * out_stride, out_stride, sums, ahead,
             )  # fmt: skip
+            done += 1
+            item = take_item(phase)
+        return barrier(p.job, phase, thread, done, items)
 
     return product

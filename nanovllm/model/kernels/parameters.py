@@ -23,7 +23,7 @@ _ADDRESSES = """
     keys values key_scales value_scales
     hidden qkv mixed middle inputs input_notes final logits best words
     scratch scores queries row
-    arrived work
+    job phases
 """
 
 PARAMETERS = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
@@ -54,8 +54,10 @@ QUERY_TILE = 24
 """Queries of a prompt in one item: their scores over a whole context fit a core's own cache."""
 ROW_BLOCK = 96
 """Rows of a product taken together: they stay in a core's own cache while a panel passes by."""
-ATTENTION_COUNTERS = 2
-"""Counters that hand out work, each used once in a step: one for every product, and then these for every layer's two kinds of attention."""
+PHASES_PER_LAYER = 10
+"""Phases of a layer at most (threads.py), each used once in a step."""
+PHASES_PER_STEP = 4
+"""Phases of a step outside its layers, at most."""
 
 ACTIVATION_NAMES = (
     "gelu_new",

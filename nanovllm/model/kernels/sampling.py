@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from nanovllm.model.kernels.atomics import atomic_add
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.filters import make_find_threshold
 from nanovllm.model.kernels.layout import F32_BYTES
@@ -34,7 +35,6 @@ from nanovllm.model.kernels.scores import (
     make_weigh_groups,
 )
 from nanovllm.model.kernels.target import Target
-from nanovllm.model.kernels.threads import atomic_add
 
 sampling_parameters_at = record_at(SAMPLING_PARAMETERS)
 

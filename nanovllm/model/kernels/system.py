@@ -1,14 +1,16 @@
-"""What compiled code asks of the operating system: to sleep until it is woken.
+"""What compiled code uses of the operating system: sleeping until woken, and a monotonic clock.
 
-POSIX has locks and conditions in the pthread library, Windows has slim reader-writer locks and condition variables. Neither kind asks for
-anything to be freed.
+POSIX has locks and conditions in the pthread library, Windows has slim reader-writer locks and
+condition variables. Neither kind has to be freed.
 """
 
 import sys
+import time
 from typing import Any
 
 from numba import types
 
+from nanovllm.model.kernels.atomics import atomic_load
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.layout import CONDITION, LOCK
 
@@ -28,6 +30,7 @@ def _make_windows() -> tuple[Any, ...]:
         "SleepConditionVariableSRW", types.intp, types.intp, types.int32, types.int32
     )
     wake_all = _function("WakeAllConditionVariable", types.intp)
+    read_counter = _function("QueryPerformanceCounter", types.intp)
 
     @compiled
     def prepare_lock(job: int) -> None:
@@ -49,10 +52,18 @@ def _make_windows() -> tuple[Any, ...]:
     def wake(job: int) -> None:
         wake_all(job + CONDITION)
 
-    return prepare_lock, lock, unlock, wait, wake
+    @compiled
+    def now_ns(clock: int) -> int:
+        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`; it ticks at 10 MHz."""
+        read_counter(clock)
+        return atomic_load(clock) * 100
+
+    return prepare_lock, lock, unlock, wait, wake, now_ns
 
 
 def _make_posix() -> tuple[Any, ...]:
+    read_clock = _function("clock_gettime", types.int32, types.intp)
+    monotonic = time.CLOCK_MONOTONIC
     mutex_init, cond_init = (
         _function(f"pthread_{kind}_init", types.intp, types.intp) for kind in ("mutex", "cond")
     )
@@ -85,9 +96,15 @@ def _make_posix() -> tuple[Any, ...]:
     def wake(job: int) -> None:
         cond_broadcast(job + CONDITION)
 
-    return prepare_lock, lock, unlock, wait, wake
+    @compiled
+    def now_ns(clock: int) -> int:
+        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`."""
+        read_clock(monotonic, clock)
+        return atomic_load(clock) * 1_000_000_000 + atomic_load(clock + 8)
+
+    return prepare_lock, lock, unlock, wait, wake, now_ns
 
 
-prepare_lock, lock, unlock, wait, wake = (
+prepare_lock, lock, unlock, wait, wake, now_ns = (
     _make_windows() if sys.platform == "win32" else _make_posix()
 )

@@ -1,111 +1,194 @@
-"""Several threads in one compiled function: counters that hand out work, barriers between phases, and how to wait.
+"""Several threads in one compiled function: phases whose items are handed out, barriers, and waiting.
 
-A barrier costs some 50 ns where the threads arrive together. A thread that waits spins for a moment, since the others are usually about
-to come. Then it sleeps in the operating system until the last one wakes it: where there are more threads than processors, those that have
-work get on, and an idle thread costs nothing. To give the processor away between looks instead (sched_yield) is as good where all threads
-are of this process, but beside a busy process it hands over a whole slice of time at every look, ten times as long as a step.
+A run is a sequence of phases. Every phase has a counter of items handed out and a counter of items
+computed. A thread takes items until there are none left; the barrier at the end of a phase opens when
+all *items* are computed, not when all threads have arrived. So a thread that has lost its core holds up
+the others only while it has an item: one that comes late finds nothing left to do and catches up.
 
-The order of two words decides that nobody sleeps for ever: a thread counts itself among the sleepers before its last look at the word that
-it waits for, and the others change that word before they look for sleepers.
+Thread 0 belongs to the caller and is in every run. The others, the helpers, are *active* while they may
+touch the run's memory: from entering a run (helpers.py) until its end, but not while they wait at a
+barrier. Thread 0 ends a run by closing its generation and waiting for the helpers that are active. A
+helper that was waiting then finds the generation closed and leaves.
 
-Whoever fails sets the word `abort` of the job (layout.py). From then on nobody waits, so that all come out.
+A barrier costs some 50 ns when the threads arrive together. A waiting thread spins briefly, because the
+others are usually about to arrive, and then sleeps in the operating system, which leaves the core to a
+thread that has work. (Yielding with sched_yield instead costs a whole time slice at every poll when
+another process is busy.)
+
+No wake-up is lost: a thread counts itself among the sleepers before its last look at the word that it
+waits for, and the others change that word before they look for sleepers. The same order of two words
+(Dekker) decides between a helper that becomes active and thread 0 that closes the generation.
+
+A thread that fails sets the job's word `abort`; from then on no thread waits.
 """
 
-from typing import Any
-
-from llvmlite import binding, ir
-from numba import types
-from numba.core import cgutils
-
 from nanovllm.model.kernels import system
-from nanovllm.model.kernels.compiler import compiled, intrinsic
-from nanovllm.model.kernels.layout import ABORT, ARRIVED, ASLEEP, SPINS
-from nanovllm.model.kernels.vector import I64
-
-_IS_X86 = binding.get_default_triple().startswith(("x86_64", "i686"))
-
-
-@intrinsic
-def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
-    """Add to the integer at `address`; returns what it was before."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.atomic_rmw(
-            "add", builder.inttoptr(arguments[0], ir.PointerType(I64)), arguments[1], "seq_cst"
-        )
-
-    return types.intp(types.intp, types.intp), generate
-
-
-@intrinsic
-def atomic_load(typing_context: Any, address: Any) -> Any:
-    """The integer at `address`; what other threads wrote before they changed it is visible from here on."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(
-            builder.inttoptr(arguments[0], ir.PointerType(I64)), "seq_cst", 8, typ=I64
-        )
-
-    return types.intp(types.intp), generate
-
-
-@intrinsic
-def relax(typing_context: Any) -> Any:
-    """Tell an x86 processor that this thread only waits."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        if _IS_X86:
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(
-                cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), []
-            )
-        return context.get_dummy_value()
-
-    return types.void(), generate
+from nanovllm.model.kernels.atomics import atomic_add, atomic_load, atomic_store, relax
+from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.layout import (
+    ABORT,
+    ACTIVE,
+    ASLEEP,
+    CLOCK,
+    DONE,
+    ENTERED,
+    GENERATION,
+    NEXT,
+    SPINS,
+    STALLED_NS,
+    THREAD_BYTES,
+    THREADS,
+)
 
 
 @compiled
-def count(job: int, word: int, target: int) -> None:
-    """Add 1 to the word at an address in the job; whoever makes it `target` wakes those that sleep."""
-    if atomic_add(word, 1) + 1 == target and atomic_load(job + ASLEEP) > 0:
-        wake(job)
+def spin(job: int, count: int) -> None:
+    """Poll `count` times for nothing; Python times it to translate seconds into polls."""
+    for _ in range(count):
+        if atomic_load(job + ABORT) != 0:
+            return
+        relax()
 
 
 @compiled
 def wake(job: int) -> None:
-    """Let all that sleep look again."""
+    """Wake all threads that sleep."""
     system.lock(job)
     system.wake(job)
     system.unlock(job)
 
 
 @compiled
-def wait_for(job: int, word: int, target: int, spins: int) -> None:
-    """Wait until the word at an address in the job is at least `target`, or the job has failed; after so many looks in sleep."""
+def wake_sleepers(job: int) -> None:
+    """Wake all threads that sleep, if there are any."""
+    if atomic_load(job + ASLEEP) > 0:
+        wake(job)
+
+
+@compiled
+def take_item(phase: int) -> int:
+    """Take the next item of a phase; the number is too large when none is left."""
+    return atomic_add(phase + NEXT, 1)
+
+
+@compiled
+def barrier(job: int, phase: int, thread: int, count: int, total: int) -> bool:
+    """Add `count` computed items to a phase and wait until all `total` are computed.
+
+    Return whether to go on: False when the run has failed, or has ended without this helper.
+    """
+    if count > 0 and atomic_add(phase + DONE, count) + count == total:
+        wake_sleepers(job)
+    if atomic_load(phase + DONE) < total:
+        if thread == 0:
+            stalled_ns = _wait_for_items(job, phase, 0, total, 0)
+            if stalled_ns > 0:
+                atomic_add(job + STALLED_NS, stalled_ns)
+        else:
+            return _wait_inactive(job, phase, thread, total)
+    return atomic_load(job + ABORT) == 0
+
+
+@compiled
+def enter(job: int, thread: int, generation: int) -> bool:
+    """Make a helper active in a run, unless the run is closed already, which makes it inactive again."""
+    line = job + THREADS + thread * THREAD_BYTES
+    atomic_store(line + ENTERED, generation)
+    atomic_store(line + ACTIVE, 1)
+    if atomic_load(job + GENERATION) == generation:
+        return True
+    leave(job, thread)
+    return False
+
+
+@compiled
+def leave(job: int, thread: int) -> None:
+    """Make a helper inactive; thread 0, which may have closed the run, may wait for it."""
+    line = job + THREADS + thread * THREAD_BYTES
+    atomic_store(line + ACTIVE, 0)
+    if atomic_load(job + GENERATION) != atomic_load(line + ENTERED):
+        wake_sleepers(job)
+
+
+@compiled
+def wait_for_helpers(job: int, threads: int) -> None:
+    """Wait until no helper of a run that is closed is active, or the run has failed."""
+    for thread in range(1, threads):
+        active = job + THREADS + thread * THREAD_BYTES + ACTIVE
+        for _ in range(atomic_load(job + SPINS)):
+            if atomic_load(active) == 0 or atomic_load(job + ABORT) != 0:
+                break
+            relax()
+        if atomic_load(active) != 0:
+            clock = job + THREADS + CLOCK
+            asleep_ns = system.now_ns(clock)
+            system.lock(job)
+            atomic_add(job + ASLEEP, 1)
+            while atomic_load(active) != 0 and atomic_load(job + ABORT) == 0:
+                system.wait(job)
+            atomic_add(job + ASLEEP, -1)
+            system.unlock(job)
+            atomic_add(job + STALLED_NS, system.now_ns(clock) - asleep_ns)
+
+
+@compiled
+def wait_for_run(job: int, generation: int, spins: int) -> int:
+    """Wait for a run after `generation` that is open, or for `abort`; return the job's generation."""
     for _ in range(spins):
-        if atomic_load(word) >= target or atomic_load(job + ABORT) != 0:
-            return
+        if _is_due(job, generation):
+            return atomic_load(job + GENERATION)
         relax()
     system.lock(job)
     atomic_add(job + ASLEEP, 1)
-    while atomic_load(word) < target and atomic_load(job + ABORT) == 0:
+    while not _is_due(job, generation):
         system.wait(job)
     atomic_add(job + ASLEEP, -1)
     system.unlock(job)
+    return atomic_load(job + GENERATION)
 
 
 @compiled
-def barrier(arrived: int, target: int) -> None:
-    """Wait until `target` arrivals have been counted at the address `arrived` in a job, this one among them.
+def _is_due(job: int, generation: int) -> bool:
+    now = atomic_load(job + GENERATION)
+    return (now > generation and now % 2 == 1) or atomic_load(job + ABORT) != 0
 
-    The counter is never set back within a run: the n-th barrier of t threads waits for n * t.
+
+@compiled
+def _wait_inactive(job: int, phase: int, thread: int, total: int) -> bool:
+    """Wait at a barrier as a helper; return whether its run is still open and has not failed."""
+    generation = atomic_load(job + THREADS + thread * THREAD_BYTES + ENTERED)
+    leave(job, thread)
+    stalled_ns = _wait_for_items(job, phase, thread, total, generation)
+    if not enter(job, thread, generation):
+        return False
+    if stalled_ns > 0:
+        atomic_add(job + STALLED_NS, stalled_ns)
+    return atomic_load(job + ABORT) == 0
+
+
+@compiled
+def _wait_for_items(job: int, phase: int, thread: int, total: int, generation: int) -> int:
+    """Wait until all items of a phase are computed, the run has failed, or `generation` is closed.
+
+    Return the nanoseconds that the thread has slept. Thread 0 gives 0 as the generation: it closes it.
     """
-    job = arrived - ARRIVED
-    count(job, arrived, target)
-    wait_for(job, arrived, target, atomic_load(job + SPINS))
+    for _ in range(atomic_load(job + SPINS)):
+        if not _must_wait(job, phase, total, generation):
+            return 0
+        relax()
+    clock = job + THREADS + thread * THREAD_BYTES + CLOCK
+    asleep_ns = system.now_ns(clock)
+    system.lock(job)
+    atomic_add(job + ASLEEP, 1)
+    while _must_wait(job, phase, total, generation):
+        system.wait(job)
+    atomic_add(job + ASLEEP, -1)
+    system.unlock(job)
+    return system.now_ns(clock) - asleep_ns
 
 
 @compiled
-def has_failed(arrived: int) -> bool:
-    """Whether the run whose arrivals are counted at `arrived` has been given up."""
-    return atomic_load(arrived - ARRIVED + ABORT) != 0
+def _must_wait(job: int, phase: int, total: int, generation: int) -> bool:
+    if atomic_load(phase + DONE) >= total or atomic_load(job + ABORT) != 0:
+        return False
+    return generation == 0 or atomic_load(job + GENERATION) == generation

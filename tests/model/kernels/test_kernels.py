@@ -2,6 +2,7 @@
 
 import itertools
 from functools import cache
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from nanovllm.model.kernels.attention import make_softmax
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.layernorm import make_layer_norm
+from nanovllm.model.kernels.layout import JOB, PHASE_BYTES, THREAD_BYTES
 from nanovllm.model.kernels.matmul import make_product
 from nanovllm.model.kernels.memory import linear_at, parameters_at
 from nanovllm.model.kernels.packing import (
@@ -30,6 +32,7 @@ from nanovllm.model.kernels.parameters import (
     OUTLIER_NOTES,
     PARAMETERS,
     STORE,
+    WORD_BYTES,
 )
 from nanovllm.model.kernels.quantise import (
     make_insert,
@@ -38,6 +41,7 @@ from nanovllm.model.kernels.quantise import (
     make_round_row,
     make_widen_row,
 )
+from nanovllm.model.kernels.system import prepare_lock
 from nanovllm.model.kernels.target import PER_WORD, WEIGHT_TYPES, Target
 from tests.support.targets import TARGETS
 
@@ -110,7 +114,7 @@ class Product:
                 linear_at(linear),
                 linear_at(linear),
                 thread,
-                p.work,
+                p.phases,
                 a,
                 a_stride,
                 count,
@@ -139,19 +143,19 @@ class Product:
         finish: int = STORE,
         **extra: np.ndarray,
     ) -> np.ndarray:
-        """The product by each of `threads` shares in turn; `extra` are arrays for the linear layer's record, and `notes`.
+        """The product by `threads` threads at once; `extra` are arrays for the linear layer's record, and `notes`.
 
         The words that the product adds to, for `finish` = ADD_TO_RESIDUAL, are all RESIDUAL.
         """
         width = self.target.panel_width
         notes = extra.pop("notes", np.zeros((rows.shape[0], NOTES_BYTES // 4), dtype=np.float32))
-        panels, biases, work = (
+        panels, biases, job = (
             self._panels(weight),
             pack_rows([bias], width),
-            np.zeros(8, dtype=np.int64),
+            aligned_zeros((JOB.itemsize + threads * THREAD_BYTES + PHASE_BYTES) // 4),
         )
         scratch, linear, record = (
-            aligned_zeros(96 * width),
+            aligned_zeros(threads * 96 * width),
             np.zeros(1, dtype=LINEAR),
             np.zeros(1, dtype=PARAMETERS),
         )
@@ -165,22 +169,32 @@ class Product:
             linear["outliers"] = extra["outlier_places"].size
         for name, array in extra.items():
             linear[name] = array.ctypes.data
-        record["threads"], record["work"], record["scratch"] = (
-            threads,
-            work.ctypes.data,
-            scratch.ctypes.data,
-        )
+        record["threads"], record["scratch"] = threads, scratch.ctypes.data
+        record["scratch_bytes"] = 96 * width * WORD_BYTES
+        record["job"] = job.ctypes.data
+        record["phases"] = job.ctypes.data + JOB.itemsize + threads * THREAD_BYTES
+        prepare_lock(job.ctypes.data)
         padded = np.zeros(
             (rows.shape[0], round_up(rows.shape[1], PER_WORD[self.kind])), dtype=rows.dtype
         )
         padded[:, : rows.shape[1]] = rows
         out = aligned_zeros(rows.shape[0] * (biases.shape[1] + 16)).reshape(rows.shape[0], -1)
         out[:], out[:, -16:] = RESIDUAL if finish == ADD_TO_RESIDUAL else 0, BESIDE
-        for thread in range(threads):
+
+        def share(thread: int) -> None:
             self.run(
-                record.ctypes.data, linear.ctypes.data, thread, padded.ctypes.data, padded.strides[0], rows.shape[0], notes.ctypes.data,
-                out.ctypes.data, out.strides[0],
+                record.ctypes.data, linear.ctypes.data, thread, padded.ctypes.data,
+                padded.strides[0], rows.shape[0], notes.ctypes.data, out.ctypes.data,
+                out.strides[0],
             )  # fmt: skip
+
+        others = [Thread(target=share, args=(number,)) for number in range(1, threads)]
+        for other in others:
+            other.start()
+        share(0)
+        for other in others:
+            other.join(20)
+            assert not other.is_alive()
         assert (out[:, -16:] == BESIDE).all(), "rows are as long as all panels, and no longer"
         return out[:, :-16]
 

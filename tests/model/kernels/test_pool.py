@@ -16,25 +16,41 @@ import pytest
 
 from nanovllm.model.kernels import helpers
 from nanovllm.model.kernels.compiler import ARGUMENTS, compiled, emit_object
+from nanovllm.model.kernels.layout import DONE, PHASE_BYTES, THREAD_BYTES, THREADS
 from nanovllm.model.kernels.library import PROTOTYPE, Library
 from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.processor import host_processor
-from nanovllm.model.kernels.threads import barrier
+from nanovllm.model.kernels.threads import barrier, spin, take_item
 
-ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "meet")
+ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "spin", "meet", "take")
+PHASES = 100
+ITEMS = 9
 
 
 @compiled
-def meet(arrived: int, thread: int) -> None:
-    """A hundred barriers for three threads."""
-    for number in range(1, 101):
-        barrier(arrived, 3 * number)
+def meet(job: int, thread: int) -> None:
+    """A hundred phases of nine items."""
+    phase = job + THREADS + 3 * THREAD_BYTES
+    for _ in range(PHASES):
+        done = 0
+        while take_item(phase) < ITEMS:
+            done += 1
+        if not barrier(job, phase, thread, done, ITEMS):
+            return
+        phase += PHASE_BYTES
+
+
+@compiled
+def take(phase: int, _: int) -> None:
+    """An item that is never computed."""
+    take_item(phase)
 
 
 @pytest.fixture(scope="module")
 def library() -> Library:
     """The functions that the pool needs, without a model's."""
     entries: dict[str, Any] = {name: getattr(helpers, name, meet) for name in ENTRIES}
+    entries |= {"spin": spin, "take": take}
     for function in entries.values():
         function.compile(ARGUMENTS)
     return Library(emit_object(entries, host_processor()), ENTRIES)
@@ -42,7 +58,7 @@ def library() -> Library:
 
 @pytest.fixture
 def pool(library: Library) -> Iterator[ThreadPool]:
-    pool = ThreadPool(3, library)
+    pool = ThreadPool(3, library, phases=PHASES)
     yield pool
     pool.close()
 
@@ -63,32 +79,79 @@ def record(seen: list[int]) -> Callable[[int, int], int]:
     return note
 
 
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
 def count_kernel_threads() -> int:
     return sum(thread.name.startswith("nanovllm-kernels") for thread in threading.enumerate())
 
 
+def rendezvous(seen: list[int], threads: int) -> Callable[[int, int], int]:
+    """A function that returns once so many threads are in it."""
+    arrivals = threading.Barrier(threads, timeout=20)
+
+    def arrive(argument: int, thread: int) -> int:
+        seen.append(thread + argument)
+        arrivals.wait()
+        return 0
+
+    return arrive
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 9])
-def test_every_thread_is_called_once_in_a_run(library: Library, threads: int) -> None:
+def test_every_thread_is_called_once_in_a_run_that_waits_for_all(
+    library: Library, threads: int
+) -> None:
     pool = ThreadPool(threads, library)
     for _ in range(50):
         seen: list[int] = []
-        run(pool, record(seen), threads=threads, argument=100)
+        run(pool, rendezvous(seen, threads), threads=threads, argument=100)
         assert sorted(seen) == list(range(100, 100 + threads))
     pool.close()
 
 
-def test_a_run_on_one_thread_leaves_the_others_alone(pool: ThreadPool) -> None:
-    seen: list[int] = []
-    for threads in (1, 3, 1, 1, 3):
-        run(pool, record(seen), threads=threads)
-    assert sorted(seen) == [0] * 5 + [1] * 2 + [2] * 2
+def test_no_thread_is_called_twice_in_a_run_or_after_it(pool: ThreadPool) -> None:
+    for _ in range(200):
+        seen: list[int] = []
+        run(pool, record(seen), threads=3)
+        called = list(seen)
+        assert called.count(0) == 1
+        assert len(set(called)) == len(called)
+        assert seen == called
+
+
+def test_a_helper_that_is_late_is_not_waited_for(library: Library) -> None:
+    """Helpers that never see a run: thread 0 computes everything."""
+    release = threading.Event()
+    late = SimpleNamespace(
+        functions={**library.functions, "help_job": lambda job, thread: release.wait(20) and 0},
+        addresses=library.addresses,
+    )
+    pool = ThreadPool(3, late, phases=PHASES)  # type: ignore[arg-type]
+    try:
+        for _ in range(5):
+            pool.run(library.addresses["meet"], pool.job, 3)
+    finally:
+        release.set()
+        pool.close()
+
+
+def test_a_run_on_fewer_threads_leaves_the_others_alone(pool: ThreadPool) -> None:
+    for threads in (1, 3, 1, 2, 3):
+        seen: list[int] = []
+        run(pool, rendezvous(seen, threads), threads=threads)
+        assert sorted(seen) == list(range(threads))
 
 
 def test_helpers_that_have_gone_to_sleep_are_woken(pool: ThreadPool) -> None:
     for pause_s in (0.0, 0.05, 0.0, 0.05):
         time.sleep(pause_s)
         seen: list[int] = []
-        run(pool, record(seen), threads=3)
+        run(pool, rendezvous(seen, 3), threads=3)
         assert len(seen) == 3
 
 
@@ -96,22 +159,28 @@ def test_helpers_that_have_gone_to_sleep_are_woken(pool: ThreadPool) -> None:
 def test_a_thread_that_fails_raises_where_the_step_was_called_and_the_pool_goes_on(
     pool: ThreadPool, failing: int
 ) -> None:
+    arrive = rendezvous([], 3)
     with pytest.raises(RuntimeError, match="a thread of the compiled kernels has failed"):
-        run(pool, lambda argument, thread: -1 if thread == failing else 0, threads=3)
+        run(pool, lambda argument, thread: arrive(0, thread) - (thread == failing), threads=3)
     assert count_kernel_threads() == 0, "all have come out"
     seen: list[int] = []
-    run(pool, record(seen), threads=3)
+    run(pool, rendezvous(seen, 3), threads=3)
     assert sorted(seen) == [0, 1, 2]
 
 
 def test_a_barrier_lets_all_out_when_one_thread_fails(pool: ThreadPool, library: Library) -> None:
-    """Two threads wait for three arrivals; the third fails instead of arriving."""
+    """Two threads wait for an item that the third has taken; it fails instead of computing it."""
+    take = library.functions["take"]
+    taken = threading.Barrier(3, timeout=20)
 
     def share(argument: int, thread: int) -> int:
         if thread == 1:
+            take(pool.phases, 0)
+        taken.wait()
+        if thread == 1:
             time.sleep(0.05)
             return 1
-        return library.functions["meet"](pool.arrived, thread)
+        return library.functions["meet"](pool.job, thread)
 
     with pytest.raises(RuntimeError, match="has failed"):
         run(pool, share, threads=3)
@@ -122,20 +191,22 @@ def test_a_helper_that_has_died_does_not_hang_the_step(library: Library) -> None
         functions={**library.functions, "help_job": lambda job, thread: 0},
         addresses=library.addresses,
     )
-    pool = ThreadPool(2, dying)  # type: ignore[arg-type]
-    raised: list[str] = []
+    pool = ThreadPool(2, dying, phases=PHASES)  # type: ignore[arg-type]
+    wait_until(lambda: count_kernel_threads() == 0)
+    ended: list[str] = []
 
     def step() -> None:
         try:
-            run(pool, lambda argument, thread: 0, threads=2)
+            run(pool, lambda argument, thread: int(time.sleep(0.05) or 0), threads=2)
+            ended.append("")
         except RuntimeError as error:
-            raised.append(str(error))
+            ended.append(str(error))
 
     engine = threading.Thread(target=step, daemon=True)
     engine.start()
     engine.join(20)
-    assert len(raised) == 1, "the step waits for a thread that will never come"
-    assert "has failed" in raised[0]
+    assert len(ended) == 1, "the step waits for a thread that will never come"
+    assert "has failed" in ended[0]
 
 
 def test_a_pool_that_is_dropped_takes_its_threads_with_it(library: Library) -> None:
@@ -152,7 +223,7 @@ def test_a_closed_pool_starts_again_when_it_is_needed(pool: ThreadPool) -> None:
     pool.close()
     assert count_kernel_threads() == 0
     seen: list[int] = []
-    run(pool, record(seen), threads=3)
+    run(pool, rendezvous(seen, 3), threads=3)
     assert sorted(seen) == [0, 1, 2]
 
 
@@ -187,6 +258,7 @@ def test_an_idle_pool_costs_no_processor_time(library: Library) -> None:
 EXIT = """
 import threading, time
 from ctypes import c_void_p, cast
+from nanovllm.model.kernels.layout import DONE, PHASE_BYTES, THREAD_BYTES, THREADS
 from nanovllm.model.kernels.library import PROTOTYPE, load_library
 from nanovllm.model.kernels.target import Spec, host_target
 from nanovllm.model.kernels.pool import ThreadPool
@@ -225,7 +297,7 @@ def test_a_forked_process_has_threads_of_its_own(pool: ThreadPool) -> None:
     child = os.fork()
     if child == 0:
         seen: list[int] = []
-        run(pool, record(seen), threads=3)
+        run(pool, rendezvous(seen, 3), threads=3)
         os._exit(0 if sorted(seen) == [0, 1, 2] else 1)
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
@@ -244,16 +316,16 @@ def test_a_forked_process_has_threads_of_its_own(pool: ThreadPool) -> None:
 def test_helpers_need_nothing_of_the_interpreter_in_a_run(library: Library) -> None:
     """The engine's thread keeps the interpreter's lock during the run: helpers that asked for it would never come back."""
     keeping = SimpleNamespace(functions=dict(library.functions), addresses=library.addresses)
-    pool = ThreadPool(3, keeping)  # type: ignore[arg-type]
-    pool.run(library.addresses["meet"], pool.arrived, 3)
+    pool = ThreadPool(3, keeping, phases=PHASES)  # type: ignore[arg-type]
+    pool.run(library.addresses["meet"], pool.job, 3)
     keeping.functions["run_job"] = PYFUNCTYPE(c_int32, c_int64, c_int64)(
         library.addresses["run_job"]
     )
     for _ in range(20):
-        pool.run(library.addresses["meet"], pool.arrived, 3)
-        assert c_int32.from_address(pool.arrived).value == 3 * 100, (
-            "all three were at each of the hundred barriers"
-        )
+        pool.run(library.addresses["meet"], pool.job, 3)
+        for phase in range(PHASES):
+            done = c_int64.from_address(pool.phases + phase * PHASE_BYTES + DONE)
+            assert done.value == ITEMS, "all items of each of the hundred phases are computed"
     assert count_kernel_threads() == 2, "and the helpers are still there"
     pool.close()
     assert count_kernel_threads() == 0
