@@ -80,7 +80,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="give up on a contender after this long (%(default)s)",
     )
     parsed = parser.parse_args(arguments)
-    parsed.pythons = _pythons(
+    parsed.pythons = find_pythons(
         parser,
         parsed.peer_python
         or [part for part in os.environ.get(PYTHON_VARIABLE, "").split(",") if part],
@@ -242,7 +242,8 @@ def _compare_answers(
                 )
 
 
-def _pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
+def find_pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
+    """The interpreter of each contender, from the values of --peer-python."""
     pythons = {OURS: sys.executable, **dict.fromkeys(PEERS, sys.executable)}
     for item in sorted(given, key=lambda item: "=" in item):  # those for all first
         name, _, path = item.rpartition("=")

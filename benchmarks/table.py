@@ -1,4 +1,4 @@
-"""What compare.py, roofline.py and soak.py measured, as Markdown tables: printed, or written into a page between its markers.
+"""What compare.py, roofline.py, soak.py and busy.py measured, as Markdown tables: printed, or written into a page between its markers.
 
 Run: python benchmarks/table.py compare.json roofline.json --write docs/performance.md
 
@@ -8,6 +8,7 @@ The table of a benchmark stands between <!-- compare: begin --> and <!-- compare
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ def markdown(record: Record) -> str:
         "compare": _compare,
         "roofline": _roofline,
         "soak": _soak,
+        "busy": _busy,
     }
     machine = record["machine"]
     origin = f"{record['date'][:10]}, {machine['cpu']}, {record['threads']} threads, seed {record['seed']}, nanovllm {machine['nanovllm']}"
@@ -126,6 +128,23 @@ def _soak(record: Record) -> list[str]:
         "|---|---|---|---|---|",
         _row(record["type"], cells),
     ]
+
+
+def _busy(record: Record) -> list[str]:
+    lines: list[str] = []
+    for work, found in record["works"].items():
+        names = list(next(iter(found.values()))["tokens_per_s"])
+        lines += ["", f"**{work}**, {record['class']}, tokens per second", ""]
+        lines.append(
+            _row("busy processes", [*names, "ratio to the better of one thread and OpenVINO"])
+        )
+        lines.append("|---" * (len(names) + 2) + "|")
+        for busy, cell in found.items():
+            speeds = [statistics.median(cell["tokens_per_s"][name]) for name in names]
+            lines.append(
+                _row(busy, [*(f"{speed:,.0f}" for speed in speeds), f"{cell['ratio']:.2f}"])
+            )
+    return lines[1:]
 
 
 def _row(label: str, cells: Sequence[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import compare, http_cost, roofline, soak, sweep, table
+from benchmarks import busy, compare, http_cost, roofline, soak, sweep, table
 from benchmarks.make_model import SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.config import GPT2Config
@@ -67,6 +67,29 @@ def test_compare_without_peers(run: Run) -> None:
     )
     assert works["decode1"]["share_of_limit"] > 0
     assert works["prefill512"]["share_of_limit"] > 0
+
+
+def test_busy_without_peers(run: Run) -> None:
+    record = run(
+        busy.main,
+        "--peers",
+        "none",
+        "--busy",
+        "0,1",
+        "--rounds",
+        1,
+        "--works",
+        "decode1,two at once",
+    )
+    assert set(record["works"]) == {"decode1", "two at once"}
+    for work in record["works"].values():
+        assert set(work) == {"0", "1"}
+        for beside in work.values():
+            assert set(beside["tokens_per_s"]) == {"nanovllm", busy.ONE_THREAD}
+            assert beside["ratio"] > 0
+    shown = table.markdown(record)
+    assert "**decode1**, float32" in shown
+    assert shown.count("| 1 |") == 2
 
 
 def test_a_peer_that_is_not_installed_is_left_out_and_one_that_is_us_agrees(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.model.kernels import system, threads
+from nanovllm.model.kernels import atomics, system, threads
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.layout import (
     ABORT,
@@ -57,7 +57,7 @@ def wait_for_run(job: int, generation: int, spins: int) -> int:
 
 @compiled
 def open_generation(job: int) -> None:
-    threads.atomic_add(job + GENERATION, 1)
+    atomics.atomic_add(job + GENERATION, 1)
     threads.wake_sleepers(job)
 
 
@@ -83,7 +83,7 @@ def meet(job: int, phase: int, thread: int, count: int, total: int) -> bool:
 
 @compiled
 def give_up(job: int) -> None:
-    threads.atomic_add(job + ABORT, 1)
+    atomics.atomic_add(job + ABORT, 1)
     threads.wake(job)
 
 
