@@ -98,7 +98,8 @@ class Work:
         processes = self.contenders[name]
         with ThreadPoolExecutor(len(processes)) as executor:
             speed = sum(executor.map(run, processes))
-        self.speeds.setdefault(busy, {}).setdefault(name, []).append(speed)
+        speeds = self.speeds.setdefault(busy, {other: [] for other in self.contenders})
+        speeds[name].append(speed)
 
     def medians(self, busy: int) -> dict[str, float]:
         """The median speed of each contender beside so many busy processes."""
@@ -125,7 +126,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with contextlib.ExitStack() as stack:
             work = _prepare(name, model, parsed, stack)
             _measure(work, parsed)
-        print("\n".join(_lines(work)) + "\n", flush=True)
         works.append(work)
     record = {
         "benchmark": "busy",
@@ -169,6 +169,7 @@ def _prepare(
 
 def _measure(work: Work, parsed: argparse.Namespace) -> None:
     names = list(work.contenders)
+    print(f"{work.name}, tok/s: median (range)\n  busy{''.join(f'{n:>24}' for n in names)}")
     for busy in parsed.busy:
         with busy_processes(busy):
             for number in range(parsed.rounds):
@@ -176,6 +177,8 @@ def _measure(work: Work, parsed: argparse.Namespace) -> None:
                 for name in names[first:] + names[:first]:
                     tell(f"{work.name}, {busy} busy, round {number + 1}: {name}")
                     work.run(name, busy, parsed.timeout_s)
+        print(_line(work, busy), flush=True)
+    print(flush=True)
 
 
 @contextlib.contextmanager
@@ -193,18 +196,14 @@ def busy_processes(count: int) -> Iterator[None]:
             process.wait()
 
 
-def _lines(work: Work) -> list[str]:
-    names = list(work.contenders)
-    lines = [f"{work.name}, tok/s: median (range)", f"  busy {''.join(f'{n:>24}' for n in names)}"]
-    for busy, speeds in work.speeds.items():
-        cells = [
-            f"{statistics.median(speeds[n]):.0f} ({min(speeds[n]):.0f}-{max(speeds[n]):.0f})"
-            for n in names
-        ]
-        ratio = work.ratio(busy)
-        shown = "" if ratio is None else f"   {ratio:.2f} of the better"
-        lines.append(f"  {busy:4} {''.join(f'{cell:>24}' for cell in cells)}{shown}")
-    return lines
+def _line(work: Work, busy: int) -> str:
+    cells = [
+        f"{statistics.median(speeds):.0f} ({min(speeds):.0f}-{max(speeds):.0f})"
+        for speeds in work.speeds[busy].values()
+    ]
+    ratio = work.ratio(busy)
+    shown = "" if ratio is None else f"   {ratio:.2f} of the better"
+    return f"  {busy:4}{''.join(f'{cell:>24}' for cell in cells)}{shown}"
 
 
 def _record(work: Work) -> dict[str, Any]:
