@@ -22,8 +22,8 @@ _INTERVAL_S = 0.1
 _MOST_INTERVAL_S = 3.0
 _LOSS = 1 / 40
 """A trial that fails is repeated no sooner than its loss is this share of the time between."""
-_HOPELESS = 1.5
-"""A trial ends early where it takes this many times what is expected."""
+_HOPELESS, _HOPELESS_RUNS = 1.5, 6
+"""A trial ends early where so many runs take this many times what is expected."""
 _MEMORY_S = 0.15
 """Averages follow what was measured over about this time."""
 
@@ -109,7 +109,8 @@ class ThreadCount:
             trial.runs += 1
             trial.seconds += seconds
             trial.expected_s += self._costs[key].value * work
-            is_hopeless = trial.seconds > _HOPELESS * trial.expected_s + _TRIAL_S / 2
+            is_slow = trial.seconds > _HOPELESS * trial.expected_s
+            is_hopeless = is_slow and trial.runs >= _HOPELESS_RUNS
             if is_hopeless or (trial.runs >= _TRIAL_RUNS and trial.seconds >= _TRIAL_S):
                 self._decide(trial, now_s)
         elif threads == self.threads:
