@@ -34,7 +34,7 @@ from benchmarks.load.requests import (
     long_ask,
     text_ask,
 )
-from benchmarks.load.wire import Answer, Connection, get, head, parse, post
+from benchmarks.load.wire import HOST_HEADER, Answer, Connection, get, head, parse, post
 
 PATIENCE_S = 120.0  # in which an answer must be there
 _TIDE_S, _EBB_S, _STEADY = (
@@ -296,7 +296,7 @@ class Client:
                     )
                     opening = head(
                         f"POST {COMPLETIONS} HTTP/1.1",
-                        {"host": "soak", "transfer-encoding": "chunked"},
+                        {"host": HOST_HEADER, "transfer-encoding": "chunked"},
                     )
                     sending = asyncio.ensure_future(connection.send(opening + framed))
                 try:

@@ -1,0 +1,247 @@
+"""Well-behaved clients of a server that is attacked: how long they wait, and whether they are answered rightly.
+
+Each keeps one connection open, as client libraries do. A wait that is not over when it is looked at
+counts as long as it has lasted. `own_delay_s` is the longest time that this process itself was not
+given a processor: longest waits that are not larger say nothing about the server.
+"""
+
+import asyncio
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.load.ledger import WrongAnswerError, essence, must_be_whole, read_events
+from benchmarks.load.requests import COMPLETIONS, Ask
+from benchmarks.load.watch import tree_bytes
+from benchmarks.load.wire import Answer, Connection, get, parse, post
+
+OK, REFUSED, LOST, OTHER_BITS = "ok", "refused", "lost", "other bits"
+HEALTH_INTERVAL_S = 0.01
+_COMPLETION_INTERVAL_S = 0.02
+_KNOWN_INTERVAL_S = 0.3
+_RETRY_INTERVAL_S = 0.05
+_MEMORY_INTERVAL_S = 0.25
+_PROMPT = "Once upon a time there was a king"
+_PROMPT_IDS = [100, 200, 300, 400, 500]
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """The longest wait between two events, the one that goes on included."""
+
+    longest_s: float = 0.0
+    _since_s: float | None = None
+
+    def start(self) -> None:
+        """Begin a wait."""
+        self._since_s = time.monotonic()
+
+    def lap(self) -> None:
+        """End the wait and begin the next."""
+        self.longest_s = self.read()
+        self.start()
+
+    def stop(self) -> None:
+        """End the wait."""
+        self.longest_s = self.read()
+        self._since_s = None
+
+    def read(self) -> float:
+        """The longest wait until now."""
+        if self._since_s is None:
+            return self.longest_s
+        return max(self.longest_s, time.monotonic() - self._since_s)
+
+
+class Session:
+    """One connection that is used again for each request, and opened again where the server closed it."""
+
+    def __init__(self, port: int) -> None:
+        """Connect with the first request."""
+        self._port = port
+        self._connection: Connection | None = None
+
+    async def ask(self, request: bytes, watch: Stopwatch, *, laps: bool = False) -> Answer:
+        """Send a request; returns its answer. `laps`: the wait ends with each piece of the answer.
+
+        Raises:
+            OSError: no connection, or one that broke.
+            WrongAnswerError: it ended before the answer did.
+        """
+        watch.start()
+        reused = self._connection is not None
+        try:
+            return await self._ask(request, watch, laps=laps)
+        except (OSError, WrongAnswerError):
+            await self.close()
+            if not reused:
+                raise
+        try:
+            return await self._ask(request, watch, laps=laps)
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            await self._connection.__aexit__()
+            self._connection = None
+
+    async def _ask(self, request: bytes, watch: Stopwatch, *, laps: bool) -> Answer:
+        if self._connection is None:
+            self._connection = await Connection(self._port).__aenter__()
+        await self._connection.send(request)
+        received = b""
+        while True:
+            part = await self._connection.read()
+            if laps:
+                watch.lap()
+            received += part
+            answer = None if laps and not received.endswith(b"0\r\n\r\n") else parse(received)
+            if answer is None and laps and b" 200 " not in received[:16]:
+                answer = parse(received)
+            if answer is not None and answer.is_whole:
+                watch.stop()
+                if answer.headers.get("connection") == "close":
+                    await self.close()
+                return answer
+            if not part:
+                raise WrongAnswerError("the connection ended without an answer")
+
+
+@dataclass(slots=True)
+class Bystanders:
+    """All of them, and what they saw."""
+
+    port: int
+    pid: int
+    is_sent_ids: bool = False
+    deadline_s: float | None = None
+    stream: Stopwatch = field(default_factory=Stopwatch)
+    health: Stopwatch = field(default_factory=Stopwatch)
+    completion: Stopwatch = field(default_factory=Stopwatch)
+    own_delay_s: float = 0.0
+    peak_bytes: int = 0
+    fates: Counter[str] = field(default_factory=Counter)
+    _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
+
+    async def start(self) -> None:
+        """Ask the known request alone, then begin."""
+        known = self._known()
+        answer = await Session(self.port).ask(_keep_alive(known), Stopwatch())
+        expected = essence(known, must_be_whole(answer).body, streamed=False)
+        running = (
+            self._watch_own_delay(),
+            self._watch_memory(),
+            self._ask_health(),
+            self._stream(),
+            self._complete(),
+            self._ask_known(known, expected),
+        )
+        self._tasks = [asyncio.ensure_future(one) for one in running]
+
+    async def stop(self) -> None:
+        """End; an exception that is none of the server's is raised here."""
+        for watch in (self.stream, self.health, self.completion):
+            watch.stop()
+        for task in self._tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    def figures(self) -> dict[str, Any]:
+        """What they saw so far, for a report."""
+        return {
+            "stream_ms": round(1000 * self.stream.read(), 1),
+            "health_ms": round(1000 * self.health.read(), 1),
+            "completion_ms": round(1000 * self.completion.read(), 1),
+            "own_delay_ms": round(1000 * self.own_delay_s, 1),
+            "bystanders": dict(self.fates),
+        }
+
+    def _prompt(self) -> str | list[int]:
+        return _PROMPT_IDS if self.is_sent_ids else _PROMPT
+
+    def _known(self) -> Ask:
+        body = {"prompt": self._prompt(), "seed": 11, "max_tokens": 40, "logprobs": 2}
+        return Ask("known", COMPLETIONS, {**body, "return_token_ids": True})
+
+    async def _ask_health(self) -> None:
+        session = Session(self.port)
+        request = get("/health").replace(b"connection: close", b"connection: keep-alive")
+        while True:
+            await self._ask(session, request, self.health)
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+
+    async def _complete(self) -> None:
+        session = Session(self.port)
+        headers = {} if self.deadline_s is None else {"x-request-timeout-s": f"{self.deadline_s:g}"}
+        body = {"prompt": self._prompt(), "max_tokens": 1}
+        while True:
+            request = _keep_alive(Ask("one", COMPLETIONS, body), headers)
+            await self._ask(session, request, self.completion)
+            await asyncio.sleep(_COMPLETION_INTERVAL_S)
+
+    async def _stream(self) -> None:
+        session = Session(self.port)
+        body = {"prompt": self._prompt(), "max_tokens": 450, "ignore_eos": True, "stream": True}
+        request = _keep_alive(Ask("stream", COMPLETIONS, body))
+        while True:
+            answer = await self._ask(session, request, self.stream, laps=True)
+            if answer is not None and answer.status == 200:
+                try:
+                    events = len(list(read_events(answer.body)))
+                    self.fates[LOST] += events == 0
+                except (WrongAnswerError, ValueError):
+                    self.fates[LOST] += 1
+
+    async def _ask_known(self, known: Ask, expected: Mapping[str, Any]) -> None:
+        session = Session(self.port)
+        while True:
+            answer = await self._ask(session, _keep_alive(known), Stopwatch())
+            if answer is not None and answer.status == 200:
+                found = essence(known, answer.body, streamed=False)
+                self.fates[OTHER_BITS] += found != expected
+            await asyncio.sleep(_KNOWN_INTERVAL_S)
+
+    async def _ask(
+        self, session: Session, request: bytes, watch: Stopwatch, *, laps: bool = False
+    ) -> Answer | None:
+        """Ask and note the fate; None where the answer is lost."""
+        try:
+            answer = await session.ask(request, watch, laps=laps)
+        except (OSError, WrongAnswerError):
+            self.fates[LOST] += 1
+            await asyncio.sleep(_RETRY_INTERVAL_S)
+            return None
+        self.fates[_fate(answer)] += 1
+        return answer
+
+    async def _watch_own_delay(self) -> None:
+        while True:
+            slept_from_s = time.monotonic()
+            await asyncio.sleep(HEALTH_INTERVAL_S)
+            delay_s = time.monotonic() - slept_from_s - HEALTH_INTERVAL_S
+            self.own_delay_s = max(self.own_delay_s, delay_s)
+
+    async def _watch_memory(self) -> None:
+        while True:
+            size_bytes = await asyncio.to_thread(tree_bytes, self.pid)
+            self.peak_bytes = max(self.peak_bytes, size_bytes or 0)
+            await asyncio.sleep(_MEMORY_INTERVAL_S)
+
+
+def _fate(answer: Answer) -> str:
+    if answer.status == 200:
+        return OK
+    return REFUSED if answer.status in (429, 503) else f"status {answer.status}"
+
+
+def _keep_alive(ask: Ask, headers: Mapping[str, str] | None = None) -> bytes:
+    body = json.dumps(ask.body).encode()
+    return post(ask.path, body, **{"connection": "keep-alive", **(headers or {})})
