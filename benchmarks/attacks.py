@@ -155,9 +155,8 @@ async def _attack(
         server.log_bytes,
         cpu_s(server.pid),
     )
-    started_s = time.monotonic()
     attacker = await _start_attacker(attack, server.port, parsed.seconds_per_attack)
-    signalled_s = None
+    started_s, signalled_s = time.monotonic(), None
     with contextlib.suppress(asyncio.TimeoutError):
         await asyncio.wait_for(attacker.wait(), attack.signal_after_s or _longest_s(parsed))
     if attack.signal_after_s is not None:
@@ -206,12 +205,15 @@ async def _end(server: ServerProcess, signalled_s: float | None) -> dict[str, An
 
 
 async def _start_attacker(attack: Attack, port: int, seconds: float) -> asyncio.subprocess.Process:
-    """The attack in a process of its own, whose work delays no bystander."""
+    """The attack in a process of its own, whose work delays no bystander; returns once it begins."""
     program = Path(__file__).parent / "load" / "attacks.py"
     flags = ["--port", str(port), "--seconds", str(seconds), "--only", attack.name]
-    return await asyncio.create_subprocess_exec(
+    attacker = await asyncio.create_subprocess_exec(
         sys.executable, str(program), *flags, stdout=asyncio.subprocess.PIPE
     )
+    assert attacker.stdout is not None
+    await attacker.stdout.readline()
+    return attacker
 
 
 async def _outcomes(attacker: asyncio.subprocess.Process, timeout_s: float) -> dict[str, int]:

@@ -37,6 +37,8 @@ from benchmarks.load.wire import Connection, parse, post, read_for
 from nanovllm.cli.values import positive, positive_number
 from nanovllm.hub import resolve_model
 
+BEGUN = "attacking"
+"""The first line of output: from here on time counts."""
 _TURN_S = 5.0  # of one attack, where several take turns
 _IDLE_CONNECTIONS = 120
 _OPEN_FILES = 64
@@ -334,6 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", default=",".join(FOR_ANY_SERVER), metavar="NAMES")
     parsed = parser.parse_args(arguments)
     names = parsed.only.split(",")
+    print(BEGUN, flush=True)
     print(json.dumps(asyncio.run(take_turns(names, parsed.port, parsed.seconds))), flush=True)
     return 0
 
