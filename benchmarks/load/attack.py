@@ -20,6 +20,8 @@ CLOSED, LEFT, NO_ANSWER = "closed", "left", "no answer"
 REFUSED = frozenset({"400", "413", "422", "429", "503"})
 """Statuses by which a server may refuse what costs too much."""
 SERVED = REFUSED | {"200"}
+LOADED = SERVED | {NO_ANSWER}
+"""Of fair requests that are more than the server can answer in time."""
 _KEPT_BYTES = 1 << 16
 _PAUSE_S = 0.05  # between two rounds
 
@@ -51,6 +53,8 @@ class Attack:
         allowed: outcomes that a server which holds may give.
         prepare: makes files in a folder and returns the server's further arguments; None where
             any server can be attacked.
+        is_load: its requests are fair ones, only many: bystanders wait for their turn, and may be
+            refused.
         is_sent_ids: bystanders send token ids, because the model cannot read text.
         max_open_files: the server's limit of open files.
         deadline_s: what bystanders ask for in `x-request-timeout-s`.
@@ -63,6 +67,7 @@ class Attack:
     run: Run
     allowed: frozenset[str] = SERVED
     prepare: Prepare | None = None
+    is_load: bool = False
     is_sent_ids: bool = False
     max_open_files: int | None = None
     deadline_s: float | None = None

@@ -22,6 +22,7 @@ from benchmarks.load import payloads
 from benchmarks.load.attack import (
     CLOSED,
     LEFT,
+    LOADED,
     NO_ANSWER,
     REFUSED,
     Attack,
@@ -137,10 +138,11 @@ async def leave_behind_a_byte(target: Target) -> Counter[str]:
         await asyncio.sleep(0.3)
         await connection.send(b"G")
         await asyncio.sleep(0.1)
-    await asyncio.sleep(0.5)
+    await asyncio.sleep(0.3)
     answer = parse(await fetch(target.port, "/metrics"))
-    running = 0.0 if answer is None else gauge(answer.body.decode(), "num_requests_running")
-    return Counter({"goes on" if running > 50 else "stopped": 1})
+    page = "" if answer is None else answer.body.decode()
+    left = sum(gauge(page, f"num_requests_{state}") for state in ("running", "waiting"))
+    return Counter({"goes on" if left > 50 else "stopped": 1})
 
 
 async def compile_and_leave(target: Target) -> Counter[str]:
@@ -228,7 +230,9 @@ _ALL = [
     Attack("deadlines", "4", flood(_multiples(999983), copies=8, rounds=3), deadline_s=3.0),
     Attack("bad-words", "5", flood(payloads.bad_words, copies=12, rounds=5), REFUSED),
     Attack("truncated-prompts", "5", flood(payloads.truncated_prompts, copies=12, rounds=5)),
-    Attack("log-probabilities", "6", flood(payloads.log_probabilities, rounds=5)),
+    Attack(
+        "log-probabilities", "6", flood(payloads.log_probabilities, rounds=5), LOADED, is_load=True
+    ),
     Attack(
         "open-files",
         "7",
@@ -281,11 +285,21 @@ _ALL = [
     ),
     Attack("two-lengths", "17", send_two_lengths, frozenset({"one answer"})),
     Attack("half-close", "21", half_close, frozenset({"200"})),
-    Attack("left-with-a-byte", "", leave_behind_a_byte, frozenset({"stopped"})),
-    Attack("same-request-id", "22", flood(payloads.same_request_id, copies=40, rounds=20)),
-    Attack("long-stops", "23", flood(payloads.long_stops, copies=2, rounds=5)),
-    Attack("urgent", "", flood(payloads.urgent, copies=4, rounds=10)),
-    Attack("wide-beam-search", "", flood(payloads.wide_beam_search, rounds=5)),
+    Attack("left-with-a-byte", "", leave_behind_a_byte, frozenset({"stopped"}), is_load=True),
+    Attack(
+        "same-request-id",
+        "22",
+        flood(payloads.same_request_id, copies=40, rounds=20),
+        LOADED,
+        is_load=True,
+    ),
+    Attack(
+        "long-stops", "23", flood(payloads.long_stops, copies=2, rounds=5), LOADED, is_load=True
+    ),
+    Attack("urgent", "", flood(payloads.urgent, copies=4, rounds=10), LOADED, is_load=True),
+    Attack(
+        "wide-beam-search", "", flood(payloads.wide_beam_search, rounds=5), LOADED, is_load=True
+    ),
     Attack(
         "foreign-host",
         "",
