@@ -3,22 +3,35 @@
 Each keeps one connection open, as client libraries do. A wait that is not over when it is looked at
 counts as long as it has lasted. `own_delay_s` is the longest time that this process itself was not
 given a processor: longest waits that are not larger say nothing about the server.
+
+Run: python benchmarks/load/bystanders.py --port 8000 --pid 123
+
+As a program they go on until standard input ends; the last line of output is JSON.
 """
 
+import argparse
 import asyncio
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.load.ledger import WrongAnswerError, essence, must_be_whole, read_events
 from benchmarks.load.requests import COMPLETIONS, Ask
 from benchmarks.load.watch import tree_bytes
 from benchmarks.load.wire import Answer, Connection, get, parse, post
+from nanovllm.cli.values import positive
 
 OK, REFUSED, LOST, OTHER_BITS = "ok", "refused", "lost", "other bits"
+BEGUN = "begun"
+"""The first line of output: from here on they are watching."""
 HEALTH_INTERVAL_S = 0.01
 _COMPLETION_INTERVAL_S = 0.02
 _KNOWN_INTERVAL_S = 0.3
@@ -64,8 +77,12 @@ class Session:
         self._port = port
         self._connection: Connection | None = None
 
-    async def ask(self, request: bytes, watch: Stopwatch, *, laps: bool = False) -> Answer:
-        """Send a request; returns its answer. `laps`: the wait ends with each piece of the answer.
+    async def ask(self, request: bytes, watch: Stopwatch, gaps: Stopwatch | None = None) -> Answer:
+        """Send a request; returns its answer.
+
+        Args:
+            watch: what the answer took, or each piece of it where there is a watch for `gaps`.
+            gaps: what each piece but the first took.
 
         Raises:
             OSError: no connection, or one that broke.
@@ -74,16 +91,19 @@ class Session:
         watch.start()
         reused = self._connection is not None
         try:
-            return await self._ask(request, watch, laps=laps)
-        except (OSError, WrongAnswerError):
-            await self.close()
-            if not reused:
-                raise
-        try:
-            return await self._ask(request, watch, laps=laps)
+            answer = await self._ask(request, watch, gaps)
+            if answer is None and reused:  # closed meanwhile for being idle
+                answer = await self._ask(request, watch, gaps)
         except BaseException:
             await self.close()
             raise
+        finally:
+            if gaps is not None:
+                gaps.stop()
+        if answer is None:
+            raise WrongAnswerError("the connection ended without an answer")
+        watch.stop()
+        return answer
 
     async def close(self) -> None:
         """Close the connection."""
@@ -91,26 +111,33 @@ class Session:
             await self._connection.__aexit__()
             self._connection = None
 
-    async def _ask(self, request: bytes, watch: Stopwatch, *, laps: bool) -> Answer:
+    async def _ask(self, request: bytes, watch: Stopwatch, gaps: Stopwatch | None) -> Answer | None:
+        """As `ask`; None where the connection ended before anything came."""
         if self._connection is None:
             self._connection = await Connection(self._port).__aenter__()
-        await self._connection.send(request)
-        received = b""
-        while True:
-            part = await self._connection.read()
-            if laps:
-                watch.lap()
-            received += part
-            answer = None if laps and not received.endswith(b"0\r\n\r\n") else parse(received)
-            if answer is None and laps and b" 200 " not in received[:16]:
-                answer = parse(received)
-            if answer is not None and answer.is_whole:
-                watch.stop()
-                if answer.headers.get("connection") == "close":
-                    await self.close()
-                return answer
-            if not part:
-                raise WrongAnswerError("the connection ended without an answer")
+        received, part = b"", b""
+        with suppress(ConnectionError):
+            await self._connection.send(request)
+            while part := await self._connection.read():
+                received += part
+                if gaps is not None:
+                    watch.lap()
+                    gaps.lap()
+                answer = parse(received) if _may_be_whole(received) else None
+                if answer is not None and answer.is_whole:
+                    if answer.headers.get("connection") == "close":
+                        await self.close()
+                    return answer
+        await self.close()
+        if received:
+            raise WrongAnswerError("the connection ended within an answer")
+        return None
+
+
+def _may_be_whole(received: bytes) -> bool:
+    """Whether it is worth parsing: a stream is long, and only its last piece ends it."""
+    top, _, _ = received[:1024].partition(b"\r\n\r\n")
+    return b"chunked" not in top.lower() or received.endswith(b"0\r\n\r\n")
 
 
 @dataclass(slots=True)
@@ -122,6 +149,7 @@ class Bystanders:
     is_sent_ids: bool = False
     deadline_s: float | None = None
     stream: Stopwatch = field(default_factory=Stopwatch)
+    gaps: Stopwatch = field(default_factory=Stopwatch)
     health: Stopwatch = field(default_factory=Stopwatch)
     completion: Stopwatch = field(default_factory=Stopwatch)
     own_delay_s: float = 0.0
@@ -146,7 +174,7 @@ class Bystanders:
 
     async def stop(self) -> None:
         """End; an exception that is none of the server's is raised here."""
-        for watch in (self.stream, self.health, self.completion):
+        for watch in (self.stream, self.gaps, self.health, self.completion):
             watch.stop()
         for task in self._tasks:
             task.cancel()
@@ -158,6 +186,7 @@ class Bystanders:
         """What they saw so far, for a report."""
         return {
             "stream_ms": round(1000 * self.stream.read(), 1),
+            "gap_ms": round(1000 * self.gaps.read(), 1),
             "health_ms": round(1000 * self.health.read(), 1),
             "completion_ms": round(1000 * self.completion.read(), 1),
             "own_delay_ms": round(1000 * self.own_delay_s, 1),
@@ -192,7 +221,7 @@ class Bystanders:
         body = {"prompt": self._prompt(), "max_tokens": 450, "ignore_eos": True, "stream": True}
         request = _keep_alive(Ask("stream", COMPLETIONS, body))
         while True:
-            answer = await self._ask(session, request, self.stream, laps=True)
+            answer = await self._ask(session, request, self.stream, self.gaps)
             if answer is not None and answer.status == 200:
                 try:
                     events = len(list(read_events(answer.body)))
@@ -210,16 +239,23 @@ class Bystanders:
             await asyncio.sleep(_KNOWN_INTERVAL_S)
 
     async def _ask(
-        self, session: Session, request: bytes, watch: Stopwatch, *, laps: bool = False
+        self,
+        session: Session,
+        request: bytes,
+        watch: Stopwatch,
+        gaps: Stopwatch | None = None,
     ) -> Answer | None:
         """Ask and note the fate; None where the answer is lost."""
         try:
-            answer = await session.ask(request, watch, laps=laps)
+            answer = await session.ask(request, watch, gaps)
         except (OSError, WrongAnswerError):
             self.fates[LOST] += 1
             await asyncio.sleep(_RETRY_INTERVAL_S)
             return None
-        self.fates[_fate(answer)] += 1
+        fate = _fate(answer)
+        self.fates[fate] += 1
+        if fate == REFUSED:
+            await asyncio.sleep(_RETRY_INTERVAL_S)
         return answer
 
     async def _watch_own_delay(self) -> None:
@@ -245,3 +281,28 @@ def _fate(answer: Answer) -> str:
 def _keep_alive(ask: Ask, headers: Mapping[str, str] | None = None) -> bytes:
     body = json.dumps(ask.body).encode()
     return post(ask.path, body, **{"connection": "keep-alive", **(headers or {})})
+
+
+async def _watch_until_told(port: int, pid: int) -> dict[str, Any]:
+    bystanders = Bystanders(port, pid)
+    await bystanders.start()
+    print(BEGUN, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await bystanders.stop()
+    return {**bystanders.figures(), "peak_bytes": bystanders.peak_bytes}
+
+
+def main() -> int:
+    """Watch a server that runs."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=positive, required=True, help="port on this machine")
+    parser.add_argument("--pid", type=positive, required=True, help="the server's process")
+    parsed = parser.parse_args()
+    print(json.dumps(asyncio.run(_watch_until_told(parsed.port, parsed.pid))), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -55,6 +55,7 @@ class Load:
     known: Sequence[tuple[Ask, Mapping[str, Any]]]
     ledger: Ledger
     stalled_client_s: float
+    max_body_bytes: int = MAX_BODY_BYTES
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -284,7 +285,7 @@ class Client:
         """Send a body over the limit, its length declared or not."""
         with self._load.ledger.request("oversized") as entry:
             async with self._connection() as connection:
-                body = b'{"prompt": "' + b"a" * MAX_BODY_BYTES * 3
+                body = b'{"prompt": "' + b"a" * self._load.max_body_bytes * 3
                 if self._draw.random() < 0.5:
                     sending = asyncio.ensure_future(
                         connection.send(post(COMPLETIONS, body, connection="keep-alive"))
