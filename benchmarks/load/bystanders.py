@@ -16,7 +16,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ class Session:
             if answer is None and reused:  # closed meanwhile for being idle
                 answer = await self._ask(request, watch, gaps)
         except BaseException:
-            await self.close()
+            await self.aclose()
             raise
         finally:
             if gaps is not None:
@@ -105,7 +105,7 @@ class Session:
         watch.stop()
         return answer
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Close the connection."""
         if self._connection is not None:
             await self._connection.__aexit__()
@@ -126,9 +126,9 @@ class Session:
                 answer = parse(received) if _may_be_whole(received) else None
                 if answer is not None and answer.is_whole:
                     if answer.headers.get("connection") == "close":
-                        await self.close()
+                        await self.aclose()
                     return answer
-        await self.close()
+        await self.aclose()
         if received:
             raise WrongAnswerError("the connection ended within an answer")
         return None
@@ -160,7 +160,8 @@ class Bystanders:
     async def start(self) -> None:
         """Ask the known request alone, then begin."""
         known = self._known()
-        answer = await Session(self.port).ask(_keep_alive(known), Stopwatch())
+        async with aclosing(Session(self.port)) as session:
+            answer = await session.ask(_keep_alive(known), Stopwatch())
         expected = essence(known, must_be_whole(answer).body, streamed=False)
         running = (
             self._watch_own_delay(),
@@ -201,42 +202,38 @@ class Bystanders:
         return Ask("known", COMPLETIONS, {**body, "return_token_ids": True})
 
     async def _ask_health(self) -> None:
-        session = Session(self.port)
         request = get("/health").replace(b"connection: close", b"connection: keep-alive")
-        while True:
-            await self._ask(session, request, self.health)
-            await asyncio.sleep(HEALTH_INTERVAL_S)
+        async with aclosing(Session(self.port)) as session:
+            while True:
+                await self._ask(session, request, self.health)
+                await asyncio.sleep(HEALTH_INTERVAL_S)
 
     async def _complete(self) -> None:
-        session = Session(self.port)
         headers = {} if self.deadline_s is None else {"x-request-timeout-s": f"{self.deadline_s:g}"}
         body = {"prompt": self._prompt(), "max_tokens": 1}
-        while True:
-            request = _keep_alive(Ask("one", COMPLETIONS, body), headers)
-            await self._ask(session, request, self.completion)
-            await asyncio.sleep(_COMPLETION_INTERVAL_S)
+        request = _keep_alive(Ask("one", COMPLETIONS, body), headers)
+        async with aclosing(Session(self.port)) as session:
+            while True:
+                await self._ask(session, request, self.completion)
+                await asyncio.sleep(_COMPLETION_INTERVAL_S)
 
     async def _stream(self) -> None:
-        session = Session(self.port)
         body = {"prompt": self._prompt(), "max_tokens": 450, "ignore_eos": True, "stream": True}
         request = _keep_alive(Ask("stream", COMPLETIONS, body))
-        while True:
-            answer = await self._ask(session, request, self.stream, self.gaps)
-            if answer is not None and answer.status == 200:
-                try:
-                    events = len(list(read_events(answer.body)))
-                    self.fates[LOST] += events == 0
-                except (WrongAnswerError, ValueError):
-                    self.fates[LOST] += 1
+        async with aclosing(Session(self.port)) as session:
+            while True:
+                answer = await self._ask(session, request, self.stream, self.gaps)
+                if answer is not None and answer.status == 200:
+                    self.fates[LOST] += not _is_whole_stream(answer.body)
 
     async def _ask_known(self, known: Ask, expected: Mapping[str, Any]) -> None:
-        session = Session(self.port)
-        while True:
-            answer = await self._ask(session, _keep_alive(known), Stopwatch())
-            if answer is not None and answer.status == 200:
-                found = essence(known, answer.body, streamed=False)
-                self.fates[OTHER_BITS] += found != expected
-            await asyncio.sleep(_KNOWN_INTERVAL_S)
+        async with aclosing(Session(self.port)) as session:
+            while True:
+                answer = await self._ask(session, _keep_alive(known), Stopwatch())
+                if answer is not None and answer.status == 200:
+                    found = essence(known, answer.body, streamed=False)
+                    self.fates[OTHER_BITS] += found != expected
+                await asyncio.sleep(_KNOWN_INTERVAL_S)
 
     async def _ask(
         self,
@@ -270,6 +267,13 @@ class Bystanders:
             size_bytes = await asyncio.to_thread(tree_bytes, self.pid)
             self.peak_bytes = max(self.peak_bytes, size_bytes or 0)
             await asyncio.sleep(_MEMORY_INTERVAL_S)
+
+
+def _is_whole_stream(body: bytes) -> bool:
+    try:
+        return len(list(read_events(body))) > 0
+    except (WrongAnswerError, ValueError):
+        return False
 
 
 def _fate(answer: Answer) -> str:
