@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import time
@@ -38,11 +39,19 @@ _EXIT_TIMEOUT_S = 30.0
 _WARM_UP_S = 1.0
 _REFUSED_AT_START = "refused at start"
 _COLUMNS = (
-    ("attack", "name", "<24"), ("stream", "stream_ms", ">9"), ("health", "health_ms", ">9"),
-    ("1 token", "completion_ms", ">9"), ("own", "own_delay_ms", ">7"), ("before", "before_mib", ">7"),
-    ("peak", "peak_mib", ">7"), ("after", "after_mib", ">7"), ("log MB", "log_mb", ">7"), ("alive", "alive", ">6"),
-    ("exit", "exit_code", ">6"), ("in s", "exit_s", ">6"),
-)  # fmt: skip
+    ("attack", "name", "<24"),
+    ("stream", "stream_ms", ">9"),
+    ("health", "health_ms", ">9"),
+    ("1 token", "completion_ms", ">9"),
+    ("own", "own_delay_ms", ">7"),
+    ("before", "before_mib", ">7"),
+    ("peak", "peak_mib", ">7"),
+    ("after", "after_mib", ">7"),
+    ("log MB", "log_mb", ">7"),
+    ("alive", "alive", ">6"),
+    ("exit", "exit_code", ">6"),
+    ("in s", "exit_s", ">6"),
+)
 """Heading, figure and width of each column; times in milliseconds, memory in MiB."""
 
 
@@ -210,7 +219,7 @@ async def _end(server: ServerProcess, signalled_s: float | None) -> dict[str, An
 
 
 async def _start_attacker(attack: Attack, port: int, seconds: float) -> asyncio.subprocess.Process:
-    """The attack in a process of its own, whose work delays no bystander; returns once it begins."""
+    """The attack in a process of its own, which delays no bystander; returns once it begins."""
     program = Path(__file__).parent / "load" / "attacks.py"
     flags = ["--port", str(port), "--seconds", str(seconds), "--only", attack.name]
     attacker = await asyncio.create_subprocess_exec(
@@ -249,10 +258,17 @@ def faults(row: dict[str, Any], attack: Attack, parsed: argparse.Namespace) -> l
         pauses.append(("completion_ms", "max_pause_ms"))
     growth = (("peak_mib", "max_growth_mib"), ("after_mib", "max_left_mib"))
     own_ms = row["own_delay_ms"]
+    waits = [
+        (f"{name} over {getattr(parsed, limit):g}", row[name] <= getattr(parsed, limit) + own_ms)
+        for name, limit in pauses
+    ]
+    grown = [(f"{name} grew", _grew(row, name) <= getattr(parsed, limit)) for name, limit in growth]
+    deadline_ms = math.inf if attack.deadline_s is None else 1000 * attack.deadline_s
+    was_stopped_at_work = row["exit_s"] is None or row["exit_s"] >= SHUTDOWN_TIMEOUT_S
     checks = [
-        *((f"{name} over {getattr(parsed, limit):g}", row[name] <= getattr(parsed, limit) + own_ms) for name, limit in pauses),
-        *((f"{name} grew", _grew(row, name) <= getattr(parsed, limit)) for name, limit in growth),
-        ("deadline missed", attack.deadline_s is None or row["completion_ms"] <= 1000 * attack.deadline_s + parsed.max_pause_ms + own_ms),
+        *waits,
+        *grown,
+        ("deadline missed", row["completion_ms"] <= deadline_ms + parsed.max_pause_ms + own_ms),
         ("outcomes", set(row["outcomes"]) <= attack.allowed),
         ("the server died", row["alive"] != "no"),
         ("answers lost", not fates.get(LOST)),
@@ -263,8 +279,8 @@ def faults(row: dict[str, Any], attack: Attack, parsed: argparse.Namespace) -> l
         ("log forged", row["log_is_clean"]),
         ("exit code", row["exit_code"] == 0),
         ("slow exit", row["exit_s"] is not None and row["exit_s"] <= _EXIT_LIMIT_S),
-        ("integrity", row["integrity"] == "clean" or row["exit_s"] is None or row["exit_s"] >= SHUTDOWN_TIMEOUT_S),
-    ]  # fmt: skip
+        ("integrity", row["integrity"] == "clean" or was_stopped_at_work),
+    ]
     return [name for name, held in checks if not held]
 
 

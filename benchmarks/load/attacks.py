@@ -248,6 +248,13 @@ _ALL = [
         prepare=_template_option,
     ),
     Attack("wrong-requests", "9", flood(payloads.wrong_requests, rounds=5), _WRONG),
+    Attack(
+        "wrong-chats",
+        "9",
+        flood(payloads.wrong_chats, rounds=2),
+        _WRONG,
+        prepare=_template_option,
+    ),
     Attack("chunks", "10", send_chunks, frozenset({CLOSED})),
     Attack("structural-bodies", "11", flood(payloads.structural_bodies, rounds=10), REFUSED),
     *(

@@ -1,4 +1,4 @@
-"""Well-behaved clients of a server that is attacked: how long they wait, and whether they are answered rightly.
+"""Well-behaved clients of a server that is attacked: their waits and their answers.
 
 Each keeps one connection open, as client libraries do. A wait that is not over when it is looked at
 counts as long as it has lasted. `own_delay_s` is the longest time that this process itself was not
@@ -70,7 +70,7 @@ class Stopwatch:
 
 
 class Session:
-    """One connection that is used again for each request, and opened again where the server closed it."""
+    """One connection for all requests, opened again where the server closed it."""
 
     def __init__(self, port: int) -> None:
         """Connect with the first request."""

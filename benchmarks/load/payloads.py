@@ -87,14 +87,11 @@ def wrong_requests(number: int) -> list[bytes]:
     """Requests that must be answered by 400, never by 500."""
     huge = b"9" * 4300
     nested = '{"items":' * 982 + "{}" + "}" * 982
-    chat = b'{"messages": [{"role": "user", "content": "a"}], "%s": %s}'
-    surrogate: dict[str, Any] = {"type": "object", "properties": {"\ud800": {"type": "string"}}}
+    surrogate: dict[str, Any] = {"enum": ["\ud800"]}
     beyond_64_bits = {"type": "integer", "minimum": 2**64}
     return [
         post(COMPLETIONS, b'{"prompt": "a", "max_tokens": %s}' % huge),
         post(COMPLETIONS, b'{"prompt": "a", "use_beam_search": true, "max_tokens": %s}' % huge),
-        post(CHAT, chat % (b"max_tokens", huge)),
-        post(CHAT, chat % (b"max_completion_tokens", huge)),
         completion(structured_outputs={"regex": "\ud800"}),
         completion(structured_outputs={"grammar": 'start: "\ud800"'}),
         completion(structured_outputs={"choice": ["\ud800"]}),
@@ -108,6 +105,13 @@ def wrong_requests(number: int) -> list[bytes]:
         completion(prompt=[2**70]),
         completion(seed=10**400),
     ]
+
+
+def wrong_chats(number: int) -> list[bytes]:
+    """Chats that must be answered by 400, never by 500."""
+    chat = b'{"messages": [{"role": "user", "content": "a"}], "%s": %s}'
+    fields = (b"max_tokens", b"max_completion_tokens")
+    return [post(CHAT, chat % (field, b"9" * 4300)) for field in fields]
 
 
 def structural_bodies(number: int) -> list[bytes]:

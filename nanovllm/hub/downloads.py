@@ -169,7 +169,7 @@ def _fetch(hub: "HubRepo", file: "HubFile", output: Path, config: GPT2Config) ->
 
 
 def _limit_bytes(file: "HubFile", config: GPT2Config) -> int:
-    """What a file may have at most: weights what the hub declares, or else what the network can need."""
+    """Limit of a file: of weights what the hub declares, or else what the network can need."""
     if not file.name.endswith(".safetensors"):
         return _MAX_COMPANION_BYTES
     if file.size_bytes is not None:

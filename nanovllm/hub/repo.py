@@ -22,7 +22,10 @@ from huggingface_hub import (
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.utils import tqdm, validate_repo_id  # type: ignore[attr-defined]  # tqdm is there, but not marked as exported
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not marked as exported
+    tqdm,
+    validate_repo_id,
+)
 
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.hub import transfer
@@ -105,7 +108,8 @@ class HubRepo:
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
             reason = printable(f"{type(error).__name__}: {error}")
             raise ModelNotFoundError(
-                f"{endpoint} does not answer as a Hugging Face hub does ({reason}); check HF_ENDPOINT"
+                f"{endpoint} does not answer as a Hugging Face hub does ({reason}); "
+                "check HF_ENDPOINT"
             ) from error
         files = {n: file for n, file in files.items() if "/" not in n and "\\" not in n}
         return cls(name, info["id"], commit, files, endpoint, token)
@@ -135,8 +139,8 @@ class HubRepo:
                 )
             except transfer.TooLargeError:
                 raise CheckpointError(
-                    f"{name} of {self.repo} is larger than the {limit_bytes:,} bytes that it may have; "
-                    "it was not kept"
+                    f"{name} of {self.repo} is larger than the {limit_bytes:,} bytes that "
+                    "it may have; it was not kept"
                 ) from None
 
     def config(self) -> GPT2Config:
@@ -260,7 +264,10 @@ def _explanation(error: Exception, repo: str, endpoint: str, revision: str | Non
         if isinstance(error, kind):
             return message
     if isinstance(error, transfer.TooLargeError):
-        return f"{endpoint} does not answer as a Hugging Face hub does (its list of files has no end); check HF_ENDPOINT"
+        reason = "its list of files has no end"
+        return (
+            f"{endpoint} does not answer as a Hugging Face hub does ({reason}); check HF_ENDPOINT"
+        )
     if isinstance(error, errors.HfHubHTTPError):
         return _explanation_of_status(error, repo, endpoint)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -282,7 +289,11 @@ def _explanation_of_status(error: errors.HfHubHTTPError, repo: str, endpoint: st
 
 
 def _hub_file(entry: Mapping[str, Any]) -> HubFile:
-    """One entry of the hub's list; raises ValueError, KeyError, TypeError or AttributeError where it is none."""
+    """One entry of the hub's list.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
     lfs = entry.get("lfs")
     size_bytes = entry.get("size") if lfs is None else lfs["size"]
     if size_bytes is not None and (type(size_bytes) is not int or size_bytes < 0):

@@ -12,7 +12,11 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, cast
 
 from huggingface_hub import constants, errors, get_session
-from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, tqdm  # type: ignore[attr-defined]  # tqdm is there, but not marked as exported
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not marked as exported
+    build_hf_headers,
+    hf_raise_for_status,
+    tqdm,
+)
 
 from nanovllm.errors import printable
 
@@ -95,7 +99,7 @@ def fetch(
 
 
 def pauses_s(draw: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
-    """Yield the pause before each further try: twice as long each time, the last half of it random."""
+    """Yield the pause before each further try: it doubles, and half of it is random."""
     for turn in range(MAX_TRIES - 1):
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**turn)
         yield draw(pause_s / 2, pause_s)

@@ -50,7 +50,7 @@ def test_requests_are_whole_and_of_legal_size(name: str) -> None:
 
 
 def test_wrong_requests_are_http_with_bodies() -> None:
-    for request in payloads.wrong_requests(0):
+    for request in [*payloads.wrong_requests(0), *payloads.wrong_chats(0)]:
         head, _, body = request.partition(b"\r\n\r\n")
         assert f"content-length: {len(body)}".encode() in head
         assert body.startswith(b"{")
@@ -167,9 +167,9 @@ ATTACK = Attack("any", "", rest)
 def good_row() -> dict[str, Any]:
     """The figures of a server that holds."""
     return {
-        "name": "any", "outcomes": {"400": 3}, "stream_ms": 20.0, "health_ms": 5.0, "completion_ms": 9.0, "own_delay_ms": 2.0,
-        "bystanders": {OK: 100}, "before_mib": 180, "peak_mib": 200, "after_mib": 185, "log_mb": 0.1, "alive": "yes",
-        "log_is_clean": True, "exit_code": 0, "exit_s": 0.5, "integrity": "clean",
+        "name": "any", "outcomes": {"400": 3}, "stream_ms": 20.0, "health_ms": 5.0,
+        "completion_ms": 9.0, "own_delay_ms": 2.0, "bystanders": {OK: 100}, "before_mib": 180,
+        "peak_mib": 200, "after_mib": 185, "log_mb": 0.1, "alive": "yes", "log_is_clean": True, "exit_code": 0, "exit_s": 0.5, "integrity": "clean",
     }  # fmt: skip
 
 
@@ -228,7 +228,8 @@ def test_a_model_may_be_refused_at_start_only_where_it_is_hostile() -> None:
 def seen(**changes: Any) -> Seen:
     figures = {"bystanders": {OK: 9}, "gap_ms": 10.0, "health_ms": 10.0, "own_delay_ms": 1.0}
     outcomes = {"bad-words": {"400": 5, "429": 2}}
-    return Seen(**{"outcomes": outcomes, "figures": figures, "max_health_s": 1.0, "max_pause_s": 1.0, **changes})  # fmt: skip
+    limits = {"max_health_s": 1.0, "max_pause_s": 1.0}
+    return Seen(**{"outcomes": outcomes, "figures": figures, **limits, **changes})
 
 
 @pytest.mark.parametrize(
@@ -249,7 +250,7 @@ def test_each_condition_of_an_attacked_soak_can_fail(number: int, changes: dict[
 
 
 def test_the_program_attacks_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A real server, bystanders and an attacker; what a busy machine makes slow is not judged here."""
+    """A real server, bystanders and an attacker; how fast it is, is not judged."""
     report = tmp_path / "attacks.json"
     limits = ("--max-pause-ms", "--max-health-ms", "--max-left-mib", "--max-growth-mib")
     lenient = [part for limit in limits for part in (limit, "60000")]
@@ -259,7 +260,7 @@ def test_the_program_attacks_a_server(tmp_path: Path, capsys: pytest.CaptureFixt
     (row,) = record["rows"]
     assert record == json.loads(capsys.readouterr().out.splitlines()[-1])
     assert row["bystanders"][OK] > 5
-    assert sum(row["outcomes"].values()) >= 16
+    assert sum(row["outcomes"].values()) >= len(payloads.wrong_requests(0))
     assert (row["alive"], row["exit_code"], row["integrity"]) == ("yes", 0, "clean")
     assert set(row["faults"]) <= {"outcomes"}
     assert code == int(bool(row["faults"]))

@@ -78,8 +78,8 @@ def load_image(spec: Spec, store: ObjectCache) -> bytes:
 def _warn_about_cache(store: ObjectCache) -> None:
     """Say why the next start will be slow again: nothing else shows it."""
     print(
-        f"nanovllm: the compiled kernels cannot be kept in {store.folder}, so each start compiles them again; "
-        f"set {CACHE_VARIABLE} to a folder that this user, and nobody else, may write to",
+        f"nanovllm: the compiled kernels cannot be kept in {store.folder}, so each start "
+        f"compiles them again; set {CACHE_VARIABLE} to a folder that this user, and nobody else, may write to",
         file=sys.stderr,
     )
 
