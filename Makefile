@@ -16,7 +16,7 @@ TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench compare soak wheel build clean
+.PHONY: help serve test fuzz check format bench compare soak attack wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -47,8 +47,11 @@ bench: $(RUN)  ## measure prefill and decode; MODEL=folder-or-name (empty: the b
 compare: $(RUN)  ## compare with peers that are installed, see docs/performance.md; MODEL=folder ARGS="--peers llamacpp,vllm"
 	@$(BIN)/python benchmarks/compare.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
-soak: $(TEST)  ## put a server under several times the load it can take, for ten minutes; ARGS="--minutes 1"
-	@$(BIN)/python benchmarks/server_soak.py $(ARGS)
+soak: $(TEST)  ## overload and attack a server for ten minutes; ARGS="--minutes 1"
+	@$(BIN)/python benchmarks/server_soak.py --attacks all $(ARGS)
+
+attack: $(TEST)  ## attack servers, one attack after another; ARGS="--only bad-words,chunks"
+	@$(BIN)/python benchmarks/attacks.py $(ARGS)
 
 wheel: $(TEST)  ## build the source archive and the wheel into dist/
 	@$(BIN)/python -m build --outdir dist .

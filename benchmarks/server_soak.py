@@ -2,6 +2,9 @@
 
 Run: make soak    or    python benchmarks/server_soak.py --minutes 10
 
+With --attacks, an attacker runs beside them: the attacks of benchmarks/attacks.py that fit any server, in turns, and
+bystanders that measure what they notice of it.
+
 Starts `nanovllm serve` with a short queue in a process of its own and drives it over sockets. The verdict has a line for each condition; the last
 line is JSON. The exit code is 1 where a condition does not hold. docs/reliability.md says what is promised.
 """
@@ -14,27 +17,29 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.load.attacks import FOR_ANY_SERVER
 from benchmarks.load.clients import Client, Load, ask_once
 from benchmarks.load.ledger import ANSWERED, FAILED, Ledger, must_be_whole
 from benchmarks.load.requests import COMPLETIONS, MAX_BODY_BYTES, Ask, known_asks
 from benchmarks.load.server_process import ServerProcess
-from benchmarks.load.verdict import judge, table
+from benchmarks.load.verdict import Seen, judge, table
 from benchmarks.load.watch import Watch, open_files
 from benchmarks.load.wire import Connection, parse, post
-from benchmarks.options import tell
+from benchmarks.options import names_of, tell
 from nanovllm.cli.bench_report import describe_machine
 from nanovllm.cli.values import not_negative, positive, positive_number
+from nanovllm.config import parse_bytes
 
 MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
+ATTACKED_BODY_BYTES = 4 << 20
 FLAGS = [
-    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS),
-    "--max-body-bytes", str(MAX_BODY_BYTES), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
+    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
 ]  # fmt: skip
 """Of the server: fewer places than there are clients."""
 
@@ -77,6 +82,30 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="longest that /health may take (%(default)s)",
     )
     parser.add_argument(
+        "--num-threads",
+        type=positive,
+        default=None,
+        help="threads of the server (its own choice)",
+    )
+    parser.add_argument(
+        "--attacks",
+        type=_attack_names,
+        default=[],
+        metavar="NAMES",
+        help="attacks to mix in, with commas between, or all (none)",
+    )
+    parser.add_argument(
+        "--max-pause-s",
+        type=positive_number,
+        default=2.0,
+        help="longest pause of a stream beside attacks (%(default)s)",
+    )
+    parser.add_argument(
+        "--memory-limit",
+        default="8GiB",
+        help="RLIMIT_DATA of a server that is attacked, and of each process it starts (%(default)s)",
+    )
+    parser.add_argument(
         "--json",
         type=Path,
         default=None,
@@ -86,13 +115,22 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def _attack_names(text: str) -> list[str]:
+    """The type of --attacks."""
+    return list(FOR_ANY_SERVER) if text == "all" else names_of(FOR_ANY_SERVER)(text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Soak and judge; 1 where a condition does not hold."""
     parsed = parse_flags(arguments)
     machine = describe_machine()
     print(f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n", flush=True)
+    body_bytes = ATTACKED_BODY_BYTES if parsed.attacks else MAX_BODY_BYTES
     flags = [*FLAGS, "--kv-cache-memory", parsed.kv_cache_memory]
-    with ServerProcess([*([parsed.model] if parsed.model else []), *flags]) as server:
+    flags += ["--max-body-bytes", str(body_bytes)]
+    flags += ["--num-threads", str(parsed.num_threads)] if parsed.num_threads else []
+    limits = {"RLIMIT_DATA": parse_bytes(parsed.memory_limit)} if parsed.attacks else {}
+    with ServerProcess([*([parsed.model] if parsed.model else []), *flags], limits) as server:
         verdict = asyncio.run(soak(server, parsed))
     print(table(verdict), flush=True)
     about = {
@@ -100,6 +138,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "minutes": parsed.minutes,
         "clients": parsed.clients,
         "seed": parsed.seed,
+        "attacked_by": parsed.attacks,
         "server": flags,
         "machine": machine,
     }
@@ -119,8 +158,10 @@ async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, A
     ]
     files_before = open_files(server.pid)
     watch = Watch(server.port, server.pid)
-    load = Load(server.port, known, ledger, STALLED_CLIENT_S)
-    await _run_load(load, watch, parsed)
+    body_bytes = ATTACKED_BODY_BYTES if parsed.attacks else MAX_BODY_BYTES
+    load = Load(server.port, known, ledger, STALLED_CLIENT_S, body_bytes)
+    async with _attacked(server, parsed) as seen:
+        await _run_load(load, watch, parsed)
     idle = await watch.wait_until_idle(_DRAIN_S)
     files_after = open_files(server.pid)
     refilled = await _fills_the_queue(server.port)
@@ -129,8 +170,61 @@ async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, A
     if end["exit_code"] or end["tracebacks"]:
         tell(end["log"])
     return judge(
-        ledger, watch, idle, (files_before, files_after), refilled, end, parsed.max_health_s
+        ledger,
+        watch,
+        idle,
+        (files_before, files_after),
+        refilled,
+        end,
+        parsed.max_health_s,
+        seen[0] if seen else None,
     )
+
+
+@contextlib.asynccontextmanager
+async def _attacked(server: ServerProcess, parsed: argparse.Namespace) -> AsyncIterator[list[Seen]]:
+    """Attack the server meanwhile; on leaving, what came of it is in the list."""
+    found: list[Seen] = []
+    if not parsed.attacks:
+        yield found
+        return
+    seconds = 60 * parsed.minutes
+    at = ["--port", str(server.port)]
+    names = ["--seconds", str(seconds), "--only", ",".join(parsed.attacks)]
+    bystanders = await _begin("bystanders.py", [*at, "--pid", str(server.pid)])
+    attacker = await _begin("attacks.py", [*at, *names])
+    try:
+        yield found
+        outcomes = await _last_line(attacker, _DRAIN_S)
+        figures = await _last_line(bystanders, _DRAIN_S)
+    finally:
+        for process in (attacker, bystanders):
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    found.append(Seen(outcomes, figures, parsed.max_health_s, parsed.max_pause_s))
+
+
+async def _begin(program: str, flags: list[str]) -> asyncio.subprocess.Process:
+    """Start a program of benchmarks/load and wait for its first line."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        str(Path(__file__).parent / "load" / program),
+        *flags,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    if not await process.stdout.readline():
+        raise RuntimeError(f"{program} did not start")
+    return process
+
+
+async def _last_line(process: asyncio.subprocess.Process, timeout_s: float) -> dict[str, Any]:
+    """End a program's input and read the JSON that it ends with."""
+    output, _ = await asyncio.wait_for(process.communicate(b""), timeout_s)
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
 
 
 async def _run_load(load: Load, watch: Watch, parsed: argparse.Namespace) -> None:

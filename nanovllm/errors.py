@@ -67,3 +67,16 @@ class RequestTimeoutError(EngineError):
 
 class EngineFaultError(EngineError):
     """A step of the engine failed while this request took part in it."""
+
+
+def printable(text: str, limit: int = 200) -> str:
+    """Return text of unknown origin for a message: control characters escaped, cut at `limit`.
+
+    An escape sequence in a model's name or in a header must not reach a terminal or forge a line of
+    a log. The result has at most `limit` characters, plus "..." where something was cut.
+    """
+    escaped = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        for character in text[: limit + 1]
+    )
+    return escaped if len(escaped) <= limit else f"{escaped[:limit]}..."

@@ -34,7 +34,7 @@ from benchmarks.load.requests import (
     long_ask,
     text_ask,
 )
-from benchmarks.load.wire import Answer, Connection, get, head, parse, post
+from benchmarks.load.wire import HOST_HEADER, Answer, Connection, get, head, parse, post
 
 PATIENCE_S = 120.0  # in which an answer must be there
 _TIDE_S, _EBB_S, _STEADY = (
@@ -55,6 +55,7 @@ class Load:
     known: Sequence[tuple[Ask, Mapping[str, Any]]]
     ledger: Ledger
     stalled_client_s: float
+    max_body_bytes: int = MAX_BODY_BYTES
     is_over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -284,7 +285,7 @@ class Client:
         """Send a body over the limit, its length declared or not."""
         with self._load.ledger.request("oversized") as entry:
             async with self._connection() as connection:
-                body = b'{"prompt": "' + b"a" * MAX_BODY_BYTES * 3
+                body = b'{"prompt": "' + b"a" * self._load.max_body_bytes * 3
                 if self._draw.random() < 0.5:
                     sending = asyncio.ensure_future(
                         connection.send(post(COMPLETIONS, body, connection="keep-alive"))
@@ -296,7 +297,7 @@ class Client:
                     )
                     opening = head(
                         f"POST {COMPLETIONS} HTTP/1.1",
-                        {"host": "soak", "transfer-encoding": "chunked"},
+                        {"host": HOST_HEADER, "transfer-encoding": "chunked"},
                     )
                     sending = asyncio.ensure_future(connection.send(opening + framed))
                 try:

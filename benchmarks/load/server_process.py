@@ -12,8 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,36 +26,46 @@ from nanovllm.engine.engine import Engine
 
 START_TIMEOUT_S = 300.0  # where the kernels were never compiled before
 END_TIMEOUT_S = 60.0
+_START_INTERVAL_S = 0.05
+_MAX_LOG_BYTES = 8 << 20
+_LIMIT = re.compile(r"(RLIMIT_[A-Z]+)=(\d+)")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 class ServerProcess:
     """A server as a context manager: `port` and `pid` while it runs, `end()` for how it ended."""
 
-    def __init__(self, flags: Sequence[str]) -> None:
-        """Start on entering, on a free port; standard error goes to a file, which `end` reads."""
+    def __init__(self, flags: Sequence[str], limits: Mapping[str, int] | None = None) -> None:
+        """Start on entering, on a free port; what it prints goes to files, which `end` reads.
+
+        Args:
+            limits: of its process, by name in the module resource, such as {"RLIMIT_NOFILE": 64}.
+        """
         self._flags = flags
-        self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed on leaving
+        self._limits = limits or {}
+        self._folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._output, self._errors = (Path(self._folder.name, name) for name in ("out", "err"))
         self._process: subprocess.Popen[str]
         self.port = 0
 
     def __enter__(self) -> "ServerProcess":
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
-        self._process = subprocess.Popen(
-            [sys.executable, str(Path(__file__)), *self._flags, "--port", "0"],
-            stdout=subprocess.PIPE, stderr=self._errors, text=True, env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-        timer = threading.Timer(START_TIMEOUT_S, self._process.kill)
-        timer.start()
-        try:
-            assert self._process.stdout is not None
-            for line in self._process.stdout:
-                if found := re.match(r"Serving on http://[^ ]*:(\d+) ", line):
-                    self.port = int(found[1])
-                    return self
-        finally:
-            timer.cancel()
-        raise RuntimeError(f"the server did not start: {self._read_errors()[-3000:]}")
+        limits = [f"{name}={value}" for name, value in self._limits.items()]
+        with self._output.open("wb") as output, self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, str(Path(__file__)), *limits, *self._flags, "--port", "0"],
+                stdout=output, stderr=errors, text=True, env={**os.environ, "PYTHONPATH": path},
+            )  # fmt: skip
+        end_s = time.monotonic() + START_TIMEOUT_S
+        while self._process.poll() is None and time.monotonic() < end_s:
+            found = re.search(r"^Serving on http://[^ ]*:(\d+) ", _tail(self._output), re.MULTILINE)
+            if found:
+                self.port = int(found[1])
+                return self
+            time.sleep(_START_INTERVAL_S)
+        message = _tail(self._errors)[-3000:]
+        self.__exit__(None, None, None)
+        raise ServerNotStartedError(message)
 
     def __exit__(
         self,
@@ -65,28 +75,36 @@ class ServerProcess:
     ) -> None:
         self._process.kill()
         self._process.wait()
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._errors.close()
+        self._folder.cleanup()
 
     @property
     def pid(self) -> int:
         """Its process."""
         return self._process.pid
 
+    @property
+    def exit_code(self) -> int | None:
+        """The exit code, None while it runs."""
+        return self._process.poll()
+
+    @property
+    def log_bytes(self) -> int:
+        """Bytes that it has written to both outputs."""
+        return sum(path.stat().st_size for path in (self._output, self._errors))
+
     def stop(self) -> None:
         """Send the signal that asks it to end."""
         self._process.send_signal(signal.SIGTERM)
 
-    async def end(self) -> dict[str, Any]:
+    async def end(self, timeout_s: float = END_TIMEOUT_S) -> dict[str, Any]:
         """Wait for its end: `exit_code`, `integrity` ("clean" or what is wrong), `tracebacks` in its log, and the log's tail."""
         try:
-            output, _ = await asyncio.to_thread(self._process.communicate, timeout=END_TIMEOUT_S)
+            await asyncio.to_thread(self._process.wait, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            output, _ = self._process.communicate()
+            self._process.wait()
+        output, log = _tail(self._output), _tail(self._errors)
         lines = [line for line in output.splitlines() if line.startswith('{"integrity"')]
-        log = self._read_errors()
         integrity = (
             json.loads(lines[-1])["integrity"]
             if lines
@@ -99,13 +117,28 @@ class ServerProcess:
             "log": log[-3000:],
         }
 
-    def _read_errors(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read()
+    def is_logged(self, text: str) -> bool:
+        """Whether a text is in what it has printed."""
+        return any(text in _tail(path) for path in (self._output, self._errors))
 
 
-def serve_and_check(flags: Sequence[str]) -> int:
-    """Run the command to its end, then check what its engine has left."""
+class ServerNotStartedError(RuntimeError):
+    """The server has ended before it was ready; the message is its log."""
+
+
+def _tail(path: Path) -> str:
+    """The last part of a file."""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _MAX_LOG_BYTES))
+        return file.read().decode("utf-8", "replace")
+
+
+def serve_and_check(arguments: Sequence[str]) -> int:
+    """Run the command to its end, then check what its engine has left.
+
+    Arguments such as RLIMIT_NOFILE=64 are limits of this process; the others are the command's.
+    """
+    flags = [argument for argument in arguments if not _set_limit(argument)]
     loaded: list[Engine] = []
     load = Engine.load
 
@@ -127,6 +160,18 @@ def serve_and_check(flags: Sequence[str]) -> int:
         integrity = f"broken: {error}"
     print(json.dumps({"integrity": integrity}), flush=True)
     return code
+
+
+def _set_limit(argument: str) -> bool:
+    """Set the limit that an argument names; returns whether it names one."""
+    found = _LIMIT.fullmatch(argument)
+    if found is None:
+        return False
+    import resource  # noqa: PLC0415 - POSIX only
+
+    number = getattr(resource, found[1])
+    resource.setrlimit(number, (int(found[2]), resource.getrlimit(number)[1]))
+    return True
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
 """What is looked at while a server is under load: how soon /health answers, what /metrics says, memory and open files."""
 
 import asyncio
+import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -102,3 +104,45 @@ def open_files(pid: int) -> int | None:
     """Files and sockets that a process has open, None where the operating system does not tell."""
     folder = Path(f"/proc/{pid}/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else None
+
+
+def tree_bytes(pid: int) -> int | None:
+    """Resident memory of a process and its descendants, None where the system does not tell.
+
+    Pages that they share are counted once for each of them.
+    """
+    sizes = [resident_bytes(one) for one in process_tree(pid) if Path(f"/proc/{one}").is_dir()]
+    return sum(filter(None, sizes)) if sizes else None
+
+
+def process_tree(pid: int) -> list[int]:
+    """Return a process and its descendants; the process alone where the system does not tell."""
+    children: dict[int, list[int]] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # one that has ended
+            fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+            children.setdefault(int(fields[1]), []).append(int(path.parent.name))
+    tree = [pid]
+    for one in tree:
+        tree += children.get(one, [])
+    return tree
+
+
+def peak_bytes(pid: int) -> int | None:
+    """The largest resident memory that a process had so far, None where the system does not tell."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(found[1]) * 1024 if found else None
+
+
+def cpu_s(pid: int) -> float | None:
+    """Processor time that a process has used, None where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return None
+    user, system = fields.rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")

@@ -7,10 +7,12 @@ import asyncio
 import json
 import socket
 import struct
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 HOST = "127.0.0.1"
+HOST_HEADER = "localhost"
 _READ_BYTES = 1 << 16
 _SMALL_BUFFER_BYTES = 4096
 
@@ -29,7 +31,7 @@ def post(path: str, body: object, **headers: str) -> bytes:
     """A POST with a JSON body; `body` may be bytes, which are sent as they are."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {
-        "host": "soak",
+        "host": HOST_HEADER,
         "content-type": "application/json",
         "content-length": str(len(content)),
         "connection": "close",
@@ -40,7 +42,7 @@ def post(path: str, body: object, **headers: str) -> bytes:
 
 def get(path: str) -> bytes:
     """A GET, after which the server closes the connection."""
-    return head(f"GET {path} HTTP/1.1", {"host": "soak", "connection": "close"})
+    return head(f"GET {path} HTTP/1.1", {"host": HOST_HEADER, "connection": "close"})
 
 
 def head(first_line: str, headers: Mapping[str, str]) -> bytes:
@@ -97,6 +99,18 @@ class Connection:
     def end_sending(self) -> None:
         """Close for sending only."""
         self._socket.shutdown(socket.SHUT_WR)
+
+
+async def read_for(connection: Connection, timeout_s: float) -> bytes:
+    """Read to the end of the connection, or what came until time was over."""
+    received = b""
+    end_s = time.monotonic() + timeout_s
+    try:
+        while part := await asyncio.wait_for(connection.read(), max(0.0, end_s - time.monotonic())):
+            received += part
+    except (ConnectionError, asyncio.TimeoutError):
+        pass
+    return received
 
 
 def parse(received: bytes) -> Answer | None:

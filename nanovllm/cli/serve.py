@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import errno
 import json
+import logging
 import math
 import os
 import shlex
@@ -194,6 +195,8 @@ class _Server(uvicorn.Server):
         stopping = asyncio.create_task(self._stop_engine_later())
         await super().shutdown(sockets)
         stopping.cancel()
+        if self.force_exit:  # by a second signal: uvicorn would log each request it cuts as a fault
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     async def _stop_engine_later(self) -> None:
         await asyncio.sleep(self._patience_s)

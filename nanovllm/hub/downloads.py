@@ -14,7 +14,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nanovllm.errors import CheckpointError, ModelNotFoundError
+from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.model.config import GPT2Config, read_json
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ _SHORT_NAMES = {
 }  # fmt: skip
 _UNFINISHED = ".download"  # folder inside the output for files that are not complete
 _READ_BYTES = 1 << 20
+_MAX_COMPANION_BYTES = 64 << 20  # of what is not weights
+_MAX_PARAMETER_BYTES, _MAX_BUFFER_BYTES = 8, 1 << 30  # causal masks of old checkpoints are buffers
 
 
 def download(
@@ -68,7 +70,7 @@ def download(
         missing = [file for file in files if file.name not in sha256s]
         _check_space(output, missing)
         for file in missing:
-            sha256s[file.name] = _fetch(hub, file, output)
+            sha256s[file.name] = _fetch(hub, file, output, config)
         _write_model_info(output, hub, config, sha256s)
     return output
 
@@ -106,7 +108,7 @@ def _check_output(output: Path, hub: "HubRepo") -> dict[str, Any]:
     info = read_model_info(output)
     if info and info.get("repo") != hub.repo:
         raise CheckpointError(
-            f"{output} holds {info.get('repo')}, not {hub.repo}; choose another output folder, or remove that one"
+            f"{output} holds {printable(str(info.get('repo')))}, not {hub.repo}; choose another output folder, or remove that one"
         )
     if not info and (output / "config.json").exists():
         raise CheckpointError(
@@ -147,20 +149,15 @@ def _unfinished_bytes(output: Path, file: "HubFile") -> int:
     return size_bytes if size_bytes <= file.size_bytes else 0
 
 
-def _fetch(hub: "HubRepo", file: "HubFile", output: Path) -> str:
+def _fetch(hub: "HubRepo", file: "HubFile", output: Path, config: GPT2Config) -> str:
     """Fetch the rest of one file, check it, move it to its place; returns its SHA-256."""
     unfinished = _unfinished_path(output, file)
-    while True:
-        resume_bytes = _unfinished_bytes(output, file)
-        try:
-            with unfinished.open("ab" if resume_bytes else "wb") as sink:
-                hub.fetch(file.name, sink, resume_bytes=resume_bytes)
-            break
-        except ModelNotFoundError:
-            if (
-                _unfinished_bytes(output, file) <= resume_bytes
-            ):  # otherwise the line is bad, but each try brings something
-                raise
+    try:
+        with unfinished.open("ab" if _unfinished_bytes(output, file) else "wb") as sink:
+            hub.fetch(file.name, sink, _limit_bytes(file, config))
+    except CheckpointError:  # too large
+        unfinished.unlink()
+        raise
     sha256 = _sha256_if_intact(unfinished, file)
     if sha256 is None:
         unfinished.unlink()
@@ -169,6 +166,15 @@ def _fetch(hub: "HubRepo", file: "HubFile", output: Path) -> str:
         )
     unfinished.replace(output / file.name)
     return sha256
+
+
+def _limit_bytes(file: "HubFile", config: GPT2Config) -> int:
+    """Limit of a file: of weights what the hub declares, or else what the network can need."""
+    if not file.name.endswith(".safetensors"):
+        return _MAX_COMPANION_BYTES
+    if file.size_bytes is not None:
+        return file.size_bytes
+    return _MAX_PARAMETER_BYTES * config.parameters + _MAX_BUFFER_BYTES
 
 
 def _sha256_if_intact(path: Path, file: "HubFile") -> str | None:

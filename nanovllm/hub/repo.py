@@ -7,25 +7,28 @@ are fetched, and saying in one line what went wrong and what to do.
 import errno
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
+from typing import Any, BinaryIO
+from urllib.parse import quote, urlsplit
 
 from huggingface_hub import (
-    HfApi,
     constants,
     errors,
     hf_hub_url,
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers, tqdm  # type: ignore[attr-defined]  # they are there, but not marked as exported
+from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not marked as exported
+    tqdm,
+    validate_repo_id,
+)
 
-from nanovllm.errors import CheckpointError, ModelNotFoundError
+from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
+from nanovllm.hub import transfer
 from nanovllm.model.config import GPT2Config
 
 WEIGHTS = "model.safetensors"
@@ -34,13 +37,16 @@ COMPANIONS = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
     "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "README.md", "LICENSE",
 )  # fmt: skip
-# The bases are OSError and the HTTPError of the library below huggingface-hub: httpx under its version 1, httpx2 under version 2.
-_FAILURES = cast(
-    "tuple[type[Exception], ...]", (*errors.HfHubHTTPError.__bases__, errors.HFValidationError)
-)
-_ANSWER_TIMEOUT_S = (
-    20.0  # the library waits for ever by default, and a firewall that drops packets never answers
-)
+MAX_LISTING_BYTES = 16 << 20  # some 50,000 files
+MAX_CONFIG_BYTES = 1 << 20
+MAX_INDEX_BYTES = 16 << 20
+_MESSAGE_CHARACTERS = 1000
+_COMMIT = re.compile(r"[0-9a-f]{40,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_GIT_SHA1 = re.compile(r"[0-9a-f]{40}")
+_FAILURES: tuple[type[Exception], ...] = (
+    OSError, transfer.HTTP_ERROR, errors.HFValidationError, transfer.TooLargeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,53 +95,53 @@ class HubRepo:
     ) -> "HubRepo":
         """Ask the hub for `name` at a branch, tag or commit; raises ModelNotFoundError, with the remedy, where it gives none."""
         endpoint = _checked_endpoint(endpoint or constants.ENDPOINT)
-        api = HfApi(endpoint=endpoint, token=token)
+        with explained(name, endpoint, revision):
+            validate_repo_id(name)
+            at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
+            url = f"{endpoint}/api/models/{name}{at}"
+            listing = transfer.read(url, MAX_LISTING_BYTES, token=token, params={"blobs": "true"})
         try:
-            with explained(name, endpoint, revision):
-                info = api.model_info(
-                    name, revision=revision, files_metadata=True, timeout=_ANSWER_TIMEOUT_S
-                )
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            info = json.loads(listing)
+            validate_repo_id(info["id"])
+            files = {file.name: file for file in map(_hub_file, info.get("siblings") or ())}
+            commit = _matching(_COMMIT, info["sha"])
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError) as error:
+            reason = printable(f"{type(error).__name__}: {error}")
             raise ModelNotFoundError(
-                f"{endpoint} does not answer as a Hugging Face hub does ({error!r}); check HF_ENDPOINT"
+                f"{endpoint} does not answer as a Hugging Face hub does ({reason}); "
+                "check HF_ENDPOINT"
             ) from error
-        if info.sha is None:
-            raise ModelNotFoundError(
-                f"{endpoint} does not name the commit of {name}, as a Hugging Face hub does; check HF_ENDPOINT"
-            )
-        siblings = [
-            item
-            for item in info.siblings or ()
-            if "/" not in item.rfilename and "\\" not in item.rfilename
-        ]
-        files = {
-            item.rfilename: HubFile(
-                item.rfilename,
-                item.size,
-                item.lfs.sha256 if item.lfs else None,
-                None if item.lfs else item.blob_id,
-            )
-            for item in siblings
-        }
-        return cls(name, info.id, info.sha, files, endpoint, token)
+        files = {n: file for n, file in files.items() if "/" not in n and "\\" not in n}
+        return cls(name, info["id"], commit, files, endpoint, token)
 
-    def read(self, name: str) -> bytes:
+    def read(self, name: str, limit_bytes: int) -> bytes:
         """The content of a small file."""
         content = io.BytesIO()
-        self.fetch(name, content)
+        self.fetch(name, content, limit_bytes)
         return content.getvalue()
 
-    def fetch(self, name: str, into: BinaryIO, *, resume_bytes: int = 0) -> None:
-        """Append the file's bytes from number `resume_bytes` on to `into`, with a progress bar where there is a terminal."""
+    def fetch(self, name: str, into: BinaryIO, limit_bytes: int) -> None:
+        """Append what is missing of a file to `into`, with a progress bar where there is a terminal.
+
+        The file may be as large as the hub declares, and at most `limit_bytes`.
+        """
+        size_bytes = self.files[name].size_bytes
+        limit_bytes = limit_bytes if size_bytes is None else min(limit_bytes, size_bytes)
         with explained(self.repo, self.endpoint):
-            http_get(
-                hf_hub_url(self.repo, name, revision=self.commit, endpoint=self.endpoint),
-                into,
-                resume_size=resume_bytes,
-                headers=build_hf_headers(token=self.token),
-                expected_size=self.files[name].size_bytes,
-                displayed_filename=name,
-            )
+            try:
+                transfer.fetch(
+                    hf_hub_url(self.repo, name, revision=self.commit, endpoint=self.endpoint),
+                    into,
+                    limit_bytes,
+                    token=self.token,
+                    size_bytes=size_bytes,
+                    name=name,
+                )
+            except transfer.TooLargeError:
+                raise CheckpointError(
+                    f"{name} of {self.repo} is larger than the {limit_bytes:,} bytes that "
+                    "it may have; it was not kept"
+                ) from None
 
     def config(self) -> GPT2Config:
         """The network that the repository's config.json describes; raises CheckpointError where it cannot be loaded."""
@@ -143,7 +149,7 @@ class HubRepo:
             raise CheckpointError(
                 f"{self.repo} has no config.json, so it is not a model in Hugging Face format"
             )
-        raw = _parsed(self.read("config.json"), f"config.json of {self.repo}")
+        raw = _parsed(self.read("config.json", MAX_CONFIG_BYTES), f"config.json of {self.repo}")
         try:
             return GPT2Config.from_dict(raw)
         except CheckpointError as error:
@@ -155,7 +161,9 @@ class HubRepo:
             weights = [WEIGHTS]
         elif WEIGHTS_INDEX in self.files:
             weights = [
-                *_shard_names(self.read(WEIGHTS_INDEX), f"{WEIGHTS_INDEX} of {self.repo}"),
+                *_shard_names(
+                    self.read(WEIGHTS_INDEX, MAX_INDEX_BYTES), f"{WEIGHTS_INDEX} of {self.repo}"
+                ),
                 WEIGHTS_INDEX,
             ]
         else:
@@ -169,7 +177,7 @@ class HubRepo:
 
     def _without_safetensors(self) -> str:
         others = sorted(
-            name
+            printable(name, 80)
             for name in self.files
             if name.endswith((".bin", ".h5", ".msgpack", ".ot", ".pt", ".ckpt", ".gguf"))
         )
@@ -224,7 +232,8 @@ def explained(repo: str, endpoint: str, revision: str | None = None) -> Iterator
     try:
         yield
     except _FAILURES as error:
-        raise ModelNotFoundError(_explanation(error, repo, endpoint, revision)) from error
+        message = _explanation(error, repo, endpoint, revision)
+        raise ModelNotFoundError(printable(message, _MESSAGE_CHARACTERS)) from error
 
 
 def _explanation(error: Exception, repo: str, endpoint: str, revision: str | None) -> str:
@@ -254,6 +263,11 @@ def _explanation(error: Exception, repo: str, endpoint: str, revision: str | Non
     for kind, message in known:
         if isinstance(error, kind):
             return message
+    if isinstance(error, transfer.TooLargeError):
+        reason = "its list of files has no end"
+        return (
+            f"{endpoint} does not answer as a Hugging Face hub does ({reason}); check HF_ENDPOINT"
+        )
     if isinstance(error, errors.HfHubHTTPError):
         return _explanation_of_status(error, repo, endpoint)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -272,6 +286,34 @@ def _explanation_of_status(error: errors.HfHubHTTPError, repo: str, endpoint: st
     if status == 429:
         return f"{answer}, too many requests: wait a few minutes, or set HF_TOKEN, which raises the limit"
     return f"{answer}: try again later, or set HF_ENDPOINT to a mirror"
+
+
+def _hub_file(entry: Mapping[str, Any]) -> HubFile:
+    """One entry of the hub's list.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is none.
+    """
+    lfs = entry.get("lfs")
+    size_bytes = entry.get("size") if lfs is None else lfs["size"]
+    if size_bytes is not None and (type(size_bytes) is not int or size_bytes < 0):
+        raise TypeError(f"a size is {size_bytes!r}")
+    if not isinstance(entry["rfilename"], str):
+        raise TypeError(f"a file is called {entry['rfilename']!r}")
+    blob = entry.get("blobId")
+    return HubFile(
+        entry["rfilename"],
+        size_bytes,
+        None if lfs is None else _matching(_SHA256, lfs["sha256"]),
+        None if lfs is not None or blob is None else _matching(_GIT_SHA1, blob),
+    )
+
+
+def _matching(pattern: "re.Pattern[str]", value: object) -> str:
+    """The value, if it is a text of this form; it becomes part of paths and addresses."""
+    if not isinstance(value, str) or pattern.fullmatch(value) is None:
+        raise ValueError(f"{value!r} is no checksum")
+    return value
 
 
 def _checked_endpoint(endpoint: str) -> str:
@@ -301,7 +343,10 @@ def _shard_names(index: bytes, source: str) -> list[str]:
         else set()
     )
     if not names or any(
-        name != Path(name).name or "\\" in name or not name.endswith(".safetensors")
+        name != Path(name).name
+        or "\\" in name
+        or not name.endswith(".safetensors")
+        or not name.isprintable()
         for name in names
     ):
         raise CheckpointError(

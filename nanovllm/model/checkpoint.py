@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
-from nanovllm.errors import CheckpointError
+from nanovllm.errors import CheckpointError, printable
 from nanovllm.model.config import GPT2Config, read_json
 from nanovllm.model.weights import (
     AttentionWeights,
@@ -38,6 +38,8 @@ _STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_NAME_CHARACTERS = 100
 _TOUCH_BYTES = 16 << 20  # how much of a mapped file is read between two moves of the progress bar
 
 
@@ -76,7 +78,7 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
             short = name.removeprefix(_PREFIX)
             if short in found:
                 raise CheckpointError(
-                    f"{folder}: {short} is there twice, in {found[short].file} and in {tensor.file}"
+                    f"{folder}: {printable(short)} is there twice, in {found[short].file} and in {tensor.file}"
                 )
             if not _BUFFERS.fullmatch(short):
                 found[short] = tensor
@@ -137,9 +139,11 @@ def _checkpoint_files(folder: Path) -> list[Path]:
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
     if not index.is_file():
-        others = sorted(p.name for p in folder.glob("*.bin")) + sorted(
-            p.name for p in folder.glob("*.h5")
-        )
+        others = [
+            printable(path.name, _NAME_CHARACTERS)
+            for kind in ("*.bin", "*.h5")
+            for path in sorted(folder.glob(kind))
+        ]
         hint = (
             f"; it has {', '.join(others)}, which must be converted to safetensors first"
             if others
@@ -156,12 +160,16 @@ def _checkpoint_files(folder: Path) -> list[Path]:
     ):
         raise CheckpointError(f"{index} has no weight_map from tensor names to file names")
     names = sorted(set(weight_map.values()))
-    outside = [name for name in names if name != Path(name).name or "\\" in name]
+    outside = [
+        printable(name, _NAME_CHARACTERS)
+        for name in names
+        if name != Path(name).name or "\\" in name
+    ]
     if outside:
         raise CheckpointError(
             f"{index} names files outside its own folder: {', '.join(outside[:5])}"
         )
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [printable(name, _NAME_CHARACTERS) for name in names if not _is_file(folder / name)]
     if missing:
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of the {len(names)} files that {index.name} lists: {', '.join(missing[:5])}"
@@ -169,13 +177,32 @@ def _checkpoint_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def _is_lfs_pointer(path: Path) -> bool:
+    """Whether it is the text that `git clone` without Git LFS leaves in place of a large file."""
+    with path.open("rb") as file:
+        return file.read(len(_LFS_POINTER)) == _LFS_POINTER
+
+
+def _is_file(path: Path) -> bool:
+    """Whether it is a file; the name may be one that no file can have."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def _map_file(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     try:
         with safe_open(path, framework="numpy"):
             pass  # opening checks the header, every offset and the file's size
     except (SafetensorError, OSError) as error:
+        if _is_lfs_pointer(path):
+            raise CheckpointError(
+                f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in that folder, "
+                "or fetch the model by `nanovllm download`"
+            ) from error
         raise CheckpointError(
-            f"{path} is damaged or incomplete ({path.stat().st_size} bytes): {error}; fetch it again"
+            f"{path} is damaged or incomplete ({path.stat().st_size} bytes): {printable(str(error))}; fetch it again"
         ) from error
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(8), "little")
@@ -210,27 +237,28 @@ def _check_tensors(
         f"missing: {name} {list(shape)}" for name, shape in shapes.items() if name not in stored
     ]
     for name, tensor in stored.items():
+        shown = printable(name, _NAME_CHARACTERS)
         if name == "lm_head.weight" and tied_head:  # some checkpoints store the tied head twice
             if "wte.weight" in stored and not _is_equal(tensor, stored["wte.weight"]):
                 remedy = "if the model has a head of its own, config.json needs tie_word_embeddings false"
                 problems.append(f"left over: lm_head.weight, which is not wte.weight; {remedy}")
         elif name not in shapes:
-            problems.append(f"left over: {name}")
+            problems.append(f"left over: {shown}")
         elif tensor.dtype not in _STORED_DTYPES:
             problems.append(
-                f"wrong type: {name} is {tensor.dtype}, not one of {', '.join(_STORED_DTYPES)}"
+                f"wrong type: {name} is {printable(tensor.dtype, 20)}, not one of {', '.join(_STORED_DTYPES)}"
             )
         elif tensor.raw.shape != shapes[name]:
             problems.append(
                 f"wrong shape: {name} is {list(tensor.raw.shape)}, config.json asks for {list(shapes[name])}"
             )
     if problems:
-        shown = problems[:40] + (
+        told = problems[:40] + (
             [f"... and {len(problems) - 40} more"] if len(problems) > 40 else []
         )
         raise CheckpointError(
             f"{folder} does not hold the model that its config.json describes:\n  "
-            + "\n  ".join(shown)
+            + "\n  ".join(told)
         )
 
 

@@ -6,12 +6,13 @@ n_inner (d_ff), n_positions (max_positions).
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanovllm.errors import CheckpointError
+from nanovllm.errors import CheckpointError, printable
 from nanovllm.model.activation import ACTIVATIONS
 
 _LARGEST = {
@@ -54,7 +55,7 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} is {getattr(self, name)!r} but must be a whole number from 1 to {limit}"
+            f"{name} is {_shown(getattr(self, name))} but must be a whole number from 1 to {limit}"
             for name, limit in _LARGEST.items()
             if not _is_whole(getattr(self, name)) or not 1 <= getattr(self, name) <= limit
         ]
@@ -67,13 +68,15 @@ class GPT2Config:
             or not isinstance(self.epsilon, int | float)
             or not 0 < self.epsilon < math.inf
         ):
-            problems.append(f"layer_norm_epsilon is {self.epsilon!r} but must be a number above 0")
+            problems.append(
+                f"layer_norm_epsilon is {_shown(self.epsilon)} but must be a number above 0"
+            )
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             problems.append(
-                f"activation_function is {self.activation!r}; known are {', '.join(sorted(ACTIVATIONS))}"
+                f"activation_function is {_shown(self.activation)}; known are {', '.join(sorted(ACTIVATIONS))}"
             )
         problems += [
-            f"{name} is {getattr(self, name)!r} but must be true or false"
+            f"{name} is {_shown(getattr(self, name))} but must be true or false"
             for name in ("scale_attn_weights", "scale_attn_by_inverse_layer_idx", "tied_head")
             if not isinstance(getattr(self, name), bool)
         ]
@@ -104,18 +107,18 @@ class GPT2Config:
         """The config of a parsed config.json; one of another architecture is refused with its name."""
         architecture = raw.get("model_type")
         if architecture != "gpt2":
-            names = (
-                ", ".join(map(str, raw.get("architectures") or []))
-                if isinstance(raw.get("architectures"), list)
-                else ""
+            listed = raw.get("architectures")
+            classes = (
+                [one for one in listed if isinstance(one, str)] if isinstance(listed, list) else []
             )
-            classes = f" ({names})" if names else ""
+            named = printable(architecture) if isinstance(architecture, str) else ""
+            kind = f" ({printable(', '.join(classes))})" if classes else ""
             raise CheckpointError(
-                f"this is a {architecture or 'nameless'} model{classes}; only the gpt2 architecture can be loaded"
+                f"this is a {named or 'nameless'} model{kind}; only the gpt2 architecture can be loaded"
             )
         if raw.get("add_cross_attention") not in (None, False):
             raise CheckpointError(
-                f"add_cross_attention is {raw['add_cross_attention']!r}: models with cross-attention cannot be loaded"
+                f"add_cross_attention is {_shown(raw['add_cross_attention'])}: models with cross-attention cannot be loaded"
             )
         missing = [
             name for name in ("vocab_size", "n_embd", "n_layer", "n_head") if name not in raw
@@ -167,6 +170,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__} but must hold an object")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value of a file that others made, short and without control characters."""
+    return printable(reprlib.repr(value))
 
 
 def _is_whole(value: object) -> bool:

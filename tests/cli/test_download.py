@@ -173,3 +173,16 @@ def test_it_is_a_subcommand() -> None:
         "v1",
         True,
     )
+
+
+def test_a_hostile_hub_is_told_in_one_line(
+    hub: FakeHub, files: dict[str, bytes], tmp_path: Path
+) -> None:
+    hub.add("someone/small", {**files, "config.json": b'{"model_type": "\\u001b[31mred"}'})
+    code, _, err = finish("someone/small", hub=hub.url, folder=tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert err[:-1].isprintable()
+    hub.endless.add("config.json")
+    code, _, err = finish("someone/small", hub=hub.url, folder=tmp_path)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "config.json of someone/small is larger than" in err

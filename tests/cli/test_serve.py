@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,15 +98,13 @@ def test_a_signal_ends_it_with_0(tiny_model: Path) -> None:
 
 def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
     """A streamed answer, as it came; `begun` is set when the first of it is there."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
     content = json.dumps({"prompt": "Once upon a time", "stream": True, "ignore_eos": True, **body})
-    connection.request("POST", "/v1/completions", content, {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    received = response.readline()
-    begun.set()
-    received += response.read()
-    connection.close()
-    return received
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)) as connection:
+        connection.request("POST", "/v1/completions", content, {"Content-Type": "application/json"})
+        with closing(connection.getresponse()) as response:
+            received = response.readline()
+            begun.set()
+            return received + response.read()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -125,6 +124,36 @@ def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) 
         assert "Traceback" not in errors
         assert b'"finish_reason":"length"' in received[0]
         assert received[0].endswith(b"data: [DONE]\n\n")
+
+
+def test_a_second_signal_ends_it_without_a_traceback() -> None:
+    """The first one waits for the stream; the log invites to send another."""
+    with Serving("--num-threads", "1", "--shutdown-timeout-s", str(int(TIMEOUT_S))) as serving:
+        begun, failures = threading.Event(), list[Exception]()
+
+        def read() -> None:
+            try:
+                read_stream(serving.port, begun, max_tokens=500, n=100)
+            except (http.client.HTTPException, OSError) as error:  # cut
+                failures.append(error)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        assert begun.wait(TIMEOUT_S)
+        serving.process.send_signal(signal.SIGINT)
+        wait_until(lambda: not is_listening(serving.port))
+        code, errors = serving.end(signal.SIGINT)
+        reader.join(TIMEOUT_S)
+        assert failures
+        assert code == 0, errors
+        assert "Traceback" not in errors
+        assert len(errors.splitlines()) < 10, errors
+
+
+def is_listening(port: int) -> bool:
+    """Whether a connection can be had."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None:

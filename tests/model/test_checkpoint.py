@@ -289,6 +289,45 @@ def test_a_flipped_bit_in_the_header_never_crashes(
     assert all(array.dtype == np.float32 for array in leaves(weights))
 
 
+def test_names_from_a_file_are_short_and_printable(tmp_path: Path) -> None:
+    names = ("\x1b[31m", "transformer.\x1b[31m", "\u202e" * 10_000, "x" * 10_000)
+
+    def spoil(tensors: dict[str, np.ndarray]) -> None:
+        tensors.update({name: np.zeros(3, dtype=np.float32) for name in names[2:]})
+
+    with pytest.raises(CheckpointError) as left_over:
+        load(rewrite(tmp_path / "one", spoil))
+    with pytest.raises(CheckpointError) as twice:
+        load(
+            rewrite(
+                tmp_path / "two",
+                lambda tensors: tensors.update(
+                    {name: np.zeros(3, dtype=np.float32) for name in names[:2]}
+                ),
+            )
+        )
+    folder = write_checkpoint(tmp_path / "three", shards=2)
+    index = {"weight_map": {"wte.weight": "\x1b" * 10_000}}
+    write_json(folder / "model.safetensors.index.json", index)
+    with pytest.raises(CheckpointError) as missing:
+        load(folder)
+    for caught, says in ((left_over, "left over"), (twice, "is there twice"), (missing, "lacks 1")):
+        message = str(caught.value).replace(str(tmp_path), "")
+        assert says in message
+        assert message.replace("\n", "").isprintable()
+        assert len(message) < 1000
+
+
+def test_a_git_lfs_pointer_is_told(tmp_path: Path) -> None:
+    path = write_checkpoint(tmp_path) / "model.safetensors"
+    path.write_text(
+        f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 548105171\n",
+        encoding="utf-8",
+    )
+    with pytest.raises(CheckpointError, match=r"is a Git LFS pointer, .*git lfs pull"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("index", "says"),
     [

@@ -149,6 +149,34 @@ def test_another_architecture_is_refused_with_its_name(raw: dict[str, Any], name
         GPT2Config.from_dict(raw)
 
 
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"model_type": "\x1b[31m" + "x" * 10**6},
+        {"model_type": nested(100_000)},
+        {"model_type": "x", "architectures": ["\x1b[31m" * 10**5] * 100},
+        {"model_type": "x", "architectures": nested(100_000)},
+        tiny_config(activation_function="\x1b" * 10**6),
+        tiny_config(layer_norm_epsilon=nested(100_000)),
+        tiny_config(n_layer="\u202e" * 10**6),
+        tiny_config(add_cross_attention={"\x1b": "\x9b" * 10**6}),
+    ],
+)
+def test_messages_are_short_and_printable(raw: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        GPT2Config.from_dict(raw)
+    message = str(caught.value)
+    assert message.replace("\n", "").isprintable()
+    assert len(message) < 1000
+
+
 @pytest.mark.parametrize(
     ("key", "value", "says"),
     [

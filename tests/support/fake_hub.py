@@ -51,10 +51,15 @@ class Seen:
 
 @dataclass
 class Trouble:
-    """What happens once to the bytes of one file; `kind` is "stall", "cut" or "reset", after `after_bytes`, or "damage", a changed byte."""
+    """What happens to the bytes of one file.
+
+    `kind` is "stall", "cut" or "reset", after `after_bytes`, or "damage", a changed byte. It happens
+    once, or each time where it `repeats`.
+    """
 
     kind: str
     after_bytes: int = 0
+    repeats: bool = False
     reached: threading.Event = field(default_factory=threading.Event)
 
 
@@ -66,7 +71,14 @@ class FakeHub:
         self.moved: dict[str, str] = {}
         self.trouble: dict[str, Trouble] = {}
         self.status: HTTPStatus | None = None
+        self.error = b'{"error": "out of order"}'
+        """Sent with `status`."""
         self.body: bytes | None = None
+        self.listing: bytes | None = None
+        """Sent as the list of files."""
+        self.endless: set[str] = set()
+        """Files that have no end; "list" is the list of files."""
+        self.endless_bytes = 0
         self.seen: list[Seen] = []
         self.closing = threading.Event()
         self._server = _Server(("127.0.0.1", 0), _Handler)
@@ -148,7 +160,7 @@ class _Handler(BaseHTTPRequestHandler):
             Seen(self.command, path, self.headers.get("Range"), self.headers.get("Authorization"))
         )
         if self.hub.status is not None:
-            self._send(self.hub.status, b'{"error": "out of order"}')
+            self._send(self.hub.status, self.hub.error)
         elif self.hub.body is not None:
             self._send(HTTPStatus.OK, self.hub.body)
         elif match := _STORE.fullmatch(path):
@@ -187,6 +199,12 @@ class _Handler(BaseHTTPRequestHandler):
     ) -> None:
         repo = self._find(name, revision)
         if repo is None:
+            return
+        if "list" in self.hub.endless:
+            self._send_without_end(b'{"siblings": [')
+            return
+        if self.hub.listing is not None:
+            self._send(HTTPStatus.OK, self.hub.listing)
             return
         if kind == "tree":
             answer: Any = [_tree_entry(file, content) for file, content in repo.files.items()]
@@ -229,6 +247,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_file(repo, file)
 
     def _send_file(self, repo: FakeRepo, file: str) -> None:
+        if file in self.hub.endless:
+            self._send_without_end(repo.files[file])
+            return
         content = repo.files[file]
         headers = {
             "ETag": f'"{_git_sha1(content)}"',
@@ -245,6 +266,21 @@ class _Handler(BaseHTTPRequestHandler):
             headers,
             self.hub.trouble.get(file),
         )
+
+    def _send_without_end(self, start: bytes) -> None:
+        """Send until the client has enough; what was sent is counted."""
+        self.send_response(HTTPStatus.OK)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        part, block = start, b" " * (1 << 16)
+        while not self.hub.closing.is_set():
+            try:
+                self.wfile.write(part)
+            except OSError:
+                break
+            self.hub.endless_bytes += len(part)
+            part = block
+        self.close_connection = True
 
     def _send_error(self, status: HTTPStatus, code: str, message: str) -> None:
         self._send(
@@ -266,7 +302,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "HEAD":
             return
-        if trouble is None or trouble.reached.is_set():
+        if trouble is None or (trouble.reached.is_set() and not trouble.repeats):
             self.wfile.write(body)
             return
         self.wfile.write(

@@ -7,6 +7,7 @@ them, so that code which was compiled from one state of the files is never kept 
 import hashlib
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from ctypes import CFUNCTYPE, c_int32, c_int64
 from functools import cache
@@ -17,7 +18,7 @@ import llvmlite
 import numpy as np
 from llvmlite import binding
 
-from nanovllm.model.kernels.object_cache import ObjectCache, user_cache
+from nanovllm.model.kernels.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
 from nanovllm.model.kernels.processor import Processor, host_processor, load_object
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec
 
@@ -70,9 +71,18 @@ def load_image(spec: Spec, store: ObjectCache) -> bytes:
             image = store.load(key)  # by whoever was here before
             if image is None:
                 image = _compile(spec, processor)
-                if digest_of_sources() == SOURCES:
-                    store.save(key, image)
+                if digest_of_sources() == SOURCES and not store.save(key, image):
+                    _warn_about_cache(store)
     return image
+
+
+def _warn_about_cache(store: ObjectCache) -> None:
+    """Say why the next start will be slow again: nothing else shows it."""
+    print(
+        f"nanovllm: the compiled kernels cannot be kept in {store.folder}, so each start "
+        f"compiles them again; set {CACHE_VARIABLE} to a folder that this user, and nobody else, may write to",
+        file=sys.stderr,
+    )
 
 
 def _compile(spec: Spec, processor: Processor) -> bytes:

@@ -350,6 +350,21 @@ def test_of_processes_that_lack_the_same_code_one_compiles_it(store: ObjectCache
         ]
 
 
+def test_a_cache_that_cannot_be_written_is_told_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(library_module, "_compile", lambda spec, processor: b"code")
+    (tmp_path / "file").write_text("no folder")
+    assert load_image(SPEC, ObjectCache(tmp_path / "file" / "kernels")) == b"code"
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert f"cannot be kept in {tmp_path / 'file' / 'kernels'}" in told
+    assert CACHE_VARIABLE in told
+    store = ObjectCache(tmp_path / "good")
+    assert load_image(SPEC, store) == load_image(SPEC, store) == b"code"
+    assert capsys.readouterr().err == ""
+
+
 def test_where_a_lock_cannot_be_had_everybody_compiles(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     with ObjectCache(tmp_path / "file").alone(KEY):

@@ -1,0 +1,366 @@
+"""The attacks, by name. As a program: those that fit any server, against one that runs already.
+
+Run: python benchmarks/load/attacks.py --port 8000 --seconds 60 --only bad-words,chunks
+
+The attacker is a process of its own, so that its work delays nobody's measurements. Its last line
+of output is JSON: outcomes by attack.
+"""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.load import payloads
+from benchmarks.load.attack import (
+    CLOSED,
+    LEFT,
+    LOADED,
+    NO_ANSWER,
+    REFUSED,
+    Attack,
+    Prepare,
+    Target,
+    ask,
+    flood,
+    read_answer,
+)
+from benchmarks.load.requests import COMPLETIONS
+from benchmarks.load.watch import fetch, gauge
+from benchmarks.load.wire import Connection, parse, post, read_for
+from nanovllm.cli.values import positive, positive_number
+from nanovllm.hub import resolve_model
+
+BEGUN = "attacking"
+"""The first line of output: from here on time counts."""
+_TURN_S = 5.0  # of one attack, where several take turns
+_IDLE_CONNECTIONS = 120
+_OPEN_FILES = 64
+
+
+async def rest(target: Target) -> Counter[str]:
+    """Do nothing: what bystanders see then is what the machine does to them."""
+    await asyncio.sleep(target.left_s)
+    return Counter()
+
+
+async def send_chunks(target: Target) -> Counter[str]:
+    """Send bodies of one-byte chunks without end on three connections."""
+
+    async def one(outcomes: Counter[str]) -> None:
+        block = payloads.chunks_without_end()
+        while target.left_s:
+            try:
+                async with Connection(target.port) as connection:
+                    await connection.send(payloads.open_chunked_body())
+                    while target.left_s:
+                        await asyncio.wait_for(connection.send(block), target.left_s + 0.01)
+            except asyncio.TimeoutError:
+                return
+            except OSError:
+                outcomes[CLOSED] += 1
+                await asyncio.sleep(min(0.05, target.left_s))
+
+    outcomes: Counter[str] = Counter()
+    await asyncio.gather(*(one(outcomes) for _ in range(3)))
+    return outcomes
+
+
+async def hold_connections(target: Target) -> Counter[str]:
+    """Open more connections than the server may have files, and send nothing."""
+    outcomes: Counter[str] = Counter()
+    held: list[Connection] = []
+    try:
+        for _ in range(_IDLE_CONNECTIONS):
+            connection = Connection(target.port)
+            try:
+                await asyncio.wait_for(connection.__aenter__(), 1.0)
+            except (OSError, asyncio.TimeoutError):
+                outcomes["not connected"] += 1
+                continue
+            held.append(connection)
+        outcomes["connected"] = len(held)
+        await asyncio.sleep(target.left_s)
+    finally:
+        for connection in held:
+            await connection.__aexit__()
+    return outcomes
+
+
+async def forge_special_tokens(target: Target) -> Counter[str]:
+    """Write a special token into chats; outcome "forged" where one token came of its text."""
+    outcomes: Counter[str] = Counter()
+    for way, request in payloads.forged_chats():
+        async with Connection(target.port) as connection:
+            await connection.send(request)
+            answer = await asyncio.wait_for(read_answer(connection), target.left_s)
+        if answer is None or answer.status != 200:
+            outcomes[CLOSED if answer is None else f"{answer.status} {way}"] += 1
+            continue
+        tokens = json.loads(answer.body)["usage"]["prompt_tokens"]
+        outcomes["text" if tokens > 2 else f"forged {way}"] += 1
+    return outcomes
+
+
+async def send_two_lengths(target: Target) -> Counter[str]:
+    """Send both framings: a second answer on the connection is a request that was smuggled."""
+    async with Connection(target.port) as connection:
+        await connection.send(payloads.two_lengths())
+        received = await read_for(connection, min(2.0, target.left_s))
+    return Counter({"smuggled" if received.count(b"HTTP/1.1 ") > 1 else "one answer": 1})
+
+
+async def half_close(target: Target) -> Counter[str]:
+    """Close the connection for sending after a request: its answer is still awaited."""
+    outcomes: Counter[str] = Counter()
+    for number in range(5):
+        async with Connection(target.port) as connection:
+            await connection.send(payloads.completion(seed=number))
+            connection.end_sending()
+            answer = parse(await read_for(connection, min(5.0, target.left_s)))
+        outcomes["unanswered" if answer is None else str(answer.status)] += 1
+    return outcomes
+
+
+async def leave_behind_a_byte(target: Target) -> Counter[str]:
+    """Send a large request and one byte more, then leave: nobody waits for the answer."""
+    body = {"prompt": "a", "n": 100, "max_tokens": 500, "ignore_eos": True}
+    async with Connection(target.port) as connection:
+        request = post(COMPLETIONS, body, connection="keep-alive")
+        await connection.send(request)
+        await asyncio.sleep(0.3)
+        await connection.send(b"G")
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(0.3)
+    answer = parse(await fetch(target.port, "/metrics"))
+    page = "" if answer is None else answer.body.decode()
+    left = sum(gauge(page, f"num_requests_{state}") for state in ("running", "waiting"))
+    return Counter({"goes on" if left > 50 else "stopped": 1})
+
+
+async def compile_and_leave(target: Target) -> Counter[str]:
+    """Ask for several costly schemas at once and leave."""
+    requests = [payloads.multiple_of(999983, number) for number in range(8)]
+    leaving = [ask(target, request, leave_after_s=1.0) for request in requests]
+    return Counter(await asyncio.gather(*leaving))
+
+
+def _with_template(source: str) -> Prepare:
+    """The bundled model with another chat template in its folder."""
+
+    def prepare(folder: Path) -> list[str]:
+        model = _copy_model(folder)
+        (model / "chat_template.jinja").write_text(source, encoding="utf-8")
+        return [str(model)]
+
+    return prepare
+
+
+def _with_tokenizer(change: Callable[[str], str]) -> Prepare:
+    """The bundled model with another tokenizer in its folder."""
+
+    def prepare(folder: Path) -> list[str]:
+        model = _copy_model(folder)
+        path = model / "tokenizer.json"
+        path.write_text(change(path.read_text(encoding="utf-8")), encoding="utf-8")
+        return [str(model)]
+
+    return prepare
+
+
+def _template_option(folder: Path) -> list[str]:
+    path = folder / "template.jinja"
+    path.write_text(payloads.SPECIAL_TOKEN_TEMPLATE, encoding="utf-8")
+    return ["--chat-template", str(path)]
+
+
+def _copy_model(folder: Path) -> Path:
+    return shutil.copytree(resolve_model("tiny-books"), folder / "model")
+
+
+def _ambiguous(n: int) -> Callable[[int], bytes]:
+    return lambda number: payloads.ambiguous_grammar(number, n=n)
+
+
+def _multiples(divisor: int) -> Callable[[int], bytes]:
+    return lambda number: payloads.multiple_of(divisor, number)
+
+
+_WRONG = frozenset({"400", "429"})
+_SIGNAL_AFTER_S = 3.0
+_ENDED = REFUSED | {LEFT}  # a server that stops says so
+
+_ALL = [
+    Attack("none", "", rest),
+    Attack("chained-rules", "1", flood(payloads.chained_rules, rounds=20), REFUSED),
+    Attack("chained-terminals", "1", flood(payloads.chained_terminals, rounds=20), REFUSED),
+    Attack("multiple-of", "2", flood(_multiples(9999991), rounds=20), REFUSED),
+    Attack("product-of-multiples", "2", flood(payloads.product_of_multiples, rounds=20), REFUSED),
+    Attack("eight-multiples", "2", flood(_multiples(999983), copies=8, rounds=3)),
+    Attack("ambiguous-grammar", "3", flood(_ambiguous(1), rounds=10)),
+    Attack("ambiguous-grammar-n8", "3", flood(_ambiguous(8), rounds=10)),
+    Attack(
+        "ambiguous-grammar-left",
+        "3",
+        flood(_ambiguous(8), rounds=10, leave_after_s=0.5),
+        frozenset({LEFT}),
+    ),
+    Attack(
+        "sigterm-compiling",
+        "4",
+        flood(_multiples(9999991), rounds=1),
+        _ENDED,
+        signal_after_s=_SIGNAL_AFTER_S,
+    ),
+    Attack("sigterm-left", "4", compile_and_leave, _ENDED, signal_after_s=_SIGNAL_AFTER_S),
+    Attack(
+        "sigterm-masks",
+        "4",
+        flood(_ambiguous(8), rounds=1, leave_after_s=1.0),
+        _ENDED,
+        signal_after_s=_SIGNAL_AFTER_S,
+    ),
+    Attack("deadlines", "4", flood(_multiples(999983), copies=8, rounds=3), deadline_s=3.0),
+    Attack("bad-words", "5", flood(payloads.bad_words, copies=12, rounds=5), REFUSED),
+    Attack("truncated-prompts", "5", flood(payloads.truncated_prompts, copies=12, rounds=5)),
+    Attack(
+        "log-probabilities", "6", flood(payloads.log_probabilities, rounds=5), LOADED, is_load=True
+    ),
+    Attack(
+        "open-files",
+        "7",
+        hold_connections,
+        frozenset({"connected", "not connected"}),
+        max_open_files=_OPEN_FILES,
+    ),
+    Attack(
+        "special-tokens",
+        "8",
+        forge_special_tokens,
+        frozenset({"text"}),
+        prepare=_template_option,
+    ),
+    Attack("wrong-requests", "9", flood(payloads.wrong_requests, rounds=5), _WRONG),
+    Attack(
+        "wrong-chats",
+        "9",
+        flood(payloads.wrong_chats, rounds=2),
+        _WRONG,
+        prepare=_template_option,
+    ),
+    Attack("chunks", "10", send_chunks, frozenset({CLOSED})),
+    Attack("structural-bodies", "11", flood(payloads.structural_bodies, rounds=10), REFUSED),
+    *(
+        Attack(
+            name,
+            "12",
+            flood(payloads.chats, copies=3, rounds=3),
+            REFUSED,
+            prepare=_with_template(source),
+        )
+        for name, source in payloads.TEMPLATES.items()
+    ),
+    Attack(
+        "tokenizer-panic",
+        "13",
+        flood(payloads.texts, rounds=5),
+        frozenset({"400", "500"}),
+        prepare=_with_tokenizer(payloads.hostile_tokenizer),
+        is_sent_ids=True,
+    ),
+    Attack(
+        "tokenizer-growth",
+        "13",
+        flood(payloads.texts, rounds=2),
+        REFUSED,
+        prepare=_with_tokenizer(payloads.growing_tokenizer),
+        is_sent_ids=True,
+    ),
+    Attack(
+        "forwarded-for",
+        "15",
+        flood(payloads.forwarded_for, rounds=1),
+        frozenset({"400", "404"}),
+        forbidden_in_log=("PWNED", "\x1b"),
+    ),
+    Attack("two-lengths", "17", send_two_lengths, frozenset({"one answer"})),
+    Attack("half-close", "21", half_close, frozenset({"200"})),
+    Attack("left-with-a-byte", "", leave_behind_a_byte, frozenset({"stopped"}), is_load=True),
+    Attack(
+        "same-request-id",
+        "22",
+        flood(payloads.same_request_id, copies=40, rounds=20),
+        LOADED,
+        is_load=True,
+    ),
+    Attack(
+        "long-stops", "23", flood(payloads.long_stops, copies=2, rounds=5), LOADED, is_load=True
+    ),
+    Attack("urgent", "", flood(payloads.urgent, copies=4, rounds=10), LOADED, is_load=True),
+    Attack(
+        "wide-beam-search", "", flood(payloads.wide_beam_search, rounds=5), LOADED, is_load=True
+    ),
+    Attack(
+        "foreign-host",
+        "",
+        flood(payloads.foreign_hosts, rounds=2),
+        frozenset({"400", "403", "421"}),
+    ),
+]
+ATTACKS: Mapping[str, Attack] = {attack.name: attack for attack in _ALL}
+FOR_ANY_SERVER = tuple(
+    attack.name for attack in _ALL if attack.fits_any_server and attack.name != "none"
+)
+
+
+async def perform(attack: Attack, port: int, seconds: float) -> Counter[str]:
+    """Run one attack, at most so long; a server that is gone is an outcome."""
+    target = Target(port, time.monotonic() + seconds)
+    try:
+        return await asyncio.wait_for(attack.run(target), seconds + 2)
+    except asyncio.TimeoutError:
+        return Counter({NO_ANSWER: 1})
+    except OSError:
+        return Counter({CLOSED: 1})
+
+
+async def take_turns(names: Sequence[str], port: int, seconds: float) -> dict[str, dict[str, int]]:
+    """Run attacks one after another, from the first again after the last, until time is over."""
+    outcomes: dict[str, Counter[str]] = {name: Counter() for name in names}
+    end_s, turn = time.monotonic() + seconds, 0
+    turn_s = seconds if len(names) == 1 else min(seconds, _TURN_S)
+    while (left_s := end_s - time.monotonic()) > 0:
+        name = names[turn % len(names)]
+        outcomes[name].update(await perform(ATTACKS[name], port, min(turn_s, left_s)))
+        turn += 1
+        if len(names) == 1:
+            break
+    return {name: dict(found) for name, found in outcomes.items()}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Attack a server that runs; the outcomes are the last line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--port", type=positive, required=True, help="port on this machine")
+    parser.add_argument(
+        "--seconds", type=positive_number, default=15.0, help="how long (%(default)s)"
+    )
+    parser.add_argument("--only", default=",".join(FOR_ANY_SERVER), metavar="NAMES")
+    parsed = parser.parse_args(arguments)
+    names = parsed.only.split(",")
+    print(BEGUN, flush=True)
+    print(json.dumps(asyncio.run(take_turns(names, parsed.port, parsed.seconds))), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
