@@ -4,6 +4,7 @@ Everything that is wrong with a request is found before it is queued, and the er
 passes can always run to its end.
 """
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,14 @@ class Intake:
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._longest_token = tokenizer.longest_token
         self._grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
+        self._ids = itertools.count()
+
+    def new_request_id(self, name: str) -> str:
+        """An id that no other request of the engine has, with `name` in it. Nothing else makes ids.
+
+        The number stands in front, so that no `name` can make two ids equal, nor two ids of sequences.
+        """
+        return f"{next(self._ids)}-{name}"
 
     def reseed(self, seed: str) -> None:
         """Make the seeds that are drawn from now on follow from this text."""

@@ -290,7 +290,9 @@ def test_rows_are_asked_for_where_they_are_and_cut_up_again() -> None:
     assert sampling.hidden_rows.tolist() == [0, 1, 2]
     assert sampling.rows.size == 0
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    found = [result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows))]
+    found = [
+        result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows), vocab=64)
+    ]
     assert [part.tolist() if isinstance(part, np.ndarray) else part for part in found] == [
         [[0, 1], [2, 3]],
         [[4, 5]],

@@ -218,7 +218,8 @@ def test_an_answer_that_cannot_be_put_together_costs_the_others_nothing(
         run_threads([lambda body=body: fresh.post(body) for body in bodies]),  # type: ignore[misc]
         key=lambda one: -one.status_code,
     )
-    assert "no such token" in read_error(broken, 500)["message"]
+    message = read_error(broken, 500)["message"]
+    assert message == "the answer could not be put together; the log has the reason"
     assert [response.json()["choices"] for response in whole] == [expected, expected]
     wait_until(fresh.is_idle)
 
