@@ -103,6 +103,12 @@ class _Sequence:
         )
 
 
+def describe_error(error: NanovllmError) -> str:
+    """What an output says of an error: its message, and the exception behind it, which a server keeps to itself."""
+    cause = error.__cause__
+    return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
+
+
 class Assembler:
     """Collects the updates of one prompt's sequences."""
 
@@ -223,13 +229,25 @@ class Assembler:
         return self._output(answers, self._prompt_logprobs)
 
     def embedding(self) -> EmbeddingRequestOutput:
-        """The embedding of a prompt that has been read to its end; raises EngineFaultError where the network's output is not a number."""
+        """The embedding of a prompt that has been read to its end; raises what ended it, or EngineFaultError where it is not a number."""
         assert self._pooler is not None
+        if self.error is not None:
+            raise self.error
         vector = self._pooler.embedding()
         if vector is None:
             raise EngineFaultError(
                 "the prompt has no embedding: the network's output is not a number"
             )
+        return self._embedding_output(vector, None)
+
+    def embedding_or_error(self) -> EmbeddingRequestOutput:
+        """The embedding, or an empty one with the error that there is in its place."""
+        try:
+            return self.embedding()
+        except NanovllmError as error:
+            return self._embedding_output([], describe_error(error))
+
+    def _embedding_output(self, vector: list[float], error: str | None) -> EmbeddingRequestOutput:
         return EmbeddingRequestOutput(
             self.request_id,
             self._prompt,
@@ -238,6 +256,7 @@ class Assembler:
             True,
             self._num_cached_tokens,
             self._metrics,
+            error,
         )
 
     def take_news(self) -> RequestOutput | None:
@@ -297,6 +316,7 @@ class Assembler:
             num_cached_tokens=self._num_cached_tokens,
             num_generated_tokens=self.num_output_tokens,
             metrics=self._metrics,
+            error=None if self.error is None else describe_error(self.error),
         )
 
     def _completion(

@@ -92,6 +92,12 @@ class BeamSearch:
         self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._beams = [Beam((), 0.0)]
         self._completed: list[Beam] = []
+        self.error: str | None = None
+
+    def fail(self, error: str) -> None:
+        """End the search without answers, because of an error of one of its beams."""
+        self.error = error
+        self._beams, self._completed = [], []
 
     @property
     def is_finished(self) -> bool:
@@ -143,7 +149,13 @@ class BeamSearch:
             for index, beam in enumerate(self.best(count))
         ]
         return RequestOutput(
-            request_id, self._prompt, self.prompt_token_ids, None, answers, finished=True
+            request_id,
+            self._prompt,
+            self.prompt_token_ids,
+            None,
+            answers,
+            finished=True,
+            error=self.error,
         )
 
     def score(self, beam: Beam) -> float:
