@@ -33,7 +33,7 @@ from nanovllm.cli.values import not_negative, positive, positive_number
 
 MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
 FLAGS = [
-    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS),
+    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS), "--scheduling-policy", "priority",
     "--max-body-bytes", str(MAX_BODY_BYTES), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
 ]  # fmt: skip
 """Of the server: fewer places than there are clients."""

@@ -48,6 +48,7 @@ class LLM:
         num_threads: int | None = None,
         seed: int | None = None,
         max_logprobs: int = 20,
+        scheduling_policy: str = "fcfs",
     ) -> None:
         """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one; EngineConfig says what each setting does.
 
@@ -70,6 +71,7 @@ class LLM:
             num_threads=num_threads,
             seed=seed,
             max_logprobs=max_logprobs,
+            scheduling_policy=scheduling_policy,
         )
         self.engine = Engine.load(resolve_model(model), config)
         self._calls = CallRunner(self.engine)

@@ -89,7 +89,12 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
-        limits = Limits(max_model_len, self.cache_tokens, config.max_logprobs)
+        limits = Limits(
+            max_model_len,
+            self.cache_tokens,
+            config.max_logprobs,
+            has_priorities=config.scheduling_policy == "priority",
+        )
         self.intake = Intake(model, tokenizer, limits, seed=config.seed)
         self._times: dict[str, RequestTimes] = {}
         self._deadlines: dict[str, float] = {}  # of those that have one

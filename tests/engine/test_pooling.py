@@ -192,7 +192,13 @@ def test_bits_do_not_depend_on_preemption(
     exact: EngineConfig, tiny_model: Path, alone: list[list[float]], caching: bool
 ) -> None:
     """Answers of a higher priority outgrow the pool while a long prompt is read, a few tokens a step."""
-    config = replace(exact, num_blocks=20, max_num_batched_tokens=8, enable_prefix_caching=caching)
+    config = replace(
+        exact,
+        num_blocks=20,
+        max_num_batched_tokens=8,
+        enable_prefix_caching=caching,
+        scheduling_policy="priority",
+    )
     for job, expected in zip(JOBS[-2:], alone[-2:], strict=True):
         engine = Engine.load(tiny_model, config)
         params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
