@@ -101,18 +101,24 @@ class CallRunner:
                 return
             except RuntimeError:  # no more threads can be had, as at the end of a program
                 self._worker = threading.current_thread()
-        self._work()
+        try:
+            self._work()
+        finally:
+            self._worker = None
 
     def _leave(self, call: _Call) -> None:
         """Wait until nothing of the call is in the engine, which takes at most the step under way."""
+        if call.has_ended:
+            return
         with self._lock:
             if call in self._joining:
                 self._joining.remove(call)
                 return
-            if not call.has_ended:
-                self._leaving.append(call)
-        while not call.has_ended and self._worker is not None and self._worker.is_alive():
+            self._leaving.append(call)
+            worker = self._worker
+        while not call.has_ended and worker is not None and worker.is_alive():
             call.changed.wait(_POLL_S)
+            call.changed.clear()
 
     def _work(self) -> None:
         """The worker: serve until there are no calls."""
