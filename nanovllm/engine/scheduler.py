@@ -23,7 +23,7 @@ from nanovllm.errors import InvalidRequestError
 
 
 class Scheduler:
-    """Decides each step. `add`, `abort`, `schedule` and `commit` are called by one thread."""
+    """Decides each step. `add`, `finish`, `schedule` and `commit` are called by one thread."""
 
     def __init__(
         self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
