@@ -39,7 +39,9 @@ from nanovllm.config import parse_bytes
 MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4
 ATTACKED_BODY_BYTES = 4 << 20
 FLAGS = [
-    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS), "--stalled-client-s", str(STALLED_CLIENT_S), "--log-level", "warning",
+    "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS),
+    "--scheduling-policy", "priority", "--stalled-client-s", str(STALLED_CLIENT_S),
+    "--log-level", "warning",
 ]  # fmt: skip
 """Of the server: fewer places than there are clients."""
 

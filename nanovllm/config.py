@@ -20,6 +20,7 @@ _UNITS = {
 BACKENDS = ("numba", "numpy")
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
+SCHEDULING_POLICIES = ("fcfs", "priority")
 KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
 
 
@@ -43,6 +44,8 @@ class EngineConfig:
         num_threads: threads for the arithmetic; None for the library's own choice.
         seed: makes the draws of requests without a seed repeatable.
         max_logprobs: most log-probabilities a request may ask for at a position.
+        scheduling_policy: "fcfs" serves requests in the order of their arrival; "priority" in the order of their priorities first,
+            which any client may choose.
     """
 
     dtype: str = "float32"
@@ -60,6 +63,7 @@ class EngineConfig:
     num_threads: int | None = None
     seed: int | None = None
     max_logprobs: int = 20
+    scheduling_policy: str = "fcfs"
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -81,6 +85,7 @@ class EngineConfig:
             )
         choices: dict[str, tuple[str | None, ...]] = {
             "backend": BACKENDS, "dtype": DTYPES, "quantization": (None, *QUANTIZATIONS), "kv_cache_dtype": KV_CACHE_DTYPES,
+            "scheduling_policy": SCHEDULING_POLICIES,
         }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -1,14 +1,13 @@
 """LLM: offline batched inference in three lines, with vLLM's names and shapes."""
 
-import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 
 from tqdm import tqdm
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
+from nanovllm.engine.call_runner import CallRunner
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Prompt, Submission, naming_prompt, sampling_defaults
 from nanovllm.engine.metrics import StepStats
@@ -22,6 +21,9 @@ from nanovllm.sampling_params import SamplingParams
 
 class LLM:
     """A model ready to generate.
+
+    It may be used from any number of threads, and by `asyncio.to_thread`: calls that are made at the
+    same time are answered in one batch, each with its own outputs.
 
     >>> llm = LLM("gpt2")
     >>> llm.generate("Once upon a time", SamplingParams(temperature=0.8, top_p=0.95))[0].outputs[0].text
@@ -46,6 +48,7 @@ class LLM:
         num_threads: int | None = None,
         seed: int | None = None,
         max_logprobs: int = 20,
+        scheduling_policy: str = "fcfs",
     ) -> None:
         """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one; EngineConfig says what each setting does.
 
@@ -68,9 +71,10 @@ class LLM:
             num_threads=num_threads,
             seed=seed,
             max_logprobs=max_logprobs,
+            scheduling_policy=scheduling_policy,
         )
         self.engine = Engine.load(resolve_model(model), config)
-        self._ids = itertools.count()
+        self._calls = CallRunner(self.engine)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -89,15 +93,16 @@ class LLM:
     ) -> list[RequestOutput]:
         """Answer every prompt; outputs come in the order of the prompts.
 
+        An error that ends one answer is told by its output, whose `error` says why and whose
+        `finish_reason` is "error"; the others are not affected.
+
         Args:
             prompts: one or several of: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of token ids.
             sampling_params: for all prompts, or one for each.
             use_tqdm: show prompts done, prefill and decode tokens per second, on a terminal.
 
         Raises:
-            InvalidRequestError: a prompt or its settings are wrong, which is found before anything is run; or settings together left no token
-                that could come next, which may be found in the middle.
-            EngineFaultError: a step failed.
+            InvalidRequestError: a prompt or its settings are wrong; nothing was run.
         """
         submissions = self._submissions(prompts, sampling_params)
         self._run(submissions, use_tqdm)
@@ -108,9 +113,10 @@ class LLM:
     ) -> list[RequestOutput]:
         """The most probable answers to every prompt, `beam_width` each, the best first; their cumulative_logprob is the whole answer's.
 
+        A search that ends with an error has no answers, and its output's `error` says why.
+
         Raises:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
-            EngineFaultError: a step failed.
         """
         if not isinstance(params, BeamSearchParams):
             raise InvalidRequestError(
@@ -124,19 +130,22 @@ class LLM:
             while going := [search for search in searches if not search.is_finished]:
                 asked = [
                     [
-                        intake.submit(f"beam-{next(self._ids)}", ids, params.step_params)
+                        intake.submit(intake.new_request_id("beam"), ids, params.step_params)
                         for ids in search.prompts()
                     ]
                     for search in going
                 ]
                 self._run([submission for beams in asked for submission in beams], use_tqdm=False)
                 for search, beams in zip(going, asked, strict=True):
-                    search.take(
-                        [only_position(submission.assembler.output()) for submission in beams]
-                    )
+                    outputs = [submission.assembler.output() for submission in beams]
+                    error = next((one.error for one in outputs if one.error is not None), None)
+                    if error is not None:
+                        search.fail(error)
+                    else:
+                        search.take([only_position(output) for output in outputs])
                 progress.update()
         return [
-            search.output(f"llm-{next(self._ids)}", self.tokenizer, params.beam_width)
+            search.output(intake.new_request_id("llm"), self.tokenizer, params.beam_width)
             for search in searches
         ]
 
@@ -149,6 +158,9 @@ class LLM:
     ) -> list[EmbeddingRequestOutput]:
         """Turn every prompt into a vector: the final hidden state of its tokens, after the last layer norm; in the order of the prompts.
 
+        An error that ends one prompt is told by its output, whose `error` says why and whose
+        embedding is empty; the others are not affected.
+
         Args:
             prompts: as for `generate`; each may fill the context.
             pooling: "last" for the state of the last token, "mean" for the mean of all.
@@ -157,7 +169,6 @@ class LLM:
 
         Raises:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
-            EngineFaultError: a step failed, or the network's output is not a number.
         """
         listed = _as_prompts(prompts)
 
@@ -168,7 +179,7 @@ class LLM:
 
         submissions = self._submit_each(len(listed), submit)
         self._run(submissions, use_tqdm)
-        return [submission.assembler.embedding() for submission in submissions]
+        return [submission.assembler.embedding_or_error() for submission in submissions]
 
     def _submissions(
         self,
@@ -193,38 +204,26 @@ class LLM:
         submissions = []
         for index in range(count):
             with naming_prompt(index, count):
-                submissions.append(submit(index, f"llm-{next(self._ids)}"))
+                submissions.append(submit(index, self.engine.intake.new_request_id("llm")))
         return submissions
 
     def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
-        """Work until all is done; raises what ended one of them, if anything did."""
+        """Work until every submission has ended."""
         rates = _Rates()
-        unfinished = {
-            request.request_id: submission
-            for submission in submissions
-            for request in submission.requests
-        }
         bar = tqdm(
             total=len(submissions),
             desc="Prompts",
             unit="prompt",
             disable=None if use_tqdm else True,
         )
-        with bar as progress, closing(self.engine.run(submissions)) as steps:
-            for output in steps:
-                if progress.disable:
-                    continue
-                rates.add(output.stats)
-                for update in output.updates:
-                    ended = unfinished.get(update.request_id)
-                    if ended is not None and ended.assembler.is_finished:
-                        for request in ended.requests:
-                            del unfinished[request.request_id]
-                        progress.update()
-                progress.set_postfix_str(str(rates), refresh=False)
-        for submission in submissions:
-            if submission.assembler.error is not None:
-                raise submission.assembler.error
+
+        def show(stats: StepStats, num_ended: int) -> None:
+            rates.add(stats)
+            bar.set_postfix_str(str(rates), refresh=False)
+            bar.update(num_ended)
+
+        with bar:
+            self._calls.run(submissions, None if bar.disable else show)
 
 
 class _Rates:

@@ -25,7 +25,8 @@ class CompletionOutput:
 
     Attributes:
         index: which of the prompt's n answers; where they are the best of more, 0 is the best.
-        finish_reason: "stop" (end of text, stop token or stop string), "length", "abort", or None while it goes on.
+        finish_reason: "stop" (end of text, stop token or stop string), "length", "abort", "error", or None while it goes on.
+            After "error" the text and the tokens are those from before it.
         stop_reason: the stop string or stop token id that ended it; None for end of text.
     """
 
@@ -59,6 +60,7 @@ class RequestOutput:
         num_cached_tokens: prompt tokens whose keys and values were in the prefix cache when the first of the answers was begun.
         num_generated_tokens: tokens so far of all answers that were asked for, also of those that best_of left out, and of each of several
             equal ones.
+        error: why an answer ended with finish_reason "error"; None where none did.
     """
 
     request_id: str
@@ -70,6 +72,7 @@ class RequestOutput:
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     metrics: RequestMetrics | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +84,10 @@ class EmbeddingOutput:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequestOutput:
-    """A prompt and its embedding; the other fields are those of RequestOutput."""
+    """A prompt and its embedding, which is empty where `error` says why there is none.
+
+    The other fields are those of RequestOutput.
+    """
 
     request_id: str
     prompt: str | None
@@ -90,3 +96,4 @@ class EmbeddingRequestOutput:
     finished: bool = True
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
+    error: str | None = None

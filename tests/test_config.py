@@ -20,6 +20,7 @@ OTHERS = (
     "kv_cache_memory",
     "seed",
     "max_logprobs",
+    "scheduling_policy",
 )
 
 
@@ -120,6 +121,13 @@ def test_seed_and_max_logprobs() -> None:
 def test_what_is_no_seed_and_no_number_of_log_probabilities(name: str, value: object) -> None:
     with pytest.raises(ValueError, match=f"{name} is .* whole number"):
         make(**{name: value})
+
+
+def test_the_scheduling_policy_is_one_of_two() -> None:
+    assert make().scheduling_policy == "fcfs"
+    assert make(scheduling_policy="priority").scheduling_policy == "priority"
+    with pytest.raises(ValueError, match=r"scheduling_policy is 'lifo' .* fcfs, priority"):
+        make(scheduling_policy="lifo")
 
 
 def test_unknown_settings_are_refused_and_settings_do_not_change() -> None:

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from nanovllm import LLM, EngineConfig, SamplingParams
+from nanovllm import LLM, BeamSearchParams, EngineConfig, SamplingParams
 from nanovllm.engine.intake import Prompt
+from nanovllm.engine.request import Request
 from nanovllm.errors import (
     CheckpointError,
     ContextLengthError,
-    EngineFaultError,
     InvalidRequestError,
 )
 
@@ -299,7 +299,7 @@ def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path, backend: str) -> N
         LLM(tiny_model, backend=backend, kv_cache_memory="9000000GiB")
 
 
-def test_a_failing_step_raises_and_leaves_the_engine_usable(
+def test_a_failing_step_is_told_by_its_outputs_and_leaves_the_engine_usable(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*arguments: object) -> None:
@@ -307,8 +307,14 @@ def test_a_failing_step_raises_and_leaves_the_engine_usable(
 
     with monkeypatch.context() as patch:
         patch.setattr(llm.engine.runner, "run", fail)
-        with pytest.raises(EngineFaultError, match="the kernel fell over"):
-            llm.generate("the", GREEDY, use_tqdm=False)
+        output = llm.generate("the", GREEDY, use_tqdm=False)[0]
+        vector = llm.embed("the", use_tqdm=False)[0]
+        search = llm.beam_search("the", BeamSearchParams(beam_width=2), use_tqdm=False)[0]
+    assert (output.outputs[0].finish_reason, output.outputs[0].text) == ("error", "")
+    assert (vector.outputs.embedding, search.outputs) == ([], [])
+    for error in (output.error, vector.error, search.error):
+        assert error is not None
+        assert "(RuntimeError: the kernel fell over)" in error
     assert len(llm.generate("the", GREEDY, use_tqdm=False)[0].outputs[0].token_ids) == 12
 
 
@@ -406,5 +412,55 @@ def test_what_cannot_be_embedded_is_told_before_anything_runs(
         patch.setattr(
             llm.engine.runner.backend, "forward", lambda batch: real(batch) * float("nan")
         )
-        with pytest.raises(EngineFaultError, match="not a number"):
-            llm.embed("the", use_tqdm=False)
+        for output in llm.embed(["the", "a"], use_tqdm=False):
+            assert output.outputs.embedding == []
+            assert output.error == "the network's output is not a number; is the checkpoint sound?"
+    assert llm.embed("the", use_tqdm=False)[0].error is None
+
+
+def test_an_error_of_one_prompt_costs_the_others_nothing(llm: LLM) -> None:
+    """Its settings together forbid every token, which is found when its answer is begun."""
+    blocked = SamplingParams(allowed_token_ids=[5], stop_token_ids=[5], min_tokens=2)
+    outputs = llm.generate(["the", "a", "in"], [GREEDY, blocked, GREEDY], use_tqdm=False)
+    expected = llm.generate(["the", "in"], GREEDY, use_tqdm=False)
+    assert [output.outputs for output in (outputs[0], outputs[2])] == [
+        output.outputs for output in expected
+    ]
+    assert [output.error is None for output in outputs] == [True, False, True]
+    assert "every token is forbidden" in str(outputs[1].error)
+    assert outputs[1].outputs[0].finish_reason == "error"
+
+
+def test_the_others_of_n_answers_are_kept_and_an_error_is_never_the_best(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append = Request.append
+
+    def failing(self: Request, token_id: int) -> None:
+        if self.choice_index == 1:
+            raise LookupError("lost its place")
+        append(self, token_id)
+
+    params = SamplingParams(n=2, best_of=3, max_tokens=4, seed=1, ignore_eos=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Request, "append", failing)
+        (output,) = llm.generate("the", params, use_tqdm=False)
+    assert output.error is not None
+    assert "lost its place" in output.error
+    assert [answer.finish_reason for answer in output.outputs] == ["length", "length"]
+    llm.engine.check_integrity()
+
+
+def test_blocks_of_an_answer_that_is_not_finite_are_computed_again(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt: Prompt = {"prompt_token_ids": [111, 112, 113, 114, 115] * 8}
+    backend = llm.engine.runner.backend
+    real = backend.forward
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "forward", lambda batch: real(batch) * float("nan"))
+        (failed,) = llm.generate(prompt, GREEDY, use_tqdm=False)
+        (vector,) = llm.embed(prompt, use_tqdm=False)
+    assert failed.error == vector.error
+    assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens == 0
+    assert llm.generate(prompt, GREEDY, use_tqdm=False)[0].num_cached_tokens > 0

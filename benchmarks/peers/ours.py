@@ -30,6 +30,9 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
             for length in lengths
         ]
         outputs = llm.generate(list(prompts), params, use_tqdm=False)
+        errors = [output.error for output in outputs if output.error is not None]
+        if errors:
+            raise RuntimeError(errors[0])
         answers = [output.outputs[0] for output in outputs]
         details: dict[str, Any] = {
             "cached_tokens": sum(output.num_cached_tokens for output in outputs)

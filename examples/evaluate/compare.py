@@ -23,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from nanovllm import LLM, SamplingParams
+from nanovllm import LLM, RequestOutput, SamplingParams
 
 HERE = Path(__file__).resolve().parent
 TASKS = ("rabbit_endings", "rabbit_text", "rabbit_next")
@@ -88,7 +88,13 @@ class Scorer:
         params = SamplingParams(
             temperature=0, max_tokens=settings["max_gen_toks"], stop=settings["until"]
         )
-        return self.llm.generate([self._encode(context)], params, use_tqdm=False)[0].outputs[0].text
+        return self._run(self._encode(context), params).outputs[0].text
+
+    def _run(self, tokens: list[int], params: SamplingParams) -> RequestOutput:
+        (output,) = self.llm.generate([tokens], params, use_tqdm=False)
+        if output.error is not None:
+            raise RuntimeError(output.error)
+        return output
 
     def _encode(self, text: str) -> list[int]:
         return self.llm.tokenizer.encode(text, add_special_tokens=False)
@@ -96,7 +102,7 @@ class Scorer:
     def _score(self, tokens: list[int], begin: int) -> tuple[float, bool]:
         """Sum of the log-probabilities of the tokens from `begin` on; all of them greedy or not."""
         params = SamplingParams(max_tokens=0, prompt_logprobs=1)
-        positions = self.llm.generate([tokens], params, use_tqdm=False)[0].prompt_logprobs
+        positions = self._run(tokens, params).prompt_logprobs
         assert positions is not None
         total, is_greedy = 0.0, True
         for token, position in zip(tokens[begin:], positions[begin:], strict=True):

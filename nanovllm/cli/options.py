@@ -7,7 +7,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nanovllm.config import BACKENDS, DTYPES, KV_CACHE_DTYPES, QUANTIZATIONS, EngineConfig
+from nanovllm.config import (
+    BACKENDS,
+    DTYPES,
+    KV_CACHE_DTYPES,
+    QUANTIZATIONS,
+    SCHEDULING_POLICIES,
+    EngineConfig,
+)
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.hub import BUNDLED_MODEL
 from nanovllm.sampling_params import SamplingParams
@@ -73,6 +80,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
             metavar=name.rsplit("_", 1)[-1].upper(),
             help=shown,
         )
+    group.add_argument(
+        "--scheduling-policy",
+        choices=SCHEDULING_POLICIES,
+        default=defaults["scheduling_policy"],
+        help="order of requests: by arrival (fcfs), or by their priority field, then by arrival (%(default)s)",
+    )
     yes_or_no = argparse.BooleanOptionalAction
     group.add_argument(
         "--enable-prefix-caching",

@@ -201,6 +201,9 @@ def compare(
         max_tokens=max_tokens, temperature=0.0, ignore_eos=True, prompt_logprobs=0
     )
     outputs = llm.generate([{"prompt_token_ids": prompt.kept_ids} for prompt in prompts], params)
+    for output in outputs:
+        if output.error is not None:
+            raise EngineFaultError(output.error)
     pairs = tqdm(
         list(zip(prompts, outputs, strict=True)), desc="Compared", unit="prompt", disable=None
     )

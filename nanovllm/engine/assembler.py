@@ -6,7 +6,7 @@ on the caller's thread and not on the engine's. It grows with the answers and wi
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,12 @@ from nanovllm.sampling_params import SamplingParams
 class SequenceUpdate:
     """What a step changed for one sequence; plain values that may cross to another thread.
 
-    `error` is what to raise where `finish_reason` is "error". `hidden` are final hidden states [tokens, d_model] of a prompt that is embedded.
+    Attributes:
+        metrics: the sequence's times; `finished_s` is None unless the engine has ended it.
+        error: what to raise where `finish_reason` is "error".
+        hidden: final hidden states [tokens, d_model] of a prompt that is embedded.
+        time_s: when the step ended.
+        inter_token_latency_s: time since the token before; None for the first token, and without a token.
     """
 
     request_id: str
@@ -47,6 +52,8 @@ class SequenceUpdate:
     metrics: RequestMetrics | None = None
     error: NanovllmError | None = None
     hidden: npt.NDArray[np.float32] | None = None
+    time_s: float = 0.0
+    inter_token_latency_s: float | None = None
 
 
 @dataclass(slots=True)
@@ -77,7 +84,12 @@ class _Sequence:
 
     @property
     def mean_logprob(self) -> float:
-        """What best_of ranks by: longer answers are not worse for being longer. What is not a number counts as minus infinity."""
+        """What best_of ranks by: longer answers are not worse for being longer.
+
+        What is not a number counts as minus infinity, and so does an answer that ended with an error.
+        """
+        if self.finish_reason is FinishReason.ERROR:
+            return -math.inf
         mean = self.cumulative_logprob / max(len(self.token_ids), 1)
         return -math.inf if math.isnan(mean) else mean
 
@@ -89,6 +101,12 @@ class _Sequence:
             len(self.token_ids),
             self.finish_reason is not None,
         )
+
+
+def describe_error(error: NanovllmError) -> str:
+    """What an output says of an error: its message, and the exception behind it, which a server keeps to itself."""
+    cause = error.__cause__
+    return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
 
 
 class Assembler:
@@ -151,6 +169,13 @@ class Assembler:
         computed = sum(len(sequence.token_ids) for sequence in self._sequences)
         return computed * (self._params.num_candidates // len(self._sequences))
 
+    def ended(self, choice_index: int) -> tuple[FinishReason, int] | None:
+        """Why a sequence has ended and how many tokens its answer has; None while it goes on."""
+        sequence = self._sequences[choice_index]
+        if sequence.finish_reason is None:
+            return None
+        return sequence.finish_reason, len(sequence.token_ids)
+
     def absorb(self, update: SequenceUpdate) -> bool:
         """Take in an update; True when a stop string ended the answer, so that the engine must be told to end the sequence."""
         sequence = self._sequences[update.choice_index]
@@ -170,14 +195,16 @@ class Assembler:
         may_stop = update.token_id is not None and len(sequence.token_ids) > self._params.min_tokens
         released, stop = sequence.stops.push(text, may_stop=may_stop)
         sequence.text += released
+        metrics = update.metrics
         if stop is not None:
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, stop
+            metrics = None if metrics is None else replace(metrics, finished_s=update.time_s)
         elif update.finish_reason is not None:
             sequence.text += sequence.stops.flush()
             sequence.finish_reason, sequence.stop_reason = update.finish_reason, update.stop_reason
             self.error = self.error or update.error
-        if update.metrics is not None:
-            self._metrics = update.metrics
+        if sequence.finish_reason is not None and metrics is not None:
+            self._metrics = metrics
         return stop is not None and update.finish_reason is None
 
     def _add_token(self, sequence: _Sequence, token_id: int, update: SequenceUpdate) -> str:
@@ -202,13 +229,25 @@ class Assembler:
         return self._output(answers, self._prompt_logprobs)
 
     def embedding(self) -> EmbeddingRequestOutput:
-        """The embedding of a prompt that has been read to its end; raises EngineFaultError where the network's output is not a number."""
+        """The embedding of a prompt that has been read to its end; raises what ended it, or EngineFaultError where it is not a number."""
         assert self._pooler is not None
+        if self.error is not None:
+            raise self.error
         vector = self._pooler.embedding()
         if vector is None:
             raise EngineFaultError(
                 "the prompt has no embedding: the network's output is not a number"
             )
+        return self._embedding_output(vector, None)
+
+    def embedding_or_error(self) -> EmbeddingRequestOutput:
+        """The embedding, or an empty one with the error that there is in its place."""
+        try:
+            return self.embedding()
+        except NanovllmError as error:
+            return self._embedding_output([], describe_error(error))
+
+    def _embedding_output(self, vector: list[float], error: str | None) -> EmbeddingRequestOutput:
         return EmbeddingRequestOutput(
             self.request_id,
             self._prompt,
@@ -217,6 +256,7 @@ class Assembler:
             True,
             self._num_cached_tokens,
             self._metrics,
+            error,
         )
 
     def take_news(self) -> RequestOutput | None:
@@ -276,6 +316,7 @@ class Assembler:
             num_cached_tokens=self._num_cached_tokens,
             num_generated_tokens=self.num_output_tokens,
             metrics=self._metrics,
+            error=None if self.error is None else describe_error(self.error),
         )
 
     def _completion(

@@ -1,34 +1,37 @@
 """AsyncEngine: an engine on a thread of its own, for any number of asyncio tasks.
 
-Only the engine's thread touches the engine. Commands (add, abort, stop) enter by one queue that is drained between steps; what a step
-gave leaves by one `call_soon_threadsafe`. Text is made on the event loop, from an assembler that belongs to the request; a reader that
-is slow finds its news merged. A request whose reader goes away is aborted.
+Only the engine's thread touches the engine (engine_thread.py). Text is made on the event loop, from an assembler that belongs to the request;
+a reader that is slow finds its news merged. A request whose reader goes away is aborted. What is counted is what readers get: tokens
+that the engine computes before it learns of a stop string are not.
 """
 
 import asyncio
-import itertools
 import logging
-import queue
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import replace
 from enum import Enum
 
 from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, QUEUED_CACHES, Admission, Reservation
+from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.engine_thread import EngineThread
 from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.engine.metrics import (
     AdmissionStats,
-    EngineStats,
+    EngineSnapshot,
     FinishedRequest,
-    RequestTimes,
     StepStats,
 )
 from nanovllm.engine.reader import Deadline, Reader
-from nanovllm.engine.request import FinishReason, Request
-from nanovllm.errors import EngineFaultError, EngineNotReadyError, RequestTimeoutError
+from nanovllm.engine.request import FinishReason
+from nanovllm.errors import (
+    EngineFaultError,
+    EngineNotReadyError,
+    InvalidRequestError,
+    RequestTimeoutError,
+)
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
 
@@ -42,30 +45,6 @@ class EngineState(Enum):
     READY = "ready"
     STOPPED = "stopped"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class _Add:
-    requests: tuple[Request, ...]
-    arrival_s: float
-    deadline_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Abort:
-    request_ids: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _StopFound:
-    """A stop string has ended the answer of this sequence, which the engine knows nothing about."""
-
-    request: Request
-
-
-@dataclass(frozen=True, slots=True)
-class _Stop:
-    pass
 
 
 class AsyncEngine:
@@ -88,18 +67,18 @@ class AsyncEngine:
                 cache holds.
             on_step: called on the event loop with what each step adds to the histograms.
         """
-        self._load = load
+        self._thread = EngineThread(
+            load, on_ready=self._set_ready, on_output=self._deliver, on_failure=self._fail
+        )
         self._admission = Admission(max_queued_requests, max_queued_tokens)
         self._timeouts = {"queued": 0, "running": 0}
         self._on_step = on_step
         self._engine: Engine | None = None
         self._state = EngineState.LOADING
         self._failure: BaseException | None = None
-        self._commands: queue.SimpleQueue[_Add | _Abort | _StopFound | _Stop] = queue.SimpleQueue()
+        self._generation_tokens = 0
         self._readers: dict[str, Reader] = {}
-        self._ids = itertools.count()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
         self._changed = asyncio.Event()
 
     @property
@@ -125,9 +104,10 @@ class AsyncEngine:
                 f"the engine is {self._state.value}; try again when it is ready"
             )
 
-    def stats(self) -> EngineStats:
-        """The engine at this moment, as of its last step."""
-        return self.engine.stats()
+    def stats(self) -> EngineSnapshot:
+        """The engine's numbers as of its last step or command; raises EngineNotReadyError before it is loaded."""
+        self._check_ready()
+        return replace(self._thread.snapshot, generation_tokens=self._generation_tokens)
 
     def admission_stats(self) -> AdmissionStats:
         """What unfinished requests have reserved, and how many were refused."""
@@ -141,8 +121,7 @@ class AsyncEngine:
     async def start(self) -> None:
         """Start the engine's thread, which loads the model; returns at once."""
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name="nanovllm-engine", daemon=True)
-        self._thread.start()
+        self._thread.start(self._loop)
 
     async def wait_until_ready(self) -> None:
         """Wait until the model is loaded and one step has run; raises what loading raised."""
@@ -158,11 +137,11 @@ class AsyncEngine:
         """End all requests and the thread; harmless twice. A model that is still loading is left to its daemon thread, which nobody waits for."""
         is_loading = self._state is EngineState.LOADING
         self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
-        self._commands.put(_Stop())
+        self._thread.stop()
         self._changed.set()
         for reader in set(self._readers.values()):
             reader.give_up(EngineNotReadyError("the engine was stopped"))
-        if self._thread is not None and not is_loading:
+        if not is_loading:
             await asyncio.to_thread(self._thread.join)
 
     async def generate(
@@ -217,10 +196,9 @@ class AsyncEngine:
         cache_salt: str = "",
     ) -> Submission:
         """Check a request without queueing it, so that a caller with several finds out about all before any runs."""
-        own_id = f"{next(self._ids)}-{request_id or 'request'}"
-        return self.engine.intake.submit(
-            own_id, prompt, params, priority=priority, cache_salt=cache_salt
-        )
+        intake = self.engine.intake
+        own_id = intake.new_request_id(request_id or "request")
+        return intake.submit(own_id, prompt, params, priority=priority, cache_salt=cache_salt)
 
     def submit(self, submission: Submission, timeout_s: float | None = None) -> Reader:
         """Queue one checked request, due within `timeout_s` if given; its reader must be given to `finish` or `follow`."""
@@ -249,8 +227,15 @@ class AsyncEngine:
         Args:
             deadline: when all of them are due; a part that is unfinished then raises RequestTimeoutError.
             within: room that was reserved for them before.
+
+        Raises:
+            InvalidRequestError: a sequence has the id of another one that is unfinished, or too many answers are asked for.
+            QueueFullError: there is no room for them now.
+            RequestTimeoutError: the deadline has passed.
+            EngineNotReadyError: still loading, or stopped.
         """
         self._check_ready()
+        self._check_ids(submissions)
         if deadline is not None and time.monotonic() >= deadline.at_s:
             raise self._too_late(
                 deadline,
@@ -267,29 +252,39 @@ class AsyncEngine:
             Reader(submission.assembler, submission.requests, room)
             for submission, room in zip(submissions, rooms, strict=True)
         )
+        for reader in readers:
+            reader.siblings = readers
         if deadline is not None:
             assert self._loop is not None
             timer = self._loop.call_later(
                 deadline.at_s - arrival_s, self._expire, deadline, readers
             )
             for reader in readers:
-                reader.siblings, reader.deadline, reader.timer = readers, deadline, timer
+                reader.deadline, reader.timer = deadline, timer
         for reader in readers:
             self._readers.update(
                 dict.fromkeys((request.request_id for request in reader.requests), reader)
             )
-            self._commands.put(
-                _Add(reader.requests, arrival_s, None if deadline is None else deadline.at_s)
+            self._thread.add(
+                reader.requests, arrival_s, None if deadline is None else deadline.at_s
             )
         return list(readers)
 
+    def _check_ids(self, submissions: Sequence[Submission]) -> None:
+        """Raise InvalidRequestError where two sequences would have one id."""
+        seen: set[str] = set()
+        for submission in submissions:
+            for request in submission.requests:
+                if request.request_id in self._readers or request.request_id in seen:
+                    raise InvalidRequestError(
+                        f"the request id {request.request_id!r} is in use by an unfinished request",
+                        param="request_id",
+                    )
+                seen.add(request.request_id)
+
     def _expire(self, deadline: Deadline, readers: Sequence[Reader]) -> None:
         """The time of a request is over: whatever is unfinished of it ends."""
-        late = [
-            reader
-            for reader in readers
-            if not reader.has_left and reader.gone is None and not reader.assembler.is_finished
-        ]
+        late = [reader for reader in readers if not reader.has_left and not reader.is_settled]
         if not late:
             return
         tokens = sum(reader.assembler.num_output_tokens for reader in readers)
@@ -352,105 +347,63 @@ class AsyncEngine:
         for reader in readers:
             unfinished = tuple(reader.assembler.unfinished_ids)
             if unfinished and not reader.has_left:
-                self._commands.put(_Abort(unfinished))
+                self._thread.finish(unfinished, FinishReason.ABORT)
             for request_id in reader.assembler.sequence_ids:
                 self._readers.pop(request_id, None)
             reader.leave()
 
     def _deliver(self, output: StepOutput) -> None:
-        """On the event loop: hand a step's updates to their readers."""
+        """On the event loop: hand a step's updates to their readers, and count what they get."""
         for update in output.updates:
             reader = self._readers.get(update.request_id)
-            if reader is None:
-                continue
+            if reader is None or reader.assembler.ended(update.choice_index) is not None:
+                continue  # nobody gets what was computed after it was left, or after a stop string
             if reader.deadline is not None:
                 reader.deadline.has_begun = True
             try:
-                if reader.assembler.absorb(update):
-                    self._commands.put(_StopFound(reader.requests[update.choice_index]))
-            except Exception as error:  # the other updates of the step must reach their readers
+                self._hand_over(reader, update, output.stats)
+            except Exception:  # the other updates of the step must reach their readers
                 logger.exception("the answer to %s could not be put together", update.request_id)
-                reader.give_up(EngineFaultError(f"the answer could not be put together: {error}"))
-            reader.news.set()
-        self._report(output.stats)
-
-    def _report(self, stats: StepStats) -> None:
-        if self._on_step is not None:
-            self._on_step(stats)
-
-    def _run(self) -> None:
-        """The engine's thread."""
-        try:
-            engine = self._load()
-            engine.warm_up()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for the engine
-            self._post(self._fail, error)
-            return
-        self._engine = engine
-        self._post(self._set_state, EngineState.READY)
-        try:
-            self._serve(engine)
-        except BaseException as error:
-            logger.critical(
-                "the engine has broken down; the server must be started again", exc_info=error
-            )
-            self._post(self._fail, error)
-
-    def _serve(self, engine: Engine) -> None:
-        """Step while there is work, until told to stop."""
-        while self._obey_commands(engine):
-            output = engine.step()
-            if output.fault is not None:
-                logger.error(
-                    "a step failed; %d requests end with an error",
-                    len(output.updates),
-                    exc_info=output.fault,
+                reader.give_up(
+                    EngineFaultError("the answer could not be put together; the log has the reason")
                 )
-            if output.updates or output.stats.num_tokens:
-                self._post(self._deliver, output)
+            reader.news.set()
+        if self._on_step is not None:
+            self._on_step(output.stats)
 
-    def _obey_commands(self, engine: Engine) -> bool:
-        """Carry out what has come in, waiting for something to do where there is nothing; False when told to stop."""
-        while True:
-            try:
-                command = self._commands.get(block=not engine.has_work)
-            except queue.Empty:
-                return True
-            match command:
-                case _Add():
-                    for request in command.requests:
-                        engine.add_request(request, command.arrival_s, command.deadline_s)
-                case _Abort():
-                    for request_id in command.request_ids:
-                        engine.abort_request(request_id)
-                case _StopFound():
-                    self._end(engine, command.request)
-                case _Stop():
-                    return False
-
-    def _end(self, engine: Engine, request: Request) -> None:
-        """End a sequence that has its whole answer, and report it as the engine reports those that it ends itself."""
-        ended = engine.abort_request(request.request_id)
-        if ended is not None and ended.metrics is not None and ended.metrics.finished_s is not None:
-            times = RequestTimes(
-                ended.metrics.arrival_s,
-                ended.metrics.first_scheduled_s,
-                ended.metrics.first_token_s,
+    def _hand_over(self, reader: Reader, update: SequenceUpdate, stats: StepStats) -> None:
+        """Add an update to its answer, and to the step's statistics what it changed."""
+        assembler, index = reader.assembler, update.choice_index
+        if assembler.absorb(update):
+            self._thread.finish((update.request_id,), FinishReason.STOP)
+        times = update.metrics
+        if update.token_id is not None:
+            self._generation_tokens += 1
+            if update.inter_token_latency_s is not None:
+                stats.inter_token_latencies_s.append(update.inter_token_latency_s)
+            elif times is not None:
+                stats.times_to_first_token_s.append(update.time_s - times.arrival_s)
+        ended = assembler.ended(index)
+        if ended is not None and times is not None:
+            reason, num_tokens = ended
+            stats.finished.append(
+                FinishedRequest(
+                    reason.value,
+                    reader.requests[index].num_prompt_tokens,
+                    num_tokens,
+                    replace(times, finished_s=update.time_s),
+                )
             )
-            finished = FinishedRequest(
-                FinishReason.STOP.value,
-                request.num_prompt_tokens,
-                request.num_output_tokens,
-                times,
-                ended.metrics.finished_s,
-            )
-            self._post(self._report, StepStats(0, 0, 0, 0.0, finished=[finished]))
+        if assembler.error is not None:
+            for sibling in reader.siblings:
+                sibling.give_up(assembler.error)
 
-    def _set_state(self, state: EngineState) -> None:
+    def _set_ready(self, engine: Engine) -> None:
+        """On the event loop: the model is loaded."""
         if self._state is EngineState.LOADING:
-            self._state = state
-            if self._admission.max_tokens is None and self._engine is not None:
-                self._admission.max_tokens = QUEUED_CACHES * self._engine.cache_tokens
+            self._engine, self._state = engine, EngineState.READY
+            if self._admission.max_tokens is None:
+                self._admission.max_tokens = QUEUED_CACHES * engine.cache_tokens
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
@@ -458,13 +411,5 @@ class AsyncEngine:
         if self._state is not EngineState.STOPPED:
             self._state, self._failure = EngineState.FAILED, error
         for reader in set(self._readers.values()):
-            reader.give_up(EngineFaultError(f"the engine has broken down: {error}"))
+            reader.give_up(EngineFaultError("the engine has broken down; the log has the reason"))
         self._changed.set()
-
-    def _post(self, function: Callable[..., None], *args: object) -> None:
-        """Call on the event loop, unless that is closed already, as at the end of a program."""
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            logger.debug("the event loop is closed; nobody reads the engine's output any more")

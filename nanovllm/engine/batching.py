@@ -1,5 +1,6 @@
 """From a step's plan to the flat arrays that the runner takes, and back. Below this file there are no requests any more."""
 
+import math
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeAlias, TypeVar
@@ -71,8 +72,8 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]
     return batch, sampling
 
 
-def split(plan: StepPlan, output: RunnerOutput) -> list[SequenceResult[TokenLogprobs]]:
-    """The runner's answer cut up again, one result a planned sequence."""
+def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResult[TokenLogprobs]]:
+    """The runner's answer cut up again, one result a planned sequence; `vocab` is the size of the vocabulary."""
     results: list[SequenceResult[TokenLogprobs]] = []
     sampled = 0
     prompt_row = 0
@@ -85,13 +86,17 @@ def split(plan: StepPlan, output: RunnerOutput) -> list[SequenceResult[TokenLogp
         if sequence.hidden_positions and output.hidden is not None:
             hidden = output.hidden[hidden_row : hidden_row + len(sequence.hidden_positions)]
             hidden_row += len(sequence.hidden_positions)
+        is_finite = not any(math.isnan(found.logprobs[0]) for found in prompt_logprobs)
         if sequence.samples:
-            results.append(
-                SequenceResult(output.token_ids[sampled], output.logprobs[sampled], prompt_logprobs)
-            )
+            token_id, logprobs = output.token_ids[sampled], output.logprobs[sampled]
+            if token_id is None:  # though a token was allowed, none could be drawn
+                is_finite = not drawable(sequence.request, vocab).any()
+            results.append(SequenceResult(token_id, logprobs, prompt_logprobs, is_finite=is_finite))
             sampled += 1
         else:
-            results.append(SequenceResult(None, None, prompt_logprobs, hidden))
+            if hidden is not None:
+                is_finite = is_finite and bool(np.isfinite(hidden).all())
+            results.append(SequenceResult(None, None, prompt_logprobs, hidden, is_finite))
     return results
 
 

@@ -92,6 +92,12 @@ class BeamSearch:
         self._eos = frozenset() if params.ignore_eos else frozenset(eos_token_ids)
         self._beams = [Beam((), 0.0)]
         self._completed: list[Beam] = []
+        self.error: str | None = None
+
+    def fail(self, error: str) -> None:
+        """End the search without answers, because of an error of one of its beams."""
+        self.error = error
+        self._beams, self._completed = [], []
 
     @property
     def is_finished(self) -> bool:
@@ -102,23 +108,27 @@ class BeamSearch:
         """What to ask for one more token of: the prompt with each beam."""
         return [[*self.prompt_token_ids, *beam.token_ids] for beam in self._beams]
 
+    @property
+    def num_beams(self) -> int:
+        """Beams that are to be continued."""
+        return len(self._beams)
+
     def take(self, continuations: Sequence[PositionLogprobs]) -> None:
         """Go on by the log-probabilities of each beam's likeliest next tokens, in the order of `prompts`."""
-        found: list[Beam] = []
+        found: list[tuple[float, Beam, int]] = []
         for beam, position in zip(self._beams, continuations, strict=True):
             likeliest = sorted(position.items(), key=lambda item: item[1].rank)[
                 : 2 * self.params.beam_width
             ]
-            for token_id, entry in likeliest:
-                found.append(
-                    Beam(
-                        (*beam.token_ids, token_id),
-                        beam.cumulative_logprob + entry.logprob,
-                        token_id in self._eos,
-                    )
-                )
-        found.sort(key=lambda beam: -beam.cumulative_logprob)
-        best = found[: 2 * self.params.beam_width]
+            found += [
+                (beam.cumulative_logprob + entry.logprob, beam, token_id)
+                for token_id, entry in likeliest
+            ]
+        found.sort(key=lambda continuation: -continuation[0])
+        best = [
+            Beam((*beam.token_ids, token_id), cumulative_logprob, token_id in self._eos)
+            for cumulative_logprob, beam, token_id in found[: 2 * self.params.beam_width]
+        ]
         self._completed += [beam for beam in best[: self.params.beam_width] if beam.has_ended]
         self._beams = [beam for beam in best if not beam.has_ended][: self.params.beam_width]
         if self._beams and len(self._beams[0].token_ids) == self.params.max_tokens:
@@ -143,7 +153,13 @@ class BeamSearch:
             for index, beam in enumerate(self.best(count))
         ]
         return RequestOutput(
-            request_id, self._prompt, self.prompt_token_ids, None, answers, finished=True
+            request_id,
+            self._prompt,
+            self.prompt_token_ids,
+            None,
+            answers,
+            finished=True,
+            error=self.error,
         )
 
     def score(self, beam: Beam) -> float:
@@ -153,12 +169,19 @@ class BeamSearch:
 
 
 def begin_searches(
-    prompts: Iterable[Prompt], params: BeamSearchParams, intake: Intake
+    prompts: Iterable[Prompt],
+    params: BeamSearchParams,
+    intake: Intake,
+    *,
+    width_field: str = "beam_width",
 ) -> list[BeamSearch]:
-    """A search for each prompt, once all are checked; raises InvalidRequestError where one could not be carried through to its end."""
+    """A search for each prompt, once all are checked; raises InvalidRequestError where one could not be carried through to its end.
+
+    `width_field` is what errors call the width: the field by which a client sent it.
+    """
     read = [intake.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
-        _check_beams(token_ids, params, intake)
+        _check_beams(token_ids, params, intake, width_field)
     return [
         BeamSearch(token_ids, params, intake.model.eos_token_ids, prompt=text)
         for text, token_ids in read
@@ -172,11 +195,13 @@ def only_position(output: RequestOutput) -> PositionLogprobs:
     return answer.logprobs[0]
 
 
-def _check_beams(prompt_token_ids: Sequence[int], params: BeamSearchParams, intake: Intake) -> None:
+def _check_beams(
+    prompt_token_ids: Sequence[int], params: BeamSearchParams, intake: Intake, width_field: str
+) -> None:
     widest = intake.limits.max_logprobs // 2
     if params.beam_width > widest:
-        message = f"beam_width is {params.beam_width}, the limit is {widest} (half of max_logprobs); lower it, or raise max_logprobs"
-        raise InvalidRequestError(message, param="beam_width")
+        message = f"{width_field} is {params.beam_width}, the limit is {widest} (half of max_logprobs); lower it, or raise max_logprobs"
+        raise InvalidRequestError(message, param=width_field)
     longest = min(intake.limits.max_model_len, intake.limits.cache_tokens)
     if len(prompt_token_ids) + params.max_tokens > longest:
         raise ContextLengthError(

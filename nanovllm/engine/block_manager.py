@@ -3,11 +3,14 @@
 A full block is known by the hash of its tokens and of everything before them (its parent's hash), so that two prompts that begin
 alike find the same blocks. A block nobody uses any more stays findable until its memory is needed: free blocks are handed out least
 recently used first, those that nothing can be found in before all others. The idea is that of vLLM's automatic prefix caching.
+
+Each cached block knows who computed it, so that the blocks of a request whose numbers were not finite can be forgotten.
 """
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
 
 _HASH_BYTES = 16  # a collision would hand one request another's keys and values: 128 bits make one unthinkable, even on purpose
@@ -21,6 +24,22 @@ def hash_block(parent: bytes, tokens: Sequence[int]) -> bytes:
 def hash_salt(salt: str) -> bytes:
     """What stands for the parent of a first block: a digest, so that no salt can pass for a block's own name."""
     return blake2b(salt.encode(), digest_size=_HASH_BYTES, person=b"cache-salt").digest()
+
+
+@dataclass(slots=True)
+class _CachedBlock:
+    """What is known of a block that can be found.
+
+    Attributes:
+        block_hash, parent: its name, and that of the block before it.
+        writer: who computes it.
+        is_proven: a request has read it and got finite numbers.
+    """
+
+    block_hash: bytes
+    parent: bytes
+    writer: str
+    is_proven: bool = False
 
 
 class BlockManager:
@@ -37,7 +56,7 @@ class BlockManager:
             range(num_blocks)
         )  # next to be handed out first
         self._references = [0] * num_blocks
-        self._hash_of: list[bytes | None] = [None] * num_blocks
+        self._cached: dict[int, _CachedBlock] = {}
         self._block_of: dict[bytes, int] = {}
 
     @property
@@ -70,7 +89,7 @@ class BlockManager:
 
     def is_writable(self, block: int) -> bool:
         """Whether one request alone holds a block, and nothing is found in it: others would read what is written to it."""
-        return self._references[block] == 1 and self._hash_of[block] is None
+        return self._references[block] == 1 and block not in self._cached
 
     def share(self, block: int) -> None:
         """Add a reference to a block that was found in the prefix cache, or that a request of the same group holds."""
@@ -85,23 +104,63 @@ class BlockManager:
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
-                if self._hash_of[block] is None:
+                if block not in self._cached:
                     self._free.move_to_end(block, last=False)
 
-    def register(self, block: int, block_hash: bytes) -> None:
-        """Make a full block findable; where an equal one is known already, that one stays."""
+    def register(
+        self, block: int, block_hash: bytes, parent: bytes = b"", writer: str = ""
+    ) -> None:
+        """Make a full block findable; where an equal one is known already, that one stays.
+
+        Args:
+            parent: hash of the block before it.
+            writer: name of whoever computes the block.
+        """
         if (
             self.enable_prefix_caching
             and block_hash not in self._block_of
-            and self._hash_of[block] is None
+            and block not in self._cached
         ):
             self._block_of[block_hash] = block
-            self._hash_of[block] = block_hash
+            self._cached[block] = _CachedBlock(block_hash, parent, writer)
 
     def unregister(self, block: int, block_hash: bytes) -> None:
         """Undo `register`, where it is this block that is found by the name."""
-        if self._hash_of[block] == block_hash:
+        cached = self._cached.get(block)
+        if cached is not None and cached.block_hash == block_hash:
             self._forget(block)
+
+    def mark_proven(self, block: int) -> None:
+        """Note that a request has read a block and got finite numbers."""
+        cached = self._cached.get(block)
+        if cached is not None:
+            cached.is_proven = True
+
+    def distrust(self, writer: str, held: Iterable[int]) -> set[int]:
+        """Forget the cached blocks that `writer` computed, and those of `held` that nobody has proven.
+
+        Blocks that continue them are forgotten too, because they were computed from them. Returns
+        all of these blocks; requests may hold some of them.
+        """
+        roots = {block for block, cached in self._cached.items() if cached.writer == writer}
+        roots |= {
+            block for block in held if block in self._cached and not self._cached[block].is_proven
+        }
+        children: dict[bytes, list[int]] = defaultdict(list)
+        for block, cached in self._cached.items():
+            children[cached.parent].append(block)
+        distrusted: set[int] = set()
+        pending = list(roots)
+        while pending:
+            block = pending.pop()
+            if block not in distrusted:
+                distrusted.add(block)
+                pending += children.get(self._cached[block].block_hash, ())
+        for block in distrusted:
+            self._forget(block)
+            if block in self._free:
+                self._free.move_to_end(block, last=False)
+        return distrusted
 
     def find(self, block_hash: bytes) -> int | None:
         """The block of that name, used or free."""
@@ -110,11 +169,11 @@ class BlockManager:
     def clear_cache(self) -> None:
         """Forget every cached block, for when what they hold can no longer be trusted."""
         self._block_of.clear()
-        self._hash_of = [None] * self.num_blocks
+        self._cached.clear()
 
     def uncached_free_blocks(self) -> list[int]:
         """Free blocks in which nothing can be found: their contents must never be read."""
-        return [block for block in self._free if self._hash_of[block] is None]
+        return [block for block in self._free if block not in self._cached]
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
         """Assert that the books balance; `held` are the block ids of every request that has any."""
@@ -130,11 +189,10 @@ class BlockManager:
             "the free list differs from the unused blocks"
         )
         assert {
-            self._hash_of[block]: block for block in range(self.num_blocks) if self._hash_of[block]
-        } == self._block_of
+            cached.block_hash: block for block, cached in self._cached.items()
+        } == self._block_of, "a block is not found by its own hash"
 
     def _forget(self, block: int) -> None:
-        block_hash = self._hash_of[block]
-        if block_hash is not None:
-            del self._block_of[block_hash]
-            self._hash_of[block] = None
+        cached = self._cached.pop(block, None)
+        if cached is not None:
+            del self._block_of[cached.block_hash]

@@ -8,17 +8,19 @@
 One thread uses an engine. `intake` and `tokenizer` may be used from others.
 """
 
+import logging
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nanovllm.config import EngineConfig
 from nanovllm.engine import batching
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.intake import Intake, Limits, Submission, check_sampling_defaults
-from nanovllm.engine.metrics import EngineStats, FinishedRequest, RequestTimes, StepStats
+from nanovllm.engine.metrics import EngineSnapshot, RequestTimes, StepStats
 from nanovllm.engine.request import FinishReason, Request
 from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_plan import RequestUpdate
@@ -29,10 +31,11 @@ from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
+logger = logging.getLogger(__name__)
+
 _ALL_FORBIDDEN = "every token is forbidden by the request's settings together, so none can come next; loosen one of them"
-_NOT_A_NUMBER = (
-    "no token could be drawn: the network's output is not a number; is the checkpoint sound?"
-)
+_FAULT = "a step of the engine failed; the log has the reason"
+_NOT_A_NUMBER = "the network's output is not a number; is the checkpoint sound?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +89,12 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
-        limits = Limits(max_model_len, self.cache_tokens, config.max_logprobs)
+        limits = Limits(
+            max_model_len,
+            self.cache_tokens,
+            config.max_logprobs,
+            has_priorities=config.scheduling_policy == "priority",
+        )
         self.intake = Intake(model, tokenizer, limits, seed=config.seed)
         self._times: dict[str, RequestTimes] = {}
         self._deadlines: dict[str, float] = {}  # of those that have one
@@ -127,10 +135,10 @@ class Engine:
         """Whether any request is unfinished."""
         return self.scheduler.has_work
 
-    def stats(self) -> EngineStats:
-        """The engine at this moment."""
+    def stats(self) -> EngineSnapshot:
+        """The engine at this moment; for the engine's thread."""
         scheduler = self.scheduler
-        return EngineStats(
+        return EngineSnapshot(
             len(scheduler.running), scheduler.num_waiting, self.blocks.usage, self._prompt_tokens, self._generation_tokens,
             scheduler.num_preemptions, scheduler.prefix_cache_queries, scheduler.prefix_cache_hits,
         )  # fmt: skip
@@ -141,29 +149,39 @@ class Engine:
         """Queue a sequence that the intake has made; `arrival_s` is when its request came, now unless given.
 
         After `deadline_s` no step works on it any more: it is aborted, of which whoever gave the deadline knows without being told.
+        Raises InvalidRequestError where its id is in use.
         """
+        self.scheduler.add(request)
         if deadline_s is not None:
             self._deadlines[request.request_id] = deadline_s
         self._times[request.request_id] = RequestTimes(
             time.monotonic() if arrival_s is None else arrival_s
         )
-        self.scheduler.add(request)
 
-    def abort_request(self, request_id: str) -> SequenceUpdate | None:
-        """End a sequence in whatever state it is; None where it has ended already, or never was."""
-        update = self.scheduler.abort(request_id)
+    def finish_request(self, request_id: str, reason: FinishReason) -> SequenceUpdate | None:
+        """End a sequence in whatever state it is; None where it has ended already, or never was.
+
+        The reason is STOP where a stop string has completed its answer, which only the caller knows,
+        and ABORT where nobody waits for it any more.
+        """
+        update = self.scheduler.finish(request_id, reason)
         if update is None:
             return None
-        times = self._forget(request_id)
+        now = time.monotonic()
         return SequenceUpdate(
             request_id,
             update.request.choice_index,
             None,
             None,
             (),
-            FinishReason.ABORT,
-            metrics=times.summary(time.monotonic()),
+            reason,
+            metrics=self._forget(request_id).summary(now),
+            time_s=now,
         )
+
+    def abort_request(self, request_id: str) -> SequenceUpdate | None:
+        """End a sequence that nobody waits for any more; None where it has ended already, or never was."""
+        return self.finish_request(request_id, FinishReason.ABORT)
 
     def step(self) -> StepOutput:
         """Run one step; without work it does nothing."""
@@ -178,12 +196,12 @@ class Engine:
             if times.first_scheduled_s is None:
                 times.first_scheduled_s = started
         fault: Exception | None = None
-        updates: list[RequestUpdate[TokenLogprobs]] | list[RequestUpdate[object]]
+        updates: list[RequestUpdate[TokenLogprobs]] | list[RequestUpdate[Any]]
         try:
             if plan.copies:
                 self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
-            updates = self.scheduler.commit(plan, batching.split(plan, output))
+            updates = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
         except Exception as error:  # noqa: BLE001 - whatever went wrong in it, the engine goes on with the other requests
             fault = error
             updates = self.scheduler.fail(plan)
@@ -191,13 +209,15 @@ class Engine:
             for ended in self.scheduler.fail(plan):
                 self._forget(ended.request.request_id)
             raise
+        for cause in filter(None, (fault, *(update.fault for update in updates))):
+            logger.error("a step failed; its requests end with an error", exc_info=cause)
         now = time.monotonic()
         stats = StepStats(
             plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
         )
         self._prompt_tokens += stats.num_prompt_tokens
         return StepOutput(
-            tuple(self._book(update, now, stats, fault) for update in updates), stats, fault
+            tuple(self._to_update(update, now, fault) for update in updates), stats, fault
         )
 
     def run(self, submissions: Sequence[Submission]) -> Generator[StepOutput, None, None]:
@@ -218,7 +238,7 @@ class Engine:
                 output = self.step()
                 for update in output.updates:
                     if assemblers[update.request_id].absorb(update):
-                        self.abort_request(update.request_id)
+                        self.finish_request(update.request_id, FinishReason.STOP)
                 if output.fault is not None:
                     raise EngineFaultError(
                         f"a step of the engine failed: {output.fault}"
@@ -255,59 +275,52 @@ class Engine:
         ]:
             self.abort_request(request_id)
 
-    def _why(self, request: Request, fault: Exception | None) -> NanovllmError:
-        """What to raise for a request that a step ended with an error."""
-        if fault is not None:
-            return EngineFaultError(f"a step of the engine failed: {fault}")
-        if batching.drawable(request, self.model.vocab).any():
-            return EngineFaultError(_NOT_A_NUMBER)
-        return InvalidRequestError(_ALL_FORBIDDEN)
-
-    def _book(
-        self,
-        update: RequestUpdate[TokenLogprobs] | RequestUpdate[object],
-        now: float,
-        stats: StepStats,
-        fault: Exception | None,
+    def _to_update(
+        self, update: RequestUpdate[Any], now: float, fault: Exception | None
     ) -> SequenceUpdate:
         """Take the times of one update, and strip it of everything that belongs to this thread."""
         request = update.request
         times = self._times[request.request_id]
+        inter_token_latency_s = None
         if update.token_id is not None:
             self._generation_tokens += 1
             if times.last_token_s is None:
                 times.first_token_s = now
-                stats.times_to_first_token_s.append(now - times.arrival_s)
             else:
-                stats.inter_token_latencies_s.append(now - times.last_token_s)
+                inter_token_latency_s = now - times.last_token_s
             times.last_token_s = now
-        error: NanovllmError | None = None
-        if update.finish_reason is not None:
+        has_ended = update.finish_reason is not None
+        if has_ended:
             self._forget(request.request_id)
-            stats.finished.append(
-                FinishedRequest(
-                    update.finish_reason.value,
-                    request.num_prompt_tokens,
-                    request.num_output_tokens,
-                    times,
-                    now,
-                )
-            )
-            if update.finish_reason is FinishReason.ERROR:
-                error = self._why(request, fault)
         return SequenceUpdate(
             request.request_id,
             request.choice_index,
             update.token_id,
-            update.logprobs,  # type: ignore[arg-type]
-            tuple(update.prompt_logprobs),  # type: ignore[arg-type]
+            update.logprobs,
+            tuple(update.prompt_logprobs),
             update.finish_reason,
             request.stop_reason,
             request.num_cached_tokens or 0,
-            times.summary(now) if update.finish_reason is not None else None,
-            error,
+            times.summary(now if has_ended else None),
+            _error_of(update, fault),
             update.hidden,  # type: ignore[arg-type]
+            now,
+            inter_token_latency_s,
         )
+
+
+def _error_of(update: RequestUpdate[Any], fault: Exception | None) -> NanovllmError | None:
+    """What to raise for a request that a step ended with an error; its cause is not for clients to read."""
+    if update.finish_reason is not FinishReason.ERROR:
+        return None
+    cause = fault or update.fault
+    if cause is not None:
+        error = EngineFaultError(_FAULT)
+        error.__cause__ = cause
+        return error
+    return (
+        InvalidRequestError(_ALL_FORBIDDEN) if update.is_finite else EngineFaultError(_NOT_A_NUMBER)
+    )
 
 
 def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:

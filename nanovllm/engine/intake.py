@@ -4,6 +4,7 @@ Everything that is wrong with a request is found before it is queued, and the er
 passes can always run to its end.
 """
 
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -50,11 +51,19 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request must fit: tokens of prompt and answer together, tokens in the cache, log-probabilities a position."""
+    """What a request must fit.
+
+    Attributes:
+        max_model_len: tokens of prompt and answer together.
+        cache_tokens: tokens in the cache.
+        max_logprobs: log-probabilities a position.
+        has_priorities: whether a request may have a priority other than 0.
+    """
 
     max_model_len: int
     cache_tokens: int
     max_logprobs: int
+    has_priorities: bool = False
 
 
 @contextmanager
@@ -81,6 +90,14 @@ class Intake:
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._longest_token = tokenizer.longest_token
         self._grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
+        self._ids = itertools.count()
+
+    def new_request_id(self, name: str) -> str:
+        """An id that no other request of the engine has, with `name` in it. Nothing else makes ids.
+
+        The number stands in front, so that no `name` can make two ids equal, nor two ids of sequences.
+        """
+        return f"{next(self._ids)}-{name}"
 
     def reseed(self, seed: str) -> None:
         """Make the seeds that are drawn from now on follow from this text."""
@@ -105,7 +122,7 @@ class Intake:
         self._check_settings(params)
         eos = frozenset() if params.ignore_eos else frozenset(self.model.eos_token_ids)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
-        _check_place(priority, cache_salt)
+        self._check_place(priority, cache_salt)
         bad_words = self._bad_words(params)
         rules = TokenRules(params, bad_words)
         grammar = (
@@ -162,7 +179,7 @@ class Intake:
                 f"pooling is {_shown(pooling)} but must be 'last' or 'mean', and normalize true or false",
                 param="pooling",
             )
-        _check_place(priority, cache_salt)
+        self._check_place(priority, cache_salt)
         text, token_ids = self.read_prompt(prompt)
         limit = self.limits.max_model_len
         if len(token_ids) > limit:
@@ -321,6 +338,23 @@ class Intake:
             )
         return max_new_tokens
 
+    def _check_place(self, priority: int, cache_salt: str) -> None:
+        """What decides on a request's place in the queue and in the cache."""
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise InvalidRequestError(
+                f"priority is {_shown(priority)} but must be a whole number", param="priority"
+            )
+        if priority != 0 and not self.limits.has_priorities:
+            raise InvalidRequestError(
+                f"priority is {priority}, but requests are served in the order of their arrival; leave it out, or start "
+                "with --scheduling-policy priority (scheduling_policy='priority')",
+                param="priority",
+            )
+        if not isinstance(cache_salt, str):
+            raise InvalidRequestError(
+                f"cache_salt is {_shown(cache_salt)} but must be text", param="cache_salt"
+            )
+
     def _check_settings(self, params: SamplingParams) -> None:
         for name in ("logprobs", "prompt_logprobs"):
             asked = getattr(params, name)
@@ -357,18 +391,6 @@ class Intake:
             for spelling in spellings
         )
         return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
-
-
-def _check_place(priority: int, cache_salt: str) -> None:
-    """What decides on a request's place in the queue and in the cache."""
-    if (
-        isinstance(priority, bool)
-        or not isinstance(priority, int)
-        or not isinstance(cache_salt, str)
-    ):
-        raise InvalidRequestError(
-            "priority must be a whole number and cache_salt a text", param="priority"
-        )
 
 
 def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from nanovllm.engine.admission import Reservation
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.request import Request
-from nanovllm.errors import EngineError, RequestTimeoutError
+from nanovllm.errors import NanovllmError, RequestTimeoutError
 
 
 @dataclass(slots=True, eq=False)
@@ -49,8 +49,8 @@ class Reader:
 
     Attributes:
         reservation: the room that they take; None where that is counted elsewhere.
-        siblings: the readers of the whole request, itself among them, where it has a deadline.
-        deadline, timer: theirs.
+        siblings: the readers of the whole request, itself among them.
+        deadline, timer: theirs, where they have one.
         has_left: the task is gone, and what it held is given back.
         gone: why no more news come.
     """
@@ -63,12 +63,18 @@ class Reader:
     timer: asyncio.TimerHandle | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
     has_left: bool = False
-    gone: EngineError | None = None
+    gone: NanovllmError | None = None
 
-    def give_up(self, reason: EngineError) -> None:
-        """Wake the task: it gets `reason` instead of news."""
-        self.gone = reason
-        self.news.set()
+    @property
+    def is_settled(self) -> bool:
+        """Whether the answer is complete, or it is known why there will be none."""
+        return self.gone is not None or self.assembler.is_finished
+
+    def give_up(self, reason: NanovllmError) -> None:
+        """Wake the task: it gets `reason` instead of news. An answer that is complete stays as it is."""
+        if not self.is_settled:
+            self.gone = reason
+            self.news.set()
 
     def leave(self) -> None:
         """Give back what it holds; the last of the siblings to do so stops the clock."""

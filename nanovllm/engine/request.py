@@ -68,6 +68,7 @@ class Request:
         packed_settings: those of sampling as engine/batching.py lays them out, from the first time they are needed.
         next_prompt_logprob: first prompt position whose log-probability has not been reported yet.
         next_hidden: first prompt position whose hidden state is wanted and has not been handed over yet.
+        num_proven_blocks: leading blocks that were read with finite results.
     """
 
     request_id: str
@@ -102,6 +103,7 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered_blocks: int = 0
+    num_proven_blocks: int = 0
 
     def __post_init__(self, shared_rules: TokenRules | None) -> None:
         assert self.prompt_token_ids, "the intake refuses empty prompts"
@@ -119,6 +121,11 @@ class Request:
     def order(self) -> tuple[int, int]:
         """What requests are served by: smaller first."""
         return (self.priority, self.arrival)
+
+    @property
+    def writer(self) -> str:
+        """The name under which it computes blocks; requests of one group copy each other's, so they share one."""
+        return self.group or self.request_id
 
     @property
     def num_prompt_tokens(self) -> int:

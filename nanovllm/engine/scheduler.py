@@ -14,14 +14,16 @@ No arrays, clock, threads or I/O: it can be tested with integers.
 
 import heapq
 from collections.abc import Iterable
+from typing import Any
 
 from nanovllm.engine.block_manager import BlockManager, hash_block, hash_salt
 from nanovllm.engine.request import FinishReason, Request, RequestState
 from nanovllm.engine.step_plan import L, PlannedSequence, RequestUpdate, SequenceResult, StepPlan
+from nanovllm.errors import InvalidRequestError
 
 
 class Scheduler:
-    """Decides each step. `add`, `abort`, `schedule` and `commit` are called by one thread."""
+    """Decides each step. `add`, `finish`, `schedule` and `commit` are called by one thread."""
 
     def __init__(
         self, blocks: BlockManager, *, max_num_seqs: int, max_num_batched_tokens: int
@@ -39,6 +41,7 @@ class Scheduler:
             tuple[tuple[int, int], Request]
         ] = []  # a heap; requests aborted while waiting stay until they come up
         self._arrivals = 0
+        self._committing: list[RequestUpdate[Any]] = []  # updates of a commit that has not returned
         self._copies: dict[
             str, tuple[int, int]
         ] = {}  # those of the step that is being planned, by request id
@@ -59,28 +62,33 @@ class Scheduler:
         return set(self._requests)
 
     def add(self, request: Request) -> None:
-        """Queue a request. Ids must be unique among the unfinished ones, and the intake has checked that it fits."""
-        assert request.request_id not in self._requests, (
-            f"request id {request.request_id} is in use"
-        )
+        """Queue a request that the intake has checked; raises InvalidRequestError where its id is in use."""
+        if request.request_id in self._requests:
+            raise InvalidRequestError(
+                f"the request id {request.request_id!r} is in use by an unfinished request"
+            )
         request.arrival = self._arrivals
         self._arrivals += 1
         self._requests[request.request_id] = request
         heapq.heappush(self._queue, (request.order, request))
 
-    def abort(self, request_id: str) -> RequestUpdate[object] | None:
+    def finish(self, request_id: str, reason: FinishReason) -> RequestUpdate[object] | None:
         """End a request in whatever state it is; None where no unfinished one has that id."""
         request = self._requests.get(request_id)
         if request is None:
             return None
-        request.finish_reason = FinishReason.ABORT
+        request.finish_reason = reason
         self._finish(request)
         if (
             len(self._queue) > 2 * self.num_waiting + 64
         ):  # a burst of aborted requests behind one that waits must not pile up
             self._queue = [entry for entry in self._queue if entry[1].state is RequestState.WAITING]
             heapq.heapify(self._queue)
-        return RequestUpdate(request, None, None, (), FinishReason.ABORT)
+        return RequestUpdate(request, None, None, (), reason)
+
+    def abort(self, request_id: str) -> RequestUpdate[object] | None:
+        """End a request that nobody waits for; None where no unfinished one has that id."""
+        return self.finish(request_id, FinishReason.ABORT)
 
     def schedule(self) -> StepPlan:
         """Plan the next step and take the blocks that it needs. An empty plan means that there is nothing to do."""
@@ -104,53 +112,85 @@ class Scheduler:
     def commit(
         self, plan: StepPlan, results: Iterable[SequenceResult[L]]
     ) -> list[RequestUpdate[L]]:
-        """Book what a planned step computed: append tokens, finish requests, free their blocks."""
+        """Book what a planned step computed: append tokens, finish requests, free their blocks.
+
+        It has two phases: all tokens are appended before the first request is finished. Where it
+        raises, `fail` reports each request of the plan once.
+        """
+        found = list(results)
+        if len(found) != len(plan.sequences):
+            raise ValueError(f"{len(found)} results for {len(plan.sequences)} planned sequences")
         updates: list[RequestUpdate[L]] = []
+        self._committing = updates
         for sequence in plan.sequences:  # before anything ends and frees what they share
             if (
                 sequence.source is not None
                 and sequence.source.state is sequence.request.state is RequestState.RUNNING
             ):
                 self._fork(sequence.request, sequence.source, sequence.start)
-        for sequence, result in zip(plan.sequences, results, strict=True):
+        for sequence, result in zip(plan.sequences, found, strict=True):
             request = sequence.request
             if (
-                request.state is not RequestState.RUNNING
-                or request.num_computed_tokens != sequence.start
-            ):
-                continue  # it, or what it was to fork from, was aborted since it was planned
-            request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
-            request.next_hidden += len(sequence.hidden_positions)
-            request.num_computed_tokens += sequence.count
-            if sequence.samples and result.token_id is None:
-                request.finish_reason = FinishReason.ERROR
-            elif sequence.samples and result.token_id is not None:
-                request.append(result.token_id)
-            elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
-                request.finish_reason = FinishReason.LENGTH
-            if request.finish_reason is not None:
-                self._finish(request)
-            reason = request.finish_reason
-            updates.append(
-                RequestUpdate(
-                    request,
-                    result.token_id,
-                    result.logprobs,
-                    result.prompt_logprobs,
-                    reason,
-                    result.hidden,
-                )
-            )
+                request.state is RequestState.RUNNING
+                and request.num_computed_tokens == sequence.start
+            ):  # otherwise it, or what it was to fork from, was aborted since it was planned
+                updates.append(self._advance(sequence, result))
+        unsound = [update.request for update in updates if not update.is_finite]
+        distrusted = [(one, self.blocks.distrust(one.writer, one.block_ids)) for one in unsound]
+        for update in updates:
+            if update.finish_reason is not None:
+                self._finish(update.request)
+        for request, blocks in distrusted:
+            self._preempt_readers(request, blocks)
+        self._committing = []
         return updates
 
-    def fail(self, plan: StepPlan) -> list[RequestUpdate[object]]:
-        """Book a step that raised: its requests end with an error, and nothing cached is trusted any more."""
-        updates: list[RequestUpdate[object]] = []
+    def _advance(self, sequence: PlannedSequence, result: SequenceResult[L]) -> RequestUpdate[L]:
+        """Take in what a step computed for one request, and find out whether it has ended."""
+        request = sequence.request
+        request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
+        request.next_hidden += len(sequence.hidden_positions)
+        request.num_computed_tokens += sequence.count
+        token_id, fault = result.token_id, None
+        is_unusable = sequence.samples or result.hidden is not None
+        if (sequence.samples and token_id is None) or (is_unusable and not result.is_finite):
+            request.finish_reason = FinishReason.ERROR
+        elif token_id is not None:
+            try:
+                request.append(token_id)
+            except Exception as error:  # noqa: BLE001 - it ends this request and no other
+                token_id, fault = None, error
+                request.finish_reason, request.stop_reason = FinishReason.ERROR, None
+        elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
+            request.finish_reason = FinishReason.LENGTH
+        if result.is_finite and is_unusable:
+            self._mark_proven(request)
+        return RequestUpdate(
+            request,
+            token_id,
+            result.logprobs,
+            result.prompt_logprobs,
+            request.finish_reason,
+            result.hidden,
+            result.is_finite,
+            fault,
+        )
+
+    def fail(self, plan: StepPlan) -> list[RequestUpdate[Any]]:
+        """Book a step that raised: its requests end with an error, and nothing cached is trusted any more.
+
+        Those that a commit had finished before it raised are reported as it finished them.
+        """
+        updates = [
+            update for update in self._committing if update.request.state is RequestState.FINISHED
+        ]
+        self._committing = []
         for sequence in plan.sequences:
-            if sequence.request.state is RequestState.RUNNING:
-                sequence.request.finish_reason = FinishReason.ERROR
-                self._finish(sequence.request)
-                updates.append(RequestUpdate(sequence.request, None, None, (), FinishReason.ERROR))
+            request = sequence.request
+            if request.state is RequestState.RUNNING:
+                request.finish_reason, request.stop_reason = FinishReason.ERROR, None
+                self._finish(request)
+                updates.append(RequestUpdate(request, None, None, (), FinishReason.ERROR))
         self.blocks.clear_cache()
         for request in list(
             self.running
@@ -202,7 +242,9 @@ class Scheduler:
             else 0
         )
         for index in range(request.num_registered_blocks, full):
-            self.blocks.register(request.block_ids[index], self._hash(request, index))
+            block_hash = self._hash(request, index)
+            parent = request.block_hashes[index - 1] if index else b""
+            self.blocks.register(request.block_ids[index], block_hash, parent, request.writer)
         request.num_registered_blocks = max(request.num_registered_blocks, full)
 
     def _unplan(self, sequence: PlannedSequence) -> set[int]:
@@ -325,6 +367,20 @@ class Scheduler:
             if other.state is RequestState.RUNNING and not never_filled.isdisjoint(other.block_ids):
                 self._preempt(other, planned)
 
+    def _mark_proven(self, request: Request) -> None:
+        """Note that everything which is computed of a request has led to finite numbers."""
+        full = request.num_computed_tokens // self.blocks.block_size
+        for index in range(request.num_proven_blocks, full):
+            self.blocks.mark_proven(request.block_ids[index])
+        request.num_proven_blocks = max(request.num_proven_blocks, full)
+
+    def _preempt_readers(self, unsound: Request, blocks: set[int]) -> None:
+        """Set back whoever has read what a request computed whose numbers are not finite."""
+        for other in list(self.running):
+            is_reader = other.writer == unsound.writer or not blocks.isdisjoint(other.block_ids)
+            if other is not unsound and is_reader and other.state is RequestState.RUNNING:
+                self._preempt(other, {})
+
     def _finish(self, request: Request) -> None:
         if request.state is RequestState.RUNNING:
             self.running.remove(request)
@@ -337,6 +393,7 @@ class Scheduler:
         request.block_ids = []
         request.num_computed_tokens = 0
         request.num_registered_blocks = 0
+        request.num_proven_blocks = 0
         self._copies.pop(request.request_id, None)
 
     def _siblings(self, request: Request) -> list[Request]:

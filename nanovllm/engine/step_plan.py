@@ -72,20 +72,29 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult(Generic[L]):
-    """What the runner found for one planned sequence; `token_id` is None where it sampled none or could not.
+    """What the runner found for one planned sequence.
 
-    `hidden` are the rows of `hidden_positions`, None where there are none; the scheduler only passes them on.
+    Attributes:
+        token_id: None where it sampled none or could not.
+        hidden: the rows of `hidden_positions`, None where there are none; the scheduler only passes them on.
+        is_finite: whether the network's output was finite. If not, no block that the request computed may be found again.
     """
 
     token_id: int | None
     logprobs: L | None = None
     prompt_logprobs: Sequence[L] = ()
     hidden: object | None = None
+    is_finite: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class RequestUpdate(Generic[L]):
-    """What a step changed for one request."""
+    """What a step changed for one request.
+
+    Attributes:
+        is_finite: as in SequenceResult.
+        fault: the exception that ended this request alone.
+    """
 
     request: Request
     token_id: int | None
@@ -93,3 +102,5 @@ class RequestUpdate(Generic[L]):
     prompt_logprobs: Sequence[L]
     finish_reason: FinishReason | None
     hidden: object | None = None
+    is_finite: bool = True
+    fault: Exception | None = None

@@ -34,7 +34,7 @@ from nanovllm.server.answers import (
     TokenizerInfo,
     Version,
 )
-from nanovllm.server.beams import beam_search_body
+from nanovllm.server.beams import beam_search_answer
 from nanovllm.server.chat import add_chat
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import (
@@ -208,7 +208,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         )  # before time is spent on their text
         if body.use_beam_search:
             try:
-                return JSONResponse(await beam_search_body(body, engine, request, model))
+                return await beam_search_answer(body, engine, request, model)
             except ClientGoneError:
                 return client_gone()
         job = await asyncio.to_thread(

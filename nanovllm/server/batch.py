@@ -16,6 +16,7 @@ from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.intake import Submission
+from nanovllm.engine.request import FinishReason
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.batch_input import BatchRequest
 from nanovllm.server.batch_output import Answer
@@ -160,11 +161,6 @@ class BatchRunner:
         """Hand a step's updates to their requests; the answers that are complete with them."""
         if output.fault is not None:
             self._faults += 1
-            logger.error(
-                "a step failed; %d sequences end with an error",
-                len(output.updates),
-                exc_info=output.fault,
-            )
             if self._faults == _MAX_FAULTS:
                 raise EngineFaultError(
                     f"{_MAX_FAULTS} steps failed one after the other, the last with: {output.fault}"
@@ -184,13 +180,15 @@ class BatchRunner:
         running, submission = self._sequences[update.request_id]
         try:
             found_stop = submission.assembler.absorb(update)
-        except Exception as error:  # the other requests go on
+        except Exception:  # the other requests go on
             logger.exception("the answer to %r could not be put together", running.custom_id)
             self._end(list(running.unfinished))
             return _failed(
                 running.custom_id,
-                EngineFaultError(f"the answer could not be put together: {error}"),
+                EngineFaultError("the answer could not be put together; the log has the reason"),
             )
+        if found_stop:
+            self._engine.finish_request(update.request_id, FinishReason.STOP)
         if found_stop or update.finish_reason is not None:
             self._end([update.request_id])
         return None if running.unfinished else _complete(running)

@@ -1,18 +1,27 @@
-"""`use_beam_search` of /v1/completions: the search of engine/beam_search.py, whose beams run among everybody's requests."""
+"""`use_beam_search` of /v1/completions: the search of engine/beam_search.py, whose beams run among everybody's requests.
+
+A request may have many prompts with several beams each. Only as many searches go on at once as fill a step, so that neither the
+queue nor the event loop gets all of them at once; what they need between two tokens is computed beside the event loop.
+"""
 
 import asyncio
+import json
 import time
 import uuid
+from collections.abc import Sequence
 
 from starlette.requests import Request
+from starlette.responses import Response
+from typing_extensions import TypedDict
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
+from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import check_best_of
-from nanovllm.server.answers import Completion, CompletionChoice
+from nanovllm.server.answers import CompletionChoice, Usage
 from nanovllm.server.completions import usage
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -27,9 +36,9 @@ _MEANT = frozenset(
 """Fields that say something about a search; the others are about single tokens, or about answers as they grow."""
 
 
-async def beam_search_body(
+async def beam_search_answer(
     body: CompletionRequest, engine: AsyncEngine, request: Request, model: str
-) -> Completion:
+) -> Response:
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
     record = record_of(request)
@@ -43,26 +52,38 @@ async def beam_search_body(
     room = engine.reserve(
         len(searches) * body.num_candidates, tokens
     )  # for the whole search, which must not be refused half way
+    at_once = max(loaded.config.max_num_seqs // body.num_candidates, 1)
     try:
-        while going := [search for search in searches if not search.is_finished]:
-            asked = [_continue(search, body, loaded) for search in going]
-            outputs = iter(
-                await finish_all(
-                    engine,
-                    request,
-                    [submission for beams in asked for submission in beams],
-                    within=room,
-                )
-            )
-            for search, beams in zip(going, asked, strict=True):
-                search.take([only_position(next(outputs)) for _ in beams])
+        for start in range(0, len(searches), at_once):
+            group = searches[start : start + at_once]
+            while going := [search for search in group if not search.is_finished]:
+                submissions = await asyncio.to_thread(_continue, going, body, loaded)
+                outputs = await finish_all(engine, request, submissions, within=room)
+                await asyncio.to_thread(_take, going, outputs)
     finally:
         room.release()
-    count = body.n or 1
+    answer = await asyncio.to_thread(_answer, searches, body.n or 1, loaded)
+    record.completion_tokens = answer["usage"]["completion_tokens"]
+    head = {"id": record.answer_id, "object": "text_completion", "created": int(time.time())}
+    content = await asyncio.to_thread(
+        json.dumps, {**head, "model": model, **answer}, ensure_ascii=False, separators=(",", ":")
+    )
+    return Response(content.encode(), media_type="application/json")
+
+
+class _Answer(TypedDict):
+    """What a completion has of the searches."""
+
+    choices: list[CompletionChoice]
+    usage: Usage
+
+
+def _answer(searches: Sequence[BeamSearch], count: int, engine: Engine) -> _Answer:
+    """The best `count` answers of each search."""
     answers = [
         answer
         for search in searches
-        for answer in search.output("", loaded.tokenizer, count).outputs
+        for answer in search.output("", engine.tokenizer, count).outputs
     ]
     choices: list[CompletionChoice] = [
         {
@@ -74,11 +95,9 @@ async def beam_search_body(
         }
         for index, answer in enumerate(answers)
     ]
-    record.completion_tokens = sum(len(answer.token_ids) for answer in answers)
-    return {
-        "id": record.answer_id, "object": "text_completion", "created": int(time.time()), "model": model,
-        "choices": choices, "usage": usage(prompt_tokens, record.completion_tokens, 0),
-    }  # fmt: skip
+    prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
+    completion_tokens = sum(len(answer.token_ids) for answer in answers)
+    return {"choices": choices, "usage": usage(prompt_tokens, completion_tokens, 0)}
 
 
 def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
@@ -97,18 +116,29 @@ def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
         ignore_eos=body.ignore_eos,
         length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
     )
-    return begin_searches(body.prompts, params, engine.intake)
+    width_field = "n" if body.best_of is None else "best_of"
+    return begin_searches(body.prompts, params, engine.intake, width_field=width_field)
 
 
-def _continue(search: BeamSearch, body: CompletionRequest, engine: Engine) -> list[Submission]:
-    """A request of one token for each beam."""
+def _continue(
+    searches: Sequence[BeamSearch], body: CompletionRequest, engine: Engine
+) -> list[Submission]:
+    """A request of one token for each beam of each search."""
     return [
         engine.intake.submit(
-            f"beam-{uuid.uuid4().hex}",
+            engine.intake.new_request_id("beam"),
             ids,
             search.params.step_params,
             priority=body.priority,
             cache_salt=body.cache_salt or "",
         )
+        for search in searches
         for ids in search.prompts()
     ]
+
+
+def _take(searches: Sequence[BeamSearch], outputs: Sequence[RequestOutput]) -> None:
+    """Let the searches go on by the tokens of their beams, which come in the order of `_continue`."""
+    found = iter(outputs)
+    for search in searches:
+        search.take([only_position(next(found)) for _ in range(search.num_beams)])

@@ -119,7 +119,7 @@ def make_chat_job(
         prompt = template.encode(messages, engine.tokenizer, engine.intake.check_text)
         params = sampling_params(_as_completion(body, prompt, template, engine), engine)
         submission = engine.intake.submit(
-            f"{job_id}-{uuid.uuid4().hex[:8]}",
+            engine.intake.new_request_id(job_id),
             prompt,
             params,
             priority=body.priority,
@@ -128,13 +128,11 @@ def make_chat_job(
     except CheckpointError as error:
         raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
     except InvalidRequestError as error:
-        param = (
-            "messages"
-            if error.param == "prompt"
-            else blamed_field(error.param, body.structured_outputs)
-        )
+        param = {"prompt": "messages", "max_tokens": body.max_tokens_field}.get(
+            error.param or ""
+        ) or blamed_field(error.param, body.structured_outputs)
         raise type(error)(str(error), param=param) from error
-    check_context(len(prompt), params, engine.max_model_len)
+    check_context(len(prompt), params, engine.max_model_len, body.max_tokens_field)
     return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
 
 

@@ -89,3 +89,12 @@ class ChatRequest(SamplingBody):
     def most_tokens(self) -> int | None:
         """`max_tokens` under either of its names."""
         return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+
+    @property
+    def max_tokens_field(self) -> str:
+        """The name by which the client sent it."""
+        return (
+            "max_completion_tokens"
+            if self.max_tokens is None and self.max_completion_tokens
+            else "max_tokens"
+        )

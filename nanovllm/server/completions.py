@@ -92,14 +92,22 @@ def _bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     return {int(key): value for key, value in bias.items()}
 
 
-def check_context(prompt_tokens: int, params: SamplingParams, max_model_len: int) -> None:
-    """Over HTTP an answer is never cut short silently: prompt and max_tokens must fit the context."""
+def check_context(
+    prompt_tokens: int,
+    params: SamplingParams,
+    max_model_len: int,
+    max_tokens_field: str = "max_tokens",
+) -> None:
+    """Over HTTP an answer is never cut short silently: prompt and max_tokens must fit the context.
+
+    `max_tokens_field` is the field by which the client sent max_tokens.
+    """
     asked = params.max_tokens or 0
     if prompt_tokens + asked > max_model_len:
         raise ContextLengthError(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {asked}, together {prompt_tokens + asked}, more than the context of "
-            f"{max_model_len}; shorten the prompt or lower max_tokens",
-            param="max_tokens",
+            f"the prompt has {prompt_tokens} tokens and {max_tokens_field} is {asked}, together {prompt_tokens + asked}, "
+            f"more than the context of {max_model_len}; shorten the prompt or lower {max_tokens_field}",
+            param=max_tokens_field,
         )
 
 
@@ -117,7 +125,7 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
         for index, prompt in enumerate(body.prompts):
             with naming_prompt(index, len(body.prompts)):
                 submission = engine.intake.submit(
-                    f"{job_id}-{uuid.uuid4().hex[:8]}-{index}",
+                    engine.intake.new_request_id(job_id),
                     prompt,
                     params,
                     priority=body.priority,

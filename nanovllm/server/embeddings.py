@@ -7,7 +7,6 @@ that generate, and ended when its client goes away.
 import asyncio
 import base64
 import json
-import uuid
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -94,12 +93,11 @@ def add_embeddings(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str]
 
 def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]:
     """Check every input against the model; raises InvalidRequestError that says which one is at fault."""
-    job_id = f"embd-{uuid.uuid4().hex}"
     submissions = []
     for index, text in enumerate(body.inputs):
         try:
             submission = engine.intake.embed(
-                f"{job_id}-{index}",
+                engine.intake.new_request_id("embd"),
                 text,
                 pooling=body.pooling,
                 priority=body.priority,

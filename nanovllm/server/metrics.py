@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.engine.metrics import EngineStats, StepStats
+from nanovllm.engine.metrics import EngineSnapshot, StepStats
 
 _SECONDS = (
     0.001,
@@ -33,7 +33,7 @@ _SECONDS = (
 )
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
-_GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+_GAUGES: dict[str, tuple[str, Callable[[EngineSnapshot], float]]] = {
     "num_requests_running": (
         "Sequences in the running batch.",
         lambda stats: stats.num_requests_running,
@@ -47,7 +47,7 @@ _GAUGES: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
         lambda stats: stats.kv_cache_usage,
     ),
 }
-_COUNTERS: dict[str, tuple[str, Callable[[EngineStats], float]]] = {
+_COUNTERS: dict[str, tuple[str, Callable[[EngineSnapshot], float]]] = {
     "prompt_tokens": ("Prompt tokens computed.", lambda stats: stats.prompt_tokens),
     "generation_tokens": ("Tokens generated.", lambda stats: stats.generation_tokens),
     "num_preemptions": (
@@ -122,8 +122,9 @@ class ServerMetrics:
             observe["inter_token_latency_seconds"].observe(seconds)
         for request in stats.finished:
             times = request.times
+            assert times.finished_s is not None
             self._success.labels(self._model_name, request.finish_reason).inc()
-            observe["e2e_request_latency_seconds"].observe(request.finished_s - times.arrival_s)
+            observe["e2e_request_latency_seconds"].observe(times.finished_s - times.arrival_s)
             observe["request_prompt_tokens"].observe(request.prompt_tokens)
             observe["request_generation_tokens"].observe(request.generation_tokens)
             if times.first_scheduled_s is not None:
@@ -131,7 +132,7 @@ class ServerMetrics:
                     times.first_scheduled_s - times.arrival_s
                 )
                 if times.first_token_s is not None:
-                    decode_s = request.finished_s - times.first_token_s
+                    decode_s = times.finished_s - times.first_token_s
                     observe["request_prefill_time_seconds"].observe(
                         times.first_token_s - times.first_scheduled_s
                     )
@@ -152,7 +153,7 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if self._engine.state is not EngineState.READY:
             return
-        stats: EngineStats = self._engine.stats()
+        stats: EngineSnapshot = self._engine.stats()
         for name, (help_text, value) in _GAUGES.items():
             gauge = GaugeMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
             gauge.add_metric([self._model_name], value(stats))

@@ -24,7 +24,8 @@ async def finish_all(
 ) -> list[RequestOutput]:
     """Queue checked requests, all or none, and wait for the whole answer of each; `within` is room that was reserved for them.
 
-    Whatever is unfinished when this ends is aborted. Raises ClientGoneError when the client closes its connection, QueueFullError, and
+    The first part that ends with an error ends all of them. Whatever is unfinished when this ends is
+    aborted. Raises ClientGoneError when the client closes its connection, QueueFullError, and
     what the engine raises.
     """
     readers = engine.submit_all(submissions, deadline=deadline_of(request), within=within)

@@ -299,7 +299,7 @@ def test_a_step_that_fails_ends_its_requests_and_the_others_go_on(
     }
     failed = next(json.loads(answer.line) for answer in answers if answer.status == 500)
     expected = {
-        "message": "a step of the engine failed: boom",
+        "message": "a step of the engine failed; the log has the reason",
         "type": "InternalServerError",
         "param": None,
         "code": 500,

@@ -20,6 +20,7 @@ import pytest
 from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
+from nanovllm.cli.options import engine_config
 from nanovllm.cli.serve import invitation, server_settings
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat_template import ChatTemplate
@@ -461,6 +462,14 @@ def test_flags_are_the_settings_names() -> None:
         False,
         "::",
     )
+
+
+def test_priorities_count_only_where_a_flag_says_so() -> None:
+    parse = build_parser().parse_args
+    for command in (["serve"], ["run-batch", "-i", "a", "-o", "b"]):
+        assert engine_config(parse(command)).scheduling_policy == "fcfs"
+        allowed = parse([*command, "--scheduling-policy", "priority"])
+        assert engine_config(allowed).scheduling_policy == "priority"
 
 
 def test_the_patience_with_clients_may_be_given() -> None:

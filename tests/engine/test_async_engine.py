@@ -9,6 +9,7 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.intake import Intake
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.reader import Reader
 from nanovllm.errors import (
@@ -161,8 +162,13 @@ def test_a_stop_string_ends_the_sequence_in_the_engine(tiny_model: Path) -> None
             await until(lambda: any(stats.finished for stats in reported))
             (ended,) = (one for stats in reported for one in stats.finished)
             assert (ended.finish_reason, ended.prompt_tokens) == ("stop", 1)
-            assert 3 <= ended.generation_tokens < 120
-            assert ended.times.arrival_s < ended.finished_s
+            assert ended.generation_tokens == 3, (
+                "what was computed after the stop string does not count"
+            )
+            assert engine.stats().generation_tokens == 3
+            assert sum(len(stats.inter_token_latencies_s) for stats in reported) == 2
+            assert ended.times.finished_s is not None
+            assert ended.times.arrival_s < ended.times.finished_s
 
     run(test)
 
@@ -236,5 +242,81 @@ def test_the_same_request_id_may_be_used_twice_at_once(tiny_model: Path) -> None
                 *(engine.generate("the", SHORT, request_id="same") for _ in range(2))
             )
             assert first.outputs == second.outputs
+
+    run(test)
+
+
+def test_an_id_that_is_in_use_is_refused_before_it_is_queued(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ids come from one counter and never clash; where they did, no assertion would end the engine."""
+    monkeypatch.setattr(Intake, "new_request_id", lambda self, name: f"0-{name}")
+
+    async def test() -> None:
+        async with started(loader(tiny_model, step_s=0.005), max_queued_requests=2) as engine:
+            first = asyncio.create_task(engine.generate("the", LONG))
+            await until(lambda: engine.stats().num_requests_running == 1)
+            with pytest.raises(InvalidRequestError, match="'0-request' is in use"):
+                await engine.generate("a", SHORT)
+            twice = engine.check("a", SHORT, request_id="twice")
+            with pytest.raises(InvalidRequestError, match="'0-twice' is in use"):
+                engine.submit_all([twice, twice])
+            assert (await first).finished
+            assert (await engine.generate("a", SHORT)).finished
+            assert engine.admission_stats().answers == 0
+
+    run(test)
+
+
+def test_metrics_say_stop_where_the_answer_does_on_the_last_token(tiny_model: Path) -> None:
+    """The stop string is complete with the last token that is allowed, where the engine itself sees the length."""
+    reported: list[StepStats] = []
+
+    async def test() -> None:
+        async with started(loader(tiny_model), on_step=reported.append) as engine:
+            params = SamplingParams(max_tokens=3, allowed_token_ids=[ord("k") - 33], stop="kkk")
+            answer = (await engine.generate("the", params)).outputs[0]
+            assert (answer.finish_reason, len(answer.token_ids)) == ("stop", 3)
+            other = (await engine.generate("the", SHORT)).outputs[0]
+            assert other.finish_reason == "length"
+
+    run(test)
+    ended = [one for stats in reported for one in stats.finished]
+    assert [(one.finish_reason, one.generation_tokens) for one in ended] == [
+        ("stop", 3),
+        ("length", 3),
+    ]
+
+
+def test_the_times_of_an_answer_that_a_stop_string_ended_are_complete(tiny_model: Path) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model)) as engine:
+            params = SamplingParams(max_tokens=30, allowed_token_ids=[ord("k") - 33], stop="kkk")
+            times = (await engine.generate("the", params)).metrics
+            assert times is not None
+            assert times.finished_s is not None
+            assert times.first_token_s is not None
+            assert times.arrival_s <= times.first_token_s <= times.finished_s
+
+    run(test)
+
+
+def test_what_stats_say_is_one_moment_and_never_negative(tiny_model: Path) -> None:
+    """They are read while requests come, run, are aborted and end."""
+
+    async def test() -> None:
+        async with started(loader(tiny_model, max_num_seqs=2)) as engine:
+            tasks = [asyncio.create_task(engine.generate([i + 1], SHORT)) for i in range(30)]
+            for task in tasks[::3]:
+                await asyncio.sleep(0)
+                task.cancel()
+            while not all(task.done() for task in tasks):
+                stats = engine.stats()
+                assert 0 <= stats.num_requests_running <= 2
+                assert stats.num_requests_waiting >= 0
+                await asyncio.sleep(0)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await until(lambda: engine.stats().num_requests_waiting == 0)
+            assert engine.stats().num_requests_running == 0
 
     run(test)

@@ -14,6 +14,7 @@ from nanovllm.errors import (
     CheckpointError,
     EngineFaultError,
     EngineNotReadyError,
+    InvalidRequestError,
 )
 from tests.support.async_engines import LONG, SHORT, engine_threads, run, started, until
 from tests.support.serving import loader
@@ -133,9 +134,9 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_engine(
             expected = await engine.generate("the", SHORT)
             with monkeypatch.context() as patch:
                 patch.setattr(engine.engine.runner, "run", fail)
-                with pytest.raises(EngineFaultError, match="overflow"):
+                with pytest.raises(EngineFaultError, match="the log has the reason"):
                     await engine.generate("the", SHORT)
-                with pytest.raises(EngineFaultError, match="overflow"):
+                with pytest.raises(EngineFaultError, match="the log has the reason"):
                     await anext(engine.stream("the", SamplingParams(n=3)))
             assert (await engine.generate("the", SHORT)).outputs == expected.outputs
 
@@ -185,3 +186,73 @@ def test_results_that_come_after_the_event_loop_is_closed_are_dropped(tiny_model
         await engines[0].stop()
 
     asyncio.run(end())
+
+
+@pytest.mark.parametrize("end", ["stop", "break down"])
+def test_a_complete_answer_survives_the_end_of_the_engine(tiny_model: Path, end: str) -> None:
+    """The last update has come, and the engine ends before the task that waits for it has run."""
+
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model))
+        await engine.start()
+        await engine.wait_until_ready()
+        reader = engine.submit(engine.check("the", SHORT))
+        task = asyncio.create_task(engine.finish(reader))
+        await asyncio.sleep(0)
+        ending: list[asyncio.Future[None]] = []
+        real = engine._deliver  # noqa: SLF001 - what the engine's thread calls
+
+        def deliver_and_end(output: Any) -> None:
+            real(output)
+            if reader.assembler.is_finished and not ending:
+                if end == "break down":
+                    engine._fail(RuntimeError("it broke"))  # noqa: SLF001
+                else:  # what stop() does before it waits for the thread
+                    reader.give_up(EngineNotReadyError("the engine was stopped"))
+                ending.append(asyncio.ensure_future(engine.stop()))
+
+        engine._thread._on_output = deliver_and_end  # noqa: SLF001
+        output = await task
+        assert (output.finished, len(output.outputs[0].token_ids)) == (True, 3)
+        await ending[0]
+
+    run(test)
+
+
+def test_the_first_part_that_fails_ends_the_whole_request(tiny_model: Path) -> None:
+    """The second of three prompts cannot be answered; nobody waits for the first one's hundred tokens."""
+
+    async def test() -> None:
+        async with started(loader(tiny_model, step_s=0.02)) as engine:
+            blocked = SamplingParams(allowed_token_ids=[5], stop_token_ids=[5], min_tokens=2)
+            parts = [
+                engine.check(prompt, params)
+                for prompt, params in (("the", LONG), ("a", blocked), ("in", LONG))
+            ]
+            readers = engine.submit_all(parts)
+            with pytest.raises(InvalidRequestError, match="every token is forbidden"):
+                await engine.finish(readers[0])
+            assert engine.stats().generation_tokens < 100
+            engine.leave(readers)
+
+    run(test)
+
+
+def test_what_clients_are_told_does_not_tell_what_went_wrong(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model)) as engine:
+
+            def fail(*_: Any) -> Any:
+                raise OSError("/secret/folder")
+
+            with monkeypatch.context() as patch:
+                patch.setattr(engine.engine.runner, "run", fail)
+                with pytest.raises(EngineFaultError) as caught:
+                    await engine.generate("the", SHORT)
+            assert "secret" not in str(caught.value)
+
+    run(test)
+    assert "/secret/folder" in caplog.text
+    assert "Traceback" in caplog.text

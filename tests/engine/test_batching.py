@@ -127,9 +127,9 @@ def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
     )
     plan = plan_of((request(range(5)), 1), (reported, 4), (reading, 3), (request(range(7)), 1))
     output = RunnerOutput([11, 12, None], [None, reports[5], None], reports[:5])
-    assert batching.split(plan, output) == [
+    assert batching.split(plan, output, vocab=64) == [
         SequenceResult(11, None, []), SequenceResult(12, reports[5], reports[:3]), SequenceResult(None, None, reports[3:5]),
-        SequenceResult(None, None, []),
+        SequenceResult(None, None, [], is_finite=False),
     ]  # fmt: skip
 
 

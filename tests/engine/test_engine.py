@@ -322,7 +322,12 @@ def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(
     assert isinstance(output.fault, RuntimeError)
     assert [
         (update.request_id, update.finish_reason, str(update.error)) for update in output.updates
-    ] == [("failing", FinishReason.ERROR, "a step of the engine failed: the kernel fell over")]
+    ] == [("failing", FinishReason.ERROR, "a step of the engine failed; the log has the reason")], (
+        "clients read it, so it does not tell what went wrong"
+    )
+    assert [str(update.error.__cause__) for update in output.updates if update.error] == [
+        "the kernel fell over"
+    ]
     engine.check_integrity()
     while engine.has_work:
         assert engine.step().fault is None

@@ -29,6 +29,7 @@ def make_intake(
     vocab: int | None = None,
     cache_tokens: int = 1000,
     seed: int | None = None,
+    has_priorities: bool = False,
     **model: Any,
 ) -> Intake:
     vocab = vocab or tokenizer.vocab
@@ -41,7 +42,8 @@ def make_intake(
         d_ff=8,
         **{"eos_token_ids": (vocab - 1,), **model},
     )
-    return Intake(config, tokenizer, Limits(CONTEXT, cache_tokens, MAX_LOGPROBS), seed=seed)
+    limits = Limits(CONTEXT, cache_tokens, MAX_LOGPROBS, has_priorities=has_priorities)
+    return Intake(config, tokenizer, limits, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -428,9 +430,32 @@ def test_the_best_of_more_is_found_by_their_log_probabilities(intake: Intake) ->
     assert (submission.num_answers, len(submission.assembler.output().outputs)) == (4, 2)
 
 
-def test_priority_and_salt_are_passed_on(intake: Intake) -> None:
+def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:
+    intake = make_intake(tokenizer, has_priorities=True)
     (request,) = intake.submit("r", "hi", SamplingParams(), priority=-3, cache_salt="salt").requests
     assert (request.priority, request.cache_salt) == (-3, "salt")
+
+
+def test_a_priority_is_refused_where_requests_are_served_by_arrival(intake: Intake) -> None:
+    """As vLLM does, so that no client overtakes the others and takes their blocks unless the operator allows it."""
+    assert intake.submit("r", "hi", SamplingParams(), priority=0).requests[0].priority == 0
+    with pytest.raises(InvalidRequestError, match="--scheduling-policy priority") as caught:
+        intake.submit("r", "hi", SamplingParams(), priority=-1)
+    assert caught.value.param == "priority"
+    with pytest.raises(InvalidRequestError, match="--scheduling-policy priority"):
+        intake.embed("r", "hi", priority=1)
+
+
+def test_ids_are_unlike_each_other_whatever_names_they_are_made_of(intake: Intake) -> None:
+    """With several answers a sequence's id has its choice behind; names that end alike must not make two equal."""
+    ids: list[str] = []
+    for name in ("x", "x-0", "x-0-0", "0", "0-x", ""):
+        submission = intake.submit(
+            intake.new_request_id(name), "hi", SamplingParams(n=3, max_tokens=1)
+        )
+        ids += [request.request_id for request in submission.requests]
+        ids.append(submission.assembler.request_id)
+    assert len(set(ids)) == len(ids)
 
 
 def test_seeds_are_the_callers_or_drawn(tokenizer: Tokenizer) -> None:

@@ -192,7 +192,13 @@ def test_bits_do_not_depend_on_preemption(
     exact: EngineConfig, tiny_model: Path, alone: list[list[float]], caching: bool
 ) -> None:
     """Answers of a higher priority outgrow the pool while a long prompt is read, a few tokens a step."""
-    config = replace(exact, num_blocks=20, max_num_batched_tokens=8, enable_prefix_caching=caching)
+    config = replace(
+        exact,
+        num_blocks=20,
+        max_num_batched_tokens=8,
+        enable_prefix_caching=caching,
+        scheduling_policy="priority",
+    )
     for job, expected in zip(JOBS[-2:], alone[-2:], strict=True):
         engine = Engine.load(tiny_model, config)
         params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
@@ -290,7 +296,9 @@ def test_rows_are_asked_for_where_they_are_and_cut_up_again() -> None:
     assert sampling.hidden_rows.tolist() == [0, 1, 2]
     assert sampling.rows.size == 0
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    found = [result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows))]
+    found = [
+        result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows), vocab=64)
+    ]
     assert [part.tolist() if isinstance(part, np.ndarray) else part for part in found] == [
         [[0, 1], [2, 3]],
         [[4, 5]],

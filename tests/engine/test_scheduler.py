@@ -4,9 +4,11 @@ from collections.abc import Callable
 
 import pytest
 
-from nanovllm.engine.block_manager import hash_block, hash_salt
-from nanovllm.engine.request import FinishReason, RequestState
+from nanovllm.engine.block_manager import BlockManager, hash_block, hash_salt
+from nanovllm.engine.request import FinishReason, Request, RequestState
+from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_plan import SequenceResult
+from nanovllm.errors import InvalidRequestError
 from tests.support.scheduling import (
     EOS,
     answers,
@@ -312,6 +314,70 @@ def test_a_failed_step_ends_its_requests_and_clears_the_cache() -> None:
     ]
     scheduler.check_integrity()
     assert shares(step(scheduler)) == {"waiting": 13}, "blocks of a failed step must not be found"
+
+
+@pytest.mark.parametrize("place", ["append", "finish", "free"])
+@pytest.mark.parametrize("at_call", [1, 2, 3])
+def test_wherever_a_commit_raises_everybody_is_told_once(
+    monkeypatch: pytest.MonkeyPatch, place: str, at_call: int
+) -> None:
+    """Four requests of one token, each of which ends in the step."""
+    scheduler = make_scheduler()
+    requests = [make_request(f"r{i}", 3, new=1) for i in range(4)]
+    for request in requests:
+        scheduler.add(request)
+    plan = scheduler.schedule()
+    owner, name = {
+        "append": (Request, "append"),
+        "finish": (Scheduler, "_finish"),
+        "free": (BlockManager, "free"),
+    }[place]
+    real, calls = getattr(owner, name), 0
+
+    def failing(self: object, *given: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls == at_call:
+            raise LookupError("lost its place")
+        return real(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, failing)
+        try:
+            updates = scheduler.commit(plan, answers(plan))
+        except LookupError:
+            updates = scheduler.fail(plan)
+    told = [update.request.request_id for update in updates]
+    assert sorted(told) == ["r0", "r1", "r2", "r3"]
+    assert all(update.finish_reason is not None for update in updates)
+    if place == "append":
+        faults = {update.request.request_id: update.fault for update in updates}
+        assert [name for name, fault in faults.items() if fault is not None] == [f"r{at_call - 1}"]
+        scheduler.check_integrity()
+    assert all(request.state is RequestState.FINISHED for request in requests)
+
+
+def test_a_commit_with_too_few_results_changes_nothing() -> None:
+    scheduler = make_scheduler()
+    request = make_request("it", 3)
+    scheduler.add(request)
+    plan = scheduler.schedule()
+    with pytest.raises(ValueError, match="0 results for 1 planned"):
+        scheduler.commit(plan, [])
+    assert (request.num_computed_tokens, request.num_output_tokens) == (0, 0)
+    assert [update.finish_reason for update in scheduler.fail(plan)] == [FinishReason.ERROR]
+
+
+def test_an_id_that_is_in_use_is_refused() -> None:
+    scheduler = make_scheduler()
+    first = make_request("same", 3)
+    scheduler.add(first)
+    with pytest.raises(InvalidRequestError, match="the request id 'same' is in use"):
+        scheduler.add(make_request("same", 5))
+    assert shares(step(scheduler)) == {"same": 3}
+    scheduler.abort("same")
+    scheduler.add(make_request("same", 5))
+    assert shares(step(scheduler)) == {"same": 5}
 
 
 def test_no_token_ends_the_request_with_an_error() -> None:

@@ -313,6 +313,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "longer than the context": ({"messages": [{"role": "user", "content": "x" * 200}]}, "messages", "context of 128"),
     "far longer": ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages", "at least"),
     "answer longer than the context": ({"max_tokens": 120}, "max_tokens", "context of 128"),
+    "answer longer than the context by its other name": ({"max_completion_tokens": 120}, "max_completion_tokens", "max_completion_tokens is 120"),
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "1"),
     "two limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "4"),
     "tools": ({"tools": []}, "tools", "not supported"),

@@ -85,6 +85,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "include_usage of another type": ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "include_usage"),
     "skip_special_tokens null": ({"skip_special_tokens": None}, "skip_special_tokens", "None"),
     "priority": ({"priority": 2**31}, "priority", str(2**31)),
+    "a priority without the policy": ({"priority": -1}, "priority", "--scheduling-policy priority"),
     "request_id with a line break": ({"request_id": "a\nb"}, "request_id", "pattern"),
     "user a number": ({"user": 5}, "user", "5"),
     "model a number": ({"model": 5}, "model", "5"),

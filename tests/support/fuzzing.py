@@ -34,8 +34,8 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def fuzzed_server(folder: Path, **changes: Any) -> Iterator[RunningServer]:
-    """A server with a key, a chat template, and room for few answers and short ones, so that many fit into a run."""
-    load = loader(folder, max_model_len=48, **changes)
+    """A server with a key, a chat template, priorities, and room for few answers and short ones, so that many fit into a run."""
+    load = loader(folder, max_model_len=48, scheduling_policy="priority", **changes)
     with RunningServer(
         load, max_queued_requests=32, api_keys=(KEY,), chat_template=TEMPLATE
     ) as server:

@@ -1,0 +1,195 @@
+"""CallRunner: blocking calls from any number of threads, answered by one engine in one batch.
+
+A call hands its requests to a worker thread and waits until all of them have ended. The worker steps
+the engine for all calls, and ends when there are none, so that an idle engine has no thread. Nothing
+else touches the engine meanwhile. An exception in the calling thread, such as KeyboardInterrupt, never
+hits a step: it ends the requests of that call and of no other.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.intake import Submission
+from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.request import FinishReason
+
+_POLL_S = 0.1
+"""How often a waiting call looks up: on Windows a wait without a limit cannot be interrupted."""
+
+OnStep: TypeAlias = Callable[[StepStats, int], None]
+
+
+@dataclass(slots=True, eq=False)
+class _Call:
+    """The requests of one call, and what its thread waits for.
+
+    Attributes:
+        unfinished: those of its sequences that the engine has not ended, by id.
+        steps: what has come since the thread last looked: each step, and how many submissions it ended.
+        changed: set by the worker to wake the thread.
+        has_ended: nothing of it is in the engine any more.
+        error: what ended it before its answers were complete.
+    """
+
+    unfinished: dict[str, Submission]
+    wants_steps: bool
+    steps: deque[tuple[StepStats, int]] = field(default_factory=deque)
+    num_ended: int = 0
+    changed: threading.Event = field(default_factory=threading.Event)
+    has_ended: bool = False
+    error: BaseException | None = None
+
+
+class CallRunner:
+    """Runs calls on `engine`, which nobody else may step while one of them is under way."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Start idle, without a thread."""
+        self._engine = engine
+        self._lock = threading.RLock()  # held for a moment only; guards the next three
+        self._joining: list[_Call] = []
+        self._leaving: list[_Call] = []
+        self._worker: threading.Thread | None = None
+        self._calls: dict[str, _Call] = {}  # by sequence id; for the worker alone
+
+    def run(self, submissions: Sequence[Submission], on_step: OnStep | None = None) -> None:
+        """Return when every submission has ended, with its updates in its assembler.
+
+        An error that ends one request is in its assembler and raises nothing here. Whatever is
+        unfinished when this raises is aborted.
+
+        Args:
+            on_step: called in this thread with what each step did and how many of the submissions it ended.
+        """
+        call = _Call(
+            {
+                request.request_id: submission
+                for submission in submissions
+                for request in submission.requests
+            },
+            wants_steps=on_step is not None,
+        )
+        if not call.unfinished:
+            return
+        try:
+            self._enter(call)
+            has_ended = False
+            while not has_ended:
+                call.changed.wait(_POLL_S)
+                call.changed.clear()
+                has_ended = call.has_ended
+                while on_step is not None and call.steps:
+                    on_step(*call.steps.popleft())
+        finally:
+            self._leave(call)
+        if call.error is not None:
+            raise call.error
+
+    def _enter(self, call: _Call) -> None:
+        """Hand the call to the worker, which is started where there is none."""
+        with self._lock:
+            self._joining.append(call)
+            if self._worker is not None and self._worker.is_alive():
+                return
+            self._worker = threading.Thread(target=self._work, name="nanovllm-llm")
+            try:
+                self._worker.start()
+                return
+            except RuntimeError:  # no more threads can be had, as at the end of a program
+                self._worker = threading.current_thread()
+        try:
+            self._work()
+        finally:
+            self._worker = None
+
+    def _leave(self, call: _Call) -> None:
+        """Wait until nothing of the call is in the engine, which takes at most the step under way."""
+        if call.has_ended:
+            return
+        with self._lock:
+            if call in self._joining:
+                self._joining.remove(call)
+                return
+            self._leaving.append(call)
+            worker = self._worker
+        while not call.has_ended and worker is not None and worker.is_alive():
+            call.changed.wait(_POLL_S)
+            call.changed.clear()
+
+    def _work(self) -> None:
+        """The worker: serve until there are no calls."""
+        while self._exchange():
+            try:
+                self._step()
+            except BaseException as error:  # noqa: BLE001 - it is raised in every thread that waits
+                for call in set(self._calls.values()):
+                    self._end(call, error)
+
+    def _exchange(self) -> bool:
+        """Take in calls that have come, and end those whose threads have left; False where there are none any more."""
+        with self._lock:
+            joining, self._joining = self._joining, []
+            leaving, self._leaving = self._leaving, []
+            if not (joining or leaving or self._calls):
+                self._worker = None
+                return False
+        for call in joining:
+            self._calls |= dict.fromkeys(call.unfinished, call)
+            try:
+                for submission in dict.fromkeys(call.unfinished.values()):
+                    for request in submission.requests:
+                        self._engine.add_request(request)
+            except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
+                self._end(call, error)
+        for call in leaving:
+            self._end(call, None)
+        return True
+
+    def _step(self) -> None:
+        """Step the engine once, and hand its updates to their calls."""
+        if not self._calls:
+            return
+        output = self._engine.step()
+        ended: list[_Call] = []
+        for update in output.updates:
+            call = self._calls.get(update.request_id)
+            if call is None:
+                continue  # its call has ended in this very loop
+            submission = call.unfinished[update.request_id]
+            try:
+                found_stop = submission.assembler.absorb(update)
+            except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
+                self._end(call, error)
+                continue
+            if found_stop:
+                self._engine.finish_request(update.request_id, FinishReason.STOP)
+            if found_stop or update.finish_reason is not None:
+                del self._calls[update.request_id], call.unfinished[update.request_id]
+                call.num_ended += submission.assembler.is_finished
+                if not call.unfinished:
+                    ended.append(call)
+        for call in {*self._calls.values(), *ended}:
+            if call.wants_steps:
+                call.steps.append((output.stats, call.num_ended))
+                call.num_ended = 0
+            call.has_ended = not call.unfinished
+            if call.wants_steps or call.has_ended:
+                call.changed.set()
+
+    def _end(self, call: _Call, error: BaseException | None) -> None:
+        """Abort what is unfinished of a call, and wake its thread."""
+        try:
+            for request_id in call.unfinished:
+                self._calls.pop(request_id, None)
+                self._engine.abort_request(request_id)
+        except Exception as failure:  # noqa: BLE001 - it is raised in the thread that waits
+            error = error or failure
+        finally:
+            for request_id in call.unfinished:
+                self._calls.pop(request_id, None)
+            call.error, call.has_ended = error, True
+            call.changed.set()

@@ -1,0 +1,152 @@
+"""EngineThread: the thread that loads an engine and steps it. Nothing else touches the engine.
+
+Commands (add, finish, stop) enter by one queue that is drained between steps. What happens leaves by
+callbacks, which the thread schedules on the event loop, and by a snapshot of the engine's numbers,
+which is published before and after each step and may be read from any thread.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.metrics import EngineSnapshot
+from nanovllm.engine.request import FinishReason, Request
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class _Add:
+    requests: tuple[Request, ...]
+    arrival_s: float
+    deadline_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Finish:
+    request_ids: tuple[str, ...]
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    pass
+
+
+class EngineThread:
+    """Runs one engine. The methods may be called from any thread; the callbacks run on the event loop."""
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        *,
+        on_ready: Callable[[Engine], None],
+        on_output: Callable[[StepOutput], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        """Prepare to run the engine that `load` makes.
+
+        Args:
+            on_ready: called when the model is loaded and a first step has run.
+            on_output: called with what each step gave.
+            on_failure: called with what loading raised, or with what ended the thread later.
+        """
+        self._load = load
+        self._on_ready = on_ready
+        self._on_output = on_output
+        self._on_failure = on_failure
+        self._commands: queue.SimpleQueue[_Add | _Finish | _Stop] = queue.SimpleQueue()
+        self._snapshot: EngineSnapshot | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def snapshot(self) -> EngineSnapshot:
+        """The engine's numbers as of its last step or command; only once it is ready."""
+        assert self._snapshot is not None
+        return self._snapshot
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread, whose callbacks run on `loop`; returns at once."""
+        self._loop = loop
+        self._thread = threading.Thread(target=self._run, name="nanovllm-engine", daemon=True)
+        self._thread.start()
+
+    def add(
+        self, requests: tuple[Request, ...], arrival_s: float, deadline_s: float | None
+    ) -> None:
+        """Queue sequences whose ids no unfinished sequence has."""
+        self._commands.put(_Add(requests, arrival_s, deadline_s))
+
+    def finish(self, request_ids: tuple[str, ...], reason: FinishReason) -> None:
+        """End those of these sequences that are unfinished."""
+        self._commands.put(_Finish(request_ids, reason))
+
+    def stop(self) -> None:
+        """End the thread after the step that is under way."""
+        self._commands.put(_Stop())
+
+    def join(self) -> None:
+        """Wait for the end of the thread, if it was started."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            engine = self._load()
+            engine.warm_up()
+        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for the engine
+            self._post(self._on_failure, error)
+            return
+        self._snapshot = engine.stats()
+        self._post(self._on_ready, engine)
+        try:
+            self._serve(engine)
+        except BaseException as error:
+            logger.critical(
+                "the engine has broken down; the server must be started again", exc_info=error
+            )
+            self._post(self._on_failure, error)
+
+    def _serve(self, engine: Engine) -> None:
+        """Step while there is work, until told to stop."""
+        while self._drain_commands(engine):
+            output = engine.step()
+            self._snapshot = engine.stats()
+            if output.updates or output.stats.num_tokens:
+                self._post(self._on_output, output)
+
+    def _drain_commands(self, engine: Engine) -> bool:
+        """Carry out what has come in, waiting for something to do where there is nothing; False when told to stop."""
+        has_changed = False
+        while True:
+            try:
+                command = self._commands.get_nowait()
+            except queue.Empty:
+                if has_changed:
+                    self._snapshot = engine.stats()
+                if engine.has_work:
+                    return True
+                command = self._commands.get()
+            match command:
+                case _Add():
+                    for request in command.requests:
+                        engine.add_request(request, command.arrival_s, command.deadline_s)
+                case _Finish():
+                    for request_id in command.request_ids:
+                        engine.finish_request(request_id, command.reason)
+                case _Stop():
+                    return False
+            has_changed = True
+
+    def _post(self, function: Callable[..., None], *args: object) -> None:
+        """Call on the event loop, unless that is closed already, as at the end of a program."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            logger.debug("the event loop is closed; nobody reads the engine's output any more")
