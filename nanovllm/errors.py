@@ -13,6 +13,16 @@ NanovllmError
 """
 
 
+def printable(text: str) -> str:
+    """`text` with what is not printable written as escapes, so that a file or a peer cannot command the terminal or forge a line of a log."""
+    return "".join(
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
+        for character in text
+    )
+
+
 class NanovllmError(Exception):
     """Base of every exception that nanovllm raises on purpose."""
 
