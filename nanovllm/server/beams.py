@@ -1,6 +1,5 @@
 """`use_beam_search` of /v1/completions: the search of engine/beam_search.py, whose beams run among everybody's requests."""
 
-import asyncio
 import time
 import uuid
 
@@ -17,6 +16,7 @@ from nanovllm.server.completions import usage
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.whole import finish_all
+from nanovllm.server.work import Work
 
 _MEANT = frozenset(
     {
@@ -28,13 +28,18 @@ _MEANT = frozenset(
 
 
 async def beam_search_body(
-    body: CompletionRequest, engine: AsyncEngine, request: Request, model: str
+    body: CompletionRequest,
+    engine: AsyncEngine,
+    request: Request,
+    model: str,
+    work: Work,
+    num_bytes: int,
 ) -> Completion:
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
     record = record_of(request)
     record.answer_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
-    searches = await asyncio.to_thread(_begin, body, loaded)
+    searches = await work.read(request, num_bytes, lambda: _begin(body, loaded))
     prompt_tokens = record.prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
     record.completion_tokens = 0  # a search that does not come to its end has given nothing
     tokens = prompt_tokens + sum(
