@@ -76,7 +76,9 @@ def printable(text: str, limit: int = 200) -> str:
     a log. The result has at most `limit` characters, plus "..." where something was cut.
     """
     escaped = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
+        character
+        if character.isprintable()
+        else character.encode("unicode_escape", "backslashreplace").decode("ascii")
         for character in text[: limit + 1]
     )
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}..."

@@ -1,5 +1,6 @@
 """What a request gives back: the shapes that people know from vLLM."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -34,7 +35,7 @@ class CompletionOutput:
     text: str
     token_ids: list[int]
     cumulative_logprob: float | None
-    logprobs: list[PositionLogprobs] | None
+    logprobs: Sequence[PositionLogprobs] | None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
 
@@ -66,7 +67,7 @@ class RequestOutput:
     request_id: str
     prompt: str | None
     prompt_token_ids: list[int]
-    prompt_logprobs: list[PositionLogprobs | None] | None
+    prompt_logprobs: Sequence[PositionLogprobs | None] | None
     outputs: list[CompletionOutput] = field(default_factory=list)
     finished: bool = False
     num_cached_tokens: int = 0

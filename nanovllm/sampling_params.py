@@ -13,10 +13,13 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = (
     1000  # of one stop string: each new piece of text is compared with all of its beginnings
 )
+MAX_BAD_WORD_CHARACTERS = 1000  # of one text
+MAX_BAD_WORDS_CHARACTERS = 1 << 16  # of all of them, each of which is tokenized twice
 MAX_LOGIT_EDITS = 1024  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
 MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
 MAX_PROMPT_TOKENS = 2**31 - 1  # more than any context has
+MAX_ALLOWED_TOKENS = 1 << 18  # more than vocabularies have
 MIN_REPETITION_PENALTY = 1e-5  # logits are divided by it: a smaller one could overflow float32
 MAX_REPETITION_PENALTY = 100.0
 
@@ -158,30 +161,24 @@ class SamplingParams:
 
     def _normalise_lists(self) -> None:
         """Check the items of every collection, and keep a copy that its giver cannot change."""
-        for name, limit in (("stop", MAX_STOP_STRINGS), ("bad_words", MAX_LOGIT_EDITS)):
+        for name, limit, longest in (
+            ("stop", MAX_STOP_STRINGS, MAX_STOP_CHARACTERS),
+            ("bad_words", MAX_LOGIT_EDITS, MAX_BAD_WORD_CHARACTERS),
+        ):
             texts = _as_tuple(name, getattr(self, name))
-            for text in texts:
-                if not isinstance(text, str) or not text:
-                    raise InvalidRequestError(
-                        f"{name} has {_short(text)} but takes texts that are not empty", param=name
-                    )
-                check_unicode(name, text)
-                if name == "stop" and len(text) > MAX_STOP_CHARACTERS:
-                    raise InvalidRequestError(
-                        f"stop has a text of {len(text)} characters, the limit is {MAX_STOP_CHARACTERS}",
-                        param=name,
-                    )
             _check_length(name, texts, limit)
+            _check_texts(name, texts, longest)
             object.__setattr__(self, name, texts)
         for name in ("stop_token_ids", "allowed_token_ids"):
             given = getattr(self, name)
             if given is not None:
                 ids = _as_tuple(name, given)
+                _check_length(
+                    name, ids, MAX_LOGIT_EDITS if name == "stop_token_ids" else MAX_ALLOWED_TOKENS
+                )
                 for token_id in ids:
                     _check_whole(name, token_id, 0, None)
-                if name == "stop_token_ids":
-                    _check_length(name, ids, MAX_LOGIT_EDITS)
-                elif not ids:
+                if name == "allowed_token_ids" and not ids:
                     raise InvalidRequestError(
                         "allowed_token_ids is empty, so no token could be generated; leave it out to allow all",
                         param=name,
@@ -257,6 +254,25 @@ def _check_length(name: str, items: tuple[Any, ...], limit: int) -> None:
     if len(items) > limit:
         raise InvalidRequestError(
             f"{name} has {len(items)} entries, the limit is {limit}", param=name
+        )
+
+
+def _check_texts(name: str, texts: tuple[Any, ...], longest: int) -> None:
+    for text in texts:
+        if not isinstance(text, str) or not text:
+            raise InvalidRequestError(
+                f"{name} has {_short(text)} but takes texts that are not empty", param=name
+            )
+        check_unicode(name, text)
+        if len(text) > longest:
+            raise InvalidRequestError(
+                f"{name} has a text of {len(text)} characters, the limit is {longest}", param=name
+            )
+    total = sum(map(len, texts))
+    if total > MAX_BAD_WORDS_CHARACTERS:
+        raise InvalidRequestError(
+            f"{name} has {total} characters in all, the limit is {MAX_BAD_WORDS_CHARACTERS}",
+            param=name,
         )
 
 

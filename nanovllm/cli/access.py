@@ -4,19 +4,25 @@ Everything is checked before a model is loaded. Messages name the flag, the file
 """
 
 import argparse
+import ipaddress
 import json
+import os
 import re
+import shlex
 import ssl
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nanovllm.cli.values import read_lines
+from nanovllm.server.hosts import host_name, is_address
 
 API_KEY_VARIABLE = "NANOVLLM_API_KEY"
 MAX_API_KEYS = 1000  # every request is compared with all of them
 _ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]+)?"
 )
+_HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _USUAL_PORTS = (("http://", ":80"), ("https://", ":443"))
 
 
@@ -27,6 +33,13 @@ def add_access_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--api-key", action="append", default=None, help=key_help)
     file_help = "file of keys, one on each line, lines that begin with # left out; with it or --api-key the environment is not read"
     group.add_argument("--api-key-file", type=Path, default=None, metavar="FILE", help=file_help)
+    hosts_help = (
+        "name that requests may be for, their Host header, beside addresses and localhost, * for any; several times; without it only "
+        "a server on a loopback address without API keys checks this"
+    )
+    group.add_argument(
+        "--allowed-hosts", action="append", default=None, metavar="NAME", help=hosts_help
+    )
     origins_help = "web pages whose scripts may use the server, such as https://example.org, * for all; several times, or a JSON list (none)"
     group.add_argument(
         "--allowed-origins", action="append", default=None, metavar="ORIGIN", help=origins_help
@@ -83,6 +96,7 @@ def keys_in_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
 
 def _keys_in_file(path: Path) -> list[str]:
     try:
+        check_secret_file("--api-key-file", path)
         lines = [(number, line.strip()) for number, line in read_lines(path)]
     except OSError as error:
         raise ValueError(
@@ -96,12 +110,53 @@ def _keys_in_file(path: Path) -> list[str]:
     return [key for _, key in found]
 
 
+def check_secret_file(flag: str, path: Path) -> None:
+    """Raise ValueError for what is no file, whose reading might never end, and for one that others may write: they could add a key."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+        raise ValueError(
+            f"{flag} {path} is no regular file; give one, or the keys in {API_KEY_VARIABLE}"
+        )
+    if os.name == "posix" and status.st_mode & stat.S_IWOTH:
+        raise ValueError(
+            f"{flag} {path} can be written by everybody on this machine; run: chmod o-w {shlex.quote(str(path))}"
+        )
+
+
 def _check_key(key: str, place: str) -> None:
     """A header cannot carry control characters, nor UTF-8 what the environment has of other encodings: nobody could ever send such a key."""
     if not key.isprintable():
         raise ValueError(
             f"{place} has a character that no client can send in a header; use visible characters"
         )
+
+
+def read_hosts(
+    values: Sequence[str] | None, bind_host: str, *, has_keys: bool
+) -> tuple[str, ...] | None:
+    """The names that requests may be for; None for any. Raises ValueError for what is no name of a host.
+
+    Without the flag, names are checked where that protects somebody and cannot be in the way of a proxy for others: on a loopback
+    address, and without keys, which a web page does not have.
+    """
+    if values is None:
+        return (host_name(bind_host),) if is_loopback(bind_host) and not has_keys else None
+    if "*" in values:
+        return None
+    for value in values:
+        if _HOST.fullmatch(value.lower().removesuffix(".")) is None and not is_address(
+            value.strip("[]")
+        ):
+            raise ValueError(
+                f"--allowed-hosts has {value[:200]!r} but takes a name such as gpu.example.org, without scheme and port; * allows any"
+            )
+    return tuple(dict.fromkeys(map(host_name, [*values, bind_host])))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    name = host_name(host)
+    return name == "localhost" or (is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
 def read_origins(values: Sequence[str] | None) -> tuple[str, ...]:
@@ -147,6 +202,8 @@ def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
         return
     for flag, path in (("--ssl-certfile", certfile), ("--ssl-keyfile", keyfile)):
         try:
+            if path is not None and path.is_fifo():
+                raise ValueError(f"{flag} {path} is no regular file; give one")
             if path is not None:
                 path.open("rb").close()
         except OSError as error:

@@ -5,7 +5,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from nanovllm.errors import NanovllmError
+from nanovllm.cli.values import printable_lines
+from nanovllm.errors import NanovllmError, printable
 from nanovllm.hub import download, read_model_info
 
 DEFAULT_MODEL = "gpt2"
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
         download(name, output, revision=args.revision, token=args.token)
         _print_summary(output)
     except NanovllmError as error:
-        print(f"nanovllm download: {error}", file=sys.stderr)
+        print(f"nanovllm download: {printable_lines(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(
@@ -74,7 +75,7 @@ def _print_summary(output: Path) -> None:
     info = read_model_info(output)
     files = info["files"]
     size_bytes = sum(file["size_bytes"] for file in files.values())
-    print(f"\n{info['repo']}, revision {info['revision'][:12]}")
+    print(f"\n{printable(str(info['repo']))}, revision {printable(str(info['revision'])[:12])}")
     print(f"  parameters  {info['parameters']:,}")
     print(
         f"  network     {info['layers']} layers, {info['heads']} heads, d_model {info['d_model']}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from nanovllm import __version__
 from nanovllm.cli import bench, download, generate, run_batch, serve, verify
+from nanovllm.cli.values import printable_lines
 from nanovllm.errors import NanovllmError
 
 
@@ -37,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (NanovllmError, ValueError, OSError) as error:
-        print(f"nanovllm: {error}", file=sys.stderr)
+        print(f"nanovllm: {printable_lines(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

@@ -21,8 +21,16 @@ from nanovllm.cli.access import (
     API_KEY_VARIABLE,
     add_access_options,
     check_certificate,
+    is_loopback,
     read_api_keys,
+    read_hosts,
     read_origins,
+)
+from nanovllm.cli.listening import (
+    connection_limits,
+    listening_options,
+    log_full_system_rarely,
+    raise_open_files_limit,
 )
 from nanovllm.cli.options import (
     add_chat_template,
@@ -32,7 +40,8 @@ from nanovllm.cli.options import (
     load_chat_template,
     served_names,
 )
-from nanovllm.cli.values import positive, positive_number
+from nanovllm.cli.values import positive, positive_number, printable_lines
+from nanovllm.config import parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
@@ -41,6 +50,10 @@ from nanovllm.server.connections import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.request_log import write_log_to
 
+_SWITCH_INTERVAL_S = 0.0005
+"""After how long a thread that computes in Python lets others run. With Python's own 5 ms the event loop, which gives the interpreter away
+at each system call, would wait for as long at each of them while a body is read or an answer written."""
+_MAX_HANDSHAKE_S = 3600.0
 _FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes, before their connections are cut
 
 
@@ -74,6 +87,10 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     tokens_help = "tokens that they may come to, prompts and max_tokens together (16 times what the KV cache holds)"
     group.add_argument(
         "--max-queued-tokens", type=positive, default=None, metavar="TOKENS", help=tokens_help
+    )
+    memory_help = "memory for the log-probabilities of answers that are not written yet, such as 512MiB (%(default)s)"
+    group.add_argument(
+        "--max-queued-logprobs-memory", default="256MiB", metavar="MEMORY", help=memory_help
     )
     timeout_help = "longest time a request may take; a client can ask for less by the header x-request-timeout-s (any time)"
     group.add_argument(
@@ -133,11 +150,16 @@ def run(parsed: argparse.Namespace) -> int:
         lambda: Engine.load(folder, config),
         max_queued_requests=parsed.max_queued_requests,
         max_queued_tokens=parsed.max_queued_tokens,
+        max_logprobs_bytes=parse_bytes(parsed.max_queued_logprobs_memory),
         on_step=metrics.on_step,
     )
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    max_connections, backlog = connection_limits(raise_open_files_limit())
     http = uvicorn.Config(
         create_app(engine, settings, metrics),
-        http=watched_protocol(settings.stalled_client_s),
+        http=watched_protocol(settings.stalled_client_s, max_connections),
+        backlog=backlog,
+        proxy_headers=False,  # anybody can send them, and they would stand in the log as the client's address
         ws="none",
         host=parsed.host,
         port=parsed.port,
@@ -149,7 +171,15 @@ def run(parsed: argparse.Namespace) -> int:
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,
     )
-    server = _Server(http, engine, parsed.shutdown_timeout_s)
+    if not settings.api_keys and not is_loopback(parsed.host):
+        print(
+            f"nanovllm: warning: {parsed.host} can be reached from other machines and there are no API keys, so that anybody may use this "
+            f"server; set {API_KEY_VARIABLE}, or leave --host out",
+            file=sys.stderr,
+        )
+    server = _Server(
+        http, engine, parsed.shutdown_timeout_s, min(settings.stalled_client_s, _MAX_HANDSHAKE_S)
+    )
     return asyncio.run(_serve(server, engine, name, num_keys=len(settings.api_keys)))
 
 
@@ -160,9 +190,11 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
             "--log-prompts needs --log-requests, whose lines the prompts are a part of"
         )
     check_certificate(parsed.ssl_certfile, parsed.ssl_keyfile)
+    api_keys = read_api_keys(parsed.api_key, parsed.api_key_file, os.environ)
     return ServerSettings(
         model_names=served_names(parsed),
-        api_keys=read_api_keys(parsed.api_key, parsed.api_key_file, os.environ),
+        api_keys=api_keys,
+        allowed_hosts=read_hosts(parsed.allowed_hosts, parsed.host, has_keys=bool(api_keys)),
         allowed_origins=read_origins(parsed.allowed_origins),
         max_body_bytes=parsed.max_body_bytes,
         request_timeout_s=None
@@ -181,14 +213,24 @@ class _Server(uvicorn.Server):
     those whose clients take nothing are cut.
     """
 
-    def __init__(self, config: uvicorn.Config, engine: AsyncEngine, patience_s: float) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        engine: AsyncEngine,
+        patience_s: float,
+        handshake_timeout_s: float,
+    ) -> None:
         super().__init__(config)
+        self._handshake_timeout_s = handshake_timeout_s
         self.listening = asyncio.Event()
         self._engine = engine
         self._patience_s = patience_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        log_full_system_rarely(asyncio.get_running_loop())
+        tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
+        with listening_options(**tls):
+            await super().startup(sockets)
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -238,7 +280,8 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: i
             flush=True,
         )
     elif engine.state is EngineState.FAILED:
-        print(f"nanovllm: the model cannot be loaded: {engine.failure}", file=sys.stderr)
+        reason = printable_lines(str(engine.failure))
+        print(f"nanovllm: the model cannot be loaded: {reason}", file=sys.stderr)
         server.should_exit = True
     for task in (ready, listening):
         task.cancel()

@@ -4,6 +4,8 @@ import argparse
 import math
 from pathlib import Path
 
+from nanovllm.errors import printable
+
 
 def positive(text: str) -> int:
     """An option's value that must be a whole number of at least 1."""
@@ -33,6 +35,11 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not text in UTF-8: {error}") from error
     return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def printable_lines(text: str) -> str:
+    """`text` as it may be shown on a terminal, whoever wrote parts of it; its line breaks stay."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def _whole(text: str, low: int) -> int:

@@ -15,7 +15,9 @@ from nanovllm.errors import InvalidRequestError, QueueFullError
 MAX_QUEUED_REQUESTS = 1024
 QUEUED_CACHES = 16
 """Tokens that may be unfinished where nobody says how many: so many times what the KV cache holds, which is what can run at once."""
+MAX_LOGPROBS_BYTES = 256 << 20
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
+MEMORY_RETRY_S = 5
 _WINDOW_S = 30.0  # how far back the rate looks at which room became free
 
 
@@ -152,3 +154,53 @@ class Admission:
         missing_tokens = 0 if self.max_tokens is None else self.tokens + tokens - self.max_tokens
         wait_s = self.retry_after_s(self.answers + answers - self.max_answers, missing_tokens)
         return QueueFullError(f"{said}; try again in {wait_s} s", retry_after_s=wait_s)
+
+
+class HeldMemory:
+    """Part of a MemoryBudget, which is given back once."""
+
+    __slots__ = ("_budget", "num_bytes")
+
+    def __init__(self, budget: "MemoryBudget", num_bytes: int) -> None:
+        """Of `budget`, which makes it."""
+        self._budget: MemoryBudget | None = budget
+        self.num_bytes = num_bytes
+
+    def release(self) -> None:
+        """Give it back; harmless twice."""
+        budget, self._budget = self._budget, None
+        if budget is not None:
+            budget.held_bytes -= self.num_bytes
+
+
+class MemoryBudget:
+    """Memory for the log-probabilities of answers that are not written yet. For one thread."""
+
+    def __init__(self, max_bytes: int) -> None:
+        """Nothing held."""
+        self.max_bytes = max_bytes
+        self.held_bytes = 0
+        self.num_refused = 0
+
+    def hold(self, num_bytes: int) -> HeldMemory:
+        """So many bytes, until they are given back.
+
+        Raises:
+            InvalidRequestError: there are never so many.
+            QueueFullError: not at the moment.
+        """
+        if num_bytes > self.max_bytes:
+            raise InvalidRequestError(
+                f"the request's log-probabilities may need {num_bytes} bytes, the limit is {self.max_bytes} (max_queued_logprobs_memory); "
+                "ask for fewer of them, or send fewer prompts at once",
+                param="logprobs",
+            )
+        if self.held_bytes + num_bytes > self.max_bytes:
+            self.num_refused += 1
+            raise QueueFullError(
+                f"log-probabilities of unfinished requests may need {self.held_bytes} bytes and {num_bytes} more would pass the limit of "
+                f"{self.max_bytes} (max_queued_logprobs_memory); try again in {MEMORY_RETRY_S} s",
+                retry_after_s=MEMORY_RETRY_S,
+            )
+        self.held_bytes += num_bytes
+        return HeldMemory(self, num_bytes)

@@ -6,12 +6,14 @@ on the caller's thread and not on the engine's. It grows with the answers and wi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from nanovllm.engine.detokenizer import IncrementalDecoder, StopStrings
+from nanovllm.engine.logprobs import LogprobList, PackedLogprobs
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
@@ -20,8 +22,6 @@ from nanovllm.outputs import (
     CompletionOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
-    Logprob,
-    PositionLogprobs,
     RequestMetrics,
     RequestOutput,
 )
@@ -65,7 +65,7 @@ class _Sequence:
     stops: StopStrings
     token_ids: list[int] = field(default_factory=list)
     text: str = ""
-    logprobs: list[PositionLogprobs] = field(default_factory=list)
+    logprobs: list[PackedLogprobs] = field(default_factory=list)
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
@@ -130,18 +130,19 @@ class Assembler:
         self._params = params
         self._tokenizer = tokenizer
         self._pooler = pooler
-        self._prompt_logprobs: list[PositionLogprobs | None] | None = (
+        self._prompt_logprobs: list[PackedLogprobs | None] | None = (
             None if params.prompt_logprobs is None else [None]
         )
         self._num_cached_tokens = 0
         self._metrics: RequestMetrics | None = None
+        stops = StopStrings(
+            params.stop_strings, include_in_output=params.include_stop_str_in_output
+        )
         self._sequences = [
             _Sequence(
                 sequence_id,
                 IncrementalDecoder(tokenizer, skip_special_tokens=params.skip_special_tokens),
-                StopStrings(
-                    params.stop_strings, include_in_output=params.include_stop_str_in_output
-                ),
+                stops.copy(),
             )
             for sequence_id in sequence_ids
         ]
@@ -185,7 +186,7 @@ class Assembler:
             self._pooler.add(update.hidden)
         if update.choice_index == 0:
             if self._prompt_logprobs is not None:
-                self._prompt_logprobs += map(self._position, update.prompt_logprobs)
+                self._prompt_logprobs += map(PackedLogprobs.pack, update.prompt_logprobs)
             self._num_cached_tokens = (
                 update.num_cached_tokens
             )  # the others find the blocks of the first
@@ -213,20 +214,29 @@ class Assembler:
         if update.logprobs is not None:
             sequence.cumulative_logprob += update.logprobs.logprobs[0]
             if self._shows_logprobs:
-                sequence.logprobs.append(self._position(update.logprobs))
+                sequence.logprobs.append(PackedLogprobs.pack(update.logprobs))
         is_left_out = (
             update.finish_reason is FinishReason.STOP
             and not self._params.include_stop_str_in_output
         )
         return "" if is_left_out else sequence.decoder.push(token_id)
 
-    def output(self) -> RequestOutput:
-        """Everything so far; which answers are the best of more is known once all sequences have ended."""
+    def output(self, *, packed: bool = False) -> RequestOutput:
+        """Everything so far; which answers are the best of more is known once all sequences have ended.
+
+        With `packed` log-probabilities are unpacked when they are read, and not before; otherwise they are lists.
+        """
         answers = [
             self._completion(index, sequence, 0, 0)
             for index, sequence in enumerate(self._answers())
         ]
-        return self._output(answers, self._prompt_logprobs)
+        output = self._output(answers, self._prompt_logprobs)
+        if not packed:
+            for answer in output.outputs:
+                answer.logprobs = None if answer.logprobs is None else list(answer.logprobs)
+            if output.prompt_logprobs is not None:
+                output.prompt_logprobs = list(output.prompt_logprobs)
+        return output
 
     def embedding(self) -> EmbeddingRequestOutput:
         """The embedding of a prompt that has been read to its end; raises what ended it, or EngineFaultError where it is not a number."""
@@ -304,13 +314,13 @@ class Assembler:
         )
 
     def _output(
-        self, outputs: list[CompletionOutput], prompt_logprobs: list[PositionLogprobs | None] | None
+        self, outputs: list[CompletionOutput], prompt_logprobs: list[PackedLogprobs | None] | None
     ) -> RequestOutput:
         return RequestOutput(
             request_id=self.request_id,
             prompt=self._prompt,
             prompt_token_ids=self._prompt_token_ids,
-            prompt_logprobs=prompt_logprobs,
+            prompt_logprobs=None if prompt_logprobs is None else self._unpacked(prompt_logprobs),
             outputs=outputs,
             finished=self.is_finished,
             num_cached_tokens=self._num_cached_tokens,
@@ -327,18 +337,15 @@ class Assembler:
             text=sequence.text[text_start:],
             token_ids=sequence.token_ids[token_start:],
             cumulative_logprob=sequence.cumulative_logprob if self._shows_logprobs else None,
-            logprobs=sequence.logprobs[token_start:] if self._shows_logprobs else None,
+            logprobs=self._unpacked(sequence.logprobs[token_start:])
+            if self._shows_logprobs
+            else None,
             finish_reason=sequence.finish_reason.value
             if sequence.finish_reason is not None
             else None,
             stop_reason=sequence.stop_reason,
         )
 
-    def _position(self, found: TokenLogprobs) -> PositionLogprobs:
-        """The runner's report of a position with the tokens' texts."""
-        return {
-            token_id: Logprob(logprob, rank, self._tokenizer.token_text(token_id))
-            for token_id, logprob, rank in zip(
-                found.token_ids, found.logprobs, found.ranks, strict=True
-            )
-        }
+    def _unpacked(self, positions: Sequence[PackedLogprobs | None]) -> LogprobList:
+        """Positions with the tokens' texts, for whoever reads them."""
+        return LogprobList(positions, self._tokenizer.token_text)

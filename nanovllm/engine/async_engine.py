@@ -13,7 +13,15 @@ from contextlib import aclosing
 from dataclasses import replace
 from enum import Enum
 
-from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, QUEUED_CACHES, Admission, Reservation
+from nanovllm.engine.admission import (
+    MAX_LOGPROBS_BYTES,
+    MAX_QUEUED_REQUESTS,
+    QUEUED_CACHES,
+    Admission,
+    HeldMemory,
+    MemoryBudget,
+    Reservation,
+)
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.engine_thread import EngineThread
@@ -38,6 +46,10 @@ from nanovllm.sampling_params import SamplingParams
 logger = logging.getLogger(__name__)
 
 
+MAX_STEP_END_S = 10.0
+"""How long a step may take to end once the engine is to stop."""
+
+
 class EngineState(Enum):
     """LOADING until a first step has run; then READY; STOPPED by the caller, FAILED when loading raised or the engine's thread broke down."""
 
@@ -56,6 +68,7 @@ class AsyncEngine:
         *,
         max_queued_requests: int = MAX_QUEUED_REQUESTS,
         max_queued_tokens: int | None = None,
+        max_logprobs_bytes: int = MAX_LOGPROBS_BYTES,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
         """Prepare an engine that `load` will make on the engine's thread.
@@ -65,12 +78,14 @@ class AsyncEngine:
                 for, also of equal ones that are computed once, and those that best_of leaves out.
             max_queued_tokens: tokens that they may come to, prompts and max_tokens of all answers together; by default 16 times what the KV
                 cache holds.
+            max_logprobs_bytes: memory for the log-probabilities of answers that are not written yet.
             on_step: called on the event loop with what each step adds to the histograms.
         """
         self._thread = EngineThread(
             load, on_ready=self._set_ready, on_output=self._deliver, on_failure=self._fail
         )
         self._admission = Admission(max_queued_requests, max_queued_tokens)
+        self._logprobs = MemoryBudget(max_logprobs_bytes)
         self._timeouts = {"queued": 0, "running": 0}
         self._on_step = on_step
         self._engine: Engine | None = None
@@ -80,6 +95,7 @@ class AsyncEngine:
         self._readers: dict[str, Reader] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
+        self._when_stopped: list[Callable[[], None]] = []
 
     @property
     def state(self) -> EngineState:
@@ -111,7 +127,12 @@ class AsyncEngine:
 
     def admission_stats(self) -> AdmissionStats:
         """What unfinished requests have reserved, and how many were refused."""
-        return self._admission.stats()
+        stats = self._admission.stats()
+        return replace(stats, refused={**stats.refused, "memory": self._logprobs.num_refused})
+
+    def hold_logprobs(self, submissions: Sequence[Submission]) -> HeldMemory:
+        """Memory for the log-probabilities of a checked request; whoever asks for it gives it back. Raises as `check_room`."""
+        return self._logprobs.hold(sum(submission.logprobs_bytes for submission in submissions))
 
     @property
     def timeouts(self) -> dict[str, int]:
@@ -141,8 +162,23 @@ class AsyncEngine:
         self._changed.set()
         for reader in set(self._readers.values()):
             reader.give_up(EngineNotReadyError("the engine was stopped"))
+        for call in self._when_stopped:
+            call()
         if not is_loading:
-            await asyncio.to_thread(self._thread.join)
+            await self._join()
+
+    async def _join(self) -> None:
+        """Wait for the end of a step that is under way; a program must end also where that does not."""
+        give_up_s = time.monotonic() + MAX_STEP_END_S
+        while self._thread.is_alive:
+            if time.monotonic() >= give_up_s:
+                logger.warning("a step is still under way after %g s; it is left", MAX_STEP_END_S)
+                return
+            await asyncio.sleep(0.005)
+
+    def when_stopped(self, call: Callable[[], None]) -> None:
+        """Have `call` called on the event loop when the engine is stopped, as often as that is."""
+        self._when_stopped.append(call)
 
     async def generate(
         self,
@@ -308,13 +344,17 @@ class AsyncEngine:
             tokens=tokens, retry_after_s=self._admission.retry_after_s(answers, most_tokens)
         )
 
+    def too_late(self, deadline: Deadline) -> RequestTimeoutError:
+        """Count a request whose time was over before it was queued, and say what it is told."""
+        return self._too_late(deadline, 0, ())
+
     async def finish(self, reader: Reader) -> RequestOutput:
         """Wait for the whole answer of a submitted request."""
         try:
             while not reader.assembler.is_finished:
                 await self._next(reader)
             self._raise_error(reader)
-            return reader.assembler.output()
+            return reader.assembler.output(packed=True)
         finally:
             self.leave([reader])
 

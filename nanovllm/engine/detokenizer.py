@@ -60,36 +60,67 @@ class IncrementalDecoder:
 
 
 class StopStrings:
-    """Holds text back while its end may be the beginning of a stop string."""
+    """Holds text back while its end may be the beginning of a stop string.
 
-    def __init__(self, stops: Sequence[str], *, include_in_output: bool = False) -> None:
-        """Look for any of `stops`, none of them empty."""
+    Each stop string is searched for as in Knuth, Morris, Pratt (1977): a character costs the same however long the stop strings are and
+    however much is held back.
+    """
+
+    def __init__(
+        self,
+        stops: Sequence[str],
+        *,
+        include_in_output: bool = False,
+        borders: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Look for any of `stops`, none of them empty; `borders` are theirs, where they are known."""
         self._stops = tuple(stops)
+        self._borders = tuple(map(_borders, self._stops)) if borders is None else borders
+        self._matched = [0] * len(self._stops)  # characters of each that the text ends with
         self._include = include_in_output
         self._held = ""
+
+    def copy(self) -> "StopStrings":
+        """One for another text, which has seen nothing of it."""
+        return StopStrings(self._stops, include_in_output=self._include, borders=self._borders)
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Text that is safe to release, and the stop string if one is complete: the first to end, the longest of those.
 
         With `may_stop=False` none is complete with this text, but one may begin in it. The held text is always shorter than the
-        longest stop string, so that a push costs what the new text is long.
+        longest stop string.
         """
         if not self._stops:
             return text, None
-        held = len(self._held)
-        text = self._held + text
         ends = [
             (end, -len(stop), stop)
-            for stop in self._stops
-            if (end := _first_end(text, stop, held)) is not None
+            for index, stop in enumerate(self._stops)
+            if (end := self._first_end(index, text)) is not None
         ]
+        held = len(self._held)
+        text = self._held + text
         if ends and may_stop:
             end, _, stop = min(ends)
             self._held = ""
-            return text[: end if self._include else end - len(stop)], stop
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], None
+            return text[: held + end if self._include else held + end - len(stop)], stop
+        released = len(text) - max(self._matched)
+        self._held = text[released:]
+        return text[:released], None
+
+    def _first_end(self, index: int, text: str) -> int | None:
+        """Where in the new text a stop string ends for the first time; notes how much of it the text ends with."""
+        stop, borders, matched = self._stops[index], self._borders[index], self._matched[index]
+        found = None
+        if matched or stop[0] in text:
+            for place, character in enumerate(text, start=1):
+                while matched and stop[matched] != character:
+                    matched = borders[matched - 1]
+                matched += stop[matched] == character
+                if matched == len(stop):
+                    found = place if found is None else found
+                    matched = borders[-1]
+        self._matched[index] = matched
+        return found
 
     def flush(self) -> str:
         """Text still held when the answer ends otherwise."""
@@ -97,19 +128,12 @@ class StopStrings:
         return held
 
 
-def _first_end(text: str, stop: str, already_seen: int) -> int | None:
-    """Where the first occurrence of `stop` ends that is not wholly in the text seen before."""
-    place = text.find(stop, max(0, already_seen - len(stop) + 1))
-    return None if place < 0 else place + len(stop)
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest proper beginning of `stop` that `text` ends with."""
-    return next(
-        (
-            size
-            for size in range(min(len(stop) - 1, len(text)), 0, -1)
-            if text.endswith(stop[:size])
-        ),
-        0,
-    )
+def _borders(stop: str) -> list[int]:
+    """For each beginning of `stop`, the length of its longest proper beginning that it also ends with."""
+    borders, length = [0], 0
+    for character in stop[1:]:
+        while length and stop[length] != character:
+            length = borders[length - 1]
+        length += stop[length] == character
+        borders.append(length)
+    return borders

@@ -90,10 +90,10 @@ class EngineThread:
         """End the thread after the step that is under way."""
         self._commands.put(_Stop())
 
-    def join(self) -> None:
-        """Wait for the end of the thread, if it was started."""
-        if self._thread is not None:
-            self._thread.join()
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread was started and has not ended."""
+        return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias, get_args
 
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.grammar import Grammars
+from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.request import Pooling, Request
 from nanovllm.engine.token_rules import TokenRules
@@ -25,6 +26,8 @@ from nanovllm.sampling_params import SamplingParams, check_unicode
 MAX_TRUNCATED_BYTES = (
     1 << 18
 )  # of text, all of which must be tokenised to find its last tokens: that takes two hundred times the memory
+
+_FAR_TOO_LONG = 16  # times the context
 
 Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
 """Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
@@ -47,6 +50,21 @@ class Submission:
         """Tokens that it may come to, which a bounded queue counts: the prompt, which is computed once, and all of its answers."""
         first = self.requests[0]
         return first.num_prompt_tokens + self.num_answers * first.max_new_tokens
+
+    @property
+    def logprobs_bytes(self) -> int:
+        """Memory that its log-probabilities may come to, which a server has so much of."""
+        first = self.requests[0]
+        sampling = first.sampling
+        reported = [
+            (first.num_prompt_tokens, sampling.prompt_logprobs),
+            (len(self.requests) * first.max_new_tokens, sampling.logprobs),
+        ]
+        return sum(
+            positions * (POSITION_BYTES + ENTRY_BYTES * (count + 1))
+            for positions, count in reported
+            if count is not None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +272,12 @@ class Intake:
             raise InvalidRequestError(
                 "the prompt is empty; give at least one token", param="prompt"
             )
+        limit = self.limits.max_model_len
+        if not is_truncated and len(given) > _FAR_TOO_LONG * limit:  # do not look at millions
+            raise ContextLengthError(
+                f"the prompt has {len(given)} tokens, the limit is {limit}; shorten it",
+                param="prompt",
+            )
         wrong = [item for item in given if not isinstance(item, int) or isinstance(item, bool)]
         if wrong:
             raise InvalidRequestError(
@@ -282,9 +306,10 @@ class Intake:
             )
         check_unicode("prompt", text)
         num_bytes = len(text.encode())
-        if is_truncated and num_bytes > MAX_TRUNCATED_BYTES:
+        if num_bytes > MAX_TRUNCATED_BYTES and (is_truncated or self._longest_token is None):
+            kind = "one that is to be truncated" if is_truncated else "this model's tokenizer"
             raise InvalidRequestError(
-                f"the prompt has {num_bytes} bytes, the limit for one that is to be truncated is {MAX_TRUNCATED_BYTES}; send its end",
+                f"the prompt has {num_bytes} bytes, the limit for {kind} is {MAX_TRUNCATED_BYTES}; send its end",
                 param="prompt",
             )
         at_least = num_bytes // self._longest_token if self._longest_token else 1
@@ -386,10 +411,13 @@ class Intake:
         spellings = [
             spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())
         ]
-        encoded = (
-            tuple(self.tokenizer.encode(spelling, add_special_tokens=False))
-            for spelling in spellings
-        )
+        try:
+            encoded = [
+                tuple(self.tokenizer.encode(spelling, add_special_tokens=False))
+                for spelling in spellings
+            ]
+        except InvalidRequestError as error:
+            raise InvalidRequestError(str(error), param="bad_words") from error
         return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from nanovllm.errors import CheckpointError
+from nanovllm.errors import CheckpointError, InvalidRequestError, printable
 
 _END_OF_TEXT = "<|endoftext|>"
+_SAMPLE = "Hello, world 1"
 
 
 class Tokenizer:
@@ -45,11 +46,21 @@ class Tokenizer:
             folder / "merges.txt",
         )
         try:
+            tokenizer = None
             if whole.is_file():
-                return cls(LibraryTokenizer.from_file(str(whole)))
-            if vocab.is_file() and merges.is_file():
-                return cls(_byte_level_bpe(vocab, merges))
-        except Exception as error:  # the library raises bare Exception for every kind of damage
+                tokenizer = cls(LibraryTokenizer.from_file(str(whole)))
+            elif vocab.is_file() and merges.is_file():
+                tokenizer = cls(_byte_level_bpe(vocab, merges))
+            if tokenizer is not None:
+                tokenizer.decode(tokenizer.encode(_SAMPLE))
+                return tokenizer
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except InvalidRequestError as error:
+            raise CheckpointError(
+                f"the tokenizer in {folder} cannot be used: it cannot encode {_SAMPLE!r}: {error.__cause__}"
+            ) from error
+        except BaseException as error:
             raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
         raise CheckpointError(
             f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
@@ -91,9 +102,17 @@ class Tokenizer:
             allow_special: read `<|endoftext|>` and the like in the text as the tokens of that name.
         """
         library = self._with_special if allow_special else self._plain
-        (encoding,) = library.encode_batch(
-            [text], add_special_tokens=add_special_tokens
-        )  # unlike encode, it lets other threads run
+        try:
+            (encoding,) = library.encode_batch(
+                [text], add_special_tokens=add_special_tokens
+            )  # unlike encode, it lets other threads run
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise InvalidRequestError(
+                f"the model's tokenizer cannot encode this text: {printable(str(error)[:200])}; send other text",
+                param="prompt",
+            ) from error
         return list(encoding.ids)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:

@@ -6,7 +6,6 @@
 The application starts the engine when it starts and stops it when it stops. While the model is loading it answers 503.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,6 +34,7 @@ from nanovllm.server.answers import (
     Version,
 )
 from nanovllm.server.beams import beam_search_answer
+from nanovllm.server.body import read_body
 from nanovllm.server.chat import add_chat
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import (
@@ -46,12 +46,14 @@ from nanovllm.server.completions import (
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.embeddings import EmbeddingRequest, add_embeddings
 from nanovllm.server.errors import error_response, served_name
+from nanovllm.server.hosts import HostMiddleware
+from nanovllm.server.json_writer import write_json
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware, CrossOriginMiddleware
 from nanovllm.server.metrics import ServerMetrics
-from nanovllm.server.openapi import answers
+from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.schemas import CompletionRequest
-from nanovllm.server.streaming import ClientGoneError, EventStream, completion_events
+from nanovllm.server.streaming import EventStream, completion_events
 from nanovllm.server.tokenization import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -59,7 +61,8 @@ from nanovllm.server.tokenization import (
     tokenize,
     tokenizer_info,
 )
-from nanovllm.server.whole import client_gone, finish_all, whole_answer
+from nanovllm.server.whole import finish_all, json_response, whole_answer
+from nanovllm.server.work import Work
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,7 @@ class ServerSettings:
     Attributes:
         model_names: names that requests may use for the model; the first is the one in answers.
         api_keys: of which clients must send one as a bearer token; none for no check.
+        allowed_hosts: names that requests may be for, beside addresses and localhost; None for any.
         allowed_origins: of web pages whose scripts may use the server, or `*` for all.
         max_body_bytes: largest request body.
         stalled_client_s: a client that reads nothing of its stream, or has not sent the whole of its request, for this long loses it.
@@ -80,6 +84,7 @@ class ServerSettings:
 
     model_names: tuple[str, ...]
     api_keys: tuple[str, ...] = field(default=(), repr=False)
+    allowed_hosts: tuple[str, ...] | None = None
     allowed_origins: tuple[str, ...] = ()
     max_body_bytes: int = 4 << 20
     stalled_client_s: float = 60.0
@@ -115,6 +120,8 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
     errors.install(app)
+    work = Work(engine)
+    engine.when_stopped(work.close)
     app.add_middleware(
         BodyLimitMiddleware,
         max_body_bytes=settings.max_body_bytes,
@@ -124,15 +131,24 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
     _add_status_routes(app, engine, metrics)
     _add_models(app, engine, settings)
-    _add_completions(app, engine, settings)
-    add_chat(app, engine, settings.model_names, settings.chat_template, settings.stalled_client_s)
-    add_embeddings(app, engine, settings.model_names)
-    _add_tokenization(app, engine, settings)
-    openapi.install(app, _DOCUMENTED, has_keys=bool(settings.api_keys))
-    # These two go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
-    shared = (
-        CrossOriginMiddleware(app, settings.allowed_origins) if settings.allowed_origins else app
+    _add_completions(app, engine, settings, work)
+    add_chat(
+        app, engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
     )
+    add_embeddings(app, engine, settings.model_names, settings.stalled_client_s, work)
+    _add_tokenization(app, engine, settings, work)
+    openapi.install(
+        app,
+        _DOCUMENTED,
+        has_keys=bool(settings.api_keys),
+        checks_host=settings.allowed_hosts is not None,
+    )
+    # These go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
+    shared: ASGIApp = app
+    if settings.allowed_origins:
+        shared = CrossOriginMiddleware(shared, settings.allowed_origins)
+    if settings.allowed_hosts is not None:
+        shared = HostMiddleware(shared, settings.allowed_hosts)
     return RequestLogMiddleware(
         shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
     )
@@ -193,29 +209,34 @@ def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> 
         return JSONResponse(describe(served_name(model_id, settings.model_names)))
 
 
-def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
+def _add_completions(
+    app: FastAPI, engine: AsyncEngine, settings: ServerSettings, work: Work
+) -> None:
     @app.post(
         "/v1/completions",
         responses=answers(400, 404, 429, 503, 504, whole=Completion, chunk=CompletionChunk),
+        openapi_extra=request_body(CompletionRequest),
     )
-    async def completions(body: CompletionRequest, request: Request) -> Response:
+    async def completions(request: Request) -> Response:
         """Complete one or several prompts."""
+        body, num_bytes = await read_body(request, CompletionRequest, work)
         model = served_name(body.model, settings.model_names)
         record = record_of(request)
-        record.note_prompts(body.prompts)
-        engine.check_room(
-            len(body.prompts) * body.num_candidates
-        )  # before time is spent on their text
+        prompts = body.prompts
+        record.note_prompts(prompts)
+        engine.check_room(len(prompts) * body.num_candidates)  # before time is spent on their text
         if body.use_beam_search:
-            try:
-                return await beam_search_answer(body, engine, request, model)
-            except ClientGoneError:
-                return client_gone()
-        job = await asyncio.to_thread(
-            make_job, body, engine.engine, model
-        )  # tokenising long prompts would hold up everybody's stream
+            return await beam_search_answer(body, engine, request, model, work, num_bytes)
+        loaded = engine.engine
+        job = await work.read(
+            request,
+            num_bytes,
+            lambda: make_job(body, loaded, model),
+            is_guarded=body.has_structure,
+        )
         record.answer_id = job.id
         record.note_submissions(job.submissions)
+        record.held.append(engine.hold_logprobs(job.submissions))
         if body.stream:
             readers = engine.submit_all(job.submissions, deadline=deadline_of(request))
 
@@ -224,7 +245,7 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
                 record.note_answers(job.submissions)
 
             return EventStream(
-                completion_events(job, engine, readers),
+                completion_events(job, engine, readers, work.writer(request)),
                 on_close=leave,
                 stalled_after_s=settings.stalled_client_s,
             )
@@ -235,29 +256,43 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
                 completion_choices(job, outputs),
                 completion_usage(outputs),
                 outputs,
+                work.writer(request),
+                settings.stalled_client_s,
             )
-        except ClientGoneError:
-            return client_gone()
         finally:
             record.note_answers(job.submissions)
 
 
-def _add_tokenization(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:
+def _add_tokenization(
+    app: FastAPI, engine: AsyncEngine, settings: ServerSettings, work: Work
+) -> None:
     """Both answers are made, and written as JSON, beside the event loop: long ones would hold up everybody's stream."""
 
-    @app.post("/tokenize", responses=answers(400, 404, 503, whole=Tokenized))
-    async def tokenize_text(body: TokenizeRequest) -> Response:
+    @app.post(
+        "/tokenize",
+        responses=answers(400, 404, 503, whole=Tokenized),
+        openapi_extra=request_body(TokenizeRequest),
+    )
+    async def tokenize_text(request: Request) -> Response:
         """Token ids of a text."""
+        body, num_bytes = await read_body(request, TokenizeRequest, work)
         served_name(body.model, settings.model_names)
         loaded = engine.engine
-        return await asyncio.to_thread(lambda: JSONResponse(tokenize(body, loaded)))
+        content = await work.read(request, num_bytes, lambda: write_json(tokenize(body, loaded)))
+        return json_response(content, settings.stalled_client_s)
 
-    @app.post("/detokenize", responses=answers(400, 404, 503, whole=Detokenized))
-    async def detokenize_ids(body: DetokenizeRequest) -> Response:
+    @app.post(
+        "/detokenize",
+        responses=answers(400, 404, 503, whole=Detokenized),
+        openapi_extra=request_body(DetokenizeRequest),
+    )
+    async def detokenize_ids(request: Request) -> Response:
         """The text of token ids."""
+        body, num_bytes = await read_body(request, DetokenizeRequest, work)
         served_name(body.model, settings.model_names)
         loaded = engine.engine
-        return await asyncio.to_thread(lambda: JSONResponse(detokenize(body, loaded)))
+        content = await work.read(request, num_bytes, lambda: write_json(detokenize(body, loaded)))
+        return json_response(content, settings.stalled_client_s)
 
     @app.get("/tokenizer_info", responses=answers(503, whole=TokenizerInfo))
     async def tokenizer_facts() -> Response:

@@ -4,7 +4,6 @@ A request may have many prompts with several beams each. Only as many searches g
 queue nor the event loop gets all of them at once; what they need between two tokens is computed beside the event loop.
 """
 
-import asyncio
 import json
 import time
 import uuid
@@ -26,6 +25,7 @@ from nanovllm.server.completions import usage
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.whole import finish_all
+from nanovllm.server.work import Work
 
 _MEANT = frozenset(
     {
@@ -37,13 +37,18 @@ _MEANT = frozenset(
 
 
 async def beam_search_answer(
-    body: CompletionRequest, engine: AsyncEngine, request: Request, model: str
+    body: CompletionRequest,
+    engine: AsyncEngine,
+    request: Request,
+    model: str,
+    work: Work,
+    num_bytes: int,
 ) -> Response:
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
     record = record_of(request)
     record.answer_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
-    searches = await asyncio.to_thread(_begin, body, loaded)
+    searches = await work.read(request, num_bytes, lambda: _begin(body, loaded))
     prompt_tokens = record.prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
     record.completion_tokens = 0  # a search that does not come to its end has given nothing
     tokens = prompt_tokens + sum(
@@ -52,23 +57,25 @@ async def beam_search_answer(
     room = engine.reserve(
         len(searches) * body.num_candidates, tokens
     )  # for the whole search, which must not be refused half way
+    compute = work.writer(request)
     at_once = max(loaded.config.max_num_seqs // body.num_candidates, 1)
     try:
         for start in range(0, len(searches), at_once):
             group = searches[start : start + at_once]
             while going := [search for search in group if not search.is_finished]:
-                submissions = await asyncio.to_thread(_continue, going, body, loaded)
+                submissions = await compute(lambda going=going: _continue(going, body, loaded))  # type: ignore[misc]
                 outputs = await finish_all(engine, request, submissions, within=room)
-                await asyncio.to_thread(_take, going, outputs)
+                await compute(lambda going=going, outputs=outputs: _take(going, outputs))  # type: ignore[misc]
     finally:
         room.release()
-    answer = await asyncio.to_thread(_answer, searches, body.n or 1, loaded)
+    answer = await compute(lambda: _answer(searches, body.n or 1, loaded))
     record.completion_tokens = answer["usage"]["completion_tokens"]
     head = {"id": record.answer_id, "object": "text_completion", "created": int(time.time())}
-    content = await asyncio.to_thread(
-        json.dumps, {**head, "model": model, **answer}, ensure_ascii=False, separators=(",", ":")
+    whole = {**head, "model": model, **answer}
+    content = await compute(
+        lambda: json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
     )
-    return Response(content.encode(), media_type="application/json")
+    return Response(content, media_type="application/json")
 
 
 class _Answer(TypedDict):

@@ -3,7 +3,6 @@
 Below the template a chat is a completion of token ids: the same settings, the same checks, the same engine.
 """
 
-import asyncio
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -31,16 +30,18 @@ from nanovllm.server.answers import (
     TokenLogprob,
     Usage,
 )
+from nanovllm.server.body import read_body
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
-from nanovllm.server.openapi import answers
+from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
-from nanovllm.server.streaming import ClientGoneError, EventStream, answer_events, merge
+from nanovllm.server.streaming import EventStream, Write, answer_events, merge
 from nanovllm.server.structured import blamed_field
-from nanovllm.server.whole import client_gone, finish_all, whole_answer
+from nanovllm.server.whole import finish_all, whole_answer
+from nanovllm.server.work import Work
 
 _REMEDY = "send a prompt to /v1/completions instead, or give --chat-template FILE at the start"
 
@@ -63,22 +64,32 @@ def add_chat(
     model_names: Sequence[str],
     template: ChatTemplate | None,
     stalled_client_s: float,
+    work: Work,
 ) -> None:
     """Add the route to an application; without a `template` it says what to do instead."""
 
     @app.post(
         "/v1/chat/completions",
         responses=answers(400, 404, 429, 503, 504, whole=ChatCompletion, chunk=ChatCompletionChunk),
+        openapi_extra=request_body(ChatRequest),
     )
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+    async def chat_completions(request: Request) -> Response:
         """Answer a conversation."""
+        body, num_bytes = await read_body(request, ChatRequest, work)
         model = served_name(body.model, model_names)
         record = record_of(request)
         record.note_prompts([message.content for message in body.messages])
         engine.check_room(body.n or 1)  # before time is spent on its text
-        job = await asyncio.to_thread(make_chat_job, body, template, engine.engine, model)
+        loaded = engine.engine
+        job = await work.read(
+            request,
+            num_bytes,
+            lambda: make_chat_job(body, template, loaded, model),
+            is_guarded=True,
+        )
         record.answer_id = job.id
         record.note_submissions([job.submission])
+        record.held.append(engine.hold_logprobs([job.submission]))
         if body.stream:
             (reader,) = engine.submit_all([job.submission], deadline=deadline_of(request))
 
@@ -87,12 +98,12 @@ def add_chat(
                 record.note_answers([job.submission])
 
             return EventStream(
-                chat_events(job, engine, reader), on_close=leave, stalled_after_s=stalled_client_s
+                chat_events(job, engine, reader, work.writer(request)),
+                on_close=leave,
+                stalled_after_s=stalled_client_s,
             )
         try:
             (output,) = await finish_all(engine, request, [job.submission])
-        except ClientGoneError:
-            return client_gone()
         finally:
             record.note_answers([job.submission])
         head = {
@@ -101,7 +112,14 @@ def add_chat(
             "created": job.created,
             "model": job.model,
         }
-        return await whole_answer(head, chat_choices(job, output), _usage(output), [output])
+        return await whole_answer(
+            head,
+            chat_choices(job, output),
+            _usage(output),
+            [output],
+            work.writer(request),
+            stalled_client_s,
+        )
 
 
 def make_chat_job(
@@ -191,7 +209,9 @@ def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
         }  # fmt: skip
 
 
-def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGenerator[bytes, None]:
+def chat_events(
+    job: ChatJob, engine: AsyncEngine, reader: Reader, write: Write
+) -> AsyncGenerator[bytes, None]:
     """The events of a streamed answer."""
     begun: set[int] = set()
 
@@ -207,7 +227,7 @@ def chat_events(job: ChatJob, engine: AsyncEngine, reader: Reader) -> AsyncGener
         "model": job.model,
     }
     return answer_events(
-        head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of
+        head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of, write
     )
 
 

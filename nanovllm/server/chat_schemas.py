@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from nanovllm.errors import InvalidRequestError
+from nanovllm.sampling_params import MAX_PROMPT_TOKENS
 from nanovllm.server.schemas import SamplingBody
 
 MAX_MESSAGES = 2048  # more than any context has tokens
@@ -60,13 +61,19 @@ class ChatRequest(SamplingBody):
         list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
     ]
     max_tokens: int | None = Field(
-        None, ge=1, description="most tokens to generate; left out, what the context has room for"
+        None,
+        ge=1,
+        le=MAX_PROMPT_TOKENS,
+        description="most tokens to generate; left out, what the context has room for",
     )
-    max_completion_tokens: int | None = Field(None, ge=1, description="another name of max_tokens")
+    max_completion_tokens: int | None = Field(
+        None, ge=1, le=MAX_PROMPT_TOKENS, description="another name of max_tokens"
+    )
     logprobs: bool | None = False
     top_logprobs: int | None = Field(
         None,
         ge=0,
+        le=MAX_PROMPT_TOKENS,
         description="with logprobs: how many of the most likely tokens to report at each position",
     )
 

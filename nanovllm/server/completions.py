@@ -23,6 +23,7 @@ from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.structured import blamed_field, structured_outputs
 
 MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
+MAX_TRUNCATED_CHARACTERS = 1 << 20
 _PASSED_ON = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "best_of", "seed",
     "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
@@ -111,6 +112,17 @@ def check_context(
         )
 
 
+def _check_truncated(prompts: Sequence[str | list[int]]) -> None:
+    """All of a text must be tokenized to find its last tokens, so that a short answer may cost much."""
+    total = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    if total > MAX_TRUNCATED_CHARACTERS:
+        raise InvalidRequestError(
+            f"the prompts have {total} characters in all, the limit for truncate_prompt_tokens is {MAX_TRUNCATED_CHARACTERS}; "
+            "send their ends, or fewer at once",
+            param="prompt",
+        )
+
+
 def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:
     """Check a body against the model; raises InvalidRequestError before anything is queued."""
     if body.use_beam_search:
@@ -122,6 +134,8 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
     submissions = []
     try:
         params = sampling_params(body, engine)
+        if params.truncate_prompt_tokens is not None:
+            _check_truncated(body.prompts)
         for index, prompt in enumerate(body.prompts):
             with naming_prompt(index, len(body.prompts)):
                 submission = engine.intake.submit(

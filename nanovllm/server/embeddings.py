@@ -4,9 +4,7 @@ OpenAI's fields, and `pooling`. Each input is a request of the engine like any o
 that generate, and ended when its client goes away.
 """
 
-import asyncio
 import base64
-import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
@@ -20,19 +18,22 @@ from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.answers import Embedding, EmbeddingList
+from nanovllm.server.body import read_body
 from nanovllm.server.errors import served_name
-from nanovllm.server.openapi import answers
+from nanovllm.server.json_writer import write_json
+from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import (
     MAX_PRIORITY,
+    MAX_USER_CHARACTERS,
     Body,
     NotSupported,
     Prompts,
     check_prompts,
     list_prompts,
 )
-from nanovllm.server.streaming import ClientGoneError
-from nanovllm.server.whole import client_gone, finish_all
+from nanovllm.server.whole import finish_all, json_response
+from nanovllm.server.work import Work
 
 
 class EmbeddingRequest(Body):
@@ -45,7 +46,7 @@ class EmbeddingRequest(Body):
         "float", description="base64: the bytes of little-endian float32 numbers"
     )
     dimensions: Annotated[int | None, NotSupported] = None
-    user: str | None = None
+    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS)
 
     pooling: Literal["last", "mean"] = Field(
         "last", description="the last token's hidden state, or the mean of all"
@@ -68,27 +69,37 @@ class EmbeddingRequest(Body):
         return list_prompts(self.input)
 
 
-def add_embeddings(app: FastAPI, engine: AsyncEngine, model_names: Sequence[str]) -> None:
+def add_embeddings(
+    app: FastAPI,
+    engine: AsyncEngine,
+    model_names: Sequence[str],
+    stalled_client_s: float,
+    work: Work,
+) -> None:
     """Add the route to an application that answers for `engine` under these names."""
 
-    @app.post("/v1/embeddings", responses=answers(400, 404, 429, 503, 504, whole=EmbeddingList))
-    async def embeddings(body: EmbeddingRequest, request: Request) -> Response:
+    @app.post(
+        "/v1/embeddings",
+        responses=answers(400, 404, 429, 503, 504, whole=EmbeddingList),
+        openapi_extra=request_body(EmbeddingRequest),
+    )
+    async def embeddings(request: Request) -> Response:
         """Turn one or several texts into vectors."""
+        body, num_bytes = await read_body(request, EmbeddingRequest, work)
         model = served_name(body.model, model_names)
         record = record_of(request)
-        record.note_prompts(body.inputs)
-        engine.check_room(len(body.inputs))  # before time is spent on their text
-        submissions = await asyncio.to_thread(make_submissions, body, engine.engine)
+        inputs = body.inputs
+        record.note_prompts(inputs)
+        engine.check_room(len(inputs))  # before time is spent on their text
+        loaded = engine.engine
+        submissions = await work.read(request, num_bytes, lambda: make_submissions(body, loaded))
         record.note_submissions(submissions)
         record.completion_tokens = 0
-        try:
-            await finish_all(engine, request, submissions)
-        except ClientGoneError:
-            return client_gone()
-        content = await asyncio.to_thread(
-            _as_json, submissions, model, body.encoding_format
+        await finish_all(engine, request, submissions)
+        content = await work.writer(request)(
+            lambda: write_json(embedding_body(submissions, model, body.encoding_format))
         )  # may be a million numbers
-        return Response(content, media_type="application/json")
+        return json_response(content, stalled_client_s)
 
 
 def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]:
@@ -134,12 +145,6 @@ def embedding_body(
         "model": model,
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
-
-
-def _as_json(submissions: Sequence[Submission], model: str, encoding_format: str | None) -> bytes:
-    return json.dumps(
-        embedding_body(submissions, model, encoding_format), separators=(",", ":")
-    ).encode()
 
 
 def encode_base64(embedding: Sequence[float]) -> str:

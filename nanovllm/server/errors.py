@@ -25,11 +25,13 @@ from nanovllm.errors import (
 
 MAX_PROBLEMS = 10
 MAX_INPUT_CHARACTERS = 200
+MAX_MESSAGE_CHARACTERS = 2000
 RETRY_AFTER_S = 1
 
 _TYPES = {
-    400: "BadRequestError", 401: "AuthenticationError", 404: "NotFoundError", 405: "MethodNotAllowedError", 408: "RequestTimeoutError",
-    413: "RequestTooLargeError", 429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError", 504: "TimeoutError",
+    400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError", 405: "MethodNotAllowedError",
+    408: "RequestTimeoutError", 413: "RequestTooLargeError", 429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError",
+    504: "TimeoutError",
 }  # fmt: skip
 
 
@@ -42,6 +44,14 @@ class Error(TypedDict):
     code: Annotated[
         int, Field(json_schema_extra={"enum": list(_TYPES)}, description="the HTTP status")
     ]
+
+
+class ClientGoneError(Exception):
+    """The client closed its connection before its answer was ready."""
+
+
+class InvalidBodyError(InvalidRequestError):
+    """A body that is not what its model describes; the message lists the problems, each cut short."""
 
 
 class ErrorAnswer(TypedDict):
@@ -118,7 +128,9 @@ def problem_of(error: Exception) -> tuple[int, str, str | None]:
         if isinstance(error, NanovllmError)
         else "the server failed; its log has the reason"
     )
-    return status_of(error), shorten(message, 2000), getattr(error, "param", None)
+    if not isinstance(error, InvalidBodyError):
+        message = shorten(message, MAX_MESSAGE_CHARACTERS)
+    return status_of(error), message, getattr(error, "param", None)
 
 
 def status_of(error: Exception) -> int:
@@ -151,9 +163,13 @@ def install(app: FastAPI) -> None:
     async def on_any(request: Request, error: Exception) -> Response:
         return response_for(error)
 
+    async def on_gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # which nobody reads
+
     app.add_exception_handler(RequestValidationError, on_invalid_body)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(NanovllmError, on_any)
+    app.add_exception_handler(ClientGoneError, on_gone)
     app.add_exception_handler(Exception, on_any)
 
 

@@ -29,13 +29,14 @@ class ApiKeyMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer 401."""
         if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
-            scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not self._is_known(given.strip()):
+            scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
+            if scheme.lower() != b"bearer" or not self._is_known(key.strip()):
                 message = "the API key is missing or wrong; send it as 'Authorization: Bearer KEY'"
                 await error_response(401, message, headers={"www-authenticate": "Bearer"})(
                     scope, receive, send
                 )
                 return
+            scope["state"]["record"].client = _digest(key.strip()).hex()
         await self._app(scope, receive, send)
 
     def _is_known(self, given: bytes) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 
 from nanovllm.server.errors import ErrorAnswer
 from nanovllm.server.limits import OPEN_PATHS
@@ -16,6 +16,7 @@ _REF = "#/components/schemas/{model}"
 _WHY = {
     400: "What is wrong with the request, field by field.",
     401: "The API key is missing or wrong.",
+    403: "The Host header names another host.",
     404: "The model is not served here.",
     408: "The body did not arrive in time.",
     413: "The body is larger than the server takes.",
@@ -66,25 +67,36 @@ def answers(*errors: int, whole: Any = None, chunk: Any = None) -> dict[int | st
     return found
 
 
-def install(app: FastAPI, kinds: Sequence[Any], *, has_keys: bool) -> None:
+def request_body(kind: type[BaseModel]) -> dict[str, Any]:
+    """What a route that reads its body itself gives as its `openapi_extra`."""
+    schema = {"$ref": _REF.format(model=kind.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def install(
+    app: FastAPI, kinds: Sequence[Any], *, has_keys: bool, checks_host: bool = False
+) -> None:
     """Make the document of `app` say what its layers answer too.
 
     Args:
         kinds: the types of bodies and of events' data.
         has_keys: whether clients need an API key.
+        checks_host: whether requests for other hosts are refused.
     """
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
         if app.openapi_schema is None:
-            _complete(generate(), kinds, has_keys=has_keys)
+            _complete(generate(), kinds, has_keys=has_keys, checks_host=checks_host)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _complete(document: dict[str, Any], kinds: Sequence[Any], *, has_keys: bool) -> None:
+def _complete(
+    document: dict[str, Any], kinds: Sequence[Any], *, has_keys: bool, checks_host: bool
+) -> None:
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
@@ -102,10 +114,10 @@ def _complete(document: dict[str, Any], kinds: Sequence[Any], *, has_keys: bool)
     for path, operations in document["paths"].items():
         needs_key = has_keys and path not in OPEN_PATHS
         for operation in operations.values():
-            _complete_operation(operation, needs_key=needs_key)
+            _complete_operation(operation, needs_key=needs_key, checks_host=checks_host)
 
 
-def _complete_operation(operation: dict[str, Any], *, needs_key: bool) -> None:
+def _complete_operation(operation: dict[str, Any], *, needs_key: bool, checks_host: bool) -> None:
     """Add what the layers around a route answer; a body that is not valid is a 400 here, never the framework's 422."""
     responses = operation["responses"]
     responses.pop("422", None)
@@ -113,6 +125,7 @@ def _complete_operation(operation: dict[str, Any], *, needs_key: bool) -> None:
         413,
         500,
         *((401,) if needs_key else ()),
+        *((403,) if checks_host else ()),
         *((408,) if "requestBody" in operation else ()),
     )
     for status in everywhere:

@@ -23,6 +23,7 @@ from typing import Any, TextIO
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanovllm.engine.admission import HeldMemory
 from nanovllm.engine.intake import Submission
 from nanovllm.engine.reader import Deadline
 from nanovllm.server.errors import shorten
@@ -47,9 +48,12 @@ class RequestRecord:
         prompt_tokens: of what was found to be right; None before.
         completion_tokens: generated for the answer; None where nothing was begun.
         keeps_prompts: they are to be logged.
+        held: what is given back when the answer has ended, whatever happens.
+        client: who it counts for where clients take turns: an address, or one of the API keys.
     """
 
     request_id: str
+    client: str = ""
     arrived_at: datetime = field(default_factory=lambda: datetime.now(timezone.utc))
     arrived_s: float = field(default_factory=time.monotonic)
     status: int | None = None
@@ -61,6 +65,7 @@ class RequestRecord:
     completion_tokens: int | None = None
     keeps_prompts: bool = False
     prompts: Sequence[str | list[int]] | None = None
+    held: list[HeldMemory] = field(default_factory=list)
 
     def note_prompts(self, prompts: Sequence[str | list[int]]) -> None:
         """What was asked, as it came; kept only where prompts are logged."""
@@ -105,7 +110,11 @@ class RequestLogMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        record = RequestRecord(_request_id(scope["headers"]), keeps_prompts=self._log_prompts)
+        record = RequestRecord(
+            _request_id(scope["headers"]),
+            client=_address(scope.get("client")),
+            keeps_prompts=self._log_prompts,
+        )
         scope.setdefault("state", {})["record"] = record
 
         async def watched_receive() -> Message:
@@ -131,6 +140,8 @@ class RequestLogMiddleware:
                 record.client_gone or not record.is_answered
             )  # a stream that ends early had nobody to go on for
         finally:
+            for memory in record.held:
+                memory.release()
             if self._log_requests:
                 _logger.info(record.line(scope["method"], scope["path"]))
 
@@ -156,6 +167,11 @@ def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     if len(given) == 1 and _VALID_ID.fullmatch(given[0]):
         return given[0].decode()
     return uuid.uuid4().hex
+
+
+def _address(client: Sequence[object] | None) -> str:
+    """The other side's address without its port; connections of one machine are one client."""
+    return str(client[0]) if client else ""
 
 
 def _cut(prompt: str | list[int]) -> str | list[int]:

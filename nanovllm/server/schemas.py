@@ -19,6 +19,8 @@ from pydantic import (
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import (
+    MAX_ALLOWED_TOKENS,
+    MAX_BAD_WORD_CHARACTERS,
     MAX_BEST_OF,
     MAX_LOGIT_EDITS,
     MAX_PROMPT_TOKENS,
@@ -34,6 +36,8 @@ from nanovllm.server.structured import ResponseFormat, StructuredFields
 
 MAX_PRIORITY = 2**31 - 1
 DEFAULT_MAX_TOKENS = 16
+_CHUNK_VALUES = 1 << 15
+MAX_USER_CHARACTERS = 1024
 MAX_FIELDS = 100  # more than there are to know; each unknown one costs an error of its own
 
 _PROMPT_SCHEMA = {
@@ -50,14 +54,6 @@ _PROMPT_SCHEMA = {
 }
 Prompts = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
 TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
-StopTokenIds = Annotated[
-    list[TokenId], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})
-]
-AllowedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, json_schema_extra={"minItems": 1})]
-Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
-BadWords = Annotated[
-    list[Text], Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS})
-]
 
 
 def _as_list(value: object) -> object:
@@ -65,13 +61,36 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _not_too_many(value: object) -> object:
-    """Counted before its entries are looked at."""
-    if isinstance(value, dict) and len(value) > MAX_LOGIT_EDITS:
-        raise ValueError(f"has {len(value)} entries, the limit is {MAX_LOGIT_EDITS}")
-    return value
+def at_most(limit: int) -> BeforeValidator:
+    """Entries of a list or an object are counted before they are looked at."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict | list) and len(value) > limit:
+            raise ValueError(f"has {len(value)} entries, the limit is {limit}")
+        return value
+
+    return BeforeValidator(check)
 
 
+StopTokenIds = Annotated[
+    list[TokenId],
+    Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS}),
+    at_most(MAX_LOGIT_EDITS),
+]
+AllowedTokenIds = Annotated[
+    list[TokenId],
+    Field(fail_fast=True, json_schema_extra={"minItems": 1, "maxItems": MAX_ALLOWED_TOKENS}),
+    at_most(MAX_ALLOWED_TOKENS),
+]
+Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
+BadWord = Annotated[
+    str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARACTERS})
+]
+BadWords = Annotated[
+    list[BadWord],
+    Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS}),
+    at_most(MAX_LOGIT_EDITS),
+]
 _STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
 _BIAS_SCHEMA = {
     "type": "object", "maxProperties": MAX_LOGIT_EDITS, "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
@@ -80,6 +99,7 @@ _BIAS_SCHEMA = {
 Stops = Annotated[
     list[str],
     Field(fail_fast=True),
+    at_most(MAX_STOP_STRINGS),
     BeforeValidator(_as_list),
     WithJsonSchema(
         {
@@ -90,9 +110,7 @@ Stops = Annotated[
         }
     ),
 ]
-LogitBias = Annotated[
-    dict[str, float], BeforeValidator(_not_too_many), WithJsonSchema(_BIAS_SCHEMA)
-]
+LogitBias = Annotated[dict[str, float], at_most(MAX_LOGIT_EDITS), WithJsonSchema(_BIAS_SCHEMA)]
 NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
 
 
@@ -136,7 +154,7 @@ class SamplingBody(Body):
     seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    user: str | None = None
+    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS)
 
     top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -146,7 +164,7 @@ class SamplingBody(Body):
     stop_token_ids: StopTokenIds | None = None
     include_stop_str_in_output: bool = False
     ignore_eos: bool = False
-    min_tokens: int = Field(0, ge=0)
+    min_tokens: int = Field(0, ge=0, le=MAX_PROMPT_TOKENS)
     bad_words: BadWords | None = None
     allowed_token_ids: AllowedTokenIds | None = None
     skip_special_tokens: bool = True
@@ -171,7 +189,10 @@ class CompletionRequest(SamplingBody):
 
     prompt: Prompts = Field(description="text, token ids, or a list of either")
     max_tokens: int | None = Field(
-        DEFAULT_MAX_TOKENS, ge=0, description="most tokens to generate; 0 only with echo"
+        DEFAULT_MAX_TOKENS,
+        ge=0,
+        le=MAX_PROMPT_TOKENS,
+        description="most tokens to generate; 0 only with echo",
     )
     best_of: int | None = Field(
         None,
@@ -179,11 +200,11 @@ class CompletionRequest(SamplingBody):
         le=MAX_BEST_OF,
         description="generate so many, give the n most likely by mean log-probability",
     )
-    logprobs: int | None = Field(None, ge=0)
+    logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
     echo: bool | None = False
     suffix: Annotated[str | None, NotSupported] = None
 
-    prompt_logprobs: int | None = Field(None, ge=0)
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
     use_beam_search: bool = Field(
         False, description="the most probable answers as a whole; max(n, best_of) beams"
     )
@@ -241,6 +262,11 @@ class CompletionRequest(SamplingBody):
         return self
 
     @property
+    def has_structure(self) -> bool:
+        """Whether answers must have a form, whose grammar has to be made."""
+        return self.structured_outputs is not None or self.response_format is not None
+
+    @property
     def num_candidates(self) -> int:
         """Answers a prompt that are generated, to give the best of them."""
         return self.best_of or self.n or 1
@@ -256,9 +282,7 @@ def check_prompts(value: Any) -> Any:
     items = value if isinstance(value, list) else [value]
     if not items or value == "":
         raise ValueError("is empty; give text or token ids")
-    whole_prompts = all(isinstance(item, str) for item in items) or all(
-        _is_token_list(item) for item in items
-    )
+    whole_prompts = _are_all(items, str) or all(_is_token_list(item) for item in items)
     if not whole_prompts and not (isinstance(value, list) and _is_token_list(items)):
         raise ValueError(
             "must be text, a list of texts, a list of token ids, or a list of lists of token ids"
@@ -268,10 +292,15 @@ def check_prompts(value: Any) -> Any:
 
 def list_prompts(value: Any) -> list[str | list[int]]:
     """Checked prompts one by one."""
-    return [value] if isinstance(value, str) or _is_token_list(value) else list(value)
+    is_one = isinstance(value, str) or isinstance(value[0], int)  # checked: all are of one kind
+    return [value] if is_one else list(value)
 
 
 def _is_token_list(value: object) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(item, int) and not isinstance(item, bool) for item in value
-    )
+    return isinstance(value, list) and _are_all(value, int)
+
+
+def _are_all(values: list[Any], kind: type) -> bool:
+    """Whether all values are of a type, by calls that are fast and let other threads run in between."""
+    starts = range(0, len(values), _CHUNK_VALUES)
+    return all({*map(type, values[at : at + _CHUNK_VALUES])} == {kind} for at in starts)

@@ -9,10 +9,11 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -24,17 +25,18 @@ from nanovllm.engine.reader import Reader
 from nanovllm.outputs import RequestOutput
 from nanovllm.server.answers import CompletionChoice, Usage
 from nanovllm.server.completions import ChoiceFormatter, CompletionJob, usage
-from nanovllm.server.errors import response_for, status_of
+from nanovllm.server.errors import ClientGoneError, response_for, status_of
+from nanovllm.server.json_writer import write_json
 from nanovllm.server.schemas import StreamOptions
 
 T = TypeVar("T")
+Write: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a call beside the event loop and gives its result."""
+
 logger = logging.getLogger(__name__)
 
+MAX_WRITE_BYTES = 1 << 18  # handed on in one call
 MANY_POSITIONS = 128  # with 20 log-probabilities each they take about 20 ms
-
-
-class ClientGoneError(Exception):
-    """The client closed its connection before its answer was ready."""
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
@@ -57,33 +59,33 @@ async def _wait_for_disconnect(receive: Receive) -> None:
         pass
 
 
-class EventStream(Response):
-    """A response whose events are written as they come, and whose source is closed when the client goes away."""
+class PieceResponse(Response):
+    """A response whose pieces are written as they come, and whose source is closed when the client goes away."""
 
     def __init__(
         self,
-        events: AsyncGenerator[bytes, None],
-        on_close: Callable[[], None],
+        pieces: AsyncGenerator[bytes, None],
+        media_type: str,
         stalled_after_s: float,
+        *,
+        headers: Mapping[str, str] | None = None,
+        on_close: Callable[[], None] = lambda: None,
     ) -> None:
-        """Send `events` one after the other.
+        """Send `pieces` one after the other.
 
         Args:
-            on_close: called at the end in any case, even where the events never began.
             stalled_after_s: a client that has taken nothing for this long, and up to twice as long, counts as gone.
+            on_close: called at the end in any case, even where the pieces never began.
         """
-        super().__init__(
-            media_type="text/event-stream",
-            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
-        )
+        super().__init__(media_type=media_type, headers=headers)
         del self.headers["content-length"]
-        self._events = events
+        self._pieces = pieces
         self._on_close = on_close
         self._stalled_after_s = stalled_after_s
         self._sending_since_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Write until the events end or the client is gone."""
+        """Write until the pieces end or the client is gone."""
         writer = asyncio.ensure_future(self._write(send))
         gone = asyncio.ensure_future(_wait_for_disconnect(receive))
         try:
@@ -98,7 +100,7 @@ class EventStream(Response):
             raise results[0]
 
     async def _is_over(self, writer: "asyncio.Future[None]", gone: "asyncio.Future[None]") -> bool:
-        """Wait for the end of the events or of the connection, but no longer than it takes to find a stalled client."""
+        """Wait for the end of the pieces or of the connection, but no longer than it takes to find a stalled client."""
         done, _ = await asyncio.wait(
             {writer, gone}, timeout=self._stalled_after_s, return_when=asyncio.FIRST_COMPLETED
         )
@@ -108,7 +110,7 @@ class EventStream(Response):
         is_stalled = since_s is not None and time.monotonic() - since_s >= self._stalled_after_s
         if is_stalled:
             logger.warning(
-                "a client has read nothing of its stream for %g s; its requests end",
+                "a client has read nothing of its answer for %g s; its requests end",
                 self._stalled_after_s,
             )
         return is_stalled
@@ -122,16 +124,39 @@ class EventStream(Response):
         await pass_on(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-        async with aclosing(self._events) as events:
-            async for event in events:
-                await pass_on({"type": "http.response.body", "body": event, "more_body": True})
+        async with aclosing(self._pieces) as pieces:
+            async for piece in pieces:
+                for at in range(0, len(piece), MAX_WRITE_BYTES):
+                    body = piece[at : at + MAX_WRITE_BYTES]
+                    await pass_on({"type": "http.response.body", "body": body, "more_body": True})
+                    if len(piece) > MAX_WRITE_BYTES:  # handing on megabytes takes long too
+                        await asyncio.sleep(0)
         await pass_on({"type": "http.response.body", "body": b"", "more_body": False})
 
 
+class EventStream(PieceResponse):
+    """Server-sent events, whose source is closed when the client goes away."""
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        on_close: Callable[[], None],
+        stalled_after_s: float,
+    ) -> None:
+        """Send `events` one after the other; the arguments are those of PieceResponse."""
+        super().__init__(
+            events,
+            "text/event-stream",
+            stalled_after_s,
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            on_close=on_close,
+        )
+
+
 def completion_events(
-    job: CompletionJob, engine: AsyncEngine, readers: list[Reader]
+    job: CompletionJob, engine: AsyncEngine, readers: list[Reader], write: Write
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a streamed completion."""
+    """The events of a streamed completion; `write` runs what takes long beside the event loop."""
     formatters: dict[int, ChoiceFormatter] = {}
 
     def choices_of(place: int, output: RequestOutput) -> list[CompletionChoice]:
@@ -148,7 +173,7 @@ def completion_events(
 
     head = {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
     return answer_events(
-        head, job.body.stream_options, job.submissions, merge(engine, readers), choices_of
+        head, job.body.stream_options, job.submissions, merge(engine, readers), choices_of, write
     )
 
 
@@ -158,6 +183,7 @@ async def answer_events(
     submissions: Sequence[Submission],
     news: AsyncGenerator[tuple[int, RequestOutput], None],
     choices_of: Callable[[int, RequestOutput], Sequence[Mapping[str, Any]]],
+    write: Write,
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of a streamed answer, `[DONE]` last; an error on the way is an event of its own before it.
 
@@ -167,32 +193,32 @@ async def answer_events(
         head: what every chunk has.
         news: of the requests of `submissions`, each with its place among them.
         choices_of: (place, news) to what is new of the choices, none where there is nothing to show.
+        write: runs what takes long beside the event loop.
     """
     usage_on = options is not None and (options.include_usage or options.continuous_usage_stats)
     counter = UsageCounter(submissions)
+
+    def events_of(place: int, part: RequestOutput) -> list[bytes]:
+        extra: dict[str, Any] = {}
+        if usage_on:
+            is_continuous = options is not None and options.continuous_usage_stats
+            extra = {"usage": counter.usage() if is_continuous else None}
+        encode = _large_event if is_large([part]) else event
+        return [
+            encode({**head, "choices": [choice], **extra}) for choice in choices_of(place, part)
+        ]
+
     try:
         async with aclosing(news) as pieces:
             async for place, output in pieces:
                 counter.add(place, output)
                 for part in _parts(output):
-                    choices = (
-                        await asyncio.to_thread(choices_of, place, part)
-                        if is_large([part])
-                        else choices_of(place, part)
-                    )
-                    if choices:
-                        extra = (
-                            {
-                                "usage": counter.usage()
-                                if options and options.continuous_usage_stats
-                                else None
-                            }
-                            if usage_on
-                            else {}
-                        )
-                        yield b"".join(
-                            event({**head, "choices": [choice], **extra}) for choice in choices
-                        )
+                    if is_large([part]):
+                        events = await write(partial(events_of, place, part))
+                    else:
+                        events = events_of(place, part)
+                    if events:
+                        yield b"".join(events)
         if options is not None and options.include_usage:
             yield event({**head, "choices": [], "usage": counter.usage()})
     except (
@@ -225,6 +251,10 @@ def event(body: dict[str, Any]) -> bytes:
     return (
         b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
     )
+
+
+def _large_event(body: dict[str, Any]) -> bytes:
+    return b"data: " + write_json(body) + b"\n\n"
 
 
 class UsageCounter:

@@ -1,8 +1,7 @@
 """What the routes that give a whole answer have in common: waiting for requests while the client is there, and writing the answer as JSON."""
 
-import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -12,7 +11,8 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.intake import Submission
 from nanovllm.outputs import RequestOutput
 from nanovllm.server.deadlines import deadline_of
-from nanovllm.server.streaming import is_large, unless_gone
+from nanovllm.server.json_writer import write_json
+from nanovllm.server.streaming import MAX_WRITE_BYTES, PieceResponse, Write, is_large, unless_gone
 
 
 async def finish_all(
@@ -39,31 +39,50 @@ async def finish_all(
         engine.leave(readers)
 
 
-def client_gone() -> Response:
-    """What is answered to a client that is not there any more: nobody reads it."""
-    return Response(status_code=499)
-
-
 async def whole_answer(
     head: Mapping[str, object],
     choices: Iterator[Mapping[str, object]],
     usage: Mapping[str, object],
     outputs: Sequence[RequestOutput],
+    write: Write,
+    stalled_after_s: float,
 ) -> Response:
-    """The answer whose choices are made of `outputs`; a large one is written beside the event loop, where it would hold up everybody's stream."""
-    if is_large(outputs):
-        content = await asyncio.to_thread(write_answer, head, choices, usage)
-    else:
-        content = write_answer(head, choices, usage)
-    return Response(content, media_type="application/json")
+    """The answer whose choices are made of `outputs`; a large one is made beside the event loop, choice by choice as the client takes it.
+
+    So the JSON of one choice is in memory at a time, and no call keeps the interpreter for as long as all of it takes.
+    """
+    if not is_large(outputs):
+        body = {**head, "choices": list(choices), "usage": usage}
+        return Response(_json(body), media_type="application/json")
+    return PieceResponse(_pieces(head, choices, usage, write), "application/json", stalled_after_s)
 
 
-def write_answer(
-    head: Mapping[str, object], choices: Iterator[Mapping[str, object]], usage: Mapping[str, object]
-) -> bytes:
-    """The JSON, choice by choice: writing all at once would hold the interpreter for as long as it takes, and all choices in memory."""
-    written = b",".join(_json(choice) for choice in choices)
-    return _json(head)[:-1] + b',"choices":[' + written + b'],"usage":' + _json(usage) + b"}"
+async def _pieces(
+    head: Mapping[str, object],
+    choices: Iterator[Mapping[str, object]],
+    usage: Mapping[str, object],
+    write: Write,
+) -> AsyncGenerator[bytes, None]:
+    def next_choice() -> bytes:
+        choice = next(choices, None)
+        return b"" if choice is None else write_json(choice)
+
+    separator = _json(head)[:-1] + b',"choices":['
+    while choice := await write(next_choice):
+        yield separator + choice
+        separator = b","
+    yield b'],"usage":' + _json(usage) + b"}"
+
+
+def json_response(content: bytes, stalled_after_s: float) -> Response:
+    """An answer that is JSON already; a large one is handed on as the client takes it."""
+    if len(content) <= MAX_WRITE_BYTES:
+        return Response(content, media_type="application/json")
+
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield content
+
+    return PieceResponse(whole(), "application/json", stalled_after_s)
 
 
 def _json(value: Mapping[str, object]) -> bytes:

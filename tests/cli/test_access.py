@@ -1,5 +1,7 @@
 """Keys, origins and certificates from the command line: what is read, and what is refused before a model is loaded."""
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -8,8 +10,10 @@ from nanovllm.cli.access import (
     API_KEY_VARIABLE,
     MAX_API_KEYS,
     check_certificate,
+    is_loopback,
     keys_in_environment,
     read_api_keys,
+    read_hosts,
     read_origins,
 )
 from nanovllm.cli.main import build_parser
@@ -215,3 +219,53 @@ def test_requests_may_take_as_long_as_is_said(flags: list[str], timeout_s: float
 def test_limits_that_let_nothing_in_are_refused(flags: list[str]) -> None:
     with pytest.raises(SystemExit):
         build_parser().parse_args(["serve", *flags])
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs FIFOs")
+def test_a_pipe_is_no_file_of_keys(tmp_path: Path) -> None:
+    """Reading it would wait for somebody to write, without a word."""
+    pipe = tmp_path / "keys"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match="no regular file"):
+        read_api_keys(None, pipe, {})
+    with pytest.raises(ValueError, match="no regular file"):
+        check_certificate(pipe, None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs modes of files")
+def test_a_file_of_keys_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text("key")
+    file.chmod(stat.S_IMODE(file.stat().st_mode) | stat.S_IWOTH)
+    with pytest.raises(ValueError, match="chmod o-w"):
+        read_api_keys(None, file, {})
+    file.chmod(0o644)
+    assert read_api_keys(None, file, {}) == ("key",)
+
+
+@pytest.mark.parametrize(("values", "host", "has_keys", "expected"), [
+    (None, "127.0.0.1", False, ("127.0.0.1",)),
+    (None, "localhost", False, ("localhost",)),
+    (None, "::1", False, ("::1",)),
+    (None, "127.0.0.1", True, None),
+    (None, "0.0.0.0", False, None),
+    (None, "10.0.0.5", False, None),
+    (["GPU.example."], "0.0.0.0", True, ("gpu.example", "0.0.0.0")),
+    (["a", "b.c", "a"], "127.0.0.1", False, ("a", "b.c", "127.0.0.1")),
+    (["*"], "127.0.0.1", False, None),
+])  # fmt: skip
+def test_hosts_are_checked_where_that_protects_somebody(
+    values: list[str] | None, host: str, *, has_keys: bool, expected: tuple[str, ...] | None
+) -> None:
+    assert read_hosts(values, host, has_keys=has_keys) == expected
+
+
+@pytest.mark.parametrize("value", ["", "https://a.example", "a.example:80", "a b", "*.example", "a/b"])  # fmt: skip
+def test_what_is_no_name_of_a_host_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="--allowed-hosts has"):
+        read_hosts([value], "127.0.0.1", has_keys=False)
+
+
+def test_loopback_addresses_are_known() -> None:
+    assert all(map(is_loopback, ("127.0.0.1", "127.1.2.3", "::1", "localhost", "LOCALHOST")))
+    assert not any(map(is_loopback, ("0.0.0.0", "::", "10.0.0.1", "example.org", "")))

@@ -57,6 +57,12 @@ def test_it_prints_the_model_and_where_it_is(bundled: Serving, backend: str) -> 
     assert f"Serving on http://127.0.0.1:{bundled.port}" in text
 
 
+def test_a_page_cannot_reach_it_under_a_name_of_its_own(bundled: Serving) -> None:
+    status, answer = bundled.ask("/v1/models", Host="rebound.example")
+    assert (status, answer["error"]["type"]) == (403, "PermissionDeniedError")
+    assert bundled.ask("/v1/models", Host="localhost")[0] == 200
+
+
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_curl_line_works_as_it_is(bundled: Serving) -> None:
     line = next(line for line in bundled.said if line.startswith("  curl "))
@@ -191,6 +197,18 @@ def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None
         assert streamed.endswith(b"data: [DONE]\n\n")
 
 
+def test_a_server_for_everybody_warns_and_logs_the_address_that_it_sees(tiny_model: Path) -> None:
+    with Serving(str(tiny_model), "--host", "0.0.0.0", "--num-threads", "1") as serving:
+        forged = {"X-Forwarded-For": "\x1b[31mforged", "Host": "any.example"}
+        assert serving.ask("/v1/models", **forged)[0] == 200
+        code, errors = serving.end(signal.SIGTERM)
+    assert code == 0
+    assert "warning: 0.0.0.0 can be reached from other machines and there are no API keys" in errors
+    printed = serving.printed()
+    assert "GET /v1/models" in printed
+    assert "forged" not in printed + errors
+
+
 def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending() -> None:
     """Its answer is larger than what the system takes for it."""
     body = {
@@ -204,7 +222,7 @@ def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending() -> N
         "prompt_logprobs": 20,
     }
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     with Serving("--shutdown-timeout-s", "1") as serving, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(TIMEOUT_S)

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from nanovllm.engine.admission import MAX_RETRY_S, Admission, Reservation
+from nanovllm.engine.admission import MAX_RETRY_S, Admission, MemoryBudget, Reservation
 from nanovllm.errors import InvalidRequestError, QueueFullError
 
 
@@ -167,3 +167,24 @@ class AdmissionMachine(RuleBasedStateMachine):
 
 TestAdmissionMachine = AdmissionMachine.TestCase
 TestAdmissionMachine.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_memory_is_held_and_given_back_once() -> None:
+    budget = MemoryBudget(100)
+    first, second = budget.hold(60), budget.hold(40)
+    with pytest.raises(QueueFullError, match="may need 100 bytes and 1 more") as caught:
+        budget.hold(1)
+    assert caught.value.retry_after_s >= 1
+    first.release()
+    first.release()
+    assert budget.held_bytes == 40
+    budget.hold(60)
+    second.release()
+    assert (budget.held_bytes, budget.num_refused) == (60, 1)
+
+
+def test_memory_that_there_never_is_is_the_requests_fault() -> None:
+    budget = MemoryBudget(100)
+    with pytest.raises(InvalidRequestError, match="101 bytes, the limit is 100"):
+        budget.hold(101)
+    assert budget.num_refused == 0

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import CheckpointError
+from nanovllm.errors import CheckpointError, InvalidRequestError
 from nanovllm.hub.names import BUNDLED_MODEL, resolve_model
 from tests.support.checkpoints import END_OF_TEXT, write_tokenizer
 from tests.support.tokenizers import word_piece
@@ -233,4 +233,40 @@ def test_damaged_vocab_and_merges_are_a_checkpoint_error(
     write_tokenizer(tmp_path, "vocab.json")
     (tmp_path / file).write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match="cannot be read"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_panic_of_the_library_is_the_requests_fault(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is raised as no Exception, and would pass by all that answers errors."""
+
+    class PanicError(BaseException):
+        pass
+
+    class Broken:
+        def encode_batch(self, texts: list[str], add_special_tokens: bool) -> None:
+            raise PanicError("index out of bounds\x1b[31m")
+
+    tokenizer = Tokenizer.load(tiny_model)
+    monkeypatch.setattr(tokenizer, "_plain", Broken())
+    with pytest.raises(
+        InvalidRequestError, match=r"cannot encode this text: index out of bounds\\x1b"
+    ):
+        tokenizer.encode("a")
+
+
+def test_a_tokenizer_that_cannot_encode_is_told_when_it_is_loaded(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    """A template around texts that names a token which there is not: the library panics at every text."""
+    described = json.loads((tiny_model / "tokenizer.json").read_text(encoding="utf-8"))
+    described["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[NOPE]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {},
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(described), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="tokenizer"):
         Tokenizer.load(tmp_path)

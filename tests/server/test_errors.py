@@ -76,6 +76,15 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "too much logit_bias": ({"logit_bias": {str(i): 0 for i in range(5000)}}, "logit_bias", "1024"),
     "allowed token outside the vocabulary": ({"allowed_token_ids": [-1]}, "allowed_token_ids", "-1"),
     "no token allowed": ({"allowed_token_ids": []}, "allowed_token_ids", "empty"),
+    "max_tokens of thousands of digits": ({"max_tokens": 10**4299}, "max_tokens", str(2**31 - 1)),
+    "min_tokens of thousands of digits": ({"min_tokens": 10**4299}, "min_tokens", str(2**31 - 1)),
+    "logprobs of thousands of digits": ({"logprobs": 10**4299}, "logprobs", str(2**31 - 1)),
+    "a long bad word": ({"bad_words": ["a", "b" * 1001]}, "bad_words", "1001 characters, the limit is 1000"),
+    "many long bad words": ({"bad_words": ["b" * 1000] * 66}, "bad_words", "66000 characters in all"),
+    "too many bad words": ({"bad_words": ["b"] * 1025}, "bad_words", "1024"),
+    "too many allowed tokens": ({"allowed_token_ids": [1] * 262145}, "allowed_token_ids", "262144"),
+    "a long user": ({"user": "u" * 1025}, "user", "1024"),
+    "long texts to be truncated": ({"prompt": ["a " * 50000] * 11, "truncate_prompt_tokens": 5}, "prompt", "1048576"),
     "an empty bad word": ({"bad_words": [""]}, "bad_words", "not empty"),
     "echo a text": ({"echo": "yes"}, "echo", "'yes'"),
     "stream a number": ({"stream": 1}, "stream", "1"),
@@ -404,6 +413,20 @@ def test_a_bad_request_does_not_disturb_others(slow_server: RunningServer) -> No
             slow_server.error({"prompt": "the", "max_tokens": 8, **fields})
     thread.join()
     assert found == [alone]
+
+
+def test_a_body_of_a_million_lists_is_refused_unread(server: RunningServer) -> None:
+    """Reading them would take a second, in which nothing else could happen."""
+    for part in (b"[],", b"[[[[]]]],", b'{"a":{}},'):
+        content = b'{"prompt": "a", "user": [' + part * (3_900_000 // len(part)) + b"0]}"
+        assert "more than 65536 arrays and objects" in read_error(server.post(content), 400)["message"]  # fmt: skip
+
+
+def test_a_thousand_prompts_of_token_ids_are_read(server: RunningServer) -> None:
+    prompts = [[i % 250] * 120 for i in range(1024)]
+    assert len(json.dumps(prompts)) > 1 << 18
+    error = server.error({"prompt": prompts, "n": 2})
+    assert "asks for 2048 answers" in error["message"]
 
 
 def test_the_official_client_raises_its_own_exceptions(client: OpenAI) -> None:

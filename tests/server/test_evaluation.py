@@ -225,7 +225,8 @@ def test_every_client_reads_the_logprobs_of_llm(
     body = BODIES[name]
     output = expected_from(llm, body)
     answer = output.outputs[0]
-    token_ids, positions = list(answer.token_ids), list(answer.logprobs or ())
+    token_ids: list[int] = list(answer.token_ids)
+    positions: list[Any] = list(answer.logprobs or ())
     if "echo" in body:
         token_ids, positions = (
             output.prompt_token_ids + token_ids,

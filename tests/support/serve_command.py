@@ -96,6 +96,13 @@ class Serving:
                 pipe.close()
         return code, "".join(self._errors)
 
+    def printed(self) -> str:
+        """What it has printed to standard output and nobody has read, once it has ended."""
+        lines = []
+        while not self._lines.empty():
+            lines.append(self._lines.get())
+        return "".join(lines)
+
     def _read_output(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:

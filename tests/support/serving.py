@@ -16,6 +16,7 @@ import uvicorn
 from prometheus_client.parser import text_string_to_metric_families
 
 from nanovllm.config import EngineConfig
+from nanovllm.engine.admission import MAX_LOGPROBS_BYTES
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.model.backend import Backend
@@ -77,6 +78,8 @@ class RunningServer:
         *,
         max_queued_requests: int = 1024,
         max_queued_tokens: int | None = None,
+        max_logprobs_bytes: int = MAX_LOGPROBS_BYTES,
+        max_connections: int | None = None,
         wait_until_ready: bool = True,
         **settings: Any,
     ) -> None:
@@ -85,6 +88,8 @@ class RunningServer:
         self._load = load
         self.max_queued_requests = max_queued_requests
         self._max_queued_tokens = max_queued_tokens
+        self._max_logprobs_bytes = max_logprobs_bytes
+        self._max_connections = max_connections
         self._wait_until_ready = wait_until_ready
         self._thread = threading.Thread(target=self._run, name="test-server")
         self._started = threading.Event()
@@ -194,6 +199,7 @@ class RunningServer:
         limits = {
             "max_queued_requests": self.max_queued_requests,
             "max_queued_tokens": self._max_queued_tokens,
+            "max_logprobs_bytes": self._max_logprobs_bytes,
         }
         self.engine = AsyncEngine(self._load, **limits, on_step=self.metrics.on_step)  # type: ignore[arg-type]
         self.app = create_app(self.engine, self.settings, self.metrics)
@@ -203,7 +209,7 @@ class RunningServer:
             log_config=None,
             lifespan="on",
             ws="none",
-            http=watched_protocol(self.settings.stalled_client_s),
+            http=watched_protocol(self.settings.stalled_client_s, self._max_connections),
             timeout_graceful_shutdown=5,
         )
         self._server = _ServerInThread(config, self._started)

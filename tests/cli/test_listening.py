@@ -1,0 +1,74 @@
+"""How many connections a server takes, and what it logs where the system has no more open files."""
+
+import asyncio
+import logging
+import sys
+
+import pytest
+
+from nanovllm.cli.listening import (
+    BACKLOG,
+    connection_limits,
+    listening_options,
+    log_full_system_rarely,
+    raise_open_files_limit,
+)
+
+
+def test_connections_leave_room_for_the_files_that_a_server_needs() -> None:
+    assert connection_limits(None) == (None, BACKLOG)
+    for max_files in (64, 256, 1024, 65536):
+        connections, backlog = connection_limits(max_files)
+        assert connections is not None
+        assert 1 <= connections < max_files - backlog - 16
+        assert backlog <= BACKLOG
+    assert connection_limits(8)[0] == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
+def test_the_limit_is_raised_to_what_the_system_allows() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(200, before[1]), before[1]))
+        raised = raise_open_files_limit()
+        assert raised == resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        assert raised >= min(200, before[1])
+        assert sys.platform != "linux" or raised == min(before[1], 65536)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_what_cannot_be_accepted_is_logged_once_and_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        log_full_system_rarely(loop)
+        for _ in range(1000):
+            loop.call_exception_handler({
+                "message": "socket.accept() out of system resource", "exception": OSError(24, "Too many open files"),
+            })  # fmt: skip
+        loop.call_exception_handler({"message": "another"})
+
+    with caplog.at_level(logging.WARNING):
+        asyncio.run(run())
+    assert [record.getMessage() for record in caplog.records if "accept" in record.getMessage()] == [
+        "a connection cannot be accepted: too many files are open; raise the limit (ulimit -n)"
+    ]  # fmt: skip
+    assert any("another" in record.getMessage() for record in caplog.records)
+
+
+def test_servers_are_created_with_the_options() -> None:
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        with listening_options(start_serving=False):
+            server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        assert not server.is_serving()
+        server.close()
+        server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)
+        assert server.is_serving()
+        server.close()
+
+    asyncio.run(run())

@@ -1,0 +1,58 @@
+"""Log-probabilities packed and unpacked: the same values, in a tenth of the memory, and an estimate that holds."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanovllm.engine.intake import Intake, Limits
+from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList, PackedLogprobs
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.model.config import GPT2Config
+from nanovllm.outputs import Logprob
+from nanovllm.runner.logprobs import TokenLogprobs
+from nanovllm.sampling_params import SamplingParams
+
+FOUND = TokenLogprobs([7, 50256, 3], [-0.1, -math.inf, -2.5e-30], [1, 50257, 2])
+
+
+def test_nothing_is_lost() -> None:
+    positions = [None, PackedLogprobs.pack(FOUND)]
+    found = LogprobList(positions, str)
+    expected = {
+        7: Logprob(-0.1, 1, "7"),
+        50256: Logprob(-math.inf, 50257, "50256"),
+        3: Logprob(-2.5e-30, 2, "3"),
+    }
+    assert len(found) == 2
+    assert list(found) == found == [None, expected]
+    assert found[1:] == [expected]
+    assert found[-1] == expected
+    assert found != [None]
+    assert repr(found) == repr([None, expected])
+
+
+@pytest.mark.parametrize("count", [0, 1, 20, 100])
+def test_a_position_takes_no_more_than_admission_counts(count: int) -> None:
+    packed = PackedLogprobs.pack(TokenLogprobs([1] * (count + 1), [0.5] * (count + 1), [2] * (count + 1)))  # fmt: skip
+    assert sys.getsizeof(packed) + sum(map(sys.getsizeof, packed)) <= POSITION_BYTES + ENTRY_BYTES * (count + 1)  # fmt: skip
+
+
+def test_a_request_counts_every_position_that_it_reports(tiny_model: Path) -> None:
+    model, tokenizer = GPT2Config.load(tiny_model), Tokenizer.load(tiny_model)
+    intake = Intake(model, tokenizer, Limits(128, 1024, 20))
+
+    def count(**settings: object) -> int:
+        params = SamplingParams(**{"max_tokens": 5, **settings})  # type: ignore[arg-type]
+        return intake.submit("id", [1] * 10, params).logprobs_bytes
+
+    def position(logprobs: int) -> int:
+        return POSITION_BYTES + ENTRY_BYTES * (logprobs + 1)
+
+    assert count() == 0
+    assert count(logprobs=0) == 5 * position(0)
+    assert count(logprobs=20, n=3) == 15 * position(20)
+    assert count(logprobs=20, n=3, temperature=0) == 5 * position(20)
+    assert count(prompt_logprobs=2, n=3) == 10 * position(2)
+    assert count(best_of=3) == 15 * position(0)
