@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.checkpoint import load_weights
+from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernel_memory import KernelMemory
 from nanovllm.model.kernels.bounds import watch
@@ -32,7 +32,14 @@ from nanovllm.model.kernels.parameters import (
 )
 from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.processors import default_threads
-from nanovllm.model.kernels.target import CACHE_TYPES, PER_WORD, WEIGHT_TYPES, Spec, host_target
+from nanovllm.model.kernels.target import (
+    CACHE_TYPES,
+    DTYPES,
+    PER_WORD,
+    QUANTIZATIONS,
+    Spec,
+    host_target,
+)
 from nanovllm.model.packed_weights import PackedWeights
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.weights import GPT2Weights
@@ -100,20 +107,26 @@ class NumbaBackend:
         num_threads: int | None = None,
     ) -> "NumbaBackend":
         """Load a model folder; raises CheckpointError when it cannot be used. It is batch-invariant in any case."""
-        weights = quantization or dtype
-        if {dtype, weights} - {*WEIGHT_TYPES} or kv_cache_dtype not in {"auto", *CACHE_TYPES}:
+        is_known = (
+            dtype in DTYPES
+            and quantization in {None, *QUANTIZATIONS}
+            and kv_cache_dtype in {"auto", *CACHE_TYPES}
+        )
+        if not is_known:
             asked = (
                 f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
             )
             raise ValueError(
-                f"{asked} was asked for, but backend='numba' computes in {', '.join(WEIGHT_TYPES)} only"
+                f"{asked} was asked for, but backend='numba' takes dtype {' or '.join(DTYPES)}, quantization "
+                f"{' or '.join(QUANTIZATIONS)} or none, and kv_cache_dtype auto, {', '.join(CACHE_TYPES)}"
             )
         config = GPT2Config.load(folder)
+        weights = quantization or dtype
         cache = _AUTO_CACHE[weights] if kv_cache_dtype == "auto" else kv_cache_dtype
         spec = Spec(host_target(), weights, cache)
         return cls(
             config,
-            load_weights(folder, config),
+            open_weights(folder, config),
             spec=spec,
             narrow_embedding=dtype == "bfloat16",
             num_threads=num_threads,
@@ -168,7 +181,7 @@ class NumbaBackend:
         rows, threads = max(QUERY_TILE, config.heads), self._pool.threads
         own = {
             "scores": rows * (config.max_positions // block_size + 1) * columns,
-            "scratch": max(ROW_BLOCK * self._width, rows * head_columns),
+            "scratch": max(ROW_BLOCK * self._width, (rows + 1) * head_columns),
             "queries": rows * round_up(config.head_dim, 16),
             "row": max(round_up(config.d_model, self._width), head_columns),
         }

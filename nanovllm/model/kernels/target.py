@@ -10,7 +10,9 @@ from llvmlite import binding, ir
 
 from nanovllm.model.kernels.processor import host_processor
 
-WEIGHT_TYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = ("int8",)
+WEIGHT_TYPES = (*DTYPES, *QUANTIZATIONS)
 CACHE_TYPES = ("float32", "bfloat16", "int8")
 PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Numbers of a type in a word of 32 bits."""
