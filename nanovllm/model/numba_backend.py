@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float32, Int64
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernel_memory import KernelMemory
 from nanovllm.model.kernels.bounds import watch
 from nanovllm.model.kernels.layout import LINE_BYTES
@@ -124,13 +125,15 @@ class NumbaBackend:
         weights = quantization or dtype
         cache = _AUTO_CACHE[weights] if kv_cache_dtype == "auto" else kv_cache_dtype
         spec = Spec(host_target(), weights, cache)
-        return cls(
+        backend = cls(
             config,
             open_weights(folder, config),
             spec=spec,
             narrow_embedding=dtype == "bfloat16",
             num_threads=num_threads,
         )
+        return_freed_memory()  # of layers in float32
+        return backend
 
     @property
     def config(self) -> GPT2Config:
@@ -298,6 +301,14 @@ class NumbaBackend:
     def close(self) -> None:
         """End the helper threads."""
         self._pool.close()
+
+    def __del__(self) -> None:
+        """End the helper threads, and give the memory of weights and cache back."""
+        if "_weights" in self.__dict__:  # otherwise it was never complete
+            self.close()
+            self.memory.arrays.clear()
+            del self._weights
+            return_freed_memory()
 
     def _run(self, function: str, products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""

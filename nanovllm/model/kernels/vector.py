@@ -130,7 +130,9 @@ class Vectors:
         )
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """a * b + c, rounded once."""
+        """a * b + c, rounded once where the processor can."""
+        if not self.target.has_fma:
+            return self.add(self.multiply(a, b), c)
         return self._call(f"llvm.fma.v{self.lanes}f32", self.f32s, a, b, c)
 
     def dot_bfloat16(self, a: Value, b: Value, c: Value) -> Value:
