@@ -31,8 +31,8 @@ def test_an_array_that_kernels_would_misread_is_refused(name: str, array: np.nda
 
 def test_an_array_that_kernels_can_read_is_kept_with_its_address() -> None:
     memory = KernelMemory()
-    arrays = {"hidden": np.zeros(4, dtype=np.float32), "slots": np.zeros(4, dtype=np.int64)}
-    arrays["token_embedding"] = np.zeros((2, 4), dtype=np.uint16)
+    dtypes = {"hidden": np.float32, "slots": np.int64, "token_embedding": np.uint16}
+    arrays = {name: np.zeros((2, 4), dtype=np.dtype(dtype)) for name, dtype in dtypes.items()}
     memory.place(**arrays)
     for name, array in arrays.items():
         assert memory.arrays[name] is array
