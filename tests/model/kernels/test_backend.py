@@ -219,8 +219,7 @@ def test_the_head_leaves_the_hidden_states_as_they_were(tmp_path: Path, cache: s
     np.testing.assert_array_equal(first.argmax(axis=1), words)
     np.testing.assert_array_equal(backend.logits(hidden), first)
     np.testing.assert_array_equal(hidden, before)
-    outliers = backend.memory.arrays["linears"]["outliers"]
-    assert outliers.any(), "there is nothing to leave out"
+    assert backend.memory.arrays["linears"]["outliers"][-1] > 0, "there is nothing to leave out"
 
 
 @pytest.mark.parametrize("change", ["overwritten", "cut short"])
