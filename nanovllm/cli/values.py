@@ -6,6 +6,8 @@ from pathlib import Path
 
 from nanovllm.errors import printable
 
+_LINE_CHARACTERS = 2000  # of a message, more than any of ours has
+
 
 def positive(text: str) -> int:
     """An option's value that must be a whole number of at least 1."""
@@ -39,7 +41,7 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
 
 def printable_lines(text: str) -> str:
     """`text` as it may be shown on a terminal, whoever wrote parts of it; its line breaks stay."""
-    return "\n".join(map(printable, text.split("\n")))
+    return "\n".join(printable(line, _LINE_CHARACTERS) for line in text.split("\n"))
 
 
 def _whole(text: str, low: int) -> int:

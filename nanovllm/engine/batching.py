@@ -268,15 +268,15 @@ def _is_short(mask: Mask) -> bool:
 
 
 def forbidden_tokens(request: Request) -> set[int]:
-    """Tokens that the request must not get next: stop tokens before min_tokens, and whatever would complete a bad word.
+    """Tokens that the request must not get next: stop tokens and the end of text before min_tokens, and whatever would complete a bad word.
 
     Bad words of one token are among its biases already.
     """
     forbidden: set[int] = set()
     if request.rules.has_completions:
         forbidden.update(request.rules.completions(request.tokens, request.num_output_tokens))
-    if request.stop_token_ids and request.num_output_tokens < request.sampling.min_tokens:
-        forbidden |= request.stop_token_ids
+    if request.num_output_tokens < request.sampling.min_tokens:
+        forbidden |= request.stop_token_ids | request.ignored_eos_token_ids
     return forbidden
 
 

@@ -138,7 +138,10 @@ class Intake:
         )
         max_new_tokens = self._room(len(token_ids), params)
         self._check_settings(params)
-        eos = frozenset() if params.ignore_eos else frozenset(self.model.eos_token_ids)
+        ends_text = frozenset(self.model.eos_token_ids)
+        eos, ignored_eos = (
+            (frozenset(), ends_text) if params.ignore_eos else (ends_text, frozenset())
+        )
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         self._check_place(priority, cache_salt)
         bad_words = self._bad_words(params)
@@ -162,6 +165,7 @@ class Intake:
                 choice_index=choice,
                 stop_token_ids=eos | frozenset(params.stop_token_ids or ()),
                 eos_token_ids=eos,
+                ignored_eos_token_ids=ignored_eos,
                 bad_words=bad_words,
                 shared_rules=rules,
                 grammar=None if grammar is None else grammar.start(),

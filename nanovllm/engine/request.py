@@ -53,6 +53,8 @@ class Request:
         max_new_tokens: tokens to generate at most, already limited to what fits the context; 0 only reads the prompt.
         stop_token_ids: tokens that end it, end of text among them unless it is to be ignored.
         eos_token_ids: those of them that are the end of text, which is no stop_reason.
+        ignored_eos_token_ids: the end of text where it does not end the answer. As in vLLM, it is
+            not sampled before min_tokens either.
         bad_words: token sequences that must not be completed.
         seed: 64 bits, drawn where the caller gave none.
         priority: lower goes first. `arrival` breaks ties; the scheduler sets it.
@@ -79,6 +81,7 @@ class Request:
     choice_index: int = 0
     stop_token_ids: frozenset[int] = frozenset()
     eos_token_ids: frozenset[int] = frozenset()
+    ignored_eos_token_ids: frozenset[int] = frozenset()
     bad_words: tuple[tuple[int, ...], ...] = ()
     priority: int = 0
     cache_salt: str = ""

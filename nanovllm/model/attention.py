@@ -59,6 +59,8 @@ def attend(queries: Queries, keys: Context, values: Context, scale: float) -> Qu
         weights = np.exp(scores, out=scores)
         total = weights.sum(axis=2, keepdims=True, dtype=np.float32)
         mixed = weights @ values[:visible].transpose(1, 0, 2)  # [heads, queries, head_dim]
+        if stop - start > 1 and not np.isfinite(mixed).all():
+            mixed = _mix_alone(weights, values[:visible])
         mixed /= total
         out[start:stop] = mixed.transpose(1, 0, 2)
     return out
@@ -69,6 +71,19 @@ def _hide_future(scores: Float32[np.ndarray, "heads queries visible"]) -> None:
     count = scores.shape[1]
     future = np.triu(np.ones((count, count), dtype=np.bool_), k=1)
     scores[:, :, scores.shape[2] - count :][:, future] = -np.inf
+
+
+def _mix_alone(
+    weights: Float32[np.ndarray, "heads queries visible"], values: Context
+) -> Float32[np.ndarray, "heads queries head_dim"]:
+    """weights V, each query over the values that it sees: a weight of 0 times a later NaN would be NaN."""
+    heads, count, visible = weights.shape
+    mixed = np.empty((heads, count, values.shape[2]), dtype=np.float32)
+    for row in range(count):
+        seen = visible - count + row + 1
+        product = weights[:, row : row + 1, :seen] @ values[:seen].transpose(1, 0, 2)
+        mixed[:, row] = product[:, 0]
+    return mixed
 
 
 def attend_by_rows(queries: Queries, keys: Context, values: Context, scale: float) -> Queries:

@@ -68,7 +68,6 @@ class ForwardBatch:
         _check_inside("token_ids", self.token_ids, vocab)
         _check_inside("positions", self.positions, max_positions)
         _check_inside("slots", self.slots, blocks * block_size)
-        _check_inside("block_tables", self.block_tables, blocks)
         _check_inside("logit_rows", self.logit_rows, self.tokens)
         if (
             self.context_lens.max() > self.block_tables.shape[1] * block_size
@@ -77,6 +76,9 @@ class ForwardBatch:
             raise ValueError(
                 "a context is longer than its block table, or shorter than its new tokens"
             )
+        first_tokens = np.arange(self.block_tables.shape[1], dtype=np.int64) * block_size
+        is_read = first_tokens < self.context_lens[:, None]
+        _check_inside("block_tables", self.block_tables[is_read], blocks)
         sequence = np.repeat(np.arange(self.seqs, dtype=np.int64), counts)
         offset = np.arange(self.tokens, dtype=np.int64) - self.query_starts[:-1][sequence]
         if not np.array_equal(self.positions, (self.context_lens - counts)[sequence] + offset):

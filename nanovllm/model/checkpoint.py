@@ -1,20 +1,23 @@
 """Safetensors checkpoints in Hugging Face's GPT-2 format, read strictly.
 
-The safetensors library checks the file (header, offsets, size); the arrays are then mapped from it without a copy, which the
-library's NumPy interface cannot do, nor read BF16. Names come with or without the `transformer.` prefix, in one file or in shards
-listed by model.safetensors.index.json. Whatever is missing, left over or of the wrong shape is collected into one error.
+The safetensors library checks the file (header, offsets, size); tensors are then read one by one
+into memory of their own, which the library's NumPy interface cannot do for BF16. Nothing stays
+mapped: a file that is overwritten in place would otherwise change the weights that are served, and
+one that is cut short would end the process. Names come with or without the `transformer.` prefix,
+in one file or in shards listed by model.safetensors.index.json. Whatever is missing, left over or
+of the wrong shape is collected into one error.
 """
 
 import json
-import math
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt8
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
@@ -40,45 +43,120 @@ _STORED_DTYPES: dict[str, np.dtype[Any]] = {
 }
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NAME_CHARACTERS = 100
-_TOUCH_BYTES = 16 << 20  # how much of a mapped file is read between two moves of the progress bar
+_PIECE_BYTES = 16 << 20  # of two tensors that are compared
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor where it lies in the file: `raw` is a memory map, BF16 as its 16-bit patterns."""
+    """A tensor in its file.
 
-    raw: np.ndarray
+    Attributes:
+        offset: of its first byte in the file.
+        identity: the file's, when its header was read.
+    """
+
+    path: Path
     dtype: str
-    file: str
+    shape: tuple[int, ...]
+    offset: int
+    num_bytes: int
+    identity: tuple[int, ...]
+
+    def read(self) -> Float32[np.ndarray, "..."]:
+        """Read it and widen it to float32; raises CheckpointError where the file has changed since."""
+        dtype = _STORED_DTYPES[self.dtype]
+        raw = self.read_bytes(0, self.num_bytes).view(dtype).reshape(self.shape)
+        if self.dtype == "BF16":  # the upper half of a float32
+            return np.left_shift(raw, 16, dtype=np.uint32).view(np.float32)
+        return raw.astype(np.float32, copy=False)
+
+    def is_equal(self, other: "StoredTensor") -> bool:
+        """Whether the other tensor has the same type, shape and bytes."""
+        return (self.dtype, self.shape) == (other.dtype, other.shape) and all(
+            np.array_equal(
+                self.read_bytes(start, _PIECE_BYTES), other.read_bytes(start, _PIECE_BYTES)
+            )
+            for start in range(0, self.num_bytes, _PIECE_BYTES)
+        )
+
+    def read_bytes(self, start: int, most: int) -> UInt8[np.ndarray, " bytes"]:
+        """Read up to `most` of its bytes from byte `start` on; raises as `read` does."""
+        count = min(most, self.num_bytes - start)
+        with self.path.open("rb") as file:
+            content = np.fromfile(file, dtype=np.uint8, count=count, offset=self.offset + start)
+            if content.size < count or _identity(file) != self.identity:
+                raise CheckpointError(f"{self.path} was changed while it was read; load it again")
+        return content
+
+
+class StoredLayers(Sequence[Layer]):
+    """Transformer blocks that are read from their files whenever they are asked for, and not kept."""
+
+    def __init__(self, config: GPT2Config, stored: Mapping[str, StoredTensor]) -> None:
+        """The blocks of a checkpoint that has been checked."""
+        self._config = config
+        self._stored = stored
+
+    def __len__(self) -> int:
+        """How many there are."""
+        return self._config.layers
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read one block; slices are not supported."""
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        names = [name for name in self._stored if name.startswith(f"h.{index}.")]
+        return build_layer({name: self._stored[name].read() for name in names}, index)
 
 
 def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
-    """The folder's weights in float32; what is stored as float32 stays mapped from the file, unless it lies there at an odd address.
+    """Read all of the folder's weights as float32.
 
     Raises:
         CheckpointError: no safetensors, a damaged file, or tensors missing, left over, of the wrong shape or type.
     """
-    stored = read_tensors(folder)
-    shapes = expected_shapes(config)
-    _check_tensors(stored, shapes, tied_head=config.tied_head, folder=folder)
-    total = sum(stored[name].raw.nbytes for name in shapes)
+    stored = _read_checked(folder, config)
+    total = sum(tensor.num_bytes for tensor in stored.values())
+    arrays: dict[str, np.ndarray] = {}
     progress: tqdm[Any]
     with tqdm(
         total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None, leave=False
     ) as progress:
-        arrays = {name: _to_float32(stored[name], progress) for name in shapes}
-    return build_tree(arrays, config)
+        for name, tensor in stored.items():
+            arrays[name] = tensor.read()
+            progress.update(tensor.num_bytes)
+    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
+    return build_tree(arrays, layers, config)
+
+
+def open_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
+    """Read the folder's weights as `load_weights` does, but each block only when it is asked for.
+
+    So the blocks are never all in memory as float32, which may be twice what their files hold.
+    """
+    stored = _read_checked(folder, config)
+    arrays = {name: tensor.read() for name, tensor in stored.items() if not name.startswith("h.")}
+    return build_tree(arrays, StoredLayers(config, stored), config)
+
+
+def _read_checked(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
+    """The tensors that the network has, once all of them are known to be right."""
+    stored = read_tensors(folder)
+    shapes = expected_shapes(config)
+    _check_tensors(stored, shapes, tied_head=config.tied_head, folder=folder)
+    return {name: stored[name] for name in shapes}
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of the folder's safetensors files by its name without the prefix, as stored; causal-mask buffers left out."""
     found: dict[str, StoredTensor] = {}
     for path in _checkpoint_files(folder):
-        for name, tensor in _map_file(path):
+        for name, tensor in _read_header(path):
             short = name.removeprefix(_PREFIX)
             if short in found:
                 raise CheckpointError(
-                    f"{folder}: {printable(short)} is there twice, in {found[short].file} and in {tensor.file}"
+                    f"{folder}: {printable(short)} is there twice, in {found[short].path.name} "
+                    f"and in {tensor.path.name}"
                 )
             if not _BUFFERS.fullmatch(short):
                 found[short] = tensor
@@ -112,26 +190,30 @@ def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def build_tree(arrays: dict[str, Float32[np.ndarray, "..."]], config: GPT2Config) -> GPT2Weights:
-    """The arrays of `expected_shapes` as the tree that the forward pass walks."""
+def build_layer(arrays: Mapping[str, Float32[np.ndarray, "..."]], index: int) -> Layer:
+    """The arrays of one block."""
 
     def linear(name: str) -> Linear:
-        return Linear(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+        return Linear(arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"])
 
     def norm(name: str) -> LayerNorm:
-        return LayerNorm(arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+        return LayerNorm(arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"])
 
-    layers = tuple(
-        Layer(
-            attention_norm=norm(f"h.{i}.ln_1"),
-            attention=AttentionWeights(linear(f"h.{i}.attn.c_attn"), linear(f"h.{i}.attn.c_proj")),
-            ffn_norm=norm(f"h.{i}.ln_2"),
-            ffn=FeedForwardWeights(linear(f"h.{i}.mlp.c_fc"), linear(f"h.{i}.mlp.c_proj")),
-        )
-        for i in range(config.layers)
+    return Layer(
+        attention_norm=norm("ln_1"),
+        attention=AttentionWeights(linear("attn.c_attn"), linear("attn.c_proj")),
+        ffn_norm=norm("ln_2"),
+        ffn=FeedForwardWeights(linear("mlp.c_fc"), linear("mlp.c_proj")),
     )
+
+
+def build_tree(
+    arrays: Mapping[str, Float32[np.ndarray, "..."]], layers: Sequence[Layer], config: GPT2Config
+) -> GPT2Weights:
+    """The blocks, and the arrays of `expected_shapes` around them, as the tree that the forward pass walks."""
     head = arrays["wte.weight"] if config.tied_head else arrays["lm_head.weight"]
-    return GPT2Weights(arrays["wte.weight"], arrays["wpe.weight"], layers, norm("ln_f"), head)
+    final_norm = LayerNorm(arrays["ln_f.weight"], arrays["ln_f.bias"])
+    return GPT2Weights(arrays["wte.weight"], arrays["wpe.weight"], layers, final_norm, head)
 
 
 def _checkpoint_files(folder: Path) -> list[Path]:
@@ -191,39 +273,35 @@ def _is_file(path: Path) -> bool:
         return False
 
 
-def _map_file(path: Path) -> Iterator[tuple[str, StoredTensor]]:
-    try:
-        with safe_open(path, framework="numpy"):
-            pass  # opening checks the header, every offset and the file's size
-    except (SafetensorError, OSError) as error:
-        if _is_lfs_pointer(path):
-            raise CheckpointError(
-                f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in that folder, "
-                "or fetch the model by `nanovllm download`"
-            ) from error
-        raise CheckpointError(
-            f"{path} is damaged or incomplete ({path.stat().st_size} bytes): {printable(str(error))}; fetch it again"
-        ) from error
+def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
     with path.open("rb") as file:
+        identity = _identity(file)
+        try:
+            with safe_open(path, framework="numpy"):
+                pass  # opening checks the header, every offset and the file's size
+        except (SafetensorError, OSError) as error:
+            if _is_lfs_pointer(path):
+                raise CheckpointError(
+                    f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in that "
+                    "folder, or fetch the model by `nanovllm download`"
+                ) from error
+            raise CheckpointError(
+                f"{path} is damaged or incomplete ({path.stat().st_size} bytes): "
+                f"{printable(str(error))}; fetch it again"
+            ) from error
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
     for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        start, stop = entry["data_offsets"]
-        dtype = _STORED_DTYPES.get(
-            entry["dtype"], np.dtype(np.uint8)
-        )  # another type is reported by name, with the other problems
-        shape = tuple(entry["shape"]) if entry["dtype"] in _STORED_DTYPES else (stop - start,)
-        empty = math.prod(shape) == 0
-        raw = (
-            np.empty(shape, dtype=dtype)
-            if empty
-            else np.memmap(
-                path, dtype=dtype, mode="r", offset=8 + header_bytes + start, shape=shape
-            )
-        )
-        yield name, StoredTensor(np.asarray(raw), entry["dtype"], path.name)
+        if name != "__metadata__":
+            start, stop = entry["data_offsets"]
+            offset, shape = 8 + header_bytes + start, tuple(entry["shape"])
+            yield name, StoredTensor(path, entry["dtype"], shape, offset, stop - start, identity)
+
+
+def _identity(file: BinaryIO) -> tuple[int, ...]:
+    """What tells a file from another that takes its place, and from itself after a change."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _check_tensors(
@@ -239,7 +317,7 @@ def _check_tensors(
     for name, tensor in stored.items():
         shown = printable(name, _NAME_CHARACTERS)
         if name == "lm_head.weight" and tied_head:  # some checkpoints store the tied head twice
-            if "wte.weight" in stored and not _is_equal(tensor, stored["wte.weight"]):
+            if "wte.weight" in stored and not tensor.is_equal(stored["wte.weight"]):
                 remedy = "if the model has a head of its own, config.json needs tie_word_embeddings false"
                 problems.append(f"left over: lm_head.weight, which is not wte.weight; {remedy}")
         elif name not in shapes:
@@ -248,9 +326,9 @@ def _check_tensors(
             problems.append(
                 f"wrong type: {name} is {printable(tensor.dtype, 20)}, not one of {', '.join(_STORED_DTYPES)}"
             )
-        elif tensor.raw.shape != shapes[name]:
+        elif tensor.shape != shapes[name]:
             problems.append(
-                f"wrong shape: {name} is {list(tensor.raw.shape)}, config.json asks for {list(shapes[name])}"
+                f"wrong shape: {name} is {list(tensor.shape)}, config.json asks for {list(shapes[name])}"
             )
     if problems:
         told = problems[:40] + (
@@ -260,30 +338,3 @@ def _check_tensors(
             f"{folder} does not hold the model that its config.json describes:\n  "
             + "\n  ".join(told)
         )
-
-
-def _is_equal(one: StoredTensor, other: StoredTensor) -> bool:
-    return (
-        one.dtype == other.dtype
-        and one.raw.shape == other.raw.shape
-        and one.raw.tobytes() == other.raw.tobytes()
-    )
-
-
-def _to_float32(tensor: StoredTensor, progress: "tqdm[Any]") -> Float32[np.ndarray, "..."]:
-    if tensor.dtype == "F32":
-        flat = tensor.raw.reshape(-1).view(np.uint8)
-        for start in range(
-            0, flat.size, _TOUCH_BYTES
-        ):  # read it now, so that the first request does not wait for the disk
-            flat[start : start + _TOUCH_BYTES : 4096].max()
-            progress.update(min(_TOUCH_BYTES, flat.size - start))
-        return np.require(
-            tensor.raw, requirements="A"
-        )  # a copy where it lies at an odd address: BLAS would make one every time
-    progress.update(tensor.raw.nbytes)
-    if tensor.dtype == "F16":
-        return tensor.raw.astype(np.float32)
-    return np.left_shift(tensor.raw, 16, dtype=np.uint32).view(
-        np.float32
-    )  # bfloat16 is the upper half of a float32

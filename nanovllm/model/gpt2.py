@@ -37,6 +37,7 @@ FAST = Arithmetic(product, attend)
 BATCH_INVARIANT = Arithmetic(product_by_rows, attend_by_rows)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # a sequence that overflows may be beside sound ones
 def forward(
     config: GPT2Config,
     weights: GPT2Weights,
@@ -80,6 +81,7 @@ def self_attention(
     return linear(mixed.reshape(batch.tokens, config.d_model), weights.out, arithmetic.product)
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def logits(
     weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"], arithmetic: Arithmetic = FAST
 ) -> Float32[np.ndarray, "rows vocab"]:

@@ -1,12 +1,24 @@
 """The record that compiled code is given, and the arrays whose addresses are in it."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from typing import Any
 
 import numpy as np
 
-from nanovllm.model.kernels.parameters import PARAMETERS
+from nanovllm.model.kernels.parameters import DTYPES, FLOAT32, PARAMETERS
 
 _PLACES = {name: place for place, name in enumerate(PARAMETERS.names or ())}
+
+
+def check_array(name: str, array: np.ndarray, dtypes: Collection[np.dtype[Any]]) -> None:
+    """Raise TypeError unless compiled code can read the array at its address: one of `dtypes`, C order.
+
+    Compiled code sees an address and no type: it would read garbage and say nothing.
+    """
+    if array.dtype not in dtypes or not array.flags.c_contiguous:
+        order = "C order" if array.flags.c_contiguous else "another order"
+        wanted = " or ".join(map(str, dtypes))
+        raise TypeError(f"{name} is {array.dtype} in {order}; kernels read {wanted} in C order")
 
 
 class KernelMemory:
@@ -32,9 +44,9 @@ class KernelMemory:
             self._words[_PLACES[name]] = number
 
     def place(self, **arrays: np.ndarray) -> None:
-        """Keep arrays and write down where they are."""
+        """Keep arrays and write down where they are; raises TypeError for one of another type."""
         for name, array in arrays.items():
-            assert array.flags.c_contiguous, name
+            check_array(name, array, DTYPES.get(name, FLOAT32))
             self.arrays[name] = array
             self._words[_PLACES[name]] = array.ctypes.data
 

@@ -12,8 +12,9 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.model.checkpoint import load_weights
+from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernel_memory import KernelMemory
 from nanovllm.model.kernels.bounds import watch
 from nanovllm.model.kernels.layout import LINE_BYTES
@@ -32,7 +33,14 @@ from nanovllm.model.kernels.parameters import (
 )
 from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.processors import default_threads
-from nanovllm.model.kernels.target import CACHE_TYPES, PER_WORD, WEIGHT_TYPES, Spec, host_target
+from nanovllm.model.kernels.target import (
+    CACHE_TYPES,
+    DTYPES,
+    PER_WORD,
+    QUANTIZATIONS,
+    Spec,
+    host_target,
+)
 from nanovllm.model.packed_weights import PackedWeights
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.weights import GPT2Weights
@@ -101,24 +109,32 @@ class NumbaBackend:
         num_threads: int | None = None,
     ) -> "NumbaBackend":
         """Load a model folder; raises CheckpointError when it cannot be used. It is batch-invariant in any case."""
-        weights = quantization or dtype
-        if {dtype, weights} - {*WEIGHT_TYPES} or kv_cache_dtype not in {"auto", *CACHE_TYPES}:
+        is_known = (
+            dtype in DTYPES
+            and quantization in {None, *QUANTIZATIONS}
+            and kv_cache_dtype in {"auto", *CACHE_TYPES}
+        )
+        if not is_known:
             asked = (
                 f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
             )
             raise ValueError(
-                f"{asked} was asked for, but backend='numba' computes in {', '.join(WEIGHT_TYPES)} only"
+                f"{asked} was asked for, but backend='numba' takes dtype {' or '.join(DTYPES)}, quantization "
+                f"{' or '.join(QUANTIZATIONS)} or none, and kv_cache_dtype auto, {', '.join(CACHE_TYPES)}"
             )
         config = GPT2Config.load(folder)
+        weights = quantization or dtype
         cache = _AUTO_CACHE[weights] if kv_cache_dtype == "auto" else kv_cache_dtype
         spec = Spec(host_target(), weights, cache)
-        return cls(
+        backend = cls(
             config,
-            load_weights(folder, config),
+            open_weights(folder, config),
             spec=spec,
             narrow_embedding=dtype == "bfloat16",
             num_threads=num_threads,
         )
+        return_freed_memory()  # of layers in float32
+        return backend
 
     @property
     def config(self) -> GPT2Config:
@@ -169,7 +185,7 @@ class NumbaBackend:
         rows, threads = max(QUERY_TILE, config.heads), self._pool.threads
         own = {
             "scores": rows * (config.max_positions // block_size + 1) * columns,
-            "scratch": max(ROW_BLOCK * self._width, rows * head_columns),
+            "scratch": max(ROW_BLOCK * self._width, (rows + 1) * head_columns),
             "queries": rows * round_up(config.head_dim, 16),
             "row": max(round_up(config.d_model, self._width), head_columns),
         }
@@ -286,6 +302,14 @@ class NumbaBackend:
     def close(self) -> None:
         """End the helper threads."""
         self._pool.close()
+
+    def __del__(self) -> None:
+        """End the helper threads, and give the memory of weights and cache back."""
+        if "_weights" in self.__dict__:  # otherwise it was never complete
+            self.close()
+            self.memory.arrays.clear()
+            del self._weights
+            return_freed_memory()
 
     def _run(self, function: str, products: int) -> None:
         """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""

@@ -10,6 +10,7 @@ from threadpoolctl import ThreadpoolController
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.gpt2 import BATCH_INVARIANT, FAST, Arithmetic, forward, logits
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.weights import GPT2Weights
@@ -143,6 +144,12 @@ class NumpyBackend:
         sources, targets = (list(blocks) for blocks in zip(*copies, strict=True))
         for array in (self._cache.keys, self._cache.values):
             array[:, targets] = array[:, sources]
+
+    def __del__(self) -> None:
+        """Give the memory of weights and cache back."""
+        if "_weights" in self.__dict__:  # otherwise it was never complete
+            del self._weights, self._cache
+            return_freed_memory()
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""

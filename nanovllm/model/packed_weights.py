@@ -1,10 +1,8 @@
 """A network's weights as the kernels read them: panels of one type, rows filled up, and records that say where everything is.
 
-Layer after layer is packed and what it was packed from is given back to the operating system, so that loading takes little more memory than
-the packed weights themselves.
+Layer after layer is read, packed and let go, so that loading takes little more memory than the packed weights and one layer in float32.
 """
 
-import mmap
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -30,8 +28,14 @@ from nanovllm.model.kernels.parameters import (
     STORE,
 )
 from nanovllm.model.kernels.target import PER_WORD, Spec
-from nanovllm.model.quantization import QuantizedLinear, calibrate, quantise_head, quantise_layer
-from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
+from nanovllm.model.quantization import (
+    QuantizedLayer,
+    QuantizedLinear,
+    calibrate,
+    quantise_head,
+    quantise_layer,
+)
+from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
 
 
 class _Part(NamedTuple):
@@ -40,7 +44,6 @@ class _Part(NamedTuple):
     products: tuple[Linear | QuantizedLinear, ...]
     factors: tuple[np.ndarray | None, ...]
     norms: tuple[LayerNorm, ...]
-    sources: tuple[np.ndarray, ...]
 
 
 class PackedWeights:
@@ -67,25 +70,17 @@ class PackedWeights:
         norms: list[LayerNorm] = []
         parts = _quantised_parts(config, weights) if spec.weights == "int8" else _parts(weights)
         place = 0
-        for part in tqdm(
-            parts,
-            total=config.layers + 1,
-            desc="Packing weights",
-            unit="layer",
-            leave=False,
-            disable=None,
-        ):
-            for product, factors in zip(part.products, part.factors, strict=True):
-                self._pack(self.linears[place], product, factors)
-                place += 1
-            norms += [
-                LayerNorm(
-                    np.array(norm.gain, dtype=np.float32), np.array(norm.bias, dtype=np.float32)
-                )
-                for norm in part.norms
-            ]
-            for source in part.sources:
-                _release(source)
+        progress: tqdm[Any]
+        with tqdm(
+            total=config.layers + 1, desc="Packing weights", unit="layer", leave=False, disable=None
+        ) as progress:
+            for part in parts:
+                for product, factors in zip(part.products, part.factors, strict=True):
+                    self._pack(self.linears[place], product, factors)
+                    place += 1
+                norms += part.norms
+                del part, product  # before the next layer is read
+                progress.update()
         self.arrays = {
             "linears": self.linears,
             "token_embedding": self._embedding(weights.token_embedding, narrow=narrow_embedding),
@@ -97,7 +92,6 @@ class PackedWeights:
         self.head_multipliers = (
             _multipliers(weights.final_norm, norms[-1]) if spec.weights == "int8" else None
         )
-        _release(weights.token_embedding)
 
     @property
     def num_bytes(self) -> int:
@@ -117,13 +111,12 @@ class PackedWeights:
                 "column_sums",
                 _pack_integers(numbers.sum(axis=0, dtype=np.int32), self._width),
             )
-            ones = np.ones(numbers.shape[0], dtype=np.float32)
-            self._hold(
-                record,
-                "input_factors",
-                pack_rows([ones if factors is None else factors], self._width),
-            )
             assert linear.outliers.size <= MAX_OUTLIERS
+            inputs = np.ones(numbers.shape[0], dtype=np.float32) if factors is None else factors
+            without_outliers = inputs.copy()
+            without_outliers[linear.outliers] = 0.0
+            self._hold(record, "input_factors", pack_rows([without_outliers], self._width))
+            self._hold(record, "outlier_factors", pack_rows([inputs[linear.outliers]], self._width))
             record["outliers"] = linear.outliers.size
             self._hold(
                 record,
@@ -135,13 +128,12 @@ class PackedWeights:
                     record, "outlier_weight", pack_rows(list(linear.outlier_weight), self._width)
                 )
         else:
-            numbers = (
-                to_bfloat16(linear.weight) if self._spec.weights == "bfloat16" else linear.weight
-            )
+            numbers = linear.weight
         d_in, d_out = numbers.shape
         record["steps"] = panel_steps(d_in, PER_WORD[self._spec.weights])
         record["panels"] = round_up(d_out, self._width) // self._width
-        self._hold(record, "weight", pack_panels(numbers, self._width))
+        is_narrow = self._spec.weights == "bfloat16"
+        self._hold(record, "weight", pack_panels(numbers, self._width, narrow=is_narrow))
         self._hold(record, "bias", pack_rows([linear.bias], self._width))
 
     def _hold(self, record: Any, name: str, array: np.ndarray) -> None:
@@ -156,7 +148,7 @@ class PackedWeights:
         }
 
     def _embedding(self, embedding: np.ndarray, *, narrow: bool) -> np.ndarray:
-        if not narrow:  # mapped from the file where it can be: of a table as large as the head, only the rows that are asked for become resident
+        if not narrow:
             return np.ascontiguousarray(embedding)
         vocab, d_model = embedding.shape
         padded = np.zeros((vocab, round_up(d_model, self._width)), dtype=np.uint16)
@@ -166,43 +158,31 @@ class PackedWeights:
 
 
 def _parts(weights: GPT2Weights) -> Iterator[_Part]:
-    """Every layer in order, and then the head."""
-    for layer in weights.layers:
-        products = (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down)
-        yield _Part(
-            products,
-            (None,) * 4,
-            (layer.attention_norm, layer.ffn_norm),
-            tuple(product.weight for product in products),
-        )
+    """Every layer in order, and then the head; a layer is not kept while the next is read."""
+    for index in range(len(weights.layers)):
+        yield _part(weights.layers[index])
     head = weights.head.T
-    yield _Part(
-        (Linear(head, np.zeros(head.shape[1], dtype=np.float32)),),
-        (None,),
-        (weights.final_norm,),
-        (),
-    )
+    bias = np.zeros(head.shape[1], dtype=np.float32)
+    yield _Part((Linear(head, bias),), (None,), (weights.final_norm,))
+
+
+def _part(layer: Layer) -> _Part:
+    products = (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down)
+    return _Part(products, (None,) * 4, (layer.attention_norm, layer.ffn_norm))
 
 
 def _quantised_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part]:
     calibration = calibrate(config, weights)
-    for source, peaks in zip(weights.layers, calibration.layers, strict=True):
-        layer = quantise_layer(source, peaks)
-        sources = (
-            source.attention.qkv.weight,
-            source.attention.out.weight,
-            source.ffn.up.weight,
-            source.ffn.down.weight,
-        )
-        products = (layer.qkv, layer.out, layer.up, layer.down)
-        yield _Part(
-            products,
-            (None, None, None, layer.down_multipliers),
-            (layer.attention_norm, layer.ffn_norm),
-            sources,
-        )
+    for index, peaks in enumerate(calibration.layers):
+        yield _quantised_part(quantise_layer(weights.layers[index], peaks))
     norm, head = quantise_head(weights, calibration.head)
-    yield _Part((head,), (None,), (norm,), ())
+    yield _Part((head,), (None,), (norm,))
+
+
+def _quantised_part(layer: QuantizedLayer) -> _Part:
+    products = (layer.qkv, layer.out, layer.up, layer.down)
+    factors = (None, None, None, layer.down_multipliers)
+    return _Part(products, factors, (layer.attention_norm, layer.ffn_norm))
 
 
 def _multipliers(norm: LayerNorm, scaled: LayerNorm) -> np.ndarray:
@@ -218,12 +198,3 @@ def _pack_integers(values: np.ndarray, width: int) -> np.ndarray:
     packed = aligned_zeros(round_up(max(values.size, 1), width)).view(np.int32)
     packed[: values.size] = values
     return packed
-
-
-def _release(array: np.ndarray) -> None:
-    """Give back the memory of a mapped file; what is read again comes from the file."""
-    base: Any = array
-    while isinstance(base, np.ndarray):
-        base = base.base
-    if isinstance(base, mmap.mmap) and hasattr(base, "madvise"):
-        base.madvise(mmap.MADV_DONTNEED)

@@ -3,22 +3,26 @@
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from nanovllm.model.kernel_memory import check_array
 from nanovllm.model.kernels.bounds import watch
 from nanovllm.model.kernels.layout import F32_BYTES
 from nanovllm.model.kernels.library import Library
 from nanovllm.model.kernels.packing import aligned_zeros
 from nanovllm.model.kernels.pool import ThreadPool
-from nanovllm.model.kernels.sampling_parameters import SAMPLING_PARAMETERS, scratch_layout
+from nanovllm.model.kernels.sampling_parameters import (
+    SAMPLING_DTYPES,
+    SAMPLING_PARAMETERS,
+    scratch_layout,
+)
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.rows import RowLists, RowReports, RowSettings, SampledRows
 
 _SHARED_SCORES = 100_000  # fewer are done before another thread is awake
 _ROWS_AT_FIRST = 32  # to have room for; more when they are first asked for
-_COLUMNS = {
-    "temperature": np.float32, "log_min_p": np.float32, "repetition": np.float32, "presence": np.float32, "frequency": np.float32,
-    "top_k": np.int64, "top_p": np.float64, "seeds": np.uint64, "choices": np.int64, "positions": np.int64,
-    "tokens": np.int64, "has_token": np.int64, "wanted": np.int64, "found": np.int64, "ranks": np.int64,
-}  # fmt: skip
+_COLUMNS = (
+    "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p", "seeds", "choices", "positions",
+    "tokens", "has_token", "wanted", "found", "ranks",
+)  # fmt: skip
 
 
 class CompiledRowSampler:
@@ -85,8 +89,8 @@ class CompiledRowSampler:
     ) -> RowReports:
         rows, vocab = logits.shape
         assert vocab == self._record["vocab"][0]
-        assert logits.dtype == np.float32
-        assert logits.strides[1] == F32_BYTES
+        if logits.dtype != np.float32 or logits.strides[1] != F32_BYTES:
+            raise TypeError(f"logits are {logits.dtype} with strides {logits.strides}")
         most = max(int(wanted.max(initial=0)), 0)
         likely_ids = np.empty((rows, most), dtype=np.int64)
         logprobs = np.empty((rows, most + 1), dtype=np.float32)
@@ -123,7 +127,9 @@ class CompiledRowSampler:
     def _reserve(self, rows: int) -> None:
         """Make room for the columns of so many rows."""
         if not self._columns or rows > self._columns["tokens"].shape[0]:
-            self._columns = {name: np.zeros(rows, dtype=dtype) for name, dtype in _COLUMNS.items()}
+            self._columns = {
+                name: np.zeros(rows, dtype=SAMPLING_DTYPES[name][0]) for name in _COLUMNS
+            }
             self._place(**self._columns)
 
     def _fill(self, rows: int, **columns: np.ndarray) -> None:
@@ -131,7 +137,8 @@ class CompiledRowSampler:
             self._columns[name][:rows] = values
 
     def _place(self, **arrays: np.ndarray) -> None:
-        """Write down where arrays are; the caller keeps them alive."""
+        """Write down where arrays are; raises TypeError for one of another type. The caller keeps them alive."""
         for name, array in arrays.items():
-            assert name == "logits" or array.flags.c_contiguous, name
+            if name != "logits":  # whose rows may be apart
+                check_array(name, array, SAMPLING_DTYPES[name])
             self._record[name] = array.ctypes.data

@@ -4,6 +4,7 @@ GPT-2 stores its linear layers as [in, out] (the "Conv1D" of the original code),
 and value lie side by side in the columns of one matrix.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -58,6 +59,6 @@ class GPT2Weights:
 
     token_embedding: Float32[np.ndarray, "vocab d_model"]
     position_embedding: Float32[np.ndarray, "positions d_model"]
-    layers: tuple[Layer, ...]
+    layers: Sequence[Layer]
     final_norm: LayerNorm
     head: Float32[np.ndarray, "vocab d_model"]

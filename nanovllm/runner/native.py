@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from nanovllm.model.backend import Backend, BackendLoader
 from nanovllm.model.batch import ForwardBatch
@@ -79,7 +79,14 @@ class NativeModelRunner:
         batch_invariant: bool = False,
         num_threads: int | None = None,
     ) -> "NativeModelRunner":
-        """Load a model folder with the backend of that name; raises CheckpointError when the folder cannot be used."""
+        """Load a model folder with the backend of that name.
+
+        Raises:
+            CheckpointError: the folder cannot be used.
+            ValueError: there is no backend of that name, or it cannot compute in these types.
+        """
+        if backend not in _LOADERS:
+            raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(_LOADERS)}")
         load = _LOADERS[backend]
         return cls(
             load(
@@ -114,7 +121,9 @@ class NativeModelRunner:
             if sampling.hidden_rows.size
             else None
         )  # of a copy: `hidden` is overwritten
-        wanted = hidden if sampling.rows.size == hidden.shape[0] else hidden[sampling.rows]
+        wanted = hidden
+        if sampling.prompt.rows.size or not _are_all_rows(sampling.rows, hidden.shape[0]):
+            wanted = hidden[sampling.rows]  # a copy, which prompt log-probabilities do not change
         prompt_logprobs = (
             self._prompt_logprobs(hidden[sampling.prompt.rows], sampling.prompt)
             if sampling.prompt.rows.size
@@ -144,3 +153,8 @@ class NativeModelRunner:
                 self._backend.row_sampler, logits, prompt.token_ids[part], prompt.num_logprobs[part]
             )
         return found
+
+
+def _are_all_rows(rows: Int64[np.ndarray, " seqs"], count: int) -> bool:
+    """Whether these are all of `count` rows in their order."""
+    return np.array_equal(rows, np.arange(count, dtype=np.int64))

@@ -239,6 +239,14 @@ def test_stop_tokens_are_forbidden_until_min_tokens() -> None:
     assert [edits_of(sampling, row) for row in range(4)] == [early, early, late, late]
 
 
+def test_an_ignored_end_of_text_is_forbidden_until_min_tokens() -> None:
+    requests = [request([1], answer, min_tokens=2) for answer in ([4], [4, 4])]
+    for made in requests:
+        made.ignored_eos_token_ids = frozenset({7})
+    sampling = sampling_of(*requests)
+    assert [edits_of(sampling, row) for row in range(2)] == [{7: -INF}, {}]
+
+
 def test_a_bad_word_of_one_token_is_always_forbidden() -> None:
     sampling = sampling_of(
         request(),

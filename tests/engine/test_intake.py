@@ -382,8 +382,10 @@ def test_end_of_text_is_a_stop_token_unless_ignored(intake: Intake) -> None:
     (request,) = submit(intake, stop_token_ids=[3]).requests
     assert request.stop_token_ids == {3, end}
     assert request.eos_token_ids == {end}
+    assert request.ignored_eos_token_ids == set()
     (request,) = submit(intake, stop_token_ids=[3], ignore_eos=True).requests
     assert request.stop_token_ids == {3}
+    assert request.ignored_eos_token_ids == {end}
     assert request.eos_token_ids == frozenset()
     (request,) = submit(intake, stop_token_ids=[end], ignore_eos=True).requests
     assert request.stop_token_ids == {end}, "asked for by name it counts"

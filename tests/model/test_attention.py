@@ -109,6 +109,24 @@ def test_a_token_does_not_see_the_future(way: Attend) -> None:
 
 
 @WAYS
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [3, 70])
+def test_a_value_that_is_not_finite_reaches_no_earlier_token(
+    way: Attend, bad: float, place: int
+) -> None:
+    """0 times a NaN is a NaN: a masked weight of 0 is not enough."""
+    queries, keys, values = random_sequence(3, 80)
+    expected = way(queries, keys, values, SCALE)
+    changed = values.copy()
+    changed[place, 1, 2] = bad
+    with np.errstate(invalid="ignore"):
+        found = way(queries, keys, changed, SCALE)
+    np.testing.assert_allclose(found[:place], expected[:place], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5, atol=1e-6)
+    assert not np.isfinite(found[place:, 1, 2]).any()
+
+
+@WAYS
 def test_large_scores_neither_overflow_nor_lose_the_best_key(way: Attend) -> None:
     queries, keys, values = random_sequence(4, 20)
     keys = keys.copy()

@@ -163,6 +163,15 @@ def test_each_kind_of_wrong_index_is_refused(
         check(wrong)
 
 
+def test_entries_behind_a_context_may_be_anything() -> None:
+    batch = sound_batch()
+    tables = batch.block_tables.copy()
+    is_behind = np.arange(tables.shape[1]) * BLOCK_SIZE >= batch.context_lens[:, None]
+    tables[is_behind] = -5
+    assert is_behind.any()
+    check(changed(batch, "block_tables", tables))
+
+
 def test_a_batch_of_nothing_is_refused() -> None:
     empty = np.zeros(0, dtype=np.int64)
     nothing = ForwardBatch(

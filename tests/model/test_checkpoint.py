@@ -1,7 +1,7 @@
 """Checkpoints as they are found on the hub and on broken disks: every form gives the same weights, every fault a clear error."""
 
 import itertools
-import mmap
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.errors import CheckpointError
-from nanovllm.model.checkpoint import load_weights
+from nanovllm.model.checkpoint import load_weights, open_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.weights import GPT2Weights
 from tests.support.checkpoints import (
@@ -100,16 +100,6 @@ def to_bfloat16(array: np.ndarray) -> np.ndarray:
     return rounded
 
 
-def is_mapped(array: np.ndarray) -> bool:
-    """Whether the array's numbers lie in a memory-mapped file."""
-    base: object = array
-    while base is not None:
-        if isinstance(base, mmap.mmap):
-            return True
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    return False
-
-
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_weights(tmp_path: Path, form: str) -> None:
     weights = load(write_checkpoint(tmp_path, **FORMS[form]))
@@ -144,14 +134,52 @@ def test_weights_suit_the_arithmetic(tmp_path: Path, dtype: str, *, aligned: boo
         assert array.flags.c_contiguous
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_float32_stays_in_the_mapped_file(tmp_path: Path, shards: int) -> None:
-    arrays = list(leaves(load(write_checkpoint(tmp_path, shards=shards, tied=False))))
-    assert len(arrays) == 2 * 12 + 5
-    for array in arrays:
-        assert is_mapped(array)
-        assert not array.flags.writeable
-    assert not is_mapped(arrays[0].copy())
+@pytest.mark.parametrize("change", ["overwritten", "cut short"])
+@pytest.mark.parametrize("dtype", ["F32", "BF16"])
+def test_what_is_loaded_does_not_depend_on_the_file(
+    tmp_path: Path, dtype: str, change: str
+) -> None:
+    """A mapped file that is cut short would end this process."""
+    path = write_checkpoint(tmp_path, dtype=dtype) / "model.safetensors"
+    weights = load(tmp_path)
+    before = [array.copy() for array in leaves(weights)]
+    with path.open("r+b") as file:
+        if change == "overwritten":
+            file.write(bytes(path.stat().st_size))
+        else:
+            file.truncate(0)
+    for array, expected in zip(leaves(weights), before, strict=True):
+        np.testing.assert_array_equal(array, expected)
+
+
+def test_blocks_can_be_read_one_at_a_time(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, dtype="BF16", shards=2)
+    opened = open_weights(folder, GPT2Config.load(folder))
+    whole = by_name(load(folder))
+    for name, array in by_name(opened).items():
+        np.testing.assert_array_equal(array, whole[name], err_msg=name)
+    assert opened.layers[0] is not opened.layers[0]
+    with pytest.raises(IndexError):
+        opened.layers[len(opened.layers)]
+
+
+@pytest.mark.parametrize("change", ["overwritten", "cut short", "replaced"])
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path: Path, change: str) -> None:
+    path = write_checkpoint(tmp_path) / "model.safetensors"
+    opened = open_weights(tmp_path, GPT2Config.load(tmp_path))
+    content = path.read_bytes()
+    os.utime(path, ns=(0, 0))  # so that a change within the clock's resolution shows too
+    opened_before = open_weights(tmp_path, GPT2Config.load(tmp_path))
+    if change == "replaced":
+        (tmp_path / "new").write_bytes(content)
+        (tmp_path / "new").replace(path)
+    else:
+        path.write_bytes(content if change == "overwritten" else content[:-1])
+    for weights in (opened, opened_before):
+        with pytest.raises(
+            CheckpointError, match=r"model\.safetensors was changed while it was read"
+        ):
+            list(weights.layers)
 
 
 def test_nothing_is_printed_where_nobody_watches(

@@ -270,6 +270,30 @@ def test_loading_by_name(tiny_model: Path, tmp_path: Path, name: str) -> None:
         NativeModelRunner.load(tiny_model, backend=name, dtype="float16")
 
 
+def test_a_backend_that_does_not_exist_is_refused_by_name(tiny_model: Path) -> None:
+    with pytest.raises(ValueError, match="backend is 'x'; it must be one of numba, numpy"):
+        NativeModelRunner.load(tiny_model, backend="x")
+
+
+@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("greedy", [True, False])
+def test_as_many_sampled_rows_as_hidden_rows_are_not_the_same_rows(
+    tiny_model: Path, name: str, *, greedy: bool
+) -> None:
+    prompts = [prompt_of(5, 1), prompt_of(6, 2), prompt_of(7, 3)]
+    row = Row(temperature=0.0) if greedy else Row(temperature=0.0, logprobs=1)
+    best = [int(all_logits(tiny_model, prompt)[-1].argmax()) for prompt in prompts]
+    runner = NativeModelRunner.load(tiny_model, backend=name)
+    runner.backend.allocate_cache(40, BLOCK_SIZE)
+    batch = make_batch(prompts, block_size=BLOCK_SIZE)
+    for places in ([2, 0, 1], [1, 1, 0]):
+        output = runner.run(batch, make_sampling([row] * 3, places=places))
+        assert output.token_ids == [best[place] for place in places]
+    reported = ([0, 1, 2], [1, 2, 3], [1, 1, 1])  # of the rows that are sampled too
+    output = runner.run(batch, make_sampling([row] * 3, prompt=reported))
+    assert output.token_ids == best
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -1,7 +1,8 @@
 """Activation functions on vectors, each the twin of the function of the same name in nanovllm/model/activation.py.
 
-tanh and the logistic function are written with one exp each: tanh(x) = 1 - 2 / (exp(2x) + 1), which is exact at both ends, since exp
-saturates long after the quotient is 0 or 1.
+tanh and the logistic function are written with one exp each: tanh(x) = 1 - 2 / (exp(2x) + 1), which
+is exact at both ends, since exp overflows long after the quotient is 0 or 1. NaN and infinities
+give what they give in NumPy.
 """
 
 import math
@@ -59,14 +60,14 @@ def silu(v: Vectors, x: Value) -> Value:
 
 def mish(v: Vectors, x: Value) -> Value:
     """x tanh(log(1 + e)) = x (e^2 + 2e) / (e^2 + 2e + 2) with e = exp(x), held below where its square overflows."""
-    e = v.exp(v.minimum(x, v.constant(40.0)))
+    e = v.exp(v.minimum(v.constant(40.0), x))
     w = v.multiply(e, v.add(e, v.constant(2.0)))
     return v.multiply(x, v.divide(w, v.add(w, v.constant(2.0))))
 
 
 def relu(v: Vectors, x: Value) -> Value:
     """max(x, 0)."""
-    return v.maximum(x, v.constant(0.0))
+    return v.maximum(v.constant(0.0), x)
 
 
 def relu2(v: Vectors, x: Value) -> Value:
@@ -77,7 +78,7 @@ def relu2(v: Vectors, x: Value) -> Value:
 
 def relu6(v: Vectors, x: Value) -> Value:
     """x kept between 0 and 6."""
-    return v.minimum(relu(v, x), v.constant(6.0))
+    return v.minimum(v.constant(6.0), relu(v, x))
 
 
 def leaky_relu(v: Vectors, x: Value) -> Value:

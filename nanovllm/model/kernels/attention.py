@@ -15,21 +15,28 @@ sum in the end. A cache of bytes has a scale for each key and each value: the fi
 
 Slots that were never written may hold anything. Their scores are masked to weights of exactly 0, and the product with V stops at the last
 word that has a token, since 0 times a NaN is a NaN. The rest of that word is zeros, or bytes, which are finite whatever they are.
+
+Among the tokens of a prompt a query's weights for the tokens after it are 0 too. Where one of those tokens has a value that is not finite,
+the product of the whole tile is spoilt, which its result shows: then every query is taken again alone, with the values that it sees. What it
+sees of a word that it shares with the future is copied. Bytes are finite, and their scales are applied to the tokens that a query sees.
 """
 
 from collections.abc import Callable
 from typing import Any
+
+from numba import types
 
 from nanovllm.model.kernels.compiler import compiled
 from nanovllm.model.kernels.formats import Format, cache_format
 from nanovllm.model.kernels.memory import load_int, make_clear, make_copy
 from nanovllm.model.kernels.parameters import WORD_BYTES
 from nanovllm.model.kernels.quantise import make_round_row
+from nanovllm.model.kernels.scalars import store_short
 from nanovllm.model.kernels.target import Target
 from nanovllm.model.kernels.tiles import make_batched_tiles, make_tiles
-from nanovllm.model.kernels.vector import F32, Value, Vectors, kernel
+from nanovllm.model.kernels.vector import F32, I32, Value, Vectors, kernel
 
-_MASKED = -1e30
+_MASKED = float("-inf")
 
 
 def make_softmax(target: Target, *, narrow: bool) -> Any:
@@ -116,21 +123,50 @@ def _make_scale_by(target: Target) -> Any:
 
 
 def _make_apply_scales(target: Target) -> Any:
-    """apply_scales(row, scales, columns): row *= scales, leaving zeros alone; whole vectors."""
+    """apply_scales(row, scales, seen, columns): multiply the first `seen` numbers of a row by theirs.
 
-    def apply_scales(v: Vectors, row: Value, scales: Value, columns: Value) -> None:
+    Whole vectors; `seen` may be 0 or less. Slots that were never written have no scale.
+    """
+
+    def apply_scales(v: Vectors, row: Value, scales: Value, seen: Value, columns: Value) -> None:
         def vector(i: Value, _: list[Value]) -> list[Value]:
             at = v.element(row, i)
             value = v.load(at)
-            is_zero = v.builder.fcmp_ordered(
-                "==", value, v.constant(0.0)
-            )  # what was never written has no scale
-            v.store(v.where(is_zero, value, v.multiply(value, v.load(v.element(scales, i)))), at)
+            scaled = v.multiply(value, v.load(v.element(scales, i)))
+            v.store(v.where(v.first_lanes(v.builder.sub(seen, i)), scaled, value), at)
             return []
 
         v.loop(columns, v.lanes, [], vector)
 
     return kernel(target, apply_scales)
+
+
+def _make_all_finite(target: Target) -> Any:
+    """all_finite(values, count) -> 1 where none of `count` float32 is infinite or NaN, else 0; whole vectors."""
+
+    def all_finite(v: Vectors, values: Value, count: Value) -> Value:
+        def vector(i: Value, mask: list[Value]) -> list[Value]:
+            return [v.builder.and_(mask[0], v.is_finite(v.load(v.element(values, i))))]
+
+        return v.every(v.loop(count, v.lanes, [v.integers(-1)], vector)[0])
+
+    return kernel(target, all_finite, returns=types.intp)
+
+
+def _make_keep_first(target: Target, per_word: int) -> Any:
+    """keep_first(words, out, places, columns): words with their first `places` numbers only, the others 0; whole vectors."""
+
+    def keep_first(v: Vectors, words: Value, out: Value, places: Value, columns: Value) -> None:
+        bits = v.builder.trunc(v.times(places, 32 // per_word), I32)
+        mask = v.splat(v.builder.sub(v.builder.shl(I32(1), bits), I32(1)))
+
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            v.store(v.builder.and_(v.load_words(v.element(words, i)), mask), v.element(out, i))
+            return []
+
+        v.loop(columns, v.lanes, [], vector)
+
+    return kernel(target, keep_first)
 
 
 def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
@@ -200,6 +236,7 @@ class AttentionParts:
     panels, batched_panels: _make_panels of rows that share a panel, and of rows that have their own.
     softmax: make_softmax. apply_scales: _make_apply_scales. scale_by: _make_scale_by.
     encode_query(source, out, count): a query as the product with K takes it.
+    mix_alone: _make_mix_alone.
     store(source, out, count): an output of attention as the next product takes it: bfloat16 where weights are.
     """
 
@@ -217,17 +254,72 @@ class AttentionParts:
         self.apply_scales = _make_apply_scales(target)
         self.scale_by = _make_scale_by(target)
         self.clear = make_clear(target)
-        self.encode_query = round_row if cache == "bfloat16" else copy
+        self.all_finite = _make_all_finite(target)
+        self.encode_query = _make_encode_query(cache, round_row, copy)
         self.store = round_row if weights == "bfloat16" else copy
         self.has_scales = cache == "int8"
         self.weight_bytes = 2 if cache == "bfloat16" else WORD_BYTES
         self.stored_bytes = 2 if weights == "bfloat16" else WORD_BYTES
+        self.mix_alone = _make_mix_alone(target, self)
 
 
 @compiled
 def place_of(p: Any, layer: int, table: int, block: int) -> int:
     """Where the first head of a sequence's block number `block` is, counted in heads of blocks of all layers."""
     return (layer * p.blocks + load_int(table, block)) * p.heads
+
+
+def _make_encode_query(cache: str, round_row: Any, copy: Any) -> Any:
+    """encode_query(source, out, count): see AttentionParts."""
+    if cache != "bfloat16":
+        return copy
+
+    @compiled
+    def encode_query(source: int, out: int, count: int) -> None:
+        """The rest of the last word is 0: there may be anything, and times a key's 0 it must give 0."""
+        store_short(out, (count - 1) // 2, 0)
+        round_row(source, out, count)
+
+    return encode_query
+
+
+def _make_mix_alone(target: Target, parts: AttentionParts) -> Any:
+    """mix_alone(p, layer, head, table, weights, stride, count, first, mixed): each query's weights times the values that it sees.
+
+    One query after the other, the first at position `first`; `stride` bytes lie between their
+    weights. The sums are in `mixed`, behind which there is room for one more row.
+    """
+    panels, clear, weight_bytes = parts.panels, parts.clear, parts.weight_bytes
+    per_word, step_bytes = parts.numbers.per_word, parts.numbers.input_bytes
+    keep_first = _make_keep_first(target, per_word)
+
+    @compiled
+    def mix_alone(
+        p: Any,
+        layer: int,
+        head: int,
+        table: int,
+        weights: int,
+        stride: int,
+        count: int,
+        first: int,
+        mixed: int,
+    ) -> None:
+        columns, row_bytes = p.head_columns, p.head_columns * WORD_BYTES
+        clear(mixed, count * columns)
+        for row in range(count):
+            seen, out, spare = first + row + 1, mixed + row * row_bytes, mixed + count * row_bytes
+            for block in range((seen + p.block_size - 1) // p.block_size):
+                at = weights + row * stride + block * p.block_columns * weight_bytes
+                values = p.values + (place_of(p, layer, table, block) + head) * p.value_bytes
+                tokens = min(p.block_size, seen - block * p.block_size)
+                words, rest = tokens // per_word, tokens % per_word
+                panels(at, 0, 1, values, 0, words, columns, out, 0, 0)
+                if rest > 0:
+                    keep_first(values + words * row_bytes, spare, rest, columns)
+                    panels(at + words * step_bytes, 0, 1, spare, 0, 1, columns, out, 0, 0)
+
+    return mix_alone
 
 
 def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
@@ -244,6 +336,8 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
         parts.weight_bytes,
         parts.stored_bytes,
     )
+
+    all_finite, mix_alone = parts.all_finite, parts.mix_alone
 
     @compiled
     def attend_prompt(
@@ -289,9 +383,13 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
                 0,
             )
             if has_scales:
+                seen = min(p.block_size, visible - block * p.block_size)
                 for row in range(count):
                     apply_scales(
-                        at + row * stride, p.key_scales + place * columns * WORD_BYTES, columns
+                        at + row * stride,
+                        p.key_scales + place * columns * WORD_BYTES,
+                        seen,
+                        columns,
                     )
         scale, shares = (
             p.scales + layer * WORD_BYTES,
@@ -315,7 +413,10 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
             if has_scales:
                 for row in range(count):
                     apply_scales(
-                        at + row * stride, p.value_scales + place * columns * WORD_BYTES, columns
+                        at + row * stride,
+                        p.value_scales + place * columns * WORD_BYTES,
+                        min(p.block_size, first + row + 1 - block * p.block_size),
+                        columns,
                     )
             steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
             panels(
@@ -330,6 +431,8 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
                 mixed_stride,
                 0,
             )
+        if not has_scales and not all_finite(mixed, count * head_columns):
+            mix_alone(p, layer, head, table, scores, stride, count, first, mixed)
         for row in range(count):
             scale_by(mixed + row * mixed_stride, shares + row * p.query_stride, head_columns)
             store(
@@ -403,10 +506,12 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
                 following - here,
             )
             if has_scales:
+                seen = min(p.block_size, visible - block * p.block_size)
                 for head in range(heads):
                     apply_scales(
                         at + head * stride,
                         p.key_scales + (place + head) * columns * WORD_BYTES,
+                        seen,
                         columns,
                     )
         scale, shares = p.scales + layer * WORD_BYTES, queries  # as in attend_prompt
@@ -422,13 +527,15 @@ def make_attend_token(target: Target, parts: AttentionParts) -> Any:
             )
         for block in range(blocks):
             place = place_of(p, layer, table, block) + first_head
-            steps = (min(p.block_size, visible - block * p.block_size) + per_word - 1) // per_word
+            seen = min(p.block_size, visible - block * p.block_size)
+            steps = (seen + per_word - 1) // per_word
             at = scores + block * columns * weight_bytes
             if has_scales:
                 for head in range(heads):
                     apply_scales(
                         at + head * stride,
                         p.value_scales + (place + head) * columns * WORD_BYTES,
+                        seen,
                         columns,
                     )
             here = p.values + place * p.value_bytes

@@ -49,19 +49,25 @@ def pack_panels(
     | UInt16[np.ndarray, "d_in d_out"]
     | Int8[np.ndarray, "d_in d_out"],
     width: int,
+    *,
+    narrow: bool = False,
 ) -> UInt32[np.ndarray, "panels steps width"]:
-    """A weight as panels of `width` columns, whose words of 32 bits hold numbers that stand below each other; the rest is zeros."""
+    """A weight as panels of `width` columns, whose words of 32 bits hold numbers that stand below each other; the rest is zeros.
+
+    With `narrow`, float32 is rounded to bfloat16, panel by panel, so that no second weight is in memory.
+    """
     d_in, d_out = weight.shape
-    per_word = 4 // weight.dtype.itemsize
+    dtype = np.dtype(np.uint16) if narrow else weight.dtype
+    per_word = 4 // dtype.itemsize
     panels, steps = round_up(d_out, width) // width, panel_steps(d_in, per_word)
     packed = (
-        aligned_zeros(panels * steps * width)
-        .view(weight.dtype)
-        .reshape(panels, steps, width, per_word)
+        aligned_zeros(panels * steps * width).view(dtype).reshape(panels, steps, width, per_word)
     )
     whole = d_in // per_word
     for panel in range(panels):
         columns = weight[:, panel * width : (panel + 1) * width]
+        if narrow:
+            columns = to_bfloat16(columns)
         count = columns.shape[1]
         packed[panel, :whole, :count] = (
             columns[: whole * per_word].reshape(whole, per_word, count).transpose(0, 2, 1)

@@ -4,6 +4,9 @@ Compiled code sees memory only through these records. Sizes count elements, stri
 address. `nanovllm/model/numba_backend.py` fills them: once for the weights and the buffers, and in each step for the batch.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 _SIZES = """
@@ -28,17 +31,29 @@ _ADDRESSES = """
 
 PARAMETERS = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
 
+_INTEGERS = """
+    token_ids positions slots query_starts context_lens logit_rows block_tables decode_items chunk_items
+    words work
+"""
 _LINEAR = """
     steps panels weight bias finish
     column_scales column_sums input_factors
-    outliers outlier_places outlier_weight
+    outliers outlier_places outlier_factors outlier_weight
 """
 LINEAR = np.dtype([(name, np.int64) for name in _LINEAR.split()])
 """A product: `steps` words down each of `panels` panels; `finish` is the number of what its epilogue does.
 
 For bytes also a float32 and an int32 a column (epilogue.py), a float32 an input (quantise.py), and `outliers` inputs that stay float32: their
-places as int32, and a row of float32 weights for each.
+places as int32, and a float32 and a row of float32 weights for each.
 """
+FLOAT32: tuple[np.dtype[Any], ...] = (np.dtype(np.float32),)
+INT64: tuple[np.dtype[Any], ...] = (np.dtype(np.int64),)
+DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
+    **dict.fromkeys(_INTEGERS.split(), INT64),
+    "linears": (LINEAR,),
+    "token_embedding": (np.dtype(np.float32), np.dtype(np.uint16)),
+}
+"""Types of the arrays at the addresses of PARAMETERS; those not listed are FLOAT32, whose bits may be anything."""
 LINEARS_PER_LAYER = 4
 """Records of a layer, in this order; the head comes after all layers."""
 QKV, ATTENTION_OUT, UP, DOWN = range(LINEARS_PER_LAYER)

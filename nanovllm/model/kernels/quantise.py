@@ -105,17 +105,17 @@ def make_quantise_row(target: Target) -> Any:
 
 
 def make_take_outliers(target: Target) -> Any:
-    """take_outliers(source, factors, places, count, notes): source * factors at `count` places into the notes; zeros stay in the row."""
+    """take_outliers(source, factors, places, count, notes): the numbers at `count` places times `count` factors into the notes."""
 
     def take_outliers(
         v: Vectors, source: Value, factors: Value, places: Value, count: Value, notes: Value
     ) -> None:
         def take(i: Value, _: list[Value]) -> list[Value]:
             place = v.builder.zext(v.load_word(v.element(places, i)), I64)
-            at = v.element(source, place)
-            outlier = v.builder.fmul(v.load_scalar(at), v.load_scalar(v.element(factors, place)))
+            outlier = v.builder.fmul(
+                v.load_scalar(v.element(source, place)), v.load_scalar(v.element(factors, i))
+            )
             v.store(outlier, v.element(v.address(notes, OUTLIER_NOTES * F32_BYTES), i))
-            v.store(F32(0.0), at)
             return []
 
         v.loop(count, 1, [], take)
@@ -157,7 +157,10 @@ def make_quantise_signed(target: Target) -> Any:
 
 
 def make_encode_input(target: Target, weights: str) -> Any:
-    """encode_input(source, count, linear, out, notes): a row of float32 as a product by `linear` takes it; the row itself may be spoilt."""
+    """encode_input(source, count, linear, out, notes): a row of float32 as a product by `linear` takes it.
+
+    The input factors of outliers are 0, so that they are zeros in the row of bytes.
+    """
     round_row, quantise_row, take_outliers = (
         make_round_row(target),
         make_quantise_row(target),
@@ -171,7 +174,7 @@ def make_encode_input(target: Target, weights: str) -> Any:
             round_row(source, out, count)
         else:
             take_outliers(
-                source, linear.input_factors, linear.outlier_places, linear.outliers, notes
+                source, linear.outlier_factors, linear.outlier_places, linear.outliers, notes
             )
             quantise_row(source, linear.input_factors, out, notes, count)
 

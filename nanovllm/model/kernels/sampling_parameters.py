@@ -1,5 +1,8 @@
 """What compiled sampling is given, in the manner of parameters.py, and the memory that it works in; known without Numba."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from nanovllm.model.kernels.layout import F32_BYTES
@@ -31,6 +34,15 @@ SAMPLING_PARAMETERS = np.dtype(
 `wanted` likely tokens, -1 for no report at all; `found` says how many there were. Columns of settings have one entry a row, `*_starts`
 one more: a row's share of the lists.
 """
+
+_FLOATS = "logits scratch temperature log_min_p repetition presence frequency edit_values logprobs"
+_WIDE = {"top_p": np.dtype(np.float64), "seeds": np.dtype(np.uint64)}
+SAMPLING_DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
+    **dict.fromkeys(_ADDRESSES.split(), (np.dtype(np.int64),)),
+    **dict.fromkeys(_FLOATS.split(), (np.dtype(np.float32),)),
+    **{name: (dtype,) for name, dtype in _WIDE.items()},
+}
+"""Types of the arrays at the addresses of SAMPLING_PARAMETERS."""
 
 
 def group_size(lanes: int) -> int:

@@ -10,7 +10,9 @@ from llvmlite import binding, ir
 
 from nanovllm.model.kernels.processor import host_processor
 
-WEIGHT_TYPES = ("float32", "bfloat16", "int8")
+DTYPES = ("float32", "bfloat16")
+QUANTIZATIONS = ("int8",)
+WEIGHT_TYPES = (*DTYPES, *QUANTIZATIONS)
 CACHE_TYPES = ("float32", "bfloat16", "int8")
 PER_WORD = {"float32": 1, "bfloat16": 2, "int8": 4}
 """Numbers of a type in a word of 32 bits."""
@@ -27,6 +29,8 @@ class Target:
         bfloat16_dot: whether it multiplies pairs of bfloat16 and adds them to a float32 (AVX512_BF16).
         int8_dot: whether it multiplies groups of four bytes and adds them to an int32 (AVX512_VNNI, AVX_VNNI).
         is_x86: whether x86 instructions may be named.
+        has_fma: whether it multiplies and adds in one instruction. Where it does not, two are used:
+            a fused one would be a call of the C library for each lane.
         streams_once: whether streams of weights are asked for as read once, which leaves the caches to others: quicker on Zen 5, slower on Zen 4.
         asks_for_blocks: whether the next block of the KV cache is asked for while one is read: quicker on Zen 4, slower on Zen 5.
         check: compile a check of every address into the kernels (bounds.py).
@@ -36,6 +40,7 @@ class Target:
     bfloat16_dot: bool = False
     int8_dot: bool = False
     is_x86: bool = False
+    has_fma: bool = True
     streams_once: bool = False
     asks_for_blocks: bool = False
     check: bool = CHECKS_ADDRESSES
@@ -65,7 +70,7 @@ def host_target() -> Target:
     features = _features()
     is_x86 = binding.get_default_triple().startswith(("x86_64", "i686"))
     if not is_x86 or not {"avx2", "fma"} <= features:
-        return Target(lanes=4, is_x86=is_x86)
+        return Target(lanes=4, is_x86=is_x86, has_fma=not is_x86 or "fma" in features)
     if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
         return Target(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
     is_zen5 = host_processor().name == "znver5"

@@ -36,6 +36,7 @@ F32, I1, I8, I16, I32, I64 = (
 )
 
 Value = Any  # llvmlite's values have no useful types
+_EXPONENT_SHIFT = 12582912.0 + 127.0
 
 
 class _Bfloat16(ir.Type):  # type: ignore[misc]
@@ -129,7 +130,9 @@ class Vectors:
         )
 
     def fma(self, a: Value, b: Value, c: Value) -> Value:
-        """a * b + c, rounded once."""
+        """a * b + c, rounded once where the processor can."""
+        if not self.target.has_fma:
+            return self.add(self.multiply(a, b), c)
         return self._call(f"llvm.fma.v{self.lanes}f32", self.f32s, a, b, c)
 
     def dot_bfloat16(self, a: Value, b: Value, c: Value) -> Value:
@@ -207,13 +210,17 @@ class Vectors:
         return self.builder.sitofp(integers, self.f32s)
 
     def round_bfloat16(self, x: Value) -> Value:
-        """The nearest bfloat16, as 16-bit integers; the even one of two that are equally near."""
+        """Round to the nearest bfloat16, ties to even, as 16-bit integers; a NaN stays a NaN.
+
+        Rounding the bits of a NaN could carry into its exponent, so its quiet bit is set instead.
+        """
         bits = self.builder.bitcast(x, self.i32s)
         odd = self.builder.and_(self.builder.lshr(bits, self.integers(16)), self.integers(1))
-        rounded = self.builder.lshr(
-            self.builder.add(self.builder.add(bits, self.integers(0x7FFF)), odd), self.integers(16)
-        )
-        return self.builder.trunc(rounded, ir.VectorType(I16, self.lanes))
+        rounded = self.builder.add(self.builder.add(bits, self.integers(0x7FFF)), odd)
+        quiet = self.builder.or_(bits, self.integers(0x00400000))
+        is_nan = self.builder.fcmp_unordered("uno", x, x)
+        upper = self.builder.lshr(self.where(is_nan, quiet, rounded), self.integers(16))
+        return self.builder.trunc(upper, ir.VectorType(I16, self.lanes))
 
     def round_int32(self, x: Value) -> Value:
         """The nearest whole number as a 32-bit integer, the even one of two that are equally near; for |x| below 2**22.
@@ -256,11 +263,14 @@ class Vectors:
         return self.builder.fdiv(a, b)
 
     def maximum(self, a: Value, b: Value) -> Value:
-        """The larger of a and b; b where one is not a number."""
+        """Return the larger of a and b, and b where either is a NaN.
+
+        Where one is a constant, the value belongs second, so that its NaN stays.
+        """
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
 
     def minimum(self, a: Value, b: Value) -> Value:
-        """The smaller of a and b; b where one is not a number."""
+        """Return the smaller of a and b, and b where either is a NaN; see `maximum`."""
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
     def first_lanes(self, count: Value) -> Value:
@@ -284,29 +294,43 @@ class Vectors:
         """The smallest lane."""
         return self._fold(vector, self.minimum)
 
+    def is_finite(self, x: Value) -> Value:
+        """All bits of a 32-bit integer in the lanes that are neither infinite nor a NaN."""
+        exponent = self.integers(0x7F800000)
+        bits = self.builder.and_(self.builder.bitcast(x, self.i32s), exponent)
+        return self.builder.sext(self.builder.icmp_signed("!=", bits, exponent), self.i32s)
+
+    def every(self, mask: Value) -> Value:
+        """Whether all bits of all lanes are set, as a 64-bit 1 or 0."""
+        return self.builder.zext(
+            self.builder.icmp_signed("==", self._fold(mask, self.builder.and_), I32(-1)), I64
+        )
+
     def sqrt(self, scalar: Value) -> Value:
         """The square root of a number."""
         return self._call("llvm.sqrt.f32", F32, scalar)
 
     def exp(self, x: Value) -> Value:
-        """e to the x, to 2e-7 of its value, for x from -87 to 88; outside, the value at that end.
+        """Compute e to the x to 2e-7 of its value for x from -87.3 to 88.3.
 
-        Cody and Waite's reduction: x = n ln 2 + r with ln 2 in two parts, so that r is exact; a Taylor polynomial of degree 7 in r;
-        n added to the exponent. Adding 1.5 * 2**23 rounds to a whole number and leaves it in the low bits.
+        Below that it is 0, above that infinity, and a NaN stays a NaN. Cody and Waite's reduction:
+        x = n ln 2 + r with ln 2 in two parts, so that r is exact; a Taylor polynomial of degree 7
+        in r; times 2 to the n. Adding 1.5 * 2**23 + 127 rounds x / ln 2 to a whole number and
+        leaves n + 127 in the low bits, which become the exponent of 2 to the n; at 128 it is
+        infinity. No result is a denormal number: those are slow on some processors.
         """
-        x = self.maximum(x, self.constant(-87.0))
-        x = self.minimum(x, self.constant(88.0))
-        shifted = self.fma(x, self.constant(1.4426950408889634), self.constant(12582912.0))
-        n = self.subtract(shifted, self.constant(12582912.0))
+        is_positive = self.builder.fcmp_unordered(">=", x, self.constant(-87.3))
+        x = self.minimum(self.constant(88.8), x)
+        shifted = self.fma(x, self.constant(1.4426950408889634), self.constant(_EXPONENT_SHIFT))
+        n = self.subtract(shifted, self.constant(_EXPONENT_SHIFT))
         r = self.fma(n, self.constant(-0.693145751953125), x)
         r = self.fma(n, self.constant(-1.4286068203094172e-06), r)
         result = self.constant(1 / 5040)
         for coefficient in (1 / 720, 1 / 120, 1 / 24, 1 / 6, 0.5, 1.0, 1.0):
             result = self.fma(result, r, self.constant(coefficient))
         exponent = self.builder.shl(self.builder.bitcast(shifted, self.i32s), self.integers(23))
-        return self.builder.bitcast(
-            self.builder.add(self.builder.bitcast(result, self.i32s), exponent), self.f32s
-        )
+        result = self.multiply(result, self.builder.bitcast(exponent, self.f32s))
+        return self.where(is_positive, result, self.constant(0.0))
 
     def when_equal(self, value: Value, number: int) -> AbstractContextManager[Any]:
         """`if value == number:`, for what is emitted inside."""

@@ -16,7 +16,7 @@ from nanovllm.model.numba_backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
-from tests.support.targets import WHOLE_TARGETS
+from tests.support.targets import HOST, WHOLE_TARGETS
 
 BLOCK_SIZE = 8
 SEQS = [list(range(1, 41)), [7], [9, 8, 7], list(range(90, 30, -1))]
@@ -144,6 +144,105 @@ def test_bits_do_not_depend_on_the_number_of_threads(
         logits_of(NumbaBackend.load(folder, num_threads=threads)),
         logits_of(NumbaBackend.load(folder, num_threads=1)),
     )
+
+
+BAD_TOKEN, PLACE = 49, 30
+KINDS = [
+    *(Spec(target) for target in WHOLE_TARGETS),
+    Spec(HOST, "bfloat16", "bfloat16"),
+    Spec(HOST, "int8", "bfloat16"),
+    Spec(HOST, "float32", "int8"),
+    Spec(HOST, "int8", "int8"),
+]
+
+
+@pytest.mark.parametrize("spec", KINDS)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_token_that_is_not_finite_spoils_only_what_comes_after_it(
+    tmp_path: Path, spec: Spec, bad: float
+) -> None:
+    """Whatever the vector width and types, and also what comes in the same blocks and buffers later."""
+    folder = write_checkpoint(tmp_path, tied=False, config={"n_embd": 36})
+    config = GPT2Config.load(folder)
+    weights = load_weights(folder, config)
+    weights.token_embedding[BAD_TOKEN, 5] = bad
+    backend = NumbaBackend(config, weights, spec=spec, num_threads=1)
+    beside = list(range(90, 30, -1))
+    beside.remove(BAD_TOKEN)
+
+    def run(token: int) -> np.ndarray:
+        seqs = [[*range(1, 1 + PLACE), token, *range(50, 59)], beside, [7]]
+        hidden = backend.forward(make_batch(seqs, block_size=BLOCK_SIZE, all_rows=True)).copy()
+        _, has_word = backend.greedy(hidden)
+        logits = np.array(backend.logits(hidden))
+        np.testing.assert_array_equal(np.isfinite(logits).all(axis=1), has_word)
+        return logits
+
+    backend.allocate_cache(40, BLOCK_SIZE)
+    expected = run(BAD_TOKEN - 1)
+    assert np.isfinite(expected).all()
+    spoilt = np.zeros(len(expected), dtype=np.bool_)
+    spoilt[PLACE : PLACE + 10] = True
+    found = run(BAD_TOKEN)
+    assert not np.isfinite(found[spoilt]).any()
+    np.testing.assert_array_equal(found[~spoilt], expected[~spoilt])
+    np.testing.assert_array_equal(run(BAD_TOKEN - 1), expected)
+
+
+@pytest.mark.parametrize("name", ["relu", "relu2", "relu6", "leaky_relu", "sigmoid", "tanh"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_no_activation_hides_a_weight_that_is_not_a_number(
+    tmp_path: Path, name: str, dtype: str
+) -> None:
+    folder = write_checkpoint(tmp_path, config={"activation_function": name})
+    config = GPT2Config.load(folder)
+    weights = load_weights(folder, config)
+    weights.layers[0].ffn.up.weight[3, 5] = np.nan
+    backend = NumbaBackend(config, weights, spec=Spec(HOST, dtype, dtype), num_threads=1)
+    backend.allocate_cache(4, BLOCK_SIZE)
+    _, has_word = backend.greedy(backend.forward(make_batch([[1, 2, 3]], block_size=BLOCK_SIZE)))
+    assert not has_word.any()
+
+
+@pytest.mark.parametrize("cache", ["bfloat16", "int8"])
+def test_the_head_leaves_the_hidden_states_as_they_were(tmp_path: Path, cache: str) -> None:
+    """They are a view of the backend's own memory, and a head of bytes has outliers to leave out."""
+    folder = write_checkpoint(tmp_path, outliers=True, config={"n_embd": 64})
+    backend = NumbaBackend.load(folder, quantization="int8", kv_cache_dtype=cache)
+    backend.allocate_cache(40, BLOCK_SIZE)
+    batch = make_batch(SEQS, block_size=BLOCK_SIZE, all_rows=True)
+    hidden = backend.forward(batch)
+    before = hidden.copy()
+    words, _ = backend.greedy(hidden)
+    np.testing.assert_array_equal(hidden, before)
+    first = np.array(backend.logits(hidden))
+    np.testing.assert_array_equal(first.argmax(axis=1), words)
+    np.testing.assert_array_equal(backend.logits(hidden), first)
+    np.testing.assert_array_equal(hidden, before)
+    assert backend.memory.arrays["linears"]["outliers"][-1] > 0, "there is nothing to leave out"
+
+
+@pytest.mark.parametrize("change", ["overwritten", "cut short"])
+@pytest.mark.parametrize("kind", [NumbaBackend, NumpyBackend])
+def test_a_file_that_changes_while_it_is_served_changes_nothing(
+    tmp_path: Path, kind: type[NumbaBackend | NumpyBackend], change: str
+) -> None:
+    path = write_checkpoint(tmp_path) / "model.safetensors"
+    backend = kind.load(tmp_path)
+    expected = logits_of(backend)
+    with path.open("r+b") as file:
+        if change == "overwritten":
+            file.write(bytes(path.stat().st_size))
+        else:
+            file.truncate(0)
+    np.testing.assert_array_equal(logits_of(backend), expected)
+
+
+def test_types_are_refused_by_the_option_that_they_do_not_belong_to(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path)
+    for options in ({"dtype": "int8"}, {"quantization": "float32"}, {"kv_cache_dtype": "float16"}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}='"):
+            NumbaBackend.load(folder, **options)  # type: ignore[arg-type]
 
 
 def test_a_second_model_of_another_size_compiles_nothing(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from nanovllm.model import activation, layernorm
 from nanovllm.model.kernels.activation import ACTIVATIONS
 from nanovllm.model.kernels.attention import make_softmax
-from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.compiler import ARGUMENTS, compiled
 from nanovllm.model.kernels.epilogue import make_epilogue
 from nanovllm.model.kernels.layernorm import make_layer_norm
 from nanovllm.model.kernels.layout import JOB, PHASE_BYTES, THREAD_BYTES
@@ -43,6 +43,7 @@ from nanovllm.model.kernels.quantise import (
 )
 from nanovllm.model.kernels.system import prepare_lock
 from nanovllm.model.kernels.target import PER_WORD, WEIGHT_TYPES, Target
+from nanovllm.model.kernels.vector import Value, Vectors, kernel
 from tests.support.targets import TARGETS
 
 
@@ -398,6 +399,33 @@ def test_a_word_is_filled_place_by_place(target: Target, per_word: int, dtype: t
         assert not words.view(dtype).reshape(32, per_word)[:, place + 1 :].any(), (
             "what comes after a new token is zero"
         )
+
+
+def test_without_fused_multiply_add_nothing_is_called_for_it() -> None:
+    """A processor without the instruction would call the C library for every lane."""
+    values = np.linspace(-80, 80, 64, dtype=np.float32)
+    for has_fma in (True, False):
+        target = Target(lanes=4, has_fma=has_fma)
+
+        def exponentiate(v: Vectors, numbers: Value, out: Value, count: Value) -> None:
+            def vector(i: Value, _: list[Value]) -> list[Value]:
+                v.store(v.exp(v.load(v.element(numbers, i))), v.element(out, i))
+                return []
+
+            v.loop(count, v.lanes, [], vector)
+
+        exp = kernel(target, exponentiate)
+
+        @compiled
+        def run(address: int, out: int) -> None:
+            exp(address, out, 64)  # noqa: B023 - called at once
+
+        out = np.zeros_like(values)
+        run(values.ctypes.data, out.ctypes.data)
+        np.testing.assert_allclose(out, np.exp(values.astype(np.float64)), rtol=3e-7)
+        run.compile(ARGUMENTS)  # type: ignore[attr-defined]
+        code = run.inspect_llvm(ARGUMENTS)  # type: ignore[attr-defined]
+        assert ("llvm.fma" in code) == has_fma
 
 
 @pytest.mark.parametrize("name", ACTIVATION_NAMES)

@@ -13,7 +13,7 @@ from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.pool import ThreadPool
 from nanovllm.model.kernels.target import Spec, Target
 from nanovllm.model.row_sampler import CompiledRowSampler
-from nanovllm.model.rows import RowSettings
+from nanovllm.model.rows import RowLists, RowSettings
 from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
 from nanovllm.runner.philox import uniform
 from nanovllm.runner.row_samplers import report_rows, row_settings, sample_rows
@@ -370,3 +370,22 @@ def test_tokens_that_are_nearly_impossible_come_up_when_their_draw_does(
     assert found is not None
     assert abs(found - int(expected[0])) <= 1
     assert 500 < found < 700
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("edit_values", np.float64), ("history_counts", np.int32)]
+)
+def test_settings_of_another_type_are_refused(
+    sampler: CompiledRowSampler, name: str, dtype: type
+) -> None:
+    """Compiled code would read their bits as something else."""
+    logits, edits = (
+        np.zeros((1, VOCAB), dtype=np.float32),
+        RowLists(*(np.array(i, dtype=np.int64) for i in ([0, 1], [3]))),
+    )
+    values = np.ones(1, dtype=np.float32)
+    settings = replace(RowSettings.plain(1), edits=edits, edit_values=values)
+    assert sampler.sample(logits, settings).token_ids[0] == 3
+    object.__setattr__(settings, name, np.ones(1, dtype=dtype))
+    with pytest.raises(TypeError, match=name):
+        sampler.sample(logits, settings)

@@ -69,13 +69,8 @@ def test_what_one_check_refuses_the_other_refuses(
     if is_sound(backend, changed):
         backend.forward(changed)
         return
-    try:
+    with pytest.raises(ValueError, match=r"run from|batch|context|positions|slots"):
         backend.forward(changed)
-    except ValueError:
-        return
-    assert field == "block_tables", "only entries behind a context may be anything"
-    sequence, index = divmod(place, values.shape[1])
-    assert index * BLOCK_SIZE >= BATCH.context_lens[sequence]
 
 
 def test_arrays_of_other_lengths_are_refused(backend: NumbaBackend) -> None:
