@@ -395,6 +395,8 @@ class AsyncEngine:
                 "the engine has broken down; the server must be started again", exc_info=error
             )
             self._post(self._fail, error)
+        finally:
+            engine.close()
 
     def _serve(self, engine: Engine) -> None:
         """Step while there is work, until told to stop."""

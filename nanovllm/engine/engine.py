@@ -33,6 +33,10 @@ _ALL_FORBIDDEN = "every token is forbidden by the request's settings together, s
 _NOT_A_NUMBER = (
     "no token could be drawn: the network's output is not a number; is the checkpoint sound?"
 )
+_BLOCKED_WAIT_S = 0.002  # for masks where nothing else can run; commands for the engine wait as long
+_MASK_GRACE = 0.25  # of the last step's time: what a step waits for masks that are about to come
+_MIN_MASK_GRACE_S = 0.0003
+_MAX_MASK_GRACE_S = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,7 @@ class Engine:
         self._deadlines: dict[str, float] = {}  # of those that have one
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._last_step_s = 0.0
 
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
@@ -169,9 +174,12 @@ class Engine:
         """Run one step; without work it does nothing."""
         started = time.monotonic()
         self._abort_overdue(started)
+        ended, finished = self._end_failed_grammars()
         plan = self.scheduler.schedule()
         if not plan.sequences:
-            return StepOutput((), StepStats(0, 0, 0, 0.0))
+            if self.scheduler.has_blocked and not ended:
+                self.intake.grammars.wait(_BLOCKED_WAIT_S)
+            return StepOutput(ended, StepStats(0, 0, 0, 0.0, finished=finished))
         num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
         for sequence in plan.sequences:
             times = self._times[sequence.request.request_id]
@@ -195,9 +203,11 @@ class Engine:
         stats = StepStats(
             plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
         )
+        stats.finished += finished
+        self._last_step_s = stats.duration_s
         self._prompt_tokens += stats.num_prompt_tokens
         return StepOutput(
-            tuple(self._book(update, now, stats, fault) for update in updates), stats, fault
+            (*ended, *(self._book(update, now, stats, fault) for update in updates)), stats, fault
         )
 
     def run(self, submissions: Sequence[Submission]) -> Generator[StepOutput, None, None]:
@@ -254,6 +264,30 @@ class Engine:
             request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now
         ]:
             self.abort_request(request_id)
+
+    def _end_failed_grammars(self) -> tuple[tuple[SequenceUpdate, ...], list[FinishedRequest]]:
+        """Take in the masks of grammars, and end the requests whose grammar can be followed no further."""
+        grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
+        self.intake.grammars.poll(grace_s)
+        updates, finished = [], []
+        now = time.monotonic()
+        for request, error in self.scheduler.failed_grammars():
+            self.scheduler.abort(request.request_id)
+            times = self._forget(request.request_id)
+            updates.append(
+                SequenceUpdate(
+                    request.request_id, request.choice_index, None, None, (), FinishReason.ERROR,
+                    metrics=times.summary(now), error=error,
+                )
+            )  # fmt: skip
+            prompt_tokens, output_tokens = request.num_prompt_tokens, request.num_output_tokens
+            reason = FinishReason.ERROR.value
+            finished.append(FinishedRequest(reason, prompt_tokens, output_tokens, times, now))
+        return tuple(updates), finished
+
+    def close(self) -> None:
+        """End the processes that compile grammars. Harmless twice."""
+        self.intake.grammars.close()
 
     def _why(self, request: Request, fault: Exception | None) -> NanovllmError:
         """What to raise for a request that a step ended with an error."""

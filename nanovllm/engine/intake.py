@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 from nanovllm.engine.assembler import Assembler
-from nanovllm.engine.grammar import Grammars
+from nanovllm.engine.grammar import CompiledGrammar, Grammars
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.request import Pooling, Request
 from nanovllm.engine.token_rules import TokenRules
@@ -31,10 +31,14 @@ Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked request: its sequences for the engine, and the assembler that turns their updates into an answer."""
+    """A checked request: its sequences for the engine, and the assembler that turns their updates into an answer.
+
+    `grammar` is what they follow, which may still be compiling: who wants to know of errors in it before they run waits for it.
+    """
 
     requests: tuple[Request, ...]
     assembler: Assembler
+    grammar: CompiledGrammar | None = None
 
     @property
     def num_answers(self) -> int:
@@ -80,7 +84,7 @@ class Intake:
         self.limits = limits
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._longest_token = tokenizer.longest_token
-        self._grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
+        self.grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
 
     def reseed(self, seed: str) -> None:
         """Make the seeds that are drawn from now on follow from this text."""
@@ -111,7 +115,7 @@ class Intake:
         grammar = (
             None
             if params.structured_outputs is None
-            else self._grammars.compile(params.structured_outputs)
+            else self.grammars.begin(params.structured_outputs)
         )
         needs_scores = params.ranks_answers and params.logprobs is None
         sampling = (
@@ -144,7 +148,7 @@ class Intake:
             self.tokenizer,
             [request.request_id for request in requests],
         )
-        return Submission(requests, assembler)
+        return Submission(requests, assembler, grammar)
 
     def embed(
         self,

@@ -46,6 +46,7 @@ from nanovllm.server.completions import (
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.embeddings import EmbeddingRequest, add_embeddings
 from nanovllm.server.errors import error_response, served_name
+from nanovllm.server.grammars import wait_for_grammar
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware, CrossOriginMiddleware
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.openapi import answers
@@ -216,6 +217,10 @@ def _add_completions(app: FastAPI, engine: AsyncEngine, settings: ServerSettings
         )  # tokenising long prompts would hold up everybody's stream
         record.answer_id = job.id
         record.note_submissions(job.submissions)
+        try:
+            await wait_for_grammar(request, job.submissions, body.structured_outputs)
+        except ClientGoneError:
+            return client_gone()
         if body.stream:
             readers = engine.submit_all(job.submissions, deadline=deadline_of(request))
 
