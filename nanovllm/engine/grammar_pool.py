@@ -270,9 +270,9 @@ class GrammarPool:
         self._selector.register(self._woken, selectors.EVENT_READ, self._drain)
         try:
             while not self._is_closed:
-                self._launch_waiting()
                 for key, _ in self._selector.select(self._next_look_s()):
                     key.data()
+                self._launch_waiting()
                 self._check_times()
         except Exception:
             logger.exception("the thread that watches over grammars has broken down")
@@ -523,7 +523,11 @@ class GrammarPool:
         for grammar in list(self._compiling.values()):
             if now - grammar.since_s > self.limits.compile_wall_s:
                 self._lose(grammar, "time")
-        while self._waiting and now - self._waiting[0].since_s > self.limits.max_wait_s:
+        while (
+            self._is_loaded
+            and self._waiting
+            and now - self._waiting[0].since_s > self.limits.max_wait_s
+        ):
             message = "the grammars of other requests take all places; try again later"
             self._settle(self._waiting.popleft(), QueueFullError(message))
 

@@ -1,5 +1,6 @@
 """Start a worker process that has one end of a socket. It works from any thread, and without fork."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -18,10 +19,16 @@ def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
     ours, theirs = socket.socketpair()
     try:
         number = 0 if sys.platform == "win32" else theirs.fileno()
+        # One arena: others reserve address space that the limit of memory would count.
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
         command = [sys.executable, "-I", "-c", _START, kind, str(number), *sys.path]
         if sys.platform == "win32":
             process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
             assert process.stdin is not None
             with process.stdin as pipe:
@@ -29,6 +36,7 @@ def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
         else:
             process = subprocess.Popen(
                 command,
+                env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
