@@ -355,7 +355,8 @@ class GrammarPool:
             self._selector.register(connection, selectors.EVENT_READ, self._read_launcher)
 
     def _read_launcher(self) -> None:
-        assert self._launcher is not None
+        if self._launcher is None:
+            return
         for event in self._launcher.read():
             if event["op"] == "loaded":
                 self._is_loaded = True
@@ -363,7 +364,9 @@ class GrammarPool:
                 self._fail_waiting(_unknown_tokenizer(event["message"]))
             elif event["op"] == "exited":
                 grammar = self._workers.get(event["id"])
-                if grammar is not None:
+                if grammar is not None and event["id"] in self._compiling:
+                    self._receive(grammar)  # it may have said why
+                if grammar is not None and self._workers.get(event["id"]) is grammar:
                     self._lose(grammar, reached_limit(event["code"]) or "")
             elif event["op"] == "closed":
                 self._close_launcher()
@@ -434,10 +437,13 @@ class GrammarPool:
 
     def _receive(self, grammar: PooledGrammar) -> None:
         """Take what a worker says about its compilation."""
-        assert grammar.connection is not None
+        if grammar.connection is None:
+            return  # ended by what was read before this
         try:
             data = grammar.connection.socket.recv(1 << 16)
             messages = list(grammar.reader.feed(data))
+        except BlockingIOError:
+            return
         except (OSError, MessageError):
             data, messages = b"", []
         if not data:

@@ -80,6 +80,9 @@ def _compile_apart(channel: Channel, library: Library, header: dict[str, Any]) -
             results.append(_compile(channel, library, header))
         except MemoryError:
             os._exit(limits.MEMORY_EXIT_CODE)
+        except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
+            channel.send({"op": "invalid", "message": f"the library fails: {error}"})
+            results.append(None)
 
     threading.stack_size(limits.STACK_BYTES)
     limits.limit_memory(header["memory_bytes"])
@@ -151,8 +154,15 @@ def _serve_masks(channel: Channel, root: Any, mask_cpu_s: float) -> None:
 
 def _send_mask(channel: Channel, matcher: Any, sequence: int, tokens: list[int]) -> None:
     start_s = time.thread_time()
-    matcher.consume_tokens(tokens)
-    mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+    try:
+        matcher.consume_tokens(tokens)
+        mask = b"" if matcher.is_error() else matcher.compute_bitmask()
+    except MemoryError:
+        raise
+    except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
+        message = f"the library fails: {error}"
+        channel.send({"op": "error", "sequence": sequence, "message": message})
+        return
     if matcher.is_error():
         channel.send({"op": "error", "sequence": sequence, "message": matcher.get_error()})
         return
