@@ -33,7 +33,9 @@ _ALL_FORBIDDEN = "every token is forbidden by the request's settings together, s
 _NOT_A_NUMBER = (
     "no token could be drawn: the network's output is not a number; is the checkpoint sound?"
 )
-_BLOCKED_WAIT_S = 0.002  # for masks where nothing else can run; commands for the engine wait as long
+_BLOCKED_WAIT_S = (
+    0.002  # for masks where nothing else can run; commands for the engine wait as long
+)
 _MASK_GRACE = 0.25  # of the last step's time: what a step waits for masks that are about to come
 _MIN_MASK_GRACE_S = 0.0003
 _MAX_MASK_GRACE_S = 0.002
@@ -174,12 +176,12 @@ class Engine:
         """Run one step; without work it does nothing."""
         started = time.monotonic()
         self._abort_overdue(started)
-        ended, finished = self._end_failed_grammars()
+        failed, finished = self._end_failed_grammars()
         plan = self.scheduler.schedule()
         if not plan.sequences:
-            if self.scheduler.has_blocked and not ended:
+            if self.scheduler.has_blocked and not failed:
                 self.intake.grammars.wait(_BLOCKED_WAIT_S)
-            return StepOutput(ended, StepStats(0, 0, 0, 0.0, finished=finished))
+            return StepOutput(failed, StepStats(0, 0, 0, 0.0, finished=finished))
         num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
         for sequence in plan.sequences:
             times = self._times[sequence.request.request_id]
@@ -207,7 +209,7 @@ class Engine:
         self._last_step_s = stats.duration_s
         self._prompt_tokens += stats.num_prompt_tokens
         return StepOutput(
-            (*ended, *(self._book(update, now, stats, fault) for update in updates)), stats, fault
+            (*failed, *(self._book(update, now, stats, fault) for update in updates)), stats, fault
         )
 
     def run(self, submissions: Sequence[Submission]) -> Generator[StepOutput, None, None]:

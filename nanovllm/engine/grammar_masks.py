@@ -7,7 +7,6 @@ nobody else waits. A sequence whose worker has ended goes on with another one, w
 import selectors
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -219,7 +218,10 @@ class MaskClient:
         sequence.cpu_s += float(str(header["cpu_s"]))
         sequence.num_masks += 1
         limits = self._limits
-        if sequence.cpu_s > limits.request_cpu_s + limits.request_cpu_s_per_mask * sequence.num_masks:
+        if (
+            sequence.cpu_s
+            > limits.request_cpu_s + limits.request_cpu_s_per_mask * sequence.num_masks
+        ):
             sequence.error = not_usable(describe_limit("total", limits))
 
     def _watch_time(self, pool: GrammarPool, worker: _Worker, now: float) -> None:

@@ -185,6 +185,11 @@ class GrammarPool:
         with self._lock:
             return self._num_unsettled() > self.limits.max_waiting // 2
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether a worker compiles."""
+        return bool(self._compiling)
+
     def _num_unsettled(self) -> int:
         return sum(not grammar.is_settled for grammar in self._grammars.values())
 
@@ -253,9 +258,7 @@ class GrammarPool:
 
     def _start_thread(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(
-                target=self._run, name="nanovllm-grammars", daemon=True
-            )
+            self._thread = threading.Thread(target=self._run, name="nanovllm-grammars", daemon=True)
             self._thread.start()
 
     def _post(self, command: Callable[[], None]) -> None:

@@ -28,8 +28,10 @@ async def wait_for_grammar(
         return
     deadline = deadline_of(request)
     left_s = None if deadline is None else deadline.at_s - time.monotonic()
-    with suppress(asyncio.TimeoutError):  # submitting it will say so
+    try:
         await unless_gone(request, asyncio.wait_for(_settled(grammar), left_s))
+    except asyncio.TimeoutError:
+        return  # submitting it says so
     if isinstance(grammar.error, InvalidRequestError):
         param = blamed_field(grammar.error.param, fields)
         raise type(grammar.error)(str(grammar.error), param=param)

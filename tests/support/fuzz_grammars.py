@@ -34,7 +34,10 @@ MAX_TOKENS = 12
 MAX_WALL_S = 60.0  # for one grammar, on a machine that has other work
 
 _TYPES = ("string", "integer", "number", "boolean", "null", "array", "object", "nothing")
-_PIECES = (".", "a", "[ab]", "[^x]", r"\d", r"\w", r"\s", r"\p{L}", "(", ")", "|", "*", "+", "?", "{2}", "{0,300}", "{100000}", "(?=a)", "^", "$", "é", "\\")  # fmt: skip
+_PIECES = (
+    ".", "a", "[ab]", "[^x]", r"\d", r"\w", r"\s", r"\p{L}", "(", ")", "|", "*", "+", "?",
+    "{2}", "{0,300}", "{100000}", "(?=a)", "^", "$", "é", "\\",
+)  # fmt: skip
 
 
 class Fuzzer:

@@ -1,5 +1,7 @@
-"""Grammars that take a stack, memory or time without end, as fields of StructuredOutputs."""
+"""Grammars that take a stack, memory or time without end, as fields of StructuredOutputs; and the processes that they run in."""
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 _RULES = 300
@@ -20,3 +22,14 @@ AMBIGUOUS: dict[str, Any] = {
     + "\n".join(f"s{i}: /[a-z ]/ | s{(i + 1) % _RULES}" for i in range(_RULES))
 }  # fmt: skip
 """A mask takes a dozen seconds."""
+
+
+def children_of(pid: int) -> list[int]:
+    """Running processes whose parent is `pid`, and theirs."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            if int(parent) == pid and state != "Z":
+                found += [int(folder.name), *children_of(int(folder.name))]
+    return found

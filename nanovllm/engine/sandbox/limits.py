@@ -83,5 +83,7 @@ def reached_limit(exit_code: int | None) -> str | None:
     if exit_code == MEMORY_EXIT_CODE:
         return "memory"
     names = {"SIGSEGV": "stack", "SIGBUS": "stack", "SIGABRT": "memory", "SIGPROF": "time"}
-    found = {-getattr(signal, name): limit for name, limit in names.items() if hasattr(signal, name)}
+    found = {
+        -getattr(signal, name): limit for name, limit in names.items() if hasattr(signal, name)
+    }
     return None if exit_code is None else found.get(exit_code)

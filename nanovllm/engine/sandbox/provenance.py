@@ -6,6 +6,7 @@ none of it ever counts as the template's.
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any, SupportsIndex
 
 Spans = tuple[tuple[int, int], ...]
@@ -21,7 +22,7 @@ class Text(str):
     def __new__(cls, value: object = "", spans: Spans = ()) -> "Text":
         """Make a text of `value` whose `spans` are the template's."""
         text = super().__new__(cls, value)
-        text._spans = spans  # noqa: SLF001 - its own
+        text._spans = spans
         return text
 
     def __str__(self) -> str:
@@ -109,7 +110,7 @@ class Text(str):
         """Return the text in parts that are the template's or not, with `function` applied to each."""
         edges = [0, *(edge for span in self._spans for edge in span), len(self)]
         parts: list[str] = []
-        for place, (start, end) in enumerate(zip(edges, edges[1:], strict=False)):
+        for place, (start, end) in enumerate(pairwise(edges)):
             part = function(str.__getitem__(self, slice(start, end)))
             parts.append(written(part) if place % 2 else part)
         return parts

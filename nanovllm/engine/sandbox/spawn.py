@@ -23,7 +23,7 @@ def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
         command = [sys.executable, "-I", "-c", _START, kind, str(number), *sys.path]
         if sys.platform == "win32":
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - this Python, and no text of others
                 command,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -34,7 +34,7 @@ def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
             with process.stdin as pipe:
                 pipe.write(theirs.share(process.pid))
         else:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: S603 - this Python, and no text of others
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,

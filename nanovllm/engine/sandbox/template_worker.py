@@ -71,9 +71,7 @@ def _answer(channel: Channel, template: Any, header: Mapping[str, Any]) -> None:
 
 def _render(template: Any, header: Mapping[str, Any]) -> Text:
     messages = [
-        {**message, "role": written(message["role"])}
-        if message.get("role") in _ROLES
-        else message
+        {**message, "role": written(message["role"])} if message.get("role") in _ROLES else message
         for message in header["messages"]
     ]
     special_tokens = {name: written(text) for name, text in header["special_tokens"].items()}
@@ -123,7 +121,7 @@ class _CodeGenerator(CodeGenerator):
 
     def _text(self, value: str) -> str:
         """Return the code for a string of the template."""
-        strings: list[Text] = self.environment.strings  # type: ignore[attr-defined]
+        strings: list[Text] = self.environment.strings
         strings.append(written(value))
         return f"environment.strings[{len(strings) - 1}]"
 
