@@ -73,8 +73,11 @@ class MaskClient:
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
 
     def __del__(self) -> None:
+        self._selector.close()
         self._wake.close()
         self._woken.close()
 
@@ -120,16 +123,11 @@ class MaskClient:
             if worker.waiting or worker.is_lost:
                 self._read(pool, worker, now)
             elif worker.grammar.worker != worker.number or not worker.grammar.users:
-                del self._workers[worker.number]
+                self._remove(worker)
 
     def wait(self, timeout_s: float) -> None:
         """Wait for a mask or for `wake`, no longer than `timeout_s`."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
-            for worker in self._workers.values():
-                if worker.waiting and not worker.is_lost:
-                    selector.register(worker.connection.socket, selectors.EVENT_READ)
-            ready = [key.fileobj for key, _ in selector.select(timeout_s)]
+        ready = [key.fileobj for key, _ in self._selector.select(timeout_s)]
         if self._woken in ready:
             with suppress(BlockingIOError):
                 self._woken.recv(4096)
@@ -169,6 +167,7 @@ class MaskClient:
         worker = self._workers.get(grammar.worker)
         if worker is None:
             worker = self._workers[grammar.worker] = _Worker(grammar.worker, grammar, connection)
+            self._selector.register(connection.socket, selectors.EVENT_READ)
         self._send(pool, worker, sequence, sequence.tokens)
 
     def _send(
@@ -224,6 +223,11 @@ class MaskClient:
         ):
             sequence.error = not_usable(describe_limit("total", limits))
 
+    def _remove(self, worker: _Worker) -> None:
+        del self._workers[worker.number]
+        if not worker.is_lost:
+            self._selector.unregister(worker.connection.socket)
+
     def _watch_time(self, pool: GrammarPool, worker: _Worker, now: float) -> None:
         """A worker has not answered yet."""
         took_s = now - worker.busy_since_s
@@ -239,12 +243,13 @@ class MaskClient:
         """A worker has ended: the sequence that it worked on is to blame, the others go on with another one."""
         if not worker.is_lost:
             worker.is_lost = True
+            self._selector.unregister(worker.connection.socket)
             pool.report_lost(worker.grammar, worker.number)
         lost_by = worker.grammar.lost_by
         is_known = worker.grammar.worker != worker.number or lost_by is not None
         if not is_known and worker.grammar.error is None:
             return  # why is found out on the pool's thread
-        del self._workers[worker.number]
+        self._remove(worker)
         for place, sequence in enumerate(worker.waiting.values()):
             sequence.worker = -1
             if place == 0:

@@ -68,7 +68,7 @@ class GrammarLimits:
 
 
 class Connection:
-    """This side's end of a worker's socket. It is closed when nobody refers to it, so never while another thread reads from it."""
+    """Our end of a worker's socket. It is closed when nobody refers to it, so never while another thread reads from it."""
 
     __slots__ = ("socket",)
 

@@ -121,7 +121,7 @@ class _CodeGenerator(CodeGenerator):
 
     def _text(self, value: str) -> str:
         """Return the code for a string of the template."""
-        strings: list[Text] = self.environment.strings
+        strings: list[Text] = self.environment.strings  # type: ignore[attr-defined]
         strings.append(written(value))
         return f"environment.strings[{len(strings) - 1}]"
 
@@ -130,7 +130,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     """The surroundings that transformers gives a template; for one template."""
 
     code_generator_class = _CodeGenerator
-    concat = staticmethod(joined)  # type: ignore[assignment]
+    concat = staticmethod(joined)
 
     def __init__(self) -> None:
         super().__init__(
