@@ -29,6 +29,7 @@ test: $(TEST)  ## run the tests on all cores; ARGS="tests/engine -k preempt" for
 	@$(BIN)/python -m pytest $(or $(ARGS),-n auto)
 
 fuzz: $(TEST)  ## send the server what its API allows and forbids; ARGS="--seconds 3600 --seed 7"
+	@$(BIN)/python -m tests.support.fuzz_grammars --seconds 60
 	@$(BIN)/python -m tests.support.fuzzing $(ARGS)
 
 check: $(DEV)  ## lint, format, types, floors

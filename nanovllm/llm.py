@@ -190,12 +190,14 @@ class LLM:
         if sampling_params is None:
             sampling_params = self.default_sampling_params()
         params = _as_params(sampling_params, len(listed))
-        return self._submit_each(
-            len(listed),
-            lambda index, request_id: self.engine.intake.submit(
-                request_id, listed[index], params[index]
-            ),
-        )
+
+        def submit(index: int, request_id: str) -> Submission:
+            submission = self.engine.intake.submit(request_id, listed[index], params[index])
+            if submission.grammar is not None:
+                submission.grammar.wait()
+            return submission
+
+        return self._submit_each(len(listed), submit)
 
     def _submit_each(
         self, count: int, submit: Callable[[int, str], Submission]

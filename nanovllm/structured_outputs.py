@@ -9,6 +9,7 @@ from nanovllm.errors import InvalidRequestError
 
 MAX_GRAMMAR_BYTES = 1 << 16
 MAX_CHOICES = 1024
+MAX_SCHEMA_DEPTH = 128  # as many levels as the readers of JSON in llguidance take
 _PARAM = "structured_outputs"
 
 
@@ -54,7 +55,8 @@ class StructuredOutputs:
             self._check_choice()
         if self.json is not None:
             self._check_schema()
-        size = len(self.key.encode("utf-8", errors="replace"))
+        self._check_unicode()
+        size = len(self.key)
         if size > MAX_GRAMMAR_BYTES:
             raise InvalidRequestError(
                 f"structured_outputs has {size} bytes, the limit is {MAX_GRAMMAR_BYTES}; make it shorter",
@@ -65,6 +67,20 @@ class StructuredOutputs:
     def key(self) -> str:
         """All of it as text: equal for equal wishes."""
         return json.dumps([self.json, self.json_object, self.regex, self.choice, self.grammar])
+
+    def _check_unicode(self) -> None:
+        """Refuse half of a surrogate pair, which JSON can spell and no grammar can have."""
+        for name in ("json", "regex", "choice", "grammar"):
+            value = getattr(self, name)
+            try:
+                json.dumps(value, ensure_ascii=False).encode()
+            except UnicodeEncodeError as error:
+                found = error.object[error.start : error.end]
+                raise InvalidRequestError(
+                    f"structured_outputs.{name} has {found!r}, half of a surrogate pair, "
+                    "which is no character; send valid Unicode",
+                    param=_PARAM,
+                ) from None
 
     def _check_choice(self) -> None:
         texts = self.choice
@@ -95,6 +111,7 @@ class StructuredOutputs:
                 )
             try:
                 schema = json.loads(schema)
+                _check_depth(schema)
             except (ValueError, RecursionError) as error:
                 raise InvalidRequestError(
                     f"structured_outputs.json is not valid JSON: {error}", param=_PARAM
@@ -105,10 +122,34 @@ class StructuredOutputs:
                 param=_PARAM,
             )
         try:
-            object.__setattr__(
-                self, "json", json.loads(json.dumps(schema))
-            )  # a copy that its giver cannot change
+            copy = json.loads(json.dumps(schema, allow_nan=False), parse_int=_checked_int)
+            _check_depth(copy)
+            object.__setattr__(self, "json", copy)  # which its giver cannot change
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(
                 f"structured_outputs.json cannot be written as JSON: {error}", param=_PARAM
             ) from None
+
+
+def _checked_int(digits: str) -> int:
+    """Return a whole number; ValueError where it has more than 64 bits, which a schema cannot have."""
+    number = int(digits) if len(digits) <= 20 else 1 << 64
+    if not -(1 << 63) <= number < 1 << 64:
+        shown = digits if len(digits) <= 40 else f"{digits[:40]}..."
+        raise ValueError(f"{shown} has more than 64 bits; use a smaller number")
+    return number
+
+
+def _check_depth(schema: object) -> None:
+    """Raise ValueError where a schema is nested so deeply that a reader of it might fail."""
+    level = [schema]
+    for _ in range(MAX_SCHEMA_DEPTH):
+        level = [
+            child
+            for value in level
+            if isinstance(value, dict | list)
+            for child in (value.values() if isinstance(value, dict) else value)
+        ]
+        if not level:
+            return
+    raise ValueError(f"it is nested more than {MAX_SCHEMA_DEPTH} levels deep; make it flatter")

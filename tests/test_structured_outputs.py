@@ -25,6 +25,14 @@ from nanovllm.structured_outputs import MAX_CHOICES, MAX_GRAMMAR_BYTES
         ({"json": "[1]"}, "must be a JSON schema"),
         ({"json": {"a": object()}}, "cannot be written as JSON"),
         ({"regex": "a" * MAX_GRAMMAR_BYTES}, f"limit is {MAX_GRAMMAR_BYTES}"),
+        ({"regex": "\ud800"}, "half of a surrogate pair"),
+        ({"grammar": 'start: "\ud800"'}, "half of a surrogate pair"),
+        ({"choice": ["a", "\udfff"]}, "half of a surrogate pair"),
+        ({"json": {"const": "\ud800"}}, "half of a surrogate pair"),
+        ({"json": {"minimum": 1 << 64}}, "more than 64 bits"),
+        ({"json": '{"minimum": -' + "9" * 30 + "}"}, "more than 64 bits"),
+        ({"json": {"minimum": float("nan")}}, "cannot be written as JSON"),
+        ({"json": '{"items":' * 982 + "{}" + "}" * 982}, "not valid JSON"),
     ],
 )
 def test_what_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:

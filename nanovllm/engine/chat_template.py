@@ -1,39 +1,48 @@
 """A checkpoint's chat template: from messages to the one text that the model was trained to go on from, and to its tokens.
 
 Templates are Jinja in the dialect of transformers' `apply_chat_template`. A checkpoint has one in chat_template.jinja or in
-tokenizer_config.json. It is text from somebody else: it runs in Jinja's sandbox, and what it may write and how long it may work are bounded.
+tokenizer_config.json. It is text from somebody else: it is compiled and rendered in Jinja's sandbox, in a process of its own with
+limits of memory and time (template_process.py).
 
-Special tokens such as `<|im_end|>` are what the template writes; the same characters in a message are ordinary text, so that nobody can
-end his message in the middle and go on in the name of the system.
+Special tokens such as `<|im_start|>` are what the template itself writes. The same characters from a message are ordinary text, also
+where the template changes them, cuts them or puts them beside others: which characters it has written is kept with the text
+(sandbox/provenance.py), so that nobody can end his message in the middle and go on in the name of the system.
 """
 
+import importlib.util
 import json
 import re
-import secrets
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
+from nanovllm.engine.template_process import (
+    TemplateInvalidError,
+    TemplateLimitError,
+    TemplateProcesses,
+)
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
 MAX_RENDER_S = 2.0  # of processor time: thousands of messages take milliseconds
-MAX_NUMBER_BITS = 1 << 16
+MAX_RENDER_BYTES = 256 << 20
 
 _GPT2_SPECIAL_TOKENS = dict.fromkeys(
     ("bos_token", "eos_token", "unk_token"), "<|endoftext|>"
 )  # where a folder names none
 _SPECIAL_TOKEN_NAMES = (*_GPT2_SPECIAL_TOKENS, "pad_token", "sep_token", "cls_token", "mask_token")
-_GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
-"""Marks the assistant's text for training; a comment in its place keeps the white space as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A prompt as text; `spans` are the ranges of its characters that the template itself has written, in order."""
+
+    text: str
+    spans: Sequence[tuple[int, int]]
 
 
 class ChatTemplate:
@@ -71,7 +80,15 @@ class ChatTemplate:
 
     def check(self) -> None:
         """Raise CheckpointError where the template is not one."""
-        assert self._compiled is not None
+        processes = self._processes
+        try:
+            processes.check(MAX_RENDER_S)
+        except TemplateInvalidError as error:
+            raise self._invalid(error) from error
+        except TemplateLimitError as error:
+            raise CheckpointError(
+                f"the chat template {self.origin} cannot be compiled: it {_described(error.limit)}"
+            ) from error
 
     def encode(
         self,
@@ -79,193 +96,91 @@ class ChatTemplate:
         tokenizer: Tokenizer,
         check_text: Callable[[str], None],
     ) -> list[int]:
-        """Token ids of the prompt that asks for an answer to `messages`; `check_text` may refuse its text before time is spent on it.
+        """Return the token ids of the prompt that asks for an answer to `messages`; `check_text` may refuse its text before time is spent on it.
 
         Raises InvalidRequestError where the template refuses the messages, CheckpointError where it is not one.
         """
-        special = tokenizer.special_tokens
-        names = "|".join(re.escape(text) for text in sorted(special, key=len, reverse=True))
-        if not names or not any(
-            re.search(names, text) for message in messages for text in _texts(message)
-        ):
-            text = self.render(messages)
-            check_text(text)
-            return tokenizer.encode(text, add_special_tokens=False, allow_special=True)
-        mark = f"\ue000{secrets.token_hex(8)}\ue001"  # behind the first character of what only looks like a special token
-        begun = re.compile(f"(?=(?:{names}))(.)", re.DOTALL)
-        marked = [
-            {
-                key: begun.sub(rf"\1{mark}", value) if isinstance(value, str) else value
-                for key, value in message.items()
-            }
-            for message in messages
-        ]
-        text = self.render(marked)
-        check_text(text.replace(mark, ""))
+        prompt = self.render_prompt(messages)
+        check_text(prompt.text)
         token_ids: list[int] = []
-        for place, part in enumerate(re.split(f"({names})", text)):
-            token_ids += (
-                [special[part]]
-                if place % 2
-                else tokenizer.encode(part.replace(mark, ""), add_special_tokens=False)
-            )
+        for part, token_id in split_at_tokens(prompt, tokenizer):
+            token_ids += tokenizer.encode_text(part)
+            if token_id is not None:
+                token_ids.append(token_id)
         return token_ids
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """The prompt as text, the beginning of the assistant's answer included; raises as `encode`."""
-        template = self._compiled
-        pieces: list[str] = []
-        size = 0
+        """Return the prompt as text, the beginning of the assistant's answer included; raises as `encode`."""
+        return self.render_prompt(messages).text
+
+    def render_prompt(self, messages: Sequence[Mapping[str, Any]]) -> RenderedPrompt:
+        """Return the prompt as text and what of it the template wrote; raises as `encode`."""
+        processes = self._processes
         try:
-            values = {
-                **self.special_tokens,
-                "messages": messages,
-                "add_generation_prompt": True,
-                "tools": None,
-                "documents": None,
-            }
-            with _limited_time(MAX_RENDER_S):
-                for piece in template.generate(values):
-                    size += len(piece)
-                    if size > MAX_RENDERED_CHARACTERS:
-                        _refuse(
-                            f"the chat template makes more than {MAX_RENDERED_CHARACTERS} characters of the messages; send less"
-                        )
-                    pieces.append(piece)
-        except InvalidRequestError:
-            raise
-        except _TimeOverError:
-            remedy = "send less, or start the server with another --chat-template"
-            _refuse(
-                f"the chat template works on these messages for more than {MAX_RENDER_S:g} s; {remedy}"
+            answer, body = processes.render(
+                messages,
+                self.special_tokens,
+                max_characters=MAX_RENDERED_CHARACTERS,
+                cpu_s=MAX_RENDER_S,
             )
-        except (
-            Exception
-        ) as error:  # whatever a template does with messages that it was not made for
-            raise InvalidRequestError(
-                f"the chat template cannot render these messages: {error}", param="messages"
-            ) from error
-        return "".join(pieces)
+        except TemplateInvalidError as error:
+            raise self._invalid(error) from error
+        except TemplateLimitError as error:
+            remedy = "send less, or start the server with another --chat-template"
+            _refuse(f"for these messages the chat template {_described(error.limit)}; {remedy}")
+        if answer["op"] == "refused":
+            _refuse(answer["message"])
+        if answer["op"] == "failed":
+            _refuse(f"the chat template cannot render these messages: {answer['message']}")
+        spans = [(start, end) for start, end in answer["spans"]]
+        return RenderedPrompt(body.decode("utf-8", "surrogatepass"), spans)
 
     @cached_property
-    def _compiled(self) -> Any:
+    def _processes(self) -> TemplateProcesses:
         if len(self.source) > MAX_TEMPLATE_CHARACTERS:
             raise CheckpointError(
                 f"the chat template {self.origin} has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}"
             )
-        environment = _environment()
-        try:
-            return environment.from_string(_GENERATION_TAG.sub(r"{#\1 \2#}", self.source))
-        except (
-            Exception
-        ) as error:  # one of Jinja's, or of the interpreter where it is nested too deeply
+        if importlib.util.find_spec("jinja2") is None:
             raise CheckpointError(
-                f"the chat template {self.origin} is not valid: {error}"
-            ) from error
+                "chat templates need the package jinja2, which is not installed; pip install jinja2"
+            )
+        return TemplateProcesses(self.source, memory_bytes=MAX_RENDER_BYTES)
+
+    def _invalid(self, error: TemplateInvalidError) -> CheckpointError:
+        return CheckpointError(f"the chat template {self.origin} is not valid: {error}")
 
 
-def _environment() -> Any:
-    """The surroundings that transformers gives a template."""
-    try:
-        from jinja2.sandbox import ImmutableSandboxedEnvironment  # noqa: PLC0415 - only chat needs it; the rest works without
-    except ImportError as error:
-        raise CheckpointError(
-            "chat templates need the package jinja2, which is not installed; pip install jinja2"
-        ) from error
-
-    class Environment(ImmutableSandboxedEnvironment):
-        """Asks before the two operators that can make anything of nothing, also where both sides are constants."""
-
-        intercepted_binops = frozenset({"*", "**"})
-
-        def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-            _check_size(operator, left, right)
-            return super().call_binop(context, operator, left, right)
-
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
+def split_at_tokens(
+    prompt: RenderedPrompt, tokenizer: Tokenizer
+) -> Iterator[tuple[str, int | None]]:
+    """Yield the text up to each token that the template has spelled out, and its id; at the end the rest, and None."""
+    tokens = tokenizer.control_tokens
+    names = "|".join(re.escape(name) for name in sorted(tokens, key=len, reverse=True))
+    begin = 0
+    strips_next = False
+    for start, end in prompt.spans if names else ():
+        for match in re.finditer(names, prompt.text[start:end]):
+            token = tokens[match[0]]
+            part = prompt.text[begin : start + match.start()]
+            part = part.lstrip() if strips_next else part
+            yield part.rstrip() if token.strips_left else part, token.token_id
+            begin, strips_next = start + match.end(), token.strips_right
+    rest = prompt.text[begin:]
+    yield rest.lstrip() if strips_next else rest, None
 
 
-class _TimeOverError(BaseException):
-    """The template has worked for too long; no filter takes it for an error of its own."""
-
-
-@contextmanager
-def _limited_time(limit_s: float) -> Iterator[None]:
-    """Raise _TimeOverError in what is called in this block once it has taken `limit_s` of this thread's processor time.
-
-    The interpreter asks `trace` before every line of the functions that the block calls, a template's loops among them: so any loop
-    ends, while a thread that waits for a busy machine loses nothing.
-    """
-    end_s = time.thread_time() + limit_s
-
-    def trace(frame: FrameType, event: str, argument: object) -> Any:
-        if time.thread_time() > end_s:
-            raise _TimeOverError
-        return trace
-
-    previous = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        yield
-    finally:
-        sys.settrace(previous)
-
-
-def _check_size(operator: str, left: object, right: object) -> None:
-    """Refuse a power or a product that alone would take more time or memory than a prompt is worth."""
-    if isinstance(left, int) and isinstance(right, int):
-        bits = (
-            left.bit_length() * right
-            if operator == "**"
-            else left.bit_length() + right.bit_length()
-        )
-        is_large = bits > MAX_NUMBER_BITS
-    else:
-        repeated, times = (right, left) if isinstance(left, int) else (left, right)
-        is_large = (
-            isinstance(repeated, Sized)
-            and isinstance(times, int)
-            and len(repeated) * times > MAX_RENDERED_CHARACTERS
-        )
-    if is_large:
-        _refuse(
-            f"the chat template computes something larger than {MAX_RENDERED_CHARACTERS} characters or {MAX_NUMBER_BITS} bits"
-        )
-
-
-def _tojson(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Plain JSON; Jinja's own filter escapes what HTML would read."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _raise_exception(message: object) -> NoReturn:
-    _refuse(f"the chat template refuses the messages: {message}")
+def _described(limit: str | None) -> str:
+    """Return what a template did whose process has ended."""
+    return {
+        "time": f"works for more than {MAX_RENDER_S:g} s",
+        "memory": f"needs more than {MAX_RENDER_BYTES >> 20} MiB of memory",
+        "stack": "is nested too deeply",
+    }.get(limit or "", "ended its process")
 
 
 def _refuse(message: str) -> NoReturn:
     raise InvalidRequestError(message, param="messages")
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now(timezone.utc).astimezone().strftime(form)
-
-
-def _texts(message: Mapping[str, Any]) -> list[str]:
-    return [value for value in message.values() if isinstance(value, str)]
 
 
 def _read_text(path: Path) -> str:

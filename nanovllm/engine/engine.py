@@ -11,7 +11,7 @@ One thread uses an engine. `intake` and `tokenizer` may be used from others.
 import logging
 import time
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ logger = logging.getLogger(__name__)
 _ALL_FORBIDDEN = "every token is forbidden by the request's settings together, so none can come next; loosen one of them"
 _FAULT = "a step of the engine failed; the log has the reason"
 _NOT_A_NUMBER = "the network's output is not a number; is the checkpoint sound?"
+_BLOCKED_WAIT_S = 0.002
+"""For masks where nothing else can run; commands for the engine wait as long."""
+_MASK_GRACE = 0.25
+"""Of the last step's time: what a step waits for masks that are about to come."""
+_MIN_MASK_GRACE_S, _MAX_MASK_GRACE_S = 0.0003, 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +105,7 @@ class Engine:
         self._deadlines: dict[str, float] = {}  # of those that have one
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._last_step_s = 0.0
 
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
@@ -187,9 +193,12 @@ class Engine:
         """Run one step; without work it does nothing."""
         started = time.monotonic()
         self._abort_overdue(started)
+        failed = self._end_failed_grammars()
         plan = self.scheduler.schedule()
         if not plan.sequences:
-            return StepOutput((), StepStats(0, 0, 0, 0.0))
+            if self.scheduler.has_blocked and not failed:
+                self.intake.grammars.wait(_BLOCKED_WAIT_S)
+            return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
         for sequence in plan.sequences:
             times = self._times[sequence.request.request_id]
@@ -215,9 +224,10 @@ class Engine:
         stats = StepStats(
             plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
         )
+        self._last_step_s = stats.duration_s
         self._prompt_tokens += stats.num_prompt_tokens
         return StepOutput(
-            tuple(self._to_update(update, now, fault) for update in updates), stats, fault
+            (*failed, *(self._to_update(update, now, fault) for update in updates)), stats, fault
         )
 
     def run(self, submissions: Sequence[Submission]) -> Generator[StepOutput, None, None]:
@@ -274,6 +284,21 @@ class Engine:
             request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now
         ]:
             self.abort_request(request_id)
+
+    def _end_failed_grammars(self) -> tuple[SequenceUpdate, ...]:
+        """Take in the masks of grammars, and end the requests whose grammar can be followed no further."""
+        grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
+        self.intake.grammars.poll(grace_s)
+        updates = []
+        for request, error in self.scheduler.failed_grammars():
+            update = self.finish_request(request.request_id, FinishReason.ERROR)
+            if update is not None:
+                updates.append(replace(update, error=error))
+        return tuple(updates)
+
+    def close(self) -> None:
+        """End the processes that compile grammars. Harmless twice."""
+        self.intake.grammars.close()
 
     def _to_update(
         self, update: RequestUpdate[Any], now: float, fault: Exception | None

@@ -111,6 +111,8 @@ class EngineThread:
                 "the engine has broken down; the server must be started again", exc_info=error
             )
             self._post(self._on_failure, error)
+        finally:
+            engine.close()
 
     def _serve(self, engine: Engine) -> None:
         """Step while there is work, until told to stop."""

@@ -2,139 +2,223 @@
 
 A grammar says which tokens may come next; the sampler draws among those, and the grammar is told which one was drawn:
 
-    compile  text of a grammar -> its beginning      once for equal wishes
-    start    beginning -> a place of its own         for each sequence; a preempted sequence keeps it
-    allowed  place -> which tokens may follow        at each step
-    accept   place, token -> the next place
+    compile  text of a grammar -> its beginning       once for equal texts
+    start    beginning -> a sequence's own position   for each sequence; a preempted sequence keeps it
+    allowed  position -> which tokens may follow      at each step
+    accept   position, token -> the next position
 
 Where the text may end, the end of text is among the tokens that may follow; where it must, it is the only one.
+
+The library runs in worker processes (grammar_pool.py, sandbox/), so that no grammar can take this process down, fill its memory or
+hold up its steps. What is here only asks them: compiling goes on after `begin` has returned, and the mask of the next position comes
+some time after `accept`.
 """
 
-import json
+import hashlib
+import importlib.util
+import itertools
+import os
 import threading
-from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nanovllm.engine.grammar_masks import MaskClient, MaskSequence
+from nanovllm.engine.grammar_pool import PARAM, GrammarLimits, GrammarPool, PooledGrammar
+from nanovllm.engine.sandbox.launcher import Tokens
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.structured_outputs import StructuredOutputs
 
-_KEPT = 64  # compiled grammars
-_JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as Python writes it. With any amount of white space, a small model may never get beyond it."""
-_PARAM = "structured_outputs"
+_NO_LIBRARY = (
+    "structured_outputs needs the package llguidance, an extra that is not installed here; "
+    "pip install 'nanovllm[structured]'"
+)
+_NO_END = "structured_outputs needs an end of text, which this model does not have (eos_token_id)"
 
 
 class Grammar:
-    """A place in a grammar; for one sequence and one thread."""
+    """A position in a grammar; for one sequence and one thread."""
 
-    def __init__(self, matcher: Any, vocab: int) -> None:
-        """Stand where `matcher`, an LLMatcher, stands; it is this object's from now on."""
-        self._matcher = matcher
-        self._vocab = vocab
+    def __init__(self, compiled: "CompiledGrammar", number: int) -> None:
+        """Stand at the beginning."""
+        self._compiled = compiled
+        self._sequence = MaskSequence(number, compiled.pooled)
+        self._is_closed = False
 
-    def start(self) -> "Grammar":
-        """The same place, to go on from independently."""
-        return Grammar(self._matcher.deep_copy(), self._vocab)
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is known which tokens may come next."""
+        sequence = self._sequence
+        if sequence.mask is None and not sequence.tokens:
+            sequence.mask = sequence.grammar.first_mask
+        return sequence.mask is not None
+
+    @property
+    def error(self) -> NanovllmError | None:
+        """Why it will never be known."""
+        sequence = self._sequence
+        return sequence.error or (None if sequence.tokens else sequence.grammar.error)
 
     def allowed(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        """Whether each token of the model's vocabulary may come next; none where the grammar cannot be followed any further."""
-        allowed = np.zeros(self._vocab, dtype=np.bool_)
-        if not self._matcher.is_error():
-            bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
-            found = np.unpackbits(bits, bitorder="little")[: self._vocab]
-            allowed[: found.size] = found
-        return allowed
+        """Return whether each token of the vocabulary may come next, waiting until that is known; raises `error`."""
+        grammars = self._compiled.grammars
+        while not self.is_ready:
+            if self.error is not None:
+                raise self.error
+            grammars.wait(0.1)
+        assert self._sequence.mask is not None
+        return unpack_mask(self._sequence.mask, grammars.vocab)
 
     def accept(self, token_id: int) -> None:
-        """Go on by a token."""
-        self._matcher.consume_token(token_id)
+        """Go on by a token, and ask which may follow."""
+        if not self._is_closed:
+            self._sequence.tokens.append(token_id)
+            self._compiled.grammars.masks.ask(self._compiled.grammars.pool, self._sequence)
+
+    def close(self) -> None:
+        """Ask for nothing more; what is known stays known."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._compiled.grammars.masks.drop(self._compiled.grammars.pool, self._sequence)
+
+
+class CompiledGrammar:
+    """The beginning of a grammar, which may still be compiling. May be used from any thread."""
+
+    def __init__(self, grammars: "Grammars", pooled: PooledGrammar) -> None:
+        self.grammars = grammars
+        self.pooled = pooled
+
+    @property
+    def error(self) -> NanovllmError | None:
+        """Why it cannot be used."""
+        return self.pooled.error
+
+    def start(self) -> Grammar:
+        """Return a position of its own at the beginning."""
+        return Grammar(self, next(self.grammars.numbers))
+
+    def allowed(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """Return whether each token of the vocabulary may come first."""
+        assert self.pooled.first_mask is not None
+        return unpack_mask(self.pooled.first_mask, self.grammars.vocab)
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Have `watcher` called on another thread once it is compiled or has failed, perhaps at once."""
+        self.grammars.pool.watch(self.pooled, watcher)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        """Take a watcher back: where it was the last, compiling ends at once."""
+        self.grammars.pool.unwatch(self.pooled, watcher)
+
+    def wait(self) -> None:
+        """Wait until it is compiled; raises what came of it instead."""
+        done = threading.Event()
+        self.watch(done.set)
+        try:
+            done.wait()
+        finally:
+            self.unwatch(done.set)
+        if self.error is not None:
+            raise self.error
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer. May be used from any thread."""
+    """Compiles grammars for one tokenizer. `begin` and `compile` may be called from any thread, `poll` and `wait` from the engine's."""
 
-    def __init__(self, tokenizer: Tokenizer, vocab: int, eos_token_ids: Sequence[int]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        vocab: int,
+        eos_token_ids: Sequence[int],
+        limits: GrammarLimits | None = None,
+    ) -> None:
         """For a model of `vocab` tokens whose answers end with one of `eos_token_ids`."""
+        self.vocab = vocab
+        self.numbers = itertools.count()
         self._tokenizer = tokenizer
-        self._vocab = vocab
-        self._eos_token_ids = list(eos_token_ids)
-        self._library: Any = None
-        self._library_tokenizer: Any = None
-        self._compiled: OrderedDict[str, Grammar] = OrderedDict()
+        self._eos_token_ids = tuple(eos_token_ids)
+        self._limits = limits or GrammarLimits()
+        self._compiled: weakref.WeakValueDictionary[str, CompiledGrammar] = (
+            weakref.WeakValueDictionary()
+        )
         self._lock = threading.Lock()
+        self.masks = MaskClient(self._limits)
+        self._pool: GrammarPool | None = None
+        self._owner = os.getpid()
 
-    def compile(self, wanted: StructuredOutputs) -> Grammar:
-        """The beginning of a grammar; raises InvalidRequestError where it is none, is too large, or the library is missing."""
-        key = wanted.key
+    @property
+    def pool(self) -> GrammarPool:
+        """The workers, which belong to the process that started them."""
         with self._lock:
-            self._load()
-            known = self._compiled.get(key)
-            if known is not None:
-                self._compiled.move_to_end(key)
-                return known
-            matcher = self._library.LLMatcher(
-                self._library_tokenizer, self._text(wanted), log_level=0
-            )
-            if matcher.is_error():
-                raise InvalidRequestError(
-                    f"structured_outputs cannot be used: {_first_lines(matcher.get_error())}",
-                    param=_PARAM,
-                )
-            grammar = self._compiled[key] = Grammar(matcher, self._vocab)
-            if len(self._compiled) > _KEPT:
-                self._compiled.popitem(last=False)
-            return grammar
+            if self._pool is None or self._owner != os.getpid():
+                self._owner = os.getpid()
+                vocab = max(self.vocab, self._tokenizer.vocab)
+                tokens = Tokens(self._tokenizer.as_json(), vocab, self._eos_token_ids)
+                self._pool = GrammarPool(tokens, self._limits, self.masks.wake)
+                weakref.finalize(self, self._pool.close, waits=False)
+            return self._pool
 
-    def _load(self) -> None:
-        """Import the library and show it the tokenizer, which takes a moment, when the first grammar is asked for."""
-        if self._library_tokenizer is not None:
-            return
+    def begin(self, wanted: StructuredOutputs) -> CompiledGrammar:
+        """Return a grammar that is being compiled, or is known already.
+
+        Raises InvalidRequestError where it can be known at once that it cannot be used, QueueFullError where too many are waiting.
+        """
         if not self._eos_token_ids:
-            raise InvalidRequestError(
-                "structured_outputs needs an end of text, which this model does not have (eos_token_id)",
-                param=_PARAM,
-            )
-        try:
-            import llguidance  # noqa: PLC0415 - an extra
-        except ImportError:
-            message = "answers of a form need the package llguidance, an extra that is not installed here; pip install 'nanovllm[structured]'"
-            raise InvalidRequestError(message, param=_PARAM) from None
-        vocab = max(self._vocab, self._tokenizer.vocab)
-        try:
-            self._library_tokenizer = llguidance.LLTokenizer(
-                self._tokenizer.as_json(), n_vocab=vocab, eos_token=self._eos_token_ids
-            )
-        except (
-            Exception
-        ) as error:  # the library raises all kinds for tokenizers that it does not know
-            raise InvalidRequestError(
-                f"structured_outputs cannot be used with this tokenizer: {error}", param=_PARAM
-            ) from error
-        self._library = llguidance
+            raise InvalidRequestError(_NO_END, param=PARAM)
+        if importlib.util.find_spec("llguidance") is None:
+            raise InvalidRequestError(_NO_LIBRARY, param=PARAM)
+        key = hashlib.blake2b(wanted.key.encode()).hexdigest()
+        pooled = self.pool.get(key, _source(wanted))
+        with self._lock:
+            known = self._compiled.get(key)
+            if known is None or known.pooled is not pooled:
+                known = self._compiled[key] = CompiledGrammar(self, pooled)
+            return known
 
-    def _text(self, wanted: StructuredOutputs) -> str:
-        """The grammar in the library's own notation."""
-        matcher = self._library.LLMatcher
-        if wanted.regex is not None:
-            return str(matcher.grammar_from_regex(wanted.regex))
-        if wanted.grammar is not None:
-            return str(matcher.grammar_from_lark(wanted.grammar))
-        if wanted.choice is not None:
-            return str(
-                matcher.grammar_from_lark(
-                    "start: "
-                    + " | ".join(json.dumps(text, ensure_ascii=False) for text in wanted.choice)
-                )
-            )
-        schema = {"type": "object"} if wanted.json_object else wanted.json
-        return str(matcher.grammar_from_json_schema(schema, overrides=_JSON))
+    def compile(self, wanted: StructuredOutputs) -> CompiledGrammar:
+        """Return the beginning of a grammar once it is compiled; raises as `begin`, and InvalidRequestError where it is none."""
+        compiled = self.begin(wanted)
+        compiled.wait()
+        return compiled
+
+    def poll(self, grace_s: float = 0.0) -> None:
+        """Take in the masks that have come, and those that come within a moment; see `MaskClient.wait_for_prompt`."""
+        if self._pool is not None:
+            self.masks.poll(self._pool)
+            self.masks.wait_for_prompt(self._pool, grace_s)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether `begin` may soon raise QueueFullError."""
+        return self._pool is not None and self._pool.is_full
+
+    def wait(self, timeout_s: float) -> None:
+        """Wait for a mask, or until a grammar is compiled, no longer than `timeout_s`; then poll."""
+        self.masks.wait(timeout_s)
+        self.poll()
+
+    def close(self) -> None:
+        """End all workers; what is compiling fails with EngineNotReadyError. Harmless twice."""
+        with self._lock:
+            pool = self._pool
+        if pool is not None:
+            pool.close()
 
 
-def _first_lines(text: str, limit: int = 300) -> str:
-    """The beginning of the library's explanation, on one line."""
-    shown = " ".join(text.split())
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+def unpack_mask(mask: bytes, vocab: int) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+    """Return one boolean for each of `vocab` tokens, from one bit each, the lowest of a byte first."""
+    allowed = np.zeros(vocab, dtype=np.bool_)
+    found = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocab]
+    allowed[: found.size] = found
+    return allowed
+
+
+def _source(wanted: StructuredOutputs) -> dict[str, object]:
+    """Return the one kind of grammar that is asked for, with its text."""
+    if wanted.json_object:
+        return {"json": {"type": "object"}}
+    kinds = ("regex", "grammar", "choice", "json")
+    return {kind: value for kind in kinds if (value := getattr(wanted, kind)) is not None}

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, get_args
 
 from nanovllm.engine.assembler import Assembler
-from nanovllm.engine.grammar import Grammars
+from nanovllm.engine.grammar import CompiledGrammar, Grammars
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.request import Pooling, Request
@@ -35,10 +35,14 @@ Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A checked request: its sequences for the engine, and the assembler that turns their updates into an answer."""
+    """A checked request: its sequences for the engine, and the assembler that turns their updates into an answer.
+
+    `grammar` is what they follow, which may still be compiling: who wants to know of errors in it before they run waits for it.
+    """
 
     requests: tuple[Request, ...]
     assembler: Assembler
+    grammar: CompiledGrammar | None = None
 
     @property
     def num_answers(self) -> int:
@@ -107,7 +111,7 @@ class Intake:
         self.limits = limits
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
         self._longest_token = tokenizer.longest_token
-        self._grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
+        self.grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
         self._ids = itertools.count()
 
     def new_request_id(self, name: str) -> str:
@@ -149,7 +153,7 @@ class Intake:
         grammar = (
             None
             if params.structured_outputs is None
-            else self._grammars.compile(params.structured_outputs)
+            else self.grammars.begin(params.structured_outputs)
         )
         needs_scores = params.ranks_answers and params.logprobs is None
         sampling = (
@@ -183,7 +187,7 @@ class Intake:
             self.tokenizer,
             [request.request_id for request in requests],
         )
-        return Submission(requests, assembler)
+        return Submission(requests, assembler, grammar)
 
     def embed(
         self,

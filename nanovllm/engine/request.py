@@ -160,18 +160,23 @@ class Request:
         """Whether something is wanted of every prompt token, so that none of them may come from the prefix cache."""
         return self.wants_prompt_logprobs or self.pooling == "mean"
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether the mask of its grammar for the next token has not come yet, so that it takes no part in a step."""
+        return self.grammar is not None and not self.grammar.is_ready
+
     def move_to(self, state: RequestState) -> None:
         """Change state; a move that the table does not allow is a defect of the caller."""
         assert state in ALLOWED_MOVES[self.state], (
             f"{self.request_id}: {self.state} cannot become {state}"
         )
         self.state = state
+        if state is RequestState.FINISHED and self.grammar is not None:
+            self.grammar.close()
 
     def append(self, token_id: int) -> None:
         """Add a generated token, and find out whether it is the last."""
         self.tokens.append(token_id)
-        if self.grammar is not None:
-            self.grammar.accept(token_id)
         if self.sampling.has_penalties:
             self.seen.add(token_id)
         if token_id in self.stop_token_ids and self.num_output_tokens > self.sampling.min_tokens:
@@ -179,3 +184,5 @@ class Request:
             self.stop_reason = None if token_id in self.eos_token_ids else token_id
         elif self.num_output_tokens >= self.max_new_tokens:
             self.finish_reason = FinishReason.LENGTH
+        if self.grammar is not None and self.finish_reason is None:
+            self.grammar.accept(token_id)

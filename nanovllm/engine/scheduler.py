@@ -19,7 +19,7 @@ from typing import Any
 from nanovllm.engine.block_manager import BlockManager, hash_block, hash_salt
 from nanovllm.engine.request import FinishReason, Request, RequestState
 from nanovllm.engine.step_plan import L, PlannedSequence, RequestUpdate, SequenceResult, StepPlan
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import InvalidRequestError, NanovllmError
 
 
 class Scheduler:
@@ -37,6 +37,7 @@ class Scheduler:
         self.prefix_cache_queries = 0  # in tokens, as are the hits
         self.prefix_cache_hits = 0
         self._requests: dict[str, Request] = {}
+        self._structured: dict[str, Request] = {}  # those of them that follow a grammar
         self._queue: list[
             tuple[tuple[int, int], Request]
         ] = []  # a heap; requests aborted while waiting stay until they come up
@@ -57,6 +58,20 @@ class Scheduler:
         return bool(self._requests)
 
     @property
+    def has_blocked(self) -> bool:
+        """Whether a request waits for the mask of its grammar."""
+        return any(request.is_blocked for request in self._structured.values())
+
+    def failed_grammars(self) -> list[tuple[Request, NanovllmError]]:
+        """Return the requests whose grammar can be followed no further, and why."""
+        found = [(request, request.grammar) for request in self._structured.values()]
+        return [
+            (request, grammar.error)
+            for request, grammar in found
+            if grammar is not None and grammar.error is not None
+        ]
+
+    @property
     def request_ids(self) -> set[str]:
         """Ids of the unfinished requests."""
         return set(self._requests)
@@ -70,6 +85,8 @@ class Scheduler:
         request.arrival = self._arrivals
         self._arrivals += 1
         self._requests[request.request_id] = request
+        if request.grammar is not None:
+            self._structured[request.request_id] = request
         heapq.heappush(self._queue, (request.order, request))
 
     def finish(self, request_id: str, reason: FinishReason) -> RequestUpdate[object] | None:
@@ -97,7 +114,11 @@ class Scheduler:
         self._copies = {}
         in_order = sorted(self.running, key=lambda request: request.order)
         for request in in_order:
-            if request.is_decoding and self._make_room(request, 1, planned):
+            if (
+                request.is_decoding
+                and not request.is_blocked
+                and self._make_room(request, 1, planned)
+            ):
                 self._plan(request, 1, planned)
         for request in in_order:
             if request.state is RequestState.RUNNING and not request.is_decoding:
@@ -106,7 +127,9 @@ class Scheduler:
             self._admit(planned)
         self._spend_rest(planned)
         plan = StepPlan((*planned.values(), *self._forks(planned)), tuple(self._copies.values()))
-        assert plan.sequences or not self._requests, "work is waiting, yet nothing can run"
+        assert plan.sequences or not self._requests or self.has_blocked, (
+            "work is waiting, yet nothing can run"
+        )
         return plan
 
     def commit(
@@ -221,7 +244,7 @@ class Scheduler:
         return min(request.num_uncomputed_tokens, left, share)
 
     def _continue_prompt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
-        if self._waits_for_group(request):
+        if request.is_blocked or self._waits_for_group(request):
             return
         self._take_computed(request)
         self._count_prefix_hits(request)
@@ -256,7 +279,28 @@ class Scheduler:
         return {request.block_ids[index] for index in indices}
 
     def _admit(self, planned: dict[str, PlannedSequence]) -> None:
-        """Start waiting requests, strictly in order, while there are seats, tokens and blocks for all that they are known to need."""
+        """Start waiting requests, strictly in order, while there are seats, tokens and blocks for all that they are known to need.
+
+        Those that wait for the mask of a grammar are passed over.
+        """
+        blocked = self._take_blocked()
+        self._admit_unblocked(planned)
+        for request in blocked:
+            heapq.heappush(self._queue, (request.order, request))
+
+    def _take_blocked(self) -> list[Request]:
+        """Take the requests out of the queue that wait for the mask of a grammar."""
+        waiting = {
+            request_id: request
+            for request_id, request in self._structured.items()
+            if request.state is RequestState.WAITING and request.is_blocked
+        }
+        if waiting:
+            self._queue = [entry for entry in self._queue if entry[1].request_id not in waiting]
+            heapq.heapify(self._queue)
+        return list(waiting.values())
+
+    def _admit_unblocked(self, planned: dict[str, PlannedSequence]) -> None:
         while self._queue and len(self.running) < self.max_num_seqs and self._left(planned) > 0:
             request = self._queue[0][1]
             if request.state is not RequestState.WAITING:
@@ -387,6 +431,7 @@ class Scheduler:
         request.move_to(RequestState.FINISHED)
         self._release(request)
         del self._requests[request.request_id]
+        self._structured.pop(request.request_id, None)
 
     def _release(self, request: Request) -> None:
         self.blocks.free(request.block_ids)

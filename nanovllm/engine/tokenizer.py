@@ -4,7 +4,10 @@ A model folder brings tokenizer.json, or GPT-2's own vocab.json and merges.txt (
 Text from users is only ever text: a literal `<|endoftext|>` in it becomes ordinary tokens, unless the caller asks otherwise.
 """
 
+import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
@@ -14,6 +17,15 @@ from nanovllm.errors import CheckpointError, InvalidRequestError, printable
 
 _END_OF_TEXT = "<|endoftext|>"
 _SAMPLE = "Hello, world 1"
+
+
+@dataclass(frozen=True, slots=True)
+class ControlToken:
+    """A token that was added to a vocabulary, and whether it takes the white space beside it with it."""
+
+    token_id: int
+    strips_left: bool
+    strips_right: bool
 
 
 class Tokenizer:
@@ -34,6 +46,11 @@ class Tokenizer:
             token_id for token_id, token in added.items() if token.special
         )
         self._added = {token_id: token.content for token_id, token in added.items()}
+        self.control_tokens = {
+            token.content: ControlToken(token_id, token.lstrip, token.rstrip)
+            for token_id, token in added.items()
+            if not _is_white_space(token)
+        }
         self.is_byte_level = isinstance(library.decoder, decoders.ByteLevel)
         self._bytes_of: dict[int, bytes] = {}
 
@@ -115,6 +132,36 @@ class Tokenizer:
             ) from error
         return list(encoding.ids)
 
+    def encode_text(self, text: str) -> list[int]:
+        """Return the token ids of a text in which nothing is read as a control token; raises InvalidRequestError where that cannot be."""
+        library, renumbered = self._without_control
+        (encoding,) = library.encode_batch([text], add_special_tokens=False)
+        token_ids = [renumbered.get(token_id, token_id) for token_id in encoding.ids]
+        if not self._control_ids.isdisjoint(token_ids):
+            raise InvalidRequestError(
+                "the text has the name of a special token, which this tokenizer cannot write as text; leave it out"
+            )
+        return token_ids
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(token.token_id for token in self.control_tokens.values())
+
+    @cached_property
+    def _without_control(self) -> tuple[LibraryTokenizer, dict[int, int]]:
+        """The same tokenizer without the control tokens, and {its id: our id} of the added tokens that are left."""
+        described = json.loads(self.as_json())
+        described["added_tokens"] = [
+            token
+            for token in described["added_tokens"]
+            if token["content"] not in self.control_tokens
+        ]
+        described["post_processor"] = None
+        library = LibraryTokenizer.from_str(json.dumps(described))
+        ours = {content: token_id for token_id, content in self._added.items()}
+        added = library.get_added_tokens_decoder()
+        return library, {token_id: ours[token.content] for token_id, token in added.items()}
+
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; bytes that are no whole character become U+FFFD."""
         kept = [i for i in token_ids if not (skip_special_tokens and i in self.special_token_ids)]
@@ -146,6 +193,11 @@ class Tokenizer:
         if token is None:
             return b""
         return b"".join(_BYTE_OF.get(character, character.encode()) for character in token)
+
+
+def _is_white_space(token: AddedToken) -> bool:
+    """Whether an added token only stands for white space, such as the indentation of programs: such a one is text."""
+    return not token.special and str(token.content).isspace()
 
 
 def _byte_level_bpe(vocab: Path, merges: Path) -> LibraryTokenizer:

@@ -46,6 +46,7 @@ from nanovllm.server.completions import (
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.embeddings import EmbeddingRequest, add_embeddings
 from nanovllm.server.errors import error_response, served_name
+from nanovllm.server.grammars import wait_for_grammar
 from nanovllm.server.hosts import HostMiddleware
 from nanovllm.server.json_writer import write_json
 from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware, CrossOriginMiddleware
@@ -237,6 +238,7 @@ def _add_completions(
         record.answer_id = job.id
         record.note_submissions(job.submissions)
         record.held.append(engine.hold_logprobs(job.submissions))
+        await wait_for_grammar(request, job.submissions, body.structured_outputs)
         if body.stream:
             readers = engine.submit_all(job.submissions, deadline=deadline_of(request))
 

@@ -78,6 +78,7 @@ class BatchRunner:
                 answers: list[Answer] = []
                 while (
                     has_more
+                    and not self._engine.intake.grammars.is_full
                     and len(self._sequences) < self._max_sequences
                     and len(answers) < self._max_sequences
                 ):

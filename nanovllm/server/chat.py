@@ -35,6 +35,7 @@ from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
+from nanovllm.server.grammars import wait_for_grammar
 from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
@@ -90,6 +91,7 @@ def add_chat(
         record.answer_id = job.id
         record.note_submissions([job.submission])
         record.held.append(engine.hold_logprobs([job.submission]))
+        await wait_for_grammar(request, [job.submission], body.structured_outputs)
         if body.stream:
             (reader,) = engine.submit_all([job.submission], deadline=deadline_of(request))
 

@@ -1,0 +1,58 @@
+"""Start a worker process that has one end of a socket. It works from any thread, and without fork."""
+
+import os
+import socket
+import subprocess
+import sys
+
+_START = (
+    "import sys; sys.path[:] = sys.argv[3:]; "
+    "from nanovllm.engine.sandbox.main import main; main(sys.argv[1], int(sys.argv[2]))"
+)
+
+
+def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
+    """Start a process that runs `kind` (see main.py), and return it with this side's end of its socket.
+
+    It finds modules where this process does, is in a session of its own, and ends when its socket closes. Raises OSError.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        number = 0 if sys.platform == "win32" else theirs.fileno()
+        # One arena: others reserve address space that the limit of memory would count.
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
+        command = [sys.executable, "-I", "-c", _START, kind, str(number), *sys.path]
+        if sys.platform == "win32":
+            process = subprocess.Popen(  # noqa: S603 - this Python, and no text of others
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            assert process.stdin is not None
+            with process.stdin as pipe:
+                pipe.write(theirs.share(process.pid))
+        else:
+            process = subprocess.Popen(  # noqa: S603 - this Python, and no text of others
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                pass_fds=[number],
+                start_new_session=True,
+            )
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
+    return process, ours
+
+
+def end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
+    """Kill a process that `spawn` started, and close its socket. Harmless twice."""
+    process.kill()
+    connection.close()
+    process.wait()

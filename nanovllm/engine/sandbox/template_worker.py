@@ -1,0 +1,177 @@
+"""Compile one chat template by Jinja, in its sandbox, and render messages with it.
+
+    -> compile  memory_bytes, cpu_s; body: source           <- compiled | invalid: message
+    -> render   messages, special_tokens, max_characters,   <- rendered: spans; body: text
+                cpu_s                                       <- refused: message | failed: message
+
+`spans` are the ranges of characters that the template wrote itself: its own text and strings, its special tokens and the names of
+roles, which are a fixed set; see provenance.py. Constant expressions are computed while rendering, not while compiling.
+"""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError, nodes, pass_environment
+from jinja2.compiler import CodeGenerator, Frame
+from jinja2.filters import make_attrgetter
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from nanovllm.engine.sandbox import limits
+from nanovllm.engine.sandbox.messages import Channel
+from nanovllm.engine.sandbox.provenance import Text, joined, spans_of, written
+
+_ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
+_GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
+"""Marks the assistant's text for training; a comment in its place keeps the white space as it is."""
+
+
+class RefusalError(Exception):
+    """The template does not want these messages."""
+
+
+def serve_template(channel: Channel) -> None:
+    """Compile the template of the first message, then render until the socket closes."""
+    received = channel.receive()
+    if received is None:
+        return
+    header, source = received
+    environment = _Environment()
+    limits.limit_memory(header["memory_bytes"])
+    try:
+        with limits.limited_cpu(header["cpu_s"]):
+            text = _GENERATION_TAG.sub(r"{#\1 \2#}", source.decode("utf-8", "surrogatepass"))
+            template = environment.from_string(text)
+        channel.send({"op": "compiled"})
+        while (received := channel.receive()) is not None:
+            _answer(channel, template, received[0])
+    except MemoryError:
+        os._exit(limits.MEMORY_EXIT_CODE)
+    except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
+        channel.send({"op": "invalid", "message": str(error)})
+
+
+def _answer(channel: Channel, template: Any, header: Mapping[str, Any]) -> None:
+    try:
+        with limits.limited_cpu(header["cpu_s"]):
+            text = _render(template, header)
+            body = text.encode("utf-8", "surrogatepass")
+    except RefusalError as error:
+        channel.send({"op": "refused", "message": str(error)})
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a template does with messages that it was not made for
+        channel.send({"op": "failed", "message": str(error)})
+    else:
+        channel.send({"op": "rendered", "spans": spans_of(text)}, body)
+
+
+def _render(template: Any, header: Mapping[str, Any]) -> Text:
+    messages = [
+        {**message, "role": written(message["role"])} if message.get("role") in _ROLES else message
+        for message in header["messages"]
+    ]
+    special_tokens = {name: written(text) for name, text in header["special_tokens"].items()}
+    values = {
+        **special_tokens, "messages": messages, "add_generation_prompt": True, "tools": None,
+        "documents": None,
+    }  # fmt: skip
+    pieces: list[str] = []
+    size, limit = 0, header["max_characters"]
+    for piece in template.generate(values):
+        size += len(piece)
+        if size > limit:
+            raise RefusalError(
+                f"the chat template makes more than {limit} characters of the messages; send less"
+            )
+        pieces.append(piece)
+    return joined(pieces)
+
+
+class _CodeGenerator(CodeGenerator):
+    """Writes the template's strings as `Text`, and evaluates nothing while compiling."""
+
+    def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802 - Jinja's
+        value = node.as_const(frame.eval_ctx)
+        if isinstance(value, str):
+            self.write(self._text(value))
+        else:
+            super().visit_Const(node, frame)
+
+    def visit_TemplateData(self, node: nodes.TemplateData, frame: Frame) -> None:  # noqa: N802
+        self.write(self._text(node.data))
+
+    def visit_Concat(self, node: nodes.Concat, frame: Frame) -> None:  # noqa: N802
+        self.write("environment.concat(map(str, (")
+        for argument in node.nodes:
+            self.visit(argument, frame)
+            self.write(", ")
+        self.write(")))")
+
+    def _output_child_to_const(self, node: nodes.Expr, frame: Frame, finalize: Any) -> str:
+        if not isinstance(node, nodes.TemplateData):
+            raise nodes.Impossible
+        return super()._output_child_to_const(node, frame, finalize)
+
+    def _output_const_repr(self, group: Iterable[Any]) -> str:
+        return self._text("".join(group))
+
+    def _text(self, value: str) -> str:
+        """Return the code for a string of the template."""
+        strings: list[Text] = self.environment.strings  # type: ignore[attr-defined]
+        strings.append(written(value))
+        return f"environment.strings[{len(strings) - 1}]"
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The surroundings that transformers gives a template; for one template."""
+
+    code_generator_class = _CodeGenerator
+    concat = staticmethod(joined)
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,
+            extensions=["jinja2.ext.loopcontrols"],
+        )
+        self.strings: list[Text] = []
+        self.filters["tojson"] = _tojson
+        self.filters["join"] = _join
+        self.globals["raise_exception"] = _raise_exception
+        self.globals["strftime_now"] = _strftime_now
+
+
+@pass_environment
+def _join(
+    environment: Any, value: Iterable[Any], d: str = "", attribute: str | int | None = None
+) -> str:
+    """Jinja's filter, which keeps what the template wrote."""
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    return Text(d, spans_of(d)).join(map(str, value))
+
+
+def _tojson(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON; Jinja's own filter escapes what HTML would read."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: object) -> NoReturn:
+    raise RefusalError(f"the chat template refuses the messages: {message}")
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now(timezone.utc).astimezone().strftime(form)

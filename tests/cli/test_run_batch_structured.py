@@ -1,0 +1,37 @@
+"""nanovllm run-batch with grammars that would end a process: each is answered by an error once, and the others go on."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.batch_files import read_answers, request_line, run_batch, write_requests
+from tests.support.grammars import DEEP_RULES
+
+pytest.importorskip("llguidance", reason="needs the extra `structured`")
+
+
+def test_a_line_that_ends_its_worker_is_answered(
+    tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bodies = {
+        "deep": {"prompt": "the", "structured_outputs": DEEP_RULES},
+        "panic": {"prompt": "the", "structured_outputs": {"json": {"multipleOf": 0}}},
+        **{
+            f"good {i}": {"prompt": "the", "structured_outputs": {"regex": f"[ab]{{{i}}}"}}
+            for i in range(1, 40)
+        },
+        "plain": {"prompt": "the"},
+    }
+    lines = [request_line(custom_id, body) for custom_id, body in bodies.items()]
+    requests = write_requests(tmp_path / "requests.jsonl", lines)
+    answers = tmp_path / "answers.jsonl"
+    for _ in range(2):
+        assert run_batch(tiny_model, requests, answers) == 0
+    found = {name: answer["response"] for name, answer in read_answers(answers).items()}
+    assert found.keys() == bodies.keys()
+    refused = {name for name, response in found.items() if response["status_code"] == 400}
+    assert refused == {"deep", "panic"}
+    assert "nested too deeply" in found["deep"]["body"]["error"]["message"]
+    for i in range(1, 16):
+        assert len(found[f"good {i}"]["body"]["choices"][0]["text"]) == i
+    assert "nothing is left to do" in capsys.readouterr().err

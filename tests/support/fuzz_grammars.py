@@ -1,0 +1,189 @@
+"""Fuzz the compilation of grammars: random schemas, regular expressions and rules, among them such as take a stack, memory or time.
+
+    make fuzz                                                  # this too, for a minute
+    python -m tests.support.fuzz_grammars --seconds 600        # longer
+    python -m tests.support.fuzz_grammars --seed 7             # the same grammars again
+
+Whatever is asked for, it is compiled or refused with an InvalidRequestError within the limits, each mask that follows allows a token or
+ends its own sequence with such an error, and a sequence of another grammar goes on as if nothing were. Exit code 1 otherwise.
+"""
+
+import argparse
+import random
+import string
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanovllm.engine.grammar import Grammar, Grammars
+from nanovllm.engine.grammar_pool import GrammarLimits
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import InvalidRequestError
+from nanovllm.structured_outputs import StructuredOutputs
+from tests.support.checkpoints import write_tokenizer
+from tests.support.grammars import AMBIGUOUS, DEEP_RULES, ENDLESS_MULTIPLE
+
+LIMITS = GrammarLimits(memory_bytes=64 << 20, compile_cpu_s=0.3, mask_cpu_s=0.2)
+MAX_TOKENS = 12
+MAX_WALL_S = 60.0  # for one grammar, on a machine that has other work
+
+_TYPES = ("string", "integer", "number", "boolean", "null", "array", "object", "nothing")
+_PIECES = (
+    ".", "a", "[ab]", "[^x]", r"\d", r"\w", r"\s", r"\p{L}", "(", ")", "|", "*", "+", "?",
+    "{2}", "{0,300}", "{100000}", "(?=a)", "^", "$", "é", "\\",
+)  # fmt: skip
+
+
+class Fuzzer:
+    """Draws grammars and follows them."""
+
+    def __init__(self, grammars: Grammars, seed: int) -> None:
+        """Draw what follows from `seed`."""
+        self.counts: Counter[str] = Counter()
+        self._random = random.Random(seed)
+        self._grammars = grammars
+        self._bystander: Grammar | None = None
+
+    def step(self) -> None:
+        """Draw a grammar, and check what becomes of it; raises AssertionError."""
+        self._follow_bystander()
+        fields = self.draw()
+        started_s = time.monotonic()
+        try:
+            self.counts[self._follow(fields)] += 1
+        except InvalidRequestError:
+            self.counts["refused"] += 1
+        except Exception as error:
+            raise AssertionError(f"{error!r} for {fields}") from error
+        took_s = time.monotonic() - started_s
+        assert took_s < MAX_WALL_S, f"{took_s:.0f} s for {fields}"
+
+    def draw(self) -> dict[str, Any]:
+        """Draw the fields of a StructuredOutputs."""
+        kinds: list[Callable[[], dict[str, Any]]] = [
+            lambda: {"json": self._schema(0)},
+            lambda: {"json": self._schema(0)},
+            lambda: {"regex": self._regex()},
+            lambda: {"grammar": self._rules()},
+            lambda: {"choice": [self._text() for _ in range(self._random.choice((1, 2, 300)))]},
+            self._bomb,
+        ]
+        return self._random.choices(kinds, weights=[6, 6, 6, 6, 2, 1])[0]()
+
+    def _follow(self, fields: dict[str, Any]) -> str:
+        sequence = self._grammars.compile(StructuredOutputs(**fields)).start()
+        try:
+            for _ in range(MAX_TOKENS):
+                allowed = np.flatnonzero(sequence.allowed())
+                if not allowed.size:
+                    return "dead end"
+                token_id = int(self._random.choice(allowed))
+                if token_id == self._grammars.vocab - 1:
+                    return "finished"
+                sequence.accept(token_id)
+        finally:
+            sequence.close()
+        return "followed"
+
+    def _follow_bystander(self) -> None:
+        """`[ab]*` allows a, b and the end at every position."""
+        if self._bystander is None or self._random.random() < 0.1:
+            if self._bystander is not None:
+                self._bystander.close()
+            wanted = StructuredOutputs(regex="[ab]*")
+            self._bystander = self._grammars.compile(wanted).start()
+        allowed = np.flatnonzero(self._bystander.allowed())
+        assert len(allowed) == 3, f"the bystander may go on with {allowed.tolist()}"
+        self._bystander.accept(int(allowed[0]))
+
+    def _text(self) -> str:
+        letters = string.printable + "é\U0001f600\u0000\ud800"
+        return "".join(self._random.choices(letters, k=self._random.choice((1, 3, 40))))
+
+    def _regex(self) -> str:
+        return "".join(self._random.choices(_PIECES, k=self._random.choice((2, 6, 30))))
+
+    def _rules(self) -> str:
+        draw, count = self._random, self._random.choice((1, 3, 20, 400))
+        names = [f"r{i}" for i in range(count)]
+        lines = [f"start: {draw.choice(names)}"]
+        for name in names:
+            parts = draw.choices([*names[:40], '"a"', '"b"i', "/[a-z ]/", "/x*/", '""', "A"], k=draw.randint(1, 5))  # fmt: skip
+            operators = draw.choices([" ", " | ", "* ", "? ", "+ ", "~2..5 "], weights=[4, 4, 1, 1, 1, 1], k=len(parts))  # fmt: skip
+            rule = "".join(part + operator for part, operator in zip(parts, operators, strict=True))
+            lines.append(f"{name}: {rule.rstrip('| ')}")
+        return "\n".join([*lines, 'A: "a" | "aa"'])
+
+    def _schema(self, depth: int) -> dict[str, Any]:
+        draw = self._random
+        number = draw.choice((0, 1, -1, 7, 0.1, 1e308, 10**18, 2**63, 2**64, 99991, 9999991))
+        keys: dict[str, Callable[[], object]] = {
+            "type": lambda: draw.choice(_TYPES),
+            "enum": lambda: [self._text(), number, None],
+            "const": lambda: draw.choice((self._text(), number, [1], {})),
+            "pattern": self._regex,
+            "format": lambda: draw.choice(("date", "uuid", "email", "ipv6", "regex", "x")),
+            "multipleOf": lambda: number,
+            "minimum": lambda: number,
+            "maxLength": lambda: number,
+            "minLength": lambda: number,
+            "maxItems": lambda: number,
+            "$ref": lambda: draw.choice(("#", "#/$defs/a", "http://127.0.0.1:1/x", "file:///etc")),
+            "x-guidance": lambda: {"whitespace_flexible": True},
+        }
+        if depth < 4:
+            keys |= {
+                "properties": lambda: {
+                    self._text(): self._schema(depth + 1) for _ in range(draw.randint(0, 4))
+                },
+                "items": lambda: self._schema(depth + 1),
+                "additionalProperties": lambda: draw.choice((False, self._schema(depth + 1))),
+                "anyOf": lambda: [self._schema(depth + 1) for _ in range(draw.randint(0, 3))],
+                "allOf": lambda: [self._schema(depth + 1) for _ in range(draw.randint(0, 3))],
+                "$defs": lambda: {"a": self._schema(depth + 1)},
+            }
+        return {key: keys[key]() for key in draw.sample(list(keys), k=draw.randint(0, 4))}
+
+    def _bomb(self) -> dict[str, Any]:
+        return dict(self._random.choice((DEEP_RULES, ENDLESS_MULTIPLE, AMBIGUOUS)))
+
+
+def run(seed: int, *, seconds: float = float("inf"), count: int | None = None) -> Counter[str]:
+    """Fuzz for a time or for a number of grammars; return how many ended how. Raises AssertionError."""
+    with tempfile.TemporaryDirectory() as folder:
+        names = write_tokenizer(Path(folder))
+        grammars = Grammars(Tokenizer.load(Path(folder)), len(names), [len(names) - 1], LIMITS)
+    fuzzer = Fuzzer(grammars, seed)
+    end_s = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end_s and (count is None or fuzzer.counts.total() < count):
+            fuzzer.step()
+    finally:
+        grammars.close()
+    return fuzzer.counts
+
+
+def main() -> int:
+    """Fuzz until the time is over or something is wrong."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long (%(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(2**32), help="draws the same grammars again"
+    )
+    parsed = parser.parse_args()
+    print(f"grammars: seed {parsed.seed}", flush=True)
+    counts = run(parsed.seed, seconds=parsed.seconds)
+    print(f"grammars: {dict(counts.most_common())}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
