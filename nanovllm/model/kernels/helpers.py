@@ -25,10 +25,10 @@ from nanovllm.model.kernels.layout import (
 from nanovllm.model.kernels.threads import (
     enter,
     leave,
+    open_run,
     wait_for_helpers,
     wait_for_run,
     wake,
-    wake_sleepers,
 )
 from nanovllm.model.kernels.vector import I32, I64
 
@@ -74,8 +74,7 @@ def run_job(job: int, threads: int) -> None:
         _work(job, 0)
         return
     atomic_store(job + RUN_THREADS, threads)
-    atomic_add(job + GENERATION, 1)
-    wake_sleepers(job)
+    open_run(job)
     _work(job, 0)
     atomic_add(job + GENERATION, 1)
     wait_for_helpers(job, threads)

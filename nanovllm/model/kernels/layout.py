@@ -3,8 +3,8 @@
 A job is the memory through which the threads of a run communicate. Words that several threads change
 lie on cache lines of their own:
 
-    | generation | abort | asleep | stalled_ns | function argument threads spins idle_spins |
-    | lock ... | condition ... |
+    | generation | abort | asleep | idle | stalled_ns | function argument threads spins idle_spins |
+    | lock ... | condition ... | idle condition ... |
     | thread 0: active entered clock | thread 1: ... |
     | phase 0: next | phase 0: done | phase 1: next | ...
 """
@@ -16,7 +16,7 @@ LINE_BYTES = 64
 """Words a cache line apart can be changed by several threads without false sharing."""
 _PRIMITIVE_BYTES = 4 * LINE_BYTES  # more than a lock or a condition of any operating system
 
-_LINES = ("generation", "abort", "asleep", "stalled_ns", "function")
+_LINES = ("generation", "abort", "asleep", "idle", "stalled_ns", "function")
 _JOB_OFFSETS = {name: line * LINE_BYTES for line, name in enumerate(_LINES)}
 _JOB_OFFSETS |= {
     name: _JOB_OFFSETS["function"] + 8 * place
@@ -24,7 +24,8 @@ _JOB_OFFSETS |= {
 }
 LOCK = len(_LINES) * LINE_BYTES
 CONDITION = LOCK + _PRIMITIVE_BYTES
-THREADS = CONDITION + _PRIMITIVE_BYTES
+IDLE_CONDITION = CONDITION + _PRIMITIVE_BYTES
+THREADS = IDLE_CONDITION + _PRIMITIVE_BYTES
 """Offset of the threads' own lines, THREAD_BYTES each."""
 
 JOB = np.dtype(
@@ -39,14 +40,15 @@ JOB = np.dtype(
 
 generation   odd while a run is open to helpers, even between runs
 abort        not 0 once the run has failed: no thread waits any more
-asleep       threads that sleep now
+asleep       threads that sleep in a run: at a barrier, or until helpers are inactive
+idle         helpers that sleep between two runs
 stalled_ns   nanoseconds that threads have slept at barriers, added up
 function     address of what a run calls, as function(argument, thread)
 threads      threads that may enter the run
 spins        polls at a barrier before a thread sleeps
 idle_spins   polls between two runs before a helper sleeps
 """
-GENERATION, ABORT, ASLEEP, STALLED_NS, FUNCTION, ARGUMENT, RUN_THREADS, SPINS, IDLE_SPINS = (
+GENERATION, ABORT, ASLEEP, IDLE, STALLED_NS, FUNCTION, ARGUMENT, RUN_THREADS, SPINS, IDLE_SPINS = (
     _JOB_OFFSETS.values()
 )
 

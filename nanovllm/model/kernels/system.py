@@ -12,7 +12,7 @@ from numba import types
 
 from nanovllm.model.kernels.atomics import atomic_load
 from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.layout import CONDITION, LOCK
+from nanovllm.model.kernels.layout import CONDITION, IDLE_CONDITION, LOCK
 
 _FOREVER = -1
 
@@ -34,7 +34,7 @@ def _make_windows() -> tuple[Any, ...]:
 
     @compiled
     def prepare_lock(job: int) -> None:
-        """A lock and a condition of zeros are ready for use."""
+        """A lock and conditions of zeros are ready for use."""
 
     @compiled
     def lock(job: int) -> None:
@@ -45,12 +45,12 @@ def _make_windows() -> tuple[Any, ...]:
         release(job + LOCK)
 
     @compiled
-    def wait(job: int) -> None:
-        sleep_on(job + CONDITION, job + LOCK, _FOREVER, 0)
+    def wait(job: int, condition: int) -> None:
+        sleep_on(job + condition, job + LOCK, _FOREVER, 0)
 
     @compiled
-    def wake(job: int) -> None:
-        wake_all(job + CONDITION)
+    def wake(job: int, condition: int) -> None:
+        wake_all(job + condition)
 
     @compiled
     def now_ns(clock: int) -> int:
@@ -79,6 +79,7 @@ def _make_posix() -> tuple[Any, ...]:
     def prepare_lock(job: int) -> None:
         mutex_init(job + LOCK, 0)
         cond_init(job + CONDITION, 0)
+        cond_init(job + IDLE_CONDITION, 0)
 
     @compiled
     def lock(job: int) -> None:
@@ -89,12 +90,12 @@ def _make_posix() -> tuple[Any, ...]:
         mutex_unlock(job + LOCK)
 
     @compiled
-    def wait(job: int) -> None:
-        cond_wait(job + CONDITION, job + LOCK)
+    def wait(job: int, condition: int) -> None:
+        cond_wait(job + condition, job + LOCK)
 
     @compiled
-    def wake(job: int) -> None:
-        cond_broadcast(job + CONDITION)
+    def wake(job: int, condition: int) -> None:
+        cond_broadcast(job + condition)
 
     @compiled
     def now_ns(clock: int) -> int:

@@ -30,9 +30,12 @@ from nanovllm.model.kernels.layout import (
     ACTIVE,
     ASLEEP,
     CLOCK,
+    CONDITION,
     DONE,
     ENTERED,
     GENERATION,
+    IDLE,
+    IDLE_CONDITION,
     NEXT,
     SPINS,
     STALLED_NS,
@@ -54,14 +57,25 @@ def spin(job: int, count: int) -> None:
 def wake(job: int) -> None:
     """Wake all threads that sleep."""
     system.lock(job)
-    system.wake(job)
+    system.wake(job, CONDITION)
+    system.wake(job, IDLE_CONDITION)
     system.unlock(job)
 
 
 @compiled
 def wake_sleepers(job: int) -> None:
-    """Wake all threads that sleep, if there are any."""
+    """Wake the threads that sleep in a run, if there are any; idle helpers go on sleeping."""
     if atomic_load(job + ASLEEP) > 0:
+        system.lock(job)
+        system.wake(job, CONDITION)
+        system.unlock(job)
+
+
+@compiled
+def open_run(job: int) -> None:
+    """Open a generation and wake the helpers: idle ones, and those that sleep at a barrier of an earlier run."""
+    atomic_add(job + GENERATION, 1)
+    if atomic_load(job + IDLE) > 0 or atomic_load(job + ASLEEP) > 0:
         wake(job)
 
 
@@ -125,7 +139,7 @@ def wait_for_helpers(job: int, threads: int) -> None:
             system.lock(job)
             atomic_add(job + ASLEEP, 1)
             while atomic_load(active) != 0 and atomic_load(job + ABORT) == 0:
-                system.wait(job)
+                system.wait(job, CONDITION)
             atomic_add(job + ASLEEP, -1)
             system.unlock(job)
             atomic_add(job + STALLED_NS, system.now_ns(clock) - asleep_ns)
@@ -139,10 +153,10 @@ def wait_for_run(job: int, generation: int, spins: int) -> int:
             return atomic_load(job + GENERATION)
         relax()
     system.lock(job)
-    atomic_add(job + ASLEEP, 1)
+    atomic_add(job + IDLE, 1)
     while not _is_due(job, generation):
-        system.wait(job)
-    atomic_add(job + ASLEEP, -1)
+        system.wait(job, IDLE_CONDITION)
+    atomic_add(job + IDLE, -1)
     system.unlock(job)
     return atomic_load(job + GENERATION)
 
@@ -181,7 +195,7 @@ def _wait_for_items(job: int, phase: int, thread: int, total: int, generation: i
     system.lock(job)
     atomic_add(job + ASLEEP, 1)
     while _must_wait(job, phase, total, generation):
-        system.wait(job)
+        system.wait(job, CONDITION)
     atomic_add(job + ASLEEP, -1)
     system.unlock(job)
     return system.now_ns(clock) - asleep_ns

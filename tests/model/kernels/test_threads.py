@@ -15,6 +15,8 @@ from nanovllm.model.kernels.layout import (
     CONDITION,
     DONE,
     GENERATION,
+    IDLE,
+    IDLE_CONDITION,
     JOB,
     LINE_BYTES,
     LOCK,
@@ -57,8 +59,7 @@ def wait_for_run(job: int, generation: int, spins: int) -> int:
 
 @compiled
 def open_generation(job: int) -> None:
-    atomics.atomic_add(job + GENERATION, 1)
-    threads.wake_sleepers(job)
+    threads.open_run(job)
 
 
 @compiled
@@ -200,6 +201,19 @@ def test_a_helper_that_waits_when_the_run_is_closed_is_not_waited_for_and_leaves
     assert meet(job.address, job.phase, 0, 5, 5), "thread 0 has computed all"
 
 
+def test_idle_helpers_sleep_on_while_others_compute() -> None:
+    job, woken = Job(spins=0, phases=50), []
+    waiting = in_threads(1, lambda _: woken.append(wait_for_run(job.address, 0, 0)))
+    while job.words["idle"] < 1:
+        pass
+    numbers = np.full(3, -1, dtype=np.int64)
+    assert take_turns(job.address, numbers, 0, 3, 50) == 0
+    assert (job.words["idle"], job.words["asleep"], woken) == (1, 0, [])
+    open_generation(job.address)
+    join(waiting)
+    assert woken == [1]
+
+
 def test_time_that_is_slept_at_a_barrier_is_counted() -> None:
     job = Job(spins=0)
     waiting = in_threads(1, lambda _: meet(job.address, job.phase, 0, 0, 1))
@@ -225,7 +239,10 @@ def test_no_thread_waits_in_a_job_that_has_failed() -> None:
 
 def test_words_that_change_in_a_run_share_no_cache_line() -> None:
     assert Job(spins=0).address % LINE_BYTES == 0
-    offsets = (GENERATION, ABORT, ASLEEP, LOCK, CONDITION, THREADS, THREADS + THREAD_BYTES)
+    offsets = (
+        *(GENERATION, ABORT, ASLEEP, IDLE, LOCK, CONDITION, IDLE_CONDITION),
+        *(THREADS, THREADS + THREAD_BYTES),
+    )
     lines = [offset // LINE_BYTES for offset in offsets]
     assert len(set(lines)) == len(lines)
     assert NEXT // LINE_BYTES != DONE // LINE_BYTES
