@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import numba
 import numba.extending
 from llvmlite import binding, ir
-from numba.core import codegen, registry
+from numba.core import codegen, registry, types
 
 from nanovllm.model.kernels.processor import Processor, create_target_machine
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES
@@ -26,6 +26,9 @@ _OPTIONS: dict[str, Any] = {
     "boundscheck": False,
     "fastmath": False,
 }
+
+_OUTLINED: set[str] = set()
+"""Parts of the names in LLVM code of the functions that are never inlined."""
 
 ARGUMENTS = (numba.intp, numba.intp)
 """What a function takes that Python calls: an address and the number of a thread."""
@@ -74,6 +77,10 @@ class _Kernel(registry.CPUDispatcher):
         """Compile it after all, and call it."""
         return self._ordinary(*arguments)
 
+    def get_call_template(self, args: Any, kws: Any) -> Any:
+        """Translate once for all integers: Numba would do so again for each constant that is passed."""
+        return super().get_call_template(tuple(map(types.unliteral, args)), kws)
+
     @cached_property
     def _ordinary(self) -> Any:
         return numba.njit(**_OPTIONS)(self.py_func)
@@ -98,6 +105,12 @@ def compiled(function: F) -> F:
     )
 
 
+def outlined(function: F) -> F:
+    """As `compiled`, but called and never inlined: a function with many callers and little to gain."""
+    _OUTLINED.add(f"{len(function.__name__)}{function.__name__}B")  # as Numba mangles its name
+    return compiled(function)
+
+
 def intrinsic(function: Callable[..., Any]) -> Any:
     """A function for compiled code whose code `function` generates; see numba.extending.intrinsic."""
     return numba.extending.intrinsic(function)
@@ -117,6 +130,9 @@ def link(functions: Mapping[str, Any], machine: Any) -> Any:
     for value in (*module.functions, *module.global_variables):
         if not value.is_declaration and value.name not in functions:
             value.linkage = "internal"
+    for function in module.functions:
+        if not function.is_declaration and any(part in function.name for part in _OUTLINED):
+            function.add_function_attribute("noinline")
     module.verify()
     builder = binding.create_pass_builder(
         machine, binding.create_pipeline_tuning_options(speed_level=1 if CHECKS_ADDRESSES else 3)

@@ -237,6 +237,7 @@ def make_encode_rows(spec: Spec) -> Any:
     return encode_rows
 
 
+@cache
 def _make_normalise(spec: Spec) -> Any:
     layer_norm, encode_input = (
         make_layer_norm(spec.target),
@@ -284,6 +285,7 @@ def _make_final_norm(spec: Spec) -> Any:
     return final_norm
 
 
+@cache
 def _make_multiply(spec: Spec) -> Any:
     product = make_product(spec.target, spec.weights)
 

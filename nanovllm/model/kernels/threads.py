@@ -24,7 +24,7 @@ A thread that fails sets the job's word `abort`; from then on no thread waits.
 
 from nanovllm.model.kernels import system
 from nanovllm.model.kernels.atomics import atomic_add, atomic_load, atomic_store, relax
-from nanovllm.model.kernels.compiler import compiled
+from nanovllm.model.kernels.compiler import compiled, outlined
 from nanovllm.model.kernels.layout import (
     ABORT,
     ACTIVE,
@@ -85,7 +85,7 @@ def take_item(phase: int) -> int:
     return atomic_add(phase + NEXT, 1)
 
 
-@compiled
+@outlined
 def barrier(job: int, phase: int, thread: int, count: int, total: int) -> bool:
     """Add `count` computed items to a phase and wait until all `total` are computed.
 
