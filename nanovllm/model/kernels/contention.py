@@ -23,7 +23,9 @@ _MOST_INTERVAL_S = 3.0
 _LOSS = 1 / 40
 """A trial that fails is repeated no sooner than its loss is this share of the time between."""
 _HOPELESS, _HOPELESS_RUNS = 1.5, 6
-"""A trial ends early where so many runs take this many times what is expected."""
+"""A trial ends early where so many runs, or one long run, take this many times what is expected."""
+_MOST_LOSS = 10.0
+"""Loss of a trial, in times of what is expected, that counts: beyond that the process was stopped."""
 _MEMORY_S = 0.15
 """Averages follow what was measured over about this time."""
 
@@ -37,7 +39,7 @@ class _Average:
 
     def add(self, value: float, seconds: float) -> None:
         self.seconds = min(self.seconds + seconds, _MEMORY_S)
-        self.value += (value - self.value) * min(seconds / self.seconds, 1.0) if seconds else 0.0
+        self.value += (value - self.value) * min(seconds / self.seconds, 1.0)
 
 
 @dataclass(slots=True)
@@ -102,7 +104,7 @@ class ThreadCount:
         """Take note of the run that was chosen for last, which ended at `now_s`."""
         key, work = self._key, self._work
         self._key, self._work = ("", 0), 0
-        if not work or len(self._levels) == 1:
+        if not work or seconds <= 0 or len(self._levels) == 1:
             return
         trial = self._trial
         if trial is not None and threads == trial.threads:
@@ -110,8 +112,8 @@ class ThreadCount:
             trial.seconds += seconds
             trial.expected_s += self._costs[key].value * work
             is_slow = trial.seconds > _HOPELESS * trial.expected_s
-            is_hopeless = is_slow and trial.runs >= _HOPELESS_RUNS
-            if is_hopeless or (trial.runs >= _TRIAL_RUNS and trial.seconds >= _TRIAL_S):
+            is_long = trial.runs >= _HOPELESS_RUNS or trial.expected_s >= _TRIAL_S
+            if (is_slow and is_long) or (trial.runs >= _TRIAL_RUNS and trial.seconds >= _TRIAL_S):
                 self._decide(trial, now_s)
         elif threads == self.threads:
             self._costs.setdefault(key, _Average()).add(seconds / work, seconds)
@@ -133,7 +135,8 @@ class ThreadCount:
         is_up = trial.threads > self.threads
         schedule, other = (self._up, self._down) if is_up else (self._down, self._up)
         if trial.seconds >= _GAIN * trial.expected_s:
-            schedule.failed(now_s, trial.seconds - trial.expected_s)
+            loss_s = min(trial.seconds - trial.expected_s, _MOST_LOSS * trial.expected_s)
+            schedule.failed(now_s, loss_s)
             return
         self.threads = trial.threads
         self._costs.clear()

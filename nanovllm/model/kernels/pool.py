@@ -31,6 +31,9 @@ _IDLE_SPIN_S = 1e-3
 on an idle virtual machine 400."""
 _CROWDED_SPINS = 50  # with more threads than processors another thread needs this one
 _TIMED_SPINS = 2000
+_LEAST_POLL_S, _MOST_POLL_S = 1e-9, 250e-9
+"""What a poll can take: the x86 instruction `pause` takes up to 140 cycles. What is measured beyond that
+was interrupted every time, or not measured by a clock that ticked."""
 
 
 class ThreadPool:
@@ -49,7 +52,6 @@ class ThreadPool:
         self._address = self._memory.ctypes.data
         self._job = self._memory[: THREADS // 4].view(JOB)[0]
         self._phases = self._memory[lines_bytes // 4 :]
-        self._count = ThreadCount(threads)
         self._pid = 0
         self._dismiss: weakref.finalize[Any, ThreadPool] | None = None
         self._start()
@@ -111,14 +113,16 @@ class ThreadPool:
             started_s = time.perf_counter()
             spin(self._address, _TIMED_SPINS)
             times_s.append(time.perf_counter() - started_s)
-        polls_per_s = _TIMED_SPINS / min(times_s)
-        self._job["spins"] = int(_SPIN_S * polls_per_s)
-        self._job["idle_spins"] = int(_IDLE_SPIN_S * polls_per_s)
+        poll_s = min(max(min(times_s) / _TIMED_SPINS, _LEAST_POLL_S), _MOST_POLL_S)
+        self._job["spins"] = int(_SPIN_S / poll_s)
+        self._job["idle_spins"] = int(_IDLE_SPIN_S / poll_s)
 
     def _start(self) -> None:
         self.close()
         spins = int(self._job["spins"]), int(self._job["idle_spins"])
         self._memory[:] = 0
+        # A run that has failed was chosen for and never recorded.
+        self._count = ThreadCount(self.threads)
         self._job["spins"], self._job["idle_spins"] = spins
         self._library.functions["prepare_job"](self._address, 0)
         helpers: list[threading.Thread] = []

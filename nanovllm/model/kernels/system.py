@@ -31,6 +31,7 @@ def _make_windows() -> tuple[Any, ...]:
     )
     wake_all = _function("WakeAllConditionVariable", types.intp)
     read_counter = _function("QueryPerformanceCounter", types.intp)
+    tick_ns = round(time.get_clock_info("perf_counter").resolution * 1e9)  # the same counter
 
     @compiled
     def prepare_lock(job: int) -> None:
@@ -54,9 +55,9 @@ def _make_windows() -> tuple[Any, ...]:
 
     @compiled
     def now_ns(clock: int) -> int:
-        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`; it ticks at 10 MHz."""
+        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`."""
         read_counter(clock)
-        return atomic_load(clock) * 100
+        return atomic_load(clock) * tick_ns
 
     return prepare_lock, lock, unlock, wait, wake, now_ns
 

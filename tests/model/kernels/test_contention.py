@@ -88,3 +88,38 @@ def test_one_thread_has_no_choice_and_runs_of_no_work_change_nothing() -> None:
     for _ in range(1000):
         count.record(1, 0.01, 0.01, 5.0)
     assert count.threads == 2
+
+
+def test_a_run_that_took_no_time_by_the_clock_changes_nothing() -> None:
+    count = ThreadCount(2)
+    for _ in range(10):
+        count.record(count.choose("forward", 1000), 0.0, 0.0, 5.0)
+    assert count.threads == 2
+
+
+def test_a_process_that_is_stopped_during_a_trial_tries_again_soon() -> None:
+    """An hour in which nothing ran says nothing about the number of threads that were tried."""
+    machine = Machine(2)
+    machine.run(busy, 10)
+    assert machine.count.threads == 1
+    while machine.count.choose("forward", 1) != 2:
+        machine.run(busy, 0.001)
+    machine.now_s += 3600.0
+    machine.count.record(2, 3600.0, 0.0, machine.now_s)
+    machine.run(idle, 40)
+    assert machine.count.threads == 2
+
+
+def test_a_trial_ends_after_one_long_run_that_is_slower() -> None:
+    machine = Machine(2)
+    machine.run(busy, 10)
+    while machine.count.choose("forward", 1) != 2:
+        machine.run(busy, 0.001)
+    machine.run(busy, 0.1)
+    for _ in range(2):  # so that runs of this size are known, and three trials are not one
+        while (threads := machine.count.choose("forward", 512)) == 1:
+            machine.now_s += 1.0
+            machine.count.record(threads, 1.0, 0.0, machine.now_s)
+        machine.now_s += 2.0
+        machine.count.record(threads, 2.0, 0.0, machine.now_s)
+        assert machine.count.choose("forward", 512) == 1

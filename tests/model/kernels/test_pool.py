@@ -1,6 +1,7 @@
 """The threads of the compiled kernels: that all of them take part, that nobody waits for ever, and that an idle pool costs nothing."""
 
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -253,6 +254,32 @@ def test_an_idle_pool_costs_no_processor_time(library: Library) -> None:
     time.sleep(0.5)
     assert time.process_time() - before < 0.05
     pool.close()
+
+
+@pytest.mark.parametrize("poll_s", [0.0, 1e-4])
+def test_polls_that_cannot_be_timed_are_taken_for_possible_ones(
+    library: Library, monkeypatch: pytest.MonkeyPatch, poll_s: float
+) -> None:
+    """A debugger, or a machine so busy that every measurement is interrupted."""
+    clock_s = itertools.count(0.0, 2000 * poll_s)
+    clock = SimpleNamespace(perf_counter=lambda: next(clock_s))
+    monkeypatch.setattr("nanovllm.model.kernels.pool.time", clock)
+    monkeypatch.setattr("nanovllm.model.kernels.pool.usable_processors", lambda: 2)
+    pool = ThreadPool(2, library)
+    words = pool._job  # noqa: SLF001 - the measurement has no other effect
+    assert 200 <= words["spins"] <= 50_000
+    assert words["idle_spins"] == 20 * words["spins"]
+    pool.close()
+
+
+def test_a_run_that_fails_leaves_nothing_behind_that_the_next_is_taken_for(
+    pool: ThreadPool,
+) -> None:
+    threads = pool.choose_threads("forward", 1000)
+    with pytest.raises(RuntimeError, match="has failed"):
+        run(pool, lambda argument, thread: 1, threads=threads)
+    run(pool, lambda argument, thread: 0, threads=3)
+    assert not pool._count._costs  # noqa: SLF001 - this run was not chosen for
 
 
 EXIT = """
