@@ -85,7 +85,7 @@ def help_job(job: int, thread: int) -> None:
     """Take part in runs as thread number `thread` until the job has failed or is closed."""
     generation = 0
     while True:
-        generation = wait_for_run(job, generation, atomic_load(job + IDLE_SPINS))
+        generation = wait_for_run(job, thread, generation, atomic_load(job + IDLE_SPINS))
         if atomic_load(job + ABORT) != 0:
             return
         is_open = generation % 2 == 1 and thread < atomic_load(job + RUN_THREADS)

@@ -37,6 +37,7 @@ from nanovllm.model.kernels.layout import (
     IDLE,
     IDLE_CONDITION,
     NEXT,
+    RUN_THREADS,
     SPINS,
     STALLED_NS,
     THREAD_BYTES,
@@ -146,15 +147,15 @@ def wait_for_helpers(job: int, threads: int) -> None:
 
 
 @compiled
-def wait_for_run(job: int, generation: int, spins: int) -> int:
-    """Wait for a run after `generation` that is open, or for `abort`; return the job's generation."""
+def wait_for_run(job: int, thread: int, generation: int, spins: int) -> int:
+    """Wait for an open run after `generation` that has this helper, or for `abort`; return the job's generation."""
     for _ in range(spins):
-        if _is_due(job, generation):
+        if _is_due(job, thread, generation):
             return atomic_load(job + GENERATION)
         relax()
     system.lock(job)
     atomic_add(job + IDLE, 1)
-    while not _is_due(job, generation):
+    while not _is_due(job, thread, generation):
         system.wait(job, IDLE_CONDITION)
     atomic_add(job + IDLE, -1)
     system.unlock(job)
@@ -162,9 +163,10 @@ def wait_for_run(job: int, generation: int, spins: int) -> int:
 
 
 @compiled
-def _is_due(job: int, generation: int) -> bool:
+def _is_due(job: int, thread: int, generation: int) -> bool:
     now = atomic_load(job + GENERATION)
-    return (now > generation and now % 2 == 1) or atomic_load(job + ABORT) != 0
+    is_open = now > generation and now % 2 == 1
+    return (is_open and thread < atomic_load(job + RUN_THREADS)) or atomic_load(job + ABORT) != 0
 
 
 @compiled

@@ -313,7 +313,7 @@ pool.run(cast(work, c_void_p).value, 0, 3)
 )
 def test_a_process_ends_well_whatever_its_threads_are_doing(end: str) -> None:
     subprocess.run(
-        [sys.executable, "-c", f"{EXIT}\n{end}"], check=True, timeout=60, stderr=subprocess.DEVNULL
+        [sys.executable, "-c", f"{EXIT}\n{end}"], check=True, timeout=240, stderr=subprocess.DEVNULL
     )
 
 

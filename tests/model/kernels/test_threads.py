@@ -54,7 +54,7 @@ def take_turns(job: int, numbers: Any, thread: int, items: int, rounds: int) -> 
 
 @compiled
 def wait_for_run(job: int, generation: int, spins: int) -> int:
-    return threads.wait_for_run(job, generation, spins)
+    return threads.wait_for_run(job, 1, generation, spins)
 
 
 @compiled
@@ -98,6 +98,7 @@ class Job:
         self.address = self._memory.ctypes.data
         self.words["spins"] = spins
         self.phase = self.address + JOB.itemsize + 8 * THREAD_BYTES
+        self.words["threads"] = 8
         prepare(self.address)
 
     def done(self, phase: int) -> int:
@@ -199,6 +200,22 @@ def test_a_helper_that_waits_when_the_run_is_closed_is_not_waited_for_and_leaves
     join(waiting)
     assert went_on == [False]
     assert meet(job.address, job.phase, 0, 5, 5), "thread 0 has computed all"
+
+
+def test_a_helper_that_a_run_leaves_out_sleeps_on() -> None:
+    job, woken = Job(spins=0), []
+    job.words["threads"] = 1
+    waiting = in_threads(1, lambda _: woken.append(wait_for_run(job.address, 0, 0)))
+    while job.words["idle"] < 1:
+        pass
+    open_generation(job.address)
+    open_generation(job.address)  # which closes it
+    waiting[0].join(0.05)
+    assert (waiting[0].is_alive(), woken) == (True, [])
+    job.words["threads"] = 2
+    open_generation(job.address)
+    join(waiting)
+    assert woken == [3]
 
 
 def test_idle_helpers_sleep_on_while_others_compute() -> None:
