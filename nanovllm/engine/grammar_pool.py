@@ -86,10 +86,11 @@ class GrammarPool:
     def close(self, *, waits: bool = True) -> None:
         """End all workers, and wait for that unless told not to. Harmless twice."""
         self._table.close()
-        self._thread.post(lambda: None)
+        self._thread.end()
         if waits:
             self._thread.join()
 
     def abandon(self) -> None:
         """Close the descriptors that a forked process has inherited; the parent uses the pool."""
+        self._table.abandon()
         self._thread.abandon()

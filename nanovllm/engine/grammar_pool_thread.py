@@ -5,15 +5,14 @@ Other threads call `start`, `post`, `join` and `abandon`. All other methods run 
 
 import contextlib
 import logging
-import queue
 import selectors
-import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from nanovllm.engine.command_queue import CommandQueue
 from nanovllm.engine.grammar_limits import (
     GrammarLimits,
     describe_limit,
@@ -53,13 +52,8 @@ class PoolThread:
         self._limits = limits
         self._table = table
         self._on_change = on_change
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._start_lock = threading.RLock()  # a finalizer may call `post` while it is held
+        self._commands = CommandQueue()
         self._thread: threading.Thread | None = None
-        self._has_ended = False
-        self._wake, self._woken = socket.socketpair()
-        self._wake.setblocking(False)
-        self._woken.setblocking(False)
         self._selector = selectors.DefaultSelector()
         self._launcher: Launcher | None = None
         self._is_loaded = False
@@ -73,8 +67,8 @@ class PoolThread:
 
     def start(self) -> None:
         """Start the thread unless it runs or has ended."""
-        with self._start_lock:
-            if self._thread is None and not self._has_ended:
+        with self._commands.lock:
+            if self._thread is None and not self._commands.has_ended:
                 self._thread = threading.Thread(
                     target=self._run, name="nanovllm-grammars", daemon=True
                 )
@@ -82,16 +76,15 @@ class PoolThread:
 
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the thread, or here once the thread has ended."""
-        self._commands.put(command)
-        with contextlib.suppress(BlockingIOError, OSError):  # it is awake, or has ended
-            self._wake.send(b".")
-        with self._start_lock:
-            if self._thread is None and self._table.is_closed and not self._has_ended:
-                self._has_ended = True  # it never started
-                self._close_sockets()
-        if self._has_ended:
-            with self._start_lock:
-                self._run_commands()
+        self._commands.post(command)
+
+    def end(self) -> None:
+        """End the thread, whose table is closed."""
+        self.post(lambda: None)
+        with self._commands.lock:
+            if self._thread is None:
+                self._commands.end()
+                self._selector.close()
 
     @property
     def is_compiling(self) -> bool:
@@ -110,9 +103,8 @@ class PoolThread:
         The fork server and the workers would otherwise outlive the parent for as long as this
         process runs, because their sockets would stay open.
         """
-        self._start_lock = threading.RLock()  # another thread of the parent may hold the copy
-        self._has_ended = True
-        self._close_sockets()
+        self._commands.abandon()
+        self._selector.close()
         for grammar in self._workers.values():
             if grammar.connection is not None:
                 grammar.connection.socket.close()
@@ -122,7 +114,7 @@ class PoolThread:
     # On the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._selector.register(self._woken, selectors.EVENT_READ, self._receive_wakes)
+        self._selector.register(self._commands.woken, selectors.EVENT_READ, self._commands.run)
         try:
             while not self._table.is_closed:
                 for key, _ in self._selector.select(self._next_check_s()):
@@ -135,26 +127,8 @@ class PoolThread:
             self._table.close()
             with contextlib.suppress(Exception):
                 self._end_all(stopped_error())
-            with self._start_lock:
-                self._has_ended = True  # from here on `post` runs commands itself
-                self._run_commands()
-                self._close_sockets()
-
-    def _receive_wakes(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            while self._woken.recv(4096):
-                pass
-        self._run_commands()
-
-    def _run_commands(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self._commands.get_nowait()()
-
-    def _close_sockets(self) -> None:
-        self._selector.close()
-        self._wake.close()
-        self._woken.close()
+            self._commands.end()
+            self._selector.close()
 
     def _next_check_s(self) -> float | None:
         return _CHECK_S if self._waiting or self._compiling else None
@@ -171,7 +145,7 @@ class PoolThread:
 
     def watch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
         """Call `watcher` once the grammar is settled."""
-        if self._has_ended and not grammar.is_settled:
+        if self._commands.has_ended and not grammar.is_settled:
             self._settle(grammar, stopped_error())
         if grammar.is_settled:
             watcher()

@@ -219,6 +219,11 @@ class GrammarTable:
             connection, grammar.connection = grammar.connection, None
             return connection
 
+    def abandon(self) -> None:
+        """Close in a forked process, where another thread may have held the lock."""
+        self._lock = threading.RLock()
+        self._is_closed = True
+
     def remove(self, grammar: PooledGrammar) -> None:
         """Forget a grammar; the next request for it starts anew."""
         with self._lock:

@@ -18,6 +18,7 @@ from nanovllm.engine.grammar import Grammar, Grammars
 from nanovllm.engine.grammar_limits import GrammarLimits
 from nanovllm.engine.grammar_masks import MaskSequence
 from nanovllm.engine.grammar_table import GrammarState
+from nanovllm.engine.sandbox.messages import pack
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
@@ -43,7 +44,6 @@ def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
 def messages_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Return a list to which each message to a worker is added."""
     sent: list[dict[str, Any]] = []
-    pack = grammar_masks.pack
 
     def record(header: dict[str, Any]) -> bytes:
         sent.append(header)
@@ -159,6 +159,7 @@ PARENT = """
 import os, sys, time
 from pathlib import Path
 from nanovllm.engine.grammar import Grammars
+from nanovllm.engine.sandbox.messages import pack
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.structured_outputs import StructuredOutputs
 
