@@ -154,19 +154,17 @@ def _sampling_batch(
         for row, request in enumerate(requests)
         if (ids := request.rules.allowed) is not None
     }
-    masks = {
-        row: _follow(request) for row, request in enumerate(requests) if request.grammar is not None
+    by_grammar = {
+        row: _allowed_by_grammar(request)
+        for row, request in enumerate(requests)
+        if request.grammar is not None
     }
-    short = {row for row, mask in masks.items() if _is_short(mask)}
-    allowed |= {row: np.flatnonzero(masks[row]) for row in short}
+    allowed |= {row: ids for row, ids in by_grammar.items() if ids.size}
     return SamplingBatch(
         rows=_int64(rows),
         positions=_int64([len(request.tokens) for request in requests]),
         history=_history(requests),
-        edits=_edits(
-            requests,
-            {row: np.flatnonzero(~mask) for row, mask in masks.items() if row not in short},
-        ),
+        edits=_edits(requests, by_grammar),
         allowed=allowed,
         prompt=prompt,
         hidden_rows=hidden_rows,
@@ -206,16 +204,22 @@ def _history(requests: list[Request]) -> TokenHistory:
     )
 
 
-def _edits(requests: list[Request], outside: Mapping[int, Int64s]) -> LogitEdits:
-    """Biases and forbidden tokens; `outside` are all that some rows may not get."""
+def _edits(requests: list[Request], by_grammar: Mapping[int, Int64s]) -> LogitEdits:
+    """Return biases and forbidden tokens.
+
+    `by_grammar` has the allowed tokens of rows with a grammar, which need no edits to forbid the
+    others, except where no token is allowed: an empty list of allowed tokens means all.
+    """
     ids: list[array[int]] = []
     values: list[array[float]] = []
     for row, request in enumerate(requests):
         rules = request.rules
         row_ids, row_values = rules.bias_ids, rules.bias_values
-        forbidden: Iterable[int] = (
-            outside[row].tolist() if row in outside else forbidden_tokens(request)
-        )
+        forbidden: Iterable[int] = ()
+        if row not in by_grammar:
+            forbidden = forbidden_tokens(request)
+        elif request.grammar is not None and not by_grammar[row].size:
+            forbidden = range(request.grammar.vocab)
         if forbidden:
             edits = dict(zip(row_ids, row_values, strict=True)) | dict.fromkeys(forbidden, -np.inf)
             row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
@@ -246,10 +250,12 @@ def drawable(request: Request, vocab: int) -> Mask:
     return mask
 
 
-def _follow(request: Request) -> Mask:
-    """The tokens that a request's grammar lets come next, without those that its other settings forbid."""
+def _allowed_by_grammar(request: Request) -> Int64s:
+    """Return the tokens that a request's grammar and its other settings, but for biases, allow."""
     assert request.grammar is not None
-    return _restricted(request, request.grammar.allowed())
+    if request.rules.allowed is None and not forbidden_tokens(request):
+        return request.grammar.allowed_ids()
+    return np.flatnonzero(_restricted(request, request.grammar.allowed()))
 
 
 def _restricted(request: Request, mask: Mask) -> Mask:
@@ -260,11 +266,6 @@ def _restricted(request: Request, mask: Mask) -> Mask:
         others[np.frombuffer(request.rules.allowed, dtype=np.int64)] = True
         mask &= others
     return mask
-
-
-def _is_short(mask: Mask) -> bool:
-    """Whether naming what a mask allows takes fewer tokens than naming what it forbids; of nothing, everything is forbidden."""
-    return 0 < int(np.count_nonzero(mask)) <= mask.size // 2
 
 
 def forbidden_tokens(request: Request) -> set[int]:

@@ -211,6 +211,7 @@ class Engine:
                 self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             updates = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
+            self.intake.grammars.flush()  # masks are computed while this thread reports the step
         except Exception as error:  # noqa: BLE001 - whatever went wrong in it, the engine goes on with the other requests
             fault = error
             updates = self.scheduler.fail(plan)

@@ -14,6 +14,7 @@ hold up its steps. What is here only asks them: compiling goes on after `begin` 
 some time after `accept`.
 """
 
+import functools
 import hashlib
 import importlib.util
 import itertools
@@ -24,8 +25,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nanovllm.engine.grammar_limits import PARAM, GrammarLimits
 from nanovllm.engine.grammar_masks import MaskClient, MaskSequence
-from nanovllm.engine.grammar_pool import PARAM, GrammarLimits, GrammarPool, PooledGrammar
+from nanovllm.engine.grammar_pool import GrammarPool
+from nanovllm.engine.grammar_table import PooledGrammar
 from nanovllm.engine.sandbox.launcher import Tokens
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError, NanovllmError
@@ -46,6 +49,13 @@ class Grammar:
         self._compiled = compiled
         self._sequence = MaskSequence(number, compiled.pooled)
         self._is_closed = False
+        self._ids_mask: bytes | None = None
+        self._ids = np.empty(0, dtype=np.int64)
+
+    @property
+    def vocab(self) -> int:
+        """Number of tokens in the vocabulary."""
+        return self._compiled.grammars.vocab
 
     @property
     def is_ready(self) -> bool:
@@ -63,16 +73,31 @@ class Grammar:
 
     def allowed(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
         """Return whether each token of the vocabulary may come next, waiting until that is known; raises `error`."""
-        grammars = self._compiled.grammars
+        return unpack_mask(self._wait(), self._compiled.grammars.vocab)
+
+    def allowed_ids(self) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+        """Return the tokens that may come next, ascending, waiting as `allowed` does.
+
+        Masks often repeat, inside a string for instance, so the latest result is kept.
+        """
+        mask = self._wait()
+        if mask != self._ids_mask:
+            self._ids_mask = mask
+            self._ids = np.flatnonzero(unpack_mask(mask, self._compiled.grammars.vocab))
+        return self._ids
+
+    def _wait(self) -> bytes:
+        """Return the mask of the next position once it is known; raises `error`."""
         while not self.is_ready:
             if self.error is not None:
                 raise self.error
-            grammars.wait(0.1)
+            self._compiled.grammars.flush()
+            self._compiled.grammars.wait(0.1)
         assert self._sequence.mask is not None
-        return unpack_mask(self._sequence.mask, grammars.vocab)
+        return self._sequence.mask
 
     def accept(self, token_id: int) -> None:
-        """Go on by a token, and ask which may follow."""
+        """Accept a token, and queue the request for the next mask; `Grammars.flush` sends it."""
         if not self._is_closed:
             self._sequence.tokens.append(token_id)
             self._compiled.grammars.masks.ask(self._compiled.grammars.pool, self._sequence)
@@ -147,18 +172,18 @@ class Grammars:
         self._lock = threading.Lock()
         self.masks = MaskClient(self._limits)
         self._pool: GrammarPool | None = None
-        self._owner = os.getpid()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=functools.partial(_reset, weakref.ref(self)))
 
     @property
     def pool(self) -> GrammarPool:
-        """The workers, which belong to the process that started them."""
+        """The workers of this process."""
         with self._lock:
-            if self._pool is None or self._owner != os.getpid():
-                self._owner = os.getpid()
+            if self._pool is None:
                 vocab = max(self.vocab, self._tokenizer.vocab)
                 tokens = Tokens(self._tokenizer.as_json(), vocab, self._eos_token_ids)
                 self._pool = GrammarPool(tokens, self._limits, self.masks.wake)
-                weakref.finalize(self, self._pool.close, waits=False)
+                self._finalizer = weakref.finalize(self, self._pool.close, waits=False)
             return self._pool
 
     def begin(self, wanted: StructuredOutputs) -> CompiledGrammar:
@@ -184,6 +209,10 @@ class Grammars:
         compiled.wait()
         return compiled
 
+    def flush(self) -> None:
+        """Send the requests for masks that `Grammar.accept` has queued."""
+        self.masks.flush()
+
     def poll(self, grace_s: float = 0.0) -> None:
         """Take in the masks that have come, and those that come within a moment; see `MaskClient.wait_for_prompt`."""
         if self._pool is not None:
@@ -200,12 +229,29 @@ class Grammars:
         self.masks.wait(timeout_s)
         self.poll()
 
+    def reset_after_fork(self) -> None:
+        """Leave the workers and their sockets to the parent process; this one starts its own."""
+        pool, self._pool = self._pool, None
+        self._lock = threading.Lock()  # another thread of the parent may hold the copy
+        self._compiled = weakref.WeakValueDictionary()
+        self.masks = MaskClient(self._limits)
+        if pool is not None:
+            self._finalizer.detach()
+            pool.abandon()
+
     def close(self) -> None:
         """End all workers; what is compiling fails with EngineNotReadyError. Harmless twice."""
         with self._lock:
             pool = self._pool
         if pool is not None:
             pool.close()
+
+
+def _reset(grammars: "weakref.ref[Grammars]") -> None:
+    """Start anew in a forked process."""
+    found = grammars()
+    if found is not None:
+        found.reset_after_fork()
 
 
 def unpack_mask(mask: bytes, vocab: int) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":

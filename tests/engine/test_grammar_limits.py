@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.engine import grammar_pool
+from nanovllm.engine import grammar_pool_thread
 from nanovllm.engine.grammar import CompiledGrammar, Grammar, Grammars
-from nanovllm.engine.grammar_pool import GrammarLimits, GrammarState
+from nanovllm.engine.grammar_limits import GrammarLimits
+from nanovllm.engine.grammar_table import GrammarState
 from nanovllm.engine.sandbox.launcher import SpawnLauncher
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import (
@@ -216,7 +217,7 @@ def test_memory_makes_room_too(tokenizer: Tokenizer) -> None:
 def test_without_fork_each_grammar_has_a_process_of_its_own(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar_pool, "launcher", SpawnLauncher)
+    monkeypatch.setattr(grammar_pool_thread, "launcher", SpawnLauncher)
     grammars = make(tokenizer, mask_cpu_s=0.2)
     sequence = grammars.compile(StructuredOutputs(regex="[ab]x{3}yz")).start()
     tokens = follow(sequence, 5)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from nanovllm import LLM, SamplingParams, StructuredOutputs
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.grammar import Grammars
-from nanovllm.engine.grammar_pool import GrammarLimits
+from nanovllm.engine.grammar_limits import GrammarLimits
 from nanovllm.engine.request import FinishReason, Request, RequestState
 from nanovllm.errors import InvalidRequestError
 from tests.support.grammars import AMBIGUOUS, children_of

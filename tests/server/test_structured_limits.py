@@ -11,7 +11,7 @@ import pytest
 
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.grammar import Grammars
-from nanovllm.engine.grammar_pool import GrammarLimits
+from nanovllm.engine.grammar_limits import GrammarLimits
 from tests.support.grammars import AMBIGUOUS, DEEP_RULES, ENDLESS_MULTIPLE
 from tests.support.serving import RunningServer, loader, read_error, wait_until
 

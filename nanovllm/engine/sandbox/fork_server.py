@@ -37,6 +37,7 @@ class _ForkServer:
         self._reader = MessageReader()
         self._sockets: list[int] = []  # received ahead of the messages that they belong to
         self._workers: dict[int, int] = {}  # {pid: id}
+        self._own: list[socket.socket | selectors.BaseSelector] = []  # closed in workers
 
     def serve(self) -> None:
         wake, woken = socket.socketpair()
@@ -47,6 +48,7 @@ class _ForkServer:
         with selectors.DefaultSelector() as selector:
             selector.register(self._channel.socket, selectors.EVENT_READ)
             selector.register(wake, selectors.EVENT_READ)
+            self._own = [self._channel.socket, selector, wake, woken]
             try:
                 while True:
                     ready = [key.fileobj for key, _ in selector.select()]
@@ -92,7 +94,10 @@ class _ForkServer:
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            self._channel.socket.close()
+            for inherited in self._own:
+                inherited.close()
+            for other in self._sockets:
+                os.close(other)
             with suppress(OSError, MessageError):  # the parent has gone
                 serve_grammar(Channel(socket.socket(fileno=number)), self._library)
             os._exit(0)

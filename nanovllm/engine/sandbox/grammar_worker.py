@@ -3,10 +3,12 @@
     -> load     n_vocab, eos_token_ids; body: tokenizer.json       <- loaded | failed: message
     -> compile  grammar, memory_bytes, cpu_s, mask_cpu_s           <- compiled: num_bytes; body: first mask
                                                                    <- invalid: message
-    -> next     sequence, tokens (to accept)                       <- mask: sequence, cpu_s; body: mask
-                                                                   <- error: sequence, message
-    -> free     sequence
+    -> next     sequences, tokens (a list each, to accept)         <- masks: sequences, cpu_s, sizes,
+                                                                      errors; body: the masks
+    -> free     sequences
 
+`masks` answers one or several `next`, or a part of one; `sizes` are those of the masks in bytes, and
+`errors` is {index in `sequences`: message}. A worker that reaches a limit ends without a reply.
 A mask has one bit a token, the lowest bit of a byte first. A sequence begins when its first tokens come.
 """
 
@@ -28,6 +30,7 @@ _PARSER_LIMITS = {
     "max_grammar_size": 100_000,  # of 500,000; the text is limited to 64 KiB
     "verbose_errors": False,
 }
+_REPLY_S = 0.005  # longer batches of masks are sent in parts
 _HEADROOM_BYTES = 64 << 20  # what computing masks may add to the memory of a compiled grammar
 
 
@@ -128,43 +131,69 @@ def _notation(matcher_of: Any, grammar: dict[str, Any]) -> str:
 
 
 def _serve_masks(channel: Channel, root: Any, mask_cpu_s: float) -> None:
-    """Serve masks in the order in which they are asked for; those of sequences that were freed meanwhile are left out."""
+    """Serve masks until the socket closes, in the order of the requests.
+
+    One reply carries the masks of all sequences, unless they take longer than `_REPLY_S`. The
+    sequences of a `free` that arrives meanwhile are left out.
+    """
     matchers: dict[int, Any] = {}
-    waiting: dict[int, list[int]] = {}
+    pending: dict[int, list[int]] = {}
     while True:
-        messages = channel.receive_all() if not waiting else channel.receive_ready()
+        messages = channel.receive_all() if not pending else channel.receive_ready()
         if messages is None:
             return
         for header, _ in messages:
-            sequence = header["sequence"]
             if header["op"] == "free":
-                matchers.pop(sequence, None)
-                waiting.pop(sequence, None)
+                for sequence in header["sequences"]:
+                    matchers.pop(sequence, None)
+                    pending.pop(sequence, None)
             else:
-                waiting[sequence] = header["tokens"]
-        if waiting:
-            sequence = next(iter(waiting))
-            tokens = waiting.pop(sequence)
+                pending.update(zip(header["sequences"], header["tokens"], strict=True))
+        if pending:
+            _send_masks(channel, root, matchers, pending, mask_cpu_s)
+
+
+def _send_masks(
+    channel: Channel,
+    root: Any,
+    matchers: dict[int, Any],
+    pending: dict[int, list[int]],
+    mask_cpu_s: float,
+) -> None:
+    """Take sequences out of `pending` until `_REPLY_S` have passed, and send their masks."""
+    sequences: list[int] = []
+    cpu_s: list[float] = []
+    errors: dict[int, str] = {}
+    masks: list[bytes] = []
+    end_s = time.monotonic() + _REPLY_S
+    with limits.cpu_limiter() as limit_cpu:
+        before_s = time.thread_time()
+        while pending and (not sequences or time.monotonic() < end_s):
+            sequence = next(iter(pending))
+            tokens = pending.pop(sequence)
+            limit_cpu(mask_cpu_s)
             matcher = matchers.get(sequence)
             if matcher is None:
                 matcher = matchers[sequence] = root.deep_copy()
-            with limits.limited_cpu(mask_cpu_s):
-                _send_mask(channel, matcher, sequence, tokens)
+            mask, error = _next_mask(matcher, tokens)
+            after_s = time.thread_time()
+            sequences.append(sequence)
+            cpu_s.append(after_s - before_s)
+            masks.append(mask)
+            if error is not None:
+                errors[len(sequences) - 1] = error
+            before_s = after_s
+    header = {"op": "masks", "sequences": sequences, "cpu_s": cpu_s, "errors": errors}
+    channel.send({**header, "sizes": [len(mask) for mask in masks]}, b"".join(masks))
 
 
-def _send_mask(channel: Channel, matcher: Any, sequence: int, tokens: list[int]) -> None:
-    start_s = time.thread_time()
+def _next_mask(matcher: Any, tokens: list[int]) -> tuple[bytes, str | None]:
+    """Accept tokens. Return the mask of the next token, or why there is none."""
     try:
         matcher.consume_tokens(tokens)
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()
     except MemoryError:
         raise
     except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
-        message = f"the library fails: {error}"
-        channel.send({"op": "error", "sequence": sequence, "message": message})
-        return
-    if matcher.is_error():
-        channel.send({"op": "error", "sequence": sequence, "message": matcher.get_error()})
-        return
-    cpu_s = time.thread_time() - start_s
-    channel.send({"op": "mask", "sequence": sequence, "cpu_s": cpu_s}, mask)
+        return b"", f"the library fails: {error}"
+    return (b"", str(matcher.get_error())) if matcher.is_error() else (mask, None)

@@ -14,6 +14,9 @@ from typing import Any, Protocol
 from nanovllm.engine.sandbox.messages import MessageReader, pack
 from nanovllm.engine.sandbox.spawn import end, spawn
 
+START_S = 60.0
+"""Maximum time that a child process needs to load the library and the tokenizer."""
+
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
@@ -61,6 +64,7 @@ class ForkLauncher:
         self._process, self._socket = spawn("fork-server")
         self.connection: socket.socket | None = self._socket
         self._reader = MessageReader()
+        self._socket.settimeout(START_S)
         try:
             self._socket.sendall(tokens.message())
         except OSError:
@@ -76,6 +80,7 @@ class ForkLauncher:
                 socket.send_fds(self._socket, [message], [theirs.fileno()])
             except OSError:
                 ours.close()
+                self._process.kill()  # it hangs, and may have read a part of the message
                 raise
         return ours
 
@@ -88,8 +93,10 @@ class ForkLauncher:
         self._tell("slow", worker)
 
     def _tell(self, op: str, worker: int) -> None:
-        with suppress(OSError):  # it has ended, and its workers with it
+        try:
             self._socket.sendall(pack({"op": op, "id": worker}))
+        except OSError:  # it has ended, or hangs
+            self._process.kill()
 
     def read(self) -> Iterator[dict[str, Any]]:
         """See Launcher."""
@@ -125,10 +132,12 @@ class SpawnLauncher:
         """See Launcher."""
         process, connection = spawn("grammar")
         self._processes[worker] = process
+        connection.settimeout(START_S)
         try:
             connection.sendall(self._tokens.message())
         except OSError:
             connection.close()
+            self.kill(worker)
             raise
         return connection
 

@@ -6,7 +6,7 @@ time that the process waits for a busy machine.
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -53,16 +53,26 @@ def private_bytes() -> int:
 
 
 @contextmanager
-def limited_cpu(limit_s: float) -> Iterator[None]:
-    """End this process where the block takes more than `limit_s` of processor time in it."""
+def cpu_limiter() -> Iterator[Callable[[float], object]]:
+    """Yield a function that ends this process after so many more seconds of processor time.
+
+    Each call replaces the limit of the previous one. No limit holds after the block.
+    """
     if not hasattr(signal, "setitimer"):
-        yield
+        yield lambda limit_s: None
         return
-    signal.setitimer(signal.ITIMER_PROF, limit_s)
     try:
-        yield
+        yield lambda limit_s: signal.setitimer(signal.ITIMER_PROF, limit_s)
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0.0)
+
+
+@contextmanager
+def limited_cpu(limit_s: float) -> Iterator[None]:
+    """End this process where the block takes more than `limit_s` of processor time in it."""
+    with cpu_limiter() as limit:
+        limit(limit_s)
+        yield
 
 
 def lower_priority(nice: int) -> None:

@@ -41,7 +41,8 @@ class MessageReader:
             middle = _LENGTHS.size + header_bytes
             if len(self._data) < middle + body_bytes:
                 return
-            text, body = self._data[_LENGTHS.size : middle], self._data[middle:][:body_bytes]
+            text = self._data[_LENGTHS.size : middle]
+            body = bytes(self._data[middle : middle + body_bytes])
             del self._data[: middle + body_bytes]
             try:
                 header = json.loads(text)
@@ -49,7 +50,7 @@ class MessageReader:
                 raise MessageError("the header of a message is not JSON") from error
             if not isinstance(header, dict):
                 raise MessageError("the header of a message is no JSON object")
-            yield header, bytes(body)
+            yield header, body
 
 
 class Channel:

@@ -1,0 +1,249 @@
+"""The grammars that a pool knows, and their states.
+
+    WAITING --> COMPILING --> READY <--> EVICTED
+                    |
+                    +-------> FAILED
+
+An EVICTED grammar has no worker any more: it was idle when another grammar needed its place, or its
+worker ended. It is compiled again when a sequence needs it. A FAILED grammar is not tried again.
+
+Any thread may call the table's methods. Each takes the lock for a moment, and none waits for a
+worker.
+"""
+
+import contextlib
+import socket
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from nanovllm.engine.sandbox.messages import MessageReader
+from nanovllm.errors import EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError
+
+_MAX_KNOWN = 512  # grammars without a worker whose first mask or error is kept
+
+
+class Connection:
+    """The parent's end of a worker's socket.
+
+    It is closed once nothing refers to it, so never while another thread reads from it.
+    """
+
+    __slots__ = ("socket",)
+
+    def __init__(self, connected: socket.socket) -> None:
+        self.socket = connected
+
+    def __del__(self) -> None:
+        self.socket.close()
+
+    def cut(self) -> None:
+        """End the connection: a reader finds the end of the stream."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A worker that a sequence may use."""
+
+    worker: int
+    connection: Connection
+
+
+class GrammarState(Enum):
+    """State of a grammar; see the top of this file."""
+
+    WAITING = "waiting"
+    COMPILING = "compiling"
+    READY = "ready"
+    EVICTED = "evicted"
+    FAILED = "failed"
+
+
+@dataclass(slots=True, eq=False)
+class PooledGrammar:
+    """A grammar in the pool. The pool's thread writes it, except for `users`.
+
+    Attributes:
+        key: hash of its text.
+        source: {kind: value} as the worker's `compile` message has it.
+        worker: number of its latest worker; each worker has a new number.
+        connection: socket of its worker, None without one. While the grammar is READY, only the
+            engine's thread reads and writes it.
+        users: sequences that need the worker.
+        first_mask: mask of the first position, once compiled.
+        num_bytes: memory that the worker adds to what it shares.
+        error: why it cannot be used.
+        lost_by: limit that ended the latest worker, "" for another cause; None while it runs.
+        since_s: when it began to wait or to compile.
+        watchers: called on the pool's thread once it is settled.
+    """
+
+    key: str
+    source: dict[str, Any]
+    state: GrammarState = GrammarState.WAITING
+    worker: int = -1
+    connection: Connection | None = None
+    reader: MessageReader = field(default_factory=MessageReader)
+    users: int = 0
+    first_mask: bytes | None = None
+    num_bytes: int = 0
+    error: NanovllmError | None = None
+    lost_by: str | None = None
+    since_s: float = 0.0
+    watchers: list[Callable[[], None]] = field(default_factory=list)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it has been compiled, or has failed."""
+        return self.first_mask is not None or self.error is not None
+
+
+def stopped_error() -> EngineNotReadyError:
+    """Return the error of a grammar whose pool was closed."""
+    return EngineNotReadyError("the engine was stopped")
+
+
+class GrammarTable:
+    """The grammars of one pool, the least recently used first."""
+
+    def __init__(self, max_unsettled: int) -> None:
+        """Start empty; no more than `max_unsettled` grammars may wait or compile."""
+        self._max_unsettled = max_unsettled
+        self._lock = threading.RLock()  # a finalizer may call `close` while this thread holds it
+        self._grammars: OrderedDict[str, PooledGrammar] = OrderedDict()
+        self._is_closed = False
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the pool was closed."""
+        return self._is_closed
+
+    def close(self) -> bool:
+        """Accept no more grammars. Return whether this is the first call."""
+        with self._lock:
+            was_closed, self._is_closed = self._is_closed, True
+            return not was_closed
+
+    def get(self, key: str, source: dict[str, Any]) -> tuple[PooledGrammar, bool]:
+        """Return the grammar of this key, and whether it is new.
+
+        Raises EngineNotReadyError when closed, QueueFullError when too many grammars wait.
+        """
+        with self._lock:
+            if self._is_closed:
+                raise stopped_error()
+            grammar = self._grammars.get(key)
+            if grammar is not None:
+                self._grammars.move_to_end(key)
+                return grammar, False
+            num_unsettled = self.num_unsettled()
+            if num_unsettled >= self._max_unsettled:
+                raise QueueFullError(
+                    f"{num_unsettled} grammars of other requests wait to be compiled; "
+                    "try again later"
+                )
+            grammar = self._grammars[key] = PooledGrammar(key, source)
+            self._trim()
+            return grammar, True
+
+    def num_unsettled(self) -> int:
+        """Return how many grammars wait or compile for the first time."""
+        with self._lock:
+            return sum(not grammar.is_settled for grammar in self._grammars.values())
+
+    def _trim(self) -> None:
+        """Remove the least recently used grammars that have no worker."""
+        without = [
+            key
+            for key, grammar in self._grammars.items()
+            if grammar.state in (GrammarState.EVICTED, GrammarState.FAILED)
+        ]
+        for key in without[: max(0, len(without) - _MAX_KNOWN)]:
+            del self._grammars[key]
+
+    def acquire(self, grammar: PooledGrammar) -> tuple[Lease | None, bool]:
+        """Return the grammar's worker for one more sequence, and whether to compile it again."""
+        with self._lock:
+            if grammar.state is GrammarState.READY and grammar.connection is not None:
+                grammar.users += 1
+                return Lease(grammar.worker, grammar.connection), False
+            if grammar.state is not GrammarState.EVICTED:
+                return None, False
+            if self._is_closed:
+                grammar.state, grammar.error = GrammarState.FAILED, stopped_error()
+                return None, False
+            grammar.state = GrammarState.WAITING
+            self._grammars[grammar.key] = grammar
+            return None, True
+
+    def release(self, grammar: PooledGrammar, worker: int) -> None:
+        """Take back a sequence's use of this worker."""
+        with self._lock:
+            if grammar.worker == worker and grammar.users:
+                grammar.users -= 1
+
+    # For the pool's thread ----------------------------------------------------------------------
+
+    def set_compiling(self, grammar: PooledGrammar, worker: int, connection: Connection) -> None:
+        """Give a grammar a new worker."""
+        with self._lock:
+            grammar.worker, grammar.connection = worker, connection
+            grammar.state, grammar.lost_by = GrammarState.COMPILING, None
+
+    def set_ready(self, grammar: PooledGrammar, num_bytes: int, first_mask: bytes) -> None:
+        """Store what a worker has compiled."""
+        with self._lock:
+            grammar.num_bytes, grammar.first_mask = num_bytes, first_mask
+            grammar.state, grammar.users = GrammarState.READY, 0
+
+    def set_lost(self, grammar: PooledGrammar, limit: str) -> None:
+        """Store what ended a grammar's worker."""
+        with self._lock:
+            grammar.lost_by, grammar.state, grammar.users = limit, GrammarState.EVICTED, 0
+
+    def set_failed(self, grammar: PooledGrammar, error: NanovllmError) -> None:
+        """Store an error, and keep the grammar only where trying again gives the same error."""
+        with self._lock:
+            grammar.error, grammar.state, grammar.source = error, GrammarState.FAILED, {}
+            if not isinstance(error, InvalidRequestError):
+                self.remove(grammar)
+
+    def take_connection(self, grammar: PooledGrammar) -> Connection | None:
+        """Take a grammar's connection away, so that no more sequences use it."""
+        with self._lock:
+            connection, grammar.connection = grammar.connection, None
+            return connection
+
+    def abandon(self) -> None:
+        """Close in a forked process, where another thread may have held the lock."""
+        self._lock = threading.RLock()
+        self._is_closed = True
+
+    def remove(self, grammar: PooledGrammar) -> None:
+        """Forget a grammar; the next request for it starts anew."""
+        with self._lock:
+            if self._grammars.get(grammar.key) is grammar:
+                del self._grammars[grammar.key]
+
+    def evict(self, is_enough: Callable[[list[PooledGrammar]], bool]) -> list[PooledGrammar]:
+        """Evict idle grammars, the least recently used first, until `is_enough` of those evicted.
+
+        Returns the evicted grammars, whose workers are to be ended.
+        """
+        with self._lock:
+            idle = [
+                grammar
+                for grammar in self._grammars.values()
+                if grammar.state is GrammarState.READY and not grammar.users
+            ]
+            evicted: list[PooledGrammar] = []
+            while len(evicted) < len(idle) and not is_enough(evicted):
+                grammar = idle[len(evicted)]
+                grammar.state, grammar.lost_by = GrammarState.EVICTED, ""
+                evicted.append(grammar)
+            return evicted
