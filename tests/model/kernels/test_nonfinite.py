@@ -16,7 +16,7 @@ from nanovllm.model.kernels import forward
 from nanovllm.model.kernels.attention import make_softmax
 from nanovllm.model.kernels.compiler import ARGUMENTS, compiled, emit_object
 from nanovllm.model.kernels.layernorm import make_layer_norm
-from nanovllm.model.kernels.layout import LINE_BYTES
+from nanovllm.model.kernels.layout import JOB, PHASE_BYTES, THREAD_BYTES
 from nanovllm.model.kernels.library import Library
 from nanovllm.model.kernels.memory import parameters_at
 from nanovllm.model.kernels.packing import aligned_zeros, pack_rows, panel_steps, round_up
@@ -188,8 +188,11 @@ class Attention:
             queries=aligned_zeros(QUERY_TILE * round_up(head_dim, 16)),
             row=aligned_zeros(round_up(head_dim, 16)),
             scales=np.array([head_dim**-0.5], dtype=np.float32),
-            work=np.zeros(6 * LINE_BYTES // 8, dtype=np.int64),
         )
+        job_bytes = JOB.itemsize + THREAD_BYTES
+        self._job = aligned_zeros((job_bytes + 2 * PHASE_BYTES) // 4)
+        self.phases = self._job[job_bytes // 4 :]
+        memory.set(job=self._job.ctypes.data, phases=self.phases.ctypes.data)
         memory.reserve("decode_items", ITEM_FIELDS)
         memory.reserve("chunk_items", (CONTEXT // QUERY_TILE + 1) * ITEM_FIELDS)
 
@@ -209,7 +212,7 @@ class Attention:
             )  # fmt: skip
             mixed = aligned_zeros(tokens * self.d_model)
             memory.place(qkv=np.ascontiguousarray(qkv[start:stop]), mixed=mixed)
-            memory.arrays["work"][:] = 0
+            self.phases[:] = 0
             self.run(memory.address, 0)
             assert not memory["refused"]
             outputs.append(mixed.reshape(tokens, HEADS, self.head_dim).copy())
@@ -225,8 +228,8 @@ def _attention(spec: Spec) -> Any:
     def run(address: int, thread: int) -> None:
         plan_step(address, thread)
         p = parameters_at(address)
-        store(p, thread, 0)
-        attend(p, thread, 0)
+        if store(p, thread, p.phases, 0):
+            attend(p, thread, p.phases + PHASE_BYTES, 0)
 
     run.compile(ARGUMENTS)  # type: ignore[attr-defined]
     return Library(emit_object({"run": run}, host_processor()), ["run"]).functions["run"]
