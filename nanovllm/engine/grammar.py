@@ -17,8 +17,10 @@ some time after `accept`.
 import hashlib
 import importlib.util
 import itertools
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -31,6 +33,8 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.structured_outputs import StructuredOutputs
 
+LATE_S = 0.2
+"""Age of a missing mask from which on its sequence keeps no place in the batch: being computed again costs less."""
 _NO_LIBRARY = (
     "structured_outputs needs the package llguidance, an extra that is not installed here; "
     "pip install 'nanovllm[structured]'"
@@ -46,6 +50,12 @@ class Grammar:
         self._compiled = compiled
         self._sequence = MaskSequence(number, compiled.pooled)
         self._is_closed = False
+        self._asked_at_s = math.inf
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the mask has been waited for so long that others may take the sequence's place meanwhile."""
+        return not self.is_ready and time.monotonic() - self._asked_at_s > LATE_S
 
     @property
     def is_ready(self) -> bool:
@@ -74,6 +84,7 @@ class Grammar:
     def accept(self, token_id: int) -> None:
         """Go on by a token, and ask which may follow."""
         if not self._is_closed:
+            self._asked_at_s = time.monotonic()
             self._sequence.tokens.append(token_id)
             self._compiled.grammars.masks.ask(self._compiled.grammars.pool, self._sequence)
 
