@@ -114,8 +114,13 @@ async def read_for(connection: Connection, timeout_s: float) -> bytes:
 
 
 def parse(received: bytes) -> Answer | None:
-    """The one answer in what was received up to the end of a connection; None where not even its head is there."""
+    """The one answer in what was received up to the end of a connection; None where not even its head is there.
+
+    Interim answers (1xx) before it are skipped.
+    """
     top, end, rest = received.partition(b"\r\n\r\n")
+    while end and top.startswith(b"HTTP/1.1 1"):
+        top, end, rest = rest.partition(b"\r\n\r\n")
     first_line, *lines = top.decode("latin-1").split("\r\n")
     words = first_line.split(" ", 2)
     if not end or len(words) < 2 or not words[0].startswith("HTTP/1.") or not words[1].isdigit():

@@ -18,8 +18,10 @@ import functools
 import hashlib
 import importlib.util
 import itertools
+import math
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 
@@ -34,6 +36,8 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.structured_outputs import StructuredOutputs
 
+LATE_S = 0.2
+"""Age of a missing mask from which on its sequence keeps no place in the batch: being computed again costs less."""
 _NO_LIBRARY = (
     "structured_outputs needs the package llguidance, an extra that is not installed here; "
     "pip install 'nanovllm[structured]'"
@@ -51,11 +55,17 @@ class Grammar:
         self._is_closed = False
         self._ids_mask: bytes | None = None
         self._ids = np.empty(0, dtype=np.int64)
+        self._asked_at_s = math.inf
 
     @property
     def vocab(self) -> int:
         """Number of tokens in the vocabulary."""
         return self._compiled.grammars.vocab
+
+    @property
+    def is_late(self) -> bool:
+        """Whether the mask has been waited for so long that others may take the sequence's place meanwhile."""
+        return not self.is_ready and time.monotonic() - self._asked_at_s > LATE_S
 
     @property
     def is_ready(self) -> bool:
@@ -99,6 +109,7 @@ class Grammar:
     def accept(self, token_id: int) -> None:
         """Accept a token, and queue the request for the next mask; `Grammars.flush` sends it."""
         if not self._is_closed:
+            self._asked_at_s = time.monotonic()
             self._sequence.tokens.append(token_id)
             self._compiled.grammars.masks.ask(self._compiled.grammars.pool, self._sequence)
 

@@ -113,6 +113,8 @@ class Intake:
         self._longest_token = tokenizer.longest_token
         self.grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
         self._ids = itertools.count()
+        self._latest_rules: tuple[SamplingParams, tuple[tuple[int, ...], ...], TokenRules] | None
+        self._latest_rules = None
 
     def new_request_id(self, name: str) -> str:
         """An id that no other request of the engine has, with `name` in it. Nothing else makes ids.
@@ -141,15 +143,13 @@ class Intake:
             keep_last=self._kept_tokens(params),
         )
         max_new_tokens = self._room(len(token_ids), params)
-        self._check_settings(params)
+        bad_words, rules = self._rules(params)
         ends_text = frozenset(self.model.eos_token_ids)
         eos, ignored_eos = (
             (frozenset(), ends_text) if params.ignore_eos else (ends_text, frozenset())
         )
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         self._check_place(priority, cache_salt)
-        bad_words = self._bad_words(params)
-        rules = TokenRules(params, bad_words)
         grammar = (
             None
             if params.structured_outputs is None
@@ -410,6 +410,16 @@ class Intake:
                 f"{name} has token ids outside the vocabulary of 0 to {self.model.vocab - 1}: {shown}",
                 param=name,
             )
+
+    def _rules(self, params: SamplingParams) -> tuple[tuple[tuple[int, ...], ...], TokenRules]:
+        """Check settings and lay them out, once for the many prompts of a request that share them; raises InvalidRequestError."""
+        latest = self._latest_rules
+        if latest is None or latest[0] is not params:
+            self._check_settings(params)
+            bad_words = self._bad_words(params)
+            latest = (params, bad_words, TokenRules(params, bad_words))
+            self._latest_rules = latest  # another thread may do the same, which only costs time
+        return latest[1], latest[2]
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Each bad word as tokens, at the beginning of a text and after a space, where BPE spells it otherwise.

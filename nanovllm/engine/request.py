@@ -165,6 +165,11 @@ class Request:
         """Whether the mask of its grammar for the next token has not come yet, so that it takes no part in a step."""
         return self.grammar is not None and not self.grammar.is_ready
 
+    @property
+    def is_late(self) -> bool:
+        """Whether it has been blocked for so long that others may take its place."""
+        return self.grammar is not None and self.grammar.is_late
+
     def move_to(self, state: RequestState) -> None:
         """Change state; a move that the table does not allow is a defect of the caller."""
         assert state in ALLOWED_MOVES[self.state], (

@@ -281,14 +281,19 @@ class Scheduler:
     def _admit(self, planned: dict[str, PlannedSequence]) -> None:
         """Start waiting requests, strictly in order, while there are seats, tokens and blocks for all that they are known to need.
 
-        Those that wait for the mask of a grammar are passed over.
+        Those that wait for the mask of a grammar are passed over. Those that have waited for long give up their seats and blocks.
         """
         blocked = self._take_blocked()
         self._admit_unblocked(planned)
-        for request in blocked:
+        late = sorted((one for one in self.running if one.is_late), key=lambda one: one.order)
+        while late and self._queue and self._left(planned) > 0:
+            self._preempt(late.pop(), planned)
+            blocked |= self._take_blocked()
+            self._admit_unblocked(planned)
+        for request in blocked.values():
             heapq.heappush(self._queue, (request.order, request))
 
-    def _take_blocked(self) -> list[Request]:
+    def _take_blocked(self) -> dict[str, Request]:
         """Take the requests out of the queue that wait for the mask of a grammar."""
         waiting = {
             request_id: request
@@ -298,7 +303,7 @@ class Scheduler:
         if waiting:
             self._queue = [entry for entry in self._queue if entry[1].request_id not in waiting]
             heapq.heapify(self._queue)
-        return list(waiting.values())
+        return waiting
 
     def _admit_unblocked(self, planned: dict[str, PlannedSequence]) -> None:
         while self._queue and len(self.running) < self.max_num_seqs and self._left(planned) > 0:

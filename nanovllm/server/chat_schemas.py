@@ -5,10 +5,11 @@ As for completions, a field that is not listed here is refused by name. Messages
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
+from nanovllm.server.bounds import BoundedModel
 from nanovllm.server.schemas import SamplingBody
 
 MAX_MESSAGES = 2048  # more than any context has tokens
@@ -43,7 +44,7 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(BaseModel):
+class ChatMessage(BoundedModel):
     """One message; an assistant's may be sent back as it was received."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

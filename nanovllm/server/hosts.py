@@ -7,11 +7,14 @@ machine may use without a key answers only where `Host` is a name that nobody el
 """
 
 import ipaddress
+import re
 from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from nanovllm.server.errors import error_response, shorten
+
+_HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::[0-9]*)?")
 
 
 class HostMiddleware:
@@ -47,13 +50,17 @@ class HostMiddleware:
 
 
 def host_name(host: str) -> str:
-    """The name in a `Host` header: in small letters, without the port and the dot at the end."""
+    """The name in a `Host` header: in small letters, without the port and the dot at the end; empty where it is none."""
     name = host.strip().lower()
     if is_address(name):  # of version 6, which has colons itself
         return name
-    if name.startswith("["):
-        return name[1:].partition("]")[0]
-    return name.partition(":")[0].removesuffix(".")
+    match = _HOST.fullmatch(name)
+    if match is None:
+        return ""
+    address, plain = match.groups()
+    if address is not None:
+        return str(address) if is_address(address) else ""
+    return str(plain).removesuffix(".")
 
 
 def is_address(name: str) -> bool:

@@ -205,11 +205,13 @@ class _Scanner:
 
 
 def _strip(content: bytes, start: int, end: int) -> tuple[int, int]:
-    """content[start:end] without white space around it."""
+    """content[start:end] without white space around it, which may be megabytes."""
     while start < end and content[start] in _SPACE:
-        start += 1
+        step = content[start : min(end, start + _BLOCK_BYTES)]
+        start += len(step) - len(step.lstrip(_SPACE))
     while end > start and content[end - 1] in _SPACE:
-        end -= 1
+        step = content[max(start, end - _BLOCK_BYTES) : end]
+        end -= len(step) - len(step.rstrip(_SPACE))
     return start, end
 
 

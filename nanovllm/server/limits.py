@@ -16,6 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from nanovllm.server.errors import error_response
 
 OPEN_PATHS = frozenset({"/health"})
+MAX_BODIES_BYTES = 256 << 20
+"""Memory for the bodies of all requests together, without the first FREE_BODY_BYTES of each."""
+FREE_BODY_BYTES = 1 << 16
+_BODIES_RETRY_S = 5
 
 
 class ApiKeyMiddleware:
@@ -87,16 +91,28 @@ class CrossOriginMiddleware(CORSMiddleware):
 
 
 class BodyLimitMiddleware:
-    """Refuses bodies over a limit with 413, by their declared length or, where none is declared, while they arrive; and slow ones with 408."""
+    """Refuses bodies over a limit with 413, by their declared length or, where none is declared, while they arrive; and slow ones with 408.
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_body_s: float) -> None:
+    A request holds its body until its answer has ended. Where all bodies together are too large, one more is refused with 429; small
+    bodies do not count, and are always read.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        max_body_s: float,
+        max_bodies_bytes: int = MAX_BODIES_BYTES,
+    ) -> None:
         """Let bodies of up to `max_body_bytes` pass that are there within `max_body_s` of their head."""
         self._app = app
         self._limit = max_body_bytes
         self._limit_s = max_body_s
+        self._max_held_bytes = max(max_bodies_bytes, max_body_bytes)
+        self._held_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 413 or 408."""
+        """Pass on, or answer 413, 408 or 429."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -104,17 +120,28 @@ class BodyLimitMiddleware:
         if declared.isdigit() and int(declared[:20]) > self._limit:
             await self._refuse_large(scope, receive, send)
             return
+        body = _HeldBody()
         try:
-            await self._app(scope, self._watched(receive), send)
+            await self._app(scope, self._watched(receive, body), send)
         except _BodyTooLargeError:
             await self._refuse_large(scope, receive, send)
+        except _BodiesTooLargeError:
+            message = (
+                f"the bodies of unfinished requests have more than {self._max_held_bytes} bytes together, the limit; "
+                f"try again in {_BODIES_RETRY_S} s"
+            )
+            await error_response(429, message, headers={"retry-after": str(_BODIES_RETRY_S)})(
+                scope, receive, send
+            )
         except _BodyTooSlowError:
             message = f"the request's body was not complete after {self._limit_s:g} s; send it faster, or less at once"
             await error_response(408, message, headers={"connection": "close"})(
                 scope, receive, send
             )
+        finally:
+            self._held_bytes -= body.num_bytes
 
-    def _watched(self, receive: Receive) -> Callable[[], Awaitable[Message]]:
+    def _watched(self, receive: Receive, body: "_HeldBody") -> Callable[[], Awaitable[Message]]:
         seen, is_complete = 0, False
         deadline_s = asyncio.get_running_loop().time() + self._limit_s
 
@@ -132,9 +159,20 @@ class BodyLimitMiddleware:
             seen += len(message.get("body", b""))
             if seen > self._limit:
                 raise _BodyTooLargeError
+            self._hold(body, seen - FREE_BODY_BYTES)
             return message
 
         return watched
+
+    def _hold(self, body: "_HeldBody", num_bytes: int) -> None:
+        """Count a body that has so many bytes by now; raises _BodiesTooLargeError."""
+        more = num_bytes - body.num_bytes
+        if num_bytes <= 0 or more <= 0:
+            return
+        if self._held_bytes + more > self._max_held_bytes:
+            raise _BodiesTooLargeError
+        self._held_bytes += more
+        body.num_bytes = num_bytes
 
     async def _refuse_large(self, scope: Scope, receive: Receive, send: Send) -> None:
         message = (
@@ -145,9 +183,22 @@ class BodyLimitMiddleware:
         )  # closing at once could cost the client the answer: it is still sending
 
 
+class _HeldBody:
+    """Bytes of one body that count."""
+
+    __slots__ = ("num_bytes",)
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+
+
 class _BodyTooLargeError(BaseException):
     """Passes through the application, which answers every Exception itself."""
 
 
 class _BodyTooSlowError(BaseException):
+    """Passes as _BodyTooLargeError does."""
+
+
+class _BodiesTooLargeError(BaseException):
     """Passes as _BodyTooLargeError does."""

@@ -32,13 +32,13 @@ from nanovllm.sampling_params import (
     MIN_REPETITION_PENALTY,
     MIN_SEED,
 )
+from nanovllm.server.bounds import MAX_FIELDS, BoundedModel, at_most
 from nanovllm.server.structured import ResponseFormat, StructuredFields
 
 MAX_PRIORITY = 2**31 - 1
 DEFAULT_MAX_TOKENS = 16
 _CHUNK_VALUES = 1 << 15
 MAX_USER_CHARACTERS = 1024
-MAX_FIELDS = 100  # more than there are to know; each unknown one costs an error of its own
 
 _PROMPT_SCHEMA = {
     "oneOf": [
@@ -59,17 +59,6 @@ TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
 def _as_list(value: object) -> object:
     """A union of text and list would answer with two errors for one fault."""
     return [value] if isinstance(value, str) else value
-
-
-def at_most(limit: int) -> BeforeValidator:
-    """Entries of a list or an object are counted before they are looked at."""
-
-    def check(value: object) -> object:
-        if isinstance(value, dict | list) and len(value) > limit:
-            raise ValueError(f"has {len(value)} entries, the limit is {limit}")
-        return value
-
-    return BeforeValidator(check)
 
 
 StopTokenIds = Annotated[
@@ -114,7 +103,7 @@ LogitBias = Annotated[dict[str, float], at_most(MAX_LOGIT_EDITS), WithJsonSchema
 NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(BoundedModel):
     """`stream_options`: usage at the end of a stream, or on every chunk."""
 
     model_config = ConfigDict(extra="forbid", strict=True)

@@ -2,15 +2,16 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from nanovllm.errors import InvalidRequestError
+from nanovllm.server.bounds import BoundedModel, at_most
 from nanovllm.structured_outputs import MAX_CHOICES, StructuredOutputs
 
 _TEXT = {"type": "string", "minLength": 1}
 
 
-class JsonSchemaFormat(BaseModel):
+class JsonSchemaFormat(BoundedModel):
     """`response_format.json_schema`; the schema is always followed, whatever `strict` says."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -21,7 +22,7 @@ class JsonSchemaFormat(BaseModel):
     strict: bool | None = None
 
 
-class ResponseFormat(BaseModel):
+class ResponseFormat(BoundedModel):
     """`response_format`."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -30,7 +31,7 @@ class ResponseFormat(BaseModel):
     json_schema: JsonSchemaFormat | None = None
 
 
-class StructuredFields(BaseModel):
+class StructuredFields(BoundedModel):
     """`structured_outputs`: exactly one of these."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -41,6 +42,8 @@ class StructuredFields(BaseModel):
     choice: (
         Annotated[
             list[str],
+            Field(fail_fast=True),
+            at_most(MAX_CHOICES),
             WithJsonSchema(
                 {"type": "array", "items": _TEXT, "minItems": 1, "maxItems": MAX_CHOICES}
             ),

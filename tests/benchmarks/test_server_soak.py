@@ -218,3 +218,11 @@ def test_metrics_are_read_by_their_names() -> None:
     assert gauge(page, "num_requests_running") == 3
     with pytest.raises(RuntimeError, match="has no waiting"):
         gauge(page, "waiting")
+
+
+def test_interim_answers_are_skipped() -> None:
+    whole = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+    answer = parse(b"HTTP/1.1 102 Processing\r\n\r\n" * 2 + whole)
+    assert answer is not None
+    assert (answer.status, answer.body, answer.is_whole) == (200, b"ok", True)
+    assert parse(b"HTTP/1.1 102 Processing\r\n\r\n") is None

@@ -499,3 +499,29 @@ def test_the_output_begins_with_the_prompt_as_it_was_given(
         submission.assembler.output().prompt,
         submission.assembler.output().prompt_token_ids,
     ) == (None, [1, 2, 3])
+
+
+def test_many_prompts_share_what_their_settings_say(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spelling a thousand bad words for each of a thousand prompts would take a minute."""
+    spelled: list[SamplingParams] = []
+    spell = intake._bad_words  # noqa: SLF001
+
+    def count(params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        spelled.append(params)
+        return spell(params)
+
+    monkeypatch.setattr(intake, "_bad_words", count)
+    first = SamplingParams(max_tokens=4, bad_words=["the"], allowed_token_ids=range(100))
+    others = SamplingParams(max_tokens=4, bad_words=["a"])
+    made = [intake.submit(f"r{i}", "the", first).requests[0] for i in range(5)]
+    assert spelled == [first]
+    assert len({id(request.rules) for request in made}) == 1
+    (other,) = intake.submit("other", "the", others).requests
+    (again,) = intake.submit("again", "the", first).requests
+    assert other.bad_words != again.bad_words == made[0].bad_words
+    wrong = SamplingParams(max_tokens=4, allowed_token_ids=[10**9])
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
+            intake.submit("wrong", "the", wrong)

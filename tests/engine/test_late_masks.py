@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -34,7 +35,12 @@ class LateGrammar:
         self.coin = coin
         self.is_ready = False
         self.is_closed = False
+        self.may_be_late = coin.random() < 0.5
         self.accepted: list[int] = []
+
+    @property
+    def is_late(self) -> bool:
+        return not self.is_ready and self.may_be_late and self.coin.random() < 0.5
 
     def accept(self, token_id: int) -> None:
         assert self.is_ready, "a token was drawn without a mask"
@@ -81,6 +87,38 @@ def test_requests_that_wait_for_masks_are_passed_over(seed: int, caching: bool) 
     for request in requests:
         assert request.tokens[request.num_prompt_tokens :] == expected_output(request)
         assert request.grammar is None or request.grammar.is_closed  # type: ignore[attr-defined]
+    assert scheduler.blocks.num_used == 0
+
+
+@pytest.mark.parametrize(("seats", "blocks"), [(2, 64), (4, 10)])
+def test_late_masks_keep_no_seats_and_no_blocks_from_others(seats: int, blocks: int) -> None:
+    scheduler = make_scheduler(seqs=seats, blocks=blocks)
+    late = [make_request(f"late{i}", 12, 8) for i in range(2)]
+    grammars = [LateGrammar(random.Random(0)) for _ in late]
+    for request, grammar in zip(late, grammars, strict=True):
+        grammar.is_ready, grammar.may_be_late = True, False
+        request.grammar = grammar  # type: ignore[assignment]
+        scheduler.add(request)
+    while any(request.num_output_tokens == 0 for request in late):
+        step(scheduler)
+    other = make_request("other", 12, 8)
+    scheduler.add(other)
+    step(scheduler)
+    assert other not in scheduler.running, "its seat or its blocks are taken"
+    for grammar in grammars:
+        grammar.may_be_late = True
+        grammar.coin = SimpleNamespace(random=lambda: 0.0)  # type: ignore[assignment]
+    for _ in range(20):
+        step(scheduler)
+        scheduler.check_integrity()
+    assert other.state is RequestState.FINISHED
+    for _ in range(100):
+        for grammar in grammars:
+            grammar.is_ready = True
+        if scheduler.has_work:
+            step(scheduler)
+    for request in (*late, other):
+        assert request.tokens[request.num_prompt_tokens :] == expected_output(request)
     assert scheduler.blocks.num_used == 0
 
 

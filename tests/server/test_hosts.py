@@ -31,7 +31,8 @@ def test_names_that_nobody_else_can_own_are_answered(checking: RunningServer, ho
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "gpu.example.evil.example", "127.0.0.1.nip.io", "localhost.evil.example", "xlocalhost", "[evil]", "127.1x"],
+    ["evil.example", "gpu.example.evil.example", "127.0.0.1.nip.io", "localhost.evil.example", "xlocalhost", "[evil]", "127.1x",
+     "[::1].evil.example", "[localhost]", "localhost:80.evil.example"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/version", "/health", "/nope"])
 def test_others_are_refused_and_told_what_to_do(

@@ -93,3 +93,23 @@ def test_no_call_reads_more_than_a_piece(monkeypatch: pytest.MonkeyPatch) -> Non
         with pytest.raises(MalformedJSONError):
             read_json(malformed)
     assert max(sizes) <= json_reader.PIECE_BYTES + 2
+
+
+def test_white_space_of_megabytes_is_skipped_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = b" \t\n\r" * 300_000
+    document = b'{"a": [1' + space + b"]" + space + b"}" + space
+    rounds = 0
+
+    class Content(bytes):
+        """Counts what is looked at."""
+
+        def __getitem__(self, key: Any) -> Any:
+            nonlocal rounds
+            rounds += 1
+            return super().__getitem__(key)
+
+    assert json_reader._strip(Content(document), 8, 8 + len(space)) == (8 + len(space),) * 2  # noqa: SLF001
+    assert rounds < 50
+    monkeypatch.setattr(json_reader, "_BLOCK_BYTES", 7)
+    assert json_reader._strip(b" " * 20 + b"x y" + b"\n" * 20, 0, 43) == (20, 23)  # noqa: SLF001
+    assert read_json(document) == {"a": [1]}

@@ -1,5 +1,6 @@
 """The keys, how large a request may be, and which web pages it may come from: checked before a body is read."""
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,8 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
+from starlette.responses import PlainTextResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from nanovllm.server import limits
 from nanovllm.server.app import ServerSettings
@@ -305,3 +308,53 @@ def test_no_page_may_where_none_is_named(server: RunningServer) -> None:
     answer = server.http.get("/version", headers={"origin": PAGE})
     for headers in (response.headers, answer.headers):
         assert not any(name.startswith("access-control") for name in headers)
+
+
+BODY_BYTES = 100_000
+
+
+def test_bodies_that_are_held_are_bounded_together() -> None:
+    """Any number of connections may each have sent almost all of a large body."""
+    asyncio.run(hold_bodies())
+
+
+async def hold_bodies() -> None:
+    may_end = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        await may_end.wait()
+        await PlainTextResponse("read")(scope, receive, send)
+
+    counted = BODY_BYTES - limits.FREE_BODY_BYTES
+    guard = limits.BodyLimitMiddleware(app, BODY_BYTES, 60.0, max_bodies_bytes=3 * counted)
+
+    async def post(num_bytes: int) -> int:
+        parts = [b" " * 10_000] * (num_bytes // 10_000)
+        statuses: list[int] = []
+
+        async def receive() -> Message:
+            await asyncio.sleep(0)
+            part = parts.pop() if parts else b""
+            return {"type": "http.request", "body": part, "more_body": bool(parts)}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                statuses.append(message["status"])
+
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "state": {}}
+        await guard(scope, receive, send)
+        return statuses[0]
+
+    for _ in range(2):  # what was held is given back
+        may_end.clear()
+        held = [asyncio.ensure_future(post(BODY_BYTES)) for _ in range(3)]
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert await post(BODY_BYTES) == 429
+        small = asyncio.ensure_future(post(10_000))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        may_end.set()
+        assert await asyncio.gather(*held, small) == [200] * 4
