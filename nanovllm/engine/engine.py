@@ -10,7 +10,7 @@ One thread uses an engine. `intake` and `tokenizer` may be used from others.
 
 import logging
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -189,8 +189,8 @@ class Engine:
         """End a sequence that nobody waits for any more; None where it has ended already, or never was."""
         return self.finish_request(request_id, FinishReason.ABORT)
 
-    def step(self) -> StepOutput:
-        """Run one step; without work it does nothing."""
+    def step(self, on_planned: Callable[[], None] | None = None) -> StepOutput:
+        """Run one step; without work it does nothing. `on_planned` is called before it computes."""
         started = time.monotonic()
         self._abort_overdue(started)
         failed = self._end_failed_grammars()
@@ -199,6 +199,8 @@ class Engine:
             if self.scheduler.has_blocked and not failed:
                 self.intake.grammars.wait(_BLOCKED_WAIT_S)
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
+        if on_planned is not None:
+            on_planned()
         num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
         for sequence in plan.sequences:
             times = self._times[sequence.request.request_id]

@@ -2,7 +2,7 @@
 
 Commands (add, finish, stop) enter by one queue that is drained between steps. What happens leaves by
 callbacks, which the thread schedules on the event loop, and by a snapshot of the engine's numbers,
-which is published before and after each step and may be read from any thread.
+which is published when a step is planned and when it has ended, and may be read from any thread.
 """
 
 import asyncio
@@ -116,9 +116,13 @@ class EngineThread:
 
     def _serve(self, engine: Engine) -> None:
         """Step while there is work, until told to stop."""
-        while self._drain_commands(engine):
-            output = engine.step()
+
+        def publish() -> None:
             self._snapshot = engine.stats()
+
+        while self._drain_commands(engine):
+            output = engine.step(publish)
+            publish()
             if output.updates or output.stats.num_tokens:
                 self._post(self._on_output, output)
 

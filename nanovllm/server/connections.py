@@ -41,6 +41,9 @@ _LOOKS = 4  # in the time that a client has: it is cut off at most a quarter of 
 _RESET_AFTER_S = (0.01, 0.05, 0.25, 0.25, 0.5, 0.5, 1.0, 2.0, 5.0)  # the last again and again
 _LOG_EVERY_S = 60.0
 _MALFORMED = "the request is not valid HTTP/1.1: its head or the framing of its body cannot be read"
+_REFUSED_AT_ONCE = 16
+"""Connections beyond the limit that may wait for their request, to be refused in answer to it."""
+_REFUSED_S = 0.5
 
 
 class RareWarning:
@@ -122,7 +125,7 @@ class WatchedProtocol(H11Protocol):
         self._taken = 0
         self._taken_at_s = self.idle_since_s = self.loop.time()
         self._reset_limits()
-        self._is_deferred = self._is_half_closed = False
+        self._is_deferred = self._is_half_closed = self._is_refused = False
         self._probe: asyncio.TimerHandle | None = None
         self._parse_event = self.conn.next_event
         self.conn.next_event = self._next_event  # type: ignore[method-assign]
@@ -141,6 +144,9 @@ class WatchedProtocol(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take what has come, in turns with other connections."""
         if self.transport.is_closing():
+            return
+        if self._is_refused:
+            self._refuse_connection()
             return
         if self._is_deferred:
             self.conn.receive_data(data)
@@ -262,7 +268,15 @@ class WatchedProtocol(H11Protocol):
         self.log_full()
         if others:
             min(others, key=lambda connection: connection.idle_since_s).transport.abort()
+        elif len(self.connections) <= (self.max_connections or 0) + _REFUSED_AT_ONCE:
+            # Closing before the request has been read would reset the connection, and the answer be lost.
+            self._is_refused = True
+            self.loop.call_later(_REFUSED_S, self._refuse_connection)
         else:
+            self._refuse_connection()
+
+    def _refuse_connection(self) -> None:
+        if not self.transport.is_closing():
             self._refuse(503, "the server has as many connections as it can; try again")
 
     def on_response_complete(self) -> None:

@@ -152,7 +152,7 @@ def test_a_thread_that_breaks_down_wakes_everybody(
         await engine.wait_until_ready()
         tasks = [asyncio.create_task(engine.generate("the", LONG)) for _ in range(3)]
         await until(lambda: engine.stats().generation_tokens > 3)
-        monkeypatch.setattr(engine.engine, "step", lambda: 1 / 0)
+        monkeypatch.setattr(engine.engine, "step", lambda on_planned: 1 / 0)
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(result, EngineFaultError)
             assert "broken down" in str(result)
