@@ -113,6 +113,12 @@ class EngineThread:
             self._post(self._on_failure, error)
         finally:
             engine.close()
+            del (
+                self._load,
+                self._on_ready,
+                self._on_output,
+                self._on_failure,
+            )  # their owner has this object
 
     def _serve(self, engine: Engine) -> None:
         """Step while there is work, until told to stop."""

@@ -87,8 +87,19 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.001)
 
 
+OTHERS: set[threading.Thread] = set()
+"""Threads of engines that other tests of this process have left to the garbage collector."""
+
+
+@pytest.fixture(autouse=True)
+def note_other_threads() -> None:
+    OTHERS.clear()
+    OTHERS.update(threading.enumerate())
+
+
 def count_kernel_threads() -> int:
-    return sum(thread.name.startswith("nanovllm-kernels") for thread in threading.enumerate())
+    own = set(threading.enumerate()) - OTHERS
+    return sum(thread.name.startswith("nanovllm-kernels") for thread in own)
 
 
 def rendezvous(seen: list[int], threads: int) -> Callable[[int, int], int]:
