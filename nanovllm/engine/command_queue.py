@@ -35,6 +35,16 @@ class CommandQueue:
             with self.lock:
                 self._run()
 
+    def post_unless_ended(self, command: Callable[[], None]) -> None:
+        """Run a command on the thread, or never; for a finalizer, which may run at any moment.
+
+        It waits for no lock, so the thread that runs the finalizer may hold any.
+        """
+        if not self.has_ended:
+            self._commands.put(command)
+            with contextlib.suppress(BlockingIOError, OSError):  # it is awake, or has ended
+                self._wake.send(b".")
+
     def run(self) -> None:
         """Run the commands that are waiting; for the thread."""
         with contextlib.suppress(BlockingIOError):

@@ -121,11 +121,17 @@ class Grammar:
 
 
 class CompiledGrammar:
-    """The beginning of a grammar, which may still be compiling. May be used from any thread."""
+    """The beginning of a grammar, which may still be compiling. May be used from any thread.
 
-    def __init__(self, grammars: "Grammars", pooled: PooledGrammar) -> None:
+    Deleting it ends the compilation, as when its requests have been refused; a compiled grammar
+    stays in the pool.
+    """
+
+    def __init__(self, grammars: "Grammars", pooled: PooledGrammar, pool: GrammarPool) -> None:
+        """Become a holder of `pooled`, which `pool.get` has returned for it."""
         self.grammars = grammars
         self.pooled = pooled
+        weakref.finalize(self, pool.drop_holder, pooled).atexit = False
 
     @property
     def error(self) -> NanovllmError | None:
@@ -207,11 +213,14 @@ class Grammars:
         if importlib.util.find_spec("llguidance") is None:
             raise InvalidRequestError(_NO_LIBRARY, param=PARAM)
         key = hashlib.blake2b(wanted.key.encode()).hexdigest()
-        pooled = self.pool.get(key, _source(wanted))
+        pool = self.pool
+        pooled = pool.get(key, _source(wanted))
         with self._lock:
             known = self._compiled.get(key)
             if known is None or known.pooled is not pooled:
-                known = self._compiled[key] = CompiledGrammar(self, pooled)
+                known = self._compiled[key] = CompiledGrammar(self, pooled, pool)
+            else:
+                pool.drop_holder(pooled)  # `known` is its holder
             return known
 
     def compile(self, wanted: StructuredOutputs) -> CompiledGrammar:

@@ -32,7 +32,7 @@ class GrammarLimits:
     max_compiling: int = 2
     max_waiting: int = 64
     max_wait_s: float = 30.0
-    max_workers: int = 32
+    max_workers: int = 64
     max_bytes: int = 1 << 30
 
 

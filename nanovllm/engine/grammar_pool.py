@@ -29,7 +29,9 @@ class GrammarPool:
         self._thread = PoolThread(tokens, limits, self._table, on_change)
 
     def get(self, key: str, source: dict[str, Any]) -> PooledGrammar:
-        """Return a grammar; compiling a new one begins.
+        """Return a grammar for one more holder; compiling a new one begins.
+
+        The holder calls `drop_holder` once.
 
         Raises QueueFullError when too many wait, EngineNotReadyError when the pool is closed.
         """
@@ -38,6 +40,13 @@ class GrammarPool:
             self._thread.start()
             self._thread.post(lambda: self._thread.enqueue(grammar))
         return grammar
+
+    def drop_holder(self, grammar: PooledGrammar) -> None:
+        """Remove one holder. Without any other holder or watcher, compiling ends.
+
+        Takes no lock, so a finalizer may call it.
+        """
+        self._thread.post_unless_ended(lambda: self._thread.drop_holder(grammar))
 
     @property
     def is_full(self) -> bool:

@@ -1,6 +1,6 @@
 """The thread of a grammar pool: it starts, watches and ends worker processes.
 
-Other threads call `start`, `post`, `join` and `abandon`. All other methods run on the thread.
+Other threads call `start`, `post`, `post_unless_ended`, `join` and `abandon`. All other methods run on the thread.
 """
 
 import contextlib
@@ -77,6 +77,10 @@ class PoolThread:
     def post(self, command: Callable[[], None]) -> None:
         """Run a command on the thread, or here once the thread has ended."""
         self._commands.post(command)
+
+    def post_unless_ended(self, command: Callable[[], None]) -> None:
+        """Run a command on the thread, or never; for a finalizer."""
+        self._commands.post_unless_ended(command)
 
     def end(self) -> None:
         """End the thread, whose table is closed."""
@@ -159,10 +163,19 @@ class PoolThread:
         grammar.watchers.remove(watcher)
         if not grammar.watchers and not grammar.is_settled:
             self._table.remove(grammar)
-            if grammar in self._waiting:
-                self._waiting.remove(grammar)
-            self._disconnect(grammar)
-            self._settle(grammar, QueueFullError("the grammar was given up; try again"))
+            self._cancel(grammar)
+
+    def drop_holder(self, grammar: PooledGrammar) -> None:
+        """Remove a holder; end a compilation that nobody needs."""
+        if self._table.drop_holder(grammar):
+            self._cancel(grammar)
+
+    def _cancel(self, grammar: PooledGrammar) -> None:
+        """End the wait or the compilation of a grammar that the table no longer has."""
+        if grammar in self._waiting:
+            self._waiting.remove(grammar)
+        self._disconnect(grammar)
+        self._settle(grammar, QueueFullError("the grammar was given up; try again"))
 
     def end_worker(self, grammar: PooledGrammar, worker: int, limit: str) -> None:
         """End this worker, if it is still the grammar's."""

@@ -66,7 +66,7 @@ class GrammarState(Enum):
 
 @dataclass(slots=True, eq=False)
 class PooledGrammar:
-    """A grammar in the pool. The pool's thread writes it, except for `users`.
+    """A grammar in the pool. The pool's thread writes it, except for `holders` and `users`.
 
     Attributes:
         key: hash of its text.
@@ -74,6 +74,7 @@ class PooledGrammar:
         worker: number of its latest worker; each worker has a new number.
         connection: socket of its worker, None without one. While the grammar is READY, only the
             engine's thread reads and writes it.
+        holders: requests that may use the grammar, whether or not they need a worker.
         users: sequences that need the worker.
         first_mask: mask of the first position, once compiled.
         num_bytes: memory that the worker adds to what it shares.
@@ -89,6 +90,7 @@ class PooledGrammar:
     worker: int = -1
     connection: Connection | None = None
     reader: MessageReader = field(default_factory=MessageReader)
+    holders: int = 0
     users: int = 0
     first_mask: bytes | None = None
     num_bytes: int = 0
@@ -130,7 +132,7 @@ class GrammarTable:
             return not was_closed
 
     def get(self, key: str, source: dict[str, Any]) -> tuple[PooledGrammar, bool]:
-        """Return the grammar of this key, and whether it is new.
+        """Return the grammar of this key for one more holder, and whether it is new.
 
         Raises EngineNotReadyError when closed, QueueFullError when too many grammars wait.
         """
@@ -140,6 +142,7 @@ class GrammarTable:
             grammar = self._grammars.get(key)
             if grammar is not None:
                 self._grammars.move_to_end(key)
+                grammar.holders += 1
                 return grammar, False
             num_unsettled = self.num_unsettled()
             if num_unsettled >= self._max_unsettled:
@@ -147,7 +150,7 @@ class GrammarTable:
                     f"{num_unsettled} grammars of other requests wait to be compiled; "
                     "try again later"
                 )
-            grammar = self._grammars[key] = PooledGrammar(key, source)
+            grammar = self._grammars[key] = PooledGrammar(key, source, holders=1)
             self._trim()
             return grammar, True
 
@@ -188,6 +191,15 @@ class GrammarTable:
                 grammar.users -= 1
 
     # For the pool's thread ----------------------------------------------------------------------
+
+    def drop_holder(self, grammar: PooledGrammar) -> bool:
+        """Remove one holder. Return whether nobody needs the result: then the grammar is removed."""
+        with self._lock:
+            grammar.holders -= 1
+            if grammar.holders or grammar.watchers or grammar.is_settled:
+                return False
+            self.remove(grammar)
+            return True
 
     def set_compiling(self, grammar: PooledGrammar, worker: int, connection: Connection) -> None:
         """Give a grammar a new worker."""

@@ -6,7 +6,7 @@ passes can always run to its end.
 
 import itertools
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,8 +135,13 @@ class Intake:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        check_length: Callable[[int], None] | None = None,
     ) -> Submission:
-        """Check a prompt and its settings; raises InvalidRequestError."""
+        """Check a prompt and its settings; raises InvalidRequestError.
+
+        `check_length` is called with the number of prompt tokens, and may refuse the request. It
+        runs before the request's grammar takes a place among those that are compiled.
+        """
         text, token_ids = self.read_prompt(
             prompt,
             add_special_tokens=params.add_special_tokens,
@@ -150,6 +155,8 @@ class Intake:
         )
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
         self._check_place(priority, cache_salt)
+        if check_length is not None:
+            check_length(len(token_ids))
         grammar = (
             None
             if params.structured_outputs is None

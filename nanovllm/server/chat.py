@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -144,6 +145,12 @@ def make_chat_job(
             params,
             priority=body.priority,
             cache_salt=body.cache_salt or "",
+            check_length=partial(
+                check_context,
+                params=params,
+                max_model_len=engine.max_model_len,
+                max_tokens_field=body.max_tokens_field,
+            ),
         )
     except CheckpointError as error:
         raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
@@ -152,7 +159,6 @@ def make_chat_job(
             error.param or ""
         ) or blamed_field(error.param, body.structured_outputs)
         raise type(error)(str(error), param=param) from error
-    check_context(len(prompt), params, engine.max_model_len, body.max_tokens_field)
     return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
 
 

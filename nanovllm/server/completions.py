@@ -4,6 +4,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from nanovllm.engine.detokenizer import IncrementalDecoder
@@ -144,9 +145,9 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
                     params,
                     priority=body.priority,
                     cache_salt=body.cache_salt or "",
-                )
-                check_context(
-                    len(submission.requests[0].prompt_token_ids), params, engine.max_model_len
+                    check_length=partial(
+                        check_context, params=params, max_model_len=engine.max_model_len
+                    ),
                 )
             submissions.append(submission)
     except InvalidRequestError as error:

@@ -121,15 +121,61 @@ def test_compiling_ends_when_nobody_waits_for_it(tokenizer: Tokenizer) -> None:
     grammars.close()
 
 
+def test_compiling_ends_when_nobody_holds_the_grammar(tokenizer: Tokenizer) -> None:
+    grammars = make(tokenizer, compile_cpu_s=60.0, max_compiling=1, max_wait_s=600.0)
+    slow = StructuredOutputs(**ENDLESS_MULTIPLE)
+    first, second = grammars.begin(slow), grammars.begin(slow)
+    waiting = grammars.begin(StructuredOutputs(regex="b"))
+    pooled, waits = first.pooled, waiting.pooled
+    wait_until(lambda: pooled.state is GrammarState.COMPILING)
+    del first, waiting
+    wait_until(lambda: waits.error is not None)
+    assert pooled.state is GrammarState.COMPILING, "one holder is left"
+    del second
+    done = grammars.compile(StructuredOutputs(regex="c"))
+    assert pooled.error is not None
+    kept = done.pooled
+    del done
+    assert grammars.compile(StructuredOutputs(regex="c")).pooled is kept, "the result is kept"
+    grammars.close()
+
+
+def test_a_watched_grammar_is_compiled_without_a_holder(tokenizer: Tokenizer) -> None:
+    grammars = make(tokenizer)
+    settled = threading.Event()
+    compiled = grammars.begin(StructuredOutputs(regex="[ab]*d"))
+    pooled = compiled.pooled
+    compiled.watch(settled.set)
+    del compiled
+    assert settled.wait(WAIT_S)
+    assert pooled.error is None
+    grammars.close()
+
+
+def test_a_finalizer_may_run_while_the_pool_is_locked(tokenizer: Tokenizer) -> None:
+    """A grammar may be deleted on any thread at any moment, also after the pool has been closed."""
+    grammars = make(tokenizer)
+    pool = grammars.pool
+    locks = (pool._table._lock, pool._thread._commands.lock)  # noqa: SLF001
+    for closes in (False, True):
+        held = [grammars.begin(StructuredOutputs(regex="[ab]*f"))]
+        if closes:
+            grammars.close()
+        deleter = threading.Thread(target=held.clear, daemon=True)
+        with locks[0], locks[1]:
+            deleter.start()
+            deleter.join(WAIT_S)
+            assert not deleter.is_alive()
+
+
 def test_only_so_many_wait(tokenizer: Tokenizer) -> None:
     grammars = make(tokenizer, compile_cpu_s=60.0, max_compiling=1, max_waiting=2)
     wanted = [dict(ENDLESS_MULTIPLE, json={"multipleOf": 9_999_991 + 2 * i}) for i in range(4)]
-    for one in wanted[:3]:
-        grammars.begin(StructuredOutputs(**one))
+    held = [grammars.begin(StructuredOutputs(**one)) for one in wanted[:3]]
     assert grammars.is_full
     with pytest.raises(QueueFullError, match="3 grammars of other requests wait"):
         grammars.begin(StructuredOutputs(**wanted[3]))
-    grammars.begin(StructuredOutputs(**wanted[0]))
+    assert grammars.begin(StructuredOutputs(**wanted[0])).pooled is held[0].pooled
     grammars.close()
     with pytest.raises(EngineNotReadyError):
         grammars.begin(StructuredOutputs(regex="a"))
@@ -250,7 +296,7 @@ from nanovllm.structured_outputs import StructuredOutputs
 
 grammars = Grammars(Tokenizer.load(Path(sys.argv[1])), 267, [266])
 grammars.compile(StructuredOutputs(regex="a"))
-grammars.begin(StructuredOutputs(json={"multipleOf": 9999991}))
+held = grammars.begin(StructuredOutputs(json={"multipleOf": 9999991}))
 time.sleep(0.2)
 print("ready", flush=True)
 time.sleep(600)

@@ -16,6 +16,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
 from nanovllm.sampling_params import SamplingParams
+from nanovllm.structured_outputs import StructuredOutputs
 from tests.support.checkpoints import END_OF_TEXT
 from tests.support.tokenizers import word_piece
 
@@ -525,3 +526,19 @@ def test_many_prompts_share_what_their_settings_say(
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
             intake.submit("wrong", "the", wrong)
+
+
+def test_a_request_that_is_too_long_begins_no_grammar(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = make_intake(tokenizer)
+    begun: list[StructuredOutputs] = []
+    monkeypatch.setattr(intake.grammars, "begin", begun.append)
+
+    def refuse(num_tokens: int) -> None:
+        raise ContextLengthError(f"{num_tokens} tokens")
+
+    params = SamplingParams(structured_outputs=StructuredOutputs(regex="a"))
+    with pytest.raises(ContextLengthError, match="2 tokens"):
+        intake.submit("r", {"prompt_token_ids": [1, 2]}, params, check_length=refuse)
+    assert not begun

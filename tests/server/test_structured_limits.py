@@ -100,3 +100,19 @@ def test_stopping_ends_a_compilation(tiny_model: Path) -> None:
         asking.join(10)
         assert time.monotonic() - started_s < 5
         assert "stopped" in read_error(answers[0], 503)["message"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"max_tokens": 100_000}, {"prompt": ["the", "the " * 2000]}],
+    ids=["length", "second"],
+)
+def test_refused_requests_leave_no_grammars_to_compile(
+    limited: RunningServer, changes: dict[str, Any]
+) -> None:
+    pool = limited.engine.engine.intake.grammars.pool
+    for number in range(40):
+        schema = {"multipleOf": 99_999_701 + 2 * number}
+        limited.error({"prompt": "the", "structured_outputs": {"json": schema}, **changes})
+    assert not pool.is_full
+    assert limited.complete(max_tokens=2, structured_outputs={"regex": "a[bc]"})
