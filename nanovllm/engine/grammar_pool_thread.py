@@ -34,7 +34,9 @@ from nanovllm.errors import EngineFaultError, NanovllmError, QueueFullError
 logger = logging.getLogger(__name__)
 
 _CHECK_S = 0.25  # how often times are checked while grammars wait or compile
-_MIN_LAUNCHER_S = 1.0  # a fork server that ends sooner is not started again for those that wait
+_MAX_ENDS = (
+    3  # fork servers that may end in a row, without a grammar compiled, before those that wait fail
+)
 
 
 class PoolThread:
@@ -58,6 +60,7 @@ class PoolThread:
         self._launcher: Launcher | None = None
         self._is_loaded = False
         self._launched_s = 0.0
+        self._num_ends = 0
         self._waiting: deque[PooledGrammar] = deque()
         self._compiling: dict[int, PooledGrammar] = {}
         self._workers: dict[int, PooledGrammar] = {}
@@ -244,8 +247,13 @@ class PoolThread:
             self._launcher.close()
         self._launcher, self._is_loaded = None, False
         for grammar in list(self._workers.values()):
-            self._lose(grammar, "")
-        if time.monotonic() - self._launched_s < _MIN_LAUNCHER_S:
+            if grammar.state is GrammarState.COMPILING:
+                self._compile_again(grammar)
+            else:
+                self._lose(grammar, "")
+        self._num_ends += 1
+        if self._num_ends >= _MAX_ENDS:
+            self._num_ends = 0
             self._fail_waiting(EngineFaultError("the process that compiles grammars has ended"))
 
     # Compiling ----------------------------------------------------------------------------------
@@ -298,7 +306,11 @@ class PoolThread:
                 self._launcher.kill(worker)
                 raise
         except OSError as error:
-            self._settle(grammar, EngineFaultError(f"a grammar cannot be compiled: {error}"))
+            if self._launcher.connection is None:
+                self._settle(grammar, EngineFaultError(f"a grammar cannot be compiled: {error}"))
+            else:
+                self._waiting.appendleft(grammar)
+                self._close_launcher()
             return
         connected.setblocking(False)
         grammar.reader, grammar.since_s = MessageReader(), time.monotonic()
@@ -327,6 +339,7 @@ class PoolThread:
                 self._stop_reading(grammar)
                 del self._compiling[grammar.worker]
                 self._table.set_ready(grammar, header["num_bytes"], body)
+                self._num_ends = 0
                 self._settle(grammar, None)
                 return
             self._disconnect(grammar)
@@ -352,6 +365,12 @@ class PoolThread:
             self._settle(grammar, not_usable(describe_limit(limit, self._limits)))
         else:
             self._settle(grammar, EngineFaultError("the process that compiled the grammar ended"))
+
+    def _compile_again(self, grammar: PooledGrammar) -> None:
+        """Put a grammar first in the queue; the fork server ended, and not by its fault."""
+        self._disconnect(grammar)
+        self._table.set_waiting(grammar)
+        self._waiting.appendleft(grammar)
 
     def _disconnect(self, grammar: PooledGrammar) -> None:
         """End a grammar's worker, if it has one."""

@@ -213,6 +213,11 @@ class GrammarTable:
             grammar.num_bytes, grammar.first_mask = num_bytes, first_mask
             grammar.state, grammar.users = GrammarState.READY, 0
 
+    def set_waiting(self, grammar: PooledGrammar) -> None:
+        """Let a grammar wait for another worker."""
+        with self._lock:
+            grammar.state = GrammarState.WAITING
+
     def set_lost(self, grammar: PooledGrammar, limit: str) -> None:
         """Store what ended a grammar's worker."""
         with self._lock:
