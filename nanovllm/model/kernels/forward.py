@@ -30,7 +30,9 @@ from nanovllm.model.kernels.memory import (
 )
 from nanovllm.model.kernels.parameters import (
     ATTENTION_OUT,
+    ATTENTION_PHASES,
     DOWN,
+    FEED_FORWARD_PHASES,
     ITEM_FIELDS,
     LINEAR,
     LINEARS_PER_LAYER,
@@ -49,7 +51,6 @@ from nanovllm.model.kernels.target import Spec
 from nanovllm.model.kernels.threads import barrier, take_item
 
 LINEAR_BYTES = LINEAR.itemsize
-_ATTENTION_PHASES, _FEED_FORWARD_PHASES = 6, 4
 _ITEMS_PER_THREAD = 4  # of a phase over rows: few enough to cost little, enough for one that is late to matter little
 
 
@@ -78,10 +79,10 @@ def make_forward(spec: Spec) -> Any:
         for layer in range(p.layers):
             if not self_attention(p, thread, phase, layer):
                 return
-            phase += _ATTENTION_PHASES * PHASE_BYTES
+            phase += ATTENTION_PHASES * PHASE_BYTES
             if not feed_forward(p, thread, phase, layer):
                 return
-            phase += _FEED_FORWARD_PHASES * PHASE_BYTES
+            phase += FEED_FORWARD_PHASES * PHASE_BYTES
         final_norm(p, thread, phase)
 
     return forward

@@ -69,7 +69,8 @@ QUERY_TILE = 24
 """Queries of a prompt in one item: their scores over a whole context fit a core's own cache."""
 ROW_BLOCK = 96
 """Rows of a product taken together: they stay in a core's own cache while a panel passes by."""
-PHASES_PER_LAYER = 10
+ATTENTION_PHASES, FEED_FORWARD_PHASES = 6, 4
+PHASES_PER_LAYER = ATTENTION_PHASES + FEED_FORWARD_PHASES
 """Phases of a layer at most (threads.py), each used once in a step."""
 PHASES_PER_STEP = 4
 """Phases of a step outside its layers, at most."""

@@ -72,6 +72,12 @@ def run(
     pool.run(cast(callback, c_void_p).value or 0, argument, threads)
 
 
+def items_done(pool: ThreadPool) -> list[int]:
+    """Items that are computed of each phase of the last run."""
+    counters = range(pool.phases + DONE, pool.phases + PHASES * PHASE_BYTES, PHASE_BYTES)
+    return [c_int64.from_address(address).value for address in counters]
+
+
 def record(seen: list[int]) -> Callable[[int, int], int]:
     def note(argument: int, thread: int) -> int:
         seen.append(thread + argument)
@@ -147,6 +153,7 @@ def test_a_helper_that_is_late_is_not_waited_for(library: Library) -> None:
     try:
         for _ in range(5):
             pool.run(library.addresses["meet"], pool.job, 3)
+            assert items_done(pool) == [ITEMS] * PHASES
     finally:
         release.set()
         pool.close()
@@ -361,9 +368,7 @@ def test_helpers_need_nothing_of_the_interpreter_in_a_run(library: Library) -> N
     )
     for _ in range(20):
         pool.run(library.addresses["meet"], pool.job, 3)
-        for phase in range(PHASES):
-            done = c_int64.from_address(pool.phases + phase * PHASE_BYTES + DONE)
-            assert done.value == ITEMS, "all items of each of the hundred phases are computed"
+        assert items_done(pool) == [ITEMS] * PHASES, "all items of each phase are computed"
     assert count_kernel_threads() == 2, "and the helpers are still there"
     pool.close()
     assert count_kernel_threads() == 0
