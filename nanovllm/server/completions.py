@@ -10,7 +10,7 @@ from typing import Any
 from nanovllm.engine.detokenizer import IncrementalDecoder
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
-from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.errors import ContextLengthError, InvalidRequestError, NanovllmError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.answers import (
@@ -132,31 +132,42 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
             param="use_beam_search",
         )
     job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
-    submissions = []
     try:
         params = sampling_params(body, engine)
         if params.truncate_prompt_tokens is not None:
             _check_truncated(body.prompts)
-        for index, prompt in enumerate(body.prompts):
-            with naming_prompt(index, len(body.prompts)):
-                submission = engine.intake.submit(
-                    engine.intake.new_request_id(job_id),
-                    prompt,
-                    params,
-                    priority=body.priority,
-                    cache_salt=body.cache_salt or "",
-                    check_length=partial(
-                        check_context, params=params, max_model_len=engine.max_model_len
-                    ),
-                )
-            submissions.append(submission)
+        submissions = _submissions(body, engine, job_id, params)
     except InvalidRequestError as error:
         raise type(error)(
             str(error), param=blamed_field(error.param, body.structured_outputs)
         ) from error
-    return CompletionJob(
-        job_id, int(time.time()), model, body, tuple(submissions), EchoText(engine)
-    )
+    return CompletionJob(job_id, int(time.time()), model, body, submissions, EchoText(engine))
+
+
+def _submissions(
+    body: CompletionRequest, engine: Engine, job_id: str, params: SamplingParams
+) -> tuple[Submission, ...]:
+    """Return one submission for each prompt; raises InvalidRequestError that names the prompt."""
+    submissions: list[Submission] = []
+    try:
+        for index, prompt in enumerate(body.prompts):
+            with naming_prompt(index, len(body.prompts)):
+                submissions.append(
+                    engine.intake.submit(
+                        engine.intake.new_request_id(job_id),
+                        prompt,
+                        params,
+                        priority=body.priority,
+                        cache_salt=body.cache_salt or "",
+                        check_length=partial(
+                            check_context, params=params, max_model_len=engine.max_model_len
+                        ),
+                    )
+                )
+    except NanovllmError:
+        submissions.clear()  # their grammars would compile for as long as the traceback is kept
+        raise
+    return tuple(submissions)
 
 
 def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> Completion:
