@@ -245,14 +245,16 @@ async def _outcomes(attacker: asyncio.subprocess.Process, timeout_s: float) -> d
 def faults(row: dict[str, Any], attack: Attack, parsed: argparse.Namespace) -> list[str]:
     """What a row shows that a server which holds does not do.
 
-    Waits may be longer than their limits by `own_delay_ms`, for which the machine is to blame. The
+    Beside a load, which is served in turn, the pauses within a stream count and not the wait for its
+    first token. Waits may be longer than their limits by `own_delay_ms`, for which the machine is to
+    blame. The
     books of an engine are only clean where it has not been stopped at work.
     """
     if _REFUSED_AT_START in row["outcomes"]:
         return [] if attack.prepare is not None else ["the server did not start"]
     fates = row["bystanders"]
-    stream_limit = "max_load_pause_ms" if attack.is_load else "max_pause_ms"
-    pauses = [("stream_ms", stream_limit), ("health_ms", "max_health_ms")]
+    stream = ("gap_ms", "max_load_pause_ms") if attack.is_load else ("stream_ms", "max_pause_ms")
+    pauses = [stream, ("health_ms", "max_health_ms")]
     is_fair = attack.deadline_s is None and not attack.is_load
     if is_fair:
         pauses.append(("completion_ms", "max_pause_ms"))
