@@ -29,6 +29,8 @@ _CHANGE[list(b"[{")] = 1
 _CHANGE[list(b"]}")] = -1
 _PAIRS = {ord("["): ord("]"), ord("{"): ord("}")}
 _SPACE = b" \t\n\r"
+_ESCAPE = re.compile(rb"\\u[dD][89abAB].{2}\\u[dD][c-fC-F].{2}|\\u.{4}|\\.", re.DOTALL)
+_ESCAPE_BYTES = 12  # of the longest, a pair
 _NAME = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:', re.DOTALL)
 
 
@@ -75,8 +77,11 @@ class _Document:
 
     def value(self, start: int, end: int, depth: int) -> Any:
         """The value of content[start:end], which `depth` brackets enclose."""
-        closing = _PAIRS.get(self.content[start]) if end > start else None
-        if end - start <= PIECE_BYTES or closing is None:  # a single text or number, if longer
+        first_byte = self.content[start] if end > start else None
+        if end - start > PIECE_BYTES and first_byte == _QUOTE == self.content[end - 1]:
+            return _long_text(self.content, start + 1, end - 1)
+        closing = None if first_byte is None else _PAIRS.get(first_byte)
+        if end - start <= PIECE_BYTES or closing is None:  # a single number, if longer
             return _load(self.content, start, end, self.content[start:end])
         first, last = np.searchsorted(self.offsets, (start, end - 1))
         inside = self.depths[first:last]
@@ -213,6 +218,37 @@ def _strip(content: bytes, start: int, end: int) -> tuple[int, int]:
         step = content[max(start, end - _BLOCK_BYTES) : end]
         end -= len(step) - len(step.rstrip(_SPACE))
     return start, end
+
+
+def _long_text(content: bytes, start: int, end: int) -> str:
+    """Return the text whose JSON form, without its quotes, is content[start:end]."""
+    parts = []
+    while start < end:
+        cut = min(_text_cut(content, start, start + PIECE_BYTES), end)
+        parts.append(_load(content, start, cut, b'"' + content[start:cut] + b'"'))
+        start = cut
+    return "".join(parts)
+
+
+def _text_cut(content: bytes, start: int, cut: int) -> int:
+    """Return the first place from `cut` on where a text that begins at `start` can be divided.
+
+    It is neither within a character of UTF-8 or an escape nor between two halves of a pair.
+    """
+    for back in range(min(cut - start, _ESCAPE_BYTES - 1) + 1):
+        escape = _ESCAPE.match(content, cut - back)
+        if escape is not None and escape.end() > cut and _begins_escape(content, start, cut - back):
+            cut = escape.end()
+            break
+    while cut < len(content) and content[cut] & 0xC0 == 0x80:
+        cut += 1
+    return cut
+
+
+def _begins_escape(content: bytes, start: int, backslash: int) -> bool:
+    """Return whether an even number of backslashes stands before this one."""
+    before = content[start:backslash]
+    return (len(before) - len(before.rstrip(b"\\"))) % 2 == 0
 
 
 def _load(content: bytes, start: int, end: int, piece: bytes) -> Any:
