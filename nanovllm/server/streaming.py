@@ -195,7 +195,7 @@ async def answer_events(
         choices_of: (place, news) to what is new of the choices, none where there is nothing to show.
         write: runs what takes long beside the event loop.
     """
-    usage_on = options is not None and (options.include_usage or options.continuous_usage_stats)
+    usage_on = options is not None and options.include_usage
     counter = UsageCounter(submissions)
 
     def events_of(place: int, part: RequestOutput) -> list[bytes]:
@@ -219,7 +219,7 @@ async def answer_events(
                         events = events_of(place, part)
                     if events:
                         yield b"".join(events)
-        if options is not None and options.include_usage:
+        if usage_on:
             yield event({**head, "choices": [], "usage": counter.usage()})
     except (
         Exception

@@ -9,6 +9,7 @@ from openai import OpenAI
 from nanovllm import LLM
 from tests.support.serving import MODEL, RunningServer, join_choices, whole_choices
 
+OPTIONAL = {"prompt_logprobs", "prompt_token_ids", "token_ids"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "greedy": {"temperature": 0},
@@ -64,7 +65,7 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
         choice["index"]: choice["prompt_logprobs"]
         for event in events
         for choice in event["choices"]
-        if "prompt_logprobs" in choice
+        if choice["prompt_logprobs"] is not None
     }
     assert streamed == {
         index: found for index, found in prompt_logprobs.items() if found is not None
@@ -91,7 +92,7 @@ def test_every_chunk_says_what_it_is_part_of(server: RunningServer) -> None:
     assert job_id.startswith("cmpl-")
     assert (kind, model) == ("text_completion", "alias")
     assert created > 1_600_000_000
-    keys = {"index", "text", "logprobs", "finish_reason", "stop_reason"}
+    keys = {"index", "text", "logprobs", "finish_reason", "stop_reason", *OPTIONAL}
     assert all(choice.keys() == keys for event in events for choice in event["choices"])
 
 
@@ -127,7 +128,8 @@ def test_half_a_character_is_held_back(slow_server: RunningServer, llm: LLM) -> 
     ({}, False, "absent"),
     ({"include_usage": False}, False, "absent"),
     ({"include_usage": True}, True, "null"),
-    ({"continuous_usage_stats": True}, False, "counts"),
+    ({"continuous_usage_stats": True}, False, "absent"),
+    ({"include_obfuscation": False}, False, "absent"),
     ({"include_usage": True, "continuous_usage_stats": True}, True, "counts"),
 ])  # fmt: skip
 def test_usage_comes_where_it_is_asked_for(
@@ -212,6 +214,21 @@ def test_choices_of_several_prompts_take_turns(slow_server: RunningServer) -> No
     )
     order = [choice["index"] for event in events for choice in event["choices"]]
     assert {0, 1, 2} <= set(order[: len(order) // 2]), "one prompt was answered after the other"
+
+
+def test_what_was_not_asked_for_is_null_for_the_official_client(client: OpenAI) -> None:
+    """An attribute that is missing would be an AttributeError, as it is not with vLLM."""
+    settings: dict[str, Any] = {"model": MODEL, "prompt": "the", "max_tokens": 3}
+    whole = client.completions.create(**settings)
+    beams = client.completions.create(**settings, extra_body={"use_beam_search": True})
+    with client.completions.create(**settings, stream=True) as stream:
+        chunks = list(stream)
+    for choice in (answer.choices[0] for answer in [whole, beams, *chunks]):
+        found = choice.model_dump()
+        assert {name: found.get(name, "missing") for name in OPTIONAL} == dict.fromkeys(OPTIONAL)
+    for answer in (whole, beams):
+        sent = answer.model_dump(exclude_unset=True)
+        assert (sent["service_tier"], sent["system_fingerprint"]) == (None, None)
 
 
 def test_a_stream_may_be_asked_for_with_false(server: RunningServer) -> None:
