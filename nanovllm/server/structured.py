@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.bounds import BoundedModel, at_most
@@ -28,10 +28,19 @@ class ResponseFormat(BoundedModel):
     json_schema: JsonSchemaFormat | None = None
 
 
+def _object_or_text(schema: object) -> object:
+    """Return a schema as it came; a union would answer with an error for each of its types."""
+    if not isinstance(schema, dict | str):
+        raise ValueError("must be a JSON schema, an object or its text")
+    return schema
+
+
 class StructuredFields(BoundedModel):
     """`structured_outputs`: exactly one of these."""
 
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_: Annotated[dict[str, Any] | str, BeforeValidator(_object_or_text)] | None = Field(
+        None, alias="json"
+    )
     json_object: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] | None = None
     regex: Annotated[str, WithJsonSchema(_TEXT)] | None = None
     choice: (

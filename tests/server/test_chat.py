@@ -365,7 +365,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "half a character in a part": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages", "surrogate"),
     "a tool call": ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "messages", "tool_calls is not supported"),
     "an old tool call": ({"messages": [{"role": "assistant", "content": "", "function_call": {}}]}, "messages", "function_call is not supported"),
-    "an unknown key": ({"messages": [{"role": "user", "content": "a", "contents": 1}]}, "messages", "0.contents: did you mean content?"),
+    "an unknown key": ({"messages": [{"role": "user", "content": "a", "contents": 1}]}, "messages", "did you mean content?"),
     "refused by the template": ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "refuses the messages: no"),
     "longer than the context": ({"messages": [{"role": "user", "content": "x" * 200}]}, "messages", "context of 128"),
     "far longer": ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages", "at least"),
