@@ -151,7 +151,10 @@ def install(app: FastAPI) -> None:
             error.status_code == 400 and error.__cause__ is not None
         ):  # neither UTF-8 nor JSON, or nested too deeply: the cause says which
             message = f"the body cannot be read as JSON: {shorten(str(error.__cause__))}"
-        return error_response(error.status_code, message, headers=error.headers)
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # which HeadMiddleware answers
+        return error_response(error.status_code, message, headers=headers)
 
     async def on_any(request: Request, error: Exception) -> Response:
         return response_for(error)
