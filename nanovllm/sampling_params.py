@@ -292,10 +292,11 @@ def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
         )
 
 
-def _check_real(name: str, value: object, low: float, high: float) -> None:
+def _check_real(name: str, value: object, low: float, high: float, owner: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise InvalidRequestError(
-            f"{name} is {_short(value)} but must be a number, {_range(low, high)}", param=name
+            f"{name}{owner} is {_short(value)} but must be a number, {_range(low, high)}",
+            param=name,
         )
 
 
@@ -315,5 +316,5 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
                 f"logit_bias has the key {_short(token_id)} but its keys must be token ids",
                 param="logit_bias",
             )
-        _check_real("logit_bias", value, -100.0, 100.0)
+        _check_real("logit_bias", value, -100.0, 100.0, f" of token {token_id}")
     return {token_id: float(value) for token_id, value in bias.items()}

@@ -159,9 +159,9 @@ class CompletionChoice(TypedDict):
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: StopReason
-    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
-    prompt_token_ids: NotRequired[list[TokenId]]
-    token_ids: NotRequired[list[TokenId]]
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
+    prompt_token_ids: list[TokenId] | None
+    token_ids: list[TokenId] | None
 
 
 class Completion(TypedDict):
@@ -171,6 +171,8 @@ class Completion(TypedDict):
     object: Literal["text_completion"]
     created: Time
     model: str
+    service_tier: None
+    system_fingerprint: None
     choices: list[CompletionChoice]
     usage: Usage
 
@@ -208,11 +210,15 @@ class ChatLogprobs(TypedDict):
 
 
 class AssistantMessage(TypedDict):
-    """What the model says."""
+    """The generated message; the keys after `content` are those of other servers and always null."""
 
     role: Literal["assistant"]
     content: str
     refusal: None
+    annotations: None
+    audio: None
+    function_call: None
+    reasoning: None
 
 
 class ChatChoice(TypedDict):
@@ -223,6 +229,7 @@ class ChatChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: StopReason
+    token_ids: list[TokenId] | None
 
 
 class ChatCompletion(TypedDict):
@@ -232,12 +239,16 @@ class ChatCompletion(TypedDict):
     object: Literal["chat.completion"]
     created: Time
     model: str
+    service_tier: None
+    system_fingerprint: None
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
+    prompt_token_ids: list[TokenId] | None
     choices: list[ChatChoice]
     usage: Usage
 
 
 class ChatDelta(TypedDict):
-    """What is new of a message; the role comes with its first piece."""
+    """What is new of a message; the first chunk of a choice has the role and no text."""
 
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
@@ -251,6 +262,7 @@ class ChatChunkChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: StopReason
+    token_ids: list[TokenId] | None
 
 
 class ChatCompletionChunk(TypedDict):

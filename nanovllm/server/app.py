@@ -3,6 +3,7 @@
     GET  /health /version /metrics /load /v1/models /v1/models/{id} /tokenizer_info
     POST /v1/completions /v1/chat/completions /v1/embeddings /tokenize /detokenize
 
+HEAD is answered where GET is.
 The application starts the engine when it starts and stops it when it stops. While the model is loading it answers 503.
 """
 
@@ -49,7 +50,12 @@ from nanovllm.server.errors import error_response, served_name
 from nanovllm.server.grammars import wait_for_grammar
 from nanovllm.server.hosts import HostMiddleware
 from nanovllm.server.json_writer import write_json
-from nanovllm.server.limits import ApiKeyMiddleware, BodyLimitMiddleware, CrossOriginMiddleware
+from nanovllm.server.limits import (
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    CrossOriginMiddleware,
+    HeadMiddleware,
+)
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import RequestLogMiddleware, record_of
@@ -115,7 +121,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         title="nanovllm",
         version=__version__,
         lifespan=lifespan,
-        description="GPT-2 over an OpenAI-compatible API.",
+        description="GPT-2 over an OpenAI-compatible API. HEAD is answered where GET is.",
         redirect_slashes=False,
     )
     app.state.request_timeout_s = settings.request_timeout_s
@@ -145,7 +151,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         checks_host=settings.allowed_hosts is not None,
     )
     # These go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
-    shared: ASGIApp = app
+    shared: ASGIApp = HeadMiddleware(app)
     if settings.allowed_origins:
         shared = CrossOriginMiddleware(shared, settings.allowed_origins)
     if settings.allowed_hosts is not None:

@@ -9,8 +9,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from pydantic import ValidationError
-
 from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_answers
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.chat_template import ChatTemplate
@@ -20,11 +18,13 @@ from nanovllm.engine.request import FinishReason
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.batch_input import BatchRequest
 from nanovllm.server.batch_output import Answer
+from nanovllm.server.body import check_body
 from nanovllm.server.chat import chat_body, make_chat_job
 from nanovllm.server.chat_schemas import ChatRequest
 from nanovllm.server.completions import completion_body, make_job
 from nanovllm.server.embeddings import EmbeddingRequest, embedding_body, make_submissions
-from nanovllm.server.errors import describe_problems, error_body, problem_of, served_name, shorten
+from nanovllm.server.errors import error_body, problem_of, served_name, shorten
+from nanovllm.server.problems import quote
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
 
 logger = logging.getLogger(__name__)
@@ -103,9 +103,6 @@ class BatchRunner:
             ):  # by its id: in an order that an interruption may change, others have drawn before it
                 self._engine.intake.reseed(f"{self._engine.config.seed} {request.custom_id}")
             running = _Running(request.custom_id, *self._endpoints[str(request.url)](request.body))
-        except ValidationError as error:
-            message, param = describe_problems(error.errors(include_url=False))
-            return Answer.response(request.custom_id, 400, error_body(400, message, param))
         except Exception as error:  # noqa: BLE001 - the other requests go on
             return _failed(request.custom_id, error)
         for submission in running.submissions:
@@ -124,16 +121,16 @@ class BatchRunner:
             return Answer.refusal(
                 request.custom_id,
                 "unsupported_method",
-                f"method is {shorten(repr(request.method))} but must be 'POST'",
+                f'method is {shorten(quote(request.method))} but must be "POST"',
             )
         if not isinstance(request.url, str) or request.url not in self._endpoints:
-            message = f"url is {shorten(repr(request.url))}, which a batch does not answer; it answers {', '.join(self._endpoints)}"
+            message = f"url is {shorten(quote(request.url))}, which a batch does not answer; it answers {', '.join(self._endpoints)}"
             return Answer.refusal(request.custom_id, "unsupported_url", message)
         return None
 
     def _completion(self, given: object) -> _Job:
-        """POST /v1/completions; raises ValidationError or what `make_job` raises."""
-        body = CompletionRequest.model_validate(given)
+        """POST /v1/completions; raises InvalidRequestError or what `make_job` raises."""
+        body = check_body(given, CompletionRequest)
         _check_whole(body)
         model = served_name(body.model, self._model_names)
         check_answers(len(body.prompts) * body.num_candidates, MAX_QUEUED_REQUESTS)
@@ -143,16 +140,16 @@ class BatchRunner:
         )
 
     def _chat(self, given: object) -> _Job:
-        """POST /v1/chat/completions; raises ValidationError or what `make_chat_job` raises."""
-        body = ChatRequest.model_validate(given)
+        """POST /v1/chat/completions; raises InvalidRequestError or what `make_chat_job` raises."""
+        body = check_body(given, ChatRequest)
         _check_whole(body)
         model = served_name(body.model, self._model_names)
         job = make_chat_job(body, self._chat_template, self._engine, model)
         return [job.submission], lambda: chat_body(job, job.submission.assembler.output())
 
     def _embedding(self, given: object) -> _Job:
-        """POST /v1/embeddings; raises ValidationError or what `make_submissions` raises."""
-        body = EmbeddingRequest.model_validate(given)
+        """POST /v1/embeddings; raises InvalidRequestError or what `make_submissions` raises."""
+        body = check_body(given, EmbeddingRequest)
         model = served_name(body.model, self._model_names)
         check_answers(len(body.inputs), MAX_QUEUED_REQUESTS)
         submissions = make_submissions(body, self._engine)

@@ -13,7 +13,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nanovllm.server.errors import MAX_PROBLEMS, shorten
+from nanovllm.server.errors import shorten
+from nanovllm.server.problems import MAX_PROBLEMS
 
 MAX_CUSTOM_ID_CHARACTERS = 512
 _FIELDS = ("custom_id", "method", "url", "body")

@@ -23,14 +23,15 @@ from nanovllm.sampling_params import check_best_of
 from nanovllm.server.answers import CompletionChoice, Usage
 from nanovllm.server.completions import usage
 from nanovllm.server.request_log import record_of
-from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
+from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest, UnusedFields
 from nanovllm.server.whole import finish_all
 from nanovllm.server.work import Work
 
 _MEANT = frozenset(
     {
         *("model", "prompt", "max_tokens", "n", "best_of", "use_beam_search", "length_penalty"),
-        *("ignore_eos", "priority", "cache_salt", "request_id", "user"),
+        *("ignore_eos", "priority", "cache_salt", "request_id"),
+        *UnusedFields.model_fields,
     }
 )
 """Fields that say something about a search; the others are about single tokens, or about answers as they grow."""
@@ -71,7 +72,8 @@ async def beam_search_answer(
     answer = await compute(lambda: _answer(searches, body.n or 1, loaded))
     record.completion_tokens = answer["usage"]["completion_tokens"]
     head = {"id": record.answer_id, "object": "text_completion", "created": int(time.time())}
-    whole = {**head, "model": model, **answer}
+    nulls = {"service_tier": None, "system_fingerprint": None}
+    whole = {**head, "model": model, **nulls, **answer}
     content = await compute(
         lambda: json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
     )
@@ -99,6 +101,9 @@ def _answer(searches: Sequence[BeamSearch], count: int, engine: Engine) -> _Answ
             "logprobs": None,
             "finish_reason": answer.finish_reason,
             "stop_reason": None,
+            "prompt_logprobs": None,
+            "prompt_token_ids": None,
+            "token_ids": None,
         }
         for index, answer in enumerate(answers)
     ]

@@ -6,8 +6,9 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.errors import ClientGoneError, InvalidBodyError, describe_problems, shorten
+from nanovllm.server.errors import ClientGoneError, InvalidBodyError, shorten
 from nanovllm.server.json_reader import MalformedJSONError, read_json
+from nanovllm.server.problems import describe_problems, given
 from nanovllm.server.work import Work
 
 B = TypeVar("B", bound=BaseModel)
@@ -38,16 +39,23 @@ async def read_body(request: Request, kind: type[B], work: Work) -> tuple[B, int
 def parse_body(content: bytes, media_type: str, kind: type[B]) -> B:
     """The body in `content`; raises InvalidRequestError."""
     if not content or not _is_json(media_type):
-        given = f" (given: {shorten(repr(content[:201]))})" if content else ""
+        sent = given(content[:201]) if content else ""
         raise InvalidRequestError(
-            f"the body must be a JSON object, sent with Content-Type: application/json{given}"
+            f"the body must be a JSON object, sent with Content-Type: application/json{sent}"
         )
     try:
-        return kind.model_validate(read_json(content))
+        body = read_json(content)
     except MalformedJSONError as error:
         raise InvalidRequestError(_malformed(error)) from error
+    return check_body(body, kind)
+
+
+def check_body(body: object, kind: type[B]) -> B:
+    """Return a body that has been read as JSON; raises InvalidRequestError that lists its problems."""
+    try:
+        return kind.model_validate(body)
     except ValidationError as error:
-        message, param = describe_problems(error.errors(include_url=False))
+        message, param = describe_problems(error.errors(include_url=False), kind)
         raise InvalidBodyError(message, param=param) from error
 
 

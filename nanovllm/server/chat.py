@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
@@ -21,6 +22,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.answers import (
+    AssistantMessage,
     ChatChoice,
     ChatChunkChoice,
     ChatCompletion,
@@ -41,7 +43,7 @@ from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import EventStream, Write, answer_events, merge
-from nanovllm.server.structured import blamed_field
+from nanovllm.server.structured import in_sent_fields
 from nanovllm.server.whole import finish_all, whole_answer
 from nanovllm.server.work import Work
 
@@ -109,14 +111,8 @@ def add_chat(
             (output,) = await finish_all(engine, request, [job.submission])
         finally:
             record.note_answers([job.submission])
-        head = {
-            "id": job.id,
-            "object": "chat.completion",
-            "created": job.created,
-            "model": job.model,
-        }
         return await whole_answer(
-            head,
+            chat_head(job),
             chat_choices(job, output),
             _usage(output),
             [output],
@@ -155,10 +151,10 @@ def make_chat_job(
     except CheckpointError as error:
         raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
     except InvalidRequestError as error:
-        param = {"prompt": "messages", "max_tokens": body.max_tokens_field}.get(
-            error.param or ""
-        ) or blamed_field(error.param, body.structured_outputs)
-        raise type(error)(str(error), param=param) from error
+        sent = in_sent_fields(error, body.structured_outputs, max_tokens=body.max_tokens_field)
+        if sent.param == "prompt":
+            sent.param = "messages"
+        raise sent from error
     return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
 
 
@@ -192,10 +188,21 @@ def _as_completion(
     )
 
 
-def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
-    """The whole answer."""
+def chat_head(job: ChatJob) -> dict[str, Any]:
+    """Return the fields before the choices of the whole answer."""
     return {
         "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model,
+        "service_tier": None, "system_fingerprint": None,
+        "prompt_logprobs": None, "prompt_token_ids": None,
+    }  # fmt: skip
+
+
+def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
+    """Return the whole answer."""
+    return {
+        "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model,
+        "service_tier": None, "system_fingerprint": None,
+        "prompt_logprobs": None, "prompt_token_ids": None,
         "choices": list(chat_choices(job, output)), "usage": _usage(output),
     }  # fmt: skip
 
@@ -209,24 +216,40 @@ def _usage(output: RequestOutput) -> Usage:
 
 
 def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
-    """The whole answer's choices, one by one."""
+    """Yield the whole answer's choices."""
     for answer in output.outputs:
+        message: AssistantMessage = {
+            "role": "assistant", "content": answer.text, "refusal": None, "annotations": None,
+            "audio": None, "function_call": None, "reasoning": None,
+        }  # fmt: skip
         yield {
-            "index": answer.index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": chat_logprobs(job, answer), "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+            "index": answer.index, "message": message, "logprobs": chat_logprobs(job, answer),
+            "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+            "token_ids": None,
         }  # fmt: skip
 
 
 def chat_events(
     job: ChatJob, engine: AsyncEngine, reader: Reader, write: Write
 ) -> AsyncGenerator[bytes, None]:
-    """The events of a streamed answer."""
+    """Return the events of a streamed answer.
+
+    The first chunk of a choice has the role and no text, as OpenAI and vLLM send it. It is sent
+    together with the choice's first piece, so that clients measure the time to the first token.
+    """
     begun: set[int] = set()
 
     def choices_of(_place: int, output: RequestOutput) -> list[ChatChunkChoice]:
-        return [
-            chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None
-        ]
+        chunks: list[ChatChunkChoice] = []
+        for answer in output.outputs:
+            chunk = _chunk(job, answer)
+            if chunk is None:
+                continue
+            if answer.index not in begun:
+                begun.add(answer.index)
+                chunks.append(_role_chunk(answer.index))
+            chunks.append(chunk)
+        return chunks
 
     head = {
         "id": job.id,
@@ -239,17 +262,24 @@ def chat_events(
     )
 
 
-def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> ChatChunkChoice | None:
-    """A piece of an answer as a chunk's choice, the first with the role; None where it has nothing to show."""
+def _role_chunk(index: int) -> ChatChunkChoice:
+    """Return the first chunk of a choice."""
+    return {
+        "index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None,
+        "finish_reason": None, "stop_reason": None, "token_ids": None,
+    }  # fmt: skip
+
+
+def _chunk(job: ChatJob, answer: CompletionOutput) -> ChatChunkChoice | None:
+    """Return a piece of an answer as a chunk's choice, or None if it has nothing to show."""
     delta: ChatDelta = {"content": answer.text} if answer.text else {}
     logprobs = chat_logprobs(job, answer)
     if not delta and not answer.finish_reason and not (logprobs and logprobs["content"]):
         return None
-    if answer.index not in begun:
-        begun.add(answer.index)
-        delta = {"role": "assistant", "content": answer.text}
     return {
-        "index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+        "index": answer.index, "delta": delta, "logprobs": logprobs,
+        "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+        "token_ids": None,
     }  # fmt: skip
 
 

@@ -1,40 +1,47 @@
 """What a client may send to /v1/chat/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
 
-As for completions, a field that is not listed here is refused by name. Messages are text: images, sound and tools are refused.
+As for completions, a field that is not listed here is refused by name. Messages are text: images,
+sound and tools are refused. The answer of any server may be sent back as an assistant's message,
+whatever keys it has: its text is read, and a tool call is refused.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
-from nanovllm.server.bounds import BoundedModel
-from nanovllm.server.schemas import SamplingBody
+from nanovllm.server.bounds import BoundedModel, allow_nulls
+from nanovllm.server.schemas import NO_EFFECT, SamplingBody
 
 MAX_MESSAGES = 2048  # more than any context has tokens
+_CALLS = ("tool_calls", "function_call")
 
 _PART_SCHEMA = {
     "type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"],
-    "additionalProperties": False,
+    "additionalProperties": {"type": "null"},
 }  # fmt: skip
 
 
 def _joined(value: object) -> object:
-    """Parts of text as one text, with a line break between."""
+    """Join parts of text to one text, with a line break between."""
     if not isinstance(value, list):
         return value
-    for part in value:
-        if (
-            not isinstance(part, dict)
-            or part.keys() != {"type", "text"}
-            or part["type"] != "text"
-            or not isinstance(part["text"], str)
-        ):
+    for index, part in enumerate(value):
+        if not _is_text_part(part):
             raise ValueError(
-                'must be text, or a list of {"type": "text", "text": ...}; other parts are not supported'
+                'must be text, or a list of {"type": "text", "text": ...}; '
+                f"part {index} is another, which is not supported"
             )
     return "\n".join(part["text"] for part in value)
+
+
+def _is_text_part(part: object) -> bool:
+    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
+        return False
+    return part.get("type") == "text" and all(
+        name in ("type", "text") or item is None for name, item in part.items()
+    )
 
 
 Content = Annotated[
@@ -44,15 +51,45 @@ Content = Annotated[
 ]
 
 
-class ChatMessage(BoundedModel):
-    """One message; an assistant's may be sent back as it was received."""
+def _describe_message(schema: dict[str, Any]) -> None:
+    allow_nulls(schema)
+    no_call = {"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}
+    schema["properties"] |= dict.fromkeys(_CALLS, no_call)
+    schema["additionalProperties"] = {
+        "description": "ignored in an assistant's message; in others only null is accepted"
+    }
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+
+class ChatMessage(BoundedModel):
+    """One message; an assistant's may be sent back as any server sent it."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_message)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Content
     name: str | None = Field(None, max_length=256)
-    refusal: None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_extras(cls, message: Any) -> Any:
+        """Keep what is known of an assistant's message; raises ValueError for a tool call."""
+        if not isinstance(message, dict):
+            return message
+        for name in _CALLS:
+            if message.get(name) not in (None, []):
+                raise ValueError(f"{name} is not supported: this server calls no tools")
+        is_answer = message.get("role") == "assistant"
+        return {
+            name: item
+            for name, item in message.items()
+            if name in cls.model_fields or not (is_answer or name in _CALLS)
+        }
+
+
+def _no_tools(tools: object) -> object:
+    if tools:
+        raise ValueError("not supported: this server calls no tools; leave it out")
+    return tools
 
 
 class ChatRequest(SamplingBody):
@@ -77,6 +114,15 @@ class ChatRequest(SamplingBody):
         le=MAX_PROMPT_TOKENS,
         description="with logprobs: how many of the most likely tokens to report at each position",
     )
+
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = Field(
+        None, description=NO_EFFECT
+    )
+    tools: Annotated[list[Any], Field(max_length=0), BeforeValidator(_no_tools)] | None = Field(
+        None, description=NO_EFFECT
+    )
+    tool_choice: Literal["none"] | None = Field(None, description=NO_EFFECT)
+    parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":

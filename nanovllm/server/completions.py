@@ -20,8 +20,9 @@ from nanovllm.server.answers import (
     PromptLogprob,
     Usage,
 )
+from nanovllm.server.problems import quote
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
-from nanovllm.server.structured import blamed_field, structured_outputs
+from nanovllm.server.structured import in_sent_fields, structured_outputs
 
 MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
 MAX_TRUNCATED_CHARACTERS = 1 << 20
@@ -88,7 +89,7 @@ def _bias(bias: dict[str, float] | None) -> dict[int, float] | None:
     wrong = [key for key in bias if not key.isascii() or not key.isdigit() or len(key) > 12]
     if wrong:
         raise InvalidRequestError(
-            f"logit_bias has the key {wrong[0][:40]!r} but its keys must be token ids",
+            f"logit_bias has the key {quote(wrong[0][:40])} but its keys must be token ids",
             param="logit_bias",
         )
     return {int(key): value for key, value in bias.items()}
@@ -138,9 +139,7 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
             _check_truncated(body.prompts)
         submissions = _submissions(body, engine, job_id, params)
     except InvalidRequestError as error:
-        raise type(error)(
-            str(error), param=blamed_field(error.param, body.structured_outputs)
-        ) from error
+        raise in_sent_fields(error, body.structured_outputs) from error
     return CompletionJob(job_id, int(time.time()), model, body, submissions, EchoText(engine))
 
 
@@ -171,16 +170,20 @@ def _submissions(
 
 
 def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> Completion:
-    """The whole answer: choices prompt by prompt, each prompt's n answers in order."""
+    """Return the whole answer: choices prompt by prompt, each prompt's n answers in order."""
     return {
         "id": job.id, "object": "text_completion", "created": job.created, "model": job.model,
+        "service_tier": None, "system_fingerprint": None,
         "choices": list(completion_choices(job, outputs)), "usage": completion_usage(outputs),
     }  # fmt: skip
 
 
 def completion_head(job: CompletionJob) -> dict[str, Any]:
-    """What the answer begins with."""
-    return {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
+    """Return the fields before the choices of the whole answer."""
+    return {
+        "id": job.id, "object": "text_completion", "created": job.created, "model": job.model,
+        "service_tier": None, "system_fingerprint": None,
+    }  # fmt: skip
 
 
 def completion_choices(
@@ -247,6 +250,7 @@ class ChoiceFormatter:
         choice: CompletionChoice = {
             "index": index, "text": (self._prompt if echo else "") + answer.text, "logprobs": logprobs,
             "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+            "prompt_logprobs": None, "prompt_token_ids": None, "token_ids": None,
         }  # fmt: skip
         if self._job.body.prompt_logprobs is not None and first:
             choice["prompt_logprobs"] = [

@@ -26,6 +26,7 @@ from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import (
     MAX_PRIORITY,
     MAX_USER_CHARACTERS,
+    NO_EFFECT,
     Body,
     NotSupported,
     Prompts,
@@ -46,13 +47,13 @@ class EmbeddingRequest(Body):
         "float", description="base64: the bytes of little-endian float32 numbers"
     )
     dimensions: Annotated[int | None, NotSupported] = None
-    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS)
+    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT)
 
     pooling: Literal["last", "mean"] = Field(
         "last", description="the last token's hidden state, or the mean of all"
     )
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    cache_salt: str | None = Field(None, max_length=256)
+    cache_salt: str | None = Field(None, min_length=1, max_length=256)
 
     @model_validator(mode="after")
     def _check_dimensions(self) -> "EmbeddingRequest":

@@ -5,10 +5,9 @@ Input is quoted in short only: an answer must not be many times larger than what
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -23,7 +22,6 @@ from nanovllm.errors import (
     RequestTimeoutError,
 )
 
-MAX_PROBLEMS = 10
 MAX_INPUT_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2000
 RETRY_AFTER_S = 1
@@ -146,11 +144,6 @@ def status_of(error: Exception) -> int:
 def install(app: FastAPI) -> None:
     """Answer every exception of `app` in the one form."""
 
-    async def on_invalid_body(request: Request, error: Exception) -> Response:
-        assert isinstance(error, RequestValidationError)
-        message, param = describe_problems(error.errors())
-        return error_response(400, message, param)
-
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
@@ -158,7 +151,10 @@ def install(app: FastAPI) -> None:
             error.status_code == 400 and error.__cause__ is not None
         ):  # neither UTF-8 nor JSON, or nested too deeply: the cause says which
             message = f"the body cannot be read as JSON: {shorten(str(error.__cause__))}"
-        return error_response(error.status_code, message, headers=error.headers)
+        headers = dict(error.headers or {})
+        if headers.get("Allow") == "GET":
+            headers["Allow"] = "GET, HEAD"  # which HeadMiddleware answers
+        return error_response(error.status_code, message, headers=headers)
 
     async def on_any(request: Request, error: Exception) -> Response:
         return response_for(error)
@@ -166,60 +162,7 @@ def install(app: FastAPI) -> None:
     async def on_gone(request: Request, error: Exception) -> Response:
         return Response(status_code=499)  # which nobody reads
 
-    app.add_exception_handler(RequestValidationError, on_invalid_body)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(NanovllmError, on_any)
     app.add_exception_handler(ClientGoneError, on_gone)
     app.add_exception_handler(Exception, on_any)
-
-
-def describe_problems(problems: Sequence[Mapping[str, Any]]) -> tuple[str, str | None]:
-    """Pydantic's findings as one message, and the first field at fault."""
-    lines = [_describe(problem) for problem in problems[:MAX_PROBLEMS]]
-    if len(problems) > MAX_PROBLEMS:
-        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
-    return "; ".join(lines), _field_of(problems[0]) if problems else None
-
-
-def _describe(problem: Mapping[str, Any]) -> str:
-    """One finding: where it is, what is wrong and what was given."""
-    kind, given = problem["type"], problem.get("input")
-    if kind == "json_invalid":
-        return f"the body is not valid JSON: {problem['ctx']['error']} at character {problem['loc'][-1]}"
-    place = shorten(".".join(str(part) for part in problem["loc"] if part != "body"))
-    if not place and kind in ("missing", "model_type", "model_attributes_type"):
-        return f"the body must be a JSON object, sent with Content-Type: application/json{_given(given) if given else ''}"
-    reason = (
-        "not supported"
-        if kind == "extra_forbidden"
-        else shorten(problem["msg"].removeprefix("Value error, "), 400)
-    )
-    if not place:
-        return reason
-    return f"{place}: {reason}{'' if kind == 'missing' else _given(given)}"
-
-
-def _field_of(problem: Mapping[str, Any]) -> str | None:
-    """The field that a finding is about; where fields are checked together, the error says which."""
-    error = problem.get("ctx", {}).get("error")
-    if isinstance(error, InvalidRequestError):
-        return error.param
-    fields = [part for part in problem["loc"] if part != "body"]
-    return shorten(fields[0]) if fields and isinstance(fields[0], str) else None
-
-
-def _given(value: object) -> str:
-    return f" (given: {shorten(_quote(value))})"
-
-
-def _quote(value: object) -> str:
-    """A short form of any JSON value, without walking through all of a large one."""
-    if isinstance(value, str | bytes):
-        return repr(value[: MAX_INPUT_CHARACTERS + 1])
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if isinstance(value, dict):
-        return f"an object of {len(value)} fields"
-    if isinstance(value, int) and value.bit_length() > 1024:
-        return "a number of more than 300 digits"
-    return repr(value)

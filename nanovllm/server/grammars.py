@@ -12,7 +12,7 @@ from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.streaming import unless_gone
-from nanovllm.server.structured import StructuredFields, blamed_field
+from nanovllm.server.structured import StructuredFields, in_sent_fields
 
 
 async def wait_for_grammar(
@@ -33,8 +33,7 @@ async def wait_for_grammar(
     except asyncio.TimeoutError:
         return  # submitting it says so
     if isinstance(grammar.error, InvalidRequestError):
-        param = blamed_field(grammar.error.param, fields)
-        raise type(grammar.error)(str(grammar.error), param=param)
+        raise in_sent_fields(grammar.error, fields)
     if grammar.error is not None:
         raise grammar.error
 

@@ -1,6 +1,6 @@
 """What is checked before a request is read: its key, how large it may be and how long it may take, and which web pages it may come from.
 
-Plain ASGI, so that nothing is buffered on the way.
+HEAD becomes GET here too. Plain ASGI, so that nothing is buffered on the way.
 """
 
 import asyncio
@@ -54,6 +54,30 @@ class ApiKeyMiddleware:
 
 def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
+
+
+class HeadMiddleware:
+    """Answers HEAD as GET is answered, without the content (RFC 9110, section 9.3.2).
+
+    Load balancers and uptime checks send it.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Answer for `app`, whose routes know GET only."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on; of an answer to HEAD only the head."""
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 class CrossOriginMiddleware(CORSMiddleware):

@@ -61,7 +61,8 @@ def answers(*errors: int, whole: Any = None, chunk: Any = None) -> dict[int | st
         found[200] = {"model": whole, "description": "The answer."}
     if chunk is not None:
         found[200]["description"] = (
-            "The answer, whole or with `stream` as events: chunks, or an error in place of the rest, then `data: [DONE]`."
+            "The answer, whole or with `stream` as events: chunks, or an error in place of the rest, then `data: [DONE]`. "
+            "Comments (`: keep-alive`) may stand between events."
         )
         found[200]["content"] = {"text/event-stream": {"itemSchema": _event_schema(chunk)}}
     return found

@@ -1,16 +1,16 @@
 """What a client may send to /v1/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
 
-A field that is not listed here is refused by name, never ignored. What lists may have is checked by SamplingParams, and only told here,
-in their JSON schemas. Finding faults costs little however large the body is: of a list the first one counts, and a body with too many
-fields is not looked into.
+A field that is not listed here is refused by name, unless it is null: null means left out, wherever
+a field is optional. Some fields of OpenAI have no effect here and are accepted. What lists may have
+is checked by SamplingParams, and only described here, in their JSON schemas. Finding faults costs
+little however large the body is: of a list the first fault counts, and the fields of a body with too
+many are not checked.
 """
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     WithJsonSchema,
     field_validator,
@@ -32,14 +32,19 @@ from nanovllm.sampling_params import (
     MIN_REPETITION_PENALTY,
     MIN_SEED,
 )
-from nanovllm.server.bounds import MAX_FIELDS, BoundedModel, at_most
+from nanovllm.server.bounds import INTEGERS, BoundedModel, as_integer, at_most, types_of
+from nanovllm.server.problems import quote
 from nanovllm.server.structured import ResponseFormat, StructuredFields
 
 MAX_PRIORITY = 2**31 - 1
 DEFAULT_MAX_TOKENS = 16
-_CHUNK_VALUES = 1 << 15
 MAX_USER_CHARACTERS = 1024
+MAX_METADATA = 100
+NO_EFFECT = "accepted, and without effect"
 
+_PROMPT_FORMS = (
+    "must be text, a list of texts, a list of token ids, or a list of lists of token ids"
+)
 _PROMPT_SCHEMA = {
     "oneOf": [
         {"type": "string", "minLength": 1},
@@ -64,16 +69,19 @@ def _as_list(value: object) -> object:
 StopTokenIds = Annotated[
     list[TokenId],
     Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS}),
+    INTEGERS,
     at_most(MAX_LOGIT_EDITS),
 ]
 AllowedTokenIds = Annotated[
     list[TokenId],
     Field(fail_fast=True, json_schema_extra={"minItems": 1, "maxItems": MAX_ALLOWED_TOKENS}),
+    INTEGERS,
     at_most(MAX_ALLOWED_TOKENS),
 ]
-Text = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]
 BadWord = Annotated[
-    str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARACTERS})
+    str,
+    Field(min_length=1),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARACTERS}),
 ]
 BadWords = Annotated[
     list[BadWord],
@@ -86,7 +94,7 @@ _BIAS_SCHEMA = {
     "propertyNames": {"pattern": "^[0-9]{1,12}$"},
 }  # fmt: skip
 Stops = Annotated[
-    list[str],
+    list[Annotated[str, Field(min_length=1)]],
     Field(fail_fast=True),
     at_most(MAX_STOP_STRINGS),
     BeforeValidator(_as_list),
@@ -101,37 +109,48 @@ Stops = Annotated[
 ]
 LogitBias = Annotated[dict[str, float], at_most(MAX_LOGIT_EDITS), WithJsonSchema(_BIAS_SCHEMA)]
 NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
+Metadata = Annotated[
+    dict[str, Any],
+    at_most(MAX_METADATA),
+    WithJsonSchema({"type": "object", "maxProperties": MAX_METADATA}),
+]
 
 
 class StreamOptions(BoundedModel):
-    """`stream_options`: usage at the end of a stream, or on every chunk."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
+    """`stream_options`: usage at the end of a stream, or on every chunk too."""
 
     include_usage: bool = False
-    continuous_usage_stats: bool = False
+    continuous_usage_stats: bool = Field(
+        False, description="usage on every chunk; needs include_usage"
+    )
+    include_obfuscation: bool = Field(False, description=NO_EFFECT)
 
 
-class Body(BaseModel):
-    """What every body has in common."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+class Body(BoundedModel):
+    """The fields of every body."""
 
     model: str | None = Field(
         None, description="a served model's name; left out, the one that is served"
     )
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_size(cls, body: Any) -> Any:
-        """A whole body, before its fields are looked at."""
-        if isinstance(body, dict) and len(body) > MAX_FIELDS:
-            raise ValueError(f"the body has {len(body)} fields, the limit is {MAX_FIELDS}")
-        return body
+
+class UnusedFields(Body):
+    """Fields of OpenAI's interface that change no answer, and are accepted for programs that send them."""
+
+    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT)
+    store: bool | None = Field(None, description=NO_EFFECT)
+    metadata: Metadata | None = Field(None, description=NO_EFFECT)
+    service_tier: Literal["auto", "default"] | None = Field(None, description=NO_EFFECT)
+    safety_identifier: str | None = Field(
+        None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT
+    )
+    prompt_cache_key: str | None = Field(
+        None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT
+    )
 
 
-class SamplingBody(Body):
-    """What completions and chats say about the tokens that are drawn, about their end and about their way to the client."""
+class SamplingBody(UnusedFields):
+    """The fields of completions and chats about sampling, the end of an answer and its delivery."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -143,7 +162,6 @@ class SamplingBody(Body):
     seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS)
 
     top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K)
     min_p: float | None = Field(None, ge=0, le=1)
@@ -160,7 +178,7 @@ class SamplingBody(Body):
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredFields | None = None
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
-    cache_salt: str | None = Field(None, max_length=256)
+    cache_salt: str | None = Field(None, min_length=1, max_length=256)
     request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
 
     @model_validator(mode="after")
@@ -267,29 +285,53 @@ class CompletionRequest(SamplingBody):
 
 
 def check_prompts(value: Any) -> Any:
-    """A union of four types would answer with four errors; this gives one."""
-    items = value if isinstance(value, list) else [value]
-    if not items or value == "":
+    """Return prompts with their token ids as integers; raises ValueError that names the first fault.
+
+    A union of four types would answer with four errors.
+    """
+    if value in ("", []):
         raise ValueError("is empty; give text or token ids")
-    whole_prompts = _are_all(items, str) or all(_is_token_list(item) for item in items)
-    if not whole_prompts and not (isinstance(value, list) and _is_token_list(items)):
-        raise ValueError(
-            "must be text, a list of texts, a list of token ids, or a list of lists of token ids"
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"{_PROMPT_FORMS}, not {quote(value)}")
+    kinds = types_of(value)
+    if kinds == {str}:
+        return value
+    if kinds == {list}:
+        return [_checked_ids(ids, f"prompt {index}") for index, ids in enumerate(value)]
+    if list in kinds or str in kinds:
+        raise ValueError(_unlike_first(value))
+    return _checked_ids(value, "the list")
+
+
+def _checked_ids(values: list[Any], name: str) -> list[int]:
+    """Return token ids as integers; raises ValueError that names the first entry that is none."""
+    if types_of(values) == {int}:
+        return values
+    if not values:
+        raise ValueError(f"{name} is empty; give at least one token")
+    ids = [as_integer(item) for item in values]
+    index = next((index for index, item in enumerate(ids) if type(item) is not int), None)
+    if index is None:
+        return ids
+    found = f"entry {index} of {name} is {quote(values[index])}, which is no token id"
+    if values[index] is None:
+        found += (
+            "; lm-eval sends null where it does not know the token that begins a text: "
+            "add custom_prefix_token_id=ID to its --model_args"
         )
-    return value
+    raise ValueError(f"{_PROMPT_FORMS}; {found}")
+
+
+def _unlike_first(values: list[Any]) -> str:
+    """Return the message for a list with texts or lists among other entries."""
+    first = type(values[0])
+    index = next(index for index, item in enumerate(values) if type(item) is not first)
+    return f"{_PROMPT_FORMS}; entry 0 is {quote(values[0])} and entry {index} is {quote(values[index])}"
 
 
 def list_prompts(value: Any) -> list[str | list[int]]:
     """Checked prompts one by one."""
     is_one = isinstance(value, str) or isinstance(value[0], int)  # checked: all are of one kind
     return [value] if is_one else list(value)
-
-
-def _is_token_list(value: object) -> bool:
-    return isinstance(value, list) and _are_all(value, int)
-
-
-def _are_all(values: list[Any], kind: type) -> bool:
-    """Whether all values are of a type, by calls that are fast and let other threads run in between."""
-    starts = range(0, len(values), _CHUNK_VALUES)
-    return all({*map(type, values[at : at + _CHUNK_VALUES])} == {kind} for at in starts)

@@ -2,7 +2,8 @@
 
 A client that closes its connection ends its requests: the task that follows them is cancelled, and the engine aborts what is
 unfinished. Between two writes news merge, so a slow reader gets larger chunks and holds nobody up; one that takes nothing at all
-counts as gone after a while.
+counts as gone after a while. While a stream has nothing to send, because its request waits in the
+queue, comments keep the connection alive: proxies close connections that are idle.
 """
 
 import asyncio
@@ -35,6 +36,9 @@ Write: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
 
 logger = logging.getLogger(__name__)
 
+KEEP_ALIVE_S = 10.0
+"""Time without an event after which a stream sends a comment. Proxies wait for 30 s and more."""
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
 MAX_WRITE_BYTES = 1 << 18  # handed on in one call
 MANY_POSITIONS = 128  # with 20 log-probabilities each they take about 20 ms
 
@@ -70,19 +74,24 @@ class PieceResponse(Response):
         *,
         headers: Mapping[str, str] | None = None,
         on_close: Callable[[], None] = lambda: None,
+        keep_alive_s: float | None = None,
     ) -> None:
         """Send `pieces` one after the other.
 
         Args:
             stalled_after_s: a client that has taken nothing for this long, and up to twice as long, counts as gone.
             on_close: called at the end in any case, even where the pieces never began.
+            keep_alive_s: send a comment of server-sent events after this time without a piece; None for never.
         """
         super().__init__(media_type=media_type, headers=headers)
         del self.headers["content-length"]
         self._pieces = pieces
         self._on_close = on_close
         self._stalled_after_s = stalled_after_s
+        self._keep_alive_s = keep_alive_s
+        self._sending = asyncio.Lock()  # held while a piece or a comment is sent
         self._sending_since_s: float | None = None
+        self._sent_at_s = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Write until the pieces end or the client is gone."""
@@ -116,22 +125,46 @@ class PieceResponse(Response):
         return is_stalled
 
     async def _write(self, send: Send) -> None:
-        async def pass_on(message: Message) -> None:
-            self._sending_since_s = time.monotonic()
-            await send(message)  # returns once the client has taken enough of what was sent before
-            self._sending_since_s = None
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await self._pass_on({"type": "http.response.start", **start}, send)
+        keep_alive = asyncio.ensure_future(self._keep_alive(send))
+        try:
+            async with aclosing(self._pieces) as pieces:
+                async for piece in pieces:
+                    async with self._sending:
+                        await self._write_piece(piece, send)
+        finally:
+            keep_alive.cancel()
+            await asyncio.gather(keep_alive, return_exceptions=True)
+        await self._pass_on({"type": "http.response.body", "body": b"", "more_body": False}, send)
 
-        await pass_on(
-            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
-        )
-        async with aclosing(self._pieces) as pieces:
-            async for piece in pieces:
-                for at in range(0, len(piece), MAX_WRITE_BYTES):
-                    body = piece[at : at + MAX_WRITE_BYTES]
-                    await pass_on({"type": "http.response.body", "body": body, "more_body": True})
-                    if len(piece) > MAX_WRITE_BYTES:  # handing on megabytes takes long too
-                        await asyncio.sleep(0)
-        await pass_on({"type": "http.response.body", "body": b"", "more_body": False})
+    async def _write_piece(self, piece: bytes, send: Send) -> None:
+        for at in range(0, len(piece), MAX_WRITE_BYTES):
+            await self._pass_on(_body_part(piece[at : at + MAX_WRITE_BYTES]), send)
+            if len(piece) > MAX_WRITE_BYTES:  # handing on megabytes takes long too
+                await asyncio.sleep(0)
+
+    async def _pass_on(self, message: Message, send: Send) -> None:
+        """Send a message; returns once the client has taken enough of what was sent before."""
+        self._sending_since_s = time.monotonic()
+        await send(message)
+        self._sending_since_s = None
+        self._sent_at_s = time.monotonic()
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment whenever nothing else was sent for `keep_alive_s`, never inside of a piece."""
+        limit_s = self._keep_alive_s
+        while limit_s is not None:
+            async with self._sending:
+                idle_s = time.monotonic() - self._sent_at_s
+                if idle_s >= limit_s:
+                    await self._pass_on(_body_part(KEEP_ALIVE_COMMENT), send)
+                    idle_s = 0.0
+            await asyncio.sleep(limit_s - idle_s)
+
+
+def _body_part(content: bytes) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": True}
 
 
 class EventStream(PieceResponse):
@@ -143,13 +176,14 @@ class EventStream(PieceResponse):
         on_close: Callable[[], None],
         stalled_after_s: float,
     ) -> None:
-        """Send `events` one after the other; the arguments are those of PieceResponse."""
+        """Send `events` one after the other, and comments meanwhile; the arguments are those of PieceResponse."""
         super().__init__(
             events,
             "text/event-stream",
             stalled_after_s,
             headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
             on_close=on_close,
+            keep_alive_s=KEEP_ALIVE_S,
         )
 
 
@@ -195,7 +229,7 @@ async def answer_events(
         choices_of: (place, news) to what is new of the choices, none where there is nothing to show.
         write: runs what takes long beside the event loop.
     """
-    usage_on = options is not None and (options.include_usage or options.continuous_usage_stats)
+    usage_on = options is not None and options.include_usage
     counter = UsageCounter(submissions)
 
     def events_of(place: int, part: RequestOutput) -> list[bytes]:
@@ -219,7 +253,7 @@ async def answer_events(
                         events = events_of(place, part)
                     if events:
                         yield b"".join(events)
-        if options is not None and options.include_usage:
+        if usage_on:
             yield event({**head, "choices": [], "usage": counter.usage()})
     except (
         Exception

@@ -1,8 +1,9 @@
 """`response_format` as OpenAI has it and `structured_outputs` as vLLM has it: two ways to ask for answers of a form."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.bounds import BoundedModel, at_most
@@ -14,8 +15,6 @@ _TEXT = {"type": "string", "minLength": 1}
 class JsonSchemaFormat(BoundedModel):
     """`response_format.json_schema`; the schema is always followed, whatever `strict` says."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     name: str | None = Field(None, max_length=64)
     description: str | None = Field(None, max_length=1024)
     schema_: dict[str, Any] = Field(alias="schema")
@@ -25,18 +24,23 @@ class JsonSchemaFormat(BoundedModel):
 class ResponseFormat(BoundedModel):
     """`response_format`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+
+
+def _object_or_text(schema: object) -> object:
+    """Return a schema as it came; a union would answer with an error for each of its types."""
+    if not isinstance(schema, dict | str):
+        raise ValueError("must be a JSON schema, an object or its text")
+    return schema
 
 
 class StructuredFields(BoundedModel):
     """`structured_outputs`: exactly one of these."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    json_: dict[str, Any] | str | None = Field(None, alias="json")
+    json_: Annotated[dict[str, Any] | str, BeforeValidator(_object_or_text)] | None = Field(
+        None, alias="json"
+    )
     json_object: Annotated[bool, WithJsonSchema({"type": "boolean", "const": True})] | None = None
     regex: Annotated[str, WithJsonSchema(_TEXT)] | None = None
     choice: (
@@ -78,6 +82,20 @@ def structured_outputs(
     return StructuredOutputs(json=response_format.json_schema.schema_)
 
 
-def blamed_field(param: str | None, fields: StructuredFields | None) -> str | None:
-    """The field of the body at fault: what `response_format` asked for, the engine knows as structured_outputs."""
-    return "response_format" if param == "structured_outputs" and fields is None else param
+def in_sent_fields(
+    error: InvalidRequestError, fields: StructuredFields | None, **names: str
+) -> InvalidRequestError:
+    """Return the engine's error with the names of the fields that the client sent.
+
+    Args:
+        fields: the body's structured_outputs; without them response_format asked for a form.
+        names: other fields, by the engine's name.
+    """
+    if fields is None:
+        names |= {
+            "structured_outputs.json": "response_format.json_schema.schema",
+            "structured_outputs": "response_format",
+        }
+    pattern = "|".join(rf"\b{re.escape(name)}\b" for name in names)
+    message = re.sub(pattern, lambda found: names[found[0]], str(error)) if names else str(error)
+    return type(error)(message, param=names.get(error.param or "", error.param))

@@ -143,13 +143,13 @@ def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
     }  # fmt: skip
     urls = "/v1/completions, /v1/chat/completions, /v1/embeddings"
     assert answers["images"]["error"] == {
-        "code": "unsupported_url", "message": f"url is '/v1/images', which a batch does not answer; it answers {urls}",
+        "code": "unsupported_url", "message": f"url is \"/v1/images\", which a batch does not answer; it answers {urls}",
     }  # fmt: skip
     assert answers["get"]["error"] == {
         "code": "unsupported_method",
-        "message": "method is 'GET' but must be 'POST'",
+        "message": 'method is "GET" but must be "POST"',
     }
-    assert answers["no method"]["error"]["message"] == "method is None but must be 'POST'"
+    assert answers["no method"]["error"]["message"] == 'method is null but must be "POST"'
     assert "'priority' is not supported" in answers["field"]["error"]["message"]
     assert answers["streamed"]["response"]["body"]["error"]["param"] == "stream"
     assert "9 requests answered, 7 of them an error" in capsys.readouterr().err

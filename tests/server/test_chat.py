@@ -129,6 +129,44 @@ def test_a_conversation_goes_on_with_the_answer_as_it_came(
     )
 
 
+def test_a_conversation_goes_on_with_the_answer_as_other_clients_keep_it(
+    chat_client: OpenAI, chat_server: RunningServer
+) -> None:
+    """The second turn of openai-python's dumps, of LiteLLM and of huggingface_hub."""
+    settings: dict[str, Any] = {"model": MODEL, "max_tokens": 3, "temperature": 0}
+    first = chat_client.chat.completions.create(messages=MESSAGES, **settings).choices[0].message
+    whole: dict[str, Any] = {"role": "assistant", "content": first.content}
+    litellm = {"provider_specific_fields": {"refusal": None}, "tool_calls": [], "annotations": []}
+    hub: dict[str, Any] = {"reasoning": None, "tool_call_id": None, "tool_calls": None}
+    kept: list[Any] = [first.model_dump(), {**whole, **litellm}, {**whole, **hub}]
+    why: Any = {"role": "user", "content": "why", "tool_calls": None}
+    turns = [
+        chat_client.chat.completions.create(messages=[*MESSAGES, dumped, why], **settings)
+        for dumped in kept
+    ]
+    spelled = [*MESSAGES, whole, {"role": "user", "content": "why"}]
+    expected = ask(chat_server, messages=spelled, **settings)
+    assert {turn.choices[0].message.content for turn in turns} == {text_of(expected)}
+    assert {turn.usage.prompt_tokens for turn in turns if turn.usage} == {
+        expected["usage"]["prompt_tokens"]
+    }
+
+
+def test_fields_of_openai_that_change_nothing_are_accepted(
+    chat_client: OpenAI, chat_server: RunningServer
+) -> None:
+    unused: dict[str, Any] = {
+        "store": True, "metadata": {"run": "7"}, "service_tier": "auto", "safety_identifier": "u",
+        "prompt_cache_key": "k", "user": "u", "modalities": ["text"], "tools": [],
+        "tool_choice": "none", "parallel_tool_calls": False,
+    }  # fmt: skip
+    settings: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 4, "seed": 1}
+    answer = chat_client.chat.completions.create(**settings, **unused)
+    assert answer.choices[0].message.content == text_of(ask(chat_server, **settings))
+    nothing = {"tools": None, "audio": None, "functions": None, "prediction": None, "top_a": None}
+    assert text_of(ask(chat_server, **settings, **nothing)) == answer.choices[0].message.content
+
+
 def test_the_official_client_streams(chat_client: OpenAI) -> None:
     settings: dict[str, Any] = {
         "model": MODEL,
@@ -149,6 +187,7 @@ def test_the_official_client_streams(chat_client: OpenAI) -> None:
     assert [chunk.choices[0].delta.role for chunk in pieces] == ["assistant"] + [None] * (
         len(pieces) - 1
     )
+    assert pieces[0].choices[0].delta.content == "", "the first chunk has more than the role"
     assert [chunk.choices[0].finish_reason for chunk in pieces] == [None] * (len(pieces) - 1) + [
         whole.finish_reason
     ]
@@ -158,6 +197,7 @@ def test_the_official_client_streams(chat_client: OpenAI) -> None:
     assert 0 < last.usage.completion_tokens <= 20
 
 
+UNUSED = ("refusal", "annotations", "audio", "function_call", "reasoning")
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "n": {"n": 3},
@@ -181,15 +221,20 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
     events = stream(chat_server, **body)
     found: dict[int, dict[str, Any]] = {}
     for choice in (choice for event in events for choice in event["choices"]):
-        assert choice.keys() == {"index", "delta", "logprobs", "finish_reason", "stop_reason"}
+        assert choice.keys() == {"index", "delta", "logprobs", "finish_reason", "stop_reason", "token_ids"}  # fmt: skip
+        is_first = choice["index"] not in found
         before = found.setdefault(
             choice["index"],
             {
-                "message": {"role": None, "content": "", "refusal": None},
+                "message": {"role": None, "content": "", **dict.fromkeys(UNUSED)},
                 "logprobs": None,
                 "finish_reason": None,
+                "token_ids": None,
             },
         )
+        if is_first:
+            assert choice["delta"] == {"role": "assistant", "content": ""}
+            assert (choice["logprobs"], choice["finish_reason"]) == (None, None)
         assert before["finish_reason"] is None, "a chunk came after the last of its choice"
         assert ("role" in choice["delta"]) == (before["message"]["role"] is None)
         before["message"]["role"] = choice["delta"].get("role", before["message"]["role"])
@@ -216,6 +261,16 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
         assert counts[-1] == whole["usage"]["completion_tokens"]
     else:
         assert all("usage" not in event for event in events)
+
+
+def test_what_was_not_asked_for_is_null_for_the_official_client(chat_client: OpenAI) -> None:
+    answer = chat_client.chat.completions.create(model=MODEL, messages=MESSAGES, max_tokens=2)
+    sent = answer.model_dump(exclude_unset=True)
+    names = ("prompt_logprobs", "prompt_token_ids", "service_tier", "system_fingerprint")
+    assert {name: sent.get(name, "missing") for name in names} == dict.fromkeys(names)
+    (choice,) = sent["choices"]
+    assert {name: choice["message"].get(name, "missing") for name in UNUSED} == dict.fromkeys(UNUSED)  # fmt: skip
+    assert (choice["token_ids"], choice["logprobs"]) == (None, None)
 
 
 def test_logprobs_are_those_of_the_completion_in_the_chat_form(
@@ -304,11 +359,13 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a message that is text": ({"messages": ["the"]}, "messages", "messages.0"),
     "role": ({"messages": [{"role": "wizard", "content": "a"}]}, "messages", "assistant"),
     "no content": ({"messages": [{"role": "user"}]}, "messages", "content"),
-    "content null": ({"messages": [{"role": "assistant", "content": None}]}, "messages", "string"),
+    "content null": ({"messages": [{"role": "assistant", "content": None}]}, "messages", "messages.0.content: must be text (given: null)"),
     "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages", "not supported"),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate"),
     "half a character in a part": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages", "surrogate"),
-    "a tool call": ({"messages": [{"role": "assistant", "content": "", "tool_calls": []}]}, "messages", "not supported"),
+    "a tool call": ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "messages", "tool_calls is not supported"),
+    "an old tool call": ({"messages": [{"role": "assistant", "content": "", "function_call": {}}]}, "messages", "function_call is not supported"),
+    "an unknown key": ({"messages": [{"role": "user", "content": "a", "contents": 1}]}, "messages", "did you mean content?"),
     "refused by the template": ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "refuses the messages: no"),
     "longer than the context": ({"messages": [{"role": "user", "content": "x" * 200}]}, "messages", "context of 128"),
     "far longer": ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages", "at least"),
@@ -316,16 +373,20 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "answer longer than the context by its other name": ({"max_completion_tokens": 120}, "max_completion_tokens", "max_completion_tokens is 120"),
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "1"),
     "two limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "4"),
-    "tools": ({"tools": []}, "tools", "not supported"),
+    "tools": ({"tools": [{"type": "function"}]}, "tools", "not supported: this server calls no tools"),
+    "a choice of tools": ({"tool_choice": "auto"}, "tool_choice", 'must be "none"'),
+    "sound": ({"modalities": ["text", "audio"]}, "modalities", "at most 1"),
+    "sound alone": ({"modalities": ["audio"]}, "modalities", 'must be "text"'),
+    "a field of another spelling": ({"max_completion_token": 5}, "max_completion_token", "did you mean max_completion_tokens?"),
     "response_format": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     "echo": ({"echo": True}, "echo", "not supported"),
     "n": ({"n": 129}, "n", "128"),
-    "logprobs a number": ({"logprobs": 2}, "logprobs", "boolean"),
+    "logprobs a number": ({"logprobs": 2}, "logprobs", "true or false"),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
     "too many top_logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
     "stop": ({"stop": [""]}, "stop", "not empty"),
     "logit_bias": ({"logit_bias": {"267": 1}}, "logit_bias", "0 to 266"),
-    "min_tokens": ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "9"),
+    "min_tokens": ({"min_tokens": 9, "max_completion_tokens": 8}, "min_tokens", "9 but max_completion_tokens only 8"),
     "stream_options without stream": ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
     "temperature": ({"temperature": 2.5}, "temperature", "2"),
 }  # fmt: skip

@@ -1,5 +1,6 @@
 """Everything beside completions: models, version, health, the description of the API, and metrics after known traffic."""
 
+import socket
 import threading
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -113,6 +114,35 @@ def test_version_is_that_of_the_package(server: RunningServer) -> None:
 
 def test_health_is_200_when_the_model_is_loaded(server: RunningServer) -> None:
     assert server.http.get("/health").status_code == 200
+
+
+GET_PATHS = (
+    *("/health", "/metrics", "/version", "/load", "/tokenizer_info", "/v1/models", "/docs"),
+    *(f"/v1/models/{MODEL}", "/v1/models/other", "/nope"),
+)
+
+
+@pytest.mark.parametrize("path", GET_PATHS)
+def test_head_is_answered_as_get_is_without_the_content(server: RunningServer, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=30) as connection:
+        for method, kept in (("HEAD", "keep-alive"), ("GET", "close")):
+            head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: {kept}\r\n\r\n"
+            connection.sendall(head.encode())
+        with connection.makefile("rb") as received:
+            answers = received.read().split(b"HTTP/1.1 ")
+    _, (sent, content), (expected, got) = (part.partition(b"\r\n\r\n")[::2] for part in answers)
+    assert (content, bool(got)) == (b"", True)
+    assert sent.split()[0] == expected.split()[0]
+    names = {line.partition(b":")[0].lower() for line in expected.splitlines()[1:]} - {
+        b"connection"
+    }
+    assert {line.partition(b":")[0].lower() for line in sent.splitlines()[1:]} == names
+    assert names >= {b"content-type", b"content-length", b"x-request-id"}
+
+
+def test_head_is_not_allowed_where_get_is_not(server: RunningServer) -> None:
+    response = server.http.head("/v1/completions")
+    assert (response.status_code, response.headers["allow"], response.content) == (405, "POST", b"")
 
 
 def test_the_description_of_the_api_can_be_built_and_names_every_field(

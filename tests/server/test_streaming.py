@@ -1,14 +1,27 @@
 """Streams: what every chunk carries, that they add up to the answer that is not streamed, and usage on the way."""
 
+import asyncio
 import itertools
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from openai import OpenAI
+from starlette.types import Message
 
 from nanovllm import LLM
-from tests.support.serving import MODEL, RunningServer, join_choices, whole_choices
+from nanovllm.server import streaming
+from nanovllm.server.streaming import KEEP_ALIVE_COMMENT, PieceResponse
+from tests.support.serving import (
+    MODEL,
+    RunningServer,
+    join_choices,
+    read_events,
+    whole_choices,
+)
 
+FORCED = {"ignore_eos": True}
+OPTIONAL = {"prompt_logprobs", "prompt_token_ids", "token_ids"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "greedy": {"temperature": 0},
@@ -64,7 +77,7 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
         choice["index"]: choice["prompt_logprobs"]
         for event in events
         for choice in event["choices"]
-        if "prompt_logprobs" in choice
+        if choice["prompt_logprobs"] is not None
     }
     assert streamed == {
         index: found for index, found in prompt_logprobs.items() if found is not None
@@ -91,7 +104,7 @@ def test_every_chunk_says_what_it_is_part_of(server: RunningServer) -> None:
     assert job_id.startswith("cmpl-")
     assert (kind, model) == ("text_completion", "alias")
     assert created > 1_600_000_000
-    keys = {"index", "text", "logprobs", "finish_reason", "stop_reason"}
+    keys = {"index", "text", "logprobs", "finish_reason", "stop_reason", *OPTIONAL}
     assert all(choice.keys() == keys for event in events for choice in event["choices"])
 
 
@@ -127,7 +140,8 @@ def test_half_a_character_is_held_back(slow_server: RunningServer, llm: LLM) -> 
     ({}, False, "absent"),
     ({"include_usage": False}, False, "absent"),
     ({"include_usage": True}, True, "null"),
-    ({"continuous_usage_stats": True}, False, "counts"),
+    ({"continuous_usage_stats": True}, False, "absent"),
+    ({"include_obfuscation": False}, False, "absent"),
     ({"include_usage": True, "continuous_usage_stats": True}, True, "counts"),
 ])  # fmt: skip
 def test_usage_comes_where_it_is_asked_for(
@@ -212,6 +226,95 @@ def test_choices_of_several_prompts_take_turns(slow_server: RunningServer) -> No
     )
     order = [choice["index"] for event in events for choice in event["choices"]]
     assert {0, 1, 2} <= set(order[: len(order) // 2]), "one prompt was answered after the other"
+
+
+def test_what_was_not_asked_for_is_null_for_the_official_client(client: OpenAI) -> None:
+    """An attribute that is missing would be an AttributeError, as it is not with vLLM."""
+    settings: dict[str, Any] = {"model": MODEL, "prompt": "the", "max_tokens": 3}
+    whole = client.completions.create(**settings)
+    beams = client.completions.create(**settings, extra_body={"use_beam_search": True})
+    with client.completions.create(**settings, stream=True) as stream:
+        chunks = list(stream)
+    for choice in (answer.choices[0] for answer in [whole, beams, *chunks]):
+        found = choice.model_dump()
+        assert {name: found.get(name, "missing") for name in OPTIONAL} == dict.fromkeys(OPTIONAL)
+    for answer in (whole, beams):
+        sent = answer.model_dump(exclude_unset=True)
+        assert (sent["service_tier"], sent["system_fingerprint"]) == (None, None)
+
+
+def test_comments_keep_a_stream_alive_that_has_nothing_to_send(
+    slow_server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step takes 5 ms here, and a request in the queue waits as one between two steps."""
+    settings: dict[str, Any] = {"max_tokens": 10, "temperature": 0, **FORCED}
+    quiet = slow_server.post({"prompt": "the", "stream": True, **settings}).content
+    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.001)
+    kept = slow_server.post({"prompt": "the", "stream": True, **settings}).content
+    assert KEEP_ALIVE_COMMENT in kept
+    assert join_choices(read_events(kept)) == join_choices(read_events(quiet))
+    with (
+        OpenAI(base_url=f"{slow_server.url}/v1", api_key="none", max_retries=0) as opened,
+        opened.completions.create(
+            model=MODEL, prompt="the", stream=True, max_tokens=10, temperature=0, extra_body=FORCED
+        ) as stream,
+    ):
+        text = "".join(chunk.choices[0].text for chunk in stream)
+    assert text == join_choices(read_events(quiet))[0].text
+
+
+def collect(pieces: list[bytes], keep_alive_s: float) -> bytes:
+    """What a response sends, whose pieces come when other tasks have had their turn."""
+    sent: list[bytes] = []
+
+    async def make() -> AsyncGenerator[bytes, None]:
+        for piece in pieces:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            yield piece
+
+    async def receive() -> Message:
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0)
+        sent.append(message.get("body", b""))
+
+    response = PieceResponse(make(), "text/event-stream", 30.0, keep_alive_s=keep_alive_s)
+    asyncio.run(response({"type": "http"}, receive, send))
+    return b"".join(sent)
+
+
+def test_comments_stand_between_events_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streaming, "MAX_WRITE_BYTES", 4)
+    events = [f"data: {number:020}\n\n".encode() for number in range(20)]
+    found = collect(events, keep_alive_s=0.0).split(b"\n\n")
+    assert [part for part in found if part and not part.startswith(b":")] == [event.strip() for event in events]  # fmt: skip
+    assert found.count(KEEP_ALIVE_COMMENT.strip()) >= len(events)
+    assert collect(events, keep_alive_s=100.0) == b"".join(events)
+
+
+def test_a_client_that_takes_no_comment_counts_as_gone() -> None:
+    ends: list[str] = []
+
+    async def make() -> AsyncGenerator[bytes, None]:
+        try:
+            await asyncio.Future()
+            yield b""
+        finally:
+            ends.append("source")
+
+    async def wait(message: Message | None = None) -> Message:
+        if message is None or message["type"] == "http.response.body":
+            await asyncio.Future()
+        return {}
+
+    def close() -> None:
+        ends.append("requests")
+
+    response = PieceResponse(make(), "text/event-stream", 0.02, on_close=close, keep_alive_s=0.01)
+    asyncio.run(asyncio.wait_for(response({"type": "http"}, wait, wait), 30))  # type: ignore[arg-type]
+    assert ends == ["requests", "source"]
 
 
 def test_a_stream_may_be_asked_for_with_false(server: RunningServer) -> None:

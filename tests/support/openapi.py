@@ -88,8 +88,9 @@ class Contract:
         return operation
 
     def _check_events(self, schema: dict[str, Any], content: bytes) -> None:
-        *events, rest = content.split(b"\n\n")
+        *parts, rest = content.split(b"\n\n")
         assert rest == b""
+        events = [part for part in parts if not part.startswith(b":")]  # comments
         assert events[-1] == b"data: [DONE]"
         for event in events[:-1]:
             self._validate(schema, json.loads(event.removeprefix(b"data: ")))

@@ -26,6 +26,7 @@ from nanovllm.runner.sampling_batch import SamplingBatch
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.connections import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.streaming import KEEP_ALIVE_COMMENT
 
 T = TypeVar("T")
 MODEL = "tiny"
@@ -243,9 +244,10 @@ class Answer:
 
 
 def read_events(content: bytes) -> list[dict[str, Any]]:
-    """The JSON of every server-sent event; the last must be [DONE]."""
-    *events, rest = content.split(b"\n\n")
+    """The JSON of every server-sent event; the last must be [DONE]. Comments are left out."""
+    *parts, rest = content.split(b"\n\n")
     assert rest == b""
+    events = [part for part in parts if part != KEEP_ALIVE_COMMENT.strip()]
     assert all(event.startswith(b"data: ") for event in events)
     assert events[-1] == b"data: [DONE]"
     return [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
