@@ -5,6 +5,7 @@ Below the template a chat is a completion of token ids: the same settings, the s
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +34,11 @@ from nanovllm.server.answers import (
 )
 from nanovllm.server.body import read_body
 from nanovllm.server.chat_schemas import ChatRequest
-from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
+from nanovllm.server.completions import check_context, sampling_params, usage
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
 from nanovllm.server.grammars import wait_for_grammar
+from nanovllm.server.logprobs import TokenTexts, finite, likeliest, push_all
 from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import record_of
 from nanovllm.server.schemas import CompletionRequest, SamplingBody
@@ -58,6 +60,12 @@ class ChatJob:
     body: ChatRequest
     submission: Submission
     tokenizer: Tokenizer
+
+    def token_texts(self) -> TokenTexts:
+        """Return what shows the tokens of one choice."""
+        return TokenTexts(
+            self.tokenizer, skip_special_tokens=self.body.skip_special_tokens, as_token_ids=False
+        )
 
 
 def add_chat(
@@ -213,7 +221,7 @@ def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
     for answer in output.outputs:
         yield {
             "index": answer.index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": chat_logprobs(job, answer), "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+            "logprobs": chat_logprobs(job, answer, job.token_texts()), "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
         }  # fmt: skip
 
 
@@ -222,10 +230,13 @@ def chat_events(
 ) -> AsyncGenerator[bytes, None]:
     """The events of a streamed answer."""
     begun: set[int] = set()
+    texts: defaultdict[int, TokenTexts] = defaultdict(job.token_texts)
 
     def choices_of(_place: int, output: RequestOutput) -> list[ChatChunkChoice]:
         return [
-            chunk for answer in output.outputs if (chunk := _chunk(job, answer, begun)) is not None
+            chunk
+            for answer in output.outputs
+            if (chunk := _chunk(job, answer, begun, texts[answer.index])) is not None
         ]
 
     head = {
@@ -239,10 +250,12 @@ def chat_events(
     )
 
 
-def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> ChatChunkChoice | None:
+def _chunk(
+    job: ChatJob, answer: CompletionOutput, begun: set[int], texts: TokenTexts
+) -> ChatChunkChoice | None:
     """A piece of an answer as a chunk's choice, the first with the role; None where it has nothing to show."""
     delta: ChatDelta = {"content": answer.text} if answer.text else {}
-    logprobs = chat_logprobs(job, answer)
+    logprobs = chat_logprobs(job, answer, texts)
     if not delta and not answer.finish_reason and not (logprobs and logprobs["content"]):
         return None
     if answer.index not in begun:
@@ -253,30 +266,31 @@ def _chunk(job: ChatJob, answer: CompletionOutput, begun: set[int]) -> ChatChunk
     }  # fmt: skip
 
 
-def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> ChatLogprobs | None:
-    """Log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it."""
+def chat_logprobs(job: ChatJob, answer: CompletionOutput, texts: TokenTexts) -> ChatLogprobs | None:
+    """Return log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it.
+
+    `texts` has seen the tokens of the choice that came before.
+    """
     if answer.logprobs is None:
         return None
     count = job.body.top_logprobs or 0
     content: list[ChatTokenLogprob] = []
-    for token_id, position in zip(answer.token_ids, answer.logprobs, strict=True):
-        likely = sorted(
-            (item for item in position.items() if item[1].rank <= count),
-            key=lambda item: item[1].rank,
-        )
-        tops = [_entry(job.tokenizer, other, found) for other, found in likely[:count]]
-        content.append(
-            {**_entry(job.tokenizer, token_id, position[token_id]), "top_logprobs": tops}
-        )
+    is_end = answer.finish_reason is not None
+    for shown in push_all(texts, answer.token_ids, answer.logprobs, is_end=is_end):
+        position = shown.logprobs or {}
+        tops = [
+            _entry(job.tokenizer, other, found, shown.texts[other])
+            for other, found in likeliest(position, count)[:count]
+        ]
+        token_id = shown.token_id
+        entry = _entry(job.tokenizer, token_id, position[token_id], shown.texts[token_id])
+        content.append({**entry, "top_logprobs": tops})
     return {"content": content, "refusal": None}
 
 
-def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> TokenLogprob:
+def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob, text: str) -> TokenLogprob:
+    """Return an entry whose `bytes` are the token's own, also where it is a part of a character."""
     data = (
         tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else found.decoded_token.encode()
     )
-    return {
-        "token": found.decoded_token,
-        "logprob": max(MINUS_INFINITY, found.logprob),
-        "bytes": list(data),
-    }
+    return {"token": text, "logprob": finite(found.logprob), "bytes": list(data)}

@@ -2,12 +2,11 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nanovllm.engine.detokenizer import IncrementalDecoder
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError, NanovllmError
@@ -17,13 +16,19 @@ from nanovllm.server.answers import (
     Completion,
     CompletionChoice,
     CompletionLogprobs,
-    PromptLogprob,
     Usage,
+)
+from nanovllm.server.logprobs import (
+    ShownPosition,
+    TokenTexts,
+    finite,
+    likeliest,
+    prompt_logprobs,
+    push_all,
 )
 from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
 from nanovllm.server.structured import blamed_field, structured_outputs
 
-MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
 MAX_TRUNCATED_CHARACTERS = 1 << 20
 _PASSED_ON = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "best_of", "seed",
@@ -216,9 +221,7 @@ class ChoiceFormatter:
         """Format one answer to `output`'s prompt."""
         self._job = job
         self._prompt = job.decode_prompt(output) if job.body.echo else ""
-        self._decoder = IncrementalDecoder(
-            job.decode_prompt.tokenizer, skip_special_tokens=job.body.skip_special_tokens
-        )
+        self._texts = self._token_texts(skip_special_tokens=job.body.skip_special_tokens)
         self._offset = len(self._prompt)
         self._begun = False
 
@@ -235,79 +238,58 @@ class ChoiceFormatter:
                 is_text = (
                     output.prompt is not None
                 )  # which has none of the special tokens that the tokenizer puts around it
-                prompt_decoder = IncrementalDecoder(
-                    self._job.decode_prompt.tokenizer, skip_special_tokens=is_text
+                texts = self._token_texts(skip_special_tokens=is_text)
+                prompt = push_all(
+                    texts, output.prompt_token_ids, output.prompt_logprobs, is_end=True
                 )
-                self._add_logprobs(
-                    logprobs, output.prompt_token_ids, output.prompt_logprobs, prompt_decoder, 0
-                )
-            self._offset = self._add_logprobs(
-                logprobs, answer.token_ids, answer.logprobs, self._decoder, self._offset
-            )
+                self._add_logprobs(logprobs, prompt, 0)
+            is_end = answer.finish_reason is not None
+            tokens = push_all(self._texts, answer.token_ids, answer.logprobs, is_end=is_end)
+            self._offset = self._add_logprobs(logprobs, tokens, self._offset)
         choice: CompletionChoice = {
             "index": index, "text": (self._prompt if echo else "") + answer.text, "logprobs": logprobs,
             "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
         }  # fmt: skip
         if self._job.body.prompt_logprobs is not None and first:
-            choice["prompt_logprobs"] = [
-                _by_id(position) if position is not None else None
-                for position in output.prompt_logprobs or []
-            ]
+            choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
         if self._job.body.return_token_ids:
             choice["token_ids"] = answer.token_ids
             if first:
                 choice["prompt_token_ids"] = output.prompt_token_ids
         return choice
 
+    def _token_texts(self, *, skip_special_tokens: bool) -> TokenTexts:
+        return TokenTexts(
+            self._job.decode_prompt.tokenizer,
+            skip_special_tokens=skip_special_tokens,
+            as_token_ids=bool(self._job.body.return_tokens_as_token_ids),
+        )
+
     def _add_logprobs(
-        self,
-        logprobs: CompletionLogprobs,
-        token_ids: list[int],
-        positions: Sequence[PositionLogprobs | None],
-        decoder: IncrementalDecoder,
-        offset: int,
+        self, logprobs: CompletionLogprobs, positions: Iterable[ShownPosition], offset: int
     ) -> int:
         """Append parallel entries; a token's offset is where the text begins that it adds to. Gives the offset of the next."""
-        count, name = self._job.body.logprobs or 0, self._token_name
-        for token_id, position in zip(token_ids, positions, strict=True):
+        count = self._job.body.logprobs or 0
+        for shown in positions:
+            token_id, found = shown.token_id, shown.logprobs
             logprobs["text_offset"].append(offset)
-            offset += len(decoder.push(token_id))
-            logprobs["tokens"].append(name(token_id))
+            offset += shown.num_added
+            logprobs["tokens"].append(shown.texts[token_id])
             logprobs["token_logprobs"].append(
-                _finite(position[token_id].logprob) if position is not None else None
+                None if found is None else finite(found[token_id].logprob)
             )
             logprobs["top_logprobs"].append(
-                _by_name(position, token_id, count, name) if position is not None else None
+                None if found is None else _by_text(found, token_id, count, shown.texts)
             )
         return offset
 
-    def _token_name(self, token_id: int) -> str:
-        """What stands for a token in `logprobs`: its text, which others may share, or its id."""
-        if self._job.body.return_tokens_as_token_ids:
-            return f"token_id:{token_id}"
-        return self._job.decode_prompt.tokenizer.token_text(token_id)
 
-
-def _finite(logprob: float) -> float:
-    """What JSON can say: minus infinity, and what is not a number, as -9999."""
-    return max(
-        MINUS_INFINITY, logprob
-    )  # in this order: nothing is larger than NaN, nor NaN than anything
-
-
-def _by_name(
-    position: PositionLogprobs, token_id: int, count: int, name: Callable[[int], str]
+def _by_text(
+    position: PositionLogprobs, token_id: int, count: int, texts: Mapping[int, str]
 ) -> dict[str, float]:
-    """The most likely `count` tokens and the token itself; of tokens that read alike, parts of characters, the likeliest stays."""
+    """The most likely `count` tokens and the token itself; of tokens that read alike, such as those that add no text, the likeliest stays."""
     found: dict[str, float] = {}
-    for other, entry in sorted(position.items(), key=lambda item: item[1].rank):
-        if entry.rank <= count or other == token_id:
-            found.setdefault(name(other), _finite(entry.logprob))
+    for other, entry in likeliest(position, count):
+        found.setdefault(texts[other], finite(entry.logprob))
+    found.setdefault(texts[token_id], finite(position[token_id].logprob))
     return found
-
-
-def _by_id(position: PositionLogprobs) -> dict[str, PromptLogprob]:
-    return {
-        str(i): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token}
-        for i, e in position.items()
-    }
