@@ -10,6 +10,7 @@ TokenId = Annotated[int, Field(ge=0)]
 Time = Annotated[int, Field(ge=0, description="seconds since 1970")]
 LogProbability = Annotated[float, Field(ge=-9999, description="natural; -9999 for minus infinity")]
 FinishReason = Annotated[str, Field(json_schema_extra={"enum": ["stop", "length"]})]
+Role = Literal["system", "developer", "user", "assistant"]
 StopReason = Annotated[
     int | str | None,
     Field(description="the stop text or token that ended it; null for the end of text"),
@@ -208,9 +209,9 @@ class ChatLogprobs(TypedDict):
 
 
 class AssistantMessage(TypedDict):
-    """What the model says."""
+    """The generated message; its role is another than the assistant's where it continues such a message."""
 
-    role: Literal["assistant"]
+    role: Role
     content: str
     refusal: None
 
@@ -223,9 +224,17 @@ class ChatChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: StopReason
+    token_ids: NotRequired[list[TokenId]]
 
 
-class ChatCompletion(TypedDict):
+class ChatPrompt(TypedDict):
+    """What the answer to a chat has of the prompt, where it was asked for."""
+
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
+    prompt_token_ids: NotRequired[list[TokenId]]
+
+
+class ChatCompletion(ChatPrompt):
     """The whole answer of POST /v1/chat/completions."""
 
     id: str
@@ -239,7 +248,7 @@ class ChatCompletion(TypedDict):
 class ChatDelta(TypedDict):
     """What is new of a message; the role comes with its first piece."""
 
-    role: NotRequired[Literal["assistant"]]
+    role: NotRequired[Role]
     content: NotRequired[str]
 
 
@@ -251,10 +260,11 @@ class ChatChunkChoice(TypedDict):
     logprobs: ChatLogprobs | None
     finish_reason: FinishReason | None
     stop_reason: StopReason
+    token_ids: NotRequired[list[TokenId]]
 
 
-class ChatCompletionChunk(TypedDict):
-    """A piece of a streamed answer."""
+class ChatCompletionChunk(ChatPrompt):
+    """A piece of a streamed answer; what is about the prompt comes with the first one."""
 
     id: str
     object: Literal["chat.completion.chunk"]

@@ -33,7 +33,7 @@ from nanovllm.server.answers import (
     TokenizerInfo,
     Version,
 )
-from nanovllm.server.beams import beam_search_answer
+from nanovllm.server.beams import beam_search_answer, completion_beams
 from nanovllm.server.body import read_body
 from nanovllm.server.chat import add_chat
 from nanovllm.server.chat_schemas import ChatRequest
@@ -227,7 +227,8 @@ def _add_completions(
         record.note_prompts(prompts)
         engine.check_room(len(prompts) * body.num_candidates)  # before time is spent on their text
         if body.use_beam_search:
-            return await beam_search_answer(body, engine, request, model, work, num_bytes)
+            form = completion_beams(body)
+            return await beam_search_answer(body, form, engine, request, model, work, num_bytes)
         loaded = engine.engine
         job = await work.read(
             request,

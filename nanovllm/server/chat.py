@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,11 +17,12 @@ from starlette.responses import Response
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission
+from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.engine.reader import Reader
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
+from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.answers import (
     ChatChoice,
     ChatChunkChoice,
@@ -28,26 +30,30 @@ from nanovllm.server.answers import (
     ChatCompletionChunk,
     ChatDelta,
     ChatLogprobs,
+    ChatPrompt,
     ChatTokenLogprob,
     TokenLogprob,
-    Usage,
 )
+from nanovllm.server.beams import BeamForm, beam_search_answer
 from nanovllm.server.body import read_body
+from nanovllm.server.chat_prompt import encode_messages
 from nanovllm.server.chat_schemas import ChatRequest
-from nanovllm.server.completions import check_context, sampling_params, usage
+from nanovllm.server.completions import (
+    check_context,
+    completion_usage,
+    refuse_beams,
+    sampling_params,
+)
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
 from nanovllm.server.grammars import wait_for_grammar
-from nanovllm.server.logprobs import TokenTexts, finite, likeliest, push_all
+from nanovllm.server.logprobs import TokenTexts, finite, likeliest, prompt_logprobs, push_all
 from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import record_of
-from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import EventStream, Write, answer_events, merge
 from nanovllm.server.structured import blamed_field
 from nanovllm.server.whole import finish_all, whole_answer
 from nanovllm.server.work import Work
-
-_REMEDY = "send a prompt to /v1/completions instead, or give --chat-template FILE at the start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +70,9 @@ class ChatJob:
     def token_texts(self) -> TokenTexts:
         """Return what shows the tokens of one choice."""
         return TokenTexts(
-            self.tokenizer, skip_special_tokens=self.body.skip_special_tokens, as_token_ids=False
+            self.tokenizer,
+            skip_special_tokens=self.body.skip_special_tokens,
+            as_token_ids=bool(self.body.return_tokens_as_token_ids),
         )
 
 
@@ -89,8 +97,11 @@ def add_chat(
         model = served_name(body.model, model_names)
         record = record_of(request)
         record.note_prompts([message.content for message in body.messages])
-        engine.check_room(body.n or 1)  # before time is spent on its text
+        engine.check_room(body.num_candidates)  # before time is spent on its text
         loaded = engine.engine
+        if body.use_beam_search:
+            form = chat_beams(body, template, loaded)
+            return await beam_search_answer(body, form, engine, request, model, work, num_bytes)
         job = await work.read(
             request,
             num_bytes,
@@ -126,10 +137,11 @@ def add_chat(
         return await whole_answer(
             head,
             chat_choices(job, output),
-            _usage(output),
+            completion_usage([output]),
             [output],
             work.writer(request),
             stalled_client_s,
+            prompt_fields=lambda: prompt_fields(body, output),
         )
 
 
@@ -137,16 +149,11 @@ def make_chat_job(
     body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str
 ) -> ChatJob:
     """Render and check a body; raises InvalidRequestError before anything is queued, also where there is no template to render it by."""
-    if template is None:
-        raise InvalidRequestError(
-            f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}",
-            param="messages",
-        )
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    refuse_beams(body)
     job_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
-    try:
-        prompt = template.encode(messages, engine.tokenizer, engine.intake.check_text)
-        params = sampling_params(_as_completion(body, prompt, template, engine), engine)
+    with _naming_fields(body):
+        prompt = _encode(body, template, engine)
+        params = _chat_params(body, template, engine)
         submission = engine.intake.submit(
             engine.intake.new_request_id(job_id),
             prompt,
@@ -160,69 +167,121 @@ def make_chat_job(
                 max_tokens_field=body.max_tokens_field,
             ),
         )
-    except CheckpointError as error:
-        raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
+    return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
+
+
+def chat_beams(body: ChatRequest, template: ChatTemplate | None, engine: Engine) -> BeamForm:
+    """Return what a chat has of its own in a beam search."""
+
+    def read() -> tuple[list[Prompt], int]:
+        with _naming_fields(body):
+            prompt = _encode(body, template, engine)
+            limits = engine.intake.limits
+            room = min(limits.max_model_len, limits.cache_tokens) - len(prompt)
+            if room < 1:
+                raise ContextLengthError(
+                    f"the messages have {len(prompt)} tokens, which leaves no room for an answer; shorten them",
+                    param="messages",
+                )
+            return [prompt], room if body.most_tokens is None else body.most_tokens
+
+    def choice(index: int, answer: CompletionOutput) -> ChatChoice:
+        return {
+            "index": index, "message": {"role": body.role, "content": answer.text, "refusal": None},
+            "logprobs": None, "finish_reason": answer.finish_reason, "stop_reason": None,
+        }  # fmt: skip
+
+    return BeamForm(
+        "chatcmpl",
+        "chat.completion",
+        read,
+        choice,
+        is_guarded=True,
+        max_tokens_field=body.max_tokens_field,
+    )
+
+
+@contextmanager
+def _naming_fields(body: ChatRequest) -> Iterator[None]:
+    """Let errors name the fields by which the client of a chat sent what is wrong."""
+    try:
+        yield
     except InvalidRequestError as error:
         param = {"prompt": "messages", "max_tokens": body.max_tokens_field}.get(
             error.param or ""
         ) or blamed_field(error.param, body.structured_outputs)
         raise type(error)(str(error), param=param) from error
-    return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
 
 
-def _as_completion(
-    body: ChatRequest, prompt: list[int], template: ChatTemplate, engine: Engine
-) -> CompletionRequest:
-    """The completion that a chat is once its messages are tokens; every value has been checked."""
-    limits = engine.intake.limits
-    if len(prompt) >= limits.max_model_len:
-        raise ContextLengthError(
-            f"the messages have {len(prompt)} tokens, which leaves no room for an answer in a context of {limits.max_model_len}; shorten them",
-            param="messages",
-        )
-    if (body.top_logprobs or 0) > limits.max_logprobs:
+def _encode(body: ChatRequest, template: ChatTemplate | None, engine: Engine) -> list[int]:
+    """Return the token ids of the prompt, before truncation."""
+    is_truncated = body.truncate_prompt_tokens is not None
+    check_text = partial(engine.intake.check_text, is_truncated=is_truncated)
+    return encode_messages(
+        body.messages,
+        body,
+        template,
+        engine.tokenizer,
+        check_text,
+        add_special_tokens=body.add_special_tokens,
+    )
+
+
+def _chat_params(
+    body: ChatRequest, template: ChatTemplate | None, engine: Engine
+) -> SamplingParams:
+    """Return the settings of the completion that a chat is once its messages are tokens."""
+    limit = engine.intake.limits.max_logprobs
+    if (body.top_logprobs or 0) > limit:
         raise InvalidRequestError(
-            f"top_logprobs is {body.top_logprobs}, the limit is {limits.max_logprobs} (max_logprobs)",
+            f"top_logprobs is {body.top_logprobs}, the limit is {limit} (max_logprobs)",
             param="top_logprobs",
         )
-    room = min(limits.max_model_len - len(prompt), max(limits.cache_tokens - len(prompt) + 1, 1))
-    shared = SamplingBody.model_fields.keys() - {"stop_token_ids"}
+    assert template is not None  # the messages were rendered by it
     end = engine.tokenizer.special_tokens.get(
         template.special_tokens["eos_token"]
     )  # templates end a turn with it, whatever config.json says
     ends = [end] if end is not None and end < engine.model.vocab and not body.ignore_eos else []
-    return CompletionRequest.model_construct(
-        prompt=prompt,
-        max_tokens=room if body.most_tokens is None else body.most_tokens,
+    return sampling_params(
+        body,
+        engine,
+        max_tokens=body.most_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         stop_token_ids=[*(body.stop_token_ids or ()), *ends],
-        **{name: getattr(body, name) for name in shared},
     )
+
+
+def prompt_fields(body: ChatRequest, output: RequestOutput) -> ChatPrompt:
+    """Return the fields about the prompt that the request asks for."""
+    fields: ChatPrompt = {}
+    if body.prompt_logprobs is not None:
+        fields["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
+    if body.return_token_ids:
+        fields["prompt_token_ids"] = output.prompt_token_ids
+    return fields
 
 
 def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
     """The whole answer."""
     return {
         "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model,
-        "choices": list(chat_choices(job, output)), "usage": _usage(output),
+        "choices": list(chat_choices(job, output)), "usage": completion_usage([output]),
+        **prompt_fields(job.body, output),
     }  # fmt: skip
-
-
-def _usage(output: RequestOutput) -> Usage:
-    return usage(
-        len(output.prompt_token_ids),
-        sum(len(answer.token_ids) for answer in output.outputs),
-        output.num_cached_tokens,
-    )
 
 
 def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
     """The whole answer's choices, one by one."""
+    body = job.body
     for answer in output.outputs:
-        yield {
-            "index": answer.index, "message": {"role": "assistant", "content": answer.text, "refusal": None},
+        text = body.echoed_text + answer.text
+        choice: ChatChoice = {
+            "index": answer.index, "message": {"role": body.role, "content": text, "refusal": None},
             "logprobs": chat_logprobs(job, answer, job.token_texts()), "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
         }  # fmt: skip
+        if body.return_token_ids:
+            choice["token_ids"] = answer.token_ids
+        yield choice
 
 
 def chat_events(
@@ -246,7 +305,13 @@ def chat_events(
         "model": job.model,
     }
     return answer_events(
-        head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of, write
+        head,
+        job.body.stream_options,
+        [job.submission],
+        merge(engine, [reader]),
+        choices_of,
+        write,
+        prompt_fields=lambda output: prompt_fields(job.body, output),
     )
 
 
@@ -254,16 +319,22 @@ def _chunk(
     job: ChatJob, answer: CompletionOutput, begun: set[int], texts: TokenTexts
 ) -> ChatChunkChoice | None:
     """A piece of an answer as a chunk's choice, the first with the role; None where it has nothing to show."""
-    delta: ChatDelta = {"content": answer.text} if answer.text else {}
+    body, is_first = job.body, answer.index not in begun
+    text = (body.echoed_text if is_first else "") + answer.text
+    delta: ChatDelta = {"content": text} if text else {}
     logprobs = chat_logprobs(job, answer, texts)
-    if not delta and not answer.finish_reason and not (logprobs and logprobs["content"]):
+    has_more = body.return_token_ids or (is_first and body.prompt_logprobs is not None)
+    if not (delta or answer.finish_reason or has_more or (logprobs and logprobs["content"])):
         return None
-    if answer.index not in begun:
+    if is_first:
         begun.add(answer.index)
-        delta = {"role": "assistant", "content": answer.text}
-    return {
+        delta = {"role": body.role, "content": text}
+    chunk: ChatChunkChoice = {
         "index": answer.index, "delta": delta, "logprobs": logprobs, "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
     }  # fmt: skip
+    if body.return_token_ids:
+        chunk["token_ids"] = answer.token_ids
+    return chunk
 
 
 def chat_logprobs(job: ChatJob, answer: CompletionOutput, texts: TokenTexts) -> ChatLogprobs | None:

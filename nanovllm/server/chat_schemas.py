@@ -3,14 +3,15 @@
 As for completions, a field that is not listed here is refused by name. Messages are text: images, sound and tools are refused.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
+from nanovllm.server.answers import Role
 from nanovllm.server.bounds import BoundedModel
-from nanovllm.server.schemas import SamplingBody
+from nanovllm.server.schemas import Body, SamplingBody
 
 MAX_MESSAGES = 2048  # more than any context has tokens
 
@@ -49,18 +50,50 @@ class ChatMessage(BoundedModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Role
     content: Content
     name: str | None = Field(None, max_length=256)
     refusal: None = None
 
 
-class ChatRequest(SamplingBody):
+Messages = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+]
+
+
+class PromptFields(Body):
+    """How the prompt that messages make ends."""
+
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="end with the beginning of an answer; true unless continue_final_message is",
+    )
+    continue_final_message: bool = Field(
+        False, description="end in the middle of the last message, which the answer continues"
+    )
+
+    @model_validator(mode="after")
+    def _check_end(self) -> "PromptFields":
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt are both true, but a prompt ends "
+                "with either the last message or the beginning of another; leave one of them out",
+                param="continue_final_message",
+            )
+        return self
+
+    @property
+    def has_generation_prompt(self) -> bool:
+        """Whether the prompt ends with the beginning of an answer."""
+        if self.add_generation_prompt is None:
+            return not self.continue_final_message
+        return self.add_generation_prompt
+
+
+class ChatRequest(SamplingBody, PromptFields):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[
-        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    ]
+    messages: Messages
     max_tokens: int | None = Field(
         None,
         ge=1,
@@ -77,6 +110,13 @@ class ChatRequest(SamplingBody):
         le=MAX_PROMPT_TOKENS,
         description="with logprobs: how many of the most likely tokens to report at each position",
     )
+    echo: bool | None = Field(
+        False,
+        description="put the last message in front of the answer if both have the same role",
+    )
+    add_special_tokens: bool = Field(
+        False, description="those that the tokenizer puts around a text; GPT-2's has none"
+    )
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
@@ -91,7 +131,19 @@ class ChatRequest(SamplingBody):
                 "top_logprobs is only allowed with logprobs; set logprobs to true or leave it out",
                 param="top_logprobs",
             )
+        self.check_against_logprobs(self.logprobs)
         return self
+
+    @property
+    def role(self) -> Role:
+        """The role of the answer."""
+        return "assistant" if self.has_generation_prompt else self.messages[-1].role
+
+    @property
+    def echoed_text(self) -> str:
+        """The text in front of each answer."""
+        last = self.messages[-1]
+        return last.content if self.echo and last.role == self.role else ""
 
     @property
     def most_tokens(self) -> int | None:

@@ -26,14 +26,14 @@ from nanovllm.server.logprobs import (
     prompt_logprobs,
     push_all,
 )
-from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
+from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest, SamplingBody
 from nanovllm.server.structured import blamed_field, structured_outputs
 
 MAX_TRUNCATED_CHARACTERS = 1 << 20
 _PASSED_ON = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "best_of", "seed",
     "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
-    "logprobs", "prompt_logprobs", "truncate_prompt_tokens", "add_special_tokens",
+    "prompt_logprobs", "truncate_prompt_tokens", "truncation_side",
 )  # fmt: skip
 
 
@@ -70,20 +70,35 @@ class EchoText:
         )
 
 
-def sampling_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
-    """The body's settings, with the model's own generation_config.json for those left out; raises InvalidRequestError."""
+def sampling_params(
+    body: SamplingBody, engine: Engine, *, max_tokens: int | None, **others: Any
+) -> SamplingParams:
+    """Return the settings of a completion or a chat; raises InvalidRequestError.
+
+    Those that the body leaves out are those of the model's own generation_config.json. `others` are
+    the settings that the two ask for in different ways; None is left out.
+    """
     settings: dict[str, Any] = sampling_defaults(engine.generation_config)
-    settings.update(
-        {name: value for name in _PASSED_ON if (value := getattr(body, name)) is not None}
-    )
-    settings["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    found = {name: getattr(body, name) for name in _PASSED_ON} | others
+    settings.update({name: value for name, value in found.items() if value is not None})
+    settings["max_tokens"] = max_tokens
     settings["logit_bias"] = _bias(body.logit_bias)
     settings["structured_outputs"] = structured_outputs(
         body.response_format, body.structured_outputs
     )
-    if body.echo and body.logprobs is not None:
-        settings["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     return SamplingParams(**settings)
+
+
+def _completion_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
+    counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    return sampling_params(
+        body,
+        engine,
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=max((count for count in counts if count is not None), default=None),
+        add_special_tokens=body.add_special_tokens,
+    )
 
 
 def _bias(bias: dict[str, float] | None) -> dict[int, float] | None:
@@ -118,35 +133,40 @@ def check_context(
         )
 
 
-def _check_truncated(prompts: Sequence[str | list[int]]) -> None:
-    """All of a text must be tokenized to find its last tokens, so that a short answer may cost much."""
+def check_truncated(field: str, prompts: Sequence[str | list[int]]) -> None:
+    """Raise InvalidRequestError where texts that are to be truncated are long: all of a text is tokenized to find the tokens that are read."""
     total = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     if total > MAX_TRUNCATED_CHARACTERS:
         raise InvalidRequestError(
-            f"the prompts have {total} characters in all, the limit for truncate_prompt_tokens is {MAX_TRUNCATED_CHARACTERS}; "
-            "send their ends, or fewer at once",
-            param="prompt",
+            f"the texts of {field} have {total} characters in all, the limit for truncate_prompt_tokens is {MAX_TRUNCATED_CHARACTERS}; "
+            "send the parts to be read, or fewer at once",
+            param=field,
         )
 
 
 def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:
     """Check a body against the model; raises InvalidRequestError before anything is queued."""
-    if body.use_beam_search:
-        raise InvalidRequestError(
-            "use_beam_search is for requests to a server, not for files of requests; leave it out",
-            param="use_beam_search",
-        )
+    refuse_beams(body)
     job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
     try:
-        params = sampling_params(body, engine)
+        params = _completion_params(body, engine)
         if params.truncate_prompt_tokens is not None:
-            _check_truncated(body.prompts)
+            check_truncated("prompt", body.prompts)
         submissions = _submissions(body, engine, job_id, params)
     except InvalidRequestError as error:
         raise type(error)(
             str(error), param=blamed_field(error.param, body.structured_outputs)
         ) from error
     return CompletionJob(job_id, int(time.time()), model, body, submissions, EchoText(engine))
+
+
+def refuse_beams(body: SamplingBody) -> None:
+    """Raise InvalidRequestError for a beam search in a file of requests."""
+    if body.use_beam_search:
+        raise InvalidRequestError(
+            "use_beam_search is for requests to a server, not for files of requests; leave it out",
+            param="use_beam_search",
+        )
 
 
 def _submissions(
