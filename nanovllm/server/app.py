@@ -277,11 +277,16 @@ def _add_tokenization(
         openapi_extra=request_body(TokenizeRequest),
     )
     async def tokenize_text(request: Request) -> Response:
-        """Token ids of a text."""
+        """Token ids of a text or of messages."""
         body, num_bytes = await read_body(request, TokenizeRequest, work)
         served_name(body.model, settings.model_names)
-        loaded = engine.engine
-        content = await work.read(request, num_bytes, lambda: write_json(tokenize(body, loaded)))
+        loaded, template = engine.engine, settings.chat_template
+        content = await work.read(
+            request,
+            num_bytes,
+            lambda: write_json(tokenize(body, loaded, template)),
+            is_guarded=body.messages is not None,
+        )
         return json_response(content, settings.stalled_client_s)
 
     @app.post(
