@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
@@ -22,6 +22,7 @@ MAX_PROMPT_TOKENS = 2**31 - 1  # more than any context has
 MAX_ALLOWED_TOKENS = 1 << 18  # more than vocabularies have
 MIN_REPETITION_PENALTY = 1e-5  # logits are divided by it: a smaller one could overflow float32
 MAX_REPETITION_PENALTY = 100.0
+TruncationSide: TypeAlias = Literal["left", "right"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +32,10 @@ class SamplingParams:
     Attributes:
         n: number of answers to the prompt.
         best_of: generate so many answers, n to 20, and give the n best: those whose tokens have the highest mean log-probability; None for n.
-        truncate_prompt_tokens: read only so many tokens of the prompt, the last ones; -1 for as many as fit with max_tokens; None for all.
+        truncate_prompt_tokens: most tokens of the prompt that are read; -1 for as many as fit with
+            max_tokens; None for all.
+        truncation_side: the end of a longer prompt that is cut off: "left" keeps its last tokens,
+            "right" its first.
         add_special_tokens: let the tokenizer put its special tokens around a prompt given as text, where it has any; GPT-2's has none.
         max_tokens: most tokens to generate, fewer where the context is full; None for as many as it has room for; 0 only reads the prompt.
         min_tokens: no end-of-text, stop token or stop string before this many tokens.
@@ -80,6 +84,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     structured_outputs: StructuredOutputs | None = None
     truncate_prompt_tokens: int | None = None
+    truncation_side: TruncationSide = "left"
     add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
@@ -207,6 +212,11 @@ class SamplingParams:
             raise InvalidRequestError(
                 "truncate_prompt_tokens is 0 but must be at least 1, or -1 for as many as fit; leave it out to read the whole prompt",
                 param="truncate_prompt_tokens",
+            )
+        if self.truncation_side not in get_args(TruncationSide):
+            raise InvalidRequestError(
+                f"truncation_side is {_short(self.truncation_side)} but must be 'left' or 'right'",
+                param="truncation_side",
             )
 
     def as_dict(self) -> dict[str, Any]:

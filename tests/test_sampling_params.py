@@ -61,6 +61,7 @@ def test_every_setting_is_covered_here() -> None:
         *IDS,
         "logit_bias",
         "structured_outputs",
+        "truncation_side",
     }
 
 
@@ -299,3 +300,11 @@ def test_whatever_is_given_the_error_is_ours(name: str, value: object) -> None:
         return
     assert refusal.param == name
     assert name in str(refusal)
+
+
+def test_another_side_of_truncation_is_refused() -> None:
+    with pytest.raises(
+        InvalidRequestError, match="'middle' but must be 'left' or 'right'"
+    ) as caught:
+        SamplingParams(truncation_side="middle")  # type: ignore[arg-type]
+    assert caught.value.param == "truncation_side"

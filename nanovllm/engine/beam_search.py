@@ -174,14 +174,15 @@ def begin_searches(
     intake: Intake,
     *,
     width_field: str = "beam_width",
+    max_tokens_field: str = "max_tokens",
 ) -> list[BeamSearch]:
     """A search for each prompt, once all are checked; raises InvalidRequestError where one could not be carried through to its end.
 
-    `width_field` is what errors call the width: the field by which a client sent it.
+    Errors call the width and max_tokens by the fields in which a client sent them.
     """
     read = [intake.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
-        _check_beams(token_ids, params, intake, width_field)
+        _check_beams(token_ids, params, intake, width_field, max_tokens_field)
     return [
         BeamSearch(token_ids, params, intake.model.eos_token_ids, prompt=text)
         for text, token_ids in read
@@ -196,7 +197,11 @@ def only_position(output: RequestOutput) -> PositionLogprobs:
 
 
 def _check_beams(
-    prompt_token_ids: Sequence[int], params: BeamSearchParams, intake: Intake, width_field: str
+    prompt_token_ids: Sequence[int],
+    params: BeamSearchParams,
+    intake: Intake,
+    width_field: str,
+    max_tokens_field: str,
 ) -> None:
     widest = intake.limits.max_logprobs // 2
     if params.beam_width > widest:
@@ -205,7 +210,7 @@ def _check_beams(
     longest = min(intake.limits.max_model_len, intake.limits.cache_tokens)
     if len(prompt_token_ids) + params.max_tokens > longest:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_token_ids)} tokens and max_tokens is {params.max_tokens}, together "
-            f"{len(prompt_token_ids) + params.max_tokens}, more than the {longest} that there is room for; lower max_tokens",
-            param="max_tokens",
+            f"the prompt has {len(prompt_token_ids)} tokens and {max_tokens_field} is {params.max_tokens}, together "
+            f"{len(prompt_token_ids) + params.max_tokens}, more than the {longest} that there is room for; lower {max_tokens_field}",
+            param=max_tokens_field,
         )

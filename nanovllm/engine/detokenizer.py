@@ -33,6 +33,17 @@ class IncrementalDecoder:
             return self._utf8.decode(self._tokenizer.token_bytes(token_id))
         return self._push_by_difference(token_id)
 
+    def peek(self, token_id: int) -> str:
+        """Return what `push` would return for this token, which is not pushed."""
+        if token_id in self._skipped:
+            return ""
+        if self._tokenizer.is_byte_level:
+            pending, _ = self._utf8.getstate()
+            data = pending + self._tokenizer.token_bytes(token_id)
+            return codecs.utf_8_decode(data, "replace", False)[0]
+        text = self._tokenizer.decode([*self._window, token_id], skip_special_tokens=False)
+        return "" if self._is_unfinished(text) else text[len(self._window_text) :]
+
     def flush(self) -> str:
         """What is left of an unfinished character at the end: U+FFFD."""
         if self._tokenizer.is_byte_level:
@@ -51,12 +62,16 @@ class IncrementalDecoder:
         self._window.append(token_id)
         self._pending += 1
         text = self._tokenizer.decode(self._window, skip_special_tokens=False)
-        if len(text) <= len(self._window_text) or text.endswith(_REPLACEMENT):
+        if self._is_unfinished(text):
             return ""
         new = text[len(self._window_text) :]
         self._window, self._pending = self._window[-self._pending :], 0
         self._window_text = self._tokenizer.decode(self._window, skip_special_tokens=False)
         return new
+
+    def _is_unfinished(self, text: str) -> bool:
+        """Whether the window's text has grown by no whole character."""
+        return len(text) <= len(self._window_text) or text.endswith(_REPLACEMENT)
 
 
 class StopStrings:

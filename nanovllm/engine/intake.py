@@ -21,7 +21,7 @@ from nanovllm.engine.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
-from nanovllm.sampling_params import SamplingParams, check_unicode
+from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unicode
 
 MAX_TRUNCATED_BYTES = (
     1 << 18
@@ -145,7 +145,7 @@ class Intake:
         text, token_ids = self.read_prompt(
             prompt,
             add_special_tokens=params.add_special_tokens,
-            keep_last=self._kept_tokens(params),
+            kept=self._kept_tokens(params),
         )
         max_new_tokens = self._room(len(token_ids), params)
         bad_words, rules = self._rules(params)
@@ -205,22 +205,36 @@ class Intake:
         normalize: bool = True,
         priority: int = 0,
         cache_salt: str = "",
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+        truncation_side: TruncationSide = "right",
     ) -> Submission:
-        """Check a prompt that is to become a vector, which generates nothing and may fill the context; raises InvalidRequestError."""
+        """Check a prompt that is to become a vector, which generates nothing and may fill the context; raises InvalidRequestError.
+
+        The last three arguments are those of SamplingParams, except that a text which is embedded
+        keeps its first tokens by default, as in vLLM.
+        """
         if pooling not in get_args(Pooling) or not isinstance(normalize, bool):
             raise InvalidRequestError(
                 f"pooling is {_shown(pooling)} but must be 'last' or 'mean', and normalize true or false",
                 param="pooling",
             )
         self._check_place(priority, cache_salt)
-        text, token_ids = self.read_prompt(prompt)
+        params = SamplingParams(
+            max_tokens=0,
+            add_special_tokens=add_special_tokens,
+            truncate_prompt_tokens=truncate_prompt_tokens,
+            truncation_side=truncation_side,
+        )
+        text, token_ids = self.read_prompt(
+            prompt, add_special_tokens=add_special_tokens, kept=self._kept_tokens(params)
+        )
         limit = self.limits.max_model_len
         if len(token_ids) > limit:
             raise ContextLengthError(
                 f"the prompt has {len(token_ids)} tokens, the limit is {limit}; shorten it",
                 param="prompt",
             )
-        params = SamplingParams(max_tokens=0)
         request = Request(
             request_id=request_id,
             prompt_token_ids=tuple(token_ids),
@@ -243,21 +257,19 @@ class Intake:
         return Submission((request,), assembler)
 
     def read_prompt(
-        self, prompt: Prompt, *, add_special_tokens: bool = True, keep_last: int | None = None
+        self, prompt: Prompt, *, add_special_tokens: bool = True, kept: slice | None = None
     ) -> tuple[str | None, list[int]]:
         """A prompt's text, None where it came as ids, and its token ids; raises InvalidRequestError.
 
         Args:
             add_special_tokens: with those that the tokenizer puts around every text.
-            keep_last: of more tokens only so many, the last ones, and only their text.
+            kept: the part of the tokens that is read, and only its text; None for all of them.
         """
-        text, token_ids = self._read_whole(
-            prompt, add_special_tokens, is_truncated=keep_last is not None
-        )
-        if keep_last is None or len(token_ids) <= keep_last:
+        text, whole = self._read_whole(prompt, add_special_tokens, is_truncated=kept is not None)
+        token_ids = whole if kept is None else whole[kept]
+        if text is None or len(token_ids) == len(whole):
             return text, token_ids
-        kept = token_ids[-keep_last:]
-        return None if text is None else self.tokenizer.decode(kept), kept
+        return self.tokenizer.decode(token_ids), token_ids
 
     def _read_whole(
         self, prompt: Prompt, add_special_tokens: bool, *, is_truncated: bool
@@ -324,7 +336,7 @@ class Intake:
         if num_bytes > MAX_TRUNCATED_BYTES and (is_truncated or self._longest_token is None):
             kind = "one that is to be truncated" if is_truncated else "this model's tokenizer"
             raise InvalidRequestError(
-                f"the prompt has {num_bytes} bytes, the limit for {kind} is {MAX_TRUNCATED_BYTES}; send its end",
+                f"the prompt has {num_bytes} bytes, the limit for {kind} is {MAX_TRUNCATED_BYTES}; send the part to be read",
                 param="prompt",
             )
         at_least = num_bytes // self._longest_token if self._longest_token else 1
@@ -336,10 +348,24 @@ class Intake:
                 param="prompt",
             )
 
-    def _kept_tokens(self, params: SamplingParams) -> int | None:
-        """How many of a prompt's last tokens are to be read; None for all of them."""
-        if params.truncate_prompt_tokens != -1:
-            return params.truncate_prompt_tokens
+    def _kept_tokens(self, params: SamplingParams) -> slice | None:
+        """Return the part of a prompt's tokens that is to be read; None for all of them."""
+        count = params.truncate_prompt_tokens
+        if count is None:
+            return None
+        limit = self.limits.max_model_len
+        if count > limit:
+            raise InvalidRequestError(
+                f"truncate_prompt_tokens is {count}, the limit is {limit} (the context); lower it, "
+                "or send -1 for as many tokens as fit",
+                param="truncate_prompt_tokens",
+            )
+        if count == -1:
+            count = self._fitting_tokens(params)
+        return slice(-count, None) if params.truncation_side == "left" else slice(count)
+
+    def _fitting_tokens(self, params: SamplingParams) -> int:
+        """Return how many tokens of a prompt the context and the KV cache have room for."""
         answer = 1 if params.max_tokens is None else params.max_tokens
         fitting = min(
             self.limits.max_model_len - answer, self.limits.cache_tokens - max(answer - 1, 0)

@@ -10,6 +10,7 @@ TokenId = Annotated[int, Field(ge=0)]
 Time = Annotated[int, Field(ge=0, description="seconds since 1970")]
 LogProbability = Annotated[float, Field(ge=-9999, description="natural; -9999 for minus infinity")]
 FinishReason = Annotated[str, Field(json_schema_extra={"enum": ["stop", "length"]})]
+Role = Literal["system", "developer", "user", "assistant"]
 StopReason = Annotated[
     int | str | None,
     Field(description="the stop text or token that ended it; null for the end of text"),
@@ -210,9 +211,12 @@ class ChatLogprobs(TypedDict):
 
 
 class AssistantMessage(TypedDict):
-    """The generated message; the keys after `content` are those of other servers and always null."""
+    """The generated message; its role is another than the assistant's where it continues such a message.
 
-    role: Literal["assistant"]
+    The keys after `content` are those of other servers and always null.
+    """
+
+    role: Role
     content: str
     refusal: None
     annotations: None
@@ -232,7 +236,14 @@ class ChatChoice(TypedDict):
     token_ids: list[TokenId] | None
 
 
-class ChatCompletion(TypedDict):
+class ChatPrompt(TypedDict):
+    """The fields of a chat's answer about the prompt; null where they were not asked for."""
+
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
+    prompt_token_ids: list[TokenId] | None
+
+
+class ChatCompletion(ChatPrompt):
     """The whole answer of POST /v1/chat/completions."""
 
     id: str
@@ -241,8 +252,6 @@ class ChatCompletion(TypedDict):
     model: str
     service_tier: None
     system_fingerprint: None
-    prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
-    prompt_token_ids: list[TokenId] | None
     choices: list[ChatChoice]
     usage: Usage
 
@@ -250,7 +259,7 @@ class ChatCompletion(TypedDict):
 class ChatDelta(TypedDict):
     """What is new of a message; the first chunk of a choice has the role and no text."""
 
-    role: NotRequired[Literal["assistant"]]
+    role: NotRequired[Role]
     content: NotRequired[str]
 
 
@@ -266,7 +275,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class ChatCompletionChunk(TypedDict):
-    """A piece of a streamed answer."""
+    """A piece of a streamed answer; the first one has the fields about the prompt that were asked for."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -274,3 +283,5 @@ class ChatCompletionChunk(TypedDict):
     model: str
     choices: list[ChatChunkChoice]
     usage: NotRequired[Usage | None]
+    prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
+    prompt_token_ids: NotRequired[list[TokenId]]

@@ -34,7 +34,7 @@ from nanovllm.server.answers import (
     TokenizerInfo,
     Version,
 )
-from nanovllm.server.beams import beam_search_answer
+from nanovllm.server.beams import beam_search_answer, completion_beams
 from nanovllm.server.body import read_body
 from nanovllm.server.chat import add_chat
 from nanovllm.server.chat_schemas import ChatRequest
@@ -233,7 +233,8 @@ def _add_completions(
         record.note_prompts(prompts)
         engine.check_room(len(prompts) * body.num_candidates)  # before time is spent on their text
         if body.use_beam_search:
-            return await beam_search_answer(body, engine, request, model, work, num_bytes)
+            form = completion_beams(body)
+            return await beam_search_answer(body, form, engine, request, model, work, num_bytes)
         loaded = engine.engine
         job = await work.read(
             request,
@@ -282,11 +283,16 @@ def _add_tokenization(
         openapi_extra=request_body(TokenizeRequest),
     )
     async def tokenize_text(request: Request) -> Response:
-        """Token ids of a text."""
+        """Token ids of a text or of messages."""
         body, num_bytes = await read_body(request, TokenizeRequest, work)
         served_name(body.model, settings.model_names)
-        loaded = engine.engine
-        content = await work.read(request, num_bytes, lambda: write_json(tokenize(body, loaded)))
+        loaded, template = engine.engine, settings.chat_template
+        content = await work.read(
+            request,
+            num_bytes,
+            lambda: write_json(tokenize(body, loaded, template)),
+            is_guarded=body.messages is not None,
+        )
         return json_response(content, settings.stalled_client_s)
 
     @app.post(

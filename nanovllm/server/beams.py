@@ -1,4 +1,4 @@
-"""`use_beam_search` of /v1/completions: the search of engine/beam_search.py, whose beams run among everybody's requests.
+"""`use_beam_search` of completions and chats: the search of engine/beam_search.py, whose beams run among everybody's requests.
 
 A request may have many prompts with several beams each. Only as many searches go on at once as fill a step, so that neither the
 queue nor the event loop gets all of them at once; what they need between two tokens is computed beside the event loop.
@@ -7,7 +7,9 @@ queue nor the event loop gets all of them at once; what they need between two to
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,14 +18,20 @@ from typing_extensions import TypedDict
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission
+from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.errors import InvalidRequestError
-from nanovllm.outputs import RequestOutput
+from nanovllm.outputs import CompletionOutput, RequestOutput
 from nanovllm.sampling_params import check_best_of
 from nanovllm.server.answers import CompletionChoice, Usage
-from nanovllm.server.completions import usage
+from nanovllm.server.chat_schemas import UnusedChatFields
+from nanovllm.server.completions import answer_head, usage
 from nanovllm.server.request_log import record_of
-from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest, UnusedFields
+from nanovllm.server.schemas import (
+    DEFAULT_MAX_TOKENS,
+    CompletionRequest,
+    SamplingBody,
+    UnusedFields,
+)
 from nanovllm.server.whole import finish_all
 from nanovllm.server.work import Work
 
@@ -31,14 +39,56 @@ _MEANT = frozenset(
     {
         *("model", "prompt", "max_tokens", "n", "best_of", "use_beam_search", "length_penalty"),
         *("ignore_eos", "priority", "cache_salt", "request_id"),
+        *("messages", "max_completion_tokens", "add_generation_prompt", "continue_final_message"),
         *UnusedFields.model_fields,
+        *UnusedChatFields.model_fields,
     }
 )
 """Fields that say something about a search; the others are about single tokens, or about answers as they grow."""
 
 
+@dataclass(frozen=True, slots=True)
+class BeamForm:
+    """What an endpoint has of its own in a search.
+
+    Attributes:
+        id_prefix: begins the `id` of the answer.
+        object: the type of the answer.
+        read: makes the prompts and max_tokens, beside the event loop.
+        choice: makes a choice of its index and its answer.
+        is_guarded: `read` waits for a process with limits of its own.
+        max_tokens_field: the field by which the client sent max_tokens.
+        null_fields: the fields beside the choices that a search leaves null.
+    """
+
+    id_prefix: str
+    object: str
+    read: Callable[[], tuple[Sequence[Prompt], int]]
+    choice: Callable[[int, CompletionOutput], Mapping[str, Any]]
+    is_guarded: bool = False
+    max_tokens_field: str = "max_tokens"
+    null_fields: Sequence[str] = ()
+
+
+def completion_beams(body: CompletionRequest) -> BeamForm:
+    """Return what a completion has of its own in a search."""
+
+    def read() -> tuple[Sequence[Prompt], int]:
+        return body.prompts, DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+
+    def choice(index: int, answer: CompletionOutput) -> CompletionChoice:
+        return {
+            "index": index, "text": answer.text, "logprobs": None,
+            "finish_reason": answer.finish_reason, "stop_reason": None,
+            "prompt_logprobs": None, "prompt_token_ids": None, "token_ids": None,
+        }  # fmt: skip
+
+    return BeamForm("cmpl", "text_completion", read, choice)
+
+
 async def beam_search_answer(
-    body: CompletionRequest,
+    body: SamplingBody,
+    form: BeamForm,
     engine: AsyncEngine,
     request: Request,
     model: str,
@@ -48,8 +98,10 @@ async def beam_search_answer(
     """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
     loaded = engine.engine
     record = record_of(request)
-    record.answer_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
-    searches = await work.read(request, num_bytes, lambda: _begin(body, loaded))
+    record.answer_id = f"{form.id_prefix}-{body.request_id or uuid.uuid4().hex}"
+    searches = await work.read(
+        request, num_bytes, lambda: _begin(body, form, loaded), is_guarded=form.is_guarded
+    )
     prompt_tokens = record.prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
     record.completion_tokens = 0  # a search that does not come to its end has given nothing
     tokens = prompt_tokens + sum(
@@ -69,11 +121,10 @@ async def beam_search_answer(
                 await compute(lambda going=going, outputs=outputs: _take(going, outputs))  # type: ignore[misc]
     finally:
         room.release()
-    answer = await compute(lambda: _answer(searches, body.n or 1, loaded))
+    answer = await compute(lambda: _answer(searches, body.n or 1, form, loaded))
     record.completion_tokens = answer["usage"]["completion_tokens"]
-    head = {"id": record.answer_id, "object": "text_completion", "created": int(time.time())}
-    nulls = {"service_tier": None, "system_fingerprint": None}
-    whole = {**head, "model": model, **nulls, **answer}
+    head = answer_head(record.answer_id, form.object, int(time.time()), model)
+    whole = {**head, **answer, **dict.fromkeys(form.null_fields)}
     content = await compute(
         lambda: json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
     )
@@ -81,38 +132,26 @@ async def beam_search_answer(
 
 
 class _Answer(TypedDict):
-    """What a completion has of the searches."""
+    """The fields of an answer that the searches give."""
 
-    choices: list[CompletionChoice]
+    choices: list[Mapping[str, Any]]
     usage: Usage
 
 
-def _answer(searches: Sequence[BeamSearch], count: int, engine: Engine) -> _Answer:
+def _answer(searches: Sequence[BeamSearch], count: int, form: BeamForm, engine: Engine) -> _Answer:
     """The best `count` answers of each search."""
     answers = [
         answer
         for search in searches
         for answer in search.output("", engine.tokenizer, count).outputs
     ]
-    choices: list[CompletionChoice] = [
-        {
-            "index": index,
-            "text": answer.text,
-            "logprobs": None,
-            "finish_reason": answer.finish_reason,
-            "stop_reason": None,
-            "prompt_logprobs": None,
-            "prompt_token_ids": None,
-            "token_ids": None,
-        }
-        for index, answer in enumerate(answers)
-    ]
+    choices = [form.choice(index, answer) for index, answer in enumerate(answers)]
     prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
     completion_tokens = sum(len(answer.token_ids) for answer in answers)
     return {"choices": choices, "usage": usage(prompt_tokens, completion_tokens, 0)}
 
 
-def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
+def _begin(body: SamplingBody, form: BeamForm, engine: Engine) -> list[BeamSearch]:
     for name in sorted(body.model_fields_set - _MEANT):
         if getattr(body, name) != type(body).model_fields[name].default and (
             name,
@@ -122,18 +161,25 @@ def _begin(body: CompletionRequest, engine: Engine) -> list[BeamSearch]:
                 f"{name} cannot be combined with use_beam_search; leave one of them out", param=name
             )
     check_best_of(body.best_of, body.n or 1)
+    prompts, max_tokens = form.read()
     params = BeamSearchParams(
         beam_width=body.num_candidates,
-        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        max_tokens=max_tokens,
         ignore_eos=body.ignore_eos,
         length_penalty=1.0 if body.length_penalty is None else body.length_penalty,
     )
     width_field = "n" if body.best_of is None else "best_of"
-    return begin_searches(body.prompts, params, engine.intake, width_field=width_field)
+    return begin_searches(
+        prompts,
+        params,
+        engine.intake,
+        width_field=width_field,
+        max_tokens_field=form.max_tokens_field,
+    )
 
 
 def _continue(
-    searches: Sequence[BeamSearch], body: CompletionRequest, engine: Engine
+    searches: Sequence[BeamSearch], body: SamplingBody, engine: Engine
 ) -> list[Submission]:
     """A request of one token for each beam of each search."""
     return [

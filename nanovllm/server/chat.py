@@ -5,7 +5,9 @@ Below the template a chat is a completion of token ids: the same settings, the s
 
 import time
 import uuid
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,11 +18,12 @@ from starlette.responses import Response
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission
+from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.engine.reader import Reader
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
+from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.answers import (
     AssistantMessage,
     ChatChoice,
@@ -29,25 +32,31 @@ from nanovllm.server.answers import (
     ChatCompletionChunk,
     ChatDelta,
     ChatLogprobs,
+    ChatPrompt,
     ChatTokenLogprob,
     TokenLogprob,
-    Usage,
 )
+from nanovllm.server.beams import BeamForm, beam_search_answer
 from nanovllm.server.body import read_body
+from nanovllm.server.chat_prompt import encode_messages
 from nanovllm.server.chat_schemas import ChatRequest
-from nanovllm.server.completions import MINUS_INFINITY, check_context, sampling_params, usage
+from nanovllm.server.completions import (
+    answer_head,
+    check_context,
+    completion_usage,
+    refuse_beams,
+    sampling_params,
+)
 from nanovllm.server.deadlines import deadline_of
 from nanovllm.server.errors import served_name
 from nanovllm.server.grammars import wait_for_grammar
+from nanovllm.server.logprobs import TokenTexts, finite, likeliest, prompt_logprobs, push_all
 from nanovllm.server.openapi import answers, request_body
 from nanovllm.server.request_log import record_of
-from nanovllm.server.schemas import CompletionRequest, SamplingBody
 from nanovllm.server.streaming import EventStream, Write, answer_events, merge
 from nanovllm.server.structured import in_sent_fields
 from nanovllm.server.whole import finish_all, whole_answer
 from nanovllm.server.work import Work
-
-_REMEDY = "send a prompt to /v1/completions instead, or give --chat-template FILE at the start"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,14 @@ class ChatJob:
     body: ChatRequest
     submission: Submission
     tokenizer: Tokenizer
+
+    def token_texts(self) -> TokenTexts:
+        """Return what shows the tokens of one choice."""
+        return TokenTexts(
+            self.tokenizer,
+            skip_special_tokens=self.body.skip_special_tokens,
+            as_token_ids=bool(self.body.return_tokens_as_token_ids),
+        )
 
 
 def add_chat(
@@ -83,8 +100,11 @@ def add_chat(
         model = served_name(body.model, model_names)
         record = record_of(request)
         record.note_prompts([message.content for message in body.messages])
-        engine.check_room(body.n or 1)  # before time is spent on its text
+        engine.check_room(body.num_candidates)  # before time is spent on its text
         loaded = engine.engine
+        if body.use_beam_search:
+            form = chat_beams(body, template, loaded)
+            return await beam_search_answer(body, form, engine, request, model, work, num_bytes)
         job = await work.read(
             request,
             num_bytes,
@@ -114,10 +134,11 @@ def add_chat(
         return await whole_answer(
             chat_head(job),
             chat_choices(job, output),
-            _usage(output),
+            completion_usage([output]),
             [output],
             work.writer(request),
             stalled_client_s,
+            prompt_fields=lambda: prompt_fields(body, output),
         )
 
 
@@ -125,16 +146,11 @@ def make_chat_job(
     body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str
 ) -> ChatJob:
     """Render and check a body; raises InvalidRequestError before anything is queued, also where there is no template to render it by."""
-    if template is None:
-        raise InvalidRequestError(
-            f"{model} has no chat template, so its messages cannot be put together; {_REMEDY}",
-            param="messages",
-        )
-    messages = [message.model_dump(exclude_none=True) for message in body.messages]
+    refuse_beams(body)
     job_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
-    try:
-        prompt = template.encode(messages, engine.tokenizer, engine.intake.check_text)
-        params = sampling_params(_as_completion(body, prompt, template, engine), engine)
+    with _naming_fields(body):
+        prompt = _encode(body, template, engine)
+        params = _chat_params(body, template, engine)
         submission = engine.intake.submit(
             engine.intake.new_request_id(job_id),
             prompt,
@@ -148,85 +164,125 @@ def make_chat_job(
                 max_tokens_field=body.max_tokens_field,
             ),
         )
-    except CheckpointError as error:
-        raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
+    return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
+
+
+def chat_beams(body: ChatRequest, template: ChatTemplate | None, engine: Engine) -> BeamForm:
+    """Return what a chat has of its own in a beam search."""
+
+    def read() -> tuple[list[Prompt], int]:
+        with _naming_fields(body):
+            prompt = _encode(body, template, engine)
+            limits = engine.intake.limits
+            room = min(limits.max_model_len, limits.cache_tokens) - len(prompt)
+            if room < 1:
+                raise ContextLengthError(
+                    f"the messages have {len(prompt)} tokens, which leaves no room for an answer; shorten them",
+                    param="messages",
+                )
+            return [prompt], room if body.most_tokens is None else body.most_tokens
+
+    return BeamForm(
+        "chatcmpl",
+        "chat.completion",
+        read,
+        partial(_choice, body),
+        is_guarded=True,
+        max_tokens_field=body.max_tokens_field,
+        null_fields=tuple(ChatPrompt.__annotations__),
+    )
+
+
+@contextmanager
+def _naming_fields(body: ChatRequest) -> Iterator[None]:
+    """Let errors name the fields by which the client of a chat sent what is wrong."""
+    try:
+        yield
     except InvalidRequestError as error:
         sent = in_sent_fields(error, body.structured_outputs, max_tokens=body.max_tokens_field)
         if sent.param == "prompt":
             sent.param = "messages"
         raise sent from error
-    return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
 
 
-def _as_completion(
-    body: ChatRequest, prompt: list[int], template: ChatTemplate, engine: Engine
-) -> CompletionRequest:
-    """The completion that a chat is once its messages are tokens; every value has been checked."""
-    limits = engine.intake.limits
-    if len(prompt) >= limits.max_model_len:
-        raise ContextLengthError(
-            f"the messages have {len(prompt)} tokens, which leaves no room for an answer in a context of {limits.max_model_len}; shorten them",
-            param="messages",
-        )
-    if (body.top_logprobs or 0) > limits.max_logprobs:
+def _encode(body: ChatRequest, template: ChatTemplate | None, engine: Engine) -> list[int]:
+    """Return the token ids of the prompt, before truncation."""
+    is_truncated = body.truncate_prompt_tokens is not None
+    check_text = partial(engine.intake.check_text, is_truncated=is_truncated)
+    return encode_messages(
+        body.messages,
+        body,
+        template,
+        engine.tokenizer,
+        check_text,
+        add_special_tokens=body.add_special_tokens,
+    )
+
+
+def _chat_params(
+    body: ChatRequest, template: ChatTemplate | None, engine: Engine
+) -> SamplingParams:
+    """Return the settings of the completion that a chat is once its messages are tokens."""
+    limit = engine.intake.limits.max_logprobs
+    if (body.top_logprobs or 0) > limit:
         raise InvalidRequestError(
-            f"top_logprobs is {body.top_logprobs}, the limit is {limits.max_logprobs} (max_logprobs)",
+            f"top_logprobs is {body.top_logprobs}, the limit is {limit} (max_logprobs)",
             param="top_logprobs",
         )
-    room = min(limits.max_model_len - len(prompt), max(limits.cache_tokens - len(prompt) + 1, 1))
-    shared = SamplingBody.model_fields.keys() - {"stop_token_ids"}
+    assert template is not None  # the messages were rendered by it
     end = engine.tokenizer.special_tokens.get(
         template.special_tokens["eos_token"]
     )  # templates end a turn with it, whatever config.json says
     ends = [end] if end is not None and end < engine.model.vocab and not body.ignore_eos else []
-    return CompletionRequest.model_construct(
-        prompt=prompt,
-        max_tokens=room if body.most_tokens is None else body.most_tokens,
+    return sampling_params(
+        body,
+        engine,
+        max_tokens=body.most_tokens,
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         stop_token_ids=[*(body.stop_token_ids or ()), *ends],
-        **{name: getattr(body, name) for name in shared},
     )
 
 
 def chat_head(job: ChatJob) -> dict[str, Any]:
     """Return the fields before the choices of the whole answer."""
+    return answer_head(job.id, "chat.completion", job.created, job.model)
+
+
+def prompt_fields(body: ChatRequest, output: RequestOutput) -> ChatPrompt:
+    """Return the fields about the prompt, null where the request does not ask for them."""
+    has_logprobs = body.prompt_logprobs is not None
     return {
-        "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model,
-        "service_tier": None, "system_fingerprint": None,
-        "prompt_logprobs": None, "prompt_token_ids": None,
-    }  # fmt: skip
+        "prompt_logprobs": prompt_logprobs(output.prompt_logprobs) if has_logprobs else None,
+        "prompt_token_ids": output.prompt_token_ids if body.return_token_ids else None,
+    }
 
 
-def chat_body(job: ChatJob, output: RequestOutput) -> ChatCompletion:
+def chat_body(job: ChatJob, output: RequestOutput) -> dict[str, Any]:
     """Return the whole answer."""
-    return {
-        "id": job.id, "object": "chat.completion", "created": job.created, "model": job.model,
-        "service_tier": None, "system_fingerprint": None,
-        "prompt_logprobs": None, "prompt_token_ids": None,
-        "choices": list(chat_choices(job, output)), "usage": _usage(output),
-    }  # fmt: skip
-
-
-def _usage(output: RequestOutput) -> Usage:
-    return usage(
-        len(output.prompt_token_ids),
-        sum(len(answer.token_ids) for answer in output.outputs),
-        output.num_cached_tokens,
-    )
+    choices = list(chat_choices(job, output))
+    rest = {"choices": choices, "usage": completion_usage([output])}
+    return {**chat_head(job), **rest, **prompt_fields(job.body, output)}
 
 
 def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
     """Yield the whole answer's choices."""
     for answer in output.outputs:
-        message: AssistantMessage = {
-            "role": "assistant", "content": answer.text, "refusal": None, "annotations": None,
-            "audio": None, "function_call": None, "reasoning": None,
-        }  # fmt: skip
-        yield {
-            "index": answer.index, "message": message, "logprobs": chat_logprobs(job, answer),
-            "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
-            "token_ids": None,
-        }  # fmt: skip
+        logprobs = chat_logprobs(job, answer, job.token_texts())
+        yield _choice(job.body, answer.index, answer, logprobs)
+
+
+def _choice(
+    body: ChatRequest, index: int, answer: CompletionOutput, logprobs: ChatLogprobs | None = None
+) -> ChatChoice:
+    message: AssistantMessage = {
+        "role": body.role, "content": body.echoed_text + answer.text, "refusal": None,
+        "annotations": None, "audio": None, "function_call": None, "reasoning": None,
+    }  # fmt: skip
+    return {
+        "index": index, "message": message, "logprobs": logprobs,
+        "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
+        "token_ids": answer.token_ids if body.return_token_ids else None,
+    }  # fmt: skip
 
 
 def chat_events(
@@ -238,18 +294,24 @@ def chat_events(
     together with the choice's first piece, so that clients measure the time to the first token.
     """
     begun: set[int] = set()
+    texts: defaultdict[int, TokenTexts] = defaultdict(job.token_texts)
 
     def choices_of(_place: int, output: RequestOutput) -> list[ChatChunkChoice]:
         chunks: list[ChatChunkChoice] = []
         for answer in output.outputs:
-            chunk = _chunk(job, answer)
+            is_first = answer.index not in begun
+            chunk = _chunk(job, answer, texts[answer.index], is_first=is_first)
             if chunk is None:
                 continue
-            if answer.index not in begun:
+            if is_first:
                 begun.add(answer.index)
-                chunks.append(_role_chunk(answer.index))
+                chunks.append(_role_chunk(job.body, answer.index))
             chunks.append(chunk)
         return chunks
+
+    def first_fields(output: RequestOutput) -> dict[str, Any]:
+        fields = prompt_fields(job.body, output)
+        return {name: value for name, value in fields.items() if value is not None}
 
     head = {
         "id": job.id,
@@ -258,55 +320,68 @@ def chat_events(
         "model": job.model,
     }
     return answer_events(
-        head, job.body.stream_options, [job.submission], merge(engine, [reader]), choices_of, write
+        head,
+        job.body.stream_options,
+        [job.submission],
+        merge(engine, [reader]),
+        choices_of,
+        write,
+        prompt_fields=first_fields,
     )
 
 
-def _role_chunk(index: int) -> ChatChunkChoice:
+def _role_chunk(body: ChatRequest, index: int) -> ChatChunkChoice:
     """Return the first chunk of a choice."""
     return {
-        "index": index, "delta": {"role": "assistant", "content": ""}, "logprobs": None,
-        "finish_reason": None, "stop_reason": None, "token_ids": None,
+        "index": index, "delta": {"role": body.role, "content": ""}, "logprobs": None,
+        "finish_reason": None, "stop_reason": None,
+        "token_ids": [] if body.return_token_ids else None,
     }  # fmt: skip
 
 
-def _chunk(job: ChatJob, answer: CompletionOutput) -> ChatChunkChoice | None:
+def _chunk(
+    job: ChatJob, answer: CompletionOutput, texts: TokenTexts, *, is_first: bool
+) -> ChatChunkChoice | None:
     """Return a piece of an answer as a chunk's choice, or None if it has nothing to show."""
-    delta: ChatDelta = {"content": answer.text} if answer.text else {}
-    logprobs = chat_logprobs(job, answer)
-    if not delta and not answer.finish_reason and not (logprobs and logprobs["content"]):
+    body = job.body
+    text = (body.echoed_text if is_first else "") + answer.text
+    delta: ChatDelta = {"content": text} if text else {}
+    logprobs = chat_logprobs(job, answer, texts)
+    has_more = body.return_token_ids or (is_first and body.prompt_logprobs is not None)
+    if not (delta or answer.finish_reason or has_more or (logprobs and logprobs["content"])):
         return None
     return {
         "index": answer.index, "delta": delta, "logprobs": logprobs,
         "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
-        "token_ids": None,
+        "token_ids": answer.token_ids if body.return_token_ids else None,
     }  # fmt: skip
 
 
-def chat_logprobs(job: ChatJob, answer: CompletionOutput) -> ChatLogprobs | None:
-    """Log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it."""
+def chat_logprobs(job: ChatJob, answer: CompletionOutput, texts: TokenTexts) -> ChatLogprobs | None:
+    """Return log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it.
+
+    `texts` has seen the tokens of the choice that came before.
+    """
     if answer.logprobs is None:
         return None
     count = job.body.top_logprobs or 0
     content: list[ChatTokenLogprob] = []
-    for token_id, position in zip(answer.token_ids, answer.logprobs, strict=True):
-        likely = sorted(
-            (item for item in position.items() if item[1].rank <= count),
-            key=lambda item: item[1].rank,
-        )
-        tops = [_entry(job.tokenizer, other, found) for other, found in likely[:count]]
-        content.append(
-            {**_entry(job.tokenizer, token_id, position[token_id]), "top_logprobs": tops}
-        )
+    is_end = answer.finish_reason is not None
+    for shown in push_all(texts, answer.token_ids, answer.logprobs, is_end=is_end):
+        position = shown.logprobs or {}
+        tops = [
+            _entry(job.tokenizer, other, found, shown.texts[other])
+            for other, found in likeliest(position, count)[:count]
+        ]
+        token_id = shown.token_id
+        entry = _entry(job.tokenizer, token_id, position[token_id], shown.texts[token_id])
+        content.append({**entry, "top_logprobs": tops})
     return {"content": content, "refusal": None}
 
 
-def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob) -> TokenLogprob:
+def _entry(tokenizer: Tokenizer, token_id: int, found: Logprob, text: str) -> TokenLogprob:
+    """Return an entry whose `bytes` are the token's own, also where it is a part of a character."""
     data = (
         tokenizer.token_bytes(token_id) if tokenizer.is_byte_level else found.decoded_token.encode()
     )
-    return {
-        "token": found.decoded_token,
-        "logprob": max(MINUS_INFINITY, found.logprob),
-        "bytes": list(data),
-    }
+    return {"token": text, "logprob": finite(found.logprob), "bytes": list(data)}

@@ -11,8 +11,9 @@ from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_v
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
+from nanovllm.server.answers import Role
 from nanovllm.server.bounds import BoundedModel, allow_nulls
-from nanovllm.server.schemas import NO_EFFECT, SamplingBody
+from nanovllm.server.schemas import NO_EFFECT, Body, SamplingBody, UnusedFields
 
 MAX_MESSAGES = 2048  # more than any context has tokens
 _CALLS = ("tool_calls", "function_call")
@@ -65,7 +66,7 @@ class ChatMessage(BoundedModel):
 
     model_config = ConfigDict(json_schema_extra=_describe_message)
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Role
     content: Content
     name: str | None = Field(None, max_length=256)
 
@@ -92,12 +93,57 @@ def _no_tools(tools: object) -> object:
     return tools
 
 
-class ChatRequest(SamplingBody):
+Messages = Annotated[
+    list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
+]
+
+
+class PromptFields(Body):
+    """How the prompt that messages make ends."""
+
+    add_generation_prompt: bool | None = Field(
+        None,
+        description="end with the beginning of an answer; true unless continue_final_message is",
+    )
+    continue_final_message: bool = Field(
+        False, description="end in the middle of the last message, which the answer continues"
+    )
+
+    @model_validator(mode="after")
+    def _check_end(self) -> "PromptFields":
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt are both true, but a prompt ends "
+                "with either the last message or the beginning of another; leave one of them out",
+                param="continue_final_message",
+            )
+        return self
+
+    @property
+    def has_generation_prompt(self) -> bool:
+        """Whether the prompt ends with the beginning of an answer."""
+        if self.add_generation_prompt is None:
+            return not self.continue_final_message
+        return self.add_generation_prompt
+
+
+class UnusedChatFields(UnusedFields):
+    """Fields of OpenAI's chat that change no answer where they have these values."""
+
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = Field(
+        None, description=NO_EFFECT
+    )
+    tools: Annotated[list[Any], Field(max_length=0), BeforeValidator(_no_tools)] | None = Field(
+        None, description=NO_EFFECT
+    )
+    tool_choice: Literal["none"] | None = Field(None, description=NO_EFFECT)
+    parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
+
+
+class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     """The body of POST /v1/chat/completions."""
 
-    messages: Annotated[
-        list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True)
-    ]
+    messages: Messages
     max_tokens: int | None = Field(
         None,
         ge=1,
@@ -114,15 +160,13 @@ class ChatRequest(SamplingBody):
         le=MAX_PROMPT_TOKENS,
         description="with logprobs: how many of the most likely tokens to report at each position",
     )
-
-    modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = Field(
-        None, description=NO_EFFECT
+    echo: bool | None = Field(
+        False,
+        description="put the last message in front of the answer if both have the same role",
     )
-    tools: Annotated[list[Any], Field(max_length=0), BeforeValidator(_no_tools)] | None = Field(
-        None, description=NO_EFFECT
+    add_special_tokens: bool = Field(
+        False, description="those that the tokenizer puts around a text; GPT-2's has none"
     )
-    tool_choice: Literal["none"] | None = Field(None, description=NO_EFFECT)
-    parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
@@ -137,7 +181,19 @@ class ChatRequest(SamplingBody):
                 "top_logprobs is only allowed with logprobs; set logprobs to true or leave it out",
                 param="top_logprobs",
             )
+        self.check_against_logprobs(self.logprobs)
         return self
+
+    @property
+    def role(self) -> Role:
+        """The role of the answer."""
+        return "assistant" if self.has_generation_prompt else self.messages[-1].role
+
+    @property
+    def echoed_text(self) -> str:
+        """The text in front of each answer."""
+        last = self.messages[-1]
+        return last.content if self.echo and last.role == self.role else ""
 
     @property
     def most_tokens(self) -> int | None:

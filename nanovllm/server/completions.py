@@ -2,34 +2,38 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from nanovllm.engine.detokenizer import IncrementalDecoder
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError, NanovllmError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.answers import (
-    Completion,
     CompletionChoice,
     CompletionLogprobs,
-    PromptLogprob,
     Usage,
 )
+from nanovllm.server.logprobs import (
+    ShownPosition,
+    TokenTexts,
+    finite,
+    likeliest,
+    prompt_logprobs,
+    push_all,
+)
 from nanovllm.server.problems import quote
-from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest
+from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest, SamplingBody
 from nanovllm.server.structured import in_sent_fields, structured_outputs
 
-MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
 MAX_TRUNCATED_CHARACTERS = 1 << 20
 _PASSED_ON = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "n", "best_of", "seed",
     "stop", "stop_token_ids", "include_stop_str_in_output", "ignore_eos", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
-    "logprobs", "prompt_logprobs", "truncate_prompt_tokens", "add_special_tokens",
+    "prompt_logprobs", "truncate_prompt_tokens", "truncation_side",
 )  # fmt: skip
 
 
@@ -66,20 +70,35 @@ class EchoText:
         )
 
 
-def sampling_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
-    """The body's settings, with the model's own generation_config.json for those left out; raises InvalidRequestError."""
+def sampling_params(
+    body: SamplingBody, engine: Engine, *, max_tokens: int | None, **others: Any
+) -> SamplingParams:
+    """Return the settings of a completion or a chat; raises InvalidRequestError.
+
+    Those that the body leaves out are those of the model's own generation_config.json. `others` are
+    the settings that the two ask for in different ways; None is left out.
+    """
     settings: dict[str, Any] = sampling_defaults(engine.generation_config)
-    settings.update(
-        {name: value for name in _PASSED_ON if (value := getattr(body, name)) is not None}
-    )
-    settings["max_tokens"] = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    found = {name: getattr(body, name) for name in _PASSED_ON} | others
+    settings.update({name: value for name, value in found.items() if value is not None})
+    settings["max_tokens"] = max_tokens
     settings["logit_bias"] = _bias(body.logit_bias)
     settings["structured_outputs"] = structured_outputs(
         body.response_format, body.structured_outputs
     )
-    if body.echo and body.logprobs is not None:
-        settings["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     return SamplingParams(**settings)
+
+
+def _completion_params(body: CompletionRequest, engine: Engine) -> SamplingParams:
+    counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
+    return sampling_params(
+        body,
+        engine,
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
+        logprobs=body.logprobs,
+        prompt_logprobs=max((count for count in counts if count is not None), default=None),
+        add_special_tokens=body.add_special_tokens,
+    )
 
 
 def _bias(bias: dict[str, float] | None) -> dict[int, float] | None:
@@ -114,33 +133,38 @@ def check_context(
         )
 
 
-def _check_truncated(prompts: Sequence[str | list[int]]) -> None:
-    """All of a text must be tokenized to find its last tokens, so that a short answer may cost much."""
+def check_truncated(field: str, prompts: Sequence[str | list[int]]) -> None:
+    """Raise InvalidRequestError where texts that are to be truncated are long: all of a text is tokenized to find the tokens that are read."""
     total = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     if total > MAX_TRUNCATED_CHARACTERS:
         raise InvalidRequestError(
-            f"the prompts have {total} characters in all, the limit for truncate_prompt_tokens is {MAX_TRUNCATED_CHARACTERS}; "
-            "send their ends, or fewer at once",
-            param="prompt",
+            f"the texts of {field} have {total} characters in all, the limit for truncate_prompt_tokens is {MAX_TRUNCATED_CHARACTERS}; "
+            "send the parts to be read, or fewer at once",
+            param=field,
         )
 
 
 def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:
     """Check a body against the model; raises InvalidRequestError before anything is queued."""
+    refuse_beams(body)
+    job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
+    try:
+        params = _completion_params(body, engine)
+        if params.truncate_prompt_tokens is not None:
+            check_truncated("prompt", body.prompts)
+        submissions = _submissions(body, engine, job_id, params)
+    except InvalidRequestError as error:
+        raise in_sent_fields(error, body.structured_outputs) from error
+    return CompletionJob(job_id, int(time.time()), model, body, submissions, EchoText(engine))
+
+
+def refuse_beams(body: SamplingBody) -> None:
+    """Raise InvalidRequestError for a beam search in a file of requests."""
     if body.use_beam_search:
         raise InvalidRequestError(
             "use_beam_search is for requests to a server, not for files of requests; leave it out",
             param="use_beam_search",
         )
-    job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
-    try:
-        params = sampling_params(body, engine)
-        if params.truncate_prompt_tokens is not None:
-            _check_truncated(body.prompts)
-        submissions = _submissions(body, engine, job_id, params)
-    except InvalidRequestError as error:
-        raise in_sent_fields(error, body.structured_outputs) from error
-    return CompletionJob(job_id, int(time.time()), model, body, submissions, EchoText(engine))
 
 
 def _submissions(
@@ -169,21 +193,23 @@ def _submissions(
     return tuple(submissions)
 
 
-def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> Completion:
-    """Return the whole answer: choices prompt by prompt, each prompt's n answers in order."""
+def answer_head(answer_id: str, kind: str, created: int, model: str) -> dict[str, Any]:
+    """Return the fields before the choices of a whole answer, whose type is `kind`."""
     return {
-        "id": job.id, "object": "text_completion", "created": job.created, "model": job.model,
+        "id": answer_id, "object": kind, "created": created, "model": model,
         "service_tier": None, "system_fingerprint": None,
-        "choices": list(completion_choices(job, outputs)), "usage": completion_usage(outputs),
     }  # fmt: skip
 
 
 def completion_head(job: CompletionJob) -> dict[str, Any]:
     """Return the fields before the choices of the whole answer."""
-    return {
-        "id": job.id, "object": "text_completion", "created": job.created, "model": job.model,
-        "service_tier": None, "system_fingerprint": None,
-    }  # fmt: skip
+    return answer_head(job.id, "text_completion", job.created, job.model)
+
+
+def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> dict[str, Any]:
+    """Return the whole answer: choices prompt by prompt, each prompt's n answers in order."""
+    choices = list(completion_choices(job, outputs))
+    return {**completion_head(job), "choices": choices, "usage": completion_usage(outputs)}
 
 
 def completion_choices(
@@ -219,9 +245,7 @@ class ChoiceFormatter:
         """Format one answer to `output`'s prompt."""
         self._job = job
         self._prompt = job.decode_prompt(output) if job.body.echo else ""
-        self._decoder = IncrementalDecoder(
-            job.decode_prompt.tokenizer, skip_special_tokens=job.body.skip_special_tokens
-        )
+        self._texts = self._token_texts(skip_special_tokens=job.body.skip_special_tokens)
         self._offset = len(self._prompt)
         self._begun = False
 
@@ -238,80 +262,59 @@ class ChoiceFormatter:
                 is_text = (
                     output.prompt is not None
                 )  # which has none of the special tokens that the tokenizer puts around it
-                prompt_decoder = IncrementalDecoder(
-                    self._job.decode_prompt.tokenizer, skip_special_tokens=is_text
+                texts = self._token_texts(skip_special_tokens=is_text)
+                prompt = push_all(
+                    texts, output.prompt_token_ids, output.prompt_logprobs, is_end=True
                 )
-                self._add_logprobs(
-                    logprobs, output.prompt_token_ids, output.prompt_logprobs, prompt_decoder, 0
-                )
-            self._offset = self._add_logprobs(
-                logprobs, answer.token_ids, answer.logprobs, self._decoder, self._offset
-            )
+                self._add_logprobs(logprobs, prompt, 0)
+            is_end = answer.finish_reason is not None
+            tokens = push_all(self._texts, answer.token_ids, answer.logprobs, is_end=is_end)
+            self._offset = self._add_logprobs(logprobs, tokens, self._offset)
         choice: CompletionChoice = {
             "index": index, "text": (self._prompt if echo else "") + answer.text, "logprobs": logprobs,
             "finish_reason": answer.finish_reason, "stop_reason": answer.stop_reason,
             "prompt_logprobs": None, "prompt_token_ids": None, "token_ids": None,
         }  # fmt: skip
         if self._job.body.prompt_logprobs is not None and first:
-            choice["prompt_logprobs"] = [
-                _by_id(position) if position is not None else None
-                for position in output.prompt_logprobs or []
-            ]
+            choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
         if self._job.body.return_token_ids:
             choice["token_ids"] = answer.token_ids
             if first:
                 choice["prompt_token_ids"] = output.prompt_token_ids
         return choice
 
+    def _token_texts(self, *, skip_special_tokens: bool) -> TokenTexts:
+        return TokenTexts(
+            self._job.decode_prompt.tokenizer,
+            skip_special_tokens=skip_special_tokens,
+            as_token_ids=bool(self._job.body.return_tokens_as_token_ids),
+        )
+
     def _add_logprobs(
-        self,
-        logprobs: CompletionLogprobs,
-        token_ids: list[int],
-        positions: Sequence[PositionLogprobs | None],
-        decoder: IncrementalDecoder,
-        offset: int,
+        self, logprobs: CompletionLogprobs, positions: Iterable[ShownPosition], offset: int
     ) -> int:
         """Append parallel entries; a token's offset is where the text begins that it adds to. Gives the offset of the next."""
-        count, name = self._job.body.logprobs or 0, self._token_name
-        for token_id, position in zip(token_ids, positions, strict=True):
+        count = self._job.body.logprobs or 0
+        for shown in positions:
+            token_id, found = shown.token_id, shown.logprobs
             logprobs["text_offset"].append(offset)
-            offset += len(decoder.push(token_id))
-            logprobs["tokens"].append(name(token_id))
+            offset += shown.num_added
+            logprobs["tokens"].append(shown.texts[token_id])
             logprobs["token_logprobs"].append(
-                _finite(position[token_id].logprob) if position is not None else None
+                None if found is None else finite(found[token_id].logprob)
             )
             logprobs["top_logprobs"].append(
-                _by_name(position, token_id, count, name) if position is not None else None
+                None if found is None else _by_text(found, token_id, count, shown.texts)
             )
         return offset
 
-    def _token_name(self, token_id: int) -> str:
-        """What stands for a token in `logprobs`: its text, which others may share, or its id."""
-        if self._job.body.return_tokens_as_token_ids:
-            return f"token_id:{token_id}"
-        return self._job.decode_prompt.tokenizer.token_text(token_id)
 
-
-def _finite(logprob: float) -> float:
-    """What JSON can say: minus infinity, and what is not a number, as -9999."""
-    return max(
-        MINUS_INFINITY, logprob
-    )  # in this order: nothing is larger than NaN, nor NaN than anything
-
-
-def _by_name(
-    position: PositionLogprobs, token_id: int, count: int, name: Callable[[int], str]
+def _by_text(
+    position: PositionLogprobs, token_id: int, count: int, texts: Mapping[int, str]
 ) -> dict[str, float]:
-    """The most likely `count` tokens and the token itself; of tokens that read alike, parts of characters, the likeliest stays."""
+    """The most likely `count` tokens and the token itself; of tokens that read alike, such as those that add no text, the likeliest stays."""
     found: dict[str, float] = {}
-    for other, entry in sorted(position.items(), key=lambda item: item[1].rank):
-        if entry.rank <= count or other == token_id:
-            found.setdefault(name(other), _finite(entry.logprob))
+    for other, entry in likeliest(position, count):
+        found.setdefault(texts[other], finite(entry.logprob))
+    found.setdefault(texts[token_id], finite(position[token_id].logprob))
     return found
-
-
-def _by_id(position: PositionLogprobs) -> dict[str, PromptLogprob]:
-    return {
-        str(i): {"logprob": _finite(e.logprob), "rank": e.rank, "decoded_token": e.decoded_token}
-        for i, e in position.items()
-    }

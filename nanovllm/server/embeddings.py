@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import FastAPI, Request
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 from starlette.responses import Response
 
 from nanovllm.engine.async_engine import AsyncEngine
@@ -19,6 +19,7 @@ from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.answers import Embedding, EmbeddingList
 from nanovllm.server.body import read_body
+from nanovllm.server.completions import check_truncated
 from nanovllm.server.errors import served_name
 from nanovllm.server.json_writer import write_json
 from nanovllm.server.openapi import answers, request_body
@@ -30,6 +31,8 @@ from nanovllm.server.schemas import (
     Body,
     NotSupported,
     Prompts,
+    Side,
+    TruncatePromptTokens,
     check_prompts,
     list_prompts,
 )
@@ -54,15 +57,11 @@ class EmbeddingRequest(Body):
     )
     priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
-
-    @model_validator(mode="after")
-    def _check_dimensions(self) -> "EmbeddingRequest":
-        if self.dimensions is not None:
-            raise InvalidRequestError(
-                "dimensions is not supported: an embedding has the model's own width; leave it out",
-                param="dimensions",
-            )
-        return self
+    truncate_prompt_tokens: TruncatePromptTokens = None
+    truncation_side: Side = None
+    add_special_tokens: bool = Field(
+        True, description="those that the tokenizer puts around a text; GPT-2's has none"
+    )
 
     @property
     def inputs(self) -> list[str | list[int]]:
@@ -105,6 +104,14 @@ def add_embeddings(
 
 def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]:
     """Check every input against the model; raises InvalidRequestError that says which one is at fault."""
+    if body.dimensions is not None:
+        raise InvalidRequestError(
+            f"dimensions is not supported: the embeddings of this model have {engine.model.d_model} "
+            "numbers, and it was not trained for fewer; leave it out",
+            param="dimensions",
+        )
+    if body.truncate_prompt_tokens is not None:
+        check_truncated("input", body.inputs)
     submissions = []
     for index, text in enumerate(body.inputs):
         try:
@@ -114,12 +121,15 @@ def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]
                 pooling=body.pooling,
                 priority=body.priority,
                 cache_salt=body.cache_salt or "",
+                add_special_tokens=body.add_special_tokens,
+                truncate_prompt_tokens=body.truncate_prompt_tokens,
+                truncation_side=body.truncation_side or "right",
             )
         except InvalidRequestError as error:
+            if error.param != "prompt":
+                raise
             place = f"input {index}" if len(body.inputs) > 1 else "input"
-            raise type(error)(
-                f"{place}: {error}", param="input" if error.param == "prompt" else error.param
-            ) from error
+            raise type(error)(f"{place}: {error}", param="input") from error
         submissions.append(submission)
     return submissions
 

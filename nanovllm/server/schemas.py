@@ -31,6 +31,7 @@ from nanovllm.sampling_params import (
     MAX_TOP_K,
     MIN_REPETITION_PENALTY,
     MIN_SEED,
+    TruncationSide,
 )
 from nanovllm.server.bounds import INTEGERS, BoundedModel, as_integer, at_most, types_of
 from nanovllm.server.problems import quote
@@ -114,6 +115,19 @@ Metadata = Annotated[
     at_most(MAX_METADATA),
     WithJsonSchema({"type": "object", "maxProperties": MAX_METADATA}),
 ]
+TruncatePromptTokens = Annotated[
+    int | None,
+    Field(
+        ge=-1,
+        le=MAX_PROMPT_TOKENS,
+        description="most tokens of a prompt that are read; -1 for as many as fit",
+        json_schema_extra={"not": {"const": 0}},
+    ),
+]
+Side = Annotated[
+    TruncationSide | None,
+    Field(description="end of a longer prompt that is cut off by truncate_prompt_tokens"),
+]
 
 
 class StreamOptions(BoundedModel):
@@ -181,6 +195,28 @@ class SamplingBody(UnusedFields):
     cache_salt: str | None = Field(None, min_length=1, max_length=256)
     request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
 
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_BEST_OF,
+        description="generate so many, give the n most likely by mean log-probability",
+    )
+    use_beam_search: bool = Field(
+        False, description="the most probable answers as a whole; max(n, best_of) beams"
+    )
+    length_penalty: float | None = Field(
+        None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers"
+    )
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
+    truncate_prompt_tokens: TruncatePromptTokens = None
+    truncation_side: Side = None
+    return_token_ids: bool | None = Field(
+        False, description="add the token ids of the prompt and of each answer"
+    )
+    return_tokens_as_token_ids: bool | None = Field(
+        False, description='"token_id:123" instead of texts in logprobs'
+    )
+
     @model_validator(mode="after")
     def _check_stream(self) -> "SamplingBody":
         if self.stream_options is not None and not self.stream:
@@ -188,7 +224,35 @@ class SamplingBody(UnusedFields):
                 "stream_options is only allowed with stream; set stream to true or leave it out",
                 param="stream_options",
             )
+        if self.stream and self.num_candidates > (self.n or 1):
+            said = f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is known once all are complete"
+            raise InvalidRequestError(
+                f"{said}: they cannot be streamed; leave out stream or best_of", param="best_of"
+            )
         return self
+
+    def check_against_logprobs(self, logprobs: int | bool | None) -> None:
+        """Raise InvalidRequestError for fields that are about other fields; `logprobs` is the field of that name, of either type."""
+        if self.return_tokens_as_token_ids and (logprobs is None or logprobs is False):
+            said = "return_tokens_as_token_ids is about the tokens in logprobs, which the request does not ask for"
+            raise InvalidRequestError(
+                f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids"
+            )
+        if self.length_penalty is not None and not self.use_beam_search:
+            raise InvalidRequestError(
+                "length_penalty is only for use_beam_search; set that to true or leave it out",
+                param="length_penalty",
+            )
+
+    @property
+    def has_structure(self) -> bool:
+        """Whether answers must have a form, whose grammar has to be made."""
+        return self.structured_outputs is not None or self.response_format is not None
+
+    @property
+    def num_candidates(self) -> int:
+        """Answers a prompt that are generated, to give the best of them."""
+        return self.best_of or self.n or 1
 
 
 class CompletionRequest(SamplingBody):
@@ -201,38 +265,12 @@ class CompletionRequest(SamplingBody):
         le=MAX_PROMPT_TOKENS,
         description="most tokens to generate; 0 only with echo",
     )
-    best_of: int | None = Field(
-        None,
-        ge=1,
-        le=MAX_BEST_OF,
-        description="generate so many, give the n most likely by mean log-probability",
-    )
     logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
     echo: bool | None = False
     suffix: Annotated[str | None, NotSupported] = None
 
-    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
-    use_beam_search: bool = Field(
-        False, description="the most probable answers as a whole; max(n, best_of) beams"
-    )
-    length_penalty: float | None = Field(
-        None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers"
-    )
-    truncate_prompt_tokens: int | None = Field(
-        None,
-        ge=-1,
-        le=MAX_PROMPT_TOKENS,
-        description="read the last tokens only; -1 for as many as fit",
-        json_schema_extra={"not": {"const": 0}},
-    )
     add_special_tokens: bool = Field(
         True, description="those that the tokenizer puts around a text; GPT-2's has none"
-    )
-    return_token_ids: bool | None = Field(
-        False, description="add prompt_token_ids and token_ids to each choice"
-    )
-    return_tokens_as_token_ids: bool | None = Field(
-        False, description='"token_id:123" instead of texts in logprobs'
     )
 
     @field_validator("prompt")
@@ -247,36 +285,12 @@ class CompletionRequest(SamplingBody):
                 "suffix is not supported: GPT-2 cannot fill in the middle; leave it out",
                 param="suffix",
             )
-        if self.stream and self.num_candidates > (self.n or 1):
-            said = f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is known once all are complete"
-            raise InvalidRequestError(
-                f"{said}: they cannot be streamed; leave out stream or best_of", param="best_of"
-            )
-        if self.return_tokens_as_token_ids and self.logprobs is None:
-            said = "return_tokens_as_token_ids is about the tokens in logprobs, which the request does not ask for"
-            raise InvalidRequestError(
-                f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids"
-            )
-        if self.length_penalty is not None and not self.use_beam_search:
-            raise InvalidRequestError(
-                "length_penalty is only for use_beam_search; set that to true or leave it out",
-                param="length_penalty",
-            )
+        self.check_against_logprobs(self.logprobs)
         if self.max_tokens == 0 and not self.echo:
             raise InvalidRequestError(
                 "max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens"
             )
         return self
-
-    @property
-    def has_structure(self) -> bool:
-        """Whether answers must have a form, whose grammar has to be made."""
-        return self.structured_outputs is not None or self.response_format is not None
-
-    @property
-    def num_candidates(self) -> int:
-        """Answers a prompt that are generated, to give the best of them."""
-        return self.best_of or self.n or 1
 
     @property
     def prompts(self) -> list[str | list[int]]:

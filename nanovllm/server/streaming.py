@@ -218,6 +218,8 @@ async def answer_events(
     news: AsyncGenerator[tuple[int, RequestOutput], None],
     choices_of: Callable[[int, RequestOutput], Sequence[Mapping[str, Any]]],
     write: Write,
+    *,
+    prompt_fields: Callable[[RequestOutput], Mapping[str, Any]] = lambda _: {},
 ) -> AsyncGenerator[bytes, None]:
     """The chunks of a streamed answer, `[DONE]` last; an error on the way is an event of its own before it.
 
@@ -228,19 +230,26 @@ async def answer_events(
         news: of the requests of `submissions`, each with its place among them.
         choices_of: (place, news) to what is new of the choices, none where there is nothing to show.
         write: runs what takes long beside the event loop.
+        prompt_fields: the first news to the fields about the prompt that the first chunk has beside its choice.
     """
     usage_on = options is not None and options.include_usage
     counter = UsageCounter(submissions)
 
+    is_first = True
+
     def events_of(place: int, part: RequestOutput) -> list[bytes]:
+        nonlocal is_first
         extra: dict[str, Any] = {}
         if usage_on:
             is_continuous = options is not None and options.continuous_usage_stats
             extra = {"usage": counter.usage() if is_continuous else None}
         encode = _large_event if is_large([part]) else event
-        return [
-            encode({**head, "choices": [choice], **extra}) for choice in choices_of(place, part)
-        ]
+        events = []
+        for choice in choices_of(place, part):
+            first = prompt_fields(part) if is_first else {}
+            is_first = False
+            events.append(encode({**head, "choices": [choice], **extra, **first}))
+        return events
 
     try:
         async with aclosing(news) as pieces:

@@ -1,18 +1,23 @@
 """/tokenize, /detokenize and /tokenizer_info: text to token ids and back, as the served model reads it. Names and fields are vLLM's.
 
-The ids are those that /v1/completions would compute: a literal `<|endoftext|>` in the text is ordinary text. A text may be longer than
-the model's context, since finding that out is what people ask for; what one request may cost is bounded by its size instead.
+The ids are those that /v1/completions would compute, or /v1/chat/completions for messages: a
+literal `<|endoftext|>` in a text is ordinary text. A text may be longer than the model's context,
+since finding that out is what people ask for; what one request may cost is bounded by its size.
 """
 
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, model_validator
 
+from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_unicode
 from nanovllm.server.answers import Detokenized, Tokenized, TokenizerInfo
-from nanovllm.server.bounds import INTEGERS, at_most
+from nanovllm.server.bounds import INTEGERS, allow_nulls, at_most
+from nanovllm.server.chat_prompt import encode_messages
+from nanovllm.server.chat_schemas import Messages, PromptFields
 from nanovllm.server.schemas import Body, TokenId
 
 MAX_TEXT_BYTES = 1 << 18  # of UTF-8: at most as many tokens, 256 times the context of GPT-2
@@ -23,20 +28,54 @@ BoundedTokenIds = Annotated[
 ]
 
 
-class TokenizeRequest(Body):
-    """The body of POST /tokenize."""
+def _describe_form(schema: dict[str, Any]) -> None:
+    allow_nulls(schema)
+    schema["oneOf"] = [_given("prompt"), _given("messages")]
 
-    prompt: str = Field(
+
+def _given(name: str) -> dict[str, Any]:
+    """Return the JSON schema of an object that has a field which is not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+class TokenizeRequest(PromptFields):
+    """The body of POST /tokenize: a text or messages."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_form)
+
+    prompt: str | None = Field(
+        None,
         description=f"text of up to {MAX_TEXT_BYTES} bytes in UTF-8",
         json_schema_extra={"maxLength": MAX_TEXT_BYTES},
     )
-    add_special_tokens: bool = Field(
-        True,
-        description="what the tokenizer puts around every text, if anything; GPT-2's puts nothing",
+    messages: Messages | None = Field(
+        None, description="a conversation, which the chat template makes a prompt of"
     )
-    return_token_strs: bool = Field(
+    add_special_tokens: bool | None = Field(
+        None,
+        description="what the tokenizer puts around every text, if anything; GPT-2's puts nothing. "
+        "True for a text, false for messages",
+    )
+    return_token_strs: bool | None = Field(
         False, description="also each token as the vocabulary spells it"
     )
+
+    @model_validator(mode="after")
+    def _check_form(self) -> "TokenizeRequest":
+        if self.prompt is None and self.messages is None:
+            raise InvalidRequestError("prompt or messages is required", param="prompt")
+        if self.prompt is not None and self.messages is not None:
+            raise InvalidRequestError(
+                "prompt and messages cannot be tokenized together; leave one of them out",
+                param="messages",
+            )
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if self.messages is None and getattr(self, name):
+                raise InvalidRequestError(
+                    f"{name} is about messages, which the request has none of; leave it out",
+                    param=name,
+                )
+        return self
 
 
 class DetokenizeRequest(Body):
@@ -45,17 +84,24 @@ class DetokenizeRequest(Body):
     tokens: BoundedTokenIds = Field(description="token ids of the model's vocabulary")
 
 
-def tokenize(body: TokenizeRequest, engine: Engine) -> Tokenized:
+def tokenize(
+    body: TokenizeRequest, engine: Engine, template: ChatTemplate | None = None
+) -> Tokenized:
     """The answer to /tokenize; takes its time with a long text, so call it beside the event loop. Raises InvalidRequestError."""
-    check_unicode("prompt", body.prompt)
-    size = len(body.prompt.encode())
-    if size > MAX_TEXT_BYTES:
-        raise InvalidRequestError(
-            f"the prompt has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; send it in parts",
-            param="prompt",
-        )
     tokenizer = engine.tokenizer
-    tokens = tokenizer.encode(body.prompt, add_special_tokens=body.add_special_tokens)
+    if body.messages is None:
+        text = body.prompt or ""
+        _check_text(text, "prompt")
+        tokens = tokenizer.encode(text, add_special_tokens=body.add_special_tokens is not False)
+    else:
+        tokens = encode_messages(
+            body.messages,
+            body,
+            template,
+            tokenizer,
+            partial(_check_text, field="messages"),
+            add_special_tokens=bool(body.add_special_tokens),
+        )
     names = (
         [tokenizer.token_name(token_id) for token_id in tokens] if body.return_token_strs else None
     )
@@ -65,6 +111,16 @@ def tokenize(body: TokenizeRequest, engine: Engine) -> Tokenized:
         "tokens": tokens,
         "token_strs": names,
     }
+
+
+def _check_text(text: str, field: str) -> None:
+    check_unicode(field, text)
+    size = len(text.encode())
+    if size > MAX_TEXT_BYTES:
+        raise InvalidRequestError(
+            f"the text of {field} has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; send it in parts",
+            param=field,
+        )
 
 
 def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:

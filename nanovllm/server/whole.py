@@ -1,7 +1,7 @@
 """What the routes that give a whole answer have in common: waiting for requests while the client is there, and writing the answer as JSON."""
 
 import json
-from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -46,15 +46,19 @@ async def whole_answer(
     outputs: Sequence[RequestOutput],
     write: Write,
     stalled_after_s: float,
+    *,
+    prompt_fields: Callable[[], Mapping[str, object]] = dict,
 ) -> Response:
     """The answer whose choices are made of `outputs`; a large one is made beside the event loop, choice by choice as the client takes it.
 
     So the JSON of one choice is in memory at a time, and no call keeps the interpreter for as long as all of it takes.
+    `prompt_fields` makes the fields about the prompt that stand beside the choices.
     """
     if not is_large(outputs):
-        body = {**head, "choices": list(choices), "usage": usage}
+        body = {**head, "choices": list(choices), "usage": usage, **prompt_fields()}
         return Response(_json(body), media_type="application/json")
-    return PieceResponse(_pieces(head, choices, usage, write), "application/json", stalled_after_s)
+    pieces = _pieces(head, choices, usage, write, prompt_fields)
+    return PieceResponse(pieces, "application/json", stalled_after_s)
 
 
 async def _pieces(
@@ -62,6 +66,7 @@ async def _pieces(
     choices: Iterator[Mapping[str, object]],
     usage: Mapping[str, object],
     write: Write,
+    prompt_fields: Callable[[], Mapping[str, object]],
 ) -> AsyncGenerator[bytes, None]:
     def next_choice() -> bytes:
         choice = next(choices, None)
@@ -71,7 +76,8 @@ async def _pieces(
     while choice := await write(next_choice):
         yield separator + choice
         separator = b","
-    yield b'],"usage":' + _json(usage) + b"}"
+    rest = await write(lambda: write_json({"usage": usage, **prompt_fields()}))
+    yield b"]," + rest[1:]
 
 
 def json_response(content: bytes, stalled_after_s: float) -> Response:

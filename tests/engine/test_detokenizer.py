@@ -20,9 +20,14 @@ CONTINUATIONS = (b"", b"\x80", b"\xbf\x80", b"\x80\x80\x80", b"\x9f\x98\x80", b"
 def pieces_of(
     tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool = True
 ) -> list[str]:
-    """What each token released, and at the end the rest."""
+    """What each token released, which peeking has told before, and at the end the rest."""
     decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
-    return [*map(decoder.push, token_ids), decoder.flush()]
+    pieces = []
+    for token_id in token_ids:
+        peeked = decoder.peek(token_id), decoder.peek(token_id)
+        pieces.append(decoder.push(token_id))
+        assert peeked == (pieces[-1], pieces[-1])
+    return [*pieces, decoder.flush()]
 
 
 def byte_tokens(tokenizer: Tokenizer, data: bytes) -> list[int]:

@@ -165,20 +165,42 @@ def test_a_special_token_in_the_prompt_is_text(intake: Intake) -> None:
 # Truncated prompts ------------------------------------------------------------------------------------------------------------------
 
 
-@given(length=st.integers(1, 40), kept=st.integers(1, 40), as_text=st.booleans())
-def test_the_last_tokens_are_kept(
-    tokenizer: Tokenizer, length: int, kept: int, as_text: bool
+@given(
+    length=st.integers(1, 40),
+    kept=st.integers(1, CONTEXT),
+    as_text=st.booleans(),
+    side=st.sampled_from(["left", "right", None]),
+)
+def test_one_end_of_the_prompt_is_cut_off(
+    tokenizer: Tokenizer, length: int, kept: int, as_text: bool, side: str | None
 ) -> None:
+    """The beginning by default; of a text that is embedded the end."""
     text = ("the end, " * length)[:length]
     ids = tokenizer.encode(text)
+    prompt = text if as_text else ids
+    given_side: dict[str, Any] = {} if side is None else {"truncation_side": side}
+    intake = make_intake(tokenizer)
     output = submit(
-        make_intake(tokenizer),
-        text if as_text else ids,
-        truncate_prompt_tokens=min(kept, CONTEXT),
-        max_tokens=0,
+        intake, prompt, truncate_prompt_tokens=kept, max_tokens=0, **given_side
     ).assembler.output()
-    assert output.prompt_token_ids == ids[-min(kept, CONTEXT) :]
+    assert output.prompt_token_ids == (ids[:kept] if side == "right" else ids[-kept:])
     assert output.prompt == (tokenizer.decode(output.prompt_token_ids) if as_text else None)
+    (request,) = intake.embed("r", prompt, truncate_prompt_tokens=kept, **given_side).requests
+    assert list(request.prompt_token_ids) == (ids[-kept:] if side == "left" else ids[:kept])
+
+
+def test_a_text_that_is_embedded_may_fill_the_context(intake: Intake) -> None:
+    (request,) = intake.embed("r", [1] * (CONTEXT + 5), truncate_prompt_tokens=-1).requests
+    assert len(request.prompt_token_ids) == CONTEXT
+
+
+def test_more_tokens_than_the_context_has_are_refused(intake: Intake) -> None:
+    for check in (submit, lambda intake, **given: intake.embed("r", "hi", **given)):
+        with pytest.raises(
+            InvalidRequestError, match=f"is {CONTEXT + 1}, the limit is {CONTEXT}"
+        ) as caught:
+            check(intake, truncate_prompt_tokens=CONTEXT + 1)
+        assert caught.value.param == "truncate_prompt_tokens"
 
 
 def test_a_truncated_prompt_must_fit(intake: Intake) -> None:
@@ -227,9 +249,7 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(intake: Intake) -
 
 
 def test_text_that_is_to_be_truncated_has_a_limit(intake: Intake) -> None:
-    said = (
-        f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send its end"
-    )
+    said = f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send the part to be read"
     with pytest.raises(InvalidRequestError, match=said) as caught:
         submit(intake, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
     assert caught.value.param == "prompt"

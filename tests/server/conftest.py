@@ -7,6 +7,7 @@ import pytest
 from openai import OpenAI
 
 from nanovllm import LLM
+from tests.support.chats import TEMPLATE
 from tests.support.serving import ENGINE_SETTINGS, RunningServer, loader
 
 
@@ -17,9 +18,16 @@ def both_backends(backend: str) -> None:
 
 @pytest.fixture(scope="session")
 def server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server of the tiny model."""
-    with RunningServer(loader(tiny_model)) as running:
+    """A server of the tiny model, with a chat template."""
+    with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def chat_server(server: RunningServer) -> RunningServer:
+    """The same server, for tests that need the package which renders its template."""
+    pytest.importorskip("jinja2")
+    return server
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +46,7 @@ def client(server: RunningServer) -> Iterator[OpenAI]:
 
 @pytest.fixture(scope="module")
 def chat_client(chat_server: RunningServer) -> Iterator[OpenAI]:
-    """The official client of the server with a chat template that a module has."""
+    """The official client of the server with a chat template."""
     with OpenAI(base_url=f"{chat_server.url}/v1", api_key="none", max_retries=0) as opened:
         yield opened
 

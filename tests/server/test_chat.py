@@ -1,6 +1,5 @@
 """POST /v1/chat/completions: a chat is the completion of its rendered messages, in OpenAI's chat form, whole and streamed."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,60 +11,20 @@ from openai import OpenAI
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine import chat_template
 from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.errors import InvalidRequestError
 from nanovllm.server import chat
+from nanovllm.server.chat import make_chat_job
+from nanovllm.server.chat_schemas import ChatRequest
+from tests.support.chats import MESSAGES, TEMPLATE, ask, post, prompt_of, stream
 from tests.support.checkpoints import write_tiny_model
 from tests.support.serving import (
     MODEL,
     RunningServer,
     loader,
     read_error,
-    read_events,
     run_threads,
     wait_until,
 )
-
-SOURCE = """{% for message in messages %}
-{% if message.content == 'refuse me' %}{{ raise_exception('no') }}{% endif %}
-{{ message.role }}{{ '/' ~ message.name if message.name }}: {{ message.content }}{{ eos_token }}
-{% endfor %}
-assistant:"""
-TEMPLATE = ChatTemplate(SOURCE, "the test's")
-MESSAGES: list[Any] = [{"role": "system", "content": "in"}, {"role": "user", "content": "the end"}]
-
-
-@pytest.fixture(scope="module")
-def chat_server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server with a chat template."""
-    pytest.importorskip("jinja2")
-    with RunningServer(loader(tiny_model), chat_template=TEMPLATE) as running:
-        yield running
-
-
-def post(server: RunningServer, **body: Any) -> httpx.Response:
-    content = json.dumps({"messages": MESSAGES, **body}).encode()
-    return server.http.post(
-        "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
-    )
-
-
-def ask(server: RunningServer, **body: Any) -> dict[str, Any]:
-    """The answer to a request that must succeed."""
-    response = post(server, **body)
-    assert response.status_code == 200, response.text
-    answer: dict[str, Any] = response.json()
-    return answer
-
-
-def stream(server: RunningServer, **body: Any) -> list[dict[str, Any]]:
-    response = post(server, stream=True, **body)
-    assert response.status_code == 200, response.text
-    return read_events(response.content)
-
-
-def prompt_of(llm: LLM, messages: Any = None) -> list[int]:
-    return TEMPLATE.encode(
-        MESSAGES if messages is None else messages, llm.tokenizer, lambda _: None
-    )
 
 
 def text_of(answer: dict[str, Any]) -> str:
@@ -379,7 +338,25 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "sound alone": ({"modalities": ["audio"]}, "modalities", 'must be "text"'),
     "a field of another spelling": ({"max_completion_token": 5}, "max_completion_token", "did you mean max_completion_tokens?"),
     "response_format": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
-    "echo": ({"echo": True}, "echo", "not supported"),
+    "a template": ({"chat_template": "{{ messages }}"}, "chat_template", "not supported"),
+    "two ends of the prompt": ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "both true"),
+    "truncated to 0": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
+    "truncated to more than the context": ({"truncate_prompt_tokens": 129}, "truncate_prompt_tokens", "128"),
+    "another side": ({"truncate_prompt_tokens": 5, "truncation_side": "middle"}, "truncation_side", "right"),
+    "no room for a truncated prompt": ({"truncate_prompt_tokens": -1, "max_completion_tokens": 128}, "max_completion_tokens", "128"),
+    "too many prompt_logprobs": ({"prompt_logprobs": 21}, "prompt_logprobs", "20"),
+    "all prompt_logprobs": ({"prompt_logprobs": -1}, "prompt_logprobs", "0"),
+    "token ids for texts without logprobs": ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
+    "token ids for texts with logprobs off": ({"return_tokens_as_token_ids": True, "logprobs": False}, "return_tokens_as_token_ids", "logprobs"),
+    "best_of below n": ({"best_of": 2, "n": 3}, "best_of", "3"),
+    "best_of in a stream": ({"best_of": 3, "stream": True}, "best_of", "stream"),
+    "a length_penalty without beams": ({"length_penalty": 1.0}, "length_penalty", "use_beam_search"),
+    "streamed beams": ({"use_beam_search": True, "stream": True}, "stream", "use_beam_search"),
+    "sampled beams": ({"use_beam_search": True, "seed": 1}, "seed", "use_beam_search"),
+    "echoed beams": ({"use_beam_search": True, "echo": True}, "echo", "use_beam_search"),
+    "too many beams": ({"use_beam_search": True, "n": 11}, "n", "10"),
+    "beams longer than the context": ({"use_beam_search": True, "max_completion_tokens": 128}, "max_completion_tokens", "128"),
+    "beams for a long prompt": ({"use_beam_search": True, "messages": [{"role": "user", "content": "x" * 200}]}, "messages", "no room"),
     "n": ({"n": 129}, "n", "128"),
     "logprobs a number": ({"logprobs": 2}, "logprobs", "true or false"),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
@@ -409,12 +386,13 @@ def test_the_model_must_be_served_and_may_be_called_by_each_name(
     assert ask(chat_server, request_id="my-id", max_tokens=1)["id"] == "chatcmpl-my-id"
 
 
-def test_without_a_template_it_says_what_to_do(server: RunningServer) -> None:
-    error = read_error(post(server), 400)
-    assert error["param"] == "messages"
-    assert "has no chat template" in error["message"]
-    assert "/v1/completions" in error["message"]
-    assert "--chat-template FILE" in error["message"]
+def test_without_a_template_it_says_what_to_do(llm: LLM) -> None:
+    body = ChatRequest.model_validate({"messages": MESSAGES})
+    with pytest.raises(InvalidRequestError, match="has no chat template") as caught:
+        make_chat_job(body, None, llm.engine, MODEL)
+    assert caught.value.param == "messages"
+    assert "/v1/completions" in str(caught.value)
+    assert "--chat-template FILE" in str(caught.value)
 
 
 def test_a_template_that_is_damaged_says_so_and_completions_go_on(

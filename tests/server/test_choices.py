@@ -242,7 +242,7 @@ def test_siblings_do_not_make_a_new_prompt_a_cached_one(server: RunningServer, l
 LONG = "in the café: 漢字 and then the end of the word, on the way in"
 
 
-@pytest.mark.parametrize("kept", [1, 2, 7, 20, 44, 45, 1000])
+@pytest.mark.parametrize("kept", [1, 2, 7, 20, 44, 45, 128])
 @pytest.mark.parametrize("form", ["text", "ids"])
 def test_a_truncated_prompt_is_the_prompt_of_its_last_tokens(
     server: RunningServer, llm: LLM, kept: int, form: str
@@ -269,6 +269,25 @@ def test_a_truncated_prompt_is_the_prompt_of_its_last_tokens(
     text = llm.tokenizer.decode(ids[-kept:])
     assert output.prompt == (text if form == "text" else None)
     assert cut["choices"][0]["text"].startswith(text)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("form", ["text", "ids"])
+def test_vllm_truncation_side(server: RunningServer, llm: LLM, side: str, form: str) -> None:
+    ids = llm.tokenizer.encode(LONG)
+    body = server.complete(
+        LONG if form == "text" else ids,
+        truncate_prompt_tokens=5,
+        truncation_side=side,
+        max_tokens=1,
+        return_token_ids=True,
+    )
+    kept = ids[-5:] if side == "left" else ids[:5]
+    assert body["choices"][0]["prompt_token_ids"] == kept
+    assert body["usage"]["prompt_tokens"] == 5
+    error = server.error({"prompt": LONG, "truncate_prompt_tokens": 129})
+    assert error["param"] == "truncate_prompt_tokens"
+    assert server.error({"prompt": LONG, "truncation_side": "end"})["param"] == "truncation_side"
 
 
 def test_minus_1_keeps_what_fits_with_the_answer(server: RunningServer, llm: LLM) -> None:

@@ -161,6 +161,18 @@ def test_the_stop_string_that_ends_first_wins_and_may_be_kept(server: RunningSer
     )
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_of_stop_strings_that_end_together_the_longest_wins(
+    server: RunningServer, *, turned: bool
+) -> None:
+    """Whatever their order, so that nothing of it stays in the text; vLLM takes the first of the list."""
+    text = texts(words(server))[0]
+    end = next(end for end in range(6, 40) if text.index(text[end - 2 : end]) == end - 2)
+    stops = [text[end - 2 : end], text[end - 5 : end]]
+    (choice,) = words(server, stop=stops[::-1] if turned else stops)["choices"]
+    assert (choice["text"], choice["stop_reason"]) == (text[: end - 5], text[end - 5 : end])
+
+
 def test_a_stop_token_ends_the_answer_and_is_named(server: RunningServer) -> None:
     stop = ord("k") - 33
     (choice,) = server.complete(

@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from openai import OpenAI
+from openai import BadRequestError, OpenAI
 
 from nanovllm import LLM
 from nanovllm.engine.pooling import Pooler
@@ -125,8 +125,56 @@ def test_a_whole_context_is_embedded_and_one_token_more_is_refused(server: Runni
     assert f"input 1: the prompt has {limit + 1} tokens, the limit is {limit}" in error["message"]
 
 
+LONG_TEXT = "in the end, " * 30
+
+
+@pytest.mark.parametrize("form", ["text", "ids"])
+@pytest.mark.parametrize("count", [10, -1])
+def test_vllm_truncation(client: OpenAI, llm: LLM, form: str, count: int) -> None:
+    """The first tokens are read, 128 at most, as by `vllm bench serve --backend openai-embeddings`."""
+    ids = llm.tokenizer.encode(LONG_TEXT)
+    given: Any = LONG_TEXT if form == "text" else ids
+    extra = {"truncate_prompt_tokens": count}
+    answer = client.embeddings.create(model=MODEL, input=given, extra_body=extra)
+    kept = 128 if count == -1 else count
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens == kept
+    (expected,) = llm.embed([ids[:kept]], use_tqdm=False)
+    assert answer.data[0].embedding == expected.outputs.embedding
+
+
+def test_vllm_truncation_to_more_than_the_context(client: OpenAI) -> None:
+    extra = {"truncate_prompt_tokens": 129}
+    with pytest.raises(BadRequestError, match="the limit is 128") as caught:
+        client.embeddings.create(model=MODEL, input=LONG_TEXT, extra_body=extra)
+    assert caught.value.param == "truncate_prompt_tokens"
+
+
+def test_either_end_may_be_cut_off(server: RunningServer, llm: LLM) -> None:
+    ids = llm.tokenizer.encode(LONG_TEXT)
+    for side, kept in (("left", ids[-10:]), ("right", ids[:10])):
+        found = embed(server, LONG_TEXT, truncate_prompt_tokens=10, truncation_side=side)
+        assert vectors(found) == vectors(embed(server, kept))
+    assert embed(server, "the", add_special_tokens=False) == embed(server, "the")
+
+
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
-    "dimensions": ({"dimensions": 16}, "dimensions", "not supported"),
+    "dimensions": (
+        {"dimensions": 16},
+        "dimensions",
+        "not supported: the embeddings of this model have 32 numbers",
+    ),
+    "truncated to 0": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
+    "another side": ({"truncation_side": "middle"}, "truncation_side", "right"),
+    "long texts to be truncated": (
+        {"input": ["a " * 50000] * 11, "truncate_prompt_tokens": 5},
+        "input",
+        "1048576",
+    ),
+    "a longer text to be truncated": (
+        {"input": ["a", "a" * 300_000], "truncate_prompt_tokens": 5},
+        "input",
+        "input 1: the prompt has 300000 bytes",
+    ),
     "format": ({"encoding_format": "int8"}, "encoding_format", "base64"),
     "pooling": ({"pooling": "max"}, "pooling", "mean"),
     "no pooling": ({"pooling": None}, "pooling", "last"),

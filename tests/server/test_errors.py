@@ -376,7 +376,7 @@ field_names = st.sampled_from([
     "prompt", "model", "max_tokens", "temperature", "top_p", "n", "best_of", "logprobs", "echo", "stop", "presence_penalty", "logit_bias", "seed",
     "stream_options", "suffix", "user", "top_k", "stop_token_ids", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
     "prompt_logprobs", "priority", "cache_salt", "request_id", "truncate_prompt_tokens", "add_special_tokens", "return_token_ids",
-    "return_tokens_as_token_ids",
+    "return_tokens_as_token_ids", "truncation_side",
 ])  # fmt: skip
 
 

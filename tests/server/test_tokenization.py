@@ -1,5 +1,6 @@
 """POST /tokenize and /detokenize: the ids that a completion would compute, text and back again, and what is refused."""
 
+import importlib.util
 import json
 import threading
 from pathlib import Path
@@ -12,6 +13,8 @@ from tokenizers import Tokenizer, processors
 
 from nanovllm import LLM
 from nanovllm.server.tokenization import MAX_TEXT_BYTES, MAX_TOKENS
+from tests.support.chats import MESSAGES, TEMPLATE, prompt_of
+from tests.support.chats import ask as chat
 from tests.support.checkpoints import END_OF_TEXT, write_tiny_model
 from tests.support.serving import MODEL, TIMEOUT_S, RunningServer, loader, read_error
 
@@ -33,6 +36,10 @@ def ask(server: RunningServer, path: str, **body: Any) -> dict[str, Any]:
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
     return answer
+
+
+def embed(server: RunningServer, text: str, **body: Any) -> dict[str, Any]:
+    return ask(server, "/v1/embeddings", input=text, **body)
 
 
 def refused(server: RunningServer, path: str, body: Any, status: int = 400) -> dict[str, Any]:
@@ -124,7 +131,7 @@ def test_what_the_tokenizer_puts_around_a_text_may_be_left_out(tmp_path: Path) -
         single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, END)]
     )
     library.save(str(folder / "tokenizer.json"))
-    with RunningServer(loader(folder)) as running:
+    with RunningServer(loader(folder), chat_template=TEMPLATE) as running:
         assert ask(running, "/tokenize", prompt="the")["tokens"][0] == END
         assert (
             END not in ask(running, "/tokenize", prompt="the", add_special_tokens=False)["tokens"]
@@ -134,6 +141,60 @@ def test_what_the_tokenizer_puts_around_a_text_may_be_left_out(tmp_path: Path) -
             == ask(running, "/tokenize", prompt="the")["count"]
             == 2
         )
+        assert embed(running, "the")["usage"]["prompt_tokens"] == 2
+        assert embed(running, "the", add_special_tokens=False)["usage"]["prompt_tokens"] == 1
+        if importlib.util.find_spec("jinja2") is None:
+            return
+        plain = ask(running, "/tokenize", messages=MESSAGES)["tokens"]
+        assert plain[0] != END
+        for added in (False, True):
+            found = ask(running, "/tokenize", messages=MESSAGES, add_special_tokens=added)["tokens"]
+            assert found == [END] * added + plain
+            settings = {"add_special_tokens": added, "max_tokens": 1, "return_token_ids": True}
+            assert chat(running, **settings)["prompt_token_ids"] == found
+
+
+@pytest.mark.parametrize("add_generation_prompt", [False, True])
+@pytest.mark.parametrize("add_special_tokens", [False, True])
+@pytest.mark.parametrize("continue_final_message", [False, True])
+def test_vllm_tokenize_chat(
+    chat_server: RunningServer,
+    llm: LLM,
+    *,
+    add_generation_prompt: bool,
+    add_special_tokens: bool,
+    continue_final_message: bool,
+) -> None:
+    if add_generation_prompt and continue_final_message:
+        return  # refused, see BAD_BODIES
+    messages = [
+        {"role": "user", "content": "Hi there!"},
+        {"role": "assistant", "content": "Nice to meet you!"},
+        {"role": "user", "content": "Can I ask a question? vllm1"},
+        *([{"role": "assistant", "content": "Sure,"}] if continue_final_message else []),
+    ]
+    ends = {
+        "add_generation_prompt": add_generation_prompt,
+        "continue_final_message": continue_final_message,
+    }
+    tokens = prompt_of(llm, messages, **ends)
+    body = {"messages": messages, "add_special_tokens": add_special_tokens, **ends}
+    assert ask(chat_server, "/tokenize", model=MODEL, **body) == {
+        "count": len(tokens),
+        "max_model_len": 128,
+        "tokens": tokens,
+        "token_strs": None,
+    }
+
+
+def test_messages_become_the_tokens_that_a_chat_computes(chat_server: RunningServer) -> None:
+    found = ask(chat_server, "/tokenize", messages=MESSAGES, return_token_strs=True)
+    answer = chat(chat_server, max_tokens=1, return_token_ids=True)
+    assert answer["prompt_token_ids"] == found["tokens"]
+    assert found["token_strs"][-1] == ":"
+    assert len(found["token_strs"]) == found["count"]
+    long = [{"role": "user", "content": "x" * 1000}]
+    assert ask(chat_server, "/tokenize", messages=long)["count"] > 1000
 
 
 def test_the_longest_text_that_is_allowed_is_read(server: RunningServer) -> None:
@@ -181,16 +242,21 @@ def test_others_are_answered_meanwhile(
     assert answers == [expected]
 
 
+TWO_ENDS = {"add_generation_prompt": True, "continue_final_message": True}
 BAD_BODIES: dict[str, tuple[str, Any, str | None, str]] = {
     "no text": ("/tokenize", {}, "prompt", "required"),
-    "text null": ("/tokenize", {"prompt": None}, "prompt", "None"),
+    "text null": ("/tokenize", {"prompt": None}, "prompt", "required"),
     "several texts": ("/tokenize", {"prompt": ["a", "b"]}, "prompt", "a list of 2"),
     "a number": ("/tokenize", {"prompt": 5}, "prompt", "5"),
     "half a character": ("/tokenize", {"prompt": "ab\ud800"}, "prompt", "surrogate"),
-    "a conversation": ("/tokenize", {"prompt": "a", "messages": []}, "messages", "not supported"),
+    "a text and messages": ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "messages", "leave one of them out"),
+    "no messages": ("/tokenize", {"messages": []}, "messages", "at least 1"),
+    "two ends": ("/tokenize", {"messages": MESSAGES, **TWO_ENDS}, "continue_final_message", "both true"),
+    "an end of a text": ("/tokenize", {"prompt": "a", "continue_final_message": True}, "continue_final_message", "about messages"),
+    "a template": ("/tokenize", {"messages": MESSAGES, "chat_template": "x"}, "chat_template", "not supported"),
     "an unknown field": ("/tokenize", {"prompt": "a", "add_special": True}, "add_special", "not supported"),
     "add_special_tokens a text": ("/tokenize", {"prompt": "a", "add_special_tokens": "yes"}, "add_special_tokens", "'yes'"),
-    "return_token_strs null": ("/tokenize", {"prompt": "a", "return_token_strs": None}, "return_token_strs", "None"),
+    "return_token_strs a text": ("/tokenize", {"prompt": "a", "return_token_strs": "yes"}, "return_token_strs", "yes"),
     "model a number": ("/tokenize", {"prompt": "a", "model": 5}, "model", "5"),
     "a list": ("/tokenize", ["a"], None, "JSON object"),
     "many unknown fields": ("/tokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields"),
@@ -217,6 +283,21 @@ def test_a_bad_body_is_refused_by_what_is_wrong_with_it(server: RunningServer, n
     path, body, param, part = BAD_BODIES[name]
     error = refused(server, path, body)
     assert (error["type"], error["param"]) == ("BadRequestError", param)
+    assert part in error["message"]
+
+
+BAD_MESSAGES = {
+    "refused by the template": ("refuse me", "refuses the messages: no"),
+    "half a character": ("\ud800", "surrogate"),
+    "too long": ("a" * MAX_TEXT_BYTES, str(MAX_TEXT_BYTES)),
+}
+
+
+@pytest.mark.parametrize("name", BAD_MESSAGES)
+def test_bad_messages_are_refused(chat_server: RunningServer, name: str) -> None:
+    content, part = BAD_MESSAGES[name]
+    error = refused(chat_server, "/tokenize", {"messages": [{"role": "user", "content": content}]})
+    assert error["param"] == "messages"
     assert part in error["message"]
 
 
