@@ -32,7 +32,7 @@ class ResponseFormat(BoundedModel):
 
 
 class StructuredFields(BoundedModel):
-    """`structured_outputs`: exactly one of these."""
+    """`structured_outputs`: exactly one of the first five fields, and options."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -51,6 +51,7 @@ class StructuredFields(BoundedModel):
         | None
     ) = None
     grammar: Annotated[str, WithJsonSchema(_TEXT)] | None = None
+    disable_additional_properties: bool | None = None
 
 
 def structured_outputs(
@@ -67,6 +68,7 @@ def structured_outputs(
             regex=fields.regex,
             choice=fields.choice,
             grammar=fields.grammar,
+            disable_additional_properties=fields.disable_additional_properties is not False,
         )
     if response_format is None or response_format.type == "text":
         return None
