@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from starlette.routing import BaseRoute, Match
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.server.metrics import ServerMetrics
@@ -18,8 +18,10 @@ class HttpMetricsMiddleware:
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], metrics: ServerMetrics) -> None:
         """Count what `app` answers; `routes` are those that it may come to."""
         self._app = app
-        self._routes = tuple(routes)
         self._metrics = metrics
+        known = [route for route in routes if isinstance(route, Route)]
+        self._fixed_paths = {route.path for route in known if "{" not in route.path}
+        self._patterns = [route for route in known if "{" in route.path]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, and count it."""
@@ -50,12 +52,11 @@ class HttpMetricsMiddleware:
             count()
 
     def _handler(self, scope: Scope) -> str:
-        """Return the path of the route, with the names of its parameters; never what a client wrote."""
-        found = _NO_ROUTE
-        for route in self._routes:
-            match, _ = route.matches(scope)
-            if match is Match.FULL:
-                return str(getattr(route, "path", _NO_ROUTE))
-            if match is Match.PARTIAL:
-                found = str(getattr(route, "path", _NO_ROUTE))
-        return found
+        """Return the path of the route with the names of its parameters; never a client's text."""
+        path: str = scope["path"]
+        if path in self._fixed_paths:
+            return path
+        for route in self._patterns:
+            if route.matches(scope)[0] is not Match.NONE:
+                return route.path
+        return _NO_ROUTE
