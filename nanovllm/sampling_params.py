@@ -57,7 +57,7 @@ class SamplingParams:
         skip_special_tokens: leave tokens such as `<|endoftext|>` out of the text.
         logprobs: log-probabilities of this many most likely tokens at each position, and of the one chosen.
         prompt_logprobs: the same for the tokens of the prompt.
-        structured_outputs: what the answer must look like; needs the extra `structured`.
+        structured_outputs: the form of the answer.
     """
 
     n: int = 1

@@ -1,4 +1,7 @@
-"""What an answer must look like: JSON, a regular expression, one of some texts, or a grammar. Field names are vLLM's."""
+"""The form of an answer: JSON, a regular expression, a choice of texts, or a grammar.
+
+Field names are vLLM's.
+"""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,14 +18,21 @@ _PARAM = "structured_outputs"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputs:
-    """Exactly one of these; raises InvalidRequestError naming what is wrong.
+    """Exactly one of the first five attributes is given.
 
     Attributes:
         json: a JSON schema, as a mapping or as text; the answer is a value that it describes.
         json_object: True for any JSON object.
         regex: the whole answer matches it (Rust's syntax, without look-around).
         choice: the answer is one of these texts.
-        grammar: a grammar in Lark's notation, whose rule `start` the answer follows.
+        grammar: a grammar in Lark's notation, whose rule `start` the answer follows, or in
+            llama.cpp's GBNF (EBNF in vLLM), whose rule `root` it follows.
+        disable_additional_properties: forbid the properties that an object of `json` does not
+            declare in its `properties`, unless its schema has `additionalProperties`. False for the
+            standard's meaning: an object may have any other property.
+
+    Raises:
+        InvalidRequestError: a value is not valid; the message names it.
     """
 
     json: Mapping[str, Any] | str | None = None
@@ -30,6 +40,7 @@ class StructuredOutputs:
     regex: str | None = None
     choice: Sequence[str] | None = None
     grammar: str | None = None
+    disable_additional_properties: bool = True
 
     def __post_init__(self) -> None:
         given = [
@@ -40,6 +51,11 @@ class StructuredOutputs:
         if len(given) != 1:
             message = f"structured_outputs has {', '.join(given) or 'nothing'} but takes exactly one of json, json_object, regex, choice, grammar"
             raise InvalidRequestError(message, param=_PARAM)
+        if not isinstance(self.disable_additional_properties, bool):
+            raise InvalidRequestError(
+                "structured_outputs.disable_additional_properties must be true or false",
+                param=_PARAM,
+            )
         if self.json_object is not None and self.json_object is not True:
             raise InvalidRequestError(
                 "structured_outputs.json_object must be true; leave structured_outputs out for any text",
@@ -66,7 +82,10 @@ class StructuredOutputs:
     @property
     def key(self) -> str:
         """All of it as text: equal for equal wishes."""
-        return json.dumps([self.json, self.json_object, self.regex, self.choice, self.grammar])
+        is_closed = self.json is not None and self.disable_additional_properties
+        return json.dumps(
+            [self.json, self.json_object, self.regex, self.choice, self.grammar, is_closed]
+        )
 
     def _check_unicode(self) -> None:
         """Refuse half of a surrogate pair, which JSON can spell and no grammar can have."""

@@ -32,6 +32,7 @@ from nanovllm.structured_outputs import MAX_CHOICES, MAX_GRAMMAR_BYTES
         ({"json": {"minimum": 1 << 64}}, "more than 64 bits"),
         ({"json": '{"minimum": -' + "9" * 30 + "}"}, "more than 64 bits"),
         ({"json": {"minimum": float("nan")}}, "cannot be written as JSON"),
+        ({"json": {}, "disable_additional_properties": 0}, "must be true or false"),
         ({"json": '{"items":' * 982 + "{}" + "}" * 982}, "not valid JSON"),
     ],
 )

@@ -65,7 +65,9 @@ class Watch:
         """The server now."""
         page = must_be_whole(parse(await fetch(self.port, "/metrics"))).body.decode()
         found = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
-        computed = gauge(page, "prompt_tokens_total") + gauge(page, "generation_tokens_total")
+        computed = gauge(page, "prompt_tokens_computed_total") + gauge(
+            page, "generation_tokens_total"
+        )
         preemptions = gauge(page, "num_preemptions_total")
         return Sample(
             time.monotonic() - self.started_s,

@@ -39,6 +39,8 @@ class SequenceUpdate:
         hidden: final hidden states [tokens, d_model] of a prompt that is embedded.
         time_s: when the step ended.
         inter_token_latency_s: time since the token before; None for the first token, and without a token.
+        num_preemptions: how often it was set back.
+        num_reused_tokens: prompt tokens that were not computed for it.
     """
 
     request_id: str
@@ -54,6 +56,8 @@ class SequenceUpdate:
     hidden: npt.NDArray[np.float32] | None = None
     time_s: float = 0.0
     inter_token_latency_s: float | None = None
+    num_preemptions: int = 0
+    num_reused_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -169,6 +173,11 @@ class Assembler:
         """Tokens of all answers so far, as `usage` counts them: greedy answers that are computed once count n times."""
         computed = sum(len(sequence.token_ids) for sequence in self._sequences)
         return computed * (self._params.num_candidates // len(self._sequences))
+
+    @property
+    def max_output_tokens(self) -> int:
+        """Tokens of the longest answer so far."""
+        return max(len(sequence.token_ids) for sequence in self._sequences)
 
     def ended(self, choice_index: int) -> tuple[FinishReason, int] | None:
         """Why a sequence has ended and how many tokens its answer has; None while it goes on."""

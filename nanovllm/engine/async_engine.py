@@ -29,6 +29,7 @@ from nanovllm.engine.intake import Prompt, Submission
 from nanovllm.engine.metrics import (
     AdmissionStats,
     EngineSnapshot,
+    FinishedPrompt,
     FinishedRequest,
     StepStats,
 )
@@ -426,14 +427,22 @@ class AsyncEngine:
         ended = assembler.ended(index)
         if ended is not None and times is not None:
             reason, num_tokens = ended
+            request = reader.requests[index]
             stats.finished.append(
                 FinishedRequest(
                     reason.value,
-                    reader.requests[index].num_prompt_tokens,
+                    request.num_prompt_tokens,
                     num_tokens,
+                    request.max_new_tokens,
+                    update.num_reused_tokens,
+                    update.num_preemptions,
                     replace(times, finished_s=update.time_s),
                 )
             )
+            if assembler.is_finished:
+                stats.finished_prompts.append(
+                    FinishedPrompt(request.sampling.n, assembler.max_output_tokens)
+                )
         if assembler.error is not None:
             for sibling in reader.siblings:
                 sibling.give_up(assembler.error)

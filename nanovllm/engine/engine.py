@@ -104,6 +104,8 @@ class Engine:
         self._times: dict[str, RequestTimes] = {}
         self._deadlines: dict[str, float] = {}  # of those that have one
         self._prompt_tokens = 0
+        self._prompt_tokens_cached = 0
+        self._prompt_tokens_computed = 0
         self._generation_tokens = 0
         self._last_step_s = 0.0
 
@@ -145,9 +147,18 @@ class Engine:
         """The engine at this moment; for the engine's thread."""
         scheduler = self.scheduler
         return EngineSnapshot(
-            len(scheduler.running), scheduler.num_waiting, self.blocks.usage, self._prompt_tokens, self._generation_tokens,
-            scheduler.num_preemptions, scheduler.prefix_cache_queries, scheduler.prefix_cache_hits,
-        )  # fmt: skip
+            num_requests_running=len(scheduler.running),
+            num_requests_waiting=scheduler.num_waiting,
+            num_requests_deferred=scheduler.num_deferred,
+            kv_cache_usage=self.blocks.usage,
+            prompt_tokens=self._prompt_tokens,
+            prompt_tokens_cached=self._prompt_tokens_cached,
+            prompt_tokens_computed=self._prompt_tokens_computed,
+            generation_tokens=self._generation_tokens,
+            num_preemptions=scheduler.num_preemptions,
+            prefix_cache_queries=scheduler.prefix_cache_queries,
+            prefix_cache_hits=scheduler.prefix_cache_hits,
+        )
 
     def add_request(
         self, request: Request, arrival_s: float | None = None, deadline_s: float | None = None
@@ -228,7 +239,7 @@ class Engine:
             plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
         )
         self._last_step_s = stats.duration_s
-        self._prompt_tokens += stats.num_prompt_tokens
+        self._prompt_tokens_computed += stats.num_prompt_tokens
         return StepOutput(
             (*failed, *(self._to_update(update, now, fault) for update in updates)), stats, fault
         )
@@ -268,7 +279,8 @@ class Engine:
         )
         for _ in self.run([self.intake.submit("warm-up", [0], params)]):
             pass
-        self._prompt_tokens = self._generation_tokens = 0
+        self._prompt_tokens = self._prompt_tokens_cached = self._prompt_tokens_computed = 0
+        self._generation_tokens = 0
         self.scheduler.prefix_cache_queries = self.scheduler.prefix_cache_hits = 0
 
     def check_integrity(self) -> None:
@@ -313,12 +325,15 @@ class Engine:
         if update.token_id is not None:
             self._generation_tokens += 1
             if times.last_token_s is None:
+                self._count_prompt(request)
                 times.first_token_s = now
             else:
                 inter_token_latency_s = now - times.last_token_s
             times.last_token_s = now
         has_ended = update.finish_reason is not None
         if has_ended:
+            if times.first_token_s is None and update.finish_reason is not FinishReason.ERROR:
+                self._count_prompt(request)
             self._forget(request.request_id)
         return SequenceUpdate(
             request.request_id,
@@ -334,7 +349,14 @@ class Engine:
             update.hidden,  # type: ignore[arg-type]
             now,
             inter_token_latency_s,
+            request.num_preemptions,
+            request.num_reused_tokens,
         )
+
+    def _count_prompt(self, request: Request) -> None:
+        """Count a prompt that has been read to its end for the first time."""
+        self._prompt_tokens += request.num_prompt_tokens
+        self._prompt_tokens_cached += request.num_reused_tokens
 
 
 def _error_of(update: RequestUpdate[Any], fault: Exception | None) -> NanovllmError | None:

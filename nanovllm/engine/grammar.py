@@ -16,7 +16,6 @@ some time after `accept`.
 
 import functools
 import hashlib
-import importlib.util
 import itertools
 import math
 import os
@@ -38,10 +37,6 @@ from nanovllm.structured_outputs import StructuredOutputs
 
 LATE_S = 0.2
 """Age of a missing mask from which on its sequence keeps no place in the batch: being computed again costs less."""
-_NO_LIBRARY = (
-    "structured_outputs needs the package llguidance, an extra that is not installed here; "
-    "pip install 'nanovllm[structured]'"
-)
 _NO_END = "structured_outputs needs an end of text, which this model does not have (eos_token_id)"
 
 
@@ -210,8 +205,6 @@ class Grammars:
         """
         if not self._eos_token_ids:
             raise InvalidRequestError(_NO_END, param=PARAM)
-        if importlib.util.find_spec("llguidance") is None:
-            raise InvalidRequestError(_NO_LIBRARY, param=PARAM)
         key = hashlib.blake2b(wanted.key.encode()).hexdigest()
         pool = self.pool
         pooled = pool.get(key, _source(wanted))
@@ -286,5 +279,7 @@ def _source(wanted: StructuredOutputs) -> dict[str, object]:
     """Return the one kind of grammar that is asked for, with its text."""
     if wanted.json_object:
         return {"json": {"type": "object"}}
-    kinds = ("regex", "grammar", "choice", "json")
+    if wanted.json is not None:
+        return {"closed_json" if wanted.disable_additional_properties else "json": wanted.json}
+    kinds = ("regex", "grammar", "choice")
     return {kind: value for kind in kinds if (value := getattr(wanted, kind)) is not None}

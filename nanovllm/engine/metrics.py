@@ -10,15 +10,26 @@ from nanovllm.outputs import RequestMetrics
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """The engine at one moment, for other threads than its own.
+    """The engine at one moment, for other threads than its own. Counters only grow.
 
-    Counters only grow; prefix cache queries and hits are in tokens.
+    Attributes:
+        num_requests_deferred: those of the waiting sequences that wait for the mask of a grammar.
+        kv_cache_usage: share of the KV cache in use, from 0 to 1.
+        prompt_tokens: prompt tokens of the sequences whose prompt has been read.
+        prompt_tokens_cached: those of them that were not computed for the sequence: their keys and
+            values came from the prefix cache, or from another choice of the same prompt.
+        prompt_tokens_computed: tokens that prefill has computed, of prompts that are not read to
+            the end too, and of preempted sequences again.
+        prefix_cache_queries, prefix_cache_hits: in tokens.
     """
 
     num_requests_running: int
     num_requests_waiting: int
+    num_requests_deferred: int
     kv_cache_usage: float
     prompt_tokens: int
+    prompt_tokens_cached: int
+    prompt_tokens_computed: int
     generation_tokens: int
     num_preemptions: int
     prefix_cache_queries: int
@@ -65,13 +76,33 @@ class RequestTimes:
 class FinishedRequest:
     """One sequence that ended: what the per-request histograms need.
 
-    Its tokens are those that the caller gets, and `times.finished_s` is set.
+    Attributes:
+        generation_tokens: those that the caller gets.
+        max_tokens: the most that it could have; 0 where it only reads the prompt.
+        prompt_tokens_cached: prompt tokens that were not computed for it.
+        times: with `finished_s`.
     """
 
     finish_reason: str
     prompt_tokens: int
     generation_tokens: int
+    max_tokens: int
+    prompt_tokens_cached: int
+    num_preemptions: int
     times: RequestMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedPrompt:
+    """One prompt all of whose choices ended.
+
+    Attributes:
+        n: choices that were asked for.
+        max_generation_tokens: tokens of the longest choice.
+    """
+
+    n: int
+    max_generation_tokens: int
 
 
 @dataclass(slots=True)
@@ -89,3 +120,9 @@ class StepStats:
     times_to_first_token_s: list[float] = field(default_factory=list)
     inter_token_latencies_s: list[float] = field(default_factory=list)
     finished: list[FinishedRequest] = field(default_factory=list)
+    finished_prompts: list[FinishedPrompt] = field(default_factory=list)
+
+    @property
+    def num_generated_tokens(self) -> int:
+        """Tokens that the step drew and callers get."""
+        return len(self.times_to_first_token_s) + len(self.inter_token_latencies_s)

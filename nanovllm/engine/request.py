@@ -67,6 +67,7 @@ class Request:
         rules: what the settings say about single tokens; `shared_rules` are those of another answer to the same prompt.
         num_computed_tokens: how many of them have their keys and values in the cache.
         num_cached_tokens: prompt tokens that were found in the prefix cache when it was first admitted; None before.
+        num_shared_tokens: prompt tokens that another request of its group has computed for it.
         packed_settings: those of sampling as engine/batching.py lays them out, from the first time they are needed.
         next_prompt_logprob: first prompt position whose log-probability has not been reported yet.
         next_hidden: first prompt position whose hidden state is wanted and has not been handed over yet.
@@ -99,6 +100,7 @@ class Request:
     rules: TokenRules = field(init=False)
     num_computed_tokens: int = 0
     num_cached_tokens: int | None = None
+    num_shared_tokens: int = 0
     num_preemptions: int = 0
     packed_settings: bytes = b""
     next_prompt_logprob: int = 1
@@ -134,6 +136,11 @@ class Request:
     def num_prompt_tokens(self) -> int:
         """Tokens of the prompt."""
         return len(self.prompt_token_ids)
+
+    @property
+    def num_reused_tokens(self) -> int:
+        """Prompt tokens that were not computed for it."""
+        return max(self.num_cached_tokens or 0, self.num_shared_tokens)
 
     @property
     def num_output_tokens(self) -> int:

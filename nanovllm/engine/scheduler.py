@@ -58,6 +58,14 @@ class Scheduler:
         return bool(self._requests)
 
     @property
+    def num_deferred(self) -> int:
+        """Waiting requests that wait for the mask of their grammar, not for a seat or blocks."""
+        return sum(
+            request.state is RequestState.WAITING and request.is_blocked
+            for request in self._structured.values()
+        )
+
+    @property
     def has_blocked(self) -> bool:
         """Whether a request waits for the mask of its grammar."""
         return any(request.is_blocked for request in self._structured.values())
@@ -500,6 +508,7 @@ class Scheduler:
         request.block_hashes = source.block_hashes[: request.num_prompt_tokens // size]
         request.num_registered_blocks = min(source.num_registered_blocks, computed // size)
         request.num_cached_tokens = request.num_cached_tokens or 0
+        request.num_shared_tokens = computed
 
     def _take_computed(self, request: Request) -> None:
         """Take what is computed of a request's tokens already: by others of its group, all but the last of the prompt, or what can be found."""

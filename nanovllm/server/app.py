@@ -49,6 +49,7 @@ from nanovllm.server.embeddings import EmbeddingRequest, add_embeddings
 from nanovllm.server.errors import error_response, served_name
 from nanovllm.server.grammars import wait_for_grammar
 from nanovllm.server.hosts import HostMiddleware
+from nanovllm.server.http_metrics import HttpMetricsMiddleware
 from nanovllm.server.json_writer import write_json
 from nanovllm.server.limits import (
     ApiKeyMiddleware,
@@ -156,9 +157,10 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         shared = CrossOriginMiddleware(shared, settings.allowed_origins)
     if settings.allowed_hosts is not None:
         shared = HostMiddleware(shared, settings.allowed_hosts)
-    return RequestLogMiddleware(
+    named = RequestLogMiddleware(
         shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
     )
+    return HttpMetricsMiddleware(named, app.routes, metrics)
 
 
 def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics) -> None:

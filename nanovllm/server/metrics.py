@@ -1,17 +1,26 @@
-"""GET /metrics: the engine's numbers in Prometheus's text format, under the names that dashboards for vLLM know, prefix `nanovllm:`.
+"""GET /metrics: the engine's numbers in Prometheus's text format.
 
-Gauges and counters are read from the engine when they are asked for; histograms are fed after each step. The low buckets are finer
-than vLLM's, since small models answer in milliseconds.
+Names, labels and meanings are those of vLLM (v1/metrics/loggers.py), with the prefix `nanovllm:`.
+docs/reliability.md lists the series, and those that vLLM does not have. Gauges and counters are read
+from the engine at each scrape; histograms are fed after each step. The low buckets are finer than
+vLLM's, because small models answer in milliseconds.
 """
 
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.engine.metrics import EngineSnapshot, StepStats
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.metrics import EngineSnapshot, FinishedRequest, StepStats
 
 _SECONDS = (
     0.001,
@@ -48,7 +57,18 @@ _GAUGES: dict[str, tuple[str, Callable[[EngineSnapshot], float]]] = {
     ),
 }
 _COUNTERS: dict[str, tuple[str, Callable[[EngineSnapshot], float]]] = {
-    "prompt_tokens": ("Prompt tokens computed.", lambda stats: stats.prompt_tokens),
+    "prompt_tokens": (
+        "Tokens of the prompts that were read, those from the prefix cache included.",
+        lambda stats: stats.prompt_tokens,
+    ),
+    "prompt_tokens_cached": (
+        "Prompt tokens that were not computed: from the prefix cache, or shared by n choices.",
+        lambda stats: stats.prompt_tokens_cached,
+    ),
+    "prompt_tokens_computed": (
+        "Tokens that prefill computed, those of preempted sequences again.",
+        lambda stats: stats.prompt_tokens_computed,
+    ),
     "generation_tokens": ("Tokens generated.", lambda stats: stats.generation_tokens),
     "num_preemptions": (
         "Sequences set back to be computed again.",
@@ -71,10 +91,28 @@ _HISTOGRAMS = {
     "request_queue_time_seconds": ("From arrival to the first step.", _SECONDS),
     "request_prefill_time_seconds": ("From the first step to the first token.", _SECONDS),
     "request_decode_time_seconds": ("From the first token to the last.", _SECONDS),
+    "request_inference_time_seconds": ("From the first step to the end.", _SECONDS),
     "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
+    "request_prefill_kv_computed_tokens": (
+        "Tokens of a prompt that were computed, not found in the prefix cache.",
+        _TOKENS,
+    ),
     "request_generation_tokens": ("Tokens of an answer.", _TOKENS),
-    "iteration_tokens_total": ("Tokens computed in a step.", _TOKENS),
+    "request_max_num_generation_tokens": ("Tokens of the longest of n answers.", _TOKENS),
+    "request_params_n": ("n of a request, for each of its prompts.", (1, 2, 5, 10, 20, 50, 100)),
+    "request_params_max_tokens": ("max_tokens of a request, for each of its answers.", _TOKENS),
+    "request_num_preemptions": (
+        "How often a sequence was set back to be computed again.",
+        (1, 2, 3, 4, 5, 10, 20),
+    ),
+    "iteration_tokens_total": (
+        "Prompt tokens computed and tokens generated in a step.",
+        _TOKENS,
+    ),
 }
+_METHODS = frozenset(
+    ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
+)
 
 
 class ServerMetrics:
@@ -102,6 +140,13 @@ class ServerMetrics:
         )
         for reason in ("stop", "length", "error"):
             self._success.labels(model_name, reason)
+        self._http_requests = Counter(
+            "http_requests",
+            "HTTP requests by method, status and the path of their route.",
+            ["method", "status", "handler"],
+            registry=self._registry,
+        )
+        ProcessCollector(registry=self._registry)
 
     def watch(self, engine: AsyncEngine) -> None:
         """Read gauges and counters from `engine` whenever they are asked for."""
@@ -111,36 +156,64 @@ class ServerMetrics:
         """The text that Prometheus scrapes."""
         return generate_latest(self._registry)
 
+    def count_http_request(self, method: str, status: int, handler: str) -> None:
+        """Count an HTTP request that has been answered with this status.
+
+        Args:
+            handler: path of the route, which is none of the client's making.
+        """
+        known_method = method if method in _METHODS else "other"
+        self._http_requests.labels(known_method, f"{status // 100}xx", handler).inc()
+
     def on_step(self, stats: StepStats) -> None:
         """Feed the histograms with what a step did."""
         observe = self._histograms
-        if stats.num_tokens:
-            observe["iteration_tokens_total"].observe(stats.num_tokens)
+        num_tokens = stats.num_prompt_tokens + stats.num_generated_tokens
+        if num_tokens:
+            observe["iteration_tokens_total"].observe(num_tokens)
         for seconds in stats.times_to_first_token_s:
             observe["time_to_first_token_seconds"].observe(seconds)
         for seconds in stats.inter_token_latencies_s:
             observe["inter_token_latency_seconds"].observe(seconds)
+        for prompt in stats.finished_prompts:
+            observe["request_params_n"].observe(prompt.n)
+            observe["request_max_num_generation_tokens"].observe(prompt.max_generation_tokens)
         for request in stats.finished:
-            times = request.times
-            assert times.finished_s is not None
             self._success.labels(self._model_name, request.finish_reason).inc()
-            observe["e2e_request_latency_seconds"].observe(times.finished_s - times.arrival_s)
-            observe["request_prompt_tokens"].observe(request.prompt_tokens)
-            observe["request_generation_tokens"].observe(request.generation_tokens)
-            if times.first_scheduled_s is not None:
-                observe["request_queue_time_seconds"].observe(
-                    times.first_scheduled_s - times.arrival_s
-                )
-                if times.first_token_s is not None:
-                    decode_s = times.finished_s - times.first_token_s
-                    observe["request_prefill_time_seconds"].observe(
-                        times.first_token_s - times.first_scheduled_s
-                    )
-                    observe["request_decode_time_seconds"].observe(decode_s)
-                    if request.generation_tokens > 1:
-                        observe["request_time_per_output_token_seconds"].observe(
-                            decode_s / (request.generation_tokens - 1)
-                        )
+            self._observe_counts(request)
+            self._observe_times(request)
+
+    def _observe_counts(self, request: FinishedRequest) -> None:
+        """Feed the histograms with a finished sequence's counts."""
+        observe = self._histograms
+        observe["request_prompt_tokens"].observe(request.prompt_tokens)
+        observe["request_generation_tokens"].observe(request.generation_tokens)
+        observe["request_num_preemptions"].observe(request.num_preemptions)
+        observe["request_prefill_kv_computed_tokens"].observe(
+            request.prompt_tokens - request.prompt_tokens_cached
+        )
+        if request.max_tokens:
+            observe["request_params_max_tokens"].observe(request.max_tokens)
+
+    def _observe_times(self, request: FinishedRequest) -> None:
+        """Feed the histograms with a finished sequence's times."""
+        observe, times = self._histograms, request.times
+        scheduled_s, first_token_s = times.first_scheduled_s, times.first_token_s
+        assert times.finished_s is not None
+        observe["e2e_request_latency_seconds"].observe(times.finished_s - times.arrival_s)
+        if scheduled_s is None:
+            return
+        observe["request_queue_time_seconds"].observe(scheduled_s - times.arrival_s)
+        observe["request_inference_time_seconds"].observe(times.finished_s - scheduled_s)
+        if first_token_s is None:
+            return
+        decode_s = times.finished_s - first_token_s
+        observe["request_prefill_time_seconds"].observe(first_token_s - scheduled_s)
+        observe["request_decode_time_seconds"].observe(decode_s)
+        if request.generation_tokens > 1:
+            observe["request_time_per_output_token_seconds"].observe(
+                decode_s / (request.generation_tokens - 1)
+            )
 
 
 class _EngineCollector(Collector):
@@ -162,34 +235,80 @@ class _EngineCollector(Collector):
             counter = CounterMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
             counter.add_metric([self._model_name], value(stats))
             yield counter
+        yield from self._by_label(stats)
+        yield self._cache_config(self._engine.engine)
+        yield from self._admission()
+
+    def _by_label(self, stats: EngineSnapshot) -> Iterator[Metric]:
+        deferred, cached = stats.num_requests_deferred, stats.prompt_tokens_cached
+        yield self._labelled(
+            GaugeMetricFamily,
+            "num_requests_waiting_by_reason",
+            "Sequences that wait for a seat or KV blocks (capacity), or for a grammar (deferred).",
+            "reason",
+            {"capacity": stats.num_requests_waiting - deferred, "deferred": deferred},
+        )
+        yield self._labelled(
+            CounterMetricFamily,
+            "prompt_tokens_by_source",
+            "Prompt tokens by where their keys and values came from.",
+            "source",
+            {"local_compute": stats.prompt_tokens - cached, "local_cache_hit": cached},
+        )
+
+    def _cache_config(self, engine: Engine) -> Metric:
+        """The KV cache's settings as labels; `num_gpu_blocks` is vLLM's name on CPUs too."""
+        labels = {
+            "model_name": self._model_name,
+            "block_size": str(engine.config.block_size),
+            "num_gpu_blocks": str(engine.blocks.num_blocks),
+            "cache_dtype": engine.config.kv_cache_dtype,
+            "enable_prefix_caching": str(engine.config.enable_prefix_caching),
+        }
+        gauge = GaugeMetricFamily(
+            "nanovllm:cache_config_info", "Settings of the KV cache.", labels=list(labels)
+        )
+        gauge.add_metric(list(labels.values()), 1)
+        return gauge
+
+    def _admission(self) -> Iterator[Metric]:
         room = self._engine.admission_stats()
         for name, help_text, amount in (
             (
                 "queued_requests",
-                "Answers that are unfinished, of --max-queued-requests.",
+                "Unfinished answers, of --max-queued-requests.",
                 room.answers,
             ),
-            ("queued_tokens", "Tokens that they may come to, of --max-queued-tokens.", room.tokens),
-            ("queued_tokens_limit", "The most that queued_tokens may be.", room.max_tokens or 0),
+            ("queued_tokens", "Maximum total tokens of their requests.", room.tokens),
+            ("queued_tokens_limit", "Maximum of queued_tokens.", room.max_tokens or 0),
         ):
             gauge = GaugeMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
             gauge.add_metric([self._model_name], amount)
             yield gauge
         yield self._labelled(
+            CounterMetricFamily,
             "request_refused",
             "Requests that found the queue full, by the limit that they met.",
             "limit",
             room.refused,
         )
         yield self._labelled(
+            CounterMetricFamily,
             "request_timeout",
-            "Requests whose time was over, by where they stood.",
+            "Requests that exceeded their deadline, by where they stood.",
             "stage",
             self._engine.timeouts,
         )
 
-    def _labelled(self, name: str, help_text: str, label: str, counts: dict[str, int]) -> Metric:
-        counter = CounterMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name", label])
-        for value, count in counts.items():
-            counter.add_metric([self._model_name, value], count)
-        return counter
+    def _labelled(
+        self,
+        family: type[CounterMetricFamily] | type[GaugeMetricFamily],
+        name: str,
+        help_text: str,
+        label: str,
+        values: dict[str, int],
+    ) -> Metric:
+        metric = family(f"nanovllm:{name}", help_text, labels=["model_name", label])
+        for value, count in values.items():
+            metric.add_metric([self._model_name, value], count)
+        return metric

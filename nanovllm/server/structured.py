@@ -36,7 +36,7 @@ def _object_or_text(schema: object) -> object:
 
 
 class StructuredFields(BoundedModel):
-    """`structured_outputs`: exactly one of these."""
+    """`structured_outputs`: exactly one of the first five fields, and options."""
 
     json_: Annotated[dict[str, Any] | str, BeforeValidator(_object_or_text)] | None = Field(
         None, alias="json"
@@ -55,6 +55,7 @@ class StructuredFields(BoundedModel):
         | None
     ) = None
     grammar: Annotated[str, WithJsonSchema(_TEXT)] | None = None
+    disable_additional_properties: bool | None = None
 
 
 def structured_outputs(
@@ -71,6 +72,7 @@ def structured_outputs(
             regex=fields.regex,
             choice=fields.choice,
             grammar=fields.grammar,
+            disable_additional_properties=fields.disable_additional_properties is not False,
         )
     if response_format is None or response_format.type == "text":
         return None

@@ -7,8 +7,6 @@ import pytest
 from tests.support.batch_files import read_answers, request_line, run_batch, write_requests
 from tests.support.grammars import DEEP_RULES
 
-pytest.importorskip("llguidance", reason="needs the extra `structured`")
-
 
 def test_a_line_that_ends_its_worker_is_answered(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -288,6 +288,26 @@ def test_metrics_say_stop_where_the_answer_does_on_the_last_token(tiny_model: Pa
     ]
 
 
+def test_a_preempted_sequence_counts_its_prompt_once(tiny_model: Path) -> None:
+    """What was computed of it counts twice."""
+    reported: list[StepStats] = []
+
+    async def test() -> None:
+        load = loader(tiny_model, num_blocks=6, block_size=8)
+        async with started(load, on_step=reported.append) as engine:
+            params = SamplingParams(max_tokens=24, ignore_eos=True)
+            await asyncio.gather(*(engine.generate([token] * 16, params) for token in (1, 2)))
+            stats = engine.stats()
+            assert stats.num_preemptions > 0
+            assert (stats.prompt_tokens, stats.prompt_tokens_cached) == (32, 0)
+            assert stats.prompt_tokens_computed > 32
+            ended = [one for step in reported for one in step.finished]
+            assert sum(one.num_preemptions for one in ended) == stats.num_preemptions
+            assert [one.max_tokens for one in ended] == [24, 24]
+
+    run(test)
+
+
 def test_the_times_of_an_answer_that_a_stop_string_ended_are_complete(tiny_model: Path) -> None:
     async def test() -> None:
         async with started(loader(tiny_model)) as engine:

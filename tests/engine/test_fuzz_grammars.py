@@ -1,10 +1,6 @@
 """A short run of the fuzzer of grammars, always with the same seed."""
 
-import pytest
-
 from tests.support.fuzz_grammars import run
-
-pytest.importorskip("llguidance", reason="needs the extra `structured`")
 
 
 def test_whatever_is_asked_for_is_compiled_or_refused() -> None:

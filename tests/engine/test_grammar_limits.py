@@ -35,8 +35,6 @@ from tests.support.grammars import (
     children_of,
 )
 
-pytest.importorskip("llguidance", reason="needs the extra `structured`")
-
 VOCAB = 267
 WAIT_S = 60.0
 

@@ -24,8 +24,6 @@ from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
 from tests.support.grammars import AMBIGUOUS, children_of
 
-pytest.importorskip("llguidance", reason="needs the extra `structured`")
-
 VOCAB = 267
 WAIT_S = 60.0
 

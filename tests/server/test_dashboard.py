@@ -1,17 +1,24 @@
-"""docs/grafana-dashboard.json shows nothing that /metrics does not have, and everything that it has."""
+"""docs/grafana-dashboard.json and docs/reliability.md have what /metrics has, and nothing else."""
 
 import json
 import re
+import sys
 from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.serving import RunningServer
 
-DASHBOARD = Path(__file__).parents[2] / "docs" / "grafana-dashboard.json"
+DOCS = Path(__file__).parents[2] / "docs"
+DASHBOARD = DOCS / "grafana-dashboard.json"
 NOT_SHOWN = {
-    "nanovllm:request_time_per_output_token_seconds"
-}  # the time between tokens says the same
+    "nanovllm:request_time_per_output_token_seconds",  # the time between tokens says the same
+    "process_virtual_memory_bytes",
+    "process_start_time_seconds",
+    "process_max_fds",
+}
+HAS_PROCESS = sys.platform == "linux"
+"""Whether prometheus_client knows the process's resources."""
 
 
 def test_every_series_of_the_dashboard_exists(server: RunningServer) -> None:
@@ -23,15 +30,41 @@ def test_every_series_of_the_dashboard_exists(server: RunningServer) -> None:
         for panel in json.loads(DASHBOARD.read_text(encoding="utf-8"))["panels"]
         for target in panel["targets"]
     ]
-    shown = {name for query in queries for name in re.findall(r"nanovllm:\w+", query)}
+    shown = {
+        name
+        for query in queries
+        for name in re.findall(r"(?:nanovllm:|\bhttp_|\bprocess_)\w+", query)
+        if HAS_PROCESS or not name.startswith("process_")
+    }
     assert shown <= samples
-    names = {
+    # A family's samples have its name and one of these endings.
+    endings = ("", "_total", "_bucket", "_sum", "_count")
+    left_out = {
         family.name
         for family in families
-        if family.name.startswith("nanovllm:") and not family.name.endswith("_created")
+        if not family.name.endswith("_created")
+        and shown.isdisjoint(family.name + ending for ending in endings)
     }
-    left_out = {name for name in names if not any(series.startswith(name) for series in shown)}
-    assert left_out == NOT_SHOWN
+    assert left_out == {
+        name for name in NOT_SHOWN if HAS_PROCESS or not name.startswith("process_")
+    }
+
+
+def test_every_series_is_documented_with_its_type(server: RunningServer) -> None:
+    server.complete("the", max_tokens=1)
+    exported = {
+        family.name.removeprefix("nanovllm:")
+        + ("_total" if family.type == "counter" else ""): family.type
+        for family in text_string_to_metric_families(server.http.get("/metrics").text)
+        if not family.name.endswith("_created")
+    }
+    text = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (gauge|counter|histogram) \|", text, re.MULTILINE)
+    documented = {
+        name: kind for name, kind in rows if HAS_PROCESS or not name.startswith("process_")
+    }
+    assert len(rows) == len({name for name, _ in rows})
+    assert documented == exported
 
 
 def test_panels_have_places_of_their_own() -> None:

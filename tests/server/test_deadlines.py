@@ -115,7 +115,7 @@ def one_seat(tiny_model: Path) -> Iterator[RunningServer]:
 
 def test_what_waits_when_its_time_is_over_never_begins(one_seat: RunningServer) -> None:
     body = {"prompt": [1] * 50, "n": 2, "max_tokens": 5}
-    before = one_seat.samples()["prompt_tokens_total"]
+    before = one_seat.samples()["prompt_tokens_computed_total"]
     response = one_seat.post(body, **{"x-request-timeout-s": "0.1"})
     error = read_error(response, 503)
     assert "was given 0.1 s" in error["message"]
@@ -127,7 +127,7 @@ def test_what_waits_when_its_time_is_over_never_begins(one_seat: RunningServer) 
     assert [event["error"]["code"] for event in events] == [503]
     wait_until(lambda: one_seat.samples()["num_requests_waiting"] == 0)
     now = one_seat.samples()
-    assert (now["prompt_tokens_total"], now["num_requests_running"]) == (before, 1)
+    assert (now["prompt_tokens_computed_total"], now["num_requests_running"]) == (before, 1)
     assert timeouts(one_seat) == (2, 0)
 
 
@@ -203,6 +203,6 @@ def test_time_that_passes_before_the_queue_counts_too(
     monkeypatch.setattr(
         inner, "submit", lambda *args, **kwargs: may_go_on.wait(0.3) or submit(*args, **kwargs)
     )
-    before = server.samples()["prompt_tokens_total"]
+    before = server.samples()["prompt_tokens_computed_total"]
     read_error(server.post({"prompt": "the"}, **{"x-request-timeout-s": "0.05"}), 503)
-    assert server.samples()["prompt_tokens_total"] == before
+    assert server.samples()["prompt_tokens_computed_total"] == before

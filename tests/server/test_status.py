@@ -1,8 +1,11 @@
 """Everything beside completions: models, version, health, the description of the API, and metrics after known traffic."""
 
+import re
 import socket
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,17 @@ import pytest
 from openai import OpenAI
 
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.grammar import Grammar
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+WAITING_BY_REASON = tuple(
+    f"num_requests_waiting_by_reason{{reason={reason}}}" for reason in ("capacity", "deferred")
+)
 COUNTERS = (
     "prompt_tokens_total",
+    "prompt_tokens_cached_total",
+    "prompt_tokens_computed_total",
     "generation_tokens_total",
     "num_preemptions_total",
     "prefix_cache_queries_total",
@@ -24,7 +33,8 @@ COUNTERS = (
 HISTOGRAMS = (
     "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
     "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds", "request_prompt_tokens",
-    "request_generation_tokens", "iteration_tokens_total",
+    "request_generation_tokens", "iteration_tokens_total", "request_inference_time_seconds", "request_num_preemptions",
+    "request_params_n", "request_params_max_tokens", "request_max_num_generation_tokens", "request_prefill_kv_computed_tokens",
 )  # fmt: skip
 
 
@@ -181,12 +191,20 @@ def test_metrics_have_the_names_and_types_that_dashboards_know(counted: RunningS
     assert all(types[f"nanovllm:{name}"] == "counter" for name in COUNTERS)
     assert all(types[f"nanovllm:{name}"] == "histogram" for name in HISTOGRAMS)
     samples = counted.samples()
-    assert {*GAUGES, *COUNTERS} <= samples.keys()
+    assert {*GAUGES, *WAITING_BY_REASON, *COUNTERS} <= samples.keys()
     assert {f"{name}_count" for name in HISTOGRAMS} <= samples.keys()
     assert {
         f"request_success_total{{finished_reason={reason}}}" for reason in ("stop", "length")
     } <= samples.keys()
     assert "time_to_first_token_seconds_bucket{le=0.001}" in samples
+    blocks = counted.engine.engine.blocks
+    (info,) = [name for name in samples if name.startswith("cache_config_info")]
+    assert {f"block_size={blocks.block_size}", f"num_gpu_blocks={blocks.num_blocks}"} <= set(
+        re.findall(r"\w+=\w+", info)
+    )
+    if sys.platform == "linux":
+        assert samples["process_resident_memory_bytes"] > 1 << 20
+        assert samples["process_cpu_seconds_total"] > 0
 
 
 def test_metrics_count_what_was_asked(counted: RunningServer) -> None:
@@ -202,7 +220,12 @@ def test_metrics_count_what_was_asked(counted: RunningServer) -> None:
     assert now["generation_tokens_total"] == 8 + 5 + 4 * 3 + 1
     assert now["prefix_cache_hits_total"] == 32
     assert now["prefix_cache_queries_total"] == 40 + 40 + 2 * 2 + 1 + 1
-    assert now["prompt_tokens_total"] == 40 + (40 - 32) + 2 * 2 + 1 + 1
+    assert now["prompt_tokens_computed_total"] == 40 + (40 - 32) + 2 * 2 + 1 + 1
+    assert now["prompt_tokens_total"] == now["request_prompt_tokens_sum"]
+    assert now["prompt_tokens_cached_total"] == 32 + 2 * 2, "the second choice shares its prompt"
+    assert now["prompt_tokens_by_source_total{source=local_cache_hit}"] == 32 + 2 * 2
+    assert now["prompt_tokens_by_source_total{source=local_compute}"] == 40 + 8 + 2 * 2 + 1 + 1
+    assert now["request_prefill_kv_computed_tokens_sum"] == 40 + 8 + 2 * 2 + 1 + 1
     assert now["request_success_total{finished_reason=length}"] == 1 + 1 + 4 + 1
     assert now["request_success_total{finished_reason=stop}"] == 1
     assert now["request_prompt_tokens_sum"] == 40 + 40 + 4 * 2 + 1 + 1
@@ -212,9 +235,58 @@ def test_metrics_count_what_was_asked(counted: RunningServer) -> None:
     assert now["time_to_first_token_seconds_count"] == 7
     assert now["inter_token_latency_seconds_count"] == 7 + 4 + 4 * 2
     assert now["request_time_per_output_token_seconds_count"] == 6
-    assert now["iteration_tokens_total_sum"] == now["prompt_tokens_total"] + 7 + 4 + 4 * 2
+    assert now["request_inference_time_seconds_count"] == 8
+    assert (
+        now["iteration_tokens_total_sum"]
+        == now["prompt_tokens_computed_total"] + now["generation_tokens_total"]
+    )
+    assert now["request_params_n_sum"] == 1 + 1 + 2 * 2 + 1 + 1
+    assert now["request_params_n_count"] == 6
+    assert now["request_max_num_generation_tokens_sum"] == 8 + 5 + 2 * 3 + 1
+    assert now["request_params_max_tokens_sum"] == 8 + 5 + 4 * 3 + 4
+    assert now["request_params_max_tokens_count"] == 7, "not of the one that only reads its prompt"
+    assert now["request_num_preemptions_count"] == 8
+    assert now["request_num_preemptions_sum"] == 0
+    assert now["http_requests_total{handler=/v1/completions}{method=POST}{status=2xx}"] == 5
     assert 0 < now["e2e_request_latency_seconds_sum"] < 30
     assert now["num_preemptions_total"] == 0
+
+
+def test_http_requests_are_counted_by_route(server: RunningServer) -> None:
+    """No label has what a client wrote: a server would remember it for ever."""
+    before = server.samples()
+    server.http.get("/v1/models/tiny-is-not-served")
+    server.http.get("/nowhere/at/all")
+    server.http.request("BREW", "/v1/completions")
+    server.http.get("/health")
+    now = {name: value - before.get(name, 0) for name, value in server.samples().items()}
+    counted = {
+        name.removeprefix("http_requests_total"): value
+        for name, value in now.items()
+        if name.startswith("http_requests_total") and value
+    }
+    assert counted == {
+        "{handler=/v1/models/{model_id:path}}{method=GET}{status=4xx}": 1,
+        "{handler=none}{method=GET}{status=4xx}": 1,
+        "{handler=/v1/completions}{method=other}{status=4xx}": 1,
+    }
+
+
+def test_a_sequence_that_waits_for_its_grammar_is_deferred(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Grammar, "is_ready", False)
+    body = {"prompt": "the", "structured_outputs": {"regex": "a"}}
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(server.complete, **body)
+        try:
+            wait_until(lambda: server.samples()[WAITING_BY_REASON[1]] == 1)
+            assert server.samples()[WAITING_BY_REASON[0]] == 0
+            assert server.samples()["num_requests_waiting"] == 1
+        finally:
+            monkeypatch.undo()
+        assert answer.result()["choices"][0]["text"] == "a"
+    assert server.samples()[WAITING_BY_REASON[1]] == 0
 
 
 def test_an_answer_that_a_stop_string_ends_counts_as_stopped(tiny_model: Path) -> None:
@@ -242,7 +314,7 @@ def test_an_answer_that_a_stop_string_ends_counts_as_stopped(tiny_model: Path) -
 
 
 def test_nothing_has_been_counted_before_the_first_request(counted: RunningServer) -> None:
-    names = {*GAUGES, *COUNTERS}
+    names = {*GAUGES, *WAITING_BY_REASON, *COUNTERS}
     samples = counted.samples()
     assert {name: samples[name] for name in names} == dict.fromkeys(names, 0)
     assert not any(samples[f"{name}_count"] for name in HISTOGRAMS)

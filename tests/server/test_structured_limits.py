@@ -15,8 +15,6 @@ from nanovllm.engine.grammar_limits import GrammarLimits
 from tests.support.grammars import AMBIGUOUS, DEEP_RULES, ENDLESS_MULTIPLE
 from tests.support.serving import RunningServer, loader, read_error, wait_until
 
-pytest.importorskip("llguidance", reason="needs the extra `structured`")
-
 LATE_AMBIGUOUS = {
     "grammar": str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "a" s\n')
 }  # only its second mask takes long

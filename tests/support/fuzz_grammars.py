@@ -71,10 +71,11 @@ class Fuzzer:
             lambda: {"json": self._schema(0)},
             lambda: {"regex": self._regex()},
             lambda: {"grammar": self._rules()},
+            lambda: {"grammar": self._gbnf()},
             lambda: {"choice": [self._text() for _ in range(self._random.choice((1, 2, 300)))]},
             self._bomb,
         ]
-        return self._random.choices(kinds, weights=[6, 6, 6, 6, 2, 1])[0]()
+        return self._random.choices(kinds, weights=[6, 6, 6, 3, 3, 2, 1])[0]()
 
     def _follow(self, fields: dict[str, Any]) -> str:
         sequence = self._grammars.compile(StructuredOutputs(**fields)).start()
@@ -119,6 +120,20 @@ class Fuzzer:
             rule = "".join(part + operator for part, operator in zip(parts, operators, strict=True))
             lines.append(f"{name}: {rule.rstrip('| ')}")
         return "\n".join([*lines, 'A: "a" | "aa"'])
+
+    def _gbnf(self) -> str:
+        """Return rules in llama.cpp's notation, some of them not valid."""
+        draw, count = self._random, self._random.choice((1, 3, 20, 400))
+        pieces = [*(f"r{i}" for i in range(count)), '"a"', '"bé"', "[a-z ]", r"[^\x00-\u00ff]", ".", '""', "( a", ")"]  # fmt: skip
+        lines = [
+            f"r{i} ::= "
+            + "".join(
+                draw.choice(pieces) + draw.choice((" ", " ", " | ", "* ", "? ", "+ ", "{2,5} "))
+                for _ in range(draw.randint(1, 5))
+            )
+            for i in range(count)
+        ]
+        return "\n".join([f"root ::= {draw.choice(pieces)}", *lines])
 
     def _schema(self, depth: int) -> dict[str, Any]:
         draw = self._random

@@ -1,8 +1,15 @@
-"""Grammars that take a stack, memory or time without end, as fields of StructuredOutputs; and the processes that they run in."""
+"""Grammars that take a stack, memory or time without end, as fields of StructuredOutputs.
+
+Also what tests ask of grammars, and of the processes that they run in.
+"""
 
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from nanovllm.engine.grammar import Grammars
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.structured_outputs import StructuredOutputs
 
 _RULES = 300
 
@@ -33,3 +40,16 @@ def children_of(pid: int) -> list[int]:
             if int(parent) == pid and state != "Z":
                 found += [int(folder.name), *children_of(int(folder.name))]
     return found
+
+
+def accepts(grammars: Grammars, tokenizer: Tokenizer, wanted: StructuredOutputs, text: str) -> bool:
+    """Return whether an answer may be exactly `text`, by the masks of a worker process."""
+    sequence = grammars.compile(wanted).start()
+    try:
+        for token_id in [*tokenizer.encode(text), grammars.vocab - 1]:
+            if not sequence.allowed()[token_id]:
+                return False
+            sequence.accept(token_id)
+    finally:
+        sequence.close()
+    return True

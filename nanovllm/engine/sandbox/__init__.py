@@ -9,6 +9,8 @@ exception ends it. Such work runs in a process with limits of memory, stack and 
     limits          what a child may use, and what its end means                     both sides
     fork_server     a process with llguidance and the tokenizer, forked per grammar  in the child
     grammar_worker  compiles one grammar, then computes token masks                  in the child
+    json_schemas    forbids the properties that a JSON schema does not declare       in the child
+    gbnf            translates llama.cpp's notation of grammars to Lark              in the child
     template_worker compiles one chat template, then renders messages                in the child
     provenance      text that knows which characters the template itself wrote       in the child
 

@@ -19,6 +19,8 @@ import time
 from typing import Any, NamedTuple
 
 from nanovllm.engine.sandbox import limits
+from nanovllm.engine.sandbox.gbnf import gbnf_to_lark, is_gbnf
+from nanovllm.engine.sandbox.json_schemas import close_objects
 from nanovllm.engine.sandbox.messages import Channel
 
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
@@ -123,10 +125,12 @@ def _notation(matcher_of: Any, grammar: dict[str, Any]) -> str:
     if kind == "regex":
         return str(matcher_of.grammar_from_regex(value))
     if kind == "grammar":
-        return str(matcher_of.grammar_from_lark(value))
+        return str(matcher_of.grammar_from_lark(gbnf_to_lark(value) if is_gbnf(value) else value))
     if kind == "choice":
         texts = " | ".join(json.dumps(text, ensure_ascii=False) for text in value)
         return str(matcher_of.grammar_from_lark(f"start: {texts}"))
+    if kind == "closed_json":
+        close_objects(value)
     return str(matcher_of.grammar_from_json_schema(value, overrides=_JSON))
 
 
