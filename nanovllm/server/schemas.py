@@ -323,8 +323,6 @@ def _checked_ids(values: list[Any], name: str) -> list[int]:
     """Return token ids as integers; raises ValueError that names the first entry that is none."""
     if types_of(values) == {int}:
         return values
-    if not values:
-        raise ValueError(f"{name} is empty; give at least one token")
     ids = [as_integer(item) for item in values]
     index = next((index for index, item in enumerate(ids) if type(item) is not int), None)
     if index is None:

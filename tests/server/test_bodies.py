@@ -31,7 +31,7 @@ def test_null_means_left_out_for_every_field_known_and_unknown(kind: type[BaseMo
     required = REQUIRED[kind]
     nulls = dict.fromkeys([*(name for name in kind.model_fields if name not in required), "new"])
     assert check_body({**required, **nulls}, kind) == check_body(required, kind)
-    for name in required:
+    for name in (name for name in required if kind.model_fields[name].is_required()):
         with pytest.raises(InvalidRequestError, match=f"{name}: must be .*given: null"):
             check_body({name: None}, kind)
     with pytest.raises(InvalidRequestError, match="new: not supported"):

@@ -70,10 +70,26 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
             **USAGE,
         },
     ),
+    (
+        "POST",
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "max_tokens": 3, "prompt_logprobs": 1, "return_token_ids": True},
+    ),
+    (
+        "POST",
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "prompt_logprobs": 1, "return_token_ids": True, **USAGE},
+    ),
+    (
+        "POST",
+        "/v1/chat/completions",
+        {"messages": MESSAGES, "max_tokens": 3, "n": 2, "use_beam_search": True},
+    ),
     ("POST", "/v1/embeddings", {"input": ["the", "a"]}),
     ("POST", "/v1/embeddings", {"input": [1, 2], "encoding_format": "base64", "pooling": "mean"}),
     ("POST", "/tokenize", {"prompt": "the"}),
     ("POST", "/tokenize", {"prompt": "the", "return_token_strs": True}),
+    ("POST", "/tokenize", {"messages": MESSAGES, "prompt": None}),
     ("POST", "/detokenize", {"tokens": [1, 2]}),
 ]
 SEED_FIELDS = ("CompletionRequest", "ChatRequest")
