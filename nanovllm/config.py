@@ -17,6 +17,7 @@ _UNITS = {
     "m": 2**20,
     "g": 2**30,
 }
+BUNDLED_MODEL = "tiny-books"
 BACKENDS = ("numba", "numpy")
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)

@@ -18,69 +18,18 @@ from typing import Any
 from tqdm import tqdm
 
 from nanovllm.cli.options import (
-    add_chat_template,
-    add_engine_options,
     engine_config,
     load_chat_template,
     served_names,
 )
-from nanovllm.cli.values import positive
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.hub import resolve_model
 from nanovllm.server.batch import BatchRunner
 from nanovllm.server.batch_input import BatchInput, CustomIds
 from nanovllm.server.batch_output import AnswerFile, open_answers
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
-        "run-batch", help="answer a file of requests", description=__doc__
-    )
-    parser.add_argument(
-        "-i",
-        "--input",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help='lines {"custom_id", "method", "url", "body"}',
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help='lines {"id", "custom_id", "response", "error"}',
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="drop the answers that the output has, instead of going on with the others",
-    )
-    parser.add_argument(
-        "--model",
-        default=BUNDLED_MODEL,
-        help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})",
-    )
-    parser.add_argument(
-        "--served-model-name",
-        action="append",
-        default=None,
-        help="name in the requests; may be given several times",
-    )
-    add_chat_template(parser)
-    parser.add_argument(
-        "--max-line-bytes",
-        type=positive,
-        default=4 << 20,
-        help="longest line of the input (%(default)s)",
-    )
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:

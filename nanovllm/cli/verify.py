@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanovllm.cli.options import add_engine_options, add_model, engine_config
-from nanovllm.cli.values import positive, positive_number, read_lines
+from nanovllm.cli.options import engine_config
+from nanovllm.cli.parsers.verify import AGREES, DIFFERS, NOT_COMPARED
+from nanovllm.cli.values import read_lines
 from nanovllm.cli.verify_reference import Reference, import_libraries
 from nanovllm.errors import EngineFaultError, NanovllmError
 from nanovllm.hub import resolve_model
@@ -25,11 +26,6 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.runner.logprobs import log_softmax
 from nanovllm.sampling_params import SamplingParams
 
-AGREES, DIFFERS, NOT_COMPARED = 0, 1, 2
-_EXIT_CODES = (
-    f"exit codes: {AGREES} all of it agrees; {DIFFERS} something differs; {NOT_COMPARED} nothing was compared, since torch or transformers "
-    "is missing, or one of the two cannot load the model."
-)
 _ROWS_AT_ONCE = (
     32  # log-probabilities are compared in slices of [rows, vocab], never a whole prompt at once
 )
@@ -101,38 +97,6 @@ class Comparison:
         """Whether all tokens are equal that must be."""
         must = self.greedy_tokens if self.first_close_step is None else self.first_close_step
         return self.greedy_equal >= must
-
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
-        "verify", help="compare a model with transformers", description=__doc__, epilog=_EXIT_CODES
-    )
-    add_model(parser)
-    group = parser.add_argument_group("comparison")
-    group.add_argument(
-        "--prompts",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="one prompt a line, instead of the built-in ones",
-    )
-    group.add_argument(
-        "--max-tokens",
-        type=positive,
-        default=32,
-        metavar="N",
-        help="greedy tokens to compare for each prompt (%(default)s)",
-    )
-    group.add_argument(
-        "--tolerance",
-        type=positive_number,
-        default=1e-4,
-        metavar="T",
-        help="largest difference of log-probabilities (%(default)s)",
-    )
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
+from nanovllm.config import BUNDLED_MODEL
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.hub.downloads import MODEL_INFO, full_name, read_model_info
 
-BUNDLED_MODEL = "tiny-books"
 _BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
