@@ -60,10 +60,7 @@ def add_model_flag(
     parser: argparse.ArgumentParser, text: str = _MODEL_HELP, default: str | None = BUNDLED_MODEL
 ) -> None:
     """Add --model."""
-    parser.add_argument(
-        "--model", metavar="MODEL", action=_NameModel, default=argparse.SUPPRESS, help=text
-    )
-    parser.set_defaults(model=default)
+    parser.add_argument("--model", metavar="MODEL", action=_NameModel, default=default, help=text)
 
 
 def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:

@@ -98,7 +98,7 @@ def run(parsed: argparse.Namespace) -> int:
     server = _Server(
         http, engine, parsed.shutdown_timeout_s, min(settings.stalled_client_s, _MAX_HANDSHAKE_S)
     )
-    return asyncio.run(_serve(server, engine, name, num_keys=len(settings.api_keys)))
+    return asyncio.run(_serve(server, engine, name, shell_key(parsed, len(settings.api_keys))))
 
 
 def server_settings(parsed: argparse.Namespace) -> ServerSettings:
@@ -186,7 +186,7 @@ class _Server(uvicorn.Server):
         return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
 
 
-async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: int) -> int:
+async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | None) -> int:
     serving = asyncio.create_task(_listen(server))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())
@@ -194,7 +194,7 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: i
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
         print(
-            f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, num_keys=num_keys)}\n",
+            f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, key)}\n",
             flush=True,
         )
     elif engine.state is EngineState.FAILED:
@@ -246,11 +246,20 @@ def describe(engine: Engine, name: str) -> str:
     )
 
 
-def invitation(address: str, name: str, *, num_keys: int = 0) -> str:
-    """Where the server is, and a line to paste; no key is shown, the shell takes the first one from the environment."""
+def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
+    """The key as a shell finds it, in the file or in the environment, so that no key is shown; None for a server without keys."""
+    if not num_keys:
+        return None
+    if parsed.api_key is None and parsed.api_key_file is not None:
+        return f"$(grep -m1 '^[^# ]' {shlex.quote(str(parsed.api_key_file.absolute()))})"
+    is_list = parsed.api_key is None and num_keys > 1
+    return f"${{{API_KEY_VARIABLE}%%,*}}" if is_list else f"${API_KEY_VARIABLE}"
+
+
+def invitation(address: str, name: str, key: str | None = None) -> str:
+    """Where the server is, and a line to paste; `key` is the shell's expression for an API key."""
     body = json.dumps(
         {"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False
     )
-    variable = f"${API_KEY_VARIABLE}" if num_keys == 1 else f"${{{API_KEY_VARIABLE}%%,*}}"
-    key = f' -H "Authorization: Bearer {variable}"' if num_keys else ""
-    return f"Serving on {address} - try:\n  curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    header = f' -H "Authorization: Bearer {key}"' if key is not None else ""
+    return f"Serving on {address} - try:\n  curl {address}/v1/completions{header} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

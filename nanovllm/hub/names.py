@@ -13,8 +13,9 @@ _BUNDLED = Path(__file__).parent.parent / "bundled"
 def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("models")) -> Path:
     """The folder of the model called `name`.
 
-    In this order: a folder with a config.json; the bundled model, "tiny-books"; `models_dir/<last part of the name>`, if `download`
-    made it from that repository; the Hugging Face cache, which needs no network; the hub, which fills the cache.
+    In this order: the bundled model, "tiny-books" ("./tiny-books" is a folder); a folder with a config.json;
+    `models_dir/<last part of the name>`, if `download` made it from that repository; the Hugging Face cache, which needs no
+    network; the hub, which fills the cache.
 
     Raises:
         CheckpointError: a folder, file or repository that is not a GPT-2 checkpoint in safetensors format.
@@ -25,11 +26,11 @@ def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("mode
         raise ModelNotFoundError(
             f"the model's name is empty; give a folder, a name on the hub such as gpt2, or {BUNDLED_MODEL}"
         )
+    if name == BUNDLED_MODEL:
+        return _BUNDLED / BUNDLED_MODEL
     path = Path(text).expanduser()
     if path.exists():
         return _checked_folder(path)
-    if text == BUNDLED_MODEL:
-        return _BUNDLED / BUNDLED_MODEL
     if not isinstance(name, str) or _looks_like_path(text):
         raise ModelNotFoundError(
             f"{text} does not exist; give a folder with a checkpoint, a name on the hub such as gpt2, or {BUNDLED_MODEL}"

@@ -76,11 +76,10 @@ class ObjectCache:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:
-                        if sys.stderr.isatty():
-                            print(
-                                "Waiting for another process that compiles the same kernels",
-                                file=sys.stderr,
-                            )
+                        print(
+                            "nanovllm: waiting for another process that compiles the same kernels",
+                            file=sys.stderr,
+                        )
                         fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
