@@ -17,7 +17,7 @@ def build_parser() -> "argparse.ArgumentParser":
     # Imported here, so that an interrupt meanwhile ends the process without a traceback.
     from nanovllm import __version__  # noqa: PLC0415
     from nanovllm.cli import download  # noqa: PLC0415
-    from nanovllm.cli.parsers import bench, generate, run_batch, serve, verify  # noqa: PLC0415
+    from nanovllm.cli.parsers import bench, generate, models, run_batch, serve, verify  # noqa: PLC0415
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
 
     parser = CommandParser(
@@ -36,7 +36,7 @@ def build_parser() -> "argparse.ArgumentParser":
     subparsers = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", prog="nanovllm"
     )
-    for command in (serve, generate, run_batch, download, bench, verify):
+    for command in (serve, generate, run_batch, download, models, bench, verify):
         command.add_parser(subparsers)
     return parser
 

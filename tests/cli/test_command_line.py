@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 QUICK = """
 import sys
 from nanovllm.cli.main import main
-for command in ([], ["serve"], ["generate"], ["run-batch"], ["bench", "serve"], ["verify"], ["download"]):
+for command in ([], ["serve"], ["generate"], ["run-batch"], ["bench", "serve"], ["verify"], ["download"],
+                ["list"], ["env"]):
     try:
         main([*command, "--help"])
     except SystemExit as end:
@@ -28,7 +29,7 @@ assert not slow, slow
 
 
 COMMANDS = ("serve", "generate", "run-batch", "download", "verify", "bench latency",
-            "bench throughput", "bench serve")  # fmt: skip
+            "bench throughput", "bench serve", "list", "show", "remove", "env")  # fmt: skip
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,7 +56,7 @@ def test_the_package_is_the_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_its_function(command: str) -> None:
-    required = ["-i", "a", "-o", "b"] if command == "run-batch" else []
+    required = {"run-batch": ["-i", "a", "-o", "b"], "remove": ["kernels"]}.get(command, [])
     assert callable(build_parser().parse_args([*command.split(), *required]).run.load())
 
 

@@ -1,6 +1,7 @@
 """The parser of `nanovllm run-batch`."""
 
 import argparse
+from pathlib import Path
 
 from nanovllm.cli.environment import ENGINE_VARIABLES, variables_help
 from nanovllm.cli.options import add_chat_template, add_engine_options, add_model
@@ -32,6 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "-i",
         "--input",
+        type=Path,
         required=True,
         metavar="FILE",
         help='lines {"custom_id", "method", "url", "body"}; - for standard input',
@@ -39,6 +41,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "-o",
         "--output",
+        type=Path,
         required=True,
         metavar="FILE",
         help='lines {"id", "custom_id", "response", "error"}; - for standard output',
