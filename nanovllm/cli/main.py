@@ -6,8 +6,8 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # see nanovllm/__init__.py
 if TYPE_CHECKING:
     import argparse
 

@@ -106,11 +106,11 @@ def _compiled() -> StoredItem:
 
 def _cached_models() -> Iterator[StoredItem]:
     """The GPT-2 models of the Hugging Face cache; what other programs keep there is not ours to list."""
-    from huggingface_hub import scan_cache_dir  # noqa: PLC0415 - slow to import
+    from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
     from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
 
     try:
-        repos = scan_cache_dir().repos
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
     except (CacheNotFound, ValueError, OSError):
         return
     for repo in sorted(repos, key=lambda repo: repo.repo_id):
