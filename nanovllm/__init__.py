@@ -5,9 +5,11 @@ imported without the rest.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing's, which takes longer to import than all of this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
     from nanovllm.engine.beam_search import BeamSearchParams
@@ -46,7 +48,7 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

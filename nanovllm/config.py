@@ -13,10 +13,14 @@ _UNITS = {
     "kib": 2**10,
     "mib": 2**20,
     "gib": 2**30,
+    "tb": 10**12,
+    "tib": 2**40,
     "k": 2**10,
     "m": 2**20,
     "g": 2**30,
+    "t": 2**40,
 }
+BUNDLED_MODEL = "tiny-books"
 BACKENDS = ("numba", "numpy")
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
@@ -133,6 +137,16 @@ def parse_bytes(size: int | str) -> int:
             f"{size!r} is not a size of at least one byte; write a number of bytes, or text such as '512MiB' or '1.5GB'"
         )
     return count
+
+
+def shown_bytes(count: int) -> str:
+    """`count` bytes as text for people, such as "1.5 GiB"."""
+    value, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:,.1f} {unit}"
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

@@ -3,8 +3,6 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 
-from tqdm import tqdm
-
 from nanovllm.config import EngineConfig
 from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.call_runner import CallRunner
@@ -16,6 +14,7 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
+from nanovllm.progress import progress_bar
 from nanovllm.sampling_params import SamplingParams
 
 
@@ -124,8 +123,8 @@ class LLM:
             )
         intake = self.engine.intake
         searches = begin_searches(_as_prompts(prompts), params, intake)
-        with tqdm(
-            total=params.max_tokens, desc="Tokens", unit="token", disable=None if use_tqdm else True
+        with progress_bar(
+            is_wanted=use_tqdm, total=params.max_tokens, desc="Tokens", unit="token"
         ) as progress:
             while going := [search for search in searches if not search.is_finished]:
                 asked = [
@@ -212,11 +211,8 @@ class LLM:
     def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
         """Work until every submission has ended."""
         rates = _Rates()
-        bar = tqdm(
-            total=len(submissions),
-            desc="Prompts",
-            unit="prompt",
-            disable=None if use_tqdm else True,
+        bar = progress_bar(
+            is_wanted=use_tqdm, total=len(submissions), desc="Prompts", unit="prompt"
         )
 
         def show(stats: StepStats, num_ended: int) -> None:

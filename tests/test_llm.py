@@ -342,11 +342,12 @@ def test_impossible_defaults_of_a_model_are_told_when_it_is_loaded(
 ) -> None:
     for path in tiny_model.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "generation_config.json").write_text('{"temperature": -3}')
-    with pytest.raises(
-        CheckpointError, match=r"generation_config.json .*temperature is -3.*delete it"
-    ):
-        LLM(tmp_path, kv_cache_memory="1MiB")
+    for value, shown in (("-3", "-3"), ('"hot"', "'hot'"), ("true", "True")):
+        (tmp_path / "generation_config.json").write_text(f'{{"temperature": {value}}}')
+        with pytest.raises(
+            CheckpointError, match=rf"generation_config.json .*temperature is {shown}.*delete it"
+        ):
+            LLM(tmp_path, kv_cache_memory="1MiB")
 
 
 def test_defaults_come_from_the_models_generation_config(tmp_path: Path, tiny_model: Path) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanovllm.config import EngineConfig
+from nanovllm.config import EngineConfig, shown_bytes
 from nanovllm.engine import batching
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.block_manager import BlockManager
@@ -78,7 +78,7 @@ class Engine:
         except MemoryError as error:
             asked = num_blocks * runner.backend.block_bytes(config.block_size)
             raise ValueError(
-                f"the KV cache of {asked} bytes cannot be had from the operating system; lower kv_cache_memory"
+                f"the KV cache of {shown_bytes(asked)} cannot be had from the operating system; lower kv_cache_memory"
             ) from error
         self.config = config
         self.model = model

@@ -449,13 +449,8 @@ class Intake:
 def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:
     """Sampling settings that a model's generation_config.json asks for; transformers' own defaults there say nothing and are left out."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    found = {
-        name: generation_config[name] for name in names if generation_config.get(name) is not None
-    }
     return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        name: generation_config[name] for name in names if generation_config.get(name) is not None
     }
 
 
@@ -465,7 +460,7 @@ def check_sampling_defaults(path: Path, generation_config: Mapping[str, object])
         SamplingParams(**sampling_defaults(generation_config))
     except InvalidRequestError as error:
         raise CheckpointError(
-            f"{path} asks for what cannot be: {error}; mend the file, or delete it"
+            f"{path} is wrong: {error}; correct the file, or delete it"
         ) from error
 
 

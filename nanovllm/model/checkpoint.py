@@ -19,7 +19,6 @@ from typing import Any, BinaryIO
 import numpy as np
 from jaxtyping import Float32, UInt8
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from nanovllm.errors import CheckpointError, printable
 from nanovllm.model.config import GPT2Config, read_json
@@ -31,6 +30,7 @@ from nanovllm.model.weights import (
     LayerNorm,
     Linear,
 )
+from nanovllm.progress import progress_bar
 
 _PREFIX = "transformer."
 _BUFFERS = re.compile(
@@ -118,9 +118,8 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
     stored = _read_checked(folder, config)
     total = sum(tensor.num_bytes for tensor in stored.values())
     arrays: dict[str, np.ndarray] = {}
-    progress: tqdm[Any]
-    with tqdm(
-        total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None, leave=False
+    with progress_bar(
+        total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False
     ) as progress:
         for name, tensor in stored.items():
             arrays[name] = tensor.read()

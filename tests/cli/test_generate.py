@@ -123,7 +123,7 @@ def test_bad_input_is_one_line_and_no_traceback(
 
 
 def test_unknown_flags_and_commands_show_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["generate", "x", "--temprature", "1"], ["fly"], []):
+    for arguments in (["generate", "x", "--temprature", "1"], ["fly"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2

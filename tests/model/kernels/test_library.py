@@ -358,12 +358,24 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_line(
     monkeypatch.setattr(library_module, "_compile", lambda spec, processor: b"code")
     (tmp_path / "file").write_text("no folder")
     assert load_image(SPEC, ObjectCache(tmp_path / "file" / "kernels")) == b"code"
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
+    compiling, told = capsys.readouterr().err.splitlines()
+    assert compiling.startswith("nanovllm: compiling kernels for this CPU")
     assert f"cannot be kept in {tmp_path / 'file' / 'kernels'}" in told
     assert CACHE_VARIABLE in told
+
+
+def test_the_first_start_is_told_where_no_bar_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(library_module, "_compile", lambda spec, processor: b"code")
     store = ObjectCache(tmp_path / "good")
     assert load_image(SPEC, store) == load_image(SPEC, store) == b"code"
+    told = capsys.readouterr().err
+    assert told.startswith("nanovllm: compiling kernels for this CPU")
+    assert told.count("\n") == 1, "once, and in one line"
+    assert str(store.folder) in told
+    monkeypatch.setattr(library_module, "shows_progress", lambda: True)
+    assert load_image(SPEC, ObjectCache(tmp_path / "other")) == b"code"
     assert capsys.readouterr().err == ""
 
 
