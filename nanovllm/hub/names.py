@@ -83,4 +83,4 @@ def _from_hub(name: str, local: Path) -> Path:
         )
         raise ModelNotFoundError(
             f"there is no folder {name} here{hint}, and it could not be fetched: {error}"
-        ) from error
+        ) from None
