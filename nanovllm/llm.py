@@ -21,8 +21,9 @@ from nanovllm.engine.chat_messages import Messages, list_conversations
 from nanovllm.engine.chat_prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
-from nanovllm.engine.metrics import StepStats, TokenRates
+from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.request import Pooling
+from nanovllm.engine.token_rates import TokenRates
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model

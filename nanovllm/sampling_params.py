@@ -1,8 +1,7 @@
 """What one request asks of the sampler: the names, defaults and ranges that people know from vLLM and OpenAI."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
-from numbers import Number
+from dataclasses import dataclass, fields
 from typing import Any
 
 from nanovllm.errors import InvalidRequestError
@@ -216,7 +215,7 @@ class SamplingParams:
 
     def clone(self, **changes: Any) -> "SamplingParams":
         """Return a copy, with these settings changed: `params.clone(max_tokens=32)`. Raises as the class."""
-        return replace(self, **changes)
+        return SamplingParams(**{**self.as_dict(), **changes})
 
     def as_dict(self) -> dict[str, Any]:
         """Return every setting by name."""
@@ -275,9 +274,9 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _to_python(value: Any) -> Any:
-    """Return a NumPy number as Python's own type, anything else as it is."""
-    is_numpy = isinstance(value, Number) and hasattr(value, "item")
-    return value.item() if is_numpy else value
+    """Return the number in a NumPy scalar, anything else as it is."""
+    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if is_scalar else value
 
 
 def _short(value: object) -> str:
