@@ -110,26 +110,52 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         tokenizer: Tokenizer,
         check_text: Callable[[str], None],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        add_special_tokens: bool = False,
     ) -> list[int]:
-        """Return the token ids of the prompt that asks for an answer to `messages`; `check_text` may refuse its text before time is spent on it.
+        """Return the token ids of the prompt that `messages` make.
 
-        Raises InvalidRequestError where the template refuses the messages, CheckpointError where it is not one.
+        Args:
+            tokenizer: the model's.
+            check_text: may refuse the prompt's text before time is spent on it.
+            add_generation_prompt: end with the beginning of the assistant's answer.
+            continue_final_message: end in the middle of the last message, which goes on.
+            add_special_tokens: with those that the tokenizer puts around every text.
+
+        Raises:
+            InvalidRequestError: the template refuses the messages.
+            CheckpointError: the template is not one.
         """
-        prompt = self.render_prompt(messages)
+        prompt = self.render_prompt(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         check_text(prompt.text)
         token_ids: list[int] = []
         for part, token_id in split_at_tokens(prompt, tokenizer):
             token_ids += tokenizer.encode_text(part)
             if token_id is not None:
                 token_ids.append(token_id)
-        return token_ids
+        if not add_special_tokens:
+            return token_ids
+        before, after = tokenizer.tokens_around_text
+        return [*before, *token_ids, *after]
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Return the prompt as text, the beginning of the assistant's answer included; raises as `encode`."""
         return self.render_prompt(messages).text
 
-    def render_prompt(self, messages: Sequence[Mapping[str, Any]]) -> RenderedPrompt:
-        """Return the prompt as text and what of it the template wrote; raises as `encode`."""
+    def render_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> RenderedPrompt:
+        """Return the prompt as text and what of it the template wrote; arguments and errors are those of `encode`."""
         processes = self._processes
         try:
             answer, body = processes.render(
@@ -137,6 +163,8 @@ class ChatTemplate:
                 self.special_tokens,
                 max_characters=MAX_RENDERED_CHARACTERS,
                 cpu_s=MAX_RENDER_S,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
             )
         except TemplateInvalidError as error:
             raise self._invalid(error) from None

@@ -132,6 +132,16 @@ class Tokenizer:
             ) from error
         return list(encoding.ids)
 
+    @cached_property
+    def tokens_around_text(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before and after a text; GPT-2's puts none."""
+        (encoding,) = self._plain.encode_batch([_SAMPLE], add_special_tokens=True)
+        is_text = [not is_special for is_special in encoding.special_tokens_mask]
+        if True not in is_text:
+            return encoding.ids, []
+        begin, end = is_text.index(True), len(is_text) - is_text[::-1].index(True)
+        return encoding.ids[:begin], encoding.ids[end:]
+
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a text in which nothing is read as a control token; raises InvalidRequestError where that cannot be."""
         library, renumbered = self._without_control
