@@ -87,11 +87,15 @@ class TemplateProcesses:
         *,
         max_characters: int,
         cpu_s: float,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> Message:
         """Return the worker's answer: rendered, refused or failed. Raises as `check`."""
         header = {
             "op": "render", "messages": messages, "special_tokens": special_tokens,
             "max_characters": max_characters, "cpu_s": cpu_s,
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
         }  # fmt: skip
         with self._free:
             process = self._take(cpu_s)

@@ -76,9 +76,9 @@ class Tokenizer:
         except InvalidRequestError as error:
             raise CheckpointError(
                 f"the tokenizer in {folder} cannot be used: it cannot encode {_SAMPLE!r}: {error.__cause__}"
-            ) from error
-        except BaseException as error:
-            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+            ) from None
+        except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException
+            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from None
         raise CheckpointError(
             f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
         )
@@ -131,6 +131,16 @@ class Tokenizer:
                 param="prompt",
             ) from error
         return list(encoding.ids)
+
+    @cached_property
+    def tokens_around_text(self) -> tuple[list[int], list[int]]:
+        """The special tokens that the tokenizer puts before and after a text; GPT-2's puts none."""
+        (encoding,) = self._plain.encode_batch([_SAMPLE], add_special_tokens=True)
+        is_text = [not is_special for is_special in encoding.special_tokens_mask]
+        if True not in is_text:
+            return encoding.ids, []
+        begin, end = is_text.index(True), len(is_text) - is_text[::-1].index(True)
+        return encoding.ids[:begin], encoding.ids[end:]
 
     def encode_text(self, text: str) -> list[int]:
         """Return the token ids of a text in which nothing is read as a control token; raises InvalidRequestError where that cannot be."""

@@ -98,4 +98,4 @@ def _from_hub(name: str, local: Path, *, may_fetch: bool) -> Path:
             raise ModelNotFoundError(f"{name} is not on this machine{hint}; {error}") from error
         raise ModelNotFoundError(
             f"there is no folder {name} here{hint}, and it could not be fetched: {error}"
-        ) from error
+        ) from None

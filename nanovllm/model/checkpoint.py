@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -162,6 +162,15 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     return found
 
 
+def stored_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
+    """Return the smallest type of weights that holds every number of a checkpoint exactly.
+
+    That is bfloat16 where all tensors are stored in it. float16 is widened to float32.
+    """
+    dtypes = {tensor.dtype for tensor in read_tensors(folder).values()}
+    return "bfloat16" if dtypes == {"BF16"} else "float32"
+
+
 def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a checkpoint of this config must have."""
     d_model, d_ff = config.d_model, config.d_ff
@@ -283,11 +292,11 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
                 raise CheckpointError(
                     f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in that "
                     "folder, or fetch the model by `nanovllm download`"
-                ) from error
+                ) from None
             raise CheckpointError(
                 f"{path} is damaged or incomplete ({path.stat().st_size} bytes): "
                 f"{printable(str(error))}; fetch it again"
-            ) from error
+            ) from None
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
     for name, entry in header.items():

@@ -175,9 +175,7 @@ def _as_completion(
         )
     room = min(limits.max_model_len - len(prompt), max(limits.cache_tokens - len(prompt) + 1, 1))
     shared = SamplingBody.model_fields.keys() - {"stop_token_ids"}
-    end = engine.tokenizer.special_tokens.get(
-        template.special_tokens["eos_token"]
-    )  # templates end a turn with it, whatever config.json says
+    end = template.end_of_turn_id(engine.tokenizer)
     ends = [end] if end is not None and end < engine.model.vocab and not body.ignore_eos else []
     return CompletionRequest.model_construct(
         prompt=prompt,

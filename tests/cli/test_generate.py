@@ -10,10 +10,11 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.cli.main import main
+from nanovllm.config import BackendName
 
 
 def test_it_prints_the_prompt_and_the_answer(
-    capsys: pytest.CaptureFixture[str], backend: str
+    capsys: pytest.CaptureFixture[str], backend: BackendName
 ) -> None:
     assert (
         main(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken
+from tokenizers import AddedToken, processors
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanovllm.engine import chat_template
@@ -113,6 +113,46 @@ def test_a_template_may_refuse_messages() -> None:
         InvalidRequestError, match="refuses the messages: only user and system alternate"
     ) as caught:
         render("{{ raise_exception('only user and system alternate') }}")
+    assert caught.value.param == "messages"
+
+
+def test_the_generation_prompt_may_be_left_out() -> None:
+    rendered = CHATML_TEMPLATE.render_prompt(MESSAGES, add_generation_prompt=False).text
+    assert rendered == CHATML_TEMPLATE.render(MESSAGES).removesuffix("<|im_start|>assistant\n")
+
+
+TRIMMED = CHATML.replace("message['content']", "message['content'] | trim")
+NOT_AS_IT_IS = {"upper case": "| upper", "without": "| length", "escaped": "| tojson"}
+
+
+@pytest.mark.parametrize(
+    ("source", "content", "expected"),
+    [
+        (CHATML, "Sure, ", "Sure, "),
+        (CHATML, "two\nlines", "two\nlines"),
+        (CHATML, "", ""),
+        (TRIMMED, " Sure,\n", "Sure,"),
+        (f"{CHATML}a\nfooter", "Sure,", "Sure,"),
+    ],
+)
+def test_the_last_message_may_go_on(source: str, content: str, expected: str) -> None:
+    """The expected texts are those of transformers' apply_chat_template with continue_final_message."""
+    template = ChatTemplate(source, "test")
+    messages = [*MESSAGES, {"role": "assistant", "content": content}]
+    rendered = template.render_prompt(
+        messages, add_generation_prompt=False, continue_final_message=True
+    )
+    before = template.render_prompt(MESSAGES, add_generation_prompt=False).text
+    assert rendered.text == before.removesuffix("a\nfooter") + f"<|im_start|>assistant\n{expected}"
+    assert max(end for _, end in rendered.spans) <= len(rendered.text)
+
+
+@pytest.mark.parametrize("name", NOT_AS_IT_IS)
+def test_a_message_that_is_not_written_as_it_is_cannot_go_on(name: str) -> None:
+    template = ChatTemplate(f"{{{{ messages[-1].content {NOT_AS_IT_IS[name]} }}}}", "test")
+    messages = [{"role": "assistant", "content": 'say "yes"'}]
+    with pytest.raises(InvalidRequestError, match="continue_final_message is true, but") as caught:
+        template.render_prompt(messages, continue_final_message=True)
     assert caught.value.param == "messages"
 
 
@@ -425,6 +465,22 @@ def test_white_space_beside_a_special_token_goes_with_it(tokenizer: Tokenizer) -
     assert ChatTemplate(text, "test").encode(MESSAGES, both, nothing) == both.encode(
         text, allow_special=True
     )
+
+
+def test_what_the_tokenizer_puts_around_a_text_may_be_added(tokenizer: Tokenizer) -> None:
+    library = LibraryTokenizer.from_str(tokenizer.as_json())
+    special = [(name, tokenizer.special_tokens[name]) for name in ("<|im_start|>", "<|im_end|>")]
+    library.post_processor = processors.TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=special
+    )
+    around = Tokenizer(library)
+    (_, start), (_, end) = special
+    assert around.tokens_around_text == ([start], [end])
+    assert tokenizer.tokens_around_text == ([], [])
+    plain = CHATML_TEMPLATE.encode(MESSAGES, around, nothing)
+    assert plain == CHATML_TEMPLATE.encode(MESSAGES, tokenizer, nothing)
+    added = CHATML_TEMPLATE.encode(MESSAGES, around, nothing, add_special_tokens=True)
+    assert added == [start, *plain, end]
 
 
 def test_a_text_may_be_refused_before_it_is_encoded(tokenizer: Tokenizer) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ NUMPY = EngineConfig(
 )
 
 
-KINDS = {
+KINDS: dict[str, dict[str, Any]] = {
     **{backend: {"backend": backend} for backend in BACKENDS},
     "bfloat16": {"backend": "numba", "dtype": "bfloat16"},
     "int8 and cache": {"backend": "numba", "quantization": "int8", "kv_cache_dtype": "int8"},
@@ -31,7 +32,7 @@ KINDS = {
 @pytest.fixture(scope="module", params=KINDS)
 def exact(request: pytest.FixtureRequest) -> EngineConfig:
     """Settings under which bits never depend on company, for each backend, and each type of weights and of the cache once."""
-    return replace(NUMPY, **KINDS[request.param])  # type: ignore[arg-type]
+    return replace(NUMPY, **KINDS[request.param])
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
     -> compile  memory_bytes, cpu_s; body: source           <- compiled | invalid: message
     -> render   messages, special_tokens, max_characters,   <- rendered: spans; body: text
-                cpu_s                                       <- refused: message | failed: message
+                cpu_s, add_generation_prompt,               <- refused: message | failed: message
+                continue_final_message
 
 `spans` are the ranges of characters that the template wrote itself: its own text and strings, its special tokens and the names of
 roles, which are a fixed set; see provenance.py. Constant expressions are computed while rendering, not while compiling.
@@ -11,6 +12,7 @@ roles, which are a fixed set; see provenance.py. Constant expressions are comput
 import json
 import os
 import re
+import secrets
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timezone
 from typing import Any, NoReturn
@@ -69,15 +71,18 @@ def _answer(channel: Channel, template: Any, header: Mapping[str, Any]) -> None:
         channel.send({"op": "rendered", "spans": spans_of(text)}, body)
 
 
-def _render(template: Any, header: Mapping[str, Any]) -> Text:
+def _render(template: Any, header: Mapping[str, Any]) -> str:
     messages = [
         {**message, "role": written(message["role"])} if message.get("role") in _ROLES else message
         for message in header["messages"]
     ]
     special_tokens = {name: written(text) for name, text in header["special_tokens"].items()}
+    tag = secrets.token_hex(16).upper() if header["continue_final_message"] else ""
+    if tag:
+        messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}{tag} "}
     values = {
-        **special_tokens, "messages": messages, "add_generation_prompt": True, "tools": None,
-        "documents": None,
+        **special_tokens, "messages": messages, "tools": None, "documents": None,
+        "add_generation_prompt": header["add_generation_prompt"],
     }  # fmt: skip
     pieces: list[str] = []
     size, limit = 0, header["max_characters"]
@@ -88,7 +93,23 @@ def _render(template: Any, header: Mapping[str, Any]) -> Text:
                 f"the chat template makes more than {limit} characters of the messages; send less"
             )
         pieces.append(piece)
-    return joined(pieces)
+    text = joined(pieces)
+    return _open_ended(text, header["messages"][-1]["content"], tag) if tag else text
+
+
+def _open_ended(text: Text, content: str, tag: str) -> str:
+    """Return the text up to the end of its last message, which is `content` with the tag and a space behind.
+
+    The same rules as those of transformers' `continue_final_message`: where the template strips the
+    message, white space before the tag is stripped too.
+    """
+    end = text.rfind(tag)
+    if end < 0 or content.strip() not in text:
+        raise RefusalError(
+            "continue_final_message is true, but the chat template does not write the last message as it is; leave it out"
+        )
+    begun = text[:end]
+    return begun if text.startswith(" ", end + len(tag)) else begun.rstrip()
 
 
 class _CodeGenerator(CodeGenerator):

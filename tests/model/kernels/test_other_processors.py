@@ -3,6 +3,7 @@
 import pytest
 
 from nanovllm import LLM, SamplingParams
+from nanovllm.config import BackendName
 from nanovllm.model.kernels.target import host_target
 from tests.support.targets import OLDER, load_whole, name_processor
 
@@ -13,7 +14,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=16)
 @pytest.mark.slow
 @pytest.mark.skipif(not OLDER, reason="no x86 processor has less")
 def test_older_processors_generate_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    def token_ids(backend: str) -> list[int]:
+    def token_ids(backend: BackendName) -> list[int]:
         llm = LLM(backend=backend, kv_cache_memory="4MiB")
         return llm.generate(PROMPT, GREEDY, use_tqdm=False)[0].outputs[0].token_ids
 
