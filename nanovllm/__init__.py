@@ -1,18 +1,42 @@
 """GPT-2 inference for CPUs: `LLM` in a program, `nanovllm serve` for an OpenAI-compatible server.
 
-The names below are loaded when they are first asked for (PEP 562), so that a part of the package, such as nanovllm.model, can be
-imported without the rest.
+The names below are loaded when they are first asked for (PEP 562), so that a part of the package,
+such as nanovllm.model, can be imported without the rest.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing's, which takes longer to import than all of this file
 if TYPE_CHECKING:
+    from typing import Any
+
+    from nanovllm.async_llm import AsyncLLM
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
     from nanovllm.engine.beam_search import BeamSearchParams
+    from nanovllm.engine.tokenizer import Tokenizer
+    from nanovllm.errors import (
+        CheckpointError,
+        ContextLengthError,
+        EngineError,
+        EngineFaultError,
+        EngineNotReadyError,
+        InvalidRequestError,
+        ModelNotFoundError,
+        NanovllmError,
+        QueueFullError,
+        RequestTimeoutError,
+    )
     from nanovllm.llm import LLM
-    from nanovllm.outputs import CompletionOutput, EmbeddingRequestOutput, Logprob, RequestOutput
+    from nanovllm.outputs import (
+        CompletionOutput,
+        EmbeddingOutput,
+        EmbeddingRequestOutput,
+        Logprob,
+        RequestMetrics,
+        RequestOutput,
+    )
+    from nanovllm.prompts import Prompt, TextPrompt, TokensPrompt
     from nanovllm.sampling_params import SamplingParams
     from nanovllm.structured_outputs import StructuredOutputs
 
@@ -21,35 +45,61 @@ __version__ = "0.1.0"
 __all__ = [
     "LLM",
     "AsyncEngine",
+    "AsyncLLM",
     "BeamSearchParams",
+    "CheckpointError",
     "CompletionOutput",
+    "ContextLengthError",
+    "EmbeddingOutput",
     "EmbeddingRequestOutput",
     "EngineConfig",
+    "EngineError",
+    "EngineFaultError",
+    "EngineNotReadyError",
+    "InvalidRequestError",
     "Logprob",
+    "ModelNotFoundError",
+    "NanovllmError",
+    "Prompt",
+    "QueueFullError",
+    "RequestMetrics",
     "RequestOutput",
+    "RequestTimeoutError",
     "SamplingParams",
     "StructuredOutputs",
+    "TextPrompt",
+    "Tokenizer",
+    "TokensPrompt",
     "__version__",
 ]
 
-_HOMES = {
-    "AsyncEngine": "nanovllm.engine.async_engine",
-    "BeamSearchParams": "nanovllm.engine.beam_search",
-    "CompletionOutput": "nanovllm.outputs",
-    "EmbeddingRequestOutput": "nanovllm.outputs",
-    "EngineConfig": "nanovllm.config",
-    "LLM": "nanovllm.llm",
-    "Logprob": "nanovllm.outputs",
-    "RequestOutput": "nanovllm.outputs",
-    "SamplingParams": "nanovllm.sampling_params",
-    "StructuredOutputs": "nanovllm.structured_outputs",
+_EXPORTS = {
+    "nanovllm.async_llm": ["AsyncLLM"],
+    "nanovllm.config": ["EngineConfig"],
+    "nanovllm.engine.async_engine": ["AsyncEngine"],
+    "nanovllm.engine.beam_search": ["BeamSearchParams"],
+    "nanovllm.engine.tokenizer": ["Tokenizer"],
+    "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
+    "nanovllm.llm": ["LLM"],
+    "nanovllm.outputs": [
+        "CompletionOutput",
+        "EmbeddingOutput",
+        "EmbeddingRequestOutput",
+        "Logprob",
+        "RequestMetrics",
+        "RequestOutput",
+    ],
+    "nanovllm.prompts": ["Prompt", "TextPrompt", "TokensPrompt"],
+    "nanovllm.sampling_params": ["SamplingParams"],
+    "nanovllm.structured_outputs": ["StructuredOutputs"],
 }
+_MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+def __getattr__(name: str) -> "Any":
+    if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULE_OF[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -2,7 +2,21 @@
 
 import re
 from dataclasses import dataclass
-from typing import TypeGuard
+from typing import Literal, TypeAlias, TypedDict, TypeGuard, get_args
+
+BackendName: TypeAlias = Literal["numba", "numpy"]
+DType: TypeAlias = Literal["float32", "bfloat16", "auto"]
+Quantization: TypeAlias = Literal["int8"]
+KVCacheDType: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
+SchedulingPolicy: TypeAlias = Literal["fcfs", "priority"]
+
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+DTYPES: tuple[DType, ...] = get_args(DType)
+QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
+KV_CACHE_DTYPES: tuple[KVCacheDType, ...] = get_args(KVCacheDType)
+SCHEDULING_POLICIES: tuple[SchedulingPolicy, ...] = get_args(SchedulingPolicy)
+
+BUNDLED_MODEL = "tiny-books"
 
 _UNITS = {
     "": 1,
@@ -13,15 +27,34 @@ _UNITS = {
     "kib": 2**10,
     "mib": 2**20,
     "gib": 2**30,
+    "tb": 10**12,
+    "tib": 2**40,
     "k": 2**10,
     "m": 2**20,
     "g": 2**30,
+    "t": 2**40,
 }
-BACKENDS = ("numba", "numpy")
-DTYPES = ("float32", "bfloat16")
-QUANTIZATIONS = ("int8",)
-SCHEDULING_POLICIES = ("fcfs", "priority")
-KV_CACHE_DTYPES = ("auto", "float32", "bfloat16", "int8")
+
+
+class EngineSettings(TypedDict, total=False):
+    """The arguments of EngineConfig, for a function that passes them on."""
+
+    dtype: DType
+    quantization: Quantization | None
+    kv_cache_dtype: KVCacheDType
+    backend: BackendName
+    max_model_len: int | None
+    block_size: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    kv_cache_memory: int | str
+    num_blocks: int | None
+    enable_prefix_caching: bool
+    batch_invariant: bool
+    num_threads: int | None
+    seed: int | None
+    max_logprobs: int
+    scheduling_policy: SchedulingPolicy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +62,8 @@ class EngineConfig:
     """Settings of one engine; raises ValueError naming the value, the limit and the remedy.
 
     Attributes:
-        dtype: type of the weights while computing; of the token embedding alone where the others are quantised.
+        dtype: type of the weights while computing; of the token embedding alone where the others are quantized.
+            "auto" is bfloat16 for a checkpoint that is stored as bfloat16, and float32 for every other.
         quantization: "int8" for weights of one byte, with rows quantised as they come; None for weights of type `dtype`.
         kv_cache_dtype: type of keys and values; "auto" for float32 beside float32 weights, and bfloat16 beside bfloat16 and int8 weights.
         backend: which implementation of the forward pass: "numba" is compiled, "numpy" is the one to read and computes in float32 only.
@@ -48,10 +82,10 @@ class EngineConfig:
             which any client may choose.
     """
 
-    dtype: str = "float32"
-    quantization: str | None = None
-    kv_cache_dtype: str = "auto"
-    backend: str = "numba"
+    dtype: DType = "float32"
+    quantization: Quantization | None = None
+    kv_cache_dtype: KVCacheDType = "auto"
+    backend: BackendName = "numba"
     max_model_len: int | None = None
     block_size: int = 32
     max_num_seqs: int = 32
@@ -63,7 +97,7 @@ class EngineConfig:
     num_threads: int | None = None
     seed: int | None = None
     max_logprobs: int = 20
-    scheduling_policy: str = "fcfs"
+    scheduling_policy: SchedulingPolicy = "fcfs"
 
     def __post_init__(self) -> None:
         for name in ("block_size", "max_num_seqs", "max_num_batched_tokens"):
@@ -102,7 +136,7 @@ class EngineConfig:
 
     def _check_numpy_types(self) -> None:
         for name, allowed in (
-            ("dtype", ("float32",)),
+            ("dtype", ("auto", "float32")),
             ("quantization", (None,)),
             ("kv_cache_dtype", ("auto", "float32")),
         ):
@@ -133,6 +167,16 @@ def parse_bytes(size: int | str) -> int:
             f"{size!r} is not a size of at least one byte; write a number of bytes, or text such as '512MiB' or '1.5GB'"
         )
     return count
+
+
+def shown_bytes(count: int) -> str:
+    """`count` bytes as text for people, such as "1.5 GiB"."""
+    value, unit = float(count), "bytes"
+    for larger in ("KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            break
+        value, unit = value / 1024, larger
+    return f"{value:,.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:,.1f} {unit}"
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

@@ -1,42 +1,59 @@
 """LLM: offline batched inference in three lines, with vLLM's names and shapes."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from types import TracebackType
+from typing import overload
 
-from tqdm import tqdm
+from typing_extensions import Self
 
-from nanovllm.config import EngineConfig
+from nanovllm.config import (
+    BackendName,
+    DType,
+    EngineConfig,
+    KVCacheDType,
+    Quantization,
+    SchedulingPolicy,
+)
 from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.call_runner import CallRunner
+from nanovllm.engine.chat_messages import Messages, list_conversations
+from nanovllm.engine.chat_prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Prompt, Submission, naming_prompt, sampling_defaults
+from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.request import Pooling
+from nanovllm.engine.token_rates import TokenRates
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.progress import progress_bar
+from nanovllm.prompts import Prompt, list_prompts
+from nanovllm.sampling_params import SamplingParams, list_params
+from nanovllm.vllm_settings import explain_unknown_settings
 
 
 class LLM:
     """A model ready to generate.
 
     It may be used from any number of threads, and by `asyncio.to_thread`: calls that are made at the
-    same time are answered in one batch, each with its own outputs.
+    same time are answered in one batch, each with its own outputs. As a context manager it is closed
+    at the end.
 
     >>> llm = LLM("gpt2")
     >>> llm.generate("Once upon a time", SamplingParams(temperature=0.8, top_p=0.95))[0].outputs[0].text
     """
 
+    @explain_unknown_settings
     def __init__(
         self,
         model: str | os.PathLike[str] = BUNDLED_MODEL,
         *,
-        dtype: str = "float32",
-        quantization: str | None = None,
-        kv_cache_dtype: str = "auto",
-        backend: str = "numba",
+        dtype: DType = "float32",
+        quantization: Quantization | None = None,
+        kv_cache_dtype: KVCacheDType = "auto",
+        backend: BackendName = "numba",
         max_model_len: int | None = None,
         block_size: int = 32,
         max_num_seqs: int = 32,
@@ -48,12 +65,17 @@ class LLM:
         num_threads: int | None = None,
         seed: int | None = None,
         max_logprobs: int = 20,
-        scheduling_policy: str = "fcfs",
+        scheduling_policy: SchedulingPolicy = "fcfs",
     ) -> None:
-        """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one; EngineConfig says what each setting does.
+        """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one.
+
+        The settings are those of EngineConfig, whose docstring and docs/python-api.md explain them.
 
         Raises:
-            ModelNotFoundError: the name leads nowhere. CheckpointError: the folder cannot be used. ValueError: a setting is wrong.
+            ModelNotFoundError: the name leads nowhere.
+            CheckpointError: the folder cannot be used.
+            ValueError: a setting is wrong.
+            TypeError: there is no setting of that name.
         """
         config = EngineConfig(
             dtype=dtype,
@@ -73,22 +95,87 @@ class LLM:
             max_logprobs=max_logprobs,
             scheduling_policy=scheduling_policy,
         )
-        self.engine = Engine.load(resolve_model(model), config)
-        self._calls = CallRunner(self.engine)
+        self._name = os.fspath(model)
+        folder = resolve_model(model)
+        self._engine: Engine | None = Engine.load(folder, config)
+        self._calls = CallRunner(self._engine)
+        self._chats = ChatPrompts(folder, self._engine.intake)
+
+    def __repr__(self) -> str:
+        if self._engine is None:
+            return f"LLM({self._name!r}, closed)"
+        config = self._engine.config
+        types = f"dtype={config.dtype!r}" + (
+            f", quantization={config.quantization!r}" if config.quantization else ""
+        )
+        return (
+            f"LLM({self._name!r}, {types}, backend={config.backend!r}, "
+            f"max_model_len={self._engine.max_model_len}, "
+            f"num_parameters={self._engine.model.parameters})"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the model's memory. Calls under way raise EngineNotReadyError. Harmless twice."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            self._calls.close()
+            engine.close()
+
+    @property
+    def engine(self) -> Engine:
+        """The engine; raises EngineNotReadyError after `close`."""
+        engine = self._engine
+        if engine is None:
+            raise EngineNotReadyError("this LLM is closed; make another one")
+        return engine
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer."""
         return self.engine.tokenizer
 
+    def get_tokenizer(self) -> Tokenizer:
+        """Return the model's tokenizer: `encode(text)`, `decode(token_ids)` and more."""
+        return self.tokenizer
+
     def default_sampling_params(self) -> SamplingParams:
-        """Settings for when a call gives none: those of the model's generation_config.json, otherwise SamplingParams's own."""
+        """Return the settings of calls that give none.
+
+        They are those of the model's generation_config.json, otherwise SamplingParams's own.
+        """
         return SamplingParams(**sampling_defaults(self.engine.generation_config))
+
+    @overload
+    def generate(
+        self,
+        prompts: Iterable[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Prompt,
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]: ...
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | Iterable[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answer every prompt; outputs come in the order of the prompts.
@@ -97,23 +184,112 @@ class LLM:
         `finish_reason` is "error"; the others are not affected.
 
         Args:
-            prompts: one or several of: text, {"prompt": text}, {"prompt_token_ids": ids}, or a list of token ids.
+            prompts: one or several of: text, {"prompt": text}, {"prompt_token_ids": ids}, token ids.
+                Several come as any iterable; token ids as a list or a NumPy array.
             sampling_params: for all prompts, or one for each.
-            use_tqdm: show prompts done, prefill and decode tokens per second, on a terminal.
+            use_tqdm: show prompts done, prefill and decode tokens per second, on a terminal or in
+                a notebook.
 
         Raises:
             InvalidRequestError: a prompt or its settings are wrong; nothing was run.
+            EngineNotReadyError: the LLM is closed.
         """
-        submissions = self._submissions(prompts, sampling_params)
+        submissions = self._submissions(list_prompts(prompts), sampling_params)
         self._run(submissions, use_tqdm)
         return [submission.assembler.output() for submission in submissions]
 
-    def beam_search(
-        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = True
-    ) -> list[RequestOutput]:
-        """The most probable answers to every prompt, `beam_width` each, the best first; their cumulative_logprob is the whole answer's.
+    def stream(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None
+    ) -> Generator[RequestOutput, None, None]:
+        """Yield the answer to one prompt as it grows: each output has only what is new.
 
-        A search that ends with an error has no answers, and its output's `error` says why.
+        Leaving the loop, or closing the generator, aborts the request. Other threads may generate
+        and stream meanwhile.
+
+        Raises:
+            InvalidRequestError: the prompt or its settings are wrong.
+            EngineFaultError: the answer ended with an error; raised by the generator.
+            EngineNotReadyError: the LLM is closed.
+        """
+        (submission,) = self._submissions([prompt], sampling_params)
+        return self._calls.stream(submission)
+
+    def chat(
+        self,
+        messages: Messages | Iterable[Messages],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        chat_template: str | os.PathLike[str] | None = None,
+    ) -> list[RequestOutput]:
+        """Answer one conversation, or every one of several, by the model's chat template.
+
+        A token that the template ends a turn with ends the answer. Otherwise as `generate`.
+
+        Args:
+            messages: a list of {"role": "user", "content": "..."}, or several such lists. Roles
+                are system, developer, user and assistant.
+            sampling_params: for all conversations, or one for each.
+            use_tqdm: show progress.
+            chat_template: the text of a Jinja template, or the path of a file with one, in place
+                of the model's own.
+
+        Raises:
+            InvalidRequestError: a message is wrong, or there is no template.
+            CheckpointError: the template is not valid.
+        """
+        conversations = list_conversations(messages)
+        params = self._each_params(sampling_params, len(conversations))
+        template = self._chats.template(chat_template)
+        prompts: list[Prompt] = []
+        for index, conversation in enumerate(conversations):
+            with naming_prompt(index, len(conversations)):
+                prompts.append(self._chats.encode(template, conversation))
+        submissions = self._submissions(prompts, [self._chats.params(template, p) for p in params])
+        self._run(submissions, use_tqdm)
+        outputs = [submission.assembler.output() for submission in submissions]
+        for output in outputs:
+            output.prompt = self.tokenizer.decode(
+                output.prompt_token_ids, skip_special_tokens=False
+            )
+        return outputs
+
+    def stream_chat(
+        self,
+        messages: Messages,
+        sampling_params: SamplingParams | None = None,
+        *,
+        chat_template: str | os.PathLike[str] | None = None,
+    ) -> Generator[RequestOutput, None, None]:
+        """Yield the answer to one conversation as it grows; arguments as for `chat`, otherwise as `stream`."""
+        conversations = list_conversations(messages)
+        if len(conversations) != 1:
+            raise InvalidRequestError(
+                f"there are {len(conversations)} conversations, a stream takes one; call it for each",
+                param="messages",
+            )
+        (params,) = self._each_params(sampling_params, 1)
+        template = self._chats.template(chat_template)
+        prompt = self._chats.encode(template, conversations[0])
+        return self.stream(prompt, self._chats.params(template, params))
+
+    @overload
+    def beam_search(
+        self, prompts: Iterable[Prompt], params: BeamSearchParams, use_tqdm: bool = True
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def beam_search(
+        self, prompts: Prompt, params: BeamSearchParams, use_tqdm: bool = True
+    ) -> list[RequestOutput]: ...
+
+    def beam_search(
+        self, prompts: Prompt | Iterable[Prompt], params: BeamSearchParams, use_tqdm: bool = True
+    ) -> list[RequestOutput]:
+        """Return the most probable answers to every prompt, `beam_width` each, the best first.
+
+        Their cumulative_logprob is the whole answer's. A search that ends with an error has no
+        answers, and its output's `error` says why.
 
         Raises:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
@@ -123,9 +299,9 @@ class LLM:
                 f"params is a {type(params).__name__} but must be a BeamSearchParams"
             )
         intake = self.engine.intake
-        searches = begin_searches(_as_prompts(prompts), params, intake)
-        with tqdm(
-            total=params.max_tokens, desc="Tokens", unit="token", disable=None if use_tqdm else True
+        searches = begin_searches(list_prompts(prompts), params, intake)
+        with progress_bar(
+            total=params.max_tokens, desc="Tokens", unit="token", is_wanted=use_tqdm
         ) as progress:
             while going := [search for search in searches if not search.is_finished]:
                 asked = [
@@ -149,60 +325,83 @@ class LLM:
             for search in searches
         ]
 
+    @overload
     def embed(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Iterable[Prompt],
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]: ...
+
+    @overload
+    def embed(
+        self,
+        prompts: Prompt,
+        pooling: Pooling = "last",
+        normalize: bool = True,
+        use_tqdm: bool = True,
+    ) -> list[EmbeddingRequestOutput]: ...
+
+    def embed(
+        self,
+        prompts: Prompt | Iterable[Prompt],
         pooling: Pooling = "last",
         normalize: bool = True,
         use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
-        """Turn every prompt into a vector: the final hidden state of its tokens, after the last layer norm; in the order of the prompts.
+        """Return every prompt as a vector, in the order of the prompts.
 
-        An error that ends one prompt is told by its output, whose `error` says why and whose
-        embedding is empty; the others are not affected.
+        The vector is the final hidden state of its tokens, after the last layer norm. An error that
+        ends one prompt is told by its output, whose `error` says why and whose embedding is empty;
+        the others are not affected.
 
         Args:
             prompts: as for `generate`; each may fill the context.
             pooling: "last" for the state of the last token, "mean" for the mean of all.
             normalize: scale to length 1, so that the product of two vectors is their cosine.
-            use_tqdm: show progress on a terminal.
+            use_tqdm: show progress on a terminal or in a notebook.
 
         Raises:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
         """
-        listed = _as_prompts(prompts)
+        listed = list_prompts(prompts)
+        intake = self.engine.intake
 
         def submit(index: int, request_id: str) -> Submission:
-            return self.engine.intake.embed(
-                request_id, listed[index], pooling=pooling, normalize=normalize
-            )
+            return intake.embed(request_id, listed[index], pooling=pooling, normalize=normalize)
 
         submissions = self._submit_each(len(listed), submit)
         self._run(submissions, use_tqdm)
         return [submission.assembler.embedding_or_error() for submission in submissions]
 
+    def _each_params(
+        self, params: SamplingParams | Iterable[SamplingParams] | None, num_prompts: int
+    ) -> list[SamplingParams]:
+        """Return the settings of each prompt, by default the model's own."""
+        given = self.default_sampling_params() if params is None else params
+        return list_params(given, num_prompts)
+
     def _submissions(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        prompts: Sequence[Prompt],
+        sampling_params: SamplingParams | Iterable[SamplingParams] | None,
     ) -> list[Submission]:
-        listed = _as_prompts(prompts)
-        if sampling_params is None:
-            sampling_params = self.default_sampling_params()
-        params = _as_params(sampling_params, len(listed))
+        intake = self.engine.intake
+        params = self._each_params(sampling_params, len(prompts))
 
         def submit(index: int, request_id: str) -> Submission:
-            submission = self.engine.intake.submit(request_id, listed[index], params[index])
+            submission = intake.submit(request_id, prompts[index], params[index])
             if submission.grammar is not None:
                 submission.grammar.wait()
             return submission
 
-        return self._submit_each(len(listed), submit)
+        return self._submit_each(len(prompts), submit)
 
     def _submit_each(
         self, count: int, submit: Callable[[int, str], Submission]
     ) -> list[Submission]:
-        """`submit(index, request_id)` for every prompt; of several, an error names the one at fault."""
+        """Call `submit(index, request_id)` for every prompt; of several, an error names the one at fault."""
         submissions = []
         for index in range(count):
             with naming_prompt(index, count):
@@ -211,12 +410,9 @@ class LLM:
 
     def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
         """Work until every submission has ended."""
-        rates = _Rates()
-        bar = tqdm(
-            total=len(submissions),
-            desc="Prompts",
-            unit="prompt",
-            disable=None if use_tqdm else True,
+        rates = TokenRates()
+        bar = progress_bar(
+            total=len(submissions), desc="Prompts", unit="prompt", is_wanted=use_tqdm
         )
 
         def show(stats: StepStats, num_ended: int) -> None:
@@ -226,54 +422,3 @@ class LLM:
 
         with bar:
             self._calls.run(submissions, None if bar.disable else show)
-
-
-class _Rates:
-    """Prefill and decode tokens per second; the time of a step that did both is divided by tokens."""
-
-    def __init__(self) -> None:
-        self._prompt_tokens = self._decode_tokens = 0
-        self._prompt_s = self._decode_s = 0.0
-
-    def add(self, stats: StepStats) -> None:
-        if stats.num_tokens:
-            self._prompt_tokens += stats.num_prompt_tokens
-            self._decode_tokens += stats.num_decode_tokens
-            self._prompt_s += stats.duration_s * stats.num_prompt_tokens / stats.num_tokens
-            self._decode_s += stats.duration_s * stats.num_decode_tokens / stats.num_tokens
-
-    def __str__(self) -> str:
-        prefill = self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0
-        decode = self._decode_tokens / self._decode_s if self._decode_s else 0.0
-        return f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"
-
-
-def _as_params(
-    params: SamplingParams | Sequence[SamplingParams], count: int
-) -> list[SamplingParams]:
-    if isinstance(params, SamplingParams):
-        return [params] * count
-    if not isinstance(params, Sequence) or not all(
-        isinstance(one, SamplingParams) for one in params
-    ):
-        raise InvalidRequestError(
-            f"sampling_params is a {type(params).__name__} but must be a SamplingParams, or a list of them"
-        )
-    if len(params) != count:
-        raise InvalidRequestError(
-            f"there are {count} prompts but {len(params)} sampling_params; give one for all, or one for each"
-        )
-    return list(params)
-
-
-def _as_prompts(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    if isinstance(prompts, str | Mapping):
-        return [prompts]
-    if isinstance(prompts, Sequence) and prompts and all(isinstance(item, int) for item in prompts):
-        return [prompts]  # type: ignore[list-item]
-    if not isinstance(prompts, Sequence):
-        raise InvalidRequestError(
-            f"prompts is a {type(prompts).__name__} but must be a prompt or a list of prompts",
-            param="prompt",
-        )
-    return list(prompts)  # type: ignore[arg-type]

@@ -88,6 +88,10 @@ class SamplingParams:
     add_special_tokens: bool = True
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if (number := _to_python(value)) is not value:
+                object.__setattr__(self, field.name, number)
         self._check_numbers()
         self._check_flags()
         self._normalise_lists()
@@ -219,9 +223,33 @@ class SamplingParams:
                 param="truncation_side",
             )
 
+    def clone(self, **changes: Any) -> "SamplingParams":
+        """Return a copy, with these settings changed: `params.clone(max_tokens=32)`. Raises as the class."""
+        return SamplingParams(**{**self.as_dict(), **changes})
+
     def as_dict(self) -> dict[str, Any]:
-        """Every setting by name, for building a changed copy: `SamplingParams(**{**params.as_dict(), "n": 1})`."""
+        """Return every setting by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def list_params(
+    params: SamplingParams | Iterable[SamplingParams], num_prompts: int
+) -> list[SamplingParams]:
+    """Return the settings of each prompt; raises InvalidRequestError where `params` has not as many."""
+    if isinstance(params, SamplingParams):
+        return [params] * num_prompts
+    listed = list(params) if isinstance(params, Iterable) else [params]
+    if not isinstance(params, Iterable) or not all(
+        isinstance(one, SamplingParams) for one in listed
+    ):
+        raise InvalidRequestError(
+            f"sampling_params is a {type(params).__name__} but must be a SamplingParams, or a list of them"
+        )
+    if len(listed) != num_prompts:
+        raise InvalidRequestError(
+            f"there are {num_prompts} prompts but {len(listed)} sampling_params; give one for all, or one for each"
+        )
+    return listed
 
 
 def check_best_of(best_of: int | None, n: int) -> None:
@@ -252,7 +280,13 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
         return (value,)
     if not isinstance(value, Iterable):
         raise InvalidRequestError(f"{name} is {_short(value)} but must be a list", param=name)
-    return tuple(value)
+    return tuple(item if isinstance(item, int | str) else _to_python(item) for item in value)
+
+
+def _to_python(value: Any) -> Any:
+    """Return the number in a NumPy scalar, anything else as it is."""
+    is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if is_scalar else value
 
 
 def _short(value: object) -> str:
@@ -320,6 +354,7 @@ def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
             f"logit_bias has {len(bias)} entries, the limit is {MAX_LOGIT_EDITS}",
             param="logit_bias",
         )
+    bias = {_to_python(token_id): _to_python(value) for token_id, value in bias.items()}
     for token_id, value in bias.items():
         if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
             raise InvalidRequestError(

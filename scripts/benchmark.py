@@ -16,7 +16,8 @@ try:
     from nanovllm.cli.main import main
 except ModuleNotFoundError as error:
     sys.exit(
-        f"{error}. Install what nanovllm needs first: run `make .venv/.installed-run` and then .venv/bin/python instead of python, or `pip install .`"
+        f"{error}. Install what nanovllm needs first: run `make .venv/.installed-run` and then "
+        ".venv/bin/python instead of python, or `pip install -e .`"
     )
 
 if __name__ == "__main__":

@@ -9,26 +9,27 @@ from typing import Any
 import pytest
 
 from nanovllm import LLM, BeamSearchParams, EngineConfig, SamplingParams
-from nanovllm.engine.intake import Prompt
+from nanovllm.config import BackendName
 from nanovllm.engine.request import Request
 from nanovllm.errors import (
     CheckpointError,
     ContextLengthError,
     InvalidRequestError,
 )
+from nanovllm.prompts import Prompt
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12)
 
 
 @pytest.fixture(scope="module")
-def llm(tiny_model: Path, backend: str) -> LLM:
+def llm(tiny_model: Path, backend: BackendName) -> LLM:
     return LLM(
         tiny_model, backend=backend, kv_cache_memory="4MiB", block_size=8, batch_invariant=True
     )
 
 
 @pytest.fixture(scope="module")
-def books(backend: str) -> LLM:
+def books(backend: BackendName) -> LLM:
     return LLM(backend=backend, kv_cache_memory="32MiB")
 
 
@@ -227,7 +228,7 @@ def test_a_bad_prompt_is_told_before_anything_runs(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
         llm.generate({"prompt_token_ids": [10**6]}, GREEDY)
     with pytest.raises(InvalidRequestError, match="must be text or a list of token ids"):
-        llm.generate([3.5], GREEDY)  # type: ignore[arg-type]
+        llm.generate([3.5], GREEDY)  # type: ignore[list-item]
     assert not llm.engine.has_work
     assert llm.generate([], GREEDY) == []
 
@@ -292,7 +293,7 @@ def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(
     assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0] == after.outputs[0]
 
 
-def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path, backend: str) -> None:
+def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path, backend: BackendName) -> None:
     with pytest.raises(
         ValueError, match="cannot be had from the operating system; lower kv_cache_memory"
     ):
@@ -342,11 +343,12 @@ def test_impossible_defaults_of_a_model_are_told_when_it_is_loaded(
 ) -> None:
     for path in tiny_model.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    (tmp_path / "generation_config.json").write_text('{"temperature": -3}')
-    with pytest.raises(
-        CheckpointError, match=r"generation_config.json .*temperature is -3.*delete it"
-    ):
-        LLM(tmp_path, kv_cache_memory="1MiB")
+    for value, shown in (("-3", "-3"), ('"hot"', "'hot'"), ("true", "True")):
+        (tmp_path / "generation_config.json").write_text(f'{{"temperature": {value}}}')
+        with pytest.raises(
+            CheckpointError, match=rf"generation_config.json .*temperature is {shown}.*delete it"
+        ):
+            LLM(tmp_path, kv_cache_memory="1MiB")
 
 
 def test_defaults_come_from_the_models_generation_config(tmp_path: Path, tiny_model: Path) -> None:
@@ -405,7 +407,7 @@ def test_what_cannot_be_embedded_is_told_before_anything_runs(
     with pytest.raises(ContextLengthError, match="the prompt has 129 tokens, the limit is 128"):
         llm.embed([5] * 129)
     with pytest.raises(InvalidRequestError, match="pooling is 'max' but must be 'last' or 'mean'"):
-        llm.embed("the", pooling="max")  # type: ignore[arg-type]
+        llm.embed("the", pooling="max")  # type: ignore[call-overload]
     assert not llm.engine.has_work
     real = llm.engine.runner.backend.forward
     with monkeypatch.context() as patch:

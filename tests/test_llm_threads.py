@@ -12,7 +12,7 @@ import pytest
 from nanovllm import LLM, BeamSearchParams, RequestOutput, SamplingParams
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import StepOutput
-from nanovllm.engine.intake import Prompt
+from nanovllm.prompts import Prompt
 from tests.support.serving import run_threads, wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)

@@ -3,7 +3,6 @@
 Everything is checked before a model is loaded. Messages name the flag, the file and the line, never a key.
 """
 
-import argparse
 import ipaddress
 import json
 import os
@@ -14,50 +13,16 @@ import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.values import read_lines
 from nanovllm.server.hosts import host_name, is_address
 
-API_KEY_VARIABLE = "NANOVLLM_API_KEY"
 MAX_API_KEYS = 1000  # every request is compared with all of them
 _ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]+)?"
 )
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
 _USUAL_PORTS = (("http://", ":80"), ("https://", ":443"))
-
-
-def add_access_options(parser: argparse.ArgumentParser) -> None:
-    """Flags for keys, origins and TLS."""
-    group = parser.add_argument_group("access")
-    key_help = f"what clients must send as a bearer token; may be given several times; better in the environment as {API_KEY_VARIABLE}, with commas"
-    group.add_argument("--api-key", action="append", default=None, help=key_help)
-    file_help = "file of keys, one on each line, lines that begin with # left out; with it or --api-key the environment is not read"
-    group.add_argument("--api-key-file", type=Path, default=None, metavar="FILE", help=file_help)
-    hosts_help = (
-        "name that requests may be for, their Host header, beside addresses and localhost, * for any; several times; without it only "
-        "a server on a loopback address without API keys checks this"
-    )
-    group.add_argument(
-        "--allowed-hosts", action="append", default=None, metavar="NAME", help=hosts_help
-    )
-    origins_help = "web pages whose scripts may use the server, such as https://example.org, * for all; several times, or a JSON list (none)"
-    group.add_argument(
-        "--allowed-origins", action="append", default=None, metavar="ORIGIN", help=origins_help
-    )
-    group.add_argument(
-        "--ssl-certfile",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="certificate in PEM: serve https",
-    )
-    group.add_argument(
-        "--ssl-keyfile",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="its private key in PEM (in the certificate's file)",
-    )
 
 
 def read_api_keys(

@@ -28,11 +28,12 @@ from nanovllm.cli.bench_roofline import (
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.values import read_lines
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Prompt, Submission
+from nanovllm.engine.intake import Submission
 from nanovllm.engine.metrics import StepStats
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
+from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)

@@ -1,6 +1,5 @@
 """What every benchmark says besides its figures: the machine it ran on, and how a report ends, in one line of JSON."""
 
-import argparse
 import json
 import os
 import platform
@@ -13,17 +12,6 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from nanovllm import __version__
-
-
-def add_report_options(parser: argparse.ArgumentParser) -> None:
-    """Flags that all benchmarks have."""
-    parser.add_argument(
-        "--json",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="also write the figures to this file",
-    )
 
 
 def describe_machine() -> dict[str, Any]:

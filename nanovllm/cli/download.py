@@ -3,11 +3,14 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from nanovllm.cli.environment import MODEL_VARIABLES, variables_help
+from nanovllm.cli.parsers.parser import Command
 from nanovllm.cli.values import printable_lines
 from nanovllm.errors import NanovllmError, printable
-from nanovllm.hub import download, read_model_info
 
 DEFAULT_MODEL = "gpt2"
 DESCRIPTION = (
@@ -19,10 +22,14 @@ DESCRIPTION = (
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `download` to the subcommands of `nanovllm`."""
     parser = subparsers.add_parser(
-        "download", help="fetch a model from the Hugging Face hub", description=DESCRIPTION
+        "download",
+        help="fetch a model from the Hugging Face hub",
+        usage="%(prog)s [MODEL] [options]",
+        description=DESCRIPTION,
+        epilog=variables_help(*MODEL_VARIABLES),
     )
     add_arguments(parser)
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=Command("nanovllm.cli.download:run"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,10 +62,12 @@ def run(args: argparse.Namespace) -> int:
         return 2
     name: str = args.model or args.name or DEFAULT_MODEL
     output: Path = args.output or Path("models") / (name.rstrip("/").split("/")[-1] or name)
+    from nanovllm.hub import download, read_model_info  # noqa: PLC0415 - slow to import
+
     print(f"Downloading {name} to {output}", flush=True)
     try:
         download(name, output, revision=args.revision, token=args.token)
-        _print_summary(output)
+        _print_summary(output, read_model_info(output))
     except NanovllmError as error:
         print(f"nanovllm download: {printable_lines(str(error))}", file=sys.stderr)
         return 1
@@ -71,8 +80,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_summary(output: Path) -> None:
-    info = read_model_info(output)
+def _print_summary(output: Path, info: Mapping[str, Any]) -> None:
     files = info["files"]
     size_bytes = sum(file["size_bytes"] for file in files.values())
     print(f"\n{printable(str(info['repo']))}, revision {printable(str(info['revision'])[:12])}")

@@ -1,53 +1,40 @@
-"""nanovllm generate "Once upon a time": stream an answer to the terminal; without a prompt, one after the other from what is typed."""
+"""`nanovllm generate`: stream the answer to a prompt to the terminal, or to one prompt after the other."""
 
 import argparse
 import sys
-from collections.abc import Generator, Iterator
+import time
+from collections.abc import Generator
 from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from nanovllm.cli.options import (
-    add_engine_options,
-    add_sampling_options,
-    engine_config,
-    sampling_settings,
-)
+from nanovllm.cli.options import DEFAULT_MAX_TOKENS, engine_config, sampling_settings
+from nanovllm.cli.repl import Repl, read_lines_of
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import sampling_defaults
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.hub.downloads import full_name
 from nanovllm.sampling_params import SamplingParams
-
-_DEFAULT_MAX_TOKENS = 128
-
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
-        "generate", help="answer a prompt on the terminal", description=__doc__
-    )
-    parser.add_argument("prompt", nargs="?", help="left out: read prompts line by line")
-    parser.add_argument(
-        "--model",
-        default=BUNDLED_MODEL,
-        help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})",
-    )
-    add_sampling_options(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Answer the prompt, or each line of the input."""
-    settings = {"max_tokens": _DEFAULT_MAX_TOKENS, **sampling_settings(parsed)}
-    SamplingParams(**settings)  # a wrong flag is told before the model is loaded
-    engine = Engine.load(resolve_model(parsed.model), engine_config(parsed))
-    params = SamplingParams(**{**sampling_defaults(engine.generation_config), **settings})
-    if parsed.prompt is not None:
-        _answer(engine, parsed.prompt, params)
+    """Answer the prompt, or each line of the input; return the exit code."""
+    model, prompt = model_and_prompt(parsed)
+    settings = {"max_tokens": DEFAULT_MAX_TOKENS, **sampling_settings(parsed)}
+    SamplingParams(**settings)  # a wrong option is reported before the model is loaded
+    engine = Engine.load(resolve_model(model), engine_config(parsed))
+    writer = Writer(engine, {**sampling_defaults(engine.generation_config), **settings})
+    if prompt is not None:
+        writer.answer(prompt)
         return 0
-    for line in _lines():
+    if sys.stdin.isatty():
+        Repl(writer).run()
+        return 0
+    for line in read_lines_of(sys.stdin):
         try:
-            _answer(engine, line, params)
+            writer.answer(line)
         except InvalidRequestError as error:
             print(f"{error}", file=sys.stderr)
         except KeyboardInterrupt:  # stops this answer, not the program
@@ -55,32 +42,66 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _lines() -> Iterator[str]:
-    """What is typed, line by line, until the input ends."""
-    if sys.stdin.isatty():
-        print("Type the beginning of a text. Ctrl-C stops an answer, Ctrl-D ends.", file=sys.stderr)
-    while True:
+def model_and_prompt(parsed: argparse.Namespace) -> tuple[str, str | None]:
+    """Return the model and the prompt that the arguments name; None for no prompt.
+
+    Raises ValueError where they name two models or two prompts. A prompt that is also the name of a
+    model stays a prompt, so that text from elsewhere never loads a model; a line says so.
+    """
+    texts, model = list(parsed.texts), str(parsed.model)
+    if len(texts) > 2 or (len(texts) == 2 and hasattr(parsed, "named_model")):
+        raise ValueError(
+            f"generate takes one prompt but {len(texts)} are given; put a prompt with spaces in quotes"
+        )
+    if len(texts) == 2:
+        model = texts.pop(0)
+    prompt = texts[0] if texts else None
+    if prompt is not None and len(parsed.texts) == 1 and _is_model_name(prompt):
+        print(
+            f"nanovllm: {prompt} is taken as the prompt; for the model: nanovllm generate --model {prompt}",
+            file=sys.stderr,
+        )
+    return model, prompt
+
+
+def _is_model_name(text: str) -> bool:
+    if text == BUNDLED_MODEL or full_name(text) != text:
+        return True
+    try:
+        return (Path(text) / "config.json").is_file()
+    except (OSError, ValueError):  # no file can have such a name
+        return False
+
+
+@dataclass(slots=True)
+class Writer:
+    """Answers prompts on standard output with sampling settings that may change.
+
+    Attributes:
+        num_tokens, duration_s: tokens of the last answer, and the time it took.
+    """
+
+    engine: Engine
+    settings: dict[str, Any]
+    num_tokens: int = 0
+    duration_s: float = 0.0
+
+    def answer(self, prompt: str) -> None:
+        """Print the prompt and its answer as it grows."""
+        params = SamplingParams(**self.settings)
+        start_s, before = time.perf_counter(), self.engine.stats().generation_tokens
         try:
-            line = input("> ") if sys.stdin.isatty() else input()
-        except EOFError:
-            return
-        except KeyboardInterrupt:
+            with closing(stream(self.engine, prompt, params)) as pieces:
+                for piece in pieces:
+                    print(piece, end="", flush=True)
             print()
-            continue
-        if line:
-            yield line
-
-
-def _answer(engine: Engine, prompt: str, params: SamplingParams) -> None:
-    """Print the prompt and its answer as it grows."""
-    with closing(stream(engine, prompt, params)) as pieces:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-    print()
+        finally:
+            self.num_tokens = self.engine.stats().generation_tokens - before
+            self.duration_s = time.perf_counter() - start_s
 
 
 def stream(engine: Engine, prompt: str, params: SamplingParams) -> Generator[str, None, None]:
-    """The pieces of the text to show, the prompt first. Closing the iterator ends the request."""
+    """Yield the pieces of the text to show, the prompt first. Closing the iterator ends the request."""
     submission = engine.intake.submit("generate", prompt, params)
     yield prompt
     with closing(engine.run([submission])) as steps:

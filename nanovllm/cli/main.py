@@ -1,39 +1,57 @@
-"""The `nanovllm` command: one subcommand a file."""
+"""The `nanovllm` command: its parser, and what all commands have in common when they end."""
 
-import argparse
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from typing import Any
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from nanovllm import __version__
-from nanovllm.cli import bench, download, generate, run_batch, serve, verify
-from nanovllm.cli.values import printable_lines
-from nanovllm.errors import NanovllmError
-
-
-class _Parser(argparse.ArgumentParser):
-    """Takes flags by their whole names only; so do its subcommands."""
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**settings, allow_abbrev=False)
+TYPE_CHECKING = False  # see nanovllm/__init__.py
+if TYPE_CHECKING:
+    import argparse
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line; the parsed arguments carry the subcommand's `run`."""
-    parser = _Parser(prog="nanovllm", description="GPT-2 inference on CPUs.")
-    parser.add_argument("--version", action="version", version=f"nanovllm {__version__}")
-    subparsers = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for command in (serve, generate, run_batch, download, bench, verify):
+def build_parser() -> "argparse.ArgumentParser":
+    """Build the command line's parser; parsed arguments carry the command as `run`."""
+    # Imported here, so that an interrupt meanwhile ends the process without a traceback.
+    from nanovllm import __version__  # noqa: PLC0415
+    from nanovllm.cli import download  # noqa: PLC0415
+    from nanovllm.cli.parsers import bench, generate, models, run_batch, serve, verify  # noqa: PLC0415
+    from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
+
+    parser = CommandParser(
+        prog="nanovllm",
+        usage="%(prog)s COMMAND [options]",
+        description="GPT-2 inference on CPUs.",
+        epilog="nanovllm COMMAND --help describes a command.",
+    )
+    parser.add_argument(
+        "-V",
+        "--version",
+        action="version",
+        version=f"nanovllm {__version__}",
+        help="show the version and exit",
+    )
+    subparsers = parser.add_subparsers(
+        title="commands", required=True, metavar="COMMAND", prog="nanovllm"
+    )
+    for command in (serve, generate, run_batch, download, models, bench, verify):
         command.add_parser(subparsers)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; people see messages, never a traceback, for what they can mend."""
-    parsed = build_parser().parse_args(arguments)
+    """Run the command line and return its exit code; an error is a message, never a traceback."""
+    with _quiet_interrupts():
+        from nanovllm.cli.values import printable_lines  # noqa: PLC0415
+        from nanovllm.errors import NanovllmError  # noqa: PLC0415
+
+        given = _expand(sys.argv[1:] if arguments is None else list(arguments))
+        parsed = build_parser().parse_args(given)
+        run = parsed.run.load()
     try:
-        return int(parsed.run(parsed))
+        return int(run(parsed))
     except BrokenPipeError:  # whoever read the output, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -42,6 +60,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _expand(arguments: list[str]) -> list[str]:
+    """Replace forms of the command line that people know from other programs."""
+    if not arguments:
+        return ["--help"]
+    if arguments[0] == "help":
+        return [*arguments[1:], "--help"]
+    return ["--version"] if arguments == ["version"] else arguments
+
+
+@contextmanager
+def _quiet_interrupts() -> Iterator[None]:
+    """Let Ctrl-C end the process at once, without a traceback, as long as there is nothing to finish.
+
+    An interrupt while modules are imported would show a traceback of the import, or leave one half done.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,66 @@
-"""Command-line options that several subcommands share: a model, the engine's settings, the sampler's. Flags are the settings' names."""
+"""Options that several commands share: the model, the engine's settings, the sampler's settings.
+
+Options are named like the settings. Nothing here takes long to import, see parsers/__init__.py.
+"""
 
 import argparse
 import re
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanovllm.config import (
     BACKENDS,
+    BUNDLED_MODEL,
     DTYPES,
     KV_CACHE_DTYPES,
     QUANTIZATIONS,
     SCHEDULING_POLICIES,
     EngineConfig,
 )
-from nanovllm.engine.chat_template import ChatTemplate
-from nanovllm.hub import BUNDLED_MODEL
 from nanovllm.sampling_params import SamplingParams
 
-_ENGINE_FLAGS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "max_model_len": (int, "most tokens of prompt and answer together (the model's context)"),
-    "block_size": (int, "tokens in one block of the KV cache"),
-    "max_num_seqs": (int, "most sequences in one step"),
-    "max_num_batched_tokens": (int, "most tokens computed in one step"),
-    "kv_cache_memory": (str, "memory for keys and values, such as 512MiB"),
-    "num_threads": (int, "threads for the arithmetic (the library's choice)"),
-    "max_logprobs": (int, "most log-probabilities a request may ask for at a position"),
-}
+if TYPE_CHECKING:
+    from nanovllm.engine.chat_template import ChatTemplate
+
+DEFAULT_MAX_TOKENS = 128  # of an answer on the terminal
+_MODEL_HELP = (
+    f"folder, or name such as gpt2 or owner/name (default: {BUNDLED_MODEL}, the bundled model)"
+)
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """The positional MODEL."""
-    text = f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})"
-    parser.add_argument("model", nargs="?", default=BUNDLED_MODEL, help=text)
+class _NameModel(argparse.Action):
+    """Store the model, given by position or by --model; refuse two different ones."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, "named_model", None)
+        if earlier not in (None, values):
+            parser.error(f"two models are named, {earlier} and {values}; name one")
+        namespace.model = namespace.named_model = values
+
+
+def add_model(
+    parser: argparse.ArgumentParser, text: str = _MODEL_HELP, default: str | None = BUNDLED_MODEL
+) -> None:
+    """Add MODEL, by position, and --model."""
+    parser.add_argument(
+        "model", nargs="?", metavar="MODEL", action=_NameModel, default=argparse.SUPPRESS, help=text
+    )
+    add_model_flag(parser, "the same, as an option", default)
+
+
+def add_model_flag(
+    parser: argparse.ArgumentParser, text: str = _MODEL_HELP, default: str | None = BUNDLED_MODEL
+) -> None:
+    """Add --model."""
+    parser.add_argument("--model", metavar="MODEL", action=_NameModel, default=default, help=text)
 
 
 def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:
@@ -41,127 +68,134 @@ def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:
     return tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
 
 
-def add_engine_options(parser: argparse.ArgumentParser) -> None:
-    """Flags for EngineConfig."""
+_ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "max_model_len": (int, "maximum tokens of prompt and answer together (default: the model's context)"),
+    "block_size": (int, "tokens in one block of the KV cache"),
+    "max_num_seqs": (int, "maximum sequences in one step"),
+    "max_num_batched_tokens": (int, "maximum tokens computed in one step"),
+    "kv_cache_memory": (str, "memory for keys and values, such as 512MiB"),
+    "num_threads": (int, "threads that compute (default: the cores this process may use)"),
+    "max_logprobs": (int, "maximum log-probabilities a request may ask for at a position"),
+}  # fmt: skip
+
+
+def add_engine_options(
+    parser: argparse.ArgumentParser, *, seed: int | None = None, prefix_caching: bool = True
+) -> None:
+    """Add an option for each field of EngineConfig, with these defaults of two of them."""
     defaults = {field.name: field.default for field in fields(EngineConfig)}
     group = parser.add_argument_group("engine")
-    group.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default=defaults["backend"],
-        help="forward pass: compiled, or to read (%(default)s)",
-    )
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        default=defaults["dtype"],
-        help="type of the weights while computing (%(default)s)",
-    )
-    group.add_argument(
-        "--quantization",
-        choices=QUANTIZATIONS,
-        default=None,
-        help="weights of one byte, quantised while loading (none)",
-    )
-    cache_help = "type of keys and values (%(default)s: float32 beside float32 weights, bfloat16 beside bfloat16 and int8)"
-    group.add_argument(
-        "--kv-cache-dtype",
-        choices=KV_CACHE_DTYPES,
-        default=defaults["kv_cache_dtype"],
-        help=cache_help,
-    )
-    for name, (kind, text) in _ENGINE_FLAGS.items():
-        default = defaults[name]
-        shown = text if default is None else f"{text} ({default})"
+    choices: dict[str, tuple[tuple[str, ...], str]] = {
+        "backend": (BACKENDS, "forward pass: numba is compiled, numpy is the one to read"),
+        "dtype": (DTYPES, "type of the weights while computing"),
+        "quantization": (QUANTIZATIONS, "quantize weights to one byte while loading (default: no)"),
+        "kv_cache_dtype": (
+            KV_CACHE_DTYPES,
+            "type of keys and values; auto is float32 with float32 weights, bfloat16 with others",
+        ),
+        "scheduling_policy": (
+            SCHEDULING_POLICIES,
+            "order of requests: by arrival, or by their priority field and then by arrival",
+        ),
+    }
+    for name, (values, text) in choices.items():
+        group.add_argument(_option(name), choices=values, default=defaults[name], help=text)
+    for name, (kind, text) in _ENGINE_OPTIONS.items():
+        metavar = name.rsplit("_", 1)[-1].upper()
         group.add_argument(
-            _flag(name),
-            type=kind,
-            default=default,
-            metavar=name.rsplit("_", 1)[-1].upper(),
-            help=shown,
+            _option(name), type=kind, default=defaults[name], metavar=metavar, help=text
         )
     group.add_argument(
-        "--scheduling-policy",
-        choices=SCHEDULING_POLICIES,
-        default=defaults["scheduling_policy"],
-        help="order of requests: by arrival (fcfs), or by their priority field, then by arrival (%(default)s)",
-    )
-    yes_or_no = argparse.BooleanOptionalAction
-    group.add_argument(
         "--enable-prefix-caching",
-        action=yes_or_no,
-        default=True,
-        help="reuse what prompts that begin alike have in common",
+        action=argparse.BooleanOptionalAction,
+        default=prefix_caching,
+        help="reuse keys and values of prompts that begin alike",
     )
-    invariant_help = "bits that do not depend on what else is in the batch; those of numba never do, numpy becomes slower"
-    group.add_argument("--batch-invariant", action="store_true", help=invariant_help)
     group.add_argument(
-        "--seed", type=int, default=None, help="make draws of requests without a seed repeatable"
+        "--batch-invariant",
+        action="store_true",
+        help="make results independent of the batch, bit for bit; numba always is, numpy becomes "
+        "slower (default: no)",
+    )
+    group.add_argument(
+        "--seed",
+        type=int,
+        default=seed,
+        help="make the draws of requests without a seed repeatable"
+        + (" (default: another seed each time)" if seed is None else ""),
     )
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
-    """The settings that the flags of `add_engine_options` say."""
+    """The settings given by the options of `add_engine_options`."""
     names = {field.name for field in fields(EngineConfig)}
     return EngineConfig(**{name: value for name, value in vars(parsed).items() if name in names})
 
 
-_SAMPLING_FLAGS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "max_tokens": (int, "most tokens to generate"),
-    "min_tokens": (int, "no end before this many tokens"),
-    "temperature": (float, "0 for the most likely token"),
-    "top_p": (float, "draw among the most likely tokens that add up to this"),
-    "top_k": (int, "draw among the k most likely tokens; 0 for all"),
-    "min_p": (float, "drop tokens less likely than this share of the most likely one"),
-    "repetition_penalty": (float, "above 1: less repetition"),
-    "presence_penalty": (float, "above 0: less of what was said"),
-    "frequency_penalty": (float, "above 0: less of what was said often"),
+_SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
+    "max_tokens": (int, f"maximum tokens to generate (default: {DEFAULT_MAX_TOKENS})"),
+    "min_tokens": (int, "minimum tokens before an end of text or a stop string"),
+    "temperature": (float, "scale of randomness; 0 for the most probable token"),
+    "top_p": (float, "draw among the most probable tokens whose probabilities add up to this"),
+    "top_k": (int, "draw among the k most probable tokens; 0 for all"),
+    "min_p": (float, "drop tokens below this fraction of the highest probability"),
+    "repetition_penalty": (float, "above 1: fewer repetitions"),
+    "presence_penalty": (float, "above 0: fewer tokens that the answer already has"),
+    "frequency_penalty": (float, "above 0: the same, by how often the answer has them"),
 }
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Flags for SamplingParams; those left out keep the model's own defaults."""
-    group = parser.add_argument_group("sampling")
-    for name, (kind, text) in _SAMPLING_FLAGS.items():
-        group.add_argument(
-            _flag(name), type=kind, default=None, metavar=re.sub(".*_", "", name).upper(), help=text
-        )
+    """Add options for SamplingParams; those left out keep the model's own defaults."""
+    group = parser.add_argument_group(
+        "sampling",
+        "Defaults of the model's generation_config.json, if it has any, take the place of those below.",
+    )
+    defaults = {field.name: field.default for field in fields(SamplingParams)}
+    for name, (kind, text) in _SAMPLING_OPTIONS.items():
+        shown = text if "default" in text else f"{text} (default: {defaults[name]})"
+        metavar = re.sub(".*_", "", name).upper()
+        group.add_argument(_option(name), type=kind, metavar=metavar, help=shown)
     group.add_argument(
         "--stop",
         action="append",
-        default=None,
-        help="text that ends the answer; may be given several times",
+        metavar="TEXT",
+        help="text that ends the answer; repeat for several (default: none)",
     )
     group.add_argument(
-        "--ignore-eos", action="store_true", default=None, help="go on after the end of the text"
+        "--ignore-eos",
+        action="store_true",
+        default=None,
+        help="go on after the end-of-text token (default: no)",
     )
 
 
 def sampling_settings(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The settings of SamplingParams that were given as flags."""
+    """The settings of SamplingParams that were given as options."""
     names = {field.name for field in fields(SamplingParams)}
     return {
         name: value for name, value in vars(parsed).items() if name in names and value is not None
     }
 
 
-def _flag(name: str) -> str:
+def _option(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
 def add_chat_template(group: "argparse._ActionsContainer") -> None:
-    """Add the flag that gives a chat template."""
+    """Add the option that gives a chat template."""
     group.add_argument(
         "--chat-template",
         type=Path,
-        default=None,
         metavar="FILE",
-        help="Jinja file for chat, in place of the model's own",
+        help="Jinja template for chat (default: the model's own)",
     )
 
 
-def load_chat_template(folder: Path, parsed: argparse.Namespace) -> ChatTemplate | None:
-    """The flag's template, or else that of the model folder, if any; raises CheckpointError where the flag's cannot be used."""
+def load_chat_template(folder: Path, parsed: argparse.Namespace) -> "ChatTemplate | None":
+    """The option's template, or else that of the model folder, if any; raises CheckpointError where the option's cannot be used."""
+    from nanovllm.engine.chat_template import ChatTemplate  # noqa: PLC0415 - slow to import
+
     template = ChatTemplate.load(folder, parsed.chat_template)
     if template is not None and parsed.chat_template is not None:
         template.check()

@@ -5,96 +5,55 @@ A request without a seed is drawn anew in every run; with --seed its draws follo
 """
 
 import argparse
+import shutil
 import signal
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
-
-from tqdm import tqdm
+from typing import Any, BinaryIO
 
 from nanovllm.cli.options import (
-    add_chat_template,
-    add_engine_options,
     engine_config,
     load_chat_template,
     served_names,
 )
-from nanovllm.cli.values import positive
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.hub import resolve_model
+from nanovllm.progress import progress_bar
 from nanovllm.server.batch import BatchRunner
 from nanovllm.server.batch_input import BatchInput, CustomIds
-from nanovllm.server.batch_output import AnswerFile, open_answers
+from nanovllm.server.batch_output import AnswerFile, open_answers, write_answers
 
+STANDARD_STREAM = Path("-")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
-        "run-batch", help="answer a file of requests", description=__doc__
-    )
-    parser.add_argument(
-        "-i",
-        "--input",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help='lines {"custom_id", "method", "url", "body"}',
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help='lines {"id", "custom_id", "response", "error"}',
-    )
-    parser.add_argument(
-        "--overwrite",
-        action="store_true",
-        help="drop the answers that the output has, instead of going on with the others",
-    )
-    parser.add_argument(
-        "--model",
-        default=BUNDLED_MODEL,
-        help=f"a folder, or a name such as gpt2 or any/repo (default: the bundled {BUNDLED_MODEL})",
-    )
-    parser.add_argument(
-        "--served-model-name",
-        action="append",
-        default=None,
-        help="name in the requests; may be given several times",
-    )
-    add_chat_template(parser)
-    parser.add_argument(
-        "--max-line-bytes",
-        type=positive,
-        default=4 << 20,
-        help="longest line of the input (%(default)s)",
-    )
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Answer what is not answered yet; 0 when everything is, 128 and the signal's number when one came."""
     config = engine_config(parsed)
     _check_files(parsed.input, parsed.output)
-    with parsed.input.open("rb") as file:
-        batch = BatchInput(parsed.input, file, parsed.max_line_bytes)
+    source, target = (
+        _shown(parsed.input, "standard input"),
+        _shown(parsed.output, "standard output"),
+    )
+    with _open_requests(parsed.input) as file:
+        batch = BatchInput(source, file, parsed.max_line_bytes)
         ids = batch.check()
-        with open_answers(parsed.output, ids, overwrite=parsed.overwrite) as output:
+        with (
+            write_answers(target)
+            if parsed.output == STANDARD_STREAM
+            else open_answers(target, ids, overwrite=parsed.overwrite)
+        ) as output:
             answered = ids.num_taken
             if answered:
                 _say(
-                    f"{parsed.output} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}"
+                    f"{target} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}"
                 )
             if answered == len(ids):
                 return 0
@@ -102,10 +61,13 @@ def run(parsed: argparse.Namespace) -> int:
             chat_template = load_chat_template(folder, parsed)
             runner = _Run(Engine.load(folder, config), ids, output)
             number = runner.answer_all(batch, served_names(parsed), chat_template)
-        _say(f"{runner.summary}; {parsed.output}")
+        _say(f"{runner.summary}; {target}")
     left = len(ids) - answered - runner.done
     if number is None or not left:
         return 0
+    if parsed.output == STANDARD_STREAM:
+        _say(f"ended by {signal.Signals(number).name}; {left:,} requests are not answered")
+        return 128 + number
     again = "the same command without --overwrite" if parsed.overwrite else "the same command again"
     _say(
         f"ended by {signal.Signals(number).name}; run {again} to answer the {left:,} that are left"
@@ -115,16 +77,40 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _check_files(requests: Path, answers: Path) -> None:
     """Raise ValueError where the paths cannot be what they are given for."""
-    if not requests.exists():
+    has_requests = requests != STANDARD_STREAM
+    if has_requests and not requests.exists():
         raise ValueError(f"{requests} does not exist; give the file of requests by -i")
-    if not requests.is_file():
+    if has_requests and not requests.is_file():
         raise ValueError(
-            f"{requests} is no ordinary file, and the input is read twice; save it to one"
+            f"{requests} is no ordinary file, and the input is read twice; save it to one, or pipe it to -i -"
         )
-    if answers.exists() and answers.samefile(requests):
+    if answers == STANDARD_STREAM:
+        return
+    if not answers.parent.is_dir():
+        raise ValueError(
+            f"there is no folder {answers.parent} for {answers.name}; create it, or choose another output"
+        )
+    if has_requests and answers.exists() and answers.samefile(requests):
         raise ValueError(
             f"{requests} is the input and the output; give another file for the answers"
         )
+
+
+def _shown(path: Path, stream: str) -> Path:
+    """The path for messages."""
+    return Path(stream) if path == STANDARD_STREAM else path
+
+
+@contextmanager
+def _open_requests(path: Path) -> Iterator[BinaryIO]:
+    """Open the input; standard input is copied to a temporary file first, because it is read twice."""
+    if path != STANDARD_STREAM:
+        with path.open("rb") as file:
+            yield file
+        return
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(sys.stdin.buffer, copy)
+        yield copy
 
 
 def _say(message: str) -> None:
@@ -149,12 +135,8 @@ class _Run:
     ) -> int | None:
         """Write every answer; the number of the signal that ended it early, None where none did."""
         start_s = time.monotonic()
-        bar = tqdm(
-            total=len(self.ids),
-            initial=self.ids.num_taken,
-            desc="Requests",
-            unit="request",
-            disable=None,
+        bar = progress_bar(
+            total=len(self.ids), initial=self.ids.num_taken, desc="Requests", unit="request"
         )
         runner = BatchRunner(self.engine, model_names, chat_template)
         with (

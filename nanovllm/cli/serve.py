@@ -18,14 +18,13 @@ from dataclasses import replace
 import uvicorn
 
 from nanovllm.cli.access import (
-    API_KEY_VARIABLE,
-    add_access_options,
     check_certificate,
     is_loopback,
     read_api_keys,
     read_hosts,
     read_origins,
 )
+from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.listening import (
     connection_limits,
     listening_options,
@@ -33,14 +32,11 @@ from nanovllm.cli.listening import (
     raise_open_files_limit,
 )
 from nanovllm.cli.options import (
-    add_chat_template,
-    add_engine_options,
-    add_model,
     engine_config,
     load_chat_template,
     served_names,
 )
-from nanovllm.cli.values import positive, positive_number, printable_lines
+from nanovllm.cli.values import printable_lines
 from nanovllm.config import parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
@@ -55,84 +51,6 @@ _SWITCH_INTERVAL_S = 0.0005
 at each system call, would wait for as long at each of them while a body is read or an answer written."""
 _MAX_HANDSHAKE_S = 3600.0
 _FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes, before their connections are cut
-
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser("serve", help="serve a model over HTTP", description=__doc__)
-    add_model(parser)
-    group = parser.add_argument_group("server")
-    group.add_argument(
-        "--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (%(default)s)"
-    )
-    group.add_argument(
-        "--port",
-        type=_port,
-        default=8000,
-        help="port to listen on; 0 for any free one (%(default)s)",
-    )
-    group.add_argument(
-        "--served-model-name",
-        action="append",
-        default=None,
-        help="name in the API; may be given several times",
-    )
-    add_chat_template(group)
-    group.add_argument(
-        "--max-queued-requests",
-        type=positive,
-        default=1024,
-        help="unfinished answers at most; more are refused (%(default)s)",
-    )
-    tokens_help = "tokens that they may come to, prompts and max_tokens together (16 times what the KV cache holds)"
-    group.add_argument(
-        "--max-queued-tokens", type=positive, default=None, metavar="TOKENS", help=tokens_help
-    )
-    memory_help = "memory for the log-probabilities of answers that are not written yet, such as 512MiB (%(default)s)"
-    group.add_argument(
-        "--max-queued-logprobs-memory", default="256MiB", metavar="MEMORY", help=memory_help
-    )
-    timeout_help = "longest time a request may take; a client can ask for less by the header x-request-timeout-s (any time)"
-    group.add_argument(
-        "--request-timeout-s",
-        type=positive_number,
-        default=None,
-        metavar="SECONDS",
-        help=timeout_help,
-    )
-    group.add_argument(
-        "--max-body-bytes",
-        type=positive,
-        default=4 << 20,
-        help="largest request body (%(default)s)",
-    )
-    stalled_help = "a client that takes longer to send its request, or reads nothing of its answer for so long, is cut off (%(default)s)"
-    group.add_argument("--stalled-client-s", type=positive_number, default=60.0, help=stalled_help)
-    group.add_argument(
-        "--shutdown-timeout-s",
-        type=positive,
-        default=10,
-        help="how long running requests may go on after a signal (%(default)s)",
-    )
-    group.add_argument(
-        "--log-level",
-        choices=("error", "warning", "info", "debug"),
-        default="info",
-        help="how much to log (%(default)s)",
-    )
-    group.add_argument(
-        "--log-requests",
-        action="store_true",
-        help="a line of JSON about each request on standard error, instead of plain ones",
-    )
-    group.add_argument(
-        "--log-prompts",
-        action="store_true",
-        help="with --log-requests: prompts too, cut where they are long",
-    )
-    add_access_options(parser)
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -180,7 +98,7 @@ def run(parsed: argparse.Namespace) -> int:
     server = _Server(
         http, engine, parsed.shutdown_timeout_s, min(settings.stalled_client_s, _MAX_HANDSHAKE_S)
     )
-    return asyncio.run(_serve(server, engine, name, num_keys=len(settings.api_keys)))
+    return asyncio.run(_serve(server, engine, name, shell_key(parsed, len(settings.api_keys))))
 
 
 def server_settings(parsed: argparse.Namespace) -> ServerSettings:
@@ -268,7 +186,7 @@ class _Server(uvicorn.Server):
         return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
 
 
-async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: int) -> int:
+async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | None) -> int:
     serving = asyncio.create_task(_listen(server))
     ready = asyncio.create_task(engine.wait_until_ready())
     listening = asyncio.create_task(server.listening.wait())
@@ -276,7 +194,7 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, *, num_keys: i
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
         print(
-            f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, num_keys=num_keys)}\n",
+            f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, key)}\n",
             flush=True,
         )
     elif engine.state is EngineState.FAILED:
@@ -328,17 +246,20 @@ def describe(engine: Engine, name: str) -> str:
     )
 
 
-def invitation(address: str, name: str, *, num_keys: int = 0) -> str:
-    """Where the server is, and a line to paste; no key is shown, the shell takes the first one from the environment."""
+def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
+    """The key as a shell finds it, in the file or in the environment, so that no key is shown; None for a server without keys."""
+    if not num_keys:
+        return None
+    if parsed.api_key is None and parsed.api_key_file is not None:
+        return f"$(grep -m1 '^[^# ]' {shlex.quote(str(parsed.api_key_file.absolute()))})"
+    is_list = parsed.api_key is None and num_keys > 1
+    return f"${{{API_KEY_VARIABLE}%%,*}}" if is_list else f"${API_KEY_VARIABLE}"
+
+
+def invitation(address: str, name: str, key: str | None = None) -> str:
+    """Where the server is, and a line to paste; `key` is the shell's expression for an API key."""
     body = json.dumps(
         {"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False
     )
-    variable = f"${API_KEY_VARIABLE}" if num_keys == 1 else f"${{{API_KEY_VARIABLE}%%,*}}"
-    key = f' -H "Authorization: Bearer {variable}"' if num_keys else ""
-    return f"Serving on {address} - try:\n  curl {address}/v1/completions{key} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
-
-
-def _port(text: str) -> int:
-    if not text.isdigit() or int(text) > 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port; it must be from 0 to 65535")
-    return int(text)
+    header = f' -H "Authorization: Bearer {key}"' if key is not None else ""
+    return f"Serving on {address} - try:\n  curl {address}/v1/completions{header} -H 'Content-Type: application/json' -d {shlex.quote(body)}"

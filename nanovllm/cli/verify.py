@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanovllm.cli.options import add_engine_options, add_model, engine_config
-from nanovllm.cli.values import positive, positive_number, read_lines
+from nanovllm.cli.options import engine_config
+from nanovllm.cli.parsers.verify import AGREES, DIFFERS, NOT_COMPARED
+from nanovllm.cli.values import read_lines
 from nanovllm.cli.verify_reference import Reference, import_libraries
+from nanovllm.config import EngineConfig
 from nanovllm.errors import EngineFaultError, NanovllmError
 from nanovllm.hub import resolve_model
 from nanovllm.llm import LLM
@@ -25,11 +27,6 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.runner.logprobs import log_softmax
 from nanovllm.sampling_params import SamplingParams
 
-AGREES, DIFFERS, NOT_COMPARED = 0, 1, 2
-_EXIT_CODES = (
-    f"exit codes: {AGREES} all of it agrees; {DIFFERS} something differs; {NOT_COMPARED} nothing was compared, since torch or transformers "
-    "is missing, or one of the two cannot load the model."
-)
 _ROWS_AT_ONCE = (
     32  # log-probabilities are compared in slices of [rows, vocab], never a whole prompt at once
 )
@@ -64,6 +61,37 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
+class Bound:
+    """How far from the reference, which computes in float32, results may be.
+
+    Attributes:
+        tolerance: largest difference of log-probabilities; of the prompt's own tokens where `divergence` is given.
+        divergence: largest mean Kullback-Leibler divergence of a prompt, in nats per token. Rounded weights move improbable
+            tokens far, which the largest difference would show, and the distribution little. None judges by the largest difference.
+        close: gap between the reference's two best tokens below which either is right.
+    """
+
+    tolerance: float
+    divergence: float | None
+    close: float
+
+    @classmethod
+    def of(cls, config: EngineConfig, tolerance: float | None) -> "Bound":
+        """The bound of these types of weights and cache, or of a tolerance that the user gives."""
+        if tolerance is not None:
+            return cls(tolerance, None, 2 * tolerance)
+        rounded = {"int8", "bfloat16"} & {config.quantization, config.kv_cache_dtype, config.dtype}
+        if not rounded:
+            return cls(1e-4, None, 2e-4)
+        return cls(1.0, 5e-3, 0.5) if "int8" in rounded else cls(0.25, 5e-4, 0.1)
+
+    def __str__(self) -> str:
+        if self.divergence is None:
+            return f"log-probabilities within {self.tolerance:g}"
+        return f"mean KL divergence within {self.divergence:g}, log-probabilities of the prompt within {self.tolerance:g}"
+
+
+@dataclass(frozen=True, slots=True)
 class Comparison:
     """What was found for one prompt.
 
@@ -75,6 +103,7 @@ class Comparison:
         greedy_equal: tokens before the first that is different.
         first_close_step: the first step, from 0, at which the reference's two best were too close to tell; None where there was none.
         gap_where_different: how far its two best were apart at the first different token; None where all were equal.
+        divergence: mean Kullback-Leibler divergence from the reference, in nats per token; None where it is not a number.
     """
 
     prompt: str
@@ -87,13 +116,16 @@ class Comparison:
     greedy_equal: int
     first_close_step: int | None
     gap_where_different: float | None
+    divergence: float | None = None
 
-    def agrees(self, tolerance: float) -> bool:
-        """Whether nothing differs by more than it may."""
-        within = [
-            value is not None and value <= tolerance
-            for value in (self.logprob_difference, self.target_difference)
-        ]
+    def agrees(self, tolerance: float, divergence: float | None = None) -> bool:
+        """Whether nothing differs by more than it may, see Bound."""
+        limits = [(self.target_difference, tolerance)]
+        if divergence is None:
+            limits.append((self.logprob_difference, tolerance))
+        else:
+            limits.append((self.divergence, divergence))
+        within = [value is not None and value <= limit for value, limit in limits]
         return all(within) and self.is_greedy_right and self.is_tokenized_alike is not False
 
     @property
@@ -101,38 +133,6 @@ class Comparison:
         """Whether all tokens are equal that must be."""
         must = self.greedy_tokens if self.first_close_step is None else self.first_close_step
         return self.greedy_equal >= must
-
-
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
-        "verify", help="compare a model with transformers", description=__doc__, epilog=_EXIT_CODES
-    )
-    add_model(parser)
-    group = parser.add_argument_group("comparison")
-    group.add_argument(
-        "--prompts",
-        type=Path,
-        default=None,
-        metavar="FILE",
-        help="one prompt a line, instead of the built-in ones",
-    )
-    group.add_argument(
-        "--max-tokens",
-        type=positive,
-        default=32,
-        metavar="N",
-        help="greedy tokens to compare for each prompt (%(default)s)",
-    )
-    group.add_argument(
-        "--tolerance",
-        type=positive_number,
-        default=1e-4,
-        metavar="T",
-        help="largest difference of log-probabilities (%(default)s)",
-    )
-    add_engine_options(parser)
-    parser.set_defaults(run=run)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -146,12 +146,12 @@ def run(parsed: argparse.Namespace) -> int:
         reference = Reference(folder, libraries)
         llm = LLM(folder, **asdict(config))
         prompts = read_prompts(llm, parsed.prompts, parsed.max_tokens)
-        found = compare(
-            llm, reference, prompts, max_tokens=parsed.max_tokens, close=2 * parsed.tolerance
-        )
+        bound = Bound.of(config, parsed.tolerance)
+        found = compare(llm, reference, prompts, max_tokens=parsed.max_tokens, close=bound.close)
     except ImportError as error:
         print(
-            f"nanovllm verify: the comparison needs torch and transformers ({error}): pip install torch transformers",
+            f"nanovllm verify: the comparison needs torch and transformers ({error}): "
+            "pip install transformers, and torch for CPUs: pip install torch --index-url https://download.pytorch.org/whl/cpu",
             file=sys.stderr,
         )
         return NOT_COMPARED
@@ -161,7 +161,7 @@ def run(parsed: argparse.Namespace) -> int:
     except (NanovllmError, ValueError, OSError, RuntimeError) as error:
         print(f"nanovllm verify: {error}", file=sys.stderr)
         return NOT_COMPARED
-    return _report(parsed, reference, found)
+    return _report(parsed, reference, found, bound)
 
 
 def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
@@ -214,7 +214,7 @@ def _compare_one(
     llm: LLM, reference: Reference, prompt: Prompt, output: RequestOutput, close: float
 ) -> Comparison:
     next_ids = np.asarray(prompt.kept_ids[1:], dtype=np.int64)
-    everywhere, of_targets = [], []
+    everywhere, of_targets, divergences = [], [], []
     reported = _reported_logprobs(output)
     start = 0
     for ours, theirs in zip(
@@ -223,6 +223,7 @@ def _compare_one(
         strict=True,
     ):
         everywhere.append(np.abs(ours - theirs).max())
+        divergences.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
         here = slice(start, start + len(theirs))
         own = theirs[np.arange(len(next_ids[here])), next_ids[here]]
         of_targets.append(np.abs(reported[here] - own).max(initial=0.0))
@@ -249,6 +250,7 @@ def _compare_one(
         greedy_equal=equal,
         first_close_step=next((step for step, gap in enumerate(gaps) if gap < close), None),
         gap_where_different=gaps[equal] if equal < len(chosen) else None,
+        divergence=_largest([np.concatenate(divergences).mean()]),
     )
 
 
@@ -303,10 +305,12 @@ def _long_text(llm: LLM, tokens: int) -> str:
     return "".join(_PASSAGE.format(part + 1) for part in range(parts))
 
 
-def _report(parsed: argparse.Namespace, reference: Reference, found: list[Comparison]) -> int:
+def _report(
+    parsed: argparse.Namespace, reference: Reference, found: list[Comparison], bound: Bound
+) -> int:
     """Print a table, the verdict and a line of JSON; returns the exit code."""
     rows = [
-        ("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "greedy"),
+        ("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "KL", "greedy"),
         *map(_row, found),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
@@ -320,20 +324,23 @@ def _report(parsed: argparse.Namespace, reference: Reference, found: list[Compar
             f"\nTokenization was not compared, since transformers cannot load the tokenizer: {reference.tokenizer_problem}"
         )
     different = [
-        comparison.prompt for comparison in found if not comparison.agrees(parsed.tolerance)
+        comparison.prompt
+        for comparison in found
+        if not comparison.agrees(bound.tolerance, bound.divergence)
     ]
     verdict = (
         f"DIFFERENT in {len(different)} of {len(found)} prompts: {', '.join(different)}"
         if different
         else f"All {len(found)} prompts agree"
     )
-    print(f"\n{verdict} (log-probabilities within {parsed.tolerance:g}).\n")
+    print(f"\n{verdict} ({bound}).\n")
     record = {
-        "command": "verify", "model": parsed.model, "agrees": not different, "tolerance": parsed.tolerance, "max_tokens": parsed.max_tokens,
+        "command": "verify", "model": parsed.model, "agrees": not different, "max_tokens": parsed.max_tokens,
+        "tolerance": bound.tolerance, "max_divergence": bound.divergence,
         "max_logprob_difference": _worst([comparison.logprob_difference for comparison in found]),
         "max_target_difference": _worst([comparison.target_difference for comparison in found]),
         "tokenizer_problem": reference.tokenizer_problem, "versions": reference.versions,
-        "prompts": [{**asdict(comparison), "agrees": comparison.agrees(parsed.tolerance)} for comparison in found],
+        "prompts": [{**asdict(comparison), "agrees": comparison.agrees(bound.tolerance, bound.divergence)} for comparison in found],
     }  # fmt: skip
     print(json.dumps(record, allow_nan=False), flush=True)
     return DIFFERS if different else AGREES
@@ -346,9 +353,9 @@ def _row(found: Comparison) -> tuple[str, ...]:
         else f"{found.tokens} of {found.tokens_of_prompt}"
     )
     tokenized = {True: "alike", False: "DIFFERENT", None: "-"}[found.is_tokenized_alike]
-    everywhere, prompt = (
+    everywhere, prompt, divergence = (
         "not finite" if value is None else f"{value:.1e}"
-        for value in (found.logprob_difference, found.target_difference)
+        for value in (found.logprob_difference, found.target_difference, found.divergence)
     )
     return (
         found.prompt,
@@ -356,6 +363,7 @@ def _row(found: Comparison) -> tuple[str, ...]:
         tokenized,
         everywhere,
         prompt if found.tokens > 1 else "-",
+        divergence,
         _greedy_text(found),
     )
 

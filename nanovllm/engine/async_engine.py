@@ -25,7 +25,7 @@ from nanovllm.engine.admission import (
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.engine_thread import EngineThread
-from nanovllm.engine.intake import Prompt, Submission
+from nanovllm.engine.intake import Submission
 from nanovllm.engine.metrics import (
     AdmissionStats,
     EngineSnapshot,
@@ -42,6 +42,7 @@ from nanovllm.errors import (
     RequestTimeoutError,
 )
 from nanovllm.outputs import RequestOutput
+from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -167,6 +168,10 @@ class AsyncEngine:
             call()
         if not is_loading:
             await self._join()
+
+    def abandon(self) -> None:
+        """End the thread after its step; for a finalizer, when nobody has requests any more."""
+        self._thread.stop()
 
     async def _join(self) -> None:
         """Wait for the end of a step that is under way; a program must end also where that does not."""

@@ -12,10 +12,11 @@ itself is arithmetic on what comes back, so it knows neither engine nor threads.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.intake import Intake, Prompt
+from nanovllm.engine.intake import Intake
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
+from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
 

@@ -6,16 +6,20 @@ else touches the engine meanwhile. An exception in the calling thread, such as K
 hits a step: it ends the requests of that call and of no other.
 """
 
+import contextlib
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.intake import Submission
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.request import FinishReason
+from nanovllm.errors import EngineNotReadyError
+from nanovllm.outputs import RequestOutput
 
 _POLL_S = 0.1
 """How often a waiting call looks up: on Windows a wait without a limit cannot be interrupted."""
@@ -30,14 +34,18 @@ class _Call:
     Attributes:
         unfinished: those of its sequences that the engine has not ended, by id.
         steps: what has come since the thread last looked: each step, and how many submissions it ended.
+        streamed: the answer of a stream, None for other calls.
+        deltas: what each step added to it, until the thread takes it.
         changed: set by the worker to wake the thread.
         has_ended: nothing of it is in the engine any more.
         error: what ended it before its answers were complete.
     """
 
     unfinished: dict[str, Submission]
-    wants_steps: bool
+    wants_steps: bool = False
+    streamed: Assembler | None = None
     steps: deque[tuple[StepStats, int]] = field(default_factory=deque)
+    deltas: deque[RequestOutput] = field(default_factory=deque)
     num_ended: int = 0
     changed: threading.Event = field(default_factory=threading.Event)
     has_ended: bool = False
@@ -50,10 +58,11 @@ class CallRunner:
     def __init__(self, engine: Engine) -> None:
         """Start idle, without a thread."""
         self._engine = engine
-        self._lock = threading.RLock()  # held for a moment only; guards the next three
+        self._lock = threading.RLock()  # held for a moment only; guards the next four
         self._joining: list[_Call] = []
         self._leaving: list[_Call] = []
         self._worker: threading.Thread | None = None
+        self._is_closed = False
         self._calls: dict[str, _Call] = {}  # by sequence id; for the worker alone
 
     def run(self, submissions: Sequence[Submission], on_step: OnStep | None = None) -> None:
@@ -64,15 +73,11 @@ class CallRunner:
 
         Args:
             on_step: called in this thread with what each step did and how many of the submissions it ended.
+
+        Raises:
+            EngineNotReadyError: this object is closed.
         """
-        call = _Call(
-            {
-                request.request_id: submission
-                for submission in submissions
-                for request in submission.requests
-            },
-            wants_steps=on_step is not None,
-        )
+        call = _Call(_by_request_id(submissions), wants_steps=on_step is not None)
         if not call.unfinished:
             return
         try:
@@ -89,9 +94,46 @@ class CallRunner:
         if call.error is not None:
             raise call.error
 
+    def stream(self, submission: Submission) -> Generator[RequestOutput, None, None]:
+        """Yield what each step adds to the answer. Closing the generator aborts the request.
+
+        Raises what ended the answer before it was complete, and EngineNotReadyError where this
+        object is closed.
+        """
+        call = _Call(_by_request_id([submission]), streamed=submission.assembler)
+        try:
+            self._enter(call)
+            has_ended = False
+            while not has_ended:
+                call.changed.wait(_POLL_S)
+                call.changed.clear()
+                has_ended = call.has_ended
+                while call.deltas:
+                    yield call.deltas.popleft()
+        finally:
+            self._leave(call)
+        if call.error is not None:
+            raise call.error
+
+    def close(self) -> None:
+        """End every call with EngineNotReadyError, refuse new ones, and wait for the step under way.
+
+        Harmless twice.
+        """
+        with self._lock:
+            self._is_closed = True
+            worker = self._worker
+        while worker is not None and worker.is_alive() and worker is not threading.current_thread():
+            worker.join(_POLL_S)
+        with contextlib.suppress(AttributeError):
+            del self._engine  # gives its memory back
+
     def _enter(self, call: _Call) -> None:
         """Hand the call to the worker, which is started where there is none."""
         with self._lock:
+            if self._is_closed:
+                call.has_ended = True
+                raise _closed_error()
             self._joining.append(call)
             if self._worker is not None and self._worker.is_alive():
                 return
@@ -116,6 +158,8 @@ class CallRunner:
                 return
             self._leaving.append(call)
             worker = self._worker
+        if worker is threading.current_thread():
+            return  # a generator was collected in the worker, which ends the call before its next step
         while not call.has_ended and worker is not None and worker.is_alive():
             call.changed.wait(_POLL_S)
             call.changed.clear()
@@ -134,6 +178,7 @@ class CallRunner:
         with self._lock:
             joining, self._joining = self._joining, []
             leaving, self._leaving = self._leaving, []
+            is_closed = self._is_closed
             if not (joining or leaving or self._calls):
                 self._worker = None
                 return False
@@ -147,6 +192,9 @@ class CallRunner:
                 self._end(call, error)
         for call in leaving:
             self._end(call, None)
+        if is_closed:
+            for call in set(self._calls.values()):
+                self._end(call, _closed_error())
         return True
 
     def _step(self) -> None:
@@ -173,12 +221,23 @@ class CallRunner:
                 if not call.unfinished:
                     ended.append(call)
         for call in {*self._calls.values(), *ended}:
-            if call.wants_steps:
-                call.steps.append((output.stats, call.num_ended))
-                call.num_ended = 0
-            call.has_ended = not call.unfinished
-            if call.wants_steps or call.has_ended:
-                call.changed.set()
+            self._report(call, output.stats)
+
+    def _report(self, call: _Call, stats: StepStats) -> None:
+        """Wake a call's thread where the step has brought something for it, or its end."""
+        if call.wants_steps:
+            call.steps.append((stats, call.num_ended))
+            call.num_ended = 0
+        if call.streamed is not None:
+            if call.streamed.error is not None:
+                self._end(call, call.streamed.error)
+                return
+            delta = call.streamed.take_news()
+            if delta is not None:
+                call.deltas.append(delta)
+        call.has_ended = not call.unfinished
+        if call.wants_steps or call.deltas or call.has_ended:
+            call.changed.set()
 
     def _end(self, call: _Call, error: BaseException | None) -> None:
         """Abort what is unfinished of a call, and wake its thread."""
@@ -193,3 +252,15 @@ class CallRunner:
                 self._calls.pop(request_id, None)
             call.error, call.has_ended = error, True
             call.changed.set()
+
+
+def _by_request_id(submissions: Sequence[Submission]) -> dict[str, Submission]:
+    return {
+        request.request_id: submission
+        for submission in submissions
+        for request in submission.requests
+    }
+
+
+def _closed_error() -> EngineNotReadyError:
+    return EngineNotReadyError("this LLM is closed; make another one")

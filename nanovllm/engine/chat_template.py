@@ -57,19 +57,27 @@ class ChatTemplate:
         self.special_tokens = {**_GPT2_SPECIAL_TOKENS, **(special_tokens or {})}
 
     @classmethod
-    def load(cls, folder: Path, file: Path | None = None) -> "ChatTemplate | None":
-        """The template in `file`, or else that of a model folder; None where it has none. Raises CheckpointError for a file that is damaged."""
+    def load(
+        cls, folder: Path, file: Path | None = None, *, source: str | None = None
+    ) -> "ChatTemplate | None":
+        """Return the template whose text is `source` or in `file`, or else that of a model folder.
+
+        None where the folder has none. Raises CheckpointError for a file that is damaged.
+        """
         settings = {
             **_read_json(folder / "special_tokens_map.json"),
             **_read_json(folder / "tokenizer_config.json"),
         }
         own = folder / "chat_template.jinja"
         path = file if file is not None else own if own.is_file() else None
-        source = (
-            _read_text(path)
-            if path is not None
-            else _default_template(settings.get("chat_template"))
-        )
+        if source is not None:
+            path = Path("(given as text)")
+        else:
+            source = (
+                _read_text(path)
+                if path is not None
+                else _default_template(settings.get("chat_template"))
+            )
         if source is None:
             return None
         tokens = {name: _token_text(settings.get(name)) for name in _SPECIAL_TOKEN_NAMES}
@@ -84,11 +92,18 @@ class ChatTemplate:
         try:
             processes.check(MAX_RENDER_S)
         except TemplateInvalidError as error:
-            raise self._invalid(error) from error
+            raise self._invalid(error) from None
         except TemplateLimitError as error:
             raise CheckpointError(
                 f"the chat template {self.origin} cannot be compiled: it {_described(error.limit)}"
-            ) from error
+            ) from None
+
+    def end_of_turn_id(self, tokenizer: Tokenizer) -> int | None:
+        """Return the id of the token that ends a turn, the template's `eos_token`; None where it has none.
+
+        It ends the assistant's answer, whichever token config.json calls the end of text.
+        """
+        return tokenizer.special_tokens.get(self.special_tokens["eos_token"])
 
     def encode(
         self,
@@ -152,7 +167,7 @@ class ChatTemplate:
                 continue_final_message=continue_final_message,
             )
         except TemplateInvalidError as error:
-            raise self._invalid(error) from error
+            raise self._invalid(error) from None
         except TemplateLimitError as error:
             remedy = "send less, or start the server with another --chat-template"
             _refuse(f"for these messages the chat template {_described(error.limit)}; {remedy}")
@@ -208,14 +223,14 @@ def _described(limit: str | None) -> str:
 
 
 def _refuse(message: str) -> NoReturn:
-    raise InvalidRequestError(message, param="messages")
+    raise InvalidRequestError(message, param="messages") from None
 
 
 def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"the chat template {path} cannot be read: {error}") from error
+        raise CheckpointError(f"the chat template {path} cannot be read: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -227,7 +242,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read: {error}; mend the file, or delete it"
-        ) from error
+        ) from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} is no JSON object; mend the file, or delete it")
     return found

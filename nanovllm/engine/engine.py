@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanovllm.config import EngineConfig
+from nanovllm.config import EngineConfig, shown_bytes
 from nanovllm.engine import batching
 from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.block_manager import BlockManager
@@ -26,6 +26,7 @@ from nanovllm.engine.scheduler import Scheduler
 from nanovllm.engine.step_plan import RequestUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
+from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config, load_generation_config
 from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.runner.native import NativeModelRunner
@@ -75,11 +76,11 @@ class Engine:
             )
         try:
             runner.backend.allocate_cache(num_blocks, config.block_size)
-        except MemoryError as error:
+        except MemoryError:
             asked = num_blocks * runner.backend.block_bytes(config.block_size)
             raise ValueError(
-                f"the KV cache of {asked} bytes cannot be had from the operating system; lower kv_cache_memory"
-            ) from error
+                f"the KV cache of {shown_bytes(asked)} cannot be had from the operating system; lower kv_cache_memory"
+            ) from None
         self.config = config
         self.model = model
         self.max_model_len = max_model_len
@@ -116,6 +117,9 @@ class Engine:
         cls.check(folder, config)
         tokenizer = Tokenizer.load(folder)
         generation_config = load_generation_config(folder)
+        if config.dtype == "auto":
+            is_numpy = config.backend == "numpy"  # computes in float32 only
+            config = replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
         runner = NativeModelRunner.load(
             folder,
             backend=config.backend,

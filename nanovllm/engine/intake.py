@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, get_args
 
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.grammar import CompiledGrammar, Grammars
@@ -21,6 +21,7 @@ from nanovllm.engine.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
+from nanovllm.prompts import Prompt, to_list, to_python_ids
 from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unicode
 
 MAX_TRUNCATED_BYTES = (
@@ -28,9 +29,6 @@ MAX_TRUNCATED_BYTES = (
 )  # of text, all of which must be tokenised to find its last tokens: that takes two hundred times the memory
 
 _FAR_TOO_LONG = 16  # times the context
-
-Prompt: TypeAlias = str | Sequence[int] | Mapping[str, object]
-"""Text, token ids, {"prompt": text} or {"prompt_token_ids": ids}."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ def naming_prompt(index: int, count: int) -> Iterator[None]:
     except InvalidRequestError as error:
         if count == 1:
             raise
-        raise type(error)(f"prompt {index}: {error}", param=error.param) from error
+        raise type(error)(f"prompt {index}: {error}", param=error.param) from error.__cause__
 
 
 class Intake:
@@ -290,6 +288,7 @@ class Intake:
                 )
         if isinstance(given, str):
             return given, self._encode(given, add_special_tokens, is_truncated=is_truncated)
+        given = to_list(given)
         if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
             raise InvalidRequestError(
                 f"the prompt is {_shown(given)} but must be text or a list of token ids",
@@ -305,13 +304,13 @@ class Intake:
                 f"the prompt has {len(given)} tokens, the limit is {limit}; shorten it",
                 param="prompt",
             )
-        wrong = [item for item in given if not isinstance(item, int) or isinstance(item, bool)]
+        token_ids = to_python_ids(given)
+        wrong = [item for item in token_ids if not isinstance(item, int) or isinstance(item, bool)]
         if wrong:
             raise InvalidRequestError(
                 f"the prompt has {_shown(wrong[0])} among its token ids, which must be whole numbers",
                 param="prompt",
             )
-        token_ids = list(given)
         self._check_ids("prompt", token_ids)
         return None, token_ids
 
@@ -468,20 +467,15 @@ class Intake:
                 for spelling in spellings
             ]
         except InvalidRequestError as error:
-            raise InvalidRequestError(str(error), param="bad_words") from error
+            raise InvalidRequestError(str(error), param="bad_words") from None
         return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
 
 
 def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:
     """Sampling settings that a model's generation_config.json asks for; transformers' own defaults there say nothing and are left out."""
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    found = {
-        name: generation_config[name] for name in names if generation_config.get(name) is not None
-    }
     return {
-        name: value
-        for name, value in found.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
+        name: generation_config[name] for name in names if generation_config.get(name) is not None
     }
 
 
@@ -490,9 +484,7 @@ def check_sampling_defaults(path: Path, generation_config: Mapping[str, object])
     try:
         SamplingParams(**sampling_defaults(generation_config))
     except InvalidRequestError as error:
-        raise CheckpointError(
-            f"{path} asks for what cannot be: {error}; mend the file, or delete it"
-        ) from error
+        raise CheckpointError(f"{path} is wrong: {error}; correct the file, or delete it") from None
 
 
 def _shown(value: object) -> str:

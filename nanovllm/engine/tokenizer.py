@@ -76,9 +76,9 @@ class Tokenizer:
         except InvalidRequestError as error:
             raise CheckpointError(
                 f"the tokenizer in {folder} cannot be used: it cannot encode {_SAMPLE!r}: {error.__cause__}"
-            ) from error
-        except BaseException as error:
-            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from error
+            ) from None
+        except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException
+            raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from None
         raise CheckpointError(
             f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
         )

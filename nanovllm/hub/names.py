@@ -3,18 +3,28 @@
 import os
 from pathlib import Path
 
+from nanovllm.config import BUNDLED_MODEL
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.hub.downloads import MODEL_INFO, full_name, read_model_info
 
-BUNDLED_MODEL = "tiny-books"
 _BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
-def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("models")) -> Path:
+def bundled_folder() -> Path:
+    """The folder of the bundled model."""
+    return _BUNDLED / BUNDLED_MODEL
+
+
+def resolve_model(
+    name: str | os.PathLike[str], *, models_dir: Path = Path("models"), may_fetch: bool = True
+) -> Path:
     """The folder of the model called `name`.
 
-    In this order: a folder with a config.json; the bundled model, "tiny-books"; `models_dir/<last part of the name>`, if `download`
-    made it from that repository; the Hugging Face cache, which needs no network; the hub, which fills the cache.
+    In this order: the bundled model, "tiny-books" ("./tiny-books" is a folder); a folder with a config.json;
+    `models_dir/<last part of the name>`, if `download` made it from that repository; the Hugging Face cache, which needs no
+    network; the hub, which fills the cache.
+
+    Without `may_fetch` the hub is not asked.
 
     Raises:
         CheckpointError: a folder, file or repository that is not a GPT-2 checkpoint in safetensors format.
@@ -25,11 +35,11 @@ def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("mode
         raise ModelNotFoundError(
             f"the model's name is empty; give a folder, a name on the hub such as gpt2, or {BUNDLED_MODEL}"
         )
+    if name == BUNDLED_MODEL:
+        return bundled_folder()
     path = Path(text).expanduser()
     if path.exists():
         return _checked_folder(path)
-    if text == BUNDLED_MODEL:
-        return _BUNDLED / BUNDLED_MODEL
     if not isinstance(name, str) or _looks_like_path(text):
         raise ModelNotFoundError(
             f"{text} does not exist; give a folder with a checkpoint, a name on the hub such as gpt2, or {BUNDLED_MODEL}"
@@ -37,7 +47,7 @@ def resolve_model(name: str | os.PathLike[str], *, models_dir: Path = Path("mode
     local = models_dir / text.rsplit("/", maxsplit=1)[-1]
     if _is_download_of(local, text):
         return local
-    return _from_hub(text, local)
+    return _from_hub(text, local, may_fetch=may_fetch)
 
 
 def _checked_folder(path: Path) -> Path:
@@ -70,17 +80,22 @@ def _is_download_of(folder: Path, name: str) -> bool:
     return full_name(name) in (info.get("repo"), info.get("asked_for"))
 
 
-def _from_hub(name: str, local: Path) -> Path:
+def _from_hub(name: str, local: Path, *, may_fetch: bool) -> Path:
     from nanovllm.hub.repo import cached_snapshot, fetch_snapshot  # noqa: PLC0415  # slow to import, not needed for a folder
 
     try:
-        return cached_snapshot(full_name(name)) or fetch_snapshot(full_name(name))
+        cached = cached_snapshot(full_name(name))
+        if cached is None and not may_fetch:
+            raise ModelNotFoundError(f"nanovllm download {name} fetches it")
+        return cached or fetch_snapshot(full_name(name))
     except ModelNotFoundError as error:
         hint = (
             f" ({local} exists, but no {MODEL_INFO} says that it is {full_name(name)}; to use it, give that path)"
             if local.exists()
             else ""
         )
+        if not may_fetch:
+            raise ModelNotFoundError(f"{name} is not on this machine{hint}; {error}") from error
         raise ModelNotFoundError(
             f"there is no folder {name} here{hint}, and it could not be fetched: {error}"
-        ) from error
+        ) from None

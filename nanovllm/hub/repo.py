@@ -110,7 +110,7 @@ class HubRepo:
             raise ModelNotFoundError(
                 f"{endpoint} does not answer as a Hugging Face hub does ({reason}); "
                 "check HF_ENDPOINT"
-            ) from error
+            ) from None
         files = {n: file for n, file in files.items() if "/" not in n and "\\" not in n}
         return cls(name, info["id"], commit, files, endpoint, token)
 
@@ -153,7 +153,7 @@ class HubRepo:
         try:
             return GPT2Config.from_dict(raw)
         except CheckpointError as error:
-            raise CheckpointError(f"{self.repo}: {error}") from error
+            raise CheckpointError(f"{self.repo}: {error}") from None
 
     def model_files(self) -> list[HubFile]:
         """The files to fetch: weights in safetensors, one file or shards, and what goes with them; raises CheckpointError without any."""
@@ -233,7 +233,7 @@ def explained(repo: str, endpoint: str, revision: str | None = None) -> Iterator
         yield
     except _FAILURES as error:
         message = _explanation(error, repo, endpoint, revision)
-        raise ModelNotFoundError(printable(message, _MESSAGE_CHARACTERS)) from error
+        raise ModelNotFoundError(printable(message, _MESSAGE_CHARACTERS)) from None
 
 
 def _explanation(error: Exception, repo: str, endpoint: str, revision: str | None) -> str:
@@ -359,7 +359,7 @@ def _parsed(content: bytes, source: str) -> dict[str, object]:
     try:
         value = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{source} is not JSON: {error}") from error
+        raise CheckpointError(f"{source} is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{source} holds a {type(value).__name__} but must hold an object")
     return value

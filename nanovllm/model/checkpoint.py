@@ -14,12 +14,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 from safetensors import SafetensorError, safe_open
-from tqdm import tqdm
 
 from nanovllm.errors import CheckpointError, printable
 from nanovllm.model.config import GPT2Config, read_json
@@ -31,6 +30,7 @@ from nanovllm.model.weights import (
     LayerNorm,
     Linear,
 )
+from nanovllm.progress import progress_bar
 
 _PREFIX = "transformer."
 _BUFFERS = re.compile(
@@ -118,9 +118,8 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
     stored = _read_checked(folder, config)
     total = sum(tensor.num_bytes for tensor in stored.values())
     arrays: dict[str, np.ndarray] = {}
-    progress: tqdm[Any]
-    with tqdm(
-        total=total, desc="Loading weights", unit="B", unit_scale=True, disable=None, leave=False
+    with progress_bar(
+        total=total, desc="Loading weights", unit="B", unit_scale=True, leave=False
     ) as progress:
         for name, tensor in stored.items():
             arrays[name] = tensor.read()
@@ -161,6 +160,15 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
             if not _BUFFERS.fullmatch(short):
                 found[short] = tensor
     return found
+
+
+def stored_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
+    """Return the smallest type of weights that holds every number of a checkpoint exactly.
+
+    That is bfloat16 where all tensors are stored in it. float16 is widened to float32.
+    """
+    dtypes = {tensor.dtype for tensor in read_tensors(folder).values()}
+    return "bfloat16" if dtypes == {"BF16"} else "float32"
 
 
 def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
@@ -284,11 +292,11 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
                 raise CheckpointError(
                     f"{path} is a Git LFS pointer, not the weights; run `git lfs pull` in that "
                     "folder, or fetch the model by `nanovllm download`"
-                ) from error
+                ) from None
             raise CheckpointError(
                 f"{path} is damaged or incomplete ({path.stat().st_size} bytes): "
                 f"{printable(str(error))}; fetch it again"
-            ) from error
+            ) from None
         header_bytes = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(header_bytes))
     for name, entry in header.items():

@@ -166,7 +166,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path.parent} has no {path.name}; name a folder with a GPT-2 checkpoint in Hugging Face format"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} holds a {type(value).__name__} but must hold an object")
     return value

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.config import GPT2Config
@@ -36,6 +35,7 @@ from nanovllm.model.quantization import (
     quantise_layer,
 )
 from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
+from nanovllm.progress import progress_bar
 
 
 class _Part(NamedTuple):
@@ -70,9 +70,8 @@ class PackedWeights:
         norms: list[LayerNorm] = []
         parts = _quantised_parts(config, weights) if spec.weights == "int8" else _parts(weights)
         place = 0
-        progress: tqdm[Any]
-        with tqdm(
-            total=config.layers + 1, desc="Packing weights", unit="layer", leave=False, disable=None
+        with progress_bar(
+            total=config.layers + 1, desc="Packing weights", unit="layer", leave=False
         ) as progress:
             for part in parts:
                 for product, factors in zip(part.products, part.factors, strict=True):

@@ -7,6 +7,7 @@ off, reads which custom_ids have their answer, and goes on with the others.
 import json
 import os
 import stat
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -69,13 +70,18 @@ class AnswerFile:
     """A file that answers are appended to."""
 
     def __init__(
-        self, path: Path, file: RawIOBase, *, clock: Callable[[], float] = time.monotonic
+        self,
+        path: Path,
+        file: RawIOBase,
+        *,
+        can_resume: bool = True,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Append to `file`, which has no buffer of its own; `path` is for messages."""
+        """Append to `file`, which has no buffer of its own; `path` is for messages where the next run cannot resume it."""
         self._path = path
         self._file = file
         self._clock = clock
-        self._is_regular = is_regular(path)
+        self._is_regular = can_resume and is_regular(path)
         self._whole_bytes = path.stat().st_size if self._is_regular else 0
         self._is_dirty = False
         self._synced_s = clock()
@@ -143,6 +149,13 @@ def open_answers(path: Path, ids: CustomIds, *, overwrite: bool = False) -> Iter
             yield answers
         finally:
             answers.sync()
+
+
+@contextmanager
+def write_answers(name: Path) -> Iterator[AnswerFile]:
+    """Write the answers to standard output, which messages call `name`; what it has cannot be read again."""
+    with open(sys.stdout.fileno(), "ab", buffering=0, closefd=False) as file:
+        yield AnswerFile(name, file, can_resume=False)
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from typing_extensions import TypedDict
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Prompt, Submission
+from nanovllm.engine.intake import Submission
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import CompletionOutput, RequestOutput
+from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import check_best_of
 from nanovllm.server.answers import CompletionChoice, Usage
 from nanovllm.server.chat_schemas import UnusedChatFields

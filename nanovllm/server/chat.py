@@ -18,11 +18,12 @@ from starlette.responses import Response
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat_template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Prompt, Submission
+from nanovllm.engine.intake import Submission
 from nanovllm.engine.reader import Reader
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
+from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.answers import (
     AssistantMessage,
@@ -230,9 +231,7 @@ def _chat_params(
             param="top_logprobs",
         )
     assert template is not None  # the messages were rendered by it
-    end = engine.tokenizer.special_tokens.get(
-        template.special_tokens["eos_token"]
-    )  # templates end a turn with it, whatever config.json says
+    end = template.end_of_turn_id(engine.tokenizer)
     ends = [end] if end is not None and end < engine.model.vocab and not body.ignore_eos else []
     return sampling_params(
         body,

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from nanovllm.cli.access import (
-    API_KEY_VARIABLE,
     MAX_API_KEYS,
     check_certificate,
     is_loopback,
@@ -16,6 +15,7 @@ from nanovllm.cli.access import (
     read_hosts,
     read_origins,
 )
+from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.main import build_parser
 from nanovllm.cli.serve import server_settings
 from tests.support.certificates import make_certificate, needs_openssl

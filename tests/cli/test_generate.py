@@ -10,10 +10,11 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.cli.main import main
+from nanovllm.config import BackendName
 
 
 def test_it_prints_the_prompt_and_the_answer(
-    capsys: pytest.CaptureFixture[str], backend: str
+    capsys: pytest.CaptureFixture[str], backend: BackendName
 ) -> None:
     assert (
         main(
@@ -123,7 +124,7 @@ def test_bad_input_is_one_line_and_no_traceback(
 
 
 def test_unknown_flags_and_commands_show_the_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["generate", "x", "--temprature", "1"], ["fly"], []):
+    for arguments in (["generate", "x", "--temprature", "1"], ["fly"]):
         with pytest.raises(SystemExit) as caught:
             main(arguments)
         assert caught.value.code == 2

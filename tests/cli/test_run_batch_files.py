@@ -368,3 +368,34 @@ def test_flags_are_those_of_the_engine() -> None:
         3,
         False,
     )
+
+
+def test_pipes_may_be_input_and_output(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    lines = [json.dumps(request_line(str(number))) for number in range(3)]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO("\n".join(lines).encode())))
+    assert run_batch(tiny_model, Path("-"), Path("-")) == 0
+    captured = capfd.readouterr()
+    answers = [json.loads(line) for line in captured.out.splitlines()]
+    assert sorted(answer["custom_id"] for answer in answers) == ["0", "1", "2"]
+    assert "3 requests answered" in captured.err
+    assert captured.err.rstrip().endswith("; standard output")
+
+
+def test_wrong_lines_of_a_pipe_are_those_of_standard_input(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"{}\n")))
+    assert run_batch(NO_MODEL, Path("-"), Path("-")) == 1
+    assert "standard input cannot be run as it is" in capfd.readouterr().err
+
+
+def test_no_folder_is_made_for_the_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_bytes(LINE)
+    assert run_batch(NO_MODEL, tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl") == 1
+    said = capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'new'} for out.jsonl; create it" in said
+    assert not (tmp_path / "new").exists()

@@ -17,8 +17,9 @@ import pytest
 
 from nanovllm.cli import verify
 from nanovllm.cli.main import main
-from nanovllm.cli.verify import Comparison
+from nanovllm.cli.verify import Bound, Comparison
 from nanovllm.cli.verify_reference import Libraries, Reference
+from nanovllm.config import EngineConfig
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.llm import LLM
 from nanovllm.model.numpy_backend import NumpyBackend
@@ -260,7 +261,8 @@ def test_without_transformers_it_says_how_to_install_them(tiny_model: Path, miss
         check=False,
     )
     assert (done.returncode, done.stdout) == (2, "")
-    assert "pip install torch transformers" in done.stderr
+    assert "pip install transformers" in done.stderr
+    assert "pip install torch --index-url https://download.pytorch.org/whl/cpu" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -288,6 +290,34 @@ def test_what_it_takes_to_agree() -> None:
         {"logprob_difference": None},
     ):
         assert not replace(good, **change).agrees(1e-4)
+
+
+def test_rounded_weights_are_judged_by_the_divergence() -> None:
+    int8 = Bound.of(EngineConfig(quantization="int8"), None)
+    bfloat16 = Bound.of(EngineConfig(kv_cache_dtype="bfloat16"), None)
+    assert int8.divergence is not None
+    assert bfloat16.divergence is not None
+    assert bfloat16.divergence < int8.divergence
+    assert Bound.of(EngineConfig(), None) == Bound(1e-4, None, 2e-4)
+    assert Bound.of(EngineConfig(quantization="int8"), 0.1) == Bound(0.1, None, 0.2)
+    found = Comparison(
+        prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True, logprob_difference=0.4, target_difference=0.2,
+        greedy_tokens=8, greedy_equal=8, first_close_step=None, gap_where_different=None, divergence=3e-4,
+    )  # fmt: skip
+    assert found.agrees(int8.tolerance, int8.divergence)
+    assert not found.agrees(1e-4)
+    for change in ({"divergence": 6e-3}, {"divergence": None}, {"target_difference": 2.0}):
+        assert not replace(found, **change).agrees(int8.tolerance, int8.divergence)
+
+
+def test_the_divergence_of_another_model_is_found(
+    capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
+) -> None:
+    record, _ = run(capsys, tiny_model, "--max-tokens", 2, "--backend", "numpy", code=0)
+    assert all(prompt["divergence"] < 1e-9 for prompt in record["prompts"])
+    reference.shift = 8.0
+    record, _ = run(capsys, tiny_model, "--max-tokens", 2, "--backend", "numpy", code=1)
+    assert all(prompt["divergence"] > 1e-4 for prompt in record["prompts"])
 
 
 @pytest.fixture

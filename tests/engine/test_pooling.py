@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanovllm.config import BACKENDS, EngineConfig
+from nanovllm.config import BACKENDS, BackendName, EngineConfig
 from nanovllm.engine import batching
 from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import Engine
@@ -134,7 +134,7 @@ def test_an_embedding_is_the_final_hidden_state(exact: EngineConfig, tiny_model:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_last_state_is_the_one_that_the_next_token_comes_from(
-    tiny_model: Path, backend: str
+    tiny_model: Path, backend: BackendName
 ) -> None:
     engine = Engine.load(
         tiny_model, EngineConfig(backend=backend, block_size=BLOCK_SIZE, num_blocks=64)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
-from nanovllm.hub.names import BUNDLED_MODEL, resolve_model
+from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from tests.support.checkpoints import END_OF_TEXT, write_tokenizer
 from tests.support.tokenizers import word_piece
 

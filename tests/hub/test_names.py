@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import nanovllm.hub
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.hub import BUNDLED_MODEL, download, resolve_model
 from nanovllm.model.config import GPT2Config
@@ -63,10 +64,11 @@ def test_a_folder_is_itself(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     shutil.copytree(tiny_model, tmp_path / BUNDLED_MODEL)
-    assert resolve_model(BUNDLED_MODEL) == Path(BUNDLED_MODEL), (
-        "a folder comes before the bundled model of its name"
+    assert resolve_model(BUNDLED_MODEL).is_relative_to(Path(nanovllm.hub.__file__).parents[1]), (
+        "a folder does not hide the bundled model of its name"
     )
     assert resolve_model(f"./{BUNDLED_MODEL}") == Path(BUNDLED_MODEL)
+    assert resolve_model(Path(BUNDLED_MODEL)) == Path(BUNDLED_MODEL)
     assert resolve_model(f"~/{BUNDLED_MODEL}") == tmp_path / BUNDLED_MODEL
 
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.errors import CheckpointError
-from nanovllm.model.checkpoint import load_weights, open_weights
+from nanovllm.model.checkpoint import load_weights, open_weights, stored_dtype
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.weights import GPT2Weights
 from tests.support.checkpoints import (
@@ -150,6 +150,13 @@ def test_what_is_loaded_does_not_depend_on_the_file(
             file.truncate(0)
     for array, expected in zip(leaves(weights), before, strict=True):
         np.testing.assert_array_equal(array, expected)
+
+
+@pytest.mark.parametrize(
+    ("stored", "dtype"), [("F32", "float32"), ("F16", "float32"), ("BF16", "bfloat16")]
+)
+def test_the_type_that_holds_the_stored_numbers(tmp_path: Path, stored: str, dtype: str) -> None:
+    assert stored_dtype(write_checkpoint(tmp_path, dtype=stored)) == dtype
 
 
 def test_blocks_can_be_read_one_at_a_time(tmp_path: Path) -> None:

@@ -1,9 +1,8 @@
 """All that Python calls, compiled together."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numba.core import event
-from tqdm import tqdm
 
 from nanovllm.model.kernels import helpers, threads
 from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object
@@ -13,6 +12,10 @@ from nanovllm.model.kernels.processor import Processor
 from nanovllm.model.kernels.sampling import make_sample_rows
 from nanovllm.model.kernels.step import plan_step
 from nanovllm.model.kernels.target import Spec
+from nanovllm.progress import progress_bar
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def make_entries(spec: Spec) -> dict[str, Any]:
@@ -32,12 +35,11 @@ def make_entries(spec: Spec) -> dict[str, Any]:
 
 
 def compile_entries(spec: Spec, processor: Processor) -> bytes:
-    """The object file of all entries; on a terminal, a line says what is being compiled and how far it is."""
+    """The object file of all entries; a line on the terminal says what is being compiled and how far it is."""
     entries = make_entries(spec)
-    line = tqdm(
+    line = progress_bar(
         total=len(entries),
         bar_format="Compiling kernels for this CPU (once): {desc}{n}/{total} done{postfix} [{elapsed}]",
-        disable=None,
     )
     with line, event.install_listener("numba:compile", _Tell(line)):
         for name, function in entries.items():

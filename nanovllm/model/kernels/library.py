@@ -21,6 +21,7 @@ from llvmlite import binding
 from nanovllm.model.kernels.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
 from nanovllm.model.kernels.processor import Processor, host_processor, load_object
 from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec
+from nanovllm.progress import shows_progress
 
 ENTRIES = (
     "plan_step",
@@ -70,10 +71,22 @@ def load_image(spec: Spec, store: ObjectCache) -> bytes:
         with store.alone(key):
             image = store.load(key)  # by whoever was here before
             if image is None:
+                _tell_of_compilation(store)
                 image = _compile(spec, processor)
                 if digest_of_sources() == SOURCES and not store.save(key, image):
                     _warn_about_cache(store)
     return image
+
+
+def _tell_of_compilation(store: ObjectCache) -> None:
+    """Say why this start is slow, unless a progress bar does: in a log, in a pipe."""
+    if not shows_progress():
+        print(
+            "nanovllm: compiling kernels for this CPU, which takes 10 to 20 s and happens once; "
+            f"they are kept in {store.folder}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _warn_about_cache(store: ObjectCache) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE_VARIABLE = "NANOVLLM_CACHE_DIR"
-_KEEP = 8  # files: every processor, setting and version has one
+_KEEP = 32  # files of 0.1 MB: each pair of types, processor, setting and version has one
 _ABANDONED_S = 3600  # by then whoever was writing a file, or held a lock, is no more
 _MAGIC = b"nanovllm kernels\n"
 _SUFFIX, _LOCK = ".kernels", ".lock"
@@ -76,11 +76,10 @@ class ObjectCache:
                     try:
                         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     except BlockingIOError:
-                        if sys.stderr.isatty():
-                            print(
-                                "Waiting for another process that compiles the same kernels",
-                                file=sys.stderr,
-                            )
+                        print(
+                            "nanovllm: waiting for another process that compiles the same kernels",
+                            file=sys.stderr,
+                        )
                         fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -110,11 +109,12 @@ class ObjectCache:
 
 
 def user_cache() -> ObjectCache:
+    """The compiled code of this user, in the folder `kernels` of `user_cache_folder`."""
+    return ObjectCache(user_cache_folder() / "kernels")
+
+
+def user_cache_folder() -> Path:
     """The folder that NANOVLLM_CACHE_DIR names, or else where this operating system keeps a user's caches."""
-    return ObjectCache(_user_folder() / "kernels")
-
-
-def _user_folder() -> Path:
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     if sys.platform == "win32":

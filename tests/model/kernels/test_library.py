@@ -191,7 +191,8 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
     assert store.load(KEY) is None
 
 
-def test_only_the_newest_are_kept(store: ObjectCache) -> None:
+def test_only_the_newest_are_kept(store: ObjectCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanovllm.model.kernels.object_cache._KEEP", 8)
     for number in range(12):
         store.save(str(number), b"code")
         os.utime(store.folder / f"{number}.kernels", (number, number))
@@ -357,12 +358,24 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_line(
     monkeypatch.setattr(library_module, "_compile", lambda spec, processor: b"code")
     (tmp_path / "file").write_text("no folder")
     assert load_image(SPEC, ObjectCache(tmp_path / "file" / "kernels")) == b"code"
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
+    compiling, told = capsys.readouterr().err.splitlines()
+    assert compiling.startswith("nanovllm: compiling kernels for this CPU")
     assert f"cannot be kept in {tmp_path / 'file' / 'kernels'}" in told
     assert CACHE_VARIABLE in told
+
+
+def test_the_first_start_is_told_where_no_bar_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(library_module, "_compile", lambda spec, processor: b"code")
     store = ObjectCache(tmp_path / "good")
     assert load_image(SPEC, store) == load_image(SPEC, store) == b"code"
+    told = capsys.readouterr().err
+    assert told.startswith("nanovllm: compiling kernels for this CPU")
+    assert told.count("\n") == 1, "once, and in one line"
+    assert str(store.folder) in told
+    monkeypatch.setattr(library_module, "shows_progress", lambda: True)
+    assert load_image(SPEC, ObjectCache(tmp_path / "other")) == b"code"
     assert capsys.readouterr().err == ""
 
 

@@ -29,9 +29,9 @@ from nanovllm.model.kernels.quantise import (
 )
 from nanovllm.model.kernels.step import plan_step
 from nanovllm.model.kernels.target import CACHE_TYPES, PER_WORD, Spec, Target
-from tests.model.kernels.test_kernels import call, finish, numbers
+from tests.model.kernels.test_kernels import call, finish, name_of, numbers
 from tests.support.batches import make_batch
-from tests.support.targets import HOST, TARGETS
+from tests.support.targets import HOST, WIDTHS
 
 NAN, INF = np.float32(np.nan), np.float32(np.inf)
 BITS = np.array(
@@ -42,11 +42,7 @@ BITS = np.array(
 SPECIAL = np.array([NAN, INF, -INF, 1e38, -1e38, 1e20, -1e20, 89, -89, 9, -9], dtype=np.float32)
 
 
-def name_of(target: Target) -> str:
-    return f"{target.lanes}{'-x86' * target.is_x86}"
-
-
-@pytest.fixture(scope="module", params=TARGETS, ids=name_of)
+@pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
 def target(request: pytest.FixtureRequest) -> Target:
     found = request.param
     assert isinstance(found, Target)
@@ -80,7 +76,7 @@ def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
     hidden[place] = bad
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
     addresses = [array.ctypes.data for array in (hidden, gain, bias, out)]
-    call(make_layer_norm(target), 6)(*addresses, count, epsilon.ctypes.data)
+    call(make_layer_norm, 6, target)(*addresses, count, epsilon.ctypes.data)
     with np.errstate(invalid="ignore"):
         expected = layernorm.layer_norm(hidden[None, :count], gain[:count], bias[:count], 1e-5)
     np.testing.assert_array_equal(kinds_of(out[:count]), kinds_of(expected[0]))
@@ -108,7 +104,7 @@ def test_softmax_gives_what_numpy_gives(
     scale, share = np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
     addresses = scale.ctypes.data, share.ctypes.data
     sizes = (visible, blocks, block_size, columns)
-    call(make_softmax(target, narrow=narrow), 7)(scores.ctypes.data, *sizes, *addresses)
+    call(make_softmax, 7, target, narrow=narrow)(scores.ctypes.data, *sizes, *addresses)
     weights = scores
     if narrow:
         bits = scores.view(np.uint16).reshape(-1)[: scores.size].astype(np.uint32)
@@ -127,7 +123,7 @@ def test_softmax_gives_what_numpy_gives(
 def test_rounding_to_bfloat16_keeps_every_nan(target: Target) -> None:
     values = np.resize(BITS, 35).view(np.float32)
     out = np.zeros(values.size, dtype=np.uint16)
-    call(make_round_row(target), 3)(values.ctypes.data, out.ctypes.data, values.size)
+    call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
     assert np.isnan((out.astype(np.uint32) << np.uint32(16)).view(np.float32)).all()
 
 
@@ -141,10 +137,10 @@ def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
         source[place] = bad
         out, notes = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
         addresses = [array.ctypes.data for array in (source, ones, out, notes)]
-        call(make_quantise_row(target), 5)(*addresses, 37)
+        call(make_quantise_row, 5, target)(*addresses, 37)
         assert np.isnan(notes[0])
         scale = np.zeros(1, dtype=np.float32)
-        call(make_quantise_signed(target), 4)(
+        call(make_quantise_signed, 4, target)(
             source.ctypes.data, out.ctypes.data, scale.ctypes.data, 37
         )
         assert np.isnan(scale[0])

@@ -1,0 +1,114 @@
+"""`nanovllm env`: what a bug report needs, without secrets."""
+
+import argparse
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nanovllm.cli.bench_report import describe_machine
+from nanovllm.cli.environment import VARIABLES
+from nanovllm.config import shown_bytes
+from nanovllm.errors import printable
+from nanovllm.hub.inventory import kernel_files
+from nanovllm.model.kernels.object_cache import user_cache
+from nanovllm.model.kernels.processor import host_processor
+from nanovllm.model.kernels.processors import default_threads, usable_processors
+from nanovllm.model.kernels.target import host_target
+
+_PACKAGES = (
+    "numpy", "numba", "llvmlite", "tokenizers", "safetensors", "huggingface-hub", "fastapi",
+    "uvicorn", "h11", "pydantic", "jinja2", "llguidance", "tqdm", "openai", "torch", "transformers",
+)  # fmt: skip
+_PUBLIC_PREFIXES = ("NUMBA_", "OMP_", "OPENBLAS_", "MKL_")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print the report."""
+    for label, value in {**_machine(), **_folders(), **_versions()}.items():
+        print(f"{label:16} {value}")
+    found = shown_variables(os.environ)
+    print("\nenvironment variables:" + ("" if found else " none"))
+    for name, value in found.items():
+        print(f"  {name}={value}")
+    return 0
+
+
+def _machine() -> dict[str, str]:
+    machine, target = describe_machine(), host_target()
+    instructions = [f"vectors of {32 * target.lanes} bits"]
+    instructions += ["bfloat16 dot products"] if target.bfloat16_dot else []
+    instructions += ["int8 dot products"] if target.int8_dot else []
+    return {
+        "nanovllm": f"{machine['nanovllm']}, {Path(__file__).parents[1]}",
+        "Python": f"{machine['python']}, {sys.executable}",
+        "system": machine["os"],
+        "processor": f"{machine['cpu']} ({host_processor().name})",
+        "instructions": ", ".join(instructions),
+        "processors": f"{usable_processors()} usable, {default_threads()} threads by default",
+        "memory": _memory(),
+    }
+
+
+def _memory() -> str:
+    """Memory of the machine, what of it is free, and the limit of this process's control group."""
+    parts = []
+    with suppress(AttributeError, ValueError, OSError):  # Windows
+        page_bytes = os.sysconf("SC_PAGE_SIZE")
+        parts.append(shown_bytes(page_bytes * os.sysconf("SC_PHYS_PAGES")))
+        parts.append(f"{shown_bytes(page_bytes * os.sysconf('SC_AVPHYS_PAGES'))} unused")
+    with suppress(OSError, ValueError):  # "max": no limit
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        parts.append(f"limit {shown_bytes(limit)}")
+    return ", ".join(parts) or "unknown"
+
+
+def _folders() -> dict[str, str]:
+    from huggingface_hub import constants  # noqa: PLC0415 - slow to import
+
+    kernels, files = user_cache().folder, kernel_files()
+    size_bytes = sum(path.stat().st_size for path in files)
+    return {
+        "kernels": f"{kernels}, {_access(kernels)}, {len(files)} files, {shown_bytes(size_bytes)}",
+        "hub cache": f"{constants.HF_HUB_CACHE}, {_access(Path(constants.HF_HUB_CACHE))}",
+    }
+
+
+def _access(folder: Path) -> str:
+    """Whether files can be written below a folder, which may not exist yet."""
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    can_write = existing.is_dir() and os.access(existing, os.W_OK)
+    return "can be written" if can_write else f"cannot be written (because of {existing})"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def shown_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that change what nanovllm does; what may be a secret has no value."""
+    return {
+        name: _shown(name, environment[name])
+        for name in sorted(environment)
+        if name.startswith((*_PUBLIC_PREFIXES, "NANOVLLM_", "HF_"))
+    }
+
+
+def _shown(name: str, value: str) -> str:
+    known = VARIABLES.get(name)
+    is_public = name.startswith(_PUBLIC_PREFIXES) or (known is not None and not known.is_secret)
+    if not is_public:
+        return "(set, not shown)" if value else "(empty)"
+    netloc = urlsplit(value).netloc
+    if "@" in netloc:  # a password in the address of a mirror
+        value = value.replace(netloc, netloc.rpartition("@")[2])
+    return printable(value)

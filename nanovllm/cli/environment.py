@@ -1,0 +1,53 @@
+"""The environment variables that nanovllm reads, as `--help`, `nanovllm env` and the docs list them."""
+
+import textwrap
+from typing import NamedTuple
+
+API_KEY_VARIABLE = "NANOVLLM_API_KEY"
+HISTORY_VARIABLE = "NANOVLLM_HISTORY"
+_HELP_COLUMNS = 78
+
+
+class Variable(NamedTuple):
+    """What a variable sets; the value of one that is secret is never shown."""
+
+    effect: str
+    default: str
+    is_secret: bool = False
+
+
+VARIABLES = {
+    API_KEY_VARIABLE: Variable(
+        "API keys of the server, separated by commas; the key that bench serve sends",
+        "none",
+        is_secret=True,
+    ),
+    "NANOVLLM_CACHE_DIR": Variable(
+        "folder of the compiled kernels", "nanovllm in the user's cache folder"
+    ),
+    HISTORY_VARIABLE: Variable(
+        "file of the prompts typed into generate; empty for no file",
+        "history in the folder of NANOVLLM_CACHE_DIR",
+    ),
+    "HF_HOME": Variable("folder of Hugging Face's files", "~/.cache/huggingface"),
+    "HF_HUB_CACHE": Variable("folder of downloaded models", "hub in the folder of HF_HOME"),
+    "HF_HUB_OFFLINE": Variable("1: use models on this machine only", "0"),
+    "HF_ENDPOINT": Variable("address of the hub, or of a mirror", "https://huggingface.co"),
+    "HF_TOKEN": Variable("access token for gated and private models", "none", is_secret=True),
+}
+MODEL_VARIABLES = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_TOKEN")
+ENGINE_VARIABLES = ("NANOVLLM_CACHE_DIR", *MODEL_VARIABLES)
+
+
+def variables_help(*names: str) -> str:
+    """Return the part of a help text that lists environment variables."""
+    width = max(map(len, names)) + 4
+    lines = (
+        textwrap.fill(
+            f"  {name:{width - 2}}{VARIABLES[name].effect} (default: {VARIABLES[name].default})",
+            _HELP_COLUMNS,
+            subsequent_indent=" " * width,
+        )
+        for name in names
+    )
+    return "environment variables:\n" + "\n".join(lines)

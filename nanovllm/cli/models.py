@@ -1,0 +1,136 @@
+"""`nanovllm list`, `show` and `remove`: the models and the compiled kernels on this machine."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from pathlib import Path
+
+from nanovllm.config import shown_bytes
+from nanovllm.errors import ModelNotFoundError, printable
+from nanovllm.hub import read_model_info, resolve_model
+from nanovllm.hub.downloads import full_name
+from nanovllm.hub.inventory import (
+    KERNELS,
+    StoredItem,
+    kernel_files,
+    remove_item,
+    stored_items,
+)
+from nanovllm.model.config import GPT2Config, load_generation_config
+
+
+def run_list(parsed: argparse.Namespace) -> int:
+    """Print a table of what is on this machine."""
+    rows = [("NAME", "KIND", "SIZE", "CHANGED", "FOLDER")]
+    rows += [
+        (
+            printable(item.name),
+            item.kind,
+            shown_bytes(item.size_bytes),
+            _date(item.modified_s),
+            str(item.folder),
+        )
+        for item in stored_items()
+    ]
+    _print_table(rows)
+    return 0
+
+
+def run_show(parsed: argparse.Namespace) -> int:
+    """Print what a model is, or the compiled kernels."""
+    if parsed.model == KERNELS and not Path(KERNELS).exists():
+        _print_files(kernel_files())
+        return 0
+    folder = resolve_model(parsed.model, may_fetch=False)
+    config = GPT2Config.load(folder)
+    info = read_model_info(folder)
+    defaults = load_generation_config(folder)
+    rows = {
+        "folder": str(folder),
+        "repository": f"{info['repo']}, revision {str(info.get('revision'))[:12]}" if info else "",
+        "parameters": f"{config.parameters:,}",
+        "layers": f"{config.layers:,}",
+        "hidden size": f"{config.d_model:,}",
+        "heads": f"{config.heads:,} of {config.head_dim}",
+        "vocabulary": f"{config.vocab:,} tokens",
+        "context": f"{config.max_positions:,} tokens",
+        "chat template": "yes" if _has_chat_template(folder) else "no",
+        "sampling": ", ".join(
+            f"{name} {defaults[name]}"
+            for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+            if defaults.get(name) is not None
+        ),
+    }
+    print(printable(str(parsed.model)))
+    for label, value in rows.items():
+        if value:
+            print(f"  {label:14} {printable(value, 500)}")
+    print()
+    _print_files(sorted(path for path in folder.iterdir() if path.is_file()))
+    return 0
+
+
+def run_remove(parsed: argparse.Namespace) -> int:
+    """Remove what is named, each after a question unless --yes is given; 1 where something was kept."""
+    items = stored_items()
+    chosen = [_find(name, items) for name in dict.fromkeys(parsed.names)]
+    kept = 0
+    for item in chosen:
+        shown = f"{printable(item.name)} ({shown_bytes(item.size_bytes)}) in {item.folder}"
+        if not parsed.yes and not _confirm(f"Remove {shown}?"):
+            print(f"kept {shown}")
+            kept += 1
+            continue
+        remove_item(item)
+        print(f"removed {shown}")
+    return 1 if kept else 0
+
+
+def _find(name: str, items: Sequence[StoredItem]) -> StoredItem:
+    for item in items:
+        if item.name in (name, full_name(name), f"./{name}"):
+            return item
+    names = ", ".join(printable(item.name) for item in items)
+    raise ModelNotFoundError(f"there is no {name} to remove; there are {names}")
+
+
+def _confirm(question: str) -> bool:
+    """Ask on the terminal; raises ValueError where nobody can answer."""
+    if not sys.stdin.isatty():
+        raise ValueError(f"{question} There is no terminal to ask on; give --yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False
+
+
+def _has_chat_template(folder: Path) -> bool:
+    tokenizer = folder / "tokenizer_config.json"
+    if (folder / "chat_template.jinja").is_file():
+        return True
+    return tokenizer.is_file() and '"chat_template"' in tokenizer.read_text(errors="replace")
+
+
+def _print_files(files: Iterable[Path]) -> None:
+    rows = [("FILE", "SIZE", "CHANGED")]
+    for path in files:
+        status = path.stat()
+        rows.append((printable(path.name), shown_bytes(status.st_size), _date(status.st_mtime)))
+    _print_table(rows)
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        print(
+            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
+
+
+def _date(time_s: float | None) -> str:
+    """A time in the local time zone."""
+    if time_s is None:
+        return "-"
+    return datetime.fromtimestamp(time_s).astimezone().strftime("%Y-%m-%d %H:%M")

@@ -1,0 +1,1 @@
+"""The parsers of the commands. They import nothing that takes long: `--help` must be quick."""

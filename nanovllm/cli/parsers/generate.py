@@ -1,0 +1,37 @@
+"""The parser of `nanovllm generate`."""
+
+import argparse
+
+from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE, variables_help
+from nanovllm.cli.options import add_engine_options, add_model_flag, add_sampling_options
+from nanovllm.cli.parsers.parser import Command
+
+_DESCRIPTION = """
+Continue a prompt on the terminal. Without a prompt, read prompts from the terminal or from standard
+input, one a line; on a terminal, /help lists the commands.
+
+  nanovllm generate "Once upon a time"
+  nanovllm generate --model gpt2 "Once upon a time"
+  nanovllm generate gpt2 "Once upon a time"
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Describe the subcommand."""
+    parser = subparsers.add_parser(
+        "generate",
+        help="continue a prompt on the terminal",
+        usage="%(prog)s [[MODEL] PROMPT] [options]",
+        description=_DESCRIPTION,
+        epilog=variables_help(HISTORY_VARIABLE, *ENGINE_VARIABLES),
+    )
+    parser.add_argument(
+        "texts",
+        nargs="*",
+        metavar="PROMPT",
+        help="text to continue, after the model if two are given (default: read prompts)",
+    )
+    add_model_flag(parser)
+    add_sampling_options(parser)
+    add_engine_options(parser)
+    parser.set_defaults(run=Command("nanovllm.cli.generate:run"))

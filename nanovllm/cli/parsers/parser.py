@@ -1,0 +1,154 @@
+"""argparse with errors of one line, suggestions for typing errors, and defaults in every help text.
+
+typer, cyclopts and jsonargparse were measured and take 0.15 to 0.4 s longer to start, more than
+`nanovllm --help` as a whole (docs/command-line.md, "Start time").
+"""
+
+import argparse
+import difflib
+import pkgutil
+import textwrap
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_TRUTH = {"true": True, "false": False}
+_MIN_SIMILARITY = 0.6
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A function that runs a command, "module:function"; its module is imported when it is called."""
+
+    target: str
+
+    def load(self) -> Callable[[argparse.Namespace], int]:
+        """Import the function."""
+        function: Callable[[argparse.Namespace], int] = pkgutil.resolve_name(self.target)
+        return function
+
+    def __call__(self, parsed: argparse.Namespace) -> int:
+        """Run the command and return its exit code."""
+        return self.load()(parsed)
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """Wraps paragraphs, leaves indented lines as they are, and shows the default of every option."""
+
+    def __init__(self, prog: str, **settings: Any) -> None:
+        """Leave more room for the names of options than argparse does."""
+        super().__init__(prog, **{"max_help_position": 32, **settings})
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        paragraphs = text.strip().split("\n\n")
+        return "\n\n".join(
+            paragraph if "\n  " in paragraph else textwrap.fill(" ".join(paragraph.split()), width)
+            for paragraph in paragraphs
+        )
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if "default" in text:
+            return text
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return f"{text} (default: {'yes' if action.default else 'no'})"
+        if action.default is None or action.default is False or action.default == argparse.SUPPRESS:
+            return text
+        return f"{text} (default: %(default)s)"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser of the whole command line, of a command, or of a command's kind."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Take flags by their whole names only."""
+        super().__init__(**{"formatter_class": HelpFormatter, **settings}, allow_abbrev=False)
+
+    def parse_known_args(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parse what argparse gives this parser; end with an error where something is not known."""
+        given = None if args is None else self._join_truth_values(args)
+        if given and self._subparsers is not None and given[0].startswith("-"):
+            self._check_first(given[0])
+        found, rest = super().parse_known_args(given, namespace)
+        if rest:
+            self.error(self._unrecognized(rest))
+        return found, rest
+
+    def error(self, message: str) -> Any:
+        """Print the usage of this command, a line, and the error; exit with code 2."""
+        self.exit(2, f"{self.format_usage()}{self.prog}: error: {message}\n")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        names = list(map(str, action.choices))
+        near = suggestion(str(value), names)
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - public in the type stubs only
+            self.error(
+                f"there is no {str(action.metavar).lower()} {value}; "
+                + (f"did you mean {near}?" if near else f"choose {_alternatives(names)}")
+            )
+        hint = f"; did you mean {near}?" if near else ""
+        raise argparse.ArgumentError(action, f"{str(value)!r} must be {_alternatives(names)}{hint}")
+
+    def _check_first(self, option: str) -> None:
+        if option not in self._option_string_actions:
+            order = f"the options of a command follow it: {self.format_usage().partition(' ')[2]}"
+            self.error(f"unrecognized option {option}; {order.strip()}")
+
+    def _unrecognized(self, rest: Sequence[str]) -> str:
+        """Say what is wrong with the first argument that is not known."""
+        first = rest[0].partition("=")[0]
+        if not first.startswith("-"):
+            return f"there is one argument too many, {rest[0]!r}; quote a text with spaces"
+        near = suggestion(first, self._option_string_actions)
+        hint = f"did you mean {near}?" if near else f"{self.prog} --help lists the options"
+        return f"unrecognized option {first}; {hint}"
+
+    def _join_truth_values(self, args: Sequence[str]) -> list[str]:
+        """Replace `--flag true` and `--flag=false` by what argparse knows; it would take the value for the model."""
+        joined: list[str] = []
+        rest = list(args)
+        while rest:
+            argument = rest.pop(0)
+            if argument == "--":
+                return [*joined, argument, *rest]
+            flag, equals, value = argument.partition("=")
+            action = self._option_string_actions.get(flag)
+            if not _is_switch(action):
+                joined.append(argument)
+                continue
+            if not equals and rest and rest[0].lower() in _TRUTH:
+                value = rest.pop(0)
+            if value and value.lower() not in _TRUTH:
+                self.error(f"argument {flag}: {value!r} must be true or false")
+            joined += _switch(flag, action, is_on=_TRUTH.get(value.lower(), True))
+        return joined
+
+
+def suggestion(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that is most like `name`, or begins with it; None where none is."""
+    plain = name.replace("_", "-").lower()
+    near = difflib.get_close_matches(plain, known, n=1, cutoff=_MIN_SIMILARITY)
+    longer = [one for one in known if len(plain.strip("-")) > 2 and one.startswith(plain)]
+    return next(iter([*near, *longer]), None)
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
+
+def _is_switch(action: argparse.Action | None) -> bool:
+    """Whether the option is on or off and takes no value."""
+    return isinstance(action, argparse.BooleanOptionalAction) or (
+        action is not None and action.nargs == 0 and action.const is True
+    )
+
+
+def _switch(flag: str, action: argparse.Action | None, *, is_on: bool) -> list[str]:
+    if not isinstance(action, argparse.BooleanOptionalAction):
+        return [flag] if is_on else []
+    name = flag.removeprefix("--no-").removeprefix("--")
+    return [f"--{name}" if is_on != flag.startswith("--no-") else f"--no-{name}"]

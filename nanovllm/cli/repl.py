@@ -1,0 +1,208 @@
+"""The prompt of `nanovllm generate` on a terminal: line editing, history, and commands that begin with a slash.
+
+readline is the standard library's: it adds 5 ms to the start. prompt_toolkit would add 0.2 s and 4 MB.
+Windows has no readline, but its console edits lines and keeps a history by itself.
+"""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+from nanovllm.cli.environment import HISTORY_VARIABLE
+from nanovllm.cli.parsers.parser import suggestion
+from nanovllm.errors import InvalidRequestError
+from nanovllm.model.kernels.object_cache import user_cache_folder
+from nanovllm.sampling_params import SamplingParams
+
+_HISTORY_LINES = 1000
+_SETTABLE = (
+    "max_tokens", "min_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty",
+    "presence_penalty", "frequency_penalty", "seed", "stop", "ignore_eos",
+)  # fmt: skip
+_TRUTH = {"true": True, "yes": True, "false": False, "no": False}
+_WELCOME = (
+    "Type the beginning of a text. /help lists the commands. Ctrl-C stops an answer, Ctrl-D ends."
+)
+_HELP = """\
+/set                    show the settings
+/set NAME VALUE         change a setting, such as /set temperature 0.8; VALUE default resets it
+/help                   show this help
+/exit                   end, as Ctrl-D does
+Any other line is a prompt; // begins a prompt that starts with a slash.
+Arrow keys edit the line and go through earlier ones, Ctrl-R searches them."""
+_COMMANDS = ("/set", "/help", "/exit", "/quit", "/bye", "/?")
+
+
+class Answering(Protocol):
+    """What the prompt needs of generate.Writer."""
+
+    settings: dict[str, Any]
+    num_tokens: int
+    duration_s: float
+
+    def answer(self, prompt: str) -> None:
+        """Print the prompt and its answer."""
+
+
+class Repl:
+    """Reads prompts and commands from the terminal until the input ends."""
+
+    def __init__(self, writer: Answering) -> None:
+        """Answer prompts by `writer`, whose settings the commands change."""
+        self._writer = writer
+        self._initial = dict(writer.settings)
+
+    def run(self) -> None:
+        """Read and answer until /exit or the end of the input."""
+        print(_WELCOME, file=sys.stderr)
+        with _line_editing():
+            for line in _typed_lines():
+                if line.startswith("/") and not line.startswith("//"):
+                    if self.obey(line) is False:
+                        return
+                else:
+                    self._answer(line[1:] if line.startswith("//") else line)
+
+    def obey(self, line: str) -> bool:
+        """Carry out a command; False where it ends the program."""
+        name, _, rest = line.strip().partition(" ")
+        if name in ("/exit", "/quit", "/bye"):
+            return False
+        if name in ("/help", "/?"):
+            print(_HELP)
+        elif name == "/set":
+            self._set(rest.split(maxsplit=1))
+        else:
+            near = suggestion(name, _COMMANDS)
+            hint = f"did you mean {near}?" if near else "/help lists the commands"
+            print(f"there is no command {name}; {hint}", file=sys.stderr)
+        return True
+
+    def _set(self, words: list[str]) -> None:
+        if not words:
+            self._show()
+            return
+        name = words[0].replace("-", "_")
+        if name not in _SETTABLE:
+            near = suggestion(name.replace("_", "-"), [one.replace("_", "-") for one in _SETTABLE])
+            hint = f"; did you mean {near.replace('-', '_')}?" if near else "; /set shows them"
+            print(f"there is no setting {words[0]}{hint}", file=sys.stderr)
+            return
+        if len(words) == 1:
+            print(f"{name} {_shown(self._value(name))}")
+            return
+        try:
+            settings = self._changed(name, words[1])
+            SamplingParams(**settings)
+        except InvalidRequestError as error:
+            print(f"{error}", file=sys.stderr)
+            return
+        self._writer.settings = settings
+        print(f"{name} {_shown(self._value(name))}")
+
+    def _changed(self, name: str, text: str) -> dict[str, Any]:
+        others = {key: value for key, value in self._writer.settings.items() if key != name}
+        if text.lower() == "default":
+            return {**others, **({name: self._initial[name]} if name in self._initial else {})}
+        return {**others, name: _parse(name, text)}
+
+    def _show(self) -> None:
+        width = max(map(len, _SETTABLE))
+        for name in _SETTABLE:
+            print(f"{name:{width}}  {_shown(self._value(name))}")
+
+    def _value(self, name: str) -> object:
+        return getattr(SamplingParams(**self._writer.settings), name)
+
+    def _answer(self, prompt: str) -> None:
+        try:
+            self._writer.answer(prompt)
+        except InvalidRequestError as error:
+            print(f"{error}", file=sys.stderr)
+            return
+        except KeyboardInterrupt:  # stops this answer, not the program
+            print()
+        tokens, duration_s = self._writer.num_tokens, self._writer.duration_s
+        speed = f", {tokens / duration_s:,.0f} tokens/s" if duration_s else ""
+        print(f"[{tokens:,} tokens in {duration_s:.2f} s{speed}]", file=sys.stderr)
+
+
+def read_lines_of(file: TextIO) -> Iterator[str]:
+    """Yield the lines of standard input that are not empty."""
+    for line in file:
+        text = line.rstrip("\r\n")
+        if text:
+            yield text
+
+
+def _typed_lines() -> Iterator[str]:
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print()
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if line.strip():
+            yield line
+
+
+@contextmanager
+def _line_editing() -> Iterator[None]:
+    """Have `input` edit lines and remember them, also in a file; without readline, as the console does."""
+    try:
+        import readline  # noqa: PLC0415 - not on Windows, and it changes what `input` does
+    except ImportError:
+        yield
+        return
+    path = history_path()
+    if path is not None:
+        with suppress(OSError):
+            readline.read_history_file(path)
+    try:
+        yield
+    finally:
+        if path is not None:
+            with suppress(OSError):
+                _write_history(readline, path)
+
+
+def history_path() -> Path | None:
+    """The file of typed lines; None where NANOVLLM_HISTORY is set to nothing."""
+    named = os.environ.get(HISTORY_VARIABLE)
+    if named is not None:
+        return Path(named).expanduser() if named else None
+    return user_cache_folder() / "history"
+
+
+def _write_history(readline: Any, path: Path) -> None:
+    """Keep the last lines in a file that others cannot read."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.touch(mode=0o600)
+    readline.set_history_length(_HISTORY_LINES)
+    readline.write_history_file(path)
+
+
+def _parse(name: str, text: str) -> object:
+    """The value of a setting as typed; what cannot be read stays text, which SamplingParams refuses."""
+    if name == "stop":
+        return text.replace("\\n", "\n")
+    if name == "ignore_eos":
+        return _TRUTH.get(text.lower(), text)
+    for kind in (int, float):
+        with suppress(ValueError):
+            return kind(text)
+    return text
+
+
+def _shown(value: object) -> str:
+    if value is None or value in ((), []):
+        return "none"
+    if isinstance(value, list | tuple):
+        return " ".join(map(repr, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)

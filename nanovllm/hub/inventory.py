@@ -1,0 +1,147 @@
+"""The models and the compiled kernels on this machine: find them, measure them, remove them.
+
+Only two folders are ever removed from: the Hugging Face cache, and the folder of compiled kernels.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanovllm.config import BUNDLED_MODEL
+from nanovllm.errors import NanovllmError
+from nanovllm.hub.downloads import read_model_info
+from nanovllm.hub.names import bundled_folder
+from nanovllm.model.config import read_json
+from nanovllm.model.kernels.object_cache import user_cache
+
+KERNELS = "kernels"
+BUNDLED, FOLDER, HUB_CACHE, COMPILED = "bundled", "download", "hub cache", "compiled"
+_KERNEL_SUFFIXES = (".kernels", ".lock", ".tmp")
+
+
+class RemovalError(NanovllmError):
+    """Something that nanovllm does not remove, or could not remove."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredItem:
+    """A model, or the compiled kernels, on this machine.
+
+    Attributes:
+        name: as the commands take it.
+        kind: BUNDLED, FOLDER, HUB_CACHE or COMPILED.
+        modified_s: time of the last change, in seconds since 1970; None where there is nothing.
+    """
+
+    name: str
+    kind: str
+    folder: Path
+    size_bytes: int
+    modified_s: float | None
+
+
+def stored_items(models_dir: Path = Path("models")) -> list[StoredItem]:
+    """Return what is on this machine: the bundled model, downloads, models of the cache, kernels."""
+    return [
+        _folder_item(BUNDLED_MODEL, BUNDLED, bundled_folder()),
+        *_downloads(models_dir),
+        *_cached_models(),
+        _compiled(),
+    ]
+
+
+def kernel_files() -> list[Path]:
+    """Return the files of compiled kernels."""
+    folder = user_cache().folder
+    with suppress(OSError):
+        return sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix in _KERNEL_SUFFIXES and path.is_file() and not path.is_symlink()
+        )
+    return []
+
+
+def remove_item(item: StoredItem) -> None:
+    """Remove a model of the Hugging Face cache, or the compiled kernels; raises RemovalError for others."""
+    if item.kind == BUNDLED:
+        raise RemovalError(f"{item.name} is part of nanovllm and stays")
+    if item.kind == FOLDER:
+        raise RemovalError(
+            f"{item.folder} is a folder of yours, which nanovllm does not remove; remove it yourself"
+        )
+    if item.kind == COMPILED:
+        for path in kernel_files():
+            path.unlink(missing_ok=True)
+        return
+    _remove_cached(item)
+
+
+def _folder_item(name: str, kind: str, folder: Path) -> StoredItem:
+    return _item(name, kind, folder, (path for path in folder.rglob("*") if path.is_file()))
+
+
+def _item(name: str, kind: str, folder: Path, files: Iterable[Path]) -> StoredItem:
+    sizes, times = [0], []
+    for path in files:
+        with suppress(OSError):  # removed meanwhile
+            status = path.stat()
+            sizes.append(status.st_size)
+            times.append(status.st_mtime)
+    return StoredItem(name, kind, folder, sum(sizes), max(times, default=None))
+
+
+def _downloads(models_dir: Path) -> Iterator[StoredItem]:
+    """What `nanovllm download` put below `models_dir`."""
+    with suppress(OSError):
+        for folder in sorted(models_dir.iterdir()):
+            if (folder / "config.json").is_file() and read_model_info(folder):
+                yield _folder_item(f"./{folder.as_posix()}", FOLDER, folder)
+
+
+def _compiled() -> StoredItem:
+    return _item(KERNELS, COMPILED, user_cache().folder, kernel_files())
+
+
+def _cached_models() -> Iterator[StoredItem]:
+    """The GPT-2 models of the Hugging Face cache; what other programs keep there is not ours to list."""
+    from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
+    from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
+
+    try:
+        repos = scan_cache_dir(constants.HF_HUB_CACHE).repos
+    except (CacheNotFound, ValueError, OSError):
+        return
+    for repo in sorted(repos, key=lambda repo: repo.repo_id):
+        folders = [revision.snapshot_path for revision in repo.revisions]
+        if repo.repo_type == "model" and any(map(_is_gpt2, folders)):
+            yield StoredItem(
+                repo.repo_id, HUB_CACHE, repo.repo_path, repo.size_on_disk, repo.last_modified
+            )
+
+
+def _is_gpt2(folder: Path) -> bool:
+    try:
+        return read_json(folder / "config.json").get("model_type") == "gpt2"
+    except (OSError, NanovllmError):
+        return False
+
+
+def _remove_cached(item: StoredItem) -> None:
+    """Remove all revisions of a repository, by huggingface_hub, which knows how its cache is laid out."""
+    from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
+
+    cache = Path(constants.HF_HUB_CACHE).resolve()
+    if item.folder.is_symlink() or item.folder.resolve().parent != cache:
+        raise RemovalError(f"{item.folder} is not inside of {cache}; remove it yourself")
+    found = scan_cache_dir(cache)
+    commits = [
+        revision.commit_hash
+        for repo in found.repos
+        if repo.repo_path.resolve() == item.folder.resolve()
+        for revision in repo.revisions
+    ]
+    found.delete_revisions(*commits).execute()
+    if item.folder.exists():
+        raise RemovalError(f"{item.folder} could not be removed completely; check its permissions")

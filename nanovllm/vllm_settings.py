@@ -1,0 +1,56 @@
+"""What `LLM` says of an argument that it does not have: what to do instead, or which one may be meant."""
+
+import difflib
+import inspect
+from collections.abc import Callable, Collection
+from functools import wraps
+from typing import ParamSpec
+
+P = ParamSpec("P")
+
+_LEAVE_OUT = "nanovllm runs on the CPU, in one process; leave it out"
+_INSTEAD = {
+    "gpu_memory_utilization": f"{_LEAVE_OUT}, and set kv_cache_memory for the size of the KV cache",
+    "tensor_parallel_size": f"{_LEAVE_OUT}, and set num_threads for the number of threads",
+    "pipeline_parallel_size": _LEAVE_OUT,
+    "data_parallel_size": _LEAVE_OUT,
+    "distributed_executor_backend": _LEAVE_OUT,
+    "enforce_eager": f"{_LEAVE_OUT}, there are no CUDA graphs",
+    "max_seq_len_to_capture": f"{_LEAVE_OUT}, there are no CUDA graphs",
+    "disable_custom_all_reduce": _LEAVE_OUT,
+    "device": _LEAVE_OUT,
+    "swap_space": _LEAVE_OUT,
+    "cpu_offload_gb": _LEAVE_OUT,
+    "trust_remote_code": "the code of a checkpoint is never run; leave it out",
+    "kv_cache_memory_bytes": "set kv_cache_memory instead",
+    "num_gpu_blocks_override": "set num_blocks instead",
+    "tokenizer": "the tokenizer is the one in the model's folder; leave it out",
+    "tokenizer_mode": "the tokenizer is the one in the model's folder; leave it out",
+    "load_format": "weights are read from safetensors files; leave it out",
+    "download_dir": "fetch the model by `nanovllm download`, and give its folder",
+    "revision": "fetch the model by `nanovllm download`, and give its folder",
+}
+
+
+def unknown_setting_error(caller: str, name: str, known: Collection[str]) -> TypeError:
+    """Return the error for an argument `name` of `caller`, whose arguments are `known`."""
+    close = difflib.get_close_matches(name, known, n=1)
+    advice = _INSTEAD.get(name) or (
+        f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
+    )
+    return TypeError(f"{caller}() got an unexpected keyword argument {name!r}: {advice}")
+
+
+def explain_unknown_settings(init: Callable[P, None]) -> Callable[P, None]:
+    """Wrap the `__init__` of a class, so that its TypeError for an unknown argument has advice."""
+    caller = init.__qualname__.removesuffix(".__init__")
+    known = [name for name in inspect.signature(init).parameters if name != "self"]
+
+    @wraps(init)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+        for name in kwargs:
+            if name not in known:
+                raise unknown_setting_error(caller, name, known)
+        init(*args, **kwargs)
+
+    return checked

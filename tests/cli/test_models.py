@@ -1,0 +1,206 @@
+"""`nanovllm list`, `show`, `remove` and `env`: what is on this machine, and that nothing else is removed."""
+
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from nanovllm.cli.env import shown_variables
+from nanovllm.cli.main import main
+from nanovllm.hub import inventory
+from nanovllm.hub.inventory import HUB_CACHE, RemovalError, StoredItem, remove_item
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def machine(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine with a download, a GPT-2 and another model in the hub's cache, and compiled kernels."""
+    cache = tmp_path / "hub"
+    for name, model_type in (("owner--tale", "gpt2"), ("owner--other", "llama")):
+        repo = cache / f"models--{name}"
+        snapshot = repo / "snapshots" / COMMIT
+        shutil.copytree(tiny_model, snapshot)
+        config = json.loads((snapshot / "config.json").read_text())
+        (snapshot / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+        (repo / "refs").mkdir()
+        (repo / "refs" / "main").write_text(COMMIT)
+        (repo / "blobs").mkdir()
+    shutil.copytree(tiny_model, tmp_path / "models" / "mine")
+    info = {"repo": "owner/mine", "revision": COMMIT}
+    (tmp_path / "models" / "mine" / "model_info.json").write_text(json.dumps(info))
+    kernels = tmp_path / "cache" / "kernels"
+    kernels.mkdir(parents=True)
+    for file in ("a.kernels", "a.lock", "notes.txt"):
+        (kernels / file).write_bytes(b"x" * 2048)
+    monkeypatch.setenv("NANOVLLM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_list_has_everything_that_nanovllm_can_load(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["list"]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [
+        ["tiny-books", "bundled"], ["./models/mine", "download"], ["owner/tale", "hub"], ["kernels", "compiled"],
+    ]  # fmt: skip
+    assert rows[-1][2:4] == ["4.0", "KiB"]
+
+
+def test_an_empty_machine_has_the_bundled_model(
+    machine: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for folder in ("hub", "models", "cache"):
+        shutil.rmtree(machine / folder)
+    assert main(["list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "NAME", "tiny-books", "kernels",
+    ]  # fmt: skip
+    assert not (machine / "cache").exists(), "looking makes no folder"
+
+
+@pytest.mark.parametrize("name", ["owner/tale", "./models/mine"])
+def test_show_says_what_a_model_is(
+    machine: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert main(["show", name]) == 0
+    out = capsys.readouterr().out
+    assert "layers         2" in out
+    assert "model.safetensors" in out
+    assert ("owner/mine, revision 0123456789ab" in out) == (name == "./models/mine")
+
+
+def test_show_lists_the_kernels(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "kernels"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "FILE", "a.kernels", "a.lock",
+    ]  # fmt: skip
+
+
+def test_show_does_not_ask_the_hub(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("nanovllm.hub.repo.fetch_snapshot", pytest.fail)
+    assert main(["show", "gpt2"]) == 1
+    told = capsys.readouterr().err
+    assert told == "nanovllm: gpt2 is not on this machine; nanovllm download gpt2 fetches it\n"
+
+
+def test_remove_takes_what_is_named_and_nothing_else(
+    machine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["remove", "owner/tale", "kernels", "--yes"]) == 0
+    assert "removed owner/tale (" in capsys.readouterr().out
+    assert [path.name for path in (machine / "hub").iterdir() if path.name != ".locks"] == [
+        "models--owner--other"
+    ]
+    assert [path.name for path in (machine / "cache" / "kernels").iterdir()] == ["notes.txt"]
+    assert (machine / "models" / "mine" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tiny-books", "part of nanovllm"),
+        ("./models/mine", "remove it yourself"),
+        ("models/mine", "remove it yourself"),
+        ("owner/other", "there is no owner/other to remove"),
+        ("../hub", "there is no ../hub"),
+    ],
+)
+def test_what_is_not_ours_is_never_removed(
+    machine: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
+) -> None:
+    before = sorted(machine.rglob("*"))
+    assert main(["remove", name, "--yes"]) == 1
+    assert message in capsys.readouterr().err
+    assert sorted(machine.rglob("*")) == before
+
+
+def test_a_link_out_of_the_cache_is_not_followed(machine: Path) -> None:
+    outside = machine / "outside"
+    shutil.move(machine / "hub" / "models--owner--tale", outside)
+    link = machine / "hub" / "models--owner--tale"
+    link.symlink_to(outside)
+    for folder in (link, outside):
+        with pytest.raises(RemovalError, match="remove it yourself"):
+            remove_item(StoredItem("owner/tale", HUB_CACHE, folder, 0, None))
+    assert (outside / "snapshots" / COMMIT / "config.json").is_file()
+
+
+@pytest.mark.parametrize(("answer", "is_removed"), [("y\n", True), ("n\n", False), ("", False)])
+def test_remove_asks(
+    machine: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    answer: str,
+    is_removed: bool,
+) -> None:
+    stdin = io.StringIO(answer)
+    monkeypatch.setattr("sys.stdin", stdin)
+    assert main(["remove", "kernels"]) == 1
+    assert "give --yes" in capsys.readouterr().err
+    monkeypatch.setattr(stdin, "isatty", lambda: True)
+    assert main(["remove", "kernels"]) == (0 if is_removed else 1)
+    assert (machine / "cache" / "kernels" / "a.kernels").exists() is not is_removed
+    assert "Remove kernels (4.0 KiB)" in capsys.readouterr().out
+
+
+def test_what_cannot_be_removed_is_an_error(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.utils._cache_manager.shutil.rmtree", lambda path: None)
+    assert main(["remove", "owner/tale", "--yes"]) == 1
+    assert "could not be removed completely" in capsys.readouterr().err
+    assert inventory.stored_items()
+
+
+def test_env_has_versions_and_no_secrets(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("NANOVLLM_API_KEY", "secret-1")
+    monkeypatch.setenv("HF_TOKEN", "secret-2")
+    assert main(["env"]) == 0
+    out = capsys.readouterr().out
+    for label in (
+        "nanovllm ",
+        "Python ",
+        "processor ",
+        "memory ",
+        "kernels ",
+        "hub cache ",
+        "numba ",
+    ):
+        assert any(line.startswith(label) for line in out.splitlines()), label
+    assert f"{machine / 'cache' / 'kernels'}, can be written, 2 files, 4.0 KiB" in out
+    assert "NANOVLLM_API_KEY=(set, not shown)" in out
+    assert "secret" not in out
+
+
+def test_only_values_that_are_known_to_be_public_are_shown() -> None:
+    found = shown_variables(
+        {
+            "HF_ENDPOINT": "https://user:secret@mirror.example/x",
+            "HF_SOMETHING_NEW": "secret",
+            "NANOVLLM_CACHE_DIR": "/a\x1b[31m",
+            "OMP_NUM_THREADS": "2",
+            "HF_TOKEN": "",
+            "HOME": "/root",
+        }
+    )
+    assert found == {
+        "HF_ENDPOINT": "https://mirror.example/x",
+        "HF_SOMETHING_NEW": "(set, not shown)",
+        "HF_TOKEN": "(empty)",
+        "NANOVLLM_CACHE_DIR": "/a\\x1b[31m",
+        "OMP_NUM_THREADS": "2",
+    }
