@@ -27,12 +27,7 @@ from nanovllm.server.answers import CompletionChoice, Usage
 from nanovllm.server.chat_schemas import UnusedChatFields
 from nanovllm.server.completions import answer_head, usage
 from nanovllm.server.request_log import record_of
-from nanovllm.server.schemas import (
-    DEFAULT_MAX_TOKENS,
-    CompletionRequest,
-    SamplingBody,
-    UnusedFields,
-)
+from nanovllm.server.schemas import DEFAULT_MAX_TOKENS, CompletionRequest, SamplingBody
 from nanovllm.server.whole import finish_all
 from nanovllm.server.work import Work
 
@@ -41,7 +36,6 @@ _MEANT = frozenset(
         *("model", "prompt", "max_tokens", "n", "best_of", "use_beam_search", "length_penalty"),
         *("ignore_eos", "priority", "cache_salt", "request_id"),
         *("messages", "max_completion_tokens", "add_generation_prompt", "continue_final_message"),
-        *UnusedFields.model_fields,
         *UnusedChatFields.model_fields,
     }
 )

@@ -124,7 +124,7 @@ def test_fields_of_openai_that_change_nothing_are_accepted(
     assert answer.choices[0].message.content == text_of(ask(chat_server, **settings))
     nothing = {"tools": None, "audio": None, "functions": None, "prediction": None, "top_a": None}
     assert text_of(ask(chat_server, **settings, **nothing)) == answer.choices[0].message.content
-    searched = ask(chat_server, **settings | unused, seed=None, use_beam_search=True)
+    searched = ask(chat_server, use_beam_search=True, **{**settings, **unused, "seed": None})
     assert searched.keys() == ask(chat_server, **settings).keys()
     assert searched["choices"][0].keys() == ask(chat_server, **settings)["choices"][0].keys()
 
