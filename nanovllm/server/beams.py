@@ -45,7 +45,7 @@ class BeamForm:
 
     Attributes:
         id_prefix: begins the `id` of the answer.
-        object: the type of the answer.
+        kind: the type of the answer.
         read: makes the prompts and max_tokens, beside the event loop.
         choice: makes a choice of its index and its answer.
         is_guarded: `read` waits for a process with limits of its own.
@@ -53,7 +53,7 @@ class BeamForm:
     """
 
     id_prefix: str
-    object: str
+    kind: str
     read: Callable[[], tuple[Sequence[Prompt], int]]
     choice: Callable[[int, CompletionOutput], Mapping[str, Any]]
     is_guarded: bool = False
@@ -112,7 +112,7 @@ async def beam_search_answer(
         room.release()
     answer = await compute(lambda: _answer(searches, body.n or 1, form, loaded))
     record.completion_tokens = answer["usage"]["completion_tokens"]
-    head = {"id": record.answer_id, "object": form.object, "created": int(time.time())}
+    head = {"id": record.answer_id, "object": form.kind, "created": int(time.time())}
     whole = {**head, "model": model, **answer}
     content = await compute(
         lambda: json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
