@@ -48,7 +48,7 @@ class BeamForm:
 
     Attributes:
         id_prefix: begins the `id` of the answer.
-        object: the type of the answer.
+        kind: the type of the answer.
         read: makes the prompts and max_tokens, beside the event loop.
         choice: makes a choice of its index and its answer.
         is_guarded: `read` waits for a process with limits of its own.
@@ -57,7 +57,7 @@ class BeamForm:
     """
 
     id_prefix: str
-    object: str
+    kind: str
     read: Callable[[], tuple[Sequence[Prompt], int]]
     choice: Callable[[int, CompletionOutput], Mapping[str, Any]]
     is_guarded: bool = False
@@ -118,7 +118,7 @@ async def beam_search_answer(
         room.release()
     answer = await compute(lambda: _answer(searches, body.n or 1, form, loaded))
     record.completion_tokens = answer["usage"]["completion_tokens"]
-    head = answer_head(record.answer_id, form.object, int(time.time()), model)
+    head = answer_head(record.answer_id, form.kind, int(time.time()), model)
     whole = {**head, **answer, **dict.fromkeys(form.null_fields)}
     content = await compute(
         lambda: json.dumps(whole, ensure_ascii=False, separators=(",", ":")).encode()
