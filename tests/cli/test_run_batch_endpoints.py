@@ -51,7 +51,7 @@ BAD: dict[str, tuple[str, Any]] = {
     "streamed chat": (CHAT, {"messages": MESSAGES, "stream": True}),
     "no messages": (CHAT, {"messages": []}),
     "a prompt for a chat": (CHAT, {"prompt": "the"}),
-    "tools": (CHAT, {"messages": MESSAGES, "tools": []}),
+    "tools": (CHAT, {"messages": MESSAGES, "tools": [{"type": "function"}]}),
     "a long message": (CHAT, {"messages": [{"role": "user", "content": "x" * 500}]}),
     "chat of another model": (CHAT, {"messages": MESSAGES, "model": "gpt-7"}),
     "no input": (EMBEDDINGS, {"input": []}),
