@@ -103,7 +103,19 @@ def test_a_backend_that_is_dropped_returns_its_memory(
     assert len(returned) == 1
 
 
-def test_where_there_is_no_such_function_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_c_library_is_asked_and_need_not_have_the_function(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opened: list[None] = []
+
+    def open_nothing(name: None) -> object:
+        opened.append(name)
+        return object()
+
+    monkeypatch.setattr("nanovllm.model.free_memory.ctypes.CDLL", open_nothing)
+    monkeypatch.setattr(sys, "platform", "linux")
     return_freed_memory()
+    assert len(opened) == 1
     monkeypatch.setattr(sys, "platform", "win32")
     return_freed_memory()
+    assert len(opened) == 1

@@ -5,6 +5,7 @@ generates and serves the bundled model from a folder far from the repository.
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import time
 import venv
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from email.parser import HeaderParser
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -24,6 +25,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 import nanovllm
+from nanovllm.model.kernels.library import load_library
+from nanovllm.model.kernels.object_cache import user_cache
+from nanovllm.model.kernels.target import Spec, host_target
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {"cli", "server", "engine", "runner", "model", "bundled"}
@@ -109,6 +113,7 @@ def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "install",
         "--quiet",
         "--disable-pip-version-check",
+        "--no-compile",  # Python compiles the few modules that are imported
         wheel,
         cwd=folder,
     )
@@ -125,8 +130,12 @@ def elsewhere(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def machine_code(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of compiled kernels: empty for the first who needs it, as on a new machine."""
-    return tmp_path_factory.mktemp("machine-code")
+    """A copy of this user's compiled kernels, which fit the wheel where its Numba is the same."""
+    load_library(Spec(host_target()))
+    folder = tmp_path_factory.mktemp("machine-code")
+    with suppress(FileNotFoundError):  # nothing could be kept
+        shutil.copytree(user_cache().folder, folder / "kernels")
+    return folder
 
 
 @pytest.fixture
@@ -215,6 +224,17 @@ def test_library_works_from_another_folder(
     )
     assert version == nanovllm.__version__
     assert Path(file).is_relative_to(environment.parent)
+
+
+def test_kernels_can_be_compiled(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
+    """With what the wheel has and depends on; what is compiled here is a small part of them."""
+    program = (
+        "from nanovllm.model.kernels import entries, helpers, processor;"
+        "from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object;"
+        "helpers.run_job.compile(ARGUMENTS);"
+        "print(len(emit_object({'run_job': helpers.run_job}, processor.host_processor())))"
+    )
+    assert int(run(environment / "python", "-c", program, cwd=elsewhere, env=env)) > 0
 
 
 def test_generate_prints_text(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
