@@ -1,4 +1,4 @@
-"""One server of each backend for all tests that leave it as they found it, and the official client for it."""
+"""One server of a backend for all tests that leave it as they found it, and the official client for it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,12 +7,25 @@ import pytest
 from openai import OpenAI
 
 from nanovllm import LLM
+from nanovllm.config import EngineConfig
 from tests.support.serving import ENGINE_SETTINGS, RunningServer, loader
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test with the default backend, or with both where its subject is a model's numbers.
+
+    What the server makes of the numbers does not depend on who computed them.
+    """
+    definition = metafunc.definition
+    if not definition.get_closest_marker("both_backends"):
+        default = EngineConfig().backend
+        definition.add_marker(pytest.mark.parametrize("backend", [default], indirect=True))
+
+
 @pytest.fixture(scope="session", autouse=True)
-def both_backends(backend: str) -> None:
-    """Every test of this room runs with each backend."""
+def chosen_backend(backend: str) -> None:
+    """Every server of this package computes with the test's backend."""
 
 
 @pytest.fixture(scope="session")

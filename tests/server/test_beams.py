@@ -11,6 +11,8 @@ from nanovllm.engine.beam_search import BeamSearch
 from nanovllm.engine.intake import Intake
 from tests.support.serving import MODEL, RunningServer
 
+pytestmark = pytest.mark.both_backends
+
 
 def test_the_answers_are_those_of_the_search(client: OpenAI, llm: LLM) -> None:
     extra = {"use_beam_search": True, "length_penalty": 0.5}

@@ -9,6 +9,8 @@ from nanovllm import LLM, SamplingParams
 from tests.support.checkpoints import MERGES
 from tests.support.serving import MODEL, RunningServer, run_threads, whole_choices
 
+pytestmark = pytest.mark.both_backends
+
 
 def texts(body: dict[str, Any]) -> list[str]:
     return [choice["text"] for choice in body["choices"]]

@@ -28,11 +28,6 @@ def quiet_log(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     ] == []
 
 
-@pytest.fixture(scope="session", autouse=True)
-def both_backends() -> None:
-    """No model is asked where a connection ends."""
-
-
 @pytest.fixture(scope="module")
 def stalling(tiny_model: Path) -> Iterator[RunningServer]:
     """A server that waits half a second for a head or a body, and takes small bodies only."""

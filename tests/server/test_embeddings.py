@@ -17,6 +17,8 @@ from nanovllm import LLM
 from nanovllm.engine.pooling import Pooler
 from tests.support.serving import MODEL, RunningServer, loader, read_error, run_threads, wait_until
 
+pytestmark = pytest.mark.both_backends
+
 TEXTS = ["the end", "a cat", "漢字 and the rest of it", "the end"]
 
 

@@ -12,6 +12,8 @@ from openai import OpenAI
 from nanovllm import LLM, RequestOutput, SamplingParams
 from tests.support.serving import MODEL, TIMEOUT_S, RunningServer, join_choices, read_events
 
+pytestmark = pytest.mark.both_backends
+
 CLOSE = 1e-4
 END = 266
 CASES: list[tuple[list[int], list[int]]] = [

@@ -15,11 +15,6 @@ from tests.support.fuzzing import fuzz, fuzzed_server, narrowed
 MINUTES_S = 240.0  # a busy machine may take its time
 
 
-@pytest.fixture(scope="session", autouse=True)
-def both_backends() -> None:
-    """The interface is the same for both; one of them is enough."""
-
-
 @pytest.fixture(scope="module")
 def fuzzed(tiny_model: Path) -> Iterator[RunningServer]:
     """The server of `make fuzz`."""

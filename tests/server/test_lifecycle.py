@@ -22,6 +22,8 @@ from tests.support.serving import (
     wait_until,
 )
 
+pytestmark = pytest.mark.both_backends
+
 
 class LateLoader:
     """Loads a model when it is told to."""

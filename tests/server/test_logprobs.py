@@ -9,6 +9,8 @@ from openai import OpenAI
 from nanovllm import LLM, SamplingParams
 from tests.support.serving import MODEL, Answer, RunningServer, join_choices, whole_choices
 
+pytestmark = pytest.mark.both_backends
+
 MIXED = "in the café: 漢字 🙂🙃 ü"
 
 

@@ -79,11 +79,6 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
 SEED_FIELDS = ("CompletionRequest", "ChatRequest")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def both_backends() -> None:
-    """Answers are put together in the same way above both."""
-
-
 @pytest.fixture(scope="module")
 def guarded(tiny_model: Path) -> Iterator[RunningServer]:
     """A server with a key, a chat template, a small limit of bodies and a short queue."""
