@@ -1,6 +1,7 @@
 """Every kernel against its NumPy twin, at every vector width and in every type."""
 
 import itertools
+from collections.abc import Callable
 from functools import cache
 from threading import Thread
 from typing import Any
@@ -58,8 +59,10 @@ def target(request: pytest.FixtureRequest) -> Target:
     return found
 
 
-def call(kernel: Any, count: int) -> Any:
-    """A kernel can only be called by compiled code: a function of `count` integers that does nothing else."""
+@cache
+def call(make: Callable[..., Any], count: int, *arguments: Any, **options: Any) -> Any:
+    """The kernel that `make` gives, as a compiled function of `count` integers: Python cannot call a kernel itself."""
+    kernel = make(*arguments, **options)
 
     def of_three(a: int, b: int, c: int) -> None:
         kernel(a, b, c)
@@ -335,11 +338,11 @@ def test_rounding_to_bfloat16_is_packings(target: Target) -> None:
         [numbers(77), [0.0, -0.0, 1e-40, 3e38, np.inf, -np.inf, 1.00390625, 1.01171875]]
     ).astype(np.float32)
     out = np.zeros(values.size + 1, dtype=np.uint16)
-    call(make_round_row(target), 3)(values.ctypes.data, out.ctypes.data, values.size)
+    call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
     np.testing.assert_array_equal(out[:-1], to_bfloat16(values))
     assert out[-1] == 0, "exactly so many are written"
     back = np.zeros(round_up(values.size, 16), dtype=np.float32)
-    call(make_widen_row(target), 3)(np.resize(out, 96).ctypes.data, back.ctypes.data, values.size)
+    call(make_widen_row, 3, target)(np.resize(out, 96).ctypes.data, back.ctypes.data, values.size)
     np.testing.assert_array_equal(back[: values.size], widened(out[:-1]))
 
 
@@ -350,7 +353,7 @@ def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> N
     source[:count], factors[:count] = numbers(count) + np.float32(shift), numbers(count, seed=1)
     out, notes = np.zeros(112, dtype=np.uint8), np.zeros(32, dtype=np.float32)
     arguments = (source.ctypes.data, factors.ctypes.data, out.ctypes.data, notes.ctypes.data, count)
-    run = call(make_quantise_row(target), 5)
+    run = call(make_quantise_row, 5, target)
     run(*arguments)
     values = source[:count] * factors[:count]
     extent = np.float32(max(values.max(), 0) - min(values.min(), 0))
@@ -374,7 +377,7 @@ def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> N
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_signed_bytes_are_numpys(target: Target, count: int) -> None:
     source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
-    call(make_quantise_signed(target), 4)(
+    call(make_quantise_signed, 4, target)(
         source.ctypes.data, out.ctypes.data, scale.ctypes.data, count
     )
     largest = np.abs(source[:count]).max()
@@ -387,7 +390,7 @@ def test_signed_bytes_are_numpys(target: Target, count: int) -> None:
 
 @pytest.mark.parametrize(("per_word", "dtype"), [(1, np.uint32), (2, np.uint16), (4, np.uint8)])
 def test_a_word_is_filled_place_by_place(target: Target, per_word: int, dtype: type) -> None:
-    run = call(make_insert(target, per_word), 4)
+    run = call(make_insert, 4, target, per_word)
     words = np.full(32, 0xFFFFFFFF, dtype=np.uint32)
     random = np.random.default_rng(0)
     rows = [random.integers(0, np.iinfo(dtype).max, 32, dtype=dtype) for _ in range(per_word)]
@@ -498,7 +501,7 @@ def test_layer_norm_is_numpys(target: Target, d_model: int, mean: float) -> None
         )
     )
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
-    run = call(make_layer_norm(target), 6)
+    run = call(make_layer_norm, 6, target)
     run(
         hidden.ctypes.data,
         gain.ctypes.data,
@@ -531,12 +534,12 @@ def test_softmax_masks_what_is_not_there(target: Target, visible: int, blocks: i
         np.zeros(1, dtype=np.float32),
     )
     sizes = (visible, blocks, block_size, columns, scale.ctypes.data, share.ctypes.data)
-    call(make_softmax(target, narrow=False), 7)(scores.ctypes.data, *sizes)
+    call(make_softmax, 7, target, narrow=False)(scores.ctypes.data, *sizes)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)
     assert (scores[expected == 0] == 0).all(), "a masked weight is exactly zero"
     share[:] = 0
-    call(make_softmax(target, narrow=True), 7)(narrow.ctypes.data, *sizes)
+    call(make_softmax, 7, target, narrow=True)(narrow.ctypes.data, *sizes)
     np.testing.assert_array_equal(
         narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1)
     )

@@ -80,7 +80,7 @@ def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
     hidden[place] = bad
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
     addresses = [array.ctypes.data for array in (hidden, gain, bias, out)]
-    call(make_layer_norm(target), 6)(*addresses, count, epsilon.ctypes.data)
+    call(make_layer_norm, 6, target)(*addresses, count, epsilon.ctypes.data)
     with np.errstate(invalid="ignore"):
         expected = layernorm.layer_norm(hidden[None, :count], gain[:count], bias[:count], 1e-5)
     np.testing.assert_array_equal(kinds_of(out[:count]), kinds_of(expected[0]))
@@ -108,7 +108,7 @@ def test_softmax_gives_what_numpy_gives(
     scale, share = np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
     addresses = scale.ctypes.data, share.ctypes.data
     sizes = (visible, blocks, block_size, columns)
-    call(make_softmax(target, narrow=narrow), 7)(scores.ctypes.data, *sizes, *addresses)
+    call(make_softmax, 7, target, narrow=narrow)(scores.ctypes.data, *sizes, *addresses)
     weights = scores
     if narrow:
         bits = scores.view(np.uint16).reshape(-1)[: scores.size].astype(np.uint32)
@@ -127,7 +127,7 @@ def test_softmax_gives_what_numpy_gives(
 def test_rounding_to_bfloat16_keeps_every_nan(target: Target) -> None:
     values = np.resize(BITS, 35).view(np.float32)
     out = np.zeros(values.size, dtype=np.uint16)
-    call(make_round_row(target), 3)(values.ctypes.data, out.ctypes.data, values.size)
+    call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
     assert np.isnan((out.astype(np.uint32) << np.uint32(16)).view(np.float32)).all()
 
 
@@ -141,10 +141,10 @@ def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
         source[place] = bad
         out, notes = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
         addresses = [array.ctypes.data for array in (source, ones, out, notes)]
-        call(make_quantise_row(target), 5)(*addresses, 37)
+        call(make_quantise_row, 5, target)(*addresses, 37)
         assert np.isnan(notes[0])
         scale = np.zeros(1, dtype=np.float32)
-        call(make_quantise_signed(target), 4)(
+        call(make_quantise_signed, 4, target)(
             source.ctypes.data, out.ctypes.data, scale.ctypes.data, 37
         )
         assert np.isnan(scale[0])
