@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE_VARIABLE = "NANOVLLM_CACHE_DIR"
-_KEEP = 8  # files: every processor, setting and version has one
+_KEEP = 32  # files of 0.1 MB: each pair of types, processor, setting and version has one
 _ABANDONED_S = 3600  # by then whoever was writing a file, or held a lock, is no more
 _MAGIC = b"nanovllm kernels\n"
 _SUFFIX, _LOCK = ".kernels", ".lock"

@@ -16,7 +16,7 @@ from nanovllm.model.numba_backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
-from tests.support.targets import HOST, WHOLE_TARGETS
+from tests.support.targets import HOST, WHOLE_TARGETS, load_whole
 
 BLOCK_SIZE = 8
 SEQS = [list(range(1, 41)), [7], [9, 8, 7], list(range(90, 30, -1))]
@@ -45,6 +45,7 @@ def test_every_vector_width_agrees_with_numpy(
 ) -> None:
     folder = write_checkpoint(tmp_path, config=config)
     read = GPT2Config.load(folder)
+    load_whole(target)
     ours = logits_of(NumbaBackend(read, load_weights(folder, read), spec=Spec(target)))
     np.testing.assert_allclose(ours, logits_of(NumpyBackend.load(folder)), rtol=0, atol=1e-4)
 
@@ -162,6 +163,8 @@ def test_a_token_that_is_not_finite_spoils_only_what_comes_after_it(
     tmp_path: Path, spec: Spec, bad: float
 ) -> None:
     """Whatever the vector width and types, and also what comes in the same blocks and buffers later."""
+    if spec == Spec(spec.target):
+        load_whole(spec.target)
     folder = write_checkpoint(tmp_path, tied=False, config={"n_embd": 36})
     config = GPT2Config.load(folder)
     weights = load_weights(folder, config)

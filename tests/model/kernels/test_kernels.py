@@ -45,14 +45,15 @@ from nanovllm.model.kernels.quantise import (
 from nanovllm.model.kernels.system import prepare_lock
 from nanovllm.model.kernels.target import PER_WORD, WEIGHT_TYPES, Target
 from nanovllm.model.kernels.vector import Value, Vectors, kernel
-from tests.support.targets import TARGETS
+from tests.support.targets import TARGETS, WIDTHS
 
 
-@pytest.fixture(
-    scope="module",
-    params=TARGETS,
-    ids=lambda target: f"{target.lanes}{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}",
-)
+def name_of(target: Target) -> str:
+    dots = f"{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}"
+    return f"{target.lanes}{'-x86' * target.is_x86}{dots}"
+
+
+@pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
 def target(request: pytest.FixtureRequest) -> Target:
     found = request.param
     assert isinstance(found, Target)
@@ -203,9 +204,20 @@ class Product:
         return out[:, :-16]
 
 
+@cache
+def products_of(target: Target) -> dict[str, Product]:
+    return {kind: Product(target, kind) for kind in WEIGHT_TYPES}
+
+
 @pytest.fixture(scope="module")
 def products(target: Target) -> dict[str, Product]:
-    return {kind: Product(target, kind) for kind in WEIGHT_TYPES}
+    return products_of(target)
+
+
+@pytest.fixture(scope="module", params=TARGETS, ids=name_of)
+def dot_products(request: pytest.FixtureRequest) -> dict[str, Product]:
+    """The products by which targets of one width differ."""
+    return products_of(request.param)
 
 
 SHAPES = [(1, 1), (24, 72), (33, 130), (800, 70)]
@@ -224,14 +236,14 @@ def test_product_is_numpys(products: dict[str, Product], count: int, d_in: int, 
 @pytest.mark.parametrize("count", [1, 7, 65])
 @pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3001, 5)])
 def test_product_of_bfloat16_is_that_of_the_rounded_numbers(
-    products: dict[str, Product], count: int, d_in: int, d_out: int
+    dot_products: dict[str, Product], count: int, d_in: int, d_out: int
 ) -> None:
     rows, weight, bias = (
         to_bfloat16(numbers(count, d_in)),
         to_bfloat16(numbers(d_in, d_out, seed=1)),
         numbers(d_out, seed=2),
     )
-    out = products["bfloat16"](rows, weight, bias)
+    out = dot_products["bfloat16"](rows, weight, bias)
     expected = widened(rows).astype(np.float64) @ widened(weight).astype(np.float64) + bias
     np.testing.assert_allclose(out[:, :d_out], expected, rtol=0, atol=4e-5 * np.sqrt(d_in))
 
@@ -240,9 +252,9 @@ def test_product_of_bfloat16_is_that_of_the_rounded_numbers(
 @pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3300, 5)])
 @pytest.mark.parametrize("outliers", [0, 1, 16])
 def test_product_of_bytes_is_exact_but_for_its_scales(
-    products: dict[str, Product], count: int, d_in: int, d_out: int, outliers: int
+    dot_products: dict[str, Product], count: int, d_in: int, d_out: int, outliers: int
 ) -> None:
-    width, random = products["int8"].target.panel_width, np.random.default_rng(3)
+    width, random = dot_products["int8"].target.panel_width, np.random.default_rng(3)
     rows = random.integers(0, 256, (count, d_in), dtype=np.uint8)
     weight = random.integers(-127, 128, (d_in, d_out), dtype=np.int8)
     scales, row_scales, zero_points = (
@@ -260,7 +272,7 @@ def test_product_of_bytes_is_exact_but_for_its_scales(
     sums = np.zeros(round_up(d_out, width), dtype=np.int32)
     sums[:d_out] = weight.sum(axis=0, dtype=np.int32)
     bias = numbers(d_out, seed=2)
-    out = products["int8"](
+    out = dot_products["int8"](
         rows, weight, bias, notes=notes, column_scales=pack_rows([scales], width), column_sums=sums,
         outlier_places=np.zeros(outliers, dtype=np.int32), outlier_weight=pack_rows(list(outlier_weight), width),
     )  # fmt: skip

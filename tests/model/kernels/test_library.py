@@ -191,7 +191,8 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
     assert store.load(KEY) is None
 
 
-def test_only_the_newest_are_kept(store: ObjectCache) -> None:
+def test_only_the_newest_are_kept(store: ObjectCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nanovllm.model.kernels.object_cache._KEEP", 8)
     for number in range(12):
         store.save(str(number), b"code")
         os.utime(store.folder / f"{number}.kernels", (number, number))

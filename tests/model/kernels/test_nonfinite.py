@@ -29,9 +29,9 @@ from nanovllm.model.kernels.quantise import (
 )
 from nanovllm.model.kernels.step import plan_step
 from nanovllm.model.kernels.target import CACHE_TYPES, PER_WORD, Spec, Target
-from tests.model.kernels.test_kernels import call, finish, numbers
+from tests.model.kernels.test_kernels import call, finish, name_of, numbers
 from tests.support.batches import make_batch
-from tests.support.targets import HOST, TARGETS
+from tests.support.targets import HOST, WIDTHS
 
 NAN, INF = np.float32(np.nan), np.float32(np.inf)
 BITS = np.array(
@@ -42,11 +42,7 @@ BITS = np.array(
 SPECIAL = np.array([NAN, INF, -INF, 1e38, -1e38, 1e20, -1e20, 89, -89, 9, -9], dtype=np.float32)
 
 
-def name_of(target: Target) -> str:
-    return f"{target.lanes}{'-x86' * target.is_x86}"
-
-
-@pytest.fixture(scope="module", params=TARGETS, ids=name_of)
+@pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
 def target(request: pytest.FixtureRequest) -> Target:
     found = request.param
     assert isinstance(found, Target)

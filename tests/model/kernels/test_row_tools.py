@@ -17,7 +17,7 @@ from nanovllm.model.kernels.scalars import bits_of, key_of, number_of
 from nanovllm.model.kernels.select import select
 from nanovllm.model.kernels.sorting import sort_descending
 from nanovllm.runner.philox import uniform
-from tests.support.targets import TARGETS
+from tests.support.targets import WIDTHS
 
 KEYS = st.integers(-(2**31), 2**31 - 1)
 FLOATS = st.floats(width=32, allow_nan=False)
@@ -130,7 +130,7 @@ def test_draws_are_the_numpy_generators_to_the_bit(seed: int, choice: int, posit
 # The running best ----------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=TARGETS[1:])
+@pytest.fixture(scope="module", params=WIDTHS)
 def greedy(request: pytest.FixtureRequest) -> Any:
     """greedy(scores, threads): the word of each row, panels handed out to threads in turn."""
     target = request.param

@@ -9,9 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanovllm.model.kernels.library import load_library
 from nanovllm.model.kernels.pool import ThreadPool
-from nanovllm.model.kernels.target import Spec, Target
+from nanovllm.model.kernels.target import Target
 from nanovllm.model.row_sampler import CompiledRowSampler
 from nanovllm.model.rows import RowLists, RowSettings
 from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
@@ -19,7 +18,7 @@ from nanovllm.runner.philox import uniform
 from nanovllm.runner.row_samplers import report_rows, row_settings, sample_rows
 from nanovllm.runner.sampler import keep_likely, sample
 from tests.support.sampling import Row, make_sampling
-from tests.support.targets import WHOLE_TARGETS
+from tests.support.targets import WHOLE_TARGETS, load_whole
 
 VOCAB = 1000  # several groups of columns, the last one not full, at every width
 INF = math.inf
@@ -91,7 +90,7 @@ def sampler(request: pytest.FixtureRequest) -> CompiledRowSampler:
 
 
 def make_sampler(vocab: int, target: Target, *, threads: int) -> CompiledRowSampler:
-    library = load_library(Spec(target))
+    library = load_whole(target)
     return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target)
 
 
