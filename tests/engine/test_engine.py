@@ -24,14 +24,13 @@ NUMPY = EngineConfig(
 KINDS = {
     **{backend: {"backend": backend} for backend in BACKENDS},
     "bfloat16": {"backend": "numba", "dtype": "bfloat16"},
-    "int8": {"backend": "numba", "quantization": "int8"},
     "int8 and cache": {"backend": "numba", "quantization": "int8", "kv_cache_dtype": "int8"},
 }
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def exact(request: pytest.FixtureRequest) -> EngineConfig:
-    """Settings under which bits never depend on company, for each backend and each type of weights."""
+    """Settings under which bits never depend on company, for each backend, and each type of weights and of the cache once."""
     return replace(NUMPY, **KINDS[request.param])  # type: ignore[arg-type]
 
 
@@ -176,22 +175,25 @@ def test_bits_do_not_depend_on_preemption(
     assert engine.scheduler.num_preemptions > 0
 
 
-@pytest.mark.parametrize("batch_invariant", [True, False])
 @pytest.mark.parametrize("caching", [True, False])
 def test_what_free_blocks_hold_changes_nothing(
-    exact: EngineConfig, tiny_model: Path, jobs: list[Job], batch_invariant: bool, caching: bool
+    exact: EngineConfig, tiny_model: Path, jobs: list[Job], caching: bool
 ) -> None:
-    config = replace(
-        exact, num_blocks=16, enable_prefix_caching=caching, batch_invariant=batch_invariant
-    )
-    clean = run(Engine.load(tiny_model, config), jobs)
-    poisoned = run(Engine.load(tiny_model, config), jobs, poison=True)
-    assert list(map(bits, poisoned)) == list(map(bits, clean))
-    assert not any(
-        np.isnan(answer.cumulative_logprob or 0) for output in poisoned for answer in output.outputs
-    )
+    for batch_invariant in [True, False] if exact.backend == "numpy" else [True]:
+        config = replace(
+            exact, num_blocks=16, enable_prefix_caching=caching, batch_invariant=batch_invariant
+        )
+        clean = run(Engine.load(tiny_model, config), jobs)
+        poisoned = run(Engine.load(tiny_model, config), jobs, poison=True)
+        assert list(map(bits, poisoned)) == list(map(bits, clean))
+        assert not any(
+            np.isnan(answer.cumulative_logprob or 0)
+            for output in poisoned
+            for answer in output.outputs
+        )
 
 
+@pytest.mark.parametrize("exact", BACKENDS, indirect=True)
 def test_without_batch_invariance_answers_agree_to_1e_5(
     exact: EngineConfig, tiny_model: Path, jobs: list[Job]
 ) -> None:
@@ -206,7 +208,7 @@ def test_without_batch_invariance_answers_agree_to_1e_5(
     assert max(closeness(a, b) for a, b in zip(together, exactly, strict=True)) < 1e-5
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     data=st.data(),
     block_size=st.sampled_from([4, 8, 32]),

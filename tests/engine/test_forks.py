@@ -27,7 +27,6 @@ KINDS: dict[str, dict[str, str]] = {
     "numpy": {"backend": "numpy"},
     "float32": {"backend": "numba"},
     "bfloat16": {"backend": "numba", "dtype": "bfloat16"},
-    "int8": {"backend": "numba", "quantization": "int8"},
     "int8 and cache": {"backend": "numba", "quantization": "int8", "kv_cache_dtype": "int8"},
 }
 
@@ -212,7 +211,7 @@ def test_nobody_forks_from_a_copy_that_is_not_made_yet() -> None:
 
 @pytest.fixture(scope="module", params=KINDS)
 def config(request: pytest.FixtureRequest) -> EngineConfig:
-    """Settings under which bits never depend on company, for each backend and each type of weights and cache."""
+    """Settings under which bits never depend on company, for each backend, and each type of weights and of the cache once."""
     common = EngineConfig(
         batch_invariant=True, block_size=8, num_blocks=96, max_num_batched_tokens=64, max_num_seqs=8
     )

@@ -152,7 +152,7 @@ def assert_same_token(found: int, expected: int, changed: np.ndarray, row: Row) 
     )
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data(), rows=st.lists(ROWS, min_size=1, max_size=6))
 def test_every_row_gets_the_numpy_runners_token_and_report(
     sampler: CompiledRowSampler, data: st.DataObject, rows: list[Row]
