@@ -1,5 +1,6 @@
 """The README is what a visitor pastes from: its Python runs, its commands parse, its links lead somewhere."""
 
+import os
 import re
 import shlex
 import subprocess
@@ -9,10 +10,12 @@ from pathlib import Path
 import pytest
 
 from nanovllm.cli.main import build_parser
+from nanovllm.model.kernels.object_cache import CACHE_VARIABLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
+KERNELS = {name: value for name, value in os.environ.items() if name == CACHE_VARIABLE}
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
@@ -23,7 +26,7 @@ def test_python_blocks_run(code: str, tmp_path: Path) -> None:
     ran = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,
-        env={"PYTHONPATH": str(ROOT)},
+        env={"PYTHONPATH": str(ROOT), **KERNELS},
         capture_output=True,
         text=True,
         timeout=120,
