@@ -114,7 +114,11 @@ def read_stream(port: int, begun: threading.Event, **body: Any) -> bytes:
             return received + response.read()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("number", "backend"),
+    [(signal.SIGTERM, "numpy"), (signal.SIGINT, "numba")],
+    indirect=["backend"],
+)
 def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) -> None:
     with Serving(
         "--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", str(int(TIMEOUT_S))
@@ -163,11 +167,9 @@ def is_listening(port: int) -> bool:
         return client.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None:
+def test_what_takes_too_long_is_told_that_the_server_stops() -> None:
     """Several long answers at once; a second after the signal, they and whoever waits for a whole answer get an error and not a cut connection."""
-    with Serving(
-        "--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", "1"
-    ) as serving:
+    with Serving("--num-threads", "1", "--shutdown-timeout-s", "1") as serving:
         begun, received = threading.Event(), list[Any]()
         long = {"max_tokens": 500, "n": 100, "ignore_eos": True}
         readers = [
