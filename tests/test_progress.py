@@ -18,7 +18,7 @@ class Terminal(io.StringIO):
 
 def make_notebook(monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
     shell = SimpleNamespace(config=config)
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
 
 def show_one(

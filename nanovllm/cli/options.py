@@ -31,7 +31,7 @@ _MODEL_HELP = (
 
 
 class _NameModel(argparse.Action):
-    """Store the model, given by position or by --model; refuse two different ones."""
+    """Store the model, given by position or by --model, the last one if repeated; refuse two different ones."""
 
     def __call__(
         self,
@@ -40,10 +40,11 @@ class _NameModel(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        earlier = getattr(namespace, "named_model", None)
-        if earlier not in (None, values):
+        is_flag = option_string is not None
+        was_flag, earlier = getattr(namespace, "named_model", (is_flag, values))
+        if was_flag is not is_flag and earlier != values:
             parser.error(f"two models are named, {earlier} and {values}; name one")
-        namespace.model = namespace.named_model = values
+        namespace.model, namespace.named_model = values, (is_flag, values)
 
 
 def add_model(
