@@ -5,7 +5,7 @@ Only two folders are ever removed from: the Hugging Face cache, and the folder o
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanovllm.config import BUNDLED_MODEL
@@ -129,19 +129,21 @@ def _is_gpt2(folder: Path) -> bool:
 
 
 def _remove_cached(item: StoredItem) -> None:
-    """Remove all revisions of a repository, by huggingface_hub, which knows how its cache is laid out."""
+    """Remove a repository by huggingface_hub, which knows how its cache is laid out.
+
+    huggingface_hub selects revisions by their commit, which another repository may have too, a fork for example. So it is shown
+    this repository only.
+    """
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
 
     cache = Path(constants.HF_HUB_CACHE).resolve()
     if item.folder.is_symlink() or item.folder.resolve().parent != cache:
         raise RemovalError(f"{item.folder} is not inside of {cache}; remove it yourself")
     found = scan_cache_dir(cache)
-    commits = [
-        revision.commit_hash
-        for repo in found.repos
-        if repo.repo_path.resolve() == item.folder.resolve()
-        for revision in repo.revisions
-    ]
-    found.delete_revisions(*commits).execute()
+    only = frozenset(
+        repo for repo in found.repos if repo.repo_path.resolve() == item.folder.resolve()
+    )
+    commits = {revision.commit_hash for repo in only for revision in repo.revisions}
+    replace(found, repos=only).delete_revisions(*commits).execute()
     if item.folder.exists():
         raise RemovalError(f"{item.folder} could not be removed completely; check its permissions")

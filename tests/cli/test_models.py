@@ -18,7 +18,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def machine(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with a download, a GPT-2 and another model in the hub's cache, and compiled kernels."""
+    """A machine with a download, a GPT-2 and another model of the same commit in the hub's cache, and compiled kernels."""
     cache = tmp_path / "hub"
     for name, model_type in (("owner--tale", "gpt2"), ("owner--other", "llama")):
         repo = cache / f"models--{name}"

@@ -314,7 +314,7 @@ def test_the_divergence_of_another_model_is_found(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
 ) -> None:
     record, _ = run(capsys, tiny_model, "--max-tokens", 2, "--backend", "numpy", code=0)
-    assert all(prompt["divergence"] < 1e-9 for prompt in record["prompts"])
+    assert all(abs(prompt["divergence"]) < 1e-5 for prompt in record["prompts"])
     reference.shift = 8.0
     record, _ = run(capsys, tiny_model, "--max-tokens", 2, "--backend", "numpy", code=1)
     assert all(prompt["divergence"] > 1e-4 for prompt in record["prompts"])
