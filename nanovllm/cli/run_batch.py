@@ -53,7 +53,8 @@ def run(parsed: argparse.Namespace) -> int:
             answered = ids.num_taken
             if answered:
                 _say(
-                    f"{target} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}"
+                    f"{target} has {answered:,} of {len(ids):,} answers; "
+                    + ("nothing is left to do" if answered == len(ids) else "going on")
                 )
             if answered == len(ids):
                 return 0
@@ -82,13 +83,15 @@ def _check_files(requests: Path, answers: Path) -> None:
         raise ValueError(f"{requests} does not exist; give the file of requests by -i")
     if has_requests and not requests.is_file():
         raise ValueError(
-            f"{requests} is no ordinary file, and the input is read twice; save it to one, or pipe it to -i -"
+            f"{requests} is no ordinary file, and the input is read twice; save it to one, "
+            "or pipe it to -i -"
         )
     if answers == STANDARD_STREAM:
         return
     if not answers.parent.is_dir():
         raise ValueError(
-            f"there is no folder {answers.parent} for {answers.name}; create it, or choose another output"
+            f"there is no folder {answers.parent} for {answers.name}; create it, "
+            "or choose another output"
         )
     if has_requests and answers.exists() and answers.samefile(requests):
         raise ValueError(
@@ -103,7 +106,7 @@ def _shown(path: Path, stream: str) -> Path:
 
 @contextmanager
 def _open_requests(path: Path) -> Iterator[BinaryIO]:
-    """Open the input; standard input is copied to a temporary file first, because it is read twice."""
+    """Open the input; standard input is copied to a temporary file, because it is read twice."""
     if path != STANDARD_STREAM:
         with path.open("rb") as file:
             yield file

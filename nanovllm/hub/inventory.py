@@ -42,7 +42,7 @@ class StoredItem:
 
 
 def stored_items(models_dir: Path = Path("models")) -> list[StoredItem]:
-    """Return what is on this machine: the bundled model, downloads, models of the cache, kernels."""
+    """Return what is on this machine: bundled model, downloads, cached models, kernels."""
     return [
         _folder_item(BUNDLED_MODEL, BUNDLED, bundled_folder()),
         *_downloads(models_dir),
@@ -64,12 +64,12 @@ def kernel_files() -> list[Path]:
 
 
 def remove_item(item: StoredItem) -> None:
-    """Remove a model of the Hugging Face cache, or the compiled kernels; raises RemovalError for others."""
+    """Remove a model of the Hugging Face cache, or the kernels; raises RemovalError for others."""
     if item.kind == BUNDLED:
         raise RemovalError(f"{item.name} is part of nanovllm and stays")
     if item.kind == FOLDER:
         raise RemovalError(
-            f"{item.folder} is a folder of yours, which nanovllm does not remove; remove it yourself"
+            f"{item.folder} is a folder of yours, which nanovllm leaves alone; remove it yourself"
         )
     if item.kind == COMPILED:
         for path in kernel_files():
@@ -105,7 +105,7 @@ def _compiled() -> StoredItem:
 
 
 def _cached_models() -> Iterator[StoredItem]:
-    """The GPT-2 models of the Hugging Face cache; what other programs keep there is not ours to list."""
+    """The GPT-2 models of the Hugging Face cache; it may hold others, of other programs."""
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
     from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
 
@@ -131,8 +131,8 @@ def _is_gpt2(folder: Path) -> bool:
 def _remove_cached(item: StoredItem) -> None:
     """Remove a repository by huggingface_hub, which knows how its cache is laid out.
 
-    huggingface_hub selects revisions by their commit, which another repository may have too, a fork for example. So it is shown
-    this repository only.
+    huggingface_hub selects revisions by their commit, which another repository, such as a fork,
+    may have too. So it is shown this repository only.
     """
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
 

@@ -132,7 +132,7 @@ def test_the_history_is_a_file_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_
 
 
 def type_keys(arguments: list[str], keys: list[tuple[bytes, bytes]], history: Path) -> str:
-    """Run `nanovllm` on a terminal of its own; type each keys and wait for what is to follow them."""
+    """Run `nanovllm` on a terminal; type keys, and wait for the text that follows them."""
     import pty
 
     ours, theirs = pty.openpty()

@@ -164,8 +164,10 @@ def is_listening(port: int) -> bool:
 
 
 def test_what_takes_too_long_is_told_that_the_server_stops(backend: str) -> None:
-    """Several long answers at once; when the time is over, of which there may be none, they and whoever
-    waits for a whole answer get an error and not a cut connection."""
+    """When the time is over, streams and whole answers get an error and not a cut connection.
+
+    With the compiled backend there is a second, with NumPy none.
+    """
     with Serving(
         "--backend", backend, "--num-threads", "1", "--shutdown-timeout-s", "01"[backend == "numba"]
     ) as serving:
