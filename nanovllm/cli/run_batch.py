@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -38,18 +38,12 @@ def run(parsed: argparse.Namespace) -> int:
     """Answer what is not answered yet; 0 when everything is, 128 and the signal's number when one came."""
     config = engine_config(parsed)
     _check_files(parsed.input, parsed.output)
-    source, target = (
-        _shown(parsed.input, "standard input"),
-        _shown(parsed.output, "standard output"),
-    )
+    source = _shown(parsed.input, "standard input")
+    target = _shown(parsed.output, "standard output")
     with _open_requests(parsed.input) as file:
         batch = BatchInput(source, file, parsed.max_line_bytes)
         ids = batch.check()
-        with (
-            write_answers(target)
-            if parsed.output == STANDARD_STREAM
-            else open_answers(target, ids, overwrite=parsed.overwrite)
-        ) as output:
+        with _open_output(parsed, ids) as output:
             answered = ids.num_taken
             if answered:
                 _say(
@@ -114,6 +108,12 @@ def _open_requests(path: Path) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
         yield copy
+
+
+def _open_output(parsed: argparse.Namespace, ids: CustomIds) -> AbstractContextManager[AnswerFile]:
+    if parsed.output == STANDARD_STREAM:
+        return write_answers(_shown(parsed.output, "standard output"))
+    return open_answers(parsed.output, ids, overwrite=parsed.overwrite)
 
 
 def _say(message: str) -> None:
