@@ -168,7 +168,9 @@ def type_keys(arguments: list[str], keys: list[tuple[bytes, bytes]], history: Pa
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
 def test_on_a_terminal_lines_are_edited_and_remembered(tiny_model: Path, tmp_path: Path) -> None:
-    pytest.importorskip("readline")
+    readline = pytest.importorskip("readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip("libedit writes the history in a form of its own")
     flags = ["generate", "--model", str(tiny_model), "--max-tokens", "4", "--temperature", "0"]
     keys = [
         (b"the hen\x01old \r", b"tokens/s]\r\n> "),  # Ctrl-A goes to the start of the line
