@@ -16,7 +16,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 KERNELS = {name: value for name, value in os.environ.items() if name == CACHE_VARIABLE}
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+CODE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCKS = CODE.findall(README)
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,12 @@ def test_python_blocks_run(code: str, tmp_path: Path) -> None:
 
 
 def commands() -> list[str]:
-    lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
-    return [line for line in lines if line.startswith("nanovllm ")]
+    """The commands of README.md and of the page about them, those with a shell's own syntax left out."""
+    page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    blocks = [*BLOCKS, *CODE.findall(page)]
+    lines = [line for language, code in blocks if language == "sh" for line in code.splitlines()]
+    lines += [line.removeprefix("$ ") for line in page.splitlines() if line.startswith("$ ")]
+    return [line for line in lines if line.startswith("nanovllm ") and "--prot" not in line]
 
 
 @pytest.mark.parametrize("line", commands())

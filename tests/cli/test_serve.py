@@ -169,8 +169,7 @@ def is_listening(port: int) -> bool:
 
 @pytest.mark.parametrize("timeout_s", ["0", "1"])
 def test_what_takes_too_long_is_told_that_the_server_stops(timeout_s: str) -> None:
-    """Several long answers at once; when the time is over, of which there may be none, they and whoever
-    waits for a whole answer get an error and not a cut connection."""
+    """When the time is over, of which there may be none, clients get an error, no cut connection."""
     with Serving("--num-threads", "1", "--shutdown-timeout-s", timeout_s) as serving:
         begun, received = threading.Event(), list[Any]()
         long = {"max_tokens": 500, "n": 100, "ignore_eos": True}
