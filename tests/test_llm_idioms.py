@@ -18,7 +18,8 @@ from tests.support.checkpoints import write_tiny_model
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 SETTINGS: dict[str, Any] = {"backend": "numpy", "kv_cache_memory": "4MiB", "block_size": 8}
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}assistant:"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 TALK = [{"role": "user", "content": "the end"}]
 
@@ -111,6 +112,19 @@ def test_chat_takes_the_models_own_template_or_that_of_a_file(tmp_path: Path, ll
         assert own.chat(TALK, GREEDY, use_tqdm=False)[0].outputs == expected.outputs
 
 
+def test_the_last_message_can_be_continued(llm: LLM) -> None:
+    begun = [*TALK, {"role": "assistant", "content": "the"}]
+    options: Any = {"chat_template": TEMPLATE, "add_generation_prompt": False}
+    (whole,) = llm.chat(begun, GREEDY, use_tqdm=False, **options)
+    (output,) = llm.chat(begun, GREEDY, use_tqdm=False, continue_final_message=True, **options)
+    assert output.prompt == "user: the end<|endoftext|>assistant: the"
+    assert whole.prompt == output.prompt + "<|endoftext|>"
+    (*_, last) = llm.stream_chat(begun, GREEDY, continue_final_message=True, **options)
+    assert last.prompt_token_ids == output.prompt_token_ids
+    with pytest.raises(InvalidRequestError, match="cannot both be true"):
+        llm.chat(begun, GREEDY, chat_template=TEMPLATE, continue_final_message=True)
+
+
 def test_a_chat_that_cannot_be_says_why(llm: LLM) -> None:
     with pytest.raises(
         InvalidRequestError, match="has no chat template; give one by chat_template"
@@ -145,7 +159,7 @@ def test_a_stream_adds_up_to_the_whole_answer(llm: LLM) -> None:
 
 
 def test_leaving_a_stream_aborts_its_request_alone(llm: LLM) -> None:
-    long = GREEDY.clone(max_tokens=100)
+    long = GREEDY.clone(max_tokens=30)
     (expected,) = llm.generate("the", long, use_tqdm=False)
     kept, left = llm.stream("the", long), llm.stream("a", long)
     text = next(kept).outputs[0].text
