@@ -5,9 +5,11 @@ such as nanovllm.model, can be imported without the rest.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # as typing's, which takes longer to import than all of this file
 if TYPE_CHECKING:
+    from typing import Any
+
     from nanovllm.async_llm import AsyncLLM
     from nanovllm.config import EngineConfig
     from nanovllm.engine.async_engine import AsyncEngine
@@ -94,7 +96,7 @@ _EXPORTS = {
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name not in _MODULE_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULE_OF[name]), name)

@@ -2,9 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, TypeGuard, get_args
-
-from typing_extensions import TypedDict
+from typing import Literal, TypeAlias, TypedDict, TypeGuard, get_args
 
 BackendName: TypeAlias = Literal["numba", "numpy"]
 DType: TypeAlias = Literal["float32", "bfloat16", "auto"]

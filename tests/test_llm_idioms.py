@@ -12,8 +12,9 @@ import pytest
 
 import nanovllm
 from nanovllm import LLM, EngineNotReadyError, InvalidRequestError, SamplingParams
-from nanovllm.engine.engine import Engine
+from nanovllm.engine.engine import Engine, StepOutput
 from tests.support.checkpoints import write_tiny_model
+from tests.support.serving import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 SETTINGS: dict[str, Any] = {"backend": "numpy", "kv_cache_memory": "4MiB", "block_size": 8}
@@ -176,6 +177,24 @@ def test_a_stream_that_is_never_begun_costs_nothing(llm: LLM) -> None:
     assert not llm.engine.has_work
     stream.close()
     assert texts(llm, "the")
+
+
+def test_a_stream_that_the_worker_collects_ends_like_another(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generator may be the last of a cycle; closing it there must not wait for the worker itself."""
+    (expected,) = texts(llm, "the")
+    step, held = llm.engine.step, [llm.stream("a", GREEDY.clone(max_tokens=100))]
+    next(held[0])
+
+    def stepping() -> StepOutput:
+        held.clear()
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", stepping)
+    assert texts(llm, "the") == [expected]
+    wait_until(lambda: not llm.engine.has_work)
+    llm.engine.check_integrity()
 
 
 def test_a_wrong_stream_raises_at_the_call_and_a_fault_in_the_loop(
