@@ -1,7 +1,7 @@
 """LLM: offline batched inference in three lines, with vLLM's names and shapes."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import overload
 
@@ -216,7 +216,7 @@ class LLM:
 
     def chat(
         self,
-        messages: Messages | Iterable[Messages],
+        messages: Iterable[Mapping[str, object] | Messages],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         use_tqdm: bool = True,
         *,
