@@ -14,7 +14,7 @@ QUESTIONS = ["Tell me about the sea.", "And what did the old man say?"]
 
 
 def main() -> None:
-    params = SamplingParams(temperature=0.7, max_tokens=40, seed=7, stop="\n")
+    params = SamplingParams(temperature=0.7, max_tokens=40, seed=7, stop="\nuser:")
     messages = [{"role": "system", "content": "You tell stories."}]
     with LLM("tiny-books") as llm:
         for question in QUESTIONS:
