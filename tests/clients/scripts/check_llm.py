@@ -1,5 +1,6 @@
 """The command `llm`, with models of extra-openai-models.yaml."""
 
+import json
 import os
 import subprocess
 import sys
@@ -13,18 +14,21 @@ FOLDER.mkdir(parents=True, exist_ok=True)
     f"""- model_id: tale
   model_name: {MODEL}
   api_base: {V1}
+  api_key_name: tale
 - model_id: completion
   model_name: {MODEL}
   api_base: {V1}
+  api_key_name: tale
   completion: true
 """,
     encoding="utf-8",
 )
+(FOLDER / "keys.json").write_text(json.dumps({"tale": KEY}), encoding="utf-8")
 
 
 def llm(*arguments: str) -> str:
     ran = subprocess.run(
-        [str(Path(sys.executable).parent / "llm"), *arguments, "--key", KEY],
+        [str(Path(sys.executable).parent / "llm"), *arguments],
         env={**os.environ, "LLM_USER_PATH": str(FOLDER)}, stdin=subprocess.DEVNULL,
         capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip

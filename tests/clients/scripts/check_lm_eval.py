@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from checks import FOLDER, MODEL, V1, refused, works
+from checks import FOLDER, MODEL, OFFLINE, V1, refused, works
 
 TASKS = Path(os.environ["NANOVLLM_ROOT"]) / "examples" / "evaluate"
 
@@ -30,7 +30,7 @@ def lm_eval(
                 "--tasks", tasks, "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items()),
                 "--output_path", folder, *(["--apply_chat_template"] if chat else ["--batch_size", "4"]),
             ],
-            cwd=TASKS, capture_output=True, text=True, check=False, timeout=400,
+            cwd=TASKS, env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=400,
         )  # fmt: skip
         assert ran.returncode == 0, (ran.stdout + ran.stderr)[-1800:]
         (results,) = Path(folder).rglob("results_*.json")

@@ -34,7 +34,7 @@ def users_for_some_seconds() -> None:
         ran = subprocess.run(
             [
                 str(Path(sys.executable).parent / "locust"), "-f", str(script), "--headless", "-u", "4", "-r", "4",
-                "-t", "5s", "--host", URL, "--csv", str(Path(folder) / "locust"), "--only-summary",
+                "-t", "10s", "--host", URL, "--csv", str(Path(folder) / "locust"), "--only-summary",
             ],
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip

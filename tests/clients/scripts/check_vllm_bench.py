@@ -1,12 +1,13 @@
 """`vllm bench serve` with the backends that it has for such servers."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from checks import FOLDER, MODEL, URL, works
+from checks import FOLDER, MODEL, OFFLINE, URL, works
 
 
 def benchmark(backend: str, path: str, *more: str, requests: int = 8) -> None:
@@ -18,7 +19,7 @@ def benchmark(backend: str, path: str, *more: str, requests: int = 8) -> None:
                 "--random-input-len", "32", "--random-output-len", "8", "--num-prompts", str(requests),
                 "--save-result", "--result-dir", folder, *more,
             ],
-            capture_output=True, text=True, check=False, timeout=300,
+            env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
         assert ran.returncode == 0, (ran.stdout + ran.stderr)[-1800:]
         (report,) = Path(folder).glob("*.json")

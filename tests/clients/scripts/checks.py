@@ -19,6 +19,9 @@ KEY = os.environ["OPENAI_API_KEY"]
 MODEL = os.environ["NANOVLLM_MODEL"]
 FOLDER = os.environ["NANOVLLM_MODEL_FOLDER"]
 
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+"""Variables of a command that must not ask the hub for a tokenizer or a data set."""
+
 PROMPT = "The rabbit said that"
 MESSAGES: list[Any] = [
     {"role": "system", "content": "Tell a tale."},
