@@ -39,6 +39,7 @@ def main() -> int:
             f"unknown: {', '.join(sorted(unknown))}; known: {', '.join(c.name for c in CLIENTS)}"
         )
     chosen = [client for client in CLIENTS if not names or client.name in names]
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends
     flags = ("--chat-template", str(HERE / "chat_template.jinja"), "--max-queued-requests", "256")
     with Serving(MODEL, *flags, variables={"NANOVLLM_API_KEY": KEY}) as serving:
         ran = {client.name: run_client(client, serving.port) for client in chosen}
