@@ -7,7 +7,7 @@ import { KEY, MODEL, PROMPT, V1, assert, refused, works } from "./checks.mjs";
 const options = { name: "nanovllm", baseURL: V1, apiKey: KEY };
 const provider = createOpenAICompatible({ ...options, supportsStructuredOutputs: true });
 const SMALL = { maxOutputTokens: 8, maxRetries: 0 };
-const Person = z.object({ name: z.string(), age: z.number().int() });
+const Person = z.object({ name: z.string().max(12), age: z.number().int().min(0).max(120) });
 const embedding = provider.embeddingModel ?? provider.textEmbeddingModel;
 
 await works("chats", async () => {

@@ -5,7 +5,7 @@ import { z } from "zod";
 import { KEY, MESSAGES, MODEL, PROMPT, V1, assert, refused, works } from "./checks.mjs";
 
 const client = new OpenAI({ baseURL: V1, apiKey: KEY, maxRetries: 0, timeout: 60_000 });
-const Person = z.object({ name: z.string(), age: z.number().int() });
+const Person = z.object({ name: z.string().max(12), age: z.number().int().min(0).max(120) });
 
 await works("completions", async () => {
   const answer = await client.completions.create({
