@@ -1,6 +1,7 @@
 """Outcomes of the clients' checks, kept in results.json, and docs/clients.md, which is written from them."""
 
 import json
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ _HEAD = """# Clients
 model, with a chat template and an API key, and writes this page. The scripts are in `tests/clients/scripts`.
 `make clients ONLY=litellm,openai` runs two of them.
 """
+_Rows = Sequence[tuple[str | None, ...]]
+_REFUSED = "Each is an error that says so, and no answer.\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,42 +70,55 @@ def write_results(results: dict[str, Result], path: Path = RESULTS) -> None:
 
 def render(results: dict[str, Result]) -> str:
     """Return the page as Markdown."""
-    parts = [_HEAD, _clients_table(results)]
+    ran = {name: result for name, result in results.items() if not result.not_run}
+    settings = [(c.name, c.setting) for c in CLIENTS if c.setting and c.name in results]
     refusals = [
         (name, check.name, check.refusal)
-        for name, result in results.items()
+        for name, result in ran.items()
         for check in result.checks
         if check.refusal is not None and check.error is None
     ]
-    if refusals:
-        parts += ["## Refused\n\nThe server refuses these in an error that names the reason.\n"]
-        parts += [_table(("client", "what", "why"), refusals)]
     failures = [
         (name, check.name, _one_line(check.error or ""))
-        for name, result in results.items()
+        for name, result in ran.items()
         for check in result.failures
     ]
-    if failures:
-        parts += ["## Failed\n", _table(("client", "check", "error"), failures)]
     missing = [(name, result.not_run) for name, result in results.items() if result.not_run]
-    if missing:
-        parts += ["## Not run\n", _table(("client", "why"), missing)]
+    tables: list[tuple[str, str, tuple[str, ...], _Rows]] = [
+        ("Settings", "", ("client", "what to set"), settings),
+        ("Refused", _REFUSED, ("client", "what", "why"), refusals),
+        ("Failed", "", ("client", "check", "error"), failures),
+        ("Not run", "", ("client", "why"), missing),
+    ]
+    parts = [_HEAD, _clients_table(ran), "## What works\n", _works(ran)]
+    for title, text, head, rows in tables:
+        if rows:
+            parts += [f"## {title}\n", *([text] if text else []), _table(head, rows)]
     return "\n".join(parts)
 
 
 def _clients_table(results: dict[str, Result]) -> str:
     rows = []
     for name, result in results.items():
-        if result.not_run:
-            continue
-        works = [check.name for check in result.checks if check.refusal is None and not check.error]
         passed = f"{len(result.checks) - len(result.failures)} of {len(result.checks)}"
         versions = ", ".join(f"{package} {version}" for package, version in result.versions.items())
-        rows.append((name, versions, passed, ", ".join(works)))
-    return _table(("client", "version", "checks passed", "works"), rows)
+        rows.append((name, versions, passed))
+    return _table(("client", "version", "checks passed"), rows)
 
 
-def _table(head: tuple[str, ...], rows: Sequence[tuple[str | None, ...]]) -> str:
+def _works(results: dict[str, Result]) -> str:
+    lines = []
+    for name, result in results.items():
+        names = [check.name for check in result.checks if check.refusal is None and not check.error]
+        if names:
+            item = f"- **{name}**: {', '.join(names)}"
+            lines.append(
+                textwrap.fill(item, 100, subsequent_indent="  ", break_on_hyphens=False) + "\n"
+            )
+    return "".join(lines)
+
+
+def _table(head: tuple[str, ...], rows: _Rows) -> str:
     lines = [head, ("---",) * len(head), *rows]
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 

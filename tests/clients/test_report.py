@@ -46,7 +46,8 @@ def test_kept_results_are_read_as_they_were(tmp_path: Path) -> None:
 
 def test_the_page_tells_what_works_what_is_refused_and_what_failed() -> None:
     page = render({"openai": RESULT, "vllm-bench": Result({}, (), "cannot be installed")})
-    assert "| openai | openai 3.54.0 | 2 of 3 | chats |\n" in page
+    assert "| openai | openai 3.54.0 | 2 of 3 |\n" in page
+    assert "- **openai**: chats\n" in page
     assert "| openai | tools | tools are not supported |\n" in page
     assert "| openai | streams | a \\| b c |\n" in page
     assert "| vllm-bench | cannot be installed |\n" in page
