@@ -41,12 +41,14 @@ def main() -> int:
     chosen = [client for client in CLIENTS if not names or client.name in names]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was started ends
     flags = ("--chat-template", str(HERE / "chat_template.jinja"), "--max-queued-requests", "256")
+    num_failures = 0
     with Serving(MODEL, *flags, variables={"NANOVLLM_API_KEY": KEY}) as serving:
-        ran = {client.name: run_client(client, serving.port) for client in chosen}
-    results = {**read_results(), **ran}
-    write_results(results)
-    PAGE.write_text(render(read_results()), encoding="utf-8")
-    return int(any(result.failures for result in ran.values()))
+        for client in chosen:
+            result = run_client(client, serving.port)
+            num_failures += len(result.failures)
+            write_results({**read_results(), client.name: result})
+            PAGE.write_text(render(read_results()), encoding="utf-8")
+    return int(num_failures > 0)
 
 
 def run_client(client: Client, port: int) -> Result:
