@@ -80,12 +80,12 @@ def chat_streams() -> None:
 
 @works
 def the_stream_helper() -> None:
-    """It raises where an answer ends with its length, so the answer ends with its first sentence."""
+    """It raises where an answer ends with its length; one that follows a schema ends by itself."""
     with client.chat.completions.stream(
-        model=MODEL, messages=MESSAGES, stop=["."], temperature=0
+        model=MODEL, messages=MESSAGES, max_tokens=200, response_format=Person
     ) as stream:
         assert "content.done" in [event.type for event in stream]
-    assert stream.get_final_completion().choices[0].finish_reason == "stop"
+    assert isinstance(stream.get_final_completion().choices[0].message.parsed, Person)
 
 
 @works
