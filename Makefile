@@ -5,6 +5,7 @@ HOST := 127.0.0.1
 PORT := 8000
 MODEL :=
 ARGS :=
+ONLY :=
 PYTHON ?=
 
 VENV := .venv
@@ -16,7 +17,7 @@ TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help serve test fuzz check format bench compare soak attack wheel build clean
+.PHONY: help serve test fuzz check format bench compare soak attack clients wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -54,13 +55,16 @@ soak: $(TEST)  ## overload and attack a server for ten minutes; ARGS="--minutes 
 attack: $(TEST)  ## attack servers, one attack after another; ARGS="--only bad-words,chunks"
 	@$(BIN)/python benchmarks/attacks.py $(ARGS)
 
+clients: $(TEST)  ## run the clients of docs/clients.md against a server, and write that page; ONLY=litellm,openai for some
+	@$(BIN)/python -m tests.clients.run --only "$(ONLY)"
+
 wheel: $(TEST)  ## build the source archive and the wheel into dist/
 	@$(BIN)/python -m build --outdir dist .
 
 build: wheel
 
 clean:  ## remove .venv, caches and what was built
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .clients dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(RUN): pyproject.toml | $(BIN)/python

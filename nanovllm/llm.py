@@ -1,7 +1,7 @@
 """LLM: offline batched inference in three lines, with vLLM's names and shapes."""
 
 import os
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import overload
 
@@ -216,11 +216,13 @@ class LLM:
 
     def chat(
         self,
-        messages: Messages | Iterable[Messages],
+        messages: Iterable[Mapping[str, object] | Messages],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         use_tqdm: bool = True,
         *,
         chat_template: str | os.PathLike[str] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> list[RequestOutput]:
         """Answer one conversation, or every one of several, by the model's chat template.
 
@@ -233,6 +235,9 @@ class LLM:
             use_tqdm: show progress.
             chat_template: the text of a Jinja template, or the path of a file with one, in place
                 of the model's own.
+            add_generation_prompt: end the prompt with the beginning of the assistant's answer.
+            continue_final_message: go on with the last message instead; only without
+                add_generation_prompt.
 
         Raises:
             InvalidRequestError: a message is wrong, or there is no template.
@@ -244,7 +249,13 @@ class LLM:
         prompts: list[Prompt] = []
         for index, conversation in enumerate(conversations):
             with naming_prompt(index, len(conversations)):
-                prompts.append(self._chats.encode(template, conversation))
+                token_ids = self._chats.encode(
+                    template,
+                    conversation,
+                    add_generation_prompt=add_generation_prompt,
+                    continue_final_message=continue_final_message,
+                )
+                prompts.append(token_ids)
         submissions = self._submissions(prompts, [self._chats.params(template, p) for p in params])
         self._run(submissions, use_tqdm)
         outputs = [submission.assembler.output() for submission in submissions]
@@ -260,6 +271,8 @@ class LLM:
         sampling_params: SamplingParams | None = None,
         *,
         chat_template: str | os.PathLike[str] | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
     ) -> Generator[RequestOutput, None, None]:
         """Yield the answer to one conversation as it grows; arguments as for `chat`, otherwise as `stream`."""
         conversations = list_conversations(messages)
@@ -270,7 +283,12 @@ class LLM:
             )
         (params,) = self._each_params(sampling_params, 1)
         template = self._chats.template(chat_template)
-        prompt = self._chats.encode(template, conversations[0])
+        prompt = self._chats.encode(
+            template,
+            conversations[0],
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
         return self.stream(prompt, self._chats.params(template, params))
 
     @overload

@@ -1,6 +1,6 @@
 """Progress bars: on a terminal and in a notebook, silent elsewhere.
 
-tqdm's own test, disable=None, takes a notebook for a pipe, because its standard error is no terminal.
+tqdm's own test, disable=None, takes a notebook for a pipe: its standard error is no terminal.
 """
 
 import sys
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 
 def shows_progress() -> bool:
-    """Whether there is somebody to see a bar: standard error is a terminal, or this is a notebook."""
+    """Whether somebody sees a bar: standard error is a terminal, or this is a notebook."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     return is_terminal or is_notebook()
 
@@ -24,7 +24,7 @@ def is_notebook() -> bool:
 
 
 def progress_bar(*, is_wanted: bool = True, **options: Any) -> "tqdm[Any]":
-    """Make a bar with these options of tqdm; in a notebook a widget, or text where it has no widgets."""
+    """Make a bar with these options of tqdm; in a notebook a widget, or text without widgets."""
     kind: type[tqdm[Any]] = tqdm
     if is_notebook() and find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm as kind  # noqa: PLC0415 - needs a notebook

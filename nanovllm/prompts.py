@@ -1,11 +1,10 @@
 """The forms that a prompt may have in Python; the names are vLLM's."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict
 
 import numpy as np
 import numpy.typing as npt
-from typing_extensions import TypedDict
 
 from nanovllm.errors import InvalidRequestError
 

@@ -17,9 +17,11 @@ from nanovllm import (
     InvalidRequestError,
     RequestTimeoutError,
     SamplingParams,
+    StructuredOutputs,
 )
-from tests.support.async_engines import LONG, engine_threads, run, until
+from tests.support.async_engines import engine_threads, run, until
 
+LONG = SamplingParams(max_tokens=30, temperature=0, ignore_eos=True)
 SETTINGS: dict[str, Any] = {"backend": "numpy", "kv_cache_memory": "4MiB", "block_size": 8}
 
 
@@ -68,7 +70,7 @@ def test_tasks_share_a_batch_and_leaving_a_loop_aborts_its_request(tiny_model: P
     async def test() -> None:
         async with opened(tiny_model) as llm:
             alone = await llm.complete("the", LONG)
-            together = await asyncio.gather(*(llm.complete("the", LONG) for _ in range(4)))
+            together = await asyncio.gather(*(llm.complete("the", LONG) for _ in range(3)))
             assert all(one.outputs == alone.outputs for one in together)
             async with aclosing(llm.generate("the", LONG)) as outputs:
                 async for _ in outputs:
@@ -82,6 +84,9 @@ def test_tasks_share_a_batch_and_leaving_a_loop_aborts_its_request(tiny_model: P
                 await llm.complete("the", LONG, timeout_s=1e-9)
             with pytest.raises(InvalidRequestError, match="the prompt is empty"):
                 await llm.complete("")
+            wrong = SamplingParams(structured_outputs=StructuredOutputs(regex="("))
+            with pytest.raises(InvalidRequestError, match="regex"):
+                await llm.complete("the", wrong)
 
     run(test)
 

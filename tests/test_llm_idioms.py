@@ -12,13 +12,15 @@ import pytest
 
 import nanovllm
 from nanovllm import LLM, EngineNotReadyError, InvalidRequestError, SamplingParams
-from nanovllm.engine.engine import Engine
+from nanovllm.engine.engine import Engine, StepOutput
 from tests.support.checkpoints import write_tiny_model
+from tests.support.serving import wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 SETTINGS: dict[str, Any] = {"backend": "numpy", "kv_cache_memory": "4MiB", "block_size": 8}
 TEMPLATE = (
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}assistant:"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}assistant:{% endif %}"
 )
 TALK = [{"role": "user", "content": "the end"}]
 
@@ -111,6 +113,19 @@ def test_chat_takes_the_models_own_template_or_that_of_a_file(tmp_path: Path, ll
         assert own.chat(TALK, GREEDY, use_tqdm=False)[0].outputs == expected.outputs
 
 
+def test_the_last_message_can_be_continued(llm: LLM) -> None:
+    begun = [*TALK, {"role": "assistant", "content": "the"}]
+    options: Any = {"chat_template": TEMPLATE, "add_generation_prompt": False}
+    (whole,) = llm.chat(begun, GREEDY, use_tqdm=False, **options)
+    (output,) = llm.chat(begun, GREEDY, use_tqdm=False, continue_final_message=True, **options)
+    assert output.prompt == "user: the end<|endoftext|>assistant: the"
+    assert whole.prompt == output.prompt + "<|endoftext|>"
+    (*_, last) = llm.stream_chat(begun, GREEDY, continue_final_message=True, **options)
+    assert last.prompt_token_ids == output.prompt_token_ids
+    with pytest.raises(InvalidRequestError, match="cannot both be true"):
+        llm.chat(begun, GREEDY, chat_template=TEMPLATE, continue_final_message=True)
+
+
 def test_a_chat_that_cannot_be_says_why(llm: LLM) -> None:
     with pytest.raises(
         InvalidRequestError, match="has no chat template; give one by chat_template"
@@ -145,7 +160,7 @@ def test_a_stream_adds_up_to_the_whole_answer(llm: LLM) -> None:
 
 
 def test_leaving_a_stream_aborts_its_request_alone(llm: LLM) -> None:
-    long = GREEDY.clone(max_tokens=100)
+    long = GREEDY.clone(max_tokens=30)
     (expected,) = llm.generate("the", long, use_tqdm=False)
     kept, left = llm.stream("the", long), llm.stream("a", long)
     text = next(kept).outputs[0].text
@@ -162,6 +177,24 @@ def test_a_stream_that_is_never_begun_costs_nothing(llm: LLM) -> None:
     assert not llm.engine.has_work
     stream.close()
     assert texts(llm, "the")
+
+
+def test_a_stream_that_the_worker_collects_ends_like_another(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its generator may be the last of a cycle; closing it there must not wait for the worker itself."""
+    (expected,) = texts(llm, "the")
+    step, held = llm.engine.step, [llm.stream("a", GREEDY.clone(max_tokens=100))]
+    next(held[0])
+
+    def stepping() -> StepOutput:
+        held.clear()
+        return step()
+
+    monkeypatch.setattr(llm.engine, "step", stepping)
+    assert texts(llm, "the") == [expected]
+    wait_until(lambda: not llm.engine.has_work)
+    llm.engine.check_integrity()
 
 
 def test_a_wrong_stream_raises_at_the_call_and_a_fault_in_the_loop(

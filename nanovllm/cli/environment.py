@@ -1,4 +1,4 @@
-"""The environment variables that nanovllm reads, as `--help`, `nanovllm env` and the docs list them."""
+"""The environment variables that nanovllm reads, for `--help` and `nanovllm env`."""
 
 import textwrap
 from typing import NamedTuple

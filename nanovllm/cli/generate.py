@@ -1,4 +1,4 @@
-"""`nanovllm generate`: stream the answer to a prompt to the terminal, or to one prompt after the other."""
+"""`nanovllm generate`: stream answers to the terminal, of one prompt or of one after the other."""
 
 import argparse
 import sys
@@ -51,14 +51,16 @@ def model_and_prompt(parsed: argparse.Namespace) -> tuple[str, str | None]:
     texts, model = list(parsed.texts), str(parsed.model)
     if len(texts) > 2 or (len(texts) == 2 and hasattr(parsed, "named_model")):
         raise ValueError(
-            f"generate takes one prompt but {len(texts)} are given; put a prompt with spaces in quotes"
+            f"generate takes one prompt but {len(texts)} are given; "
+            "put a prompt with spaces in quotes"
         )
     if len(texts) == 2:
         model = texts.pop(0)
     prompt = texts[0] if texts else None
     if prompt is not None and len(parsed.texts) == 1 and _is_model_name(prompt):
         print(
-            f"nanovllm: {prompt} is taken as the prompt; for the model: nanovllm generate --model {prompt}",
+            f"nanovllm: {prompt} is taken as the prompt; "
+            f"for the model: nanovllm generate --model {prompt}",
             file=sys.stderr,
         )
     return model, prompt
@@ -101,7 +103,7 @@ class Writer:
 
 
 def stream(engine: Engine, prompt: str, params: SamplingParams) -> Generator[str, None, None]:
-    """Yield the pieces of the text to show, the prompt first. Closing the iterator ends the request."""
+    """Yield the pieces of the text to show, the prompt first; closing it ends the request."""
     submission = engine.intake.submit("generate", prompt, params)
     yield prompt
     with closing(engine.run([submission])) as steps:

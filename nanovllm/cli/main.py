@@ -17,7 +17,14 @@ def build_parser() -> "argparse.ArgumentParser":
     # Imported here, so that an interrupt meanwhile ends the process without a traceback.
     from nanovllm import __version__  # noqa: PLC0415
     from nanovllm.cli import download  # noqa: PLC0415
-    from nanovllm.cli.parsers import bench, generate, models, run_batch, serve, verify  # noqa: PLC0415
+    from nanovllm.cli.parsers import (  # noqa: PLC0415
+        bench,
+        generate,
+        models,
+        run_batch,
+        serve,
+        verify,
+    )
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
 
     parser = CommandParser(
@@ -73,9 +80,9 @@ def _expand(arguments: list[str]) -> list[str]:
 
 @contextmanager
 def _quiet_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process at once, without a traceback, as long as there is nothing to finish.
+    """Let Ctrl-C end the process at once as long as there is nothing to finish.
 
-    An interrupt while modules are imported would show a traceback of the import, or leave one half done.
+    An interrupt while modules are imported would otherwise show a traceback of the import.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

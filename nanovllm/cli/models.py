@@ -72,7 +72,7 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 
 def run_remove(parsed: argparse.Namespace) -> int:
-    """Remove what is named, each after a question unless --yes is given; 1 where something was kept."""
+    """Remove what is named, after a question unless --yes is given; 1 if something was kept."""
     items = stored_items()
     chosen = [_find(name, items) for name in dict.fromkeys(parsed.names)]
     kept = 0

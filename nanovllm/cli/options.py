@@ -31,7 +31,10 @@ _MODEL_HELP = (
 
 
 class _NameModel(argparse.Action):
-    """Store the model, given by position or by --model; refuse two different ones."""
+    """Store the model, given by position or by --model; refuse two different ones.
+
+    Of a repeated --model the last one counts, as of other options.
+    """
 
     def __call__(
         self,
@@ -40,10 +43,11 @@ class _NameModel(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        earlier = getattr(namespace, "named_model", None)
-        if earlier not in (None, values):
+        is_flag = option_string is not None
+        was_flag, earlier = getattr(namespace, "named_model", (is_flag, values))
+        if was_flag is not is_flag and earlier != values:
             parser.error(f"two models are named, {earlier} and {values}; name one")
-        namespace.model = namespace.named_model = values
+        namespace.model, namespace.named_model = values, (is_flag, values)
 
 
 def add_model(
@@ -69,7 +73,9 @@ def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:
 
 
 _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
-    "max_model_len": (int, "maximum tokens of prompt and answer together (default: the model's context)"),
+    "max_model_len": (
+        int, "maximum tokens of prompt and answer together (default: the model's context)",
+    ),
     "block_size": (int, "tokens in one block of the KV cache"),
     "max_num_seqs": (int, "maximum sequences in one step"),
     "max_num_batched_tokens": (int, "maximum tokens computed in one step"),
@@ -149,7 +155,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add options for SamplingParams; those left out keep the model's own defaults."""
     group = parser.add_argument_group(
         "sampling",
-        "Defaults of the model's generation_config.json, if it has any, take the place of those below.",
+        "Defaults in the model's generation_config.json take the place of those below.",
     )
     defaults = {field.name: field.default for field in fields(SamplingParams)}
     for name, (kind, text) in _SAMPLING_OPTIONS.items():
@@ -193,7 +199,10 @@ def add_chat_template(group: "argparse._ActionsContainer") -> None:
 
 
 def load_chat_template(folder: Path, parsed: argparse.Namespace) -> "ChatTemplate | None":
-    """The option's template, or else that of the model folder, if any; raises CheckpointError where the option's cannot be used."""
+    """Return the option's template, or else the model's, if any.
+
+    Raises CheckpointError if the option's template cannot be used.
+    """
     from nanovllm.engine.chat_template import ChatTemplate  # noqa: PLC0415 - slow to import
 
     template = ChatTemplate.load(folder, parsed.chat_template)

@@ -1,6 +1,6 @@
-"""The prompt of `nanovllm generate` on a terminal: line editing, history, and commands that begin with a slash.
+"""The prompt of `nanovllm generate` on a terminal: line editing, history, and slash commands.
 
-readline is the standard library's: it adds 5 ms to the start. prompt_toolkit would add 0.2 s and 4 MB.
+readline is in the standard library and adds 5 ms to the start, prompt_toolkit 0.2 s and 4 MB.
 Windows has no readline, but its console edits lines and keeps a history by itself.
 """
 
@@ -154,7 +154,7 @@ def _typed_lines() -> Iterator[str]:
 
 @contextmanager
 def _line_editing() -> Iterator[None]:
-    """Have `input` edit lines and remember them, also in a file; without readline, as the console does."""
+    """Have `input` edit lines and remember them, in a file too; else leave it to the console."""
     try:
         import readline  # noqa: PLC0415 - not on Windows, and it changes what `input` does
     except ImportError:
@@ -189,7 +189,7 @@ def _write_history(readline: Any, path: Path) -> None:
 
 
 def _parse(name: str, text: str) -> object:
-    """The value of a setting as typed; what cannot be read stays text, which SamplingParams refuses."""
+    """Parse a value as typed; what cannot be read stays text, which SamplingParams refuses."""
     if name == "stop":
         return text.replace("\\n", "\n")
     if name == "ignore_eos":

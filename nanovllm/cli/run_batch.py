@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -38,22 +38,17 @@ def run(parsed: argparse.Namespace) -> int:
     """Answer what is not answered yet; 0 when everything is, 128 and the signal's number when one came."""
     config = engine_config(parsed)
     _check_files(parsed.input, parsed.output)
-    source, target = (
-        _shown(parsed.input, "standard input"),
-        _shown(parsed.output, "standard output"),
-    )
+    source = _shown(parsed.input, "standard input")
+    target = _shown(parsed.output, "standard output")
     with _open_requests(parsed.input) as file:
         batch = BatchInput(source, file, parsed.max_line_bytes)
         ids = batch.check()
-        with (
-            write_answers(target)
-            if parsed.output == STANDARD_STREAM
-            else open_answers(target, ids, overwrite=parsed.overwrite)
-        ) as output:
+        with _open_output(parsed, ids) as output:
             answered = ids.num_taken
             if answered:
                 _say(
-                    f"{target} has {answered:,} of {len(ids):,} answers; {'nothing is left to do' if answered == len(ids) else 'going on'}"
+                    f"{target} has {answered:,} of {len(ids):,} answers; "
+                    + ("nothing is left to do" if answered == len(ids) else "going on")
                 )
             if answered == len(ids):
                 return 0
@@ -82,13 +77,15 @@ def _check_files(requests: Path, answers: Path) -> None:
         raise ValueError(f"{requests} does not exist; give the file of requests by -i")
     if has_requests and not requests.is_file():
         raise ValueError(
-            f"{requests} is no ordinary file, and the input is read twice; save it to one, or pipe it to -i -"
+            f"{requests} is no ordinary file, and the input is read twice; save it to one, "
+            "or pipe it to -i -"
         )
     if answers == STANDARD_STREAM:
         return
     if not answers.parent.is_dir():
         raise ValueError(
-            f"there is no folder {answers.parent} for {answers.name}; create it, or choose another output"
+            f"there is no folder {answers.parent} for {answers.name}; create it, "
+            "or choose another output"
         )
     if has_requests and answers.exists() and answers.samefile(requests):
         raise ValueError(
@@ -103,7 +100,7 @@ def _shown(path: Path, stream: str) -> Path:
 
 @contextmanager
 def _open_requests(path: Path) -> Iterator[BinaryIO]:
-    """Open the input; standard input is copied to a temporary file first, because it is read twice."""
+    """Open the input; standard input is copied to a temporary file, because it is read twice."""
     if path != STANDARD_STREAM:
         with path.open("rb") as file:
             yield file
@@ -111,6 +108,12 @@ def _open_requests(path: Path) -> Iterator[BinaryIO]:
     with tempfile.TemporaryFile() as copy:
         shutil.copyfileobj(sys.stdin.buffer, copy)
         yield copy
+
+
+def _open_output(parsed: argparse.Namespace, ids: CustomIds) -> AbstractContextManager[AnswerFile]:
+    if parsed.output == STANDARD_STREAM:
+        return write_answers(_shown(parsed.output, "standard output"))
+    return open_answers(parsed.output, ids, overwrite=parsed.overwrite)
 
 
 def _say(message: str) -> None:

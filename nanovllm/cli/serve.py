@@ -247,7 +247,7 @@ def describe(engine: Engine, name: str) -> str:
 
 
 def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
-    """The key as a shell finds it, in the file or in the environment, so that no key is shown; None for a server without keys."""
+    """Return the shell's expression for an API key, so that none is shown; None without keys."""
     if not num_keys:
         return None
     if parsed.api_key is None and parsed.api_key_file is not None:
@@ -262,4 +262,8 @@ def invitation(address: str, name: str, key: str | None = None) -> str:
         {"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False
     )
     header = f' -H "Authorization: Bearer {key}"' if key is not None else ""
-    return f"Serving on {address} - try:\n  curl {address}/v1/completions{header} -H 'Content-Type: application/json' -d {shlex.quote(body)}"
+    content_type = "-H 'Content-Type: application/json'"
+    return (
+        f"Serving on {address} - try:\n"
+        f"  curl {address}/v1/completions{header} {content_type} -d {shlex.quote(body)}"
+    )

@@ -65,9 +65,11 @@ class Bound:
     """How far from the reference, which computes in float32, results may be.
 
     Attributes:
-        tolerance: largest difference of log-probabilities; of the prompt's own tokens where `divergence` is given.
-        divergence: largest mean Kullback-Leibler divergence of a prompt, in nats per token. Rounded weights move improbable
-            tokens far, which the largest difference would show, and the distribution little. None judges by the largest difference.
+        tolerance: largest difference of log-probabilities; of the prompt's own tokens where
+            `divergence` is given.
+        divergence: largest mean Kullback-Leibler divergence of a prompt, in nats per token; None
+            judges by the largest difference. Rounded weights move improbable tokens far, and the
+            distribution little.
         close: gap between the reference's two best tokens below which either is right.
     """
 
@@ -88,7 +90,10 @@ class Bound:
     def __str__(self) -> str:
         if self.divergence is None:
             return f"log-probabilities within {self.tolerance:g}"
-        return f"mean KL divergence within {self.divergence:g}, log-probabilities of the prompt within {self.tolerance:g}"
+        return (
+            f"mean KL divergence within {self.divergence:g}, "
+            f"log-probabilities of the prompt within {self.tolerance:g}"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +108,8 @@ class Comparison:
         greedy_equal: tokens before the first that is different.
         first_close_step: the first step, from 0, at which the reference's two best were too close to tell; None where there was none.
         gap_where_different: how far its two best were apart at the first different token; None where all were equal.
-        divergence: mean Kullback-Leibler divergence from the reference, in nats per token; None where it is not a number.
+        divergence: mean Kullback-Leibler divergence from the reference, in nats per token; None
+            where it is not a number.
     """
 
     prompt: str
@@ -151,7 +157,8 @@ def run(parsed: argparse.Namespace) -> int:
     except ImportError as error:
         print(
             f"nanovllm verify: the comparison needs torch and transformers ({error}): "
-            "pip install transformers, and torch for CPUs: pip install torch --index-url https://download.pytorch.org/whl/cpu",
+            "pip install transformers, and torch for CPUs: "
+            "pip install torch --index-url https://download.pytorch.org/whl/cpu",
             file=sys.stderr,
         )
         return NOT_COMPARED
@@ -335,12 +342,16 @@ def _report(
     )
     print(f"\n{verdict} ({bound}).\n")
     record = {
-        "command": "verify", "model": parsed.model, "agrees": not different, "max_tokens": parsed.max_tokens,
+        "command": "verify", "model": parsed.model, "agrees": not different,
         "tolerance": bound.tolerance, "max_divergence": bound.divergence,
+        "max_tokens": parsed.max_tokens,
         "max_logprob_difference": _worst([comparison.logprob_difference for comparison in found]),
         "max_target_difference": _worst([comparison.target_difference for comparison in found]),
         "tokenizer_problem": reference.tokenizer_problem, "versions": reference.versions,
-        "prompts": [{**asdict(comparison), "agrees": comparison.agrees(bound.tolerance, bound.divergence)} for comparison in found],
+        "prompts": [
+            {**asdict(one), "agrees": one.agrees(bound.tolerance, bound.divergence)}
+            for one in found
+        ],
     }  # fmt: skip
     print(json.dumps(record, allow_nan=False), flush=True)
     return DIFFERS if different else AGREES

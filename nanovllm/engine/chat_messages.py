@@ -13,7 +13,9 @@ ROLES = ("system", "developer", "user", "assistant")
 Messages: TypeAlias = Sequence[Mapping[str, object]]
 
 
-def list_conversations(messages: Messages | Iterable[Messages]) -> list[list[dict[str, Any]]]:
+def list_conversations(
+    messages: Iterable[Mapping[str, object] | Messages],
+) -> list[list[dict[str, Any]]]:
     """Return the conversations that `messages` is: one, or several, each a list of checked messages.
 
     Raises InvalidRequestError, which names the message at fault.

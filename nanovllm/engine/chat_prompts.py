@@ -43,9 +43,28 @@ class ChatPrompts:
             latest = self._latest = found
         return latest
 
-    def encode(self, template: ChatTemplate, messages: list[dict[str, Any]]) -> list[int]:
-        """Return the prompt's token ids; raises as ChatTemplate.encode."""
-        return template.encode(messages, self._intake.tokenizer, self._intake.check_text)
+    def encode(
+        self,
+        template: ChatTemplate,
+        messages: list[dict[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+    ) -> list[int]:
+        """Return the prompt's token ids; arguments and errors are those of ChatTemplate.encode."""
+        if add_generation_prompt and continue_final_message:
+            raise InvalidRequestError(
+                "continue_final_message and add_generation_prompt cannot both be true; set "
+                "add_generation_prompt to false",
+                param="continue_final_message",
+            )
+        return template.encode(
+            messages,
+            self._intake.tokenizer,
+            self._intake.check_text,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+        )
 
     def params(self, template: ChatTemplate, params: SamplingParams) -> SamplingParams:
         """Return the settings with the template's end of a turn among the tokens that end an answer."""

@@ -5,7 +5,7 @@ Only two folders are ever removed from: the Hugging Face cache, and the folder o
 
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanovllm.config import BUNDLED_MODEL
@@ -42,7 +42,7 @@ class StoredItem:
 
 
 def stored_items(models_dir: Path = Path("models")) -> list[StoredItem]:
-    """Return what is on this machine: the bundled model, downloads, models of the cache, kernels."""
+    """Return what is on this machine: bundled model, downloads, cached models, kernels."""
     return [
         _folder_item(BUNDLED_MODEL, BUNDLED, bundled_folder()),
         *_downloads(models_dir),
@@ -64,12 +64,12 @@ def kernel_files() -> list[Path]:
 
 
 def remove_item(item: StoredItem) -> None:
-    """Remove a model of the Hugging Face cache, or the compiled kernels; raises RemovalError for others."""
+    """Remove a model of the Hugging Face cache, or the kernels; raises RemovalError for others."""
     if item.kind == BUNDLED:
         raise RemovalError(f"{item.name} is part of nanovllm and stays")
     if item.kind == FOLDER:
         raise RemovalError(
-            f"{item.folder} is a folder of yours, which nanovllm does not remove; remove it yourself"
+            f"{item.folder} is a folder of yours, which nanovllm leaves alone; remove it yourself"
         )
     if item.kind == COMPILED:
         for path in kernel_files():
@@ -105,7 +105,7 @@ def _compiled() -> StoredItem:
 
 
 def _cached_models() -> Iterator[StoredItem]:
-    """The GPT-2 models of the Hugging Face cache; what other programs keep there is not ours to list."""
+    """The GPT-2 models of the Hugging Face cache; it may hold others, of other programs."""
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
     from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
 
@@ -129,19 +129,21 @@ def _is_gpt2(folder: Path) -> bool:
 
 
 def _remove_cached(item: StoredItem) -> None:
-    """Remove all revisions of a repository, by huggingface_hub, which knows how its cache is laid out."""
+    """Remove a repository by huggingface_hub, which knows how its cache is laid out.
+
+    huggingface_hub selects revisions by their commit, which another repository, such as a fork,
+    may have too. So it is shown this repository only.
+    """
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
 
     cache = Path(constants.HF_HUB_CACHE).resolve()
     if item.folder.is_symlink() or item.folder.resolve().parent != cache:
         raise RemovalError(f"{item.folder} is not inside of {cache}; remove it yourself")
     found = scan_cache_dir(cache)
-    commits = [
-        revision.commit_hash
-        for repo in found.repos
-        if repo.repo_path.resolve() == item.folder.resolve()
-        for revision in repo.revisions
-    ]
-    found.delete_revisions(*commits).execute()
+    only = frozenset(
+        repo for repo in found.repos if repo.repo_path.resolve() == item.folder.resolve()
+    )
+    commits = {revision.commit_hash for repo in only for revision in repo.revisions}
+    replace(found, repos=only).delete_revisions(*commits).execute()
     if item.folder.exists():
         raise RemovalError(f"{item.folder} could not be removed completely; check its permissions")

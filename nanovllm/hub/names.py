@@ -20,9 +20,9 @@ def resolve_model(
 ) -> Path:
     """The folder of the model called `name`.
 
-    In this order: the bundled model, "tiny-books" ("./tiny-books" is a folder); a folder with a config.json;
-    `models_dir/<last part of the name>`, if `download` made it from that repository; the Hugging Face cache, which needs no
-    network; the hub, which fills the cache.
+    In this order: the bundled model, "tiny-books" ("./tiny-books" is a folder); a folder with a
+    config.json; `models_dir/<last part of the name>`, if `download` made it from that repository;
+    the Hugging Face cache, which needs no network; the hub, which fills the cache.
 
     Without `may_fetch` the hub is not asked.
 

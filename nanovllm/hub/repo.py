@@ -30,6 +30,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not marked 
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.hub import transfer
 from nanovllm.model.config import GPT2Config
+from nanovllm.progress import shows_progress
 
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
@@ -192,10 +193,10 @@ class HubRepo:
 
 
 class _TerminalBar(tqdm):
-    """A progress bar that is silent where there is no terminal, as huggingface-hub's own are, but for the one that counts files."""
+    """A progress bar that is silent where nobody sees it; one of huggingface-hub's own is not."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"disable": None, **options})  # type: ignore[no-untyped-call]
+        super().__init__(*args, **{"disable": not shows_progress(), **options})  # type: ignore[no-untyped-call]
 
 
 def cached_snapshot(repo: str) -> Path | None:

@@ -19,6 +19,7 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not marked 
 )
 
 from nanovllm.errors import printable
+from nanovllm.progress import shows_progress
 
 MAX_TRIES = 6  # in a row that bring less than PROGRESS_BYTES
 PROGRESS_BYTES = 1 << 20
@@ -144,7 +145,7 @@ def _fetch_rest(
 
 def _progress_bar(name: str, size_bytes: int | None, start: int) -> Any:
     options = {"unit": "B", "unit_scale": True, "total": size_bytes, "initial": start}
-    return tqdm(desc=printable(name, 40), disable=None, **options)  # type: ignore[no-untyped-call]
+    return tqdm(desc=printable(name, 40), disable=not shows_progress(), **options)  # type: ignore[no-untyped-call]
 
 
 @contextmanager

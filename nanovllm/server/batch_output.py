@@ -77,7 +77,10 @@ class AnswerFile:
         can_resume: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Append to `file`, which has no buffer of its own; `path` is for messages where the next run cannot resume it."""
+        """Append to `file`, which has no buffer of its own.
+
+        Without `can_resume` the next run cannot continue it, and `path` is for messages only.
+        """
         self._path = path
         self._file = file
         self._clock = clock
@@ -153,7 +156,7 @@ def open_answers(path: Path, ids: CustomIds, *, overwrite: bool = False) -> Iter
 
 @contextmanager
 def write_answers(name: Path) -> Iterator[AnswerFile]:
-    """Write the answers to standard output, which messages call `name`; what it has cannot be read again."""
+    """Write the answers to standard output, which messages call `name`."""
     with open(sys.stdout.fileno(), "ab", buffering=0, closefd=False) as file:
         yield AnswerFile(name, file, can_resume=False)
 

@@ -26,6 +26,9 @@ class ResponseFormat(BoundedModel):
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchemaFormat | None = None
+    value: dict[str, Any] | None = Field(
+        None, description="the schema of json_object, as huggingface_hub sends it"
+    )
 
 
 def _object_or_text(schema: object) -> object:
@@ -74,6 +77,11 @@ def structured_outputs(
             grammar=fields.grammar,
             disable_additional_properties=fields.disable_additional_properties is not False,
         )
+    if response_format is not None and response_format.value is not None:
+        if response_format.type != "json_object":
+            message = "response_format.value is a schema of json_object only; set the type, or leave it out"
+            raise InvalidRequestError(message, param="response_format")
+        return StructuredOutputs(json=response_format.value)
     if response_format is None or response_format.type == "text":
         return None
     if response_format.type == "json_object":

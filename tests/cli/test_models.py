@@ -1,4 +1,4 @@
-"""`nanovllm list`, `show`, `remove` and `env`: what is on this machine, and that nothing else is removed."""
+"""`nanovllm list`, `show`, `remove` and `env`: nothing but what is named is removed."""
 
 import io
 import json
@@ -18,7 +18,10 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture
 def machine(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with a download, a GPT-2 and another model in the hub's cache, and compiled kernels."""
+    """A machine with a download, two models in the hub's cache, and compiled kernels.
+
+    The two have the same commit, as a fork has; one is a GPT-2.
+    """
     cache = tmp_path / "hub"
     for name, model_type in (("owner--tale", "gpt2"), ("owner--other", "llama")):
         repo = cache / f"models--{name}"
@@ -48,7 +51,8 @@ def test_list_has_everything_that_nanovllm_can_load(
     assert main(["list"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows[1:]] == [
-        ["tiny-books", "bundled"], ["./models/mine", "download"], ["owner/tale", "hub"], ["kernels", "compiled"],
+        ["tiny-books", "bundled"], ["./models/mine", "download"],
+        ["owner/tale", "hub"], ["kernels", "compiled"],
     ]  # fmt: skip
     assert rows[-1][2:4] == ["4.0", "KiB"]
 

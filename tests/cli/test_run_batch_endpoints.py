@@ -63,7 +63,7 @@ BAD: dict[str, tuple[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+def server(tiny_model: Path) -> Iterator[RunningServer]:
     """A server of the same model and template."""
     with RunningServer(loader(tiny_model), chat_template=ChatTemplate(TEMPLATE, "test")) as running:
         yield running
@@ -104,9 +104,7 @@ def test_answers_are_those_of_the_server(
     assert len(answers["embeddings"]["response"]["body"]["data"]) == 3
 
 
-def test_wherever_it_ended_it_goes_on(
-    tiny_model: Path, template: Path, tmp_path: Path, backend: str
-) -> None:
+def test_wherever_it_ended_it_goes_on(tiny_model: Path, template: Path, tmp_path: Path) -> None:
     requests, output = write_requests(tmp_path / "in.jsonl", lines(GOOD)), tmp_path / "out.jsonl"
     flags = ("--chat-template", str(template), *NAMES)
     assert run_batch(tiny_model, requests, output, *flags) == 0

@@ -301,8 +301,9 @@ def test_rounded_weights_are_judged_by_the_divergence() -> None:
     assert Bound.of(EngineConfig(), None) == Bound(1e-4, None, 2e-4)
     assert Bound.of(EngineConfig(quantization="int8"), 0.1) == Bound(0.1, None, 0.2)
     found = Comparison(
-        prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True, logprob_difference=0.4, target_difference=0.2,
-        greedy_tokens=8, greedy_equal=8, first_close_step=None, gap_where_different=None, divergence=3e-4,
+        prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True,
+        logprob_difference=0.4, target_difference=0.2, greedy_tokens=8, greedy_equal=8,
+        first_close_step=None, gap_where_different=None, divergence=3e-4,
     )  # fmt: skip
     assert found.agrees(int8.tolerance, int8.divergence)
     assert not found.agrees(1e-4)
@@ -314,7 +315,7 @@ def test_the_divergence_of_another_model_is_found(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, reference: type[FakeReference]
 ) -> None:
     record, _ = run(capsys, tiny_model, "--max-tokens", 2, "--backend", "numpy", code=0)
-    assert all(prompt["divergence"] < 1e-9 for prompt in record["prompts"])
+    assert all(abs(prompt["divergence"]) < 1e-5 for prompt in record["prompts"])
     reference.shift = 8.0
     record, _ = run(capsys, tiny_model, "--max-tokens", 2, "--backend", "numpy", code=1)
     assert all(prompt["divergence"] > 1e-4 for prompt in record["prompts"])

@@ -124,10 +124,10 @@ def test_a_bad_prompt_is_refused_and_named(intake: Intake, prompt: Any, said: st
     ],
 )
 def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(intake: Intake, prompt: Any) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(InvalidRequestError) as caught:
         submit(intake, prompt)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
     assert len(str(caught.value)) < 300
 
 

@@ -3,7 +3,6 @@
 import gc
 import sys
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -217,11 +216,12 @@ def test_memory_stays_flat_over_hundreds_of_requests(tiny_model: Path) -> None:
 
 def test_metrics_and_health_answer_while_the_engine_works(slow_server: RunningServer) -> None:
     working = threading.Thread(
-        target=lambda: slow_server.complete(PROMPTS, max_tokens=40, ignore_eos=True)
+        target=lambda: slow_server.complete(PROMPTS, max_tokens=100, ignore_eos=True)
     )
     working.start()
+    answers = 0
     while working.is_alive():
-        started = time.monotonic()
         assert slow_server.http.get("/health").status_code == 200
-        assert time.monotonic() - started < 1
+        answers += 1
     working.join()
+    assert answers >= 3, "it waited for the engine"

@@ -80,7 +80,7 @@ def test_closed_connections_end_what_runs_and_what_waits(
     sluggish.error({"prompt": "the"}, 429)
     for connection in connections:
         close(connection, how)
-    wait_until(sluggish.is_idle, timeout_s=2)
+    wait_until(sluggish.is_idle)
     assert sluggish.samples()["generation_tokens_total"] - before < 110, (
         "an answer was finished for nobody"
     )
@@ -88,13 +88,15 @@ def test_closed_connections_end_what_runs_and_what_waits(
 
 
 def test_a_stream_that_is_closed_in_the_middle_ends_its_request(sluggish: RunningServer) -> None:
+    before = sluggish.samples()["generation_tokens_total"]
     with sluggish.http.stream(
         "POST", "/v1/completions", json={**LONG, "stream": True, "n": 3}
     ) as response:
         chunks = response.iter_raw()
         first = [next(chunks) for _ in range(2)]
     assert all(chunk.startswith(b"data: {") for chunk in first)
-    wait_until(sluggish.is_idle, timeout_s=2)
+    wait_until(sluggish.is_idle)
+    assert sluggish.samples()["generation_tokens_total"] - before < 3 * 110
 
 
 def test_one_that_goes_does_not_disturb_one_that_stays(sluggish: RunningServer) -> None:
@@ -169,7 +171,7 @@ def readers_before() -> int:
 
 
 def assert_nothing_is_left(server: RunningServer, before: int) -> None:
-    wait_until(server.is_idle, timeout_s=5)
+    wait_until(server.is_idle)
     wait_until(lambda: len(all_readers()) <= before, timeout_s=10)
     assert (
         len(server.complete("the", n=server.max_queued_requests, max_tokens=1)["choices"])
@@ -324,7 +326,7 @@ def test_a_client_that_never_reads_loses_its_stream(readers_before: int, tiny_mo
         loader(tiny_model, step_s=0.05), max_queued_requests=3, stalled_client_s=0.3
     ) as running:
 
-        async def run() -> float:
+        async def run() -> None:
             client = Client(running, stream=True)
 
             async def never(_: Any) -> None:
@@ -333,10 +335,10 @@ def test_a_client_that_never_reads_loses_its_stream(readers_before: int, tiny_mo
 
             client.on_send = never
             started = time.monotonic()
-            await asyncio.wait_for(client.run(), 5)
-            return time.monotonic() - started
+            await asyncio.wait_for(client.run(), 20)
+            assert time.monotonic() - started >= 0.3
 
-        assert 0.3 <= running.on_loop(run) < 2
+        running.on_loop(run)
         assert_nothing_is_left(running, readers_before)
 
 
@@ -353,4 +355,4 @@ def test_a_client_that_does_not_read_its_socket_holds_nobody_up(slow_server: Run
     assert len({body["choices"][0]["text"] for body in bodies}) == 1
     for connection in connections:
         connection.close()
-    wait_until(slow_server.is_idle, timeout_s=2)
+    wait_until(slow_server.is_idle)

@@ -79,7 +79,7 @@ def test_a_server_that_still_loads_ends_at_once(late: LateLoader) -> None:
     with RunningServer(late, wait_until_ready=False):
         (thread,) = engine_threads() - before
         started = time.monotonic()
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 20, "it waited for the loader, which waits for 30 s"
     assert thread.is_alive()
     late.may_go_on.set()
     thread.join(10)

@@ -331,4 +331,4 @@ def test_a_gauge_shows_how_full_the_cache_is(tiny_model: Path) -> None:
     ):
         chunks = response.iter_raw()  # kept: the connection closes with it
         next(chunks)
-        assert 0.4 <= running.samples()["kv_cache_usage_perc"] <= 0.6
+        assert 0.4 <= running.samples()["kv_cache_usage_perc"] <= 0.7

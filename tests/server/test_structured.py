@@ -27,6 +27,7 @@ SCHEMA = {
                 "json_schema": {"name": "answer", "schema": SCHEMA, "strict": True},
             }
         },
+        {"response_format": {"type": "json_object", "value": SCHEMA}},
         {"structured_outputs": {"json": SCHEMA}},
         {"structured_outputs": {"json": json.dumps(SCHEMA)}, "response_format": {"type": "text"}},
     ],
@@ -61,6 +62,7 @@ def test_a_choice_is_streamed(client: OpenAI) -> None:
     ("fields", "param"),
     [
         ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "value": SCHEMA}}, "response_format"),
         ({"response_format": {"type": "xml"}}, "response_format"),
         (
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
@@ -155,6 +157,7 @@ def test_a_chat_may_fill_the_context_with_json(chat_client: OpenAI) -> None:
     ("fields", "param"),
     [
         ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"response_format": {"type": "json_schema", "value": SCHEMA}}, "response_format"),
         (
             {
                 "response_format": {

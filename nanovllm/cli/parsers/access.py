@@ -1,4 +1,4 @@
-"""The options that say who may use a server: API keys, hosts, origins, and the certificate for TLS."""
+"""The options that say who may use a server: API keys, hosts, origins, certificate."""
 
 import argparse
 from pathlib import Path

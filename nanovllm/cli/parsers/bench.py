@@ -150,7 +150,8 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     work.add_argument(
         "--ignore-eos",
         action="store_true",
-        help="go on after the end-of-text token, so that all answers have full length (default: no)",
+        help="go on after the end-of-text token, so that all answers have full length "
+        "(default: no)",
     )
     work.add_argument(
         "--temperature", type=float, default=0.0, help="0 for the most probable token"

@@ -18,7 +18,7 @@ _MIN_SIMILARITY = 0.6
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A function that runs a command, "module:function"; its module is imported when it is called."""
+    """The function "module:function" that runs a command, imported when it is called."""
 
     target: str
 
@@ -33,7 +33,7 @@ class Command:
 
 
 class HelpFormatter(argparse.HelpFormatter):
-    """Wraps paragraphs, leaves indented lines as they are, and shows the default of every option."""
+    """Wraps paragraphs, keeps indented lines, and shows the default of every option."""
 
     def __init__(self, prog: str, **settings: Any) -> None:
         """Leave more room for the names of options than argparse does."""
@@ -85,7 +85,7 @@ class CommandParser(argparse.ArgumentParser):
             return
         names = list(map(str, action.choices))
         near = suggestion(str(value), names)
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - public in the type stubs only
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001 - has no other name
             self.error(
                 f"there is no {str(action.metavar).lower()} {value}; "
                 + (f"did you mean {near}?" if near else f"choose {_alternatives(names)}")
@@ -108,7 +108,10 @@ class CommandParser(argparse.ArgumentParser):
         return f"unrecognized option {first}; {hint}"
 
     def _join_truth_values(self, args: Sequence[str]) -> list[str]:
-        """Replace `--flag true` and `--flag=false` by what argparse knows; it would take the value for the model."""
+        """Replace `--flag true` and `--flag=false` by what argparse knows.
+
+        It would take the value for the model.
+        """
         joined: list[str] = []
         rest = list(args)
         while rest:

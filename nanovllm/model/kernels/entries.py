@@ -35,7 +35,7 @@ def make_entries(spec: Spec) -> dict[str, Any]:
 
 
 def compile_entries(spec: Spec, processor: Processor) -> bytes:
-    """The object file of all entries; a line on the terminal says what is being compiled and how far it is."""
+    """The object file of all entries; a progress bar shows what is being compiled."""
     entries = make_entries(spec)
     line = progress_bar(
         total=len(entries),

@@ -114,7 +114,7 @@ def user_cache() -> ObjectCache:
 
 
 def user_cache_folder() -> Path:
-    """The folder that NANOVLLM_CACHE_DIR names, or else where this operating system keeps a user's caches."""
+    """The folder of NANOVLLM_CACHE_DIR, or else where this system keeps a user's caches."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     if sys.platform == "win32":

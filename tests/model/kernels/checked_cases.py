@@ -94,18 +94,17 @@ def test_whole_steps_stay_inside_their_arrays(
     monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path, config={"n_positions": LONGEST, **config})
     read = GPT2Config.load(folder)
-    for threads, block_size in ((1, 16), (3, 5), (2, 1)):
-        for narrow in (False, True):
-            backend = NumbaBackend(
-                read,
-                load_weights(folder, read),
-                spec=spec,
-                narrow_embedding=narrow,
-                num_threads=threads,
-            )
-            for logits in steps(backend, block_size):
-                assert np.isfinite(logits).all()
-            backend.close()
+    for threads, block_size, narrow in ((1, 16, False), (3, 5, True), (2, 1, False), (1, 5, True)):
+        backend = NumbaBackend(
+            read,
+            load_weights(folder, read),
+            spec=spec,
+            narrow_embedding=narrow,
+            num_threads=threads,
+        )
+        for logits in steps(backend, block_size):
+            assert np.isfinite(logits).all()
+        backend.close()
 
 
 def change(values: np.ndarray, place: int, value: int) -> np.ndarray:

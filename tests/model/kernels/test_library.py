@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,8 @@ from nanovllm.model.kernels.memory import load_int
 from nanovllm.model.kernels.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
 from nanovllm.model.kernels.processor import Processor, create_target_machine, host_processor
 from nanovllm.model.kernels.target import Spec, Target, host_target
+from tests.support.cache_processes import KEY, compile_unless_there, save_and_load
 
-KEY = "0" * 64
 SPEC = Spec(Target(16))
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="folders have no mode there")
 
@@ -314,38 +313,18 @@ def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(
     assert load_image(SPEC, store) == image
 
 
-def _save_and_load(folder: str, number: int) -> bool:
-    store, images = ObjectCache(Path(folder)), {bytes([first]) * 100_000 for first in range(4)}
-    end = time.monotonic() + 0.5
-    while time.monotonic() < end:
-        store.save(KEY, bytes([number]) * 100_000)
-        if store.load(KEY) not in images:
-            return False
-    return True
-
-
 def test_processes_that_write_at_once_never_see_half_a_file(store: ObjectCache) -> None:
     with multiprocessing.get_context("spawn").Pool(4) as pool:
         assert (
-            pool.starmap(_save_and_load, [(str(store.folder), number) for number in range(4)])
+            pool.starmap(save_and_load, [(str(store.folder), number) for number in range(4)])
             == [True] * 4
         )
     assert [path.name for path in files_of(store)] == [f"{KEY}.kernels"]
 
 
-def _compile_unless_there(folder: str, key: str) -> bool:
-    store = ObjectCache(Path(folder))
-    with store.alone(key):
-        if store.load(key) is not None:
-            return False
-        time.sleep(0.3)
-        store.save(key, b"code")
-        return True
-
-
 def test_of_processes_that_lack_the_same_code_one_compiles_it(store: ObjectCache) -> None:
     with multiprocessing.get_context("spawn").Pool(3) as pool:
-        assert sorted(pool.starmap(_compile_unless_there, [(str(store.folder), KEY)] * 3)) == [
+        assert sorted(pool.starmap(compile_unless_there, [(str(store.folder), KEY)] * 3)) == [
             False,
             False,
             True,

@@ -1,0 +1,20 @@
+"""Answer many prompts at once: they share a batch, and the outputs come in the order of the prompts.
+
+Run: python examples/batch.py
+"""
+
+from nanovllm import LLM, SamplingParams
+
+PROMPTS = ["Once upon a time", "The old man", "It was a dark night", "In the garden"]
+
+
+def main() -> None:
+    params = SamplingParams(temperature=0.8, top_p=0.95, max_tokens=40, seed=7)
+    with LLM("tiny-books") as llm:
+        for output in llm.generate(PROMPTS, params):
+            answer = output.outputs[0]
+            print(f"{output.prompt}{answer.text}  [{answer.finish_reason}]\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Search texts by meaning: embed them, and rank them by their cosine with the query.
+
+GPT-2's embeddings are those of a language model, good enough to find texts that are alike in
+wording; a model that was trained for embeddings ranks better.
+
+Run: python examples/search.py "a ship in the storm"
+"""
+
+import sys
+
+import numpy as np
+
+from nanovllm import LLM
+
+TEXTS = [
+    "The ship was driven by the wind upon the rocks.",
+    "The king sat upon his throne and spoke to his people.",
+    "She walked in the garden among the roses.",
+    "The horses ran across the field.",
+    "The sailors saw the great waves of the sea.",
+]
+
+
+def main(query: str) -> None:
+    with LLM("tiny-books") as llm:
+        outputs = llm.embed([query, *TEXTS], pooling="mean")
+    vectors = np.array([output.outputs.embedding for output in outputs], dtype=np.float32)
+    # The mean of all vectors is what all texts have in common: without it cosines differ more.
+    centered = vectors - vectors.mean(axis=0)
+    centered /= np.linalg.norm(centered, axis=1, keepdims=True)
+    cosines = centered[1:] @ centered[0]
+    for index in np.argsort(-cosines):
+        print(f"{cosines[index]:+.3f}  {TEXTS[index]}")
+
+
+if __name__ == "__main__":
+    main(" ".join(sys.argv[1:]) or "A boat was lost in the storm at sea.")

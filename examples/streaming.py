@@ -1,0 +1,36 @@
+"""Print an answer while it is generated, in plain Python and in asyncio code.
+
+Run: python examples/streaming.py
+"""
+
+import asyncio
+
+from nanovllm import LLM, AsyncLLM, SamplingParams
+
+PARAMS = SamplingParams(temperature=0.8, max_tokens=40, seed=7)
+
+
+def stream_in_a_loop() -> None:
+    """Print each output's text, which is what is new. Leaving the loop early aborts the request."""
+    with LLM("tiny-books") as llm:
+        for output in llm.stream("Once upon a time", PARAMS):
+            print(output.outputs[0].text, end="", flush=True)
+    print("\n")
+
+
+async def stream_two_at_once() -> None:
+    """Let two tasks share one model. `generate` gives the whole answer so far, as vLLM's does."""
+    async with AsyncLLM("tiny-books") as llm:
+
+        async def answer(prompt: str) -> str:
+            async for output in llm.generate(prompt, PARAMS):
+                print(f"{prompt!r}: {len(output.outputs[0].token_ids)} tokens")
+            return output.outputs[0].text
+
+        texts = await asyncio.gather(answer("The old man"), answer("In the garden"))
+    print("\n".join(texts))
+
+
+if __name__ == "__main__":
+    stream_in_a_loop()
+    asyncio.run(stream_two_at_once())

@@ -1,0 +1,185 @@
+"""The prompt of `nanovllm generate` on a terminal: commands, settings, history, and Ctrl-C."""
+
+import os
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovllm.cli.repl import Repl, history_path
+from nanovllm.errors import InvalidRequestError
+
+TIMEOUT_S = 120.0
+
+
+class Writer:
+    """Answers nothing, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, Any] = {"max_tokens": 128, "temperature": 0.7}
+        self.num_tokens, self.duration_s = 10, 2.0
+        self.prompts: list[str] = []
+
+    def answer(self, prompt: str) -> None:
+        if prompt == "too long":
+            raise InvalidRequestError("the prompt has no room")
+        if prompt == "interrupted":
+            raise KeyboardInterrupt
+        self.prompts.append(prompt)
+
+
+@pytest.fixture
+def writer() -> Writer:
+    return Writer()
+
+
+@pytest.mark.parametrize(
+    ("line", "setting", "value"),
+    [
+        ("/set temperature 0.8", "temperature", 0.8),
+        ("/set max-tokens 5", "max_tokens", 5),
+        ("/set ignore_eos yes", "ignore_eos", True),
+        ("/set stop a\\nb c", "stop", "a\nb c"),
+        ("/set seed 7", "seed", 7),
+        ("/set   temperature   0", "temperature", 0),
+    ],
+)
+def test_settings_are_changed_and_reset(
+    writer: Writer, capsys: pytest.CaptureFixture[str], line: str, setting: str, value: object
+) -> None:
+    repl = Repl(writer)
+    before = dict(writer.settings)
+    assert repl.obey(line)
+    assert writer.settings == {**before, setting: value}
+    assert capsys.readouterr().out.startswith(f"{setting} ")
+    assert repl.obey(f"/set {setting} default")
+    assert writer.settings == before
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/set temperature hot", "temperature is 'hot' but must be a number"),
+        ("/set temperature 900", "temperature is 900"),
+        ("/set temprature 1", "there is no setting temprature; did you mean temperature?"),
+        ("/set zzz 1", "there is no setting zzz; /set shows them"),
+        ("/set logprobs 1", "there is no setting logprobs"),
+        ("/hlep", "there is no command /hlep; did you mean /help?"),
+        ("/nothing", "there is no command /nothing; /help lists the commands"),
+    ],
+)
+def test_what_is_wrong_is_told_and_changes_nothing(
+    writer: Writer, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    before = dict(writer.settings)
+    assert Repl(writer).obey(line)
+    assert message in capsys.readouterr().err
+    assert writer.settings == before
+
+
+def test_set_and_help_list_everything(writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert Repl(writer).obey("/set")
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (rows["temperature"], rows["max_tokens"], rows["top_p"]) == ("0.7", "128", "1.0")
+    assert (rows["seed"], rows["stop"], rows["ignore_eos"]) == ("none", "none", "false")
+    assert Repl(writer).obey("/set top_p")
+    assert capsys.readouterr().out == "top_p 1.0\n"
+    assert Repl(writer).obey("/?")
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("/set", "/help", "/exit"))
+
+
+@pytest.mark.parametrize("end", ["/exit", "/quit", "/bye", None])
+def test_lines_are_prompts_and_commands(
+    writer: Writer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    end: str | None,
+) -> None:
+    lines = iter(
+        ["Once", "", "//usr", "too long", "interrupted", "/set temperature 1", "again", end]
+    )
+
+    def type_line(prompt: str) -> str:
+        line = next(lines)
+        if line is None:
+            raise EOFError
+        return line
+
+    monkeypatch.setattr("builtins.input", type_line)
+    monkeypatch.setitem(sys.modules, "readline", None)  # as on Windows
+    Repl(writer).run()
+    assert writer.prompts == ["Once", "/usr", "again"]
+    assert writer.settings["temperature"] == 1
+    told = capsys.readouterr().err
+    assert "the prompt has no room" in told
+    assert told.count("[10 tokens in 2.00 s, 5 tokens/s]") == 4, "also after an interrupt"
+
+
+def test_the_history_is_a_file_of_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("NANOVLLM_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("NANOVLLM_HISTORY", raising=False)
+    assert history_path() == tmp_path / "history"
+    monkeypatch.setenv("NANOVLLM_HISTORY", str(tmp_path / "other"))
+    assert history_path() == tmp_path / "other"
+    monkeypatch.setenv("NANOVLLM_HISTORY", "")
+    assert history_path() is None
+
+
+def type_keys(arguments: list[str], keys: list[tuple[bytes, bytes]], history: Path) -> str:
+    """Run `nanovllm` on a terminal; type keys, and wait for the text that follows them."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nanovllm", *arguments],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "NANOVLLM_HISTORY": str(history),
+            "TERM": "dumb",
+        },
+    )
+    os.close(theirs)
+    shown, begin, end_s = b"", 0, time.monotonic() + TIMEOUT_S
+    try:
+        for typed, awaited in [(b"", b"> "), *keys]:
+            os.write(ours, typed)
+            while awaited not in shown[begin:]:
+                assert time.monotonic() < end_s, shown
+                if select.select([ours], [], [], 0.1)[0]:
+                    shown += os.read(ours, 4096)
+            begin = len(shown)
+        assert process.wait(TIMEOUT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+    return shown.decode(errors="replace")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs pseudo-terminals")
+def test_on_a_terminal_lines_are_edited_and_remembered(tiny_model: Path, tmp_path: Path) -> None:
+    readline = pytest.importorskip("readline")
+    if "libedit" in (readline.__doc__ or ""):
+        pytest.skip("libedit writes the history in a form of its own")
+    flags = ["generate", "--model", str(tiny_model), "--max-tokens", "4", "--temperature", "0"]
+    keys = [
+        (b"the hen\x01old \r", b"tokens/s]\r\n> "),  # Ctrl-A goes to the start of the line
+        (b"\x10\r", b"tokens/s]\r\n> "),  # Ctrl-P: the line before
+        (b"/exit\r", b"/exit"),
+    ]
+    shown = type_keys([*flags, "--num-threads", "1", "--backend", "numpy"], keys, tmp_path / "h")
+    assert shown.count("\nold the hen") == 2, "twice as the beginning of an answer"
+    assert len(re.findall(r"\[4 tokens in [0-9.]+ s, [0-9,]+ tokens/s\]", shown)) == 2
+    remembered = (tmp_path / "h").read_text().splitlines()
+    assert (remembered[-1], remembered[-2]) == ("/exit", "old the hen")
+    assert (tmp_path / "h").stat().st_mode & 0o077 == 0

@@ -1,0 +1,69 @@
+"""lm-eval's local-completions on the tasks of examples/evaluate, with the server's tokenizer."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from checks import FOLDER, MODEL, OFFLINE, V1, refused, works
+
+TASKS = Path(os.environ["NANOVLLM_ROOT"]) / "examples" / "evaluate"
+
+
+def lm_eval(
+    kind: str, url: str, tasks: str, *, chat: bool = False, **more: object
+) -> dict[str, Any]:
+    arguments = {
+        "base_url": f"{V1}/{url}",
+        "model": MODEL,
+        "max_length": 512,
+        "max_retries": 1,
+        **more,
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        ran = subprocess.run(
+            [
+                str(Path(sys.executable).parent / "lm_eval"), "run", "--model", kind, "--include_path", "tasks",
+                "--tasks", tasks, "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items()),
+                "--output_path", folder, *(["--apply_chat_template"] if chat else ["--batch_size", "4"]),
+            ],
+            cwd=TASKS, env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=400,
+        )  # fmt: skip
+        assert ran.returncode == 0, (ran.stdout + ran.stderr)[-1800:]
+        (results,) = Path(folder).rglob("results_*.json")
+        found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))["results"]
+    return found
+
+
+@works
+def tasks_with_the_remote_tokenizer() -> None:
+    results = lm_eval(
+        "local-completions", "completions", "rabbit_endings,rabbit_text,rabbit_next",
+        tokenizer_backend="remote", custom_prefix_token_id=0, auth_token=os.environ["OPENAI_API_KEY"],
+    )  # fmt: skip
+    assert 1.3 < results["rabbit_text"]["bits_per_byte,none"] < 1.6
+
+
+@works
+def tasks_with_a_local_tokenizer() -> None:
+    results = lm_eval(
+        "local-completions", "completions", "rabbit_endings,rabbit_text,rabbit_next",
+        tokenizer_backend="huggingface", tokenizer=FOLDER,
+    )  # fmt: skip
+    assert 1.3 < results["rabbit_text"]["bits_per_byte,none"] < 1.6
+
+
+@works
+def local_chat_completions() -> None:
+    lm_eval("local-chat-completions", "chat/completions", "rabbit_next", chat=True)
+
+
+@refused("the prefix token must be named, see evaluation.md", naming="custom_prefix_token_id")
+def rolling_windows_without_a_prefix_token() -> None:
+    lm_eval(
+        "local-completions", "completions", "rabbit_text",
+        tokenizer_backend="remote", auth_token=os.environ["OPENAI_API_KEY"],
+    )  # fmt: skip

@@ -1,0 +1,108 @@
+"""Every program of examples/ runs as it is. They share this process, so that Python and the kernels are loaded once."""
+
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from nanovllm.config import EngineConfig
+from nanovllm.engine.engine import Engine
+from nanovllm.hub import resolve_model
+from tests.support.serving import RunningServer
+
+FOLDER = Path(__file__).parents[2] / "examples"
+INDEX = (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
+def run(name: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    """Run a program as `python examples/NAME ARGUMENTS` does."""
+    monkeypatch.setattr(sys, "argv", [name, *arguments])
+    runpy.run_path(str(FOLDER / name), run_name="__main__")
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[RunningServer]:
+    """A server of the bundled model."""
+    config = EngineConfig(num_threads=1, kv_cache_memory="64MiB")
+    folder = resolve_model("tiny-books")
+    with RunningServer(lambda: Engine.load(folder, config), model_names=("tiny-books",)) as running:
+        yield running
+
+
+def test_the_index_lists_every_program() -> None:
+    for path in FOLDER.glob("*.py"):
+        assert f"[{path.name}]({path.name})" in INDEX
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("batch.py", ["Once upon a time", "The old man", "[length]"]),
+        ("streaming.py", ["'The old man': 40 tokens", "'In the garden': 40 tokens"]),
+        ("chat.py", ["user: Tell me about the sea.\nassistant:", "user: And what did the old man"]),
+        ("structured_output.py", ["The story has a ", "The year was 1", "{'name': "]),
+    ],
+)
+def test_offline_programs(
+    program: str,
+    expected: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run(program, monkeypatch)
+    shown = capsys.readouterr().out
+    for text in expected:
+        assert text in shown
+
+
+def test_scores_tell_sense_from_nonsense(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("scoring.py", monkeypatch)
+    numbers = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert numbers[0] < numbers[1], "perplexity"
+    assert numbers[2] > numbers[3], "log-probability"
+
+
+def test_search_ranks_every_text(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("search.py", monkeypatch, "The", "sailors", "saw", "the", "great", "waves.")
+    lines = capsys.readouterr().out.splitlines()
+    cosines = [float(line.split()[0]) for line in lines]
+    assert cosines == sorted(cosines, reverse=True)
+    assert "The sailors saw the great waves of the sea." in lines[0]
+
+
+def test_the_fastapi_application() -> None:
+    app = runpy.run_path(str(FOLDER / "fastapi_app.py"))["app"]
+    with TestClient(app) as client:
+        story = client.get("/story", params={"beginning": "Once upon a time"})
+        assert story.text.startswith("Once upon a time")
+        assert len(story.text) > 60
+        endings: Any = client.get("/endings", params={"text": "The king", "count": 3}).json()
+        assert len(endings) == 3
+        wrong = client.get("/endings", params={"text": ""})
+        assert wrong.status_code == 400
+        assert "the prompt is empty" in wrong.text
+
+
+def test_openais_client(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+    run("openai_client.py", monkeypatch)
+    assert "2 vectors of 256 numbers" in capsys.readouterr().out
+
+
+def test_langchains_client(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("langchain_openai", reason="pip install langchain-openai")
+    monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
+    run("langchain_client.py", monkeypatch)
+    assert "256 numbers" in capsys.readouterr().out

@@ -1,0 +1,30 @@
+"""What processes that share a cache of compiled code do: apart from the tests, whose imports take each process a second."""
+
+import time
+from pathlib import Path
+
+from nanovllm.model.kernels.object_cache import ObjectCache
+
+KEY = "0" * 64
+
+
+def save_and_load(folder: str, number: int) -> bool:
+    """Write over what other processes write, for half a second; whether all that was found was whole."""
+    store, images = ObjectCache(Path(folder)), {bytes([first]) * 100_000 for first in range(4)}
+    end = time.monotonic() + 0.5
+    while time.monotonic() < end:
+        store.save(KEY, bytes([number]) * 100_000)
+        if store.load(KEY) not in images:
+            return False
+    return True
+
+
+def compile_unless_there(folder: str, key: str) -> bool:
+    """Do as one that compiles for a third of a second does; whether it had to."""
+    store = ObjectCache(Path(folder))
+    with store.alone(key):
+        if store.load(key) is not None:
+            return False
+        time.sleep(0.3)
+        store.save(key, b"code")
+        return True
