@@ -41,7 +41,7 @@ ATTACKED_BODY_BYTES = 4 << 20
 FLAGS = [
     "--max-queued-requests", str(MAX_QUEUED), "--max-num-seqs", str(MAX_SEQS),
     "--scheduling-policy", "priority", "--stalled-client-s", str(STALLED_CLIENT_S),
-    "--log-level", "warning",
+    "--log-level", "warning", "--shutdown-timeout-s", "45",  # for the last streams
 ]  # fmt: skip
 """Of the server: fewer places than there are clients."""
 

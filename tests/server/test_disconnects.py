@@ -172,7 +172,7 @@ def readers_before() -> int:
 
 def assert_nothing_is_left(server: RunningServer, before: int) -> None:
     wait_until(server.is_idle)
-    wait_until(lambda: len(all_readers()) <= before, timeout_s=10)
+    wait_until(lambda: len(all_readers()) <= before)
     assert (
         len(server.complete("the", n=server.max_queued_requests, max_tokens=1)["choices"])
         == server.max_queued_requests

@@ -112,5 +112,5 @@ def test_refused_requests_leave_no_grammars_to_compile(
     for number in range(40):
         schema = {"multipleOf": 99_999_701 + 2 * number}
         limited.error({"prompt": "the", "structured_outputs": {"json": schema}, **changes})
-    wait_until(lambda: not pool.is_compiling and not pool.is_full, timeout_s=5)
+    wait_until(lambda: not pool.is_compiling and not pool.is_full)
     assert limited.complete(max_tokens=2, structured_outputs={"regex": "a[bc]"})

@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,10 +69,13 @@ def test_what_a_client_queued_is_not_begun_once_it_has_left(
 ) -> None:
     with send(server, {"prompt": "a"}), send(server, {"prompt": "b"}):
         wait_until(lambda: blocked.begun == 2)  # as many as there are threads
+        connected = len(server.unsent_bytes())
         left = [send(server, {"prompt": "a"}) for _ in range(20)]
+        wait_until(lambda: len(server.unsent_bytes()) >= 20)
         for connection in left:
             connection.close()
-        time.sleep(0.2)  # so long that they would be noticed
+        wait_until(lambda: len(server.unsent_bytes()) <= connected)
+        server.http.get("/health")  # by now their requests know it too
         kept = send(server, {"prompt": "a", "max_tokens": 1})
         blocked.let_go()
         with kept:

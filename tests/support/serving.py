@@ -307,7 +307,7 @@ def read_metrics(text: str) -> dict[str, float]:
     return found
 
 
-def wait_until(condition: Callable[[], bool], timeout_s: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
     """Wait until `condition` holds; fails when it does not come true in time."""
     deadline_s = time.monotonic() + timeout_s
     while not condition():
