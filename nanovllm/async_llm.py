@@ -1,4 +1,4 @@
-"""AsyncLLM: generate and stream from asyncio code, on the AsyncEngine that the server is built on."""
+"""AsyncLLM: generate and stream from asyncio code, on the AsyncEngine of the server."""
 
 import asyncio
 import os
@@ -25,8 +25,8 @@ from nanovllm.vllm_settings import unknown_setting_error
 class AsyncLLM:
     """A model for asyncio code: any number of tasks of one event loop share a batch.
 
-    The weights are loaded by a thread of its own when the first request, or `start`, waits for them.
-    A task that is cancelled, or leaves its loop, aborts its request. As an asynchronous context
+    The weights are loaded by a thread when the first request, or `start`, waits for them. A task
+    that is cancelled, or leaves its loop, aborts its request. As an asynchronous context
     manager it is started at the beginning and closed at the end.
 
     >>> llm = AsyncLLM("gpt2")
@@ -85,8 +85,8 @@ class AsyncLLM:
             await self._engine.start()
         elif self._loop is not loop:
             raise EngineNotReadyError(
-                "this AsyncLLM belongs to the event loop that used it first; make one in each loop, "
-                "or use LLM, which any thread may call"
+                "this AsyncLLM belongs to the event loop that used it first; make one in each "
+                "loop, or use LLM, which any thread may call"
             )
         await self._engine.wait_until_ready()
 
@@ -116,7 +116,7 @@ class AsyncLLM:
         cache_salt: str = "",
         timeout_s: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Yield the answer so far whenever it has grown, as vLLM does; the last output is the whole.
+        """Yield the answer so far whenever it has grown, as vLLM does.
 
         Args:
             prompt: text, {"prompt": text}, {"prompt_token_ids": ids}, or token ids.
@@ -150,7 +150,7 @@ class AsyncLLM:
         cache_salt: str = "",
         timeout_s: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
-        """Yield the answer as it grows: each output has only what is new. Otherwise as `generate`."""
+        """Yield the answer as it grows: each output has only what is new. Else as `generate`."""
         submission = await self._submission(
             prompt, sampling_params, request_id, priority, cache_salt
         )

@@ -37,12 +37,12 @@ from nanovllm.vllm_settings import explain_unknown_settings
 class LLM:
     """A model ready to generate.
 
-    It may be used from any number of threads, and by `asyncio.to_thread`: calls that are made at the
-    same time are answered in one batch, each with its own outputs. As a context manager it is closed
-    at the end.
+    It may be used from any number of threads, and by `asyncio.to_thread`: calls made at the same
+    time are answered in one batch, each with its own outputs. As a context manager it is closed at
+    the end.
 
     >>> llm = LLM("gpt2")
-    >>> llm.generate("Once upon a time", SamplingParams(temperature=0.8, top_p=0.95))[0].outputs[0].text
+    >>> llm.generate("Once upon a time", SamplingParams(temperature=0.8))[0].outputs[0].text
     """
 
     @explain_unknown_settings
@@ -184,7 +184,7 @@ class LLM:
         `finish_reason` is "error"; the others are not affected.
 
         Args:
-            prompts: one or several of: text, {"prompt": text}, {"prompt_token_ids": ids}, token ids.
+            prompts: one or several: text, {"prompt": text}, {"prompt_token_ids": ids}, token ids.
                 Several come as any iterable; token ids as a list or a NumPy array.
             sampling_params: for all prompts, or one for each.
             use_tqdm: show prompts done, prefill and decode tokens per second, on a terminal or in
@@ -274,11 +274,11 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> Generator[RequestOutput, None, None]:
-        """Yield the answer to one conversation as it grows; arguments as for `chat`, otherwise as `stream`."""
+        """Yield the answer to one conversation as `stream` does; arguments are those of `chat`."""
         conversations = list_conversations(messages)
         if len(conversations) != 1:
             raise InvalidRequestError(
-                f"there are {len(conversations)} conversations, a stream takes one; call it for each",
+                f"there are {len(conversations)} conversations, a stream takes one; call it again",
                 param="messages",
             )
         (params,) = self._each_params(sampling_params, 1)
@@ -419,7 +419,7 @@ class LLM:
     def _submit_each(
         self, count: int, submit: Callable[[int, str], Submission]
     ) -> list[Submission]:
-        """Call `submit(index, request_id)` for every prompt; of several, an error names the one at fault."""
+        """Call `submit(index, request_id)` for every prompt; an error names the prompt at fault."""
         submissions = []
         for index in range(count):
             with naming_prompt(index, count):

@@ -1,4 +1,4 @@
-"""What `LLM` says of an argument that it does not have: what to do instead, or which one may be meant."""
+"""The errors for arguments that `LLM` does not have: what to do instead, or which one is meant."""
 
 import difflib
 import inspect

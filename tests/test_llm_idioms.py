@@ -1,4 +1,4 @@
-"""LLM as people of vLLM and NumPy use it: arrays, iterables, close, chat, dtype="auto", errors that help."""
+"""LLM as people of vLLM and NumPy use it: arrays, iterables, chat, streams, close, errors."""
 
 import gc
 import pickle
@@ -63,7 +63,8 @@ def test_prompts_and_their_settings_may_be_any_iterable(llm: LLM) -> None:
 def test_the_tokenizer_reads_and_writes(llm: LLM) -> None:
     tokenizer = llm.get_tokenizer()
     ids = tokenizer.encode("the end")
-    assert tokenizer.decode(ids) == tokenizer.decode(np.array(ids)) == "the end"  # type: ignore[arg-type]
+    assert tokenizer.decode(ids) == "the end"
+    assert tokenizer.decode(np.array(ids)) == "the end"
 
 
 def test_dtype_auto_is_the_type_of_the_file(tmp_path: Path) -> None:
@@ -182,7 +183,7 @@ def test_a_stream_that_is_never_begun_costs_nothing(llm: LLM) -> None:
 def test_a_stream_that_the_worker_collects_ends_like_another(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its generator may be the last of a cycle; closing it there must not wait for the worker itself."""
+    """Its generator may be part of a cycle; closing it there must not wait for the worker."""
     (expected,) = texts(llm, "the")
     step, held = llm.engine.step, [llm.stream("a", GREEDY.clone(max_tokens=100))]
     next(held[0])
@@ -264,7 +265,7 @@ def test_a_closed_llm_keeps_no_engine(tiny_model: Path) -> None:
     assert isinstance(engine, Engine)
 
 
-# What people see ------------------------------------------------------------------------------------
+# What people see ---------------------------------------------------------------------------------
 
 
 def test_an_llm_shows_what_it_is(llm: LLM, tiny_model: Path) -> None:

@@ -1,4 +1,4 @@
-"""docs/python-api.md is complete, its samples run, and a type checker accepts them and those of README.md."""
+"""docs/python-api.md is complete; its samples run, and pass a type checker as README's do."""
 
 import inspect
 import re

@@ -1,7 +1,7 @@
 """The messages of a chat as a Python program gives them, checked for a chat template.
 
-They are those of the server's chat endpoint: text with a role. A key that is null or empty counts as
-left out, so that a message of an answer can be sent back as it was received.
+They are those of the server's chat endpoint: text with a role. A key that is null or empty counts
+as left out, so that a message of an answer can be sent back as it was received.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +16,7 @@ Messages: TypeAlias = Sequence[Mapping[str, object]]
 def list_conversations(
     messages: Iterable[Mapping[str, object] | Messages],
 ) -> list[list[dict[str, Any]]]:
-    """Return the conversations that `messages` is: one, or several, each a list of checked messages.
+    """Return the conversations that `messages` is: one or several lists of checked messages.
 
     Raises InvalidRequestError, which names the message at fault.
     """

@@ -1,4 +1,4 @@
-"""ChatPrompts: from the messages of a Python program to token ids, by the templates that the server uses."""
+"""ChatPrompts: from the messages of a Python program to token ids, by the server's templates."""
 
 import os
 from pathlib import Path
@@ -67,7 +67,7 @@ class ChatPrompts:
         )
 
     def params(self, template: ChatTemplate, params: SamplingParams) -> SamplingParams:
-        """Return the settings with the template's end of a turn among the tokens that end an answer."""
+        """Return the settings with the template's end of a turn among the stop tokens."""
         end = template.end_of_turn_id(self._intake.tokenizer)
         if end is None or end >= self._intake.model.vocab or params.ignore_eos:
             return params

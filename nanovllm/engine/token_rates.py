@@ -4,7 +4,7 @@ from nanovllm.engine.metrics import StepStats
 
 
 class TokenRates:
-    """Prefill and decode tokens per second; the time of a step that did both is divided by tokens."""
+    """Prefill and decode tokens per second; a step that did both divides its time by tokens."""
 
     def __init__(self) -> None:
         self._prompt_tokens = self._decode_tokens = 0

@@ -5,7 +5,7 @@ Text from users is only ever text: a literal `<|endoftext|>` in it becomes ordin
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -172,7 +172,7 @@ class Tokenizer:
         added = library.get_added_tokens_decoder()
         return library, {token_id: ours[token.content] for token_id, token in added.items()}
 
-    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+    def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Text of `token_ids`; bytes that are no whole character become U+FFFD."""
         kept = [i for i in token_ids if not (skip_special_tokens and i in self.special_token_ids)]
         if self.is_byte_level:

@@ -1,4 +1,4 @@
-"""Every program of examples/ runs as it is. They share this process, so that Python and the kernels are loaded once."""
+"""Every program of examples/ runs as it is; in one process, which loads the kernels once."""
 
 import runpy
 import sys
