@@ -2,7 +2,7 @@
 
 import io
 import sys
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -18,7 +18,9 @@ class Terminal(io.StringIO):
 
 def make_notebook(monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
     shell = SimpleNamespace(config=config)
-    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    module = ModuleType("IPython")
+    setattr(module, "get_ipython", lambda: shell)  # noqa: B010 - the type has no such attribute
+    monkeypatch.setitem(sys.modules, "IPython", module)
 
 
 def show_one(
