@@ -37,7 +37,7 @@ def commands() -> list[str]:
     """The commands of README.md and of the page about them, those with a shell's own syntax left out."""
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
-    lines += [line.removeprefix("$ ") for line in page.splitlines()]
+    lines += re.findall(r"^(?:\$ )?(nanovllm [a-z].*)", page, re.MULTILINE)
     return [line for line in lines if line.startswith("nanovllm ") and "--prot" not in line]
 
 
