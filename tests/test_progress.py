@@ -2,7 +2,7 @@
 
 import io
 import sys
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,9 +18,7 @@ class Terminal(io.StringIO):
 
 def make_notebook(monkeypatch: pytest.MonkeyPatch, **config: object) -> None:
     shell = SimpleNamespace(config=config)
-    module = ModuleType("IPython")
-    setattr(module, "get_ipython", lambda: shell)  # noqa: B010 - the type has no such attribute
-    monkeypatch.setitem(sys.modules, "IPython", module)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
 
 
 def show_one(

@@ -78,7 +78,8 @@ class Engine:
         except MemoryError as error:
             asked = num_blocks * runner.backend.block_bytes(config.block_size)
             raise ValueError(
-                f"the KV cache of {shown_bytes(asked)} cannot be had from the operating system; lower kv_cache_memory"
+                f"the KV cache of {shown_bytes(asked)} cannot be had from the operating system; "
+                "lower kv_cache_memory"
             ) from error
         self.config = config
         self.model = model
