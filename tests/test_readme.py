@@ -11,8 +11,7 @@ from nanovllm.cli.main import build_parser
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
-CODE = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
-BLOCKS = CODE.findall(README)
+BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -30,9 +29,8 @@ def test_python_blocks_run(
 def commands() -> list[str]:
     """The commands of README.md and of the page about them, those with a shell's own syntax left out."""
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    blocks = [*BLOCKS, *CODE.findall(page)]
-    lines = [line for language, code in blocks if language == "sh" for line in code.splitlines()]
-    lines += [line.removeprefix("$ ") for line in page.splitlines() if line.startswith("$ ")]
+    lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
+    lines += re.findall(r"^(?:\$ )?(nanovllm [a-z].*)", page, re.MULTILINE)
     return [line for line in lines if line.startswith("nanovllm ") and "--prot" not in line]
 
 

@@ -152,7 +152,7 @@ def run(parsed: argparse.Namespace) -> int:
         reference = Reference(folder, libraries)
         llm = LLM(folder, **asdict(config))
         prompts = read_prompts(llm, parsed.prompts, parsed.max_tokens)
-        bound = Bound.of(config, parsed.tolerance)
+        bound = Bound.of(llm.engine.config, parsed.tolerance)
         found = compare(llm, reference, prompts, max_tokens=parsed.max_tokens, close=bound.close)
     except ImportError as error:
         print(
