@@ -87,17 +87,18 @@ def test_a_client_that_never_reads_holds_little_delays_nobody_and_is_cut_off(
 ) -> None:
     alone = strict.complete("the", max_tokens=10, temperature=0)["choices"]
     connections = [connect(strict, request({**HEAVY, "stream": stream})) for _ in range(2)]
-    bodies = run_threads([partial(strict.complete, "the", max_tokens=10, temperature=0)] * 4)
-    assert [body["choices"] for body in bodies] == [alone] * 4
     most = 0
 
-    def is_cut() -> bool:
+    def has_unsent() -> bool:
         nonlocal most
         waiting = strict.unsent_bytes()
         most = max([most, *waiting.values()])
-        return most > 0 and not any(waiting.values())
+        return any(waiting.values())
 
-    wait_until(is_cut, timeout_s=30)
+    wait_until(has_unsent, timeout_s=30)
+    bodies = run_threads([partial(strict.complete, "the", max_tokens=10, temperature=0)] * 4)
+    assert [body["choices"] for body in bodies] == [alone] * 4
+    wait_until(lambda: not has_unsent(), timeout_s=30)
     wait_until(strict.is_idle)
     if stream:
         assert most <= (1 << 16) + EVENT_BYTES, "more was written for a client that does not read"
