@@ -12,15 +12,13 @@ from nanovllm.engine.engine import Engine
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_unicode
 from nanovllm.server.answers import Detokenized, Tokenized, TokenizerInfo
-from nanovllm.server.bounds import INTEGERS, at_most
+from nanovllm.server.bounds import INTEGERS
 from nanovllm.server.schemas import Body, TokenId
 
 MAX_TEXT_BYTES = 1 << 18  # of UTF-8: at most as many tokens, 256 times the context of GPT-2
 MAX_TOKENS = 1 << 18
 
-BoundedTokenIds = Annotated[
-    list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS, at_most(MAX_TOKENS)
-]
+BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS]
 
 
 class TokenizeRequest(Body):

@@ -129,7 +129,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "dimensions": ({"dimensions": 16}, "dimensions", "not supported"),
     "format": ({"encoding_format": "int8"}, "encoding_format", "base64"),
     "pooling": ({"pooling": "max"}, "pooling", "mean"),
-    "no pooling": ({"pooling": None}, "pooling", "last"),
+    "no pooling": ({"pooling": ""}, "pooling", 'must be "last" or "mean"'),
     "empty text": ({"input": ""}, "input", "empty"),
     "empty list": ({"input": []}, "input", "empty"),
     "an empty text among others": ({"input": ["a", ""]}, "input", "input 1: the prompt is empty"),
