@@ -313,7 +313,7 @@ def check_prompts(value: Any) -> Any:
     if kinds == {str}:
         return value
     if kinds == {list}:
-        return [_checked_ids(ids, f"prompt {index}") for index, ids in enumerate(value)]
+        return [_checked_ids(ids, f"list {index}") for index, ids in enumerate(value)]
     if list in kinds or str in kinds:
         raise ValueError(_unlike_first(value))
     return _checked_ids(value, "the list")
@@ -321,8 +321,8 @@ def check_prompts(value: Any) -> Any:
 
 def _checked_ids(values: list[Any], name: str) -> list[int]:
     """Return token ids as integers; raises ValueError that names the first entry that is none."""
-    if types_of(values) == {int}:
-        return values
+    if types_of(values) <= {int}:
+        return values  # an empty list is refused with its prompt's number
     ids = [as_integer(item) for item in values]
     index = next((index for index, item in enumerate(ids) if type(item) is not int), None)
     if index is None:

@@ -15,7 +15,7 @@ from nanovllm.engine.engine import Engine
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import check_unicode
 from nanovllm.server.answers import Detokenized, Tokenized, TokenizerInfo
-from nanovllm.server.bounds import INTEGERS, allow_nulls, at_most
+from nanovllm.server.bounds import INTEGERS, allow_nulls
 from nanovllm.server.chat_prompt import encode_messages
 from nanovllm.server.chat_schemas import Messages, PromptFields
 from nanovllm.server.schemas import Body, TokenId
@@ -23,9 +23,7 @@ from nanovllm.server.schemas import Body, TokenId
 MAX_TEXT_BYTES = 1 << 18  # of UTF-8: at most as many tokens, 256 times the context of GPT-2
 MAX_TOKENS = 1 << 18
 
-BoundedTokenIds = Annotated[
-    list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS, at_most(MAX_TOKENS)
-]
+BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS]
 
 
 def _describe_form(schema: dict[str, Any]) -> None:

@@ -179,6 +179,7 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "format": ({"encoding_format": "int8"}, "encoding_format", "base64"),
     "pooling": ({"pooling": "max"}, "pooling", "mean"),
+    "no pooling": ({"pooling": ""}, "pooling", 'must be "last" or "mean"'),
     "empty text": ({"input": ""}, "input", "empty"),
     "empty list": ({"input": []}, "input", "empty"),
     "an empty text among others": ({"input": ["a", ""]}, "input", "input 1: the prompt is empty"),

@@ -272,7 +272,7 @@ BAD_BODIES: dict[str, tuple[str, Any, str | None, str]] = {
     "an id of thousands of digits": ("/detokenize", {"tokens": [10**4000]}, "tokens", "10000"),
     "ids in a list": ("/detokenize", {"tokens": [[1]]}, "tokens", "a list of 1"),
     "too many ids": ("/detokenize", {"tokens": [1] * (MAX_TOKENS + 1)}, "tokens", str(MAX_TOKENS)),
-    "many texts for ids": ("/detokenize", {"tokens": ["x"] * 400_000}, "tokens", "400000"),
+    "many texts for ids": ("/detokenize", {"tokens": ["x"] * 400_000}, "tokens", '"x"'),
     "another unknown field": ("/detokenize", {"tokens": [1], "skip_special_tokens": True}, "skip_special_tokens", "not supported"),
     "many other unknown fields": ("/detokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields"),
 }  # fmt: skip
