@@ -89,7 +89,7 @@ def test_a_client_that_never_reads_holds_little_delays_nobody_and_is_cut_off(
     connections = [connect(strict, request({**HEAVY, "stream": stream})) for _ in range(2)]
     most = 0
 
-    def has_unsent() -> bool:
+    def is_cut() -> bool:
         nonlocal most
         waiting = strict.unsent_bytes()
         most = max([most, *waiting.values()])
