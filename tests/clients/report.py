@@ -14,9 +14,9 @@ PAGE = HERE.parents[1] / "docs" / "clients.md"
 
 _HEAD = """# Clients
 
-`make clients` runs each client below in an environment of its own against one `nanovllm serve` of the bundled
-model, with a chat template and an API key, and writes this page. The scripts are in `tests/clients/scripts`.
-`make clients ONLY=litellm,openai` runs two of them.
+`make clients` runs each client below in an environment of its own and writes this page. All of them
+use one `nanovllm serve` of the bundled model, with a chat template and an API key. The scripts are in
+`tests/clients/scripts`. `make clients ONLY=litellm,openai` runs two of them.
 """
 _Rows = Sequence[tuple[str | None, ...]]
 _REFUSED = "Each is an error that says so, and no answer.\n"

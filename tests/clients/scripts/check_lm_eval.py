@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from checks import FOLDER, MODEL, OFFLINE, V1, refused, works
+from checks import FOLDER, MODEL, OFFLINE, V1, works
 
 EXAMPLES = Path(os.environ["NANOVLLM_ROOT"]) / "examples" / "evaluate"
 
@@ -32,7 +32,7 @@ def lm_eval(
             ],
             cwd=EXAMPLES, env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=400,
         )  # fmt: skip
-        assert ran.returncode == 0, (ran.stdout + ran.stderr)[-1800:]
+        assert ran.returncode == 0, ran.stdout + ran.stderr
         (results,) = Path(folder).rglob("results_*.json")
         found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8"))["results"]
     return found
@@ -66,11 +66,3 @@ def the_same_numbers_with_a_local_tokenizer() -> None:
 @works
 def local_chat_completions() -> None:
     lm_eval("local-chat-completions", "chat/completions", "rabbit_next", chat=True)
-
-
-@refused("the prefix token must be named, see evaluation.md", naming="custom_prefix_token_id")
-def rolling_windows_without_a_prefix_token() -> None:
-    lm_eval(
-        "local-completions", "completions", "rabbit_text",
-        tokenizer_backend="remote", auth_token=os.environ["OPENAI_API_KEY"],
-    )  # fmt: skip

@@ -92,6 +92,6 @@ async def _wait(result: Any) -> None:
 
 def _record(check: Callable[[], Any], refusal: str | None, error: str | None) -> None:
     name = check.__name__.replace("_", " ")
-    line = json.dumps({"name": name, "refusal": refusal, "error": error and error[:2000]})
+    line = json.dumps({"name": name, "refusal": refusal, "error": error and error[-2000:]})
     with Path(os.environ["NANOVLLM_RESULTS"]).open("a", encoding="utf-8") as results:
         results.write(line + "\n")
