@@ -378,7 +378,8 @@ def test_counters_and_times(exact: EngineConfig, tiny_model: Path) -> None:
     output = run(engine, [job])[0]
     run(engine, [job])
     stats = engine.stats()
-    assert (stats.prompt_tokens, stats.generation_tokens) == (20 + 4, 10), (
+    assert (stats.prompt_tokens, stats.generation_tokens) == (20 + 20, 10)
+    assert (stats.prompt_tokens_computed, stats.prompt_tokens_cached) == (20 + 4, 16), (
         "cached tokens are not computed again"
     )
     assert (
