@@ -156,14 +156,17 @@ def _prepare(
     for entry in (found[0], one_thread, *found[1:]):
         threads = 1 if entry is one_thread else parsed.threads
         tell(f"{name}: starting {entry.name}")
-        with contextlib.suppress(WorkerError):
-            started = []
+        started = []
+        try:
             for _ in range(processes):
                 contender = Contender.start(entry, folder, threads, parsed.timeout_s)
                 stack.callback(contender.close)
                 contender.ask(workload.prompts, workload.lengths, parsed.timeout_s)
                 started.append(contender)
-            contenders[entry.name] = started
+        except WorkerError as error:
+            print(f"{name}: {entry.name} cannot take part: {error}", flush=True)
+            continue
+        contenders[entry.name] = started
     return Work(name, workload, contenders)
 
 
