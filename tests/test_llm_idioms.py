@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import nanovllm
 from nanovllm import LLM, EngineNotReadyError, InvalidRequestError, SamplingParams
 from nanovllm.engine.engine import Engine, StepOutput
 from tests.support.checkpoints import write_tiny_model
-from tests.support.serving import wait_until
+from tests.support.serving import TIMEOUT_S, wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 SETTINGS: dict[str, Any] = {"backend": "numpy", "kv_cache_memory": "4MiB", "block_size": 8}
@@ -194,6 +195,35 @@ def test_a_stream_that_the_worker_collects_ends_like_another(
 
     monkeypatch.setattr(llm.engine, "step", stepping)
     assert texts(llm, "the") == [expected]
+    wait_until(lambda: not llm.engine.has_work)
+    llm.engine.check_integrity()
+
+
+def test_a_stream_that_is_collected_anywhere_ends_like_another(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector may close it in a thread that is just starting another call."""
+    step, is_collected = llm.engine.step, threading.Event()
+    stream = llm.stream("a", GREEDY.clone(max_tokens=100))
+
+    def stepping() -> StepOutput:
+        output = step()
+        if output.stats.num_decode_tokens > 0:
+            is_collected.wait(TIMEOUT_S)
+        return output
+
+    monkeypatch.setattr(llm.engine, "step", stepping)
+    next(stream)
+
+    def collect() -> None:
+        with llm._calls._lock:
+            is_collected.set()
+            stream.close()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
     wait_until(lambda: not llm.engine.has_work)
     llm.engine.check_integrity()
 
