@@ -2,6 +2,7 @@
 
 import gc
 import pickle
+import subprocess
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import pytest
 import nanovllm
 from nanovllm import LLM, EngineNotReadyError, InvalidRequestError, SamplingParams
 from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.sandbox.spawn import spawn
 from tests.support.checkpoints import write_tiny_model
 from tests.support.serving import TIMEOUT_S, wait_until
 
@@ -216,7 +218,7 @@ def test_a_stream_that_is_collected_anywhere_ends_like_another(
     next(stream)
 
     def collect() -> None:
-        with llm._calls._lock:
+        with llm._calls._lock:  # noqa: SLF001 - has no other name
             is_collected.set()
             stream.close()
 
@@ -282,6 +284,25 @@ def test_a_closed_llm_says_so(tiny_model: Path) -> None:
     for call in calls:
         with pytest.raises(EngineNotReadyError, match="this LLM is closed; make another one"):
             call()
+
+
+def test_a_closed_llm_has_no_process_that_renders_chats(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawning(kind: str) -> Any:
+        process, connection = spawn(kind)
+        started.append(process)
+        return process, connection
+
+    monkeypatch.setattr("nanovllm.engine.template_process.spawn", spawning)
+    with LLM(tiny_model, **SETTINGS) as llm:
+        llm.chat(TALK, GREEDY, use_tqdm=False, chat_template=TEMPLATE)
+        assert [process.poll() for process in started] == [None]
+    with pytest.raises(EngineNotReadyError, match="this LLM is closed"):
+        llm.chat(TALK, GREEDY, chat_template=TEMPLATE)
+    assert None not in [process.poll() for process in started]
 
 
 def test_a_closed_llm_keeps_no_engine(tiny_model: Path) -> None:
