@@ -6,8 +6,8 @@ else touches the engine meanwhile. An exception in the calling thread, such as K
 hits a step: it ends the requests of that call and of no other.
 
 The garbage collector may close an abandoned stream in any thread at any moment, also while that
-thread holds the lock below. So the worker takes the lock only to end, when no call waits for it, and
-wakes threads by queues, whose `put` never waits for a thread that is in `get`.
+thread holds the lock below. So the worker takes the lock only to end, when no call waits for it.
+It wakes threads by queues, whose `put` never waits for a thread that is in `get`.
 """
 
 import contextlib
