@@ -130,6 +130,7 @@ class LLM:
         engine, self._engine = self._engine, None
         if engine is not None:
             self._calls.close()
+            self._chats.close()
             engine.close()
 
     @property

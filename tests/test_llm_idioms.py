@@ -2,6 +2,8 @@
 
 import gc
 import pickle
+import subprocess
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +15,9 @@ import pytest
 import nanovllm
 from nanovllm import LLM, EngineNotReadyError, InvalidRequestError, SamplingParams
 from nanovllm.engine.engine import Engine, StepOutput
+from nanovllm.engine.sandbox.spawn import spawn
 from tests.support.checkpoints import write_tiny_model
-from tests.support.serving import wait_until
+from tests.support.serving import TIMEOUT_S, wait_until
 
 GREEDY = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
 SETTINGS: dict[str, Any] = {"backend": "numpy", "kv_cache_memory": "4MiB", "block_size": 8}
@@ -198,6 +201,35 @@ def test_a_stream_that_the_worker_collects_ends_like_another(
     llm.engine.check_integrity()
 
 
+def test_a_stream_that_is_collected_anywhere_ends_like_another(
+    llm: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector may close it in a thread that is just starting another call."""
+    step, is_collected = llm.engine.step, threading.Event()
+    stream = llm.stream("a", GREEDY.clone(max_tokens=100))
+
+    def stepping() -> StepOutput:
+        output = step()
+        if output.stats.num_decode_tokens > 0:
+            is_collected.wait(TIMEOUT_S)
+        return output
+
+    monkeypatch.setattr(llm.engine, "step", stepping)
+    next(stream)
+
+    def collect() -> None:
+        with llm._calls._lock:  # noqa: SLF001 - has no other name
+            is_collected.set()
+            stream.close()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(TIMEOUT_S)
+    assert not thread.is_alive()
+    wait_until(lambda: not llm.engine.has_work)
+    llm.engine.check_integrity()
+
+
 def test_a_wrong_stream_raises_at_the_call_and_a_fault_in_the_loop(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -252,6 +284,25 @@ def test_a_closed_llm_says_so(tiny_model: Path) -> None:
     for call in calls:
         with pytest.raises(EngineNotReadyError, match="this LLM is closed; make another one"):
             call()
+
+
+def test_a_closed_llm_has_no_process_that_renders_chats(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[subprocess.Popen[bytes]] = []
+
+    def spawning(kind: str) -> Any:
+        process, connection = spawn(kind)
+        started.append(process)
+        return process, connection
+
+    monkeypatch.setattr("nanovllm.engine.template_process.spawn", spawning)
+    with LLM(tiny_model, **SETTINGS) as llm:
+        llm.chat(TALK, GREEDY, use_tqdm=False, chat_template=TEMPLATE)
+        assert [process.poll() for process in started] == [None]
+    with pytest.raises(EngineNotReadyError, match="this LLM is closed"):
+        llm.chat(TALK, GREEDY, chat_template=TEMPLATE)
+    assert None not in [process.poll() for process in started]
 
 
 def test_a_closed_llm_keeps_no_engine(tiny_model: Path) -> None:

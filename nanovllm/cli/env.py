@@ -2,12 +2,12 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from nanovllm.cli.bench_report import describe_machine
 from nanovllm.cli.environment import VARIABLES
@@ -23,6 +23,8 @@ _PACKAGES = (
     "numpy", "numba", "llvmlite", "tokenizers", "safetensors", "huggingface-hub", "fastapi",
     "uvicorn", "h11", "pydantic", "jinja2", "llguidance", "tqdm", "openai", "torch", "transformers",
 )  # fmt: skip
+_ACCOUNT = re.compile(r"(?:(?<=//)|^(?!\w+://))[^/?#]*@")
+"""Name and password in the address of a mirror, which may lack its scheme."""
 _PUBLIC_PREFIXES = ("NUMBA_", "OMP_", "OPENBLAS_", "MKL_")
 
 
@@ -108,7 +110,4 @@ def _shown(name: str, value: str) -> str:
     is_public = name.startswith(_PUBLIC_PREFIXES) or (known is not None and not known.is_secret)
     if not is_public:
         return "(set, not shown)" if value else "(empty)"
-    netloc = urlsplit(value).netloc
-    if "@" in netloc:  # a password in the address of a mirror
-        value = value.replace(netloc, netloc.rpartition("@")[2])
-    return printable(value)
+    return printable(_ACCOUNT.sub("", value)) if name == "HF_ENDPOINT" else printable(value)

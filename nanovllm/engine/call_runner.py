@@ -4,9 +4,14 @@ A call hands its requests to a worker thread and waits until all of them have en
 the engine for all calls, and ends when there are none, so that an idle engine has no thread. Nothing
 else touches the engine meanwhile. An exception in the calling thread, such as KeyboardInterrupt, never
 hits a step: it ends the requests of that call and of no other.
+
+The garbage collector may close an abandoned stream in any thread at any moment, also while that
+thread holds the lock below. So the worker takes the lock only to end, when no call waits for it.
+It wakes threads by queues, whose `put` never waits for a thread that is in `get`.
 """
 
 import contextlib
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -36,7 +41,7 @@ class _Call:
         steps: what has come since the thread last looked: each step, and how many submissions it ended.
         streamed: the answer of a stream, None for other calls.
         deltas: what each step added to it, until the thread takes it.
-        changed: set by the worker to wake the thread.
+        changed: the worker puts something into it to wake the thread.
         has_ended: nothing of it is in the engine any more.
         error: what ended it before its answers were complete.
     """
@@ -47,9 +52,21 @@ class _Call:
     steps: deque[tuple[StepStats, int]] = field(default_factory=deque)
     deltas: deque[RequestOutput] = field(default_factory=deque)
     num_ended: int = 0
-    changed: threading.Event = field(default_factory=threading.Event)
+    changed: "queue.SimpleQueue[None]" = field(default_factory=queue.SimpleQueue)
     has_ended: bool = False
     error: BaseException | None = None
+
+    def wait(self) -> None:
+        """Wait until the worker has changed something, or for `_POLL_S`."""
+        with contextlib.suppress(queue.Empty):
+            self.changed.get(timeout=_POLL_S)
+            while True:
+                self.changed.get_nowait()
+
+    def wake(self) -> None:
+        """Wake the thread, unless that is done already."""
+        if self.changed.empty():
+            self.changed.put(None)
 
 
 class CallRunner:
@@ -58,9 +75,9 @@ class CallRunner:
     def __init__(self, engine: Engine) -> None:
         """Start idle, without a thread."""
         self._engine = engine
-        self._lock = threading.RLock()  # held for a moment only; guards the next four
-        self._joining: list[_Call] = []
-        self._leaving: list[_Call] = []
+        self._joining: deque[_Call] = deque()
+        self._leaving: deque[_Call] = deque()
+        self._lock = threading.RLock()  # held for a moment only; guards the next two
         self._worker: threading.Thread | None = None
         self._is_closed = False
         self._calls: dict[str, _Call] = {}  # by sequence id; for the worker alone
@@ -84,8 +101,7 @@ class CallRunner:
             self._enter(call)
             has_ended = False
             while not has_ended:
-                call.changed.wait(_POLL_S)
-                call.changed.clear()
+                call.wait()
                 has_ended = call.has_ended
                 while on_step is not None and call.steps:
                     on_step(*call.steps.popleft())
@@ -105,8 +121,7 @@ class CallRunner:
             self._enter(call)
             has_ended = False
             while not has_ended:
-                call.changed.wait(_POLL_S)
-                call.changed.clear()
+                call.wait()
                 has_ended = call.has_ended
                 while call.deltas:
                     yield call.deltas.popleft()
@@ -122,9 +137,10 @@ class CallRunner:
         """
         with self._lock:
             self._is_closed = True
-            worker = self._worker
+        worker = self._worker
         while worker is not None and worker.is_alive() and worker is not threading.current_thread():
             worker.join(_POLL_S)
+            worker = self._worker  # a caller that worked itself is none any more, but lives on
         with contextlib.suppress(AttributeError):
             del self._engine  # gives its memory back
 
@@ -152,17 +168,12 @@ class CallRunner:
         """Wait until nothing of the call is in the engine, which takes at most the step under way."""
         if call.has_ended:
             return
-        with self._lock:
-            if call in self._joining:
-                self._joining.remove(call)
-                return
-            self._leaving.append(call)
-            worker = self._worker
+        self._leaving.append(call)
+        worker = self._worker
         if worker is threading.current_thread():
             return  # a generator was collected in the worker, which ends the call before its next step
         while not call.has_ended and worker is not None and worker.is_alive():
-            call.changed.wait(_POLL_S)
-            call.changed.clear()
+            call.wait()
 
     def _work(self) -> None:
         """The worker: serve until there are no calls."""
@@ -175,13 +186,15 @@ class CallRunner:
 
     def _exchange(self) -> bool:
         """Take in calls that have come, and end those whose threads have left; False where there are none any more."""
-        with self._lock:
-            joining, self._joining = self._joining, []
-            leaving, self._leaving = self._leaving, []
-            is_closed = self._is_closed
-            if not (joining or leaving or self._calls):
-                self._worker = None
-                return False
+        leaving = _take_all(self._leaving)  # first: who leaves has joined before
+        joining = _take_all(self._joining)
+        is_closed = self._is_closed
+        if not (joining or leaving or self._calls):
+            with self._lock:
+                if not self._joining:
+                    self._worker = None
+                    return False
+            return True
         for call in joining:
             self._calls |= dict.fromkeys(call.unfinished, call)
             try:
@@ -237,7 +250,7 @@ class CallRunner:
                 call.deltas.append(delta)
         call.has_ended = not call.unfinished
         if call.wants_steps or call.deltas or call.has_ended:
-            call.changed.set()
+            call.wake()
 
     def _end(self, call: _Call, error: BaseException | None) -> None:
         """Abort what is unfinished of a call, and wake its thread."""
@@ -251,7 +264,12 @@ class CallRunner:
             for request_id in call.unfinished:
                 self._calls.pop(request_id, None)
             call.error, call.has_ended = error, True
-            call.changed.set()
+            call.wake()
+
+
+def _take_all(calls: deque[_Call]) -> list[_Call]:
+    """Remove and return what is in a deque, to which other threads append."""
+    return [calls.popleft() for _ in range(len(calls))]
 
 
 def _by_request_id(submissions: Sequence[Submission]) -> dict[str, Submission]:

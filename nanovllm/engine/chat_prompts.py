@@ -19,6 +19,11 @@ class ChatPrompts:
         self._intake = intake
         self._latest: ChatTemplate | None = None
 
+    def close(self) -> None:
+        """End the process that renders the latest template. Harmless twice."""
+        if self._latest is not None:
+            self._latest.close()
+
     def template(self, given: str | os.PathLike[str] | None = None) -> ChatTemplate:
         """Return the template whose text or file is `given`, by default the model's own.
 

@@ -98,6 +98,11 @@ class ChatTemplate:
                 f"the chat template {self.origin} cannot be compiled: it {_described(error.limit)}"
             ) from None
 
+    def close(self) -> None:
+        """End the processes that render it; a later call starts one for itself. Harmless twice."""
+        if "_processes" in self.__dict__:
+            self._processes.close()
+
     def end_of_turn_id(self, tokenizer: Tokenizer) -> int | None:
         """Return the id of the token that ends a turn, the template's `eos_token`; None where it has none.
 

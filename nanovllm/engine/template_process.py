@@ -9,6 +9,7 @@ import subprocess
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,13 +73,22 @@ class TemplateProcesses:
         self._memory_bytes = memory_bytes
         self._owner = os.getpid()
         self._idle: list[_Process] = []
+        self._is_closed = False
         self._free = threading.Semaphore(_MAX_PROCESSES)
         weakref.finalize(self, _end_all, self._idle, self._owner)
 
     def check(self, cpu_s: float) -> None:
         """Raise TemplateInvalidError where the source is no template, TemplateLimitError where compiling it takes too much."""
         with self._free:
-            self._idle.append(self._take(cpu_s))
+            self._put_back(self._take(cpu_s))
+
+    def close(self) -> None:
+        """End the processes, those in use after their call. Harmless twice.
+
+        A later call starts a process that ends with it.
+        """
+        self._is_closed = True
+        self._end_idle()
 
     def render(
         self,
@@ -104,8 +114,19 @@ class TemplateProcesses:
             except BaseException:
                 process.end()
                 raise
-            self._idle.append(process)
+            self._put_back(process)
         return answer
+
+    def _put_back(self, process: _Process) -> None:
+        """Keep a process for the next call."""
+        self._idle.append(process)
+        if self._is_closed:
+            self._end_idle()
+
+    def _end_idle(self) -> None:
+        with suppress(IndexError):  # another thread has taken the last one
+            while self._idle:
+                self._idle.pop().end()
 
     def _take(self, cpu_s: float) -> _Process:
         """Return a process that has compiled the template."""

@@ -208,3 +208,15 @@ def test_only_values_that_are_known_to_be_public_are_shown() -> None:
         "NANOVLLM_CACHE_DIR": "/a\\x1b[31m",
         "OMP_NUM_THREADS": "2",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("http://user:secret@[::1", "http://[::1"),
+        ("user:secret@mirror.example/@x", "mirror.example/@x"),
+        ("https://mirror.example/a@b", "https://mirror.example/a@b"),
+    ],
+)
+def test_an_address_that_is_none_is_shown_without_its_password(given: str, shown: str) -> None:
+    assert shown_variables({"HF_ENDPOINT": given}) == {"HF_ENDPOINT": shown}

@@ -59,6 +59,8 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
         ['"\\[]\t,/,&,^,]', '"\\[]\t,\\'],
         [",a"],
     ),
+    r'root ::= "\x7f\x01" [\x7f]': (["\x7f\x01\x7f"], ["\x7f\x01"]),
+    'root ::= "a" "b"{0} ("c" ("d" | "e")){ 0 , 0 } | "x"{00}': (["a", ""], ["ab", "acd", "x"]),
 }  # fmt: skip
 
 

@@ -39,6 +39,16 @@ CASES: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ['{"o": {"a": 1}}'],
         ['{"o": {"b": 1}}', '{"o": {}, "b": 1}'],
     ),
+    "required by another part": (
+        {"allOf": [A, {"required": ["b"]}]},
+        ['{"a": 1, "b": 1}', '{"b": 1}'],
+        ['{"a": 1}'],
+    ),
+    "one of two is required": (
+        {**A, "anyOf": [{"required": ["a"]}]},
+        ['{"a": 1}'],
+        ["{}", '{"a": 1, "b": 1}', '{"b": 1}'],
+    ),
     "array": ({"type": "array", "items": A}, ['[{"a": 1}, {}]'], ['[{"b": 1}]']),
     "tuple": ({"type": "array", "prefixItems": [A]}, ['[{"a": 1}]'], ['[{"b": 1}]']),
     "map": (

@@ -34,6 +34,7 @@ _CHARACTER = re.compile(
     r"|\\(?P<escaped>[^0-9A-Za-z]|[nrt])|(?P<plain>[^\\])",
     re.DOTALL,
 )
+_NEVER = re.compile(r"\{\s*0+\s*(?:,\s*0+\s*)?\}")  # which Lark has not
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
@@ -56,7 +57,8 @@ class _Translation:
         self._rules: dict[str, list[str]] = {}
         self._uses: dict[str, int] = {}  # {name: position of its first use}
         self._output: list[str] = []
-        self._depth = 0
+        self._open: list[int] = []  # positions of the open parentheses in the output
+        self._item = 0  # position in the output of the item that was read last
         self._can_repeat = False  # after an item without a repetition
         self._is_empty = False  # the alternative that is being read has no item yet
 
@@ -94,7 +96,10 @@ class _Translation:
         elif kind == "repeat":
             if not self._can_repeat:
                 raise self._error(f"nothing stands before {value} that it could repeat")
-            self._output.append(re.sub(r"\s", "", value))
+            if _NEVER.fullmatch(value):
+                self._output[self._item :] = ['""']
+            else:
+                self._output.append(re.sub(r"\s", "", value))
             self._can_repeat = False
         else:
             if kind == "name":
@@ -103,6 +108,7 @@ class _Translation:
                 value = self._literal(value[1:-1])
             else:
                 value = "/(?s:.)/" if kind == "any" else self._class(value[1:-1])
+            self._item = len(self._output)
             self._output.append(value)
             self._can_repeat, self._is_empty = True, False
 
@@ -114,7 +120,7 @@ class _Translation:
         self._is_empty, self._can_repeat = True, False
 
     def _end_rule(self) -> None:
-        if self._depth:
+        if self._open:
             raise self._error("a ) is missing before this")
         self._end_alternative()
 
@@ -125,20 +131,19 @@ class _Translation:
 
     def _take_symbol(self, symbol: str) -> None:
         if symbol == "(":
-            self._depth += 1
+            self._open.append(len(self._output))
         else:
-            if symbol == ")" and not self._depth:
+            if symbol == ")" and not self._open:
                 raise self._error("a ) has no (")
             self._end_alternative()
-            self._depth -= symbol == ")"
+            if symbol == ")":
+                self._item = self._open.pop()
         self._output.append(symbol)
         self._can_repeat, self._is_empty = symbol == ")", symbol != ")"
 
     def _literal(self, text: str) -> str:
         """Return a text as one lexeme a character."""
-        items = [
-            json.dumps(chr(code), ensure_ascii=False) for code, _ in self._characters(text)
-        ] or ['""']
+        items = [_lexeme(code) for code, _ in self._characters(text)] or ['""']
         return items[0] if len(items) == 1 else f"({' '.join(items)})"
 
     def _class(self, text: str) -> str:
@@ -184,3 +189,8 @@ class _Translation:
         """Return the error for the token at the current position."""
         line = self._text.count("\n", 0, self._position) + 1
         return ValueError(f"grammar, line {line}: {message}")
+
+
+def _lexeme(code: int) -> str:
+    """Return a character in Lark's notation, whose strings cannot hold DEL."""
+    return r"/\u{7f}/" if code == 0x7F else json.dumps(chr(code), ensure_ascii=False)

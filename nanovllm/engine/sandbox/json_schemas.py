@@ -8,6 +8,7 @@ such a schema to the letter invents properties until its answer is full. Closing
 - An object without `properties` and `patternProperties` stays open.
 - Objects that the schema combines (the branches of `allOf`, a `$ref` or `anyOf` beside `properties`)
   stay open where more than one part declares properties: each part would forbid those of the others.
+  The same holds where one part requires a property that no part declares.
 """
 
 from collections.abc import Iterator
@@ -54,6 +55,19 @@ def _declare_required(node: Schema) -> None:
                 properties.setdefault(name, {})
 
 
+def _requires_undeclared(parts: list[Schema]) -> bool:
+    """Return whether a part without properties requires one that no other part declares."""
+    objects = [found for part in parts if isinstance(found := part.get("properties"), dict)]
+    declared = {name for properties in objects for name in properties}
+    return any(
+        name not in declared
+        for part in parts
+        if not _declares(part) and isinstance(part.get("required"), list)
+        for name in part["required"]
+        if isinstance(name, str)
+    )
+
+
 class _Combinations:
     """Finds the schemas that stay open because others apply to the same instance."""
 
@@ -63,8 +77,12 @@ class _Combinations:
         self._num_steps = 0
         for node in _all_schemas(root):
             groups = list(self._groups(node))
-            if groups and sum(map(self._group_declares, groups)) + _declares(node) > 1:
-                self.combined.update(id(part) for part in self._parts([node]))
+            if not groups:
+                continue
+            parts = list(self._parts([node]))
+            num_declaring = sum(map(self._group_declares, groups)) + _declares(node)
+            if num_declaring > 1 or _requires_undeclared(parts):
+                self.combined.update(map(id, parts))
 
     def _groups(self, node: Schema) -> Iterator[list[Schema]]:
         """Yield the subschemas for the same instance; only one of each group applies at a time."""
