@@ -290,7 +290,14 @@ def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
 def test_an_unknown_path_is_not_found(server: RunningServer, path: str) -> None:
     response = server.http.get(path)
     assert read_error(response, 404)["type"] == "NotFoundError"
+    assert "there is no such path; " in response.text
     assert len(response.content) < LONGEST_ANSWER_BYTES
+
+
+@pytest.mark.parametrize("path", ["/completions", "/v1/v1/completions", "/v1/completions/"])
+def test_the_path_that_a_wrong_base_url_misses_is_named(server: RunningServer, path: str) -> None:
+    error = read_error(server.http.post(path, json={"prompt": "a"}), 404)
+    assert error["message"].endswith("did you mean /v1/completions?")
 
 
 @pytest.mark.parametrize(
