@@ -9,9 +9,10 @@ For OpenAI's API use `nanovllm serve` instead.
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Annotated
 
 import uvicorn
-from fastapi import FastAPI, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 from fastapi.responses import StreamingResponse
 
 from nanovllm import AsyncLLM, InvalidRequestError, QueueFullError, SamplingParams
@@ -29,8 +30,13 @@ app = FastAPI(lifespan=lifespan)
 
 
 @app.get("/story")
-async def story(request: Request, beginning: str) -> StreamingResponse:
-    """Stream a story as plain text. A client that goes away aborts its request."""
+async def story(
+    request: Request, beginning: Annotated[str, Query(min_length=1, max_length=100)]
+) -> StreamingResponse:
+    """Stream a story as plain text. A client that goes away aborts its request.
+
+    The text is checked first: once a stream has begun, its status cannot be changed.
+    """
     llm: AsyncLLM = request.app.state.llm
     params = SamplingParams(temperature=0.8, max_tokens=60, seed=7)
 

@@ -18,7 +18,7 @@ from nanovllm.errors import EngineNotReadyError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
-from nanovllm.sampling_params import SamplingParams
+from nanovllm.sampling_params import SamplingParams, list_params
 from nanovllm.vllm_settings import unknown_setting_error
 
 
@@ -186,9 +186,10 @@ class AsyncLLM:
         """Return the checked request, once the model is loaded."""
         if params is None:
             params = await self.default_sampling_params()
+        (checked,) = list_params(params, 1)
         await self.start()
         return self._engine.check(
-            prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt
+            prompt, checked, request_id=request_id, priority=priority, cache_salt=cache_salt
         )
 
     def _follow(

@@ -53,6 +53,8 @@ def test_it_gives_what_llm_gives_whole_and_in_pieces(tiny_model: Path) -> None:
                 pieces[one.index] += one.text
         assert pieces == [one.text for one in expected.outputs]
         assert await llm.default_sampling_params() == SamplingParams()
+        with pytest.raises(InvalidRequestError, match="is a dict but must be a SamplingParams"):
+            await llm.complete("the", {"max_tokens": 4})  # type: ignore[arg-type]
         short = await llm.complete("the", SamplingParams(seed=1))
         assert len(short.outputs[0].token_ids) == len(default.outputs[0].token_ids)
         assert (await llm.get_tokenizer()).decode(whole.prompt_token_ids) == "the hen"

@@ -13,6 +13,7 @@ from nanovllm.hub.downloads import full_name
 from nanovllm.hub.inventory import (
     KERNELS,
     StoredItem,
+    check_removable,
     kernel_files,
     remove_item,
     stored_items,
@@ -75,6 +76,8 @@ def run_remove(parsed: argparse.Namespace) -> int:
     """Remove what is named, after a question unless --yes is given; 1 if something was kept."""
     items = stored_items()
     chosen = [_find(name, items) for name in dict.fromkeys(parsed.names)]
+    for item in chosen:
+        check_removable(item)
     kept = 0
     for item in chosen:
         shown = f"{printable(item.name)} ({shown_bytes(item.size_bytes)}) in {item.folder}"

@@ -50,6 +50,8 @@ def run(parsed: argparse.Namespace) -> int:
                     f"{target} has {answered:,} of {len(ids):,} answers; "
                     + ("nothing is left to do" if answered == len(ids) else "going on")
                 )
+            if not len(ids):
+                _say(f"{source} has no requests")
             if answered == len(ids):
                 return 0
             folder = resolve_model(parsed.model)

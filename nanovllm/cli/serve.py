@@ -155,8 +155,15 @@ class _Server(uvicorn.Server):
         stopping = asyncio.create_task(self._stop_engine_later())
         await super().shutdown(sockets)
         stopping.cancel()
-        if self.force_exit:  # by a second signal: uvicorn would log each request it cuts as a fault
-            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
+        if self.force_exit:  # by a second signal
+            await self._abort_requests()
+
+    async def _abort_requests(self) -> None:
+        """Let clients have the error of a stopped engine; cut those that do not take it."""
+        tasks = {asyncio.create_task(self._engine.stop()), *self.server_state.tasks}
+        await asyncio.wait(tasks, timeout=_FAREWELL_S)
+        # uvicorn would log each request that is cut as a fault.
+        logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     async def _stop_engine_later(self) -> None:
         await asyncio.sleep(self._patience_s)

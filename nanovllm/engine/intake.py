@@ -307,8 +307,11 @@ class Intake:
         token_ids = to_python_ids(given)
         wrong = [item for item in token_ids if not isinstance(item, int) or isinstance(item, bool)]
         if wrong:
+            is_list = isinstance(wrong[0], str | Mapping | Sequence)
+            remedy = "; give one prompt, not a list of prompts" if is_list else ""
             raise InvalidRequestError(
-                f"the prompt has {_shown(wrong[0])} among its token ids, which must be whole numbers",
+                f"the prompt has {_shown(wrong[0])} among its token ids, which must be whole "
+                f"numbers{remedy}",
                 param="prompt",
             )
         self._check_ids("prompt", token_ids)

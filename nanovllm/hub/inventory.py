@@ -65,17 +65,22 @@ def kernel_files() -> list[Path]:
 
 def remove_item(item: StoredItem) -> None:
     """Remove a model of the Hugging Face cache, or the kernels; raises RemovalError for others."""
+    check_removable(item)
+    if item.kind == COMPILED:
+        for path in kernel_files():
+            path.unlink(missing_ok=True)
+        return
+    _remove_cached(item)
+
+
+def check_removable(item: StoredItem) -> None:
+    """Raise RemovalError for what is never removed: the bundled model and the user's folders."""
     if item.kind == BUNDLED:
         raise RemovalError(f"{item.name} is part of nanovllm and stays")
     if item.kind == FOLDER:
         raise RemovalError(
             f"{item.folder} is a folder of yours, which nanovllm leaves alone; remove it yourself"
         )
-    if item.kind == COMPILED:
-        for path in kernel_files():
-            path.unlink(missing_ok=True)
-        return
-    _remove_cached(item)
 
 
 def _folder_item(name: str, kind: str, folder: Path) -> StoredItem:

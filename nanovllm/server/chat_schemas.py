@@ -13,10 +13,13 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
 from nanovllm.server.answers import Role
 from nanovllm.server.bounds import BoundedModel, allow_nulls
+from nanovllm.server.errors import shorten
+from nanovllm.server.problems import given, quote
 from nanovllm.server.schemas import NO_EFFECT, Body, SamplingBody, UnusedFields
 
 MAX_MESSAGES = 2048  # more than any context has tokens
 _CALLS = ("tool_calls", "function_call")
+_PART = ("type", "text")
 
 _PART_SCHEMA = {
     "type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"],
@@ -29,20 +32,24 @@ def _joined(value: object) -> object:
     if not isinstance(value, list):
         return value
     for index, part in enumerate(value):
-        if not _is_text_part(part):
+        fault = _part_fault(part)
+        if fault:
             raise ValueError(
-                'must be text, or a list of {"type": "text", "text": ...}; '
-                f"part {index} is another, which is not supported"
+                f'must be text, or a list of {{"type": "text", "text": ...}}; part {index} {fault}'
             )
     return "\n".join(part["text"] for part in value)
 
 
-def _is_text_part(part: object) -> bool:
-    if not isinstance(part, dict) or not isinstance(part.get("text"), str):
-        return False
-    return part.get("type") == "text" and all(
-        name in ("type", "text") or item is None for name, item in part.items()
-    )
+def _part_fault(part: object) -> str | None:
+    """Return why a part of a message is refused; None where it is text and nothing else."""
+    if not isinstance(part, dict):
+        return f"is no object{given(part)}"
+    if part.get("type") != "text":
+        return f"has the type {shorten(quote(part.get('type')))}, which is not supported"
+    if not isinstance(part.get("text"), str):
+        return f"has no text{given(part.get('text'))}"
+    extra = (name for name, item in part.items() if name not in _PART and item is not None)
+    return next((f"has the field {shorten(quote(n))}, which is not supported" for n in extra), None)
 
 
 Content = Annotated[

@@ -3,6 +3,7 @@
 Input is quoted in short only: an answer must not be many times larger than what provoked it.
 """
 
+import difflib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request
 from pydantic import Field
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 from typing_extensions import TypedDict
 
 from nanovllm.errors import (
@@ -25,6 +27,7 @@ from nanovllm.errors import (
 MAX_INPUT_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2000
 RETRY_AFTER_S = 1
+_MAX_GUESSED_PATH = 64  # characters of an unknown path for which a known one is suggested
 
 _TYPES = {
     400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError", 405: "MethodNotAllowedError",
@@ -97,6 +100,13 @@ def error_response(
     return Response(body, status, headers=dict(headers or {}), media_type="application/json")
 
 
+def _no_path(app: FastAPI, path: str) -> str:
+    """Return what a client is told that asks for an unknown path, such as one without /v1."""
+    known = [route.path for route in app.routes if isinstance(route, Route)]
+    near = difflib.get_close_matches(path[:_MAX_GUESSED_PATH], known, n=1, cutoff=0.8)
+    return f"there is no such path; {f'did you mean {near[0]}?' if near else '/docs lists them'}"
+
+
 def shorten(text: str, limit: int = MAX_INPUT_CHARACTERS) -> str:
     """`text` cut to `limit` characters."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
@@ -146,7 +156,8 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {shorten(request.url.path)}: {error.detail}"
+        detail = _no_path(app, request.url.path) if error.status_code == 404 else error.detail
+        message = f"{request.method} {shorten(request.url.path)}: {detail}"
         if (
             error.status_code == 400 and error.__cause__ is not None
         ):  # neither UTF-8 nor JSON, or nested too deeply: the cause says which

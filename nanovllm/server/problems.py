@@ -16,6 +16,20 @@ from nanovllm.server.errors import MAX_INPUT_CHARACTERS, shorten
 
 MAX_PROBLEMS = 10
 _MAX_GUESSED_CHARACTERS = 64  # of an unknown field for which a known one is suggested
+_MIN_SIMILARITY = 0.7  # of difflib; at 0.6 it finds truncation_side near functions
+_OTHER_NAMES = {
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "max_length": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "grammar": "structured_outputs",
+    "json_schema": "response_format",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"
+    ),
+}
+"""Names that fields have in other interfaces, also in older ones of vLLM."""
 
 _REASONS = {
     "missing": "required",
@@ -108,7 +122,7 @@ def _plain(item: object) -> object:
 
 
 def _nearest_field(path: Sequence[int | str], kind: type[BaseModel]) -> str | None:
-    """Return the known field whose name is most like that of the unknown field at `path`."""
+    """Return the known field that the unknown field at `path` probably means."""
     *outer, name = path
     inside: type[BaseModel] | None = kind
     for part in outer:
@@ -117,7 +131,11 @@ def _nearest_field(path: Sequence[int | str], kind: type[BaseModel]) -> str | No
             inside = None if field is None else _model_in(field.annotation)
     if inside is None or not isinstance(name, str) or len(name) > _MAX_GUESSED_CHARACTERS:
         return None
-    return next(iter(difflib.get_close_matches(name.lower(), fields_by_name(inside), n=1)), None)
+    known = fields_by_name(inside)
+    if _OTHER_NAMES.get(name) in known:
+        return _OTHER_NAMES[name]
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=_MIN_SIMILARITY)
+    return near[0] if near else None
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:

@@ -125,8 +125,9 @@ def test_what_is_not_ours_is_never_removed(
     machine: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
     before = sorted(machine.rglob("*"))
-    assert main(["remove", name, "--yes"]) == 1
-    assert message in capsys.readouterr().err
+    for arguments in ([name], ["kernels", name, "--yes"]):  # without a question, and before others
+        assert main(["remove", *arguments]) == 1
+        assert message in capsys.readouterr().err
     assert sorted(machine.rglob("*")) == before
 
 

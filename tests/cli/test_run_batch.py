@@ -155,6 +155,14 @@ def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
     assert "9 requests answered, 7 of them an error" in capsys.readouterr().err
 
 
+def test_a_file_without_requests_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = write_requests(tmp_path / "in.jsonl", [])
+    assert run_batch(tmp_path / "no model", requests, tmp_path / "out.jsonl") == 0
+    assert "in.jsonl has no requests" in capsys.readouterr().err
+
+
 def test_what_is_answered_is_not_done_again(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -86,7 +86,7 @@ def test_every_form_of_prompt_is_read(intake: Intake, tokenizer: Tokenizer) -> N
         ([1, 2.0], r"has 2\.0 among its token ids"),
         ([1, True], "has True among its token ids"),
         ([[1]], "has a list among its token ids"),
-        (["hi"], "has 'hi' among its token ids"),
+        (["hi"], "has 'hi' among its token ids.*give one prompt, not a list of prompts"),
         ({}, "either 'prompt' or 'prompt_token_ids'"),
         ({"text": "hi"}, "not 'text'"),
         (

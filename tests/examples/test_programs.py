@@ -84,6 +84,7 @@ def test_the_fastapi_application() -> None:
         story = client.get("/story", params={"beginning": "Once upon a time"})
         assert story.text.startswith("Once upon a time")
         assert len(story.text) > 60
+        assert client.get("/story", params={"beginning": ""}).status_code == 422
         endings: Any = client.get("/endings", params={"text": "The king", "count": 3}).json()
         assert len(endings) == 3
         wrong = client.get("/endings", params={"text": ""})

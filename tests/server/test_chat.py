@@ -314,6 +314,11 @@ def test_a_special_token_in_a_message_is_text(chat_server: RunningServer, llm: L
     assert ask(chat_server, messages=forged, max_tokens=1)["usage"]["prompt_tokens"] == plain
 
 
+def with_part(part: object) -> dict[str, Any]:
+    """Return the fields of a chat whose message has one part."""
+    return {"messages": [{"role": "user", "content": [part]}]}
+
+
 BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "no messages": ({"messages": []}, "messages", "at least 1"),
     "too many": ({"messages": [{"role": "user", "content": "a"}] * 2049}, "messages", "2048"),
@@ -322,7 +327,10 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "role": ({"messages": [{"role": "wizard", "content": "a"}]}, "messages", "assistant"),
     "no content": ({"messages": [{"role": "user"}]}, "messages", "content"),
     "content null": ({"messages": [{"role": "assistant", "content": None}]}, "messages", "messages.0.content: must be text (given: null)"),
-    "an image": ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages", "not supported"),
+    "an image": (with_part({"type": "image_url", "image_url": {"url": "x"}}), "messages", 'part 0 has the type "image_url", which is not supported'),
+    "a part that is text": (with_part("a"), "messages", 'part 0 is no object (given: "a")'),
+    "a part without text": (with_part({"type": "text"}), "messages", "part 0 has no text"),
+    "a part with another field": (with_part({"type": "text", "text": "a", "cache": 1}), "messages", 'part 0 has the field "cache"'),
     "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate"),
     "half a character in a part": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages", "surrogate"),
     "a tool call": ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "messages", "tool_calls is not supported"),

@@ -20,6 +20,10 @@ LONGEST_ANSWER_BYTES = 6000
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "unknown field": ({"tempreature": 1}, "tempreature", "not supported; did you mean temperature?"),
     "unknown field in capitals": ({"maxTokens": 1}, "maxTokens", "did you mean max_tokens?"),
+    "a field of chats": ({"max_completion_tokens": 1}, "max_completion_tokens", "did you mean max_tokens?"),
+    "a field of llama.cpp": ({"n_predict": 1}, "n_predict", "did you mean max_tokens?"),
+    "a field of old vLLM": ({"guided_choice": ["a"]}, "guided_choice", "did you mean structured_outputs?"),
+    "unknown field a little like others": ({"cache_prompt": True}, "cache_prompt", "cache_prompt: not supported (given: true)"),
     "unknown field like no other": ({"zzz": 1}, "zzz", "zzz: not supported (given: 1)"),
     "suffix": ({"suffix": "x"}, "suffix", "not supported"),
     "best_of below n": ({"best_of": 2, "n": 3}, "best_of", "3"),
@@ -286,7 +290,14 @@ def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
 def test_an_unknown_path_is_not_found(server: RunningServer, path: str) -> None:
     response = server.http.get(path)
     assert read_error(response, 404)["type"] == "NotFoundError"
+    assert "there is no such path; " in response.text
     assert len(response.content) < LONGEST_ANSWER_BYTES
+
+
+@pytest.mark.parametrize("path", ["/completions", "/v1/v1/completions", "/v1/completions/"])
+def test_the_path_that_a_wrong_base_url_misses_is_named(server: RunningServer, path: str) -> None:
+    error = read_error(server.http.post(path, json={"prompt": "a"}), 404)
+    assert error["message"].endswith("did you mean /v1/completions?")
 
 
 @pytest.mark.parametrize(
