@@ -77,13 +77,18 @@ def structured_outputs(
             grammar=fields.grammar,
             disable_additional_properties=fields.disable_additional_properties is not False,
         )
-    if response_format is not None and response_format.value is not None:
-        if response_format.type != "json_object":
-            message = "response_format.value is a schema of json_object only; set the type, or leave it out"
-            raise InvalidRequestError(message, param="response_format")
-        return StructuredOutputs(json=response_format.value)
-    if response_format is None or response_format.type == "text":
+    if response_format is None:
         return None
+    for name, kind in (("value", "json_object"), ("json_schema", "json_schema")):
+        if getattr(response_format, name) is not None and response_format.type != kind:
+            message = (
+                f"response_format.{name} is for the type {kind} only; set the type, or leave it out"
+            )
+            raise InvalidRequestError(message, param="response_format")
+    if response_format.type == "text":
+        return None
+    if response_format.value is not None:
+        return StructuredOutputs(json=response_format.value)
     if response_format.type == "json_object":
         return StructuredOutputs(json_object=True)
     if response_format.json_schema is None:

@@ -63,6 +63,10 @@ def test_a_choice_is_streamed(client: OpenAI) -> None:
     [
         ({"response_format": {"type": "json_schema"}}, "response_format"),
         ({"response_format": {"type": "json_schema", "value": SCHEMA}}, "response_format"),
+        (
+            {"response_format": {"type": "json_object", "json_schema": {"schema": SCHEMA}}},
+            "response_format",
+        ),
         ({"response_format": {"type": "xml"}}, "response_format"),
         (
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
