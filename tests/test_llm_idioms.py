@@ -139,6 +139,8 @@ def test_a_chat_that_cannot_be_says_why(llm: LLM) -> None:
         nanovllm.CheckpointError, match=r"chat template \(given as text\) is not valid"
     ):
         llm.chat(TALK, GREEDY, chat_template="{% if %}")
+    with pytest.raises(InvalidRequestError, match=r"pathlib\.Path"):
+        llm.chat(TALK, GREEDY, chat_template="templates/chat.jinja")
     with pytest.raises(InvalidRequestError, match="2 conversations, a stream takes one"):
         llm.stream_chat([TALK, TALK], chat_template=TEMPLATE)  # type: ignore[list-item]
     assert not llm.engine.has_work

@@ -31,6 +31,12 @@ class ChatPrompts:
         where there is none, CheckpointError where a file cannot be used.
         """
         if isinstance(given, str):
+            if "{" not in given:
+                raise InvalidRequestError(
+                    f"chat_template is {given[:80]!r}, which inserts no message; give the text of a "
+                    "Jinja template, or pathlib.Path(...) for a file with one",
+                    param="chat_template",
+                )
             found = ChatTemplate.load(self._folder, source=given)
         else:
             found = ChatTemplate.load(self._folder, None if given is None else Path(given))
