@@ -113,8 +113,11 @@ def tree_bytes(pid: int) -> int | None:
 
     Pages that they share are counted once for each of them.
     """
-    sizes = [resident_bytes(one) for one in process_tree(pid) if Path(f"/proc/{one}").is_dir()]
-    return sum(filter(None, sizes)) if sizes else None
+    sizes = []
+    for one in process_tree(pid):
+        with suppress(OSError):  # one that has ended
+            sizes.append(resident_bytes(one) or 0)
+    return sum(sizes) or None
 
 
 def process_tree(pid: int) -> list[int]:

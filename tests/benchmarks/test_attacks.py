@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import attacks as program
-from benchmarks.load import payloads
+from benchmarks.load import payloads, watch
 from benchmarks.load.attack import Attack, Target, ask, flood, outcome_of
 from benchmarks.load.attacks import ATTACKS, FOR_ANY_SERVER, rest, take_turns
 from benchmarks.load.bystanders import OK, Session, Stopwatch
@@ -290,3 +290,16 @@ def test_parsed_flags_choose_attacks() -> None:
         program.parse_flags(["--only", "no-such"])
     assert isinstance(FLAGS, argparse.Namespace)
     assert FLAGS.only == list(ATTACKS)
+
+
+def test_a_process_that_ends_while_memory_is_read_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read(pid: int) -> int:
+        if pid == 2:
+            raise FileNotFoundError("/proc/2/statm")
+        return 100
+
+    monkeypatch.setattr(watch, "process_tree", lambda pid: [pid, 2, 3])
+    monkeypatch.setattr(watch, "resident_bytes", read)
+    assert watch.tree_bytes(1) == 200
