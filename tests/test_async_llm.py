@@ -33,6 +33,7 @@ async def opened(folder: Path) -> AsyncIterator[AsyncLLM]:
 
 def test_it_gives_what_llm_gives_whole_and_in_pieces(tiny_model: Path) -> None:
     params = SamplingParams(n=2, seed=5, max_tokens=15, logprobs=1, stop="e")
+    before = engine_threads()
     with LLM(tiny_model, **SETTINGS) as llm:
         (expected,) = llm.generate("the hen", params, use_tqdm=False)
         (default,) = llm.generate("the", SamplingParams(seed=1), use_tqdm=False)
@@ -65,7 +66,7 @@ def test_it_gives_what_llm_gives_whole_and_in_pieces(tiny_model: Path) -> None:
             await llm.complete("the", params)
 
     run(test)
-    assert engine_threads() == 0
+    assert engine_threads() <= before
 
 
 def test_tasks_share_a_batch_and_leaving_a_loop_aborts_its_request(tiny_model: Path) -> None:
@@ -114,6 +115,7 @@ def test_a_model_that_cannot_be_loaded_is_told(tiny_model: Path, tmp_path: Path)
 def test_another_event_loop_is_refused_and_an_abandoned_one_ends_its_thread(
     tiny_model: Path,
 ) -> None:
+    before = engine_threads()
     llm = AsyncLLM(tiny_model, **SETTINGS)
     assert "loading" in repr(llm)
 
@@ -121,12 +123,13 @@ def test_another_event_loop_is_refused_and_an_abandoned_one_ends_its_thread(
         await llm.complete("the", SamplingParams(max_tokens=1))
 
     run(use)
+    (thread,) = engine_threads() - before
     with pytest.raises(EngineNotReadyError, match="belongs to the event loop that used it first"):
         run(use)
     del llm, use
     gc.collect()
 
     async def ended() -> None:
-        await until(lambda: engine_threads() == 0)
+        await until(lambda: not thread.is_alive())
 
     run(ended)

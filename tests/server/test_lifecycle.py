@@ -13,6 +13,7 @@ from nanovllm import SamplingParams
 from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import CheckpointError, EngineNotReadyError
+from tests.support.async_engines import engine_threads
 from tests.support.serving import (
     RunningServer,
     loader,
@@ -44,11 +45,6 @@ def late(tiny_model: Path) -> Iterator[LateLoader]:
     made = LateLoader(loader(tiny_model))
     yield made
     made.may_go_on.set()
-
-
-def engine_threads() -> set[threading.Thread]:
-    """Threads of all engines, those of other tests' servers among them."""
-    return {thread for thread in threading.enumerate() if thread.name == "nanovllm-engine"}
 
 
 def test_while_the_model_loads_the_server_says_so(late: LateLoader) -> None:

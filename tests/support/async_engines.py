@@ -50,5 +50,6 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
     asyncio.run(limited())
 
 
-def engine_threads() -> int:
-    return sum(thread.name == "nanovllm-engine" for thread in threading.enumerate())
+def engine_threads() -> set[threading.Thread]:
+    """Return the threads of all engines; other tests' servers, which go on running, have some too."""
+    return {thread for thread in threading.enumerate() if thread.name == "nanovllm-engine"}
