@@ -28,8 +28,8 @@ from benchmarks.load.bystanders import LOST, OK, OTHER_BITS, REFUSED, Bystanders
 from benchmarks.load.server_process import ServerNotStartedError, ServerProcess
 from benchmarks.load.watch import cpu_s, peak_bytes, tree_bytes
 from benchmarks.options import names_of, tell
-from nanovllm.cli.bench_report import describe_machine
-from nanovllm.cli.values import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.bench.report import describe_machine
 from nanovllm.config import parse_bytes
 
 SHUTDOWN_TIMEOUT_S = 3

@@ -26,7 +26,7 @@ from benchmarks.compare import find_pythons
 from benchmarks.contenders import CLASSES, OURS, Contender, Entry, WorkerError, entries
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
 from benchmarks.workload import Workload, make_workloads
-from nanovllm.cli.values import positive, positive_number
+from nanovllm.cli.argument_types import positive, positive_number
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.model.config import GPT2Config
 

@@ -20,10 +20,10 @@ from benchmarks.contenders import CLASSES, OURS, PEERS, Contender, Entry, Worker
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
 from benchmarks.results import ClassResults, Sample
 from benchmarks.workload import WORKLOADS, Answer, Workload, make_workloads
-from nanovllm.cli.bench_roofline import Costs
-from nanovllm.cli.values import positive, positive_number
+from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.cli.bench.machine import MemoryReader, measure_peak
+from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.machine import MemoryReader, measure_peak
 
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 _READINGS = 2

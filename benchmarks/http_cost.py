@@ -21,7 +21,7 @@ from benchmarks.contenders import CLASSES, OUR_OPTIONS, OURS, Contender, Entry
 from benchmarks.load.server_process import ServerProcess
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
 from benchmarks.workload import Workload, make_workloads
-from nanovllm.cli.values import positive
+from nanovllm.cli.argument_types import positive
 
 _TIMEOUT_S = 900.0
 WHOLE, STREAMS = "whole answers", "32 streams"

@@ -13,10 +13,10 @@ from typing import Any
 from benchmarks.contenders import ROOT
 from benchmarks.make_model import make_model
 from benchmarks.workload import DEFAULT_SEED, Answer, Run
-from nanovllm.cli.bench_report import describe_machine
-from nanovllm.cli.values import not_negative, positive
+from nanovllm.cli.argument_types import not_negative, positive
+from nanovllm.cli.bench.report import describe_machine
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.processors import default_threads
+from nanovllm.model.kernels.threads.cores import default_threads
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.agreement import Agreement
 from benchmarks.contenders import OURS
 from benchmarks.workload import Workload
-from nanovllm.cli.bench_roofline import Costs
+from nanovllm.cli.bench.roofline import Costs
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,10 +27,10 @@ from benchmarks.options import (
 )
 from benchmarks.peers.ours import load
 from benchmarks.workload import Workload, make_workloads
-from nanovllm.cli.bench_roofline import Costs
-from nanovllm.cli.values import positive
+from nanovllm.cli.argument_types import positive
+from nanovllm.cli.bench.machine import MemoryReader, measure_peak
+from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.machine import MemoryReader, measure_peak
 
 _READINGS = 2
 

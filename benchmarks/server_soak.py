@@ -32,8 +32,8 @@ from benchmarks.load.verdict import Seen, judge, table
 from benchmarks.load.watch import Watch, open_files
 from benchmarks.load.wire import Connection, parse, post
 from benchmarks.options import names_of, tell
-from nanovllm.cli.bench_report import describe_machine
-from nanovllm.cli.values import not_negative, positive, positive_number
+from nanovllm.cli.argument_types import not_negative, positive, positive_number
+from nanovllm.cli.bench.report import describe_machine
 from nanovllm.config import parse_bytes
 
 MAX_QUEUED, MAX_SEQS, STALLED_CLIENT_S = 64, 16, 4

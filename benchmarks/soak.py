@@ -23,8 +23,8 @@ from benchmarks.contenders import CLASSES, OUR_OPTIONS
 from benchmarks.options import add_common_options, ensure_model, finish, heading, in_process
 from benchmarks.peers.ours import load
 from benchmarks.workload import make_workloads
-from nanovllm.cli.values import positive_number
-from nanovllm.model.kernels.machine import MemoryReader
+from nanovllm.cli.argument_types import positive_number
+from nanovllm.cli.bench.machine import MemoryReader
 
 MEMORY_GROWTH_BYTES = 8 << 20
 SPEED_LOSS = 0.1

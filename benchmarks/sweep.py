@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.contenders import CLASSES, OUR_OPTIONS
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
 from nanovllm import LLM, SamplingParams
-from nanovllm.cli.bench_roofline import Costs, Phase, engine_costs
+from nanovllm.cli.bench.machine import KINDS, MemoryReader, measure_peak
+from nanovllm.cli.bench.roofline import Costs, Phase, engine_costs
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import EngineFaultError
-from nanovllm.model.kernels.machine import KINDS, MemoryReader, measure_peak
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 CONTEXTS = (16, 32, 64, 128, 256, 512, 1024)

@@ -12,7 +12,7 @@ from typing_extensions import Self, Unpack
 from nanovllm.config import EngineConfig, EngineSettings
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission, sampling_defaults
+from nanovllm.engine.input_processor import Submission, sampling_defaults
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model

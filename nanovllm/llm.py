@@ -17,12 +17,12 @@ from nanovllm.config import (
 )
 from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.call_runner import CallRunner
-from nanovllm.engine.chat_messages import Messages, list_conversations
-from nanovllm.engine.chat_prompts import ChatPrompts
+from nanovllm.engine.chat.messages import Messages, list_conversations
+from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission, naming_prompt, sampling_defaults
+from nanovllm.engine.input_processor import Submission, naming_prompt, sampling_defaults
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.request import Pooling
+from nanovllm.engine.scheduling.request import Pooling
 from nanovllm.engine.token_rates import TokenRates
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError

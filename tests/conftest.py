@@ -16,12 +16,14 @@ _MODEL = [
     f"nanovllm.model.{path.stem}"
     for path in (Path(__file__).parents[1] / "nanovllm" / "model").glob("[a-z]*.py")
 ]
-install_import_hook(
-    [*_MODEL, "nanovllm.model.kernels.packing", "nanovllm.runner"], "beartype.beartype"
-)
+_ADAPTERS = [
+    f"nanovllm.model.kernels.{name}"
+    for name in ("backend", "packed_weights", "sampler", "record", "build.packing")
+]
+install_import_hook([*_MODEL, *_ADAPTERS, "nanovllm.runner"], "beartype.beartype")
 
 from nanovllm.config import BACKENDS  # noqa: E402
-from nanovllm.model.kernels.processors import usable_processors  # noqa: E402
+from nanovllm.model.kernels.threads.cores import usable_processors  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
 

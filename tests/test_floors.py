@@ -15,7 +15,7 @@ LINT_IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_
 
 UPWARD = [
     ("model", "nanovllm.runner"),
-    ("model", "nanovllm.engine.scheduler"),
+    ("model", "nanovllm.engine.scheduling.scheduler"),
     ("runner", "nanovllm.engine"),
     ("runner", "nanovllm.training"),
     ("engine", "nanovllm.llm"),

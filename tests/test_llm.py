@@ -10,7 +10,7 @@ import pytest
 
 from nanovllm import LLM, BeamSearchParams, EngineConfig, SamplingParams
 from nanovllm.config import BackendName
-from nanovllm.engine.request import Request
+from nanovllm.engine.scheduling.request import Request
 from nanovllm.errors import (
     CheckpointError,
     ContextLengthError,

@@ -298,7 +298,7 @@ def test_a_closed_llm_has_no_process_that_renders_chats(
         started.append(process)
         return process, connection
 
-    monkeypatch.setattr("nanovllm.engine.template_process.spawn", spawning)
+    monkeypatch.setattr("nanovllm.engine.chat.template_process.spawn", spawning)
     with LLM(tiny_model, **SETTINGS) as llm:
         llm.chat(TALK, GREEDY, use_tqdm=False, chat_template=TEMPLATE)
         assert [process.poll() for process in started] == [None]

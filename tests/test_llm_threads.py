@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nanovllm import LLM, BeamSearchParams, RequestOutput, SamplingParams
-from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import StepOutput
+from nanovllm.engine.output_processor import Assembler
 from nanovllm.prompts import Prompt
 from tests.support.serving import run_threads, wait_until
 

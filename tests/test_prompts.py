@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.engine.chat_messages import list_conversations
+from nanovllm.engine.chat.messages import list_conversations
 from nanovllm.errors import InvalidRequestError
 from nanovllm.prompts import list_prompts
 

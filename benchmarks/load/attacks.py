@@ -35,7 +35,7 @@ from benchmarks.load.attack import (
 from benchmarks.load.requests import COMPLETIONS
 from benchmarks.load.watch import fetch, gauge
 from benchmarks.load.wire import Connection, parse, post, read_for
-from nanovllm.cli.values import positive, positive_number
+from nanovllm.cli.argument_types import positive, positive_number
 from nanovllm.hub import resolve_model
 
 BEGUN = "attacking"

@@ -27,7 +27,7 @@ from benchmarks.load.ledger import WrongAnswerError, essence, must_be_whole, rea
 from benchmarks.load.requests import COMPLETIONS, Ask
 from benchmarks.load.watch import tree_bytes
 from benchmarks.load.wire import Answer, Connection, get, parse, post
-from nanovllm.cli.values import positive
+from nanovllm.cli.argument_types import positive
 
 OK, REFUSED, LOST, OTHER_BITS = "ok", "refused", "lost", "other bits"
 BEGUN = "begun"

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.worker import serve
-from nanovllm.cli.bench_http import Server, events, pieces
+from nanovllm.cli.bench.http_client import Server, events, pieces
 
 Ask = Callable[[Server, dict[str, Any]], Coroutine[Any, Any, tuple[list[int], dict[str, Any]]]]
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nanovllm.cli.argument_types import printable_lines
 from nanovllm.cli.environment import MODEL_VARIABLES, variables_help
 from nanovllm.cli.parsers.parser import Command
-from nanovllm.cli.values import printable_lines
 from nanovllm.errors import NanovllmError, printable
 
 DEFAULT_MODEL = "gpt2"

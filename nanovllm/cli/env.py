@@ -9,15 +9,15 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from nanovllm.cli.bench_report import describe_machine
+from nanovllm.cli.bench.report import describe_machine
 from nanovllm.cli.environment import VARIABLES
 from nanovllm.config import shown_bytes
 from nanovllm.errors import printable
 from nanovllm.hub.inventory import kernel_files
-from nanovllm.model.kernels.object_cache import user_cache
-from nanovllm.model.kernels.processor import host_processor
-from nanovllm.model.kernels.processors import default_threads, usable_processors
-from nanovllm.model.kernels.target import host_target
+from nanovllm.model.kernels.build.codegen import host_processor
+from nanovllm.model.kernels.build.object_cache import user_cache
+from nanovllm.model.kernels.build.target import host_target
+from nanovllm.model.kernels.threads.cores import default_threads, usable_processors
 
 _PACKAGES = (
     "numpy", "numba", "llvmlite", "tokenizers", "safetensors", "huggingface-hub", "fastapi",

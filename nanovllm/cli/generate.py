@@ -12,7 +12,7 @@ from typing import Any
 from nanovllm.cli.options import DEFAULT_MAX_TOKENS, engine_config, sampling_settings
 from nanovllm.cli.repl import Repl, read_lines_of
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import sampling_defaults
+from nanovllm.engine.input_processor import sampling_defaults
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.hub.downloads import full_name

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nanovllm.server.connections import RareWarning
+from nanovllm.server.http.protocol import RareWarning
 
 BACKLOG = 128
 _WANTED_FILES = 65_536

@@ -51,7 +51,7 @@ def build_parser() -> "argparse.ArgumentParser":
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; an error is a message, never a traceback."""
     with _quiet_interrupts():
-        from nanovllm.cli.values import printable_lines  # noqa: PLC0415
+        from nanovllm.cli.argument_types import printable_lines  # noqa: PLC0415
         from nanovllm.errors import NanovllmError  # noqa: PLC0415
 
         given = _expand(sys.argv[1:] if arguments is None else list(arguments))

@@ -22,7 +22,7 @@ from nanovllm.config import (
 from nanovllm.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from nanovllm.engine.chat_template import ChatTemplate
+    from nanovllm.engine.chat.template import ChatTemplate
 
 DEFAULT_MAX_TOKENS = 128  # of an answer on the terminal
 _MODEL_HELP = (
@@ -203,7 +203,7 @@ def load_chat_template(folder: Path, parsed: argparse.Namespace) -> "ChatTemplat
 
     Raises CheckpointError if the option's template cannot be used.
     """
-    from nanovllm.engine.chat_template import ChatTemplate  # noqa: PLC0415 - slow to import
+    from nanovllm.engine.chat.template import ChatTemplate  # noqa: PLC0415 - slow to import
 
     template = ChatTemplate.load(folder, parsed.chat_template)
     if template is not None and parsed.chat_template is not None:

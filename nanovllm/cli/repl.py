@@ -14,7 +14,7 @@ from typing import Any, Protocol, TextIO
 from nanovllm.cli.environment import HISTORY_VARIABLE
 from nanovllm.cli.parsers.parser import suggestion
 from nanovllm.errors import InvalidRequestError
-from nanovllm.model.kernels.object_cache import user_cache_folder
+from nanovllm.model.kernels.build.object_cache import user_cache_folder
 from nanovllm.sampling_params import SamplingParams
 
 _HISTORY_LINES = 1000

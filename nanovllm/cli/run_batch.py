@@ -17,18 +17,18 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, BinaryIO
 
+from nanovllm.batch.input import BatchInput, CustomIds
+from nanovllm.batch.output import AnswerFile, open_answers, write_answers
+from nanovllm.batch.runner import BatchRunner
 from nanovllm.cli.options import (
     engine_config,
     load_chat_template,
     served_names,
 )
-from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.progress import progress_bar
-from nanovllm.server.batch import BatchRunner
-from nanovllm.server.batch_input import BatchInput, CustomIds
-from nanovllm.server.batch_output import AnswerFile, open_answers, write_answers
 
 STANDARD_STREAM = Path("-")
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -17,13 +17,7 @@ from dataclasses import replace
 
 import uvicorn
 
-from nanovllm.cli.access import (
-    check_certificate,
-    is_loopback,
-    read_api_keys,
-    read_hosts,
-    read_origins,
-)
+from nanovllm.cli.argument_types import printable_lines
 from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.listening import (
     connection_limits,
@@ -36,15 +30,21 @@ from nanovllm.cli.options import (
     load_chat_template,
     served_names,
 )
-from nanovllm.cli.values import printable_lines
+from nanovllm.cli.security_options import (
+    check_certificate,
+    is_loopback,
+    read_api_keys,
+    read_hosts,
+    read_origins,
+)
 from nanovllm.config import parse_bytes
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.server.app import ServerSettings, create_app
-from nanovllm.server.connections import watched_protocol
+from nanovllm.server.http.protocol import watched_protocol
+from nanovllm.server.http.request_log import write_log_to
 from nanovllm.server.metrics import ServerMetrics
-from nanovllm.server.request_log import write_log_to
 
 _SWITCH_INTERVAL_S = 0.0005
 """After how long a thread that computes in Python lets others run. With Python's own 5 ms the event loop, which gives the interpreter away

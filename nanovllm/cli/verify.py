@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from nanovllm.cli.argument_types import read_lines
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.parsers.verify import AGREES, DIFFERS, NOT_COMPARED
-from nanovllm.cli.values import read_lines
 from nanovllm.cli.verify_reference import Reference, import_libraries
 from nanovllm.config import EngineConfig
 from nanovllm.errors import EngineFaultError, NanovllmError

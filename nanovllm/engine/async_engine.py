@@ -22,10 +22,9 @@ from nanovllm.engine.admission import (
     MemoryBudget,
     Reservation,
 )
-from nanovllm.engine.assembler import SequenceUpdate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.engine_thread import EngineThread
-from nanovllm.engine.intake import Submission
+from nanovllm.engine.input_processor import Submission
 from nanovllm.engine.metrics import (
     AdmissionStats,
     EngineSnapshot,
@@ -33,8 +32,9 @@ from nanovllm.engine.metrics import (
     FinishedRequest,
     StepStats,
 )
-from nanovllm.engine.reader import Deadline, Reader
-from nanovllm.engine.request import FinishReason
+from nanovllm.engine.output_processor import SequenceUpdate
+from nanovllm.engine.request_handle import Deadline, Reader
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import (
     EngineFaultError,
     EngineNotReadyError,

@@ -12,7 +12,7 @@ itself is arithmetic on what comes back, so it knows neither engine nor threads.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.intake import Intake
+from nanovllm.engine.input_processor import Intake
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput

@@ -18,11 +18,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission
+from nanovllm.engine.input_processor import Submission
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.request import FinishReason
+from nanovllm.engine.output_processor import Assembler
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.outputs import RequestOutput
 

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from nanovllm.config import EngineConfig, shown_bytes
-from nanovllm.engine import batching
-from nanovllm.engine.assembler import SequenceUpdate
-from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.intake import Intake, Limits, Submission, check_sampling_defaults
+from nanovllm.engine.input_processor import Intake, Limits, Submission, check_sampling_defaults
 from nanovllm.engine.metrics import EngineSnapshot, RequestTimes, StepStats
-from nanovllm.engine.request import FinishReason, Request
-from nanovllm.engine.scheduler import Scheduler
-from nanovllm.engine.step_plan import RequestUpdate
+from nanovllm.engine.output_processor import SequenceUpdate
+from nanovllm.engine.scheduling import batching
+from nanovllm.engine.scheduling.block_manager import BlockManager
+from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.engine.scheduling.scheduler import Scheduler
+from nanovllm.engine.scheduling.step_plan import RequestUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.model.checkpoint import stored_dtype

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.metrics import EngineSnapshot
-from nanovllm.engine.request import FinishReason, Request
+from nanovllm.engine.scheduling.request import FinishReason, Request
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from nanovllm.errors import NanovllmError
 from nanovllm.hub.downloads import read_model_info
 from nanovllm.hub.names import bundled_folder
 from nanovllm.model.config import read_json
-from nanovllm.model.kernels.object_cache import user_cache
+from nanovllm.model.kernels.build.object_cache import user_cache
 
 KERNELS = "kernels"
 BUNDLED, FOLDER, HUB_CACHE, COMPILED = "bundled", "download", "hub cache", "compiled"

@@ -28,7 +28,7 @@ def _load_numba(
     batch_invariant: bool,
     num_threads: int | None,
 ) -> Backend:
-    from nanovllm.model.numba_backend import NumbaBackend  # noqa: PLC0415 - only this backend needs what it imports
+    from nanovllm.model.kernels.backend import NumbaBackend  # noqa: PLC0415 - only this backend needs what it imports
 
     return NumbaBackend.load(
         folder,

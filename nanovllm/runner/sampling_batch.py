@@ -1,6 +1,6 @@
 """SamplingBatch: what the sampler needs to know, one row a sequence that gets a token, as arrays.
 
-The engine fills it (engine/batching.py) from the settings of each request; requests with different settings share one batch.
+The engine fills it (engine/scheduling/batching.py) from the settings of each request; requests with different settings share one batch.
 """
 
 from dataclasses import dataclass, field

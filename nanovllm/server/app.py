@@ -19,9 +19,36 @@ from starlette.types import ASGIApp
 
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
-from nanovllm.engine.chat_template import ChatTemplate
-from nanovllm.server import errors, openapi
-from nanovllm.server.answers import (
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.server import openapi
+from nanovllm.server.http import errors
+from nanovllm.server.http.body import read_body
+from nanovllm.server.http.deadlines import deadline_of
+from nanovllm.server.http.errors import error_response, served_name
+from nanovllm.server.http.hosts import HostMiddleware
+from nanovllm.server.http.json_writer import write_json
+from nanovllm.server.http.limits import (
+    ApiKeyMiddleware,
+    BodyLimitMiddleware,
+    CrossOriginMiddleware,
+    HeadMiddleware,
+)
+from nanovllm.server.http.request_log import RequestLogMiddleware, record_of
+from nanovllm.server.http.work import Work
+from nanovllm.server.http_metrics import HttpMetricsMiddleware
+from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.openai.beams import beam_search_answer, completion_beams
+from nanovllm.server.openai.chat import add_chat
+from nanovllm.server.openai.chat_schemas import ChatRequest
+from nanovllm.server.openai.completions import (
+    completion_choices,
+    completion_head,
+    completion_usage,
+    make_job,
+)
+from nanovllm.server.openai.embeddings import EmbeddingRequest, add_embeddings
+from nanovllm.server.openai.grammars import wait_for_grammar
+from nanovllm.server.openai.response_types import (
     ChatCompletionChunk,
     Completion,
     CompletionChunk,
@@ -34,43 +61,17 @@ from nanovllm.server.answers import (
     TokenizerInfo,
     Version,
 )
-from nanovllm.server.beams import beam_search_answer, completion_beams
-from nanovllm.server.body import read_body
-from nanovllm.server.chat import add_chat
-from nanovllm.server.chat_schemas import ChatRequest
-from nanovllm.server.completions import (
-    completion_choices,
-    completion_head,
-    completion_usage,
-    make_job,
-)
-from nanovllm.server.deadlines import deadline_of
-from nanovllm.server.embeddings import EmbeddingRequest, add_embeddings
-from nanovllm.server.errors import error_response, served_name
-from nanovllm.server.grammars import wait_for_grammar
-from nanovllm.server.hosts import HostMiddleware
-from nanovllm.server.http_metrics import HttpMetricsMiddleware
-from nanovllm.server.json_writer import write_json
-from nanovllm.server.limits import (
-    ApiKeyMiddleware,
-    BodyLimitMiddleware,
-    CrossOriginMiddleware,
-    HeadMiddleware,
-)
-from nanovllm.server.metrics import ServerMetrics
-from nanovllm.server.openapi import answers, request_body
-from nanovllm.server.request_log import RequestLogMiddleware, record_of
-from nanovllm.server.schemas import CompletionRequest
-from nanovllm.server.streaming import EventStream, completion_events
-from nanovllm.server.tokenization import (
+from nanovllm.server.openai.responses import finish_all, json_response, whole_answer
+from nanovllm.server.openai.schemas import CompletionRequest
+from nanovllm.server.openai.streaming import EventStream, completion_events
+from nanovllm.server.openai.tokenization import (
     DetokenizeRequest,
     TokenizeRequest,
     detokenize,
     tokenize,
     tokenizer_info,
 )
-from nanovllm.server.whole import finish_all, json_response, whole_answer
-from nanovllm.server.work import Work
+from nanovllm.server.openapi import answers, request_body
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,7 +6,7 @@ from benchmarks.agreement import NEAR_TIE, Agreement, compare
 from benchmarks.contenders import OURS
 from benchmarks.results import ClassResults, Sample
 from benchmarks.workload import make_workloads
-from nanovllm.cli.bench_roofline import Costs
+from nanovllm.cli.bench.roofline import Costs
 
 
 def results() -> ClassResults:

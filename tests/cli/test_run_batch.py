@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from nanovllm.batch.input import BatchRequest
+from nanovllm.batch.output import Answer
+from nanovllm.batch.runner import BatchRunner
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import EngineFaultError
-from nanovllm.server.batch import BatchRunner
-from nanovllm.server.batch_input import BatchRequest
-from nanovllm.server.batch_output import Answer
 from tests.support.batch_files import (
     lasting,
     lasting_body,
@@ -338,7 +338,7 @@ def test_an_answer_that_cannot_be_put_together_is_a_500(
     def breaks(*given: Any) -> Any:
         raise RuntimeError("boom")
 
-    monkeypatch.setattr("nanovllm.engine.assembler.Assembler.absorb", breaks)
+    monkeypatch.setattr("nanovllm.engine.output_processor.Assembler.absorb", breaks)
     requests = iter(
         [
             BatchRequest(

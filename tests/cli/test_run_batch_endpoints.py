@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.engine.chat.template import ChatTemplate
 from tests.support.batch_files import (
     lasting,
     lasting_body,

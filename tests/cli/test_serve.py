@@ -23,7 +23,7 @@ from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.serve import invitation, server_settings, shell_key
 from nanovllm.config import EngineConfig
-from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import CheckpointError
 from nanovllm.server.app import ServerSettings
 from tests.support.certificates import make_certificate, needs_openssl

@@ -9,9 +9,9 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.intake import Intake
+from nanovllm.engine.input_processor import Intake
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.reader import Reader
+from nanovllm.engine.request_handle import Reader
 from nanovllm.errors import (
     ContextLengthError,
     InvalidRequestError,

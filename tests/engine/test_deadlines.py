@@ -9,7 +9,7 @@ import pytest
 from nanovllm.config import EngineConfig
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.reader import Deadline
+from nanovllm.engine.request_handle import Deadline
 from nanovllm.errors import RequestTimeoutError
 from nanovllm.sampling_params import SamplingParams
 from tests.support.serving import loader

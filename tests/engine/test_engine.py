@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nanovllm.config import BACKENDS, EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.request import FinishReason
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams

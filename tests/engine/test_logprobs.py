@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm.engine.intake import Intake, Limits
+from nanovllm.engine.input_processor import Intake, Limits
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList, PackedLogprobs
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.config import GPT2Config

@@ -13,14 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanovllm.config import BACKENDS, BackendName, EngineConfig
-from nanovllm.engine import batching
-from nanovllm.engine.block_manager import BlockManager
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.intake import Submission
+from nanovllm.engine.input_processor import Submission
 from nanovllm.engine.pooling import Pooler
-from nanovllm.engine.request import FinishReason, Pooling, Request
-from nanovllm.engine.scheduler import Scheduler
-from nanovllm.engine.step_plan import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.engine.scheduling import batching
+from nanovllm.engine.scheduling.block_manager import BlockManager
+from nanovllm.engine.scheduling.request import FinishReason, Pooling, Request
+from nanovllm.engine.scheduling.scheduler import Scheduler
+from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.outputs import EmbeddingRequestOutput

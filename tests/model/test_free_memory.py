@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm.model import numba_backend, numpy_backend
+from nanovllm.model import numpy_backend
 from nanovllm.model.free_memory import return_freed_memory
-from nanovllm.model.numba_backend import NumbaBackend
+from nanovllm.model.kernels import backend as numba_backend
+from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.checkpoints import write_checkpoint
 
@@ -23,7 +24,7 @@ SHAPE = {"n_embd": D_MODEL, "n_layer": LAYERS, "n_head": 4}
 PROGRAM = """
 import gc, sys
 from pathlib import Path
-from nanovllm.model.numba_backend import NumbaBackend
+from nanovllm.model.kernels.backend import NumbaBackend
 
 def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096

@@ -13,7 +13,7 @@ import pytest
 
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.backend import Backend
-from nanovllm.model.numba_backend import NumbaBackend
+from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.reference.cases import (
     CASES,

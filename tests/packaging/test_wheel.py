@@ -25,9 +25,9 @@ from urllib.request import Request, urlopen
 import pytest
 
 import nanovllm
+from nanovllm.model.kernels.build.object_cache import user_cache
+from nanovllm.model.kernels.build.target import Spec, host_target
 from nanovllm.model.kernels.library import load_library
-from nanovllm.model.kernels.object_cache import user_cache
-from nanovllm.model.kernels.target import Spec, host_target
 
 ROOT = Path(__file__).parents[2]
 ROOMS = {"cli", "server", "engine", "runner", "model", "bundled"}
@@ -229,10 +229,12 @@ def test_library_works_from_another_folder(
 def test_kernels_can_be_compiled(environment: Path, elsewhere: Path, env: dict[str, str]) -> None:
     """With what the wheel has and depends on; what is compiled here is a small part of them."""
     program = (
-        "from nanovllm.model.kernels import entries, helpers, processor;"
-        "from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object;"
-        "helpers.run_job.compile(ARGUMENTS);"
-        "print(len(emit_object({'run_job': helpers.run_job}, processor.host_processor())))"
+        "from nanovllm.model.kernels import entries;"
+        "from nanovllm.model.kernels.build import codegen;"
+        "from nanovllm.model.kernels.threads import worker;"
+        "from nanovllm.model.kernels.build.compiler import ARGUMENTS, emit_object;"
+        "worker.run_job.compile(ARGUMENTS);"
+        "print(len(emit_object({'run_job': worker.run_job}, codegen.host_processor())))"
     )
     assert int(run(environment / "python", "-c", program, cwd=elsewhere, env=env)) > 0
 

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from nanovllm import SamplingParams
-from nanovllm.engine.assembler import Assembler
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.output_processor import Assembler
 from nanovllm.errors import CheckpointError, EngineNotReadyError
 from tests.support.async_engines import engine_threads
 from tests.support.serving import (

@@ -14,7 +14,7 @@ import pytest
 from openai import OpenAI
 
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.grammar import Grammar
+from nanovllm.engine.grammar.grammar import Grammar
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 GAUGES = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from nanovllm.engine.assembler import Assembler, SequenceUpdate
-from nanovllm.engine.request import FinishReason
+from nanovllm.engine.output_processor import Assembler, SequenceUpdate
+from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import NanovllmError
 from nanovllm.outputs import CompletionOutput, RequestMetrics

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from nanovllm.model.kernels.object_cache import ObjectCache
+from nanovllm.model.kernels.build.object_cache import ObjectCache
 
 KEY = "0" * 64
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 
 from nanovllm import LLM
-from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.engine.chat.template import ChatTemplate
 from tests.support.serving import RunningServer, read_events
 
 SOURCE = """{% for message in messages %}

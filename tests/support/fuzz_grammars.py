@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from nanovllm.engine.grammar import Grammar, Grammars
-from nanovllm.engine.grammar_limits import GrammarLimits
+from nanovllm.engine.grammar.grammar import Grammar, Grammars
+from nanovllm.engine.grammar.limits import GrammarLimits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nanovllm.engine.chat_template import ChatTemplate
+from nanovllm.engine.chat.template import ChatTemplate
 from tests.support.checkpoints import write_tiny_model
 from tests.support.openapi import closed
 from tests.support.serving import MODEL, RunningServer, loader

@@ -4,10 +4,10 @@ import random
 from itertools import accumulate
 from typing import Any
 
-from nanovllm.engine.block_manager import BlockManager
-from nanovllm.engine.request import Request
-from nanovllm.engine.scheduler import Scheduler
-from nanovllm.engine.step_plan import SequenceResult, StepPlan
+from nanovllm.engine.scheduling.block_manager import BlockManager
+from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.scheduling.scheduler import Scheduler
+from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
 from nanovllm.sampling_params import SamplingParams
 
 EOS = 0

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 
-from nanovllm.model.kernels.library import Library, cache_key, load_library
-from nanovllm.model.kernels.object_cache import user_cache
-from nanovllm.model.kernels.processor import host_processor
-from nanovllm.model.kernels.target import Spec, Target, host_target
+from nanovllm.model.kernels.build.codegen import Library, host_processor
+from nanovllm.model.kernels.build.object_cache import user_cache
+from nanovllm.model.kernels.build.target import Spec, Target, host_target
+from nanovllm.model.kernels.library import cache_key, load_library
 
 HOST = host_target()
 _PLAIN = replace(HOST, bfloat16_dot=False, int8_dot=False)
@@ -36,7 +36,7 @@ WHOLE_TARGETS = list(dict.fromkeys([HOST, *OLDER.values(), Target(lanes=4)]))
 
 _COMPILE = """
 from nanovllm.model.kernels.library import load_library
-from nanovllm.model.kernels.target import Spec, host_target
+from nanovllm.model.kernels.build.target import Spec, host_target
 load_library(Spec(host_target()))
 """
 

@@ -4,10 +4,10 @@ import argparse
 import math
 from pathlib import Path
 
+from nanovllm.cli.argument_types import not_negative, positive, positive_number
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES, variables_help
 from nanovllm.cli.options import add_engine_options, add_model
 from nanovllm.cli.parsers.parser import Command
-from nanovllm.cli.values import not_negative, positive, positive_number
 
 _DESCRIPTION = "Measure how fast a model is on this machine. Every report ends in a line of JSON."
 _PHASES = (
@@ -76,7 +76,7 @@ def _add_latency(parser: argparse.ArgumentParser) -> None:
         help="measure the machine's memory and arithmetic before and after, and report the "
         "fraction of them that was reached",
     )
-    _add_offline(parser, group, Command("nanovllm.cli.bench_offline:run_latency"))
+    _add_offline(parser, group, Command("nanovllm.cli.bench.offline:run_latency"))
 
 
 def _add_throughput(parser: argparse.ArgumentParser) -> None:
@@ -98,7 +98,7 @@ def _add_throughput(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help='lines of JSON, {"prompt": ..., "max_tokens": ...} (default: random prompts)',
     )
-    _add_offline(parser, group, Command("nanovllm.cli.bench_offline:run_throughput"))
+    _add_offline(parser, group, Command("nanovllm.cli.bench.offline:run_throughput"))
 
 
 def _add_offline(
@@ -168,7 +168,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "prompts have token ids below this; every byte-level vocabulary has 256",
     )
     _add_report_options(parser)
-    parser.set_defaults(run=Command("nanovllm.cli.bench_serve:run"))
+    parser.set_defaults(run=Command("nanovllm.cli.bench.serve:run"))
 
 
 def _add_report_options(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from nanovllm.cli.argument_types import positive
 from nanovllm.cli.environment import ENGINE_VARIABLES, variables_help
 from nanovllm.cli.options import add_chat_template, add_engine_options, add_model
 from nanovllm.cli.parsers.parser import Command
-from nanovllm.cli.values import positive
 
 _DESCRIPTION = """
 Answer a file of requests in OpenAI's batch format, without a server.

@@ -2,11 +2,11 @@
 
 import argparse
 
+from nanovllm.cli.argument_types import not_negative, positive, positive_number
 from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES, variables_help
 from nanovllm.cli.options import add_chat_template, add_engine_options, add_model
 from nanovllm.cli.parsers.access import add_access_options
 from nanovllm.cli.parsers.parser import Command
-from nanovllm.cli.values import not_negative, positive, positive_number
 
 _DESCRIPTION = "Serve a model over HTTP, with OpenAI's API, until a signal ends the server."
 

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
+from nanovllm.cli.argument_types import positive, positive_number
 from nanovllm.cli.environment import ENGINE_VARIABLES, variables_help
 from nanovllm.cli.options import add_engine_options, add_model
 from nanovllm.cli.parsers.parser import Command
-from nanovllm.cli.values import positive, positive_number
 
 AGREES, DIFFERS, NOT_COMPARED = 0, 1, 2
 _DESCRIPTION = """

@@ -1,17 +1,20 @@
-"""The compiled forward pass, backend="numba": Python source that is compiled for the very CPU it runs on.
+"""The compiled forward pass, backend="numba": Python source compiled by Numba for the host CPU.
 
-Read in this order: vector.py (the vocabulary of the inner tiles), formats.py (float32, bfloat16 and int8 in
-one layout), matmul.py (packed products), attention.py, forward.py (the same list of operations as
-nanovllm/model/gpt2.py), head.py (logits and argmax). parameters.py says what the compiled code is given,
-packing.py how weights are laid out for it, quantise.py how rows become bytes, target.py what a compilation
-is for.
+The packages import downward, from the last line of this list to the first. Read from the top:
 
-Sampling is beside it: sampling.py (from rows of logits to tokens), filters.py and select.py (top-k and top-p without sorting), reports.py
-(log-probabilities), scores.py (the vector passes over a row) and scalars.py (single numbers at addresses). greedy.py finds the most likely
-word while the head's product goes on.
+    forward         the operations of nanovllm/model/gpt2.py, in the same order
+    sampling        the twin of nanovllm/runner/sampler.py: from rows of logits to tokens
+    threads         a pool of threads, its barriers and its work counters
+    simd            vectors, storage formats and loads and stores of scalars
+    build           from source to machine code
 
-Threads: pool.py (Python's side), helpers.py and threads.py (the compiled side), atomics.py, layout.py (the memory between them), processors.py
-(how many cores there are) and contention.py (how many threads to use while other programs take cores).
-From source to machine code: entries.py and compiler.py, which need Numba; library.py, object_cache.py and processor.py, which do not: a
-process that finds its code in the cache never imports it.
+    backend         the class behind the protocol of nanovllm/model/backend.py
+    packed_weights  a checkpoint's weights in the kernels' layout
+    sampler         the class behind the protocol of nanovllm/model/rows.py
+    record          fills the record of a step with the addresses of NumPy arrays
+    step_record     the fields of that record, known to Python and to the kernels
+    entries         all compiled functions that Python calls
+    library         loads them from the cache, or compiles them
+
+A process that finds its machine code in the cache does not import Numba.
 """

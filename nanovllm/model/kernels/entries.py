@@ -4,14 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 from numba.core import event
 
-from nanovllm.model.kernels import helpers, threads
-from nanovllm.model.kernels.compiler import ARGUMENTS, emit_object
-from nanovllm.model.kernels.forward import make_forward
-from nanovllm.model.kernels.head import make_greedy, make_logits
-from nanovllm.model.kernels.processor import Processor
-from nanovllm.model.kernels.sampling import make_sample_rows
-from nanovllm.model.kernels.step import plan_step
-from nanovllm.model.kernels.target import Spec
+from nanovllm.model.kernels.build.codegen import Processor
+from nanovllm.model.kernels.build.compiler import ARGUMENTS, emit_object
+from nanovllm.model.kernels.build.target import Spec
+from nanovllm.model.kernels.forward.forward import make_forward
+from nanovllm.model.kernels.forward.head import make_greedy, make_logits
+from nanovllm.model.kernels.forward.prepare import plan_step
+from nanovllm.model.kernels.sampling.sample import make_sample_rows
+from nanovllm.model.kernels.threads import worker
+from nanovllm.model.kernels.threads.barrier import spin
 from nanovllm.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -26,11 +27,11 @@ def make_entries(spec: Spec) -> dict[str, Any]:
         "logits": make_logits(spec),
         "greedy": make_greedy(spec),
         "sample_rows": make_sample_rows(spec.target),
-        "prepare_job": helpers.prepare_job,
-        "run_job": helpers.run_job,
-        "help_job": helpers.help_job,
-        "wake_helpers": helpers.wake_helpers,
-        "spin": threads.spin,
+        "prepare_job": worker.prepare_job,
+        "run_job": worker.run_job,
+        "help_job": worker.help_job,
+        "wake_helpers": worker.wake_helpers,
+        "spin": spin,
     }
 
 

@@ -8,9 +8,9 @@ import hashlib
 import os
 import platform
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from ctypes import CFUNCTYPE, c_int32, c_int64
+from collections.abc import Iterator
 from functools import cache
+from importlib.abc import Traversable
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -18,9 +18,9 @@ import llvmlite
 import numpy as np
 from llvmlite import binding
 
-from nanovllm.model.kernels.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
-from nanovllm.model.kernels.processor import Processor, host_processor, load_object
-from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec
+from nanovllm.model.kernels.build.codegen import Library, Processor, host_processor
+from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
+from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec
 from nanovllm.progress import shows_progress
 
 ENTRIES = (
@@ -37,25 +37,11 @@ ENTRIES = (
 )
 """Functions that Python calls, each as function(address, thread) -> 0, or not 0 where it failed."""
 
-PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
-"""Releases the interpreter's lock during the call."""
-
-
-class Library:
-    """Machine code in this process; it stays until the process ends."""
-
-    def __init__(self, image: bytes, names: Sequence[str] = ENTRIES) -> None:
-        """Load an object file that has functions of these names."""
-        self.addresses: Mapping[str, int] = load_object(image, names)
-        self.functions: Mapping[str, Callable[[int, int], int]] = {
-            name: PROTOTYPE(address) for name, address in self.addresses.items()
-        }
-
 
 @cache
 def load_library(spec: Spec) -> Library:
     """The functions for these types on this processor, once in a process."""
-    return Library(load_image(spec, user_cache()))
+    return Library(load_image(spec, user_cache()), ENTRIES)
 
 
 def load_image(spec: Spec, store: ObjectCache) -> bytes:
@@ -122,15 +108,22 @@ def cache_key(spec: Spec, processor: Processor) -> str:
 
 
 def digest_of_sources() -> str:
-    """A digest of the files of this package."""
+    """Return a digest of the files of this package and of its subpackages."""
     digest = hashlib.sha256()
-    for file in sorted(
-        (file for file in files(__package__).iterdir() if file.name.endswith(".py")),
-        key=lambda file: file.name,
-    ):
+    for name, file in sorted(_sources(files(__package__))):
         content = file.read_bytes()
-        digest.update(f"{file.name} {len(content)}\n".encode() + content)
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     return digest.hexdigest()
+
+
+def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Yield the path below the package, and the file, of each Python source."""
+    for entry in folder.iterdir():
+        name = prefix + entry.name
+        if entry.is_dir():
+            yield from _sources(entry, f"{name}/")
+        elif name.endswith(".py"):
+            yield name, entry
 
 
 SOURCES = digest_of_sources()

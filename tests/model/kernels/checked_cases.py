@@ -12,14 +12,14 @@ import pytest
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.bounds import watch
-from nanovllm.model.kernels.compiler import compiled
-from nanovllm.model.kernels.layout import F32_BYTES
-from nanovllm.model.kernels.packing import aligned_zeros
-from nanovllm.model.kernels.parameters import ROW_BLOCK
-from nanovllm.model.kernels.target import CHECKS_ADDRESSES, Spec, Target, host_target
-from nanovllm.model.kernels.vector import Value, Vectors, kernel
-from nanovllm.model.numba_backend import NumbaBackend
+from nanovllm.model.kernels.backend import NumbaBackend
+from nanovllm.model.kernels.build.bounds import watch
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.packing import aligned_zeros
+from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec, Target, host_target
+from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
+from nanovllm.model.kernels.step_record import ROW_BLOCK
 from nanovllm.runner.row_samplers import row_settings
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -91,7 +91,7 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
 def test_whole_steps_stay_inside_their_arrays(
     tmp_path: Path, spec: Spec, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
+    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path, config={"n_positions": LONGEST, **config})
     read = GPT2Config.load(folder)
     for threads, block_size, narrow in ((1, 16, False), (3, 5, True), (2, 1, False), (1, 5, True)):
@@ -211,7 +211,7 @@ def test_an_array_that_is_too_short_is_reported(
         )
 
     with monkeypatch.context() as patch:
-        patch.setattr("nanovllm.model.numba_backend.watch", watch_less)
+        patch.setattr("nanovllm.model.kernels.backend.watch", watch_less)
         with pytest.raises(RuntimeError, match=r"forward (read|wrote)"):
             backend.forward(BATCH)
     backend.forward(BATCH)
@@ -228,7 +228,7 @@ def test_the_report_names_address_size_and_place(
             ends.append((less["hidden"].ctypes.data + less["hidden"].nbytes, less["hidden"].nbytes))
         return watch(target, entry, less.items())
 
-    monkeypatch.setattr("nanovllm.model.numba_backend.watch", watch_less)
+    monkeypatch.setattr("nanovllm.model.kernels.backend.watch", watch_less)
     with pytest.raises(RuntimeError) as caught:
         backend.forward(BATCH)
     ((end, size),) = ends

@@ -10,9 +10,9 @@ import pytest
 
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.kernels.backend import NumbaBackend
+from nanovllm.model.kernels.build.target import Spec, Target
 from nanovllm.model.kernels.library import load_library
-from nanovllm.model.kernels.target import Spec, Target
-from nanovllm.model.numba_backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
@@ -110,7 +110,7 @@ def test_a_sequences_bits_depend_on_nothing_else(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Alone, in a batch, token by token, in odd chunks, in other blocks, on one thread or on three: the same bits."""
-    monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
+    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path, config=config)
     together = np.split(
         logits_of(load_narrow(folder, kind, num_threads=3)),
@@ -140,7 +140,7 @@ def test_a_sequences_bits_depend_on_nothing_else(
 def test_bits_do_not_depend_on_the_number_of_threads(
     tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanovllm.model.numba_backend._SHARED_PRODUCTS", 0)
+    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path)
     np.testing.assert_array_equal(
         logits_of(NumbaBackend.load(folder, num_threads=threads)),

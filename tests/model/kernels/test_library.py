@@ -14,14 +14,19 @@ import pytest
 from llvmlite import binding
 
 import nanovllm
-from nanovllm.model.kernels import helpers
 from nanovllm.model.kernels import library as library_module
-from nanovllm.model.kernels.compiler import ARGUMENTS, compiled, emit_object, link
-from nanovllm.model.kernels.library import ENTRIES, Library, cache_key, load_image, load_library
-from nanovllm.model.kernels.memory import load_int
-from nanovllm.model.kernels.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
-from nanovllm.model.kernels.processor import Processor, create_target_machine, host_processor
-from nanovllm.model.kernels.target import Spec, Target, host_target
+from nanovllm.model.kernels.build.codegen import (
+    Library,
+    Processor,
+    create_target_machine,
+    host_processor,
+)
+from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object, link
+from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
+from nanovllm.model.kernels.build.target import Spec, Target, host_target
+from nanovllm.model.kernels.library import ENTRIES, cache_key, load_image, load_library
+from nanovllm.model.kernels.simd.move import load_int
+from nanovllm.model.kernels.threads import worker
 from tests.support.cache_processes import KEY, compile_unless_there, save_and_load
 
 SPEC = Spec(Target(16))
@@ -74,7 +79,7 @@ def test_machine_code_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_numba_is_left_as_it_was_for_others() -> None:
     program = """
-from nanovllm.model.kernels import compiler
+from nanovllm.model.kernels.build import compiler
 import numba
 compiler.compiled(lambda address, number: None).compile(compiler.ARGUMENTS)
 from numba.core.runtime import rtsys
@@ -103,9 +108,9 @@ def test_code_calls_nothing_but_the_operating_system() -> None:
     """A symbol that cannot be found when the file is loaded would end the process."""
     entries: dict[str, Any] = {
         "third": third,
-        "run_job": helpers.run_job,
-        "help_job": helpers.help_job,
-        "prepare_job": helpers.prepare_job,
+        "run_job": worker.run_job,
+        "help_job": worker.help_job,
+        "prepare_job": worker.prepare_job,
     }
     for function in entries.values():
         function.compile(ARGUMENTS)
@@ -191,7 +196,7 @@ def test_a_folder_that_cannot_be_made_is_no_error(tmp_path: Path) -> None:
 
 
 def test_only_the_newest_are_kept(store: ObjectCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.object_cache._KEEP", 8)
+    monkeypatch.setattr("nanovllm.model.kernels.build.object_cache._KEEP", 8)
     for number in range(12):
         store.save(str(number), b"code")
         os.utime(store.folder / f"{number}.kernels", (number, number))
@@ -283,7 +288,7 @@ def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
     first = digest()
     assert digest() == first
     seen = {first}
-    for path in (kernels / "vector.py", kernels / "parameters.py", kernels / "helpers.py"):
+    for path in (kernels / "vector.py", kernels / "step_record.py", kernels / "worker.py"):
         times = path.stat()
         path.write_text(path.read_text().replace("1", "2", 1))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
@@ -369,8 +374,8 @@ def test_a_cached_start_imports_no_numba() -> None:
     if user_cache().load(cache_key(Spec(host_target()), host_processor())) is None:
         pytest.skip("there is no cache")
     program = (
-        "import sys; from nanovllm.model import numba_backend; from nanovllm.model.kernels.target import Spec, host_target;"
-        "numba_backend.load_library(Spec(host_target())); print('numba' in sys.modules)"
+        "import sys; from nanovllm.model.kernels import backend; from nanovllm.model.kernels.build.target import Spec, host_target;"
+        "backend.load_library(Spec(host_target())); print('numba' in sys.modules)"
     )
     answer = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60

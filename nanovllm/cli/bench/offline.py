@@ -1,0 +1,366 @@
+"""nanovllm bench latency and throughput: an engine in this process, without HTTP.
+
+Prefill is the speed of the steps that read prompts, decode that of the steps that do nothing but decode; a step that does both counts
+as prefill. The prefix cache is off unless asked for, so that every token that is counted was computed.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nanovllm.cli.argument_types import read_lines
+from nanovllm.cli.bench.report import finish, rate, show, shown
+from nanovllm.cli.bench.roofline import (
+    Limits,
+    Phase,
+    engine_costs,
+    fractions,
+    shown_fractions,
+    shown_limits,
+    weight_kind,
+)
+from nanovllm.cli.options import engine_config
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.metrics import StepStats
+from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.hub import resolve_model
+from nanovllm.model.config import GPT2Config
+from nanovllm.prompts import Prompt
+from nanovllm.sampling_params import SamplingParams
+
+PERCENTILES = (10, 25, 50, 75, 90, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prompt and how many tokens to generate for it; `name` is what errors call it."""
+
+    name: str
+    prompt: Prompt
+    output_len: int
+
+
+@dataclass(slots=True)
+class Phases:
+    """The steps that read prompts, and those that only decode."""
+
+    prefill: Phase = field(default_factory=Phase)
+    decode: Phase = field(default_factory=Phase)
+
+    def add(self, stats: StepStats, pairs: int = 0, rows: int = 0) -> None:
+        """Count one step; `pairs` and `rows` as in Phase."""
+        if stats.num_prompt_tokens:
+            self.prefill.add(stats.num_prompt_tokens, stats, pairs, rows)
+        else:
+            self.decode.add(stats.num_decode_tokens, stats, pairs, rows)
+
+    def figures(self) -> dict[str, float | None]:
+        """Tokens a second in each phase, None where a phase never happened."""
+        return {
+            "prefill_tokens_per_s": self.prefill.tokens_per_s,
+            "decode_tokens_per_s": self.decode.tokens_per_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """What one run of a batch computed and how long it took."""
+
+    duration_s: float
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A loaded engine and what was measured on it so far."""
+
+    engine: Engine
+    temperature: float
+    phases: Phases = field(default_factory=Phases)
+
+    def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
+        """Submit all jobs at once and work until the last answer is complete; raises ContextLengthError where one does not fit."""
+        started_s = time.perf_counter()
+        submissions = {
+            f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)
+        }
+        lengths = dict.fromkeys(submissions, 0)
+        for step in self.engine.run(list(submissions.values())):
+            drawn = [update.request_id for update in step.updates if update.token_id is not None]
+            self.phases.add(
+                step.stats,
+                sum(_pairs(submissions[name], lengths[name]) for name in drawn),
+                len(drawn),
+            )
+            for name in drawn:
+                lengths[name] += 1
+            for update in step.updates:
+                assembler = submissions[update.request_id].assembler
+                if assembler.error is not None:
+                    raise EngineFaultError(assembler.error)
+                if assembler.is_finished:
+                    on_finish()
+        outputs = [submission.assembler.output() for submission in submissions.values()]
+        duration_s = time.perf_counter() - started_s
+        cached_tokens = sum(output.num_cached_tokens for output in outputs)
+        assert cached_tokens == 0 or self.engine.config.enable_prefix_caching
+        input_tokens = sum(len(output.prompt_token_ids) for output in outputs)
+        return Totals(
+            duration_s,
+            input_tokens,
+            sum(len(output.outputs[0].token_ids) for output in outputs),
+            cached_tokens,
+        )
+
+    def _submit(self, request_id: str, job: Job) -> Submission:
+        params = SamplingParams(
+            max_tokens=job.output_len, temperature=self.temperature, ignore_eos=True
+        )
+        try:
+            submission = self.engine.intake.submit(request_id, job.prompt, params)
+        except InvalidRequestError as error:
+            raise type(error)(f"{job.name}: {error}", param=error.param) from error
+        check_fits(
+            f"{job.name}: a prompt",
+            len(submission.requests[0].prompt_token_ids),
+            job.output_len,
+            self.engine.max_model_len,
+        )
+        return submission
+
+
+def run_latency(parsed: argparse.Namespace) -> int:
+    """How long a batch takes from start to end, repeated."""
+    config = engine_config(parsed)
+    if parsed.batch_size > config.max_num_seqs:
+        raise ValueError(
+            f"--batch-size is {parsed.batch_size}, but only {config.max_num_seqs} sequences run in one step; lower it or raise --max-num-seqs"
+        )
+    bench = _load(parsed, check_lengths=True)
+    jobs = _random_jobs(bench.engine, parsed, parsed.batch_size)
+    for _ in tqdm(
+        range(parsed.num_iters_warmup), desc="Warm-up", unit="batch", disable=None, leave=False
+    ):
+        bench.run(jobs)
+    measured = Bench(bench.engine, bench.temperature)
+    before = [Limits.measure(config)] if parsed.limits else []
+    runs = [
+        measured.run(jobs)
+        for _ in tqdm(range(parsed.num_iters), desc="Batches", unit="batch", disable=None)
+    ]
+    limits = Limits.mean([*before, Limits.measure(config)]) if parsed.limits else None
+    latencies = np.array([run.duration_s for run in runs], dtype=np.float64)
+    figures = {
+        "avg_latency_s": float(latencies.mean()),
+        **{
+            f"p{percent}_latency_s": float(np.percentile(latencies, percent))
+            for percent in PERCENTILES
+        },
+        **measured.phases.figures(),
+    }
+    reached = (
+        None
+        if limits is None
+        else fractions(
+            engine_costs(bench.engine), limits, measured.phases.prefill, measured.phases.decode
+        )
+    )
+    work = f"a batch of {parsed.batch_size}, each {parsed.input_len} tokens in and {parsed.output_len} out, {parsed.num_iters} times"
+    show(
+        {
+            **_about(parsed, bench.engine),
+            "work": f"{work} after {parsed.num_iters_warmup} to warm up",
+        }
+        | ({} if limits is None else {"limits": shown_limits(limits)}),
+        {
+            label.removesuffix("_s").replace("_", " "): shown(figures[label], "s", 4)
+            for label in figures
+            if label.endswith("latency_s")
+        }
+        | _shown_phases(figures, bench.engine)
+        | ({} if limits is None or reached is None else shown_fractions(reached, limits)),
+    )
+    lengths = {
+        "batch_size": parsed.batch_size,
+        "input_len": parsed.input_len,
+        "output_len": parsed.output_len,
+    }
+    counts = {
+        **lengths, "num_iters": parsed.num_iters, "num_iters_warmup": parsed.num_iters_warmup,
+        "total_input_tokens": sum(run.input_tokens for run in runs), "total_output_tokens": sum(run.output_tokens for run in runs),
+        "total_cached_tokens": sum(run.cached_tokens for run in runs),
+    }  # fmt: skip
+    compared = {} if limits is None or reached is None else {**reached, "limits": asdict(limits)}
+    finish(
+        {
+            "benchmark": "latency",
+            **counts,
+            **figures,
+            **compared,
+            "latencies_s": latencies.tolist(),
+            **_record(parsed, bench.engine),
+        },
+        parsed.json,
+    )
+    return 0
+
+
+def run_throughput(parsed: argparse.Namespace) -> int:
+    """How much is done in a second when everything is there from the start."""
+    listed = (
+        None
+        if parsed.dataset is None
+        else read_dataset(parsed.dataset, parsed.num_prompts, parsed.output_len)
+    )
+    bench = _load(parsed, check_lengths=listed is None)
+    jobs = listed or _random_jobs(bench.engine, parsed, parsed.num_prompts or 32)
+    bench.engine.warm_up()
+    with tqdm(total=len(jobs), desc="Prompts", unit="prompt", disable=None) as progress:
+        total = bench.run(jobs, progress.update)
+    figures = {
+        "duration_s": total.duration_s,
+        "requests_per_s": rate(len(jobs), total.duration_s),
+        "total_tokens_per_s": rate(total.input_tokens + total.output_tokens, total.duration_s),
+        "output_tokens_per_s": rate(total.output_tokens, total.duration_s),
+        **bench.phases.figures(),
+    }
+    source = (
+        f"random, {parsed.input_len} tokens in and {parsed.output_len} out each"
+        if listed is None
+        else f"from {parsed.dataset}"
+    )
+    show(
+        {
+            **_about(parsed, bench.engine),
+            "work": f"{len(jobs)} prompts at once, {source}: {total.input_tokens:,} tokens in and {total.output_tokens:,} out",
+        },
+        {
+            "duration": shown(figures["duration_s"], "s"),
+            "requests": shown(figures["requests_per_s"], "/s"),
+            "all tokens": shown(figures["total_tokens_per_s"], "tok/s", 1),
+            "output tokens": shown(figures["output_tokens_per_s"], "tok/s", 1),
+        }
+        | _shown_phases(figures, bench.engine),
+    )
+    counts = {
+        "num_prompts": len(jobs), "dataset": None if listed is None else str(parsed.dataset),
+        "input_len": parsed.input_len if listed is None else None, "output_len": parsed.output_len if listed is None else None,
+        "total_input_tokens": total.input_tokens, "total_output_tokens": total.output_tokens, "total_cached_tokens": total.cached_tokens,
+    }  # fmt: skip
+    finish(
+        {"benchmark": "throughput", **counts, **figures, **_record(parsed, bench.engine)},
+        parsed.json,
+    )
+    return 0
+
+
+def _pairs(submission: Submission, drawn: int) -> int:
+    """Pairs of a query and a token that it sees, up to the next token of an answer of `drawn` tokens; all of a prompt's for its first."""
+    length = len(submission.requests[0].prompt_token_ids) + drawn
+    return length if drawn else length * (length + 1) // 2
+
+
+def check_fits(what: str, input_len: int, output_len: int, max_model_len: int) -> None:
+    """Raise ContextLengthError unless a prompt and its answer fit the context together."""
+    if input_len + output_len > max_model_len:
+        raise ContextLengthError(
+            f"{what} of {input_len} tokens and an answer of {output_len} are {input_len + output_len} together, "
+            f"more than the context of {max_model_len}; shorten one of them"
+        )
+
+
+def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
+    """The first `limit` prompts of a file of JSON lines; raises ValueError that names the line at fault.
+
+    A line is {"prompt": text or token ids, "max_tokens": whole number}; the second may be missing, and other fields are not read.
+    """
+    jobs: list[Job] = []
+    for number, line in read_lines(path):
+        if limit is not None and len(jobs) == limit:
+            break
+        name = f"{path}, line {number}"
+        try:
+            item = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{name} is not JSON: {error}") from error
+        if not isinstance(item, dict) or "prompt" not in item:
+            raise ValueError(
+                f'{name} must be an object with a prompt, such as {{"prompt": "Once upon a time", "max_tokens": 64}}'
+            )
+        asked = item.get("max_tokens")
+        if asked is not None and (
+            isinstance(asked, bool) or not isinstance(asked, int) or asked < 1
+        ):
+            raise ValueError(
+                f"{name}: max_tokens is {asked!r} but must be a whole number of at least 1"
+            )
+        jobs.append(Job(name, item["prompt"], output_len if asked is None else asked))
+    if not jobs:
+        raise ValueError(
+            f'{path} has no prompts; it needs lines such as {{"prompt": "Once upon a time", "max_tokens": 64}}'
+        )
+    return jobs
+
+
+def _load(parsed: argparse.Namespace, *, check_lengths: bool) -> Bench:
+    """The engine, once the lengths are known to fit: a wrong number is told before the weights are read."""
+    config, folder = engine_config(parsed), resolve_model(parsed.model)
+    if check_lengths:
+        max_positions = GPT2Config.load(folder).max_positions
+        check_fits(
+            "a prompt",
+            parsed.input_len,
+            parsed.output_len,
+            min(config.max_model_len or max_positions, max_positions),
+        )
+    SamplingParams(temperature=parsed.temperature)
+    return Bench(Engine.load(folder, config), parsed.temperature)
+
+
+def _random_jobs(engine: Engine, parsed: argparse.Namespace, count: int) -> list[Job]:
+    drawn = np.random.default_rng(parsed.seed).integers(
+        0, engine.model.vocab, (count, parsed.input_len), dtype=np.int64
+    )
+    return [
+        Job(f"prompt {index}", prompt, parsed.output_len)
+        for index, prompt in enumerate(drawn.tolist())
+    ]
+
+
+def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
+    model, config = engine.model, engine.config
+    caching = "on" if config.enable_prefix_caching else "off"
+    sizes = f"{model.parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, vocabulary {model.vocab:,}"
+    limits = f"max_num_seqs {config.max_num_seqs}, max_num_batched_tokens {config.max_num_batched_tokens}, block_size {config.block_size}"
+    exact = ", batch_invariant" if config.batch_invariant else ""
+    types = f"{weight_kind(config)}, KV cache {engine.runner.backend.cache_dtype}, backend {config.backend}"
+    return {
+        "model": f"{parsed.model}, {sizes}, context {engine.max_model_len:,}",
+        "settings": f"{types}, {limits}, prefix caching {caching}, temperature {parsed.temperature:g}{exact}",
+    }
+
+
+def _record(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
+    return {
+        "model": parsed.model, "parameters": engine.model.parameters, "temperature": parsed.temperature,
+        "prefix_caching": engine.config.enable_prefix_caching, "num_preemptions": engine.stats().num_preemptions,
+        "settings": asdict(engine.config),
+    }  # fmt: skip
+
+
+def _shown_phases(figures: dict[str, Any], engine: Engine) -> dict[str, str]:
+    lines = {
+        name: shown(figures[f"{name}_tokens_per_s"], "tok/s", 1) for name in ("prefill", "decode")
+    }
+    preemptions = engine.stats().num_preemptions
+    return {**lines, "preemptions": f"{preemptions:,}"} if preemptions else lines

@@ -1,0 +1,284 @@
+"""nanovllm bench serve: a load generator for a running OpenAI-compatible server, with the figures of vLLM's `bench serve`.
+
+A request's time begins when it is sent, the opening of its connection included. Tokens are counted by the server's `usage`, since one piece
+of a stream may carry several tokens; TPOT = (time to the last piece - TTFT) / (output tokens - 1), and ITL is the time between pieces.
+"""
+
+import argparse
+import asyncio
+import math
+import os
+import secrets
+import time
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from nanovllm.cli.bench.http_client import Server, events, get_json, reason_of
+from nanovllm.cli.bench.offline import check_fits
+from nanovllm.cli.bench.report import finish, show, shown
+from nanovllm.cli.security_options import keys_in_environment
+
+_TIMES = {
+    "ttft": "time to first token",
+    "tpot": "time per output token",
+    "itl": "between pieces",
+    "e2el": "whole request",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """One request as its client saw it; `piece_times_s` and `start_s` are of one clock, and `error` is None where all went well."""
+
+    start_s: float
+    piece_times_s: tuple[float, ...] = ()
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    error: str | None = None
+
+    @property
+    def ttft_s(self) -> float:
+        """Time to the first piece."""
+        return self.piece_times_s[0] - self.start_s
+
+    @property
+    def e2el_s(self) -> float:
+        """Time to the last piece."""
+        return self.piece_times_s[-1] - self.start_s
+
+    @property
+    def tpot_s(self) -> float | None:
+        """Time per output token after the first; None where there is only one."""
+        return (
+            (self.e2el_s - self.ttft_s) / (self.output_tokens - 1)
+            if self.output_tokens > 1
+            else None
+        )
+
+    @property
+    def itl_s(self) -> list[float]:
+        """Times between the pieces."""
+        return [
+            after - before
+            for before, after in zip(self.piece_times_s, self.piece_times_s[1:], strict=False)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What is sent: bodies of requests, when each comes (seconds from the start), and how many may be under way at once."""
+
+    bodies: Sequence[dict[str, Any]]
+    arrivals_s: Sequence[float]
+    max_concurrency: int | None
+    timeout_s: float
+
+
+def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
+    """The figures that people compare, of the completed requests; times in milliseconds, None where nothing was measured."""
+    done = [trace for trace in traces if trace.error is None]
+    input_tokens, output_tokens = (
+        sum(trace.input_tokens for trace in done),
+        sum(trace.output_tokens for trace in done),
+    )
+    times = {
+        "ttft": [trace.ttft_s for trace in done],
+        "tpot": [trace.tpot_s for trace in done if trace.tpot_s is not None],
+        "itl": [gap for trace in done for gap in trace.itl_s],
+        "e2el": [trace.e2el_s for trace in done],
+    }
+    figures: dict[str, Any] = {
+        "duration": duration_s,
+        "completed": len(done),
+        "failed": len(traces) - len(done),
+        "total_input_tokens": input_tokens,
+        "total_output_tokens": output_tokens,
+        "total_cached_tokens": sum(trace.cached_tokens for trace in done),
+        "request_throughput": len(done) / duration_s,
+        "output_throughput": output_tokens / duration_s,
+        "total_token_throughput": (input_tokens + output_tokens) / duration_s,
+    }
+    for name, seconds in times.items():
+        ms = 1000 * np.array(seconds, dtype=np.float64)
+        for statistic in ("mean", "median", "std"):
+            figures[f"{statistic}_{name}_ms"] = (
+                float(getattr(np, statistic)(ms)) if ms.size else None
+            )
+        figures[f"p99_{name}_ms"] = float(np.percentile(ms, 99)) if ms.size else None
+    return figures
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Send the load and report; 1 where a request failed."""
+    server = Server.at(
+        parsed.base_url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None)
+    )
+    seed = secrets.randbits(32) if parsed.seed is None else parsed.seed
+    model, traces, duration_s = asyncio.run(_measure(server, parsed, seed))
+    figures = figures_of(traces, duration_s)
+    most = "no limit" if parsed.max_concurrency is None else f"at most {parsed.max_concurrency}"
+    arrivals = (
+        "all at once" if math.isinf(parsed.request_rate) else f"{parsed.request_rate:g} requests/s"
+    )
+    lengths = f"{parsed.random_input_len} random tokens in and up to {parsed.random_output_len} out"
+    eos = ", end of text ignored" if parsed.ignore_eos else ""
+    show(
+        {
+            "server": f"{server.url}, model {model}; the machine above is the client's",
+            "work": f"{parsed.num_prompts} requests, {lengths}, {arrivals}, {most} under way",
+            "settings": f"temperature {parsed.temperature:g}{eos}, seed {seed}; {figures['total_cached_tokens']:,} tokens came from a prefix cache",
+        },
+        _shown_figures(figures),
+    )
+    errors = [trace.error for trace in traces if trace.error is not None]
+    if errors:
+        print(f"{len(errors)} of {len(traces)} requests failed, the first with: {errors[0]}\n")
+    record = {
+        "benchmark": "serve", "base_url": server.url, "model": model, "num_prompts": parsed.num_prompts,
+        "request_rate": "inf" if math.isinf(parsed.request_rate) else parsed.request_rate, "max_concurrency": parsed.max_concurrency,
+        "random_input_len": parsed.random_input_len, "random_output_len": parsed.random_output_len, "vocab": parsed.vocab,
+        "ignore_eos": parsed.ignore_eos, "temperature": parsed.temperature, "seed": seed, "first_error": errors[0] if errors else None,
+    }  # fmt: skip
+    finish({**record, **figures}, parsed.json)
+    return 1 if errors else 0
+
+
+async def _measure(
+    server: Server, parsed: argparse.Namespace, seed: int
+) -> tuple[str, list[Trace], float]:
+    """The model's name, every request's trace, and the seconds from the first request to the last answer."""
+    model = await _check_model(
+        server, parsed.model, parsed.random_input_len, parsed.random_output_len
+    )
+    random = np.random.default_rng(seed)
+    prompts = random.integers(
+        0, parsed.vocab, (parsed.num_prompts + 1, parsed.random_input_len), dtype=np.int64
+    ).tolist()
+    gaps_s = np.zeros(parsed.num_prompts, dtype=np.float64)
+    if not math.isinf(parsed.request_rate):
+        gaps_s[1:] = random.exponential(1 / parsed.request_rate, parsed.num_prompts - 1)
+    common = {
+        "model": model, "max_tokens": parsed.random_output_len, "temperature": parsed.temperature,
+        "stream": True, "stream_options": {"include_usage": True}, **({"ignore_eos": True} if parsed.ignore_eos else {}),
+    }  # fmt: skip
+    first = await _follow(
+        server, {**common, "prompt": prompts[0], "max_tokens": 1}, parsed.timeout_s
+    )
+    if first.error is not None:  # what is wrong with every request is told once, before the load
+        raise ConnectionError(f"a first request failed, so nothing was measured: {first.error}")
+    bodies = [{**common, "prompt": prompt} for prompt in prompts[1:]]
+    load = Load(bodies, np.cumsum(gaps_s).tolist(), parsed.max_concurrency, parsed.timeout_s)
+    started_s = time.perf_counter()
+    traces = await _send(server, load)
+    return model, traces, time.perf_counter() - started_s
+
+
+async def _check_model(server: Server, wanted: str | None, input_len: int, output_len: int) -> str:
+    """The name to ask for; raises ValueError where the server has no such model or its context is too short."""
+    answer = await get_json(server, "/v1/models")
+    listed = answer.get("data") if isinstance(answer, dict) else None
+    models = (
+        {str(item["id"]): item for item in listed if isinstance(item, dict) and "id" in item}
+        if isinstance(listed, list)
+        else {}
+    )
+    if not models:
+        raise ConnectionError(
+            f"{server.url}/v1/models lists no models, so it is no OpenAI-compatible server"
+        )
+    name = wanted or next(iter(models))
+    if name not in models:
+        raise ValueError(f"the server has no model {name!r}; --model may be {', '.join(models)}")
+    max_model_len = models[name].get("max_model_len")
+    if isinstance(max_model_len, int):
+        check_fits("a prompt", input_len, output_len, max_model_len)
+    return name
+
+
+async def _send(server: Server, load: Load) -> list[Trace]:
+    """Start every request at its time, and wait for all of them."""
+    gate: AbstractAsyncContextManager[Any] = (
+        asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else nullcontext()
+    )
+    with tqdm(total=len(load.bodies), desc="Requests", unit="request", disable=None) as progress:
+
+        async def one(body: dict[str, Any]) -> Trace:
+            async with gate:
+                trace = await _follow(server, body, load.timeout_s)
+            progress.update()
+            return trace
+
+        started_s = time.perf_counter()
+        tasks = []
+        for body, arrival_s in zip(load.bodies, load.arrivals_s, strict=True):
+            wait_s = started_s + arrival_s - time.perf_counter()
+            if wait_s > 0:
+                await asyncio.sleep(wait_s)
+            tasks.append(asyncio.create_task(one(body)))
+        return list(await asyncio.gather(*tasks))
+
+
+async def _follow(server: Server, body: dict[str, Any], timeout_s: float) -> Trace:
+    """Send one request and follow its stream to the end; what goes wrong is in the trace."""
+    start_s = time.perf_counter()
+    try:
+        return await asyncio.wait_for(_stream(server, body, start_s), timeout_s)
+    except asyncio.TimeoutError:
+        return Trace(
+            start_s,
+            error=f"the answer was not complete within {timeout_s:g} s; raise --timeout-s or send less at once",
+        )
+    except OSError as error:
+        return Trace(start_s, error=str(error))
+
+
+async def _stream(server: Server, body: dict[str, Any], start_s: float) -> Trace:
+    times_s: list[float] = []
+    usage: dict[str, Any] = {}
+    async with aclosing(events(server, "/v1/completions", body)) as stream:
+        async for now, event in stream:
+            if not isinstance(event, dict) or "error" in event:
+                raise ConnectionError(
+                    f"the stream broke off: {reason_of(event.get('error') if isinstance(event, dict) else event)}"
+                )
+            if event.get("choices"):
+                times_s.append(now)
+            usage = event.get("usage") or usage
+    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
+    if not times_s or not all(isinstance(count, int) for count in counts):
+        raise ConnectionError(
+            "the stream had no text or no usage; the server must know stream_options.include_usage"
+        )
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Trace(
+        start_s,
+        tuple(times_s),
+        int(usage["prompt_tokens"]),
+        int(usage["completion_tokens"]),
+        int(cached),
+    )
+
+
+def _shown_figures(figures: dict[str, Any]) -> dict[str, str]:
+    lines = {
+        "completed": f"{figures['completed']:,}",
+        "failed": f"{figures['failed']:,}",
+        "duration": shown(figures["duration"], "s"),
+        "input tokens": f"{figures['total_input_tokens']:,}",
+        "output tokens": f"{figures['total_output_tokens']:,}",
+        "requests": shown(figures["request_throughput"], "/s"),
+        "output": shown(figures["output_throughput"], "tok/s", 1),
+        "input and output": shown(figures["total_token_throughput"], "tok/s", 1),
+    }
+    for name, label in _TIMES.items():
+        for statistic in ("mean", "median", "std", "p99"):
+            lines[f"{label} ({name.upper()}), {statistic}"] = shown(
+                figures[f"{statistic}_{name}_ms"], "ms"
+            )
+    return lines

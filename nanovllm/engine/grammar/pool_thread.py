@@ -1,0 +1,427 @@
+"""The thread of a grammar pool: it starts, watches and ends worker processes.
+
+Other threads call `start`, `post`, `post_unless_ended`, `join` and `abandon`. All other methods run on the thread.
+"""
+
+import contextlib
+import logging
+import selectors
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from nanovllm.engine.command_queue import CommandQueue
+from nanovllm.engine.grammar.limits import (
+    GrammarLimits,
+    describe_limit,
+    not_usable,
+    unknown_tokenizer,
+)
+from nanovllm.engine.grammar.table import (
+    Connection,
+    GrammarState,
+    GrammarTable,
+    PooledGrammar,
+    stopped_error,
+)
+from nanovllm.engine.sandbox.launcher import START_S, Launcher, Tokens, launcher
+from nanovllm.engine.sandbox.limits import reached_limit
+from nanovllm.engine.sandbox.messages import MessageError, MessageReader, pack
+from nanovllm.errors import EngineFaultError, NanovllmError, QueueFullError
+
+logger = logging.getLogger(__name__)
+
+_CHECK_S = 0.25  # how often times are checked while grammars wait or compile
+_MAX_ENDS = (
+    3  # fork servers that may end in a row, without a grammar compiled, before those that wait fail
+)
+
+
+class PoolThread:
+    """Workers for the grammars of a table."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        limits: GrammarLimits,
+        table: GrammarTable,
+        on_change: Callable[[], None],
+    ) -> None:
+        """Start nothing yet; `on_change` is called when a grammar has changed its state."""
+        self._tokens = tokens
+        self._limits = limits
+        self._table = table
+        self._on_change = on_change
+        self._commands = CommandQueue()
+        self._thread: threading.Thread | None = None
+        self._selector = selectors.DefaultSelector()
+        self._launcher: Launcher | None = None
+        self._is_loaded = False
+        self._launched_s = 0.0
+        self._num_ends = 0
+        self._waiting: deque[PooledGrammar] = deque()
+        self._compiling: dict[int, PooledGrammar] = {}
+        self._workers: dict[int, PooledGrammar] = {}
+        self._num_started = 0
+
+    # From any thread ----------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread unless it runs or has ended."""
+        with self._commands.lock:
+            if self._thread is None and not self._commands.has_ended:
+                self._thread = threading.Thread(
+                    target=self._run, name="nanovllm-grammars", daemon=True
+                )
+                self._thread.start()
+
+    def post(self, command: Callable[[], None]) -> None:
+        """Run a command on the thread, or here once the thread has ended."""
+        self._commands.post(command)
+
+    def post_unless_ended(self, command: Callable[[], None]) -> None:
+        """Run a command on the thread, or never; for a finalizer."""
+        self._commands.post_unless_ended(command)
+
+    def end(self) -> None:
+        """End the thread, whose table is closed."""
+        self.post(lambda: None)
+        with self._commands.lock:
+            if self._thread is None:
+                self._commands.end()
+                self._selector.close()
+
+    @property
+    def is_compiling(self) -> bool:
+        """Whether a worker compiles."""
+        return bool(self._compiling)
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join()
+
+    def abandon(self) -> None:
+        """Close all descriptors without a message to the workers, in a forked process.
+
+        The fork server and the workers would otherwise outlive the parent for as long as this
+        process runs, because their sockets would stay open.
+        """
+        self._commands.abandon()
+        self._selector.close()
+        for grammar in self._workers.values():
+            if grammar.connection is not None:
+                grammar.connection.socket.close()
+        if self._launcher is not None and self._launcher.connection is not None:
+            self._launcher.connection.close()
+
+    # On the thread ------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._selector.register(self._commands.woken, selectors.EVENT_READ, self._commands.run)
+        try:
+            while not self._table.is_closed:
+                for key, _ in self._selector.select(self._next_check_s()):
+                    key.data()
+                self._launch_waiting()
+                self._check_times()
+        except Exception:
+            logger.exception("the thread of the grammar pool failed")
+        finally:
+            self._table.close()
+            with contextlib.suppress(Exception):
+                self._end_all(stopped_error())
+            self._commands.end()
+            self._selector.close()
+
+    def _next_check_s(self) -> float | None:
+        return _CHECK_S if self._waiting or self._compiling else None
+
+    # Commands -----------------------------------------------------------------------------------
+
+    def enqueue(self, grammar: PooledGrammar) -> None:
+        """Compile a grammar when its turn comes."""
+        grammar.since_s = time.monotonic()
+        if self._table.is_closed:
+            self._settle(grammar, stopped_error())
+        else:
+            self._waiting.append(grammar)
+
+    def watch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
+        """Call `watcher` once the grammar is settled."""
+        if self._commands.has_ended and not grammar.is_settled:
+            self._settle(grammar, stopped_error())
+        if grammar.is_settled:
+            watcher()
+        else:
+            grammar.watchers.append(watcher)
+
+    def unwatch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
+        """Remove a watcher; end a compilation that no other watcher waits for."""
+        if watcher not in grammar.watchers:
+            return
+        grammar.watchers.remove(watcher)
+        if not grammar.watchers and not grammar.is_settled:
+            self._table.remove(grammar)
+            self._cancel(grammar)
+
+    def drop_holder(self, grammar: PooledGrammar) -> None:
+        """Remove a holder; end a compilation that nobody needs."""
+        if self._table.drop_holder(grammar):
+            self._cancel(grammar)
+
+    def _cancel(self, grammar: PooledGrammar) -> None:
+        """End the wait or the compilation of a grammar that the table no longer has."""
+        if grammar in self._waiting:
+            self._waiting.remove(grammar)
+        self._disconnect(grammar)
+        self._settle(grammar, QueueFullError("the grammar was given up; try again"))
+
+    def end_worker(self, grammar: PooledGrammar, worker: int, limit: str) -> None:
+        """End this worker, if it is still the grammar's."""
+        if self._workers.get(worker) is grammar:
+            self._lose(grammar, limit)
+
+    def slow_down(self, worker: int) -> None:
+        """Give a worker the lowest priority."""
+        if self._launcher is not None:
+            self._launcher.slow_down(worker)
+
+    def check_lost(self, grammar: PooledGrammar, worker: int) -> None:
+        """Find out why a worker's socket has closed; the fork server reports it by itself."""
+        if self._workers.get(worker) is not grammar or self._launcher is None:
+            return
+        self._stop_reading(grammar)
+        if self._launcher.connection is None:
+            self._lose(grammar, reached_limit(self._launcher.exit_code(worker)) or "")
+
+    # The fork server ----------------------------------------------------------------------------
+
+    def _start_launcher(self) -> None:
+        self._is_loaded, self._launched_s = False, time.monotonic()
+        try:
+            self._launcher = launcher(self._tokens)
+        except OSError as error:
+            self._fail_waiting(
+                EngineFaultError(f"a process for grammars cannot be started: {error}")
+            )
+            return
+        connection = self._launcher.connection
+        if connection is None:
+            self._is_loaded = True
+        else:
+            self._selector.register(connection, selectors.EVENT_READ, self._receive_events)
+
+    def _receive_events(self) -> None:
+        if self._launcher is None:
+            return
+        try:
+            for event in self._launcher.read():
+                if event["op"] == "closed":
+                    self._close_launcher()
+                    return
+                self._handle_event(event)
+        except MessageError:
+            self._close_launcher()
+
+    def _handle_event(self, event: dict[str, Any]) -> None:
+        if event["op"] == "loaded":
+            self._is_loaded = True
+        elif event["op"] == "failed":
+            self._fail_waiting(unknown_tokenizer(event["message"]))
+        elif event["op"] == "exited":
+            grammar = self._workers.get(event["id"])
+            if grammar is not None and event["id"] in self._compiling:
+                self._receive(grammar)  # its last message may say why
+            if grammar is not None and self._workers.get(event["id"]) is grammar:
+                self._lose(grammar, reached_limit(event["code"]) or "")
+
+    def _close_launcher(self) -> None:
+        """Close a fork server that has ended, and its workers; the next grammar starts another."""
+        if self._launcher is not None:
+            if self._launcher.connection is not None:
+                self._selector.unregister(self._launcher.connection)
+            self._launcher.close()
+        self._launcher, self._is_loaded = None, False
+        for grammar in list(self._workers.values()):
+            if grammar.state is GrammarState.COMPILING:
+                self._compile_again(grammar)
+            else:
+                self._lose(grammar, "")
+        self._num_ends += 1
+        if self._num_ends >= _MAX_ENDS:
+            self._num_ends = 0
+            self._fail_waiting(EngineFaultError("the process that compiles grammars has ended"))
+
+    # Compiling ----------------------------------------------------------------------------------
+
+    def _launch_waiting(self) -> None:
+        """Start workers for the first grammars that wait, as far as the limits allow."""
+        if self._waiting and self._launcher is None:
+            self._start_launcher()
+        while (
+            self._waiting
+            and self._is_loaded
+            and len(self._compiling) < self._limits.max_compiling
+            and self._make_room()
+        ):
+            self._launch(self._waiting.popleft())
+
+    def _make_room(self) -> bool:
+        """Evict idle grammars until one more worker fits; return whether it does."""
+        limits = self._limits
+        num_workers = len(self._workers) + 1
+        num_bytes = sum(grammar.num_bytes for grammar in self._workers.values())
+        num_bytes += limits.memory_bytes * (len(self._compiling) + 1)
+
+        def fits(evicted: list[PooledGrammar]) -> bool:
+            left = num_workers - len(evicted)
+            left_bytes = num_bytes - sum(grammar.num_bytes for grammar in evicted)
+            return left <= limits.max_workers and (left_bytes <= limits.max_bytes or left == 1)
+
+        evicted = self._table.evict(fits)
+        for grammar in evicted:
+            self._disconnect(grammar)
+        return fits(evicted)
+
+    def _launch(self, grammar: PooledGrammar) -> None:
+        assert self._launcher is not None
+        limits = self._limits
+        header = {
+            "op": "compile", "grammar": grammar.source, "memory_bytes": limits.memory_bytes,
+            "cpu_s": limits.compile_cpu_s, "mask_cpu_s": limits.mask_cpu_s,
+        }  # fmt: skip
+        self._num_started += 1
+        worker = self._num_started
+        try:
+            connected = self._launcher.start(worker)
+            try:
+                connected.settimeout(START_S)
+                connected.sendall(pack(header))
+            except OSError:
+                connected.close()
+                self._launcher.kill(worker)
+                raise
+        except OSError as error:
+            if self._launcher.connection is None:
+                self._settle(grammar, EngineFaultError(f"a grammar cannot be compiled: {error}"))
+            else:
+                self._waiting.appendleft(grammar)
+                self._close_launcher()
+            return
+        connected.setblocking(False)
+        grammar.reader, grammar.since_s = MessageReader(), time.monotonic()
+        self._table.set_compiling(grammar, worker, Connection(connected))
+        self._workers[worker] = self._compiling[worker] = grammar
+        self._selector.register(connected, selectors.EVENT_READ, lambda: self._receive(grammar))
+
+    def _receive(self, grammar: PooledGrammar) -> None:
+        """Receive the result of a compilation."""
+        if grammar.connection is None:
+            return  # an earlier event of the same round ended it
+        try:
+            data = grammar.connection.socket.recv(1 << 16)
+            messages = list(grammar.reader.feed(data))
+        except BlockingIOError:
+            return
+        except (OSError, MessageError):
+            data, messages = b"", []
+        if not data:
+            self.check_lost(grammar, grammar.worker)
+        for header, body in messages:
+            op, message = header.get("op"), str(header.get("message"))
+            if op == "loaded":
+                continue  # a worker that was not forked
+            if op == "compiled" and isinstance(header.get("num_bytes"), int):
+                self._stop_reading(grammar)
+                del self._compiling[grammar.worker]
+                self._table.set_ready(grammar, header["num_bytes"], body)
+                self._num_ends = 0
+                self._settle(grammar, None)
+                return
+            self._disconnect(grammar)
+            if op == "failed":
+                self._settle(grammar, unknown_tokenizer(message))
+            else:
+                self._settle(grammar, not_usable(message))
+            return
+
+    def _stop_reading(self, grammar: PooledGrammar) -> None:
+        if grammar.connection is not None:
+            with contextlib.suppress(KeyError, ValueError):  # it is not registered, or closed
+                self._selector.unregister(grammar.connection.socket)
+
+    def _lose(self, grammar: PooledGrammar, limit: str) -> None:
+        """End a worker; a grammar that it was compiling fails."""
+        was_compiling = grammar.state is GrammarState.COMPILING
+        self._disconnect(grammar)
+        self._table.set_lost(grammar, limit)
+        if not was_compiling:
+            self._on_change()
+        elif limit:
+            self._settle(grammar, not_usable(describe_limit(limit, self._limits)))
+        else:
+            self._settle(grammar, EngineFaultError("the process that compiled the grammar ended"))
+
+    def _compile_again(self, grammar: PooledGrammar) -> None:
+        """Put a grammar first in the queue; the fork server ended, and not by its fault."""
+        self._disconnect(grammar)
+        self._table.set_waiting(grammar)
+        self._waiting.appendleft(grammar)
+
+    def _disconnect(self, grammar: PooledGrammar) -> None:
+        """End a grammar's worker, if it has one."""
+        self._stop_reading(grammar)
+        self._compiling.pop(grammar.worker, None)
+        if self._workers.pop(grammar.worker, None) is not None and self._launcher is not None:
+            self._launcher.kill(grammar.worker)
+        connection = self._table.take_connection(grammar)
+        if connection is not None:
+            connection.cut()
+
+    def _settle(self, grammar: PooledGrammar, error: NanovllmError | None) -> None:
+        """Store an error, and call the watchers."""
+        if error is not None:
+            self._table.set_failed(grammar, error)
+        watchers, grammar.watchers = grammar.watchers, []
+        for watcher in watchers:
+            try:
+                watcher()
+            except Exception:
+                logger.exception("a watcher of a grammar failed")
+        self._on_change()
+
+    def _fail_waiting(self, error: NanovllmError) -> None:
+        while self._waiting:
+            self._settle(self._waiting.popleft(), error)
+
+    def _check_times(self) -> None:
+        """End what takes too long."""
+        now_s, limits = time.monotonic(), self._limits
+        is_loading = self._launcher is not None and not self._is_loaded
+        if is_loading and now_s - self._launched_s > START_S:
+            self._close_launcher()
+            message = "the process that compiles grammars did not start"
+            self._fail_waiting(EngineFaultError(message))
+        for grammar in list(self._compiling.values()):
+            if now_s - grammar.since_s > limits.compile_wall_s:
+                self._lose(grammar, "time")
+        while (
+            self._is_loaded
+            and self._waiting
+            and now_s - self._waiting[0].since_s > limits.max_wait_s
+        ):
+            message = "the grammars of other requests take all places; try again later"
+            self._settle(self._waiting.popleft(), QueueFullError(message))
+
+    def _end_all(self, error: NanovllmError) -> None:
+        for grammar in list(self._workers.values()):
+            self._disconnect(grammar)
+            if grammar.error is None:
+                self._settle(grammar, error)
+        self._fail_waiting(error)
+        if self._launcher is not None:
+            self._launcher.close()

@@ -1,0 +1,307 @@
+"""From a step's plan to the flat arrays that the runner takes, and back. Below this file there are no requests any more."""
+
+import math
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeAlias, TypeVar
+
+import numpy as np
+
+from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.runner.logprobs import TokenLogprobs
+from nanovllm.runner.native import RunnerOutput
+from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch, TokenHistory
+
+D = TypeVar("D", bound=np.generic)
+Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
+"""Whether each token of the vocabulary may come next."""
+Int64s: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
+
+_SEED_MASK = 2**64 - 1
+_SETTINGS = np.dtype(
+    [
+        (name, np.float32)
+        for name in (
+            "temperature",
+            "top_p",
+            "min_p",
+            "repetition_penalty",
+            "presence_penalty",
+            "frequency_penalty",
+        )
+    ]
+    + [(name, np.int64) for name in ("top_k", "num_logprobs", "choices")]
+    + [("seeds", np.uint64), ("wants_logprobs", np.bool_)]
+)
+"""What of a request's settings stays the same from step to step."""
+
+
+def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]:
+    """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows, its hidden rows and its sampled row.
+
+    A fork has no tokens of its own; its sampled row is the last of the request that it forks from once more.
+    """
+    computed = [sequence for sequence in plan.sequences if sequence.count > 0]
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slots: list[int] = []
+    starts = [0]
+    for sequence in computed:
+        blocks, places = (
+            sequence.request.block_ids,
+            range(sequence.start, sequence.start + sequence.count),
+        )
+        token_ids += sequence.request.tokens[places.start : places.stop]
+        positions += places
+        slots += [blocks[place // block_size] * block_size + place % block_size for place in places]
+        starts.append(len(token_ids))
+    tables = [sequence.request.block_ids for sequence in computed]
+    most = max(map(len, tables))
+    logit_rows, sampling = _rows(plan.sequences, starts)
+    batch = ForwardBatch(
+        token_ids=_int64(token_ids),
+        positions=_int64(positions),
+        query_starts=_int64(starts),
+        context_lens=_int64([sequence.start + sequence.count for sequence in computed]),
+        block_tables=_int64([blocks + [0] * (most - len(blocks)) for blocks in tables]),
+        slots=_int64(slots),
+        logit_rows=_int64(logit_rows),
+    )
+    return batch, sampling
+
+
+def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResult[TokenLogprobs]]:
+    """The runner's answer cut up again, one result a planned sequence; `vocab` is the size of the vocabulary."""
+    results: list[SequenceResult[TokenLogprobs]] = []
+    sampled = 0
+    prompt_row = 0
+    hidden_row = 0
+    for sequence in plan.sequences:
+        prompt_rows = len(sequence.prompt_logprob_positions)
+        prompt_logprobs = output.prompt_logprobs[prompt_row : prompt_row + prompt_rows]
+        prompt_row += prompt_rows
+        hidden = None
+        if sequence.hidden_positions and output.hidden is not None:
+            hidden = output.hidden[hidden_row : hidden_row + len(sequence.hidden_positions)]
+            hidden_row += len(sequence.hidden_positions)
+        is_finite = not any(math.isnan(found.logprobs[0]) for found in prompt_logprobs)
+        if sequence.samples:
+            token_id, logprobs = output.token_ids[sampled], output.logprobs[sampled]
+            if token_id is None:  # though a token was allowed, none could be drawn
+                is_finite = not drawable(sequence.request, vocab).any()
+            results.append(SequenceResult(token_id, logprobs, prompt_logprobs, is_finite=is_finite))
+            sampled += 1
+        else:
+            if hidden is not None:
+                is_finite = is_finite and bool(np.isfinite(hidden).all())
+            results.append(SequenceResult(None, None, prompt_logprobs, hidden, is_finite))
+    return results
+
+
+def _rows(
+    sequences: Sequence[PlannedSequence], starts: list[int]
+) -> tuple[list[int], SamplingBatch]:
+    """Rows of the batch whose hidden state is wanted, and what for."""
+    logit_rows: list[int] = []
+    sampled: list[Request] = []
+    sampled_rows: list[int] = []
+    prompt_rows: list[int] = []
+    prompt_tokens: list[int] = []
+    prompt_counts: list[int] = []
+    hidden_rows: list[int] = []
+    last_rows: dict[str, int] = {}
+    begins = iter(starts)
+    for sequence in sequences:
+        request = sequence.request
+        if sequence.source is not None:
+            last_rows[request.request_id] = last_rows[sequence.source.request_id]
+        else:
+            start = next(begins)
+            last_rows[request.request_id] = start + sequence.count - 1
+        for position in sequence.prompt_logprob_positions:
+            prompt_rows.append(len(logit_rows))
+            prompt_tokens.append(request.tokens[position])
+            prompt_counts.append(request.sampling.prompt_logprobs or 0)
+            logit_rows.append(start + position - 1 - sequence.start)
+        for position in sequence.hidden_positions:
+            hidden_rows.append(len(logit_rows))
+            logit_rows.append(start + position - sequence.start)
+        if sequence.samples:
+            sampled.append(request)
+            sampled_rows.append(len(logit_rows))
+            logit_rows.append(last_rows[request.request_id])
+    prompt = (
+        PromptRows(_int64(prompt_rows), _int64(prompt_tokens), _int64(prompt_counts))
+        if prompt_rows
+        else _NO_PROMPT_ROWS
+    )
+    return logit_rows, _sampling_batch(
+        sampled, sampled_rows, prompt, _int64(hidden_rows) if hidden_rows else _NONE
+    )
+
+
+def _sampling_batch(
+    requests: list[Request], rows: list[int], prompt: PromptRows, hidden_rows: Int64s
+) -> SamplingBatch:
+    settings = np.frombuffer(
+        b"".join([request.packed_settings or _pack_settings(request) for request in requests]),
+        dtype=_SETTINGS,
+    )
+    allowed = {
+        row: np.frombuffer(ids, dtype=np.int64)
+        for row, request in enumerate(requests)
+        if (ids := request.rules.allowed) is not None
+    }
+    by_grammar = {
+        row: _allowed_by_grammar(request)
+        for row, request in enumerate(requests)
+        if request.grammar is not None
+    }
+    allowed |= {row: ids for row, ids in by_grammar.items() if ids.size}
+    return SamplingBatch(
+        rows=_int64(rows),
+        positions=_int64([len(request.tokens) for request in requests]),
+        history=_history(requests),
+        edits=_edits(requests, by_grammar),
+        allowed=allowed,
+        prompt=prompt,
+        hidden_rows=hidden_rows,
+        **{name: settings[name] for name in _SETTINGS.names or ()},
+    )
+
+
+def _pack_settings(request: Request) -> bytes:
+    """A request's settings as a row of _SETTINGS, kept with it: joining rows is quicker than reading every setting at every step."""
+    given = request.sampling
+    values: dict[str, float] = {
+        name: getattr(given, name) for name in _SETTINGS.names or () if hasattr(given, name)
+    }
+    values |= {
+        "temperature": 0.0 if given.is_greedy else given.temperature,
+        "num_logprobs": given.logprobs or 0,
+    }
+    values |= {
+        "choices": request.choice_index,
+        "seeds": request.seed & _SEED_MASK,
+        "wants_logprobs": given.logprobs is not None,
+    }
+    request.packed_settings = np.array(
+        [tuple(values[name] for name in _SETTINGS.names or ())], dtype=_SETTINGS
+    ).tobytes()
+    return request.packed_settings
+
+
+def _history(requests: list[Request]) -> TokenHistory:
+    seen = [request.seen.ids for request in requests]
+    if not any(seen):
+        return _NO_HISTORY
+    return TokenHistory(
+        _owners(seen),
+        _joined(seen, np.int64),
+        _joined([request.seen.counts for request in requests], np.int64),
+    )
+
+
+def _edits(requests: list[Request], by_grammar: Mapping[int, Int64s]) -> LogitEdits:
+    """Return biases and forbidden tokens.
+
+    `by_grammar` has the allowed tokens of rows with a grammar, which need no edits to forbid the
+    others, except where no token is allowed: an empty list of allowed tokens means all.
+    """
+    ids: list[array[int]] = []
+    values: list[array[float]] = []
+    for row, request in enumerate(requests):
+        rules = request.rules
+        row_ids, row_values = rules.bias_ids, rules.bias_values
+        forbidden: Iterable[int] = ()
+        if row not in by_grammar:
+            forbidden = forbidden_tokens(request)
+        elif request.grammar is not None and not by_grammar[row].size:
+            forbidden = range(request.grammar.vocab)
+        if forbidden:
+            edits = dict(zip(row_ids, row_values, strict=True)) | dict.fromkeys(forbidden, -np.inf)
+            row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
+        ids.append(row_ids)
+        values.append(row_values)
+    return (
+        LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32))
+        if any(ids)
+        else _NO_EDITS
+    )
+
+
+def drawable(request: Request, vocab: int) -> Mask:
+    """The tokens that a request may get next by all of its settings together, biases included."""
+    mask = _restricted(
+        request,
+        request.grammar.allowed()
+        if request.grammar is not None
+        else np.ones(vocab, dtype=np.bool_),
+    )
+    mask[
+        [
+            token
+            for token, bias in zip(request.rules.bias_ids, request.rules.bias_values, strict=True)
+            if bias == -np.inf
+        ]
+    ] = False
+    return mask
+
+
+def _allowed_by_grammar(request: Request) -> Int64s:
+    """Return the tokens that a request's grammar and its other settings, but for biases, allow."""
+    assert request.grammar is not None
+    if request.rules.allowed is None and not forbidden_tokens(request):
+        return request.grammar.allowed_ids()
+    return np.flatnonzero(_restricted(request, request.grammar.allowed()))
+
+
+def _restricted(request: Request, mask: Mask) -> Mask:
+    """The tokens of a mask that a request's settings, but for biases, do not forbid."""
+    mask[list(forbidden_tokens(request))] = False
+    if request.rules.allowed is not None:
+        others = np.zeros_like(mask)
+        others[np.frombuffer(request.rules.allowed, dtype=np.int64)] = True
+        mask &= others
+    return mask
+
+
+def forbidden_tokens(request: Request) -> set[int]:
+    """Tokens that the request must not get next: stop tokens and the end of text before min_tokens, and whatever would complete a bad word.
+
+    Bad words of one token are among its biases already.
+    """
+    forbidden: set[int] = set()
+    if request.rules.has_completions:
+        forbidden.update(request.rules.completions(request.tokens, request.num_output_tokens))
+    if request.num_output_tokens < request.sampling.min_tokens:
+        forbidden |= request.stop_token_ids | request.ignored_eos_token_ids
+    return forbidden
+
+
+def _owners(lists: "Sequence[array[int]]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    """The row of each item of lists that are joined."""
+    return np.repeat(np.arange(len(lists), dtype=np.int64), [len(items) for items in lists])
+
+
+def _joined(
+    lists: "Sequence[array[int]] | Sequence[array[float]]", dtype: type[D]
+) -> "np.ndarray[tuple[int], np.dtype[D]]":
+    """Plain arrays one after the other, copied: an array that is looked into cannot grow."""
+    return np.frombuffer(b"".join(lists), dtype=dtype)
+
+
+def _int64(values: Sequence[int] | object) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
+    return np.array(values, dtype=np.int64)
+
+
+def _float32(values: Sequence[float]) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
+    return np.array(values, dtype=np.float32)
+
+
+_NONE, _NO_VALUES = _int64([]), _float32([])
+_NO_HISTORY = TokenHistory(_NONE, _NONE, _NONE)
+_NO_EDITS = LogitEdits(_NONE, _NONE, _NO_VALUES)
+_NO_PROMPT_ROWS = PromptRows(_NONE, _NONE, _NONE)

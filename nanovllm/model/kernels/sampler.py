@@ -1,0 +1,144 @@
+"""Compiled sampling behind the protocol of rows.py: lays out what kernels/sampling/sample.py is given, and runs it on the backend's threads."""
+
+import numpy as np
+from jaxtyping import Float32, Int64
+
+from nanovllm.model.kernels.build.bounds import watch
+from nanovllm.model.kernels.build.codegen import Library
+from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.packing import aligned_zeros
+from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.record import check_array
+from nanovllm.model.kernels.sampling.record import (
+    SAMPLING_DTYPES,
+    SAMPLING_PARAMETERS,
+    scratch_layout,
+)
+from nanovllm.model.kernels.threads.pool import ThreadPool
+from nanovllm.model.rows import RowLists, RowReports, RowSettings, SampledRows
+
+_SHARED_SCORES = 100_000  # fewer are done before another thread is awake
+_ROWS_AT_FIRST = 32  # to have room for; more when they are first asked for
+_COLUMNS = (
+    "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p", "seeds", "choices", "positions",
+    "tokens", "has_token", "wanted", "found", "ranks",
+)  # fmt: skip
+
+
+class CompiledRowSampler:
+    """Samples rows of one vocabulary on a pool of threads. Not for use by two threads at once."""
+
+    def __init__(self, vocab: int, pool: ThreadPool, library: Library, target: Target) -> None:
+        """Run on `pool`, which the forward pass may use too, with code for `target`."""
+        self._pool = pool
+        self._target = target
+        self._function = library.addresses["sample_rows"]
+        self._record = np.zeros(1, dtype=SAMPLING_PARAMETERS)
+        layout = scratch_layout(vocab, target.lanes)
+        self._work = np.zeros(1, dtype=np.int64)
+        self._scratch = aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES)
+        for name, value in {"vocab": vocab, **layout}.items():
+            self._record[name] = value
+        self._place(work=self._work, scratch=self._scratch)
+        self._columns: dict[str, np.ndarray] = {}
+        self._reserve(_ROWS_AT_FIRST)
+
+    def sample(
+        self, logits: Float32[np.ndarray, "rows vocab"], settings: RowSettings
+    ) -> SampledRows:
+        """A token for each row, and reports where asked for; `logits` are not changed."""
+        rows = logits.shape[0]
+        self._reserve(rows)
+        with np.errstate(divide="ignore"):
+            log_min_p = np.log(settings.min_p, dtype=np.float64)
+        self._fill(
+            rows, temperature=settings.temperature, log_min_p=log_min_p, repetition=settings.repetition_penalty,
+            presence=settings.presence_penalty, frequency=settings.frequency_penalty, top_k=settings.top_k, top_p=settings.top_p,
+            seeds=settings.seeds, choices=settings.choices, positions=settings.positions,
+        )  # fmt: skip
+        lists: dict[str, RowLists] = {
+            "allowed": settings.allowed,
+            "edit": settings.edits,
+            "history": settings.history,
+        }
+        arrays = {
+            f"{name}_{part}": getattr(of, field)
+            for name, of in lists.items()
+            for part, field in (("starts", "starts"), ("ids", "token_ids"))
+        }
+        arrays |= {"edit_values": settings.edit_values, "history_counts": settings.history_counts}
+        reports = self._run(logits, settings.num_logprobs, sampling=True, **arrays)
+        return SampledRows(
+            self._columns["tokens"][:rows].copy(), self._columns["has_token"][:rows] != 0, reports
+        )
+
+    def report(
+        self,
+        logits: Float32[np.ndarray, "rows vocab"],
+        token_ids: Int64[np.ndarray, " rows"],
+        num_logprobs: Int64[np.ndarray, " rows"],
+    ) -> RowReports:
+        """Log-probability and rank of each row's token, and its most likely tokens."""
+        rows = logits.shape[0]
+        self._reserve(rows)
+        self._fill(rows, tokens=token_ids)
+        return self._run(logits, num_logprobs, sampling=False)
+
+    def _run(
+        self, logits: np.ndarray, wanted: np.ndarray, *, sampling: bool, **arrays: np.ndarray
+    ) -> RowReports:
+        rows, vocab = logits.shape
+        assert vocab == self._record["vocab"][0]
+        if logits.dtype != np.float32 or logits.strides[1] != F32_BYTES:
+            raise TypeError(f"logits are {logits.dtype} with strides {logits.strides}")
+        most = max(int(wanted.max(initial=0)), 0)
+        likely_ids = np.empty((rows, most), dtype=np.int64)
+        logprobs = np.empty((rows, most + 1), dtype=np.float32)
+        self._fill(rows, wanted=wanted)
+        self._place(logits=logits, likely_ids=likely_ids, logprobs=logprobs, **arrays)
+        record = self._record
+        is_shared = rows * vocab >= _SHARED_SCORES
+        threads = self._pool.choose_threads("sample_rows", rows * vocab) if is_shared else 1
+        record["rows"], record["most"], record["sampling"], record["threads"] = (
+            rows,
+            most,
+            sampling,
+            threads,
+        )
+        record["logits_stride"] = logits.strides[0]
+        self._work[0] = 0
+        given = {
+            "the record": record,
+            "work": self._work,
+            "scratch": self._scratch,
+            "logits": logits,
+            "likely_ids": likely_ids,
+            "logprobs": logprobs,
+        }
+        with watch(self._target, "sample_rows", (given | self._columns | arrays).items()):
+            self._pool.run(self._function, record.ctypes.data, threads)
+        return RowReports(
+            self._columns["ranks"][:rows].copy(),
+            self._columns["found"][:rows].copy(),
+            likely_ids,
+            logprobs,
+        )
+
+    def _reserve(self, rows: int) -> None:
+        """Make room for the columns of so many rows."""
+        if not self._columns or rows > self._columns["tokens"].shape[0]:
+            self._columns = {
+                name: np.zeros(rows, dtype=SAMPLING_DTYPES[name][0]) for name in _COLUMNS
+            }
+            self._place(**self._columns)
+
+    def _fill(self, rows: int, **columns: np.ndarray) -> None:
+        for name, values in columns.items():
+            self._columns[name][:rows] = values
+
+    def _place(self, **arrays: np.ndarray) -> None:
+        """Write down where arrays are; raises TypeError for one of another type. The caller keeps them alive."""
+        for name, array in arrays.items():
+            if name != "logits":  # whose rows may be apart
+                check_array(name, array, SAMPLING_DTYPES[name])
+            self._record[name] = array.ctypes.data

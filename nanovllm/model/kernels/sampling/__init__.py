@@ -1,0 +1,11 @@
+"""Sampling as compiled code: the mirror of nanovllm/runner/sampler.py.
+
+sample    from rows of logits to tokens
+record    the fields that it is given, and its working memory
+filters   min_p, top_k and top_p as one threshold
+select    a threshold without sorting
+passes    vector passes over a row of scores
+logprobs  log-probabilities and ranks
+sort      heapsort of integers
+philox    counter-based random numbers
+"""

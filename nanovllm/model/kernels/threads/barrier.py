@@ -1,0 +1,210 @@
+"""Several threads in one compiled function: phases whose items are handed out, barriers, and waiting.
+
+A run is a sequence of phases. Every phase has a counter of items handed out and a counter of items
+computed. A thread takes items until there are none left; the barrier at the end of a phase opens when
+all *items* are computed, not when all threads have arrived. So a thread that has lost its core holds up
+the others only while it has an item: one that comes late finds nothing left to do and catches up.
+
+Thread 0 belongs to the caller and is in every run. The others, the helpers, are *active* while they may
+touch the run's memory: from entering a run (worker.py) until its end, but not while they wait at a
+barrier. Thread 0 ends a run by closing its generation and waiting for the helpers that are active. A
+helper that was waiting then finds the generation closed and leaves.
+
+A barrier costs some 50 ns when the threads arrive together. A waiting thread spins briefly, because the
+others are usually about to arrive, and then sleeps in the operating system, which leaves the core to a
+thread that has work. (Yielding with sched_yield instead costs a whole time slice at every poll when
+another process is busy.)
+
+No wake-up is lost: a thread counts itself among the sleepers before its last look at the word that it
+waits for, and the others change that word before they look for sleepers. The same order of two words
+(Dekker) decides between a helper that becomes active and thread 0 that closes the generation.
+
+A thread that fails sets the job's word `abort`; from then on no thread waits.
+"""
+
+from nanovllm.model.kernels.build.compiler import compiled, outlined
+from nanovllm.model.kernels.build.layout import (
+    ABORT,
+    ACTIVE,
+    ASLEEP,
+    CLOCK,
+    CONDITION,
+    DONE,
+    ENTERED,
+    GENERATION,
+    IDLE,
+    IDLE_CONDITION,
+    NEXT,
+    RUN_THREADS,
+    SPINS,
+    STALLED_NS,
+    THREAD_BYTES,
+    THREADS,
+)
+from nanovllm.model.kernels.threads import os_wait
+from nanovllm.model.kernels.threads.atomics import atomic_add, atomic_load, atomic_store, relax
+
+
+@compiled
+def spin(job: int, count: int) -> None:
+    """Poll `count` times for nothing; Python times it to translate seconds into polls."""
+    for _ in range(count):
+        if atomic_load(job + ABORT) != 0:
+            return
+        relax()
+
+
+@compiled
+def wake(job: int) -> None:
+    """Wake all threads that sleep."""
+    os_wait.lock(job)
+    os_wait.wake(job, CONDITION)
+    os_wait.wake(job, IDLE_CONDITION)
+    os_wait.unlock(job)
+
+
+@compiled
+def wake_sleepers(job: int) -> None:
+    """Wake the threads that sleep in a run, if there are any; idle helpers go on sleeping."""
+    if atomic_load(job + ASLEEP) > 0:
+        os_wait.lock(job)
+        os_wait.wake(job, CONDITION)
+        os_wait.unlock(job)
+
+
+@compiled
+def open_run(job: int) -> None:
+    """Open a generation and wake the helpers: idle ones, and those that sleep at a barrier of an earlier run."""
+    atomic_add(job + GENERATION, 1)
+    if atomic_load(job + IDLE) > 0 or atomic_load(job + ASLEEP) > 0:
+        wake(job)
+
+
+@compiled
+def take_item(phase: int) -> int:
+    """Take the next item of a phase; the number is too large when none is left."""
+    return atomic_add(phase + NEXT, 1)
+
+
+@outlined
+def barrier(job: int, phase: int, thread: int, count: int, total: int) -> bool:
+    """Add `count` computed items to a phase and wait until all `total` are computed.
+
+    Return whether to go on: False when the run has failed, or has ended without this helper.
+    """
+    if count > 0 and atomic_add(phase + DONE, count) + count == total:
+        wake_sleepers(job)
+    if atomic_load(phase + DONE) < total:
+        if thread == 0:
+            stalled_ns = _wait_for_items(job, phase, 0, total, 0)
+            if stalled_ns > 0:
+                atomic_add(job + STALLED_NS, stalled_ns)
+        else:
+            return _wait_inactive(job, phase, thread, total)
+    return atomic_load(job + ABORT) == 0
+
+
+@compiled
+def enter(job: int, thread: int, generation: int) -> bool:
+    """Make a helper active in a run, unless the run is closed already, which makes it inactive again."""
+    line = job + THREADS + thread * THREAD_BYTES
+    atomic_store(line + ENTERED, generation)
+    atomic_store(line + ACTIVE, 1)
+    if atomic_load(job + GENERATION) == generation:
+        return True
+    leave(job, thread)
+    return False
+
+
+@compiled
+def leave(job: int, thread: int) -> None:
+    """Make a helper inactive; thread 0, which may have closed the run, may wait for it."""
+    line = job + THREADS + thread * THREAD_BYTES
+    atomic_store(line + ACTIVE, 0)
+    if atomic_load(job + GENERATION) != atomic_load(line + ENTERED):
+        wake_sleepers(job)
+
+
+@compiled
+def wait_for_helpers(job: int, threads: int) -> None:
+    """Wait until no helper of a run that is closed is active, or the run has failed."""
+    for thread in range(1, threads):
+        active = job + THREADS + thread * THREAD_BYTES + ACTIVE
+        for _ in range(atomic_load(job + SPINS)):
+            if atomic_load(active) == 0 or atomic_load(job + ABORT) != 0:
+                break
+            relax()
+        if atomic_load(active) != 0:
+            clock = job + THREADS + CLOCK
+            asleep_ns = os_wait.now_ns(clock)
+            os_wait.lock(job)
+            atomic_add(job + ASLEEP, 1)
+            while atomic_load(active) != 0 and atomic_load(job + ABORT) == 0:
+                os_wait.wait(job, CONDITION)
+            atomic_add(job + ASLEEP, -1)
+            os_wait.unlock(job)
+            atomic_add(job + STALLED_NS, os_wait.now_ns(clock) - asleep_ns)
+
+
+@compiled
+def wait_for_run(job: int, thread: int, generation: int, spins: int) -> int:
+    """Wait for an open run after `generation` that has this helper, or for `abort`; return the job's generation."""
+    for _ in range(spins):
+        if _is_due(job, thread, generation):
+            return atomic_load(job + GENERATION)
+        relax()
+    os_wait.lock(job)
+    atomic_add(job + IDLE, 1)
+    while not _is_due(job, thread, generation):
+        os_wait.wait(job, IDLE_CONDITION)
+    atomic_add(job + IDLE, -1)
+    os_wait.unlock(job)
+    return atomic_load(job + GENERATION)
+
+
+@compiled
+def _is_due(job: int, thread: int, generation: int) -> bool:
+    now = atomic_load(job + GENERATION)
+    is_open = now > generation and now % 2 == 1
+    return (is_open and thread < atomic_load(job + RUN_THREADS)) or atomic_load(job + ABORT) != 0
+
+
+@compiled
+def _wait_inactive(job: int, phase: int, thread: int, total: int) -> bool:
+    """Wait at a barrier as a helper; return whether its run is still open and has not failed."""
+    generation = atomic_load(job + THREADS + thread * THREAD_BYTES + ENTERED)
+    leave(job, thread)
+    stalled_ns = _wait_for_items(job, phase, thread, total, generation)
+    if not enter(job, thread, generation):
+        return False
+    if stalled_ns > 0:
+        atomic_add(job + STALLED_NS, stalled_ns)
+    return atomic_load(job + ABORT) == 0
+
+
+@compiled
+def _wait_for_items(job: int, phase: int, thread: int, total: int, generation: int) -> int:
+    """Wait until all items of a phase are computed, the run has failed, or `generation` is closed.
+
+    Return the nanoseconds that the thread has slept. Thread 0 gives 0 as the generation: it closes it.
+    """
+    for _ in range(atomic_load(job + SPINS)):
+        if not _must_wait(job, phase, total, generation):
+            return 0
+        relax()
+    clock = job + THREADS + thread * THREAD_BYTES + CLOCK
+    asleep_ns = os_wait.now_ns(clock)
+    os_wait.lock(job)
+    atomic_add(job + ASLEEP, 1)
+    while _must_wait(job, phase, total, generation):
+        os_wait.wait(job, CONDITION)
+    atomic_add(job + ASLEEP, -1)
+    os_wait.unlock(job)
+    return os_wait.now_ns(clock) - asleep_ns
+
+
+@compiled
+def _must_wait(job: int, phase: int, total: int, generation: int) -> bool:
+    if atomic_load(phase + DONE) >= total or atomic_load(job + ABORT) != 0:
+        return False
+    return generation == 0 or atomic_load(job + GENERATION) == generation

@@ -1,0 +1,112 @@
+"""What compiled code uses of the operating system: sleeping until woken, and a monotonic clock.
+
+POSIX has locks and conditions in the pthread library, Windows has slim reader-writer locks and
+condition variables. Neither kind has to be freed.
+"""
+
+import sys
+import time
+from typing import Any
+
+from numba import types
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import CONDITION, IDLE_CONDITION, LOCK
+from nanovllm.model.kernels.threads.atomics import atomic_load
+
+_FOREVER = -1
+
+
+def _function(name: str, *arguments: Any) -> Any:
+    return types.ExternalFunction(name, types.int32(*arguments))
+
+
+def _make_windows() -> tuple[Any, ...]:
+    acquire, release = (
+        _function("AcquireSRWLockExclusive", types.intp),
+        _function("ReleaseSRWLockExclusive", types.intp),
+    )
+    sleep_on = _function(
+        "SleepConditionVariableSRW", types.intp, types.intp, types.int32, types.int32
+    )
+    wake_all = _function("WakeAllConditionVariable", types.intp)
+    read_counter = _function("QueryPerformanceCounter", types.intp)
+    tick_ns = round(time.get_clock_info("perf_counter").resolution * 1e9)  # the same counter
+
+    @compiled
+    def prepare_lock(job: int) -> None:
+        """A lock and conditions of zeros are ready for use."""
+
+    @compiled
+    def lock(job: int) -> None:
+        acquire(job + LOCK)
+
+    @compiled
+    def unlock(job: int) -> None:
+        release(job + LOCK)
+
+    @compiled
+    def wait(job: int, condition: int) -> None:
+        sleep_on(job + condition, job + LOCK, _FOREVER, 0)
+
+    @compiled
+    def wake(job: int, condition: int) -> None:
+        wake_all(job + condition)
+
+    @compiled
+    def now_ns(clock: int) -> int:
+        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`."""
+        read_counter(clock)
+        return atomic_load(clock) * tick_ns
+
+    return prepare_lock, lock, unlock, wait, wake, now_ns
+
+
+def _make_posix() -> tuple[Any, ...]:
+    read_clock = _function("clock_gettime", types.int32, types.intp)
+    monotonic = time.CLOCK_MONOTONIC
+    mutex_init, cond_init = (
+        _function(f"pthread_{kind}_init", types.intp, types.intp) for kind in ("mutex", "cond")
+    )
+    mutex_lock, mutex_unlock = (
+        _function(f"pthread_mutex_{what}", types.intp) for what in ("lock", "unlock")
+    )
+    cond_wait, cond_broadcast = (
+        _function("pthread_cond_wait", types.intp, types.intp),
+        _function("pthread_cond_broadcast", types.intp),
+    )
+
+    @compiled
+    def prepare_lock(job: int) -> None:
+        mutex_init(job + LOCK, 0)
+        cond_init(job + CONDITION, 0)
+        cond_init(job + IDLE_CONDITION, 0)
+
+    @compiled
+    def lock(job: int) -> None:
+        mutex_lock(job + LOCK)
+
+    @compiled
+    def unlock(job: int) -> None:
+        mutex_unlock(job + LOCK)
+
+    @compiled
+    def wait(job: int, condition: int) -> None:
+        cond_wait(job + condition, job + LOCK)
+
+    @compiled
+    def wake(job: int, condition: int) -> None:
+        cond_broadcast(job + condition)
+
+    @compiled
+    def now_ns(clock: int) -> int:
+        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`."""
+        read_clock(monotonic, clock)
+        return atomic_load(clock) * 1_000_000_000 + atomic_load(clock + 8)
+
+    return prepare_lock, lock, unlock, wait, wake, now_ns
+
+
+prepare_lock, lock, unlock, wait, wake, now_ns = (
+    _make_windows() if sys.platform == "win32" else _make_posix()
+)

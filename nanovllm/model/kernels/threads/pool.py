@@ -1,0 +1,168 @@
+"""A few threads that enter one compiled function together.
+
+The thread that calls `run` is number 0. Each of the others, the helpers, has entered compiled code once
+(worker.py) and stays there, where it needs neither the interpreter nor its lock: a busy Python thread
+cannot delay a step. A helper that has no core when a run begins, or loses it, is not waited for unless
+it holds an item of work (barrier.py).
+
+When a function fails, or a helper is no longer there, `run` raises after all threads have come out, and
+the next run has new helpers. So has the next run in a forked process, which inherits the memory but not
+the threads.
+"""
+
+import os
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+from nanovllm.model.kernels.build.codegen import Library
+from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES, THREADS
+from nanovllm.model.kernels.build.packing import aligned_zeros
+from nanovllm.model.kernels.threads.contention import ThreadCount
+from nanovllm.model.kernels.threads.cores import usable_processors
+
+_SPIN_S = 50e-6
+"""How long a thread polls at a barrier before it sleeps: longer than most items take, so that threads
+that all have a core rarely sleep; short enough to leave the core to a thread that has lost its own."""
+_IDLE_SPIN_S = 1e-3
+"""The same between two runs, since the next step usually follows soon, and waking a thread takes 30 us,
+on an idle virtual machine 400."""
+_CROWDED_SPINS = 50  # with more threads than processors another thread needs this one
+_TIMED_SPINS = 2000
+_LEAST_POLL_S, _MOST_POLL_S = 1e-9, 250e-9
+"""What a poll can take: the x86 instruction `pause` takes up to 140 cycles. What is measured beyond that
+was interrupted every time, or not measured by a clock that ticked."""
+
+
+class ThreadPool:
+    """`threads` threads, the one that calls among them; for one caller at a time."""
+
+    def __init__(self, threads: int, library: Library, *, phases: int = 1) -> None:
+        """Start the helpers, for runs of up to `phases` phases.
+
+        Raises:
+            RuntimeError: the operating system has no more threads.
+        """
+        self.threads = threads
+        self._library = library
+        lines_bytes = THREADS + threads * THREAD_BYTES
+        self._memory = aligned_zeros((lines_bytes + phases * PHASE_BYTES) // 4)
+        self._address = self._memory.ctypes.data
+        self._job = self._memory[: THREADS // 4].view(JOB)[0]
+        self._phases = self._memory[lines_bytes // 4 :]
+        self._pid = 0
+        self._dismiss: weakref.finalize[Any, ThreadPool] | None = None
+        self._start()
+        self._set_spins()
+
+    @property
+    def job(self) -> int:
+        """Address of the job, which a run's functions need for their barriers."""
+        return self._address
+
+    @property
+    def phases(self) -> int:
+        """Address of the first phase; all phases are reset before each run."""
+        return self._phases.ctypes.data
+
+    def choose_threads(self, kind: str, work: int) -> int:
+        """Return how many threads should enter the next run: all, or fewer while their cores are taken.
+
+        `work` is in any unit in which the times of runs of one `kind` are about proportional to it.
+        """
+        return self._count.choose(kind, work)
+
+    def run(self, function: int, argument: int, threads: int) -> None:
+        """Call the C function at an address as function(argument, thread) on up to `threads` threads.
+
+        Raises:
+            RuntimeError: a call returned something other than 0, or a helper thread has ended.
+        """
+        job = self._job
+        if self._pid != os.getpid() or job["abort"]:
+            self._start()
+        self._phases[:] = 0
+        job["function"], job["argument"], job["stalled_ns"] = function, argument, 0
+        started_s = time.perf_counter()
+        self._library.functions["run_job"](self._address, threads)
+        if job["abort"]:
+            self.close()
+            raise RuntimeError(
+                "a thread of the compiled kernels has failed: what this step computed is lost, "
+                "and the next one has new threads"
+            )
+        ended_s = time.perf_counter()
+        self._count.record(threads, ended_s - started_s, int(job["stalled_ns"]) * 1e-9, ended_s)
+
+    def close(self) -> None:
+        """End the helpers; the next run would start them again."""
+        if self._dismiss is not None:
+            self._dismiss()
+        self._pid = 0
+
+    def _set_spins(self) -> None:
+        """Translate the times that threads poll into numbers of polls, by timing some."""
+        if self.threads > usable_processors():
+            self._job["spins"] = self._job["idle_spins"] = _CROWDED_SPINS
+            return
+        spin = self._library.functions["spin"]
+        times_s = []
+        for _ in range(3):  # the shortest was not interrupted
+            started_s = time.perf_counter()
+            spin(self._address, _TIMED_SPINS)
+            times_s.append(time.perf_counter() - started_s)
+        poll_s = min(max(min(times_s) / _TIMED_SPINS, _LEAST_POLL_S), _MOST_POLL_S)
+        self._job["spins"] = int(_SPIN_S / poll_s)
+        self._job["idle_spins"] = int(_IDLE_SPIN_S / poll_s)
+
+    def _start(self) -> None:
+        self.close()
+        spins = int(self._job["spins"]), int(self._job["idle_spins"])
+        self._memory[:] = 0
+        # A run that has failed was chosen for and never recorded.
+        self._count = ThreadCount(self.threads)
+        self._job["spins"], self._job["idle_spins"] = spins
+        self._library.functions["prepare_job"](self._address, 0)
+        helpers: list[threading.Thread] = []
+        self._pid = os.getpid()
+        self._dismiss = weakref.finalize(
+            self, _dismiss, self._library, self._memory, helpers, self._pid
+        )
+        for number in range(1, self.threads):
+            arguments = (self._library, self._memory, number)
+            name = f"nanovllm-kernels-{number}"
+            helper = threading.Thread(target=_help, args=arguments, name=name, daemon=True)
+            try:
+                helper.start()
+            except RuntimeError as error:
+                self.close()
+                raise RuntimeError(
+                    f"num_threads is {self.threads}, but no more than {number} threads can be "
+                    "had; lower it"
+                ) from error
+            helpers.append(helper)
+
+
+def _help(library: Library, memory: Any, number: int) -> None:
+    """Run a helper thread. It knows the pool's memory only, so that an unused pool can be collected."""
+    try:
+        library.functions["help_job"](memory.ctypes.data, number)
+    finally:
+        _abort(library, memory)  # no thread may wait for this one any more
+
+
+def _abort(library: Library, memory: Any) -> None:
+    memory[: THREADS // 4].view(JOB)["abort"] = 1
+    library.functions["wake_helpers"](memory.ctypes.data, 0)
+
+
+def _dismiss(library: Library, memory: Any, helpers: Sequence[threading.Thread], pid: int) -> None:
+    """End the helpers and wait until they have left; in a forked process there are none."""
+    if pid != os.getpid():
+        return
+    _abort(library, memory)
+    for helper in helpers:
+        if helper is not threading.current_thread():
+            helper.join()

@@ -1,0 +1,94 @@
+"""How threads stay inside compiled code between steps.
+
+    engine's thread   run_job:  open the generation   | function(argument, 0) | close it, wait for active helpers
+    helper            help_job: wait for a generation | enter, function(argument, n), leave | and again
+
+A helper leaves when the word `abort` is set, by a thread that has failed or because the pool is closed.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+
+from nanovllm.model.kernels.build.compiler import compiled, intrinsic
+from nanovllm.model.kernels.build.layout import (
+    ABORT,
+    ARGUMENT,
+    FUNCTION,
+    GENERATION,
+    IDLE_SPINS,
+    RUN_THREADS,
+)
+from nanovllm.model.kernels.simd.vector import I32, I64
+from nanovllm.model.kernels.threads import os_wait
+from nanovllm.model.kernels.threads.atomics import atomic_add, atomic_load, atomic_store
+from nanovllm.model.kernels.threads.barrier import (
+    enter,
+    leave,
+    open_run,
+    wait_for_helpers,
+    wait_for_run,
+    wake,
+)
+
+
+@intrinsic
+def _call(typing_context: Any, function: Any, argument: Any, thread: Any) -> Any:
+    """Call the C function at an address with two integers; return its status, 0 for success."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        kind = ir.FunctionType(I32, [I64, I64])
+        pointer = builder.inttoptr(arguments[0], ir.PointerType(kind))
+        return builder.sext(builder.call(pointer, arguments[1:]), I64)
+
+    return types.intp(types.intp, types.intp, types.intp), generate
+
+
+@compiled
+def _work(job: int, thread: int) -> None:
+    if _call(atomic_load(job + FUNCTION), atomic_load(job + ARGUMENT), thread) != 0:
+        atomic_add(job + ABORT, 1)
+        wake(job)
+
+
+@compiled
+def prepare_job(job: int, _: int) -> None:
+    """Initialise the lock of a job whose words are all 0."""
+    os_wait.prepare_lock(job)
+
+
+@compiled
+def wake_helpers(job: int, _: int) -> None:
+    """Wake all threads that sleep."""
+    wake(job)
+
+
+@compiled
+def run_job(job: int, threads: int) -> None:
+    """Run the job's function on thread 0 and on the helpers that have a core.
+
+    Afterwards no helper touches the run's memory, unless `abort` is set.
+    """
+    if threads <= 1:
+        _work(job, 0)
+        return
+    atomic_store(job + RUN_THREADS, threads)
+    open_run(job)
+    _work(job, 0)
+    atomic_add(job + GENERATION, 1)
+    wait_for_helpers(job, threads)
+
+
+@compiled
+def help_job(job: int, thread: int) -> None:
+    """Take part in runs as thread number `thread` until the job has failed or is closed."""
+    generation = 0
+    while True:
+        generation = wait_for_run(job, thread, generation, atomic_load(job + IDLE_SPINS))
+        if atomic_load(job + ABORT) != 0:
+            return
+        is_open = generation % 2 == 1 and thread < atomic_load(job + RUN_THREADS)
+        if is_open and enter(job, thread, generation):
+            _work(job, thread)
+            leave(job, thread)

@@ -1,0 +1,1 @@
+"""HTTP below the endpoints: bodies, limits, errors, connections and logs."""

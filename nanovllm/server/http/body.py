@@ -1,0 +1,71 @@
+"""The body of a request: read, and checked against its model, beside the event loop where it is large."""
+
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect, Request
+
+from nanovllm.errors import InvalidRequestError
+from nanovllm.server.http.errors import ClientGoneError, InvalidBodyError, shorten
+from nanovllm.server.http.json_reader import MalformedJSONError, read_json
+from nanovllm.server.http.problems import describe_problems, given
+from nanovllm.server.http.work import Work
+
+B = TypeVar("B", bound=BaseModel)
+
+INLINE_BYTES = 1 << 11
+"""Bodies up to here are read on the event loop: handing one to a thread takes longer."""
+
+
+async def read_body(request: Request, kind: type[B], work: Work) -> tuple[B, int]:
+    """The body of a request and its size in bytes.
+
+    Raises:
+        InvalidRequestError: it is not what `kind` describes.
+        ClientGoneError: the client closed its connection.
+        RequestTimeoutError: the request's time was over before it could be read.
+    """
+    try:
+        content = await request.body()
+    except ClientDisconnect as error:
+        raise ClientGoneError from error
+    media_type = request.headers.get("content-type", "")
+    if len(content) <= INLINE_BYTES:
+        return parse_body(content, media_type, kind), len(content)
+    body = await work.read(request, len(content), lambda: parse_body(content, media_type, kind))
+    return body, len(content)
+
+
+def parse_body(content: bytes, media_type: str, kind: type[B]) -> B:
+    """The body in `content`; raises InvalidRequestError."""
+    if not content or not _is_json(media_type):
+        sent = given(content[:201]) if content else ""
+        raise InvalidRequestError(
+            f"the body must be a JSON object, sent with Content-Type: application/json{sent}"
+        )
+    try:
+        body = read_json(content)
+    except MalformedJSONError as error:
+        raise InvalidRequestError(_malformed(error)) from error
+    return check_body(body, kind)
+
+
+def check_body(body: object, kind: type[B]) -> B:
+    """Return a body that has been read as JSON; raises InvalidRequestError that lists its problems."""
+    try:
+        return kind.model_validate(body)
+    except ValidationError as error:
+        message, param = describe_problems(error.errors(include_url=False), kind)
+        raise InvalidBodyError(message, param=param) from error
+
+
+def _is_json(media_type: str) -> bool:
+    """Whether a Content-Type says JSON. Browsers send others to any server without asking it, so they are no JSON here."""
+    kind, _, subtype = media_type.partition(";")[0].strip().lower().partition("/")
+    return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def _malformed(error: MalformedJSONError) -> str:
+    if error.character is None:
+        return f"the body cannot be read as JSON: {shorten(str(error))}"
+    return f"the body is not valid JSON: {shorten(str(error))} at character {error.character}"

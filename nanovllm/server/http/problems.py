@@ -1,0 +1,155 @@
+"""Pydantic's findings about a body as one message, in JSON's terms: null, true, "text".
+
+Input is quoted in short only: an answer must not be many times larger than what provoked it.
+"""
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from nanovllm.errors import InvalidRequestError
+from nanovllm.server.http.bounds import fields_by_name
+from nanovllm.server.http.errors import MAX_INPUT_CHARACTERS, shorten
+
+MAX_PROBLEMS = 10
+_MAX_GUESSED_CHARACTERS = 64  # of an unknown field for which a known one is suggested
+_MIN_SIMILARITY = 0.7  # of difflib; at 0.6 it finds truncation_side near functions
+_OTHER_NAMES = {
+    "max_completion_tokens": "max_tokens",
+    "n_predict": "max_tokens",
+    "num_predict": "max_tokens",
+    "max_length": "max_tokens",
+    "repeat_penalty": "repetition_penalty",
+    "grammar": "structured_outputs",
+    "json_schema": "response_format",
+    **dict.fromkeys(
+        ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"
+    ),
+}
+"""Names that fields have in other interfaces, also in older ones of vLLM."""
+
+_REASONS = {
+    "missing": "required",
+    "bool_type": "must be true or false",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "finite_number": "must be a finite number",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than_equal": "must be at most {le}",
+    "string_type": "must be text",
+    "string_too_short": "must be text that is not empty",
+    "string_too_long": "must have at most {max_length} characters",
+    "string_pattern_mismatch": "must match the pattern {pattern}",
+    "string_unicode": "must be valid unicode; it has half of a surrogate pair",
+    "list_type": "must be a list",
+    "too_short": "must have at least {min_length} entries",
+    "too_long": "must have at most {max_length} entries",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "literal_error": "must be {expected}",
+}
+"""What is wrong by the type of a finding; pydantic's own words name Python's types."""
+
+
+def describe_problems(
+    problems: Sequence[Mapping[str, Any]], kind: type[BaseModel]
+) -> tuple[str, str | None]:
+    """Return the findings about a body of this kind as one message, and the first field at fault."""
+    lines = [_describe(problem, kind) for problem in problems[:MAX_PROBLEMS]]
+    if len(problems) > MAX_PROBLEMS:
+        lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
+    return "; ".join(lines), _field_of(problems[0]) if problems else None
+
+
+def quote(value: object) -> str:
+    """Return a short form of a JSON value, without visiting all of a large one."""
+    if isinstance(value, str):
+        text = json.dumps(value[: MAX_INPUT_CHARACTERS + 1], ensure_ascii=False)
+        return text.encode(
+            errors="backslashreplace"
+        ).decode()  # half of a surrogate pair as JSON spells it
+    if isinstance(value, bytes):
+        return quote(value.decode(errors="replace"))
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if isinstance(value, dict):
+        return f"an object of {len(value)} field{'' if len(value) == 1 else 's'}"
+    if isinstance(value, int) and value.bit_length() > 1024:
+        return "a number of more than 300 digits"
+    return json.dumps(value)
+
+
+def given(value: object) -> str:
+    """Return the end of a message that quotes what the client sent."""
+    return f" (given: {shorten(quote(value))})"
+
+
+def _describe(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    """Return one finding: where it is, what is wrong and what was given."""
+    problem_type, value, path = problem["type"], problem.get("input"), problem["loc"]
+    place = shorten(".".join(str(part) for part in path))
+    if not place and problem_type == "model_type":
+        sent = given(value) if value else ""
+        return f"the body must be a JSON object, sent with Content-Type: application/json{sent}"
+    reason = _reason(problem, kind)
+    if not place:
+        return reason
+    is_told = problem_type == "missing" or (
+        problem_type == "value_error" and isinstance(value, list | dict)
+    )  # our own messages quote the entry at fault
+    return f"{place}: {reason}{'' if is_told else given(value)}"
+
+
+def _reason(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
+    if problem["type"] == "extra_forbidden":
+        nearest = _nearest_field(problem["loc"], kind)
+        return f"not supported{f'; did you mean {nearest}?' if nearest else ''}"
+    reason = _REASONS.get(problem["type"])
+    if reason is None:
+        return shorten(problem["msg"].removeprefix("Value error, "), 400)
+    return reason.format(**{name: _plain(item) for name, item in problem.get("ctx", {}).items()})
+
+
+def _plain(item: object) -> object:
+    """Return a limit as JSON has it: 2 for 2.0, and names in double quotes."""
+    if isinstance(item, float) and item.is_integer():
+        return int(item)
+    return item.replace("'", '"') if isinstance(item, str) else item
+
+
+def _nearest_field(path: Sequence[int | str], kind: type[BaseModel]) -> str | None:
+    """Return the known field that the unknown field at `path` probably means."""
+    *outer, name = path
+    inside: type[BaseModel] | None = kind
+    for part in outer:
+        if isinstance(part, str) and inside is not None:
+            field = fields_by_name(inside).get(part)
+            inside = None if field is None else _model_in(field.annotation)
+    if inside is None or not isinstance(name, str) or len(name) > _MAX_GUESSED_CHARACTERS:
+        return None
+    known = fields_by_name(inside)
+    if _OTHER_NAMES.get(name) in known:
+        return _OTHER_NAMES[name]
+    near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=_MIN_SIMILARITY)
+    return near[0] if near else None
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """Return the model in an annotation such as `list[Model] | None`."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    found = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in found if model is not None), None)
+
+
+def _field_of(problem: Mapping[str, Any]) -> str | None:
+    """Return the field that a finding is about; where fields are checked together, the error names it."""
+    error = problem.get("ctx", {}).get("error")
+    if isinstance(error, InvalidRequestError):
+        return error.param
+    path = problem["loc"]
+    return shorten(path[0]) if path and isinstance(path[0], str) else None

@@ -1,0 +1,1 @@
+"""The endpoints of the OpenAI API, with the extensions of vLLM."""

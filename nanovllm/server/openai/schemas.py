@@ -1,0 +1,349 @@
+"""What a client may send to /v1/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
+
+A field that is not listed here is refused by name, unless it is null: null means left out, wherever
+a field is optional. Some fields of OpenAI have no effect here and are accepted. What lists may have
+is checked by SamplingParams, and only described here, in their JSON schemas. Finding faults costs
+little however large the body is: of a list the first fault counts, and the fields of a body with too
+many are not checked.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from nanovllm.errors import InvalidRequestError
+from nanovllm.sampling_params import (
+    MAX_ALLOWED_TOKENS,
+    MAX_BAD_WORD_CHARACTERS,
+    MAX_BEST_OF,
+    MAX_LOGIT_EDITS,
+    MAX_PROMPT_TOKENS,
+    MAX_REPETITION_PENALTY,
+    MAX_SEED,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_TOP_K,
+    MIN_REPETITION_PENALTY,
+    MIN_SEED,
+    TruncationSide,
+)
+from nanovllm.server.http.bounds import INTEGERS, BoundedModel, as_integer, at_most, types_of
+from nanovllm.server.http.problems import quote
+from nanovllm.server.openai.structured import ResponseFormat, StructuredFields
+
+MAX_PRIORITY = 2**31 - 1
+DEFAULT_MAX_TOKENS = 16
+MAX_USER_CHARACTERS = 1024
+MAX_METADATA = 100
+NO_EFFECT = "accepted, and without effect"
+
+_PROMPT_FORMS = (
+    "must be text, a list of texts, a list of token ids, or a list of lists of token ids"
+)
+_PROMPT_SCHEMA = {
+    "oneOf": [
+        {"type": "string", "minLength": 1},
+        {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1},
+        {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+        {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "integer", "minimum": 0}, "minItems": 1},
+            "minItems": 1,
+        },
+    ]
+}
+Prompts = Annotated[Any, WithJsonSchema(_PROMPT_SCHEMA)]
+TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
+
+
+def _as_list(value: object) -> object:
+    """A union of text and list would answer with two errors for one fault."""
+    return [value] if isinstance(value, str) else value
+
+
+StopTokenIds = Annotated[
+    list[TokenId],
+    Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS}),
+    INTEGERS,
+    at_most(MAX_LOGIT_EDITS),
+]
+AllowedTokenIds = Annotated[
+    list[TokenId],
+    Field(fail_fast=True, json_schema_extra={"minItems": 1, "maxItems": MAX_ALLOWED_TOKENS}),
+    INTEGERS,
+    at_most(MAX_ALLOWED_TOKENS),
+]
+BadWord = Annotated[
+    str,
+    Field(min_length=1),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_BAD_WORD_CHARACTERS}),
+]
+BadWords = Annotated[
+    list[BadWord],
+    Field(fail_fast=True, json_schema_extra={"maxItems": MAX_LOGIT_EDITS}),
+    at_most(MAX_LOGIT_EDITS),
+]
+_STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
+_BIAS_SCHEMA = {
+    "type": "object", "maxProperties": MAX_LOGIT_EDITS, "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "propertyNames": {"pattern": "^[0-9]{1,12}$"},
+}  # fmt: skip
+Stops = Annotated[
+    list[Annotated[str, Field(min_length=1)]],
+    Field(fail_fast=True),
+    at_most(MAX_STOP_STRINGS),
+    BeforeValidator(_as_list),
+    WithJsonSchema(
+        {
+            "oneOf": [
+                _STOP_SCHEMA,
+                {"type": "array", "items": _STOP_SCHEMA, "maxItems": MAX_STOP_STRINGS},
+            ]
+        }
+    ),
+]
+LogitBias = Annotated[dict[str, float], at_most(MAX_LOGIT_EDITS), WithJsonSchema(_BIAS_SCHEMA)]
+NotSupported = WithJsonSchema({"type": "null", "description": "not supported"})
+Metadata = Annotated[
+    dict[str, Any],
+    at_most(MAX_METADATA),
+    WithJsonSchema({"type": "object", "maxProperties": MAX_METADATA}),
+]
+TruncatePromptTokens = Annotated[
+    int | None,
+    Field(
+        ge=-1,
+        le=MAX_PROMPT_TOKENS,
+        description="most tokens of a prompt that are read; -1 for as many as fit",
+        json_schema_extra={"not": {"const": 0}},
+    ),
+]
+Side = Annotated[
+    TruncationSide | None,
+    Field(description="end of a longer prompt that is cut off by truncate_prompt_tokens"),
+]
+
+
+class StreamOptions(BoundedModel):
+    """`stream_options`: usage at the end of a stream, or on every chunk too."""
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = Field(
+        False, description="usage on every chunk; needs include_usage"
+    )
+    include_obfuscation: bool = Field(False, description=NO_EFFECT)
+
+
+class Body(BoundedModel):
+    """The fields of every body."""
+
+    model: str | None = Field(
+        None, description="a served model's name; left out, the one that is served"
+    )
+
+
+class UnusedFields(Body):
+    """Fields of OpenAI's interface that change no answer, and are accepted for programs that send them."""
+
+    user: str | None = Field(None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT)
+    store: bool | None = Field(None, description=NO_EFFECT)
+    metadata: Metadata | None = Field(None, description=NO_EFFECT)
+    service_tier: Literal["auto", "default"] | None = Field(None, description=NO_EFFECT)
+    safety_identifier: str | None = Field(
+        None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT
+    )
+    prompt_cache_key: str | None = Field(
+        None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT
+    )
+
+
+class SamplingBody(UnusedFields):
+    """The fields of completions and chats about sampling, the end of an answer and its delivery."""
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, gt=0, le=1)
+    n: int | None = Field(1, ge=1, le=128)
+    stop: Stops | None = None
+    presence_penalty: float | None = Field(0.0, ge=-2, le=2)
+    frequency_penalty: float | None = Field(0.0, ge=-2, le=2)
+    logit_bias: LogitBias | None = None
+    seed: int | None = Field(None, ge=MIN_SEED, le=MAX_SEED)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+
+    top_k: int | None = Field(None, ge=-1, le=MAX_TOP_K)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(
+        None, ge=MIN_REPETITION_PENALTY, le=MAX_REPETITION_PENALTY
+    )
+    stop_token_ids: StopTokenIds | None = None
+    include_stop_str_in_output: bool = False
+    ignore_eos: bool = False
+    min_tokens: int = Field(0, ge=0, le=MAX_PROMPT_TOKENS)
+    bad_words: BadWords | None = None
+    allowed_token_ids: AllowedTokenIds | None = None
+    skip_special_tokens: bool = True
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredFields | None = None
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY)
+    cache_salt: str | None = Field(None, min_length=1, max_length=256)
+    request_id: str | None = Field(None, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")
+
+    best_of: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_BEST_OF,
+        description="generate so many, give the n most likely by mean log-probability",
+    )
+    use_beam_search: bool = Field(
+        False, description="the most probable answers as a whole; max(n, best_of) beams"
+    )
+    length_penalty: float | None = Field(
+        None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers"
+    )
+    prompt_logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
+    truncate_prompt_tokens: TruncatePromptTokens = None
+    truncation_side: Side = None
+    return_token_ids: bool | None = Field(
+        False, description="add the token ids of the prompt and of each answer"
+    )
+    return_tokens_as_token_ids: bool | None = Field(
+        False, description='"token_id:123" instead of texts in logprobs'
+    )
+
+    @model_validator(mode="after")
+    def _check_stream(self) -> "SamplingBody":
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequestError(
+                "stream_options is only allowed with stream; set stream to true or leave it out",
+                param="stream_options",
+            )
+        if self.stream and self.num_candidates > (self.n or 1):
+            said = f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is known once all are complete"
+            raise InvalidRequestError(
+                f"{said}: they cannot be streamed; leave out stream or best_of", param="best_of"
+            )
+        return self
+
+    def check_against_logprobs(self, logprobs: int | bool | None) -> None:
+        """Raise InvalidRequestError for fields that are about other fields; `logprobs` is the field of that name, of either type."""
+        if self.return_tokens_as_token_ids and (logprobs is None or logprobs is False):
+            said = "return_tokens_as_token_ids is about the tokens in logprobs, which the request does not ask for"
+            raise InvalidRequestError(
+                f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids"
+            )
+        if self.length_penalty is not None and not self.use_beam_search:
+            raise InvalidRequestError(
+                "length_penalty is only for use_beam_search; set that to true or leave it out",
+                param="length_penalty",
+            )
+
+    @property
+    def has_structure(self) -> bool:
+        """Whether answers must have a form, whose grammar has to be made."""
+        return self.structured_outputs is not None or self.response_format is not None
+
+    @property
+    def num_candidates(self) -> int:
+        """Answers a prompt that are generated, to give the best of them."""
+        return self.best_of or self.n or 1
+
+
+class CompletionRequest(SamplingBody):
+    """The body of POST /v1/completions."""
+
+    prompt: Prompts = Field(description="text, token ids, or a list of either")
+    max_tokens: int | None = Field(
+        DEFAULT_MAX_TOKENS,
+        ge=0,
+        le=MAX_PROMPT_TOKENS,
+        description="most tokens to generate; 0 only with echo",
+    )
+    logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
+    echo: bool | None = False
+    suffix: Annotated[str | None, NotSupported] = None
+
+    add_special_tokens: bool = Field(
+        True, description="those that the tokenizer puts around a text; GPT-2's has none"
+    )
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: Any) -> Any:
+        return check_prompts(value)
+
+    @model_validator(mode="after")
+    def _check_together(self) -> "CompletionRequest":
+        if self.suffix is not None:
+            raise InvalidRequestError(
+                "suffix is not supported: GPT-2 cannot fill in the middle; leave it out",
+                param="suffix",
+            )
+        self.check_against_logprobs(self.logprobs)
+        if self.max_tokens == 0 and not self.echo:
+            raise InvalidRequestError(
+                "max_tokens is 0 but must be at least 1 unless echo is true", param="max_tokens"
+            )
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """The prompts one by one."""
+        return list_prompts(self.prompt)
+
+
+def check_prompts(value: Any) -> Any:
+    """Return prompts with their token ids as integers; raises ValueError that names the first fault.
+
+    A union of four types would answer with four errors.
+    """
+    if value in ("", []):
+        raise ValueError("is empty; give text or token ids")
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, list):
+        raise ValueError(f"{_PROMPT_FORMS}, not {quote(value)}")
+    kinds = types_of(value)
+    if kinds == {str}:
+        return value
+    if kinds == {list}:
+        return [_checked_ids(ids, f"list {index}") for index, ids in enumerate(value)]
+    if list in kinds or str in kinds:
+        raise ValueError(_unlike_first(value))
+    return _checked_ids(value, "the list")
+
+
+def _checked_ids(values: list[Any], name: str) -> list[int]:
+    """Return token ids as integers; raises ValueError that names the first entry that is none."""
+    if types_of(values) <= {int}:
+        return values  # an empty list is refused with its prompt's number
+    ids = [as_integer(item) for item in values]
+    index = next((index for index, item in enumerate(ids) if type(item) is not int), None)
+    if index is None:
+        return ids
+    found = f"entry {index} of {name} is {quote(values[index])}, which is no token id"
+    if values[index] is None:
+        found += (
+            "; lm-eval sends null where it does not know the token that begins a text: "
+            "add custom_prefix_token_id=ID to its --model_args"
+        )
+    raise ValueError(f"{_PROMPT_FORMS}; {found}")
+
+
+def _unlike_first(values: list[Any]) -> str:
+    """Return the message for a list with texts or lists among other entries."""
+    first = type(values[0])
+    index = next(index for index, item in enumerate(values) if type(item) is not first)
+    return f"{_PROMPT_FORMS}; entry 0 is {quote(values[0])} and entry {index} is {quote(values[index])}"
+
+
+def list_prompts(value: Any) -> list[str | list[int]]:
+    """Checked prompts one by one."""
+    is_one = isinstance(value, str) or isinstance(value[0], int)  # checked: all are of one kind
+    return [value] if is_one else list(value)

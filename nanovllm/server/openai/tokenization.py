@@ -1,0 +1,145 @@
+"""/tokenize, /detokenize and /tokenizer_info: text to token ids and back, as the served model reads it. Names and fields are vLLM's.
+
+The ids are those that /v1/completions would compute, or /v1/chat/completions for messages: a
+literal `<|endoftext|>` in a text is ordinary text. A text may be longer than the model's context,
+since finding that out is what people ask for; what one request may cost is bounded by its size.
+"""
+
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, model_validator
+
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.engine import Engine
+from nanovllm.errors import InvalidRequestError
+from nanovllm.sampling_params import check_unicode
+from nanovllm.server.http.bounds import INTEGERS, allow_nulls
+from nanovllm.server.openai.chat_prompt import encode_messages
+from nanovllm.server.openai.chat_schemas import Messages, PromptFields
+from nanovllm.server.openai.response_types import Detokenized, Tokenized, TokenizerInfo
+from nanovllm.server.openai.schemas import Body, TokenId
+
+MAX_TEXT_BYTES = 1 << 18  # of UTF-8: at most as many tokens, 256 times the context of GPT-2
+MAX_TOKENS = 1 << 18
+
+BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS]
+
+
+def _describe_form(schema: dict[str, Any]) -> None:
+    allow_nulls(schema)
+    schema["oneOf"] = [_given("prompt"), _given("messages")]
+
+
+def _given(name: str) -> dict[str, Any]:
+    """Return the JSON schema of an object that has a field which is not null."""
+    return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
+
+
+class TokenizeRequest(PromptFields):
+    """The body of POST /tokenize: a text or messages."""
+
+    model_config = ConfigDict(json_schema_extra=_describe_form)
+
+    prompt: str | None = Field(
+        None,
+        description=f"text of up to {MAX_TEXT_BYTES} bytes in UTF-8",
+        json_schema_extra={"maxLength": MAX_TEXT_BYTES},
+    )
+    messages: Messages | None = Field(
+        None, description="a conversation, which the chat template makes a prompt of"
+    )
+    add_special_tokens: bool | None = Field(
+        None,
+        description="what the tokenizer puts around every text, if anything; GPT-2's puts nothing. "
+        "True for a text, false for messages",
+    )
+    return_token_strs: bool | None = Field(
+        False, description="also each token as the vocabulary spells it"
+    )
+
+    @model_validator(mode="after")
+    def _check_form(self) -> "TokenizeRequest":
+        if self.prompt is None and self.messages is None:
+            raise InvalidRequestError("prompt or messages is required", param="prompt")
+        if self.prompt is not None and self.messages is not None:
+            raise InvalidRequestError(
+                "prompt and messages cannot be tokenized together; leave one of them out",
+                param="messages",
+            )
+        for name in ("add_generation_prompt", "continue_final_message"):
+            if self.messages is None and getattr(self, name):
+                raise InvalidRequestError(
+                    f"{name} is about messages, which the request has none of; leave it out",
+                    param=name,
+                )
+        return self
+
+
+class DetokenizeRequest(Body):
+    """The body of POST /detokenize."""
+
+    tokens: BoundedTokenIds = Field(description="token ids of the model's vocabulary")
+
+
+def tokenize(
+    body: TokenizeRequest, engine: Engine, template: ChatTemplate | None = None
+) -> Tokenized:
+    """The answer to /tokenize; takes its time with a long text, so call it beside the event loop. Raises InvalidRequestError."""
+    tokenizer = engine.tokenizer
+    if body.messages is None:
+        text = body.prompt or ""
+        _check_text(text, "prompt")
+        tokens = tokenizer.encode(text, add_special_tokens=body.add_special_tokens is not False)
+    else:
+        tokens = encode_messages(
+            body.messages,
+            body,
+            template,
+            tokenizer,
+            partial(_check_text, field="messages"),
+            add_special_tokens=bool(body.add_special_tokens),
+        )
+    names = (
+        [tokenizer.token_name(token_id) for token_id in tokens] if body.return_token_strs else None
+    )
+    return {
+        "count": len(tokens),
+        "max_model_len": engine.max_model_len,
+        "tokens": tokens,
+        "token_strs": names,
+    }
+
+
+def _check_text(text: str, field: str) -> None:
+    check_unicode(field, text)
+    size = len(text.encode())
+    if size > MAX_TEXT_BYTES:
+        raise InvalidRequestError(
+            f"the text of {field} has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; send it in parts",
+            param=field,
+        )
+
+
+def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
+    """The answer to /detokenize, special tokens included; to be called as `tokenize`. Raises InvalidRequestError."""
+    last = engine.model.vocab - 1
+    outside = next((token_id for token_id in body.tokens if not 0 <= token_id <= last), None)
+    if outside is not None:
+        raise InvalidRequestError(
+            f"tokens has the id {str(outside)[:24]} but the vocabulary goes from 0 to {last}",
+            param="tokens",
+        )
+    return {"prompt": engine.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+
+
+def tokenizer_info(engine: Engine) -> TokenizerInfo:
+    """The answer to /tokenizer_info: what a program has to know that lets the server tokenise for it.
+
+    `bos_token` and `eos_token` are null: such programs tokenise these texts to learn their ids, and /tokenize reads every text as text.
+    """
+    special = engine.tokenizer.special_tokens
+    return {
+        "bos_token": None, "eos_token": None, "eos_token_ids": list(engine.model.eos_token_ids), "special_tokens": special,
+        "vocab_size": engine.model.vocab, "model_max_length": engine.max_model_len,
+    }  # fmt: skip

@@ -1,0 +1,198 @@
+"""Requests for masks: one message per step, and failures that stay with their sequence."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanovllm.engine.grammar import masks as grammar_masks
+from nanovllm.engine.grammar.grammar import Grammar, Grammars
+from nanovllm.engine.grammar.limits import GrammarLimits
+from nanovllm.engine.grammar.masks import MaskSequence
+from nanovllm.engine.grammar.table import GrammarState
+from nanovllm.engine.sandbox.messages import pack
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import EngineNotReadyError, InvalidRequestError
+from nanovllm.structured_outputs import StructuredOutputs
+from tests.support.grammars import AMBIGUOUS, children_of
+
+VOCAB = 267
+WAIT_S = 60.0
+
+
+def make(tokenizer: Tokenizer, **limits: Any) -> Grammars:
+    return Grammars(tokenizer, VOCAB, [VOCAB - 1], GrammarLimits(**limits))
+
+
+@pytest.fixture
+def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
+    made = make(tokenizer, mask_cpu_s=0.2)
+    yield made
+    made.close()
+
+
+def messages_of(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Return a list to which each message to a worker is added."""
+    sent: list[dict[str, Any]] = []
+
+    def record(header: dict[str, Any]) -> bytes:
+        sent.append(header)
+        return pack(header)
+
+    monkeypatch.setattr(grammar_masks, "pack", record)
+    return sent
+
+
+def test_a_step_sends_one_message_per_grammar(
+    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = messages_of(monkeypatch)
+    one, other = (grammars.compile(StructuredOutputs(regex=f"[ab]*{end}")) for end in "xy")
+    sequences = [compiled.start() for compiled in (one, other) for _ in range(5)]
+    a, b = tokenizer.encode("a")[0], tokenizer.encode("b")[0]
+    for token in (a, b):
+        for sequence in sequences:
+            sequence.accept(token)
+        grammars.flush()
+        for sequence in sequences:
+            assert {a, b} <= set(sequence.allowed_ids().tolist())
+    assert [len(header["sequences"]) for header in sent] == [5, 5, 5, 5]
+    assert [header["tokens"] for header in sent] == [[[a]] * 5] * 2 + [[[b]] * 5] * 2
+
+
+def test_the_allowed_ids_are_those_of_the_mask(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    sequence = grammars.compile(StructuredOutputs(regex="a[^a]b?")).start()
+    for text in "axb":
+        ids = sequence.allowed_ids()
+        assert ids.tolist() == np.flatnonzero(sequence.allowed()).tolist()
+        assert sequence.allowed_ids() is ids
+        sequence.accept(tokenizer.encode(text)[0])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a limit of processor time")
+def test_a_sequence_over_its_budget_fails_alone_in_its_batch(
+    grammars: Grammars, tokenizer: Tokenizer
+) -> None:
+    rules = str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "b" | "a" s\n')
+    compiled = grammars.compile(StructuredOutputs(grammar=rules))
+    sequences = [compiled.start() for _ in range(5)]
+    for sequence, text in zip(sequences, "bbabb", strict=True):
+        sequence.accept(tokenizer.encode(text)[0])
+    for sequence in sequences[:2] + sequences[3:]:
+        assert sequence.allowed_ids().tolist() == [VOCAB - 1]
+    with pytest.raises(InvalidRequestError, match=r"0\.2 s for one token|Too many items"):
+        sequences[2].allowed()
+
+
+def test_tokens_beyond_the_socket_buffer_arrive(grammars: Grammars, tokenizer: Tokenizer) -> None:
+    """So many tokens are sent again where a worker is replaced."""
+    pooled = grammars.compile(StructuredOutputs(regex="[ab]*")).pooled
+    worker = pooled.worker
+    tokens = tokenizer.encode("a") * 9000
+    sequences = [MaskSequence(-1 - i, pooled, tokens) for i in range(30)]
+    for sequence in sequences:
+        grammars.masks.ask(grammars.pool, sequence)
+    end_s = time.monotonic() + WAIT_S
+    while not all(sequence.mask for sequence in sequences):
+        assert time.monotonic() < end_s
+        grammars.wait(0.1)
+    assert pooled.worker == worker
+
+
+def test_a_dropped_sequence_leaves_a_prompt_worker_running(
+    grammars: Grammars, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop string ends a sequence while its next mask is computed."""
+    monkeypatch.setattr(grammar_masks, "_SLOW_S", WAIT_S)
+    monkeypatch.setattr(grammar_masks, "_PROMPT_S", WAIT_S)
+    compiled = grammars.compile(StructuredOutputs(regex="[ab]*"))
+    worker = compiled.pooled.worker
+    for _ in range(3):
+        sequence = compiled.start()
+        for _ in range(2):
+            sequence.accept(tokenizer.encode("a")[0])
+            sequence.allowed()
+        sequence.accept(tokenizer.encode("a")[0])
+        grammars.flush()
+        sequence.close()
+        grammars.poll()
+    assert (compiled.pooled.worker, compiled.pooled.state) == (worker, GrammarState.READY)
+
+
+def test_closing_ends_every_wait(tokenizer: Tokenizer) -> None:
+    grammars = make(tokenizer, max_workers=1)
+    evicted = grammars.compile(StructuredOutputs(regex="[ab]*"))
+    sequence = evicted.start()
+    unsettled = grammars.begin(StructuredOutputs(regex="[ab]*x"))
+    grammars.compile(StructuredOutputs(regex="b"))
+    pool = grammars.pool
+    grammars.close()
+    errors: list[Exception] = []
+
+    def wait_for(grammar: Grammar) -> None:
+        grammar.accept(tokenizer.encode("a")[0])
+        try:
+            grammar.allowed()
+        except EngineNotReadyError as error:
+            errors.append(error)
+
+    waiting = threading.Thread(target=wait_for, args=(sequence,), daemon=True)
+    waiting.start()
+    waiting.join(WAIT_S)
+    assert len(errors) == 1
+    done = threading.Event()
+    pool.watch(unsettled.pooled, done.set)
+    assert done.wait(WAIT_S), "the thread has ended, and the watcher is called all the same"
+
+
+PARENT = """
+import os, sys, time
+from pathlib import Path
+from nanovllm.engine.grammar.grammar import Grammars
+from nanovllm.engine.sandbox.messages import pack
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.structured_outputs import StructuredOutputs
+
+grammars = Grammars(Tokenizer.load(Path(sys.argv[1])), 267, [266])
+grammars.compile(StructuredOutputs(regex="a"))
+child = os.fork()
+if child == 0:
+    time.sleep(60)
+    os._exit(0)
+print(child, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_worker_outlives_its_parent_for_a_forked_process(tiny_model: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tiny_model)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        forked = int(parent.stdout.readline())
+        try:
+            workers = [pid for pid in children_of(parent.pid) if pid != forked]
+            assert len(workers) == 2, "the one that forks, and a grammar"
+            parent.kill()
+            end_s = time.monotonic() + 20
+            while any(is_running(pid) for pid in workers):
+                assert time.monotonic() < end_s
+                time.sleep(0.01)
+        finally:
+            os.kill(forked, signal.SIGKILL)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

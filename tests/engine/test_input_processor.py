@@ -1,0 +1,564 @@
+"""What is refused, and how the error says it: the value, the limit, the remedy, the field. What passes can run to its end."""
+
+import array
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.engine.input_processor import MAX_TRUNCATED_BYTES, Intake, Limits, Submission
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import ContextLengthError, InvalidRequestError
+from nanovllm.model.config import GPT2Config
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.structured_outputs import StructuredOutputs
+from tests.support.checkpoints import END_OF_TEXT
+from tests.support.tokenizers import word_piece
+
+CONTEXT = 16
+MAX_LOGPROBS = 5
+
+
+def make_intake(
+    tokenizer: Tokenizer,
+    *,
+    vocab: int | None = None,
+    cache_tokens: int = 1000,
+    seed: int | None = None,
+    has_priorities: bool = False,
+    **model: Any,
+) -> Intake:
+    vocab = vocab or tokenizer.vocab
+    config = GPT2Config(
+        vocab=vocab,
+        max_positions=CONTEXT,
+        d_model=8,
+        layers=1,
+        heads=1,
+        d_ff=8,
+        **{"eos_token_ids": (vocab - 1,), **model},
+    )
+    limits = Limits(CONTEXT, cache_tokens, MAX_LOGPROBS, has_priorities=has_priorities)
+    return Intake(config, tokenizer, limits, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def intake(tokenizer: Tokenizer) -> Intake:
+    return make_intake(tokenizer)
+
+
+def submit(intake: Intake, prompt: Any = "hi", **settings: Any) -> Submission:
+    return intake.submit("r", prompt, SamplingParams(**settings))
+
+
+# Prompts ----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_form_of_prompt_is_read(intake: Intake, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("hi")
+    assert intake.read_prompt("hi") == ("hi", ids)
+    assert intake.read_prompt({"prompt": "hi"}) == ("hi", ids)
+    for prompt in (ids, tuple(ids), {"prompt_token_ids": ids}, range(3, 5), array.array("q", ids)):
+        expected = [3, 4] if isinstance(prompt, range) else ids
+        assert intake.read_prompt(prompt) == (None, expected)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"),
+    [
+        ("", "empty"),
+        ([], "empty"),
+        ({"prompt": ""}, "empty"),
+        ({"prompt_token_ids": []}, "empty"),
+        (None, "is None but must be text or a list of token ids"),
+        (7, "is 7 but must be text or a list of token ids"),
+        (b"hi", "a bytes"),
+        (bytearray(b"hi"), "a bytearray"),
+        ({1, 2}, "a set"),
+        (np.array([1.5, 2]), r"has 1\.5 among its token ids"),
+        ([1, "two"], "has 'two' among its token ids"),
+        ([1, None], "has None among its token ids"),
+        ([1, 2.0], r"has 2\.0 among its token ids"),
+        ([1, True], "has True among its token ids"),
+        ([[1]], "has a list among its token ids"),
+        (["hi"], "has 'hi' among its token ids.*give one prompt, not a list of prompts"),
+        ({}, "either 'prompt' or 'prompt_token_ids'"),
+        ({"text": "hi"}, "not 'text'"),
+        (
+            {"prompt": "hi", "prompt_token_ids": [1]},
+            "either 'prompt' or 'prompt_token_ids', not 'prompt', 'prompt_token_ids'",
+        ),
+        ({"prompt": [1]}, "'prompt' is a list but must be text"),
+        ({"prompt_token_ids": "hi"}, "'prompt_token_ids' is 'hi' but must be a list of token ids"),
+        ({"prompt_token_ids": None}, "is None"),
+        ([267], "vocabulary of 0 to 266: 267"),
+        ([-1], "vocabulary of 0 to 266: -1"),
+        (
+            [10**40, *range(300, 310)],
+            r"vocabulary of 0 to 266: 1000\d*, 300, 301, 302, 303, \.\.\.$",
+        ),
+        ("a\ud800b", r"half of a surrogate pair.*send valid Unicode"),
+        ("\udc00", r"has '\\udc00' at character 0"),
+    ],
+)
+def test_a_bad_prompt_is_refused_and_named(intake: Intake, prompt: Any, said: str) -> None:
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        submit(intake, prompt)
+    assert caught.value.param == "prompt"
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "x" * 10_000_000,
+        [1] * 2_000_000,
+        ["x" * 10_000_000],
+        {"prompt": "x" * 10_000_000},
+        {"x" * 10_000_000: "hi"},
+    ],
+)
+def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(intake: Intake, prompt: Any) -> None:
+    began = time.process_time()
+    with pytest.raises(InvalidRequestError) as caught:
+        submit(intake, prompt)
+    assert time.process_time() - began < 1.0
+    assert len(str(caught.value)) < 300
+
+
+def test_an_early_refusal_says_no_more_than_is_known(intake: Intake, tokenizer: Tokenizer) -> None:
+    longest = tokenizer.longest_token
+    assert longest == len(END_OF_TEXT)
+    with pytest.raises(
+        ContextLengthError,
+        match=f"at least {CONTEXT + 1} tokens, the limit is {CONTEXT}; shorten it",
+    ):
+        submit(intake, "x" * longest * (CONTEXT + 1))
+
+
+def test_text_that_a_tokenizer_makes_one_unknown_word_of_is_not_too_long() -> None:
+    intake = make_intake(word_piece())
+    _, token_ids = intake.read_prompt("q" * 100_000)
+    assert len(token_ids) == 1
+
+
+def test_text_without_tokens_is_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="no tokens once encoded"):
+        submit(make_intake(word_piece()), "   ")
+
+
+def test_tokens_that_the_model_does_not_have_are_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(InvalidRequestError, match="outside the vocabulary of 0 to 9"):
+        submit(make_intake(tokenizer, vocab=10), "hello")
+
+
+def test_a_special_token_in_the_prompt_is_text(intake: Intake) -> None:
+    _, token_ids = intake.read_prompt(END_OF_TEXT)
+    assert len(token_ids) == len(END_OF_TEXT)
+
+
+# Truncated prompts ------------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    length=st.integers(1, 40),
+    kept=st.integers(1, CONTEXT),
+    as_text=st.booleans(),
+    side=st.sampled_from(["left", "right", None]),
+)
+def test_one_end_of_the_prompt_is_cut_off(
+    tokenizer: Tokenizer, length: int, kept: int, as_text: bool, side: str | None
+) -> None:
+    """The beginning by default; of a text that is embedded the end."""
+    text = ("the end, " * length)[:length]
+    ids = tokenizer.encode(text)
+    prompt = text if as_text else ids
+    given_side: dict[str, Any] = {} if side is None else {"truncation_side": side}
+    intake = make_intake(tokenizer)
+    output = submit(
+        intake, prompt, truncate_prompt_tokens=kept, max_tokens=0, **given_side
+    ).assembler.output()
+    assert output.prompt_token_ids == (ids[:kept] if side == "right" else ids[-kept:])
+    assert output.prompt == (tokenizer.decode(output.prompt_token_ids) if as_text else None)
+    (request,) = intake.embed("r", prompt, truncate_prompt_tokens=kept, **given_side).requests
+    assert list(request.prompt_token_ids) == (ids[-kept:] if side == "left" else ids[:kept])
+
+
+def test_a_text_that_is_embedded_may_fill_the_context(intake: Intake) -> None:
+    (request,) = intake.embed("r", [1] * (CONTEXT + 5), truncate_prompt_tokens=-1).requests
+    assert len(request.prompt_token_ids) == CONTEXT
+
+
+def test_more_tokens_than_the_context_has_are_refused(intake: Intake) -> None:
+    for check in (submit, lambda intake, **given: intake.embed("r", "hi", **given)):
+        with pytest.raises(
+            InvalidRequestError, match=f"is {CONTEXT + 1}, the limit is {CONTEXT}"
+        ) as caught:
+            check(intake, truncate_prompt_tokens=CONTEXT + 1)
+        assert caught.value.param == "truncate_prompt_tokens"
+
+
+def test_a_truncated_prompt_must_fit(intake: Intake) -> None:
+    for prompt in ([1] * 30, "x" * 3000):
+        with pytest.raises(
+            ContextLengthError, match=f"has {CONTEXT} tokens.*context of {CONTEXT}; shorten it"
+        ):
+            submit(intake, prompt, truncate_prompt_tokens=CONTEXT)
+
+
+@given(
+    prompt_tokens=st.integers(1, 30),
+    max_tokens=st.one_of(st.none(), st.integers(0, 20)),
+    cache_tokens=st.integers(1, 20),
+)
+def test_minus_1_keeps_as_many_as_fit(
+    tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int
+) -> None:
+    intake, ids = make_intake(tokenizer, cache_tokens=cache_tokens), list(range(prompt_tokens))
+
+    def fits(kept: int) -> bool:
+        try:
+            (request,) = submit(intake, ids[-kept:], max_tokens=max_tokens).requests
+        except ContextLengthError:
+            return False
+        return max_tokens is None or request.max_new_tokens == max_tokens
+
+    try:
+        (request,) = submit(intake, ids, max_tokens=max_tokens, truncate_prompt_tokens=-1).requests
+    except ContextLengthError:
+        assert not fits(1)
+        return
+    kept = len(request.prompt_token_ids)
+    assert list(request.prompt_token_ids) == ids[-kept:]
+    assert fits(kept)
+    assert kept == prompt_tokens or not fits(kept + 1)
+
+
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(intake: Intake) -> None:
+    with pytest.raises(
+        ContextLengthError,
+        match=f"max_tokens is {CONTEXT}, which leaves no room for a prompt.*of {CONTEXT} tokens.*; lower it",
+    ) as caught:
+        submit(intake, truncate_prompt_tokens=-1, max_tokens=CONTEXT)
+    assert caught.value.param == "max_tokens"
+
+
+def test_text_that_is_to_be_truncated_has_a_limit(intake: Intake) -> None:
+    said = f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send the part to be read"
+    with pytest.raises(InvalidRequestError, match=said) as caught:
+        submit(intake, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
+    assert caught.value.param == "prompt"
+
+
+# Length -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens", "expected"),
+    [
+        (1, None, CONTEXT - 1),
+        (1, 0, 0),
+        (1, 1, 1),
+        (1, 5, 5),
+        (1, CONTEXT - 1, CONTEXT - 1),
+        (1, 10**30, CONTEXT - 1),
+        (CONTEXT - 1, None, 1),
+        (CONTEXT - 1, 1, 1),
+        (CONTEXT - 1, 0, 0),
+        (CONTEXT, 0, 0),
+    ],
+)
+def test_an_answer_gets_what_it_asks_for_within_the_context(
+    intake: Intake, prompt_tokens: int, max_tokens: int | None, expected: int
+) -> None:
+    (request,) = submit(intake, [1] * prompt_tokens, max_tokens=max_tokens).requests
+    assert request.max_new_tokens == expected
+    assert len(request.prompt_token_ids) == prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("prompt_tokens", "max_tokens"),
+    [(CONTEXT, None), (CONTEXT, 1), (CONTEXT + 1, 0), (CONTEXT + 1, None)],
+)
+def test_a_prompt_that_leaves_no_room_is_refused(
+    intake: Intake, prompt_tokens: int, max_tokens: int | None
+) -> None:
+    with pytest.raises(
+        ContextLengthError, match=f"has {prompt_tokens} tokens.*context of {CONTEXT}; shorten it"
+    ) as caught:
+        submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
+    assert caught.value.param == "prompt"
+
+
+def test_what_the_cache_can_never_hold_is_refused(tokenizer: Tokenizer) -> None:
+    intake = make_intake(tokenizer, cache_tokens=8)
+    (request,) = submit(
+        intake, [1] * 5, max_tokens=4
+    ).requests  # 8: the last token's keys are never needed
+    assert request.max_new_tokens == 4
+    submit(intake, [1] * 8, max_tokens=0)
+    submit(intake, [1] * 8, max_tokens=1)
+    assert submit(intake, [1] * 5, max_tokens=None).requests[0].max_new_tokens == 4, (
+        "an answer of any length ends where the cache does"
+    )
+    for prompt_tokens, max_tokens in ((5, 5), (9, None), (9, 0), (9, 1)):
+        with pytest.raises(
+            ContextLengthError,
+            match=r"KV cache, which has 8; ask for less, or serve with a larger kv_cache_memory",
+        ) as caught:
+            submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
+        assert caught.value.param == "max_tokens"
+
+
+@given(
+    prompt_tokens=st.integers(1, 20),
+    max_tokens=st.one_of(st.none(), st.integers(0, 20)),
+    cache_tokens=st.integers(1, 20),
+)
+def test_what_passes_fits_the_context_and_the_cache(
+    tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int
+) -> None:
+    try:
+        (request,) = submit(
+            make_intake(tokenizer, cache_tokens=cache_tokens),
+            [1] * prompt_tokens,
+            max_tokens=max_tokens,
+        ).requests
+    except ContextLengthError:
+        room = CONTEXT - prompt_tokens
+        asked = min(1, room) if max_tokens is None else min(max_tokens, room)
+        assert (
+            room < 0
+            or (room == 0 and max_tokens != 0)
+            or prompt_tokens + max(asked - 1, 0) > cache_tokens
+        ), "it would have fitted"
+        return
+    assert prompt_tokens + request.max_new_tokens <= CONTEXT
+    assert prompt_tokens + max(request.max_new_tokens - 1, 0) <= cache_tokens
+    assert max_tokens == 0 or request.max_new_tokens > 0
+
+
+# Settings ---------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
+def test_log_probabilities_have_a_limit(intake: Intake, name: str) -> None:
+    submit(intake, **{name: MAX_LOGPROBS})
+    with pytest.raises(
+        InvalidRequestError,
+        match=rf"{name} is {MAX_LOGPROBS + 1}, the limit is {MAX_LOGPROBS} \(max_logprobs\)",
+    ) as caught:
+        submit(intake, **{name: MAX_LOGPROBS + 1})
+    assert caught.value.param == name
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("logit_bias", lambda i: {0: 1.0, i: 1.0}),
+        ("allowed_token_ids", lambda i: [0, i]),
+        ("stop_token_ids", lambda i: [0, i]),
+    ],
+)
+def test_settings_name_tokens_of_the_vocabulary(intake: Intake, name: str, make: Any) -> None:
+    last = intake.model.vocab - 1
+    submit(intake, **{name: make(last)})
+    with pytest.raises(
+        InvalidRequestError,
+        match=f"{name} has token ids outside the vocabulary of 0 to {last}: {last + 1}",
+    ) as caught:
+        submit(intake, **{name: make(last + 1)})
+    assert caught.value.param == name
+
+
+def test_bad_words_are_forbidden_in_both_spellings(intake: Intake, tokenizer: Tokenizer) -> None:
+    (request,) = submit(intake, bad_words=["the", " the", "a"]).requests
+    assert set(request.bad_words) == {
+        tuple(tokenizer.encode(text)) for text in ("the", " the", "a", " a")
+    }
+    assert len(request.bad_words) == 4, "no spelling comes twice"
+    assert len(tokenizer.encode(" the")) == 1, "with its space it is another token"
+
+
+def test_a_bad_word_of_spaces_keeps_its_spaces(intake: Intake, tokenizer: Tokenizer) -> None:
+    (request,) = submit(intake, bad_words=["  "]).requests
+    assert set(request.bad_words) == {tuple(tokenizer.encode("  ")), tuple(tokenizer.encode(" "))}
+
+
+def test_bad_words_that_the_model_cannot_spell_are_left_out(tokenizer: Tokenizer) -> None:
+    intake = make_intake(tokenizer, vocab=max(tokenizer.encode("a ")) + 1)
+    assert max(tokenizer.encode("the")) >= intake.model.vocab
+    (request,) = submit(intake, "a", bad_words=["a", "the"]).requests
+    assert max(tokenizer.encode(" a")) >= intake.model.vocab
+    assert request.bad_words == (tuple(tokenizer.encode("a")),)
+
+
+def test_end_of_text_is_a_stop_token_unless_ignored(intake: Intake) -> None:
+    end = intake.model.vocab - 1
+    (request,) = submit(intake, stop_token_ids=[3]).requests
+    assert request.stop_token_ids == {3, end}
+    assert request.eos_token_ids == {end}
+    assert request.ignored_eos_token_ids == set()
+    (request,) = submit(intake, stop_token_ids=[3], ignore_eos=True).requests
+    assert request.stop_token_ids == {3}
+    assert request.ignored_eos_token_ids == {end}
+    assert request.eos_token_ids == frozenset()
+    (request,) = submit(intake, stop_token_ids=[end], ignore_eos=True).requests
+    assert request.stop_token_ids == {end}, "asked for by name it counts"
+
+
+def test_n_answers_are_n_sequences_that_differ_in_their_choice(intake: Intake) -> None:
+    submission = submit(intake, n=3, seed=5)
+    assert (
+        [request.request_id for request in submission.requests]
+        == ["r-0", "r-1", "r-2"]
+        == submission.assembler.sequence_ids
+    )
+    assert [request.choice_index for request in submission.requests] == [0, 1, 2]
+    assert {request.seed for request in submission.requests} == {5}
+    assert [request.request_id for request in submit(intake).requests] == ["r"]
+    assert len(submission.assembler.output().outputs) == 3
+
+
+def test_greedy_answers_are_one_sequence_and_count_as_many(intake: Intake) -> None:
+    submission = submit(intake, n=3, temperature=0)
+    assert (
+        [request.request_id for request in submission.requests]
+        == ["r"]
+        == submission.assembler.sequence_ids
+    )
+    assert len(submission.assembler.output().outputs) == 3
+    assert [
+        submit(intake, temperature=0, **settings).num_answers
+        for settings in ({}, {"n": 3}, {"n": 2, "best_of": 5})
+    ] == [1, 3, 5]
+
+
+def test_the_best_of_more_is_found_by_their_log_probabilities(intake: Intake) -> None:
+    submission = submit(intake, n=2, best_of=4, seed=5)
+    assert [request.choice_index for request in submission.requests] == [0, 1, 2, 3]
+    assert {request.sampling.logprobs for request in submission.requests} == {0}
+    assert {
+        request.sampling.logprobs for request in submit(intake, n=2, best_of=4, logprobs=3).requests
+    } == {3}
+    for settings in ({"n": 4}, {"n": 4, "best_of": 4}, {"best_of": 4, "temperature": 0}):
+        assert {request.sampling.logprobs for request in submit(intake, **settings).requests} == {
+            None
+        }, "nothing to rank"
+    assert (submission.num_answers, len(submission.assembler.output().outputs)) == (4, 2)
+
+
+def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:
+    intake = make_intake(tokenizer, has_priorities=True)
+    (request,) = intake.submit("r", "hi", SamplingParams(), priority=-3, cache_salt="salt").requests
+    assert (request.priority, request.cache_salt) == (-3, "salt")
+
+
+def test_a_priority_is_refused_where_requests_are_served_by_arrival(intake: Intake) -> None:
+    """As vLLM does, so that no client overtakes the others and takes their blocks unless the operator allows it."""
+    assert intake.submit("r", "hi", SamplingParams(), priority=0).requests[0].priority == 0
+    with pytest.raises(InvalidRequestError, match="--scheduling-policy priority") as caught:
+        intake.submit("r", "hi", SamplingParams(), priority=-1)
+    assert caught.value.param == "priority"
+    with pytest.raises(InvalidRequestError, match="--scheduling-policy priority"):
+        intake.embed("r", "hi", priority=1)
+
+
+def test_ids_are_unlike_each_other_whatever_names_they_are_made_of(intake: Intake) -> None:
+    """With several answers a sequence's id has its choice behind; names that end alike must not make two equal."""
+    ids: list[str] = []
+    for name in ("x", "x-0", "x-0-0", "0", "0-x", ""):
+        submission = intake.submit(
+            intake.new_request_id(name), "hi", SamplingParams(n=3, max_tokens=1)
+        )
+        ids += [request.request_id for request in submission.requests]
+        ids.append(submission.assembler.request_id)
+    assert len(set(ids)) == len(ids)
+
+
+def test_seeds_are_the_callers_or_drawn(tokenizer: Tokenizer) -> None:
+    def seeds(engine_seed: int | None, settings: Mapping[str, Any]) -> list[int]:
+        intake = make_intake(tokenizer, seed=engine_seed)
+        return [submit(intake, **settings).requests[0].seed for _ in range(4)]
+
+    assert seeds(1, {"seed": -7}) == [-7] * 4
+    assert seeds(1, {"seed": 0}) == [0] * 4
+    drawn = seeds(1, {})
+    assert len(set(drawn)) == 4, "two requests without a seed do not get the same answer"
+    assert all(0 <= seed < 2**64 for seed in drawn)
+    assert drawn == seeds(1, {}), "the engine's seed repeats them"
+    assert drawn != seeds(2, {})
+    assert seeds(None, {}) != seeds(None, {})
+
+
+def test_a_refused_request_changes_nothing_for_the_next(tokenizer: Tokenizer) -> None:
+    clean, other = make_intake(tokenizer, seed=1), make_intake(tokenizer, seed=1)
+    for prompt, settings in (("", {}), ("hi", {"logprobs": 99}), ("x" * 99, {})):
+        with pytest.raises(InvalidRequestError):
+            submit(other, prompt, **settings)
+    assert submit(clean).requests[0].seed == submit(other).requests[0].seed
+
+
+def test_the_output_begins_with_the_prompt_as_it_was_given(
+    intake: Intake, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    output = submit(intake, "hi").assembler.output()
+    assert (output.request_id, output.prompt, output.prompt_token_ids) == (
+        "r",
+        "hi",
+        tokenizer.encode("hi"),
+    )
+    given_ids = [1, 2, 3]
+    submission = submit(intake, given_ids)
+    given_ids.append(4)
+    assert (
+        submission.assembler.output().prompt,
+        submission.assembler.output().prompt_token_ids,
+    ) == (None, [1, 2, 3])
+
+
+def test_many_prompts_share_what_their_settings_say(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Spelling a thousand bad words for each of a thousand prompts would take a minute."""
+    spelled: list[SamplingParams] = []
+    spell = intake._bad_words  # noqa: SLF001
+
+    def count(params: SamplingParams) -> tuple[tuple[int, ...], ...]:
+        spelled.append(params)
+        return spell(params)
+
+    monkeypatch.setattr(intake, "_bad_words", count)
+    first = SamplingParams(max_tokens=4, bad_words=["the"], allowed_token_ids=range(100))
+    others = SamplingParams(max_tokens=4, bad_words=["a"])
+    made = [intake.submit(f"r{i}", "the", first).requests[0] for i in range(5)]
+    assert spelled == [first]
+    assert len({id(request.rules) for request in made}) == 1
+    (other,) = intake.submit("other", "the", others).requests
+    (again,) = intake.submit("again", "the", first).requests
+    assert other.bad_words != again.bad_words == made[0].bad_words
+    wrong = SamplingParams(max_tokens=4, allowed_token_ids=[10**9])
+    for _ in range(2):
+        with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
+            intake.submit("wrong", "the", wrong)
+
+
+def test_a_request_that_is_too_long_begins_no_grammar(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intake = make_intake(tokenizer)
+    begun: list[StructuredOutputs] = []
+    monkeypatch.setattr(intake.grammars, "begin", begun.append)
+
+    def refuse(num_tokens: int) -> None:
+        raise ContextLengthError(f"{num_tokens} tokens")
+
+    params = SamplingParams(structured_outputs=StructuredOutputs(regex="a"))
+    with pytest.raises(ContextLengthError, match="2 tokens"):
+        intake.submit("r", {"prompt_token_ids": [1, 2]}, params, check_length=refuse)
+    assert not begun

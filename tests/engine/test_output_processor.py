@@ -1,0 +1,305 @@
+"""From updates to answers: text, tokens and log-probabilities that belong together, whole or as news."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.engine.scheduling.request import FinishReason
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import EngineFaultError
+from nanovllm.outputs import CompletionOutput, RequestOutput
+from nanovllm.runner.logprobs import TokenLogprobs
+from tests.support.assembling import END, METRICS, PROMPT, answer, feed, make, update
+from tests.support.checkpoints import END_OF_TEXT
+
+BROKEN = EngineFaultError("broken")
+
+
+def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    assert answer(assembler) == CompletionOutput(0, "", [], None, None)
+    assert feed(assembler, tokenizer, "hey") == [False] * 3
+    assert not assembler.is_finished
+    assert assembler.unfinished_ids == ["r-0"]
+    assert feed(assembler, tokenizer, "!", FinishReason.LENGTH) == [False]
+    output = assembler.output()
+    assert output == RequestOutput(
+        "r",
+        "prompt",
+        PROMPT,
+        None,
+        [answer(assembler)],
+        finished=True,
+        num_generated_tokens=4,
+        metrics=METRICS,
+    )
+    assert (
+        output.outputs[0].text,
+        output.outputs[0].finish_reason,
+        len(output.outputs[0].token_ids),
+    ) == ("hey!", "length", 4)
+    assert assembler.unfinished_ids == []
+
+
+def test_an_unfinished_character_shows_at_the_end(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    half = tokenizer.encode("é")[0]
+    assembler.absorb(update(half))
+    assert answer(assembler).text == ""
+    assembler.absorb(update(half, FinishReason.LENGTH))
+    assert answer(assembler).text == "\ufffd\ufffd"
+
+
+@pytest.mark.parametrize("finish", [FinishReason.ABORT, FinishReason.ERROR])
+def test_an_answer_that_is_broken_off_keeps_all_of_its_text(
+    tokenizer: Tokenizer, finish: FinishReason
+) -> None:
+    assembler = make(tokenizer, stop="xyz")
+    feed(assembler, tokenizer, "abxy")
+    assembler.absorb(update(tokenizer.encode("é")[0]))
+    assert answer(assembler).text == "abxy"[:2]
+    assert not assembler.absorb(
+        update(None, finish, error=BROKEN if finish is FinishReason.ERROR else None)
+    )
+    assert answer(assembler).text == "abxy\ufffd" == tokenizer.decode(answer(assembler).token_ids)
+    assert answer(assembler).finish_reason == finish.value
+    assert assembler.error is (BROKEN if finish is FinishReason.ERROR else None)
+    assert assembler.is_finished
+
+
+def test_the_first_error_is_kept(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, n=2)
+    assembler.absorb(update(None, FinishReason.ERROR, choice=1, error=BROKEN))
+    assembler.absorb(update(None, FinishReason.ERROR, choice=0, error=EngineFaultError("second")))
+    assert assembler.error is BROKEN
+
+
+# What ends an answer ----------------------------------------------------------------------------------------------------------------
+
+
+def test_end_of_text_is_a_token_but_no_text(tokenizer: Tokenizer) -> None:
+    for settings in ({}, {"include_stop_str_in_output": True}, {"skip_special_tokens": False}):
+        assembler = make(tokenizer, **settings)
+        feed(assembler, tokenizer, "hi")
+        assembler.absorb(update(END, FinishReason.STOP))
+        assert answer(assembler).text == "hi"
+        assert answer(assembler).token_ids[-1] == END
+        assert (answer(assembler).finish_reason, answer(assembler).stop_reason) == ("stop", None)
+
+
+def test_end_of_text_that_is_kept_and_not_skipped_is_written_out(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, include_stop_str_in_output=True, skip_special_tokens=False)
+    feed(assembler, tokenizer, "hi")
+    assembler.absorb(update(END, FinishReason.STOP))
+    assert answer(assembler).text == "hi" + END_OF_TEXT
+
+
+def test_end_of_text_that_is_ignored_is_skipped_or_written_out(tokenizer: Tokenizer) -> None:
+    for skip in (True, False):
+        assembler = make(tokenizer, ignore_eos=True, skip_special_tokens=skip)
+        feed(assembler, tokenizer, "hi")
+        assembler.absorb(update(END))
+        feed(assembler, tokenizer, "ho", FinishReason.LENGTH)
+        assert answer(assembler).text == ("hiho" if skip else f"hi{END_OF_TEXT}ho")
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_token_is_text_only_where_it_is_asked_for(
+    tokenizer: Tokenizer, include: bool
+) -> None:
+    assembler = make(tokenizer, include_stop_str_in_output=include)
+    feed(assembler, tokenizer, "hi")
+    stop = tokenizer.encode("!")[0]
+    assembler.absorb(update(stop, FinishReason.STOP, stop_reason=stop))
+    assert answer(assembler).text == ("hi!" if include else "hi")
+    assert answer(assembler).token_ids[-1] == stop
+    assert answer(assembler).stop_reason == stop
+
+
+def test_text_held_for_a_stop_string_comes_out_when_a_token_ends_the_answer(
+    tokenizer: Tokenizer,
+) -> None:
+    assembler = make(tokenizer, stop="\n\n")
+    feed(assembler, tokenizer, "line\n")
+    assert answer(assembler).text == "line"
+    assembler.absorb(update(END, FinishReason.STOP))
+    assert answer(assembler).text == "line\n"
+    assert answer(assembler).stop_reason is None
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_a_stop_string_ends_the_answer_and_the_engine_is_told(
+    tokenizer: Tokenizer, include: bool
+) -> None:
+    assembler = make(tokenizer, stop=["never", "stop"], include_stop_str_in_output=include)
+    assert feed(assembler, tokenizer, "do stop") == [False] * 6 + [True]
+    assert answer(assembler).text == ("do stop" if include else "do ")
+    assert (answer(assembler).finish_reason, answer(assembler).stop_reason) == ("stop", "stop")
+    assert assembler.is_finished
+    before = assembler.output()
+    assert feed(assembler, tokenizer, " now", FinishReason.LENGTH) == [False] * 4, (
+        "steps that were under way"
+    )
+    assert assembler.output() == before
+
+
+def test_a_stop_string_in_the_last_token_wins_over_the_length(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, stop="stop")
+    assert feed(assembler, tokenizer, "stop", FinishReason.LENGTH) == [False] * 4, (
+        "the engine has ended it already"
+    )
+    assert (
+        answer(assembler).text,
+        answer(assembler).finish_reason,
+        answer(assembler).stop_reason,
+    ) == ("", "stop", "stop")
+
+
+def test_a_broken_off_answer_has_no_stop_reason_of_its_last_characters(
+    tokenizer: Tokenizer,
+) -> None:
+    assembler = make(tokenizer, stop="\ufffd")
+    assembler.absorb(update(tokenizer.encode("é")[0]))
+    assembler.absorb(update(None, FinishReason.ABORT))
+    assert (
+        answer(assembler).text,
+        answer(assembler).finish_reason,
+        answer(assembler).stop_reason,
+    ) == ("\ufffd", "abort", None)
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "text"),
+    [(0, ""), (1, ""), (2, "ab"), (3, "ab"), (4, "abab"), (5, "abab"), (6, "ababab!")],
+)
+def test_a_stop_string_counts_once_min_tokens_are_there(
+    tokenizer: Tokenizer, min_tokens: int, text: str
+) -> None:
+    """It may begin before: what matters is the token that completes it."""
+    assembler = make(tokenizer, stop="ab", min_tokens=min_tokens)
+    feed(assembler, tokenizer, "ababab!", FinishReason.LENGTH)
+    assert answer(assembler).text == text
+    assert answer(assembler).stop_reason == ("ab" if min_tokens < 6 else None)
+
+
+def test_text_held_when_the_answer_is_shorter_than_min_tokens_comes_out(
+    tokenizer: Tokenizer,
+) -> None:
+    assembler = make(tokenizer, stop="ab", min_tokens=9)
+    feed(assembler, tokenizer, "aba", FinishReason.LENGTH)
+    assert answer(assembler).text == "aba"
+
+
+# News -------------------------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    texts=st.lists(st.text(alphabet="abé🙂", min_size=1, max_size=6), min_size=1, max_size=3),
+    order=st.lists(st.integers(0, 2), max_size=60),
+    stops=st.lists(st.text(alphabet="abé", min_size=1, max_size=3), max_size=2),
+    fetches=st.lists(st.booleans(), min_size=60, max_size=60),
+    min_tokens=st.integers(0, 4),
+)
+def test_pieces_join_to_the_whole(
+    tokenizer: Tokenizer,
+    texts: list[str],
+    order: list[int],
+    stops: list[str],
+    fetches: list[bool],
+    min_tokens: int,
+) -> None:
+    """In whatever order choices get their tokens and however often news are fetched."""
+    assembler = make(
+        tokenizer, n=len(texts), stop=stops, min_tokens=min_tokens, max_tokens=99, logprobs=1
+    )
+    queues = [[*text.encode()] for text in texts]
+    byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
+    news: list[RequestOutput] = []
+    turns = [choice for choice in order if choice < len(texts)] + [
+        choice for choice, queue in enumerate(queues) for _ in queue
+    ]
+    for turn, choice in enumerate(turns):
+        if queues[choice]:
+            token_id = byte_of[bytes([queues[choice].pop(0)])]
+            finish = None if queues[choice] else FinishReason.LENGTH
+            assembler.absorb(
+                update(
+                    token_id,
+                    finish,
+                    choice=choice,
+                    logprobs=TokenLogprobs([token_id], [-float(token_id)], [7]),
+                )
+            )
+        if fetches[turn % len(fetches)] and (piece := assembler.take_news()) is not None:
+            news.append(piece)
+    if (piece := assembler.take_news()) is not None:
+        news.append(piece)
+    assert assembler.take_news() is None
+    whole = assembler.output()
+    assert whole.finished
+    assert [piece.finished for piece in news] == [False] * (len(news) - 1) + [True]
+    for choice, final in enumerate(whole.outputs):
+        parts = [part for piece in news for part in piece.outputs if part.index == choice]
+        assert "".join(part.text for part in parts) == final.text
+        assert [token for part in parts for token in part.token_ids] == final.token_ids
+        assert [position for part in parts for position in part.logprobs or []] == final.logprobs
+        assert [part.finish_reason for part in parts] == [None] * (len(parts) - 1) + [
+            final.finish_reason
+        ]
+        assert (parts[-1].stop_reason, parts[-1].cumulative_logprob) == (
+            final.stop_reason,
+            final.cumulative_logprob,
+        )
+        assert len(final.logprobs or []) == len(final.token_ids)
+
+
+def test_there_are_no_news_without_a_change(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, stop="ab")
+    assert assembler.take_news() is None
+    assembler.absorb(update(None))
+    assert assembler.take_news() is None
+    feed(assembler, tokenizer, "a")
+    held = assembler.take_news()
+    assert held is not None, "a token is news even while its text is held"
+    assert (held.outputs[0].text, len(held.outputs[0].token_ids)) == ("", 1)
+    assert assembler.take_news() is None
+
+
+def test_unread_news_merge_into_one(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    feed(assembler, tokenizer, "one two")
+    feed(assembler, tokenizer, "!", FinishReason.LENGTH)
+    news = assembler.take_news()
+    assert news is not None
+    assert (
+        news.outputs[0].text,
+        len(news.outputs[0].token_ids),
+        news.outputs[0].finish_reason,
+    ) == ("one two!", 8, "length")
+    assert news.finished
+
+
+def test_an_end_without_a_token_is_news(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer)
+    feed(assembler, tokenizer, "hi")
+    assembler.take_news()
+    assembler.absorb(update(None, FinishReason.ABORT))
+    news = assembler.take_news()
+    assert news is not None
+    assert (
+        news.outputs[0].text,
+        news.outputs[0].token_ids,
+        news.outputs[0].finish_reason,
+        news.finished,
+    ) == ("", [], "abort", True)
+    assert assembler.take_news() is None
+
+
+def test_only_choices_with_news_are_in_them(tokenizer: Tokenizer) -> None:
+    assembler = make(tokenizer, n=3)
+    feed(assembler, tokenizer, "x", choice=2)
+    feed(assembler, tokenizer, "y", choice=0)
+    news = assembler.take_news()
+    assert news is not None
+    assert [(part.index, part.text) for part in news.outputs] == [(0, "y"), (2, "x")]
+    assert [part.index for part in assembler.output().outputs] == [0, 1, 2]

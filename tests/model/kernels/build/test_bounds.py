@@ -1,0 +1,150 @@
+"""The check of every address: what it lets through, that no file keeps code which has it, and whole steps under it."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from llvmlite import ir
+from numba import types
+
+from nanovllm.model.kernels.build.bounds import checked, size_of, watch
+from nanovllm.model.kernels.build.codegen import host_processor
+from nanovllm.model.kernels.build.compiler import compiled, intrinsic
+from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache
+from nanovllm.model.kernels.build.target import Spec, host_target
+from nanovllm.model.kernels.library import cache_key, load_image
+
+ROOT = Path(__file__).parents[4]
+TARGET = replace(host_target(), check=True)
+CASES = "tests/model/kernels/checked_cases.py"
+
+
+def run_checked(*command: str, check: str = "1", folder: Path) -> str:
+    """What Python says when it runs with NANOVLLM_CHECK set."""
+    env = os.environ | {"NANOVLLM_CHECK": check, CACHE_VARIABLE: str(folder)}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_whole_steps_under_the_check(tmp_path: Path) -> None:
+    """The slow twin of every kernel's arithmetic of addresses: all of it in a process of its own, whose code is then in no file."""
+    run_checked("-m", "pytest", "-q", CASES, folder=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [("1", "True True\n"), ("0", "False False\n"), ("", "False False\n")]
+)
+def test_the_environment_asks_for_the_check(tmp_path: Path, value: str, expected: str) -> None:
+    ask = "from nanovllm.model.kernels.build.target import Target, host_target; print(host_target().check, Target(4).check)"
+    assert run_checked("-c", ask, check=value, folder=tmp_path) == expected
+
+
+def test_code_that_checks_is_neither_kept_nor_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled"
+    )
+    store, spec = ObjectCache(tmp_path / "kernels"), Spec(TARGET)
+    assert load_image(spec, store) == b"compiled"
+    assert not store.folder.exists()
+    store.save(cache_key(spec, host_processor()), b"of another process")
+    assert load_image(spec, store) == b"compiled"
+
+
+@cache
+def look_up(size: int, *, writes: bool) -> Any:
+    @intrinsic
+    def ask(typing_context: Any, address: Any) -> Any:
+        return types.intp(types.intp), lambda context, builder, signature, arguments: checked(
+            builder, arguments[0], size, writes=writes
+        )
+
+    @compiled
+    def run(address: int) -> int:
+        return int(ask(address))
+
+    return run
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("size", [1, 4, 64])
+def test_what_is_inside_an_array_and_nothing_else_passes(size: int, writes: bool) -> None:
+    memory = np.zeros(1000, dtype=np.uint8)
+    arrays = {
+        "first": memory[100:164],
+        "second": memory[300:301],
+        "third": memory[164:200],
+        "none": memory[500:500],
+    }
+    ranges = [(array.ctypes.data, array.ctypes.data + array.nbytes) for array in arrays.values()]
+    for address in [
+        *range(memory.ctypes.data, memory.ctypes.data + 600),
+        0,
+        -1,
+        2**63 - 1,
+        -(2**63),
+    ]:
+        fits = any(start <= address and address + size <= end for start, end in ranges)
+        message = ""
+        try:
+            with watch(TARGET, "look_up", arrays.items()):
+                found = look_up(size, writes=writes)(address)
+        except RuntimeError as error:
+            message = str(error)
+        assert (found == address) == fits
+        assert (message == "") == fits
+        if message:
+            assert message.startswith(
+                f"look_up {'wrote' if writes else 'read'} {size} bytes at address {address:#x}, "
+            )
+
+
+def test_only_the_first_fault_is_described_and_all_are_counted() -> None:
+    array = np.zeros(4, dtype=np.float32)
+
+    def run() -> None:
+        with watch(TARGET, "look_up", [("numbers", array)]):
+            for address in (7, array.ctypes.data, 8, 9):
+                look_up(4, writes=False)(address)
+
+    with pytest.raises(RuntimeError, match=r"0x7, .* of numbers, which has 16 bytes; 3 accesses"):
+        run()
+
+
+def test_where_the_target_does_not_check_nothing_is_looked_at() -> None:
+    def arrays() -> Any:
+        raise AssertionError("asked for the arrays")
+        yield
+
+    with watch(replace(TARGET, check=False), "look_up", arrays()):
+        pass
+
+
+def test_sizes_are_those_of_memory() -> None:
+    kinds = [
+        ir.IntType(8),
+        ir.IntType(64),
+        ir.FloatType(),
+        ir.DoubleType(),
+        ir.VectorType(ir.FloatType(), 16),
+        ir.VectorType(ir.IntType(16), 8),
+    ]
+    assert [size_of(kind) for kind in kinds] == [1, 8, 4, 8, 64, 16]

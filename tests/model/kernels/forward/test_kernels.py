@@ -1,0 +1,558 @@
+"""Every kernel against its NumPy twin, at every vector width and in every type."""
+
+import itertools
+from collections.abc import Callable
+from functools import cache
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanovllm.model import activation, layernorm
+from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled
+from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
+from nanovllm.model.kernels.build.packing import (
+    aligned_zeros,
+    pack_panels,
+    pack_rows,
+    round_up,
+    to_bfloat16,
+)
+from nanovllm.model.kernels.build.target import PER_WORD, WEIGHT_TYPES, Target
+from nanovllm.model.kernels.forward.activation import ACTIVATIONS
+from nanovllm.model.kernels.forward.attention import make_softmax
+from nanovllm.model.kernels.forward.convert import (
+    make_insert,
+    make_quantise_row,
+    make_quantise_signed,
+    make_round_row,
+    make_widen_row,
+)
+from nanovllm.model.kernels.forward.epilogue import make_epilogue
+from nanovllm.model.kernels.forward.layernorm import make_layer_norm
+from nanovllm.model.kernels.forward.matmul import make_product
+from nanovllm.model.kernels.simd.move import linear_at, parameters_at
+from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
+from nanovllm.model.kernels.step_record import (
+    ACTIVATION_NAMES,
+    ADD_TO_RESIDUAL,
+    LINEAR,
+    NOTES_BYTES,
+    OUTLIER_NOTES,
+    PARAMETERS,
+    STORE,
+    WORD_BYTES,
+)
+from nanovllm.model.kernels.threads.os_wait import prepare_lock
+from tests.support.targets import TARGETS, WIDTHS
+
+
+def name_of(target: Target) -> str:
+    dots = f"{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}"
+    return f"{target.lanes}{'-x86' * target.is_x86}{dots}"
+
+
+@pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
+def target(request: pytest.FixtureRequest) -> Target:
+    found = request.param
+    assert isinstance(found, Target)
+    return found
+
+
+@cache
+def call(make: Callable[..., Any], count: int, *arguments: Any, **options: Any) -> Any:
+    """The kernel that `make` gives, as a compiled function of `count` integers: Python cannot call a kernel itself."""
+    kernel = make(*arguments, **options)
+
+    def of_three(a: int, b: int, c: int) -> None:
+        kernel(a, b, c)
+
+    def of_four(a: int, b: int, c: int, d: int) -> None:
+        kernel(a, b, c, d)
+
+    def of_five(a: int, b: int, c: int, d: int, e: int) -> None:
+        kernel(a, b, c, d, e)
+
+    def of_six(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
+        kernel(a, b, c, d, e, f)
+
+    def of_seven(a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> None:
+        kernel(a, b, c, d, e, f, g)
+
+    kinds: dict[int, Any] = {3: of_three, 4: of_four, 5: of_five, 6: of_six, 7: of_seven}
+    return compiled(kinds[count])
+
+
+def numbers(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def widened(bits: np.ndarray) -> np.ndarray:
+    return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+RESIDUAL, BESIDE = np.float32(3.0), np.float32(-7.0)
+
+
+class Product:
+    """A product of one type of weights, called with arrays."""
+
+    def __init__(self, target: Target, kind: str) -> None:
+        self.target, self.kind = target, kind
+        product = make_product(target, kind)
+
+        def run(
+            address: int,
+            linear: int,
+            thread: int,
+            a: int,
+            a_stride: int,
+            count: int,
+            notes: int,
+            out: int,
+            out_stride: int,
+        ) -> None:
+            p = parameters_at(address)
+            product(
+                p,
+                linear_at(linear),
+                linear_at(linear),
+                thread,
+                p.phases,
+                a,
+                a_stride,
+                count,
+                notes,
+                out,
+                out_stride,
+            )
+
+        self.run = compiled(run)
+        self._packed: tuple[np.ndarray, np.ndarray] | None = (
+            None  # the weight of the last call, which is often that of the next, and its panels
+        )
+
+    def _panels(self, weight: np.ndarray) -> np.ndarray:
+        if self._packed is None or self._packed[0] is not weight:
+            self._packed = weight, pack_panels(weight, self.target.panel_width)
+        return self._packed[1]
+
+    def __call__(
+        self,
+        rows: np.ndarray,
+        weight: np.ndarray,
+        bias: np.ndarray,
+        *,
+        threads: int = 1,
+        finish: int = STORE,
+        **extra: np.ndarray,
+    ) -> np.ndarray:
+        """The product by `threads` threads at once; `extra` are arrays for the linear layer's record, and `notes`.
+
+        The words that the product adds to, for `finish` = ADD_TO_RESIDUAL, are all RESIDUAL.
+        """
+        width = self.target.panel_width
+        notes = extra.pop("notes", np.zeros((rows.shape[0], NOTES_BYTES // 4), dtype=np.float32))
+        panels, biases, job = (
+            self._panels(weight),
+            pack_rows([bias], width),
+            aligned_zeros((JOB.itemsize + threads * THREAD_BYTES + PHASE_BYTES) // 4),
+        )
+        scratch, linear, record = (
+            aligned_zeros(threads * 96 * width),
+            np.zeros(1, dtype=LINEAR),
+            np.zeros(1, dtype=PARAMETERS),
+        )
+        linear["finish"], linear["steps"], linear["panels"] = (
+            finish,
+            panels.shape[1],
+            panels.shape[0],
+        )
+        linear["weight"], linear["bias"] = panels.ctypes.data, biases.ctypes.data
+        if "outlier_places" in extra:
+            linear["outliers"] = extra["outlier_places"].size
+        for name, array in extra.items():
+            linear[name] = array.ctypes.data
+        record["threads"], record["scratch"] = threads, scratch.ctypes.data
+        record["scratch_bytes"] = 96 * width * WORD_BYTES
+        record["job"] = job.ctypes.data
+        record["phases"] = job.ctypes.data + JOB.itemsize + threads * THREAD_BYTES
+        prepare_lock(job.ctypes.data)
+        padded = np.zeros(
+            (rows.shape[0], round_up(rows.shape[1], PER_WORD[self.kind])), dtype=rows.dtype
+        )
+        padded[:, : rows.shape[1]] = rows
+        out = aligned_zeros(rows.shape[0] * (biases.shape[1] + 16)).reshape(rows.shape[0], -1)
+        out[:], out[:, -16:] = RESIDUAL if finish == ADD_TO_RESIDUAL else 0, BESIDE
+
+        def share(thread: int) -> None:
+            self.run(
+                record.ctypes.data, linear.ctypes.data, thread, padded.ctypes.data,
+                padded.strides[0], rows.shape[0], notes.ctypes.data, out.ctypes.data,
+                out.strides[0],
+            )  # fmt: skip
+
+        others = [Thread(target=share, args=(number,)) for number in range(1, threads)]
+        for other in others:
+            other.start()
+        share(0)
+        for other in others:
+            other.join(20)
+            assert not other.is_alive()
+        assert (out[:, -16:] == BESIDE).all(), "rows are as long as all panels, and no longer"
+        return out[:, :-16]
+
+
+@cache
+def products_of(target: Target) -> dict[str, Product]:
+    return {kind: Product(target, kind) for kind in WEIGHT_TYPES}
+
+
+@pytest.fixture(scope="module")
+def products(target: Target) -> dict[str, Product]:
+    return products_of(target)
+
+
+@pytest.fixture(scope="module", params=TARGETS, ids=name_of)
+def dot_products(request: pytest.FixtureRequest) -> dict[str, Product]:
+    """The products by which targets of one width differ."""
+    return products_of(request.param)
+
+
+SHAPES = [(1, 1), (24, 72), (33, 130), (800, 70)]
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 6, 7, 13, 64, 65, 200])
+@pytest.mark.parametrize(("d_in", "d_out"), SHAPES)
+def test_product_is_numpys(products: dict[str, Product], count: int, d_in: int, d_out: int) -> None:
+    rows, weight, bias = numbers(count, d_in), numbers(d_in, d_out, seed=1), numbers(d_out, seed=2)
+    out = products["float32"](rows, weight, bias)
+    expected = rows.astype(np.float64) @ weight.astype(np.float64) + bias
+    np.testing.assert_allclose(out[:, :d_out], expected, rtol=0, atol=2e-5 * np.sqrt(d_in))
+    assert not out[:, d_out:].any(), "what fills a row up must stay zero"
+
+
+@pytest.mark.parametrize("count", [1, 7, 65])
+@pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3001, 5)])
+def test_product_of_bfloat16_is_that_of_the_rounded_numbers(
+    dot_products: dict[str, Product], count: int, d_in: int, d_out: int
+) -> None:
+    rows, weight, bias = (
+        to_bfloat16(numbers(count, d_in)),
+        to_bfloat16(numbers(d_in, d_out, seed=1)),
+        numbers(d_out, seed=2),
+    )
+    out = dot_products["bfloat16"](rows, weight, bias)
+    expected = widened(rows).astype(np.float64) @ widened(weight).astype(np.float64) + bias
+    np.testing.assert_allclose(out[:, :d_out], expected, rtol=0, atol=4e-5 * np.sqrt(d_in))
+
+
+@pytest.mark.parametrize("count", [1, 7, 65])
+@pytest.mark.parametrize(("d_in", "d_out"), [*SHAPES, (3300, 5)])
+@pytest.mark.parametrize("outliers", [0, 1, 16])
+def test_product_of_bytes_is_exact_but_for_its_scales(
+    dot_products: dict[str, Product], count: int, d_in: int, d_out: int, outliers: int
+) -> None:
+    width, random = dot_products["int8"].target.panel_width, np.random.default_rng(3)
+    rows = random.integers(0, 256, (count, d_in), dtype=np.uint8)
+    weight = random.integers(-127, 128, (d_in, d_out), dtype=np.int8)
+    scales, row_scales, zero_points = (
+        numbers(d_out, seed=4),
+        numbers(count, seed=5),
+        random.integers(0, 256, count, dtype=np.int32),
+    )
+    sides, outlier_weight = (
+        numbers(count, outliers, seed=6),
+        numbers(max(outliers, 1), d_out, seed=7),
+    )
+    notes = np.zeros((count, NOTES_BYTES // 4), dtype=np.float32)
+    notes[:, 0], notes[:, 1] = row_scales, zero_points.view(np.float32)
+    notes[:, OUTLIER_NOTES : OUTLIER_NOTES + outliers] = sides
+    sums = np.zeros(round_up(d_out, width), dtype=np.int32)
+    sums[:d_out] = weight.sum(axis=0, dtype=np.int32)
+    bias = numbers(d_out, seed=2)
+    out = dot_products["int8"](
+        rows, weight, bias, notes=notes, column_scales=pack_rows([scales], width), column_sums=sums,
+        outlier_places=np.zeros(outliers, dtype=np.int32), outlier_weight=pack_rows(list(outlier_weight), width),
+    )  # fmt: skip
+    exact = (rows.astype(np.int64) - zero_points[:, None]) @ weight.astype(np.int64)
+    expected = (
+        exact * (row_scales[:, None].astype(np.float64) * scales)
+        + sides.astype(np.float64) @ outlier_weight[:outliers]
+        + bias
+    )
+    np.testing.assert_allclose(out[:, :d_out], expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 6, 13, 14, 26, 97])
+def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], count: int) -> None:
+    """Along a short panel a few rows at a time, along a long one all together."""
+    for d_in in (40, 1700):
+        rows, weight, bias = (
+            numbers(count, d_in),
+            numbers(d_in, 70, seed=1) / np.float32(d_in),
+            numbers(70, seed=2),
+        )
+        stored = products["float32"](rows, weight, bias)[:, :70]
+        added = products["float32"](rows, weight, bias, finish=ADD_TO_RESIDUAL)[:, :70]
+        np.testing.assert_array_equal(added, RESIDUAL + stored)
+        activated = products["float32"](rows, weight, bias, finish=ACTIVATION_NAMES.index("relu"))[
+            :, :70
+        ]
+        np.testing.assert_array_equal(activated, np.maximum(stored, 0))
+        narrow = to_bfloat16(rows), to_bfloat16(weight)
+        stored = products["bfloat16"](*narrow, bias)[:, :70]
+        activated = products["bfloat16"](*narrow, bias, finish=ACTIVATION_NAMES.index("relu"))
+        np.testing.assert_array_equal(
+            np.ascontiguousarray(activated).view(np.uint16)[:, :70],
+            to_bfloat16(np.maximum(stored, 0)),
+        )
+
+
+@pytest.mark.parametrize("d_in", [500, 3700])
+@pytest.mark.parametrize("kind", WEIGHT_TYPES)
+def test_a_rows_bits_depend_on_nothing_but_the_row(
+    products: dict[str, Product], kind: str, d_in: int
+) -> None:
+    most = 130
+    rows, weight, bias = numbers(most, d_in), numbers(d_in, 150, seed=1), numbers(150, seed=2)
+    extra: dict[str, Any] = {}
+    notes = np.zeros((most, NOTES_BYTES // 4), dtype=np.float32)
+    if kind == "bfloat16":
+        rows, weight = to_bfloat16(rows), to_bfloat16(weight)
+    elif kind == "int8":
+        random, width = np.random.default_rng(3), products[kind].target.panel_width
+        rows, weight = (
+            random.integers(0, 256, rows.shape, dtype=np.uint8),
+            random.integers(-127, 128, weight.shape, dtype=np.int8),
+        )
+        notes = numbers(*notes.shape, seed=4)
+        notes[:, 1] = random.integers(0, 256, most, dtype=np.int32).view(np.float32)
+        extra = {
+            "column_scales": pack_rows([numbers(150, seed=5)], width), "column_sums": np.full(round_up(150, width), 9, dtype=np.int32),
+            "outlier_places": np.zeros(3, dtype=np.int32), "outlier_weight": pack_rows(list(numbers(3, 150, seed=6)), width),
+        }  # fmt: skip
+
+    def product(begin: int, end: int, threads: int) -> np.ndarray:
+        given: dict[str, Any] = {**extra, "notes": notes[begin:end]} if extra else {}
+        return products[kind](rows[begin:end], weight, bias, threads=threads, **given)
+
+    alone = np.concatenate([product(row, row + 1, 1) for row in range(most)])
+    for count, threads in itertools.product(
+        (2, 6, 12, 13, 14, 24, 25, 61, 64, 65, 96, 97, most), (1, 2, 3, 7)
+    ):
+        np.testing.assert_array_equal(product(0, count, threads), alone[:count])
+
+
+def test_rounding_to_bfloat16_is_packings(target: Target) -> None:
+    values = np.concatenate(
+        [numbers(77), [0.0, -0.0, 1e-40, 3e38, np.inf, -np.inf, 1.00390625, 1.01171875]]
+    ).astype(np.float32)
+    out = np.zeros(values.size + 1, dtype=np.uint16)
+    call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
+    np.testing.assert_array_equal(out[:-1], to_bfloat16(values))
+    assert out[-1] == 0, "exactly so many are written"
+    back = np.zeros(round_up(values.size, 16), dtype=np.float32)
+    call(make_widen_row, 3, target)(np.resize(out, 96).ctypes.data, back.ctypes.data, values.size)
+    np.testing.assert_array_equal(back[: values.size], widened(out[:-1]))
+
+
+@pytest.mark.parametrize("count", [1, 5, 16, 100])
+@pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
+def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> None:
+    source, factors = aligned_zeros(112), aligned_zeros(112)
+    source[:count], factors[:count] = numbers(count) + np.float32(shift), numbers(count, seed=1)
+    out, notes = np.zeros(112, dtype=np.uint8), np.zeros(32, dtype=np.float32)
+    arguments = (source.ctypes.data, factors.ctypes.data, out.ctypes.data, notes.ctypes.data, count)
+    run = call(make_quantise_row, 5, target)
+    run(*arguments)
+    values = source[:count] * factors[:count]
+    extent = np.float32(max(values.max(), 0) - min(values.min(), 0))
+    inverse = np.float32(255) / extent
+    zero_point = np.rint(-np.minimum(values.min(), np.float32(0)) * inverse)
+    expected = np.clip(np.rint(values * inverse) + zero_point, 0, 255)
+    assert notes[1:2].view(np.int32) == zero_point
+    np.testing.assert_array_equal(out[:count], expected)
+    np.testing.assert_allclose(
+        (out[:count] - zero_point) * notes[0], values, rtol=0, atol=0.51 * float(extent) / 255
+    )
+    source[0] = np.nan
+    run(*arguments)
+    assert np.isnan(notes[0]), "a row that is not finite must not look as if it were"
+    source[:] = 0.0
+    run(*arguments)
+    assert notes[0] == 0
+    assert not out[:count].any()
+
+
+@pytest.mark.parametrize("count", [1, 5, 64])
+def test_signed_bytes_are_numpys(target: Target, count: int) -> None:
+    source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
+    call(make_quantise_signed, 4, target)(
+        source.ctypes.data, out.ctypes.data, scale.ctypes.data, count
+    )
+    largest = np.abs(source[:count]).max()
+    np.testing.assert_array_equal(
+        out[:count], np.rint(source[:count] * (np.float32(127) / largest))
+    )
+    assert not out[count:].any()
+    np.testing.assert_allclose(scale, largest / 127, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("per_word", "dtype"), [(1, np.uint32), (2, np.uint16), (4, np.uint8)])
+def test_a_word_is_filled_place_by_place(target: Target, per_word: int, dtype: type) -> None:
+    run = call(make_insert, 4, target, per_word)
+    words = np.full(32, 0xFFFFFFFF, dtype=np.uint32)
+    random = np.random.default_rng(0)
+    rows = [random.integers(0, np.iinfo(dtype).max, 32, dtype=dtype) for _ in range(per_word)]
+    for place, row in enumerate(rows):
+        run(row.ctypes.data, words.ctypes.data, place, 32)
+        np.testing.assert_array_equal(
+            words.view(dtype).reshape(32, per_word)[:, : place + 1].T, rows[: place + 1]
+        )
+        assert not words.view(dtype).reshape(32, per_word)[:, place + 1 :].any(), (
+            "what comes after a new token is zero"
+        )
+
+
+def test_without_fused_multiply_add_nothing_is_called_for_it() -> None:
+    """A processor without the instruction would call the C library for every lane."""
+    values = np.linspace(-80, 80, 64, dtype=np.float32)
+    for has_fma in (True, False):
+        target = Target(lanes=4, has_fma=has_fma)
+
+        def exponentiate(v: Vectors, numbers: Value, out: Value, count: Value) -> None:
+            def vector(i: Value, _: list[Value]) -> list[Value]:
+                v.store(v.exp(v.load(v.element(numbers, i))), v.element(out, i))
+                return []
+
+            v.loop(count, v.lanes, [], vector)
+
+        exp = kernel(target, exponentiate)
+
+        @compiled
+        def run(address: int, out: int) -> None:
+            exp(address, out, 64)  # noqa: B023 - called at once
+
+        out = np.zeros_like(values)
+        run(values.ctypes.data, out.ctypes.data)
+        np.testing.assert_allclose(out, np.exp(values.astype(np.float64)), rtol=3e-7)
+        run.compile(ARGUMENTS)  # type: ignore[attr-defined]
+        code = run.inspect_llvm(ARGUMENTS)  # type: ignore[attr-defined]
+        assert ("llvm.fma" in code) == has_fma
+
+
+@pytest.mark.parametrize("name", ACTIVATION_NAMES)
+def test_activations_are_numpys(target: Target, name: str) -> None:
+    values = np.concatenate(
+        [
+            np.linspace(-12, 12, 480),
+            [-1e4, -90, -30, -1e-6, -0.0, 0.0, 1e-6, 30, 90, 1e4],
+            np.zeros(6),
+        ]
+    ).astype(np.float32)
+    values = np.resize(values, 512)
+    out = np.concatenate(
+        [
+            finish(target, ACTIVATION_NAMES.index(name), part)
+            for part in np.split(values, values.size // target.panel_width)
+        ]
+    )
+    expected = getattr(activation, name)(values)
+    np.testing.assert_allclose(out, expected, rtol=2e-6, atol=1e-6)
+    assert {function.__name__ for function in activation.ACTIVATIONS.values()} == set(ACTIVATIONS)
+
+
+@cache
+def _finisher(target: Target) -> Any:
+    epilogue = make_epilogue(target, "float32")
+
+    def run(sums: int, linear: int, out: int) -> None:
+        epilogue(sums, 1, linear_at(linear), 0, out, 0, 0)
+
+    return compiled(run)
+
+
+def finish(
+    target: Target,
+    kind: int,
+    sums: np.ndarray,
+    *,
+    bias: np.ndarray | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """One row of one panel through a float32 epilogue."""
+    bias = np.zeros_like(sums) if bias is None else bias
+    out = np.zeros_like(sums) if out is None else out
+    linear = np.zeros(1, dtype=LINEAR)
+    linear["finish"], linear["bias"] = kind, bias.ctypes.data
+    _finisher(target)(sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
+    return out
+
+
+def test_the_other_epilogues_add_bias_and_residual(target: Target) -> None:
+    width = target.panel_width
+    sums, bias, residual = numbers(width), numbers(width, seed=1), numbers(width, seed=2)
+    np.testing.assert_array_equal(
+        finish(target, ADD_TO_RESIDUAL, sums, bias=bias, out=residual.copy()),
+        residual + (sums + bias),
+    )
+    np.testing.assert_array_equal(finish(target, STORE, sums, bias=bias), sums + bias)
+
+
+@pytest.mark.parametrize("d_model", [1, 5, 16, 24, 80, 768])
+@pytest.mark.parametrize("mean", [0.0, 1000.0])
+def test_layer_norm_is_numpys(target: Target, d_model: int, mean: float) -> None:
+    hidden, gain, bias = (
+        pack_rows([values], 64)[0]
+        for values in (
+            numbers(d_model) + np.float32(mean),
+            numbers(d_model, seed=1),
+            numbers(d_model, seed=2),
+        )
+    )
+    out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
+    run = call(make_layer_norm, 6, target)
+    run(
+        hidden.ctypes.data,
+        gain.ctypes.data,
+        bias.ctypes.data,
+        out.ctypes.data,
+        d_model,
+        epsilon.ctypes.data,
+    )
+    expected = layernorm.layer_norm(hidden[None, :d_model], gain[:d_model], bias[:d_model], 1e-5)[0]
+    np.testing.assert_allclose(out[:d_model], expected, rtol=1e-4, atol=1e-3 if mean else 1e-5)
+    assert not out[d_model:].any()
+
+
+@pytest.mark.parametrize(("visible", "blocks"), [(1, 1), (7, 1), (8, 3), (9, 2), (23, 3)])
+def test_softmax_masks_what_is_not_there(target: Target, visible: int, blocks: int) -> None:
+    block_size, columns = 8, round_up(8, target.lanes)
+    scores = np.full((blocks, columns), np.nan, dtype=np.float32)
+    scores[:, :block_size] = numbers(blocks, block_size)
+    expected = np.zeros((blocks, columns))
+    seen = scores[:, :block_size].reshape(-1)[:visible].astype(np.float64) * 0.5
+    weights = np.exp(seen - seen.max())
+    expected[:, :block_size].reshape(-1)[:visible] = 0.0
+    padded = np.zeros(blocks * block_size)
+    padded[:visible] = weights
+    expected[:, :block_size] = padded.reshape(blocks, block_size)
+    scores[:, :block_size].reshape(-1)[visible:] = np.nan
+    narrow, scale, share = (
+        scores.copy(),
+        np.array([0.5], dtype=np.float32),
+        np.zeros(1, dtype=np.float32),
+    )
+    sizes = (visible, blocks, block_size, columns, scale.ctypes.data, share.ctypes.data)
+    call(make_softmax, 7, target, narrow=False)(scores.ctypes.data, *sizes)
+    np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)
+    assert (scores[expected == 0] == 0).all(), "a masked weight is exactly zero"
+    share[:] = 0
+    call(make_softmax, 7, target, narrow=True)(narrow.ctypes.data, *sizes)
+    np.testing.assert_array_equal(
+        narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1)
+    )
+    np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)

@@ -1,0 +1,280 @@
+"""NaN and infinities through every kernel: what NumPy makes of them, and nothing of it elsewhere.
+
+A kernel that loses a NaN serves text that looks right; one that spreads it ends other requests.
+"""
+
+import itertools
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nanovllm.model import activation, attention, layernorm
+from nanovllm.model.kernels.build.codegen import Library, host_processor
+from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object
+from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
+from nanovllm.model.kernels.build.packing import aligned_zeros, pack_rows, panel_steps, round_up
+from nanovllm.model.kernels.build.target import CACHE_TYPES, PER_WORD, Spec, Target
+from nanovllm.model.kernels.forward import forward
+from nanovllm.model.kernels.forward.attention import make_softmax
+from nanovllm.model.kernels.forward.convert import (
+    make_quantise_row,
+    make_quantise_signed,
+    make_round_row,
+)
+from nanovllm.model.kernels.forward.layernorm import make_layer_norm
+from nanovllm.model.kernels.forward.prepare import plan_step
+from nanovllm.model.kernels.record import KernelMemory
+from nanovllm.model.kernels.simd.move import parameters_at
+from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, ITEM_FIELDS, QUERY_TILE
+from tests.model.kernels.forward.test_kernels import call, finish, name_of, numbers
+from tests.support.batches import make_batch
+from tests.support.targets import HOST, WIDTHS
+
+NAN, INF = np.float32(np.nan), np.float32(np.inf)
+BITS = np.array(
+    [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FC001FF],
+    dtype=np.uint32,
+)
+"""NaN of either sign and of several payloads, as files that were overwritten hold them."""
+SPECIAL = np.array([NAN, INF, -INF, 1e38, -1e38, 1e20, -1e20, 89, -89, 9, -9], dtype=np.float32)
+
+
+@pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
+def target(request: pytest.FixtureRequest) -> Target:
+    found = request.param
+    assert isinstance(found, Target)
+    return found
+
+
+def kinds_of(values: np.ndarray) -> np.ndarray:
+    """NaN, infinity with its sign, or 0 for a finite number."""
+    return np.where(np.isfinite(values), 0, values)
+
+
+@pytest.mark.parametrize("name", ACTIVATION_NAMES)
+def test_activations_give_what_numpy_gives(target: Target, name: str) -> None:
+    values = np.resize(np.concatenate([SPECIAL, BITS.view(np.float32)]), 128)
+    with np.errstate(all="ignore"):
+        expected = getattr(activation, name)(values)
+    kind, width = ACTIVATION_NAMES.index(name), target.panel_width
+    found = np.concatenate([finish(target, kind, part) for part in values.reshape(-1, width)])
+    np.testing.assert_array_equal(kinds_of(found), kinds_of(expected))
+    finite = np.isfinite(expected)
+    np.testing.assert_allclose(found[finite], expected[finite], rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("place", [0, 39])
+def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
+    target: Target, bad: np.float32, place: int
+) -> None:
+    count = 40
+    hidden, gain, bias = (pack_rows([numbers(count, seed=seed)], 64)[0] for seed in range(3))
+    hidden[place] = bad
+    out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
+    addresses = [array.ctypes.data for array in (hidden, gain, bias, out)]
+    call(make_layer_norm, 6, target)(*addresses, count, epsilon.ctypes.data)
+    with np.errstate(invalid="ignore"):
+        expected = layernorm.layer_norm(hidden[None, :count], gain[:count], bias[:count], 1e-5)
+    np.testing.assert_array_equal(kinds_of(out[:count]), kinds_of(expected[0]))
+    assert np.isnan(out[:count]).all()
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{0: NAN}, {22: NAN}, {5: INF}, {5: -INF}, {5: INF, 6: -INF}, dict.fromkeys(range(23), -INF)],
+    ids=str,
+)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_softmax_gives_what_numpy_gives(
+    target: Target, bad: dict[int, np.float32], *, narrow: bool
+) -> None:
+    visible, blocks, block_size = 23, 3, 8
+    columns = round_up(block_size, target.lanes)
+    row = numbers(visible)
+    row[list(bad)] = list(bad.values())
+    scores = np.full((blocks, columns), NAN, dtype=np.float32)
+    scores[:, :block_size].reshape(-1)[:visible] = row
+    padded = np.full(blocks * block_size, NAN, dtype=np.float32)
+    padded[:visible] = row
+    scores[:, :block_size] = padded.reshape(blocks, block_size)
+    scale, share = np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
+    addresses = scale.ctypes.data, share.ctypes.data
+    sizes = (visible, blocks, block_size, columns)
+    call(make_softmax, 7, target, narrow=narrow)(scores.ctypes.data, *sizes, *addresses)
+    weights = scores
+    if narrow:
+        bits = scores.view(np.uint16).reshape(-1)[: scores.size].astype(np.uint32)
+        weights = (bits << np.uint32(16)).view(np.float32).reshape(scores.shape)
+    assert not weights[:, block_size:].any(), "a masked weight is exactly zero"
+    with np.errstate(invalid="ignore"):
+        found = weights[:, :block_size].reshape(-1) * share[0]
+        expected = np.exp(row * scale - (row * scale).max())
+        expected /= expected.sum(dtype=np.float32)
+    np.testing.assert_array_equal(np.isnan(found[:visible]), np.isnan(expected))
+    if np.isfinite(expected).all():
+        np.testing.assert_allclose(found[:visible], expected, rtol=1e-2, atol=1e-6)
+        assert not found[visible:].any()
+
+
+def test_rounding_to_bfloat16_keeps_every_nan(target: Target) -> None:
+    values = np.resize(BITS, 35).view(np.float32)
+    out = np.zeros(values.size, dtype=np.uint16)
+    call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
+    assert np.isnan((out.astype(np.uint32) << np.uint32(16)).view(np.float32)).all()
+
+
+@pytest.mark.parametrize("bad", [*BITS.view(np.float32), INF, -INF])
+def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
+    target: Target, bad: np.float32
+) -> None:
+    for place in (0, 36):
+        source, ones = aligned_zeros(64), np.ones(64, dtype=np.float32)
+        source[:37] = numbers(37)
+        source[place] = bad
+        out, notes = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
+        addresses = [array.ctypes.data for array in (source, ones, out, notes)]
+        call(make_quantise_row, 5, target)(*addresses, 37)
+        assert np.isnan(notes[0])
+        scale = np.zeros(1, dtype=np.float32)
+        call(make_quantise_signed, 4, target)(
+            source.ctypes.data, out.ctypes.data, scale.ctypes.data, 37
+        )
+        assert np.isnan(scale[0])
+
+
+# Attention --------------------------------------------------------------------------------------
+
+# On this processor alone, whose kernels take seconds to compile; test_backend.py has the other widths.
+
+HEADS, BLOCK_SIZE, CONTEXT = 3, 5, QUERY_TILE + 13
+
+
+class Attention:
+    """Storing keys and values and paged attention, of one target and type of cache."""
+
+    def __init__(self, target: Target, cache: str, head_dim: int) -> None:
+        self.target, self.cache, self.head_dim = target, cache, head_dim
+        self.run = _attention(Spec(target, "float32", cache))
+        self.blocks = -(-CONTEXT // BLOCK_SIZE)
+        d_model, per_word = HEADS * head_dim, PER_WORD[cache]
+        columns, head_columns = round_up(BLOCK_SIZE, target.lanes), round_up(head_dim, target.lanes)
+        key_words = panel_steps(head_dim, per_word) * columns
+        value_words = panel_steps(BLOCK_SIZE, per_word) * head_columns
+        self.memory = memory = KernelMemory()
+        memory.set(
+            threads=1, layers=1, d_model=d_model, heads=HEADS, head_dim=head_dim, vocab=1, blocks=self.blocks, max_positions=CONTEXT,
+            block_size=BLOCK_SIZE, block_columns=columns, head_columns=head_columns, key_steps=panel_steps(head_dim, per_word),
+            key_bytes=key_words * 4, value_bytes=value_words * 4, max_blocks=self.blocks, seqs=1,
+            qkv_stride=3 * d_model * 4, hidden_stride=d_model * 4, query_stride=round_up(head_dim, 16) * 4,
+        )  # fmt: skip
+        self.d_model = d_model
+        sizes = {"keys": key_words, "values": value_words, "key_scales": columns}
+        sizes["value_scales"] = columns
+        for name, words in sizes.items():
+            array = aligned_zeros(self.blocks * HEADS * words)
+            array[:] = NAN
+            memory.place(**{name: array})
+        memory.place(
+            scores=aligned_zeros(QUERY_TILE * self.blocks * columns),
+            scratch=aligned_zeros((QUERY_TILE + 1) * head_columns),
+            queries=aligned_zeros(QUERY_TILE * round_up(head_dim, 16)),
+            row=aligned_zeros(round_up(head_dim, 16)),
+            scales=np.array([head_dim**-0.5], dtype=np.float32),
+        )
+        job_bytes = JOB.itemsize + THREAD_BYTES
+        self._job = aligned_zeros((job_bytes + 2 * PHASE_BYTES) // 4)
+        self.phases = self._job[job_bytes // 4 :]
+        memory.set(job=self._job.ctypes.data, phases=self.phases.ctypes.data)
+        memory.reserve("decode_items", ITEM_FIELDS)
+        memory.reserve("chunk_items", (CONTEXT // QUERY_TILE + 1) * ITEM_FIELDS)
+
+    def attend(self, qkv: np.ndarray, cuts: list[int]) -> np.ndarray:
+        """The outputs [context, heads, head_dim] of a sequence that is taken up to each cut in turn."""
+        outputs = []
+        for start, stop in itertools.pairwise([0, *cuts]):
+            batch = make_batch([range(stop)], computed=[start], block_size=BLOCK_SIZE)
+            memory, tokens = self.memory, stop - start
+            table = np.arange(self.blocks, dtype=np.int64)[None, ::-1]
+            slots = table[0, batch.positions // BLOCK_SIZE] * BLOCK_SIZE
+            memory.set(tokens=tokens, rows=0)
+            memory.fill(
+                token_ids=np.zeros(tokens, dtype=np.int64), positions=batch.positions,
+                slots=slots + batch.positions % BLOCK_SIZE, logit_rows=batch.logit_rows,
+                query_starts=batch.query_starts, context_lens=batch.context_lens, block_tables=table,
+            )  # fmt: skip
+            mixed = aligned_zeros(tokens * self.d_model)
+            memory.place(qkv=np.ascontiguousarray(qkv[start:stop]), mixed=mixed)
+            self.phases[:] = 0
+            self.run(memory.address, 0)
+            assert not memory["refused"]
+            outputs.append(mixed.reshape(tokens, HEADS, self.head_dim).copy())
+        return np.concatenate(outputs)
+
+
+@cache
+def _attention(spec: Spec) -> Any:
+    """What lies between two products, compiled as the library is: function(address, thread)."""
+    store, attend = forward._make_store(spec), forward._make_paged_attention(spec)  # noqa: SLF001
+
+    @compiled
+    def run(address: int, thread: int) -> None:
+        plan_step(address, thread)
+        p = parameters_at(address)
+        if store(p, thread, p.phases, 0):
+            attend(p, thread, p.phases + PHASE_BYTES, 0)
+
+    run.compile(ARGUMENTS)  # type: ignore[attr-defined]
+    return Library(emit_object({"run": run}, host_processor()), ["run"]).functions["run"]
+
+
+CUTS = {
+    "whole": [CONTEXT],
+    "in odd pieces": [7, 8, 30, CONTEXT],
+    "token by token": list(range(1, CONTEXT + 1)),
+}
+
+
+def sound_outputs(qkv: np.ndarray, head_dim: int) -> np.ndarray:
+    """Whether each query's output is finite in each head, by NumPy, one query at a time."""
+    queries, keys, values = qkv.reshape(CONTEXT, 3, HEADS, head_dim).transpose(1, 0, 2, 3)
+    with np.errstate(invalid="ignore"):
+        out = attention.attend_by_rows(queries, keys, values, head_dim**-0.5)
+    return np.array(np.isfinite(out).all(axis=2))
+
+
+@pytest.mark.parametrize("cache_type", CACHE_TYPES)
+@pytest.mark.parametrize("head_dim", [1, 7, 24])
+def test_attention_keeps_the_past_from_the_future(cache_type: str, head_dim: int) -> None:
+    """Tokens before the bad one have the bits that they have without it, those after it what NumPy says."""
+    clean = numbers(CONTEXT, 3 * HEADS * head_dim, seed=head_dim)
+    kernels = Attention(HOST, cache_type, head_dim)
+    expected = kernels.attend(clean, CUTS["whole"])
+    assert np.isfinite(expected).all()
+    for part, bad, place in itertools.product(range(3), (NAN, INF, -INF), (0, 11, 31)):
+        qkv = clean.copy()
+        qkv[place, (part * HEADS + 1) * head_dim + head_dim // 2] = bad  # of the second head
+        sound = sound_outputs(qkv, head_dim)
+        is_before = np.ones_like(sound)
+        is_before[place : place + 1 if part == 0 else None, 1] = False
+        assert sound[is_before].all()
+        if cache_type == "int8" and part > 0:
+            sound = is_before  # a byte could not tell: the whole key or value is NaN
+        for name, cuts in CUTS.items():
+            found = kernels.attend(qkv, cuts)
+            told = f"part {part}, {bad} at {place}, {name}"
+            np.testing.assert_array_equal(np.isfinite(found).all(axis=2), sound, err_msg=told)
+            np.testing.assert_array_equal(found[is_before], expected[is_before], err_msg=told)
+
+
+@pytest.mark.parametrize("cache_type", CACHE_TYPES)
+@pytest.mark.parametrize("head_dim", [1, 7])
+def test_a_sequence_leaves_no_nan_to_the_next(cache_type: str, head_dim: int) -> None:
+    clean = numbers(CONTEXT, 3 * HEADS * head_dim, seed=1)
+    kernels = Attention(HOST, cache_type, head_dim)
+    for cuts in CUTS.values():
+        expected = kernels.attend(clean, cuts)
+        kernels.attend(np.full_like(clean, NAN), cuts)
+        np.testing.assert_array_equal(kernels.attend(clean, cuts), expected)

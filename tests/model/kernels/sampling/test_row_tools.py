@@ -1,0 +1,205 @@
+"""What compiled sampling is made of: ordered keys, selection by bins, the sort, the generator, and the running best of the head."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.forward.argmax import (
+    make_choose_best,
+    make_clear_best,
+    make_update_best,
+)
+from nanovllm.model.kernels.sampling import philox
+from nanovllm.model.kernels.sampling.record import BINS_BYTES
+from nanovllm.model.kernels.sampling.select import select
+from nanovllm.model.kernels.sampling.sort import sort_descending
+from nanovllm.model.kernels.simd.scalar import bits_of, key_of, number_of
+from nanovllm.model.kernels.step_record import NO_WORD, best_bytes
+from nanovllm.runner.philox import uniform
+from tests.support.targets import WIDTHS
+
+KEYS = st.integers(-(2**31), 2**31 - 1)
+FLOATS = st.floats(width=32, allow_nan=False)
+
+
+@compiled
+def to_key(number: Any) -> int:
+    return key_of(number)  # type: ignore[no-any-return]
+
+
+@compiled
+def to_number(key: int) -> Any:
+    return number_of(key)
+
+
+@compiled
+def to_bits(number: Any) -> int:
+    return bits_of(number)  # type: ignore[no-any-return]
+
+
+@given(one=FLOATS, other=FLOATS)
+def test_ordered_keys_are_ordered_as_their_numbers(one: float, other: float) -> None:
+    a, b = np.float32(one), np.float32(other)
+    assert to_number(to_key(a)) == a
+    assert to_bits(a) == a.view(np.uint32)
+    if a != b:
+        assert (to_key(a) < to_key(b)) == (a < b)
+    assert to_number(to_key(np.float32(1)) + 1) == np.nextafter(np.float32(1), np.float32(2))
+
+
+def selected(
+    keys: np.ndarray, weights: np.ndarray, goal: float, *, below: int = 0, above: int = 0
+) -> int:
+    keys, weights, bins = keys.copy(), weights.copy(), np.full(BINS_BYTES // 8, np.nan)
+    low, high = int(keys.min()) - below, int(keys.max()) + above
+    return int(
+        select(
+            keys.ctypes.data,
+            weights.ctypes.data,
+            bins.ctypes.data,
+            keys.size,
+            max(low, -(2**31)),
+            min(high, 2**31 - 1),
+            goal,
+        )
+    )
+
+
+@given(
+    keys=st.lists(KEYS, min_size=1, max_size=60)
+    | st.lists(st.integers(-5, 5), min_size=1, max_size=60),
+    data=st.data(),
+)
+def test_selection_finds_the_kth_largest(keys: list[int], data: st.DataObject) -> None:
+    array, ones = np.array(keys, dtype=np.int32), np.ones(len(keys), dtype=np.float32)
+    k = data.draw(st.integers(1, len(keys)))
+    assert selected(array, ones, float(k)) == sorted(keys, reverse=True)[k - 1]
+    assert selected(array, ones, len(keys) + 1.0) == min(keys), (
+        "where there are too few, all of them"
+    )
+    below, above = data.draw(st.integers(0, 2**32)), data.draw(st.integers(0, 2**32))
+    assert (
+        selected(array, ones, float(k), below=below, above=above)
+        == sorted(keys, reverse=True)[k - 1]
+    )
+    assert selected(array, ones, len(keys) + 1.0, below=below, above=above) == min(keys)
+
+
+@given(
+    keys=arrays(np.int32, st.integers(1, 80), elements=KEYS | st.integers(-3, 3)), data=st.data()
+)
+def test_selection_finds_where_the_weights_reach_the_goal(
+    keys: np.ndarray, data: st.DataObject
+) -> None:
+    weights = data.draw(
+        arrays(np.float32, keys.size, elements=st.integers(1, 64).map(lambda n: n / 64))
+    )  # exact sums, so that no rounding decides
+    goal = data.draw(st.integers(1, int(weights.sum(dtype=np.float64) * 64))) / 64
+    order = np.argsort(-keys.astype(np.int64), kind="stable")
+    reached = np.cumsum(weights[order], dtype=np.float64)
+    assert selected(keys, weights, goal) == keys[order][int(np.searchsorted(reached, goal))]
+
+
+@given(
+    values=arrays(
+        np.int64, st.integers(0, 70), elements=st.integers(-(2**63), 2**63 - 1) | st.integers(-2, 2)
+    )
+)
+def test_the_sort_is_numpys(values: np.ndarray) -> None:
+    found = values.copy()
+    sort_descending(found.ctypes.data, found.size)
+    np.testing.assert_array_equal(found, np.sort(values)[::-1])
+
+
+@given(
+    seed=st.integers(0, 2**64 - 1),
+    choice=st.integers(0, 2**32 - 1),
+    position=st.integers(0, 2**32 - 1),
+)
+def test_draws_are_the_numpy_generators_to_the_bit(seed: int, choice: int, position: int) -> None:
+    expected = uniform(
+        np.array([seed], dtype=np.uint64),
+        np.array([choice], dtype=np.int64),
+        np.array([position], dtype=np.int64),
+    )[0]
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    assert philox.uniform(signed, choice, position) == expected
+
+
+# The running best ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=WIDTHS)
+def greedy(request: pytest.FixtureRequest) -> Any:
+    """greedy(scores, threads): the word of each row, panels handed out to threads in turn."""
+    target = request.param
+    lanes = target.lanes
+    clear_best, update_best, choose_best = (
+        make_clear_best(target),
+        make_update_best(target),
+        make_choose_best(target),
+    )
+    row_bytes, width = best_bytes(lanes), 4 * lanes
+
+    @compiled
+    def run(
+        scores: int, rows: int, vocab: int, padded: int, threads: int, best: int, words: Any
+    ) -> None:
+        for thread in range(threads):
+            clear_best(best + thread * rows * row_bytes, rows)
+        for panel in range(padded // width):
+            for row in range(rows):
+                mine = best + (panel % threads * rows + row) * row_bytes
+                update_best(
+                    scores + (row * padded + panel * width) * 4, width, panel * width, vocab, mine
+                )
+        for row in range(rows):
+            words[row] = choose_best(best + row * row_bytes, threads, rows * row_bytes)
+
+    def words_of(logits: np.ndarray, threads: int) -> list[int]:
+        rows, vocab = logits.shape
+        padded = -(-vocab // width) * width
+        scores = np.full(
+            (rows, padded), 1e30, dtype=np.float32
+        )  # what fills the last panel up must not count
+        scores[:, :vocab] = logits
+        best = np.full((threads, rows, row_bytes // 4), np.nan, dtype=np.float32)
+        words = np.zeros(rows, dtype=np.int64)
+        run(scores.ctypes.data, rows, vocab, padded, threads, best.ctypes.data, words)
+        return words.tolist()
+
+    return words_of
+
+
+@given(
+    logits=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 4), st.integers(1, 300)),
+        elements=st.integers(-3, 3).map(float),
+    ),
+    threads=st.integers(1, 4),
+)
+def test_the_running_best_is_argmax_ties_included(
+    greedy: Any, logits: np.ndarray, threads: int
+) -> None:
+    assert greedy(logits, threads) == logits.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("place", [0, 63, 64, 150, 199])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.nan])
+def test_a_row_that_is_not_finite_has_no_best_word(
+    greedy: Any, threads: int, place: int, bad: float
+) -> None:
+    logits = np.random.default_rng(place).standard_normal((3, 200), dtype=np.float32)
+    expected = logits.argmax(axis=1).tolist()
+    logits[1, place] = bad
+    logits[0, place] = -np.inf
+    assert greedy(logits, threads) == [int(logits[0].argmax()), NO_WORD, expected[2]]
+    assert greedy(np.full((1, 70), -np.inf, dtype=np.float32), threads) == [NO_WORD]
+    assert greedy(np.full((1, 70), -3e38, dtype=np.float32), threads) == [0]

@@ -1,0 +1,390 @@
+"""Compiled sampling against the NumPy runner's, at every vector width: the same tokens but where rounding decides, the same reports."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.sampler import CompiledRowSampler
+from nanovllm.model.kernels.threads.pool import ThreadPool
+from nanovllm.model.rows import RowLists, RowSettings
+from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
+from nanovllm.runner.philox import uniform
+from nanovllm.runner.row_samplers import report_rows, row_settings, sample_rows
+from nanovllm.runner.sampler import keep_likely, sample
+from tests.support.sampling import Row, make_sampling
+from tests.support.targets import WHOLE_TARGETS, load_whole
+
+VOCAB = 1000  # several groups of columns, the last one not full, at every width
+INF = math.inf
+TOKEN = st.integers(0, VOCAB - 1)
+TOKENS = st.lists(TOKEN, max_size=40)
+ROWS = st.builds(
+    Row,
+    temperature=st.sampled_from([0.0, 1e-5, 0.1, 0.7, 1.0, 1.5, 100.0]),
+    top_k=st.sampled_from([0, 0, 1, 2, 5, 50, 70, 400, VOCAB - 1, VOCAB, VOCAB + 1, 10**6]),
+    top_p=st.sampled_from(
+        [
+            1.0,
+            1.0,
+            1e-30,
+            1e-6,
+            0.3,
+            0.5,
+            0.9,
+            0.99,
+            float(np.nextafter(np.float32(1), np.float32(0))),
+        ]
+    ),
+    min_p=st.sampled_from([0.0, 0.0, 1e-30, 0.01, 0.3, 1.0]),
+    repetition=st.sampled_from([1.0, 1.0, 0.5, 1.3, 10.0]),
+    presence=st.sampled_from([0.0, 0.0, -2.0, 0.6, 2.0]),
+    frequency=st.sampled_from([0.0, 0.0, -2.0, 0.4, 2.0]),
+    prompt=TOKENS,
+    output=TOKENS,
+    bias=st.dictionaries(
+        TOKEN, st.sampled_from([-INF, -100.0, -1.5, 0.0, 2.25, 100.0]), max_size=10
+    ),
+    allowed=st.none() | st.none() | st.lists(TOKEN, min_size=1, unique=True),
+    seed=st.integers(0, 2**64 - 1),
+    choice=st.integers(0, 127),
+    position=st.integers(0, 1023),
+    logprobs=st.sampled_from([None, None, 0, 1, 5, 20, VOCAB, VOCAB + 7]),
+)
+
+
+@st.composite
+def logits_of(draw: st.DrawFn, rows: int) -> np.ndarray:
+    """Rows of every kind that matters: few values and so many ties, all equal, a wide spread, far from zero, one that decides."""
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    logits = random.standard_normal((rows, VOCAB), dtype=np.float32) * 3
+    for row in logits:
+        kind = draw(
+            st.sampled_from(["normal", "coarse", "equal", "zeros", "wide", "far", "one", "flat"])
+        )
+        if kind == "coarse":
+            row[:] = np.round(row)
+        elif kind == "equal":
+            row[:] = row[0]
+        elif kind == "zeros":
+            row[:] = np.where(row > 2, row, np.where(row > 0, np.float32(0.0), np.float32(-0.0)))
+        elif kind == "wide":
+            row[:] = row * np.float32(100)
+        elif kind == "far":
+            row[:] = row - np.float32(1000)
+        elif kind == "one":
+            row[draw(TOKEN)] = 200.0
+        elif kind == "flat":
+            row[:] = row * np.float32(1e-3)
+    return logits
+
+
+@pytest.fixture(scope="module", params=WHOLE_TARGETS)
+def sampler(request: pytest.FixtureRequest) -> CompiledRowSampler:
+    return make_sampler(VOCAB, request.param, threads=2)
+
+
+def make_sampler(vocab: int, target: Target, *, threads: int) -> CompiledRowSampler:
+    library = load_whole(target)
+    return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target)
+
+
+def compiled(
+    sampler: CompiledRowSampler, logits: np.ndarray, rows: Sequence[Row]
+) -> tuple[list[int | None], list[TokenLogprobs | None]]:
+    before = logits.copy()
+    tokens, has_token, reports = sample_rows(sampler, logits, make_sampling(rows))
+    np.testing.assert_array_equal(logits, before)
+    return [
+        token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)
+    ], reports
+
+
+def probabilities(changed: np.ndarray, row: Row) -> np.ndarray:
+    """Of each token, from logits after all edits and penalties, by the NumPy filters in float64."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scores = changed / np.float32(row.temperature)
+        keep_likely(
+            scores,
+            top_k=row.top_k,
+            top_p=float(np.float32(row.top_p)),
+            min_p=float(np.float32(row.min_p)),
+        )
+    weights = np.exp(scores.astype(np.float64) - scores.max())
+    shares: np.ndarray = weights / weights.sum()
+    return shares
+
+
+def draw_of(row: Row) -> float:
+    seeds, choices, positions = (
+        np.array([row.seed], dtype=np.uint64),
+        *np.array([[row.choice], [row.position]], dtype=np.int64),
+    )
+    return float(uniform(seeds, choices, positions)[0])
+
+
+def assert_same_token(found: int, expected: int, changed: np.ndarray, row: Row) -> None:
+    """Equal, or rounding decides: the draw is at the boundary of both, or the mass down to a token is just top_p."""
+    if found == expected:
+        return
+    shares = probabilities(changed, row)
+    reached = np.cumsum(shares)
+    draw = draw_of(row)
+    if (
+        abs(reached[min(found, expected)] - draw) < 1e-6
+        and not shares[min(found, expected) + 1 : max(found, expected)].any()
+    ):
+        return
+    assert row.top_p < 1, (found, expected, draw, reached[found], reached[expected])
+    whole = probabilities(changed, replace(row, top_p=1.0))
+    by_likelihood = np.sort(whole)[::-1]
+    assert np.abs(np.cumsum(by_likelihood) - np.float32(row.top_p)).min() < 1e-6, (
+        found,
+        expected,
+        draw,
+        reached[found],
+        reached[expected],
+    )
+
+
+@settings(max_examples=60)
+@given(data=st.data(), rows=st.lists(ROWS, min_size=1, max_size=6))
+def test_every_row_gets_the_numpy_runners_token_and_report(
+    sampler: CompiledRowSampler, data: st.DataObject, rows: list[Row]
+) -> None:
+    logits = data.draw(logits_of(len(rows)))
+    found, reports = compiled(sampler, logits, rows)
+    changed = logits.copy()
+    tokens, has_token = sample(
+        changed, make_sampling([replace(row, temperature=0.0) for row in rows])
+    )  # edits and penalties alone
+    drawn, _ = sample(logits.copy(), make_sampling(rows))
+    for i, row in enumerate(rows):
+        token = found[i]
+        assert (token is not None) == has_token[i]
+        if token is not None:
+            assert_same_token(
+                token, int(tokens[i] if row.temperature == 0 else drawn[i]), changed[i], row
+            )
+        report = reports[i]
+        assert (report is None) == (row.logprobs is None)
+        if report is not None and token is not None:
+            check_report(report, logits[i], token, row.logprobs or 0)
+
+
+def check_report(report: TokenLogprobs, logits: np.ndarray, token: int, count: int) -> None:
+    (expected,) = token_logprobs(
+        logits[None], np.array([token], dtype=np.int64), np.array([count], dtype=np.int64)
+    )
+    assert report.token_ids == expected.token_ids
+    assert report.ranks == expected.ranks
+    np.testing.assert_allclose(report.logprobs, expected.logprobs, rtol=1e-6, atol=2e-6)
+    assert {type(value) for values in report for value in values} == {int, float}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(),
+        Row(temperature=0.7, top_p=0.9),
+        Row(top_k=50),
+        Row(min_p=0.05),
+        Row(top_k=100, top_p=0.95, temperature=1.2),
+    ],
+)
+def test_thousands_of_draws_are_those_of_numpy(sampler: CompiledRowSampler, row: Row) -> None:
+    draws = 1500
+    logits = np.random.default_rng(3).standard_normal((draws, VOCAB), dtype=np.float32) * 3
+    rows = [replace(row, seed=place, position=place) for place in range(draws)]
+    found, _ = compiled(sampler, logits, rows)
+    expected, _ = sample(logits.copy(), make_sampling(rows))
+    for place in range(draws):
+        token = found[place]
+        assert token is not None
+        assert_same_token(token, int(expected[place]), logits[place], rows[place])
+    assert sum(a == b for a, b in zip(found, expected.tolist(), strict=True)) >= draws - 3
+
+
+@given(data=st.data(), rows=st.lists(ROWS, min_size=2, max_size=9))
+@settings(max_examples=40)
+def test_bits_depend_neither_on_company_nor_on_threads(
+    sampler: CompiledRowSampler, data: st.DataObject, rows: list[Row]
+) -> None:
+    logits = data.draw(logits_of(len(rows)))
+    together = compiled(sampler, logits, rows)
+    order = data.draw(st.permutations(range(len(rows))))
+    tokens, reports = compiled(sampler, logits[order], [rows[place] for place in order])
+    assert [tokens[order.index(place)] for place in range(len(rows))] == together[0]
+    assert [reports[order.index(place)] for place in range(len(rows))] == together[1]
+    for place, row in enumerate(rows):
+        assert compiled(sampler, logits[place : place + 1], [row]) == (
+            [together[0][place]],
+            [together[1][place]],
+        )
+
+
+@pytest.mark.parametrize("threads", [1, 3, 5])
+def test_any_number_of_threads_gives_the_same_bits(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanovllm.model.kernels.sampler._SHARED_SCORES", 0)
+    logits = np.random.default_rng(4).standard_normal((23, VOCAB), dtype=np.float32) * 3
+    rows = [Row(seed=place, top_p=0.9, top_k=place * 10, logprobs=place % 4) for place in range(23)]
+    results = [
+        compiled(make_sampler(VOCAB, WHOLE_TARGETS[0], threads=count), logits, rows)
+        for count in (threads, 2)
+    ]
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 500, VOCAB - 1])
+@pytest.mark.parametrize(
+    "row",
+    [
+        Row(),
+        Row(temperature=0.0),
+        Row(top_k=2, top_p=0.5, min_p=0.1),
+        Row(repetition=2.0, output=[0, 1]),
+        Row(bias={1: -INF}),
+    ],
+)
+def test_a_row_that_is_not_finite_has_no_token_and_the_others_theirs(
+    sampler: CompiledRowSampler, bad: float, place: int, row: Row
+) -> None:
+    logits = np.random.default_rng(5).standard_normal((3, VOCAB), dtype=np.float32)
+    rows = [replace(row, logprobs=2)] * 3
+    expected = compiled(sampler, logits, rows)
+    logits[1, place] = bad
+    tokens, reports = compiled(sampler, logits, rows)
+    assert tokens == [expected[0][0], None, expected[0][2]]
+    assert (reports[0], reports[2]) == (expected[1][0], expected[1][2])
+    assert reports[1] is not None
+    assert np.isnan(reports[1].logprobs).all()
+
+
+def test_where_everything_is_forbidden_there_is_no_token(sampler: CompiledRowSampler) -> None:
+    logits = np.zeros((3, VOCAB), dtype=np.float32)
+    logits[2] = -INF
+    rows = [
+        Row(bias=dict.fromkeys(range(VOCAB), -INF)),
+        Row(allowed=[4], bias={4: -INF}, temperature=0.0),
+        Row(top_k=3),
+    ]
+    assert compiled(sampler, logits, rows)[0] == [None, None, None]
+
+
+def test_what_fills_a_row_up_is_no_word(sampler: CompiledRowSampler) -> None:
+    """Rows of a product are as long as its panels together; behind the vocabulary they hold anything."""
+    padded = np.full((4, VOCAB + 56), np.nan, dtype=np.float32)
+    padded[:, VOCAB:] = [[1e9], [np.inf], [np.nan], [0.0]]
+    logits = padded[:, :VOCAB]
+    logits[:] = np.random.default_rng(6).standard_normal((4, VOCAB), dtype=np.float32) - 50
+    rows = [
+        Row(temperature=0.0, logprobs=3),
+        Row(top_p=0.5, logprobs=0),
+        Row(top_k=7, logprobs=9),
+        Row(logprobs=1),
+    ]
+    assert compiled(sampler, logits, rows) == compiled(sampler, np.array(logits), rows)
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 15, 16, 17, 255, 256, 257, 300])
+def test_vocabularies_of_any_size(vocab: int) -> None:
+    random = np.random.default_rng(vocab)
+    logits = random.standard_normal((40, vocab), dtype=np.float32) * 2
+    rows = [
+        Row(
+            seed=i,
+            top_k=i % 7,
+            top_p=[1.0, 0.9, 0.4][i % 3],
+            logprobs=i % 5,
+            temperature=[0.0, 1.0, 0.5, 2.0][i % 4],
+        )
+        for i in range(40)
+    ]
+    for target in WHOLE_TARGETS:
+        tokens, reports = compiled(make_sampler(vocab, target, threads=1), logits, rows)
+        expected, _ = sample(logits.copy(), make_sampling(rows))
+        for i in range(40):
+            token, report = tokens[i], reports[i]
+            assert token is not None
+            assert report is not None
+            assert_same_token(token, int(expected[i]), logits[i], rows[i])
+            check_report(report, logits[i], token, rows[i].logprobs or 0)
+
+
+def test_plain_rows_are_argmax(sampler: CompiledRowSampler) -> None:
+    logits = np.round(np.random.default_rng(7).standard_normal((50, VOCAB), dtype=np.float32) * 2)
+    found = sampler.sample(logits, RowSettings.plain(50))
+    np.testing.assert_array_equal(found.token_ids, logits.argmax(axis=1))
+    assert found.has_token.all()
+
+
+def test_reports_of_given_tokens_are_those_of_sampled_ones(sampler: CompiledRowSampler) -> None:
+    """Scoring a text must give the bits that generating it gave."""
+    logits = np.random.default_rng(8).standard_normal((12, VOCAB), dtype=np.float32) * 4
+    rows = [Row(seed=i, temperature=0.8, logprobs=i % 4) for i in range(12)]
+    tokens, reports = compiled(sampler, logits, rows)
+    given = np.array(tokens, dtype=np.int64)
+    assert report_rows(sampler, logits, given, np.arange(12, dtype=np.int64) % 4) == reports
+
+
+def test_settings_keep_the_rows_of_their_lists() -> None:
+    rows = [
+        Row(),
+        Row(bias={5: 1.0, 3: -INF}),
+        Row(allowed=[7, 2]),
+        Row(presence=1.0, prompt=[1, 2], output=[2, 2, 9]),
+        Row(bias={1: 2.0}),
+    ]
+    found = row_settings(make_sampling(rows))
+    assert [found.edits.token_ids[a:b].tolist() for a, b in zip(found.edits.starts[:-1], found.edits.starts[1:], strict=True)] == [
+        [], [5, 3], [], [], [1],
+    ]  # fmt: skip
+    assert found.allowed.starts.tolist() == [0, 0, 0, 2, 2, 2]
+    assert found.allowed.token_ids.tolist() == [7, 2]
+    assert found.history.starts.tolist() == [0, 0, 0, 0, 3, 3]
+    assert dict(
+        zip(found.history.token_ids.tolist(), found.history_counts.tolist(), strict=True)
+    ) == {1: 0, 2: 2, 9: 1}
+    assert found.num_logprobs.tolist() == [-1] * 5
+
+
+def test_tokens_that_are_nearly_impossible_come_up_when_their_draw_does(
+    sampler: CompiledRowSampler,
+) -> None:
+    """999 tokens of e to the -21 each have a share of 7.6e-7 together, before the last, which has the rest; the draw is 4.5e-7."""
+    logits = np.full((1, VOCAB), -21.0, dtype=np.float32)
+    logits[0, -1] = 0.0
+    row = Row(seed=9, position=287581)
+    assert draw_of(row) == pytest.approx(4.4775e-7, rel=1e-4)
+    expected, _ = sample(logits.copy(), make_sampling([row]))
+    (found,), _ = compiled(sampler, logits, [row])
+    assert found is not None
+    assert abs(found - int(expected[0])) <= 1
+    assert 500 < found < 700
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("edit_values", np.float64), ("history_counts", np.int32)]
+)
+def test_settings_of_another_type_are_refused(
+    sampler: CompiledRowSampler, name: str, dtype: type
+) -> None:
+    """Compiled code would read their bits as something else."""
+    logits, edits = (
+        np.zeros((1, VOCAB), dtype=np.float32),
+        RowLists(*(np.array(i, dtype=np.int64) for i in ([0, 1], [3]))),
+    )
+    values = np.ones(1, dtype=np.float32)
+    settings = replace(RowSettings.plain(1), edits=edits, edit_values=values)
+    assert sampler.sample(logits, settings).token_ids[0] == 3
+    object.__setattr__(settings, name, np.ones(1, dtype=dtype))
+    with pytest.raises(TypeError, match=name):
+        sampler.sample(logits, settings)

@@ -1,0 +1,125 @@
+"""The choice of a number of threads, on a simulated machine: it follows the cores that are free, and trying costs little."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from nanovllm.model.kernels.threads.contention import ThreadCount
+
+Model = Callable[[int], tuple[float, float]]
+"""From a number of threads to a run's seconds for one unit of work, and its share of stalled time."""
+
+
+def idle(threads: int) -> tuple[float, float]:
+    return 0.0020 / threads + 0.0004, 0.01
+
+
+def busy(threads: int) -> tuple[float, float]:
+    """Other programs have all cores but one: every thread more adds stalls."""
+    return 0.0024 + 0.0012 * (threads - 1), 0.02 if threads == 1 else 0.3
+
+
+def uneven(threads: int) -> tuple[float, float]:
+    """Long waits at barriers, which all threads are still the best way through."""
+    return 0.0020 / threads + 0.0004, 0.2
+
+
+class Machine:
+    """Runs of a simulated machine, whose times vary by a fifth."""
+
+    def __init__(self, most: int) -> None:
+        self.count = ThreadCount(most)
+        self._most = most
+        self.now_s = 100.0
+        self._random = random.Random(7)
+
+    def run(self, model: Model, seconds: float, *, kinds: int = 1) -> tuple[float, float]:
+        """Run for some time; returns the time for the work on the best number of threads, and that taken."""
+        end_s, best_s, taken_s = self.now_s + seconds, 0.0, 0.0
+        while self.now_s < end_s:
+            work = 1 << self._random.randrange(kinds)
+            threads = self.count.choose("forward", work)
+            cost_s, stalled = model(threads)
+            run_s = work * cost_s * self._random.uniform(0.8, 1.2)
+            best_s += work * min(model(number)[0] for number in range(1, self._most + 1))
+            taken_s += run_s
+            self.now_s += run_s + 0.0001
+            self.count.record(threads, run_s, stalled * run_s * threads, self.now_s)
+        return best_s, taken_s
+
+
+@pytest.mark.parametrize("most", [2, 4, 16])
+def test_all_threads_run_while_cores_are_free(most: int) -> None:
+    machine = Machine(most)
+    assert machine.count.threads == most
+    machine.run(idle, 20)
+    assert machine.count.threads == most
+
+
+@pytest.mark.parametrize("most", [2, 4, 16])
+@pytest.mark.parametrize("kinds", [1, 5])
+def test_fewer_run_while_cores_are_taken_and_all_when_they_are_free_again(
+    most: int, kinds: int
+) -> None:
+    machine = Machine(most)
+    machine.run(idle, 5, kinds=kinds)
+    machine.run(busy, 10, kinds=kinds)
+    assert machine.count.threads == 1
+    best_s, taken_s = machine.run(busy, 60, kinds=kinds)
+    assert best_s / taken_s > 0.95, "trying more threads costs less than 5%"
+    machine.run(idle, 20, kinds=kinds)
+    assert machine.count.threads == most
+
+
+def test_waits_that_fewer_threads_do_not_shorten_cost_little() -> None:
+    machine = Machine(2)
+    machine.run(uneven, 5)
+    best_s, taken_s = machine.run(uneven, 60)
+    assert best_s / taken_s > 0.95
+    assert machine.count.threads == 2
+
+
+def test_one_thread_has_no_choice_and_runs_of_no_work_change_nothing() -> None:
+    machine = Machine(1)
+    machine.run(busy, 2)
+    assert machine.count.threads == 1
+    count = ThreadCount(2)
+    for _ in range(1000):
+        count.record(1, 0.01, 0.01, 5.0)
+    assert count.threads == 2
+
+
+def test_a_run_that_took_no_time_by_the_clock_changes_nothing() -> None:
+    count = ThreadCount(2)
+    for _ in range(10):
+        count.record(count.choose("forward", 1000), 0.0, 0.0, 5.0)
+    assert count.threads == 2
+
+
+def test_a_process_that_is_stopped_during_a_trial_tries_again_soon() -> None:
+    """An hour in which nothing ran says nothing about the number of threads that were tried."""
+    machine = Machine(2)
+    machine.run(busy, 10)
+    assert machine.count.threads == 1
+    while machine.count.choose("forward", 1) != 2:
+        machine.run(busy, 0.001)
+    machine.now_s += 3600.0
+    machine.count.record(2, 3600.0, 0.0, machine.now_s)
+    machine.run(idle, 40)
+    assert machine.count.threads == 2
+
+
+def test_a_trial_ends_after_one_long_run_that_is_slower() -> None:
+    machine = Machine(2)
+    machine.run(busy, 10)
+    while machine.count.choose("forward", 1) != 2:
+        machine.run(busy, 0.001)
+    machine.run(busy, 0.1)
+    for _ in range(2):  # so that runs of this size are known, and three trials are not one
+        while (threads := machine.count.choose("forward", 512)) == 1:
+            machine.now_s += 1.0
+            machine.count.record(threads, 1.0, 0.0, machine.now_s)
+        machine.now_s += 2.0
+        machine.count.record(threads, 2.0, 0.0, machine.now_s)
+        assert machine.count.choose("forward", 512) == 1

@@ -1,0 +1,477 @@
+"""Requests that are refused: always in one form, never 422, naming the field, the value and the limit, and never much larger than short."""
+
+import json
+import threading
+import time
+from typing import Any
+
+import openai
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai import OpenAI
+
+from nanovllm.server.http.errors import MAX_INPUT_CHARACTERS
+from nanovllm.server.http.problems import MAX_PROBLEMS
+from tests.support.serving import MODEL, TIMEOUT_S, RunningServer, read_error, read_events
+
+LONGEST_ANSWER_BYTES = 6000
+
+BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
+    "unknown field": ({"tempreature": 1}, "tempreature", "not supported; did you mean temperature?"),
+    "unknown field in capitals": ({"maxTokens": 1}, "maxTokens", "did you mean max_tokens?"),
+    "a field of chats": ({"max_completion_tokens": 1}, "max_completion_tokens", "did you mean max_tokens?"),
+    "a field of llama.cpp": ({"n_predict": 1}, "n_predict", "did you mean max_tokens?"),
+    "a field of old vLLM": ({"guided_choice": ["a"]}, "guided_choice", "did you mean structured_outputs?"),
+    "unknown field a little like others": ({"cache_prompt": True}, "cache_prompt", "cache_prompt: not supported (given: true)"),
+    "unknown field like no other": ({"zzz": 1}, "zzz", "zzz: not supported (given: 1)"),
+    "suffix": ({"suffix": "x"}, "suffix", "not supported"),
+    "best_of below n": ({"best_of": 2, "n": 3}, "best_of", "3"),
+    "best_of too large": ({"best_of": 21}, "best_of", "20"),
+    "best_of 0": ({"best_of": 0}, "best_of", "1"),
+    "best_of above n in a stream": ({"best_of": 3, "n": 2, "stream": True}, "best_of", "stream"),
+    "a greedy best_of in a stream": ({"best_of": 3, "temperature": 0, "stream": True}, "best_of", "stream"),
+    "n too small": ({"n": 0}, "n", "must be at least 1 (given: 0)"),
+    "n too large": ({"n": 129}, "n", "128"),
+    "n of another type": ({"n": "2"}, "n", 'n: must be a whole number (given: "2")'),
+    "n with a fraction": ({"n": 1.5}, "n", "1.5"),
+    "n a truth value": ({"n": True}, "n", "must be a whole number (given: true)"),
+    "n not a number": ({"n": float("nan")}, "n", "must be a whole number (given: NaN)"),
+    "temperature too high": ({"temperature": 2.1}, "temperature", "2"),
+    "temperature below 0": ({"temperature": -0.1}, "temperature", "0"),
+    "temperature a text": ({"temperature": "hot"}, "temperature", 'must be a number (given: "hot")'),
+    "top_p 0": ({"top_p": 0}, "top_p", "greater than 0"),
+    "top_p too large": ({"top_p": 1.1}, "top_p", "1"),
+    "top_k": ({"top_k": -2}, "top_k", "-1"),
+    "min_p": ({"min_p": 1.5}, "min_p", "1"),
+    "repetition_penalty": ({"repetition_penalty": 0}, "repetition_penalty", "0"),
+    "presence_penalty": ({"presence_penalty": 2.5}, "presence_penalty", "2"),
+    "frequency_penalty": ({"frequency_penalty": -2.5}, "frequency_penalty", "-2"),
+    "max_tokens below 0": ({"max_tokens": -1}, "max_tokens", "0"),
+    "max_tokens 0 without echo": ({"max_tokens": 0}, "max_tokens", "echo"),
+    "max_tokens a list": ({"max_tokens": [1]}, "max_tokens", "must be a whole number (given: a list of 1)"),
+    "min_tokens above max_tokens": ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "9"),
+    "too many logprobs": ({"logprobs": 21}, "logprobs", "20"),
+    "logprobs a truth value": ({"logprobs": True}, "logprobs", "must be a whole number (given: true)"),
+    "too many prompt_logprobs": ({"prompt_logprobs": 21}, "prompt_logprobs", "20"),
+    "truncate_prompt_tokens 0": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
+    "truncate_prompt_tokens below -1": ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-2"),
+    "truncate_prompt_tokens too large": ({"truncate_prompt_tokens": 2**31}, "truncate_prompt_tokens", str(2**31 - 1)),
+    "truncate_prompt_tokens a text": ({"truncate_prompt_tokens": "5"}, "truncate_prompt_tokens", 'given: "5"'),
+    "no room for a truncated prompt": ({"truncate_prompt_tokens": -1, "max_tokens": 128}, "max_tokens", "128"),
+    "return_token_ids a number": ({"return_token_ids": 1}, "return_token_ids", "must be true or false (given: 1)"),
+    "return_tokens_as_token_ids a text": ({"return_tokens_as_token_ids": "yes", "logprobs": 1}, "return_tokens_as_token_ids", 'given: "yes"'),
+    "return_tokens_as_token_ids without logprobs": ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
+    "seed of more than 64 bits": ({"seed": 2**63}, "seed", str(2**63 - 1)),
+    "seed of thousands of digits": ({"seed": 10**4000}, "seed", "more than 300 digits"),
+    "stop a number": ({"stop": 5}, "stop", "5"),
+    "stop with a number": ({"stop": ["a", 5]}, "stop", "5"),
+    "an empty stop": ({"stop": ["a", ""]}, "stop", "not empty"),
+    "too many stops": ({"stop": ["a"] * 17}, "stop", "16"),
+    "stop token outside the vocabulary": ({"stop_token_ids": [1, 267]}, "stop_token_ids", "0 to 266"),
+    "stop token a text": ({"stop_token_ids": ["a"]}, "stop_token_ids", 'stop_token_ids.0: must be a whole number (given: "a")'),
+    "stop token with a fraction": ({"stop_token_ids": [5.0, 5.5]}, "stop_token_ids", "stop_token_ids.1: must be a whole number (given: 5.5)"),
+    "stop tokens a number": ({"stop_token_ids": 3}, "stop_token_ids", "list"),
+    "logit_bias a list": ({"logit_bias": [1]}, "logit_bias", "must be an object (given: a list of 1)"),
+    "logit_bias for a word": ({"logit_bias": {"the": 1}}, "logit_bias", '"the"'),
+    "logit_bias below 0": ({"logit_bias": {"-1": 1}}, "logit_bias", '"-1"'),
+    "logit_bias outside the vocabulary": ({"logit_bias": {"267": 1}}, "logit_bias", "0 to 266"),
+    "logit_bias for a very large id": ({"logit_bias": {"9" * 400: 1}}, "logit_bias", "99999"),
+    "logit_bias of digits of another script": ({"logit_bias": {"٣": 1}}, "logit_bias", "token ids"),
+    "logit_bias too large": ({"logit_bias": {"1": 101}}, "logit_bias", "logit_bias of token 1 is 101.0 but must be a number, from -100.0 to 100.0"),
+    "logit_bias a text": ({"logit_bias": {"1": "x"}}, "logit_bias", 'logit_bias.1: must be a number (given: "x")'),
+    "logit_bias too large for a float": ({"logit_bias": {"1": 10**400}}, "logit_bias", "more than 300 digits"),
+    "too much logit_bias": ({"logit_bias": {str(i): 0 for i in range(5000)}}, "logit_bias", "1024"),
+    "allowed token outside the vocabulary": ({"allowed_token_ids": [-1]}, "allowed_token_ids", "-1"),
+    "no token allowed": ({"allowed_token_ids": []}, "allowed_token_ids", "empty"),
+    "max_tokens of thousands of digits": ({"max_tokens": 10**4299}, "max_tokens", str(2**31 - 1)),
+    "min_tokens of thousands of digits": ({"min_tokens": 10**4299}, "min_tokens", str(2**31 - 1)),
+    "logprobs of thousands of digits": ({"logprobs": 10**4299}, "logprobs", str(2**31 - 1)),
+    "a long bad word": ({"bad_words": ["a", "b" * 1001]}, "bad_words", "1001 characters, the limit is 1000"),
+    "many long bad words": ({"bad_words": ["b" * 1000] * 66}, "bad_words", "66000 characters in all"),
+    "too many bad words": ({"bad_words": ["b"] * 1025}, "bad_words", "1024"),
+    "too many allowed tokens": ({"allowed_token_ids": [1] * 262145}, "allowed_token_ids", "262144"),
+    "a long user": ({"user": "u" * 1025}, "user", "1024"),
+    "long texts to be truncated": ({"prompt": ["a " * 50000] * 11, "truncate_prompt_tokens": 5}, "prompt", "1048576"),
+    "an empty bad word": ({"bad_words": [""]}, "bad_words", "not empty"),
+    "echo a text": ({"echo": "yes"}, "echo", 'must be true or false (given: "yes")'),
+    "stream a number": ({"stream": 1}, "stream", "1"),
+    "stream_options without stream": ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+    "stream_options with another field": ({"stream": True, "stream_options": {"usge": 1}}, "stream_options", "usge: not supported (given: 1)"),
+    "a misspelt field of stream_options": ({"stream": True, "stream_options": {"include_usge": 1}}, "stream_options", "did you mean include_usage?"),
+    "stream_options of another type": ({"stream": True, "stream_options": True}, "stream_options", "must be an object (given: true)"),
+    "include_usage of another type": ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "include_usage"),
+    "a tier of its own": ({"service_tier": "priority"}, "service_tier", 'must be "auto" or "default" (given: "priority")'),
+    "metadata a text": ({"metadata": "a"}, "metadata", "must be an object"),
+    "an empty salt": ({"cache_salt": ""}, "cache_salt", 'must be text that is not empty (given: "")'),
+    "ignore_eos with a form": ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "with response_format"),
+    "a schema that is a number": ({"structured_outputs": {"json": 5}}, "structured_outputs", "structured_outputs.json: must be a JSON schema"),
+    "priority": ({"priority": 2**31}, "priority", str(2**31)),
+    "a priority without the policy": ({"priority": -1}, "priority", "--scheduling-policy priority"),
+    "request_id with a line break": ({"request_id": "a\nb"}, "request_id", "pattern"),
+    "user a number": ({"user": 5}, "user", "must be text (given: 5)"),
+    "model a number": ({"model": 5}, "model", "5"),
+    "half a character in stop": ({"stop": "\ud800"}, "stop", "surrogate"),
+    "half a character in bad_words": ({"bad_words": ["a\udfff"]}, "bad_words", "surrogate"),
+    "half a character in cache_salt": ({"cache_salt": "\ud800" * 40, "prompt": "in the end" * 8}, "cache_salt", "unicode"),
+    "half a character in logit_bias": ({"logit_bias": {"\ud800": 1}}, "logit_bias", "token ids"),
+    "half a character in a field's name": ({"\ud800": 1}, None, "unicode"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_FIELDS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_bad_field_is_named_with_its_value_and_limit(
+    server: RunningServer, name: str, *, stream: bool
+) -> None:
+    fields, param, part = BAD_FIELDS[name]
+    error = server.error(
+        {
+            "prompt": "the",
+            "max_tokens": 8,
+            **({"stream": True} if stream and "without stream" not in name else {}),
+            **fields,
+        }
+    )
+    assert (error["type"], error["param"]) == ("BadRequestError", param)
+    assert part in error["message"]
+    assert param is None or param in error["message"]
+
+
+BAD_PROMPTS: dict[str, tuple[Any, str]] = {
+    "empty text": ("", "empty"),
+    "empty list": ([], "empty"),
+    "list of an empty list": ([[]], "empty"),
+    "list of an empty text": ([""], "empty"),
+    "an empty one among others": (["a", ""], "empty"),
+    "an empty list among others": ([[1], []], "empty"),
+    "null": (None, "list"),
+    "a number": (5, "given: 5"),
+    "a truth value": (True, "given: true"),
+    "truth values": ([True], "entry 0 of the list is true"),
+    "an object": ({"prompt": "a"}, "object of 1"),
+    "list of null": ([None], "custom_prefix_token_id"),
+    "null among ids as lm-eval sends it": ([[None, 5]], "entry 0 of list 0 is null, which is no token id; lm-eval sends null"),
+    "fractions": ([1.0, 1.5], "entry 1 of the list is 1.5, which is no token id"),
+    "text and ids": (["a", "b", 1], 'entry 0 is "a" and entry 2 is 1'),
+    "ids and lists of ids": ([1, [2]], "entry 0 is 1 and entry 1 is a list of 1"),
+    "lists of texts": ([[1], ["a"]], 'entry 0 of list 1 is "a"'),
+    "nested too deeply": ([[[1]]], "entry 0 of list 0 is a list of 1"),
+    "an id outside the vocabulary": ([1, 267], "0 to 266"),
+    "an id below 0": ([[1], [-1]], "-1"),
+    "an id of thousands of digits": ([10**4000], "0 to 266"),
+    "half a surrogate pair": ("a\ud800", "surrogate"),
+    "half a surrogate pair in a list": (["a", "\udc00"], "surrogate"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_PROMPTS)
+def test_a_bad_prompt_is_refused(server: RunningServer, name: str) -> None:
+    prompt, part = BAD_PROMPTS[name]
+    error = server.error({"prompt": prompt})
+    assert (error["type"], error["param"]) == ("BadRequestError", "prompt")
+    assert part in error["message"]
+
+
+def test_a_missing_prompt_is_named(server: RunningServer) -> None:
+    error = server.error({"max_tokens": 5})
+    assert error["param"] == "prompt"
+    assert "required" in error["message"]
+
+
+BAD_BODIES: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "JSON object"),
+    "a list": (b"[]", "JSON object"),
+    "a list of requests": (b'[{"prompt": "a"}]', "JSON object"),
+    "null": (b"null", "JSON object"),
+    "a form": (b"prompt=x", "character 0"),
+    "a text": (b'"prompt"', "JSON object"),
+    "cut off": (b'{"prompt": "a', "not valid JSON"),
+    "single quotes": (b"{'prompt': 'a'}", "character 1"),
+    "something after it": (b'{"prompt": "a"} x', "not valid JSON"),
+    "not UTF-8": (b'{"prompt": "\xff"}', "cannot be read"),
+    "not a number": (b'{"prompt": "a", "temperature": NaN}', "finite"),
+    "infinity": (b'{"prompt": "a", "top_p": Infinity}', "must be a finite number (given: Infinity)"),
+    "minus infinity": (b'{"prompt": "a", "logit_bias": {"1": -Infinity}}', "finite"),
+    "not a number among the ids": (b'{"prompt": [NaN]}', "list"),
+    "too large for a float": (b'{"prompt": "a", "temperature": 1e999}', "must be a finite number (given: Infinity)"),
+    "an integer of too many digits": (b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}", "digits"),
+    "nested a hundred thousand times": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "cannot be read"),
+    "nested a hundred times": (b'{"prompt": ' + b"[" * 100 + b"]" * 100 + b"}", "prompt"),
+    "objects nested a hundred times": (b'{"prompt": ' + b'{"a":' * 100 + b"1" + b"}" * 100 + b"}", "prompt"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD_BODIES)
+def test_a_body_that_cannot_be_read_is_refused(server: RunningServer, name: str) -> None:
+    content, part = BAD_BODIES[name]
+    started = time.process_time()
+    response = server.post(content)
+    assert part in read_error(response, 400)["message"]
+    assert len(response.content) < LONGEST_ANSWER_BYTES
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data; boundary=x",
+        "nonsense",
+        "",
+    ],
+)
+def test_another_content_type_is_refused_with_the_right_one(
+    server: RunningServer, content_type: str
+) -> None:
+    response = server.http.post(
+        "/v1/completions", content=b"prompt=x", headers={"content-type": content_type}
+    )
+    message = read_error(response, 400)["message"]
+    assert message.endswith('sent with Content-Type: application/json (given: "prompt=x")')
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    ["application/json; charset=utf-8", "APPLICATION/JSON", "application/vnd.api+json"],
+)
+def test_forms_of_the_content_type_are_understood(server: RunningServer, content_type: str) -> None:
+    assert (
+        server.post({"prompt": "a", "max_tokens": 1}, **{"content-type": content_type}).status_code
+        == 200
+    )
+
+
+def test_more_than_the_context_is_refused_with_both_numbers_and_the_limit(
+    server: RunningServer,
+) -> None:
+    error = server.error({"prompt": [1] * 101, "max_tokens": 28})
+    assert error["param"] == "max_tokens"
+    for number in ("101", "28", "129", "128"):
+        assert number in error["message"]
+    for prompt in ([1] * 128, [1] * 300, "a" * 150):
+        error = server.error({"prompt": prompt, "max_tokens": 1})
+        assert error["param"] == "prompt"
+        assert str(len(prompt)) in error["message"]
+        assert "128" in error["message"]
+    server.complete([1] * 128, max_tokens=0, echo=True)
+    assert "129" in server.error({"prompt": [1] * 129, "max_tokens": 0, "echo": True})["message"]
+
+
+def test_a_text_that_is_far_too_long_is_refused_quickly(server: RunningServer) -> None:
+    started = time.process_time()
+    response = server.post({"prompt": "the " * 500_000})
+    assert "128" in read_error(response, 400)["message"]
+    assert time.process_time() - started < 2
+    assert len(response.content) < 1000
+
+
+def test_more_answers_than_may_wait_are_refused_before_they_are_made(server: RunningServer) -> None:
+    started = time.process_time()
+    error = server.error({"prompt": ["a"] * 100_000, "n": 128})
+    assert "12800000" in error["message"]
+    assert "1024" in error["message"]
+    assert time.process_time() - started < 2
+
+
+def test_an_unknown_model_is_not_found(server: RunningServer) -> None:
+    error = server.error({"prompt": "a", "model": "gpt-5"}, 404)
+    assert error["param"] == "model"
+    assert error["type"] == "NotFoundError"
+    assert "'gpt-5'" in error["message"]
+    assert MODEL in error["message"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/nope", "/v1", "/v1/completion", "/v1/completions/x", "/%ff%00", "/" + "x" * 5000],
+)
+def test_an_unknown_path_is_not_found(server: RunningServer, path: str) -> None:
+    response = server.http.get(path)
+    assert read_error(response, 404)["type"] == "NotFoundError"
+    assert "there is no such path; " in response.text
+    assert len(response.content) < LONGEST_ANSWER_BYTES
+
+
+@pytest.mark.parametrize("path", ["/completions", "/v1/v1/completions", "/v1/completions/"])
+def test_the_path_that_a_wrong_base_url_misses_is_named(server: RunningServer, path: str) -> None:
+    error = read_error(server.http.post(path, json={"prompt": "a"}), 404)
+    assert error["message"].endswith("did you mean /v1/completions?")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/completions"),
+        ("DELETE", "/v1/completions"),
+        ("POST", "/health"),
+        ("PUT", "/metrics"),
+    ],
+)
+def test_another_method_is_not_allowed(server: RunningServer, method: str, path: str) -> None:
+    response = server.http.request(method, path)
+    assert read_error(response, 405)["type"] == "MethodNotAllowedError"
+    assert response.headers["allow"] == ("POST" if path == "/v1/completions" else "GET, HEAD")
+
+
+LARGE = "x" * 1_000_000
+FLOODS: dict[str, dict[str, Any]] = {
+    "a field's value": {"temperature": LARGE},
+    "a field's name": {LARGE: 1},
+    "a model's name": {"model": LARGE},
+    "a request's id": {"request_id": LARGE + "\n"},
+    "a salt": {"cache_salt": LARGE},
+    "a token id": {"logit_bias": {LARGE: 1}},
+    "a bias": {"logit_bias": {"1": LARGE}},
+    "an unknown field's value": {"unknown": [[LARGE]] * 3},
+    "quotes": {"temperature": "'\"\\" * 300_000},
+    "half characters": {"temperature": "\ud800" * 100_000},
+    "many bad stops": {"stop": [1] * 600_000},
+    "many bad stop tokens": {"stop_token_ids": ["x"] * 400_000},
+    "many bad words of another type": {"bad_words": [[]] * 400_000},
+    "many tokens outside the vocabulary": {"allowed_token_ids": [300] * 400_000},
+    "many unknown fields": {f"k{i}": 0 for i in range(200_000)},
+    "many unknown stream options": {"stream": True, "stream_options": {f"k{i}": 0 for i in range(200_000)}},
+    "many unknown structured outputs": {"structured_outputs": {f"k{i}": 0 for i in range(200_000)}},
+    "many unknown fields of a format": {"response_format": {"type": "text", **{f"k{i}": 0 for i in range(200_000)}}},
+    "many bad choices": {"structured_outputs": {"choice": [1] * 600_000}},
+    "many bad biases": {"logit_bias": {str(i): "x" for i in range(200_000)}},
+    "many prompts of the wrong kind": {"prompt": [["x"]] * 300_000},
+    "many prompts, the last of the wrong kind": {"prompt": [1] * 400_000 + ["x"]},
+    "lists in lists": {"prompt": json.loads("[" * 500 + "]" * 500)},
+    "objects in objects": {"user": json.loads('{"a":' * 400 + "1" + "}" * 400)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_large_mistake_gets_a_small_answer_soon(server: RunningServer, name: str) -> None:
+    content = json.dumps({"prompt": "a", **FLOODS[name]}).encode()
+    started = time.monotonic()
+    response = server.post(content)
+    read_error(response, 404 if name == "a model's name" else 400)
+    assert len(response.content) < LONGEST_ANSWER_BYTES
+    assert time.monotonic() - started < TIMEOUT_S, "the server was busy with finding mistakes"
+
+
+def test_at_most_ten_problems_are_listed_each_cut_short(server: RunningServer) -> None:
+    error = server.error(
+        {"prompt": "a", **{f"field{i:03}{'y' * 500}": "z" * 5000 for i in range(25)}}
+    )
+    assert error["message"].count("not supported") == MAX_PROBLEMS
+    assert error["message"].endswith("and 15 more")
+    assert "z" * (MAX_INPUT_CHARACTERS + 1) not in error["message"]
+    assert "y" * (MAX_INPUT_CHARACTERS + 1) not in error["message"]
+    assert error["param"] is not None
+    assert len(error["param"]) <= MAX_INPUT_CHARACTERS
+
+
+def test_several_problems_are_listed_at_once(server: RunningServer) -> None:
+    error = server.error({"prompt": "", "n": 0, "wrong": 1})
+    assert all(part in error["message"] for part in ("prompt", "n:", "wrong"))
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.text("\ud800\udfff\x00", max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+field_names = st.sampled_from([
+    "prompt", "model", "max_tokens", "temperature", "top_p", "n", "best_of", "logprobs", "echo", "stop", "presence_penalty", "logit_bias", "seed",
+    "stream_options", "suffix", "user", "top_k", "stop_token_ids", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
+    "prompt_logprobs", "priority", "cache_salt", "request_id", "truncate_prompt_tokens", "add_special_tokens", "return_token_ids",
+    "return_tokens_as_token_ids", "truncation_side",
+])  # fmt: skip
+
+
+@given(fields=st.dictionaries(field_names | st.text(max_size=5), json_values, max_size=4))
+@settings(max_examples=150)
+def test_whatever_is_sent_the_answer_is_a_completion_or_an_error_in_the_one_form(
+    server: RunningServer, fields: dict[str, Any]
+) -> None:
+    response = server.post({"prompt": "a", "max_tokens": 2, **fields})
+    if response.status_code == 200:
+        assert response.json()["object"] == "text_completion"
+    else:
+        read_error(
+            response,
+            404
+            if "model" in fields
+            and isinstance(fields["model"], str)
+            and response.status_code == 404
+            else 400,
+        )
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_settings_that_leave_no_token_are_the_requests_fault(
+    server: RunningServer, *, stream: bool
+) -> None:
+    """Bad words of several tokens show only while the answer grows."""
+    body = {
+        "prompt": [1],
+        "allowed_token_ids": [5],
+        "bad_words": [server.http.post("/detokenize", json={"tokens": [5, 5]}).json()["prompt"]],
+    }
+    response = server.post({**body, "max_tokens": 4, "ignore_eos": True, "stream": stream})
+    error = read_events(response.content)[-1]["error"] if stream else response.json()["error"]
+    assert response.status_code == (200 if stream else 400)
+    assert (error["code"], error["type"]) == (400, "BadRequestError")
+    assert "every token is forbidden" in error["message"]
+
+
+def test_a_bad_request_does_not_disturb_others(slow_server: RunningServer) -> None:
+    settings = {"max_tokens": 60, "temperature": 0, "ignore_eos": True}
+    alone = slow_server.complete("in the end", **settings)["choices"]
+    found: list[Any] = []
+    thread = threading.Thread(
+        target=lambda: found.append(slow_server.complete("in the end", **settings)["choices"])
+    )
+    thread.start()
+    while thread.is_alive():
+        for fields, _, _ in list(BAD_FIELDS.values())[:20]:
+            slow_server.error({"prompt": "the", "max_tokens": 8, **fields})
+    thread.join()
+    assert found == [alone]
+
+
+def test_a_body_of_a_million_lists_is_refused_unread(server: RunningServer) -> None:
+    """Reading them would take a second, in which nothing else could happen."""
+    for part in (b"[],", b"[[[[]]]],", b'{"a":{}},'):
+        content = b'{"prompt": "a", "user": [' + part * (3_900_000 // len(part)) + b"0]}"
+        assert "more than 65536 arrays and objects" in read_error(server.post(content), 400)["message"]  # fmt: skip
+
+
+def test_a_thousand_prompts_of_token_ids_are_read(server: RunningServer) -> None:
+    prompts = [[i % 250] * 120 for i in range(1024)]
+    assert len(json.dumps(prompts)) > 1 << 18
+    error = server.error({"prompt": prompts, "n": 2})
+    assert "asks for 2048 answers" in error["message"]
+
+
+def test_the_official_client_raises_its_own_exceptions(client: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="temperature") as caught:
+        client.completions.create(model=MODEL, prompt="a", temperature=9)
+    assert caught.value.param == "temperature"
+    with pytest.raises(openai.BadRequestError, match="128"):
+        client.completions.create(model=MODEL, prompt="a", max_tokens=500)
+    with pytest.raises(openai.NotFoundError, match="served here"):
+        client.completions.create(model="other", prompt="a")
+    with pytest.raises(openai.BadRequestError, match="suffix"):
+        client.completions.create(model=MODEL, prompt="a", suffix="b", stream=True)
+
+
+def test_of_several_prompts_the_one_at_fault_is_named(server: RunningServer) -> None:
+    assert server.error({"prompt": [[1], [1] * 1000]})["message"].startswith(
+        "prompt 1: the prompt has 1000 tokens"
+    )
+    assert server.error({"prompt": [[1] * 1000]})["message"].startswith(
+        "the prompt has 1000 tokens"
+    )

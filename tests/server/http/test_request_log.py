@@ -1,0 +1,543 @@
+"""The name that every answer carries, and the log's one line about each request."""
+
+import asyncio
+import io
+import json
+import logging
+import re
+import socket
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.server.http.request_log import (
+    MAX_PROMPT_CHARACTERS,
+    MAX_PROMPTS,
+    RequestLogMiddleware,
+    write_log_to,
+)
+from tests.support.serving import RunningServer, loader, read_error, read_events, wait_until
+
+KEY = "do-not-log-me"
+BEARER = {"authorization": f"Bearer {KEY}"}
+LIMIT = 20_000
+TEMPLATE = ChatTemplate(
+    "{% for message in messages %}{{ message.content }} {% endfor %}", "the test's"
+)
+FIELDS = [
+    "time",
+    "request_id",
+    "method",
+    "path",
+    "status",
+    "duration_ms",
+    "prompt_tokens",
+    "completion_tokens",
+    "client_gone",
+    "timed_out",
+    "answer_id",
+]
+
+
+class LogLines:
+    """The lines that the servers of this process have logged since the test began."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, logger="nanovllm.requests")
+        self._caplog = caplog
+
+    def texts(self) -> list[str]:
+        """All of them, as they were written."""
+        return [
+            record.getMessage()
+            for record in self._caplog.records
+            if record.name == "nanovllm.requests"
+        ]
+
+    def about(self, request_id: str) -> dict[str, Any]:
+        """The only line about a request; it is written after the answer's last byte, so it may have to be waited for."""
+        wait_until(lambda: any(request_id in text for text in self.texts()))
+        (found,) = [
+            line for line in map(json.loads, self.texts()) if line["request_id"] == request_id
+        ]
+        return dict(found)
+
+
+@pytest.fixture
+def log(caplog: pytest.LogCaptureFixture) -> LogLines:
+    """What is logged during the test."""
+    return LogLines(caplog)
+
+
+@pytest.fixture(scope="module")
+def logged(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+    """A server that logs its requests; a step takes 5 ms, so that a client can go before its answer has ended."""
+    settings: dict[str, Any] = {
+        "log_requests": True,
+        "api_keys": (KEY,),
+        "max_body_bytes": LIMIT,
+        "chat_template": TEMPLATE,
+    }
+    with RunningServer(loader(tiny_model, step_s=0.005), **settings) as running:
+        running.http.headers.update(BEARER)
+        yield running
+
+
+def test_a_line_says_what_was_asked_and_how_it_was_answered(
+    logged: RunningServer, log: LogLines
+) -> None:
+    before = datetime.now(timezone.utc)
+    body = {"prompt": ["the", "a cat"], "n": 2, "max_tokens": 5, "ignore_eos": True}
+    response = logged.http.post(
+        "/v1/completions?x=1", json=body, headers={"x-request-id": "job-1:a_b.C"}
+    )
+    answer = response.json()
+    line = log.about("job-1:a_b.C")
+    assert list(line) == FIELDS
+    assert (line["method"], line["path"], line["status"], line["client_gone"]) == (
+        "POST",
+        "/v1/completions",
+        200,
+        False,
+    )
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (
+        answer["usage"]["prompt_tokens"],
+        20,
+    )
+    assert line["answer_id"] == answer["id"]
+    assert 5 * 5 <= line["duration_ms"] < 30_000
+    assert (
+        before - timedelta(seconds=1)
+        <= datetime.fromisoformat(line["time"])
+        <= datetime.now(timezone.utc)
+    )
+
+
+CHAT = {
+    "messages": [{"role": "user", "content": "the"}],
+    "max_tokens": 6,
+    "ignore_eos": True,
+    "n": 2,
+}
+OTHERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "chat": ("/v1/chat/completions", CHAT, 12),
+    "streamed chat": (
+        "/v1/chat/completions",
+        {**CHAT, "stream": True, "stream_options": {"include_usage": True}},
+        12,
+    ),
+    "embeddings": ("/v1/embeddings", {"input": ["the", "in the end"]}, 0),
+    "beam search": (
+        "/v1/completions",
+        {
+            "prompt": ["the", "a"],
+            "use_beam_search": True,
+            "n": 2,
+            "max_tokens": 4,
+            "ignore_eos": True,
+        },
+        16,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_tokens_of_every_kind_of_answer_are_logged(
+    logged: RunningServer, log: LogLines, name: str
+) -> None:
+    path, body, completion_tokens = OTHERS[name]
+    response = logged.http.post(path, json=body)
+    answer = read_events(response.content)[-1] if body.get("stream") else response.json()
+    line = log.about(response.headers["x-request-id"])
+    assert (line["path"], line["status"]) == (path, 200)
+    assert (line["prompt_tokens"], line["completion_tokens"]) == (
+        answer["usage"]["prompt_tokens"],
+        completion_tokens,
+    )
+    assert answer["usage"].get("completion_tokens", 0) == completion_tokens
+    assert line["answer_id"] == answer.get("id")
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name != "embeddings"])
+def test_a_client_that_goes_early_is_logged_with_what_was_generated(
+    logged: RunningServer, log: LogLines, name: str
+) -> None:
+    path, body, _ = OTHERS[name]
+    longer = {**body, "max_tokens": 100}
+    request_id = f"early-{name.replace(' ', '-')}"
+    content = json.dumps(longer)
+    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
+        connection.sendall((request_head(request_id, len(content), path) + content).encode())
+        wait_until(lambda: logged.samples()["num_requests_running"] > 0)
+    line = log.about(request_id)
+    assert line["client_gone"]
+    assert line["prompt_tokens"] > 0
+    assert 0 <= line["completion_tokens"] < 200
+
+
+def test_a_stream_is_logged_at_its_end(logged: RunningServer, log: LogLines) -> None:
+    body = {"prompt": "the", "max_tokens": 30, "ignore_eos": True, "stream": True}
+    with logged.http.stream("POST", "/v1/completions", json=body) as response:
+        name = response.headers["x-request-id"]
+        chunks = response.iter_raw()
+        next(chunks)
+        assert not any(name in text for text in log.texts())
+        rest = b"".join(chunks)
+    assert rest.endswith(b"data: [DONE]\n\n")
+    line = log.about(name)
+    assert (
+        line["status"],
+        line["prompt_tokens"],
+        line["completion_tokens"],
+        line["client_gone"],
+    ) == (200, 1, 30, False)
+    assert line["duration_ms"] >= 30 * 5
+    assert line["answer_id"].encode() in rest
+
+
+def test_a_stream_whose_client_goes_is_logged_with_what_it_got(
+    logged: RunningServer, log: LogLines
+) -> None:
+    body = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "stream": True}
+    with logged.http.stream("POST", "/v1/completions", json=body) as response:
+        name = response.headers["x-request-id"]
+        next(response.iter_raw())
+    line = log.about(name)
+    assert (line["status"], line["client_gone"]) == (200, True)
+    assert 1 <= line["completion_tokens"] < 120
+
+
+def request_head(request_id: str, length: int, path: str = "/v1/completions") -> str:
+    """The head of a request whose body is to come."""
+    lines = (
+        f"POST {path} HTTP/1.1",
+        "Host: x",
+        "Content-Type: application/json",
+        f"Authorization: Bearer {KEY}",
+    )
+    return "\r\n".join((*lines, f"X-Request-Id: {request_id}", f"Content-Length: {length}", "", ""))
+
+
+def test_a_client_that_does_not_wait_for_its_answer_is_logged(
+    logged: RunningServer, log: LogLines
+) -> None:
+    content = json.dumps({"prompt": "the", "max_tokens": 120, "ignore_eos": True})
+    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
+        connection.sendall((request_head("gone-1", len(content)) + content).encode())
+        wait_until(lambda: logged.samples()["num_requests_running"] == 1)
+    line = log.about("gone-1")
+    assert (line["status"], line["client_gone"], line["prompt_tokens"]) == (499, True, 1)
+    assert line["completion_tokens"] < 120
+
+
+def test_a_client_that_goes_before_its_body_is_complete_is_logged(
+    logged: RunningServer, log: LogLines
+) -> None:
+    with socket.create_connection(("127.0.0.1", logged.port), timeout=10) as connection:
+        connection.sendall((request_head("gone-2", 100) + "{").encode())
+        wait_until(lambda: logged.http.get("/health").status_code == 200)
+    line = log.about("gone-2")
+    assert (line["client_gone"], line["prompt_tokens"], line["completion_tokens"]) == (
+        True,
+        None,
+        None,
+    )
+
+
+REFUSED: dict[str, tuple[int, Callable[[httpx.Client, dict[str, str]], httpx.Response]]] = {
+    "a bad field": (
+        400,
+        lambda http, headers: http.post(
+            "/v1/completions", json={"prompt": "", "n": 0}, headers=headers
+        ),
+    ),
+    "no JSON": (
+        400,
+        lambda http, headers: http.post(
+            "/v1/completions", content=b"{", headers={**headers, "content-type": "application/json"}
+        ),
+    ),
+    "a wrong key": (
+        401,
+        lambda http, headers: http.get(
+            "/version", headers={**headers, "authorization": "Bearer no"}
+        ),
+    ),
+    "an unknown path": (404, lambda http, headers: http.get("/nope", headers=headers)),
+    "an unknown model": (
+        404,
+        lambda http, headers: http.post(
+            "/tokenize", json={"prompt": "a", "model": "x"}, headers=headers
+        ),
+    ),
+    "another method": (405, lambda http, headers: http.delete("/v1/completions", headers=headers)),
+    "a large body": (
+        413,
+        lambda http, headers: http.post(
+            "/v1/completions", content=b" " * (LIMIT + 1), headers=headers
+        ),
+    ),
+    "a large body in pieces": (
+        413,
+        lambda http, headers: http.post(
+            "/v1/completions", content=iter([b" " * LIMIT] * 2), headers=headers
+        ),
+    ),
+    "more than fits": (
+        400,
+        lambda http, headers: http.post(
+            "/v1/completions", json={"prompt": "a", "max_tokens": 500}, headers=headers
+        ),
+    ),
+    "too many at once": (
+        400,
+        lambda http, headers: http.post(
+            "/v1/completions", json={"prompt": ["a"] * 20, "n": 100}, headers=headers
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_is_named_and_logged_too(
+    logged: RunningServer, log: LogLines, name: str
+) -> None:
+    status, send = REFUSED[name]
+    request_id = f"refused-{name.replace(' ', '-')}"
+    response = send(logged.http, {"x-request-id": request_id})
+    read_error(response, status)
+    assert response.headers.get_list("x-request-id") == [request_id]
+    line = log.about(request_id)
+    assert (line["status"], line["client_gone"], line["completion_tokens"]) == (status, False, None)
+
+
+def test_a_fault_is_named_and_logged_too(
+    logged: RunningServer, log: LogLines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail() -> bytes:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(logged.metrics, "render", fail)
+    response = httpx.get(
+        f"{logged.url}/metrics", headers={**BEARER, "x-request-id": "fault"}
+    )  # on a connection of its own, which the server closes
+    assert "log has the reason" in read_error(response, 500)["message"]
+    assert response.headers["x-request-id"] == "fault"
+    assert log.about("fault")["status"] == 500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_request_that_took_too_long_is_logged_as_such(
+    logged: RunningServer, log: LogLines, *, stream: bool
+) -> None:
+    body = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "stream": stream}
+    response = logged.post(body, **{"x-request-timeout-s": "0.2"})
+    line = log.about(response.headers["x-request-id"])
+    assert (line["timed_out"], line["client_gone"]) == (True, False)
+    assert line["status"] == 200 if stream else line["status"] in (503, 504)
+
+
+def test_neither_prompts_nor_keys_nor_queries_are_logged(
+    logged: RunningServer, log: LogLines
+) -> None:
+    logged.http.post(
+        "/v1/completions?token=hidden",
+        json={"prompt": "hidden words", "max_tokens": 1},
+        headers={"x-request-id": "quiet"},
+    )
+    logged.http.post(
+        "/tokenize", json={"prompt": "hidden words"}, headers={"x-request-id": "quiet-2"}
+    )
+    assert log.about("quiet").keys() == set(FIELDS)
+    assert log.about("quiet-2").keys() == set(FIELDS)
+    assert "hidden" not in "".join(log.texts())
+    assert KEY not in "".join(log.texts())
+
+
+@pytest.mark.parametrize("path", ['/a%0ab%0d%0a{"x": 1}', "/%00%1b[31m", "/%e2%80%a8\"'\\", "/%ff"])
+def test_a_line_stays_one_line_whatever_the_path(
+    logged: RunningServer, log: LogLines, path: str
+) -> None:
+    response = logged.http.get(path)
+    name = response.headers["x-request-id"]
+    assert log.about(name)["status"] == 404
+    (text,) = [text for text in log.texts() if name in text]
+    assert re.fullmatch(r"[ -~]+", text)
+
+
+def test_a_long_path_is_cut(logged: RunningServer, log: LogLines) -> None:
+    name = logged.http.get("/" + "x" * 5000).headers["x-request-id"]
+    assert len(log.about(name)["path"]) == 200
+
+
+def test_prompts_are_logged_where_that_is_asked_for(tiny_model: Path, log: LogLines) -> None:
+    with RunningServer(
+        loader(tiny_model), log_requests=True, log_prompts=True, chat_template=TEMPLATE
+    ) as running:
+
+        def logged_prompts(prompt: Any, status: int = 200) -> Any:
+            response = running.post({"prompt": prompt, "max_tokens": 1})
+            assert response.status_code == status
+            return log.about(response.headers["x-request-id"])["prompts"]
+
+        assert logged_prompts("the 漢\nend") == ["the 漢\nend"]
+        assert logged_prompts(["the", "a"]) == ["the", "a"]
+        assert logged_prompts([1, 2]) == [[1, 2]]
+        (long,) = logged_prompts("x" * 10_000, 400)
+        assert len(long) == MAX_PROMPT_CHARACTERS
+        (ids,) = logged_prompts([1] * 10_000, 400)
+        assert len(ids) == MAX_PROMPT_CHARACTERS // 2
+        assert len(logged_prompts(["a"] * 100)) == MAX_PROMPTS
+        for path, body, expected in (
+            ("/v1/embeddings", {"input": ["the", "end"]}, ["the", "end"]),
+            (
+                "/v1/chat/completions",
+                {
+                    "messages": [
+                        {"role": "system", "content": "in"},
+                        {"role": "user", "content": "the"},
+                    ]
+                },
+                ["in", "the"],
+            ),
+        ):
+            name = running.http.post(path, json=body).headers["x-request-id"]
+            assert log.about(name)["prompts"] == expected
+        assert "prompts" not in log.about(running.http.get("/version").headers["x-request-id"])
+
+
+def test_nothing_is_logged_where_nobody_asks_for_it(server: RunningServer, log: LogLines) -> None:
+    name = server.post({"prompt": "the", "max_tokens": 1}).headers["x-request-id"]
+    server.http.get("/version")
+    assert not any(name in text for text in log.texts())
+
+
+VALID_IDS = ["a", "A-1_b.c:d", "x" * 128, "550e8400-e29b-41d4-a716-446655440000"]
+INVALID_IDS = [
+    b"",
+    b"a b",
+    b"x" * 129,
+    b"\xff",
+    "é".encode(),
+    b"a;b",
+    b'a"b',
+    b"<a>",
+    b"a/b",
+    b"%0a",
+]
+
+
+@pytest.mark.parametrize("given", VALID_IDS)
+def test_a_clients_own_name_comes_back(server: RunningServer, given: str) -> None:
+    headers = {"x-request-id": given}
+    for response in (
+        server.http.get("/health", headers=headers),
+        server.post({"prompt": "a", "max_tokens": 1}, **headers),
+        server.post({"prompt": "a", "max_tokens": 1, "stream": True}, **headers),
+        server.post({"prompt": ""}, **headers),
+    ):
+        assert response.headers.get_list("x-request-id") == [given]
+
+
+@pytest.mark.parametrize("given", INVALID_IDS)
+def test_a_name_that_is_not_fit_for_a_header_is_replaced(
+    server: RunningServer, given: bytes
+) -> None:
+    name = server.http.get("/health", headers={b"x-request-id": given}).headers["x-request-id"]
+    assert re.fullmatch(r"[0-9a-f]{32}", name)
+
+
+def test_two_names_are_none(server: RunningServer) -> None:
+    response = server.http.get("/health", headers=[("x-request-id", "a"), ("x-request-id", "b")])
+    assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
+
+
+def test_every_request_gets_another_name(server: RunningServer) -> None:
+    assert len({server.http.get("/health").headers["x-request-id"] for _ in range(5)}) == 5
+
+
+async def start(send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+
+
+async def answers(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers in two pieces, and looks afterwards whether the client is still there, as servers report that it is not."""
+    await start(send)
+    await send({"type": "http.response.body", "body": b"a", "more_body": True})
+    await send({"type": "http.response.body", "body": b"b"})
+    await receive()
+
+
+async def gives_up(scope: Scope, receive: Receive, send: Send) -> None:
+    """Ends without having answered, as a stream does whose client reads nothing."""
+    await start(send)
+    await send({"type": "http.response.body", "body": b"a", "more_body": True})
+
+
+async def finds_nobody(scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await start(send)
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
+    await start(send)
+    raise LookupError("planted")
+
+
+@pytest.mark.parametrize(
+    ("app", "client_gone"),
+    [(answers, False), (gives_up, True), (finds_nobody, True), (breaks, False)],
+)
+def test_who_went_first_is_told_from_the_order_of_things(
+    log: LogLines, app: ASGIApp, *, client_gone: bool
+) -> None:
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        scope = {
+            "type": "http",
+            "method": "GET",
+            "path": "/",
+            "headers": [(b"x-request-id", b"order")],
+        }
+        await RequestLogMiddleware(app, log_requests=True)(scope, receive, send)
+
+    if app is breaks:
+        with pytest.raises(LookupError, match="planted"):
+            asyncio.run(run())
+    else:
+        asyncio.run(run())
+    line = log.about("order")
+    assert (line["status"], line["client_gone"]) == (200, client_gone)
+    assert sent[0]["headers"] == [(b"x-request-id", b"order")]
+
+
+@pytest.fixture
+def request_logger() -> Iterator[logging.Logger]:
+    """The log's own logger, put back afterwards."""
+    logger = logging.getLogger("nanovllm.requests")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield logger
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
+def test_lines_are_written_as_they_are(request_logger: logging.Logger) -> None:
+    stream = io.StringIO()
+    write_log_to(stream)
+    request_logger.info('{"a": "%s"}')
+    assert stream.getvalue() == '{"a": "%s"}\n'
+    assert not request_logger.propagate

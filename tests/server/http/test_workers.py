@@ -1,0 +1,152 @@
+"""Threads that clients share: they take turns, what nobody waits for is never begun, and nobody waits for the threads."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from nanovllm.errors import (
+    EngineFaultError,
+    EngineNotReadyError,
+    QueueFullError,
+    RequestTimeoutError,
+)
+from nanovllm.server.http.workers import FairWorkers
+from tests.support.serving import TIMEOUT_S
+
+
+class Held:
+    """Workers whose one thread is busy until it is let go; what is called meanwhile waits."""
+
+    def __init__(self, max_waiting: int = 100) -> None:
+        self.workers = FairWorkers("test", 1, max_waiting)
+        self.begun: list[str] = []
+        self._go = threading.Event()
+        self._is_busy = asyncio.Event()
+
+    async def __aenter__(self) -> "Held":
+        loop = asyncio.get_running_loop()
+
+        def be_busy() -> None:
+            loop.call_soon_threadsafe(self._is_busy.set)
+            self._go.wait(TIMEOUT_S)
+
+        self.first = self.submit("busy", "first", be_busy)
+        await self._is_busy.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.let_go()
+        await asyncio.gather(self.first, return_exceptions=True)
+        self.workers.close()
+
+    def let_go(self) -> None:
+        """Let the busy thread go on."""
+        self._go.set()
+
+    def submit(
+        self, client: str, name: str, call: Callable[[], object] = lambda: None
+    ) -> "asyncio.Task[object]":
+        """A call of a client, which notes that it has begun."""
+
+        def noted() -> object:
+            self.begun.append(name)
+            return call()
+
+        return asyncio.ensure_future(self.workers.run(client, noted))
+
+
+def test_clients_take_turns() -> None:
+    async def run() -> list[str]:
+        async with Held() as held:
+            tasks = [held.submit("many", f"many {i}") for i in range(5)]
+            tasks += [held.submit("few", f"few {i}") for i in range(2)]
+            await asyncio.sleep(0)
+            held.let_go()
+            await asyncio.gather(*tasks)
+            return held.begun[1:]
+
+    assert asyncio.run(run()) == ["many 0", "few 0", "many 1", "few 1", "many 2", "many 3", "many 4"]  # fmt: skip
+
+
+def test_what_nobody_waits_for_is_not_begun() -> None:
+    async def run() -> tuple[list[str], int]:
+        async with Held() as held:
+            gone, kept = held.submit("a", "gone"), held.submit("a", "kept")
+            await asyncio.sleep(0)
+            gone.cancel()
+            await asyncio.gather(gone, return_exceptions=True)
+            waiting = held.workers.num_waiting
+            held.let_go()
+            await kept
+            return held.begun[1:], waiting
+
+    assert asyncio.run(run()) == (["kept"], 1)
+
+
+def test_more_than_may_wait_are_refused() -> None:
+    async def run() -> None:
+        async with Held(max_waiting=2) as held:
+            tasks = [held.submit("a", f"{i}") for i in range(2)]
+            await asyncio.sleep(0)
+            with pytest.raises(QueueFullError, match="2 requests wait"):
+                await held.submit("b", "one more")
+            held.let_go()
+            await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+
+
+def test_a_deadline_holds_while_a_call_waits_and_while_it_runs() -> None:
+    late = partial(RequestTimeoutError, "late", has_begun=False)
+
+    async def run() -> None:
+        async with Held() as held:
+            due_s = asyncio.get_running_loop().time() + 0.02
+            waiting = held.workers.run("a", lambda: held.begun.append("never"), due_s=due_s, late=late)  # fmt: skip
+            with pytest.raises(RequestTimeoutError):
+                await asyncio.wait_for(waiting, TIMEOUT_S)
+            held.let_go()
+            await held.submit("a", "next")
+            assert held.begun[1:] == ["next"]
+
+    asyncio.run(run())
+
+
+def test_closing_answers_everybody_at_once() -> None:
+    """Whoever waits for a call that has begun too: that may take minutes, and a server must end."""
+
+    async def run() -> None:
+        async with Held() as held:
+            waiting = held.submit("a", "waiting")
+            await asyncio.sleep(0)
+            held.workers.close()
+            for task in (waiting, held.first):
+                with pytest.raises(EngineNotReadyError, match="stopping"):
+                    await asyncio.wait_for(task, TIMEOUT_S)
+            with pytest.raises(EngineNotReadyError, match="stopping"):
+                await held.submit("a", "too late")
+            assert held.begun == ["first"]
+
+    asyncio.run(run())
+
+
+class Panic(BaseException):
+    """As Rust libraries raise it: no Exception."""
+
+
+def test_a_panic_is_an_exception_and_the_thread_goes_on() -> None:
+    def panic() -> None:
+        raise Panic("inner words")
+
+    async def run() -> None:
+        workers = FairWorkers("test", 1, 10)
+        with pytest.raises(EngineFaultError) as caught:
+            await workers.run("a", panic)
+        assert "inner words" not in str(caught.value)
+        assert await workers.run("a", lambda: 5) == 5
+        workers.close()
+
+    asyncio.run(run())
