@@ -187,7 +187,7 @@ def decode_batch(
     lengths = {f"sweep-{index}": len(prompt) for index, prompt in enumerate(prompts)}
     for request_id, prompt in zip(lengths, prompts, strict=True):
         params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
-        engine.add_request(engine.intake.submit(request_id, prompt, params).requests[0])
+        engine.add_request(engine.input_processor.submit(request_id, prompt, params).requests[0])
     prefill = Phase()
     steps: list[tuple[float, int]] = []
     while engine.has_work and len(steps) < _STEPS:

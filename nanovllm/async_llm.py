@@ -12,7 +12,7 @@ from typing_extensions import Self, Unpack
 from nanovllm.config import EngineConfig, EngineSettings
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission, sampling_defaults
+from nanovllm.engine.input_processor import PreparedRequest, sampling_defaults
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
@@ -133,12 +133,10 @@ class AsyncLLM:
             EngineFaultError: the answer ended with an error.
             EngineNotReadyError: closed, or used in another event loop.
         """
-        submission = await self._submission(
-            prompt, sampling_params, request_id, priority, cache_salt
-        )
-        async with aclosing(self._follow(submission, timeout_s)) as deltas:
+        prepared = await self._prepared(prompt, sampling_params, request_id, priority, cache_salt)
+        async with aclosing(self._follow(prepared, timeout_s)) as deltas:
             async for _ in deltas:
-                yield submission.assembler.output()
+                yield prepared.output_processor.output()
 
     async def stream(
         self,
@@ -151,10 +149,8 @@ class AsyncLLM:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield the answer as it grows: each output has only what is new. Else as `generate`."""
-        submission = await self._submission(
-            prompt, sampling_params, request_id, priority, cache_salt
-        )
-        async with aclosing(self._follow(submission, timeout_s)) as deltas:
+        prepared = await self._prepared(prompt, sampling_params, request_id, priority, cache_salt)
+        async with aclosing(self._follow(prepared, timeout_s)) as deltas:
             async for delta in deltas:
                 yield delta
 
@@ -169,20 +165,18 @@ class AsyncLLM:
         timeout_s: float | None = None,
     ) -> RequestOutput:
         """Return the whole answer; arguments and errors are those of `generate`."""
-        submission = await self._submission(
-            prompt, sampling_params, request_id, priority, cache_salt
-        )
-        await self._engine.finish(self._engine.submit(submission, timeout_s))
-        return submission.assembler.output()
+        prepared = await self._prepared(prompt, sampling_params, request_id, priority, cache_salt)
+        await self._engine.finish(self._engine.submit(prepared, timeout_s))
+        return prepared.output_processor.output()
 
-    async def _submission(
+    async def _prepared(
         self,
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None,
         priority: int,
         cache_salt: str,
-    ) -> Submission:
+    ) -> PreparedRequest:
         """Return the checked request, once the model is loaded."""
         if params is None:
             params = await self.default_sampling_params()
@@ -193,6 +187,6 @@ class AsyncLLM:
         )
 
     def _follow(
-        self, submission: Submission, timeout_s: float | None
+        self, prepared: PreparedRequest, timeout_s: float | None
     ) -> AsyncGenerator[RequestOutput, None]:
-        return self._engine.follow(self._engine.submit(submission, timeout_s))
+        return self._engine.follow(self._engine.submit(prepared, timeout_s))

@@ -20,7 +20,7 @@ from nanovllm.engine.call_runner import CallRunner
 from nanovllm.engine.chat.messages import Messages, list_conversations
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission, naming_prompt, sampling_defaults
+from nanovllm.engine.input_processor import PreparedRequest, naming_prompt, sampling_defaults
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.scheduling.request import Pooling
 from nanovllm.engine.token_rates import TokenRates
@@ -99,7 +99,7 @@ class LLM:
         folder = resolve_model(model)
         self._engine: Engine | None = Engine.load(folder, config)
         self._calls = CallRunner(self._engine)
-        self._chats = ChatPrompts(folder, self._engine.intake)
+        self._chats = ChatPrompts(folder, self._engine.input_processor)
 
     def __repr__(self) -> str:
         if self._engine is None:
@@ -195,9 +195,9 @@ class LLM:
             InvalidRequestError: a prompt or its settings are wrong; nothing was run.
             EngineNotReadyError: the LLM is closed.
         """
-        submissions = self._submissions(list_prompts(prompts), sampling_params)
-        self._run(submissions, use_tqdm)
-        return [submission.assembler.output() for submission in submissions]
+        prepared_requests = self._prepare_all(list_prompts(prompts), sampling_params)
+        self._run(prepared_requests, use_tqdm)
+        return [prepared.output_processor.output() for prepared in prepared_requests]
 
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
@@ -212,8 +212,8 @@ class LLM:
             EngineFaultError: the answer ended with an error; raised by the generator.
             EngineNotReadyError: the LLM is closed.
         """
-        (submission,) = self._submissions([prompt], sampling_params)
-        return self._calls.stream(submission)
+        (prepared,) = self._prepare_all([prompt], sampling_params)
+        return self._calls.stream(prepared)
 
     def chat(
         self,
@@ -257,9 +257,11 @@ class LLM:
                     continue_final_message=continue_final_message,
                 )
                 prompts.append(token_ids)
-        submissions = self._submissions(prompts, [self._chats.params(template, p) for p in params])
-        self._run(submissions, use_tqdm)
-        outputs = [submission.assembler.output() for submission in submissions]
+        prepared_requests = self._prepare_all(
+            prompts, [self._chats.params(template, p) for p in params]
+        )
+        self._run(prepared_requests, use_tqdm)
+        outputs = [prepared.output_processor.output() for prepared in prepared_requests]
         for output in outputs:
             output.prompt = self.tokenizer.decode(
                 output.prompt_token_ids, skip_special_tokens=False
@@ -317,22 +319,24 @@ class LLM:
             raise InvalidRequestError(
                 f"params is a {type(params).__name__} but must be a BeamSearchParams"
             )
-        intake = self.engine.intake
-        searches = begin_searches(list_prompts(prompts), params, intake)
+        input_processor = self.engine.input_processor
+        searches = begin_searches(list_prompts(prompts), params, input_processor)
         with progress_bar(
             total=params.max_tokens, desc="Tokens", unit="token", is_wanted=use_tqdm
         ) as progress:
             while going := [search for search in searches if not search.is_finished]:
                 asked = [
                     [
-                        intake.submit(intake.new_request_id("beam"), ids, params.step_params)
+                        input_processor.submit(
+                            input_processor.new_request_id("beam"), ids, params.step_params
+                        )
                         for ids in search.prompts()
                     ]
                     for search in going
                 ]
-                self._run([submission for beams in asked for submission in beams], use_tqdm=False)
+                self._run([prepared for beams in asked for prepared in beams], use_tqdm=False)
                 for search, beams in zip(going, asked, strict=True):
-                    outputs = [submission.assembler.output() for submission in beams]
+                    outputs = [prepared.output_processor.output() for prepared in beams]
                     error = next((one.error for one in outputs if one.error is not None), None)
                     if error is not None:
                         search.fail(error)
@@ -340,7 +344,7 @@ class LLM:
                         search.take([only_position(output) for output in outputs])
                 progress.update()
         return [
-            search.output(intake.new_request_id("llm"), self.tokenizer, params.beam_width)
+            search.output(input_processor.new_request_id("llm"), self.tokenizer, params.beam_width)
             for search in searches
         ]
 
@@ -385,14 +389,16 @@ class LLM:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
         """
         listed = list_prompts(prompts)
-        intake = self.engine.intake
+        input_processor = self.engine.input_processor
 
-        def submit(index: int, request_id: str) -> Submission:
-            return intake.embed(request_id, listed[index], pooling=pooling, normalize=normalize)
+        def submit(index: int, request_id: str) -> PreparedRequest:
+            return input_processor.embed(
+                request_id, listed[index], pooling=pooling, normalize=normalize
+            )
 
-        submissions = self._submit_each(len(listed), submit)
-        self._run(submissions, use_tqdm)
-        return [submission.assembler.embedding_or_error() for submission in submissions]
+        prepared_requests = self._submit_each(len(listed), submit)
+        self._run(prepared_requests, use_tqdm)
+        return [prepared.output_processor.embedding_or_error() for prepared in prepared_requests]
 
     def _each_params(
         self, params: SamplingParams | Iterable[SamplingParams] | None, num_prompts: int
@@ -401,37 +407,39 @@ class LLM:
         given = self.default_sampling_params() if params is None else params
         return list_params(given, num_prompts)
 
-    def _submissions(
+    def _prepare_all(
         self,
         prompts: Sequence[Prompt],
         sampling_params: SamplingParams | Iterable[SamplingParams] | None,
-    ) -> list[Submission]:
-        intake = self.engine.intake
+    ) -> list[PreparedRequest]:
+        input_processor = self.engine.input_processor
         params = self._each_params(sampling_params, len(prompts))
 
-        def submit(index: int, request_id: str) -> Submission:
-            submission = intake.submit(request_id, prompts[index], params[index])
-            if submission.grammar is not None:
-                submission.grammar.wait()
-            return submission
+        def submit(index: int, request_id: str) -> PreparedRequest:
+            prepared = input_processor.submit(request_id, prompts[index], params[index])
+            if prepared.grammar is not None:
+                prepared.grammar.wait()
+            return prepared
 
         return self._submit_each(len(prompts), submit)
 
     def _submit_each(
-        self, count: int, submit: Callable[[int, str], Submission]
-    ) -> list[Submission]:
+        self, count: int, submit: Callable[[int, str], PreparedRequest]
+    ) -> list[PreparedRequest]:
         """Call `submit(index, request_id)` for every prompt; an error names the prompt at fault."""
-        submissions = []
+        prepared_requests = []
         for index in range(count):
             with naming_prompt(index, count):
-                submissions.append(submit(index, self.engine.intake.new_request_id("llm")))
-        return submissions
+                prepared_requests.append(
+                    submit(index, self.engine.input_processor.new_request_id("llm"))
+                )
+        return prepared_requests
 
-    def _run(self, submissions: Sequence[Submission], use_tqdm: bool) -> None:
-        """Work until every submission has ended."""
+    def _run(self, prepared_requests: Sequence[PreparedRequest], use_tqdm: bool) -> None:
+        """Work until every prepared has ended."""
         rates = TokenRates()
         bar = progress_bar(
-            total=len(submissions), desc="Prompts", unit="prompt", is_wanted=use_tqdm
+            total=len(prepared_requests), desc="Prompts", unit="prompt", is_wanted=use_tqdm
         )
 
         def show(stats: StepStats, num_ended: int) -> None:
@@ -440,4 +448,4 @@ class LLM:
             bar.update(num_ended)
 
         with bar:
-            self._calls.run(submissions, None if bar.disable else show)
+            self._calls.run(prepared_requests, None if bar.disable else show)

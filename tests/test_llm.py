@@ -289,7 +289,7 @@ def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(
     after = llm.generate(prompt, params, use_tqdm=False)[0]
     assert after.num_cached_tokens == 0
     fresh = llm.engine
-    fresh.blocks.clear_cache()
+    fresh.blocks.reset_prefix_cache()
     assert llm.generate(prompt, params, use_tqdm=False)[0].outputs[0] == after.outputs[0]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from nanovllm import LLM, BeamSearchParams, RequestOutput, SamplingParams
 from nanovllm.engine.engine import StepOutput
-from nanovllm.engine.output_processor import Assembler
+from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.prompts import Prompt
 from tests.support.serving import run_threads, wait_until
 
@@ -115,14 +115,14 @@ def test_an_exception_in_one_call_loses_no_others_answers(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = answers(llm.generate([1, 2, 3], GREEDY, use_tqdm=False))
-    absorb = Assembler.absorb
+    add_update = OutputProcessor.add_update
 
-    def failing(self: Assembler, update: Any) -> bool:
+    def failing(self: OutputProcessor, update: Any) -> bool:
         if self.output().prompt_token_ids == [9, 9]:
             raise LookupError("no such token")
-        return absorb(self, update)
+        return add_update(self, update)
 
-    monkeypatch.setattr(Assembler, "absorb", failing)
+    monkeypatch.setattr(OutputProcessor, "add_update", failing)
 
     def broken() -> object:
         with pytest.raises(LookupError, match="no such token"):

@@ -14,7 +14,7 @@ from nanovllm.batch.output import Answer
 from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_answers
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine, StepOutput
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
@@ -24,15 +24,15 @@ from nanovllm.server.http.problems import quote
 from nanovllm.server.openai.chat import chat_body, make_chat_job
 from nanovllm.server.openai.chat_schemas import ChatRequest
 from nanovllm.server.openai.completions import completion_body, make_job
-from nanovllm.server.openai.embeddings import EmbeddingRequest, embedding_body, make_submissions
+from nanovllm.server.openai.embeddings import EmbeddingRequest, embedding_body, prepare_requests
 from nanovllm.server.openai.schemas import CompletionRequest, SamplingBody
 
 logger = logging.getLogger(__name__)
 
 _MAX_FAULTS = 3  # steps that fail one after the other: it is not their requests
 
-_Job: TypeAlias = tuple[Sequence[Submission], Callable[[], Mapping[str, Any]]]
-"""What an endpoint makes of a body: submissions for the engine, and what gives the answer's body once they have ended."""
+_Job: TypeAlias = tuple[Sequence[PreparedRequest], Callable[[], Mapping[str, Any]]]
+"""What an endpoint makes of a body: prepared_requests for the engine, and what gives the answer's body once they have ended."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,7 +40,7 @@ class _Running:
     """A request in the engine; `unfinished` are the sequences that it still waits for."""
 
     custom_id: str
-    submissions: Sequence[Submission]
+    prepared_requests: Sequence[PreparedRequest]
     body: Callable[[], Mapping[str, Any]]
     unfinished: set[str] = field(default_factory=set)
 
@@ -63,7 +63,7 @@ class BatchRunner:
             "/v1/chat/completions": self._chat,
             "/v1/embeddings": self._embedding,
         }
-        self._sequences: dict[str, tuple[_Running, Submission]] = {}
+        self._sequences: dict[str, tuple[_Running, PreparedRequest]] = {}
         self._faults = 0
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[list[Answer], None, None]:
@@ -78,7 +78,7 @@ class BatchRunner:
                 answers: list[Answer] = []
                 while (
                     has_more
-                    and not self._engine.intake.grammars.is_full
+                    and not self._engine.input_processor.grammars.is_full
                     and len(self._sequences) < self._max_sequences
                     and len(answers) < self._max_sequences
                 ):
@@ -101,14 +101,16 @@ class BatchRunner:
             if (
                 self._engine.config.seed is not None
             ):  # by its id: in an order that an interruption may change, others have drawn before it
-                self._engine.intake.reseed(f"{self._engine.config.seed} {request.custom_id}")
+                self._engine.input_processor.reseed(
+                    f"{self._engine.config.seed} {request.custom_id}"
+                )
             running = _Running(request.custom_id, *self._endpoints[str(request.url)](request.body))
         except Exception as error:  # noqa: BLE001 - the other requests go on
             return _failed(request.custom_id, error)
-        for submission in running.submissions:
-            for sequence in submission.requests:
+        for prepared in running.prepared_requests:
+            for sequence in prepared.requests:
                 running.unfinished.add(sequence.request_id)
-                self._sequences[sequence.request_id] = running, submission
+                self._sequences[sequence.request_id] = running, prepared
                 self._engine.add_request(sequence)
         return None
 
@@ -135,8 +137,8 @@ class BatchRunner:
         model = served_name(body.model, self._model_names)
         check_answers(len(body.prompts) * body.num_candidates, MAX_QUEUED_REQUESTS)
         job = make_job(body, self._engine, model)
-        return job.submissions, lambda: completion_body(
-            job, [submission.assembler.output() for submission in job.submissions]
+        return job.prepared_requests, lambda: completion_body(
+            job, [prepared.output_processor.output() for prepared in job.prepared_requests]
         )
 
     def _chat(self, given: object) -> _Job:
@@ -145,15 +147,17 @@ class BatchRunner:
         _check_whole(body)
         model = served_name(body.model, self._model_names)
         job = make_chat_job(body, self._chat_template, self._engine, model)
-        return [job.submission], lambda: chat_body(job, job.submission.assembler.output())
+        return [job.prepared], lambda: chat_body(job, job.prepared.output_processor.output())
 
     def _embedding(self, given: object) -> _Job:
-        """POST /v1/embeddings; raises InvalidRequestError or what `make_submissions` raises."""
+        """POST /v1/embeddings; raises InvalidRequestError or what `prepare_requests` raises."""
         body = check_body(given, EmbeddingRequest)
         model = served_name(body.model, self._model_names)
         check_answers(len(body.inputs), MAX_QUEUED_REQUESTS)
-        submissions = make_submissions(body, self._engine)
-        return submissions, lambda: embedding_body(submissions, model, body.encoding_format)
+        prepared_requests = prepare_requests(body, self._engine)
+        return prepared_requests, lambda: embedding_body(
+            prepared_requests, model, body.encoding_format
+        )
 
     def _absorb(self, output: StepOutput) -> list[Answer]:
         """Hand a step's updates to their requests; the answers that are complete with them."""
@@ -175,9 +179,9 @@ class BatchRunner:
 
     def _take_in(self, update: SequenceUpdate) -> Answer | None:
         """Hand over one update; the answer where that completes it."""
-        running, submission = self._sequences[update.request_id]
+        running, prepared = self._sequences[update.request_id]
         try:
-            found_stop = submission.assembler.absorb(update)
+            found_stop = prepared.output_processor.add_update(update)
         except Exception:  # the other requests go on
             logger.exception("the answer to %r could not be put together", running.custom_id)
             self._end(list(running.unfinished))
@@ -209,9 +213,9 @@ def _check_whole(body: SamplingBody) -> None:
 def _complete(running: _Running) -> Answer:
     """The answer to a request whose sequences have all ended."""
     try:
-        for submission in running.submissions:
-            if submission.assembler.error is not None:
-                raise submission.assembler.error
+        for prepared in running.prepared_requests:
+            if prepared.output_processor.error is not None:
+                raise prepared.output_processor.error
         return Answer.response(running.custom_id, 200, running.body())
     except Exception as error:  # noqa: BLE001 - the other requests go on
         return _failed(running.custom_id, error)

@@ -104,12 +104,12 @@ class Writer:
 
 def stream(engine: Engine, prompt: str, params: SamplingParams) -> Generator[str, None, None]:
     """Yield the pieces of the text to show, the prompt first; closing it ends the request."""
-    submission = engine.intake.submit("generate", prompt, params)
+    prepared = engine.input_processor.submit("generate", prompt, params)
     yield prompt
-    with closing(engine.run([submission])) as steps:
+    with closing(engine.run([prepared])) as steps:
         for _ in steps:
-            news = submission.assembler.take_news()
+            news = prepared.output_processor.take_delta()
             if news is not None and news.outputs[0].text:
                 yield news.outputs[0].text
-    if submission.assembler.error is not None:
-        raise EngineFaultError(submission.assembler.error)
+    if prepared.output_processor.error is not None:
+        raise EngineFaultError(prepared.output_processor.error)

@@ -1,7 +1,7 @@
 """AsyncEngine: an engine on a thread of its own, for any number of asyncio tasks.
 
-Only the engine's thread touches the engine (engine_thread.py). Text is made on the event loop, from an assembler that belongs to the request;
-a reader that is slow finds its news merged. A request whose reader goes away is aborted. What is counted is what readers get: tokens
+Only the engine's thread touches the engine (engine_thread.py). Text is made on the event loop, from an output_processor that belongs to the request;
+a handle that is slow finds its news merged. A request whose handle goes away is aborted. What is counted is what handles get: tokens
 that the engine computes before it learns of a stop string are not.
 """
 
@@ -24,7 +24,7 @@ from nanovllm.engine.admission import (
 )
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.engine_thread import EngineThread
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.metrics import (
     AdmissionStats,
     EngineSnapshot,
@@ -33,7 +33,7 @@ from nanovllm.engine.metrics import (
     StepStats,
 )
 from nanovllm.engine.output_processor import SequenceUpdate
-from nanovllm.engine.request_handle import Deadline, Reader
+from nanovllm.engine.request_handle import Deadline, RequestHandle
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import (
     EngineFaultError,
@@ -94,7 +94,7 @@ class AsyncEngine:
         self._state = EngineState.LOADING
         self._failure: BaseException | None = None
         self._generation_tokens = 0
-        self._readers: dict[str, Reader] = {}
+        self._handles: dict[str, RequestHandle] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Event()
         self._when_stopped: list[Callable[[], None]] = []
@@ -111,7 +111,7 @@ class AsyncEngine:
 
     @property
     def engine(self) -> Engine:
-        """The engine, for its configuration, intake and tokenizer; raises EngineNotReadyError before it is loaded."""
+        """The engine, for its configuration, input_processor and tokenizer; raises EngineNotReadyError before it is loaded."""
         self._check_ready()
         assert self._engine is not None
         return self._engine
@@ -132,9 +132,9 @@ class AsyncEngine:
         stats = self._admission.stats()
         return replace(stats, refused={**stats.refused, "memory": self._logprobs.num_refused})
 
-    def hold_logprobs(self, submissions: Sequence[Submission]) -> HeldMemory:
+    def hold_logprobs(self, prepared_requests: Sequence[PreparedRequest]) -> HeldMemory:
         """Memory for the log-probabilities of a checked request; whoever asks for it gives it back. Raises as `check_room`."""
-        return self._logprobs.hold(sum(submission.logprobs_bytes for submission in submissions))
+        return self._logprobs.hold(sum(prepared.logprobs_bytes for prepared in prepared_requests))
 
     @property
     def timeouts(self) -> dict[str, int]:
@@ -162,8 +162,8 @@ class AsyncEngine:
         self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
         self._thread.stop()
         self._changed.set()
-        for reader in set(self._readers.values()):
-            reader.give_up(EngineNotReadyError("the engine was stopped"))
+        for handle in set(self._handles.values()):
+            handle.fail(EngineNotReadyError("the engine was stopped"))
         for call in self._when_stopped:
             call()
         if not is_loading:
@@ -205,10 +205,10 @@ class AsyncEngine:
             EngineNotReadyError: still loading, or stopped.
             EngineFaultError: a step failed.
         """
-        submission = self.check(
+        prepared = self.check(
             prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt
         )
-        return await self.finish(self.submit(submission, timeout_s))
+        return await self.finish(self.submit(prepared, timeout_s))
 
     async def stream(
         self,
@@ -221,10 +221,10 @@ class AsyncEngine:
         timeout_s: float | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """The answer as it grows: each output holds only what is new. Closing the iterator aborts the request. Raises as `generate`."""
-        submission = self.check(
+        prepared = self.check(
             prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt
         )
-        async with aclosing(self.follow(self.submit(submission, timeout_s))) as pieces:
+        async with aclosing(self.follow(self.submit(prepared, timeout_s))) as pieces:
             async for news in pieces:
                 yield news
 
@@ -236,16 +236,18 @@ class AsyncEngine:
         request_id: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
-    ) -> Submission:
+    ) -> PreparedRequest:
         """Check a request without queueing it, so that a caller with several finds out about all before any runs."""
-        intake = self.engine.intake
-        own_id = intake.new_request_id(request_id or "request")
-        return intake.submit(own_id, prompt, params, priority=priority, cache_salt=cache_salt)
+        input_processor = self.engine.input_processor
+        own_id = input_processor.new_request_id(request_id or "request")
+        return input_processor.submit(
+            own_id, prompt, params, priority=priority, cache_salt=cache_salt
+        )
 
-    def submit(self, submission: Submission, timeout_s: float | None = None) -> Reader:
-        """Queue one checked request, due within `timeout_s` if given; its reader must be given to `finish` or `follow`."""
+    def submit(self, prepared: PreparedRequest, timeout_s: float | None = None) -> RequestHandle:
+        """Queue one checked request, due within `timeout_s` if given; its handle must be given to `finish` or `follow`."""
         return self.submit_all(
-            [submission], deadline=None if timeout_s is None else Deadline.after(timeout_s)
+            [prepared], deadline=None if timeout_s is None else Deadline.after(timeout_s)
         )[0]
 
     def check_room(self, answers: int, tokens: int = 0) -> None:
@@ -259,11 +261,11 @@ class AsyncEngine:
 
     def submit_all(
         self,
-        submissions: Sequence[Submission],
+        prepared_requests: Sequence[PreparedRequest],
         *,
         deadline: Deadline | None = None,
         within: Reservation | None = None,
-    ) -> list[Reader]:
+    ) -> list[RequestHandle]:
         """Queue the checked parts of one request, all or none: room for every answer is taken before the first is queued.
 
         Args:
@@ -277,67 +279,67 @@ class AsyncEngine:
             EngineNotReadyError: still loading, or stopped.
         """
         self._check_ready()
-        self._check_ids(submissions)
+        self._check_ids(prepared_requests)
         if deadline is not None and time.monotonic() >= deadline.at_s:
             raise self._too_late(
                 deadline,
                 0,
-                [(submission.num_answers, submission.num_tokens) for submission in submissions],
+                [(prepared.num_answers, prepared.num_tokens) for prepared in prepared_requests],
             )
-        rooms: Sequence[Reservation | None] = [None] * len(submissions)
+        rooms: Sequence[Reservation | None] = [None] * len(prepared_requests)
         if within is None:
             rooms = self._admission.reserve(
-                [(submission.num_answers, submission.num_tokens) for submission in submissions]
+                [(prepared.num_answers, prepared.num_tokens) for prepared in prepared_requests]
             )
         arrival_s = time.monotonic()
-        readers = tuple(
-            Reader(submission.assembler, submission.requests, room)
-            for submission, room in zip(submissions, rooms, strict=True)
+        handles = tuple(
+            RequestHandle(prepared.output_processor, prepared.requests, room)
+            for prepared, room in zip(prepared_requests, rooms, strict=True)
         )
-        for reader in readers:
-            reader.siblings = readers
+        for handle in handles:
+            handle.siblings = handles
         if deadline is not None:
             assert self._loop is not None
             timer = self._loop.call_later(
-                deadline.at_s - arrival_s, self._expire, deadline, readers
+                deadline.at_s - arrival_s, self._expire, deadline, handles
             )
-            for reader in readers:
-                reader.deadline, reader.timer = deadline, timer
-        for reader in readers:
-            self._readers.update(
-                dict.fromkeys((request.request_id for request in reader.requests), reader)
+            for handle in handles:
+                handle.deadline, handle.timer = deadline, timer
+        for handle in handles:
+            self._handles.update(
+                dict.fromkeys((request.request_id for request in handle.requests), handle)
             )
             self._thread.add(
-                reader.requests, arrival_s, None if deadline is None else deadline.at_s
+                handle.requests, arrival_s, None if deadline is None else deadline.at_s
             )
-        return list(readers)
+        return list(handles)
 
-    def _check_ids(self, submissions: Sequence[Submission]) -> None:
+    def _check_ids(self, prepared_requests: Sequence[PreparedRequest]) -> None:
         """Raise InvalidRequestError where two sequences would have one id."""
         seen: set[str] = set()
-        for submission in submissions:
-            for request in submission.requests:
-                if request.request_id in self._readers or request.request_id in seen:
+        for prepared in prepared_requests:
+            for request in prepared.requests:
+                if request.request_id in self._handles or request.request_id in seen:
                     raise InvalidRequestError(
                         f"the request id {request.request_id!r} is in use by an unfinished request",
                         param="request_id",
                     )
                 seen.add(request.request_id)
 
-    def _expire(self, deadline: Deadline, readers: Sequence[Reader]) -> None:
+    def _expire(self, deadline: Deadline, handles: Sequence[RequestHandle]) -> None:
         """The time of a request is over: whatever is unfinished of it ends."""
-        late = [reader for reader in readers if not reader.has_left and not reader.is_settled]
+        late = [handle for handle in handles if not handle.has_left and not handle.is_settled]
         if not late:
             return
-        tokens = sum(reader.assembler.num_output_tokens for reader in readers)
+        tokens = sum(handle.output_processor.num_output_tokens for handle in handles)
         rooms = [
-            (reader.reservation.answers, reader.reservation.tokens)
-            for reader in late
-            if reader.reservation is not None
+            (handle.reservation.answers, handle.reservation.tokens)
+            for handle in late
+            if handle.reservation is not None
         ]
         reason = self._too_late(deadline, tokens, rooms)
-        for reader in late:
-            reader.give_up(reason)
+        for handle in late:
+            handle.fail(reason)
         self.leave(late)
 
     def _too_late(
@@ -354,73 +356,73 @@ class AsyncEngine:
         """Count a request whose time was over before it was queued, and say what it is told."""
         return self._too_late(deadline, 0, ())
 
-    async def finish(self, reader: Reader) -> RequestOutput:
+    async def finish(self, handle: RequestHandle) -> RequestOutput:
         """Wait for the whole answer of a submitted request."""
         try:
-            while not reader.assembler.is_finished:
-                await self._next(reader)
-            self._raise_error(reader)
-            return reader.assembler.output(packed=True)
+            while not handle.output_processor.is_finished:
+                await self._next(handle)
+            self._raise_error(handle)
+            return handle.output_processor.output(packed=True)
         finally:
-            self.leave([reader])
+            self.leave([handle])
 
-    async def follow(self, reader: Reader) -> AsyncGenerator[RequestOutput, None]:
+    async def follow(self, handle: RequestHandle) -> AsyncGenerator[RequestOutput, None]:
         """Yield a submitted request's news until it is finished."""
         try:
             finished = False
             while not finished:
-                await self._next(reader)
-                finished = reader.assembler.is_finished
-                self._raise_error(reader)
-                news = reader.assembler.take_news()
+                await self._next(handle)
+                finished = handle.output_processor.is_finished
+                self._raise_error(handle)
+                news = handle.output_processor.take_delta()
                 if news is not None:
                     yield news
         finally:
-            self.leave([reader])
+            self.leave([handle])
 
-    async def _next(self, reader: Reader) -> None:
-        await reader.news.wait()
-        reader.news.clear()
-        if reader.gone is not None:
-            raise reader.gone
+    async def _next(self, handle: RequestHandle) -> None:
+        await handle.news.wait()
+        handle.news.clear()
+        if handle.gone is not None:
+            raise handle.gone
 
-    def _raise_error(self, reader: Reader) -> None:
-        if reader.assembler.error is not None:
-            raise reader.assembler.error
+    def _raise_error(self, handle: RequestHandle) -> None:
+        if handle.output_processor.error is not None:
+            raise handle.output_processor.error
 
-    def leave(self, readers: Sequence[Reader]) -> None:
+    def leave(self, handles: Sequence[RequestHandle]) -> None:
         """Nobody waits for these requests any more: whatever is unfinished of them is aborted. Harmless twice, and done by `finish` and `follow`."""
-        for reader in readers:
-            unfinished = tuple(reader.assembler.unfinished_ids)
-            if unfinished and not reader.has_left:
+        for handle in handles:
+            unfinished = tuple(handle.output_processor.unfinished_ids)
+            if unfinished and not handle.has_left:
                 self._thread.finish(unfinished, FinishReason.ABORT)
-            for request_id in reader.assembler.sequence_ids:
-                self._readers.pop(request_id, None)
-            reader.leave()
+            for request_id in handle.output_processor.sequence_ids:
+                self._handles.pop(request_id, None)
+            handle.leave()
 
     def _deliver(self, output: StepOutput) -> None:
-        """On the event loop: hand a step's updates to their readers, and count what they get."""
+        """On the event loop: hand a step's updates to their handles, and count what they get."""
         for update in output.updates:
-            reader = self._readers.get(update.request_id)
-            if reader is None or reader.assembler.ended(update.choice_index) is not None:
+            handle = self._handles.get(update.request_id)
+            if handle is None or handle.output_processor.ended(update.choice_index) is not None:
                 continue  # nobody gets what was computed after it was left, or after a stop string
-            if reader.deadline is not None:
-                reader.deadline.has_begun = True
+            if handle.deadline is not None:
+                handle.deadline.has_begun = True
             try:
-                self._hand_over(reader, update, output.stats)
-            except Exception:  # the other updates of the step must reach their readers
+                self._hand_over(handle, update, output.stats)
+            except Exception:  # the other updates of the step must reach their handles
                 logger.exception("the answer to %s could not be put together", update.request_id)
-                reader.give_up(
+                handle.fail(
                     EngineFaultError("the answer could not be put together; the log has the reason")
                 )
-            reader.news.set()
+            handle.news.set()
         if self._on_step is not None:
             self._on_step(output.stats)
 
-    def _hand_over(self, reader: Reader, update: SequenceUpdate, stats: StepStats) -> None:
+    def _hand_over(self, handle: RequestHandle, update: SequenceUpdate, stats: StepStats) -> None:
         """Add an update to its answer, and to the step's statistics what it changed."""
-        assembler, index = reader.assembler, update.choice_index
-        if assembler.absorb(update):
+        output_processor, index = handle.output_processor, update.choice_index
+        if output_processor.add_update(update):
             self._thread.finish((update.request_id,), FinishReason.STOP)
         times = update.metrics
         if update.token_id is not None:
@@ -429,10 +431,10 @@ class AsyncEngine:
                 stats.inter_token_latencies_s.append(update.inter_token_latency_s)
             elif times is not None:
                 stats.times_to_first_token_s.append(update.time_s - times.arrival_s)
-        ended = assembler.ended(index)
+        ended = output_processor.ended(index)
         if ended is not None and times is not None:
             reason, num_tokens = ended
-            request = reader.requests[index]
+            request = handle.requests[index]
             stats.finished.append(
                 FinishedRequest(
                     reason.value,
@@ -444,13 +446,13 @@ class AsyncEngine:
                     replace(times, finished_s=update.time_s),
                 )
             )
-            if assembler.is_finished:
+            if output_processor.is_finished:
                 stats.finished_prompts.append(
-                    FinishedPrompt(request.sampling.n, assembler.max_output_tokens)
+                    FinishedPrompt(request.sampling.n, output_processor.max_output_tokens)
                 )
-        if assembler.error is not None:
-            for sibling in reader.siblings:
-                sibling.give_up(assembler.error)
+        if output_processor.error is not None:
+            for sibling in handle.siblings:
+                sibling.fail(output_processor.error)
 
     def _set_ready(self, engine: Engine) -> None:
         """On the event loop: the model is loaded."""
@@ -464,6 +466,6 @@ class AsyncEngine:
         """On the event loop: loading raised, or the thread came to an end that it must not come to."""
         if self._state is not EngineState.STOPPED:
             self._state, self._failure = EngineState.FAILED, error
-        for reader in set(self._readers.values()):
-            reader.give_up(EngineFaultError("the engine has broken down; the log has the reason"))
+        for handle in set(self._handles.values()):
+            handle.fail(EngineFaultError("the engine has broken down; the log has the reason"))
         self._changed.set()

@@ -12,7 +12,7 @@ itself is arithmetic on what comes back, so it knows neither engine nor threads.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.input_processor import Intake
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -172,7 +172,7 @@ class BeamSearch:
 def begin_searches(
     prompts: Iterable[Prompt],
     params: BeamSearchParams,
-    intake: Intake,
+    input_processor: InputProcessor,
     *,
     width_field: str = "beam_width",
     max_tokens_field: str = "max_tokens",
@@ -181,11 +181,11 @@ def begin_searches(
 
     Errors call the width and max_tokens by the fields in which a client sent them.
     """
-    read = [intake.read_prompt(prompt) for prompt in prompts]
+    read = [input_processor.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
-        _check_beams(token_ids, params, intake, width_field, max_tokens_field)
+        _check_beams(token_ids, params, input_processor, width_field, max_tokens_field)
     return [
-        BeamSearch(token_ids, params, intake.model.eos_token_ids, prompt=text)
+        BeamSearch(token_ids, params, input_processor.model.eos_token_ids, prompt=text)
         for text, token_ids in read
     ]
 
@@ -200,15 +200,15 @@ def only_position(output: RequestOutput) -> PositionLogprobs:
 def _check_beams(
     prompt_token_ids: Sequence[int],
     params: BeamSearchParams,
-    intake: Intake,
+    input_processor: InputProcessor,
     width_field: str,
     max_tokens_field: str,
 ) -> None:
-    widest = intake.limits.max_logprobs // 2
+    widest = input_processor.limits.max_logprobs // 2
     if params.beam_width > widest:
         message = f"{width_field} is {params.beam_width}, the limit is {widest} (half of max_logprobs); lower it, or raise max_logprobs"
         raise InvalidRequestError(message, param=width_field)
-    longest = min(intake.limits.max_model_len, intake.limits.cache_tokens)
+    longest = min(input_processor.limits.max_model_len, input_processor.limits.cache_tokens)
     if len(prompt_token_ids) + params.max_tokens > longest:
         raise ContextLengthError(
             f"the prompt has {len(prompt_token_ids)} tokens and {max_tokens_field} is {params.max_tokens}, together "

@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.output_processor import Assembler
+from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.outputs import RequestOutput
@@ -38,7 +38,7 @@ class _Call:
 
     Attributes:
         unfinished: those of its sequences that the engine has not ended, by id.
-        steps: what has come since the thread last looked: each step, and how many submissions it ended.
+        steps: what has come since the thread last looked: each step, and how many prepared_requests it ended.
         streamed: the answer of a stream, None for other calls.
         deltas: what each step added to it, until the thread takes it.
         changed: the worker puts something into it to wake the thread.
@@ -46,9 +46,9 @@ class _Call:
         error: what ended it before its answers were complete.
     """
 
-    unfinished: dict[str, Submission]
+    unfinished: dict[str, PreparedRequest]
     wants_steps: bool = False
-    streamed: Assembler | None = None
+    streamed: OutputProcessor | None = None
     steps: deque[tuple[StepStats, int]] = field(default_factory=deque)
     deltas: deque[RequestOutput] = field(default_factory=deque)
     num_ended: int = 0
@@ -82,19 +82,21 @@ class CallRunner:
         self._is_closed = False
         self._calls: dict[str, _Call] = {}  # by sequence id; for the worker alone
 
-    def run(self, submissions: Sequence[Submission], on_step: OnStep | None = None) -> None:
-        """Return when every submission has ended, with its updates in its assembler.
+    def run(
+        self, prepared_requests: Sequence[PreparedRequest], on_step: OnStep | None = None
+    ) -> None:
+        """Return when every prepared has ended, with its updates in its output_processor.
 
-        An error that ends one request is in its assembler and raises nothing here. Whatever is
+        An error that ends one request is in its output_processor and raises nothing here. Whatever is
         unfinished when this raises is aborted.
 
         Args:
-            on_step: called in this thread with what each step did and how many of the submissions it ended.
+            on_step: called in this thread with what each step did and how many of the prepared_requests it ended.
 
         Raises:
             EngineNotReadyError: this object is closed.
         """
-        call = _Call(_by_request_id(submissions), wants_steps=on_step is not None)
+        call = _Call(_by_request_id(prepared_requests), wants_steps=on_step is not None)
         if not call.unfinished:
             return
         try:
@@ -110,13 +112,13 @@ class CallRunner:
         if call.error is not None:
             raise call.error
 
-    def stream(self, submission: Submission) -> Generator[RequestOutput, None, None]:
+    def stream(self, prepared: PreparedRequest) -> Generator[RequestOutput, None, None]:
         """Yield what each step adds to the answer. Closing the generator aborts the request.
 
         Raises what ended the answer before it was complete, and EngineNotReadyError where this
         object is closed.
         """
-        call = _Call(_by_request_id([submission]), streamed=submission.assembler)
+        call = _Call(_by_request_id([prepared]), streamed=prepared.output_processor)
         try:
             self._enter(call)
             has_ended = False
@@ -198,8 +200,8 @@ class CallRunner:
         for call in joining:
             self._calls |= dict.fromkeys(call.unfinished, call)
             try:
-                for submission in dict.fromkeys(call.unfinished.values()):
-                    for request in submission.requests:
+                for prepared in dict.fromkeys(call.unfinished.values()):
+                    for request in prepared.requests:
                         self._engine.add_request(request)
             except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
                 self._end(call, error)
@@ -220,9 +222,9 @@ class CallRunner:
             call = self._calls.get(update.request_id)
             if call is None:
                 continue  # its call has ended in this very loop
-            submission = call.unfinished[update.request_id]
+            prepared = call.unfinished[update.request_id]
             try:
-                found_stop = submission.assembler.absorb(update)
+                found_stop = prepared.output_processor.add_update(update)
             except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
                 self._end(call, error)
                 continue
@@ -230,7 +232,7 @@ class CallRunner:
                 self._engine.finish_request(update.request_id, FinishReason.STOP)
             if found_stop or update.finish_reason is not None:
                 del self._calls[update.request_id], call.unfinished[update.request_id]
-                call.num_ended += submission.assembler.is_finished
+                call.num_ended += prepared.output_processor.is_finished
                 if not call.unfinished:
                     ended.append(call)
         for call in {*self._calls.values(), *ended}:
@@ -245,7 +247,7 @@ class CallRunner:
             if call.streamed.error is not None:
                 self._end(call, call.streamed.error)
                 return
-            delta = call.streamed.take_news()
+            delta = call.streamed.take_delta()
             if delta is not None:
                 call.deltas.append(delta)
         call.has_ended = not call.unfinished
@@ -272,11 +274,11 @@ def _take_all(calls: deque[_Call]) -> list[_Call]:
     return [calls.popleft() for _ in range(len(calls))]
 
 
-def _by_request_id(submissions: Sequence[Submission]) -> dict[str, Submission]:
+def _by_request_id(prepared_requests: Sequence[PreparedRequest]) -> dict[str, PreparedRequest]:
     return {
-        request.request_id: submission
-        for submission in submissions
-        for request in submission.requests
+        request.request_id: prepared
+        for prepared in prepared_requests
+        for request in prepared.requests
     }
 
 

@@ -5,7 +5,7 @@
     output  = runner.run(*arrays)           forward pass, then sampling
     updates = scheduler.commit(plan, ...)   append, finish, free
 
-One thread uses an engine. `intake` and `tokenizer` may be used from others.
+One thread uses an engine. `input_processor` and `tokenizer` may be used from others.
 """
 
 import logging
@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Any
 
 from nanovllm.config import EngineConfig, shown_bytes
-from nanovllm.engine.input_processor import Intake, Limits, Submission, check_sampling_defaults
+from nanovllm.engine.input_processor import (
+    InputProcessor,
+    Limits,
+    PreparedRequest,
+    check_sampling_defaults,
+)
 from nanovllm.engine.metrics import EngineSnapshot, RequestTimes, StepStats
 from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.scheduling import batching
@@ -102,7 +107,7 @@ class Engine:
             config.max_logprobs,
             has_priorities=config.scheduling_policy == "priority",
         )
-        self.intake = Intake(model, tokenizer, limits, seed=config.seed)
+        self.input_processor = InputProcessor(model, tokenizer, limits, seed=config.seed)
         self._times: dict[str, RequestTimes] = {}
         self._deadlines: dict[str, float] = {}  # of those that have one
         self._prompt_tokens = 0
@@ -168,7 +173,7 @@ class Engine:
     def add_request(
         self, request: Request, arrival_s: float | None = None, deadline_s: float | None = None
     ) -> None:
-        """Queue a sequence that the intake has made; `arrival_s` is when its request came, now unless given.
+        """Queue a sequence that the input processor has made; `arrival_s` is when its request came, now unless given.
 
         After `deadline_s` no step works on it any more: it is aborted, of which whoever gave the deadline knows without being told.
         Raises InvalidRequestError where its id is in use.
@@ -213,7 +218,7 @@ class Engine:
         plan = self.scheduler.schedule()
         if not plan.sequences:
             if self.scheduler.has_blocked and not failed:
-                self.intake.grammars.wait(_BLOCKED_WAIT_S)
+                self.input_processor.grammars.wait(_BLOCKED_WAIT_S)
             return StepOutput(failed, StepStats(0, 0, 0, 0.0))
         if on_planned is not None:
             on_planned()
@@ -229,7 +234,7 @@ class Engine:
                 self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             updates = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
-            self.intake.grammars.flush()  # masks are computed while this thread reports the step
+            self.input_processor.grammars.flush()  # masks are computed while this thread reports the step
         except Exception as error:  # noqa: BLE001 - whatever went wrong in it, the engine goes on with the other requests
             fault = error
             updates = self.scheduler.fail(plan)
@@ -249,24 +254,26 @@ class Engine:
             (*failed, *(self._to_update(update, now, fault) for update in updates)), stats, fault
         )
 
-    def run(self, submissions: Sequence[Submission]) -> Generator[StepOutput, None, None]:
-        """Work until every answer is complete; yields each step once its updates are in their assemblers.
+    def run(
+        self, prepared_requests: Sequence[PreparedRequest]
+    ) -> Generator[StepOutput, None, None]:
+        """Work until every answer is complete; yields each step once its updates are in their output_processors.
 
         Whatever is unfinished when the generator is closed, or when it raises, ends there. Raises EngineFaultError when a step fails.
         """
-        assemblers = {
-            request.request_id: submission.assembler
-            for submission in submissions
-            for request in submission.requests
+        output_processors = {
+            request.request_id: prepared.output_processor
+            for prepared in prepared_requests
+            for request in prepared.requests
         }
         try:
-            for submission in submissions:
-                for request in submission.requests:
+            for prepared in prepared_requests:
+                for request in prepared.requests:
                     self.add_request(request)
             while self.has_work:
                 output = self.step()
                 for update in output.updates:
-                    if assemblers[update.request_id].absorb(update):
+                    if output_processors[update.request_id].add_update(update):
                         self.finish_request(update.request_id, FinishReason.STOP)
                 if output.fault is not None:
                     raise EngineFaultError(
@@ -274,7 +281,7 @@ class Engine:
                     ) from output.fault
                 yield output
         finally:
-            for request_id in assemblers:
+            for request_id in output_processors:
                 self.abort_request(request_id)
 
     def warm_up(self) -> None:
@@ -282,7 +289,7 @@ class Engine:
         params = SamplingParams(
             max_tokens=min(1, self.max_model_len - 1), ignore_eos=True, temperature=0.0
         )
-        for _ in self.run([self.intake.submit("warm-up", [0], params)]):
+        for _ in self.run([self.input_processor.submit("warm-up", [0], params)]):
             pass
         self._prompt_tokens = self._prompt_tokens_cached = self._prompt_tokens_computed = 0
         self._generation_tokens = 0
@@ -308,7 +315,7 @@ class Engine:
     def _end_failed_grammars(self) -> tuple[SequenceUpdate, ...]:
         """Take in the masks of grammars, and end the requests whose grammar can be followed no further."""
         grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
-        self.intake.grammars.poll(grace_s)
+        self.input_processor.grammars.poll(grace_s)
         updates = []
         for request, error in self.scheduler.failed_grammars():
             update = self.finish_request(request.request_id, FinishReason.ERROR)
@@ -318,7 +325,7 @@ class Engine:
 
     def close(self) -> None:
         """End the processes that compile grammars. Harmless twice."""
-        self.intake.grammars.close()
+        self.input_processor.grammars.close()
 
     def _to_update(
         self, update: RequestUpdate[Any], now: float, fault: Exception | None

@@ -14,7 +14,7 @@ from typing import Any, get_args
 
 from nanovllm.engine.grammar.grammar import CompiledGrammar, Grammars
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES
-from nanovllm.engine.output_processor import Assembler
+from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling.request import Pooling, Request
 from nanovllm.engine.token_rules import TokenRules
@@ -32,14 +32,14 @@ _FAR_TOO_LONG = 16  # times the context
 
 
 @dataclass(frozen=True, slots=True)
-class Submission:
-    """A checked request: its sequences for the engine, and the assembler that turns their updates into an answer.
+class PreparedRequest:
+    """A checked request: its sequences for the engine, and the output_processor that turns their updates into an answer.
 
     `grammar` is what they follow, which may still be compiling: who wants to know of errors in it before they run waits for it.
     """
 
     requests: tuple[Request, ...]
-    assembler: Assembler
+    output_processor: OutputProcessor
     grammar: CompiledGrammar | None = None
 
     @property
@@ -97,7 +97,7 @@ def naming_prompt(index: int, count: int) -> Iterator[None]:
         raise type(error)(f"prompt {index}: {error}", param=error.param) from error.__cause__
 
 
-class Intake:
+class InputProcessor:
     """Checks requests and gives them their seeds. May be used from any thread."""
 
     def __init__(
@@ -134,7 +134,7 @@ class Intake:
         priority: int = 0,
         cache_salt: str = "",
         check_length: Callable[[int], None] | None = None,
-    ) -> Submission:
+    ) -> PreparedRequest:
         """Check a prompt and its settings; raises InvalidRequestError.
 
         `check_length` is called with the number of prompt tokens, and may refuse the request. It
@@ -163,7 +163,7 @@ class Intake:
         needs_scores = params.ranks_answers and params.logprobs is None
         sampling = (
             replace(params, logprobs=0) if needs_scores else params
-        )  # the assembler does not show them
+        )  # the output_processor does not show them
         requests = tuple(
             Request(
                 request_id=request_id if params.num_sequences == 1 else f"{request_id}-{choice}",
@@ -184,7 +184,7 @@ class Intake:
             )
             for choice in range(params.num_sequences)
         )
-        assembler = Assembler(
+        output_processor = OutputProcessor(
             request_id,
             text,
             token_ids,
@@ -192,7 +192,7 @@ class Intake:
             self.tokenizer,
             [request.request_id for request in requests],
         )
-        return Submission(requests, assembler, grammar)
+        return PreparedRequest(requests, output_processor, grammar)
 
     def embed(
         self,
@@ -206,7 +206,7 @@ class Intake:
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
         truncation_side: TruncationSide = "right",
-    ) -> Submission:
+    ) -> PreparedRequest:
         """Check a prompt that is to become a vector, which generates nothing and may fill the context; raises InvalidRequestError.
 
         The last three arguments are those of SamplingParams, except that a text which is embedded
@@ -243,7 +243,7 @@ class Intake:
             priority=priority,
             cache_salt=cache_salt,
         )
-        assembler = Assembler(
+        output_processor = OutputProcessor(
             request_id,
             text,
             token_ids,
@@ -252,7 +252,7 @@ class Intake:
             [request_id],
             Pooler(normalize=normalize),
         )
-        return Submission((request,), assembler)
+        return PreparedRequest((request,), output_processor)
 
     def read_prompt(
         self, prompt: Prompt, *, add_special_tokens: bool = True, kept: slice | None = None

@@ -1,6 +1,6 @@
 """From token updates to what the caller sees: text, token ids and log-probabilities of each answer, whole or as news.
 
-One assembler belongs to one prompt and its n answers. Each is a sequence of its own; but greedy answers are equal and one sequence, and
+One output_processor belongs to one prompt and its n answers. Each is a sequence of its own; but greedy answers are equal and one sequence, and
 with `best_of` they are the n best of more sequences, which are known once all have ended. It holds the decoders, so detokenising happens
 on the caller's thread and not on the engine's. It grows with the answers and with nothing else: news that nobody fetches merge into one.
 """
@@ -79,7 +79,7 @@ class _Sequence:
     finish_sent: bool = False
 
     @property
-    def has_news(self) -> bool:
+    def has_delta(self) -> bool:
         """Whether there is more of it than was fetched."""
         has_ended = self.finish_reason is not None and not self.finish_sent
         return (
@@ -113,7 +113,7 @@ def describe_error(error: NanovllmError) -> str:
     return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
 
 
-class Assembler:
+class OutputProcessor:
     """Collects the updates of one prompt's sequences."""
 
     def __init__(
@@ -186,7 +186,7 @@ class Assembler:
             return None
         return sequence.finish_reason, len(sequence.token_ids)
 
-    def absorb(self, update: SequenceUpdate) -> bool:
+    def add_update(self, update: SequenceUpdate) -> bool:
         """Take in an update; True when a stop string ended the answer, so that the engine must be told to end the sequence."""
         sequence = self._sequences[update.choice_index]
         if sequence.finish_reason is not None:
@@ -278,7 +278,7 @@ class Assembler:
             error,
         )
 
-    def take_news(self) -> RequestOutput | None:
+    def take_delta(self) -> RequestOutput | None:
         """What has come since the last call: choices with news only, each with its new text and tokens; None where nothing has.
 
         Prompt log-probabilities come with every choice's first news, which waits until they are complete. Answers that are the best of
@@ -287,7 +287,9 @@ class Assembler:
         if self._prompt_logprobs_pending or (self._params.ranks_answers and not self.is_finished):
             return None
         fresh = [
-            (index, sequence) for index, sequence in enumerate(self._answers()) if sequence.has_news
+            (index, sequence)
+            for index, sequence in enumerate(self._answers())
+            if sequence.has_delta
         ]
         if not fresh:
             return None

@@ -1,11 +1,11 @@
-"""What waits for an answer on the event loop: a reader for each prompt of a request, and what the parts of a request have in common."""
+"""What waits for an answer on the event loop: a handle for each prompt of a request, and what the parts of a request have in common."""
 
 import asyncio
 import time
 from dataclasses import dataclass, field
 
 from nanovllm.engine.admission import Reservation
-from nanovllm.engine.output_processor import Assembler
+from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.errors import NanovllmError, RequestTimeoutError
 
@@ -44,21 +44,21 @@ class Deadline:
 
 
 @dataclass(slots=True, eq=False)
-class Reader:
+class RequestHandle:
     """The answers to one prompt, and the task that waits for their news.
 
     Attributes:
         reservation: the room that they take; None where that is counted elsewhere.
-        siblings: the readers of the whole request, itself among them.
+        siblings: the handles of the whole request, itself among them.
         deadline, timer: theirs, where they have one.
         has_left: the task is gone, and what it held is given back.
         gone: why no more news come.
     """
 
-    assembler: Assembler
+    output_processor: OutputProcessor
     requests: tuple[Request, ...]
     reservation: Reservation | None = None
-    siblings: "tuple[Reader, ...]" = ()
+    siblings: "tuple[RequestHandle, ...]" = ()
     deadline: Deadline | None = None
     timer: asyncio.TimerHandle | None = None
     news: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,9 +68,9 @@ class Reader:
     @property
     def is_settled(self) -> bool:
         """Whether the answer is complete, or it is known why there will be none."""
-        return self.gone is not None or self.assembler.is_finished
+        return self.gone is not None or self.output_processor.is_finished
 
-    def give_up(self, reason: NanovllmError) -> None:
+    def fail(self, reason: NanovllmError) -> None:
         """Wake the task: it gets `reason` instead of news. An answer that is complete stays as it is."""
         if not self.is_settled:
             self.gone = reason

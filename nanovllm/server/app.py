@@ -246,15 +246,15 @@ def _add_completions(
             is_guarded=body.has_structure,
         )
         record.answer_id = job.id
-        record.note_submissions(job.submissions)
-        record.held.append(engine.hold_logprobs(job.submissions))
-        await wait_for_grammar(request, job.submissions, body.structured_outputs)
+        record.note_submissions(job.prepared_requests)
+        record.held.append(engine.hold_logprobs(job.prepared_requests))
+        await wait_for_grammar(request, job.prepared_requests, body.structured_outputs)
         if body.stream:
-            readers = engine.submit_all(job.submissions, deadline=deadline_of(request))
+            readers = engine.submit_all(job.prepared_requests, deadline=deadline_of(request))
 
             def leave() -> None:
                 engine.leave(readers)
-                record.note_answers(job.submissions)
+                record.note_answers(job.prepared_requests)
 
             return EventStream(
                 completion_events(job, engine, readers, work.writer(request)),
@@ -262,7 +262,7 @@ def _add_completions(
                 stalled_after_s=settings.stalled_client_s,
             )
         try:
-            outputs = await finish_all(engine, request, job.submissions)
+            outputs = await finish_all(engine, request, job.prepared_requests)
             return await whole_answer(
                 completion_head(job),
                 completion_choices(job, outputs),
@@ -272,7 +272,7 @@ def _add_completions(
                 settings.stalled_client_s,
             )
         finally:
-            record.note_answers(job.submissions)
+            record.note_answers(job.prepared_requests)
 
 
 def _add_tokenization(

@@ -9,9 +9,9 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.input_processor import Intake
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.request_handle import Reader
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.errors import (
     ContextLengthError,
     InvalidRequestError,
@@ -89,34 +89,36 @@ def test_a_stream_that_is_closed_ends_its_request(tiny_model: Path) -> None:
     run(test)
 
 
-async def in_queue(engine: AsyncEngine, reader: Reader) -> None:
+async def in_queue(engine: AsyncEngine, handle: RequestHandle) -> None:
     """Nothing: it has just been submitted."""
 
 
-async def waiting(engine: AsyncEngine, reader: Reader) -> None:
+async def waiting(engine: AsyncEngine, handle: RequestHandle) -> None:
     """Known to the scheduler, but others run."""
     await until(lambda: engine.stats().num_requests_waiting > 0)
 
 
-async def running(engine: AsyncEngine, reader: Reader) -> None:
+async def running(engine: AsyncEngine, handle: RequestHandle) -> None:
     """Some of the answer is there."""
-    await until(lambda: len(reader.assembler.output().outputs[0].token_ids) > 2)
+    await until(lambda: len(handle.output_processor.output().outputs[0].token_ids) > 2)
 
 
-async def finished(engine: AsyncEngine, reader: Reader) -> None:
+async def finished(engine: AsyncEngine, handle: RequestHandle) -> None:
     """All of the answer is there, and nobody has asked for it."""
-    await until(lambda: reader.assembler.is_finished)
+    await until(lambda: handle.output_processor.is_finished)
 
 
-async def answered(engine: AsyncEngine, reader: Reader) -> None:
+async def answered(engine: AsyncEngine, handle: RequestHandle) -> None:
     """The answer has been taken."""
-    assert (await engine.finish(reader)).finished
+    assert (await engine.finish(handle)).finished
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("state", [in_queue, waiting, running, finished, answered])
 def test_leaving_is_harmless_in_every_state_and_twice(
-    tiny_model: Path, state: Callable[[AsyncEngine, Reader], Awaitable[None]], temperature: float
+    tiny_model: Path,
+    state: Callable[[AsyncEngine, RequestHandle], Awaitable[None]],
+    temperature: float,
 ) -> None:
     """Two answers, equal ones or not."""
 
@@ -127,7 +129,7 @@ def test_leaving_is_harmless_in_every_state_and_twice(
         ) as engine:
             if state is waiting:
                 first = engine.submit(engine.check("a", LONG))
-            reader = engine.submit(
+            handle = engine.submit(
                 engine.check(
                     "the",
                     SamplingParams(
@@ -135,16 +137,16 @@ def test_leaving_is_harmless_in_every_state_and_twice(
                     ),
                 )
             )
-            await state(engine, reader)
-            engine.leave([reader])
-            engine.leave([reader, reader])
+            await state(engine, handle)
+            engine.leave([handle])
+            engine.leave([handle, handle])
             if state is waiting:
                 engine.leave([first])
             await until(lambda: not engine.engine.has_work)
-            engine.leave([reader])
+            engine.leave([handle])
             outputs = await asyncio.gather(*(engine.generate("the", SHORT) for _ in range(3)))
             assert all(output.finished for output in outputs), (
-                "each reader gives back its places once and not more"
+                "each handle gives back its places once and not more"
             )
             with pytest.raises(QueueFullError):
                 await asyncio.gather(*(engine.generate("the", SHORT) for _ in range(4)))
@@ -250,7 +252,7 @@ def test_an_id_that_is_in_use_is_refused_before_it_is_queued(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Ids come from one counter and never clash; where they did, no assertion would end the engine."""
-    monkeypatch.setattr(Intake, "new_request_id", lambda self, name: f"0-{name}")
+    monkeypatch.setattr(InputProcessor, "new_request_id", lambda self, name: f"0-{name}")
 
     async def test() -> None:
         async with started(loader(tiny_model, step_s=0.005), max_queued_requests=2) as engine:

@@ -57,10 +57,10 @@ def test_a_request_that_was_checked_before_the_stop_is_refused_after_it(tiny_mod
         engine = AsyncEngine(loader(tiny_model))
         await engine.start()
         await engine.wait_until_ready()
-        submission = engine.check("the", SHORT)
+        prepared = engine.check("the", SHORT)
         await engine.stop()
         with pytest.raises(EngineNotReadyError, match="stopped"):
-            engine.submit(submission)
+            engine.submit(prepared)
 
     run(test)
 
@@ -206,11 +206,11 @@ def test_a_complete_answer_survives_the_end_of_the_engine(tiny_model: Path, end:
 
         def deliver_and_end(output: Any) -> None:
             real(output)
-            if reader.assembler.is_finished and not ending:
+            if reader.output_processor.is_finished and not ending:
                 if end == "break down":
                     engine._fail(RuntimeError("it broke"))  # noqa: SLF001
                 else:  # what stop() does before it waits for the thread
-                    reader.give_up(EngineNotReadyError("the engine was stopped"))
+                    reader.fail(EngineNotReadyError("the engine was stopped"))
                 ending.append(asyncio.ensure_future(engine.stop()))
 
         engine._thread._on_output = deliver_and_end  # noqa: SLF001

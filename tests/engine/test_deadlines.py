@@ -20,7 +20,8 @@ LONG = SamplingParams(max_tokens=100, temperature=1.0, ignore_eos=True, n=2)
 def test_the_engine_ends_what_is_overdue_before_a_step(tiny_model: Path) -> None:
     engine = Engine.load(tiny_model, EngineConfig(backend="numpy", kv_cache_memory="4MiB"))
     late, in_time = (
-        engine.intake.submit(name, [1, 2, 3], LONG).requests for name in ("late", "in time")
+        engine.input_processor.submit(name, [1, 2, 3], LONG).requests
+        for name in ("late", "in time")
     )
     now = time.monotonic()
     for requests, deadline_s in ((late, now - 1), (in_time, now + 1000)):

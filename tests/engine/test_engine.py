@@ -45,16 +45,17 @@ class Job:
 
 def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[RequestOutput]:
     """Answer all jobs at once; with `poison`, free blocks that nothing is cached in are filled with NaN before every step."""
-    submissions = [
-        engine.intake.submit(f"job{i}", job.prompt, job.params) for i, job in enumerate(jobs)
+    prepared_requests = [
+        engine.input_processor.submit(f"job{i}", job.prompt, job.params)
+        for i, job in enumerate(jobs)
     ]
-    for submission in submissions:
-        for request in submission.requests:
+    for prepared in prepared_requests:
+        for request in prepared.requests:
             engine.add_request(request)
     owner = {
-        request.request_id: submission
-        for submission in submissions
-        for request in submission.requests
+        request.request_id: prepared
+        for prepared in prepared_requests
+        for request in prepared.requests
     }
     while engine.has_work:
         if poison:
@@ -62,10 +63,10 @@ def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[Re
         output = engine.step()
         assert output.fault is None, output.fault
         for update in output.updates:
-            owner[update.request_id].assembler.absorb(update)
+            owner[update.request_id].output_processor.add_update(update)
         engine.check_integrity()
     assert engine.blocks.num_used == 0
-    return [submission.assembler.output() for submission in submissions]
+    return [prepared.output_processor.output() for prepared in prepared_requests]
 
 
 def bits(output: RequestOutput) -> object:
@@ -309,7 +310,8 @@ def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(
     engine = Engine.load(tiny_model, replace(exact, max_num_seqs=1))
     params = SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)
     failing, waiting = (
-        engine.intake.submit(name, [1, 2, 3], params).requests[0] for name in ("failing", "waiting")
+        engine.input_processor.submit(name, [1, 2, 3], params).requests[0]
+        for name in ("failing", "waiting")
     )
     engine.add_request(failing)
     engine.add_request(waiting)
@@ -343,20 +345,20 @@ def test_forbidding_every_token_is_an_error_of_that_request_alone(
     engine = Engine.load(tiny_model, exact)
     blocked = SamplingParams(max_tokens=4, allowed_token_ids=[5], stop_token_ids=[5], min_tokens=2)
     fine = SamplingParams(max_tokens=4, temperature=0, ignore_eos=True)
-    submissions = [
-        engine.intake.submit("blocked", [1, 2], blocked),
-        engine.intake.submit("fine", [1, 2], fine),
+    prepared_requests = [
+        engine.input_processor.submit("blocked", [1, 2], blocked),
+        engine.input_processor.submit("fine", [1, 2], fine),
     ]
-    for submission in submissions:
-        engine.add_request(submission.requests[0])
+    for prepared in prepared_requests:
+        engine.add_request(prepared.requests[0])
     while engine.has_work:
         for update in engine.step().updates:
             next(
-                s for s in submissions if s.assembler.request_id == update.request_id
-            ).assembler.absorb(update)
-    assert isinstance(submissions[0].assembler.error, InvalidRequestError)
-    assert "every token is forbidden" in str(submissions[0].assembler.error)
-    assert submissions[1].assembler.output().outputs[0].finish_reason == "length"
+                s for s in prepared_requests if s.output_processor.request_id == update.request_id
+            ).output_processor.add_update(update)
+    assert isinstance(prepared_requests[0].output_processor.error, InvalidRequestError)
+    assert "every token is forbidden" in str(prepared_requests[0].output_processor.error)
+    assert prepared_requests[1].output_processor.output().outputs[0].finish_reason == "length"
 
 
 def test_settings_that_do_not_fit_the_model_are_told(tiny_model: Path) -> None:

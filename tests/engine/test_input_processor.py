@@ -11,7 +11,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.engine.input_processor import MAX_TRUNCATED_BYTES, Intake, Limits, Submission
+from nanovllm.engine.input_processor import (
+    MAX_TRUNCATED_BYTES,
+    InputProcessor,
+    Limits,
+    PreparedRequest,
+)
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
@@ -32,7 +37,7 @@ def make_intake(
     seed: int | None = None,
     has_priorities: bool = False,
     **model: Any,
-) -> Intake:
+) -> InputProcessor:
     vocab = vocab or tokenizer.vocab
     config = GPT2Config(
         vocab=vocab,
@@ -44,28 +49,30 @@ def make_intake(
         **{"eos_token_ids": (vocab - 1,), **model},
     )
     limits = Limits(CONTEXT, cache_tokens, MAX_LOGPROBS, has_priorities=has_priorities)
-    return Intake(config, tokenizer, limits, seed=seed)
+    return InputProcessor(config, tokenizer, limits, seed=seed)
 
 
 @pytest.fixture(scope="module")
-def intake(tokenizer: Tokenizer) -> Intake:
+def input_processor(tokenizer: Tokenizer) -> InputProcessor:
     return make_intake(tokenizer)
 
 
-def submit(intake: Intake, prompt: Any = "hi", **settings: Any) -> Submission:
-    return intake.submit("r", prompt, SamplingParams(**settings))
+def submit(input_processor: InputProcessor, prompt: Any = "hi", **settings: Any) -> PreparedRequest:
+    return input_processor.submit("r", prompt, SamplingParams(**settings))
 
 
 # Prompts ----------------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_form_of_prompt_is_read(intake: Intake, tokenizer: Tokenizer) -> None:
+def test_every_form_of_prompt_is_read(
+    input_processor: InputProcessor, tokenizer: Tokenizer
+) -> None:
     ids = tokenizer.encode("hi")
-    assert intake.read_prompt("hi") == ("hi", ids)
-    assert intake.read_prompt({"prompt": "hi"}) == ("hi", ids)
+    assert input_processor.read_prompt("hi") == ("hi", ids)
+    assert input_processor.read_prompt({"prompt": "hi"}) == ("hi", ids)
     for prompt in (ids, tuple(ids), {"prompt_token_ids": ids}, range(3, 5), array.array("q", ids)):
         expected = [3, 4] if isinstance(prompt, range) else ids
-        assert intake.read_prompt(prompt) == (None, expected)
+        assert input_processor.read_prompt(prompt) == (None, expected)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +113,11 @@ def test_every_form_of_prompt_is_read(intake: Intake, tokenizer: Tokenizer) -> N
         ("\udc00", r"has '\\udc00' at character 0"),
     ],
 )
-def test_a_bad_prompt_is_refused_and_named(intake: Intake, prompt: Any, said: str) -> None:
+def test_a_bad_prompt_is_refused_and_named(
+    input_processor: InputProcessor, prompt: Any, said: str
+) -> None:
     with pytest.raises(InvalidRequestError, match=said) as caught:
-        submit(intake, prompt)
+        submit(input_processor, prompt)
     assert caught.value.param == "prompt"
     assert len(str(caught.value)) < 300
 
@@ -123,27 +132,31 @@ def test_a_bad_prompt_is_refused_and_named(intake: Intake, prompt: Any, said: st
         {"x" * 10_000_000: "hi"},
     ],
 )
-def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(intake: Intake, prompt: Any) -> None:
+def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(
+    input_processor: InputProcessor, prompt: Any
+) -> None:
     began = time.process_time()
     with pytest.raises(InvalidRequestError) as caught:
-        submit(intake, prompt)
+        submit(input_processor, prompt)
     assert time.process_time() - began < 1.0
     assert len(str(caught.value)) < 300
 
 
-def test_an_early_refusal_says_no_more_than_is_known(intake: Intake, tokenizer: Tokenizer) -> None:
+def test_an_early_refusal_says_no_more_than_is_known(
+    input_processor: InputProcessor, tokenizer: Tokenizer
+) -> None:
     longest = tokenizer.longest_token
     assert longest == len(END_OF_TEXT)
     with pytest.raises(
         ContextLengthError,
         match=f"at least {CONTEXT + 1} tokens, the limit is {CONTEXT}; shorten it",
     ):
-        submit(intake, "x" * longest * (CONTEXT + 1))
+        submit(input_processor, "x" * longest * (CONTEXT + 1))
 
 
 def test_text_that_a_tokenizer_makes_one_unknown_word_of_is_not_too_long() -> None:
-    intake = make_intake(word_piece())
-    _, token_ids = intake.read_prompt("q" * 100_000)
+    input_processor = make_intake(word_piece())
+    _, token_ids = input_processor.read_prompt("q" * 100_000)
     assert len(token_ids) == 1
 
 
@@ -157,8 +170,8 @@ def test_tokens_that_the_model_does_not_have_are_refused(tokenizer: Tokenizer) -
         submit(make_intake(tokenizer, vocab=10), "hello")
 
 
-def test_a_special_token_in_the_prompt_is_text(intake: Intake) -> None:
-    _, token_ids = intake.read_prompt(END_OF_TEXT)
+def test_a_special_token_in_the_prompt_is_text(input_processor: InputProcessor) -> None:
+    _, token_ids = input_processor.read_prompt(END_OF_TEXT)
     assert len(token_ids) == len(END_OF_TEXT)
 
 
@@ -179,36 +192,41 @@ def test_one_end_of_the_prompt_is_cut_off(
     ids = tokenizer.encode(text)
     prompt = text if as_text else ids
     given_side: dict[str, Any] = {} if side is None else {"truncation_side": side}
-    intake = make_intake(tokenizer)
+    input_processor = make_intake(tokenizer)
     output = submit(
-        intake, prompt, truncate_prompt_tokens=kept, max_tokens=0, **given_side
-    ).assembler.output()
+        input_processor, prompt, truncate_prompt_tokens=kept, max_tokens=0, **given_side
+    ).output_processor.output()
     assert output.prompt_token_ids == (ids[:kept] if side == "right" else ids[-kept:])
     assert output.prompt == (tokenizer.decode(output.prompt_token_ids) if as_text else None)
-    (request,) = intake.embed("r", prompt, truncate_prompt_tokens=kept, **given_side).requests
+    (request,) = input_processor.embed(
+        "r", prompt, truncate_prompt_tokens=kept, **given_side
+    ).requests
     assert list(request.prompt_token_ids) == (ids[-kept:] if side == "left" else ids[:kept])
 
 
-def test_a_text_that_is_embedded_may_fill_the_context(intake: Intake) -> None:
-    (request,) = intake.embed("r", [1] * (CONTEXT + 5), truncate_prompt_tokens=-1).requests
+def test_a_text_that_is_embedded_may_fill_the_context(input_processor: InputProcessor) -> None:
+    (request,) = input_processor.embed("r", [1] * (CONTEXT + 5), truncate_prompt_tokens=-1).requests
     assert len(request.prompt_token_ids) == CONTEXT
 
 
-def test_more_tokens_than_the_context_has_are_refused(intake: Intake) -> None:
-    for check in (submit, lambda intake, **given: intake.embed("r", "hi", **given)):
+def test_more_tokens_than_the_context_has_are_refused(input_processor: InputProcessor) -> None:
+    for check in (
+        submit,
+        lambda input_processor, **given: input_processor.embed("r", "hi", **given),
+    ):
         with pytest.raises(
             InvalidRequestError, match=f"is {CONTEXT + 1}, the limit is {CONTEXT}"
         ) as caught:
-            check(intake, truncate_prompt_tokens=CONTEXT + 1)
+            check(input_processor, truncate_prompt_tokens=CONTEXT + 1)
         assert caught.value.param == "truncate_prompt_tokens"
 
 
-def test_a_truncated_prompt_must_fit(intake: Intake) -> None:
+def test_a_truncated_prompt_must_fit(input_processor: InputProcessor) -> None:
     for prompt in ([1] * 30, "x" * 3000):
         with pytest.raises(
             ContextLengthError, match=f"has {CONTEXT} tokens.*context of {CONTEXT}; shorten it"
         ):
-            submit(intake, prompt, truncate_prompt_tokens=CONTEXT)
+            submit(input_processor, prompt, truncate_prompt_tokens=CONTEXT)
 
 
 @given(
@@ -219,17 +237,22 @@ def test_a_truncated_prompt_must_fit(intake: Intake) -> None:
 def test_minus_1_keeps_as_many_as_fit(
     tokenizer: Tokenizer, prompt_tokens: int, max_tokens: int | None, cache_tokens: int
 ) -> None:
-    intake, ids = make_intake(tokenizer, cache_tokens=cache_tokens), list(range(prompt_tokens))
+    input_processor, ids = (
+        make_intake(tokenizer, cache_tokens=cache_tokens),
+        list(range(prompt_tokens)),
+    )
 
     def fits(kept: int) -> bool:
         try:
-            (request,) = submit(intake, ids[-kept:], max_tokens=max_tokens).requests
+            (request,) = submit(input_processor, ids[-kept:], max_tokens=max_tokens).requests
         except ContextLengthError:
             return False
         return max_tokens is None or request.max_new_tokens == max_tokens
 
     try:
-        (request,) = submit(intake, ids, max_tokens=max_tokens, truncate_prompt_tokens=-1).requests
+        (request,) = submit(
+            input_processor, ids, max_tokens=max_tokens, truncate_prompt_tokens=-1
+        ).requests
     except ContextLengthError:
         assert not fits(1)
         return
@@ -239,19 +262,21 @@ def test_minus_1_keeps_as_many_as_fit(
     assert kept == prompt_tokens or not fits(kept + 1)
 
 
-def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(intake: Intake) -> None:
+def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(
+    input_processor: InputProcessor,
+) -> None:
     with pytest.raises(
         ContextLengthError,
         match=f"max_tokens is {CONTEXT}, which leaves no room for a prompt.*of {CONTEXT} tokens.*; lower it",
     ) as caught:
-        submit(intake, truncate_prompt_tokens=-1, max_tokens=CONTEXT)
+        submit(input_processor, truncate_prompt_tokens=-1, max_tokens=CONTEXT)
     assert caught.value.param == "max_tokens"
 
 
-def test_text_that_is_to_be_truncated_has_a_limit(intake: Intake) -> None:
+def test_text_that_is_to_be_truncated_has_a_limit(input_processor: InputProcessor) -> None:
     said = f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send the part to be read"
     with pytest.raises(InvalidRequestError, match=said) as caught:
-        submit(intake, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
+        submit(input_processor, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
     assert caught.value.param == "prompt"
 
 
@@ -274,9 +299,9 @@ def test_text_that_is_to_be_truncated_has_a_limit(intake: Intake) -> None:
     ],
 )
 def test_an_answer_gets_what_it_asks_for_within_the_context(
-    intake: Intake, prompt_tokens: int, max_tokens: int | None, expected: int
+    input_processor: InputProcessor, prompt_tokens: int, max_tokens: int | None, expected: int
 ) -> None:
-    (request,) = submit(intake, [1] * prompt_tokens, max_tokens=max_tokens).requests
+    (request,) = submit(input_processor, [1] * prompt_tokens, max_tokens=max_tokens).requests
     assert request.max_new_tokens == expected
     assert len(request.prompt_token_ids) == prompt_tokens
 
@@ -286,24 +311,24 @@ def test_an_answer_gets_what_it_asks_for_within_the_context(
     [(CONTEXT, None), (CONTEXT, 1), (CONTEXT + 1, 0), (CONTEXT + 1, None)],
 )
 def test_a_prompt_that_leaves_no_room_is_refused(
-    intake: Intake, prompt_tokens: int, max_tokens: int | None
+    input_processor: InputProcessor, prompt_tokens: int, max_tokens: int | None
 ) -> None:
     with pytest.raises(
         ContextLengthError, match=f"has {prompt_tokens} tokens.*context of {CONTEXT}; shorten it"
     ) as caught:
-        submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
+        submit(input_processor, [1] * prompt_tokens, max_tokens=max_tokens)
     assert caught.value.param == "prompt"
 
 
 def test_what_the_cache_can_never_hold_is_refused(tokenizer: Tokenizer) -> None:
-    intake = make_intake(tokenizer, cache_tokens=8)
+    input_processor = make_intake(tokenizer, cache_tokens=8)
     (request,) = submit(
-        intake, [1] * 5, max_tokens=4
+        input_processor, [1] * 5, max_tokens=4
     ).requests  # 8: the last token's keys are never needed
     assert request.max_new_tokens == 4
-    submit(intake, [1] * 8, max_tokens=0)
-    submit(intake, [1] * 8, max_tokens=1)
-    assert submit(intake, [1] * 5, max_tokens=None).requests[0].max_new_tokens == 4, (
+    submit(input_processor, [1] * 8, max_tokens=0)
+    submit(input_processor, [1] * 8, max_tokens=1)
+    assert submit(input_processor, [1] * 5, max_tokens=None).requests[0].max_new_tokens == 4, (
         "an answer of any length ends where the cache does"
     )
     for prompt_tokens, max_tokens in ((5, 5), (9, None), (9, 0), (9, 1)):
@@ -311,7 +336,7 @@ def test_what_the_cache_can_never_hold_is_refused(tokenizer: Tokenizer) -> None:
             ContextLengthError,
             match=r"KV cache, which has 8; ask for less, or serve with a larger kv_cache_memory",
         ) as caught:
-            submit(intake, [1] * prompt_tokens, max_tokens=max_tokens)
+            submit(input_processor, [1] * prompt_tokens, max_tokens=max_tokens)
         assert caught.value.param == "max_tokens"
 
 
@@ -347,13 +372,13 @@ def test_what_passes_fits_the_context_and_the_cache(
 
 
 @pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
-def test_log_probabilities_have_a_limit(intake: Intake, name: str) -> None:
-    submit(intake, **{name: MAX_LOGPROBS})
+def test_log_probabilities_have_a_limit(input_processor: InputProcessor, name: str) -> None:
+    submit(input_processor, **{name: MAX_LOGPROBS})
     with pytest.raises(
         InvalidRequestError,
         match=rf"{name} is {MAX_LOGPROBS + 1}, the limit is {MAX_LOGPROBS} \(max_logprobs\)",
     ) as caught:
-        submit(intake, **{name: MAX_LOGPROBS + 1})
+        submit(input_processor, **{name: MAX_LOGPROBS + 1})
     assert caught.value.param == name
 
 
@@ -365,19 +390,23 @@ def test_log_probabilities_have_a_limit(intake: Intake, name: str) -> None:
         ("stop_token_ids", lambda i: [0, i]),
     ],
 )
-def test_settings_name_tokens_of_the_vocabulary(intake: Intake, name: str, make: Any) -> None:
-    last = intake.model.vocab - 1
-    submit(intake, **{name: make(last)})
+def test_settings_name_tokens_of_the_vocabulary(
+    input_processor: InputProcessor, name: str, make: Any
+) -> None:
+    last = input_processor.model.vocab - 1
+    submit(input_processor, **{name: make(last)})
     with pytest.raises(
         InvalidRequestError,
         match=f"{name} has token ids outside the vocabulary of 0 to {last}: {last + 1}",
     ) as caught:
-        submit(intake, **{name: make(last + 1)})
+        submit(input_processor, **{name: make(last + 1)})
     assert caught.value.param == name
 
 
-def test_bad_words_are_forbidden_in_both_spellings(intake: Intake, tokenizer: Tokenizer) -> None:
-    (request,) = submit(intake, bad_words=["the", " the", "a"]).requests
+def test_bad_words_are_forbidden_in_both_spellings(
+    input_processor: InputProcessor, tokenizer: Tokenizer
+) -> None:
+    (request,) = submit(input_processor, bad_words=["the", " the", "a"]).requests
     assert set(request.bad_words) == {
         tuple(tokenizer.encode(text)) for text in ("the", " the", "a", " a")
     }
@@ -385,106 +414,119 @@ def test_bad_words_are_forbidden_in_both_spellings(intake: Intake, tokenizer: To
     assert len(tokenizer.encode(" the")) == 1, "with its space it is another token"
 
 
-def test_a_bad_word_of_spaces_keeps_its_spaces(intake: Intake, tokenizer: Tokenizer) -> None:
-    (request,) = submit(intake, bad_words=["  "]).requests
+def test_a_bad_word_of_spaces_keeps_its_spaces(
+    input_processor: InputProcessor, tokenizer: Tokenizer
+) -> None:
+    (request,) = submit(input_processor, bad_words=["  "]).requests
     assert set(request.bad_words) == {tuple(tokenizer.encode("  ")), tuple(tokenizer.encode(" "))}
 
 
 def test_bad_words_that_the_model_cannot_spell_are_left_out(tokenizer: Tokenizer) -> None:
-    intake = make_intake(tokenizer, vocab=max(tokenizer.encode("a ")) + 1)
-    assert max(tokenizer.encode("the")) >= intake.model.vocab
-    (request,) = submit(intake, "a", bad_words=["a", "the"]).requests
-    assert max(tokenizer.encode(" a")) >= intake.model.vocab
+    input_processor = make_intake(tokenizer, vocab=max(tokenizer.encode("a ")) + 1)
+    assert max(tokenizer.encode("the")) >= input_processor.model.vocab
+    (request,) = submit(input_processor, "a", bad_words=["a", "the"]).requests
+    assert max(tokenizer.encode(" a")) >= input_processor.model.vocab
     assert request.bad_words == (tuple(tokenizer.encode("a")),)
 
 
-def test_end_of_text_is_a_stop_token_unless_ignored(intake: Intake) -> None:
-    end = intake.model.vocab - 1
-    (request,) = submit(intake, stop_token_ids=[3]).requests
+def test_end_of_text_is_a_stop_token_unless_ignored(input_processor: InputProcessor) -> None:
+    end = input_processor.model.vocab - 1
+    (request,) = submit(input_processor, stop_token_ids=[3]).requests
     assert request.stop_token_ids == {3, end}
     assert request.eos_token_ids == {end}
     assert request.ignored_eos_token_ids == set()
-    (request,) = submit(intake, stop_token_ids=[3], ignore_eos=True).requests
+    (request,) = submit(input_processor, stop_token_ids=[3], ignore_eos=True).requests
     assert request.stop_token_ids == {3}
     assert request.ignored_eos_token_ids == {end}
     assert request.eos_token_ids == frozenset()
-    (request,) = submit(intake, stop_token_ids=[end], ignore_eos=True).requests
+    (request,) = submit(input_processor, stop_token_ids=[end], ignore_eos=True).requests
     assert request.stop_token_ids == {end}, "asked for by name it counts"
 
 
-def test_n_answers_are_n_sequences_that_differ_in_their_choice(intake: Intake) -> None:
-    submission = submit(intake, n=3, seed=5)
+def test_n_answers_are_n_sequences_that_differ_in_their_choice(
+    input_processor: InputProcessor,
+) -> None:
+    prepared = submit(input_processor, n=3, seed=5)
     assert (
-        [request.request_id for request in submission.requests]
+        [request.request_id for request in prepared.requests]
         == ["r-0", "r-1", "r-2"]
-        == submission.assembler.sequence_ids
+        == prepared.output_processor.sequence_ids
     )
-    assert [request.choice_index for request in submission.requests] == [0, 1, 2]
-    assert {request.seed for request in submission.requests} == {5}
-    assert [request.request_id for request in submit(intake).requests] == ["r"]
-    assert len(submission.assembler.output().outputs) == 3
+    assert [request.choice_index for request in prepared.requests] == [0, 1, 2]
+    assert {request.seed for request in prepared.requests} == {5}
+    assert [request.request_id for request in submit(input_processor).requests] == ["r"]
+    assert len(prepared.output_processor.output().outputs) == 3
 
 
-def test_greedy_answers_are_one_sequence_and_count_as_many(intake: Intake) -> None:
-    submission = submit(intake, n=3, temperature=0)
+def test_greedy_answers_are_one_sequence_and_count_as_many(input_processor: InputProcessor) -> None:
+    prepared = submit(input_processor, n=3, temperature=0)
     assert (
-        [request.request_id for request in submission.requests]
+        [request.request_id for request in prepared.requests]
         == ["r"]
-        == submission.assembler.sequence_ids
+        == prepared.output_processor.sequence_ids
     )
-    assert len(submission.assembler.output().outputs) == 3
+    assert len(prepared.output_processor.output().outputs) == 3
     assert [
-        submit(intake, temperature=0, **settings).num_answers
+        submit(input_processor, temperature=0, **settings).num_answers
         for settings in ({}, {"n": 3}, {"n": 2, "best_of": 5})
     ] == [1, 3, 5]
 
 
-def test_the_best_of_more_is_found_by_their_log_probabilities(intake: Intake) -> None:
-    submission = submit(intake, n=2, best_of=4, seed=5)
-    assert [request.choice_index for request in submission.requests] == [0, 1, 2, 3]
-    assert {request.sampling.logprobs for request in submission.requests} == {0}
+def test_the_best_of_more_is_found_by_their_log_probabilities(
+    input_processor: InputProcessor,
+) -> None:
+    prepared = submit(input_processor, n=2, best_of=4, seed=5)
+    assert [request.choice_index for request in prepared.requests] == [0, 1, 2, 3]
+    assert {request.sampling.logprobs for request in prepared.requests} == {0}
     assert {
-        request.sampling.logprobs for request in submit(intake, n=2, best_of=4, logprobs=3).requests
+        request.sampling.logprobs
+        for request in submit(input_processor, n=2, best_of=4, logprobs=3).requests
     } == {3}
     for settings in ({"n": 4}, {"n": 4, "best_of": 4}, {"best_of": 4, "temperature": 0}):
-        assert {request.sampling.logprobs for request in submit(intake, **settings).requests} == {
-            None
-        }, "nothing to rank"
-    assert (submission.num_answers, len(submission.assembler.output().outputs)) == (4, 2)
+        assert {
+            request.sampling.logprobs for request in submit(input_processor, **settings).requests
+        } == {None}, "nothing to rank"
+    assert (prepared.num_answers, len(prepared.output_processor.output().outputs)) == (4, 2)
 
 
 def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:
-    intake = make_intake(tokenizer, has_priorities=True)
-    (request,) = intake.submit("r", "hi", SamplingParams(), priority=-3, cache_salt="salt").requests
+    input_processor = make_intake(tokenizer, has_priorities=True)
+    (request,) = input_processor.submit(
+        "r", "hi", SamplingParams(), priority=-3, cache_salt="salt"
+    ).requests
     assert (request.priority, request.cache_salt) == (-3, "salt")
 
 
-def test_a_priority_is_refused_where_requests_are_served_by_arrival(intake: Intake) -> None:
+def test_a_priority_is_refused_where_requests_are_served_by_arrival(
+    input_processor: InputProcessor,
+) -> None:
     """As vLLM does, so that no client overtakes the others and takes their blocks unless the operator allows it."""
-    assert intake.submit("r", "hi", SamplingParams(), priority=0).requests[0].priority == 0
+    assert input_processor.submit("r", "hi", SamplingParams(), priority=0).requests[0].priority == 0
     with pytest.raises(InvalidRequestError, match="--scheduling-policy priority") as caught:
-        intake.submit("r", "hi", SamplingParams(), priority=-1)
+        input_processor.submit("r", "hi", SamplingParams(), priority=-1)
     assert caught.value.param == "priority"
     with pytest.raises(InvalidRequestError, match="--scheduling-policy priority"):
-        intake.embed("r", "hi", priority=1)
+        input_processor.embed("r", "hi", priority=1)
 
 
-def test_ids_are_unlike_each_other_whatever_names_they_are_made_of(intake: Intake) -> None:
+def test_ids_are_unlike_each_other_whatever_names_they_are_made_of(
+    input_processor: InputProcessor,
+) -> None:
     """With several answers a sequence's id has its choice behind; names that end alike must not make two equal."""
     ids: list[str] = []
     for name in ("x", "x-0", "x-0-0", "0", "0-x", ""):
-        submission = intake.submit(
-            intake.new_request_id(name), "hi", SamplingParams(n=3, max_tokens=1)
+        prepared = input_processor.submit(
+            input_processor.new_request_id(name), "hi", SamplingParams(n=3, max_tokens=1)
         )
-        ids += [request.request_id for request in submission.requests]
-        ids.append(submission.assembler.request_id)
+        ids += [request.request_id for request in prepared.requests]
+        ids.append(prepared.output_processor.request_id)
     assert len(set(ids)) == len(ids)
 
 
 def test_seeds_are_the_callers_or_drawn(tokenizer: Tokenizer) -> None:
     def seeds(engine_seed: int | None, settings: Mapping[str, Any]) -> list[int]:
-        intake = make_intake(tokenizer, seed=engine_seed)
-        return [submit(intake, **settings).requests[0].seed for _ in range(4)]
+        input_processor = make_intake(tokenizer, seed=engine_seed)
+        return [submit(input_processor, **settings).requests[0].seed for _ in range(4)]
 
     assert seeds(1, {"seed": -7}) == [-7] * 4
     assert seeds(1, {"seed": 0}) == [0] * 4
@@ -505,60 +547,60 @@ def test_a_refused_request_changes_nothing_for_the_next(tokenizer: Tokenizer) ->
 
 
 def test_the_output_begins_with_the_prompt_as_it_was_given(
-    intake: Intake, tokenizer: Tokenizer, tmp_path: Path
+    input_processor: InputProcessor, tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
-    output = submit(intake, "hi").assembler.output()
+    output = submit(input_processor, "hi").output_processor.output()
     assert (output.request_id, output.prompt, output.prompt_token_ids) == (
         "r",
         "hi",
         tokenizer.encode("hi"),
     )
     given_ids = [1, 2, 3]
-    submission = submit(intake, given_ids)
+    prepared = submit(input_processor, given_ids)
     given_ids.append(4)
     assert (
-        submission.assembler.output().prompt,
-        submission.assembler.output().prompt_token_ids,
+        prepared.output_processor.output().prompt,
+        prepared.output_processor.output().prompt_token_ids,
     ) == (None, [1, 2, 3])
 
 
 def test_many_prompts_share_what_their_settings_say(
-    intake: Intake, monkeypatch: pytest.MonkeyPatch
+    input_processor: InputProcessor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Spelling a thousand bad words for each of a thousand prompts would take a minute."""
     spelled: list[SamplingParams] = []
-    spell = intake._bad_words  # noqa: SLF001
+    spell = input_processor._bad_words  # noqa: SLF001
 
     def count(params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         spelled.append(params)
         return spell(params)
 
-    monkeypatch.setattr(intake, "_bad_words", count)
+    monkeypatch.setattr(input_processor, "_bad_words", count)
     first = SamplingParams(max_tokens=4, bad_words=["the"], allowed_token_ids=range(100))
     others = SamplingParams(max_tokens=4, bad_words=["a"])
-    made = [intake.submit(f"r{i}", "the", first).requests[0] for i in range(5)]
+    made = [input_processor.submit(f"r{i}", "the", first).requests[0] for i in range(5)]
     assert spelled == [first]
     assert len({id(request.rules) for request in made}) == 1
-    (other,) = intake.submit("other", "the", others).requests
-    (again,) = intake.submit("again", "the", first).requests
+    (other,) = input_processor.submit("other", "the", others).requests
+    (again,) = input_processor.submit("again", "the", first).requests
     assert other.bad_words != again.bad_words == made[0].bad_words
     wrong = SamplingParams(max_tokens=4, allowed_token_ids=[10**9])
     for _ in range(2):
         with pytest.raises(InvalidRequestError, match="outside the vocabulary"):
-            intake.submit("wrong", "the", wrong)
+            input_processor.submit("wrong", "the", wrong)
 
 
 def test_a_request_that_is_too_long_begins_no_grammar(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    intake = make_intake(tokenizer)
+    input_processor = make_intake(tokenizer)
     begun: list[StructuredOutputs] = []
-    monkeypatch.setattr(intake.grammars, "begin", begun.append)
+    monkeypatch.setattr(input_processor.grammars, "begin", begun.append)
 
     def refuse(num_tokens: int) -> None:
         raise ContextLengthError(f"{num_tokens} tokens")
 
     params = SamplingParams(structured_outputs=StructuredOutputs(regex="a"))
     with pytest.raises(ContextLengthError, match="2 tokens"):
-        intake.submit("r", {"prompt_token_ids": [1, 2]}, params, check_length=refuse)
+        input_processor.submit("r", {"prompt_token_ids": [1, 2]}, params, check_length=refuse)
     assert not begun

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm.engine.input_processor import Intake, Limits
+from nanovllm.engine.input_processor import InputProcessor, Limits
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList, PackedLogprobs
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.config import GPT2Config
@@ -41,11 +41,11 @@ def test_a_position_takes_no_more_than_admission_counts(count: int) -> None:
 
 def test_a_request_counts_every_position_that_it_reports(tiny_model: Path) -> None:
     model, tokenizer = GPT2Config.load(tiny_model), Tokenizer.load(tiny_model)
-    intake = Intake(model, tokenizer, Limits(128, 1024, 20))
+    input_processor = InputProcessor(model, tokenizer, Limits(128, 1024, 20))
 
     def count(**settings: object) -> int:
         params = SamplingParams(**{"max_tokens": 5, **settings})  # type: ignore[arg-type]
-        return intake.submit("id", [1] * 10, params).logprobs_bytes
+        return input_processor.submit("id", [1] * 10, params).logprobs_bytes
 
     def position(logprobs: int) -> int:
         return POSITION_BYTES + ENTRY_BYTES * (logprobs + 1)

@@ -16,19 +16,19 @@ BROKEN = EngineFaultError("broken")
 
 
 def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer)
-    assert answer(assembler) == CompletionOutput(0, "", [], None, None)
-    assert feed(assembler, tokenizer, "hey") == [False] * 3
-    assert not assembler.is_finished
-    assert assembler.unfinished_ids == ["r-0"]
-    assert feed(assembler, tokenizer, "!", FinishReason.LENGTH) == [False]
-    output = assembler.output()
+    output_processor = make(tokenizer)
+    assert answer(output_processor) == CompletionOutput(0, "", [], None, None)
+    assert feed(output_processor, tokenizer, "hey") == [False] * 3
+    assert not output_processor.is_finished
+    assert output_processor.unfinished_ids == ["r-0"]
+    assert feed(output_processor, tokenizer, "!", FinishReason.LENGTH) == [False]
+    output = output_processor.output()
     assert output == RequestOutput(
         "r",
         "prompt",
         PROMPT,
         None,
-        [answer(assembler)],
+        [answer(output_processor)],
         finished=True,
         num_generated_tokens=4,
         metrics=METRICS,
@@ -38,40 +38,46 @@ def test_an_answer_grows_and_ends(tokenizer: Tokenizer) -> None:
         output.outputs[0].finish_reason,
         len(output.outputs[0].token_ids),
     ) == ("hey!", "length", 4)
-    assert assembler.unfinished_ids == []
+    assert output_processor.unfinished_ids == []
 
 
 def test_an_unfinished_character_shows_at_the_end(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer)
+    output_processor = make(tokenizer)
     half = tokenizer.encode("é")[0]
-    assembler.absorb(update(half))
-    assert answer(assembler).text == ""
-    assembler.absorb(update(half, FinishReason.LENGTH))
-    assert answer(assembler).text == "\ufffd\ufffd"
+    output_processor.add_update(update(half))
+    assert answer(output_processor).text == ""
+    output_processor.add_update(update(half, FinishReason.LENGTH))
+    assert answer(output_processor).text == "\ufffd\ufffd"
 
 
 @pytest.mark.parametrize("finish", [FinishReason.ABORT, FinishReason.ERROR])
 def test_an_answer_that_is_broken_off_keeps_all_of_its_text(
     tokenizer: Tokenizer, finish: FinishReason
 ) -> None:
-    assembler = make(tokenizer, stop="xyz")
-    feed(assembler, tokenizer, "abxy")
-    assembler.absorb(update(tokenizer.encode("é")[0]))
-    assert answer(assembler).text == "abxy"[:2]
-    assert not assembler.absorb(
+    output_processor = make(tokenizer, stop="xyz")
+    feed(output_processor, tokenizer, "abxy")
+    output_processor.add_update(update(tokenizer.encode("é")[0]))
+    assert answer(output_processor).text == "abxy"[:2]
+    assert not output_processor.add_update(
         update(None, finish, error=BROKEN if finish is FinishReason.ERROR else None)
     )
-    assert answer(assembler).text == "abxy\ufffd" == tokenizer.decode(answer(assembler).token_ids)
-    assert answer(assembler).finish_reason == finish.value
-    assert assembler.error is (BROKEN if finish is FinishReason.ERROR else None)
-    assert assembler.is_finished
+    assert (
+        answer(output_processor).text
+        == "abxy\ufffd"
+        == tokenizer.decode(answer(output_processor).token_ids)
+    )
+    assert answer(output_processor).finish_reason == finish.value
+    assert output_processor.error is (BROKEN if finish is FinishReason.ERROR else None)
+    assert output_processor.is_finished
 
 
 def test_the_first_error_is_kept(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer, n=2)
-    assembler.absorb(update(None, FinishReason.ERROR, choice=1, error=BROKEN))
-    assembler.absorb(update(None, FinishReason.ERROR, choice=0, error=EngineFaultError("second")))
-    assert assembler.error is BROKEN
+    output_processor = make(tokenizer, n=2)
+    output_processor.add_update(update(None, FinishReason.ERROR, choice=1, error=BROKEN))
+    output_processor.add_update(
+        update(None, FinishReason.ERROR, choice=0, error=EngineFaultError("second"))
+    )
+    assert output_processor.error is BROKEN
 
 
 # What ends an answer ----------------------------------------------------------------------------------------------------------------
@@ -79,92 +85,98 @@ def test_the_first_error_is_kept(tokenizer: Tokenizer) -> None:
 
 def test_end_of_text_is_a_token_but_no_text(tokenizer: Tokenizer) -> None:
     for settings in ({}, {"include_stop_str_in_output": True}, {"skip_special_tokens": False}):
-        assembler = make(tokenizer, **settings)
-        feed(assembler, tokenizer, "hi")
-        assembler.absorb(update(END, FinishReason.STOP))
-        assert answer(assembler).text == "hi"
-        assert answer(assembler).token_ids[-1] == END
-        assert (answer(assembler).finish_reason, answer(assembler).stop_reason) == ("stop", None)
+        output_processor = make(tokenizer, **settings)
+        feed(output_processor, tokenizer, "hi")
+        output_processor.add_update(update(END, FinishReason.STOP))
+        assert answer(output_processor).text == "hi"
+        assert answer(output_processor).token_ids[-1] == END
+        assert (answer(output_processor).finish_reason, answer(output_processor).stop_reason) == (
+            "stop",
+            None,
+        )
 
 
 def test_end_of_text_that_is_kept_and_not_skipped_is_written_out(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer, include_stop_str_in_output=True, skip_special_tokens=False)
-    feed(assembler, tokenizer, "hi")
-    assembler.absorb(update(END, FinishReason.STOP))
-    assert answer(assembler).text == "hi" + END_OF_TEXT
+    output_processor = make(tokenizer, include_stop_str_in_output=True, skip_special_tokens=False)
+    feed(output_processor, tokenizer, "hi")
+    output_processor.add_update(update(END, FinishReason.STOP))
+    assert answer(output_processor).text == "hi" + END_OF_TEXT
 
 
 def test_end_of_text_that_is_ignored_is_skipped_or_written_out(tokenizer: Tokenizer) -> None:
     for skip in (True, False):
-        assembler = make(tokenizer, ignore_eos=True, skip_special_tokens=skip)
-        feed(assembler, tokenizer, "hi")
-        assembler.absorb(update(END))
-        feed(assembler, tokenizer, "ho", FinishReason.LENGTH)
-        assert answer(assembler).text == ("hiho" if skip else f"hi{END_OF_TEXT}ho")
+        output_processor = make(tokenizer, ignore_eos=True, skip_special_tokens=skip)
+        feed(output_processor, tokenizer, "hi")
+        output_processor.add_update(update(END))
+        feed(output_processor, tokenizer, "ho", FinishReason.LENGTH)
+        assert answer(output_processor).text == ("hiho" if skip else f"hi{END_OF_TEXT}ho")
 
 
 @pytest.mark.parametrize("include", [False, True])
 def test_a_stop_token_is_text_only_where_it_is_asked_for(
     tokenizer: Tokenizer, include: bool
 ) -> None:
-    assembler = make(tokenizer, include_stop_str_in_output=include)
-    feed(assembler, tokenizer, "hi")
+    output_processor = make(tokenizer, include_stop_str_in_output=include)
+    feed(output_processor, tokenizer, "hi")
     stop = tokenizer.encode("!")[0]
-    assembler.absorb(update(stop, FinishReason.STOP, stop_reason=stop))
-    assert answer(assembler).text == ("hi!" if include else "hi")
-    assert answer(assembler).token_ids[-1] == stop
-    assert answer(assembler).stop_reason == stop
+    output_processor.add_update(update(stop, FinishReason.STOP, stop_reason=stop))
+    assert answer(output_processor).text == ("hi!" if include else "hi")
+    assert answer(output_processor).token_ids[-1] == stop
+    assert answer(output_processor).stop_reason == stop
 
 
 def test_text_held_for_a_stop_string_comes_out_when_a_token_ends_the_answer(
     tokenizer: Tokenizer,
 ) -> None:
-    assembler = make(tokenizer, stop="\n\n")
-    feed(assembler, tokenizer, "line\n")
-    assert answer(assembler).text == "line"
-    assembler.absorb(update(END, FinishReason.STOP))
-    assert answer(assembler).text == "line\n"
-    assert answer(assembler).stop_reason is None
+    output_processor = make(tokenizer, stop="\n\n")
+    feed(output_processor, tokenizer, "line\n")
+    assert answer(output_processor).text == "line"
+    output_processor.add_update(update(END, FinishReason.STOP))
+    assert answer(output_processor).text == "line\n"
+    assert answer(output_processor).stop_reason is None
 
 
 @pytest.mark.parametrize("include", [False, True])
 def test_a_stop_string_ends_the_answer_and_the_engine_is_told(
     tokenizer: Tokenizer, include: bool
 ) -> None:
-    assembler = make(tokenizer, stop=["never", "stop"], include_stop_str_in_output=include)
-    assert feed(assembler, tokenizer, "do stop") == [False] * 6 + [True]
-    assert answer(assembler).text == ("do stop" if include else "do ")
-    assert (answer(assembler).finish_reason, answer(assembler).stop_reason) == ("stop", "stop")
-    assert assembler.is_finished
-    before = assembler.output()
-    assert feed(assembler, tokenizer, " now", FinishReason.LENGTH) == [False] * 4, (
+    output_processor = make(tokenizer, stop=["never", "stop"], include_stop_str_in_output=include)
+    assert feed(output_processor, tokenizer, "do stop") == [False] * 6 + [True]
+    assert answer(output_processor).text == ("do stop" if include else "do ")
+    assert (answer(output_processor).finish_reason, answer(output_processor).stop_reason) == (
+        "stop",
+        "stop",
+    )
+    assert output_processor.is_finished
+    before = output_processor.output()
+    assert feed(output_processor, tokenizer, " now", FinishReason.LENGTH) == [False] * 4, (
         "steps that were under way"
     )
-    assert assembler.output() == before
+    assert output_processor.output() == before
 
 
 def test_a_stop_string_in_the_last_token_wins_over_the_length(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer, stop="stop")
-    assert feed(assembler, tokenizer, "stop", FinishReason.LENGTH) == [False] * 4, (
+    output_processor = make(tokenizer, stop="stop")
+    assert feed(output_processor, tokenizer, "stop", FinishReason.LENGTH) == [False] * 4, (
         "the engine has ended it already"
     )
     assert (
-        answer(assembler).text,
-        answer(assembler).finish_reason,
-        answer(assembler).stop_reason,
+        answer(output_processor).text,
+        answer(output_processor).finish_reason,
+        answer(output_processor).stop_reason,
     ) == ("", "stop", "stop")
 
 
 def test_a_broken_off_answer_has_no_stop_reason_of_its_last_characters(
     tokenizer: Tokenizer,
 ) -> None:
-    assembler = make(tokenizer, stop="\ufffd")
-    assembler.absorb(update(tokenizer.encode("é")[0]))
-    assembler.absorb(update(None, FinishReason.ABORT))
+    output_processor = make(tokenizer, stop="\ufffd")
+    output_processor.add_update(update(tokenizer.encode("é")[0]))
+    output_processor.add_update(update(None, FinishReason.ABORT))
     assert (
-        answer(assembler).text,
-        answer(assembler).finish_reason,
-        answer(assembler).stop_reason,
+        answer(output_processor).text,
+        answer(output_processor).finish_reason,
+        answer(output_processor).stop_reason,
     ) == ("\ufffd", "abort", None)
 
 
@@ -176,18 +188,18 @@ def test_a_stop_string_counts_once_min_tokens_are_there(
     tokenizer: Tokenizer, min_tokens: int, text: str
 ) -> None:
     """It may begin before: what matters is the token that completes it."""
-    assembler = make(tokenizer, stop="ab", min_tokens=min_tokens)
-    feed(assembler, tokenizer, "ababab!", FinishReason.LENGTH)
-    assert answer(assembler).text == text
-    assert answer(assembler).stop_reason == ("ab" if min_tokens < 6 else None)
+    output_processor = make(tokenizer, stop="ab", min_tokens=min_tokens)
+    feed(output_processor, tokenizer, "ababab!", FinishReason.LENGTH)
+    assert answer(output_processor).text == text
+    assert answer(output_processor).stop_reason == ("ab" if min_tokens < 6 else None)
 
 
 def test_text_held_when_the_answer_is_shorter_than_min_tokens_comes_out(
     tokenizer: Tokenizer,
 ) -> None:
-    assembler = make(tokenizer, stop="ab", min_tokens=9)
-    feed(assembler, tokenizer, "aba", FinishReason.LENGTH)
-    assert answer(assembler).text == "aba"
+    output_processor = make(tokenizer, stop="ab", min_tokens=9)
+    feed(output_processor, tokenizer, "aba", FinishReason.LENGTH)
+    assert answer(output_processor).text == "aba"
 
 
 # News -------------------------------------------------------------------------------------------------------------------------------
@@ -209,7 +221,7 @@ def test_pieces_join_to_the_whole(
     min_tokens: int,
 ) -> None:
     """In whatever order choices get their tokens and however often news are fetched."""
-    assembler = make(
+    output_processor = make(
         tokenizer, n=len(texts), stop=stops, min_tokens=min_tokens, max_tokens=99, logprobs=1
     )
     queues = [[*text.encode()] for text in texts]
@@ -222,7 +234,7 @@ def test_pieces_join_to_the_whole(
         if queues[choice]:
             token_id = byte_of[bytes([queues[choice].pop(0)])]
             finish = None if queues[choice] else FinishReason.LENGTH
-            assembler.absorb(
+            output_processor.add_update(
                 update(
                     token_id,
                     finish,
@@ -230,12 +242,12 @@ def test_pieces_join_to_the_whole(
                     logprobs=TokenLogprobs([token_id], [-float(token_id)], [7]),
                 )
             )
-        if fetches[turn % len(fetches)] and (piece := assembler.take_news()) is not None:
+        if fetches[turn % len(fetches)] and (piece := output_processor.take_delta()) is not None:
             news.append(piece)
-    if (piece := assembler.take_news()) is not None:
+    if (piece := output_processor.take_delta()) is not None:
         news.append(piece)
-    assert assembler.take_news() is None
-    whole = assembler.output()
+    assert output_processor.take_delta() is None
+    whole = output_processor.output()
     assert whole.finished
     assert [piece.finished for piece in news] == [False] * (len(news) - 1) + [True]
     for choice, final in enumerate(whole.outputs):
@@ -254,22 +266,22 @@ def test_pieces_join_to_the_whole(
 
 
 def test_there_are_no_news_without_a_change(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer, stop="ab")
-    assert assembler.take_news() is None
-    assembler.absorb(update(None))
-    assert assembler.take_news() is None
-    feed(assembler, tokenizer, "a")
-    held = assembler.take_news()
+    output_processor = make(tokenizer, stop="ab")
+    assert output_processor.take_delta() is None
+    output_processor.add_update(update(None))
+    assert output_processor.take_delta() is None
+    feed(output_processor, tokenizer, "a")
+    held = output_processor.take_delta()
     assert held is not None, "a token is news even while its text is held"
     assert (held.outputs[0].text, len(held.outputs[0].token_ids)) == ("", 1)
-    assert assembler.take_news() is None
+    assert output_processor.take_delta() is None
 
 
 def test_unread_news_merge_into_one(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer)
-    feed(assembler, tokenizer, "one two")
-    feed(assembler, tokenizer, "!", FinishReason.LENGTH)
-    news = assembler.take_news()
+    output_processor = make(tokenizer)
+    feed(output_processor, tokenizer, "one two")
+    feed(output_processor, tokenizer, "!", FinishReason.LENGTH)
+    news = output_processor.take_delta()
     assert news is not None
     assert (
         news.outputs[0].text,
@@ -280,11 +292,11 @@ def test_unread_news_merge_into_one(tokenizer: Tokenizer) -> None:
 
 
 def test_an_end_without_a_token_is_news(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer)
-    feed(assembler, tokenizer, "hi")
-    assembler.take_news()
-    assembler.absorb(update(None, FinishReason.ABORT))
-    news = assembler.take_news()
+    output_processor = make(tokenizer)
+    feed(output_processor, tokenizer, "hi")
+    output_processor.take_delta()
+    output_processor.add_update(update(None, FinishReason.ABORT))
+    news = output_processor.take_delta()
     assert news is not None
     assert (
         news.outputs[0].text,
@@ -292,14 +304,14 @@ def test_an_end_without_a_token_is_news(tokenizer: Tokenizer) -> None:
         news.outputs[0].finish_reason,
         news.finished,
     ) == ("", [], "abort", True)
-    assert assembler.take_news() is None
+    assert output_processor.take_delta() is None
 
 
 def test_only_choices_with_news_are_in_them(tokenizer: Tokenizer) -> None:
-    assembler = make(tokenizer, n=3)
-    feed(assembler, tokenizer, "x", choice=2)
-    feed(assembler, tokenizer, "y", choice=0)
-    news = assembler.take_news()
+    output_processor = make(tokenizer, n=3)
+    feed(output_processor, tokenizer, "x", choice=2)
+    feed(output_processor, tokenizer, "y", choice=0)
+    news = output_processor.take_delta()
     assert news is not None
     assert [(part.index, part.text) for part in news.outputs] == [(0, "y"), (2, "x")]
-    assert [part.index for part in assembler.output().outputs] == [0, 1, 2]
+    assert [part.index for part in output_processor.output().outputs] == [0, 1, 2]

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from nanovllm.config import BACKENDS, BackendName, EngineConfig
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
@@ -85,20 +85,23 @@ def run(engine: Engine, jobs: Sequence[Job], *, writing: int = 0) -> list[Embedd
         max_tokens=30, temperature=0.9, seed=5, prompt_logprobs=1, ignore_eos=True
     )
     others = [
-        engine.intake.submit(f"other{i}", prompt_of(50 + i, 11 + i), params) for i in range(writing)
+        engine.input_processor.submit(f"other{i}", prompt_of(50 + i, 11 + i), params)
+        for i in range(writing)
     ]
     own = [
-        engine.intake.embed(f"job{i}", job.prompt, pooling=job.pooling, normalize=job.normalize)
+        engine.input_processor.embed(
+            f"job{i}", job.prompt, pooling=job.pooling, normalize=job.normalize
+        )
         for i, job in enumerate(jobs)
     ]
-    mixed: list[Submission] = [*own, *others]
+    mixed: list[PreparedRequest] = [*own, *others]
     random.Random(3).shuffle(mixed)
     for _ in engine.run(mixed):
         engine.check_integrity()
         engine.runner.backend.fill_blocks(engine.blocks.uncached_free_blocks(), np.nan)
     assert engine.blocks.num_used == 0
-    assert all(len(other.assembler.output().outputs[0].token_ids) == 30 for other in others)
-    return [submission.assembler.embedding() for submission in own]
+    assert all(len(other.output_processor.output().outputs[0].token_ids) == 30 for other in others)
+    return [prepared.output_processor.embedding() for prepared in own]
 
 
 def vectors(outputs: Sequence[EmbeddingRequestOutput]) -> list[list[float]]:
@@ -141,12 +144,12 @@ def test_the_last_state_is_the_one_that_the_next_token_comes_from(
     )
     (raw,) = vectors(run(engine, [Job(COMMON, "last", normalize=False)]))
     logits = engine.runner.backend.logits(np.array([raw], dtype=np.float32))[0]
-    submission = engine.intake.submit(
+    prepared = engine.input_processor.submit(
         "next", COMMON, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True)
     )
-    for _ in engine.run([submission]):
+    for _ in engine.run([prepared]):
         pass
-    assert submission.assembler.output().outputs[0].token_ids == [int(logits.argmax())]
+    assert prepared.output_processor.output().outputs[0].token_ids == [int(logits.argmax())]
 
 
 @pytest.mark.parametrize("writing", [0, 4])
@@ -203,15 +206,15 @@ def test_bits_do_not_depend_on_preemption(
         engine = Engine.load(tiny_model, config)
         params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
         writers = [
-            engine.intake.submit(f"writer{i}", prompt_of(60 + i, 2), params, priority=-1)
+            engine.input_processor.submit(f"writer{i}", prompt_of(60 + i, 2), params, priority=-1)
             for i in range(2)
         ]
-        own = engine.intake.embed("own", job.prompt, pooling=job.pooling)
+        own = engine.input_processor.embed("own", job.prompt, pooling=job.pooling)
         for _ in engine.run([own, *writers]):
             engine.check_integrity()
         assert engine.scheduler.num_preemptions > 0
         assert own.requests[0].num_preemptions > 0
-        assert own.assembler.embedding().outputs.embedding == expected
+        assert own.output_processor.embedding().outputs.embedding == expected
 
 
 def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: Path) -> None:
@@ -221,10 +224,10 @@ def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: P
         == engine.max_model_len
     )
     with pytest.raises(ContextLengthError, match="the prompt has 129 tokens, the limit is 128"):
-        engine.intake.embed("long", prompt_of(1, 129))
+        engine.input_processor.embed("long", prompt_of(1, 129))
     small = Engine.load(tiny_model, replace(exact, num_blocks=2))
     with pytest.raises(ContextLengthError, match="need 17 tokens of KV cache, which has 16"):
-        small.intake.embed("long", prompt_of(1, 17))
+        small.input_processor.embed("long", prompt_of(1, 17))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ def test_prompts_fill_the_context_and_no_more(exact: EngineConfig, tiny_model: P
 def test_a_wrong_setting_is_told(tiny_model: Path, settings: dict[str, object]) -> None:
     engine = Engine.load(tiny_model, EngineConfig(kv_cache_memory="1MiB"))
     with pytest.raises(InvalidRequestError, match=next(iter(settings))):
-        engine.intake.embed("r", "the", **settings)  # type: ignore[arg-type]
+        engine.input_processor.embed("r", "the", **settings)  # type: ignore[arg-type]
 
 
 def test_an_embedding_can_be_aborted_and_may_fail(
@@ -248,7 +251,8 @@ def test_an_embedding_can_be_aborted_and_may_fail(
 ) -> None:
     engine = Engine.load(tiny_model, replace(exact, max_num_batched_tokens=8))
     first, second = (
-        engine.intake.embed(name, prompt_of(5, 40), pooling="mean") for name in ("first", "second")
+        engine.input_processor.embed(name, prompt_of(5, 40), pooling="mean")
+        for name in ("first", "second")
     )
     engine.add_request(first.requests[0])
     engine.step()

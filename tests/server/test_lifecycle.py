@@ -11,7 +11,7 @@ import pytest
 
 from nanovllm import SamplingParams
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.output_processor import Assembler
+from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.errors import CheckpointError, EngineNotReadyError
 from tests.support.async_engines import engine_threads
 from tests.support.serving import (
@@ -200,14 +200,14 @@ def test_an_answer_that_cannot_be_put_together_costs_the_others_nothing(
 ) -> None:
     settings: dict[str, Any] = {"max_tokens": 20, "temperature": 0, "ignore_eos": True}
     expected = fresh.complete("the", **settings)["choices"]
-    absorb = Assembler.absorb
+    add_update = OutputProcessor.add_update
 
-    def failing(self: Assembler, update: Any) -> bool:
+    def failing(self: OutputProcessor, update: Any) -> bool:
         if "cmpl-broken" in update.request_id:
             raise LookupError("no such token")
-        return absorb(self, update)
+        return add_update(self, update)
 
-    monkeypatch.setattr(Assembler, "absorb", failing)
+    monkeypatch.setattr(OutputProcessor, "add_update", failing)
     bodies = [
         {"prompt": "the", "request_id": "broken" if place == 1 else "whole", **settings}
         for place in range(3)
@@ -277,9 +277,9 @@ def test_a_request_that_is_being_read_while_the_engine_stops_is_refused(
     engine = fresh.engine
 
     async def run() -> None:
-        submission = engine.engine.intake.submit("late", "the", SamplingParams(max_tokens=1))
+        prepared = engine.engine.input_processor.submit("late", "the", SamplingParams(max_tokens=1))
         await engine.stop()
         with pytest.raises(EngineNotReadyError, match="stopped"):
-            await asyncio.wait_for(engine.finish(engine.submit(submission)), 2)
+            await asyncio.wait_for(engine.finish(engine.submit(prepared)), 2)
 
     fresh.on_loop(run)

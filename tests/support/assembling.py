@@ -1,8 +1,8 @@
-"""An assembler for tests, and the updates that a step of the engine would send it."""
+"""An output_processor for tests, and the updates that a step of the engine would send it."""
 
 from collections.abc import Iterable, Sequence
 
-from nanovllm.engine.output_processor import Assembler, SequenceUpdate
+from nanovllm.engine.output_processor import OutputProcessor, SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import NanovllmError
@@ -16,9 +16,9 @@ PROMPT = [1, 2, 3]
 METRICS = RequestMetrics(arrival_s=1.0, first_scheduled_s=2.0, first_token_s=3.0, finished_s=4.0)
 
 
-def make(tokenizer: Tokenizer, **settings: object) -> Assembler:
+def make(tokenizer: Tokenizer, **settings: object) -> OutputProcessor:
     params = SamplingParams(**settings)  # type: ignore[arg-type]
-    return Assembler(
+    return OutputProcessor(
         "r",
         "prompt",
         list(PROMPT),
@@ -45,25 +45,25 @@ def update(
 
 
 def feed(
-    assembler: Assembler,
+    output_processor: OutputProcessor,
     tokenizer: Tokenizer,
     text: str,
     finish: FinishReason | None = None,
     *,
     choice: int = 0,
 ) -> list[bool]:
-    """Send the bytes of `text` as one token each, the last with `finish`; what each `absorb` said."""
+    """Send the bytes of `text` as one token each, the last with `finish`; what each `add_update` said."""
     byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     tokens = [byte_of[bytes([byte])] for byte in text.encode()]
     reasons = [None] * (len(tokens) - 1) + [finish]
     return [
-        assembler.absorb(update(token, reason, choice=choice))
+        output_processor.add_update(update(token, reason, choice=choice))
         for token, reason in zip(tokens, reasons, strict=True)
     ]
 
 
-def answer(assembler: Assembler, choice: int = 0) -> CompletionOutput:
-    return assembler.output().outputs[choice]
+def answer(output_processor: OutputProcessor, choice: int = 0) -> CompletionOutput:
+    return output_processor.output().outputs[choice]
 
 
 def positions(token_ids: Sequence[int]) -> list[TokenLogprobs]:

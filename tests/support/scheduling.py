@@ -38,7 +38,7 @@ def make_request(
 def make_group(
     name: str, prompt: int | tuple[int, ...], count: int, new: int = 4, **settings: Any
 ) -> list[Request]:
-    """`count` answers to one prompt, as the intake makes them."""
+    """`count` answers to one prompt, as the input_processor makes them."""
     tokens = prompt if isinstance(prompt, tuple) else make_request(name, prompt).prompt_token_ids
     requests = [
         make_request(f"{name}-{choice}", tokens, new, **settings) for choice in range(count)

@@ -28,7 +28,7 @@ from nanovllm.cli.bench.roofline import (
 )
 from nanovllm.cli.options import engine_config
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.metrics import StepStats
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.hub import resolve_model
@@ -91,26 +91,26 @@ class Bench:
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
         """Submit all jobs at once and work until the last answer is complete; raises ContextLengthError where one does not fit."""
         started_s = time.perf_counter()
-        submissions = {
+        prepared_requests = {
             f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)
         }
-        lengths = dict.fromkeys(submissions, 0)
-        for step in self.engine.run(list(submissions.values())):
+        lengths = dict.fromkeys(prepared_requests, 0)
+        for step in self.engine.run(list(prepared_requests.values())):
             drawn = [update.request_id for update in step.updates if update.token_id is not None]
             self.phases.add(
                 step.stats,
-                sum(_pairs(submissions[name], lengths[name]) for name in drawn),
+                sum(_pairs(prepared_requests[name], lengths[name]) for name in drawn),
                 len(drawn),
             )
             for name in drawn:
                 lengths[name] += 1
             for update in step.updates:
-                assembler = submissions[update.request_id].assembler
-                if assembler.error is not None:
-                    raise EngineFaultError(assembler.error)
-                if assembler.is_finished:
+                output_processor = prepared_requests[update.request_id].output_processor
+                if output_processor.error is not None:
+                    raise EngineFaultError(output_processor.error)
+                if output_processor.is_finished:
                     on_finish()
-        outputs = [submission.assembler.output() for submission in submissions.values()]
+        outputs = [prepared.output_processor.output() for prepared in prepared_requests.values()]
         duration_s = time.perf_counter() - started_s
         cached_tokens = sum(output.num_cached_tokens for output in outputs)
         assert cached_tokens == 0 or self.engine.config.enable_prefix_caching
@@ -122,21 +122,21 @@ class Bench:
             cached_tokens,
         )
 
-    def _submit(self, request_id: str, job: Job) -> Submission:
+    def _submit(self, request_id: str, job: Job) -> PreparedRequest:
         params = SamplingParams(
             max_tokens=job.output_len, temperature=self.temperature, ignore_eos=True
         )
         try:
-            submission = self.engine.intake.submit(request_id, job.prompt, params)
+            prepared = self.engine.input_processor.submit(request_id, job.prompt, params)
         except InvalidRequestError as error:
             raise type(error)(f"{job.name}: {error}", param=error.param) from error
         check_fits(
             f"{job.name}: a prompt",
-            len(submission.requests[0].prompt_token_ids),
+            len(prepared.requests[0].prompt_token_ids),
             job.output_len,
             self.engine.max_model_len,
         )
-        return submission
+        return prepared
 
 
 def run_latency(parsed: argparse.Namespace) -> int:
@@ -264,9 +264,9 @@ def run_throughput(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(submission: Submission, drawn: int) -> int:
+def _pairs(prepared: PreparedRequest, drawn: int) -> int:
     """Pairs of a query and a token that it sees, up to the next token of an answer of `drawn` tokens; all of a prompt's for its first."""
-    length = len(submission.requests[0].prompt_token_ids) + drawn
+    length = len(prepared.requests[0].prompt_token_ids) + drawn
     return length if drawn else length * (length + 1) // 2
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nanovllm.engine.chat.template import ChatTemplate
-from nanovllm.engine.input_processor import Intake
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import SamplingParams
 
@@ -13,10 +13,10 @@ from nanovllm.sampling_params import SamplingParams
 class ChatPrompts:
     """Makes prompts of the conversations with one model. Any thread may use it."""
 
-    def __init__(self, folder: Path, intake: Intake) -> None:
+    def __init__(self, folder: Path, input_processor: InputProcessor) -> None:
         """Read templates and special tokens from the model's `folder` when they are needed."""
         self._folder = folder
-        self._intake = intake
+        self._input_processor = input_processor
         self._latest: ChatTemplate | None = None
 
     def close(self) -> None:
@@ -71,15 +71,15 @@ class ChatPrompts:
             )
         return template.encode(
             messages,
-            self._intake.tokenizer,
-            self._intake.check_text,
+            self._input_processor.tokenizer,
+            self._input_processor.check_text,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
         )
 
     def params(self, template: ChatTemplate, params: SamplingParams) -> SamplingParams:
         """Return the settings with the template's end of a turn among the stop tokens."""
-        end = template.end_of_turn_id(self._intake.tokenizer)
-        if end is None or end >= self._intake.model.vocab or params.ignore_eos:
+        end = template.end_of_turn_id(self._input_processor.tokenizer)
+        if end is None or end >= self._input_processor.model.vocab or params.ignore_eos:
             return params
         return params.clone(stop_token_ids=[*(params.stop_token_ids or ()), end])

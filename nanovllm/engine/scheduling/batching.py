@@ -90,7 +90,7 @@ def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResu
         if sequence.samples:
             token_id, logprobs = output.token_ids[sampled], output.logprobs[sampled]
             if token_id is None:  # though a token was allowed, none could be drawn
-                is_finite = not drawable(sequence.request, vocab).any()
+                is_finite = not allowed_mask(sequence.request, vocab).any()
             results.append(SequenceResult(token_id, logprobs, prompt_logprobs, is_finite=is_finite))
             sampled += 1
         else:
@@ -232,7 +232,7 @@ def _edits(requests: list[Request], by_grammar: Mapping[int, Int64s]) -> LogitEd
     )
 
 
-def drawable(request: Request, vocab: int) -> Mask:
+def allowed_mask(request: Request, vocab: int) -> Mask:
     """The tokens that a request may get next by all of its settings together, biases included."""
     mask = _restricted(
         request,

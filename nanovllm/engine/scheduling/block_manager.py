@@ -166,7 +166,7 @@ class BlockManager:
         """The block of that name, used or free."""
         return self._block_of.get(block_hash)
 
-    def clear_cache(self) -> None:
+    def reset_prefix_cache(self) -> None:
         """Forget every cached block, for when what they hold can no longer be trusted."""
         self._block_of.clear()
         self._cached.clear()

@@ -111,7 +111,7 @@ class Request:
     num_proven_blocks: int = 0
 
     def __post_init__(self, shared_rules: TokenRules | None) -> None:
-        assert self.prompt_token_ids, "the intake refuses empty prompts"
+        assert self.prompt_token_ids, "the input processor refuses empty prompts"
         assert self.pooling is None or self.max_new_tokens == 0, "an embedding is of a prompt alone"
         self.tokens = list(self.prompt_token_ids)
         if self.pooling == "last":

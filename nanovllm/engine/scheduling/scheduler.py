@@ -91,7 +91,7 @@ class Scheduler:
         return set(self._requests)
 
     def add(self, request: Request) -> None:
-        """Queue a request that the intake has checked; raises InvalidRequestError where its id is in use."""
+        """Queue a request that the input processor has checked; raises InvalidRequestError where its id is in use."""
         if request.request_id in self._requests:
             raise InvalidRequestError(
                 f"the request id {request.request_id!r} is in use by an unfinished request"
@@ -228,7 +228,7 @@ class Scheduler:
                 request.finish_reason, request.stop_reason = FinishReason.ERROR, None
                 self._finish(request)
                 updates.append(RequestUpdate(request, None, None, (), FinishReason.ERROR))
-        self.blocks.clear_cache()
+        self.blocks.reset_prefix_cache()
         for request in list(
             self.running
         ):  # not planned, but it may share a block that the step was to fill

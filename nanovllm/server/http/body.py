@@ -6,7 +6,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect, Request
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.http.errors import ClientGoneError, InvalidBodyError, shorten
+from nanovllm.server.http.errors import ClientDisconnectedError, InvalidBodyError, shorten
 from nanovllm.server.http.json_reader import MalformedJSONError, read_json
 from nanovllm.server.http.problems import describe_problems, given
 from nanovllm.server.http.work import Work
@@ -22,13 +22,13 @@ async def read_body(request: Request, kind: type[B], work: Work) -> tuple[B, int
 
     Raises:
         InvalidRequestError: it is not what `kind` describes.
-        ClientGoneError: the client closed its connection.
+        ClientDisconnectedError: the client closed its connection.
         RequestTimeoutError: the request's time was over before it could be read.
     """
     try:
         content = await request.body()
     except ClientDisconnect as error:
-        raise ClientGoneError from error
+        raise ClientDisconnectedError from error
     media_type = request.headers.get("content-type", "")
     if len(content) <= INLINE_BYTES:
         return parse_body(content, media_type, kind), len(content)

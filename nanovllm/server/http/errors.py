@@ -47,7 +47,7 @@ class Error(TypedDict):
     ]
 
 
-class ClientGoneError(Exception):
+class ClientDisconnectedError(Exception):
     """The client closed its connection before its answer was ready."""
 
 
@@ -61,16 +61,16 @@ class ErrorAnswer(TypedDict):
     error: Error
 
 
-class ModelUnknownError(NanovllmError):
+class ModelNotServedError(NanovllmError):
     """The request names a model that this server does not serve."""
 
     param = "model"
 
 
 def served_name(asked: str | None, names: Sequence[str]) -> str:
-    """The name that an answer gives the model: the one asked for, the first where none is; raises ModelUnknownError."""
+    """The name that an answer gives the model: the one asked for, the first where none is; raises ModelNotServedError."""
     if asked is not None and asked not in names:
-        raise ModelUnknownError(
+        raise ModelNotServedError(
             f"the model {shorten(asked)!r} is not served here; served: {', '.join(names)}"
         )
     return asked or names[0]
@@ -146,7 +146,7 @@ def status_of(error: Exception) -> int:
     if isinstance(error, RequestTimeoutError):
         return 504 if error.has_begun else 503
     statuses: list[tuple[type[Exception], int]] = [
-        (InvalidRequestError, 400), (ModelUnknownError, 404), (QueueFullError, 429), (EngineNotReadyError, 503), (EngineFaultError, 500),
+        (InvalidRequestError, 400), (ModelNotServedError, 404), (QueueFullError, 429), (EngineNotReadyError, 503), (EngineFaultError, 500),
     ]  # fmt: skip
     return next((status for kind, status in statuses if isinstance(error, kind)), 500)
 
@@ -175,5 +175,5 @@ def install(app: FastAPI) -> None:
 
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(NanovllmError, on_any)
-    app.add_exception_handler(ClientGoneError, on_gone)
+    app.add_exception_handler(ClientDisconnectedError, on_gone)
     app.add_exception_handler(Exception, on_any)

@@ -24,7 +24,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.engine.admission import HeldMemory
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.request_handle import Deadline
 from nanovllm.server.http.errors import shorten
 
@@ -71,16 +71,16 @@ class RequestRecord:
         """What was asked, as it came; kept only where prompts are logged."""
         self.prompts = prompts if self.keeps_prompts else None
 
-    def note_submissions(self, submissions: Sequence[Submission]) -> None:
+    def note_submissions(self, prepared_requests: Sequence[PreparedRequest]) -> None:
         """What the request has become, once it is checked."""
         self.prompt_tokens = sum(
-            len(submission.requests[0].prompt_token_ids) for submission in submissions
+            len(prepared.requests[0].prompt_token_ids) for prepared in prepared_requests
         )
 
-    def note_answers(self, submissions: Sequence[Submission]) -> None:
+    def note_answers(self, prepared_requests: Sequence[PreparedRequest]) -> None:
         """How much has been generated, once the answer has ended or nobody waits for it."""
         self.completion_tokens = sum(
-            submission.assembler.num_output_tokens for submission in submissions
+            prepared.output_processor.num_output_tokens for prepared in prepared_requests
         )
 
     def line(self, method: str, path: str) -> str:

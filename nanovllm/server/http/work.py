@@ -45,7 +45,7 @@ class Work:
             is_guarded: it waits for a process with limits of its own, and takes little time itself.
 
         Raises:
-            ClientGoneError: the client closed its connection.
+            ClientDisconnectedError: the client closed its connection.
             RequestTimeoutError: the request's time is over.
             QueueFullError: too many requests wait to be read.
         """

@@ -9,6 +9,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -18,7 +19,7 @@ from typing_extensions import TypedDict
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import CompletionOutput, RequestOutput
 from nanovllm.prompts import Prompt
@@ -90,7 +91,7 @@ async def beam_search_answer(
     work: Work,
     num_bytes: int,
 ) -> Response:
-    """The whole answer; raises InvalidRequestError, ClientGoneError and what the engine raises."""
+    """The whole answer; raises InvalidRequestError, ClientDisconnectedError and what the engine raises."""
     loaded = engine.engine
     record = record_of(request)
     record.answer_id = f"{form.id_prefix}-{body.request_id or uuid.uuid4().hex}"
@@ -111,9 +112,9 @@ async def beam_search_answer(
         for start in range(0, len(searches), at_once):
             group = searches[start : start + at_once]
             while going := [search for search in group if not search.is_finished]:
-                submissions = await compute(lambda going=going: _continue(going, body, loaded))  # type: ignore[misc]
-                outputs = await finish_all(engine, request, submissions, within=room)
-                await compute(lambda going=going, outputs=outputs: _take(going, outputs))  # type: ignore[misc]
+                beams = await compute(partial(_continue, going, body, loaded))
+                outputs = await finish_all(engine, request, beams, within=room)
+                await compute(partial(_take, going, outputs))
     finally:
         room.release()
     answer = await compute(lambda: _answer(searches, body.n or 1, form, loaded))
@@ -167,7 +168,7 @@ def _begin(body: SamplingBody, form: BeamForm, engine: Engine) -> list[BeamSearc
     return begin_searches(
         prompts,
         params,
-        engine.intake,
+        engine.input_processor,
         width_field=width_field,
         max_tokens_field=form.max_tokens_field,
     )
@@ -175,11 +176,11 @@ def _begin(body: SamplingBody, form: BeamForm, engine: Engine) -> list[BeamSearc
 
 def _continue(
     searches: Sequence[BeamSearch], body: SamplingBody, engine: Engine
-) -> list[Submission]:
+) -> list[PreparedRequest]:
     """A request of one token for each beam of each search."""
     return [
-        engine.intake.submit(
-            engine.intake.new_request_id("beam"),
+        engine.input_processor.submit(
+            engine.input_processor.new_request_id("beam"),
             ids,
             search.params.step_params,
             priority=body.priority,

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission
-from nanovllm.engine.request_handle import Reader
+from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
@@ -61,14 +61,14 @@ from nanovllm.server.openapi import answers, request_body
 
 
 @dataclass(frozen=True, slots=True)
-class ChatJob:
+class ChatCall:
     """A checked request, and what the answer needs to know of it."""
 
     id: str
     created: int
     model: str
     body: ChatRequest
-    submission: Submission
+    prepared: PreparedRequest
     tokenizer: Tokenizer
 
     def token_texts(self) -> TokenTexts:
@@ -113,25 +113,25 @@ def add_chat(
             is_guarded=True,
         )
         record.answer_id = job.id
-        record.note_submissions([job.submission])
-        record.held.append(engine.hold_logprobs([job.submission]))
-        await wait_for_grammar(request, [job.submission], body.structured_outputs)
+        record.note_submissions([job.prepared])
+        record.held.append(engine.hold_logprobs([job.prepared]))
+        await wait_for_grammar(request, [job.prepared], body.structured_outputs)
         if body.stream:
-            (reader,) = engine.submit_all([job.submission], deadline=deadline_of(request))
+            (handle,) = engine.submit_all([job.prepared], deadline=deadline_of(request))
 
             def leave() -> None:
-                engine.leave([reader])
-                record.note_answers([job.submission])
+                engine.leave([handle])
+                record.note_answers([job.prepared])
 
             return EventStream(
-                chat_events(job, engine, reader, work.writer(request)),
+                chat_events(job, engine, handle, work.writer(request)),
                 on_close=leave,
                 stalled_after_s=stalled_client_s,
             )
         try:
-            (output,) = await finish_all(engine, request, [job.submission])
+            (output,) = await finish_all(engine, request, [job.prepared])
         finally:
-            record.note_answers([job.submission])
+            record.note_answers([job.prepared])
         return await whole_answer(
             chat_head(job),
             chat_choices(job, output),
@@ -145,15 +145,15 @@ def add_chat(
 
 def make_chat_job(
     body: ChatRequest, template: ChatTemplate | None, engine: Engine, model: str
-) -> ChatJob:
+) -> ChatCall:
     """Render and check a body; raises InvalidRequestError before anything is queued, also where there is no template to render it by."""
     refuse_beams(body)
     job_id = f"chatcmpl-{body.request_id or uuid.uuid4().hex}"
     with _naming_fields(body):
         prompt = _encode(body, template, engine)
         params = _chat_params(body, template, engine)
-        submission = engine.intake.submit(
-            engine.intake.new_request_id(job_id),
+        prepared = engine.input_processor.submit(
+            engine.input_processor.new_request_id(job_id),
             prompt,
             params,
             priority=body.priority,
@@ -165,7 +165,7 @@ def make_chat_job(
                 max_tokens_field=body.max_tokens_field,
             ),
         )
-    return ChatJob(job_id, int(time.time()), model, body, submission, engine.tokenizer)
+    return ChatCall(job_id, int(time.time()), model, body, prepared, engine.tokenizer)
 
 
 def chat_beams(body: ChatRequest, template: ChatTemplate | None, engine: Engine) -> BeamForm:
@@ -174,7 +174,7 @@ def chat_beams(body: ChatRequest, template: ChatTemplate | None, engine: Engine)
     def read() -> tuple[list[Prompt], int]:
         with _naming_fields(body):
             prompt = _encode(body, template, engine)
-            limits = engine.intake.limits
+            limits = engine.input_processor.limits
             room = min(limits.max_model_len, limits.cache_tokens) - len(prompt)
             if room < 1:
                 raise ContextLengthError(
@@ -209,7 +209,7 @@ def _naming_fields(body: ChatRequest) -> Iterator[None]:
 def _encode(body: ChatRequest, template: ChatTemplate | None, engine: Engine) -> list[int]:
     """Return the token ids of the prompt, before truncation."""
     is_truncated = body.truncate_prompt_tokens is not None
-    check_text = partial(engine.intake.check_text, is_truncated=is_truncated)
+    check_text = partial(engine.input_processor.check_text, is_truncated=is_truncated)
     return encode_messages(
         body.messages,
         body,
@@ -224,7 +224,7 @@ def _chat_params(
     body: ChatRequest, template: ChatTemplate | None, engine: Engine
 ) -> SamplingParams:
     """Return the settings of the completion that a chat is once its messages are tokens."""
-    limit = engine.intake.limits.max_logprobs
+    limit = engine.input_processor.limits.max_logprobs
     if (body.top_logprobs or 0) > limit:
         raise InvalidRequestError(
             f"top_logprobs is {body.top_logprobs}, the limit is {limit} (max_logprobs)",
@@ -242,7 +242,7 @@ def _chat_params(
     )
 
 
-def chat_head(job: ChatJob) -> dict[str, Any]:
+def chat_head(job: ChatCall) -> dict[str, Any]:
     """Return the fields before the choices of the whole answer."""
     return answer_head(job.id, "chat.completion", job.created, job.model)
 
@@ -256,14 +256,14 @@ def prompt_fields(body: ChatRequest, output: RequestOutput) -> ChatPrompt:
     }
 
 
-def chat_body(job: ChatJob, output: RequestOutput) -> dict[str, Any]:
+def chat_body(job: ChatCall, output: RequestOutput) -> dict[str, Any]:
     """Return the whole answer."""
     choices = list(chat_choices(job, output))
     rest = {"choices": choices, "usage": completion_usage([output])}
     return {**chat_head(job), **rest, **prompt_fields(job.body, output)}
 
 
-def chat_choices(job: ChatJob, output: RequestOutput) -> Iterator[ChatChoice]:
+def chat_choices(job: ChatCall, output: RequestOutput) -> Iterator[ChatChoice]:
     """Yield the whole answer's choices."""
     for answer in output.outputs:
         logprobs = chat_logprobs(job, answer, job.token_texts())
@@ -285,7 +285,7 @@ def _choice(
 
 
 def chat_events(
-    job: ChatJob, engine: AsyncEngine, reader: Reader, write: Write
+    job: ChatCall, engine: AsyncEngine, handle: RequestHandle, write: Write
 ) -> AsyncGenerator[bytes, None]:
     """Return the events of a streamed answer.
 
@@ -321,8 +321,8 @@ def chat_events(
     return answer_events(
         head,
         job.body.stream_options,
-        [job.submission],
-        merge(engine, [reader]),
+        [job.prepared],
+        merge(engine, [handle]),
         choices_of,
         write,
         prompt_fields=first_fields,
@@ -339,7 +339,7 @@ def _role_chunk(body: ChatRequest, index: int) -> ChatChunkChoice:
 
 
 def _chunk(
-    job: ChatJob, answer: CompletionOutput, texts: TokenTexts, *, is_first: bool
+    job: ChatCall, answer: CompletionOutput, texts: TokenTexts, *, is_first: bool
 ) -> ChatChunkChoice | None:
     """Return a piece of an answer as a chunk's choice, or None if it has nothing to show."""
     body = job.body
@@ -356,7 +356,9 @@ def _chunk(
     }  # fmt: skip
 
 
-def chat_logprobs(job: ChatJob, answer: CompletionOutput, texts: TokenTexts) -> ChatLogprobs | None:
+def chat_logprobs(
+    job: ChatCall, answer: CompletionOutput, texts: TokenTexts
+) -> ChatLogprobs | None:
     """Return log-probabilities in the chat form: one entry a token, with its bytes, and the most likely ones beside it.
 
     `texts` has seen the tokens of the choice that came before.

@@ -1,4 +1,4 @@
-"""POST /v1/completions: from the request's body to checked submissions, and from finished outputs to the answer."""
+"""POST /v1/completions: from the request's body to checked prepared_requests, and from finished outputs to the answer."""
 
 import time
 import uuid
@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission, naming_prompt, sampling_defaults
+from nanovllm.engine.input_processor import PreparedRequest, naming_prompt, sampling_defaults
 from nanovllm.errors import ContextLengthError, InvalidRequestError, NanovllmError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
@@ -38,15 +38,15 @@ _PASSED_ON = (
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionJob:
-    """A checked request: its prompts' submissions and what the answer needs to know of the request."""
+class CompletionCall:
+    """A checked request: its prompts' prepared_requests and what the answer needs to know of the request."""
 
     id: str
     created: int
     model: str
     body: CompletionRequest
-    submissions: tuple[Submission, ...]
-    decode_prompt: "EchoText"
+    prepared_requests: tuple[PreparedRequest, ...]
+    decode_prompt: "PromptDecoder"
 
     @property
     def n(self) -> int:
@@ -54,7 +54,7 @@ class CompletionJob:
         return self.body.n or 1
 
 
-class EchoText:
+class PromptDecoder:
     """Texts of prompts, for `echo`: as sent, or decoded where token ids were sent or the text was truncated."""
 
     def __init__(self, engine: Engine) -> None:
@@ -144,7 +144,7 @@ def check_truncated(field: str, prompts: Sequence[str | list[int]]) -> None:
         )
 
 
-def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJob:
+def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionCall:
     """Check a body against the model; raises InvalidRequestError before anything is queued."""
     refuse_beams(body)
     job_id = f"cmpl-{body.request_id or uuid.uuid4().hex}"
@@ -152,10 +152,12 @@ def make_job(body: CompletionRequest, engine: Engine, model: str) -> CompletionJ
         params = _completion_params(body, engine)
         if params.truncate_prompt_tokens is not None:
             check_truncated("prompt", body.prompts)
-        submissions = _submissions(body, engine, job_id, params)
+        prepared_requests = _prepare_all(body, engine, job_id, params)
     except InvalidRequestError as error:
         raise in_sent_fields(error, body.structured_outputs) from error
-    return CompletionJob(job_id, int(time.time()), model, body, submissions, EchoText(engine))
+    return CompletionCall(
+        job_id, int(time.time()), model, body, prepared_requests, PromptDecoder(engine)
+    )
 
 
 def refuse_beams(body: SamplingBody) -> None:
@@ -167,17 +169,17 @@ def refuse_beams(body: SamplingBody) -> None:
         )
 
 
-def _submissions(
+def _prepare_all(
     body: CompletionRequest, engine: Engine, job_id: str, params: SamplingParams
-) -> tuple[Submission, ...]:
-    """Return one submission for each prompt; raises InvalidRequestError that names the prompt."""
-    submissions: list[Submission] = []
+) -> tuple[PreparedRequest, ...]:
+    """Return one prepared for each prompt; raises InvalidRequestError that names the prompt."""
+    prepared_requests: list[PreparedRequest] = []
     try:
         for index, prompt in enumerate(body.prompts):
             with naming_prompt(index, len(body.prompts)):
-                submissions.append(
-                    engine.intake.submit(
-                        engine.intake.new_request_id(job_id),
+                prepared_requests.append(
+                    engine.input_processor.submit(
+                        engine.input_processor.new_request_id(job_id),
                         prompt,
                         params,
                         priority=body.priority,
@@ -188,9 +190,9 @@ def _submissions(
                     )
                 )
     except NanovllmError:
-        submissions.clear()  # their grammars would compile for as long as the traceback is kept
+        prepared_requests.clear()  # their grammars would compile for as long as the traceback is kept
         raise
-    return tuple(submissions)
+    return tuple(prepared_requests)
 
 
 def answer_head(answer_id: str, kind: str, created: int, model: str) -> dict[str, Any]:
@@ -201,19 +203,19 @@ def answer_head(answer_id: str, kind: str, created: int, model: str) -> dict[str
     }  # fmt: skip
 
 
-def completion_head(job: CompletionJob) -> dict[str, Any]:
+def completion_head(job: CompletionCall) -> dict[str, Any]:
     """Return the fields before the choices of the whole answer."""
     return answer_head(job.id, "text_completion", job.created, job.model)
 
 
-def completion_body(job: CompletionJob, outputs: list[RequestOutput]) -> dict[str, Any]:
+def completion_body(job: CompletionCall, outputs: list[RequestOutput]) -> dict[str, Any]:
     """Return the whole answer: choices prompt by prompt, each prompt's n answers in order."""
     choices = list(completion_choices(job, outputs))
     return {**completion_head(job), "choices": choices, "usage": completion_usage(outputs)}
 
 
 def completion_choices(
-    job: CompletionJob, outputs: Sequence[RequestOutput]
+    job: CompletionCall, outputs: Sequence[RequestOutput]
 ) -> Iterator[CompletionChoice]:
     """The choices one by one: one may be a thousand times larger than what it is made of."""
     for place, output in enumerate(outputs):
@@ -241,7 +243,7 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usa
 class ChoiceFormatter:
     """Turns one answer, whole or piece by piece, into choices; keeps what the pieces have in common."""
 
-    def __init__(self, job: CompletionJob, output: RequestOutput) -> None:
+    def __init__(self, job: CompletionCall, output: RequestOutput) -> None:
         """Format one answer to `output`'s prompt."""
         self._job = job
         self._prompt = job.decode_prompt(output) if job.body.echo else ""

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.body import read_body
 from nanovllm.server.http.errors import served_name
@@ -92,17 +92,19 @@ def add_embeddings(
         record.note_prompts(inputs)
         engine.check_room(len(inputs))  # before time is spent on their text
         loaded = engine.engine
-        submissions = await work.read(request, num_bytes, lambda: make_submissions(body, loaded))
-        record.note_submissions(submissions)
+        prepared_requests = await work.read(
+            request, num_bytes, lambda: prepare_requests(body, loaded)
+        )
+        record.note_submissions(prepared_requests)
         record.completion_tokens = 0
-        await finish_all(engine, request, submissions)
+        await finish_all(engine, request, prepared_requests)
         content = await work.writer(request)(
-            lambda: write_json(embedding_body(submissions, model, body.encoding_format))
+            lambda: write_json(embedding_body(prepared_requests, model, body.encoding_format))
         )  # may be a million numbers
         return json_response(content, stalled_client_s)
 
 
-def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]:
+def prepare_requests(body: EmbeddingRequest, engine: Engine) -> list[PreparedRequest]:
     """Check every input against the model; raises InvalidRequestError that says which one is at fault."""
     if body.dimensions is not None:
         raise InvalidRequestError(
@@ -112,11 +114,11 @@ def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]
         )
     if body.truncate_prompt_tokens is not None:
         check_truncated("input", body.inputs)
-    submissions = []
+    prepared_requests = []
     for index, text in enumerate(body.inputs):
         try:
-            submission = engine.intake.embed(
-                engine.intake.new_request_id("embd"),
+            prepared = engine.input_processor.embed(
+                engine.input_processor.new_request_id("embd"),
                 text,
                 pooling=body.pooling,
                 priority=body.priority,
@@ -130,15 +132,15 @@ def make_submissions(body: EmbeddingRequest, engine: Engine) -> list[Submission]
                 raise
             place = f"input {index}" if len(body.inputs) > 1 else "input"
             raise type(error)(f"{place}: {error}", param="input") from error
-        submissions.append(submission)
-    return submissions
+        prepared_requests.append(prepared)
+    return prepared_requests
 
 
 def embedding_body(
-    submissions: Sequence[Submission], model: str, encoding_format: str | None
+    prepared_requests: Sequence[PreparedRequest], model: str, encoding_format: str | None
 ) -> dict[str, Any]:
     """The answer, once every input is read; raises EngineFaultError where the network's output is not a number."""
-    outputs = [submission.assembler.embedding() for submission in submissions]
+    outputs = [prepared.output_processor.embedding() for prepared in prepared_requests]
     tokens = sum(len(output.prompt_token_ids) for output in outputs)
     data: list[Embedding] = []
     for index, output in enumerate(outputs):

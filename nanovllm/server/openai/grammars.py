@@ -8,7 +8,7 @@ from contextlib import suppress
 from starlette.requests import Request
 
 from nanovllm.engine.grammar.grammar import CompiledGrammar
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.openai.streaming import unless_gone
@@ -16,14 +16,14 @@ from nanovllm.server.openai.structured import StructuredFields, in_sent_fields
 
 
 async def wait_for_grammar(
-    request: Request, submissions: Sequence[Submission], fields: StructuredFields | None
+    request: Request, prepared_requests: Sequence[PreparedRequest], fields: StructuredFields | None
 ) -> None:
-    """Return once the grammar that all of `submissions` follow is compiled, or the request's deadline has passed.
+    """Return once the grammar that all of `prepared_requests` follow is compiled, or the request's deadline has passed.
 
     Where the client closes its connection meanwhile, or the deadline passes, nobody may wait for the grammar any more, and compiling
-    ends at once. Raises ClientGoneError, InvalidRequestError where the grammar cannot be used, QueueFullError.
+    ends at once. Raises ClientDisconnectedError, InvalidRequestError where the grammar cannot be used, QueueFullError.
     """
-    grammar = submissions[0].grammar
+    grammar = prepared_requests[0].grammar
     if grammar is None:
         return
     deadline = deadline_of(request)

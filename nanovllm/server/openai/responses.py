@@ -8,7 +8,7 @@ from starlette.responses import Response
 
 from nanovllm.engine.admission import Reservation
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.input_processor import Submission
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.outputs import RequestOutput
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.json_writer import write_json
@@ -24,25 +24,25 @@ from nanovllm.server.openai.streaming import (
 async def finish_all(
     engine: AsyncEngine,
     request: Request,
-    submissions: Sequence[Submission],
+    prepared_requests: Sequence[PreparedRequest],
     *,
     within: Reservation | None = None,
 ) -> list[RequestOutput]:
     """Queue checked requests, all or none, and wait for the whole answer of each; `within` is room that was reserved for them.
 
     The first part that ends with an error ends all of them. Whatever is unfinished when this ends is
-    aborted. Raises ClientGoneError when the client closes its connection, QueueFullError, and
+    aborted. Raises ClientDisconnectedError when the client closes its connection, QueueFullError, and
     what the engine raises.
     """
-    readers = engine.submit_all(submissions, deadline=deadline_of(request), within=within)
+    handles = engine.submit_all(prepared_requests, deadline=deadline_of(request), within=within)
 
     async def wait() -> list[RequestOutput]:
-        return [await engine.finish(reader) for reader in readers]
+        return [await engine.finish(handle) for handle in handles]
 
     try:
         return await unless_gone(request, wait())
     finally:
-        engine.leave(readers)
+        engine.leave(handles)
 
 
 async def whole_answer(

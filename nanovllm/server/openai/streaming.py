@@ -1,7 +1,7 @@
 """Answers while they grow: server-sent events, and what happens when the client goes away.
 
 A client that closes its connection ends its requests: the task that follows them is cancelled, and the engine aborts what is
-unfinished. Between two writes news merge, so a slow reader gets larger chunks and holds nobody up; one that takes nothing at all
+unfinished. Between two writes news merge, so a slow handle gets larger chunks and holds nobody up; one that takes nothing at all
 counts as gone after a while. While a stream has nothing to send, because its request waits in the
 queue, comments keep the connection alive: proxies close connections that are idle.
 """
@@ -21,12 +21,12 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from nanovllm.engine.async_engine import AsyncEngine
-from nanovllm.engine.input_processor import Submission
-from nanovllm.engine.request_handle import Reader
+from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.outputs import RequestOutput
-from nanovllm.server.http.errors import ClientGoneError, response_for, status_of
+from nanovllm.server.http.errors import ClientDisconnectedError, response_for, status_of
 from nanovllm.server.http.json_writer import write_json
-from nanovllm.server.openai.completions import ChoiceFormatter, CompletionJob, usage
+from nanovllm.server.openai.completions import ChoiceFormatter, CompletionCall, usage
 from nanovllm.server.openai.response_types import CompletionChoice, Usage
 from nanovllm.server.openai.schemas import StreamOptions
 
@@ -44,13 +44,13 @@ MANY_POSITIONS = 128  # with 20 log-probabilities each they take about 20 ms
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`, which is cancelled when the client closes its connection; then ClientGoneError."""
+    """The result of `work`, which is cancelled when the client closes its connection; then ClientDisconnectedError."""
     task = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_wait_for_disconnect(request.receive))
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGoneError
+            raise ClientDisconnectedError
         return task.result()
     finally:
         for pending in (task, gone):
@@ -188,7 +188,7 @@ class EventStream(PieceResponse):
 
 
 def completion_events(
-    job: CompletionJob, engine: AsyncEngine, readers: list[Reader], write: Write
+    job: CompletionCall, engine: AsyncEngine, handles: list[RequestHandle], write: Write
 ) -> AsyncGenerator[bytes, None]:
     """The events of a streamed completion; `write` runs what takes long beside the event loop."""
     formatters: dict[int, ChoiceFormatter] = {}
@@ -207,14 +207,19 @@ def completion_events(
 
     head = {"id": job.id, "object": "text_completion", "created": job.created, "model": job.model}
     return answer_events(
-        head, job.body.stream_options, job.submissions, merge(engine, readers), choices_of, write
+        head,
+        job.body.stream_options,
+        job.prepared_requests,
+        merge(engine, handles),
+        choices_of,
+        write,
     )
 
 
 async def answer_events(
     head: Mapping[str, Any],
     options: StreamOptions | None,
-    submissions: Sequence[Submission],
+    prepared_requests: Sequence[PreparedRequest],
     news: AsyncGenerator[tuple[int, RequestOutput], None],
     choices_of: Callable[[int, RequestOutput], Sequence[Mapping[str, Any]]],
     write: Write,
@@ -227,13 +232,13 @@ async def answer_events(
 
     Args:
         head: what every chunk has.
-        news: of the requests of `submissions`, each with its place among them.
+        news: of the requests of `prepared_requests`, each with its place among them.
         choices_of: (place, news) to what is new of the choices, none where there is nothing to show.
         write: runs what takes long beside the event loop.
         prompt_fields: the first news to the fields about the prompt that the first chunk has beside its choice.
     """
     usage_on = options is not None and options.include_usage
-    counter = UsageCounter(submissions)
+    counter = UsageCounter(prepared_requests)
 
     is_first = True
 
@@ -303,10 +308,10 @@ def _large_event(body: dict[str, Any]) -> bytes:
 class UsageCounter:
     """Adds up the tokens of a stream's pieces."""
 
-    def __init__(self, submissions: Sequence[Submission]) -> None:
+    def __init__(self, prepared_requests: Sequence[PreparedRequest]) -> None:
         """Count the prompts at once, answers as they come."""
         self._prompt_tokens = sum(
-            len(submission.requests[0].prompt_token_ids) for submission in submissions
+            len(prepared.requests[0].prompt_token_ids) for prepared in prepared_requests
         )
         self._completion_tokens: dict[int, int] = {}
         self._cached_tokens: dict[int, int] = {}
@@ -326,15 +331,15 @@ class UsageCounter:
 
 
 async def merge(
-    engine: AsyncEngine, readers: list[Reader]
+    engine: AsyncEngine, handles: list[RequestHandle]
 ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
     """The news of several requests as they come, each with its prompt's number."""
-    if len(readers) == 1:  # nothing to wait for side by side, which costs a task for each piece
-        async with aclosing(engine.follow(readers[0])) as news:
+    if len(handles) == 1:  # nothing to wait for side by side, which costs a task for each piece
+        async with aclosing(engine.follow(handles[0])) as news:
             async for output in news:
                 yield 0, output
         return
-    streams = [engine.follow(reader) for reader in readers]
+    streams = [engine.follow(handle) for handle in handles]
     waiting = {asyncio.ensure_future(anext(stream)): place for place, stream in enumerate(streams)}
     try:
         while waiting:

@@ -184,17 +184,19 @@ def test_prefix_caching_is_on_where_it_is_asked_for(
 def test_the_seed_makes_the_prompts(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nanovllm.engine.input_processor import Intake
+    from nanovllm.engine.input_processor import InputProcessor
 
     seen: list[object] = []
-    submit = Intake.submit
+    submit = InputProcessor.submit
 
-    def recording(self: Intake, request_id: str, prompt: Any, *rest: Any, **options: Any) -> Any:
+    def recording(
+        self: InputProcessor, request_id: str, prompt: Any, *rest: Any, **options: Any
+    ) -> Any:
         if request_id.startswith("bench-"):
             seen.append(prompt)
         return submit(self, request_id, prompt, *rest, **options)
 
-    monkeypatch.setattr(Intake, "submit", recording)
+    monkeypatch.setattr(InputProcessor, "submit", recording)
     for seed in (3, 3, 4):
         bench(
             capsys,

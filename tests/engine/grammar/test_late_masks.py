@@ -163,8 +163,8 @@ def test_a_late_mask_delays_nobody_else(llm: LLM) -> None:
     engine = llm.engine
     wanted = structured(regex="[ab]{8}x")
     (expected,) = llm.generate("the", wanted, use_tqdm=False)
-    (late,) = engine.intake.submit("late", "the", wanted).requests
-    (other,) = engine.intake.submit(
+    (late,) = engine.input_processor.submit("late", "the", wanted).requests
+    (other,) = engine.input_processor.submit(
         "other", "the", SamplingParams(max_tokens=20, ignore_eos=True)
     ).requests
     with stopped_workers():
@@ -184,7 +184,7 @@ def test_a_late_mask_delays_nobody_else(llm: LLM) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_request_whose_mask_is_late_can_be_aborted(llm: LLM) -> None:
     engine = llm.engine
-    (late,) = engine.intake.submit("late", "the", structured(regex="[ab]{8}y")).requests
+    (late,) = engine.input_processor.submit("late", "the", structured(regex="[ab]{8}y")).requests
     engine.add_request(late)
     while late.num_output_tokens < 2:
         engine.step()
@@ -200,13 +200,13 @@ def test_a_mask_over_its_budget_ends_its_request_alone(tiny_model: Path) -> None
     llm = LLM(tiny_model, **{**ENGINE_SETTINGS, "backend": "numpy"})
     engine = llm.engine
     limits = GrammarLimits(mask_cpu_s=0.1)
-    engine.intake.grammars = Grammars(
+    engine.input_processor.grammars = Grammars(
         llm.tokenizer, engine.model.vocab, engine.model.eos_token_ids, limits
     )
     rules = str(AMBIGUOUS["grammar"]).replace("start: s\n", 'start: "a" s\n')
-    (bad,) = engine.intake.submit("bad", "the", structured(grammar=rules)).requests
-    (good,) = engine.intake.submit("good", "the", structured(regex="[ab]{8}x")).requests
-    (other,) = engine.intake.submit("other", "the", SamplingParams(max_tokens=20)).requests
+    (bad,) = engine.input_processor.submit("bad", "the", structured(grammar=rules)).requests
+    (good,) = engine.input_processor.submit("good", "the", structured(regex="[ab]{8}x")).requests
+    (other,) = engine.input_processor.submit("other", "the", SamplingParams(max_tokens=20)).requests
     for request in (bad, good, other):
         engine.add_request(request)
     last = {}
@@ -224,7 +224,7 @@ def test_a_mask_over_its_budget_ends_its_request_alone(tiny_model: Path) -> None
 
 def test_a_grammar_that_is_none_ends_its_request_in_the_engine(llm: LLM) -> None:
     """Where nobody waited for it to be compiled, as in run-batch."""
-    submission = llm.engine.intake.submit("bad", "the", structured(regex="("))
-    list(llm.engine.run([submission]))
-    assert isinstance(submission.assembler.error, InvalidRequestError)
-    assert "unclosed group" in str(submission.assembler.error)
+    prepared = llm.engine.input_processor.submit("bad", "the", structured(regex="("))
+    list(llm.engine.run([prepared]))
+    assert isinstance(prepared.output_processor.error, InvalidRequestError)
+    assert "unclosed group" in str(prepared.output_processor.error)

@@ -138,7 +138,7 @@ class BlockManagerMachine(RuleBasedStateMachine):
 
     @rule()
     def clear(self) -> None:
-        self.manager.clear_cache()
+        self.manager.reset_prefix_cache()
         self.names.clear()
 
     @invariant()

@@ -263,7 +263,7 @@ def alone(config: EngineConfig, tiny_model: Path) -> dict[str, list[object]]:
     engine = Engine.load(tiny_model, replace(config, enable_prefix_caching=False))
     found: dict[str, list[object]] = {}
     for name, tokens, params in JOBS:
-        for request in engine.intake.submit(name, tokens, params).requests:
+        for request in engine.input_processor.submit(name, tokens, params).requests:
             request.group = ""
             found |= answer(engine, [request])
     return found
@@ -301,7 +301,7 @@ def test_answers_have_the_bits_that_they_have_alone(
     config: EngineConfig, tiny_model: Path, alone: dict[str, list[object]], changes: dict[str, int]
 ) -> None:
     engine = Engine.load(tiny_model, replace(config, **changes))  # type: ignore[arg-type]
-    requests = [request for job in JOBS for request in engine.intake.submit(*job).requests]
+    requests = [request for job in JOBS for request in engine.input_processor.submit(*job).requests]
     assert answer(engine, requests) == alone
     assert ("num_blocks" in changes) == (engine.scheduler.num_preemptions > 0)
 
@@ -313,7 +313,7 @@ def test_more_answers_begin_in_a_step_than_it_computes_tokens(
     engine = Engine.load(
         tiny_model, replace(config, max_num_seqs=128, max_num_batched_tokens=128, num_blocks=200)
     )
-    requests = engine.intake.submit(
+    requests = engine.input_processor.submit(
         "many", prompt(1), sampled(100, max_tokens=2, logprobs=None)
     ).requests
     for request in requests:

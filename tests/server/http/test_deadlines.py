@@ -198,7 +198,7 @@ def test_time_that_passes_before_the_queue_counts_too(
 ) -> None:
     """Here while the prompt is tokenised: nothing is queued any more."""
     may_go_on = threading.Event()
-    inner = server.engine.engine.intake
+    inner = server.engine.engine.input_processor
     submit = inner.submit
     monkeypatch.setattr(
         inner, "submit", lambda *args, **kwargs: may_go_on.wait(0.3) or submit(*args, **kwargs)

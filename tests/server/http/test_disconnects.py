@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from nanovllm.engine.request_handle import Reader
+from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.server.openai.completions import ChoiceFormatter
 from tests.support.async_engines import until
 from tests.support.serving import RunningServer, loader, read_events, run_threads, wait_until
@@ -156,23 +156,23 @@ class Client:
         return b"".join(message.get("body", b"") for message in self.received)
 
 
-def all_readers() -> list[Reader]:
+def all_handles() -> list[RequestHandle]:
     """Requests of this process that something still holds on to; those of answered ones may be found while they are on their way out."""
     gc.collect()
     return [
-        found for found in gc.get_objects() if type(found) is Reader
+        found for found in gc.get_objects() if type(found) is RequestHandle
     ]  # isinstance would ask what a dead weak proxy stands for
 
 
 @pytest.fixture(autouse=True, scope="module")
 def readers_before() -> int:
     """What other tests have left in this process, such as in the traceback of an error that they expected."""
-    return len(all_readers())
+    return len(all_handles())
 
 
 def assert_nothing_is_left(server: RunningServer, before: int) -> None:
     wait_until(server.is_idle)
-    wait_until(lambda: len(all_readers()) <= before)
+    wait_until(lambda: len(all_handles()) <= before)
     assert (
         len(server.complete("the", n=server.max_queued_requests, max_tokens=1)["choices"])
         == server.max_queued_requests

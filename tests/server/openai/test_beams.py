@@ -8,7 +8,7 @@ from openai import OpenAI
 
 from nanovllm import LLM, BeamSearchParams
 from nanovllm.engine.beam_search import BeamSearch
-from nanovllm.engine.input_processor import Intake
+from nanovllm.engine.input_processor import InputProcessor
 from tests.support.serving import MODEL, RunningServer
 
 pytestmark = pytest.mark.both_backends
@@ -75,12 +75,12 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
     engine = server.engine
     in_flight: list[int] = []
     threads: list[threading.Thread] = []
-    submit_all, submit, take = engine.submit_all, Intake.submit, BeamSearch.take
+    submit_all, submit, take = engine.submit_all, InputProcessor.submit, BeamSearch.take
     loop_thread = server.on_loop(_current_thread)
 
-    def watched_submit_all(submissions: Any, **given: Any) -> Any:
-        in_flight.append(len(submissions))
-        return submit_all(submissions, **given)
+    def watched_submit_all(prepared_requests: Any, **given: Any) -> Any:
+        in_flight.append(len(prepared_requests))
+        return submit_all(prepared_requests, **given)
 
     def watched(real: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
@@ -90,7 +90,7 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
         return call
 
     monkeypatch.setattr(engine, "submit_all", watched_submit_all)
-    monkeypatch.setattr(Intake, "submit", watched(submit))
+    monkeypatch.setattr(InputProcessor, "submit", watched(submit))
     monkeypatch.setattr(BeamSearch, "take", watched(take))
     prompts = [[place + 1, 7] for place in range(40)]
     answer = server.complete(prompts, use_beam_search=True, n=3, max_tokens=3)

@@ -28,7 +28,7 @@ def limited(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     def with_limits() -> Engine:
         engine = load()
         limits = GrammarLimits(memory_bytes=64 << 20, mask_cpu_s=0.1)
-        engine.intake.grammars = Grammars(
+        engine.input_processor.grammars = Grammars(
             engine.tokenizer, engine.model.vocab, engine.model.eos_token_ids, limits
         )
         return engine
@@ -69,12 +69,12 @@ def test_a_deadline_holds_while_a_grammar_is_compiled(limited: RunningServer) ->
     error = limited.error(body, 503, **{"x-request-timeout-s": "0.2"})
     assert "0.2 s" in error["message"]
     assert time.monotonic() - started_s < 10
-    pool = limited.engine.engine.intake.grammars.pool
+    pool = limited.engine.engine.input_processor.grammars.pool
     wait_until(lambda: not pool.is_compiling)
 
 
 def test_a_client_that_leaves_ends_the_compilation(limited: RunningServer) -> None:
-    pool = limited.engine.engine.intake.grammars.pool
+    pool = limited.engine.engine.input_processor.grammars.pool
     body = {"prompt": "the", "structured_outputs": {"json": {"multipleOf": 99999931}}}
     with pytest.raises(httpx.ReadTimeout), httpx.Client(timeout=0.3) as client:
         client.post(f"{limited.url}/v1/completions", json=body)
@@ -84,7 +84,7 @@ def test_a_client_that_leaves_ends_the_compilation(limited: RunningServer) -> No
 def test_stopping_ends_a_compilation(tiny_model: Path) -> None:
     answers: list[httpx.Response] = []
     with RunningServer(loader(tiny_model)) as running:
-        pool = running.engine.engine.intake.grammars.pool
+        pool = running.engine.engine.input_processor.grammars.pool
 
         def ask() -> None:
             body = {"prompt": "the", "structured_outputs": ENDLESS_MULTIPLE}
@@ -108,7 +108,7 @@ def test_stopping_ends_a_compilation(tiny_model: Path) -> None:
 def test_refused_requests_leave_no_grammars_to_compile(
     limited: RunningServer, changes: dict[str, Any]
 ) -> None:
-    pool = limited.engine.engine.intake.grammars.pool
+    pool = limited.engine.engine.input_processor.grammars.pool
     for number in range(40):
         schema = {"multipleOf": 99_999_701 + 2 * number}
         limited.error({"prompt": "the", "structured_outputs": {"json": schema}, **changes})
