@@ -288,14 +288,18 @@ def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
     first = digest()
     assert digest() == first
     seen = {first}
-    for path in (kernels / "vector.py", kernels / "step_record.py", kernels / "worker.py"):
+    for name in ("simd/vector.py", "step_record.py", "threads/worker.py"):
+        path = kernels / name
         times = path.stat()
         path.write_text(path.read_text().replace("1", "2", 1))
         os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
         seen.add(digest())
-    (kernels / "new.py").write_text("")
+    for new in ("new.py", "simd/new.py"):
+        (kernels / new).write_text("")
+        seen.add(digest())
+    (kernels / "simd" / "new.py").rename(kernels / "threads" / "new.py")
     seen.add(digest())
-    assert len(seen) == 5
+    assert len(seen) == 7
 
 
 def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(
