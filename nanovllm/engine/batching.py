@@ -11,7 +11,7 @@ from nanovllm.engine.request import Request
 from nanovllm.engine.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.runner.logprobs import TokenLogprobs
-from nanovllm.runner.native import RunnerOutput
+from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch, TokenHistory
 
 D = TypeVar("D", bound=np.generic)

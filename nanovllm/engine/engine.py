@@ -29,7 +29,7 @@ from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config, load_generation_config
 from nanovllm.runner.logprobs import TokenLogprobs
-from nanovllm.runner.native import NativeModelRunner
+from nanovllm.runner.native_model_runner import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)

@@ -89,7 +89,7 @@ class GPT2Config:
         return self.d_model // self.heads
 
     @property
-    def parameters(self) -> int:
+    def num_parameters(self) -> int:
         """Numbers in the network, a tied head counted once."""
         per_layer = (
             4 * self.d_model**2 + 2 * self.d_model * self.d_ff + 9 * self.d_model + self.d_ff

@@ -240,7 +240,7 @@ class NumbaBackend:
             sizes = {"blocks": memory["blocks"], "block_size": memory["block_size"]}
             batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, **sizes)
             raise AssertionError("a batch was refused that ForwardBatch.check finds sound")
-        self._run("forward", batch.tokens * self._config.parameters)
+        self._run("forward", batch.tokens * self._config.num_parameters)
         return memory.arrays["final"][:rows, : self._config.d_model]
 
     def states(

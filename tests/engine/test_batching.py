@@ -12,7 +12,7 @@ from nanovllm.engine import batching
 from nanovllm.engine.request import Request
 from nanovllm.engine.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.runner.logprobs import TokenLogprobs
-from nanovllm.runner.native import RunnerOutput
+from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.runner.sampling_batch import SamplingBatch
 from nanovllm.sampling_params import SamplingParams
 

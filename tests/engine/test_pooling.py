@@ -24,7 +24,7 @@ from nanovllm.engine.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.outputs import EmbeddingRequestOutput
-from nanovllm.runner.native import RunnerOutput
+from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.sampling_params import SamplingParams
 from tests.support.batches import make_batch
 

@@ -70,7 +70,7 @@ def test_the_published_sizes(n_embd: int, n_layer: int, n_head: int, parameters:
     assert (
         GPT2Config.from_dict(
             {**PUBLISHED_GPT2, "n_embd": n_embd, "n_layer": n_layer, "n_head": n_head}
-        ).parameters
+        ).num_parameters
         == parameters
     )
 
@@ -82,7 +82,7 @@ def test_parameters_are_the_numbers_in_the_file(name: str) -> None:
     tensors = tiny_tensors(raw)
     if raw["tie_word_embeddings"]:
         del tensors["lm_head.weight"]
-    assert GPT2Config.from_dict(raw).parameters == sum(array.size for array in tensors.values())
+    assert GPT2Config.from_dict(raw).num_parameters == sum(array.size for array in tensors.values())
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.model.backend import Backend
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.runner.native import NativeModelRunner, RunnerOutput
+from nanovllm.runner.native_model_runner import NativeModelRunner, RunnerOutput
 from nanovllm.runner.sampling_batch import SamplingBatch
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.connections import watched_protocol

@@ -14,7 +14,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.model.weights import GPT2Weights
 from nanovllm.runner.logprobs import token_logprobs
-from nanovllm.runner.native import PROMPT_ROWS_AT_ONCE, NativeModelRunner, RunnerOutput
+from nanovllm.runner.native_model_runner import PROMPT_ROWS_AT_ONCE, NativeModelRunner, RunnerOutput
 from tests.support.batches import make_batch
 from tests.support.sampling import Row, make_sampling
 
