@@ -19,15 +19,12 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 def gelu_new(values: Values) -> Values:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    inner = values * values
-    inner *= np.float32(0.044715 * _SQRT_2_OVER_PI)
-    inner += np.float32(_SQRT_2_OVER_PI)
-    inner *= values
-    np.tanh(inner, out=inner)
-    inner += np.float32(1.0)
-    inner *= values
-    inner *= np.float32(0.5)
-    return inner
+    result = _SQRT_2_OVER_PI * (values + 0.044715 * values * values * values)
+    np.tanh(result, out=result)
+    result += 1.0
+    result *= values
+    result *= 0.5
+    return result
 
 
 def gelu(values: Values) -> Values:

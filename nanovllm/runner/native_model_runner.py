@@ -1,57 +1,46 @@
 """NativeModelRunner: a batch of arrays in, sampled tokens and log-probabilities out."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from nanovllm.model.backend import Backend, BackendLoader
+from nanovllm.model.backend import Backend, BackendLoader, LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.numpy_backend import NumpyBackend
-from nanovllm.runner.logprobs import TokenLogprobs
-from nanovllm.runner.row_samplers import report_rows, sample_rows
-from nanovllm.runner.sampling_batch import PromptRows, SamplingBatch
+from nanovllm.model.sampling import Sampler, SamplingSettings, TokenLogprobs
+from nanovllm.runner.logit_rows import LogitRows, PromptRows
+from nanovllm.runner.sampler import NumpySampler
 
-PROMPT_ROWS_AT_ONCE = (
-    32  # prompt log-probabilities need [rows, vocab] floats: 6 MB a slice at 50,257 words
+PROMPT_ROWS_AT_ONCE = 32
+"""Rows of prompt log-probabilities in one slice: 6 MB of logits with a vocabulary of 50,257."""
+
+
+def _load_numba(folder: Path, options: LoadOptions) -> Backend:
+    from nanovllm.model.numba_backend import NumbaBackend  # noqa: PLC0415 - imports Numba
+
+    return NumbaBackend.load(folder, options)
+
+
+_LOADERS: Mapping[str, BackendLoader] = MappingProxyType(
+    {"numba": _load_numba, "numpy": NumpyBackend.load}
 )
-
-
-def _load_numba(
-    folder: Path,
-    *,
-    dtype: str,
-    quantization: str | None,
-    kv_cache_dtype: str,
-    batch_invariant: bool,
-    num_threads: int | None,
-) -> Backend:
-    from nanovllm.model.numba_backend import NumbaBackend  # noqa: PLC0415 - only this backend needs what it imports
-
-    return NumbaBackend.load(
-        folder,
-        dtype=dtype,
-        quantization=quantization,
-        kv_cache_dtype=kv_cache_dtype,
-        batch_invariant=batch_invariant,
-        num_threads=num_threads,
-    )
-
-
-_LOADERS: dict[str, BackendLoader] = {"numba": _load_numba, "numpy": NumpyBackend.load}
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOutput:
-    """What a step gives back, in the order of the sampling batch's rows.
+    """The results of a step, in the order of its LogitRows.
 
     Attributes:
-        token_ids: the token of each sampled row, or None where no token was possible (all forbidden, or logits not finite).
-        logprobs: for the rows that asked, None for the others.
-        prompt_logprobs: one entry a prompt row.
-        hidden: final hidden states of the hidden rows, None where there are none.
+        token_ids: the token of each sampled row; None if all tokens were banned or the logits were
+            not finite.
+        logprobs: of each sampled row; None if it asked for none.
+        prompt_logprobs: of each prompt row.
+        hidden: final hidden states of the hidden rows; None if there are none.
     """
 
     token_ids: list[int | None]
@@ -61,43 +50,26 @@ class RunnerOutput:
 
 
 class NativeModelRunner:
-    """A loaded network, its KV cache and the sampler."""
+    """A loaded network, its KV cache and a sampler."""
 
     def __init__(self, backend: Backend) -> None:
-        """Run on `backend`, which has its cache allocated or gets it by `allocate_cache`."""
+        """Run on `backend`; allocate its cache before the first step."""
         self._backend = backend
+        self._sampler: Sampler = backend.sampler or NumpySampler()
 
     @classmethod
     def load(
-        cls,
-        folder: Path,
-        *,
-        backend: str = "numba",
-        dtype: str = "float32",
-        quantization: str | None = None,
-        kv_cache_dtype: str = "auto",
-        batch_invariant: bool = False,
-        num_threads: int | None = None,
+        cls, folder: Path, backend: str = "numba", options: LoadOptions | None = None
     ) -> "NativeModelRunner":
         """Load a model folder with the backend of that name.
 
         Raises:
             CheckpointError: the folder cannot be used.
-            ValueError: there is no backend of that name, or it cannot compute in these types.
+            ValueError: there is no such backend, or it cannot compute in these types.
         """
         if backend not in _LOADERS:
             raise ValueError(f"backend is {backend!r}; it must be one of {', '.join(_LOADERS)}")
-        load = _LOADERS[backend]
-        return cls(
-            load(
-                folder,
-                dtype=dtype,
-                quantization=quantization,
-                kv_cache_dtype=kv_cache_dtype,
-                batch_invariant=batch_invariant,
-                num_threads=num_threads,
-            )
-        )
+        return cls(_LOADERS[backend](folder, options or LoadOptions()))
 
     @property
     def config(self) -> GPT2Config:
@@ -106,55 +78,50 @@ class NativeModelRunner:
 
     @property
     def backend(self) -> Backend:
-        """The implementation that runs the forward pass."""
+        """The implementation of the forward pass."""
         return self._backend
 
-    def run(self, batch: ForwardBatch, sampling: SamplingBatch) -> RunnerOutput:
-        """Compute the batch and sample: one forward pass, logits only for the rows that need them.
+    def run(self, batch: ForwardBatch, rows: LogitRows, settings: SamplingSettings) -> RunnerOutput:
+        """Run the forward pass and sample; `settings` has a row for each of `rows.sampled`.
 
-        Where every row is greedy and asks for nothing else, the backend finds the words itself. In a mixed step greedy rows share the logits
-        of the others: the head is read once.
+        Logits are computed only for rows that need them. A plain greedy step uses the backend's
+        argmax. In a mixed step greedy rows share the others' logits: the head is read once.
         """
-        hidden = self._backend.forward(batch)
-        kept = (
-            self._backend.states(hidden[sampling.hidden_rows])
-            if sampling.hidden_rows.size
-            else None
-        )  # of a copy: `hidden` is overwritten
-        wanted = hidden
-        if sampling.prompt.rows.size or not _are_all_rows(sampling.rows, hidden.shape[0]):
-            wanted = hidden[sampling.rows]  # a copy, which prompt log-probabilities do not change
-        prompt_logprobs = (
-            self._prompt_logprobs(hidden[sampling.prompt.rows], sampling.prompt)
-            if sampling.prompt.rows.size
-            else []
-        )
-        if not sampling.rows.size:
-            return RunnerOutput([], [], prompt_logprobs, kept)
-        logprobs: list[TokenLogprobs | None] = [None] * wanted.shape[0]
-        if sampling.is_plain_greedy:
-            tokens, has_token = self._backend.greedy(wanted)
+        final_hidden = self._backend.forward(batch)  # may be a view: rows to keep are copied
+        hidden = None
+        if rows.hidden.size:
+            hidden = self._backend.unscale_hidden(final_hidden[rows.hidden])
+        sampled = final_hidden
+        if rows.prompt.rows.size or not _is_all(rows.sampled, len(final_hidden)):
+            sampled = final_hidden[rows.sampled]
+        prompt_logprobs = self._prompt_logprobs(final_hidden, rows.prompt)
+        if not rows.sampled.size:
+            return RunnerOutput([], [], prompt_logprobs, hidden)
+        logprobs: list[TokenLogprobs | None] = [None] * len(sampled)
+        if settings.is_plain_greedy:
+            token_ids, has_token = self._backend.greedy(sampled)
         else:
-            tokens, has_token, logprobs = sample_rows(
-                self._backend.row_sampler, self._backend.logits(wanted), sampling
-            )
-        token_ids = [
-            token if ok else None
-            for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)
-        ]
-        return RunnerOutput(token_ids, logprobs, prompt_logprobs, kept)
+            found = self._sampler.sample(self._backend.logits(sampled), settings)
+            token_ids, has_token, logprobs = found.token_ids, found.has_token, found.logprobs
+        pairs = zip(token_ids.tolist(), has_token.tolist(), strict=True)
+        tokens = [token if has else None for token, has in pairs]
+        return RunnerOutput(tokens, logprobs, prompt_logprobs, hidden)
 
-    def _prompt_logprobs(self, hidden: np.ndarray, prompt: PromptRows) -> list[TokenLogprobs]:
-        found: list[TokenLogprobs] = []
-        for start in range(0, prompt.rows.size, PROMPT_ROWS_AT_ONCE):
+    def _prompt_logprobs(self, final_hidden: np.ndarray, prompt: PromptRows) -> list[TokenLogprobs]:
+        logprobs: list[TokenLogprobs] = []
+        if not prompt.rows.size:
+            return logprobs
+        hidden = final_hidden[prompt.rows]
+        for start in range(0, len(hidden), PROMPT_ROWS_AT_ONCE):
             part = slice(start, start + PROMPT_ROWS_AT_ONCE)
-            logits = self._backend.logits(hidden[part])
-            found += report_rows(
-                self._backend.row_sampler, logits, prompt.token_ids[part], prompt.num_logprobs[part]
+            logprobs += self._sampler.logprobs(
+                self._backend.logits(hidden[part]),
+                prompt.token_ids[part],
+                prompt.num_logprobs[part],
             )
-        return found
+        return logprobs
 
 
-def _are_all_rows(rows: Int64[np.ndarray, " seqs"], count: int) -> bool:
-    """Whether these are all of `count` rows in their order."""
+def _is_all(rows: Int64[np.ndarray, " seqs"], count: int) -> bool:
+    """Whether `rows` are all of `count` rows in order."""
     return np.array_equal(rows, np.arange(count, dtype=np.int64))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.backend import Backend
+from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.numba_backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.reference.cases import (
@@ -73,7 +73,7 @@ def load(folder: Path, *, kind: str = "fast") -> Backend:
     backend: Backend = (
         NumbaBackend.load(folder)
         if kind == "compiled"
-        else NumpyBackend.load(folder, batch_invariant=kind == "batch-invariant")
+        else NumpyBackend.load(folder, LoadOptions(batch_invariant=kind == "batch-invariant"))
     )
     backend.allocate_cache(BLOCKS, BLOCK_SIZE)
     backend.fill_blocks(list(range(BLOCKS)), float("nan"))
