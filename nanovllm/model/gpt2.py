@@ -1,4 +1,5 @@
-"""The GPT-2 forward pass (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners").
+"""The GPT-2 forward pass (Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners").
 
     hidden = token_embedding[token_ids] + position_embedding[positions]
     for each layer:

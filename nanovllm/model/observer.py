@@ -1,4 +1,4 @@
-"""Watching a forward pass: `gpt2.forward(..., observe=...)` hands every intermediate to an observer.
+"""Observing a forward pass: `gpt2.forward(..., observe=...)` hands over every intermediate.
 
 Attention maps, the logit lens and int8 calibration are built on it.
 """

@@ -214,10 +214,10 @@ def scale_columns(
 
 
 def choose_outliers(peaks: Peaks) -> Int64[np.ndarray, " outliers"]:
-    """Return the channels, ascending, whose peaks exceed `OUTLIER_RATIO` times the largest kept one.
+    """Return the channels whose peaks exceed OUTLIER_RATIO times the largest kept one, ascending.
 
-    They are compared with the largest kept channel, not with an average one: GELU's outputs have a
-    long tail, and leaving that out gains little.
+    The measure is not an average channel, because GELU's outputs have a long tail, and leaving that
+    out gains little.
     """
     order = np.argsort(-peaks, kind="stable")
     count = min(MAX_OUTLIERS, len(peaks) // 2)

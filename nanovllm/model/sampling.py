@@ -28,7 +28,7 @@ class TokenLists:
 
 @dataclass(frozen=True, slots=True)
 class SamplingSettings:
-    """How each row's token is chosen. A sampler applies the settings in the order of the attributes.
+    """How each row's token is chosen. A sampler applies the settings in this order.
 
     Attributes:
         allowed: the only tokens that a row may get; an empty list allows all.
@@ -68,7 +68,7 @@ class SamplingSettings:
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities at one position: the chosen token first, then the most likely ones in order.
+    """Log-probabilities at one position: of the chosen token, then of the likeliest in order.
 
     They are those of the model itself, before all settings, as vLLM and transformers report them.
     Ranks count from 1 and follow the logits, on ties the lower id first: where no setting changes

@@ -1,5 +1,5 @@
-"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As Easy
-as 1, 2, 3").
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As
+Easy as 1, 2, 3").
 
 A draw is a function of (seed, choice index, position) alone. So a request gets the same tokens in
 any batch, in any order of the rows, and again after a preemption.

@@ -44,7 +44,7 @@ def naive(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: floa
 def random_sequence(
     seed: int, context: int, heads: int = HEADS, head_dim: int = HEAD_DIM, spread: float = 1.0
 ) -> np.ndarray:
-    """Queries, keys and values [3, context, heads, head_dim] as views into one array, as the forward pass has them."""
+    """Queries, keys and values [3, context, heads, head_dim], views of one array as in gpt2.py."""
     qkv = (
         np.random.default_rng(seed)
         .normal(0, spread, (context, 3 * heads * head_dim))
@@ -54,9 +54,14 @@ def random_sequence(
 
 
 @given(
-    seed=st.integers(0, 1000), context=st.integers(1, 40), count=st.integers(1, 40), heads=st.integers(1, 4), head_dim=st.integers(1, 9),
-    scale=st.sampled_from([1.0, 0.125, 0.31]), spread=st.sampled_from([0.1, 1.0, 30.0]),
-)  # fmt: skip
+    seed=st.integers(0, 1000),
+    context=st.integers(1, 40),
+    count=st.integers(1, 40),
+    heads=st.integers(1, 4),
+    head_dim=st.integers(1, 9),
+    scale=st.sampled_from([1.0, 0.125, 0.31]),
+    spread=st.sampled_from([0.1, 1.0, 30.0]),
+)
 def test_attention_is_its_formula(
     seed: int,
     context: int,
@@ -123,7 +128,7 @@ def test_large_scores_neither_overflow_nor_lose_the_best_key() -> None:
     np.testing.assert_allclose(attend(queries, keys, values, 1.0)[0], values[7], rtol=1e-6)
 
 
-# Through the cache ------------------------------------------------------------------------------------------------------------------
+# Through the cache --------------------------------------------------------------------------------
 
 
 def paged(
@@ -134,7 +139,7 @@ def paged(
     fill: float,
     guard: bool = False,
 ) -> np.ndarray:
-    """Attention of each sequence's tokens past `computed`, out of a pool of blocks that held `fill` before."""
+    """Attention of each sequence's tokens from `computed` on; unwritten slots hold `fill`."""
     blocks = 1 + max(itertools.chain(*tables))
     cache = KVCache.allocate(CONFIG, blocks=blocks, block_size=BLOCK_SIZE)
     cache.keys[:] = cache.values[:] = fill

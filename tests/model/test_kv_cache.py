@@ -1,4 +1,4 @@
-"""The cache gives back what was written, through any block table, and nothing else."""
+"""The cache returns what was written, through any block table, and nothing else."""
 
 import numpy as np
 import pytest
@@ -47,7 +47,7 @@ def test_a_new_cache_is_empty_float32() -> None:
 def test_what_was_written_in_pieces_is_gathered_in_order(
     data: st.DataObject, block_size: int, cuts: set[int]
 ) -> None:
-    """Two sequences share the pool; all that neither of them wrote is NaN and must not come back."""
+    """Two sequences share the blocks; what neither has written is NaN and must not be read."""
     cache = make_cache(block_size)
     ids = data.draw(st.permutations(range(BLOCKS)))
     tables = [ids[:4], ids[4:8]]

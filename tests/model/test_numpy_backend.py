@@ -27,7 +27,7 @@ def empty_cache(backend: NumpyBackend) -> None:
     backend.fill_blocks(list(range(BLOCKS)), float("nan"))
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
     cut=st.integers(1, 19),

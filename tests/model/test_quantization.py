@@ -1,6 +1,6 @@
-"""int8: each product is as near as its codes allow, scaled channels and outliers cost nothing, and the bundled model's predictions stay.
+"""int8: matmuls err by no more than their codes allow, and the bundled model's predictions stay.
 
-The forward pass in int8 is the NumPy one of tests/support/quantized.py; the kernels are tested against it.
+The int8 forward pass is the NumPy one of tests/support/quantized.py, the kernels' reference.
 """
 
 from dataclasses import fields, is_dataclass, replace
@@ -61,7 +61,7 @@ def weights(config: GPT2Config) -> GPT2Weights:
 
 @pytest.fixture(scope="module")
 def windows() -> np.ndarray:
-    """The held-out text as token ids [windows, tokens], the first of them begun by the end-of-text token."""
+    """The held-out text as token ids [windows, tokens], after an end-of-text token."""
     ids = [
         0,
         *Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))

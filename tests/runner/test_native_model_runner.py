@@ -1,4 +1,4 @@
-"""NativeModelRunner: one forward pass, logits for the rows that need them and no others, in slices where there may be many."""
+"""NativeModelRunner: one forward pass, and logits only for the rows that need them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +23,7 @@ BLOCK_SIZE = 8
 
 
 class CountingBackend(NumpyBackend):
-    """The real backend, which keeps account of the rows that it is asked for, over a cache full of NaN."""
+    """The NumPy backend with a cache full of NaN, which counts the rows of each call."""
 
     def __init__(self, config: GPT2Config, weights: GPT2Weights) -> None:
         super().__init__(config, weights, batch_invariant=True)
@@ -118,10 +118,16 @@ def test_plain_greedy_steps_are_the_backends_and_mixed_ones_read_the_head_once(
 def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Path) -> None:
     prompts = [prompt_of(5 + place, place) for place in range(9)]
     rows = [
-        Row(temperature=0.0), Row(seed=1, logprobs=0), Row(seed=2, top_k=9, logprobs=4), Row(seed=3, top_p=0.7), Row(seed=4, min_p=0.3),
-        Row(seed=5, repetition=1.5, output=prompts[5]), Row(seed=6, bias={4: 50.0}), Row(seed=7, allowed=[8, 9], logprobs=1),
+        Row(temperature=0.0),
+        Row(seed=1, logprobs=0),
+        Row(seed=2, top_k=9, logprobs=4),
+        Row(seed=3, top_p=0.7),
+        Row(seed=4, min_p=0.3),
+        Row(seed=5, repetition=1.5, output=prompts[5]),
+        Row(seed=6, bias={4: 50.0}),
+        Row(seed=7, allowed=[8, 9], logprobs=1),
         Row(temperature=0.0, logprobs=300),
-    ]  # fmt: skip
+    ]
     outputs = []
     for name in ("numpy", "numba"):
         runner = NativeModelRunner.load(tiny_model, backend=name)
@@ -155,7 +161,7 @@ def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Pa
 
 
 def test_prompt_rows_are_taken_in_slices(backend: CountingBackend, tiny_model: Path) -> None:
-    """100 rows of a real vocabulary would be 20 MB of logits at once, and as much again for each step of the softmax."""
+    """100 rows of a real vocabulary would be 20 MB of logits, and twice that in the softmax."""
     prompt = prompt_of(101, 4)
     batch = make_batch([prompt], block_size=BLOCK_SIZE, all_rows=True)
     counts = [place % 4 for place in range(100)]

@@ -1,4 +1,4 @@
-"""The slow twins of the int8 kernels, and the q8_0 rounding that int8 is compared with."""
+"""The int8 forward pass in NumPy, and llama.cpp's q8_0 rounding to compare it with."""
 
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -28,7 +28,7 @@ Q8_GROUP = 32
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
-    """The whole network. The embeddings are looked up and not multiplied, so they stay as they are."""
+    """The whole network; embeddings are looked up, not multiplied, and so not rounded."""
 
     token_embedding: Float32[np.ndarray, "vocab d_model"]
     position_embedding: Float32[np.ndarray, "positions d_model"]
@@ -38,7 +38,7 @@ class QuantizedWeights:
 
 
 def quantize(config: GPT2Config, weights: GPT2Weights) -> QuantizedWeights:
-    """Round a whole network."""
+    """Quantize a whole network."""
     calibration = calibrate(config, weights)
     layers = tuple(
         quantize_layer(layer, peaks)
@@ -57,7 +57,7 @@ def quantize_rows(
 ) -> tuple[
     UInt8[np.ndarray, "rows d_in"], Float32[np.ndarray, "rows 1"], Int64[np.ndarray, "rows 1"]
 ]:
-    """Codes, scales and zero points of activations whose outliers have been set to zero; each row by itself."""
+    """Return codes, scales and zero points of activations whose outliers are set to zero."""
     high = np.maximum(rows.max(axis=1, keepdims=True), np.float32(0.0))
     low = np.minimum(rows.min(axis=1, keepdims=True), np.float32(0.0))
     extent = high - low
@@ -79,7 +79,7 @@ def quantize_rows(
 def quantized_linear(
     rows: Float32[np.ndarray, "rows d_in"], layer: QuantizedLinear
 ) -> Float32[np.ndarray, "rows d_out"]:
-    """One product in the order of the kernels: codes, exact sums, scales, bias, outliers."""
+    """Compute a linear layer in the order of the kernels: codes, sums, scales, bias, outliers."""
     inliers = rows.copy()
     inliers[:, layer.outliers] = 0.0
     codes, row_scales, zero_points = quantize_rows(inliers)
@@ -97,7 +97,7 @@ def quantized_linear(
 def quantized_forward(
     config: GPT2Config, weights: QuantizedWeights, batch: ForwardBatch, cache: KVCache
 ) -> Float32[np.ndarray, "rows d_model"]:
-    """The forward pass of gpt2.py with every product in int8; the result is the head's input, and no longer the hidden state itself."""
+    """Run the forward pass of gpt2.py in int8; the result is scaled for the head."""
     activation = ACTIVATIONS[config.activation]
     hidden = weights.token_embedding[batch.token_ids] + weights.position_embedding[batch.positions]
     for index, layer in enumerate(weights.layers):
@@ -116,7 +116,7 @@ def quantized_forward(
 
 
 def q8_0(rows: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows columns"]:
-    """What is left of rows rounded as llama.cpp's q8_0 rounds them: 32 neighbours share a scale, their largest magnitude over 127."""
+    """Round as llama.cpp's q8_0: 32 neighbours share a scale, their largest magnitude / 127."""
     columns = rows.shape[1]
     groups = np.pad(rows, ((0, 0), (0, -columns % Q8_GROUP))).reshape(rows.shape[0], -1, Q8_GROUP)
     scales = np.abs(groups).max(axis=2, keepdims=True) / np.float32(127.0)
@@ -128,7 +128,7 @@ def q8_0(rows: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows
 def q8_0_logits(
     config: GPT2Config, weights: GPT2Weights, batch: ForwardBatch, cache: KVCache
 ) -> Float32[np.ndarray, "rows vocab"]:
-    """Logits of the float32 model with both sides of every matmul rounded to q8_0."""
+    """Return logits of the float32 model with both sides of every matmul rounded to q8_0."""
     with patch("nanovllm.model.gpt2.linear", _q8_0_linear):
         hidden = forward(config, weights, batch, cache)
     scores: np.ndarray = q8_0(hidden) @ q8_0(weights.head).T

@@ -12,7 +12,7 @@ from nanovllm.runner.logit_rows import LogitRows, PromptRows
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one sampled row asks for; `prompt` and `output` are its tokens so far, `logprobs` None where none are wanted."""
+    """The settings of a sampled row; `prompt` and `output` are its tokens so far."""
 
     temperature: float = 1.0
     top_k: int = 0
