@@ -41,7 +41,7 @@ def forward(
 
     The keys and values of the batch's tokens are written to the cache.
     """
-    observe = observe or ignore
+    observe = ignore if observe is None else observe
     hidden = embed(weights, batch.token_ids, batch.positions)
     observe("embeddings", None, hidden)
     for layer, layer_weights in enumerate(weights.layers):

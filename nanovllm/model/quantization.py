@@ -186,8 +186,8 @@ def quantize_linear(
     inverse = np.float32(1.0) / multipliers[:, None]
     outlier_weight = weight[outliers] * inverse[outliers]
     inverse[outliers] = 0.0
-    codes = np.empty_like(weight, dtype=np.int8)  # with the strides of the weight: the head is
-    # the transposed embedding, and packing reads its codes in this order
+    # empty_like keeps the order: packing reads the head's codes like the embedding, transposed
+    codes = np.empty_like(weight, dtype=np.int8)
     largest = np.empty(d_out, dtype=np.float32)
     for columns in _column_blocks(weight):
         scaled = weight[:, columns] * inverse

@@ -51,7 +51,7 @@ class CompiledRowSampler:
     def sample(
         self, logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings
     ) -> SampledTokens:
-        """A token for each row, and reports where asked for; `logits` are not changed."""
+        """Return a token for each row; `logits` are not changed."""
         rows = logits.shape[0]
         self._reserve(rows)
         with np.errstate(divide="ignore"):
