@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finish(
         {
             "benchmark": "compare",
-            "parameters": model.parameters,
+            "parameters": model.num_parameters,
             "rounds": parsed.rounds,
             "classes": classes,
         },

@@ -144,7 +144,7 @@ def measure(
                 **_measure(llm, costs, reader, point, parsed.seed),
                 "type": kind,
                 "threads": threads,
-                "parameters": llm.engine.model.parameters,
+                "parameters": llm.engine.model.num_parameters,
             }
     finally:
         reader.close()

@@ -111,7 +111,7 @@ class LLM:
         return (
             f"LLM({self._name!r}, {types}, backend={config.backend!r}, "
             f"max_model_len={self._engine.max_model_len}, "
-            f"num_parameters={self._engine.model.parameters})"
+            f"num_parameters={self._engine.model.num_parameters})"
         )
 
     def __enter__(self) -> Self:

@@ -210,8 +210,9 @@ def test_shape_annotations_are_checked() -> None:
     from beartype.roar import BeartypeCallHintViolation
     from jaxtyping import TypeCheckError
 
-    from nanovllm.model.layernorm import layer_norm
+    from nanovllm.model.gpt2 import layer_norm
+    from nanovllm.model.weights import LayerNorm
 
     ones = np.ones(8, dtype=np.float32)
     with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
-        layer_norm(np.ones((2, 7), dtype=np.float32), ones, ones, 1e-5)
+        layer_norm(np.ones((2, 7), dtype=np.float32), LayerNorm(ones, ones), 1e-5)

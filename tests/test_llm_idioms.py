@@ -324,7 +324,7 @@ def test_a_closed_llm_keeps_no_engine(tiny_model: Path) -> None:
 def test_an_llm_shows_what_it_is(llm: LLM, tiny_model: Path) -> None:
     assert repr(llm) == (
         f"LLM({str(tiny_model)!r}, dtype='float32', backend='numpy', max_model_len=128, "
-        f"num_parameters={llm.engine.model.parameters})"
+        f"num_parameters={llm.engine.model.num_parameters})"
     )
 
 

@@ -50,7 +50,7 @@ def run_show(parsed: argparse.Namespace) -> int:
     rows = {
         "folder": str(folder),
         "repository": f"{info['repo']}, revision {str(info.get('revision'))[:12]}" if info else "",
-        "parameters": f"{config.parameters:,}",
+        "parameters": f"{config.num_parameters:,}",
         "layers": f"{config.layers:,}",
         "hidden size": f"{config.d_model:,}",
         "heads": f"{config.heads:,} of {config.head_dim}",

@@ -243,7 +243,7 @@ def describe(engine: Engine, name: str) -> str:
         "hidden size": f"{model.d_model:,}",
         "layers": f"{model.layers:,}",
         "heads": f"{model.heads:,} of {model.head_dim}",
-        "parameters": f"{model.parameters:,}",
+        "parameters": f"{model.num_parameters:,}",
         "context": f"{engine.max_model_len:,} tokens",
         "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of {blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
         "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), backend {engine.config.backend}, {threads}",

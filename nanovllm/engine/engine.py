@@ -31,10 +31,11 @@ from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import RequestUpdate
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import stored_dtype
 from nanovllm.model.config import GPT2Config, load_generation_config
-from nanovllm.runner.logprobs import TokenLogprobs
-from nanovllm.runner.native import NativeModelRunner
+from nanovllm.model.sampling import TokenLogprobs
+from nanovllm.runner.native_model_runner import NativeModelRunner
 from nanovllm.sampling_params import SamplingParams
 
 logger = logging.getLogger(__name__)
@@ -126,15 +127,14 @@ class Engine:
         if config.dtype == "auto":
             is_numpy = config.backend == "numpy"  # computes in float32 only
             config = replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
-        runner = NativeModelRunner.load(
-            folder,
-            backend=config.backend,
+        options = LoadOptions(
             dtype=config.dtype,
             quantization=config.quantization,
             kv_cache_dtype=config.kv_cache_dtype,
             batch_invariant=config.batch_invariant,
             num_threads=config.num_threads,
         )
+        runner = NativeModelRunner.load(folder, config.backend, options)
         return cls(config, runner, tokenizer, generation_config)
 
     @staticmethod

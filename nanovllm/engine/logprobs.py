@@ -8,8 +8,8 @@ from array import array
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob, PositionLogprobs
-from nanovllm.runner.logprobs import TokenLogprobs
 
 POSITION_BYTES = 512
 """What a position takes packed, whatever it has."""

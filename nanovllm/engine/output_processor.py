@@ -18,6 +18,7 @@ from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError, NanovllmError
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import (
     CompletionOutput,
     EmbeddingOutput,
@@ -25,7 +26,6 @@ from nanovllm.outputs import (
     RequestMetrics,
     RequestOutput,
 )
-from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
 

@@ -174,7 +174,7 @@ def _limit_bytes(file: "HubFile", config: GPT2Config) -> int:
         return _MAX_COMPANION_BYTES
     if file.size_bytes is not None:
         return file.size_bytes
-    return _MAX_PARAMETER_BYTES * config.parameters + _MAX_BUFFER_BYTES
+    return _MAX_PARAMETER_BYTES * config.num_parameters + _MAX_BUFFER_BYTES
 
 
 def _sha256_if_intact(path: Path, file: "HubFile") -> str | None:
@@ -205,7 +205,7 @@ def _write_model_info(
         "asked_for": hub.asked_for,
         "revision": hub.commit,
         "downloaded_at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "parameters": config.parameters,
+        "parameters": config.num_parameters,
         "vocab": config.vocab,
         "layers": config.layers,
         "heads": config.heads,

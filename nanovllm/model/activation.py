@@ -1,8 +1,8 @@
 """The activation functions that GPT-2 checkpoints name in `activation_function`.
 
-GPT-2 itself uses `gelu_new`, the tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415). The other names and
-formulas are those of transformers' ACT2FN table. Each is a pure function, element by element, float32 in and out; the operations
-on large arrays reuse one temporary, because memory traffic is what these cost.
+GPT-2 uses `gelu_new`, the tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+The other names and formulas are those of transformers' ACT2FN table. Each is a pure elementwise
+function, float32 in and out. Operations in place save memory traffic.
 """
 
 import math
@@ -19,15 +19,12 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 def gelu_new(values: Values) -> Values:
     """0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))."""
-    inner = values * values
-    inner *= np.float32(0.044715 * _SQRT_2_OVER_PI)
-    inner += np.float32(_SQRT_2_OVER_PI)
-    inner *= values
-    np.tanh(inner, out=inner)
-    inner += np.float32(1.0)
-    inner *= values
-    inner *= np.float32(0.5)
-    return inner
+    result = _SQRT_2_OVER_PI * (values + 0.044715 * values * values * values)
+    np.tanh(result, out=result)
+    result += 1.0
+    result *= values
+    result *= 0.5
+    return result
 
 
 def gelu(values: Values) -> Values:
@@ -40,10 +37,9 @@ def gelu(values: Values) -> Values:
 
 
 def erf(values: Values) -> Values:
-    """The error function to 5e-7, rounding included (Abramowitz and Stegun 1964, formula 7.1.26): NumPy has none."""
-    magnitude = np.minimum(
-        np.abs(values), np.float32(9.0)
-    )  # exp(-81) is already below what 1 - y can show, and stays a normal number
+    """Return the error function to 5e-7 (Abramowitz and Stegun 1964, formula 7.1.26)."""
+    # erf(9) rounds to 1 already, and exp(-81) is still a normal number
+    magnitude = np.minimum(np.abs(values), np.float32(9.0))
     t = np.float32(1.0) / (np.float32(1.0) + np.float32(0.3275911) * magnitude)
     polynomial = np.full_like(t, 1.061405429)
     for coefficient in (-1.453152027, 1.421413741, -0.284496736, 0.254829592):
@@ -55,7 +51,7 @@ def erf(values: Values) -> Values:
 
 
 def sigmoid(values: Values) -> Values:
-    """1 / (1 + exp(-x)), written with tanh so that nothing overflows."""
+    """1 / (1 + exp(-x)), by tanh, which does not overflow."""
     result = np.tanh(values * np.float32(0.5))
     result += np.float32(1.0)
     result *= np.float32(0.5)
@@ -88,12 +84,12 @@ def relu2(values: Values) -> Values:
 
 
 def relu6(values: Values) -> Values:
-    """x kept between 0 and 6."""
+    """min(max(x, 0), 6)."""
     return np.clip(values, np.float32(0.0), np.float32(6.0))
 
 
 def leaky_relu(values: Values) -> Values:
-    """x above 0, x / 100 below."""
+    """max(x, 0.01 x)."""
     return np.maximum(values, values * np.float32(0.01))
 
 
@@ -103,7 +99,7 @@ def tanh(values: Values) -> Values:
 
 
 def linear(values: Values) -> Values:
-    """x itself."""
+    """x."""
     return values
 
 

@@ -1,10 +1,11 @@
-"""The seam between the engine and an implementation of the forward pass.
+"""The interface between the engine and an implementation of the forward pass.
 
-The seam is the whole forward pass: a backend owns how weights are packed and how the cache is laid out, and nothing above it reads
-either. One is chosen when the runner is made.
+The interface is the whole forward pass: a backend owns how weights are packed and how the cache is
+laid out, and nothing above it reads either.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -13,12 +14,40 @@ from jaxtyping import Bool, Float32, Int64
 
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.rows import RowSampler
+from nanovllm.model.sampling import Sampler
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """How a backend loads a model folder.
+
+    Attributes:
+        dtype: type of the weights; of the token embedding alone where the others are quantized.
+        quantization: "int8", or None for weights of type `dtype`.
+        kv_cache_dtype: type of keys and values; "auto" chooses it by the weights' type.
+        batch_invariant: a sequence's bits do not depend on the others in its batch.
+        num_threads: None for the backend's default.
+    """
+
+    dtype: str = "float32"
+    quantization: str | None = None
+    kv_cache_dtype: str = "auto"
+    batch_invariant: bool = False
+    num_threads: int | None = None
+
+    @property
+    def types(self) -> tuple[str, str | None, str]:
+        """`dtype`, `quantization` and `kv_cache_dtype`."""
+        return self.dtype, self.quantization, self.kv_cache_dtype
+
+    def describe_types(self) -> str:
+        """Return the types as text for an error message."""
+        return "dtype={!r}, quantization={!r}, kv_cache_dtype={!r}".format(*self.types)
 
 
 @runtime_checkable
 class Backend(Protocol):
-    """A loaded network with its KV cache. Not for use by two threads at once."""
+    """A loaded network with its KV cache; for one thread at a time."""
 
     @property
     def config(self) -> GPT2Config:
@@ -27,12 +56,12 @@ class Backend(Protocol):
 
     @property
     def weight_dtype(self) -> str:
-        """The type that weights are kept and multiplied in."""
+        """Type of the weights in memory and in products."""
         ...
 
     @property
     def cache_dtype(self) -> str:
-        """The type of keys and values."""
+        """Type of keys and values."""
         ...
 
     @property
@@ -41,67 +70,71 @@ class Backend(Protocol):
         ...
 
     @property
-    def row_sampler(self) -> RowSampler | None:
-        """Sampling beside the forward pass; None where the runner is to sample by itself."""
+    def sampler(self) -> Sampler | None:
+        """A sampler that uses the backend's threads; None if there is none."""
         ...
 
     def block_bytes(self, block_size: int) -> int:
-        """Bytes that one block of the KV cache takes, all layers together."""
+        """Return the bytes of one block of the KV cache, all layers together."""
         ...
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
-        """Make a KV cache of `blocks` blocks of `block_size` tokens, in place of the one before."""
+        """Replace the KV cache by an empty one of `blocks` blocks of `block_size` tokens."""
         ...
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        """Compute a batch and return the final hidden state of its `logit_rows`; ValueError when an index lies outside.
+        """Compute a batch; return the final hidden states of its `logit_rows`.
 
-        It may be a view that the next call of any of these functions overwrites.
+        The result may be a view that the next call of any method overwrites. ValueError if an index
+        is outside the model or the cache.
         """
         ...
 
-    def states(
+    def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows d_model"]:
-        """The network's final hidden state, after the last layer norm, at rows that `forward` has given and that may be scaled for the head."""
+        """Undo the scaling of channels that `forward` may have applied for a quantized head."""
         ...
 
     def logits(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows vocab"]:
-        """Each word's score at rows of final hidden states. Ask for few rows at a time: one is vocab * 4 bytes."""
+        """Return the score of every token at rows that `forward` returned.
+
+        A row is 4 * vocab bytes: pass few rows at a time. The result may be a view that the next
+        call overwrites.
+        """
         ...
 
     def greedy(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        """The most likely word at rows of final hidden states, of equals the lowest id, and whether the row has any.
+        """Return the argmax token of each row, the lowest id on ties, and whether the row has one.
 
-        A row with a score that is NaN or infinite, or with none above minus infinity, has none: its entry means nothing.
+        A row whose maximum is not finite has none (one NaN is enough): its token id means nothing.
         """
         ...
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
-        """Copy whole blocks of the cache, each (from, to), as they were before any of them is copied; no two have the same `to`."""
+        """Copy whole blocks of the cache, each (from, to), no two with the same `to`.
+
+        All sources are read as they were before the call.
+        """
         ...
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
-        """Overwrite whole blocks of the cache; for tests that show that what a free block holds is never read."""
+        """Overwrite whole blocks of the cache; tests show by it that free blocks are not read."""
         ...
 
 
 class BackendLoader(Protocol):
-    """Loads a model folder; raises CheckpointError when it cannot be used."""
+    """Loads a model folder."""
 
-    def __call__(
-        self,
-        folder: Path,
-        *,
-        dtype: str,
-        quantization: str | None,
-        kv_cache_dtype: str,
-        batch_invariant: bool,
-        num_threads: int | None,
-    ) -> Backend:
-        """The folder's network, ready but for its cache; ValueError for types that it cannot compute in."""
+    def __call__(self, folder: Path, options: LoadOptions) -> Backend:
+        """Return the folder's network, without a cache.
+
+        Raises:
+            CheckpointError: the folder cannot be used.
+            ValueError: the backend cannot compute in these types.
+        """
         ...

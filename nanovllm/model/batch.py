@@ -1,9 +1,11 @@
-"""ForwardBatch: what one forward pass computes, as flat arrays without padding.
+"""ForwardBatch: the input of a forward pass, as flat arrays without padding.
 
-Decoding one token, reading a prompt and reading a piece of it are the same thing with different numbers of queries; one batch may
-mix them. The layout is that of ragged ("varlen") attention: sequence s owns tokens query_starts[s] to query_starts[s + 1].
+Decoding a token, prefilling a prompt and prefilling a chunk of it differ only in their number of
+queries; one batch may mix them. The layout is that of ragged ("varlen") attention: sequence s owns
+tokens query_starts[s] to query_starts[s + 1].
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,16 +14,16 @@ from jaxtyping import Int64
 
 @dataclass(frozen=True, slots=True)
 class ForwardBatch:
-    """Tokens to compute, where they stand, and where their keys and values live.
+    """Tokens to compute, their positions, and where their keys and values are stored.
 
     Attributes:
-        token_ids: every sequence's new tokens, one sequence after the other.
-        positions: each token's place in its sequence, from 0.
-        query_starts: where each sequence's tokens begin, and the end of the last.
-        context_lens: tokens of each sequence in the cache once this batch is computed.
-        block_tables: ids of each sequence's cache blocks in order; entries past the context are not read.
-        slots: where each token's key and value go: block id * block_size + offset.
-        logit_rows: tokens whose final hidden state is wanted.
+        token_ids: the new tokens of every sequence, one sequence after the other.
+        positions: each token's position in its sequence, from 0.
+        query_starts: index of each sequence's first token, and the number of tokens at the end.
+        context_lens: tokens of each sequence in the cache after this batch.
+        block_tables: block ids of each sequence in order; entries past the context are not read.
+        slots: where each token's key and value are stored: block id * block_size + offset.
+        logit_rows: tokens whose final hidden state is returned.
     """
 
     token_ids: Int64[np.ndarray, " tokens"]
@@ -32,14 +34,53 @@ class ForwardBatch:
     slots: Int64[np.ndarray, " tokens"]
     logit_rows: Int64[np.ndarray, " rows"]
 
+    @classmethod
+    def single(
+        cls, token_ids: Sequence[int] | np.ndarray, *, start: int = 0, all_rows: bool = False
+    ) -> "ForwardBatch":
+        """Return a batch of one sequence, whose whole context is in block 0 of the cache.
+
+        Args:
+            token_ids: the tokens to compute.
+            start: the position of the first; the keys and values before it are in the cache.
+            all_rows: return the hidden state of every token, not of the last alone.
+        """
+        tokens = np.array(token_ids, dtype=np.int64)
+        count = len(tokens)
+        positions = np.arange(start, start + count, dtype=np.int64)
+        return cls(
+            token_ids=tokens,
+            positions=positions,
+            query_starts=np.array([0, count], dtype=np.int64),
+            context_lens=np.array([start + count], dtype=np.int64),
+            block_tables=np.zeros((1, 1), dtype=np.int64),
+            slots=positions,
+            logit_rows=np.arange(0 if all_rows else count - 1, count, dtype=np.int64),
+        )
+
+    def one_token_batches(self) -> Iterator["ForwardBatch"]:
+        """Return the same computation as a batch for each token, every one with a logit row."""
+        sequences = np.repeat(np.arange(self.seqs, dtype=np.int64), np.diff(self.query_starts))
+        for token, seq in enumerate(sequences.tolist()):
+            one = slice(token, token + 1)
+            yield ForwardBatch(
+                token_ids=self.token_ids[one],
+                positions=self.positions[one],
+                query_starts=np.array([0, 1], dtype=np.int64),
+                context_lens=self.positions[one] + 1,
+                block_tables=self.block_tables[seq : seq + 1],
+                slots=self.slots[one],
+                logit_rows=np.zeros(1, dtype=np.int64),
+            )
+
     @property
     def tokens(self) -> int:
-        """Tokens computed."""
+        """Number of tokens to compute."""
         return int(self.token_ids.shape[0])
 
     @property
     def seqs(self) -> int:
-        """Sequences they belong to."""
+        """Number of sequences."""
         return int(self.context_lens.shape[0])
 
     def check_lengths(self) -> None:
@@ -55,7 +96,10 @@ class ForwardBatch:
             )
 
     def check(self, *, vocab: int, max_positions: int, blocks: int, block_size: int) -> None:
-        """Raise ValueError unless every index lies inside the model and the cache, so that no kernel can read outside them."""
+        """Raise ValueError unless every index is inside the model and the cache.
+
+        After it no kernel can read or write outside its arrays.
+        """
         self.check_lengths()
         counts = np.diff(self.query_starts)
         if (

@@ -1,11 +1,10 @@
 """Safetensors checkpoints in Hugging Face's GPT-2 format, read strictly.
 
-The safetensors library checks the file (header, offsets, size); tensors are then read one by one
-into memory of their own, which the library's NumPy interface cannot do for BF16. Nothing stays
-mapped: a file that is overwritten in place would otherwise change the weights that are served, and
-one that is cut short would end the process. Names come with or without the `transformer.` prefix,
-in one file or in shards listed by model.safetensors.index.json. Whatever is missing, left over or
-of the wrong shape is collected into one error.
+The safetensors library checks the file (header, offsets, size). Tensors are then read one by one,
+because the library's NumPy interface cannot read BF16. No file stays memory-mapped: overwriting it
+in place would change the weights of a running server, and truncating it would end the process.
+Names may have the `transformer.` prefix; tensors are in one file or in the shards that
+model.safetensors.index.json lists. One error names every missing, unexpected or misshapen tensor.
 """
 
 import json
@@ -33,9 +32,7 @@ from nanovllm.model.weights import (
 from nanovllm.progress import progress_bar
 
 _PREFIX = "transformer."
-_BUFFERS = re.compile(
-    r"h\.\d+\.attn\.(bias|masked_bias)"
-)  # causal masks that older checkpoints store
+_BUFFERS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")  # causal masks in older checkpoints
 _STORED_DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -43,7 +40,7 @@ _STORED_DTYPES: dict[str, np.dtype[Any]] = {
 }
 _LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 _NAME_CHARACTERS = 100
-_PIECE_BYTES = 16 << 20  # of two tensors that are compared
+_PIECE_BYTES = 16 << 20  # tensors are compared in pieces of this size
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +48,8 @@ class StoredTensor:
     """A tensor in its file.
 
     Attributes:
-        offset: of its first byte in the file.
-        identity: the file's, when its header was read.
+        offset: position of its first byte in the file.
+        identity: of the file, when its header was read.
     """
 
     path: Path
@@ -63,7 +60,7 @@ class StoredTensor:
     identity: tuple[int, ...]
 
     def read(self) -> Float32[np.ndarray, "..."]:
-        """Read it and widen it to float32; raises CheckpointError where the file has changed since."""
+        """Read the tensor as float32; raise CheckpointError if the file has changed."""
         dtype = _STORED_DTYPES[self.dtype]
         raw = self.read_bytes(0, self.num_bytes).view(dtype).reshape(self.shape)
         if self.dtype == "BF16":  # the upper half of a float32
@@ -79,9 +76,9 @@ class StoredTensor:
             for start in range(0, self.num_bytes, _PIECE_BYTES)
         )
 
-    def read_bytes(self, start: int, most: int) -> UInt8[np.ndarray, " bytes"]:
-        """Read up to `most` of its bytes from byte `start` on; raises as `read` does."""
-        count = min(most, self.num_bytes - start)
+    def read_bytes(self, start: int, max_bytes: int) -> UInt8[np.ndarray, " bytes"]:
+        """Read up to `max_bytes` from byte `start` of the tensor; raise as `read` does."""
+        count = min(max_bytes, self.num_bytes - start)
         with self.path.open("rb") as file:
             content = np.fromfile(file, dtype=np.uint8, count=count, offset=self.offset + start)
             if content.size < count or _identity(file) != self.identity:
@@ -90,19 +87,19 @@ class StoredTensor:
 
 
 class StoredLayers(Sequence[Layer]):
-    """Transformer blocks that are read from their files whenever they are asked for, and not kept."""
+    """The transformer blocks of a checkpoint, each read at every access and not kept."""
 
     def __init__(self, config: GPT2Config, stored: Mapping[str, StoredTensor]) -> None:
-        """The blocks of a checkpoint that has been checked."""
+        """Take the tensors of a checked checkpoint."""
         self._config = config
         self._stored = stored
 
     def __len__(self) -> int:
-        """How many there are."""
+        """Return the number of blocks."""
         return self._config.layers
 
     def __getitem__(self, index: Any) -> Any:
-        """Read one block; slices are not supported."""
+        """Read a block; slices are not supported."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         names = [name for name in self._stored if name.startswith(f"h.{index}.")]
@@ -110,10 +107,11 @@ class StoredLayers(Sequence[Layer]):
 
 
 def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
-    """Read all of the folder's weights as float32.
+    """Read all weights of a folder as float32.
 
     Raises:
-        CheckpointError: no safetensors, a damaged file, or tensors missing, left over, of the wrong shape or type.
+        CheckpointError: there is no safetensors file, a file is damaged, or tensors are missing,
+            unexpected, or of the wrong shape or type.
     """
     stored = _read_checked(folder, config)
     total = sum(tensor.num_bytes for tensor in stored.values())
@@ -129,9 +127,9 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
 
 
 def open_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
-    """Read the folder's weights as `load_weights` does, but each block only when it is asked for.
+    """Read the weights as `load_weights` does, but each block only when it is accessed.
 
-    So the blocks are never all in memory as float32, which may be twice what their files hold.
+    The blocks are then never in memory as float32 all at once, twice the size of a 16-bit file.
     """
     stored = _read_checked(folder, config)
     arrays = {name: tensor.read() for name, tensor in stored.items() if not name.startswith("h.")}
@@ -139,7 +137,7 @@ def open_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
 
 
 def _read_checked(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
-    """The tensors that the network has, once all of them are known to be right."""
+    """Return the network's tensors after checking the whole folder."""
     stored = read_tensors(folder)
     shapes = expected_shapes(config)
     _check_tensors(stored, shapes, tied_head=config.tied_head, folder=folder)
@@ -147,7 +145,7 @@ def _read_checked(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
 
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of the folder's safetensors files by its name without the prefix, as stored; causal-mask buffers left out."""
+    """Return the folder's tensors as stored, by name without the prefix, without causal masks."""
     found: dict[str, StoredTensor] = {}
     for path in _checkpoint_files(folder):
         for name, tensor in _read_header(path):
@@ -163,16 +161,16 @@ def read_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def stored_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
-    """Return the smallest type of weights that holds every number of a checkpoint exactly.
+    """Return the smallest type of weights that is exact for a checkpoint.
 
-    That is bfloat16 where all tensors are stored in it. float16 is widened to float32.
+    It is bfloat16 if all tensors are stored in it, otherwise float32.
     """
     dtypes = {tensor.dtype for tensor in read_tensors(folder).values()}
     return "bfloat16" if dtypes == {"BF16"} else "float32"
 
 
 def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that a checkpoint of this config must have."""
+    """Return the name and shape of every tensor of a checkpoint with this config."""
     d_model, d_ff = config.d_model, config.d_ff
     shapes: dict[str, tuple[int, ...]] = {
         "wte.weight": (config.vocab, d_model),
@@ -199,7 +197,7 @@ def expected_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
 
 
 def build_layer(arrays: Mapping[str, Float32[np.ndarray, "..."]], index: int) -> Layer:
-    """The arrays of one block."""
+    """Return the arrays of a block."""
 
     def linear(name: str) -> Linear:
         return Linear(arrays[f"h.{index}.{name}.weight"], arrays[f"h.{index}.{name}.bias"])
@@ -218,7 +216,7 @@ def build_layer(arrays: Mapping[str, Float32[np.ndarray, "..."]], index: int) ->
 def build_tree(
     arrays: Mapping[str, Float32[np.ndarray, "..."]], layers: Sequence[Layer], config: GPT2Config
 ) -> GPT2Weights:
-    """The blocks, and the arrays of `expected_shapes` around them, as the tree that the forward pass walks."""
+    """Return the weight tree of the blocks and of the arrays around them."""
     head = arrays["wte.weight"] if config.tied_head else arrays["lm_head.weight"]
     final_norm = LayerNorm(arrays["ln_f.weight"], arrays["ln_f.bias"])
     return GPT2Weights(arrays["wte.weight"], arrays["wpe.weight"], layers, final_norm, head)
@@ -262,19 +260,20 @@ def _checkpoint_files(folder: Path) -> list[Path]:
     missing = [printable(name, _NAME_CHARACTERS) for name in names if not _is_file(folder / name)]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of the {len(names)} files that {index.name} lists: {', '.join(missing[:5])}"
+            f"{folder} lacks {len(missing)} of the {len(names)} files that {index.name} lists: "
+            f"{', '.join(missing[:5])}"
         )
     return [folder / name for name in names]
 
 
 def _is_lfs_pointer(path: Path) -> bool:
-    """Whether it is the text that `git clone` without Git LFS leaves in place of a large file."""
+    """Whether the file is what `git clone` without Git LFS writes in place of a large file."""
     with path.open("rb") as file:
         return file.read(len(_LFS_POINTER)) == _LFS_POINTER
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is a file; the name may be one that no file can have."""
+    """Whether there is such a file; an impossible name counts as no file."""
     try:
         return path.is_file()
     except (OSError, ValueError):
@@ -307,7 +306,7 @@ def _read_header(path: Path) -> Iterator[tuple[str, StoredTensor]]:
 
 
 def _identity(file: BinaryIO) -> tuple[int, ...]:
-    """What tells a file from another that takes its place, and from itself after a change."""
+    """Return a value that differs after the file is replaced or changed."""
     status = os.fstat(file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
@@ -326,17 +325,21 @@ def _check_tensors(
         shown = printable(name, _NAME_CHARACTERS)
         if name == "lm_head.weight" and tied_head:  # some checkpoints store the tied head twice
             if "wte.weight" in stored and not tensor.is_equal(stored["wte.weight"]):
-                remedy = "if the model has a head of its own, config.json needs tie_word_embeddings false"
-                problems.append(f"left over: lm_head.weight, which is not wte.weight; {remedy}")
+                problems.append(
+                    "left over: lm_head.weight, which is not wte.weight; if the model has a head "
+                    "of its own, config.json needs tie_word_embeddings false"
+                )
         elif name not in shapes:
             problems.append(f"left over: {shown}")
         elif tensor.dtype not in _STORED_DTYPES:
             problems.append(
-                f"wrong type: {name} is {printable(tensor.dtype, 20)}, not one of {', '.join(_STORED_DTYPES)}"
+                f"wrong type: {name} is {printable(tensor.dtype, 20)}, "
+                f"not one of {', '.join(_STORED_DTYPES)}"
             )
         elif tensor.shape != shapes[name]:
             problems.append(
-                f"wrong shape: {name} is {list(tensor.shape)}, config.json asks for {list(shapes[name])}"
+                f"wrong shape: {name} is {list(tensor.shape)}, "
+                f"config.json asks for {list(shapes[name])}"
             )
     if problems:
         told = problems[:40] + (

@@ -1,7 +1,7 @@
-"""What a checkpoint's config.json says about its network, in this project's words.
+"""GPT2Config: the sizes and options of a network, from its config.json.
 
-The names on the left are those of the code and the docs; Hugging Face's are n_embd (d_model), n_layer (layers), n_head (heads),
-n_inner (d_ff), n_positions (max_positions).
+Hugging Face's names are n_embd (d_model), n_layer (layers), n_head (heads), n_inner (d_ff) and
+n_positions (max_positions).
 """
 
 import json
@@ -23,18 +23,19 @@ _LARGEST = {
     "heads": 2**14,
     "d_ff": 2**20,
 }
-"""Sizes far beyond any GPT-2, so that a wrong config is told at once and not by memory running out."""
+"""Limits far above any GPT-2: a wrong config is refused before memory runs out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GPT2Config:
-    """Sizes and switches of one GPT-2 network; raises CheckpointError that lists everything it cannot be.
+    """Sizes and options of a GPT-2 network; CheckpointError lists everything that is wrong.
 
     Attributes:
-        d_ff: width of the feed-forward block's middle.
+        d_ff: width of the feed-forward block's hidden layer.
         epsilon: added to the variance in layer norms.
         scale_attn_weights: divide attention scores by sqrt(head_dim).
-        scale_attn_by_inverse_layer_idx: divide them by the layer's number too, counted from 1 (Mistral's GPT-2 training).
+        scale_attn_by_inverse_layer_idx: also divide them by the layer's number, from 1 (used in
+            Mistral's GPT-2 training).
         tied_head: the output head is the token embedding.
         eos_token_ids: tokens that end a text.
     """
@@ -50,7 +51,6 @@ class GPT2Config:
     scale_attn_weights: bool = True
     scale_attn_by_inverse_layer_idx: bool = False
     tied_head: bool = True
-    bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,7 +73,8 @@ class GPT2Config:
             )
         if not isinstance(self.activation, str) or self.activation not in ACTIVATIONS:
             problems.append(
-                f"activation_function is {_shown(self.activation)}; known are {', '.join(sorted(ACTIVATIONS))}"
+                f"activation_function is {_shown(self.activation)} but must be one of "
+                f"{', '.join(sorted(ACTIVATIONS))}"
             )
         problems += [
             f"{name} is {_shown(getattr(self, name))} but must be true or false"
@@ -89,8 +90,8 @@ class GPT2Config:
         return self.d_model // self.heads
 
     @property
-    def parameters(self) -> int:
-        """Numbers in the network, a tied head counted once."""
+    def num_parameters(self) -> int:
+        """Number of parameters; a tied head counts once."""
         per_layer = (
             4 * self.d_model**2 + 2 * self.d_model * self.d_ff + 9 * self.d_model + self.d_ff
         )
@@ -98,13 +99,13 @@ class GPT2Config:
         return embeddings + self.layers * per_layer + 2 * self.d_model
 
     def attention_scale(self, layer: int) -> float:
-        """What attention scores of `layer` (from 0) are multiplied by before the softmax."""
+        """Return the factor of the attention scores of `layer`, counted from 0."""
         scale = 1.0 / math.sqrt(self.head_dim) if self.scale_attn_weights else 1.0
         return scale / (layer + 1) if self.scale_attn_by_inverse_layer_idx else scale
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> "GPT2Config":
-        """The config of a parsed config.json; one of another architecture is refused with its name."""
+        """Read a parsed config.json; raise CheckpointError for another architecture."""
         architecture = raw.get("model_type")
         if architecture != "gpt2":
             listed = raw.get("architectures")
@@ -114,11 +115,13 @@ class GPT2Config:
             named = printable(architecture) if isinstance(architecture, str) else ""
             kind = f" ({printable(', '.join(classes))})" if classes else ""
             raise CheckpointError(
-                f"this is a {named or 'nameless'} model{kind}; only the gpt2 architecture can be loaded"
+                f"this is a {named or 'nameless'} model{kind}; only the gpt2 architecture can be "
+                "loaded"
             )
         if raw.get("add_cross_attention") not in (None, False):
             raise CheckpointError(
-                f"add_cross_attention is {_shown(raw['add_cross_attention'])}: models with cross-attention cannot be loaded"
+                f"add_cross_attention is {_shown(raw['add_cross_attention'])}: models with "
+                "cross-attention cannot be loaded"
             )
         missing = [
             name for name in ("vocab_size", "n_embd", "n_layer", "n_head") if name not in raw
@@ -138,13 +141,12 @@ class GPT2Config:
             scale_attn_weights=raw.get("scale_attn_weights", True),
             scale_attn_by_inverse_layer_idx=raw.get("scale_attn_by_inverse_layer_idx", False),
             tied_head=raw.get("tie_word_embeddings", True),
-            bos_token_id=raw["bos_token_id"] if _is_whole(raw.get("bos_token_id")) else None,
             eos_token_ids=_token_ids(raw.get("eos_token_id")),
         )
 
     @classmethod
     def load(cls, folder: Path) -> "GPT2Config":
-        """The config of a model folder; end-of-text ids of generation_config.json are added to its own."""
+        """Read a model folder's config.json, and end-of-text ids of generation_config.json too."""
         config = cls.from_dict(read_json(folder / "config.json"))
         more = _token_ids(load_generation_config(folder).get("eos_token_id"))
         ids = tuple(i for i in dict.fromkeys(config.eos_token_ids + more) if 0 <= i < config.vocab)
@@ -152,18 +154,19 @@ class GPT2Config:
 
 
 def load_generation_config(folder: Path) -> dict[str, Any]:
-    """The folder's generation_config.json, the model author's sampling defaults; empty where there is none."""
+    """Return generation_config.json, the author's sampling defaults; empty if there is none."""
     path = folder / "generation_config.json"
     return read_json(path) if path.exists() else {}
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file of a model folder; raises CheckpointError that names the file."""
+    """Return the object in a JSON file; raise CheckpointError with the file's name."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(
-            f"{path.parent} has no {path.name}; name a folder with a GPT-2 checkpoint in Hugging Face format"
+            f"{path.parent} has no {path.name}; name a folder with a GPT-2 checkpoint in Hugging "
+            "Face format"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}") from None
@@ -173,7 +176,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shown(value: object) -> str:
-    """A value of a file that others made, short and without control characters."""
+    """Return an untrusted value as text, shortened and without control characters."""
     return printable(reprlib.repr(value))
 
 

@@ -1,7 +1,7 @@
-"""Freed memory, given back to the operating system.
+"""Return freed memory to the operating system.
 
-glibc keeps what is freed for later, and a model's arrays leave hundreds of megabytes behind: its
-threshold for mapping an allocation of its own grows with every large one that is freed.
+glibc keeps freed memory for later allocations. After a model is freed that is hundreds of
+megabytes, because glibc raises its mmap threshold with every large block that is freed.
 """
 
 import ctypes
@@ -9,7 +9,7 @@ import sys
 
 
 def return_freed_memory() -> None:
-    """Give back what the C library keeps of freed memory, where it has a function for that (glibc)."""
+    """Return the C library's freed memory to the operating system; only glibc can."""
     if sys.platform != "linux" or sys.is_finalizing():
         return
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)

@@ -1,40 +1,32 @@
-"""The GPT-2 forward pass (Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"), whole, in the order in
-which it happens. This is the specification; every other implementation is tested against it.
+"""The GPT-2 forward pass (Radford et al. 2019, "Language Models are Unsupervised Multitask
+Learners").
 
-    hidden = token embedding + position embedding
+    hidden = token_embedding[token_ids] + position_embedding[positions]
     for each layer:
-        hidden += attention(layer_norm(hidden))
-        hidden += feed_forward(layer_norm(hidden))
-    logits = layer_norm(hidden) @ head^T          only for the rows that are asked for
+        hidden = hidden + self_attention(layer_norm(hidden))
+        hidden = hidden + feed_forward(layer_norm(hidden))
+    return layer_norm(hidden[logit_rows])
+
+`logits` turns these final hidden states into scores of tokens. This file is the specification:
+every other implementation is tested against it.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.attention import Attend, attend, attend_by_rows, paged_attention
+from nanovllm.model.attention import paged_attention
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.embedding import embed
-from nanovllm.model.ffn import feed_forward
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.model.layernorm import layer_norm
-from nanovllm.model.linear import Product, linear, product, product_by_rows
-from nanovllm.model.weights import AttentionWeights, GPT2Weights
-
-
-@dataclass(frozen=True, slots=True)
-class Arithmetic:
-    """How products and attention are taken: the choice between speed and bits that never depend on the batch."""
-
-    product: Product
-    attend: Attend
-
-
-FAST = Arithmetic(product, attend)
-BATCH_INVARIANT = Arithmetic(product_by_rows, attend_by_rows)
+from nanovllm.model.observer import Observer, ignore
+from nanovllm.model.weights import (
+    AttentionWeights,
+    FeedForwardWeights,
+    GPT2Weights,
+    LayerNorm,
+    Linear,
+)
 
 
 @np.errstate(over="ignore", invalid="ignore")  # a sequence that overflows may be beside sound ones
@@ -43,21 +35,67 @@ def forward(
     weights: GPT2Weights,
     batch: ForwardBatch,
     cache: KVCache,
-    arithmetic: Arithmetic = FAST,
+    observe: Observer | None = None,
 ) -> Float32[np.ndarray, "rows d_model"]:
-    """Compute a batch: writes its keys and values into the cache, returns the final hidden state of `batch.logit_rows`."""
-    activation = ACTIVATIONS[config.activation]
+    """Return the final hidden state of each of `batch.logit_rows`.
+
+    The keys and values of the batch's tokens are written to the cache.
+    """
+    observe = ignore if observe is None else observe
     hidden = embed(weights, batch.token_ids, batch.positions)
-    for index, layer in enumerate(weights.layers):
-        normed = layer_norm(
-            hidden, layer.attention_norm.gain, layer.attention_norm.bias, config.epsilon
+    observe("embeddings", None, hidden)
+    for layer, layer_weights in enumerate(weights.layers):
+        normed = layer_norm(hidden, layer_weights.attention_norm, config.epsilon)
+        hidden = hidden + self_attention(
+            config, layer_weights.attention, layer, normed, batch, cache, observe
         )
-        hidden += self_attention(config, layer.attention, index, normed, batch, cache, arithmetic)
-        normed = layer_norm(hidden, layer.ffn_norm.gain, layer.ffn_norm.bias, config.epsilon)
-        hidden += feed_forward(normed, layer.ffn, activation, arithmetic.product)
-    return layer_norm(
-        hidden[batch.logit_rows], weights.final_norm.gain, weights.final_norm.bias, config.epsilon
-    )
+        observe("hidden_after_attention", layer, hidden)
+        normed = layer_norm(hidden, layer_weights.ffn_norm, config.epsilon)
+        hidden = hidden + feed_forward(config, layer_weights.ffn, layer, normed, observe)
+        observe("hidden_after_ffn", layer, hidden)
+    final_hidden = layer_norm(hidden[batch.logit_rows], weights.final_norm, config.epsilon)
+    observe("final_hidden", None, final_hidden)
+    return final_hidden
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def logits(
+    weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"]
+) -> Float32[np.ndarray, "rows vocab"]:
+    """Return the score of every token at rows of final hidden states."""
+    return hidden @ weights.head.T
+
+
+def embed(
+    weights: GPT2Weights,
+    token_ids: Int64[np.ndarray, " tokens"],
+    positions: Int64[np.ndarray, " tokens"],
+) -> Float32[np.ndarray, "tokens d_model"]:
+    """Return the sum of each token's embedding and its position's."""
+    return weights.token_embedding[token_ids] + weights.position_embedding[positions]
+
+
+def layer_norm(
+    hidden: Float32[np.ndarray, "tokens d_model"], norm: LayerNorm, epsilon: float
+) -> Float32[np.ndarray, "tokens d_model"]:
+    """Return gain * (x - mean) / sqrt(variance + epsilon) + bias of each row x.
+
+    Layer normalization is of Ba, Kiros and Hinton 2016 (arXiv:1607.06450). The variance is the mean
+    of (x - mean)^2. The shorter mean(x^2) - mean^2 is the small difference of two large numbers
+    where the mean is far from 0, and loses its digits in float32.
+    """
+    centred = hidden - hidden.mean(axis=1, keepdims=True, dtype=np.float32)
+    variance = np.square(centred).mean(axis=1, keepdims=True, dtype=np.float32)
+    return norm.gain * (centred / np.sqrt(variance + np.float32(epsilon))) + norm.bias
+
+
+def linear(
+    hidden: Float32[np.ndarray, "tokens d_in"], layer: Linear
+) -> Float32[np.ndarray, "tokens d_out"]:
+    """Return hidden @ weight + bias."""
+    out = hidden @ layer.weight
+    out += layer.bias
+    return out
 
 
 def self_attention(
@@ -67,23 +105,30 @@ def self_attention(
     hidden: Float32[np.ndarray, "tokens d_model"],
     batch: ForwardBatch,
     cache: KVCache,
-    arithmetic: Arithmetic,
+    observe: Observer,
 ) -> Float32[np.ndarray, "tokens d_model"]:
-    """One layer's attention: project, store keys and values, attend, project back."""
-    qkv = linear(hidden, weights.qkv, arithmetic.product)
-    queries, keys, values = qkv.reshape(batch.tokens, 3, config.heads, config.head_dim).transpose(
-        1, 0, 2, 3
-    )
+    """Project to queries, keys and values; store keys and values; attend; project back."""
+    observe("attention_input", layer, hidden)
+    qkv = linear(hidden, weights.qkv)  # [tokens, 3 * d_model]
+    qkv = qkv.reshape(batch.tokens, 3, config.heads, config.head_dim)
+    queries, keys, values = qkv.transpose(1, 0, 2, 3)  # each [tokens, heads, head_dim]
     cache.write(layer, batch.slots, keys, values)
-    mixed = paged_attention(
-        queries, cache, layer, batch, config.attention_scale(layer), arithmetic.attend
-    )
-    return linear(mixed.reshape(batch.tokens, config.d_model), weights.out, arithmetic.product)
+    attn_out = paged_attention(queries, cache, layer, batch, config.attention_scale(layer), observe)
+    attn_out = attn_out.reshape(batch.tokens, config.d_model)  # the heads side by side
+    observe("attn_out", layer, attn_out)
+    return linear(attn_out, weights.out)
 
 
-@np.errstate(over="ignore", invalid="ignore")
-def logits(
-    weights: GPT2Weights, hidden: Float32[np.ndarray, "rows d_model"], arithmetic: Arithmetic = FAST
-) -> Float32[np.ndarray, "rows vocab"]:
-    """Each word's score at each row of final hidden states."""
-    return arithmetic.product(hidden, weights.head.T)
+def feed_forward(
+    config: GPT2Config,
+    weights: FeedForwardWeights,
+    layer: int,
+    hidden: Float32[np.ndarray, "tokens d_model"],
+    observe: Observer,
+) -> Float32[np.ndarray, "tokens d_model"]:
+    """Return activation(hidden @ up + bias) @ down + bias."""
+    observe("ffn_input", layer, hidden)
+    activation = ACTIVATIONS[config.activation]
+    ffn_hidden = activation(linear(hidden, weights.up))  # [tokens, d_ff]
+    observe("ffn_hidden", layer, ffn_hidden)
+    return linear(ffn_hidden, weights.down)

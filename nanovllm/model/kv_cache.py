@@ -1,9 +1,10 @@
-"""Keys and values of every token so far, in blocks that any sequence may own (PagedAttention, Kwon et al. 2023, arXiv:2309.06180).
+"""Keys and values of all computed tokens, in blocks that any sequence may own (PagedAttention,
+Kwon et al. 2023, arXiv:2309.06180).
 
     keys, values  [layers, blocks, block_size, heads, head_dim]
 
-Block ids come from outside (the engine's block manager); here is only memory. A freed block keeps its old contents, so a slot that
-no token of the sequence was written to must never be read.
+The engine's block manager hands out block ids; this file is only memory. A freed block keeps its
+old contents, so a slot is read only after its sequence has written to it.
 """
 
 from dataclasses import dataclass
@@ -11,20 +12,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Int64
 
+from nanovllm.model.config import GPT2Config
+
 
 @dataclass(frozen=True, slots=True)
 class KVCache:
-    """Two arrays and the way through a block table."""
+    """Two arrays, read and written through block tables and slots."""
 
     keys: Float32[np.ndarray, "layers blocks block_size heads head_dim"]
     values: Float32[np.ndarray, "layers blocks block_size heads head_dim"]
 
     @classmethod
-    def allocate(
-        cls, *, layers: int, blocks: int, block_size: int, heads: int, head_dim: int
-    ) -> "KVCache":
-        """An empty cache; the operating system hands out its memory when it is first written to."""
-        shape = (layers, blocks, block_size, heads, head_dim)
+    def allocate(cls, config: GPT2Config, *, blocks: int, block_size: int) -> "KVCache":
+        """Return an empty cache; its memory becomes resident when it is first written to."""
+        shape = (config.layers, blocks, block_size, config.heads, config.head_dim)
         return cls(np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32))
 
     @property
@@ -39,21 +40,28 @@ class KVCache:
         keys: Float32[np.ndarray, "tokens heads head_dim"],
         values: Float32[np.ndarray, "tokens heads head_dim"],
     ) -> None:
-        """Store one key and one value a token at its slot (block id * block_size + offset)."""
-        block, offset = np.divmod(slots, self.block_size)
-        self.keys[layer, block, offset] = keys
-        self.values[layer, block, offset] = values
+        """Store each token's key and value at its slot (block id * block_size + offset)."""
+        blocks, offsets = np.divmod(slots, self.block_size)
+        self.keys[layer, blocks, offsets] = keys
+        self.values[layer, blocks, offsets] = values
 
     def gather(
         self, layer: int, block_table: Int64[np.ndarray, " max_blocks"], context_len: int
     ) -> tuple[
         Float32[np.ndarray, "context heads head_dim"], Float32[np.ndarray, "context heads head_dim"]
     ]:
-        """One sequence's keys and values in order, exactly `context_len` of them; a view where its blocks lie side by side."""
+        """Return the keys and values of one sequence's `context_len` tokens, in order.
+
+        They are views where the sequence's blocks are consecutive, otherwise copies.
+        """
         used = block_table[: -(-context_len // self.block_size)]
         first, count = int(used[0]), len(used)
-        in_a_row = int(used[-1]) - first == count - 1 and bool((used[1:] - used[:-1] == 1).all())
-        where = slice(first, first + count) if in_a_row else used
-        keys, values = self.keys[layer, where], self.values[layer, where]
-        flat = (count * self.block_size, *keys.shape[2:])
-        return keys.reshape(flat)[:context_len], values.reshape(flat)[:context_len]
+        consecutive = np.array_equal(used, np.arange(first, first + count, dtype=np.int64))
+        blocks = slice(first, first + count) if consecutive else used
+        # [blocks, block_size, heads, head_dim] -> [blocks * block_size, heads, head_dim]
+        flat = (count * self.block_size, *self.keys.shape[3:])
+        keys, values = (
+            self.keys[layer, blocks].reshape(flat),
+            self.values[layer, blocks].reshape(flat),
+        )
+        return keys[:context_len], values[:context_len]

@@ -1,4 +1,4 @@
-"""backend="numpy": the readable forward pass of gpt2.py behind the protocol of backend.py."""
+"""backend="numpy": the forward pass of gpt2.py behind the protocol of backend.py."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +7,23 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int64
 from threadpoolctl import ThreadpoolController
 
+from nanovllm.model import gpt2
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.free_memory import return_freed_memory
-from nanovllm.model.gpt2 import BATCH_INVARIANT, FAST, Arithmetic, forward, logits
 from nanovllm.model.kv_cache import KVCache
 from nanovllm.model.weights import GPT2Weights
 
 
 class NumpyBackend:
-    """Weights in float32, a KVCache in float32, products by whatever BLAS NumPy was built with."""
+    """Weights and KV cache in float32; NumPy's BLAS computes the matrix products.
+
+    BLAS chooses its kernel by the number of rows, so the last bits of a row may depend on the rows
+    beside it. A batch-invariant backend computes one token at a time: the operations for a token
+    are then the same in any batch.
+    """
 
     def __init__(
         self,
@@ -27,45 +33,29 @@ class NumpyBackend:
         batch_invariant: bool = False,
         num_threads: int | None = None,
     ) -> None:
-        """Wrap loaded weights; `num_threads` limits BLAS in the whole process, None leaves it alone."""
+        """Wrap loaded weights; `num_threads` limits BLAS in the whole process, None does not."""
         self._config = config
         self._weights = weights
-        self._arithmetic: Arithmetic = BATCH_INVARIANT if batch_invariant else FAST
-        self._cache = KVCache.allocate(
-            layers=config.layers,
-            blocks=0,
-            block_size=1,
-            heads=config.heads,
-            head_dim=config.head_dim,
-        )
+        self._batch_invariant = batch_invariant
+        self.allocate_cache(0, 1)
         if num_threads is not None:
             ThreadpoolController().limit(limits=num_threads, user_api="blas")
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        dtype: str = "float32",
-        quantization: str | None = None,
-        kv_cache_dtype: str = "auto",
-        batch_invariant: bool = False,
-        num_threads: int | None = None,
-    ) -> "NumpyBackend":
-        """Load a model folder; raises CheckpointError when it cannot be used."""
-        if (dtype, quantization) != ("float32", None) or kv_cache_dtype not in {"auto", "float32"}:
-            asked = (
-                f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
-            )
+    def load(cls, folder: Path, options: LoadOptions | None = None) -> "NumpyBackend":
+        """Load a model folder; raise CheckpointError if it cannot be used."""
+        options = options or LoadOptions()
+        if options.types not in {("float32", None, "auto"), ("float32", None, "float32")}:
             raise ValueError(
-                f"{asked} was asked for, but backend='numpy' computes in float32 only; take backend='numba'"
+                f"backend='numpy' computes in float32 only; it cannot use "
+                f"{options.describe_types()}; use backend='numba'"
             )
         config = GPT2Config.load(folder)
         return cls(
             config,
             load_weights(folder, config),
-            batch_invariant=batch_invariant,
-            num_threads=num_threads,
+            batch_invariant=options.batch_invariant,
+            num_threads=options.num_threads,
         )
 
     @property
@@ -75,7 +65,7 @@ class NumpyBackend:
 
     @property
     def weight_dtype(self) -> str:
-        """Float32, whatever the file holds."""
+        """Float32, whatever type the checkpoint stores."""
         return "float32"
 
     @property
@@ -85,32 +75,25 @@ class NumpyBackend:
 
     @property
     def num_threads(self) -> int:
-        """Threads of BLAS, which computes the products."""
+        """Threads of BLAS."""
         pools = ThreadpoolController().select(user_api="blas").info()
         return max((pool["num_threads"] for pool in pools), default=1)
 
     @property
-    def row_sampler(self) -> None:
-        """The runner samples, with NumPy too."""
+    def sampler(self) -> None:
+        """None: the runner samples with NumPy."""
         return
 
     def block_bytes(self, block_size: int) -> int:
-        """Bytes of one block: keys and values of every layer in float32."""
+        """Return the bytes of one block: keys and values of every layer in float32."""
         return 2 * 4 * self._config.layers * block_size * self._config.d_model
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
-        """Make an empty cache in place of the one before."""
-        config = self._config
-        self._cache = KVCache.allocate(
-            layers=config.layers,
-            blocks=blocks,
-            block_size=block_size,
-            heads=config.heads,
-            head_dim=config.head_dim,
-        )
+        """Replace the cache by an empty one."""
+        self._cache = KVCache.allocate(self._config, blocks=blocks, block_size=block_size)
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        """Compute a batch; returns the final hidden state of its `logit_rows`."""
+        """Compute a batch; return the final hidden states of its `logit_rows`."""
         blocks, block_size = self._cache.keys.shape[1:3]
         batch.check(
             vocab=self._config.vocab,
@@ -118,24 +101,35 @@ class NumpyBackend:
             blocks=blocks,
             block_size=block_size,
         )
-        return forward(self._config, self._weights, batch, self._cache, self._arithmetic)
+        if not self._batch_invariant:
+            return gpt2.forward(self._config, self._weights, batch, self._cache)
+        hidden = [
+            gpt2.forward(self._config, self._weights, token, self._cache)
+            for token in batch.one_token_batches()
+        ]
+        return np.concatenate(hidden)[batch.logit_rows]
 
-    def states(
+    def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows d_model"]:
-        """The final hidden state at rows that `forward` has given: those rows."""
+        """Return the rows themselves: `forward` does not scale them."""
         return hidden
 
     def logits(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows vocab"]:
-        """Each word's score at rows of final hidden states."""
-        return logits(self._weights, hidden, self._arithmetic)
+        """Return the score of every token at rows of final hidden states."""
+        if not self._batch_invariant:
+            return gpt2.logits(self._weights, hidden)
+        scores = np.empty((hidden.shape[0], self._config.vocab), dtype=np.float32)
+        for row in range(hidden.shape[0]):
+            scores[row] = gpt2.logits(self._weights, hidden[row : row + 1])
+        return scores
 
     def greedy(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        """The most likely word at rows of final hidden states, and whether the row has any."""
+        """Return the argmax token of each row, and whether the row has one."""
         scores = self.logits(hidden)
         return scores.argmax(axis=1), np.isfinite(scores.max(axis=1))
 
@@ -145,13 +139,13 @@ class NumpyBackend:
         for array in (self._cache.keys, self._cache.values):
             array[:, targets] = array[:, sources]
 
-    def __del__(self) -> None:
-        """Give the memory of weights and cache back."""
-        if "_weights" in self.__dict__:  # otherwise it was never complete
-            del self._weights, self._cache
-            return_freed_memory()
-
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""
         self._cache.keys[:, block_ids] = value
         self._cache.values[:, block_ids] = value
+
+    def __del__(self) -> None:
+        """Return the memory of weights and cache to the operating system."""
+        if "_weights" in self.__dict__:  # otherwise __init__ has failed
+            del self._weights, self._cache
+            return_freed_memory()

@@ -1,7 +1,7 @@
-"""The network's weights as a frozen tree of arrays, in the order in which the forward pass uses them.
+"""The weights of a network: a frozen tree of arrays, in the order of their use.
 
-GPT-2 stores its linear layers as [in, out] (the "Conv1D" of the original code), so the products read `rows @ weight`, and query, key
-and value lie side by side in the columns of one matrix.
+GPT-2 stores its linear layers as [in, out] (the "Conv1D" of the original code), so a layer computes
+`rows @ weight`. Query, key and value are side by side in the columns of one matrix.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """weight [in, out], bias [out]."""
+    """A linear layer."""
 
     weight: Float32[np.ndarray, "d_in d_out"]
     bias: Float32[np.ndarray, " d_out"]
@@ -21,7 +21,7 @@ class Linear:
 
 @dataclass(frozen=True, slots=True)
 class LayerNorm:
-    """gain [d_model], bias [d_model]."""
+    """A layer normalization."""
 
     gain: Float32[np.ndarray, " d_model"]
     bias: Float32[np.ndarray, " d_model"]
@@ -29,7 +29,7 @@ class LayerNorm:
 
 @dataclass(frozen=True, slots=True)
 class AttentionWeights:
-    """qkv: d_model to 3 d_model (queries, keys, values); out: d_model to d_model."""
+    """`qkv` from d_model to 3 d_model (queries, keys, values); `out` from d_model to d_model."""
 
     qkv: Linear
     out: Linear
@@ -37,7 +37,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True, slots=True)
 class FeedForwardWeights:
-    """up: d_model to d_ff; down: d_ff to d_model."""
+    """`up` from d_model to d_ff; `down` from d_ff to d_model."""
 
     up: Linear
     down: Linear
@@ -45,7 +45,7 @@ class FeedForwardWeights:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One transformer block: norm, attention, norm, feed-forward."""
+    """A transformer block: norm, attention, norm, feed-forward."""
 
     attention_norm: LayerNorm
     attention: AttentionWeights
@@ -55,7 +55,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class GPT2Weights:
-    """The whole network. `head` [vocab, d_model] is `token_embedding` itself where the two are tied."""
+    """The whole network; a tied `head` is the same array as `token_embedding`."""
 
     token_embedding: Float32[np.ndarray, "vocab d_model"]
     position_embedding: Float32[np.ndarray, "positions d_model"]

@@ -1,27 +1,13 @@
-"""Log-probabilities to report: of one token a row, and of the most likely ones.
-
-They are those of the model itself, before temperature, penalties and filters, as vLLM and transformers report them.
-"""
-
-from typing import NamedTuple
+"""Log-probabilities of one token of each row, and of the row's most likely tokens."""
 
 import numpy as np
 from jaxtyping import Float32, Int64
 
-
-class TokenLogprobs(NamedTuple):
-    """One position: the token that stands there first, then the most likely ones in order.
-
-    Ranks count from 1 and follow the logits, the lower id first among equals: where no setting changes the logits, the greedy token has rank 1.
-    """
-
-    token_ids: list[int]
-    logprobs: list[float]
-    ranks: list[int]
+from nanovllm.model.sampling import TokenLogprobs
 
 
 def log_softmax(logits: Float32[np.ndarray, "rows vocab"]) -> Float32[np.ndarray, "rows vocab"]:
-    """Natural log-probabilities, row by row; a row with infinities or NaN is NaN."""
+    """Return natural log-probabilities, row by row; a row with infinity or NaN is NaN."""
     with np.errstate(invalid="ignore"):
         shifted = logits - logits.max(axis=1, keepdims=True)
         return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True, dtype=np.float32))
@@ -32,25 +18,26 @@ def token_logprobs(
     token_ids: Int64[np.ndarray, " rows"],
     num_logprobs: Int64[np.ndarray, " rows"],
 ) -> list[TokenLogprobs]:
-    """For each row the log-probability and rank of its token, and of its `num_logprobs` most likely tokens."""
+    """Return log-probability and rank of each row's token and its `num_logprobs` likeliest."""
     logprobs = log_softmax(logits)
-    found = []
-    for row, (token_id, count) in enumerate(
-        zip(token_ids.tolist(), num_logprobs.tolist(), strict=True)
-    ):
+    rows = []
+    counts = num_logprobs.tolist()
+    for row, (token_id, count) in enumerate(zip(token_ids.tolist(), counts, strict=True)):
         ids = [token_id, *_most_likely(logits[row], count).tolist()]
         ranks = [_rank(logits[row], token_id), *range(1, len(ids))]
-        found.append(TokenLogprobs(ids, logprobs[row, ids].tolist(), ranks))
-    return found
+        rows.append(TokenLogprobs(ids, logprobs[row, ids].tolist(), ranks))
+    return rows
 
 
 def _rank(logits: Float32[np.ndarray, " vocab"], token_id: int) -> int:
-    own = logits[token_id]
-    return 1 + int(np.count_nonzero(logits > own)) + int(np.count_nonzero(logits[:token_id] == own))
+    """Return 1 plus the number of tokens before this one in the order of the logits."""
+    logit = logits[token_id]
+    ties_before = np.count_nonzero(logits[:token_id] == logit)
+    return 1 + int(np.count_nonzero(logits > logit)) + int(ties_before)
 
 
 def _most_likely(logits: Float32[np.ndarray, " vocab"], count: int) -> Int64[np.ndarray, " best"]:
-    """Ids of the `count` largest values, largest first, the lower id first among equals."""
+    """Return the ids of the `count` largest logits, largest first, on ties the lower id first."""
     count = min(count, logits.size)
     if count == 0:
         return np.empty(0, dtype=np.int64)

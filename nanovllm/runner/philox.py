@@ -1,8 +1,8 @@
-"""Random numbers that are a function of their key, not of what was drawn before (Salmon et al. 2011, "Parallel Random Numbers: As
-Easy as 1, 2, 3", Philox4x32-10).
+"""Counter-based random numbers: Philox4x32-10 (Salmon et al. 2011, "Parallel Random Numbers: As
+Easy as 1, 2, 3").
 
-A draw depends on (seed, choice index, position) alone. So a request gets the same tokens whatever else is in the batch, in whatever
-order rows are computed, and again after it was preempted.
+A draw is a function of (seed, choice index, position) alone. So a request gets the same tokens in
+any batch, in any order of the rows, and again after a preemption.
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ _HALF = np.uint64(32)
 def philox4x32(
     counter: UInt32[np.ndarray, "4 rows"], key: UInt32[np.ndarray, "2 rows"]
 ) -> UInt32[np.ndarray, "4 rows"]:
-    """Ten rounds of Philox on each column: four 32-bit words from a four-word counter and a two-word key."""
+    """Return ten rounds of Philox for each column: four 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(_ROUNDS):
@@ -38,7 +38,7 @@ def uniform(
     choices: Int64[np.ndarray, " rows"],
     positions: Int64[np.ndarray, " rows"],
 ) -> Float64[np.ndarray, " rows"]:
-    """One number in [0, 1) a row, with 53 random bits."""
+    """Return a number in [0, 1) for each row, with 53 random bits."""
     unused = np.zeros(seeds.shape, dtype=np.uint32)
     counter = np.stack([positions.astype(np.uint32), choices.astype(np.uint32), unused, unused])
     key = np.stack([(seeds & _LOW).astype(np.uint32), (seeds >> _HALF).astype(np.uint32)])

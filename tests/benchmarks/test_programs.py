@@ -257,7 +257,7 @@ def test_sizes_are_those_of_gpt2() -> None:
     def parameters(size: str) -> int:
         return GPT2Config.from_dict(
             {"model_type": "gpt2", "vocab_size": 50257, **SIZES[size]}
-        ).parameters
+        ).num_parameters
 
     assert {size: round(parameters(size) / 1e6) for size in SIZES} == {
         "gpt2": 124,

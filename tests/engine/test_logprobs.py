@@ -10,8 +10,8 @@ from nanovllm.engine.input_processor import InputProcessor, Limits
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList, PackedLogprobs
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
-from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
 FOUND = TokenLogprobs([7, 50256, 3], [-0.1, -math.inf, -2.5e-30], [1, 50257, 2])

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from nanovllm.engine.output_processor import OutputProcessor, SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
-from nanovllm.runner.logprobs import TokenLogprobs
 from tests.support.assembling import PROMPT, answer, feed, make, positions, update
 
 # Log-probabilities ------------------------------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import CompletionOutput, RequestOutput
-from nanovllm.runner.logprobs import TokenLogprobs
 from tests.support.assembling import END, METRICS, PROMPT, answer, feed, make, update
 from tests.support.checkpoints import END_OF_TEXT
 

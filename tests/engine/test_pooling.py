@@ -22,9 +22,10 @@ from nanovllm.engine.scheduling.request import FinishReason, Pooling, Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.outputs import EmbeddingRequestOutput
-from nanovllm.runner.native import RunnerOutput
+from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.sampling_params import SamplingParams
 from tests.support.batches import make_batch
 
@@ -116,7 +117,7 @@ def alone(exact: EngineConfig, tiny_model: Path) -> list[list[float]]:
 
 
 def test_an_embedding_is_the_final_hidden_state(exact: EngineConfig, tiny_model: Path) -> None:
-    backend = NumpyBackend.load(tiny_model, batch_invariant=True)
+    backend = NumpyBackend.load(tiny_model, LoadOptions(batch_invariant=True))
     backend.allocate_cache(40, BLOCK_SIZE)
     engine = Engine.load(tiny_model, exact)
     for job in JOBS:
@@ -295,10 +296,10 @@ def test_rows_are_asked_for_where_they_are_and_cut_up_again() -> None:
             for request, count in ((mean, 3), (last, 4), (reading, 5))
         )
     )
-    batch, sampling = batching.build(plan, 4)
+    batch, rows_used, _ = batching.build(plan, 4)
     assert batch.logit_rows.tolist() == [1, 2, 6]
-    assert sampling.hidden_rows.tolist() == [0, 1, 2]
-    assert sampling.rows.size == 0
+    assert rows_used.hidden.tolist() == [0, 1, 2]
+    assert rows_used.sampled.size == 0
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
     found = [
         result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows), vocab=64)

@@ -57,7 +57,7 @@ def test_model_info_says_what_is_there(
         "repo": "openai-community/gpt2",
         "asked_for": "openai-community/gpt2",
         "revision": COMMIT,
-        "parameters": config.parameters,
+        "parameters": config.num_parameters,
         "vocab": config.vocab,
         "layers": 2,
         "heads": 4,

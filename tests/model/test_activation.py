@@ -91,7 +91,7 @@ def test_an_activation_hides_no_nan_and_touches_no_neighbour(name: str) -> None:
 
 
 def test_the_two_gelus_differ() -> None:
-    """They are told apart by name only, and a checkpoint trained with one is wrong with the other."""
+    """Only the name tells them apart; a checkpoint of one gives wrong results with the other."""
     apart = np.abs(ACTIVATIONS["gelu"](POINTS) - ACTIVATIONS["gelu_new"](POINTS))
     assert 1e-4 < apart.max() < 1e-3
 

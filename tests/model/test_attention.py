@@ -1,4 +1,4 @@
-"""Attention against its formula in float64; paged against contiguous; one way gives a query the same bits on any chunking."""
+"""Attention against its formula in float64, and paged against contiguous."""
 
 import itertools
 
@@ -7,14 +7,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.model.attention import QUERY_TILE, Attend, attend, attend_by_rows, paged_attention
+from nanovllm.model.attention import attention_weights, paged_attention, weighted_sum
+from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.observer import ignore
 from tests.support.batches import make_batch
 from tests.support.float32_only import float32_only
 
-WAYS = pytest.mark.parametrize("way", [attend, attend_by_rows])
 HEADS, HEAD_DIM, BLOCK_SIZE = 2, 5, 4
 SCALE = HEAD_DIM**-0.5
+CONFIG = GPT2Config(
+    vocab=1, max_positions=1, d_model=HEADS * HEAD_DIM, layers=2, heads=HEADS, d_ff=1
+)
+
+
+def attend(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
+    return weighted_sum(attention_weights(queries, keys, scale), values)
 
 
 def naive(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: float) -> np.ndarray:
@@ -36,7 +44,7 @@ def naive(queries: np.ndarray, keys: np.ndarray, values: np.ndarray, scale: floa
 def random_sequence(
     seed: int, context: int, heads: int = HEADS, head_dim: int = HEAD_DIM, spread: float = 1.0
 ) -> np.ndarray:
-    """Queries, keys and values [3, context, heads, head_dim] as views into one array, as the forward pass has them."""
+    """Queries, keys and values [3, context, heads, head_dim], views of one array as in gpt2.py."""
     qkv = (
         np.random.default_rng(seed)
         .normal(0, spread, (context, 3 * heads * head_dim))
@@ -45,13 +53,16 @@ def random_sequence(
     return qkv.reshape(context, 3, heads, head_dim).transpose(1, 0, 2, 3)
 
 
-@WAYS
 @given(
-    seed=st.integers(0, 1000), context=st.integers(1, 40), count=st.integers(1, 40), heads=st.integers(1, 4), head_dim=st.integers(1, 9),
-    scale=st.sampled_from([1.0, 0.125, 0.31]), spread=st.sampled_from([0.1, 1.0, 30.0]),
-)  # fmt: skip
+    seed=st.integers(0, 1000),
+    context=st.integers(1, 40),
+    count=st.integers(1, 40),
+    heads=st.integers(1, 4),
+    head_dim=st.integers(1, 9),
+    scale=st.sampled_from([1.0, 0.125, 0.31]),
+    spread=st.sampled_from([0.1, 1.0, 30.0]),
+)
 def test_attention_is_its_formula(
-    way: Attend,
     seed: int,
     context: int,
     count: int,
@@ -62,113 +73,65 @@ def test_attention_is_its_formula(
 ) -> None:
     queries, keys, values = random_sequence(seed, context, heads, head_dim, spread)
     queries = queries[max(context - count, 0) :]
-    found = way(queries, keys, values, scale)
+    found = attend(queries, keys, values, scale)
     assert found.dtype == np.float32
     np.testing.assert_allclose(
         found, naive(queries, keys, values, scale), rtol=1e-4, atol=1e-5 * spread * max(1.0, spread)
     )
 
 
-@WAYS
-@pytest.mark.parametrize(
-    ("count", "context"),
-    [
-        (1, 1),
-        (QUERY_TILE - 1, 70),
-        (QUERY_TILE, 64),
-        (QUERY_TILE + 1, 65),
-        (2 * QUERY_TILE + 3, 200),
-    ],
-)
-def test_attention_is_its_formula_at_the_edges_of_tiles(
-    way: Attend, count: int, context: int
-) -> None:
+@pytest.mark.parametrize(("count", "context"), [(1, 1), (65, 65), (131, 200)])
+def test_attention_is_its_formula_in_long_prompts(count: int, context: int) -> None:
     queries, keys, values = random_sequence(1, context)
-    found = way(queries[context - count :], keys, values, SCALE)
+    found = attend(queries[context - count :], keys, values, SCALE)
     np.testing.assert_allclose(
         found, naive(queries[context - count :], keys, values, SCALE), rtol=1e-5, atol=1e-5
     )
 
 
-@WAYS
-def test_the_first_token_sees_itself_alone(way: Attend) -> None:
+def test_the_first_token_sees_itself_alone() -> None:
     queries, keys, values = random_sequence(2, 9)
-    np.testing.assert_allclose(way(queries, keys, values, SCALE)[0], values[0], rtol=1e-6)
+    np.testing.assert_allclose(attend(queries, keys, values, SCALE)[0], values[0], rtol=1e-6)
 
 
-@WAYS
-def test_a_token_does_not_see_the_future(way: Attend) -> None:
+def test_a_token_does_not_see_the_future() -> None:
     queries, keys, values = random_sequence(3, 80)
-    expected = way(queries, keys, values, SCALE)
+    expected = attend(queries, keys, values, SCALE)
     changed_keys, changed_values = keys.copy(), values.copy()
     changed_keys[50:], changed_values[50:] = 40.0, -1e6
-    found = way(queries, changed_keys, changed_values, SCALE)
+    found = attend(queries, changed_keys, changed_values, SCALE)
     np.testing.assert_allclose(found[:50], expected[:50], rtol=1e-5, atol=1e-5)
-    found = way(queries, keys, changed_values, SCALE)
+    found = attend(queries, keys, changed_values, SCALE)
     assert (np.abs(found[50:] - expected[50:]).min(axis=(1, 2)) > 1).all(), "nor only the past"
 
 
-@WAYS
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("place", [3, 70])
-def test_a_value_that_is_not_finite_reaches_no_earlier_token(
-    way: Attend, bad: float, place: int
-) -> None:
+def test_a_value_that_is_not_finite_reaches_no_earlier_token(bad: float, place: int) -> None:
     """0 times a NaN is a NaN: a masked weight of 0 is not enough."""
     queries, keys, values = random_sequence(3, 80)
-    expected = way(queries, keys, values, SCALE)
+    expected = attend(queries, keys, values, SCALE)
     changed = values.copy()
     changed[place, 1, 2] = bad
     with np.errstate(invalid="ignore"):
-        found = way(queries, keys, changed, SCALE)
+        found = attend(queries, keys, changed, SCALE)
     np.testing.assert_allclose(found[:place], expected[:place], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5, atol=1e-6)
     assert not np.isfinite(found[place:, 1, 2]).any()
 
 
-@WAYS
-def test_large_scores_neither_overflow_nor_lose_the_best_key(way: Attend) -> None:
+def test_large_scores_neither_overflow_nor_lose_the_best_key() -> None:
     queries, keys, values = random_sequence(4, 20)
     keys = keys.copy()
     keys[7] = queries[19] * np.float32(1e5)
     queries = queries[19:] * np.float32(1e3)
-    np.testing.assert_allclose(way(queries, keys, values, 1.0)[0], values[7], rtol=1e-6)
+    np.testing.assert_allclose(attend(queries, keys, values, 1.0)[0], values[7], rtol=1e-6)
 
 
-@given(
-    seed=st.integers(0, 1000),
-    context=st.integers(1, 150),
-    head_dim=st.sampled_from([1, 5, 16]),
-    cuts=st.sets(st.integers(1, 149), max_size=5),
-)
-def test_row_by_row_the_bits_do_not_depend_on_the_chunking(
-    seed: int, context: int, head_dim: int, cuts: set[int]
-) -> None:
-    queries, keys, values = random_sequence(seed, context, HEADS, head_dim)
-    whole = attend_by_rows(queries, keys, values, SCALE)
-    np.testing.assert_allclose(whole, attend(queries, keys, values, SCALE), rtol=1e-5, atol=1e-5)
-    edges = [0, *sorted(cut for cut in cuts if cut < context), context]
-    for start, stop in itertools.pairwise(edges):
-        part = attend_by_rows(
-            queries[start:stop].copy(), keys[:stop].copy(), values[:stop].copy(), SCALE
-        )
-        np.testing.assert_array_equal(part, whole[start:stop])
-
-
-@pytest.mark.parametrize("head_dim", [64, 80])
-def test_row_by_row_the_bits_are_the_same_at_real_sizes(head_dim: int) -> None:
-    queries, keys, values = random_sequence(5, 300, 12, head_dim)
-    whole = attend_by_rows(queries[100:], keys, values, head_dim**-0.5)
-    for start, stop in ((100, 101), (163, 230), (299, 300)):
-        part = attend_by_rows(queries[start:stop], keys[:stop], values[:stop], head_dim**-0.5)
-        np.testing.assert_array_equal(part, whole[start - 100 : stop - 100])
-
-
-# Through the cache ------------------------------------------------------------------------------------------------------------------
+# Through the cache --------------------------------------------------------------------------------
 
 
 def paged(
-    way: Attend,
     sequences: list[np.ndarray],
     computed: list[int],
     tables: list[list[int]],
@@ -176,11 +139,9 @@ def paged(
     fill: float,
     guard: bool = False,
 ) -> np.ndarray:
-    """Attention of each sequence's tokens past `computed`, out of a pool of blocks that held `fill` before."""
+    """Attention of each sequence's tokens from `computed` on; unwritten slots hold `fill`."""
     blocks = 1 + max(itertools.chain(*tables))
-    cache = KVCache.allocate(
-        layers=2, blocks=blocks, block_size=BLOCK_SIZE, heads=HEADS, head_dim=HEAD_DIM
-    )
+    cache = KVCache.allocate(CONFIG, blocks=blocks, block_size=BLOCK_SIZE)
     cache.keys[:] = cache.values[:] = fill
     lengths = [sequence.shape[1] for sequence in sequences]
     zeros = [0] * len(sequences)
@@ -206,17 +167,16 @@ def paged(
     )
     if guard:
         queries, cache = float32_only(queries), float32_only(cache)
-    return paged_attention(queries, cache, 1, batch, SCALE, way)
+    return paged_attention(queries, cache, 1, batch, SCALE, ignore)
 
 
-@WAYS
 @given(
     data=st.data(),
     seed=st.integers(0, 1000),
     lengths=st.lists(st.integers(1, 20), min_size=1, max_size=4),
 )
 def test_through_scattered_blocks_it_is_the_same_and_stale_values_are_never_read(
-    way: Attend, data: st.DataObject, seed: int, lengths: list[int]
+    data: st.DataObject, seed: int, lengths: list[int]
 ) -> None:
     sequences = [random_sequence(seed + place, length) for place, length in enumerate(lengths)]
     computed = [data.draw(st.integers(0, length - 1)) for length in lengths]
@@ -224,35 +184,19 @@ def test_through_scattered_blocks_it_is_the_same_and_stale_values_are_never_read
         data.draw(st.permutations(range(4 + sum(-(-length // BLOCK_SIZE) for length in lengths))))
     )
     tables = [[next(ids) for _ in range(-(-length // BLOCK_SIZE))] for length in lengths]
-    found = paged(way, sequences, computed, tables, fill=np.nan)
+    found = paged(sequences, computed, tables, fill=np.nan)
     expected = np.concatenate(
-        [way(s[0, start:], s[1], s[2], SCALE) for s, start in zip(sequences, computed, strict=True)]
+        [
+            attend(s[0, start:], s[1], s[2], SCALE)
+            for s, start in zip(sequences, computed, strict=True)
+        ]
     )
     assert np.isfinite(found).all()
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found, paged(way, sequences, computed, tables, fill=0.0))
-    if way is attend_by_rows:
-        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(found, paged(sequences, computed, tables, fill=0.0))
 
 
-def test_row_by_row_the_bits_do_not_depend_on_the_sequences_beside() -> None:
-    sequences = [random_sequence(seed, length) for seed, length in enumerate((11, 3, 20, 8))]
-    tables = [[7, 2, 9], [0], [1, 3, 4, 5, 6], [8, 10]]
-    together = paged(attend_by_rows, sequences, [0, 2, 13, 0], tables, fill=np.nan)
-    ends = np.cumsum([11, 1, 7, 8])
-    for seq, (start, computed) in enumerate(zip([0, *ends[:-1]], [0, 2, 13, 0], strict=True)):
-        alone = paged(
-            attend_by_rows,
-            [sequences[seq]],
-            [computed],
-            [[3, 0, 1, 6, 2][: len(tables[seq])]],
-            fill=1e9,
-        )
-        np.testing.assert_array_equal(alone, together[start : ends[seq]])
-
-
-@WAYS
-def test_attention_computes_in_float32(way: Attend) -> None:
+def test_attention_computes_in_float32() -> None:
     sequences = [random_sequence(seed, length) for seed, length in enumerate((70, 3))]
     tables = [list(range(18)), [20]]
-    assert paged(way, sequences, [0, 2], tables, fill=np.nan, guard=True).dtype == np.float32
+    assert paged(sequences, [0, 2], tables, fill=np.nan, guard=True).dtype == np.float32

@@ -1,4 +1,4 @@
-"""ForwardBatch.check lets no index through that leads out of the model or the cache."""
+"""ForwardBatch.check refuses every index outside the model or the cache."""
 
 import copy
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def check(batch: ForwardBatch) -> None:
 
 
 def sound_batch() -> ForwardBatch:
-    """Three sequences of 9, 1 and 6 tokens; of the first 5 tokens are in the cache, of the last none."""
+    """Sequences of 9, 1 and 6 tokens; 5 tokens of the first are in the cache."""
     return make_batch(
         [range(9), [7], range(20, 26)],
         block_size=BLOCK_SIZE,
@@ -39,14 +39,14 @@ def sound_batch() -> ForwardBatch:
 
 
 def changed(batch: ForwardBatch, name: str, value: object) -> ForwardBatch:
-    """A copy with another array, made behind the back of whatever checks shapes when a batch is made."""
+    """A copy with another array, made without the runtime checks of shapes."""
     other = copy.copy(batch)
     object.__setattr__(other, name, np.asarray(value, dtype=np.int64))
     return other
 
 
 def leads_outside(batch: ForwardBatch) -> bool:
-    """Whether a kernel that follows the batch would read or write outside the model and the cache, or another sequence's new tokens."""
+    """Whether a kernel would read or write outside its arrays or at another sequence's tokens."""
     tokens = batch.token_ids.tolist()
     if any(not 0 <= token < VOCAB for token in tokens) or any(
         not 0 <= row < len(tokens) for row in batch.logit_rows.tolist()
@@ -88,6 +88,16 @@ def test_a_sound_batch_passes() -> None:
     assert not leads_outside(batch)
     check(changed(batch, "logit_rows", []))
     check(make_batch([range(MAX_POSITIONS)], block_size=BLOCK_SIZE))
+
+
+def test_a_batch_of_one_sequence_and_batches_of_one_token_pass() -> None:
+    single = ForwardBatch.single([5, 6, 7], start=2)
+    single.check(vocab=VOCAB, max_positions=MAX_POSITIONS, blocks=1, block_size=5)
+    assert (single.positions.tolist(), single.logit_rows.tolist()) == ([2, 3, 4], [2])
+    tokens = list(sound_batch().one_token_batches())
+    for batch in tokens:
+        check(batch)
+    assert [batch.slots[0] for batch in tokens] == sound_batch().slots.tolist()
 
 
 @pytest.mark.parametrize(

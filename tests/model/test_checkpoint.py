@@ -1,4 +1,4 @@
-"""Checkpoints as they are found on the hub and on broken disks: every form gives the same weights, every fault a clear error."""
+"""Checkpoints from the hub and from broken disks: the same weights, or a clear error."""
 
 import itertools
 import os
@@ -42,7 +42,7 @@ def load(folder: Path) -> GPT2Weights:
 
 
 def by_name(weights: GPT2Weights) -> dict[str, np.ndarray]:
-    """The loaded tree under the names of the file: what stands where in it, written out a second time."""
+    """The loaded tree by the names of the file, written out a second time."""
     named = {
         "wte.weight": weights.token_embedding, "wpe.weight": weights.position_embedding, "lm_head.weight": weights.head,
         "ln_f.weight": weights.final_norm.gain, "ln_f.bias": weights.final_norm.bias,
@@ -94,7 +94,7 @@ def rewrite(folder: Path, change: Callable[[dict[str, np.ndarray]], object]) -> 
 
 
 def to_bfloat16(array: np.ndarray) -> np.ndarray:
-    """Each number rounded to 8 significant bits, ties to even, by arithmetic instead of bit patterns."""
+    """Round to 8 significant bits, ties to even, by arithmetic instead of bit patterns."""
     mantissa, exponent = np.frexp(array.astype(np.float64))
     rounded: np.ndarray = np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(np.float32)
     return rounded
@@ -243,7 +243,7 @@ def test_an_untied_head_must_be_there(tmp_path: Path) -> None:
 
 
 def test_a_stored_head_that_is_not_the_tied_one_is_not_dropped(tmp_path: Path) -> None:
-    """config.json says tied, by default, and the file has another head: transformers 5 uses it. An error would do as well."""
+    """config.json says tied (the default) but the file has another head: transformers 5 uses it."""
     head = expected_tensors(tied=False)["lm_head.weight"]
     folder = rewrite(tmp_path, lambda tensors: tensors.update({"lm_head.weight": head}))
     try:

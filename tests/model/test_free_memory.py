@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanovllm.model import numpy_backend
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernels import backend as numba_backend
 from nanovllm.model.kernels.backend import NumbaBackend
@@ -24,13 +25,14 @@ SHAPE = {"n_embd": D_MODEL, "n_layer": LAYERS, "n_head": 4}
 PROGRAM = """
 import gc, sys
 from pathlib import Path
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.kernels.backend import NumbaBackend
 
 def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
 def load(folder):
-    return NumbaBackend.load(Path(folder), num_threads=1)
+    return NumbaBackend.load(Path(folder), LoadOptions(num_threads=1))
 
 small, large = sys.argv[1:]
 load(small)
@@ -54,13 +56,15 @@ def test_a_narrow_checkpoint_is_never_whole_in_float32(
 ) -> None:
     """Beside what is packed there are one block in float32 and the temporaries of packing it."""
     small = write_checkpoint(tmp_path / "small")  # what is imported or compiled is not measured
-    NumbaBackend.load(small, dtype="bfloat16", quantization=quantization, num_threads=1)
+    NumbaBackend.load(
+        small, LoadOptions(dtype="bfloat16", quantization=quantization, num_threads=1)
+    )
     folder = write_checkpoint(tmp_path / "large", config=SHAPE, dtype=dtype)
     gc.collect()
     tracemalloc.start()
     try:
         backend = NumbaBackend.load(
-            folder, dtype="bfloat16", quantization=quantization, num_threads=1
+            folder, LoadOptions(dtype="bfloat16", quantization=quantization, num_threads=1)
         )
         kept, peak = tracemalloc.get_traced_memory()
     finally:
@@ -96,7 +100,7 @@ def test_overlapping_models_leave_no_memory_behind(tmp_path: Path) -> None:
 def test_a_backend_that_is_dropped_returns_its_memory(
     tmp_path: Path, kind: type[NumbaBackend | NumpyBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = kind.load(write_checkpoint(tmp_path), num_threads=1)
+    backend = kind.load(write_checkpoint(tmp_path), LoadOptions(num_threads=1))
     returned: list[None] = []
     for module in (numba_backend, numpy_backend):
         monkeypatch.setattr(module, "return_freed_memory", lambda: returned.append(None))

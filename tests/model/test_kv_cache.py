@@ -1,19 +1,21 @@
-"""The cache gives back what was written, through any block table, and nothing else."""
+"""The cache returns what was written, through any block table, and nothing else."""
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
 
-LAYERS, BLOCKS, HEADS, HEAD_DIM = 2, 9, 2, 3
+LAYERS, BLOCKS, HEADS, HEAD_DIM = 4, 9, 2, 3
+CONFIG = GPT2Config(
+    vocab=1, max_positions=1, d_model=HEADS * HEAD_DIM, layers=LAYERS, heads=HEADS, d_ff=1
+)
 
 
 def make_cache(block_size: int, fill: float = np.nan) -> KVCache:
-    cache = KVCache.allocate(
-        layers=LAYERS, blocks=BLOCKS, block_size=block_size, heads=HEADS, head_dim=HEAD_DIM
-    )
+    cache = KVCache.allocate(CONFIG, blocks=BLOCKS, block_size=block_size)
     cache.keys[:] = cache.values[:] = fill
     return cache
 
@@ -33,8 +35,8 @@ def slots_of(table: list[int], block_size: int, positions: range) -> np.ndarray:
 
 
 def test_a_new_cache_is_empty_float32() -> None:
-    cache = KVCache.allocate(layers=2, blocks=3, block_size=4, heads=5, head_dim=6)
-    assert cache.keys.shape == cache.values.shape == (2, 3, 4, 5, 6)
+    cache = KVCache.allocate(CONFIG, blocks=5, block_size=4)
+    assert cache.keys.shape == cache.values.shape == (LAYERS, 5, 4, HEADS, HEAD_DIM)
     assert cache.keys.dtype == cache.values.dtype == np.float32
     assert cache.block_size == 4
     assert not cache.keys.any()
@@ -45,7 +47,7 @@ def test_a_new_cache_is_empty_float32() -> None:
 def test_what_was_written_in_pieces_is_gathered_in_order(
     data: st.DataObject, block_size: int, cuts: set[int]
 ) -> None:
-    """Two sequences share the pool; all that neither of them wrote is NaN and must not come back."""
+    """Two sequences share the blocks; what neither has written is NaN and must not be read."""
     cache = make_cache(block_size)
     ids = data.draw(st.permutations(range(BLOCKS)))
     tables = [ids[:4], ids[4:8]]

@@ -1,6 +1,6 @@
-"""Our numbers are those of transformers, on every configuration and file form of tests/reference/cases.py.
+"""Log-probabilities equal those of transformers, for every case of tests/reference/cases.py.
 
-The recorded values work everywhere; where torch and transformers are installed, the two are also compared directly.
+Recorded values are compared everywhere; where torch and transformers are installed, live ones too.
 """
 
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.backend import Backend
+from nanovllm.model.backend import Backend, LoadOptions
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.reference.cases import (
@@ -60,7 +60,7 @@ def recorded() -> Recorded:
 
 KINDS = ["fast", "batch-invariant", "compiled"]
 DECIDING_KINDS = ["fast", "compiled"]
-"""Without the one whose bits never depend on the step: its values in any step are those that it has in one."""
+"""Without the batch-invariant one: its values are the same in every step."""
 
 
 @pytest.fixture(params=KINDS)
@@ -69,11 +69,11 @@ def kind(request: pytest.FixtureRequest) -> str:
 
 
 def load(folder: Path, *, kind: str = "fast") -> Backend:
-    """The folder's network with a cache full of NaN, so that reading what was never written shows."""
+    """The folder's network with a cache full of NaN: reading an unwritten slot shows."""
     backend: Backend = (
         NumbaBackend.load(folder)
         if kind == "compiled"
-        else NumpyBackend.load(folder, batch_invariant=kind == "batch-invariant")
+        else NumpyBackend.load(folder, LoadOptions(batch_invariant=kind == "batch-invariant"))
     )
     backend.allocate_cache(BLOCKS, BLOCK_SIZE)
     backend.fill_blocks(list(range(BLOCKS)), float("nan"))
@@ -81,7 +81,7 @@ def load(folder: Path, *, kind: str = "fast") -> Backend:
 
 
 def our_logprobs(backend: Backend, *args: Any, **options: Any) -> np.ndarray:
-    """Log-probabilities [rows, vocab] of one step made by `make_batch`, the softmax in float64 so that only the logits' error shows."""
+    """Log-probabilities [rows, vocab] of a step; the softmax is in float64, the logits as computed."""
     logits = backend.logits(backend.forward(make_batch(*args, block_size=BLOCK_SIZE, **options)))
     assert logits.dtype == np.float32
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
@@ -90,7 +90,7 @@ def our_logprobs(backend: Backend, *args: Any, **options: Any) -> np.ndarray:
 
 
 def scattered_tables(lengths: list[int]) -> list[list[int]]:
-    """Block tables whose ids jump about the cache."""
+    """Block tables with ids in random order."""
     ids = iter(np.random.default_rng(5).permutation(BLOCKS).tolist())
     return [[next(ids) for _ in range(-(-length // BLOCK_SIZE))] for length in lengths]
 
@@ -106,7 +106,7 @@ def greedy(backend: Backend, prompt: np.ndarray, count: int) -> Iterator[int]:
 
 
 def clear_steps(gaps: np.ndarray) -> int:
-    """How many steps come before the first whose two best tokens are too close to say which is the better."""
+    """The number of steps before the first whose two best tokens are too close to decide."""
     close = gaps < CLEAR_GAP
     return int(close.argmax()) if close.any() else len(gaps)
 

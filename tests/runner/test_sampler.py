@@ -1,4 +1,4 @@
-"""The sampler against a slow twin, row by row; against the distribution that the settings describe; and each setting by itself."""
+"""The NumPy sampler against a slow twin, against the exact distribution, and by setting."""
 
 import math
 from collections.abc import Sequence
@@ -68,7 +68,7 @@ def possible(logits: Sequence[float], row: Row, *, draws: int = 300) -> set[int 
 
 
 def edited(logits: Sequence[float], row: Row) -> list[float]:
-    """Logits after allowed tokens, biases and penalties, each number rounded to float32 as it is stored."""
+    """Logits after allowed tokens, biases and penalties, rounded to float32 at each step."""
     scores = [
         np.float32(value) if row.allowed is None or token in row.allowed else np.float32(-INF)
         for token, value in enumerate(logits)
@@ -163,9 +163,15 @@ def test_rows_do_not_influence_each_other_at_real_size() -> None:
     random = np.random.default_rng(5)
     logits = random.normal(-30, 4, (8, 50257)).astype(np.float32)
     rows = [
-        Row(seed=1), Row(temperature=0.0), Row(top_k=50, seed=2), Row(top_p=0.95, seed=3), Row(min_p=0.05, temperature=0.8, seed=4),
-        Row(repetition=1.2, output=range(100), seed=5), Row(top_k=40, top_p=0.9, temperature=1.3, seed=6), Row(allowed=range(5, 30000), seed=7),
-    ]  # fmt: skip
+        Row(seed=1),
+        Row(temperature=0.0),
+        Row(top_k=50, seed=2),
+        Row(top_p=0.95, seed=3),
+        Row(min_p=0.05, temperature=0.8, seed=4),
+        Row(repetition=1.2, output=range(100), seed=5),
+        Row(top_k=40, top_p=0.9, temperature=1.3, seed=6),
+        Row(allowed=range(5, 30000), seed=7),
+    ]
     tokens, changed = run(logits, rows)
     for row in range(8):
         alone, alone_changed = run(logits[row : row + 1], rows[row : row + 1])
@@ -173,17 +179,26 @@ def test_rows_do_not_influence_each_other_at_real_size() -> None:
         np.testing.assert_array_equal(alone_changed[0], changed[row])
 
 
-# Distributions ----------------------------------------------------------------------------------------------------------------------
+# Distributions ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "row",
     [
-        Row(), Row(temperature=0.6), Row(temperature=2.5), Row(top_k=4), Row(top_p=0.8), Row(min_p=0.1), Row(top_k=5, top_p=0.7, min_p=0.02),
-        Row(temperature=1.5, top_k=6, top_p=0.9), Row(repetition=1.5, presence=0.5, frequency=0.3, prompt=[0], output=[1, 1, 9]),
-        Row(bias={3: 2.0, 0: -INF}), Row(allowed=[1, 2, 7, 8]), Row(choice=3, seed=99),
+        Row(),
+        Row(temperature=0.6),
+        Row(temperature=2.5),
+        Row(top_k=4),
+        Row(top_p=0.8),
+        Row(min_p=0.1),
+        Row(top_k=5, top_p=0.7, min_p=0.02),
+        Row(temperature=1.5, top_k=6, top_p=0.9),
+        Row(repetition=1.5, presence=0.5, frequency=0.3, prompt=[0], output=[1, 1, 9]),
+        Row(bias={3: 2.0, 0: -INF}),
+        Row(allowed=[1, 2, 7, 8]),
+        Row(choice=3, seed=99),
     ],
-)  # fmt: skip
+)
 def test_tokens_come_up_as_often_as_they_should(row: Row) -> None:
     logits = np.random.default_rng(11).normal(0, 1.5, VOCAB).astype(np.float32).tolist()
     draws = 6000
@@ -211,7 +226,7 @@ def test_choices_of_one_seed_are_drawn_apart_from_each_other() -> None:
     assert equal < 500 * 2 / VOCAB
 
 
-# Greedy -----------------------------------------------------------------------------------------------------------------------------
+# Greedy -------------------------------------------------------------------------------------------
 
 
 def test_greedy_takes_the_best_and_of_equals_the_first() -> None:
@@ -224,7 +239,7 @@ def test_a_tiny_temperature_is_as_good_as_greedy() -> None:
     assert possible([-90.0, -100.0, -90.0], Row(temperature=1e-5)) == {0, 2}
 
 
-# Filters ----------------------------------------------------------------------------------------------------------------------------
+# Filters ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -318,7 +333,7 @@ def test_a_draw_falls_into_its_share_and_no_token_without_a_share_is_drawn(
     assert draw_token(np.array(scores, dtype=np.float32), draw) == token
 
 
-# Edits ------------------------------------------------------------------------------------------------------------------------------
+# Edits --------------------------------------------------------------------------------------------
 
 
 def test_a_bias_of_100_decides() -> None:
@@ -375,7 +390,7 @@ def test_a_row_of_a_network_that_overflowed_has_no_token_and_the_others_theirs(
     assert tokens == [token_of(sound, row), None, token_of(sound, row)]
 
 
-# Penalties --------------------------------------------------------------------------------------------------------------------------
+# Penalties ----------------------------------------------------------------------------------------
 
 
 def scores_after(logits: Sequence[float], row: Row) -> list[float]:
@@ -429,7 +444,7 @@ def test_a_forbidden_token_stays_forbidden_under_penalties() -> None:
         assert possible([1.0, 2.0, 0.5], replace(row, bias={1: -INF}, output=[1, 1])) <= {0, 2}
 
 
-# Draws ------------------------------------------------------------------------------------------------------------------------------
+# Draws --------------------------------------------------------------------------------------------
 
 
 def test_a_draw_depends_on_seed_choice_and_position() -> None:

@@ -6,8 +6,8 @@ from nanovllm.engine.output_processor import OutputProcessor, SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import NanovllmError
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import CompletionOutput, RequestMetrics
-from nanovllm.runner.logprobs import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 from tests.support.checkpoints import MERGES
 

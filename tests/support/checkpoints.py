@@ -1,9 +1,10 @@
 """Tiny GPT-2 checkpoints in every form they are found in, made from a seed with NumPy alone.
 
-The numbers come from raw bits of PCG64, whose stream NumPy promises never to change, by arithmetic that rounds the same everywhere: a
-checkpoint has the same bytes on every machine, and values recorded from the reference implementation stay valid (tests/reference).
-The file format is https://github.com/huggingface/safetensors#format, written here by hand, since real files need what the library's
-writer avoids: bfloat16 without torch, tensors at odd addresses, and headers that are wrong on purpose.
+The numbers come from raw bits of PCG64, whose stream NumPy promises not to change, by arithmetic
+that rounds the same everywhere. So a checkpoint has the same bytes on every machine, and values
+recorded from the reference implementation stay valid (tests/reference). The file format
+(https://github.com/huggingface/safetensors#format) is written by hand, because the library's writer
+cannot write bfloat16 without torch, tensors at odd addresses, or headers that are wrong on purpose.
 """
 
 import hashlib
@@ -16,7 +17,7 @@ import numpy as np
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 OUTLIER_CHANNELS = {5: 1100.0, 21: -700.0, 50: -400.0}
-"""{channel of the residual stream: its size from the first block on}, where `outliers` are asked for; they add up to 0, to keep the mean small."""
+"""{residual channel: its size from the first block on} with `outliers`; the mean stays small."""
 
 MERGES = ("t h", "th e", "i n", "Ġ the", "Ġ a", "e r", "o n", "Ġ t", "l l", "Ġ w")
 END_OF_TEXT = "<|endoftext|>"
@@ -25,7 +26,7 @@ _DTYPE_NAMES = {"float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOO
 
 
 def tiny_config(**overrides: Any) -> dict[str, Any]:
-    """A config.json of a GPT-2 with two small blocks, changed by `overrides`; a value of `...` leaves the key out."""
+    """Return the config.json of a GPT-2 with two small blocks; `...` removes a key."""
     config: dict[str, Any] = {
         "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 97, "n_positions": 128, "n_embd": 32, "n_layer": 2,
         "n_head": 4, "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
@@ -43,10 +44,11 @@ def tiny_tensors(
     scales: Mapping[str, float] | None = None,
     shifts: Mapping[str, float] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every float32 tensor of the model `config` describes, by its name without prefix, `lm_head.weight` among them.
+    """Return every float32 tensor of a model by its name without prefix, also `lm_head.weight`.
 
-    Weights are large enough that the predictions are far from uniform. `outliers` makes a few channels of the residual stream reach about
-    1e3, as in the published GPT-2. The tensors whose names end in a key of `scales` are multiplied, those of `shifts` added to.
+    Weights are so large that the predictions are far from uniform. With `outliers` a few channels
+    of the residual stream reach about 1e3, as in the published GPT-2. Tensors whose names end in a
+    key of `scales` are multiplied by its value; that of `shifts` is added.
     """
     bits = np.random.PCG64(seed)
     tensors = {}
@@ -78,12 +80,12 @@ def write_checkpoint(
     scales: Mapping[str, float] | None = None,
     shifts: Mapping[str, float] | None = None,
 ) -> Path:
-    """Write config.json and the weights of a tiny GPT-2 into `folder` (made if missing) and give it back.
+    """Write config.json and the weights of a tiny GPT-2 into `folder` and return it.
 
     Args:
         config: what differs from `tiny_config`.
         dtype: "F32", "F16" or "BF16", of all weights in the file.
-        prefix: names begin with `transformer.`, as transformers saves them; the published gpt2 has none.
+        prefix: names begin with `transformer.`, as transformers saves them; gpt2 has none.
         shards: number of files; above 1 an index names them.
         buffers: the causal masks that old versions stored beside the weights.
         tied: the head is the token embedding; otherwise it has weights of its own.
@@ -111,7 +113,7 @@ def write_checkpoint(
 
 
 def write_tiny_model(folder: Path, *, tokenizer: str = "tokenizer.json", **options: Any) -> Path:
-    """Write a whole folder that can be served: a checkpoint as `write_checkpoint` makes it, and a byte-level tokenizer of its vocabulary."""
+    """Write a folder that can be served: a checkpoint, and a byte-level tokenizer for it."""
     names = write_tokenizer(folder, tokenizer)
     end = names.index(END_OF_TEXT)
     defaults = {"vocab_size": len(names), "bos_token_id": end, "eos_token_id": end}
@@ -121,9 +123,10 @@ def write_tiny_model(folder: Path, *, tokenizer: str = "tokenizer.json", **optio
 
 
 def write_tokenizer(folder: Path, form: str = "tokenizer.json") -> list[str]:
-    """Write a byte-level BPE tokenizer with a few merges, as `form` "tokenizer.json" or "vocab.json" (with merges.txt), and give its vocabulary.
+    """Write a byte-level BPE tokenizer with a few merges and return its vocabulary.
 
-    Token ids 0 to 255 are single bytes, in the order of the byte alphabet; the end-of-text token is the last.
+    `form` is "tokenizer.json", or "vocab.json" (with merges.txt). Token ids 0 to 255 are single
+    bytes in the order of the byte alphabet; the end-of-text token is the last.
     """
     folder.mkdir(parents=True, exist_ok=True)
     merges = [(left, right) for left, right in (merge.split(" ") for merge in MERGES)]
@@ -150,7 +153,7 @@ def write_tokenizer(folder: Path, form: str = "tokenizer.json") -> list[str]:
 def write_safetensors(
     path: Path, tensors: Mapping[str, tuple[str, np.ndarray]], *, aligned: bool = True
 ) -> None:
-    """Write {name: (dtype name of the file, array with its bytes)}; `aligned=False` puts the first tensor 3 bytes past a multiple of 4."""
+    """Write {name: (dtype, bytes)}; unaligned, the first tensor is 3 bytes past a multiple of 4."""
     entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, (dtype, array) in tensors.items():
@@ -169,7 +172,7 @@ def write_safetensors(
 
 
 def write_shards(folder: Path, tensors: Mapping[str, tuple[str, np.ndarray]], shards: int) -> None:
-    """Write the tensors into `shards` files, dealt out in turn, and the index that says which file has which."""
+    """Write the tensors in turn into `shards` files, and the index."""
     weight_map = {}
     for shard in range(shards):
         file_name = f"model-{shard + 1:05d}-of-{shards:05d}.safetensors"
@@ -202,7 +205,7 @@ def with_dtype(array: np.ndarray) -> tuple[str, np.ndarray]:
 
 
 def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], float, float]]:
-    """Name, shape, mean and spread of every tensor, always in the same order; matrices are [in, out], as GPT-2's Conv1D stores them."""
+    """Name, shape, mean and spread of every tensor in a fixed order; matrices are [in, out]."""
     d_model = config["n_embd"]
     d_ff = config["n_inner"] or 4 * d_model
     word_spread = 2.4 / d_model**0.5
@@ -225,7 +228,7 @@ def _shapes(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...], f
 
 
 def _bell(bits: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
-    """Bell-shaped float32 numbers of mean 0 and variance 1: each the sum of the four 16-bit parts of a raw 64-bit draw."""
+    """Bell-shaped float32 numbers, mean 0, variance 1: sums of four 16-bit parts of a draw."""
     raw = np.asarray(bits.random_raw(int(np.prod(shape))), dtype=np.uint64)
     total = sum((raw >> np.uint64(shift)) & np.uint64(0xFFFF) for shift in (0, 16, 32, 48))
     centred = np.asarray(total, dtype=np.float32) - np.float32(2 * 0xFFFF)
@@ -233,7 +236,7 @@ def _bell(bits: np.random.PCG64, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _add_outliers(tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> None:
-    """Blow up a few channels after the first block, and let every later layer norm give the other channels back their size."""
+    """Enlarge a few channels after the first block; later layer norms restore the others' size."""
     d_model = config["n_embd"]
     channels = list(OUTLIER_CHANNELS)
     tensors["h.0.mlp.c_proj.weight"][:, channels] *= np.float32(5)
@@ -250,7 +253,7 @@ def _add_outliers(tensors: dict[str, np.ndarray], config: Mapping[str, Any]) -> 
 
 
 def _mask_buffers(config: Mapping[str, Any]) -> dict[str, tuple[str, np.ndarray]]:
-    """`attn.bias`, the causal mask as 0 and 1 in the weights' own type, and `attn.masked_bias`, a single number."""
+    """`attn.bias`, the causal mask in the weights' type, and `attn.masked_bias`, one number."""
     positions = config["n_positions"]
     mask = np.tril(np.ones((1, 1, positions, positions), dtype=np.float32))
     number = np.asarray(-1e4, dtype=np.float32)
@@ -267,7 +270,7 @@ def _prefixed(name: str) -> str:
 
 
 def _encode(array: np.ndarray, dtype: str) -> tuple[str, np.ndarray]:
-    """The array rounded to a file's type, to nearest and ties to even; bfloat16 as the upper halves of float32."""
+    """Round to a file's type, to nearest even; bfloat16 is the upper half of float32."""
     if dtype != "BF16":
         return dtype, array.astype({"F32": np.float32, "F16": np.float16}[dtype])
     whole = array.view(np.uint32).astype(np.uint64)

@@ -1,4 +1,4 @@
-"""Arrays that refuse to become float64, so that a Python float or an allocation without a dtype on the way shows, not only at the end."""
+"""Arrays that fail on becoming float64: every float64 intermediate shows, not just the result."""
 
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
@@ -16,7 +16,7 @@ class Float32Only(np.ndarray):
 
 
 def float32_only(tree: T) -> T:
-    """Views of an array, or of all arrays in a tuple or dataclass, that guard what is computed from them."""
+    """Return guarding views of an array, or of all arrays in a tuple or dataclass."""
     changed: Any = tree
     if isinstance(tree, np.ndarray):
         changed = tree.view(Float32Only)

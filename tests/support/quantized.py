@@ -1,33 +1,34 @@
-"""The slow twins of the int8 kernels, and the q8_0 rounding that int8 is compared with."""
+"""The int8 forward pass in NumPy, and llama.cpp's q8_0 rounding to compare it with."""
 
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.attention import attend, paged_attention
+from nanovllm.model.attention import paged_attention
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.config import GPT2Config
+from nanovllm.model.gpt2 import forward, layer_norm, linear
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.model.layernorm import layer_norm
-from nanovllm.model.linear import product
+from nanovllm.model.observer import ignore
 from nanovllm.model.quantization import (
     LARGEST_ROW_CODE,
     QuantizedLayer,
     QuantizedLinear,
     calibrate,
-    quantise_head,
-    quantise_layer,
+    quantize_head,
+    quantize_layer,
 )
-from nanovllm.model.weights import GPT2Weights, LayerNorm
+from nanovllm.model.weights import GPT2Weights, LayerNorm, Linear
 
 Q8_GROUP = 32
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizedWeights:
-    """The whole network. The embeddings are looked up and not multiplied, so they stay as they are."""
+    """The whole network; embeddings are looked up, not multiplied, and so not rounded."""
 
     token_embedding: Float32[np.ndarray, "vocab d_model"]
     position_embedding: Float32[np.ndarray, "positions d_model"]
@@ -36,27 +37,27 @@ class QuantizedWeights:
     head: QuantizedLinear
 
 
-def quantise(config: GPT2Config, weights: GPT2Weights) -> QuantizedWeights:
-    """Round a whole network."""
+def quantize(config: GPT2Config, weights: GPT2Weights) -> QuantizedWeights:
+    """Quantize a whole network."""
     calibration = calibrate(config, weights)
     layers = tuple(
-        quantise_layer(layer, peaks)
+        quantize_layer(layer, peaks)
         for layer, peaks in zip(weights.layers, calibration.layers, strict=True)
     )
     return QuantizedWeights(
         weights.token_embedding,
         weights.position_embedding,
         layers,
-        *quantise_head(weights, calibration.head),
+        *quantize_head(weights, calibration.head),
     )
 
 
-def quantise_rows(
+def quantize_rows(
     rows: Float32[np.ndarray, "rows d_in"],
 ) -> tuple[
     UInt8[np.ndarray, "rows d_in"], Float32[np.ndarray, "rows 1"], Int64[np.ndarray, "rows 1"]
 ]:
-    """Codes, scales and zero points of activations whose outliers have been set to zero; each row by itself."""
+    """Return codes, scales and zero points of activations whose outliers are set to zero."""
     high = np.maximum(rows.max(axis=1, keepdims=True), np.float32(0.0))
     low = np.minimum(rows.min(axis=1, keepdims=True), np.float32(0.0))
     extent = high - low
@@ -75,51 +76,47 @@ def quantise_rows(
     )
 
 
-def quantised_linear(
-    rows: Float32[np.ndarray, "rows d_in"], linear: QuantizedLinear
+def quantized_linear(
+    rows: Float32[np.ndarray, "rows d_in"], layer: QuantizedLinear
 ) -> Float32[np.ndarray, "rows d_out"]:
-    """One product in the order of the kernels: codes, exact sums, scales, bias, outliers."""
+    """Compute a linear layer in the order of the kernels: codes, sums, scales, bias, outliers."""
     inliers = rows.copy()
-    inliers[:, linear.outliers] = 0.0
-    codes, row_scales, zero_points = quantise_rows(inliers)
-    sums = codes.astype(np.float64) @ linear.codes.astype(
+    inliers[:, layer.outliers] = 0.0
+    codes, row_scales, zero_points = quantize_rows(inliers)
+    sums = codes.astype(np.float64) @ layer.codes.astype(
         np.float64
     )  # exact: whole numbers far below 2**53
-    sums -= zero_points * linear.codes.sum(axis=0, dtype=np.int64)
-    out: np.ndarray = sums.astype(np.float32) * (row_scales * linear.column_scales)
-    out += linear.bias
-    for channel, weight in zip(linear.outliers, linear.outlier_weight, strict=True):
+    sums -= zero_points * layer.codes.sum(axis=0, dtype=np.int64)
+    out: np.ndarray = sums.astype(np.float32) * (row_scales * layer.column_scales)
+    out += layer.bias
+    for channel, weight in zip(layer.outliers, layer.outlier_weight, strict=True):
         out += rows[:, channel, None] * weight
     return out
 
 
-def quantised_forward(
+def quantized_forward(
     config: GPT2Config, weights: QuantizedWeights, batch: ForwardBatch, cache: KVCache
 ) -> Float32[np.ndarray, "rows d_model"]:
-    """The forward pass of gpt2.py with every product in int8; the result is the head's input, and no longer the hidden state itself."""
+    """Run the forward pass of gpt2.py in int8; the result is scaled for the head."""
     activation = ACTIVATIONS[config.activation]
     hidden = weights.token_embedding[batch.token_ids] + weights.position_embedding[batch.positions]
     for index, layer in enumerate(weights.layers):
-        normed = layer_norm(
-            hidden, layer.attention_norm.gain, layer.attention_norm.bias, config.epsilon
-        )
-        qkv = quantised_linear(normed, layer.qkv)
+        normed = layer_norm(hidden, layer.attention_norm, config.epsilon)
+        qkv = quantized_linear(normed, layer.qkv)
         queries, keys, values = qkv.reshape(
             batch.tokens, 3, config.heads, config.head_dim
         ).transpose(1, 0, 2, 3)
         cache.write(index, batch.slots, keys, values)
-        mixed = paged_attention(queries, cache, index, batch, config.attention_scale(index), attend)
-        hidden = hidden + quantised_linear(mixed.reshape(batch.tokens, config.d_model), layer.out)
-        normed = layer_norm(hidden, layer.ffn_norm.gain, layer.ffn_norm.bias, config.epsilon)
-        middle = activation(quantised_linear(normed, layer.up)) * layer.down_multipliers
-        hidden = hidden + quantised_linear(middle, layer.down)
-    return layer_norm(
-        hidden[batch.logit_rows], weights.final_norm.gain, weights.final_norm.bias, config.epsilon
-    )
+        mixed = paged_attention(queries, cache, index, batch, config.attention_scale(index), ignore)
+        hidden = hidden + quantized_linear(mixed.reshape(batch.tokens, config.d_model), layer.out)
+        normed = layer_norm(hidden, layer.ffn_norm, config.epsilon)
+        middle = activation(quantized_linear(normed, layer.up)) * layer.down_multipliers
+        hidden = hidden + quantized_linear(middle, layer.down)
+    return layer_norm(hidden[batch.logit_rows], weights.final_norm, config.epsilon)
 
 
 def q8_0(rows: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows columns"]:
-    """What is left of rows rounded as llama.cpp's q8_0 rounds them: 32 neighbours share a scale, their largest magnitude over 127."""
+    """Round as llama.cpp's q8_0: 32 neighbours share a scale, their largest magnitude / 127."""
     columns = rows.shape[1]
     groups = np.pad(rows, ((0, 0), (0, -columns % Q8_GROUP))).reshape(rows.shape[0], -1, Q8_GROUP)
     scales = np.abs(groups).max(axis=2, keepdims=True) / np.float32(127.0)
@@ -128,8 +125,18 @@ def q8_0(rows: Float32[np.ndarray, "rows columns"]) -> Float32[np.ndarray, "rows
     return kept
 
 
-def q8_0_product(
-    rows: Float32[np.ndarray, "rows d_in"], weight: Float32[np.ndarray, "d_in d_out"]
+def q8_0_logits(
+    config: GPT2Config, weights: GPT2Weights, batch: ForwardBatch, cache: KVCache
+) -> Float32[np.ndarray, "rows vocab"]:
+    """Return logits of the float32 model with both sides of every matmul rounded to q8_0."""
+    with patch("nanovllm.model.gpt2.linear", _q8_0_linear):
+        hidden = forward(config, weights, batch, cache)
+    scores: np.ndarray = q8_0(hidden) @ q8_0(weights.head).T
+    return scores
+
+
+def _q8_0_linear(
+    rows: Float32[np.ndarray, "rows d_in"], layer: Linear
 ) -> Float32[np.ndarray, "rows d_out"]:
-    """A product, to be given to `Arithmetic`, whose two sides are rounded in groups along the input channels."""
-    return product(q8_0(rows), q8_0(weight.T).T)
+    """A linear layer, rounded in groups along the input channels."""
+    return linear(q8_0(rows), Linear(q8_0(layer.weight.T).T, layer.bias))

@@ -1,18 +1,18 @@
-"""SamplingBatches made by hand, one plain description a row."""
+"""SamplingSettings made by hand, one plain description a row."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch, TokenHistory
-
-NO_PROMPT: tuple[Sequence[int], Sequence[int], Sequence[int]] = ((), (), ())
+from nanovllm.model.sampling import SamplingSettings, TokenLists
+from nanovllm.runner.logit_rows import LogitRows, PromptRows
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one sampled row asks for; `prompt` and `output` are its tokens so far, `logprobs` None where none are wanted."""
+    """The settings of a sampled row; `prompt` and `output` are its tokens so far."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -36,24 +36,23 @@ class Row:
         return (self.repetition, self.presence, self.frequency) != (1.0, 0.0, 0.0)
 
 
-def make_sampling(
-    rows: Sequence[Row],
-    *,
-    places: Sequence[int] | None = None,
-    prompt: tuple[Sequence[int], Sequence[int], Sequence[int]] = NO_PROMPT,
-) -> SamplingBatch:
-    """The batch of these rows; `places` are their logit rows, in order unless given, `prompt` is (logit rows, token ids, counts)."""
+def make_sampling(rows: Sequence[Row]) -> SamplingSettings:
+    """Return the settings of these rows."""
     seen = [
-        (place, token)
-        for place, row in enumerate(rows)
-        if row.has_penalties
-        for token in dict.fromkeys([*row.prompt, *row.output])
+        list(dict.fromkeys([*row.prompt, *row.output])) if row.has_penalties else [] for row in rows
     ]
-    edits = [
-        (place, token, value) for place, row in enumerate(rows) for token, value in row.bias.items()
-    ]
-    return SamplingBatch(
-        rows=_ints(range(len(rows)) if places is None else places),
+    return SamplingSettings(
+        allowed=_token_lists([row.allowed or () for row in rows]),
+        edits=_token_lists([list(row.bias) for row in rows]),
+        edit_values=_floats([value for row in rows for value in row.bias.values()]),
+        history=_token_lists(seen),
+        history_counts=_ints(
+            [
+                list(row.output).count(token)
+                for row, tokens in zip(rows, seen, strict=True)
+                for token in tokens
+            ]
+        ),
         temperature=_floats([row.temperature for row in rows]),
         top_k=_ints([row.top_k for row in rows]),
         top_p=_floats([row.top_p for row in rows]),
@@ -61,26 +60,32 @@ def make_sampling(
         repetition_penalty=_floats([row.repetition for row in rows]),
         presence_penalty=_floats([row.presence for row in rows]),
         frequency_penalty=_floats([row.frequency for row in rows]),
-        wants_logprobs=np.array([row.logprobs is not None for row in rows], dtype=np.bool_),
-        num_logprobs=_ints([row.logprobs or 0 for row in rows]),
         seeds=np.array([row.seed for row in rows], dtype=np.uint64),
         choices=_ints([row.choice for row in rows]),
         positions=_ints([row.position for row in rows]),
-        history=TokenHistory(
-            _ints([place for place, _ in seen]),
-            _ints([token for _, token in seen]),
-            _ints([list(rows[place].output).count(token) for place, token in seen]),
-        ),
-        edits=LogitEdits(
-            _ints([edit[0] for edit in edits]),
-            _ints([edit[1] for edit in edits]),
-            _floats([edit[2] for edit in edits]),
-        ),
-        allowed={
-            place: _ints(row.allowed) for place, row in enumerate(rows) if row.allowed is not None
-        },
-        prompt=PromptRows(*map(_ints, prompt)),
+        num_logprobs=_ints([-1 if row.logprobs is None else row.logprobs for row in rows]),
     )
+
+
+def make_step(
+    rows: Sequence[Row],
+    *,
+    sampled: Sequence[int] | None = None,
+    prompt: tuple[Sequence[int], Sequence[int], Sequence[int]] = ((), (), ()),
+) -> tuple[LogitRows, SamplingSettings]:
+    """Return the use of a batch's logit rows, and the settings of the sampled ones.
+
+    Args:
+        sampled: the logit rows that are sampled, by default all in order.
+        prompt: logit rows, token ids and numbers of log-probabilities of prompt rows.
+    """
+    places = _ints(range(len(rows)) if sampled is None else sampled)
+    return LogitRows(places, PromptRows(*map(_ints, prompt)), _ints([])), make_sampling(rows)
+
+
+def _token_lists(lists: Sequence[Sequence[int]]) -> TokenLists:
+    starts = np.cumsum([0, *map(len, lists)], dtype=np.int64)
+    return TokenLists(starts, _ints(list(itertools.chain(*lists))))
 
 
 def _ints(values: Sequence[int]) -> np.ndarray:

@@ -21,8 +21,9 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.model.backend import Backend
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.runner.native import NativeModelRunner, RunnerOutput
-from nanovllm.runner.sampling_batch import SamplingBatch
+from nanovllm.model.sampling import SamplingSettings
+from nanovllm.runner.logit_rows import LogitRows
+from nanovllm.runner.native_model_runner import NativeModelRunner, RunnerOutput
 from nanovllm.server.app import ServerSettings, create_app
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
@@ -51,10 +52,10 @@ class SlowRunner(NativeModelRunner):
         super().__init__(backend)
         self.step_s = step_s
 
-    def run(self, batch: ForwardBatch, sampling: SamplingBatch) -> RunnerOutput:
+    def run(self, batch: ForwardBatch, rows: LogitRows, settings: SamplingSettings) -> RunnerOutput:
         """One step, not before `step_s` are over."""
         time.sleep(self.step_s)
-        return super().run(batch, sampling)
+        return super().run(batch, rows, settings)
 
 
 def loader(folder: Path, *, step_s: float = 0.0, **changes: Any) -> Callable[[], Engine]:

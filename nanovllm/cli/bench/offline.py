@@ -340,7 +340,7 @@ def _random_jobs(engine: Engine, parsed: argparse.Namespace, count: int) -> list
 def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
     model, config = engine.model, engine.config
     caching = "on" if config.enable_prefix_caching else "off"
-    sizes = f"{model.parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, vocabulary {model.vocab:,}"
+    sizes = f"{model.num_parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, vocabulary {model.vocab:,}"
     limits = f"max_num_seqs {config.max_num_seqs}, max_num_batched_tokens {config.max_num_batched_tokens}, block_size {config.block_size}"
     exact = ", batch_invariant" if config.batch_invariant else ""
     types = f"{weight_kind(config)}, KV cache {engine.runner.backend.cache_dtype}, backend {config.backend}"
@@ -352,7 +352,7 @@ def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
 
 def _record(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
     return {
-        "model": parsed.model, "parameters": engine.model.parameters, "temperature": parsed.temperature,
+        "model": parsed.model, "parameters": engine.model.num_parameters, "temperature": parsed.temperature,
         "prefix_caching": engine.config.enable_prefix_caching, "num_preemptions": engine.stats().num_preemptions,
         "settings": asdict(engine.config),
     }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import math
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from typing import TypeAlias, TypeVar
 
 import numpy as np
@@ -10,9 +10,9 @@ import numpy as np
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.model.batch import ForwardBatch
-from nanovllm.runner.logprobs import TokenLogprobs
-from nanovllm.runner.native import RunnerOutput
-from nanovllm.runner.sampling_batch import LogitEdits, PromptRows, SamplingBatch, TokenHistory
+from nanovllm.model.sampling import SamplingSettings, TokenLists, TokenLogprobs
+from nanovllm.runner.logit_rows import LogitRows, PromptRows
+from nanovllm.runner.native_model_runner import RunnerOutput
 
 D = TypeVar("D", bound=np.generic)
 Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
@@ -33,12 +33,12 @@ _SETTINGS = np.dtype(
         )
     ]
     + [(name, np.int64) for name in ("top_k", "num_logprobs", "choices")]
-    + [("seeds", np.uint64), ("wants_logprobs", np.bool_)]
+    + [("seeds", np.uint64)]
 )
 """What of a request's settings stays the same from step to step."""
 
 
-def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]:
+def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, SamplingSettings]:
     """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows, its hidden rows and its sampled row.
 
     A fork has no tokens of its own; its sampled row is the last of the request that it forks from once more.
@@ -59,7 +59,7 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]
         starts.append(len(token_ids))
     tables = [sequence.request.block_ids for sequence in computed]
     most = max(map(len, tables))
-    logit_rows, sampling = _rows(plan.sequences, starts)
+    logit_rows, rows, sampled = _rows(plan.sequences, starts)
     batch = ForwardBatch(
         token_ids=_int64(token_ids),
         positions=_int64(positions),
@@ -69,7 +69,7 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, SamplingBatch]
         slots=_int64(slots),
         logit_rows=_int64(logit_rows),
     )
-    return batch, sampling
+    return batch, rows, _sampling_settings(sampled)
 
 
 def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResult[TokenLogprobs]]:
@@ -102,8 +102,8 @@ def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResu
 
 def _rows(
     sequences: Sequence[PlannedSequence], starts: list[int]
-) -> tuple[list[int], SamplingBatch]:
-    """Rows of the batch whose hidden state is wanted, and what for."""
+) -> tuple[list[int], LogitRows, list[Request]]:
+    """Rows of the batch whose hidden state is wanted, what for, and the requests that are sampled."""
     logit_rows: list[int] = []
     sampled: list[Request] = []
     sampled_rows: list[int] = []
@@ -137,14 +137,11 @@ def _rows(
         if prompt_rows
         else _NO_PROMPT_ROWS
     )
-    return logit_rows, _sampling_batch(
-        sampled, sampled_rows, prompt, _int64(hidden_rows) if hidden_rows else _NONE
-    )
+    hidden = _int64(hidden_rows) if hidden_rows else _NONE
+    return logit_rows, LogitRows(_int64(sampled_rows), prompt, hidden), sampled
 
 
-def _sampling_batch(
-    requests: list[Request], rows: list[int], prompt: PromptRows, hidden_rows: Int64s
-) -> SamplingBatch:
+def _sampling_settings(requests: list[Request]) -> SamplingSettings:
     settings = np.frombuffer(
         b"".join([request.packed_settings or _pack_settings(request) for request in requests]),
         dtype=_SETTINGS,
@@ -160,14 +157,16 @@ def _sampling_batch(
         if request.grammar is not None
     }
     allowed |= {row: ids for row, ids in by_grammar.items() if ids.size}
-    return SamplingBatch(
-        rows=_int64(rows),
+    allowed_ids = [allowed.get(row, _NONE) for row in range(len(requests))]
+    edit_ids, edit_values = _edits(requests, by_grammar)
+    seen = [request.seen.ids for request in requests]
+    return SamplingSettings(
+        allowed=_token_lists(allowed_ids, np.concatenate([_NONE, *allowed_ids])),
+        edits=_token_lists(edit_ids, _joined(edit_ids, np.int64)),
+        edit_values=_joined(edit_values, np.float32),
+        history=_token_lists(seen, _joined(seen, np.int64)),
+        history_counts=_joined([request.seen.counts for request in requests], np.int64),
         positions=_int64([len(request.tokens) for request in requests]),
-        history=_history(requests),
-        edits=_edits(requests, by_grammar),
-        allowed=allowed,
-        prompt=prompt,
-        hidden_rows=hidden_rows,
         **{name: settings[name] for name in _SETTINGS.names or ()},
     )
 
@@ -180,12 +179,11 @@ def _pack_settings(request: Request) -> bytes:
     }
     values |= {
         "temperature": 0.0 if given.is_greedy else given.temperature,
-        "num_logprobs": given.logprobs or 0,
+        "num_logprobs": -1 if given.logprobs is None else given.logprobs,
     }
     values |= {
         "choices": request.choice_index,
         "seeds": request.seed & _SEED_MASK,
-        "wants_logprobs": given.logprobs is not None,
     }
     request.packed_settings = np.array(
         [tuple(values[name] for name in _SETTINGS.names or ())], dtype=_SETTINGS
@@ -193,19 +191,10 @@ def _pack_settings(request: Request) -> bytes:
     return request.packed_settings
 
 
-def _history(requests: list[Request]) -> TokenHistory:
-    seen = [request.seen.ids for request in requests]
-    if not any(seen):
-        return _NO_HISTORY
-    return TokenHistory(
-        _owners(seen),
-        _joined(seen, np.int64),
-        _joined([request.seen.counts for request in requests], np.int64),
-    )
-
-
-def _edits(requests: list[Request], by_grammar: Mapping[int, Int64s]) -> LogitEdits:
-    """Return biases and forbidden tokens.
+def _edits(
+    requests: list[Request], by_grammar: Mapping[int, Int64s]
+) -> "tuple[list[array[int]], list[array[float]]]":
+    """Return the tokens and values of each request's biases and forbidden tokens.
 
     `by_grammar` has the allowed tokens of rows with a grammar, which need no edits to forbid the
     others, except where no token is allowed: an empty list of allowed tokens means all.
@@ -225,11 +214,7 @@ def _edits(requests: list[Request], by_grammar: Mapping[int, Int64s]) -> LogitEd
             row_ids, row_values = array("q", edits.keys()), array("f", edits.values())
         ids.append(row_ids)
         values.append(row_values)
-    return (
-        LogitEdits(_owners(ids), _joined(ids, np.int64), _joined(values, np.float32))
-        if any(ids)
-        else _NO_EDITS
-    )
+    return ids, values
 
 
 def allowed_mask(request: Request, vocab: int) -> Mask:
@@ -281,9 +266,11 @@ def forbidden_tokens(request: Request) -> set[int]:
     return forbidden
 
 
-def _owners(lists: "Sequence[array[int]]") -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-    """The row of each item of lists that are joined."""
-    return np.repeat(np.arange(len(lists), dtype=np.int64), [len(items) for items in lists])
+def _token_lists(lists: Sequence[Sized], token_ids: Int64s) -> TokenLists:
+    """Return the lists whose tokens, one list after the other, are `token_ids`."""
+    starts = np.zeros(len(lists) + 1, dtype=np.int64)
+    np.cumsum([len(tokens) for tokens in lists], out=starts[1:])
+    return TokenLists(starts, token_ids)
 
 
 def _joined(
@@ -297,11 +284,5 @@ def _int64(values: Sequence[int] | object) -> "np.ndarray[tuple[int], np.dtype[n
     return np.array(values, dtype=np.int64)
 
 
-def _float32(values: Sequence[float]) -> "np.ndarray[tuple[int], np.dtype[np.float32]]":
-    return np.array(values, dtype=np.float32)
-
-
-_NONE, _NO_VALUES = _int64([]), _float32([])
-_NO_HISTORY = TokenHistory(_NONE, _NONE, _NONE)
-_NO_EDITS = LogitEdits(_NONE, _NONE, _NO_VALUES)
+_NONE = _int64([])
 _NO_PROMPT_ROWS = PromptRows(_NONE, _NONE, _NONE)

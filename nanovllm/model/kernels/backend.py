@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float32, Int64
 
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import GPT2Config
@@ -81,7 +82,7 @@ class NumbaBackend:
         self._library = load_library(self._spec)
         phases = config.layers * PHASES_PER_LAYER + PHASES_PER_STEP
         self._pool = ThreadPool(num_threads or default_threads(), self._library, phases=phases)
-        self._row_sampler = CompiledRowSampler(
+        self._sampler = CompiledRowSampler(
             config.vocab, self._pool, self._library, self._spec.target
         )
         self._capacity = 0
@@ -98,40 +99,28 @@ class NumbaBackend:
         self.allocate_cache(0, 1)
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,
-        *,
-        dtype: str = "float32",
-        quantization: str | None = None,
-        kv_cache_dtype: str = "auto",
-        batch_invariant: bool = False,
-        num_threads: int | None = None,
-    ) -> "NumbaBackend":
-        """Load a model folder; raises CheckpointError when it cannot be used. It is batch-invariant in any case."""
-        is_known = (
-            dtype in DTYPES
-            and quantization in {None, *QUANTIZATIONS}
-            and kv_cache_dtype in {"auto", *CACHE_TYPES}
-        )
-        if not is_known:
-            asked = (
-                f"dtype={dtype!r}, quantization={quantization!r}, kv_cache_dtype={kv_cache_dtype!r}"
-            )
+    def load(cls, folder: Path, options: LoadOptions | None = None) -> "NumbaBackend":
+        """Load a model folder; raise CheckpointError if it cannot be used.
+
+        The backend is batch-invariant whatever `options.batch_invariant` says.
+        """
+        options = options or LoadOptions()
+        known = (DTYPES, {None, *QUANTIZATIONS}, {"auto", *CACHE_TYPES})
+        if any(name not in names for name, names in zip(options.types, known, strict=True)):
             raise ValueError(
-                f"{asked} was asked for, but backend='numba' takes dtype {' or '.join(DTYPES)}, quantization "
-                f"{' or '.join(QUANTIZATIONS)} or none, and kv_cache_dtype auto, {', '.join(CACHE_TYPES)}"
+                f"backend='numba' takes dtype {' or '.join(DTYPES)}, quantization "
+                f"{' or '.join(QUANTIZATIONS)} or None, and kv_cache_dtype auto, "
+                f"{', '.join(CACHE_TYPES)}; it cannot use {options.describe_types()}"
             )
         config = GPT2Config.load(folder)
-        weights = quantization or dtype
-        cache = _AUTO_CACHE[weights] if kv_cache_dtype == "auto" else kv_cache_dtype
-        spec = Spec(host_target(), weights, cache)
+        weights = options.quantization or options.dtype
+        cache = options.kv_cache_dtype
         backend = cls(
             config,
             open_weights(folder, config),
-            spec=spec,
-            narrow_embedding=dtype == "bfloat16",
-            num_threads=num_threads,
+            spec=Spec(host_target(), weights, _AUTO_CACHE[weights] if cache == "auto" else cache),
+            narrow_embedding=options.dtype == "bfloat16",
+            num_threads=options.num_threads,
         )
         return_freed_memory()  # of layers in float32
         return backend
@@ -157,9 +146,9 @@ class NumbaBackend:
         return self._pool.threads
 
     @property
-    def row_sampler(self) -> CompiledRowSampler:
+    def sampler(self) -> CompiledRowSampler:
         """Compiled sampling on the threads of the forward pass."""
-        return self._row_sampler
+        return self._sampler
 
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block: keys and values of every layer, and their scales."""
@@ -240,13 +229,13 @@ class NumbaBackend:
             sizes = {"blocks": memory["blocks"], "block_size": memory["block_size"]}
             batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, **sizes)
             raise AssertionError("a batch was refused that ForwardBatch.check finds sound")
-        self._run("forward", batch.tokens * self._config.parameters)
+        self._run("forward", batch.tokens * self._config.num_parameters)
         return memory.arrays["final"][:rows, : self._config.d_model]
 
-    def states(
+    def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows d_model"]:
-        """The network's final hidden state at rows that `forward` has given; a quantised head takes them multiplied channel by channel."""
+        """Undo the scaling of channels that `forward` applied for a quantized head."""
         multipliers = self._weights.head_multipliers
         return hidden if multipliers is None else hidden / multipliers
 

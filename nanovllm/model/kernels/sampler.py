@@ -1,4 +1,4 @@
-"""Compiled sampling behind the protocol of rows.py: lays out what kernels/sampling/sample.py is given, and runs it on the backend's threads."""
+"""Compiled sampling behind the protocol of sampling.py: lays out what kernels/sampling/sample.py is given, and runs it on the backend's threads."""
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -15,7 +15,12 @@ from nanovllm.model.kernels.sampling.record import (
     scratch_layout,
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
-from nanovllm.model.rows import RowLists, RowReports, RowSettings, SampledRows
+from nanovllm.model.sampling import (
+    SampledTokens,
+    SamplingSettings,
+    TokenLists,
+    TokenLogprobs,
+)
 
 _SHARED_SCORES = 100_000  # fewer are done before another thread is awake
 _ROWS_AT_FIRST = 32  # to have room for; more when they are first asked for
@@ -44,9 +49,9 @@ class CompiledRowSampler:
         self._reserve(_ROWS_AT_FIRST)
 
     def sample(
-        self, logits: Float32[np.ndarray, "rows vocab"], settings: RowSettings
-    ) -> SampledRows:
-        """A token for each row, and reports where asked for; `logits` are not changed."""
+        self, logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings
+    ) -> SampledTokens:
+        """Return a token for each row; `logits` are not changed."""
         rows = logits.shape[0]
         self._reserve(rows)
         with np.errstate(divide="ignore"):
@@ -56,7 +61,7 @@ class CompiledRowSampler:
             presence=settings.presence_penalty, frequency=settings.frequency_penalty, top_k=settings.top_k, top_p=settings.top_p,
             seeds=settings.seeds, choices=settings.choices, positions=settings.positions,
         )  # fmt: skip
-        lists: dict[str, RowLists] = {
+        lists: dict[str, TokenLists] = {
             "allowed": settings.allowed,
             "edit": settings.edits,
             "history": settings.history,
@@ -67,26 +72,46 @@ class CompiledRowSampler:
             for part, field in (("starts", "starts"), ("ids", "token_ids"))
         }
         arrays |= {"edit_values": settings.edit_values, "history_counts": settings.history_counts}
-        reports = self._run(logits, settings.num_logprobs, sampling=True, **arrays)
-        return SampledRows(
-            self._columns["tokens"][:rows].copy(), self._columns["has_token"][:rows] != 0, reports
+        likely = self._run(logits, settings.num_logprobs, sampling=True, **arrays)
+        return SampledTokens(
+            self._columns["tokens"][:rows].copy(),
+            self._columns["has_token"][:rows] != 0,
+            [
+                self._token_logprobs(row, *likely) if count >= 0 else None
+                for row, count in enumerate(settings.num_logprobs.tolist())
+            ],
         )
 
-    def report(
+    def logprobs(
         self,
         logits: Float32[np.ndarray, "rows vocab"],
         token_ids: Int64[np.ndarray, " rows"],
         num_logprobs: Int64[np.ndarray, " rows"],
-    ) -> RowReports:
-        """Log-probability and rank of each row's token, and its most likely tokens."""
+    ) -> list[TokenLogprobs]:
+        """Return the log-probabilities of each row's token and its `num_logprobs` likeliest."""
         rows = logits.shape[0]
         self._reserve(rows)
         self._fill(rows, tokens=token_ids)
-        return self._run(logits, num_logprobs, sampling=False)
+        likely = self._run(logits, num_logprobs, sampling=False)
+        return [self._token_logprobs(row, *likely) for row in range(rows)]
+
+    def _token_logprobs(
+        self, row: int, likely_ids: np.ndarray, logprobs: np.ndarray
+    ) -> TokenLogprobs:
+        """Return what the last run reported of a row, as Python numbers."""
+        token_id, rank, count = (
+            int(self._columns[name][row]) for name in ("tokens", "ranks", "found")
+        )
+        return TokenLogprobs(
+            [token_id, *likely_ids[row, :count].tolist()],
+            logprobs[row, : count + 1].tolist(),
+            [rank, *range(1, count + 1)],
+        )
 
     def _run(
         self, logits: np.ndarray, wanted: np.ndarray, *, sampling: bool, **arrays: np.ndarray
-    ) -> RowReports:
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Run the kernel; return the likely ids and log-probabilities of each row."""
         rows, vocab = logits.shape
         assert vocab == self._record["vocab"][0]
         if logits.dtype != np.float32 or logits.strides[1] != F32_BYTES:
@@ -117,12 +142,7 @@ class CompiledRowSampler:
         }
         with watch(self._target, "sample_rows", (given | self._columns | arrays).items()):
             self._pool.run(self._function, record.ctypes.data, threads)
-        return RowReports(
-            self._columns["ranks"][:rows].copy(),
-            self._columns["found"][:rows].copy(),
-            likely_ids,
-            logprobs,
-        )
+        return likely_ids, logprobs
 
     def _reserve(self, rows: int) -> None:
         """Make room for the columns of so many rows."""

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
-from nanovllm.runner.logprobs import TokenLogprobs
-from nanovllm.runner.native import RunnerOutput
-from nanovllm.runner.sampling_batch import SamplingBatch
+from nanovllm.model.sampling import SamplingSettings, TokenLists, TokenLogprobs
+from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.sampling_params import SamplingParams
 
 BLOCK_SIZE = 4
@@ -40,30 +39,25 @@ def plan_of(*shares: tuple[Request, int]) -> StepPlan:
     return StepPlan(tuple(PlannedSequence.of(made, count) for made, count in shares))
 
 
-def sampling_of(*requests: Request) -> SamplingBatch:
+def sampling_of(*requests: Request) -> SamplingSettings:
     """The settings of a step in which each of them gets its next token."""
     return batching.build(
         plan_of(*((made, made.num_uncomputed_tokens) for made in requests)), BLOCK_SIZE
-    )[1]
+    )[2]
 
 
-def edits_of(sampling: SamplingBatch, row: int) -> dict[int, float]:
-    edits = sampling.edits
-    assert (np.diff(edits.rows) >= 0).all(), "rows ascend"
-    own = edits.rows == row
-    found = dict(zip(edits.token_ids[own].tolist(), edits.values[own].tolist(), strict=True))
-    assert len(found) == own.sum(), "no token twice in a row"
-    return found
+def edits_of(settings: SamplingSettings, row: int) -> dict[int, float]:
+    return dict_of(settings.edits, settings.edit_values, row)
 
 
-def history_of(sampling: SamplingBatch, row: int) -> dict[int, int]:
-    history = sampling.history
-    assert (np.diff(history.rows) >= 0).all(), "rows ascend"
-    own = history.rows == row
-    found = dict(
-        zip(history.token_ids[own].tolist(), history.output_counts[own].tolist(), strict=True)
-    )
-    assert len(found) == own.sum(), "no token twice in a row"
+def history_of(settings: SamplingSettings, row: int) -> dict[int, int]:
+    return dict_of(settings.history, settings.history_counts, row)
+
+
+def dict_of(lists: TokenLists, values: np.ndarray, row: int) -> dict[int, Any]:
+    part = slice(lists.starts[row], lists.starts[row + 1])
+    found = dict(zip(lists.token_ids[part].tolist(), values[part].tolist(), strict=True))
+    assert len(found) == part.stop - part.start, "no token twice in a row"
     return found
 
 
@@ -73,7 +67,7 @@ def history_of(sampling: SamplingBatch, row: int) -> dict[int, int]:
 def test_tokens_get_their_positions_and_slots() -> None:
     decoding = request([5, 6, 7], [8, 9], blocks=[10, 2])
     prompt = request(range(20, 31), blocks=[7, 3, 9], computed=2)
-    batch, sampling = batching.build(plan_of((decoding, 1), (prompt, 5)), BLOCK_SIZE)
+    batch, rows, _ = batching.build(plan_of((decoding, 1), (prompt, 5)), BLOCK_SIZE)
     assert batch.token_ids.tolist() == [9, 22, 23, 24, 25, 26]
     assert batch.positions.tolist() == [4, 2, 3, 4, 5, 6]
     assert batch.query_starts.tolist() == [0, 1, 6]
@@ -88,22 +82,22 @@ def test_tokens_get_their_positions_and_slots() -> None:
         3 * 4 + 2,
     ]
     assert batch.logit_rows.tolist() == [0], "a piece that ends inside the prompt draws nothing"
-    assert sampling.rows.tolist() == [0]
+    assert rows.sampled.tolist() == [0]
 
 
 def test_a_prompts_last_piece_draws_from_its_last_token() -> None:
     first, second = request(range(6), computed=3), request(range(9), computed=0)
-    batch, sampling = batching.build(plan_of((first, 3), (second, 9)), BLOCK_SIZE)
+    batch, rows, _ = batching.build(plan_of((first, 3), (second, 9)), BLOCK_SIZE)
     assert batch.logit_rows.tolist() == [2, 11]
-    assert sampling.rows.tolist() == [0, 1]
+    assert rows.sampled.tolist() == [0, 1]
 
 
 def test_a_request_that_only_reads_its_prompt_draws_nothing() -> None:
-    batch, sampling = batching.build(
+    batch, rows, _ = batching.build(
         plan_of((request(range(6), computed=0, max_new_tokens=0), 6)), BLOCK_SIZE
     )
     assert batch.logit_rows.size == 0
-    assert sampling.rows.size == 0
+    assert rows.sampled.size == 0
 
 
 def test_prompt_rows_stand_before_the_row_that_is_sampled() -> None:
@@ -111,12 +105,12 @@ def test_prompt_rows_stand_before_the_row_that_is_sampled() -> None:
     reported = request(range(10, 18), computed=4, prompt_logprobs=2)
     reported.next_prompt_logprob = 5
     last = request(range(3), computed=0, prompt_logprobs=0)
-    batch, sampling = batching.build(plan_of((plain, 1), (reported, 4), (last, 3)), BLOCK_SIZE)
+    batch, rows, _ = batching.build(plan_of((plain, 1), (reported, 4), (last, 3)), BLOCK_SIZE)
     assert batch.logit_rows.tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
-    assert sampling.rows.tolist() == [0, 4, 7]
-    assert sampling.prompt.rows.tolist() == [1, 2, 3, 5, 6]
-    assert sampling.prompt.token_ids.tolist() == [15, 16, 17, 1, 2]
-    assert sampling.prompt.num_logprobs.tolist() == [2, 2, 2, 0, 0]
+    assert rows.sampled.tolist() == [0, 4, 7]
+    assert rows.prompt.rows.tolist() == [1, 2, 3, 5, 6]
+    assert rows.prompt.token_ids.tolist() == [15, 16, 17, 1, 2]
+    assert rows.prompt.num_logprobs.tolist() == [2, 2, 2, 0, 0]
 
 
 def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
@@ -154,8 +148,7 @@ def test_each_setting_arrives_on_its_own_row_alone(column: str, name: str, value
 
 def test_a_request_for_no_likely_tokens_still_gets_its_own_reported() -> None:
     sampling = sampling_of(request(), request(logprobs=0), request(logprobs=4))
-    assert sampling.wants_logprobs.tolist() == [False, True, True]
-    assert sampling.num_logprobs.tolist() == [0, 0, 4]
+    assert sampling.num_logprobs.tolist() == [-1, 0, 4]
 
 
 def test_a_temperature_that_is_as_good_as_zero_is_greedy() -> None:
@@ -189,7 +182,9 @@ def test_allowed_tokens_belong_to_their_row() -> None:
     sampling = sampling_of(
         request(), request(allowed_token_ids=[9, 4, 9]), request(), request(allowed_token_ids=[1])
     )
-    assert {row: ids.tolist() for row, ids in sampling.allowed.items()} == {1: [9, 4], 3: [1]}
+    assert sampling.allowed.starts.tolist() == [0, 0, 2, 2, 3]
+    assert sampling.allowed.token_ids.tolist() == [9, 4, 1]
+    assert sampling.allowed.rows.tolist() == [1, 1, 3]
 
 
 def test_penalties_know_every_token_once_and_count_the_answers() -> None:

@@ -20,7 +20,6 @@ from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec, Target, host_target
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import ROW_BLOCK
-from nanovllm.runner.row_samplers import row_settings
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
 from tests.support.sampling import Row, make_sampling
@@ -238,13 +237,9 @@ def test_the_report_names_address_size_and_place(
 
 def test_a_token_beyond_the_vocabulary_is_reported_by_the_sampler(backend: NumbaBackend) -> None:
     logits = backend.logits(backend.forward(BATCH))
-    backend.row_sampler.sample(
-        logits[:2], row_settings(make_sampling([Row(bias={63: 1.0}), Row()]))
-    )
+    backend.sampler.sample(logits[:2], make_sampling([Row(bias={63: 1.0}), Row()]))
     with pytest.raises(RuntimeError, match="sample_rows read 4 bytes"):
-        backend.row_sampler.sample(
-            logits[:2], row_settings(make_sampling([Row(bias={10**9: 1.0}), Row()]))
-        )
+        backend.sampler.sample(logits[:2], make_sampling([Row(bias={10**9: 1.0}), Row()]))
 
 
 def double(v: Vectors, numbers: Value, count: Value) -> None:

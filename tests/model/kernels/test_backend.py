@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.backend import NumbaBackend
@@ -61,7 +62,7 @@ NARROW = [
 def load_narrow(folder: Path, kind: tuple[str, str | None, str], **options: Any) -> NumbaBackend:
     dtype, quantization, cache = kind
     return NumbaBackend.load(
-        folder, dtype=dtype, quantization=quantization, kv_cache_dtype=cache, **options
+        folder, LoadOptions(dtype=dtype, quantization=quantization, kv_cache_dtype=cache, **options)
     )
 
 
@@ -92,7 +93,8 @@ def test_the_caches_type_follows_from_that_of_the_weights(
 ) -> None:
     dtype, quantization = weights
     backend = NumbaBackend.load(
-        write_checkpoint(tmp_path), dtype=dtype, quantization=quantization, num_threads=1
+        write_checkpoint(tmp_path),
+        LoadOptions(dtype=dtype, quantization=quantization, num_threads=1),
     )
     assert (backend.weight_dtype, backend.cache_dtype, backend.num_threads) == (
         quantization or dtype,
@@ -143,8 +145,8 @@ def test_bits_do_not_depend_on_the_number_of_threads(
     monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_PRODUCTS", 0)
     folder = write_checkpoint(tmp_path)
     np.testing.assert_array_equal(
-        logits_of(NumbaBackend.load(folder, num_threads=threads)),
-        logits_of(NumbaBackend.load(folder, num_threads=1)),
+        logits_of(NumbaBackend.load(folder, LoadOptions(num_threads=threads))),
+        logits_of(NumbaBackend.load(folder, LoadOptions(num_threads=1))),
     )
 
 
@@ -212,7 +214,7 @@ def test_no_activation_hides_a_weight_that_is_not_a_number(
 def test_the_head_leaves_the_hidden_states_as_they_were(tmp_path: Path, cache: str) -> None:
     """They are a view of the backend's own memory, and a head of bytes has outliers to leave out."""
     folder = write_checkpoint(tmp_path, outliers=True, config={"n_embd": 64})
-    backend = NumbaBackend.load(folder, quantization="int8", kv_cache_dtype=cache)
+    backend = NumbaBackend.load(folder, LoadOptions(quantization="int8", kv_cache_dtype=cache))
     backend.allocate_cache(40, BLOCK_SIZE)
     batch = make_batch(SEQS, block_size=BLOCK_SIZE, all_rows=True)
     hidden = backend.forward(batch)
@@ -246,7 +248,7 @@ def test_types_are_refused_by_the_option_that_they_do_not_belong_to(tmp_path: Pa
     folder = write_checkpoint(tmp_path)
     for options in ({"dtype": "int8"}, {"quantization": "float32"}, {"kv_cache_dtype": "float16"}):
         with pytest.raises(ValueError, match=f"{next(iter(options))}='"):
-            NumbaBackend.load(folder, **options)  # type: ignore[arg-type]
+            NumbaBackend.load(folder, LoadOptions(**options))  # type: ignore[arg-type]
 
 
 def test_a_second_model_of_another_size_compiles_nothing(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_indices_outside_are_refused_before_any_kernel_runs(tmp_path: Path) -> N
 def test_a_backend_that_is_dropped_takes_its_threads_with_it(tmp_path: Path) -> None:
     before = threading.active_count()
     for _ in range(5):
-        backend = NumbaBackend.load(write_checkpoint(tmp_path), num_threads=3)
+        backend = NumbaBackend.load(write_checkpoint(tmp_path), LoadOptions(num_threads=3))
         del backend
     deadline = time.monotonic() + 10
     while threading.active_count() > before and time.monotonic() < deadline:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.model import activation, layernorm
+from nanovllm.model import activation, gpt2
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
 from nanovllm.model.kernels.build.packing import (
@@ -45,6 +45,7 @@ from nanovllm.model.kernels.step_record import (
     WORD_BYTES,
 )
 from nanovllm.model.kernels.threads.os_wait import prepare_lock
+from nanovllm.model.weights import LayerNorm
 from tests.support.targets import TARGETS, WIDTHS
 
 
@@ -522,7 +523,9 @@ def test_layer_norm_is_numpys(target: Target, d_model: int, mean: float) -> None
         d_model,
         epsilon.ctypes.data,
     )
-    expected = layernorm.layer_norm(hidden[None, :d_model], gain[:d_model], bias[:d_model], 1e-5)[0]
+    expected = gpt2.layer_norm(
+        hidden[None, :d_model], LayerNorm(gain[:d_model], bias[:d_model]), 1e-5
+    )[0]
     np.testing.assert_allclose(out[:d_model], expected, rtol=1e-4, atol=1e-3 if mean else 1e-5)
     assert not out[d_model:].any()
 

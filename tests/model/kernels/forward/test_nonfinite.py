@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.model import activation, attention, layernorm
+from nanovllm.model import activation, gpt2
+from nanovllm.model.attention import attention_weights, weighted_sum
 from nanovllm.model.kernels.build.codegen import Library, host_processor
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
@@ -28,6 +29,7 @@ from nanovllm.model.kernels.forward.prepare import plan_step
 from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.simd.move import parameters_at
 from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, ITEM_FIELDS, QUERY_TILE
+from nanovllm.model.weights import LayerNorm
 from tests.model.kernels.forward.test_kernels import call, finish, name_of, numbers
 from tests.support.batches import make_batch
 from tests.support.targets import HOST, WIDTHS
@@ -77,7 +79,9 @@ def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
     addresses = [array.ctypes.data for array in (hidden, gain, bias, out)]
     call(make_layer_norm, 6, target)(*addresses, count, epsilon.ctypes.data)
     with np.errstate(invalid="ignore"):
-        expected = layernorm.layer_norm(hidden[None, :count], gain[:count], bias[:count], 1e-5)
+        expected = gpt2.layer_norm(
+            hidden[None, :count], LayerNorm(gain[:count], bias[:count]), 1e-5
+        )
     np.testing.assert_array_equal(kinds_of(out[:count]), kinds_of(expected[0]))
     assert np.isnan(out[:count]).all()
 
@@ -241,7 +245,8 @@ def sound_outputs(qkv: np.ndarray, head_dim: int) -> np.ndarray:
     """Whether each query's output is finite in each head, by NumPy, one query at a time."""
     queries, keys, values = qkv.reshape(CONTEXT, 3, HEADS, head_dim).transpose(1, 0, 2, 3)
     with np.errstate(invalid="ignore"):
-        out = attention.attend_by_rows(queries, keys, values, head_dim**-0.5)
+        weights = attention_weights(queries, keys, head_dim**-0.5)
+        out = weighted_sum(weights, values)
     return np.array(np.isfinite(out).all(axis=2))
 
 

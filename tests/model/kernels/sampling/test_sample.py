@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from nanovllm.model.kernels.build.target import Target
 from nanovllm.model.kernels.sampler import CompiledRowSampler
 from nanovllm.model.kernels.threads.pool import ThreadPool
-from nanovllm.model.rows import RowLists, RowSettings
-from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
+from nanovllm.model.sampling import TokenLists, TokenLogprobs
+from nanovllm.runner.logprobs import token_logprobs
 from nanovllm.runner.philox import uniform
-from nanovllm.runner.row_samplers import report_rows, row_settings, sample_rows
-from nanovllm.runner.sampler import keep_likely, sample
+from nanovllm.runner.sampler import apply_filters, sample
 from tests.support.sampling import Row, make_sampling
 from tests.support.targets import WHOLE_TARGETS, load_whole
 
+GREEDY = Row(temperature=0.0)
 VOCAB = 1000  # several groups of columns, the last one not full, at every width
 INF = math.inf
 TOKEN = st.integers(0, VOCAB - 1)
@@ -98,18 +98,17 @@ def compiled(
     sampler: CompiledRowSampler, logits: np.ndarray, rows: Sequence[Row]
 ) -> tuple[list[int | None], list[TokenLogprobs | None]]:
     before = logits.copy()
-    tokens, has_token, reports = sample_rows(sampler, logits, make_sampling(rows))
+    found = sampler.sample(logits, make_sampling(rows))
     np.testing.assert_array_equal(logits, before)
-    return [
-        token if ok else None for token, ok in zip(tokens.tolist(), has_token.tolist(), strict=True)
-    ], reports
+    pairs = zip(found.token_ids.tolist(), found.has_token.tolist(), strict=True)
+    return [token if has else None for token, has in pairs], found.logprobs
 
 
 def probabilities(changed: np.ndarray, row: Row) -> np.ndarray:
     """Of each token, from logits after all edits and penalties, by the NumPy filters in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         scores = changed / np.float32(row.temperature)
-        keep_likely(
+        apply_filters(
             scores,
             top_k=row.top_k,
             top_p=float(np.float32(row.top_p)),
@@ -321,7 +320,7 @@ def test_vocabularies_of_any_size(vocab: int) -> None:
 
 def test_plain_rows_are_argmax(sampler: CompiledRowSampler) -> None:
     logits = np.round(np.random.default_rng(7).standard_normal((50, VOCAB), dtype=np.float32) * 2)
-    found = sampler.sample(logits, RowSettings.plain(50))
+    found = sampler.sample(logits, make_sampling([GREEDY] * 50))
     np.testing.assert_array_equal(found.token_ids, logits.argmax(axis=1))
     assert found.has_token.all()
 
@@ -332,28 +331,7 @@ def test_reports_of_given_tokens_are_those_of_sampled_ones(sampler: CompiledRowS
     rows = [Row(seed=i, temperature=0.8, logprobs=i % 4) for i in range(12)]
     tokens, reports = compiled(sampler, logits, rows)
     given = np.array(tokens, dtype=np.int64)
-    assert report_rows(sampler, logits, given, np.arange(12, dtype=np.int64) % 4) == reports
-
-
-def test_settings_keep_the_rows_of_their_lists() -> None:
-    rows = [
-        Row(),
-        Row(bias={5: 1.0, 3: -INF}),
-        Row(allowed=[7, 2]),
-        Row(presence=1.0, prompt=[1, 2], output=[2, 2, 9]),
-        Row(bias={1: 2.0}),
-    ]
-    found = row_settings(make_sampling(rows))
-    assert [found.edits.token_ids[a:b].tolist() for a, b in zip(found.edits.starts[:-1], found.edits.starts[1:], strict=True)] == [
-        [], [5, 3], [], [], [1],
-    ]  # fmt: skip
-    assert found.allowed.starts.tolist() == [0, 0, 0, 2, 2, 2]
-    assert found.allowed.token_ids.tolist() == [7, 2]
-    assert found.history.starts.tolist() == [0, 0, 0, 0, 3, 3]
-    assert dict(
-        zip(found.history.token_ids.tolist(), found.history_counts.tolist(), strict=True)
-    ) == {1: 0, 2: 2, 9: 1}
-    assert found.num_logprobs.tolist() == [-1] * 5
+    assert sampler.logprobs(logits, given, np.arange(12, dtype=np.int64) % 4) == reports
 
 
 def test_tokens_that_are_nearly_impossible_come_up_when_their_draw_does(
@@ -380,10 +358,10 @@ def test_settings_of_another_type_are_refused(
     """Compiled code would read their bits as something else."""
     logits, edits = (
         np.zeros((1, VOCAB), dtype=np.float32),
-        RowLists(*(np.array(i, dtype=np.int64) for i in ([0, 1], [3]))),
+        TokenLists(*(np.array(i, dtype=np.int64) for i in ([0, 1], [3]))),
     )
     values = np.ones(1, dtype=np.float32)
-    settings = replace(RowSettings.plain(1), edits=edits, edit_values=values)
+    settings = replace(make_sampling([GREEDY]), edits=edits, edit_values=values)
     assert sampler.sample(logits, settings).token_ids[0] == 3
     object.__setattr__(settings, name, np.ones(1, dtype=dtype))
     with pytest.raises(TypeError, match=name):

@@ -1,4 +1,4 @@
-"""NativeModelRunner: one forward pass, logits for the rows that need them and no others, in slices where there may be many."""
+"""NativeModelRunner: one forward pass, and logits only for the rows that need them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,21 +8,22 @@ import pytest
 
 from nanovllm.config import BACKENDS
 from nanovllm.errors import CheckpointError
+from nanovllm.model.backend import LoadOptions
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.numpy_backend import NumpyBackend
 from nanovllm.model.weights import GPT2Weights
 from nanovllm.runner.logprobs import token_logprobs
-from nanovllm.runner.native import PROMPT_ROWS_AT_ONCE, NativeModelRunner, RunnerOutput
+from nanovllm.runner.native_model_runner import PROMPT_ROWS_AT_ONCE, NativeModelRunner, RunnerOutput
 from tests.support.batches import make_batch
-from tests.support.sampling import Row, make_sampling
+from tests.support.sampling import Row, make_step
 
 BLOCK_SIZE = 8
 
 
 class CountingBackend(NumpyBackend):
-    """The real backend, which keeps account of the rows that it is asked for, over a cache full of NaN."""
+    """The NumPy backend with a cache full of NaN, which counts the rows of each call."""
 
     def __init__(self, config: GPT2Config, weights: GPT2Weights) -> None:
         super().__init__(config, weights, batch_invariant=True)
@@ -57,7 +58,7 @@ def prompt_of(length: int, seed: int) -> list[int]:
 
 def all_logits(tiny_model: Path, prompt: list[int]) -> np.ndarray:
     """Logits [tokens, vocab] after every token, computed by another backend of the same kind."""
-    backend = NumpyBackend.load(tiny_model, batch_invariant=True)
+    backend = NumpyBackend.load(tiny_model, LoadOptions(batch_invariant=True))
     backend.allocate_cache(40, BLOCK_SIZE)
     return backend.logits(
         backend.forward(make_batch([prompt], block_size=BLOCK_SIZE, all_rows=True))
@@ -71,7 +72,7 @@ def rows_of(batch: ForwardBatch, logit_rows: list[int]) -> ForwardBatch:
 def test_only_rows_that_are_sampled_or_reported_get_logits(backend: CountingBackend) -> None:
     prompts = [prompt_of(60, 1), prompt_of(3, 2), prompt_of(1, 3)]
     output = NativeModelRunner(backend).run(
-        make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([Row()] * 3)
+        make_batch(prompts, block_size=BLOCK_SIZE), *make_step([Row()] * 3)
     )
     assert (backend.forwards, backend.logit_rows) == ([3], [3])
     assert len(output.token_ids) == 3
@@ -81,7 +82,7 @@ def test_only_rows_that_are_sampled_or_reported_get_logits(backend: CountingBack
 
 def test_a_step_that_samples_nothing_computes_no_logits(backend: CountingBackend) -> None:
     batch = rows_of(make_batch([prompt_of(60, 1)], block_size=BLOCK_SIZE), [])
-    assert NativeModelRunner(backend).run(batch, make_sampling([])) == RunnerOutput([], [], [])
+    assert NativeModelRunner(backend).run(batch, *make_step([])) == RunnerOutput([], [], [])
     assert (backend.forwards, backend.logit_rows) == ([0], [])
 
 
@@ -94,7 +95,7 @@ def test_plain_greedy_steps_are_the_backends_and_mixed_ones_read_the_head_once(
     runner = NativeModelRunner(backend)
     assert (
         runner.run(
-            make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, greedy])
+            make_batch(prompts, block_size=BLOCK_SIZE), *make_step([greedy, greedy])
         ).token_ids
         == best
     )
@@ -107,7 +108,7 @@ def test_plain_greedy_steps_are_the_backends_and_mixed_ones_read_the_head_once(
     ):
         assert (
             runner.run(
-                make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([greedy, other])
+                make_batch(prompts, block_size=BLOCK_SIZE), *make_step([greedy, other])
             ).token_ids[0]
             == best[0]
         )
@@ -117,10 +118,16 @@ def test_plain_greedy_steps_are_the_backends_and_mixed_ones_read_the_head_once(
 def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Path) -> None:
     prompts = [prompt_of(5 + place, place) for place in range(9)]
     rows = [
-        Row(temperature=0.0), Row(seed=1, logprobs=0), Row(seed=2, top_k=9, logprobs=4), Row(seed=3, top_p=0.7), Row(seed=4, min_p=0.3),
-        Row(seed=5, repetition=1.5, output=prompts[5]), Row(seed=6, bias={4: 50.0}), Row(seed=7, allowed=[8, 9], logprobs=1),
+        Row(temperature=0.0),
+        Row(seed=1, logprobs=0),
+        Row(seed=2, top_k=9, logprobs=4),
+        Row(seed=3, top_p=0.7),
+        Row(seed=4, min_p=0.3),
+        Row(seed=5, repetition=1.5, output=prompts[5]),
+        Row(seed=6, bias={4: 50.0}),
+        Row(seed=7, allowed=[8, 9], logprobs=1),
         Row(temperature=0.0, logprobs=300),
-    ]  # fmt: skip
+    ]
     outputs = []
     for name in ("numpy", "numba"):
         runner = NativeModelRunner.load(tiny_model, backend=name)
@@ -132,8 +139,8 @@ def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Pa
         outputs.append(
             runner.run(
                 whole,
-                make_sampling(
-                    rows, places=range(4, 13), prompt=(range(4), prompts[0][1:5], [0, 1, 2, 300])
+                *make_step(
+                    rows, sampled=range(4, 13), prompt=(range(4), prompts[0][1:5], [0, 1, 2, 300])
                 ),
             )
         )
@@ -154,14 +161,14 @@ def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Pa
 
 
 def test_prompt_rows_are_taken_in_slices(backend: CountingBackend, tiny_model: Path) -> None:
-    """100 rows of a real vocabulary would be 20 MB of logits at once, and as much again for each step of the softmax."""
+    """100 rows of a real vocabulary would be 20 MB of logits, and twice that in the softmax."""
     prompt = prompt_of(101, 4)
     batch = make_batch([prompt], block_size=BLOCK_SIZE, all_rows=True)
     counts = [place % 4 for place in range(100)]
-    sampling = make_sampling(
-        [Row(logprobs=2, temperature=0.0)], places=[100], prompt=(range(100), prompt[1:], counts)
+    step = make_step(
+        [Row(logprobs=2, temperature=0.0)], sampled=[100], prompt=(range(100), prompt[1:], counts)
     )
-    output = NativeModelRunner(backend).run(batch, sampling)
+    output = NativeModelRunner(backend).run(batch, *step)
     assert max(backend.logit_rows) <= PROMPT_ROWS_AT_ONCE
     assert sum(backend.logit_rows) == 101
     logits = all_logits(tiny_model, prompt)
@@ -185,8 +192,8 @@ def test_rows_of_several_sequences_keep_their_places(
         Row(temperature=0.0),
         Row(temperature=0.0, logprobs=0),
     ]
-    sampling = make_sampling(rows, places=[2, 3, 4], prompt=([0, 1], prompts[0][3:5], [1, 0]))
-    output = NativeModelRunner(backend).run(batch, sampling)
+    step = make_step(rows, sampled=[2, 3, 4], prompt=([0, 1], prompts[0][3:5], [1, 0]))
+    output = NativeModelRunner(backend).run(batch, *step)
     logits = [all_logits(tiny_model, prompt) for prompt in prompts]
     assert output.token_ids == [int(found[-1].argmax()) for found in logits]
     assert [found and len(found.token_ids) for found in output.logprobs] == [2, None, 1]
@@ -212,7 +219,7 @@ def test_log_probabilities_are_those_of_the_model_before_all_settings(
         logprobs=5,
     )
     output = NativeModelRunner(backend).run(
-        make_batch([prompt], block_size=BLOCK_SIZE), make_sampling([row])
+        make_batch([prompt], block_size=BLOCK_SIZE), *make_step([row])
     )
     (found,) = output.logprobs
     assert found is not None
@@ -230,7 +237,7 @@ def test_a_row_without_a_token_says_so_and_the_others_go_on(backend: CountingBac
     prompts = [prompt_of(5, 9), prompt_of(6, 10)]
     forbidden = Row(bias=dict.fromkeys(range(backend.config.vocab), float("-inf")), logprobs=1)
     output = NativeModelRunner(backend).run(
-        make_batch(prompts, block_size=BLOCK_SIZE), make_sampling([forbidden, Row(logprobs=1)])
+        make_batch(prompts, block_size=BLOCK_SIZE), *make_step([forbidden, Row(logprobs=1)])
     )
     assert output.token_ids[0] is None
     assert output.token_ids[1] is not None
@@ -244,11 +251,11 @@ def test_a_network_that_is_not_a_number_has_no_token(tiny_model: Path) -> None:
     broken[2:] = np.nan
     backend = CountingBackend(config, replace(weights, position_embedding=broken))
     batch = make_batch([[1, 2], [1, 2, 3], [4]], block_size=BLOCK_SIZE, all_rows=True)
-    sampling = make_sampling(
-        [Row(logprobs=2)] * 3, places=[1, 4, 5], prompt=([2, 3, 4], [2, 3, 4], [2, 2, 2])
+    step = make_step(
+        [Row(logprobs=2)] * 3, sampled=[1, 4, 5], prompt=([2, 3, 4], [2, 3, 4], [2, 2, 2])
     )
     with np.errstate(invalid="ignore"):
-        output = NativeModelRunner(backend).run(batch, sampling)
+        output = NativeModelRunner(backend).run(batch, *step)
     assert [token is None for token in output.token_ids] == [False, True, False]
     assert [
         bool(np.isfinite(found.logprobs).all()) for found in output.logprobs if found is not None
@@ -267,7 +274,7 @@ def test_loading_by_name(tiny_model: Path, tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match="config"):
         NativeModelRunner.load(tmp_path, backend=name)
     with pytest.raises(ValueError, match="dtype='float16'"):
-        NativeModelRunner.load(tiny_model, backend=name, dtype="float16")
+        NativeModelRunner.load(tiny_model, backend=name, options=LoadOptions(dtype="float16"))
 
 
 def test_a_backend_that_does_not_exist_is_refused_by_name(tiny_model: Path) -> None:
@@ -287,10 +294,10 @@ def test_as_many_sampled_rows_as_hidden_rows_are_not_the_same_rows(
     runner.backend.allocate_cache(40, BLOCK_SIZE)
     batch = make_batch(prompts, block_size=BLOCK_SIZE)
     for places in ([2, 0, 1], [1, 1, 0]):
-        output = runner.run(batch, make_sampling([row] * 3, places=places))
+        output = runner.run(batch, *make_step([row] * 3, sampled=places))
         assert output.token_ids == [best[place] for place in places]
     reported = ([0, 1, 2], [1, 2, 3], [1, 1, 1])  # of the rows that are sampled too
-    output = runner.run(batch, make_sampling([row] * 3, prompt=reported))
+    output = runner.run(batch, *make_step([row] * 3, prompt=reported))
     assert output.token_ids == best
 
 
@@ -310,5 +317,5 @@ def test_an_index_from_outside_is_refused_before_anything_is_computed(
     batch = make_batch([prompt_of(5, 11)], block_size=BLOCK_SIZE)
     getattr(batch, name).flat[0] = value
     with pytest.raises(ValueError, match=name):
-        NativeModelRunner(backend).run(batch, make_sampling([Row()]))
+        NativeModelRunner(backend).run(batch, *make_step([Row()]))
     assert backend.logit_rows == []
