@@ -15,7 +15,7 @@ from pathlib import Path
 
 from nanovllm.cli.argument_types import read_lines
 from nanovllm.cli.environment import API_KEY_VARIABLE
-from nanovllm.server.http.hosts import host_name, is_address
+from nanovllm.server.http.auth import host_name, is_address
 
 MAX_API_KEYS = 1000  # every request is compared with all of them
 _ORIGIN = re.compile(
