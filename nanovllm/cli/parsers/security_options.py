@@ -1,4 +1,4 @@
-"""The options that say who may use a server: API keys, hosts, origins, certificate."""
+"""Options for access to a server: API keys, hosts, origins and TLS."""
 
 import argparse
 from pathlib import Path
@@ -6,46 +6,45 @@ from pathlib import Path
 from nanovllm.cli.environment import API_KEY_VARIABLE
 
 
-def add_access_options(parser: argparse.ArgumentParser) -> None:
+def add_security_options(parser: argparse.ArgumentParser) -> None:
     """Add options for keys, hosts, origins and TLS."""
-    group = parser.add_argument_group("access")
+    group = parser.add_argument_group("security")
     group.add_argument(
         "--api-key",
         action="append",
-        help="key that clients send as a bearer token; repeat for several keys; other users of the "
-        f"machine can see it, so prefer {API_KEY_VARIABLE} or a file "
-        f"(default: the keys in {API_KEY_VARIABLE}, or no key)",
+        help="accepted bearer token, visible to other users of the machine; repeat for several "
+        f"(default: {API_KEY_VARIABLE})",
     )
     group.add_argument(
         "--api-key-file",
         type=Path,
         metavar="FILE",
-        help="file with one key a line; lines that begin with # are ignored; with it or --api-key "
-        f"{API_KEY_VARIABLE} is not read (default: no file)",
+        help="file with one key a line; lines that begin with # are ignored "
+        f"(default: {API_KEY_VARIABLE})",
     )
     group.add_argument(
         "--allowed-hosts",
         action="append",
         metavar="NAME",
-        help="host name that requests may be for, beside addresses and localhost; * for any; "
-        "repeat for several (default: any, but none on a loopback address without keys)",
+        help="accepted Host header besides IP addresses and localhost; * for any; repeatable "
+        "(default: any with keys or off loopback)",
     )
     group.add_argument(
         "--allowed-origins",
         action="append",
         metavar="ORIGIN",
-        help="web page whose scripts may use the server, such as https://example.org; * for all; "
-        "repeat for several, or give a JSON list (default: none)",
+        help="CORS origin such as https://example.org, or a JSON list of them; * for all; "
+        "repeatable (default: none)",
     )
     group.add_argument(
         "--ssl-certfile",
         type=Path,
         metavar="FILE",
-        help="certificate in PEM format: serve https (default: none, http)",
+        help="TLS certificate in PEM format (default: none, plain HTTP)",
     )
     group.add_argument(
         "--ssl-keyfile",
         type=Path,
         metavar="FILE",
-        help="private key in PEM format (default: in the file of the certificate)",
+        help="private key in PEM format (default: in the certificate file)",
     )
