@@ -24,7 +24,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.load.attacks import FOR_ANY_SERVER
-from benchmarks.load.clients import Client, Load, ask_once
+from benchmarks.load.clients import PATIENCE_S, Client, Load, ask_once
 from benchmarks.load.ledger import ANSWERED, FAILED, Ledger, must_be_whole
 from benchmarks.load.requests import COMPLETIONS, MAX_BODY_BYTES, Ask, known_asks
 from benchmarks.load.server_process import ServerProcess
@@ -193,11 +193,12 @@ async def _attacked(server: ServerProcess, parsed: argparse.Namespace) -> AsyncI
     seconds = 60 * parsed.minutes
     at = ["--port", str(server.port)]
     names = ["--seconds", str(seconds), "--only", ",".join(parsed.attacks)]
+    names += ["--patience-s", str(PATIENCE_S)]
     bystanders = await _begin("bystanders.py", [*at, "--pid", str(server.pid)])
     attacker = await _begin("attacks.py", [*at, *names])
     try:
         yield found
-        outcomes = await _last_line(attacker, _DRAIN_S)
+        outcomes = await _last_line(attacker, _DRAIN_S + PATIENCE_S)
         figures = await _last_line(bystanders, _DRAIN_S)
     finally:
         for process in (attacker, bystanders):

@@ -28,10 +28,16 @@ _PAUSE_S = 0.05  # between two rounds
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A server under attack, and the moment (time.monotonic) at which the attack must be over."""
+    """A server under attack.
+
+    Attributes:
+        deadline_s: when the attack must be over, on the clock of time.monotonic.
+        patience_s: how long a request may wait behind other clients' load; 0 without such load.
+    """
 
     port: int
     deadline_s: float
+    patience_s: float = 0.0
 
     @property
     def left_s(self) -> float:
@@ -60,6 +66,8 @@ class Attack:
         deadline_s: what bystanders ask for in `x-request-timeout-s`.
         signal_after_s: SIGTERM is sent so many seconds after the attack began.
         forbidden_in_log: what the server's log must not contain.
+        needs_idle_server: its outcome is read from totals of the server, which the load of other
+            clients would change.
     """
 
     name: str
@@ -73,12 +81,13 @@ class Attack:
     deadline_s: float | None = None
     signal_after_s: float | None = None
     forbidden_in_log: Sequence[str] = field(default=())
+    needs_idle_server: bool = False
 
     @property
     def fits_any_server(self) -> bool:
         """Whether it can be mixed into the load of a server that is also used for other things."""
         special: tuple[Any, ...] = (self.prepare, self.max_open_files, self.signal_after_s)
-        return all(value is None for value in special)
+        return all(value is None for value in special) and not self.needs_idle_server
 
 
 async def ask(target: Target, request: bytes, *, leave_after_s: float | None = None) -> str:

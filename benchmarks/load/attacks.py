@@ -118,19 +118,28 @@ async def send_two_lengths(target: Target) -> Counter[str]:
 
 
 async def half_close(target: Target) -> Counter[str]:
-    """Close the connection for sending after a request: its answer is still awaited."""
+    """Close the connection for sending after a request and wait for its answer.
+
+    Beside a load the request waits in the server's queue like any other, so one is sent in a turn
+    and may take `patience_s`.
+    """
     outcomes: Counter[str] = Counter()
-    for number in range(5):
+    for number in range(1 if target.patience_s else 5):
         async with Connection(target.port) as connection:
             await connection.send(payloads.completion(seed=number))
             connection.end_sending()
-            answer = parse(await read_for(connection, min(5.0, target.left_s)))
+            timeout_s = target.patience_s or min(5.0, target.left_s)
+            answer = parse(await read_for(connection, timeout_s))
         outcomes["unanswered" if answer is None else str(answer.status)] += 1
     return outcomes
 
 
 async def leave_behind_a_byte(target: Target) -> Counter[str]:
-    """Send a large request and one byte more, then leave: nobody waits for the answer."""
+    """Send a large request and one byte more, then leave: the request must be aborted.
+
+    The gauges of running and waiting requests tell. They count other clients' requests too, and a
+    short queue refuses the 100 choices: so this needs a server of its own.
+    """
     body = {"prompt": "a", "n": 100, "max_tokens": 500, "ignore_eos": True}
     async with Connection(target.port) as connection:
         request = post(COMPLETIONS, body, connection="keep-alive")
@@ -292,7 +301,14 @@ _ALL = [
     ),
     Attack("two-lengths", "17", send_two_lengths, frozenset({"one answer"})),
     Attack("half-close", "21", half_close, frozenset({"200"})),
-    Attack("left-with-a-byte", "", leave_behind_a_byte, frozenset({"stopped"}), is_load=True),
+    Attack(
+        "left-with-a-byte",
+        "",
+        leave_behind_a_byte,
+        frozenset({"stopped"}),
+        is_load=True,
+        needs_idle_server=True,
+    ),
     Attack(
         "same-request-id",
         "22",
@@ -320,27 +336,29 @@ FOR_ANY_SERVER = tuple(
 )
 
 
-async def perform(attack: Attack, port: int, seconds: float) -> Counter[str]:
-    """Run one attack, at most so long; a server that is gone is an outcome."""
-    target = Target(port, time.monotonic() + seconds)
+async def perform(attack: Attack, port: int, seconds: float, patience_s: float) -> Counter[str]:
+    """Run one attack for at most `seconds`, and `patience_s` for answers that are due."""
+    target = Target(port, time.monotonic() + seconds, patience_s)
     try:
-        return await asyncio.wait_for(attack.run(target), seconds + 2)
+        return await asyncio.wait_for(attack.run(target), seconds + patience_s + 2)
     except asyncio.TimeoutError:
         return Counter({NO_ANSWER: 1})
     except OSError:
         return Counter({CLOSED: 1})
 
 
-async def take_turns(names: Sequence[str], port: int, seconds: float) -> dict[str, dict[str, int]]:
-    """Run attacks one after another, from the first again after the last, until time is over."""
+async def take_turns(
+    names: Sequence[str], port: int, seconds: float, patience_s: float = 0.0
+) -> dict[str, dict[str, int]]:
+    """Run attacks in turns until the time is over."""
     outcomes: dict[str, Counter[str]] = {name: Counter() for name in names}
     end_s, turn = time.monotonic() + seconds, 0
     turn_s = seconds if len(names) == 1 else min(seconds, _TURN_S)
     while (left_s := end_s - time.monotonic()) > 0:
         name = names[turn % len(names)]
-        outcomes[name].update(await perform(ATTACKS[name], port, min(turn_s, left_s)))
+        outcomes[name].update(await perform(ATTACKS[name], port, min(turn_s, left_s), patience_s))
         turn += 1
-        if len(names) == 1:
+        if len(names) == 1 and not patience_s:
             break
     return {name: dict(found) for name, found in outcomes.items()}
 
@@ -355,10 +373,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--seconds", type=positive_number, default=15.0, help="how long (%(default)s)"
     )
     parser.add_argument("--only", default=",".join(FOR_ANY_SERVER), metavar="NAMES")
+    parser.add_argument(
+        "--patience-s",
+        type=float,
+        default=0.0,
+        help="how long a request may wait behind other clients' load (%(default)s)",
+    )
     parsed = parser.parse_args(arguments)
     names = parsed.only.split(",")
     print(BEGUN, flush=True)
-    print(json.dumps(asyncio.run(take_turns(names, parsed.port, parsed.seconds))), flush=True)
+    outcomes = asyncio.run(take_turns(names, parsed.port, parsed.seconds, parsed.patience_s))
+    print(json.dumps(outcomes), flush=True)
     return 0
 
 

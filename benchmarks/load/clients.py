@@ -32,9 +32,10 @@ from benchmarks.load.requests import (
     bad_ask,
     heavy_ask,
     long_ask,
+    oversized_request,
     text_ask,
 )
-from benchmarks.load.wire import HOST_HEADER, Answer, Connection, get, head, parse, post
+from benchmarks.load.wire import Answer, Connection, get, parse, post
 
 PATIENCE_S = 120.0  # in which an answer must be there
 _TIDE_S, _EBB_S, _STEADY = (
@@ -283,30 +284,18 @@ class Client:
 
     async def oversized(self) -> None:
         """Send a body over the limit, its length declared or not."""
+        is_declared = self._draw.random() < 0.5
+        request, statuses = oversized_request(self._load.max_body_bytes, is_declared=is_declared)
         with self._load.ledger.request("oversized") as entry:
             async with self._connection() as connection:
-                body = b'{"prompt": "' + b"a" * self._load.max_body_bytes * 3
-                if self._draw.random() < 0.5:
-                    sending = asyncio.ensure_future(
-                        connection.send(post(COMPLETIONS, body, connection="keep-alive"))
-                    )
-                else:
-                    framed = b"".join(
-                        b"4000\r\n" + body[at : at + 0x4000] + b"\r\n"
-                        for at in range(0, len(body) - 0x4000, 0x4000)
-                    )
-                    opening = head(
-                        f"POST {COMPLETIONS} HTTP/1.1",
-                        {"host": HOST_HEADER, "transfer-encoding": "chunked"},
-                    )
-                    sending = asyncio.ensure_future(connection.send(opening + framed))
+                sending = asyncio.ensure_future(connection.send(request))
                 try:
                     answer = await self._read_one(connection)
                 finally:
                     sending.cancel()
                     await asyncio.gather(sending, return_exceptions=True)
-                check_error(answer, 413)
-                entry.fate = "refused 413"
+                check_error(answer, *statuses)
+                entry.fate = f"refused {answer.status}"
 
     async def garbage(self) -> None:
         """Send what is no HTTP: refused, or the connection ends."""

@@ -129,11 +129,16 @@ def essence(ask: Ask, body: bytes, *, streamed: bool) -> dict[str, Any]:
 
 
 def read_events(body: bytes) -> Iterator[dict[str, Any]]:
-    """The JSON of a whole stream's events; raises where one is an error or the last is not [DONE]."""
+    """Yield the JSON of a complete stream's events; raises WrongAnswerError.
+
+    Comments, which keep the connection of a queued request alive, are skipped.
+    """
     *events, rest = body.split(b"\n\n")
     if rest or not events or events[-1] != b"data: [DONE]":
         raise WrongAnswerError(f"a stream without its end: {body[-200:]!r}")
     for event in events[:-1]:
+        if event.startswith(b":"):
+            continue
         found = json.loads(event.removeprefix(b"data: "))
         if "error" in found:
             raise WrongAnswerError(f"an error in a stream: {found['error']}")

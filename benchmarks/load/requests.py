@@ -5,6 +5,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.load.wire import HOST_HEADER, head, post
+
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 MAX_BODY_BYTES = 1 << 17  # of the server under load
 _TEXT = (
@@ -181,3 +183,21 @@ def bad_ask(draw: random.Random) -> tuple[str, bytes | dict[str, Any], int]:
         ("/health", {"prompt": prompt}, 405),
     ]
     return draw.choice(cases)
+
+
+def oversized_request(max_body_bytes: int, *, is_declared: bool) -> tuple[bytes, tuple[int, ...]]:
+    """Return a request whose body is over the limit, and the statuses that may refuse it.
+
+    A declared length is refused with 413 at once. A chunked body is refused when it has passed the
+    limit, or with 408 when a busy server has not received that much in the time that a body may
+    take.
+    """
+    body = b'{"prompt": "' + b"a" * max_body_bytes * 3
+    if is_declared:
+        return post(COMPLETIONS, body, connection="keep-alive"), (413,)
+    chunks = b"".join(
+        b"4000\r\n" + body[start : start + 0x4000] + b"\r\n"
+        for start in range(0, len(body) - 0x4000, 0x4000)
+    )
+    headers = {"host": HOST_HEADER, "transfer-encoding": "chunked"}
+    return head(f"POST {COMPLETIONS} HTTP/1.1", headers) + chunks, (413, 408)

@@ -1,1 +1,22 @@
-"""The `nanovllm` command. Each subcommand is a file with `add_parser` and `run`; main.py lists them."""
+"""The `nanovllm` command, a module for each subcommand.
+
+In reading order:
+
+- main: parse the command line, run a command, print errors.
+- parsers: the commands' argument parsers, quick to import.
+- options: options shared by several commands.
+- argument_types: argument types, files and messages.
+- environment: environment variables.
+- serve: `nanovllm serve`.
+- listening: connection limits and sockets of the server.
+- security_options: API keys, hosts, origins and TLS of the server.
+- generate: `nanovllm generate`.
+- repl: the interactive prompt of `generate`.
+- run_batch: `nanovllm run-batch`.
+- download: `nanovllm download`.
+- models: `nanovllm list`, `show` and `remove`.
+- env: `nanovllm env`.
+- bench: `nanovllm bench`.
+- verify: `nanovllm verify`.
+- verify_reference: the transformers reference of `verify`.
+"""

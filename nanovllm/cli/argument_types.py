@@ -1,26 +1,27 @@
-"""Values of command-line options and of the files they name, checked."""
+"""Types of command-line arguments, text files that they name, and messages on standard error."""
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 from nanovllm.errors import printable
 
-_LINE_CHARACTERS = 2000  # of a message, more than any of ours has
+_LINE_CHARACTERS = 2000  # of a message; none of ours is longer
 
 
 def positive(text: str) -> int:
-    """An option's value that must be a whole number of at least 1."""
+    """Parse a whole number of at least 1."""
     return _whole(text, 1)
 
 
 def not_negative(text: str) -> int:
-    """An option's value that must be a whole number of at least 0."""
+    """Parse a whole number of at least 0."""
     return _whole(text, 0)
 
 
 def positive_number(text: str) -> float:
-    """An option's value that must be a number above 0; `inf` is one."""
+    """Parse a number above 0, `inf` included."""
     try:
         number = float(text)
     except ValueError:
@@ -31,7 +32,7 @@ def positive_number(text: str) -> float:
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """The lines of a text file that are not blank, each with its number; raises ValueError where it is not UTF-8."""
+    """Return the non-blank lines of a UTF-8 file with their numbers; raises ValueError."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -39,9 +40,13 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
-def printable_lines(text: str) -> str:
-    """`text` as it may be shown on a terminal, whoever wrote parts of it; its line breaks stay."""
-    return "\n".join(printable(line, _LINE_CHARACTERS) for line in text.split("\n"))
+def print_message(message: str, command: str = "nanovllm") -> None:
+    """Print a message on standard error, after the command's name.
+
+    Control characters are escaped, except line breaks: a message may quote text of any origin.
+    """
+    lines = [printable(line, _LINE_CHARACTERS) for line in message.split("\n")]
+    print(f"{command}: " + "\n".join(lines), file=sys.stderr)
 
 
 def _whole(text: str, low: int) -> int:

@@ -1,4 +1,4 @@
-"""`nanovllm download`: fetch a GPT-2 from the Hugging Face hub into a folder, so that it can be served without network."""
+"""`nanovllm download`: fetch a GPT-2 checkpoint from the Hugging Face hub into a folder."""
 
 import argparse
 import shlex
@@ -7,33 +7,35 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanovllm.cli.argument_types import printable_lines
-from nanovllm.cli.environment import MODEL_VARIABLES, variables_help
-from nanovllm.cli.parsers.parser import Command
+from nanovllm.cli.argument_types import print_message
+from nanovllm.cli.environment import MODEL_VARIABLES
+from nanovllm.cli.parsers.parser import add_command
 from nanovllm.errors import NanovllmError, printable
 
 DEFAULT_MODEL = "gpt2"
+_COMMAND = "nanovllm download"
 DESCRIPTION = (
-    "Fetch a GPT-2 checkpoint from the Hugging Face hub: safetensors, tokenizer and config, never pickles. "
-    "Run it again to continue an interrupted download."
+    "Fetch a GPT-2 checkpoint from the Hugging Face hub: safetensors, tokenizer and config, never "
+    "pickles. Run it again to resume an interrupted download."
 )
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `download` to the subcommands of `nanovllm`."""
-    parser = subparsers.add_parser(
+    parser = add_command(
+        subparsers,
         "download",
-        help="fetch a model from the Hugging Face hub",
-        usage="%(prog)s [MODEL] [options]",
+        "nanovllm.cli.download:run",
+        arguments="[MODEL] [options]",
+        summary="fetch a model from the Hugging Face hub",
         description=DESCRIPTION,
-        epilog=variables_help(*MODEL_VARIABLES),
+        variables=MODEL_VARIABLES,
     )
     add_arguments(parser)
-    parser.set_defaults(run=Command("nanovllm.cli.download:run"))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags, shared with scripts/download_gpt2.py."""
+    """Add the arguments, shared with scripts/download_gpt2.py."""
     names = "gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or any owner/name on the hub"
     parser.add_argument(
         "name", nargs="?", metavar="MODEL", help=f"{names} (default: {DEFAULT_MODEL})"
@@ -43,21 +45,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FOLDER",
-        help="where to put it (default: ./models/<last part of the name>)",
+        help="destination folder (default: ./models/<last part of the name>)",
     )
     parser.add_argument("--revision", help="branch, tag or commit (default: main)")
     parser.add_argument(
         "--token",
-        help="for gated and private models (default: HF_TOKEN, which other users of the machine cannot see)",
+        help="access token for gated and private models, visible to other users of the machine "
+        "(default: HF_TOKEN)",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Download and say what is there; returns the exit code: 0, 1 after an error that it has told, 130 after Ctrl-C."""
+    """Download and print a summary; return the exit code."""
     if args.name and args.model and args.name != args.model:
-        print(
-            f"nanovllm download: two models are named, {args.name} and --model {args.model}; name one",
-            file=sys.stderr,
+        print_message(
+            f"two models are named, {args.name} and --model {args.model}; name one", _COMMAND
         )
         return 2
     name: str = args.model or args.name or DEFAULT_MODEL
@@ -69,13 +71,11 @@ def run(args: argparse.Namespace) -> int:
         download(name, output, revision=args.revision, token=args.token)
         _print_summary(output, read_model_info(output))
     except NanovllmError as error:
-        print(f"nanovllm download: {printable_lines(str(error))}", file=sys.stderr)
+        print_message(str(error), _COMMAND)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\nnanovllm download: interrupted; the same command goes on where it stopped",
-            file=sys.stderr,
-        )
+        print(file=sys.stderr)
+        print_message("interrupted; run the same command again to resume", _COMMAND)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""`nanovllm env`: what a bug report needs, without secrets."""
+"""`nanovllm env`: print versions, processor, memory, folders and variables for a bug report."""
 
 import argparse
 import os
@@ -24,7 +24,7 @@ _PACKAGES = (
     "uvicorn", "h11", "pydantic", "jinja2", "llguidance", "tqdm", "openai", "torch", "transformers",
 )  # fmt: skip
 _ACCOUNT = re.compile(r"(?:(?<=//)|^(?!\w+://))[^/?#]*@")
-"""Name and password in the address of a mirror, which may lack its scheme."""
+"""User name and password in the URL of a mirror, with or without a scheme."""
 _PUBLIC_PREFIXES = ("NUMBA_", "OMP_", "OPENBLAS_", "MKL_")
 
 
@@ -32,9 +32,9 @@ def run(parsed: argparse.Namespace) -> int:
     """Print the report."""
     for label, value in {**_machine(), **_folders(), **_versions()}.items():
         print(f"{label:16} {value}")
-    found = shown_variables(os.environ)
-    print("\nenvironment variables:" + ("" if found else " none"))
-    for name, value in found.items():
+    variables = shown_variables(os.environ)
+    print("\nenvironment variables:" + ("" if variables else " none"))
+    for name, value in variables.items():
         print(f"  {name}={value}")
     return 0
 
@@ -56,7 +56,7 @@ def _machine() -> dict[str, str]:
 
 
 def _memory() -> str:
-    """Memory of the machine, what of it is free, and the limit of this process's control group."""
+    """Return the machine's memory, its free part, and the limit of this control group."""
     parts = []
     with suppress(AttributeError, ValueError, OSError):  # Windows
         page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -80,24 +80,24 @@ def _folders() -> dict[str, str]:
 
 
 def _access(folder: Path) -> str:
-    """Whether files can be written below a folder, which may not exist yet."""
+    """Return whether files can be written below a folder, which may not exist yet."""
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     can_write = existing.is_dir() and os.access(existing, os.W_OK)
     return "can be written" if can_write else f"cannot be written (because of {existing})"
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            versions[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions
 
 
 def shown_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that change what nanovllm does; what may be a secret has no value."""
+    """Return the variables that nanovllm reads; the values of possible secrets are hidden."""
     return {
         name: _shown(name, environment[name])
         for name in sorted(environment)

@@ -9,7 +9,7 @@ _HELP_COLUMNS = 78
 
 
 class Variable(NamedTuple):
-    """What a variable sets; the value of one that is secret is never shown."""
+    """A variable's effect and default; the value of a secret one is never shown."""
 
     effect: str
     default: str
@@ -18,7 +18,7 @@ class Variable(NamedTuple):
 
 VARIABLES = {
     API_KEY_VARIABLE: Variable(
-        "API keys of the server, separated by commas; the key that bench serve sends",
+        "API keys of the server, separated by commas; the key of bench serve",
         "none",
         is_secret=True,
     ),
@@ -26,7 +26,7 @@ VARIABLES = {
         "folder of the compiled kernels", "nanovllm in the user's cache folder"
     ),
     HISTORY_VARIABLE: Variable(
-        "file of the prompts typed into generate; empty for no file",
+        "history file of generate; empty for none",
         "history in the folder of NANOVLLM_CACHE_DIR",
     ),
     "HF_HOME": Variable("folder of Hugging Face's files", "~/.cache/huggingface"),

@@ -1,4 +1,4 @@
-"""`nanovllm generate`: stream answers to the terminal, of one prompt or of one after the other."""
+"""`nanovllm generate`: stream completions of one or several prompts to the terminal."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.options import DEFAULT_MAX_TOKENS, engine_config, sampling_settings
 from nanovllm.cli.repl import Repl, read_lines_of
 from nanovllm.engine.engine import Engine
@@ -20,10 +21,10 @@ from nanovllm.sampling_params import SamplingParams
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Answer the prompt, or each line of the input; return the exit code."""
+    """Complete the prompt, or each line of the input; return the exit code."""
     model, prompt = model_and_prompt(parsed)
     settings = {"max_tokens": DEFAULT_MAX_TOKENS, **sampling_settings(parsed)}
-    SamplingParams(**settings)  # a wrong option is reported before the model is loaded
+    SamplingParams(**settings)  # report a wrong option before the model is loaded
     engine = Engine.load(resolve_model(model), engine_config(parsed))
     writer = Writer(engine, {**sampling_defaults(engine.generation_config), **settings})
     if prompt is not None:
@@ -37,16 +38,16 @@ def run(parsed: argparse.Namespace) -> int:
             writer.answer(line)
         except InvalidRequestError as error:
             print(f"{error}", file=sys.stderr)
-        except KeyboardInterrupt:  # stops this answer, not the program
+        except KeyboardInterrupt:  # stops this completion, not the program
             print()
     return 0
 
 
 def model_and_prompt(parsed: argparse.Namespace) -> tuple[str, str | None]:
-    """Return the model and the prompt that the arguments name; None for no prompt.
+    """Return the arguments' model and prompt, which may be None; raises ValueError for two of one.
 
-    Raises ValueError where they name two models or two prompts. A prompt that is also the name of a
-    model stays a prompt, so that text from elsewhere never loads a model; a line says so.
+    A single argument is the prompt even if it names a model, so that text of any origin never loads
+    a model; a message says so.
     """
     texts, model = list(parsed.texts), str(parsed.model)
     if len(texts) > 2 or (len(texts) == 2 and hasattr(parsed, "named_model")):
@@ -58,10 +59,8 @@ def model_and_prompt(parsed: argparse.Namespace) -> tuple[str, str | None]:
         model = texts.pop(0)
     prompt = texts[0] if texts else None
     if prompt is not None and len(parsed.texts) == 1 and _is_model_name(prompt):
-        print(
-            f"nanovllm: {prompt} is taken as the prompt; "
-            f"for the model: nanovllm generate --model {prompt}",
-            file=sys.stderr,
+        print_message(
+            f"{prompt} is taken as the prompt; for the model: nanovllm generate --model {prompt}"
         )
     return model, prompt
 
@@ -77,10 +76,11 @@ def _is_model_name(text: str) -> bool:
 
 @dataclass(slots=True)
 class Writer:
-    """Answers prompts on standard output with sampling settings that may change.
+    """Prints completions on standard output; `settings` of the sampler may change between them.
 
     Attributes:
-        num_tokens, duration_s: tokens of the last answer, and the time it took.
+        num_tokens: generated tokens of the last completion.
+        duration_s: time that it took.
     """
 
     engine: Engine
@@ -89,7 +89,7 @@ class Writer:
     duration_s: float = 0.0
 
     def answer(self, prompt: str) -> None:
-        """Print the prompt and its answer as it grows."""
+        """Stream the prompt and its completion."""
         params = SamplingParams(**self.settings)
         start_s, before = time.perf_counter(), self.engine.stats().generation_tokens
         try:
@@ -103,13 +103,13 @@ class Writer:
 
 
 def stream(engine: Engine, prompt: str, params: SamplingParams) -> Generator[str, None, None]:
-    """Yield the pieces of the text to show, the prompt first; closing it ends the request."""
+    """Yield the prompt and the pieces of its completion; closing aborts the request."""
     prepared = engine.input_processor.submit("generate", prompt, params)
     yield prompt
     with closing(engine.run([prepared])) as steps:
         for _ in steps:
-            news = prepared.output_processor.take_delta()
-            if news is not None and news.outputs[0].text:
-                yield news.outputs[0].text
+            delta = prepared.output_processor.take_delta()
+            if delta is not None and delta.outputs[0].text:
+                yield delta.outputs[0].text
     if prepared.output_processor.error is not None:
         raise EngineFaultError(prepared.output_processor.error)

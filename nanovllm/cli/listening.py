@@ -1,8 +1,9 @@
-"""How many connections a server may have, and how it listens for them.
+"""Limits on connections, and options of listening sockets.
 
-A process may open so many files, connections among them. At that limit asyncio tries to accept as often as the backlog is long, once a
-second, and logs a traceback each time: with uvicorn's backlog of 2,048 that fills a disk. So the server closes idle connections before it
-comes to that, its backlog is short, and what is logged nevertheless is one line a minute.
+A process may open a limited number of files, and a connection is one. At the limit asyncio tries to
+accept the whole backlog once a second and logs a traceback for each attempt: with uvicorn's backlog
+of 2,048 that fills a disk. The server therefore closes idle connections below the limit, has a
+short backlog, and logs at most one line a minute.
 """
 
 import asyncio
@@ -15,12 +16,12 @@ from typing import Any
 from nanovllm.server.http.protocol import RareWarning
 
 BACKLOG = 128
-_WANTED_FILES = 65_536
-_OTHER_FILES = 32  # that are opened later: threads, worker processes, the log
+_MAX_OPEN_FILES = 65_536
+_OTHER_FILES = 32  # opened later: threads, worker processes, the log
 
 
 def raise_open_files_limit() -> int | None:
-    """Let this process open as many files as the system allows it, up to 65,536; gives how many that is, None where there is no such limit."""
+    """Raise the soft limit on open files towards 65,536 and return it; None if there is none."""
     try:
         import resource  # noqa: PLC0415 - Windows has none
     except ImportError:
@@ -28,15 +29,15 @@ def raise_open_files_limit() -> int | None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY:
         return None
-    wanted = _WANTED_FILES if hard == resource.RLIM_INFINITY else min(hard, _WANTED_FILES)
-    if wanted > soft:
-        with contextlib.suppress(OSError, ValueError):  # macOS allows less than it says
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    target = _MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_OPEN_FILES)
+    if target > soft:
+        with contextlib.suppress(OSError, ValueError):  # macOS allows less than it reports
+            resource.setrlimit(resource.RLIMIT_NOFILE, (target, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def connection_limits(max_files: int | None) -> tuple[int | None, int]:
-    """How many connections fit into `max_files` open files, None for any number, and how many may wait to be accepted."""
+    """Return the maximum connections for `max_files` open files, or None, and the backlog."""
     if max_files is None:
         return None, BACKLOG
     backlog = max(1, min(BACKLOG, max_files // 8))
@@ -44,7 +45,7 @@ def connection_limits(max_files: int | None) -> tuple[int | None, int]:
 
 
 def _open_files() -> int:
-    """Files that this process has open; a guess where the system does not tell."""
+    """Return the number of open files; a guess where the system does not tell."""
     for folder in (Path("/proc/self/fd"), Path("/dev/fd")):
         with contextlib.suppress(OSError):
             return sum(1 for _ in folder.iterdir())
@@ -53,7 +54,7 @@ def _open_files() -> int:
 
 @contextlib.contextmanager
 def listening_options(**options: Any) -> Iterator[None]:
-    """Have servers that are created meanwhile on the running event loop take these options, for which uvicorn has no setting."""
+    """Pass options to `create_server` of the running loop that uvicorn has no setting for."""
     loop = asyncio.get_running_loop()
     create_server: Callable[..., Any] = loop.create_server
     loop.create_server = partial(create_server, **options)  # type: ignore[method-assign]
@@ -63,8 +64,8 @@ def listening_options(**options: Any) -> Iterator[None]:
         loop.create_server = create_server  # type: ignore[method-assign]
 
 
-def log_full_system_rarely(loop: asyncio.AbstractEventLoop) -> None:
-    """Log one line a minute, and no traceback, where a connection cannot be accepted for want of open files."""
+def limit_accept_errors(loop: asyncio.AbstractEventLoop) -> None:
+    """Log one line a minute, without traceback, while no connection can be accepted."""
     warn = RareWarning(
         "a connection cannot be accepted: too many files are open; raise the limit (ulimit -n)"
     )

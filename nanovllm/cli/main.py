@@ -1,4 +1,4 @@
-"""The `nanovllm` command: its parser, and what all commands have in common when they end."""
+"""The `nanovllm` command: its parser, error messages and exit codes."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def build_parser() -> "argparse.ArgumentParser":
     """Build the command line's parser; parsed arguments carry the command as `run`."""
-    # Imported here, so that an interrupt meanwhile ends the process without a traceback.
+    # Imported here, under `_quiet_interrupts`.
     from nanovllm import __version__  # noqa: PLC0415
     from nanovllm.cli import download  # noqa: PLC0415
     from nanovllm.cli.parsers import (  # noqa: PLC0415
@@ -49,28 +49,28 @@ def build_parser() -> "argparse.ArgumentParser":
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code; an error is a message, never a traceback."""
+    """Run the command line and return its exit code; an error is a message without traceback."""
     with _quiet_interrupts():
-        from nanovllm.cli.argument_types import printable_lines  # noqa: PLC0415
+        from nanovllm.cli.argument_types import print_message  # noqa: PLC0415
         from nanovllm.errors import NanovllmError  # noqa: PLC0415
 
-        given = _expand(sys.argv[1:] if arguments is None else list(arguments))
-        parsed = build_parser().parse_args(given)
+        expanded = _expand(sys.argv[1:] if arguments is None else list(arguments))
+        parsed = build_parser().parse_args(expanded)
         run = parsed.run.load()
     try:
         return int(run(parsed))
-    except BrokenPipeError:  # whoever read the output, such as `head`, has enough
+    except BrokenPipeError:  # the reader of the output, such as `head`, has exited
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (NanovllmError, ValueError, OSError) as error:
-        print(f"nanovllm: {printable_lines(str(error))}", file=sys.stderr)
+        print_message(str(error))
         return 1
     except KeyboardInterrupt:
         return 130
 
 
 def _expand(arguments: list[str]) -> list[str]:
-    """Replace forms of the command line that people know from other programs."""
+    """Translate forms of other programs: no arguments, `help COMMAND`, `version`."""
     if not arguments:
         return ["--help"]
     if arguments[0] == "help":
@@ -80,9 +80,9 @@ def _expand(arguments: list[str]) -> list[str]:
 
 @contextmanager
 def _quiet_interrupts() -> Iterator[None]:
-    """Let Ctrl-C end the process at once as long as there is nothing to finish.
+    """Let Ctrl-C end the process at once while modules are imported.
 
-    An interrupt while modules are imported would otherwise show a traceback of the import.
+    It would otherwise print the traceback of an import.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

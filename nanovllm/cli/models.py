@@ -1,4 +1,4 @@
-"""`nanovllm list`, `show` and `remove`: the models and the compiled kernels on this machine."""
+"""`nanovllm list`, `show` and `remove`: models and compiled kernels on this machine."""
 
 import argparse
 import sys
@@ -22,7 +22,7 @@ from nanovllm.model.config import GPT2Config, load_generation_config
 
 
 def run_list(parsed: argparse.Namespace) -> int:
-    """Print a table of what is on this machine."""
+    """Print a table of the models and kernels."""
     rows = [("NAME", "KIND", "SIZE", "CHANGED", "FOLDER")]
     rows += [
         (
@@ -39,7 +39,7 @@ def run_list(parsed: argparse.Namespace) -> int:
 
 
 def run_show(parsed: argparse.Namespace) -> int:
-    """Print what a model is, or the compiled kernels."""
+    """Print a model's configuration and files, or the compiled kernels."""
     if parsed.model == KERNELS and not Path(KERNELS).exists():
         _print_files(kernel_files())
         return 0
@@ -73,7 +73,7 @@ def run_show(parsed: argparse.Namespace) -> int:
 
 
 def run_remove(parsed: argparse.Namespace) -> int:
-    """Remove what is named, after a question unless --yes is given; 1 if something was kept."""
+    """Remove models or kernels, after a question without --yes; return 1 if one was kept."""
     items = stored_items()
     chosen = [_find(name, items) for name in dict.fromkeys(parsed.names)]
     for item in chosen:
@@ -99,7 +99,7 @@ def _find(name: str, items: Sequence[StoredItem]) -> StoredItem:
 
 
 def _confirm(question: str) -> bool:
-    """Ask on the terminal; raises ValueError where nobody can answer."""
+    """Ask on the terminal; raises ValueError without one."""
     if not sys.stdin.isatty():
         raise ValueError(f"{question} There is no terminal to ask on; give --yes")
     try:
@@ -133,7 +133,7 @@ def _print_table(rows: Sequence[Sequence[str]]) -> None:
 
 
 def _date(time_s: float | None) -> str:
-    """A time in the local time zone."""
+    """Return a time in the local time zone."""
     if time_s is None:
         return "-"
     return datetime.fromtimestamp(time_s).astimezone().strftime("%Y-%m-%d %H:%M")

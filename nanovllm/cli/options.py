@@ -1,6 +1,6 @@
-"""Options that several commands share: the model, the engine's settings, the sampler's settings.
+"""Options shared by several commands: the model, engine settings and sampling settings.
 
-Options are named like the settings. Nothing here takes long to import, see parsers/__init__.py.
+Options have the names of the settings. This module imports nothing slow, see parsers/__init__.py.
 """
 
 import argparse
@@ -24,16 +24,16 @@ from nanovllm.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from nanovllm.engine.chat.template import ChatTemplate
 
-DEFAULT_MAX_TOKENS = 128  # of an answer on the terminal
+DEFAULT_MAX_TOKENS = 128  # of `nanovllm generate`
 _MODEL_HELP = (
     f"folder, or name such as gpt2 or owner/name (default: {BUNDLED_MODEL}, the bundled model)"
 )
 
 
 class _NameModel(argparse.Action):
-    """Store the model, given by position or by --model; refuse two different ones.
+    """Store the model, by position or by --model; two different ones are an error.
 
-    Of a repeated --model the last one counts, as of other options.
+    The last of several --model options counts.
     """
 
     def __call__(
@@ -67,41 +67,51 @@ def add_model_flag(
     parser.add_argument("--model", metavar="MODEL", action=_NameModel, default=default, help=text)
 
 
+def add_served_model_name(group: "argparse._ActionsContainer") -> None:
+    """Add --served-model-name."""
+    group.add_argument(
+        "--served-model-name",
+        action="append",
+        metavar="NAME",
+        help="name of the model in requests; repeat for several (default: the folder's name)",
+    )
+
+
 def served_names(parsed: argparse.Namespace) -> tuple[str, ...]:
-    """Names of the model in the API: those of --served-model-name, or else that of the folder."""
+    """Return the model's names in the API: --served-model-name, or else the folder's name."""
     return tuple(parsed.served_model_name or (Path(parsed.model).name or str(parsed.model),))
 
 
 _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_model_len": (
-        int, "maximum tokens of prompt and answer together (default: the model's context)",
+        int, "maximum tokens of prompt and output together (default: the model's context)",
     ),
-    "block_size": (int, "tokens in one block of the KV cache"),
+    "block_size": (int, "tokens in a block of the KV cache"),
     "max_num_seqs": (int, "maximum sequences in one step"),
     "max_num_batched_tokens": (int, "maximum tokens computed in one step"),
-    "kv_cache_memory": (str, "memory for keys and values, such as 512MiB"),
-    "num_threads": (int, "threads that compute (default: the cores this process may use)"),
-    "max_logprobs": (int, "maximum log-probabilities a request may ask for at a position"),
+    "kv_cache_memory": (str, "memory of the KV cache, such as 512MiB"),
+    "num_threads": (int, "compute threads (default: the cores this process may use)"),
+    "max_logprobs": (int, "maximum log-probabilities per position that a request may ask for"),
 }  # fmt: skip
 
 
 def add_engine_options(
     parser: argparse.ArgumentParser, *, seed: int | None = None, prefix_caching: bool = True
 ) -> None:
-    """Add an option for each field of EngineConfig, with these defaults of two of them."""
+    """Add an option for each field of EngineConfig."""
     defaults = {field.name: field.default for field in fields(EngineConfig)}
     group = parser.add_argument_group("engine")
     choices: dict[str, tuple[tuple[str, ...], str]] = {
-        "backend": (BACKENDS, "forward pass: numba is compiled, numpy is the one to read"),
-        "dtype": (DTYPES, "type of the weights while computing"),
-        "quantization": (QUANTIZATIONS, "quantize weights to one byte while loading (default: no)"),
+        "backend": (BACKENDS, "implementation of the forward pass; numpy is the readable one"),
+        "dtype": (DTYPES, "type of the weights in memory"),
+        "quantization": (QUANTIZATIONS, "quantize weights on load (default: none)"),
         "kv_cache_dtype": (
             KV_CACHE_DTYPES,
-            "type of keys and values; auto is float32 with float32 weights, bfloat16 with others",
+            "type of the KV cache; auto is float32 for float32 weights, else bfloat16",
         ),
         "scheduling_policy": (
             SCHEDULING_POLICIES,
-            "order of requests: by arrival, or by their priority field and then by arrival",
+            "order of requests: by arrival, or by priority and then arrival",
         ),
     }
     for name, (values, text) in choices.items():
@@ -115,47 +125,46 @@ def add_engine_options(
         "--enable-prefix-caching",
         action=argparse.BooleanOptionalAction,
         default=prefix_caching,
-        help="reuse keys and values of prompts that begin alike",
+        help="reuse the KV cache of shared prompt prefixes",
     )
     group.add_argument(
         "--batch-invariant",
         action="store_true",
-        help="make results independent of the batch, bit for bit; numba always is, numpy becomes "
-        "slower (default: no)",
+        help="make results bit-identical in any batch; slower with numpy, always so with numba "
+        "(default: no)",
     )
     group.add_argument(
         "--seed",
         type=int,
         default=seed,
-        help="make the draws of requests without a seed repeatable"
-        + (" (default: another seed each time)" if seed is None else ""),
+        help="seed for requests that have none" + (" (default: random)" if seed is None else ""),
     )
 
 
 def engine_config(parsed: argparse.Namespace) -> EngineConfig:
-    """The settings given by the options of `add_engine_options`."""
+    """Return the settings of `add_engine_options`."""
     names = {field.name for field in fields(EngineConfig)}
     return EngineConfig(**{name: value for name, value in vars(parsed).items() if name in names})
 
 
 _SAMPLING_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
     "max_tokens": (int, f"maximum tokens to generate (default: {DEFAULT_MAX_TOKENS})"),
-    "min_tokens": (int, "minimum tokens before an end of text or a stop string"),
-    "temperature": (float, "scale of randomness; 0 for the most probable token"),
-    "top_p": (float, "draw among the most probable tokens whose probabilities add up to this"),
-    "top_k": (int, "draw among the k most probable tokens; 0 for all"),
-    "min_p": (float, "drop tokens below this fraction of the highest probability"),
-    "repetition_penalty": (float, "above 1: fewer repetitions"),
-    "presence_penalty": (float, "above 0: fewer tokens that the answer already has"),
-    "frequency_penalty": (float, "above 0: the same, by how often the answer has them"),
+    "min_tokens": (int, "minimum tokens before the end-of-text token or a stop string"),
+    "temperature": (float, "sampling temperature; 0 for greedy decoding"),
+    "top_p": (float, "sample from the most probable tokens with this total probability"),
+    "top_k": (int, "sample from the k most probable tokens; 0 for all"),
+    "min_p": (float, "exclude tokens below this fraction of the highest probability"),
+    "repetition_penalty": (float, "above 1, penalize tokens of the prompt and the output"),
+    "presence_penalty": (float, "above 0, penalize tokens of the output"),
+    "frequency_penalty": (float, "above 0, penalize tokens of the output by their count"),
 }
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
-    """Add options for SamplingParams; those left out keep the model's own defaults."""
+    """Add options for SamplingParams, without which the model's own defaults apply."""
     group = parser.add_argument_group(
         "sampling",
-        "Defaults in the model's generation_config.json take the place of those below.",
+        "Defaults in the model's generation_config.json override those below.",
     )
     defaults = {field.name: field.default for field in fields(SamplingParams)}
     for name, (kind, text) in _SAMPLING_OPTIONS.items():
@@ -166,18 +175,18 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "--stop",
         action="append",
         metavar="TEXT",
-        help="text that ends the answer; repeat for several (default: none)",
+        help="stop string; repeat for several (default: none)",
     )
     group.add_argument(
         "--ignore-eos",
         action="store_true",
         default=None,
-        help="go on after the end-of-text token (default: no)",
+        help="generate past the end-of-text token (default: no)",
     )
 
 
 def sampling_settings(parsed: argparse.Namespace) -> dict[str, Any]:
-    """The settings of SamplingParams that were given as options."""
+    """Return the settings of SamplingParams on the command line."""
     names = {field.name for field in fields(SamplingParams)}
     return {
         name: value for name, value in vars(parsed).items() if name in names and value is not None
@@ -189,20 +198,17 @@ def _option(name: str) -> str:
 
 
 def add_chat_template(group: "argparse._ActionsContainer") -> None:
-    """Add the option that gives a chat template."""
+    """Add --chat-template."""
     group.add_argument(
         "--chat-template",
         type=Path,
         metavar="FILE",
-        help="Jinja template for chat (default: the model's own)",
+        help="Jinja chat template (default: the model's own)",
     )
 
 
 def load_chat_template(folder: Path, parsed: argparse.Namespace) -> "ChatTemplate | None":
-    """Return the option's template, or else the model's, if any.
-
-    Raises CheckpointError if the option's template cannot be used.
-    """
+    """Return the template of --chat-template, or else the model's; raises CheckpointError."""
     from nanovllm.engine.chat.template import ChatTemplate  # noqa: PLC0415 - slow to import
 
     template = ChatTemplate.load(folder, parsed.chat_template)

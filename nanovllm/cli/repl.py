@@ -24,50 +24,51 @@ _SETTABLE = (
 )  # fmt: skip
 _TRUTH = {"true": True, "yes": True, "false": False, "no": False}
 _WELCOME = (
-    "Type the beginning of a text. /help lists the commands. Ctrl-C stops an answer, Ctrl-D ends."
+    "Type the beginning of a text. /help lists the commands. "
+    "Ctrl-C stops a completion, Ctrl-D exits."
 )
 _HELP = """\
 /set                    show the settings
 /set NAME VALUE         change a setting, such as /set temperature 0.8; VALUE default resets it
 /help                   show this help
-/exit                   end, as Ctrl-D does
+/exit                   exit, like Ctrl-D
 Any other line is a prompt; // begins a prompt that starts with a slash.
-Arrow keys edit the line and go through earlier ones, Ctrl-R searches them."""
+Arrow keys edit the line and browse the history, Ctrl-R searches it."""
 _COMMANDS = ("/set", "/help", "/exit", "/quit", "/bye", "/?")
 
 
 class Answering(Protocol):
-    """What the prompt needs of generate.Writer."""
+    """The part of generate.Writer that the prompt uses."""
 
     settings: dict[str, Any]
     num_tokens: int
     duration_s: float
 
     def answer(self, prompt: str) -> None:
-        """Print the prompt and its answer."""
+        """Print the prompt and its completion."""
 
 
 class Repl:
     """Reads prompts and commands from the terminal until the input ends."""
 
     def __init__(self, writer: Answering) -> None:
-        """Answer prompts by `writer`, whose settings the commands change."""
+        """Complete prompts with `writer`, whose settings the commands change."""
         self._writer = writer
         self._initial = dict(writer.settings)
 
     def run(self) -> None:
-        """Read and answer until /exit or the end of the input."""
+        """Read prompts and commands until /exit or the end of the input."""
         print(_WELCOME, file=sys.stderr)
         with _line_editing():
             for line in _typed_lines():
                 if line.startswith("/") and not line.startswith("//"):
-                    if self.obey(line) is False:
+                    if self.run_command(line) is False:
                         return
                 else:
                     self._answer(line[1:] if line.startswith("//") else line)
 
-    def obey(self, line: str) -> bool:
-        """Carry out a command; False where it ends the program."""
+    def run_command(self, line: str) -> bool:
+        """Run a command; return False to exit."""
         name, _, rest = line.strip().partition(" ")
         if name in ("/exit", "/quit", "/bye"):
             return False
@@ -123,7 +124,7 @@ class Repl:
         except InvalidRequestError as error:
             print(f"{error}", file=sys.stderr)
             return
-        except KeyboardInterrupt:  # stops this answer, not the program
+        except KeyboardInterrupt:  # stops this completion, not the program
             print()
         tokens, duration_s = self._writer.num_tokens, self._writer.duration_s
         speed = f", {tokens / duration_s:,.0f} tokens/s" if duration_s else ""
@@ -131,7 +132,7 @@ class Repl:
 
 
 def read_lines_of(file: TextIO) -> Iterator[str]:
-    """Yield the lines of standard input that are not empty."""
+    """Yield the non-empty lines of a file."""
     for line in file:
         text = line.rstrip("\r\n")
         if text:
@@ -154,7 +155,7 @@ def _typed_lines() -> Iterator[str]:
 
 @contextmanager
 def _line_editing() -> Iterator[None]:
-    """Have `input` edit lines and remember them, in a file too; else leave it to the console."""
+    """Enable readline and its history file for `input`, if readline exists."""
     try:
         import readline  # noqa: PLC0415 - not on Windows, and it changes what `input` does
     except ImportError:
@@ -173,7 +174,7 @@ def _line_editing() -> Iterator[None]:
 
 
 def history_path() -> Path | None:
-    """The file of typed lines; None where NANOVLLM_HISTORY is set to nothing."""
+    """Return the history file; None if NANOVLLM_HISTORY is empty."""
     named = os.environ.get(HISTORY_VARIABLE)
     if named is not None:
         return Path(named).expanduser() if named else None
@@ -181,7 +182,7 @@ def history_path() -> Path | None:
 
 
 def _write_history(readline: Any, path: Path) -> None:
-    """Keep the last lines in a file that others cannot read."""
+    """Write the last lines to a file that only the owner can read."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
     readline.set_history_length(_HISTORY_LINES)
@@ -189,7 +190,7 @@ def _write_history(readline: Any, path: Path) -> None:
 
 
 def _parse(name: str, text: str) -> object:
-    """Parse a value as typed; what cannot be read stays text, which SamplingParams refuses."""
+    """Parse a value; SamplingParams refuses text that is no number."""
     if name == "stop":
         return text.replace("\\n", "\n")
     if name == "ignore_eos":

@@ -1,8 +1,4 @@
-"""nanovllm run-batch -i requests.jsonl -o answers.jsonl: answer a file of requests in OpenAI's batch format, without a server.
-
-Answers are appended as they come, in any order. Run again after it was ended, by whatever, the same command goes on where it stopped.
-A request without a seed is drawn anew in every run; with --seed its draws follow from that and from its custom_id.
-"""
+"""`nanovllm run-batch`: run a file of requests in OpenAI's batch format, without a server."""
 
 import argparse
 import shutil
@@ -20,11 +16,8 @@ from typing import Any, BinaryIO
 from nanovllm.batch.input import BatchInput, CustomIds
 from nanovllm.batch.output import AnswerFile, open_answers, write_answers
 from nanovllm.batch.runner import BatchRunner
-from nanovllm.cli.options import (
-    engine_config,
-    load_chat_template,
-    served_names,
-)
+from nanovllm.cli.argument_types import print_message
+from nanovllm.cli.options import engine_config, load_chat_template, served_names
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
@@ -35,7 +28,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Answer what is not answered yet; 0 when everything is, 128 and the signal's number when one came."""
+    """Run the requests without a response; return 0, or 128 plus the number of a signal."""
     config = engine_config(parsed)
     _check_files(parsed.input, parsed.output)
     source = _shown(parsed.input, "standard input")
@@ -46,34 +39,34 @@ def run(parsed: argparse.Namespace) -> int:
         with _open_output(parsed, ids) as output:
             answered = ids.num_taken
             if answered:
-                _say(
+                print_message(
                     f"{target} has {answered:,} of {len(ids):,} answers; "
                     + ("nothing is left to do" if answered == len(ids) else "going on")
                 )
             if not len(ids):
-                _say(f"{source} has no requests")
+                print_message(f"{source} has no requests")
             if answered == len(ids):
                 return 0
             folder = resolve_model(parsed.model)
             chat_template = load_chat_template(folder, parsed)
             runner = _Run(Engine.load(folder, config), ids, output)
             number = runner.answer_all(batch, served_names(parsed), chat_template)
-        _say(f"{runner.summary}; {target}")
+        print_message(f"{runner.summary}; {target}")
     left = len(ids) - answered - runner.done
     if number is None or not left:
         return 0
     if parsed.output == STANDARD_STREAM:
-        _say(f"ended by {signal.Signals(number).name}; {left:,} requests are not answered")
+        print_message(f"ended by {signal.Signals(number).name}; {left:,} requests are not answered")
         return 128 + number
     again = "the same command without --overwrite" if parsed.overwrite else "the same command again"
-    _say(
+    print_message(
         f"ended by {signal.Signals(number).name}; run {again} to answer the {left:,} that are left"
     )
     return 128 + number
 
 
 def _check_files(requests: Path, answers: Path) -> None:
-    """Raise ValueError where the paths cannot be what they are given for."""
+    """Raise ValueError if the paths cannot be used as input and output."""
     has_requests = requests != STANDARD_STREAM
     if has_requests and not requests.exists():
         raise ValueError(f"{requests} does not exist; give the file of requests by -i")
@@ -96,7 +89,7 @@ def _check_files(requests: Path, answers: Path) -> None:
 
 
 def _shown(path: Path, stream: str) -> Path:
-    """The path for messages."""
+    """Return the path for messages."""
     return Path(stream) if path == STANDARD_STREAM else path
 
 
@@ -118,14 +111,15 @@ def _open_output(parsed: argparse.Namespace, ids: CustomIds) -> AbstractContextM
     return open_answers(parsed.output, ids, overwrite=parsed.overwrite)
 
 
-def _say(message: str) -> None:
-    """Tell people; not on standard output, which may be where the answers go."""
-    print(f"nanovllm: {message}", file=sys.stderr)
-
-
 @dataclass(slots=True)
 class _Run:
-    """One run over a batch: the answers that it wrote, and of them those that are errors, `failed` by a fault of the engine."""
+    """One run over a batch.
+
+    Attributes:
+        done: responses written.
+        refused: of these, errors.
+        failed: of these, faults of the engine.
+    """
 
     engine: Engine
     ids: CustomIds
@@ -138,7 +132,7 @@ class _Run:
     def answer_all(
         self, batch: BatchInput, model_names: tuple[str, ...], chat_template: ChatTemplate | None
     ) -> int | None:
-        """Write every answer; the number of the signal that ended it early, None where none did."""
+        """Write all responses; return the number of the signal that ended the run, or None."""
         start_s = time.monotonic()
         bar = progress_bar(
             total=len(self.ids), initial=self.ids.num_taken, desc="Requests", unit="request"
@@ -166,16 +160,18 @@ class _Run:
 
     @property
     def summary(self) -> str:
-        """What was done, in one line."""
+        """Return a line about the run."""
         tokens = self.engine.stats().generation_tokens
         errors = f", {self.refused:,} of them an error" if self.refused else ""
         failed = (
-            f" ({self.failed:,} by a fault of the engine: remove their lines and run again to repeat them)"
+            f" ({self.failed:,} by a fault of the engine: remove their lines and run again to "
+            "repeat them)"
             if self.failed
             else ""
         )
         done = f"{self.done:,} request{'' if self.done == 1 else 's'}"
-        return f"{done} answered{errors}{failed}, {tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
+        speed = f"{tokens:,} tokens in {self.duration_s:.1f} s, {self._tokens_per_s:.0f} tokens/s"
+        return f"{done} answered{errors}{failed}, {speed}"
 
     @property
     def _tokens_per_s(self) -> float:
@@ -183,7 +179,7 @@ class _Run:
 
 
 class _Signals:
-    """Keeps the number of the first signal that asks to end, as a context manager; a second one does what it does elsewhere."""
+    """Record the first termination signal; a second one has its usual effect."""
 
     def __init__(self) -> None:
         self.number: int | None = None

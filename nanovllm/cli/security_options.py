@@ -1,6 +1,7 @@
-"""Who may talk to the server, as the command line says it: API keys, the web pages that may ask, and the certificate for TLS.
+"""Read and check the security options of a server: API keys, hosts, origins and certificate.
 
-Everything is checked before a model is loaded. Messages name the flag, the file and the line, never a key.
+All are checked before a model is loaded. Errors name the option, the file and the line, never a
+key.
 """
 
 import ipaddress
@@ -15,22 +16,23 @@ from pathlib import Path
 
 from nanovllm.cli.argument_types import read_lines
 from nanovllm.cli.environment import API_KEY_VARIABLE
-from nanovllm.server.http.hosts import host_name, is_address
+from nanovllm.server.http.auth import host_name, is_address
 
-MAX_API_KEYS = 1000  # every request is compared with all of them
+MAX_API_KEYS = 1000  # each request is compared with all
 _ORIGIN = re.compile(
     r"[a-z][a-z0-9+.-]*://[a-z0-9._-]+(:[0-9]+)?|[a-z][a-z0-9+.-]*://\[[0-9a-f:]+\](:[0-9]+)?"
 )
 _HOST = re.compile(r"[a-z0-9_-]+(\.[a-z0-9_-]+)*")
-_USUAL_PORTS = (("http://", ":80"), ("https://", ":443"))
+_DEFAULT_PORTS = (("http://", ":80"), ("https://", ":443"))
 
 
 def read_api_keys(
     flags: Sequence[str] | None, file: Path | None, environment: Mapping[str, str]
 ) -> tuple[str, ...]:
-    """The keys that clients may use: those of the flags and the file, or where neither is given those of the environment.
+    """Return the API keys of --api-key and --api-key-file, or else of the environment.
 
-    Raises ValueError for whatever is meant to close the server and does not: an empty flag, a file that cannot be read or has no key.
+    Raises ValueError for options that would leave the server open by mistake: an empty key, or a
+    file that cannot be read or has no key.
     """
     if flags is None and file is None:
         return keys_in_environment(environment)
@@ -47,12 +49,13 @@ def read_api_keys(
 
 
 def keys_in_environment(environment: Mapping[str, str]) -> tuple[str, ...]:
-    """The keys in the environment's variable, which has commas between them; none where it is not set, ValueError where it is set to nothing."""
+    """Return the comma-separated keys of the variable, if set; raises ValueError if it is empty."""
     value = environment.get(API_KEY_VARIABLE, "")
     keys = [key.strip() for key in value.split(",") if key.strip()]
     if API_KEY_VARIABLE in environment and not keys:
         raise ValueError(
-            f"{API_KEY_VARIABLE} has no key in it; give one, or several with commas between them, or unset it to go without"
+            f"{API_KEY_VARIABLE} has no key in it; set one or several, separated by commas, "
+            "or unset it to serve without keys"
         )
     for key in keys:
         _check_key(key, f"a key in {API_KEY_VARIABLE}")
@@ -67,16 +70,16 @@ def _keys_in_file(path: Path) -> list[str]:
         raise ValueError(
             f"--api-key-file {path} cannot be read: {error.strerror or error}"
         ) from error
-    found = [(number, line) for number, line in lines if not line.startswith("#")]
-    if not found:
+    keys = [(number, line) for number, line in lines if not line.startswith("#")]
+    if not keys:
         raise ValueError(f"--api-key-file {path} has no key in it; write one on each line")
-    for number, key in found:
+    for number, key in keys:
         _check_key(key, f"the key in line {number} of {path}")
-    return [key for _, key in found]
+    return [key for _, key in keys]
 
 
 def check_secret_file(flag: str, path: Path) -> None:
-    """Raise ValueError for what is no file, whose reading might never end, and for one that others may write: they could add a key."""
+    """Raise ValueError unless a path is a regular file that only its owner can write."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
         raise ValueError(
@@ -84,25 +87,26 @@ def check_secret_file(flag: str, path: Path) -> None:
         )
     if os.name == "posix" and status.st_mode & stat.S_IWOTH:
         raise ValueError(
-            f"{flag} {path} can be written by everybody on this machine; run: chmod o-w {shlex.quote(str(path))}"
+            f"{flag} {path} can be written by everybody on this machine; "
+            f"run: chmod o-w {shlex.quote(str(path))}"
         )
 
 
-def _check_key(key: str, place: str) -> None:
-    """A header cannot carry control characters, nor UTF-8 what the environment has of other encodings: nobody could ever send such a key."""
+def _check_key(key: str, source: str) -> None:
+    """Raise ValueError for a key with control characters or surrogates, which no header carries."""
     if not key.isprintable():
         raise ValueError(
-            f"{place} has a character that no client can send in a header; use visible characters"
+            f"{source} has a character that no client can send in a header; use visible characters"
         )
 
 
 def read_hosts(
     values: Sequence[str] | None, bind_host: str, *, has_keys: bool
 ) -> tuple[str, ...] | None:
-    """The names that requests may be for; None for any. Raises ValueError for what is no name of a host.
+    """Return the allowed `Host` names, or None for any; raises ValueError for an invalid one.
 
-    Without the flag, names are checked where that protects somebody and cannot be in the way of a proxy for others: on a loopback
-    address, and without keys, which a web page does not have.
+    By default names are checked on a loopback address without keys. There a web page could use the
+    server by DNS rebinding, and no proxy for other machines is expected.
     """
     if values is None:
         return (host_name(bind_host),) if is_loopback(bind_host) and not has_keys else None
@@ -113,52 +117,55 @@ def read_hosts(
             value.strip("[]")
         ):
             raise ValueError(
-                f"--allowed-hosts has {value[:200]!r} but takes a name such as gpu.example.org, without scheme and port; * allows any"
+                f"--allowed-hosts has {value[:200]!r} but takes a name such as gpu.example.org, "
+                "without scheme and port; * allows any"
             )
     return tuple(dict.fromkeys(map(host_name, [*values, bind_host])))
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
+    """Return whether a host is a loopback address, which other machines cannot reach."""
     name = host_name(host)
     return name == "localhost" or (is_address(name) and ipaddress.ip_address(name).is_loopback)
 
 
 def read_origins(values: Sequence[str] | None) -> tuple[str, ...]:
-    """The origins that the flags name, one each or as a JSON list; raises ValueError for one that no browser would ever send."""
+    """Return the origins of --allowed-origins; raises ValueError for one that no browser sends."""
     origins: list[str] = []
     for value in values or ():
         origins += _json_list(value) if value.lstrip().startswith("[") else [value.strip()]
     for origin in origins:
         if origin != "*" and not _is_origin(origin):
             raise ValueError(
-                f"--allowed-origins has {origin[:200]!r} but an origin is scheme://host in small letters, with :port unless it is the scheme's usual "
-                "one and no path, such as https://example.org; * allows all"
+                f"--allowed-origins has {origin[:200]!r} but an origin is scheme://host in "
+                "lowercase, with :port unless it is the scheme's default, and without a path, such "
+                "as https://example.org; * allows all"
             )
     return tuple(dict.fromkeys(origins))
 
 
 def _json_list(text: str) -> list[str]:
     try:
-        found = json.loads(text)
+        origins = json.loads(text)
     except ValueError:
-        found = None
-    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        origins = None
+    if not isinstance(origins, list) or not all(isinstance(origin, str) for origin in origins):
         raise ValueError(
-            f"""--allowed-origins is {text[:200]!r}, which is no JSON list of texts such as '["https://example.org"]'"""
+            f"--allowed-origins is {text[:200]!r}, which is no JSON list of strings such as "
+            """'["https://example.org"]'"""
         )
-    return found
+    return origins
 
 
 def _is_origin(text: str) -> bool:
-    has_usual_port = any(
-        text.startswith(scheme) and text.endswith(port) for scheme, port in _USUAL_PORTS
+    has_default_port = any(
+        text.startswith(scheme) and text.endswith(port) for scheme, port in _DEFAULT_PORTS
     )
-    return _ORIGIN.fullmatch(text) is not None and not has_usual_port
+    return _ORIGIN.fullmatch(text) is not None and not has_default_port
 
 
 def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
-    """Raise ValueError, with the remedy, where a server cannot use these files for TLS."""
+    """Raise ValueError with the remedy if a server cannot use these files for TLS."""
     if certfile is None:
         if keyfile is not None:
             raise ValueError(
@@ -181,16 +188,18 @@ def check_certificate(certfile: Path | None, keyfile: Path | None) -> None:
         key = (
             f"the key in {keyfile}"
             if keyfile is not None
-            else "its key, looked for in the same file since there is no --ssl-keyfile,"
+            else "its key, read from the same file because there is no --ssl-keyfile,"
         )
         reason = error.reason or "no certificate or key found"
         raise ValueError(
-            f"the certificate in {certfile} and {key} cannot be used: both must be PEM and belong together ({reason})"
+            f"the certificate in {certfile} and {key} cannot be used: both must be PEM and belong "
+            f"together ({reason})"
         ) from error
 
 
 def _refuse_to_ask() -> str:
-    """Called for the password of a key; a server that stops to ask for one at its start would hang where nobody sits."""
+    """Refuse an encrypted key: OpenSSL would prompt for its password and block the start."""
     raise ValueError(
-        "the key for TLS is encrypted; give one without a password, made by: openssl pkey -in KEY -out PLAIN_KEY"
+        "the key for TLS is encrypted; give one without a password, made by: "
+        "openssl pkey -in KEY -out PLAIN_KEY"
     )

@@ -1,4 +1,4 @@
-"""nanovllm serve [MODEL]: the OpenAI-compatible server; without a model it serves the bundled one."""
+"""`nanovllm serve`: run the OpenAI-compatible server."""
 
 import argparse
 import asyncio
@@ -17,19 +17,15 @@ from dataclasses import replace
 
 import uvicorn
 
-from nanovllm.cli.argument_types import printable_lines
+from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import API_KEY_VARIABLE
 from nanovllm.cli.listening import (
     connection_limits,
+    limit_accept_errors,
     listening_options,
-    log_full_system_rarely,
     raise_open_files_limit,
 )
-from nanovllm.cli.options import (
-    engine_config,
-    load_chat_template,
-    served_names,
-)
+from nanovllm.cli.options import engine_config, load_chat_template, served_names
 from nanovllm.cli.security_options import (
     check_certificate,
     is_loopback,
@@ -47,18 +43,19 @@ from nanovllm.server.http.request_log import write_log_to
 from nanovllm.server.metrics import ServerMetrics
 
 _SWITCH_INTERVAL_S = 0.0005
-"""After how long a thread that computes in Python lets others run. With Python's own 5 ms the event loop, which gives the interpreter away
-at each system call, would wait for as long at each of them while a body is read or an answer written."""
+"""Interval of GIL hand-overs. The event loop releases the GIL at each system call; with Python's
+default of 5 ms it would wait that long for it while another thread parses a body."""
 _MAX_HANDSHAKE_S = 3600.0
-_FAREWELL_S = 2  # what clients of a stopped engine have to take their last bytes, before their connections are cut
+_DRAIN_S = 2
+"""Time to send the last bytes after the engine has stopped; then connections are closed."""
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Serve until a signal comes; 1 where the model cannot be loaded or the port not be had."""
+    """Serve until a signal arrives; return 1 if the model or the port cannot be used."""
     config = engine_config(parsed)
     settings = server_settings(parsed)
     folder = resolve_model(parsed.model)
-    Engine.check(folder, config)  # what cannot be used is told before a port is opened
+    Engine.check(folder, config)  # report errors before a port is opened
     settings = replace(settings, chat_template=load_chat_template(folder, parsed))
     if settings.log_requests:
         write_log_to(sys.stderr)
@@ -77,23 +74,21 @@ def run(parsed: argparse.Namespace) -> int:
         create_app(engine, settings, metrics),
         http=watched_protocol(settings.stalled_client_s, max_connections),
         backlog=backlog,
-        proxy_headers=False,  # anybody can send them, and they would stand in the log as the client's address
+        proxy_headers=False,  # any client can forge them
         ws="none",
         host=parsed.host,
         port=parsed.port,
         log_level=parsed.log_level,
         access_log=not settings.log_requests,
-        timeout_graceful_shutdown=parsed.shutdown_timeout_s
-        + 3 * _FAREWELL_S,  # by then all should have ended
+        timeout_graceful_shutdown=parsed.shutdown_timeout_s + 3 * _DRAIN_S,
         server_header=False,
         ssl_certfile=parsed.ssl_certfile,
         ssl_keyfile=parsed.ssl_keyfile,
     )
     if not settings.api_keys and not is_loopback(parsed.host):
-        print(
-            f"nanovllm: warning: {parsed.host} can be reached from other machines and there are no API keys, so that anybody may use this "
-            f"server; set {API_KEY_VARIABLE}, or leave --host out",
-            file=sys.stderr,
+        print_message(
+            f"warning: {parsed.host} can be reached from other machines and there are no API keys, "
+            f"so that anybody may use this server; set {API_KEY_VARIABLE}, or leave --host out"
         )
     server = _Server(
         http, engine, parsed.shutdown_timeout_s, min(settings.stalled_client_s, _MAX_HANDSHAKE_S)
@@ -102,7 +97,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def server_settings(parsed: argparse.Namespace) -> ServerSettings:
-    """The settings that the flags and the environment say; raises ValueError for what cannot be used."""
+    """Return the settings of the options and the environment; raises ValueError."""
     if parsed.log_prompts and not parsed.log_requests:
         raise ValueError(
             "--log-prompts needs --log-requests, whose lines the prompts are a part of"
@@ -125,27 +120,27 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, ended by a signal with exit code 0; its own way is to die of the signal once it has shut down.
+    """uvicorn's server with exit code 0 after a signal; uvicorn raises the signal again.
 
-    Requests may go on for `patience_s` after the signal. Then the engine stops, which answers what is left, and the connections close;
-    those whose clients take nothing are cut.
+    Running requests have `shutdown_timeout_s` after the signal. Then the engine stops, which fails
+    the remaining requests, and after _DRAIN_S their connections are aborted.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         engine: AsyncEngine,
-        patience_s: float,
+        shutdown_timeout_s: float,
         handshake_timeout_s: float,
     ) -> None:
         super().__init__(config)
         self._handshake_timeout_s = handshake_timeout_s
         self.listening = asyncio.Event()
         self._engine = engine
-        self._patience_s = patience_s
+        self._shutdown_timeout_s = shutdown_timeout_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        log_full_system_rarely(asyncio.get_running_loop())
+        limit_accept_errors(asyncio.get_running_loop())
         tls = {"ssl_handshake_timeout": self._handshake_timeout_s} if self.config.is_ssl else {}
         with listening_options(**tls):
             await super().startup(sockets)
@@ -159,18 +154,18 @@ class _Server(uvicorn.Server):
             await self._abort_requests()
 
     async def _abort_requests(self) -> None:
-        """Let clients have the error of a stopped engine; cut those that do not take it."""
+        """Stop the engine and give clients _DRAIN_S to read its error."""
         tasks = {asyncio.create_task(self._engine.stop()), *self.server_state.tasks}
-        await asyncio.wait(tasks, timeout=_FAREWELL_S)
-        # uvicorn would log each request that is cut as a fault.
+        await asyncio.wait(tasks, timeout=_DRAIN_S)
+        # uvicorn logs each aborted request as an error.
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
     async def _stop_engine_later(self) -> None:
-        await asyncio.sleep(self._patience_s)
+        await asyncio.sleep(self._shutdown_timeout_s)
         await self._engine.stop()
-        await asyncio.sleep(_FAREWELL_S)
+        await asyncio.sleep(_DRAIN_S)
         for connection in list(self.server_state.connections):
-            connection.transport.abort()  # it takes nothing; uvicorn would wait, and then log each of these as a fault
+            connection.transport.abort()  # uvicorn would wait for its client, then log an error
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -186,10 +181,11 @@ class _Server(uvicorn.Server):
 
     @property
     def address(self) -> str:
-        """Where it listens, once it does."""
+        """Return the URL of the listening server."""
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        any_address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - only to show people an address that they can open
-        shown = any_address.get(host, f"[{host}]" if ":" in host else host)
+        # An address that a browser can open.
+        loopback = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+        shown = loopback.get(host, f"[{host}]" if ":" in host else host)
         return f"{'https' if self.config.is_ssl else 'http'}://{shown}:{port}"
 
 
@@ -201,12 +197,11 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | Non
     await asyncio.wait({serving, listening}, return_when=asyncio.FIRST_COMPLETED)
     if engine.state is EngineState.READY and server.started and not server.should_exit:
         print(
-            f"{describe(engine.engine, name)}\n\n{invitation(server.address, name, key)}\n",
+            f"{describe(engine.engine, name)}\n\n{startup_message(server.address, name, key)}\n",
             flush=True,
         )
     elif engine.state is EngineState.FAILED:
-        reason = printable_lines(str(engine.failure))
-        print(f"nanovllm: the model cannot be loaded: {reason}", file=sys.stderr)
+        print_message(f"the model cannot be loaded: {engine.failure}")
         server.should_exit = True
     for task in (ready, listening):
         task.cancel()
@@ -218,22 +213,19 @@ async def _serve(server: _Server, engine: AsyncEngine, name: str, key: str | Non
 async def _listen(server: _Server) -> int:
     try:
         await server.serve()
-    except SystemExit as end:  # uvicorn's way to say that the port cannot be had
+    except SystemExit as end:  # raised by uvicorn if it cannot bind
         config, reason = server.config, end.__context__
         remedy = "choose an address of this machine by --host, or another port by --port"
         if isinstance(reason, OSError) and reason.errno == errno.EADDRINUSE:
-            remedy = "end what listens there, or choose another by --port"
-        said = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
-        print(
-            f"nanovllm: cannot listen on {config.host} port {config.port}{said}; {remedy}",
-            file=sys.stderr,
-        )
+            remedy = "stop the process that listens there, or choose another by --port"
+        detail = f": {reason.strerror or reason}" if isinstance(reason, OSError) else ""
+        print_message(f"cannot listen on {config.host} port {config.port}{detail}; {remedy}")
         return 1
     return 0 if server.started else 1
 
 
 def describe(engine: Engine, name: str) -> str:
-    """The model's configuration, as people want to see it at the start."""
+    """Return the startup summary: the model's configuration and the KV cache."""
     model, blocks = engine.model, engine.blocks
     backend = engine.runner.backend
     cache_bytes = blocks.num_blocks * backend.block_bytes(blocks.block_size)
@@ -245,8 +237,10 @@ def describe(engine: Engine, name: str) -> str:
         "heads": f"{model.heads:,} of {model.head_dim}",
         "parameters": f"{model.num_parameters:,}",
         "context": f"{engine.max_model_len:,} tokens",
-        "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of {blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
-        "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), backend {engine.config.backend}, {threads}",
+        "KV cache": f"{engine.cache_tokens:,} tokens in {blocks.num_blocks:,} blocks of "
+        f"{blocks.block_size} (up to {cache_bytes / 2**20:,.0f} MiB)",
+        "computes in": f"{backend.weight_dtype} (cache {backend.cache_dtype}), "
+        f"backend {engine.config.backend}, {threads}",
     }
     return f"{name}, GPT-2 architecture\n" + "\n".join(
         f"  {label:12} {value}" for label, value in rows.items()
@@ -254,7 +248,7 @@ def describe(engine: Engine, name: str) -> str:
 
 
 def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
-    """Return the shell's expression for an API key, so that none is shown; None without keys."""
+    """Return a shell expression for an API key, which shows none; None without keys."""
     if not num_keys:
         return None
     if parsed.api_key is None and parsed.api_key_file is not None:
@@ -263,8 +257,8 @@ def shell_key(parsed: argparse.Namespace, num_keys: int) -> str | None:
     return f"${{{API_KEY_VARIABLE}%%,*}}" if is_list else f"${API_KEY_VARIABLE}"
 
 
-def invitation(address: str, name: str, key: str | None = None) -> str:
-    """Where the server is, and a line to paste; `key` is the shell's expression for an API key."""
+def startup_message(address: str, name: str, key: str | None = None) -> str:
+    """Return the server's URL and a curl command; `key` is a shell expression for an API key."""
     body = json.dumps(
         {"model": name, "prompt": "Once upon a time", "max_tokens": 32}, ensure_ascii=False
     )

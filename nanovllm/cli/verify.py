@@ -1,12 +1,12 @@
-"""nanovllm verify MODEL: compare a checkpoint's log-probabilities, greedy tokens and tokenization with an installed transformers.
+"""`nanovllm verify`: compare log-probabilities, greedy tokens and tokenization with transformers.
 
-The reference runs in float32 with eager attention. Greedy tokens must be equal up to the first step where its two best are closer than
-twice the tolerance: from there on either choice is right, and the texts may part.
+The reference runs in float32 with eager attention. Greedy tokens must be equal up to the first step
+where its top two tokens are closer than twice the tolerance: from there on either token is right,
+and the texts may diverge.
 """
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from nanovllm.cli.argument_types import read_lines
+from nanovllm.cli.argument_types import print_message, read_lines
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.parsers.verify import AGREES, DIFFERS, NOT_COMPARED
 from nanovllm.cli.verify_reference import Reference, import_libraries
@@ -27,27 +27,31 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.runner.logprobs import log_softmax
 from nanovllm.sampling_params import SamplingParams
 
-_ROWS_AT_ONCE = (
-    32  # log-probabilities are compared in slices of [rows, vocab], never a whole prompt at once
-)
+_COMMAND = "nanovllm verify"
+_CHUNK_ROWS = 32  # positions whose log-probabilities, [rows, vocab], are compared at once
 _PASSAGE = (
-    "Part {}. It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness, it was the epoch "
-    "of belief, it was the epoch of incredulity, it was the season of Light, it was the season of Darkness.\n\n"
+    "Part {}. It was the best of times, it was the worst of times, it was the age of wisdom, it "
+    "was the age of foolishness, it was the epoch of belief, it was the epoch of incredulity, it "
+    "was the season of Light, it was the season of Darkness.\n\n"
 )
 _PROMPTS = {
     "word": "Hello",
-    "story": "Once upon a time there was a little girl who lived with her grandmother at the edge of a deep forest.",
+    "story": "Once upon a time there was a little girl who lived with her grandmother at the edge "
+    "of a deep forest.",
     "question": "Q: Why is the sky blue, and why isn't it violet?\nA:",
-    "unicode": "Füße, naïve café \u2013 “東京の天気”, Привет, мир! مرحبا, שלום, 🙂👩\u200d👩\u200d👧 ½ … \ufb01n",
-    "numbers": "3.14159, 2,718,281, 1e-10, 0xFF, 2024-02-29, 50%, $19.99, (1 + 2) * 3 = 9, 1000000000000",
-    "code": 'def fib(n: int) -> int:\n    """The n-th Fibonacci number."""\n    return n if n < 2 else fib(n - 1) + fib(n - 2)\n\nprint(fib(10))',
+    "unicode": "Füße, naïve café \u2013 “東京の天気”, Привет, мир! مرحبا, שלום, "
+    "🙂👩\u200d👩\u200d👧 ½ … \ufb01n",
+    "numbers": "3.14159, 2,718,281, 1e-10, 0xFF, 2024-02-29, 50%, $19.99, (1 + 2) * 3 = 9, "
+    "1000000000000",
+    "code": 'def fib(n: int) -> int:\n    """The n-th Fibonacci number."""\n    return n '
+    "if n < 2 else fib(n - 1) + fib(n - 2)\n\nprint(fib(10))",
     "spaces": "  two  spaces,\ta tab,\n\n\n   three new lines,\r\n and some at the end   ",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A text and its token ids, of which the first `kept` leave room for the answer."""
+    """A text and its token ids, of which the first `kept` leave room for the output."""
 
     name: str
     text: str
@@ -56,21 +60,20 @@ class Prompt:
 
     @property
     def kept_ids(self) -> list[int]:
-        """The token ids that are compared."""
+        """Return the token ids that are compared."""
         return self.token_ids[: self.kept]
 
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """How far from the reference, which computes in float32, results may be.
+    """Tolerances against the float32 reference.
 
     Attributes:
-        tolerance: largest difference of log-probabilities; of the prompt's own tokens where
-            `divergence` is given.
-        divergence: largest mean Kullback-Leibler divergence of a prompt, in nats per token; None
-            judges by the largest difference. Rounded weights move improbable tokens far, and the
-            distribution little.
-        close: gap between the reference's two best tokens below which either is right.
+        tolerance: maximum difference of log-probabilities; with a `divergence`, of the prompt's
+            own tokens only.
+        divergence: maximum mean Kullback-Leibler divergence of a prompt, in nats per token, or
+            None. Rounded weights change improbable tokens much and the distribution little.
+        close: gap between the reference's top two tokens below which either is right.
     """
 
     tolerance: float
@@ -79,7 +82,7 @@ class Bound:
 
     @classmethod
     def of(cls, config: EngineConfig, tolerance: float | None) -> "Bound":
-        """The bound of these types of weights and cache, or of a tolerance that the user gives."""
+        """Return the bound for --tolerance, or else for the types of weights and cache."""
         if tolerance is not None:
             return cls(tolerance, None, 2 * tolerance)
         rounded = {"int8", "bfloat16"} & {config.quantization, config.kv_cache_dtype, config.dtype}
@@ -98,18 +101,20 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What was found for one prompt.
+    """The result for one prompt.
 
     Attributes:
-        tokens: those that were compared, of `tokens_of_prompt`.
-        is_tokenized_alike: None where transformers has no tokenizer for the folder.
-        logprob_difference: largest over all positions and the whole vocabulary; None where one is not a number.
-        target_difference: largest over the prompt's own tokens, as `prompt_logprobs` reports them; None where one is not a number.
-        greedy_equal: tokens before the first that is different.
-        first_close_step: the first step, from 0, at which the reference's two best were too close to tell; None where there was none.
-        gap_where_different: how far its two best were apart at the first different token; None where all were equal.
-        divergence: mean Kullback-Leibler divergence from the reference, in nats per token; None
-            where it is not a number.
+        tokens: compared tokens of the `tokens_of_prompt`.
+        is_tokenized_alike: None if transformers has no tokenizer for the folder.
+        logprob_difference: maximum over all positions and the whole vocabulary; None if not finite.
+        target_difference: maximum over the prompt's own tokens (`prompt_logprobs`); None if not
+            finite.
+        greedy_equal: equal tokens before the first different one.
+        first_close_step: first step, from 0, at which the reference's top two tokens are closer
+            than `Bound.close`, or None.
+        gap_where_different: gap of its top two tokens at the first different token, or None.
+        divergence: mean Kullback-Leibler divergence from the reference, in nats per token; None if
+            not finite.
     """
 
     prompt: str
@@ -125,7 +130,7 @@ class Comparison:
     divergence: float | None = None
 
     def agrees(self, tolerance: float, divergence: float | None = None) -> bool:
-        """Whether nothing differs by more than it may, see Bound."""
+        """Return whether all differences are within the tolerances of Bound."""
         limits = [(self.target_difference, tolerance)]
         if divergence is None:
             limits.append((self.logprob_difference, tolerance))
@@ -136,17 +141,15 @@ class Comparison:
 
     @property
     def is_greedy_right(self) -> bool:
-        """Whether all tokens are equal that must be."""
+        """Return whether all tokens before the first close step are equal."""
         must = self.greedy_tokens if self.first_close_step is None else self.first_close_step
         return self.greedy_equal >= must
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Compare, and say what was found; the exit code is one of those in --help."""
+    """Compare and report; return an exit code of parsers/verify.py."""
     try:
-        libraries = (
-            import_libraries()
-        )  # before a model is fetched, which would be for nothing without them
+        libraries = import_libraries()  # before a model is downloaded in vain
         config = engine_config(parsed)
         folder = resolve_model(parsed.model)
         reference = Reference(folder, libraries)
@@ -155,31 +158,33 @@ def run(parsed: argparse.Namespace) -> int:
         bound = Bound.of(llm.engine.config, parsed.tolerance)
         found = compare(llm, reference, prompts, max_tokens=parsed.max_tokens, close=bound.close)
     except ImportError as error:
-        print(
-            f"nanovllm verify: the comparison needs torch and transformers ({error}): "
+        print_message(
+            f"the comparison needs torch and transformers ({error}): "
             "pip install transformers, and torch for CPUs: "
             "pip install torch --index-url https://download.pytorch.org/whl/cpu",
-            file=sys.stderr,
+            _COMMAND,
         )
         return NOT_COMPARED
     except EngineFaultError as error:
-        print(f"nanovllm verify: {parsed.model} cannot be computed: {error}", file=sys.stderr)
+        print_message(f"{parsed.model} cannot be computed: {error}", _COMMAND)
         return DIFFERS
     except (NanovllmError, ValueError, OSError, RuntimeError) as error:
-        print(f"nanovllm verify: {error}", file=sys.stderr)
+        print_message(str(error), _COMMAND)
         return NOT_COMPARED
     return _report(parsed, reference, found, bound)
 
 
 def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
-    """The lines of a file, or the built-in texts and one as long as the context; what leaves no room for `max_tokens` is cut off.
+    """Return the lines of a file, or the built-in texts and one as long as the context.
 
-    Raises ValueError where there is no room, or no text that the tokenizer knows.
+    Prompts are truncated to leave room for `max_tokens`. Raises ValueError if there is no room, or
+    no text that the tokenizer knows.
     """
     room = llm.engine.max_model_len - max_tokens
     if room < 1:
         raise ValueError(
-            f"--max-tokens is {max_tokens}, which leaves no room for a prompt in a context of {llm.engine.max_model_len}; lower it"
+            f"--max-tokens is {max_tokens}, which leaves no room for a prompt in a context of "
+            f"{llm.engine.max_model_len}; lower it"
         )
     if path is None:
         texts = {**_PROMPTS, "long": _long_text(llm, room)}
@@ -191,7 +196,8 @@ def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
     ]
     if not prompts:
         raise ValueError(
-            f"{path or 'the built-in set'} has no prompt that the model's tokenizer knows; give others with --prompts"
+            f"{path or 'the built-in set'} has no prompt that the model's tokenizer knows; "
+            "give others with --prompts"
         )
     return prompts
 
@@ -199,10 +205,10 @@ def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
 def compare(
     llm: LLM, reference: Reference, prompts: list[Prompt], *, max_tokens: int, close: float
 ) -> list[Comparison]:
-    """Answer all prompts together, as users' requests are, and compare each with the reference.
+    """Run all prompts in one batch and compare each with the reference.
 
-    `close` is the gap between the reference's two best tokens below which either is right. The engine cannot be used afterwards: its
-    cache is overwritten.
+    `close` is the gap between the reference's top two tokens below which either is right. The
+    engine cannot be used afterwards: its cache is overwritten.
     """
     params = SamplingParams(
         max_tokens=max_tokens, temperature=0.0, ignore_eos=True, prompt_logprobs=0
@@ -226,7 +232,7 @@ def _compare_one(
     start = 0
     for ours, theirs in zip(
         _our_logprobs(llm, prompt.kept_ids),
-        reference.logprobs(prompt.kept_ids, _ROWS_AT_ONCE),
+        reference.logprobs(prompt.kept_ids, _CHUNK_ROWS),
         strict=True,
     ):
         everywhere.append(np.abs(ours - theirs).max())
@@ -262,7 +268,7 @@ def _compare_one(
 
 
 def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
-    """Log-probabilities after every token, [rows, vocab] at a time, computed in chunks over the paged cache as the engine computes prompts."""
+    """Yield log-probabilities after every token, float32 [rows, vocab], by chunked prefill."""
     engine, backend = llm.engine, llm.engine.runner.backend
     block_table = np.arange(-(-len(token_ids) // engine.config.block_size), dtype=np.int64)[None]
     hidden = []
@@ -270,43 +276,43 @@ def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
         chunk = np.asarray(
             token_ids[start : start + engine.config.max_num_batched_tokens], dtype=np.int64
         )
-        places = np.arange(start, start + len(chunk), dtype=np.int64)
+        positions = np.arange(start, start + len(chunk), dtype=np.int64)
         batch = ForwardBatch(
             token_ids=chunk,
-            positions=places,
+            positions=positions,
             query_starts=np.array([0, len(chunk)], dtype=np.int64),
             context_lens=np.array([start + len(chunk)], dtype=np.int64),
             block_tables=block_table,
-            slots=places,  # the blocks are those from 0 on, in order
+            slots=positions,  # block i of the table is block i
             logit_rows=np.arange(len(chunk), dtype=np.int64),
         )
         hidden.append(backend.forward(batch).copy())
     rows = np.concatenate(hidden)
-    for start in range(0, len(rows), _ROWS_AT_ONCE):
-        yield log_softmax(backend.logits(rows[start : start + _ROWS_AT_ONCE]))
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        yield log_softmax(backend.logits(rows[start : start + _CHUNK_ROWS]))
 
 
 def _reported_logprobs(output: RequestOutput) -> np.ndarray:
-    """The log-probability of each of the prompt's tokens but the first, as users get it."""
-    found = [
+    """Return the `prompt_logprobs` of the prompt's tokens but the first."""
+    logprobs = [
         position[token_id].logprob
         for token_id, position in zip(
             output.prompt_token_ids, output.prompt_logprobs or [], strict=True
         )
         if position
     ]
-    assert len(found) == len(output.prompt_token_ids) - 1
-    return np.asarray(found, dtype=np.float64)
+    assert len(logprobs) == len(output.prompt_token_ids) - 1
+    return np.asarray(logprobs, dtype=np.float64)
 
 
 def _largest(differences: Sequence[float]) -> float | None:
-    """The largest, None where one is not a finite number: JSON knows no other."""
+    """Return the maximum; None if it is not finite, which JSON cannot express."""
     largest = float(np.max(differences))
     return largest if np.isfinite(largest) else None
 
 
 def _long_text(llm: LLM, tokens: int) -> str:
-    """Text of about that many tokens or more; empty where the tokenizer knows nothing of it."""
+    """Return a text of at least about `tokens` tokens; empty if the tokenizer knows none of it."""
     tokens_a_part = len(llm.tokenizer.encode(_PASSAGE.format(1)))
     parts = tokens // tokens_a_part + 1 if tokens_a_part else 0
     return "".join(_PASSAGE.format(part + 1) for part in range(parts))
@@ -315,7 +321,7 @@ def _long_text(llm: LLM, tokens: int) -> str:
 def _report(
     parsed: argparse.Namespace, reference: Reference, found: list[Comparison], bound: Bound
 ) -> int:
-    """Print a table, the verdict and a line of JSON; returns the exit code."""
+    """Print a table, the verdict and a line of JSON; return the exit code."""
     rows = [
         ("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "KL", "greedy"),
         *map(_row, found),
@@ -328,7 +334,8 @@ def _report(
         )
     if reference.tokenizer_problem is not None:
         print(
-            f"\nTokenization was not compared, since transformers cannot load the tokenizer: {reference.tokenizer_problem}"
+            "\nTokenization was not compared, since transformers cannot load the tokenizer: "
+            f"{reference.tokenizer_problem}"
         )
     different = [
         comparison.prompt

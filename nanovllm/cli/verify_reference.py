@@ -1,4 +1,4 @@
-"""transformers' GPT-2 as a reference: float32, eager attention, and nothing of it imported before it is asked for."""
+"""The reference of `nanovllm verify`: transformers' GPT-2 in float32 with eager attention."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +15,8 @@ class Libraries(NamedTuple):
 
 
 def import_libraries() -> Libraries:
-    """torch and transformers, told to be quiet; raises ImportError where one is missing."""
-    # Imported here and nowhere else: only this command needs them, and they are many times larger than nanovllm.
+    """Import torch and transformers without their messages; raises ImportError."""
+    # Imported here: only this command needs them, and they are not dependencies.
     import torch  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
@@ -29,7 +29,7 @@ class Reference:
     """The model and, where transformers can load one, the tokenizer of a folder."""
 
     def __init__(self, folder: Path, libraries: Libraries) -> None:
-        """Load both; raises RuntimeError where transformers refuses the model."""
+        """Load both; raises RuntimeError if transformers refuses the model."""
         torch, transformers = libraries
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
         options = {"local_files_only": True, "trust_remote_code": False}
@@ -48,15 +48,15 @@ class Reference:
 
     @property
     def title(self) -> str:
-        """What it is, for people."""
+        """Return the names and versions of the libraries."""
         return " and ".join(f"{name} {version}" for name, version in self.versions.items())
 
     def encode(self, text: str) -> list[int] | None:
-        """Token ids of a text, None where there is no tokenizer."""
+        """Return the token ids of a text; None without a tokenizer."""
         return None if self._tokenizer is None else list(self._tokenizer(text)["input_ids"])
 
     def logprobs(self, token_ids: list[int], rows: int) -> Iterator[np.ndarray]:
-        """Log-probabilities after every token, [rows, vocab] at a time; the softmax is taken in float64."""
+        """Yield log-probabilities after every token, float64 [rows, vocab]."""
         with self._torch.inference_mode():
             hidden = self._model.base_model(
                 input_ids=self._torch.tensor([token_ids]), use_cache=False
@@ -66,18 +66,18 @@ class Reference:
                 yield self._torch.log_softmax(logits.double(), dim=-1).numpy()
 
     def greedy(self, token_ids: list[int], count: int) -> tuple[list[int], list[float]]:
-        """The `count` likeliest next tokens one after the other, and how far the log-probability of each is above the second best."""
+        """Decode `count` tokens greedily; return them and their logit gaps to the second best."""
         chosen: list[int] = []
         gaps: list[float] = []
-        cache, news = None, token_ids
+        cache, input_ids = None, token_ids
         with self._torch.inference_mode():
             for _ in range(count):
                 output = self._model.base_model(
-                    input_ids=self._torch.tensor([news]), past_key_values=cache, use_cache=True
+                    input_ids=self._torch.tensor([input_ids]), past_key_values=cache, use_cache=True
                 )
                 best = self._head(output.last_hidden_state[0, -1]).double().topk(2)
-                cache, news = output.past_key_values, [int(best.indices[0])]
-                chosen += news
+                cache, input_ids = output.past_key_values, [int(best.indices[0])]
+                chosen += input_ids
                 gaps.append(float(best.values[0] - best.values[1]))
         return chosen, gaps
 
@@ -85,11 +85,14 @@ class Reference:
 def _load_tokenizer(
     transformers: Any, folder: Path, options: dict[str, bool]
 ) -> tuple[Any, str | None]:
-    """The folder's tokenizer, or None and the reason; a folder with vocab.json and merges.txt alone may not say which class it is."""
+    """Return the folder's tokenizer, or None and the reason.
+
+    A folder with only vocab.json and merges.txt may not name the class.
+    """
     problems = []
     for kind in (transformers.AutoTokenizer, transformers.GPT2TokenizerFast):
         try:
             return kind.from_pretrained(str(folder), **options), None
-        except Exception as error:  # noqa: BLE001 - it raises exceptions of many kinds, and the rest can be compared without it
+        except Exception as error:  # noqa: BLE001 - raises many kinds
             problems.append(str(error).strip().partition("\n")[0])
     return None, problems[0]

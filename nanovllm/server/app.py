@@ -22,17 +22,14 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.server import openapi
 from nanovllm.server.http import errors
+from nanovllm.server.http.auth import ApiKeyMiddleware, TrustedHostMiddleware
 from nanovllm.server.http.body import read_body
+from nanovllm.server.http.body_limit import BodyLimitMiddleware
+from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.errors import error_response, served_name
-from nanovllm.server.http.hosts import HostMiddleware
+from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
-from nanovllm.server.http.limits import (
-    ApiKeyMiddleware,
-    BodyLimitMiddleware,
-    CrossOriginMiddleware,
-    HeadMiddleware,
-)
 from nanovllm.server.http.request_log import RequestLogMiddleware, record_of
 from nanovllm.server.http.work import Work
 from nanovllm.server.http_metrics import HttpMetricsMiddleware
@@ -155,9 +152,9 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     # These go around everything; added as above, they would not see the answer to a fault, which the framework gives outside of such layers.
     shared: ASGIApp = HeadMiddleware(app)
     if settings.allowed_origins:
-        shared = CrossOriginMiddleware(shared, settings.allowed_origins)
+        shared = CORSMiddleware(shared, settings.allowed_origins)
     if settings.allowed_hosts is not None:
-        shared = HostMiddleware(shared, settings.allowed_hosts)
+        shared = TrustedHostMiddleware(shared, settings.allowed_hosts)
     named = RequestLogMiddleware(
         shared, log_requests=settings.log_requests, log_prompts=settings.log_prompts
     )

@@ -9,8 +9,8 @@ from typing import Any
 from fastapi import FastAPI
 from pydantic import BaseModel, TypeAdapter
 
+from nanovllm.server.http.auth import OPEN_PATHS
 from nanovllm.server.http.errors import ErrorAnswer
-from nanovllm.server.http.limits import OPEN_PATHS
 
 _REF = "#/components/schemas/{model}"
 _WHY = {

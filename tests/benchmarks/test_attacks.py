@@ -14,7 +14,7 @@ import pytest
 from benchmarks import attacks as program
 from benchmarks.load import payloads, watch
 from benchmarks.load.attack import Attack, Target, ask, flood, outcome_of
-from benchmarks.load.attacks import ATTACKS, FOR_ANY_SERVER, rest, take_turns
+from benchmarks.load.attacks import ATTACKS, FOR_ANY_SERVER, half_close, rest, take_turns
 from benchmarks.load.bystanders import OK, Session, Stopwatch
 from benchmarks.load.ledger import WrongAnswerError
 from benchmarks.load.verdict import Seen, attack_conditions
@@ -56,9 +56,27 @@ def test_wrong_requests_are_http_with_bodies() -> None:
         assert body.startswith(b"{")
 
 
-def test_what_special_servers_need_is_not_mixed_into_other_loads() -> None:
-    assert "bad-words" in FOR_ANY_SERVER
-    assert not {"none", "open-files", "special-tokens", "sigterm-masks"} & set(FOR_ANY_SERVER)
+def test_attacks_on_special_servers_are_not_mixed_into_other_loads() -> None:
+    assert {"bad-words", "half-close"} <= set(FOR_ANY_SERVER)
+    special = {"none", "open-files", "special-tokens", "sigterm-masks", "left-with-a-byte"}
+    assert not special & set(FOR_ANY_SERVER)
+
+
+def test_a_half_closed_request_waits_as_long_as_other_clients() -> None:
+    """In an attack's last moment: unanswered on an idle server, awaited beside a load."""
+
+    async def run(patience_s: float) -> dict[str, int]:
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+            target = Target(server.sockets[0].getsockname()[1], time.monotonic(), patience_s)
+            return dict(await half_close(target))
+
+    assert asyncio.run(run(0.0)) == {"unanswered": 5}
+    assert asyncio.run(run(60.0)) == {"200": 1}
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if ATTACKS[name].prepare is not None])

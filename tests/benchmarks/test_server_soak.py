@@ -18,7 +18,7 @@ from benchmarks.load.ledger import (
     must_be_whole,
     read_refusal,
 )
-from benchmarks.load.requests import COMPLETIONS, Ask
+from benchmarks.load.requests import COMPLETIONS, Ask, oversized_request
 from benchmarks.load.verdict import judge, table
 from benchmarks.load.watch import Sample, Watch, gauge
 from benchmarks.load.wire import Answer, parse
@@ -207,6 +207,9 @@ def test_a_stream_and_a_whole_answer_have_one_essence() -> None:
     assert essence(ask, stream, streamed=True) == essence(
         ask, json.dumps(whole).encode(), streamed=False
     )
+    assert essence(ask, b": keep-alive\n\n" * 2 + stream, streamed=True) == essence(
+        ask, stream, streamed=True
+    )
     with pytest.raises(WrongAnswerError, match="without its end"):
         essence(ask, stream[:-20], streamed=True)
     with pytest.raises(WrongAnswerError, match="an error"):
@@ -226,3 +229,13 @@ def test_interim_answers_are_skipped() -> None:
     assert answer is not None
     assert (answer.status, answer.body, answer.is_whole) == (200, b"ok", True)
     assert parse(b"HTTP/1.1 102 Processing\r\n\r\n") is None
+
+
+def test_only_a_chunked_oversized_body_may_be_refused_as_slow() -> None:
+    declared, statuses = oversized_request(1 << 15, is_declared=True)
+    assert b"content-length" in declared
+    assert statuses == (413,)
+    chunked, statuses = oversized_request(1 << 15, is_declared=False)
+    assert b"transfer-encoding: chunked" in chunked
+    assert len(chunked) > 1 << 15
+    assert statuses == (413, 408)

@@ -74,6 +74,8 @@ def test_help_shows_defaults_and_environment_variables(
     silent = [option for option in options if "default:" not in option]
     names = {option.split()[0].strip(",") for option in silent}
     assert names <= {"-h", "-i", "-o", "--model"}, silent
+    help_lines = [re.findall(r"(?m)^ {32}\S|\S {2,}\S", option) for option in options]
+    assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"
 
 
 def test_the_page_has_every_command_and_every_variable() -> None:

@@ -9,8 +9,8 @@ import pytest
 from nanovllm.cli.listening import (
     BACKLOG,
     connection_limits,
+    limit_accept_errors,
     listening_options,
-    log_full_system_rarely,
     raise_open_files_limit,
 )
 
@@ -45,7 +45,7 @@ def test_what_cannot_be_accepted_is_logged_once_and_in_one_line(
 ) -> None:
     async def run() -> None:
         loop = asyncio.get_running_loop()
-        log_full_system_rarely(loop)
+        limit_accept_errors(loop)
         for _ in range(1000):
             loop.call_exception_handler({
                 "message": "socket.accept() out of system resource", "exception": OSError(24, "Too many open files"),

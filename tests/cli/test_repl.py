@@ -54,10 +54,10 @@ def test_settings_are_changed_and_reset(
 ) -> None:
     repl = Repl(writer)
     before = dict(writer.settings)
-    assert repl.obey(line)
+    assert repl.run_command(line)
     assert writer.settings == {**before, setting: value}
     assert capsys.readouterr().out.startswith(f"{setting} ")
-    assert repl.obey(f"/set {setting} default")
+    assert repl.run_command(f"/set {setting} default")
     assert writer.settings == before
 
 
@@ -77,19 +77,19 @@ def test_what_is_wrong_is_told_and_changes_nothing(
     writer: Writer, capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     before = dict(writer.settings)
-    assert Repl(writer).obey(line)
+    assert Repl(writer).run_command(line)
     assert message in capsys.readouterr().err
     assert writer.settings == before
 
 
 def test_set_and_help_list_everything(writer: Writer, capsys: pytest.CaptureFixture[str]) -> None:
-    assert Repl(writer).obey("/set")
+    assert Repl(writer).run_command("/set")
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert (rows["temperature"], rows["max_tokens"], rows["top_p"]) == ("0.7", "128", "1.0")
     assert (rows["seed"], rows["stop"], rows["ignore_eos"]) == ("none", "none", "false")
-    assert Repl(writer).obey("/set top_p")
+    assert Repl(writer).run_command("/set top_p")
     assert capsys.readouterr().out == "top_p 1.0\n"
-    assert Repl(writer).obey("/?")
+    assert Repl(writer).run_command("/?")
     text = capsys.readouterr().out
     assert all(command in text for command in ("/set", "/help", "/exit"))
 

@@ -21,7 +21,7 @@ from openai import OpenAI
 
 from nanovllm.cli.main import build_parser, main
 from nanovllm.cli.options import engine_config
-from nanovllm.cli.serve import invitation, server_settings, shell_key
+from nanovllm.cli.serve import server_settings, shell_key, startup_message
 from nanovllm.config import EngineConfig
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import CheckpointError
@@ -449,7 +449,7 @@ def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(
         Path(flags[1]).write_text(keys, encoding="utf-8")
     parsed = build_parser().parse_args(["serve", *flags])
     key = shell_key(parsed, variable.count(",") + 1)
-    line = invitation("http://127.0.0.1:1", name, key).splitlines()[-1].strip()
+    line = startup_message("http://127.0.0.1:1", name, key).splitlines()[-1].strip()
     script = f"curl() {{ printf '%s\\0' \"$@\"; }}\n{line}"
     done = subprocess.run(
         ["sh", "-c", script],

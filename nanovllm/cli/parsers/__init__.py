@@ -1,1 +1,13 @@
-"""The parsers of the commands. They import nothing that takes long: `--help` must be quick."""
+"""The parsers of the commands, apart from the commands so that `--help` imports nothing slow.
+
+In reading order:
+
+- parser: argparse with suggestions, defaults in help texts and commands loaded on use.
+- security_options: options for API keys, hosts, origins and TLS.
+- serve: `nanovllm serve`.
+- generate: `nanovllm generate`.
+- run_batch: `nanovllm run-batch`.
+- models: `nanovllm list`, `show`, `remove` and `env`.
+- bench: `nanovllm bench latency|throughput|serve`.
+- verify: `nanovllm verify`.
+"""

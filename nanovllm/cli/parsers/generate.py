@@ -2,9 +2,9 @@
 
 import argparse
 
-from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE, variables_help
+from nanovllm.cli.environment import ENGINE_VARIABLES, HISTORY_VARIABLE
 from nanovllm.cli.options import add_engine_options, add_model_flag, add_sampling_options
-from nanovllm.cli.parsers.parser import Command
+from nanovllm.cli.parsers.parser import add_command
 
 _DESCRIPTION = """
 Continue a prompt on the terminal. Without a prompt, read prompts from the terminal or from standard
@@ -17,13 +17,15 @@ input, one a line; on a terminal, /help lists the commands.
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
+    """Add `generate`."""
+    parser = add_command(
+        subparsers,
         "generate",
-        help="continue a prompt on the terminal",
-        usage="%(prog)s [[MODEL] PROMPT] [options]",
+        "nanovllm.cli.generate:run",
+        arguments="[[MODEL] PROMPT] [options]",
+        summary="continue a prompt on the terminal",
         description=_DESCRIPTION,
-        epilog=variables_help(HISTORY_VARIABLE, *ENGINE_VARIABLES),
+        variables=(HISTORY_VARIABLE, *ENGINE_VARIABLES),
     )
     parser.add_argument(
         "texts",
@@ -34,4 +36,3 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add_model_flag(parser)
     add_sampling_options(parser)
     add_engine_options(parser)
-    parser.set_defaults(run=Command("nanovllm.cli.generate:run"))

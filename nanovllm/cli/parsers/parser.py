@@ -1,4 +1,4 @@
-"""argparse with errors of one line, suggestions for typing errors, and defaults in every help text.
+"""argparse with one-line errors, suggestions for misspelled names, and defaults in help texts.
 
 typer, cyclopts and jsonargparse were measured and take 0.15 to 0.4 s longer to start, more than
 `nanovllm --help` as a whole (docs/command-line.md, "Start time").
@@ -11,6 +11,8 @@ import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from nanovllm.cli.environment import variables_help
 
 _TRUTH = {"true": True, "false": False}
 _MIN_SIMILARITY = 0.6
@@ -30,6 +32,35 @@ class Command:
     def __call__(self, parsed: argparse.Namespace) -> int:
         """Run the command and return its exit code."""
         return self.load()(parsed)
+
+
+def add_command(
+    subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]",
+    name: str,
+    target: str,
+    *,
+    arguments: str,
+    summary: str,
+    description: str,
+    variables: Sequence[str],
+) -> argparse.ArgumentParser:
+    """Add a command to its parent's parser and return its own.
+
+    Args:
+        target: the function that runs it, "module:function".
+        arguments: its arguments in the usage line.
+        summary: its line in the parent's help.
+        variables: the environment variables that it reads.
+    """
+    parser = subparsers.add_parser(
+        name,
+        help=summary,
+        usage=f"%(prog)s {arguments}".strip(),
+        description=description,
+        epilog=variables_help(*variables),
+    )
+    parser.set_defaults(run=Command(target))
+    return parser
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -61,20 +92,20 @@ class CommandParser(argparse.ArgumentParser):
     """A parser of the whole command line, of a command, or of a command's kind."""
 
     def __init__(self, **settings: Any) -> None:
-        """Take flags by their whole names only."""
+        """Accept options by their full names only."""
         super().__init__(**{"formatter_class": HelpFormatter, **settings}, allow_abbrev=False)
 
     def parse_known_args(  # type: ignore[override]
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> tuple[Any, list[str]]:
-        """Parse what argparse gives this parser; end with an error where something is not known."""
-        given = None if args is None else self._join_truth_values(args)
-        if given and self._subparsers is not None and given[0].startswith("-"):
-            self._check_first(given[0])
-        found, rest = super().parse_known_args(given, namespace)
+        """Parse this parser's arguments; an unknown one is an error."""
+        joined = None if args is None else self._join_truth_values(args)
+        if joined and self._subparsers is not None and joined[0].startswith("-"):
+            self._check_first(joined[0])
+        parsed, rest = super().parse_known_args(joined, namespace)
         if rest:
             self.error(self._unrecognized(rest))
-        return found, rest
+        return parsed, rest
 
     def error(self, message: str) -> Any:
         """Print the usage of this command, a line, and the error; exit with code 2."""
@@ -99,7 +130,7 @@ class CommandParser(argparse.ArgumentParser):
             self.error(f"unrecognized option {option}; {order.strip()}")
 
     def _unrecognized(self, rest: Sequence[str]) -> str:
-        """Say what is wrong with the first argument that is not known."""
+        """Return the error for the first unknown argument."""
         first = rest[0].partition("=")[0]
         if not first.startswith("-"):
             return f"there is one argument too many, {rest[0]!r}; quote a text with spaces"
@@ -108,10 +139,7 @@ class CommandParser(argparse.ArgumentParser):
         return f"unrecognized option {first}; {hint}"
 
     def _join_truth_values(self, args: Sequence[str]) -> list[str]:
-        """Replace `--flag true` and `--flag=false` by what argparse knows.
-
-        It would take the value for the model.
-        """
+        """Rewrite `--flag true` and `--flag=false`; argparse would take the value for MODEL."""
         joined: list[str] = []
         rest = list(args)
         while rest:
@@ -132,7 +160,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def suggestion(name: str, known: Collection[str]) -> str | None:
-    """Return the known name that is most like `name`, or begins with it; None where none is."""
+    """Return the known name closest to `name` or beginning with it; None if there is none."""
     plain = name.replace("_", "-").lower()
     near = difflib.get_close_matches(plain, known, n=1, cutoff=_MIN_SIMILARITY)
     longer = [one for one in known if len(plain.strip("-")) > 2 and one.startswith(plain)]
@@ -144,7 +172,7 @@ def _alternatives(names: Sequence[str]) -> str:
 
 
 def _is_switch(action: argparse.Action | None) -> bool:
-    """Whether the option is on or off and takes no value."""
+    """Return whether an option is a switch, which takes no value."""
     return isinstance(action, argparse.BooleanOptionalAction) or (
         action is not None and action.nargs == 0 and action.const is True
     )

@@ -4,15 +4,20 @@ import argparse
 from pathlib import Path
 
 from nanovllm.cli.argument_types import positive
-from nanovllm.cli.environment import ENGINE_VARIABLES, variables_help
-from nanovllm.cli.options import add_chat_template, add_engine_options, add_model
-from nanovllm.cli.parsers.parser import Command
+from nanovllm.cli.environment import ENGINE_VARIABLES
+from nanovllm.cli.options import (
+    add_chat_template,
+    add_engine_options,
+    add_model,
+    add_served_model_name,
+)
+from nanovllm.cli.parsers.parser import add_command
 
 _DESCRIPTION = """
-Answer a file of requests in OpenAI's batch format, without a server.
+Run a file of requests in OpenAI's batch format, without a server.
 
-Answers are appended as they come, in any order. After an interruption the same command answers what
-is left. A request without a seed is drawn anew in every run; with --seed its draws follow from that
+Responses are appended in the order of completion. If interrupted, rerun the same command to resume.
+A request without a seed is sampled anew in every run; with --seed, its seed is derived from that
 seed and its custom_id.
 
   nanovllm run-batch -i requests.jsonl -o answers.jsonl --model gpt2
@@ -21,13 +26,15 @@ seed and its custom_id.
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
+    """Add `run-batch`."""
+    parser = add_command(
+        subparsers,
         "run-batch",
-        help="answer a file of requests",
-        usage="%(prog)s -i FILE -o FILE [MODEL] [options]",
+        "nanovllm.cli.run_batch:run",
+        arguments="-i FILE -o FILE [MODEL] [options]",
+        summary="run a file of requests",
         description=_DESCRIPTION,
-        epilog=variables_help(*ENGINE_VARIABLES),
+        variables=ENGINE_VARIABLES,
     )
     add_model(parser)
     parser.add_argument(
@@ -49,21 +56,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument(
         "--overwrite",
         action="store_true",
-        help="drop the answers that the output has (default: keep them and answer the others)",
+        help="discard responses that the output file has (default: keep them and resume)",
     )
-    parser.add_argument(
-        "--served-model-name",
-        action="append",
-        metavar="NAME",
-        help="name of the model in the requests; repeat for several (default: the folder's name)",
-    )
+    add_served_model_name(parser)
     add_chat_template(parser)
     parser.add_argument(
         "--max-line-bytes",
         type=positive,
         default=4 << 20,
         metavar="BYTES",
-        help="maximum length of an input line",
+        help="maximum length of an input line in bytes",
     )
     add_engine_options(parser)
-    parser.set_defaults(run=Command("nanovllm.cli.run_batch:run"))

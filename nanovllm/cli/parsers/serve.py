@@ -3,22 +3,29 @@
 import argparse
 
 from nanovllm.cli.argument_types import not_negative, positive, positive_number
-from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES, variables_help
-from nanovllm.cli.options import add_chat_template, add_engine_options, add_model
-from nanovllm.cli.parsers.access import add_access_options
-from nanovllm.cli.parsers.parser import Command
+from nanovllm.cli.environment import API_KEY_VARIABLE, ENGINE_VARIABLES
+from nanovllm.cli.options import (
+    add_chat_template,
+    add_engine_options,
+    add_model,
+    add_served_model_name,
+)
+from nanovllm.cli.parsers.parser import add_command
+from nanovllm.cli.parsers.security_options import add_security_options
 
-_DESCRIPTION = "Serve a model over HTTP, with OpenAI's API, until a signal ends the server."
+_DESCRIPTION = "Serve a model over HTTP with an OpenAI-compatible API until a signal arrives."
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Describe the subcommand."""
-    parser = subparsers.add_parser(
+    """Add `serve`."""
+    parser = add_command(
+        subparsers,
         "serve",
-        help="serve a model over HTTP",
-        usage="%(prog)s [MODEL] [options]",
+        "nanovllm.cli.serve:run",
+        arguments="[MODEL] [options]",
+        summary="serve a model over HTTP",
         description=_DESCRIPTION,
-        epilog=variables_help(API_KEY_VARIABLE, *ENGINE_VARIABLES),
+        variables=(API_KEY_VARIABLE, *ENGINE_VARIABLES),
     )
     add_model(parser)
     group = parser.add_argument_group("server")
@@ -28,33 +35,27 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     group.add_argument(
         "--port", type=_port, default=8000, help="port to listen on; 0 for a free one"
     )
-    group.add_argument(
-        "--served-model-name",
-        action="append",
-        metavar="NAME",
-        help="name of the model in the API; repeat for several (default: the folder's name)",
-    )
+    add_served_model_name(group)
     add_chat_template(group)
     _add_limits(group)
     group.add_argument(
         "--log-level",
         choices=("error", "warning", "info", "debug"),
         default="info",
-        help="least severe messages to log",
+        help="minimum severity of log messages",
     )
     group.add_argument(
         "--log-requests",
         action="store_true",
-        help="log a line of JSON about each request on standard error (default: plain lines)",
+        help="log each request as a line of JSON on standard error (default: uvicorn's access log)",
     )
     group.add_argument(
         "--log-prompts",
         action="store_true",
-        help="with --log-requests: log prompts too, long ones cut (default: no)",
+        help="with --log-requests: log prompts too, truncated (default: no)",
     )
-    add_access_options(parser)
+    add_security_options(parser)
     add_engine_options(parser)
-    parser.set_defaults(run=Command("nanovllm.cli.serve:run"))
 
 
 def _add_limits(group: "argparse._ArgumentGroup") -> None:
@@ -63,48 +64,48 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         type=positive,
         default=1024,
         metavar="REQUESTS",
-        help="maximum unfinished answers; more are refused",
+        help="maximum unfinished choices over all requests; more are refused with 429",
     )
     group.add_argument(
         "--max-queued-tokens",
         type=positive,
         metavar="TOKENS",
         help="maximum total tokens (prompt + max_tokens) over all unfinished requests "
-        "(default: 16 times what the KV cache holds)",
+        "(default: 16 times the KV cache)",
     )
     group.add_argument(
         "--max-queued-logprobs-memory",
         default="256MiB",
         metavar="MEMORY",
-        help="maximum memory for log-probabilities of answers that are not sent yet",
+        help="maximum memory for log-probabilities that are not sent yet",
     )
     group.add_argument(
         "--request-timeout-s",
         type=positive_number,
         metavar="SECONDS",
-        help="maximum time of a request; a client can ask for less by the header "
-        "x-request-timeout-s (default: no limit)",
+        help="timeout of a request in seconds; the header x-request-timeout-s can lower it "
+        "(default: no limit)",
     )
     group.add_argument(
         "--max-body-bytes",
         type=positive,
         default=4 << 20,
         metavar="BYTES",
-        help="maximum size of a request body",
+        help="maximum size of a request body in bytes",
     )
     group.add_argument(
         "--stalled-client-s",
         type=positive_number,
         default=60.0,
         metavar="SECONDS",
-        help="close the connection of a client that sends or reads nothing for so long",
+        help="close a connection whose client sends or reads nothing for this many seconds",
     )
     group.add_argument(
         "--shutdown-timeout-s",
         type=not_negative,
         default=10,
         metavar="SECONDS",
-        help="time that running requests have to finish after a signal; 0 aborts them at once",
+        help="seconds for running requests to finish after a signal; 0 aborts them at once",
     )
 
 

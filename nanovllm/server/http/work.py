@@ -1,70 +1,82 @@
-"""What a request makes the server do beside the event loop: read and check its body, tokenize its texts, write a large answer.
+"""Thread pools for request work that would block the event loop, shared fairly among clients.
 
-Small requests have threads of their own, so that they do not wait for large ones. So have those that wait for a template or a grammar,
-which are made in processes of their own with limits of time. Within each group clients take turns.
+Reading and checking bodies, tokenizing and writing large responses run here. Small requests have
+threads of their own, so that they do not wait for large ones. So have requests that wait for a
+template or a grammar, which other processes work on under time limits.
+
+`asyncio.to_thread` has one queue for everybody, cannot withdraw queued calls, and its threads are
+joined when the program ends. Here each client has a queue and clients take turns, cancelled calls
+leave their queue, and the threads are daemons.
+
+The threads share the GIL with the event loop. A call here must therefore be made of short steps:
+one long call into C, such as json.loads of megabytes, stops the event loop too.
 """
 
+import asyncio
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
 from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.request_log import record_of
-from nanovllm.server.http.workers import FairWorkers
 from nanovllm.server.openai.streaming import unless_gone
 
 T = TypeVar("T")
 SMALL_BYTES = 1 << 15
-"""Bodies up to here are small: reading one and tokenizing its texts takes some milliseconds."""
+"""Largest body that counts as small: reading and tokenizing it takes a few milliseconds."""
 MAX_WAITING = 1024
+"""Maximum waiting calls of a pool."""
 MAX_WAITING_LARGE = 64
-"""Requests whose bodies, of up to 4 MB, are kept until they are read; one more is refused."""
-
+"""Maximum waiting calls of the pool for large bodies, each of which is kept until it is read."""
 _NUM_SMALL, _NUM_LARGE, _NUM_GUARDED, _NUM_WRITERS = 2, 2, 4, 2
 
 
 class Work:
-    """The threads of one server."""
+    """The thread pools of one server."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        """Work for requests to `engine`."""
+        """Create the pools; no thread starts yet."""
         self._engine = engine
-        self._small = FairWorkers("nanovllm-small", _NUM_SMALL, MAX_WAITING)
-        self._large = FairWorkers("nanovllm-large", _NUM_LARGE, MAX_WAITING_LARGE)
-        self._guarded = FairWorkers("nanovllm-guarded", _NUM_GUARDED, MAX_WAITING)
-        self._writers = FairWorkers("nanovllm-writer", _NUM_WRITERS, MAX_WAITING)
+        self._small = FairThreadPool("nanovllm-small", _NUM_SMALL, MAX_WAITING)
+        self._large = FairThreadPool("nanovllm-large", _NUM_LARGE, MAX_WAITING_LARGE)
+        self._guarded = FairThreadPool("nanovllm-guarded", _NUM_GUARDED, MAX_WAITING)
+        self._writers = FairThreadPool("nanovllm-writer", _NUM_WRITERS, MAX_WAITING)
 
     async def read(
         self, request: Request, num_bytes: int, call: Callable[[], T], *, is_guarded: bool = False
     ) -> T:
-        """The result of a call that reads, checks or tokenizes what a request of `num_bytes` says.
+        """Return the result of a call that reads, checks or tokenizes a body of `num_bytes`.
 
         Args:
-            is_guarded: it waits for a process with limits of its own, and takes little time itself.
+            is_guarded: the call waits for a process with limits of its own.
 
         Raises:
             ClientDisconnectedError: the client closed its connection.
-            RequestTimeoutError: the request's time is over.
+            RequestTimeoutError: the request's deadline has passed.
             QueueFullError: too many requests wait to be read.
         """
-        workers = self._small if num_bytes <= SMALL_BYTES else self._large
-        workers = self._guarded if is_guarded else workers
+        pool = self._small if num_bytes <= SMALL_BYTES else self._large
+        pool = self._guarded if is_guarded else pool
         deadline = deadline_of(request)
+        client = record_of(request).client
         if deadline is None:
-            work = workers.run(record_of(request).client, call)
+            result = pool.run(client, call)
         else:
-            work = workers.run(
-                record_of(request).client,
+            result = pool.run(
+                client,
                 call,
-                due_s=deadline.at_s,
-                late=lambda: self._engine.too_late(deadline),
+                deadline_s=deadline.at_s,
+                timeout_error=lambda: self._engine.too_late(deadline),
             )
-        return await unless_gone(request, work)
+        return await unless_gone(request, result)
 
     def writer(self, request: Request) -> Callable[[Callable[[], T]], Awaitable[T]]:
-        """What runs calls that write the answer to a request."""
+        """Return a coroutine function that runs calls that write a request's response."""
         client = record_of(request).client
 
         async def write(call: Callable[[], T]) -> T:
@@ -73,6 +85,173 @@ class Work:
         return write
 
     def close(self) -> None:
-        """End whatever waits with EngineNotReadyError; waits for no thread."""
-        for workers in (self._small, self._large, self._guarded, self._writers):
-            workers.close()
+        """Close all pools; waits for no thread."""
+        for pool in (self._small, self._large, self._guarded, self._writers):
+            pool.close()
+
+
+class _Job:
+    """A call and the future of its result."""
+
+    __slots__ = ("call", "future", "loop")
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.call = call
+        self.loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[Any] = self.loop.create_future()
+
+    def run(self) -> None:
+        """Run the call on this thread and set the future; raises nothing."""
+        try:
+            result, error = self.call(), None
+        except BaseException as raised:  # noqa: BLE001 - raised again by the future
+            result, error = None, _as_exception(raised)
+        try:
+            self.loop.call_soon_threadsafe(self._finish, result, error)
+        except RuntimeError:
+            return  # the event loop is closed: nobody waits
+
+    def _finish(self, result: Any, error: Exception | None) -> None:
+        if error is not None:
+            self.fail(error)
+        elif not self.future.done():
+            self.future.set_result(result)
+
+    def fail(self, error: Exception) -> None:
+        """Fail the future, on the event loop."""
+        if not self.future.done():
+            self.future.set_exception(error)
+
+    def expire(self, timeout_error: Callable[[], NanovllmError]) -> None:
+        """Fail the future at the deadline, on the event loop."""
+        if not self.future.done():
+            self.future.set_exception(timeout_error())
+
+
+def _as_exception(raised: BaseException) -> Exception:
+    """Return an Exception: panics of Rust libraries are none, and no error handler takes them."""
+    if isinstance(raised, Exception):
+        return raised
+    error = EngineFaultError("the server failed; its log has the reason")
+    error.__cause__ = raised
+    return error
+
+
+class FairThreadPool:
+    """A bounded thread pool with a queue for each client, served in turns.
+
+    Use it from one event loop.
+    """
+
+    def __init__(self, name: str, num_threads: int, max_waiting: int) -> None:
+        """Start no thread before the first call; refuse calls beyond `max_waiting`."""
+        self._name = name
+        self._num_threads = num_threads
+        self._max_waiting = max_waiting
+        self._queues: OrderedDict[str, deque[_Job]] = OrderedDict()
+        self._running: set[_Job] = set()
+        self._changed = threading.Condition()
+        self._num_started = 0
+        self._num_waiting = 0
+        self._is_closed = False
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of calls that no thread has begun."""
+        return self._num_waiting
+
+    async def run(
+        self,
+        client: str,
+        call: Callable[[], T],
+        *,
+        deadline_s: float | None = None,
+        timeout_error: Callable[[], NanovllmError] | None = None,
+    ) -> T:
+        """Return the result of `call`, run when it is this client's turn.
+
+        Cancelling the task removes a waiting call; the result of a running one is dropped.
+
+        Args:
+            deadline_s: when to give up, on the event loop's clock.
+            timeout_error: returns the error to raise then.
+
+        Raises:
+            QueueFullError: too many calls wait.
+            EngineNotReadyError: the pool is closed.
+        """
+        job = _Job(call)
+        self._put(client, job)
+        timer = None
+        if deadline_s is not None and timeout_error is not None:
+            timer = job.loop.call_at(deadline_s, job.expire, timeout_error)
+        try:
+            result: T = await job.future
+            return result
+        finally:
+            self._remove(client, job)
+            if timer is not None:
+                timer.cancel()
+
+    def close(self) -> None:
+        """Fail all waiting, running and later calls with EngineNotReadyError.
+
+        Does not wait for the threads.
+        """
+        with self._changed:
+            self._is_closed = True
+            jobs = [*self._running, *(job for queue in self._queues.values() for job in queue)]
+            self._queues.clear()
+            self._num_waiting = 0
+            self._changed.notify_all()
+        for job in jobs:
+            job.fail(EngineNotReadyError("the server is stopping"))
+
+    def _put(self, client: str, job: _Job) -> None:
+        with self._changed:
+            if self._is_closed:
+                raise EngineNotReadyError("the server is stopping")
+            if self._num_waiting >= self._max_waiting:
+                raise QueueFullError(
+                    f"{self._num_waiting} requests wait to be read, the limit; try again in 1 s"
+                )
+            self._queues.setdefault(client, deque()).append(job)
+            self._num_waiting += 1
+            if self._num_started < self._num_threads:
+                self._num_started += 1
+                threading.Thread(
+                    target=self._run_jobs, name=f"{self._name}-{self._num_started}", daemon=True
+                ).start()
+            self._changed.notify()
+
+    def _remove(self, client: str, job: _Job) -> None:
+        """Remove a job from its queue if no thread has taken it."""
+        with self._changed:
+            queue = self._queues.get(client)
+            if queue is not None and job in queue:
+                queue.remove(job)
+                self._num_waiting -= 1
+                if not queue:
+                    del self._queues[client]
+
+    def _run_jobs(self) -> None:
+        """Run jobs until the pool is closed; the main function of its threads."""
+        while (job := self._take()) is not None:
+            job.run()
+            with self._changed:
+                self._running.discard(job)
+
+    def _take(self) -> _Job | None:
+        """Return the next client's first job and move the client last; None once closed."""
+        with self._changed:
+            while not self._queues and not self._is_closed:
+                self._changed.wait()
+            if self._is_closed:
+                return None
+            client, queue = self._queues.popitem(last=False)
+            job = queue.popleft()
+            if queue:
+                self._queues[client] = queue
+            self._num_waiting -= 1
+            self._running.add(job)
+            return job

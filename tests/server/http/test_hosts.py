@@ -1,4 +1,4 @@
-"""Which hosts a server answers to: a web page must not reach it under a name of its own (DNS rebinding)."""
+"""The `Host` check: a web page must not reach the server under its own name (DNS rebinding)."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from nanovllm.server.http.hosts import host_name
+from nanovllm.server.http.auth import host_name
 from tests.support.serving import RunningServer, loader, read_error
 
 

@@ -1,4 +1,4 @@
-"""The keys, how large a request may be, and which web pages it may come from: checked before a body is read."""
+"""API keys, the limits of request bodies, and CORS: auth.py, body_limit.py and cors.py."""
 
 import asyncio
 import socket
@@ -14,7 +14,8 @@ from starlette.responses import PlainTextResponse
 from starlette.types import Message, Receive, Scope, Send
 
 from nanovllm.server.app import ServerSettings
-from nanovllm.server.http import limits
+from nanovllm.server.http import auth
+from nanovllm.server.http.body_limit import FREE_BODY_BYTES, BodyLimitMiddleware
 from tests.support.serving import MODEL, RunningServer, loader, read_error, wait_until
 
 KEY = "secret key-1é"
@@ -91,7 +92,7 @@ def test_every_request_is_compared_with_every_key(
         compared.append((len(given), len(known)))
         return given == known
 
-    monkeypatch.setattr(limits, "hmac", SimpleNamespace(compare_digest=compare))
+    monkeypatch.setattr(auth, "hmac", SimpleNamespace(compare_digest=compare))
     for key in (*KEYS, "wrong", "f", "x" * 5000):
         compared.clear()
         guarded.http.get("/version", headers=bearer(key))
@@ -327,8 +328,8 @@ async def hold_bodies() -> None:
         await may_end.wait()
         await PlainTextResponse("read")(scope, receive, send)
 
-    counted = BODY_BYTES - limits.FREE_BODY_BYTES
-    guard = limits.BodyLimitMiddleware(app, BODY_BYTES, 60.0, max_bodies_bytes=3 * counted)
+    counted = BODY_BYTES - FREE_BODY_BYTES
+    guard = BodyLimitMiddleware(app, BODY_BYTES, 60.0, max_bodies_bytes=3 * counted)
 
     async def post(num_bytes: int) -> int:
         parts = [b" " * 10_000] * (num_bytes // 10_000)

@@ -1,4 +1,4 @@
-"""Threads that clients share: they take turns, what nobody waits for is never begun, and nobody waits for the threads."""
+"""FairThreadPool: clients take turns, cancelled calls never begin, closing waits for no thread."""
 
 import asyncio
 import threading
@@ -13,15 +13,15 @@ from nanovllm.errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from nanovllm.server.http.workers import FairWorkers
+from nanovllm.server.http.work import FairThreadPool
 from tests.support.serving import TIMEOUT_S
 
 
 class Held:
-    """Workers whose one thread is busy until it is let go; what is called meanwhile waits."""
+    """A pool whose only thread is blocked until `let_go`; other calls wait."""
 
     def __init__(self, max_waiting: int = 100) -> None:
-        self.workers = FairWorkers("test", 1, max_waiting)
+        self.pool = FairThreadPool("test", 1, max_waiting)
         self.begun: list[str] = []
         self._go = threading.Event()
         self._is_busy = asyncio.Event()
@@ -40,7 +40,7 @@ class Held:
     async def __aexit__(self, *_: object) -> None:
         self.let_go()
         await asyncio.gather(self.first, return_exceptions=True)
-        self.workers.close()
+        self.pool.close()
 
     def let_go(self) -> None:
         """Let the busy thread go on."""
@@ -49,13 +49,13 @@ class Held:
     def submit(
         self, client: str, name: str, call: Callable[[], object] = lambda: None
     ) -> "asyncio.Task[object]":
-        """A call of a client, which notes that it has begun."""
+        """Submit a client's call, which records that it has begun."""
 
         def noted() -> object:
             self.begun.append(name)
             return call()
 
-        return asyncio.ensure_future(self.workers.run(client, noted))
+        return asyncio.ensure_future(self.pool.run(client, noted))
 
 
 def test_clients_take_turns() -> None:
@@ -71,14 +71,14 @@ def test_clients_take_turns() -> None:
     assert asyncio.run(run()) == ["many 0", "few 0", "many 1", "few 1", "many 2", "many 3", "many 4"]  # fmt: skip
 
 
-def test_what_nobody_waits_for_is_not_begun() -> None:
+def test_a_cancelled_call_never_begins() -> None:
     async def run() -> tuple[list[str], int]:
         async with Held() as held:
             gone, kept = held.submit("a", "gone"), held.submit("a", "kept")
             await asyncio.sleep(0)
             gone.cancel()
             await asyncio.gather(gone, return_exceptions=True)
-            waiting = held.workers.num_waiting
+            waiting = held.pool.num_waiting
             held.let_go()
             await kept
             return held.begun[1:], waiting
@@ -86,7 +86,7 @@ def test_what_nobody_waits_for_is_not_begun() -> None:
     assert asyncio.run(run()) == (["kept"], 1)
 
 
-def test_more_than_may_wait_are_refused() -> None:
+def test_calls_beyond_the_limit_are_refused() -> None:
     async def run() -> None:
         async with Held(max_waiting=2) as held:
             tasks = [held.submit("a", f"{i}") for i in range(2)]
@@ -104,8 +104,8 @@ def test_a_deadline_holds_while_a_call_waits_and_while_it_runs() -> None:
 
     async def run() -> None:
         async with Held() as held:
-            due_s = asyncio.get_running_loop().time() + 0.02
-            waiting = held.workers.run("a", lambda: held.begun.append("never"), due_s=due_s, late=late)  # fmt: skip
+            deadline_s = asyncio.get_running_loop().time() + 0.02
+            waiting = held.pool.run("a", lambda: held.begun.append("never"), deadline_s=deadline_s, timeout_error=late)  # fmt: skip
             with pytest.raises(RequestTimeoutError):
                 await asyncio.wait_for(waiting, TIMEOUT_S)
             held.let_go()
@@ -115,14 +115,14 @@ def test_a_deadline_holds_while_a_call_waits_and_while_it_runs() -> None:
     asyncio.run(run())
 
 
-def test_closing_answers_everybody_at_once() -> None:
-    """Whoever waits for a call that has begun too: that may take minutes, and a server must end."""
+def test_closing_fails_waiting_and_running_calls_at_once() -> None:
+    """A running call may take minutes; the server must still end."""
 
     async def run() -> None:
         async with Held() as held:
             waiting = held.submit("a", "waiting")
             await asyncio.sleep(0)
-            held.workers.close()
+            held.pool.close()
             for task in (waiting, held.first):
                 with pytest.raises(EngineNotReadyError, match="stopping"):
                     await asyncio.wait_for(task, TIMEOUT_S)
@@ -134,7 +134,7 @@ def test_closing_answers_everybody_at_once() -> None:
 
 
 class Panic(BaseException):
-    """As Rust libraries raise it: no Exception."""
+    """A BaseException, as Rust libraries raise it."""
 
 
 def test_a_panic_is_an_exception_and_the_thread_goes_on() -> None:
@@ -142,11 +142,11 @@ def test_a_panic_is_an_exception_and_the_thread_goes_on() -> None:
         raise Panic("inner words")
 
     async def run() -> None:
-        workers = FairWorkers("test", 1, 10)
+        pool = FairThreadPool("test", 1, 10)
         with pytest.raises(EngineFaultError) as caught:
-            await workers.run("a", panic)
+            await pool.run("a", panic)
         assert "inner words" not in str(caught.value)
-        assert await workers.run("a", lambda: 5) == 5
-        workers.close()
+        assert await pool.run("a", lambda: 5) == 5
+        pool.close()
 
     asyncio.run(run())
