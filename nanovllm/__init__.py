@@ -1,12 +1,12 @@
 """GPT-2 inference for CPUs: `LLM` in a program, `nanovllm serve` for an OpenAI-compatible server.
 
-The names below are loaded when they are first asked for (PEP 562), so that a part of the package,
-such as nanovllm.model, can be imported without the rest.
+The names below are imported on first use (PEP 562), so that a part of the package, such as
+nanovllm.model, can be imported without the rest.
 """
 
 from importlib import import_module
 
-TYPE_CHECKING = False  # as typing's, which takes longer to import than all of this file
+TYPE_CHECKING = False  # typing.TYPE_CHECKING, without the slow import of typing
 if TYPE_CHECKING:
     from typing import Any
 

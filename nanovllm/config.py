@@ -1,4 +1,4 @@
-"""How an engine is set up: the names that people know from vLLM, checked when the object is made."""
+"""EngineConfig: the settings of an engine, named as in vLLM and checked on construction."""
 
 import re
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ _UNITS = {
 
 
 class EngineSettings(TypedDict, total=False):
-    """The arguments of EngineConfig, for a function that passes them on."""
+    """Keyword arguments of EngineConfig, for functions that forward them."""
 
     dtype: DType
     quantization: Quantization | None
@@ -62,24 +62,29 @@ class EngineConfig:
     """Settings of one engine; raises ValueError naming the value, the limit and the remedy.
 
     Attributes:
-        dtype: type of the weights while computing; of the token embedding alone where the others are quantized.
-            "auto" is bfloat16 for a checkpoint that is stored as bfloat16, and float32 for every other.
-        quantization: "int8" for weights of one byte, with rows quantised as they come; None for weights of type `dtype`.
-        kv_cache_dtype: type of keys and values; "auto" for float32 beside float32 weights, and bfloat16 beside bfloat16 and int8 weights.
-        backend: which implementation of the forward pass: "numba" is compiled, "numpy" is the one to read and computes in float32 only.
-        max_model_len: most tokens of prompt and answer together; None for the model's own context.
-        block_size: tokens in one block of the KV cache.
-        max_num_seqs: most sequences in one step.
-        max_num_batched_tokens: most tokens computed in one step; longer prompts are read in chunks.
-        kv_cache_memory: bytes for keys and values, as a number or as text such as "1GiB".
+        dtype: type of the weights; with `quantization`, of the token embedding only. "auto" is
+            bfloat16 for a checkpoint stored as bfloat16, and float32 otherwise.
+        quantization: "int8" for 8-bit weights with dynamic quantization of activations, row by row;
+            None for weights of type `dtype`.
+        kv_cache_dtype: type of keys and values. "auto" is float32 with float32 weights, and
+            bfloat16 with bfloat16 and int8 weights.
+        backend: implementation of the forward pass: "numba" is compiled, "numpy" is the readable
+            specification and computes in float32 only.
+        max_model_len: maximum number of tokens of prompt and output; None for the model's context.
+        block_size: tokens per block of the KV cache.
+        max_num_seqs: maximum number of sequences per step.
+        max_num_batched_tokens: maximum number of tokens per step; longer prompts are prefilled in
+            chunks.
+        kv_cache_memory: size of the KV cache in bytes, a number or text such as "1GiB".
         num_blocks: size of the KV cache in blocks, instead of kv_cache_memory.
-        enable_prefix_caching: reuse the keys and values of prompts that begin alike.
-        batch_invariant: a request's bits do not depend on what else is computed; "numba" is so in any case, "numpy" is slower then.
-        num_threads: threads for the arithmetic; None for the library's own choice.
-        seed: makes the draws of requests without a seed repeatable.
-        max_logprobs: most log-probabilities a request may ask for at a position.
-        scheduling_policy: "fcfs" serves requests in the order of their arrival; "priority" in the order of their priorities first,
-            which any client may choose.
+        enable_prefix_caching: reuse the keys and values of common prompt prefixes.
+        batch_invariant: make a request's result bit-identical in every batch. "numba" always is;
+            "numpy" becomes slower.
+        num_threads: number of threads for the forward pass; None for the backend's default.
+        seed: seed of the requests that have none; None for a new one in each process.
+        max_logprobs: maximum number of log-probabilities per position that a request may have.
+        scheduling_policy: "fcfs" orders requests by arrival, "priority" by priority and arrival.
+            Any client may choose its priority.
     """
 
     dtype: DType = "float32"
@@ -108,27 +113,31 @@ class EngineConfig:
         for name in ("enable_prefix_caching", "batch_invariant"):
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be True or False")
-        if self.seed is not None and not _is_whole(self.seed):
+        if self.seed is not None and not _is_int(self.seed):
             raise ValueError(
-                f"seed is {self.seed!r} but must be a whole number, or None for another one each time"
+                f"seed is {self.seed!r} but must be a whole number, or None for a random one"
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
-                f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs ({self.max_num_seqs}): "
-                "each running sequence needs at least one token a step; raise the first or lower the second"
+                f"max_num_batched_tokens is {self.max_num_batched_tokens}, less than max_num_seqs "
+                f"({self.max_num_seqs}): each running sequence needs at least one token per step; "
+                "raise the first or lower the second"
             )
         choices: dict[str, tuple[str | None, ...]] = {
-            "backend": BACKENDS, "dtype": DTYPES, "quantization": (None, *QUANTIZATIONS), "kv_cache_dtype": KV_CACHE_DTYPES,
+            "backend": BACKENDS,
+            "dtype": DTYPES,
+            "quantization": (None, *QUANTIZATIONS),
+            "kv_cache_dtype": KV_CACHE_DTYPES,
             "scheduling_policy": SCHEDULING_POLICIES,
-        }  # fmt: skip
+        }
         for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise ValueError(
-                    f"{name} is {getattr(self, name)!r} but must be one of {', '.join(map(str, allowed))}"
-                )
+            value = getattr(self, name)
+            if value not in allowed:
+                names = ", ".join(map(str, allowed))
+                raise ValueError(f"{name} is {value!r} but must be one of {names}")
         if self.backend == "numpy":
             self._check_numpy_types()
-        if not _is_whole(self.max_logprobs) or self.max_logprobs < 0:
+        if not _is_int(self.max_logprobs) or self.max_logprobs < 0:
             raise ValueError(
                 f"max_logprobs is {self.max_logprobs!r} but must be a whole number of at least 0"
             )
@@ -143,7 +152,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value not in allowed:
                 raise ValueError(
-                    f"{name} is {value!r}, but backend='numpy' computes in float32 only; leave it out or take backend='numba'"
+                    f"{name} is {value!r}, but backend='numpy' computes in float32 only; "
+                    "leave it out or set backend='numba'"
                 )
 
     @property
@@ -153,8 +163,8 @@ class EngineConfig:
 
 
 def parse_bytes(size: int | str) -> int:
-    """Bytes in `size`: a whole number, or text such as "512MiB", "1.5GB" or "4G" (G is GiB)."""
-    count = size if _is_whole(size) else 0
+    """Return `size` in bytes: a number, or text such as "512MiB", "1.5GB" or "4G" (G is GiB)."""
+    count = size if _is_int(size) else 0
     match = (
         re.fullmatch(r"\s*(\d{1,15}(?:\.\d{1,9})?)\s*([a-zA-Z]*)\s*", size)
         if isinstance(size, str)
@@ -164,13 +174,14 @@ def parse_bytes(size: int | str) -> int:
         count = int(float(match[1]) * _UNITS[match[2].lower()])
     if count < 1:
         raise ValueError(
-            f"{size!r} is not a size of at least one byte; write a number of bytes, or text such as '512MiB' or '1.5GB'"
+            f"{size!r} is not a size of at least one byte; use a number of bytes, or text such as "
+            "'512MiB' or '1.5GB'"
         )
     return count
 
 
-def shown_bytes(count: int) -> str:
-    """`count` bytes as text for people, such as "1.5 GiB"."""
+def format_bytes(count: int) -> str:
+    """Return `count` bytes as readable text, such as "1.5 GiB"."""
     value, unit = float(count), "bytes"
     for larger in ("KiB", "MiB", "GiB", "TiB"):
         if value < 1024:
@@ -179,10 +190,10 @@ def shown_bytes(count: int) -> str:
     return f"{value:,.0f} {unit}" if unit == "bytes" or value >= 100 else f"{value:,.1f} {unit}"
 
 
-def _is_whole(value: object) -> TypeGuard[int]:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_positive(name: str, value: object) -> None:
-    if not _is_whole(value) or value < 1:
+    if not _is_int(value) or value < 1:
         raise ValueError(f"{name} is {value!r} but must be a whole number of at least 1")

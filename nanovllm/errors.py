@@ -1,24 +1,24 @@
-"""The exceptions people meet, as a tree.
+"""The public exceptions.
 
 NanovllmError
-├── InvalidRequestError (also a ValueError)   one request is wrong: names the value, the limit and the remedy
-│   └── ContextLengthError                    prompt and max_tokens do not fit the model or the cache
-├── CheckpointError (also a ValueError)       a model folder cannot be used: lists everything that is wrong with it
-├── ModelNotFoundError                        a model name leads to no folder, here or on the hub
-└── EngineError                               the engine cannot answer
-    ├── EngineNotReadyError                   still loading, or already stopped
-    ├── QueueFullError                        too many requests wait: try again later
-    ├── RequestTimeoutError                   the time that the request was given is over
-    └── EngineFaultError                      a step failed while this request was in it
+├── InvalidRequestError (ValueError)   a request is invalid: names the value, limit and remedy
+│   └── ContextLengthError             prompt and max_tokens exceed the context or the KV cache
+├── CheckpointError (ValueError)       a model folder cannot be loaded: lists all of its problems
+├── ModelNotFoundError                 a model is neither on this machine nor on the hub
+└── EngineError                        the engine cannot process the request
+    ├── EngineNotReadyError            the engine is loading or has stopped
+    ├── QueueFullError                 too many requests wait; try again later
+    ├── RequestTimeoutError            the request exceeded its deadline
+    └── EngineFaultError               a step with this request failed
 """
 
 
 class NanovllmError(Exception):
-    """Base of every exception that nanovllm raises on purpose."""
+    """Base class of all exceptions that nanovllm raises on purpose."""
 
 
 class InvalidRequestError(NanovllmError, ValueError):
-    """A request that can never be answered as it stands; `param` names the field at fault, where there is one."""
+    """A request is invalid. `param` names the invalid field; None where there is none."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -26,27 +26,27 @@ class InvalidRequestError(NanovllmError, ValueError):
 
 
 class ContextLengthError(InvalidRequestError):
-    """Prompt and max_tokens together do not fit the model's context or the KV cache."""
+    """Prompt and max_tokens together exceed the model's context or the KV cache."""
 
 
 class CheckpointError(NanovllmError, ValueError):
-    """A model folder that cannot be loaded; the message lists every problem found."""
+    """A model folder cannot be loaded. The message lists all problems found."""
 
 
 class ModelNotFoundError(NanovllmError):
-    """A model name that leads to no folder, neither on this machine nor on the hub."""
+    """A model is neither on this machine nor on the hub."""
 
 
 class EngineError(NanovllmError):
-    """The engine cannot answer this request."""
+    """The engine cannot process the request."""
 
 
 class EngineNotReadyError(EngineError):
-    """The engine is still loading its model, or has been stopped."""
+    """The engine is loading its model, or has stopped."""
 
 
 class QueueFullError(EngineError):
-    """So many requests wait already that one more is refused; `retry_after_s` says when to try again."""
+    """Too many requests wait. Retry after `retry_after_s` seconds."""
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
@@ -54,9 +54,9 @@ class QueueFullError(EngineError):
 
 
 class RequestTimeoutError(EngineError):
-    """The time that the request was given is over, and what there was of its answer is dropped.
+    """The request exceeded its deadline and was aborted.
 
-    `has_begun` says whether the engine had worked on it; where not, `retry_after_s` says when its turn might come sooner.
+    `has_begun` is whether the engine had started it. If not, retry after `retry_after_s` seconds.
     """
 
     def __init__(self, message: str, *, has_begun: bool, retry_after_s: int = 1) -> None:
@@ -66,14 +66,14 @@ class RequestTimeoutError(EngineError):
 
 
 class EngineFaultError(EngineError):
-    """A step of the engine failed while this request took part in it."""
+    """A step of the engine with this request failed."""
 
 
 def printable(text: str, limit: int = 200) -> str:
-    """Return text of unknown origin for a message: control characters escaped, cut at `limit`.
+    """Return untrusted text for a message: control characters escaped, cut at `limit`.
 
-    An escape sequence in a model's name or in a header must not reach a terminal or forge a line of
-    a log. The result has at most `limit` characters, plus "..." where something was cut.
+    An escape sequence in a model name or a header must not reach a terminal or forge a log line.
+    The result has at most `limit` characters, plus "..." where it was cut.
     """
     escaped = "".join(
         character

@@ -1,4 +1,4 @@
-"""What a request gives back: the shapes that people know from vLLM."""
+"""Outputs of requests, named as in vLLM."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 
 class Logprob(NamedTuple):
-    """One token's natural log-probability at a position, before temperature, penalties and filters.
+    """A token's natural log-probability, before temperature, penalties and filters.
 
-    `rank` is 1 for the most likely token; `decoded_token` is the token's own text, with U+FFFD where it is part of a character.
+    `rank` is 1 for the most likely token. `decoded_token` is the token's text, with U+FFFD for a
+    part of a character.
     """
 
     logprob: float
@@ -17,18 +18,18 @@ class Logprob(NamedTuple):
 
 
 PositionLogprobs = dict[int, Logprob]
-"""{token id: Logprob} of one position: the token that stands there, and the most likely ones."""
+"""{token id: Logprob} of one position: the sampled or prompt token, and the most likely ones."""
 
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One answer, or, while streaming, what is new of it.
+    """One choice; while streaming, the part of it that is new.
 
     Attributes:
-        index: which of the prompt's n answers; where they are the best of more, 0 is the best.
-        finish_reason: "stop" (end of text, stop token or stop string), "length", "abort", "error", or None while it goes on.
-            After "error" the text and the tokens are those from before it.
-        stop_reason: the stop string or stop token id that ended it; None for end of text.
+        index: index among the n choices of the prompt. With `best_of`, 0 is the best.
+        finish_reason: "stop" (end-of-text token, stop token or stop string), "length", "abort" or
+            "error"; None while unfinished. With "error", text and tokens end before the error.
+        stop_reason: the stop string or stop token id; None for the end-of-text token.
     """
 
     index: int
@@ -42,7 +43,7 @@ class CompletionOutput:
 
 @dataclass(frozen=True, slots=True)
 class RequestMetrics:
-    """When things happened to a request, in seconds of `time.monotonic()`."""
+    """Times of a request's events, in seconds of `time.monotonic()`."""
 
     arrival_s: float
     first_scheduled_s: float | None
@@ -52,16 +53,17 @@ class RequestMetrics:
 
 @dataclass(slots=True)
 class RequestOutput:
-    """A prompt and its answers.
+    """A prompt and its choices.
 
     Attributes:
-        prompt: the prompt's text; of a truncated prompt what was kept of it; None where the prompt was given as token ids.
-        prompt_token_ids: those that were read, after truncation.
-        prompt_logprobs: one entry per prompt token, None for the first; None where it was not asked for.
-        num_cached_tokens: prompt tokens whose keys and values were in the prefix cache when the first of the answers was begun.
-        num_generated_tokens: tokens so far of all answers that were asked for, also of those that best_of left out, and of each of several
-            equal ones.
-        error: why an answer ended with finish_reason "error"; None where none did.
+        prompt: text of the prompt after truncation; None for a prompt of token ids.
+        prompt_token_ids: token ids of the prompt after truncation.
+        prompt_logprobs: one entry per prompt token, None for the first; None unless requested.
+        outputs: the choices.
+        num_cached_tokens: prompt tokens that the first choice found in the prefix cache.
+        num_generated_tokens: tokens generated so far for all choices, including those that best_of
+            discards, and counting each of several equal choices.
+        error: why a choice ended with finish_reason "error"; None where none did.
     """
 
     request_id: str
@@ -78,16 +80,16 @@ class RequestOutput:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingOutput:
-    """A prompt as a vector of d_model numbers, each exactly a float32."""
+    """The embedding of a prompt: d_model numbers, each exactly representable in float32."""
 
     embedding: list[float]
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingRequestOutput:
-    """A prompt and its embedding, which is empty where `error` says why there is none.
+    """A prompt and its embedding; with `error`, the embedding is empty.
 
-    The other fields are those of RequestOutput.
+    See RequestOutput for the other fields.
     """
 
     request_id: str

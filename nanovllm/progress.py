@@ -1,6 +1,7 @@
-"""Progress bars: on a terminal and in a notebook, silent elsewhere.
+"""Progress bars on terminals and in notebooks only.
 
-tqdm's own test, disable=None, takes a notebook for a pipe: its standard error is no terminal.
+tqdm's own check (disable=None) disables the bar in notebooks, whose standard error is not a
+terminal.
 """
 
 import sys
@@ -11,20 +12,20 @@ from tqdm import tqdm
 
 
 def shows_progress() -> bool:
-    """Whether somebody sees a bar: standard error is a terminal, or this is a notebook."""
+    """Return whether standard error is a terminal, or this process is a notebook."""
     is_terminal = sys.stderr is not None and sys.stderr.isatty()
     return is_terminal or is_notebook()
 
 
 def is_notebook() -> bool:
-    """Whether this process is the kernel of a notebook."""
+    """Return whether this process is the kernel of a notebook."""
     get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
     shell = None if get_ipython is None else get_ipython()
     return shell is not None and "IPKernelApp" in getattr(shell, "config", {})
 
 
 def progress_bar(*, is_wanted: bool = True, **options: Any) -> "tqdm[Any]":
-    """Make a bar with these options of tqdm; in a notebook a widget, or text without widgets."""
+    """Return a tqdm bar with these options; in a notebook a widget if ipywidgets is installed."""
     kind: type[tqdm[Any]] = tqdm
     if is_notebook() and find_spec("ipywidgets") is not None:
         from tqdm.notebook import tqdm as kind  # noqa: PLC0415 - needs a notebook

@@ -1,4 +1,4 @@
-"""The forms that a prompt may have in Python; the names are vLLM's."""
+"""Types of prompts in Python, named as in vLLM."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
@@ -10,7 +10,7 @@ from nanovllm.errors import InvalidRequestError
 
 
 class TextPrompt(TypedDict):
-    """A prompt that is text."""
+    """A prompt as text."""
 
     prompt: str
 
@@ -19,7 +19,7 @@ TokenIds: TypeAlias = Sequence[int] | Sequence[np.integer[Any]] | npt.NDArray[np
 
 
 class TokensPrompt(TypedDict):
-    """A prompt that is token ids."""
+    """A prompt as token ids."""
 
     prompt_token_ids: TokenIds
 
@@ -29,33 +29,33 @@ Prompt: TypeAlias = str | TokenIds | TextPrompt | TokensPrompt | Mapping[str, ob
 
 
 def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """Return the prompts that `prompts` is: one, or an iterable of several.
+    """Return one prompt, or an iterable of prompts, as a list of prompts.
 
-    Whole numbers are the token ids of one prompt; a NumPy array of two dimensions has one prompt
-    a row. Raises InvalidRequestError for what is neither a prompt nor an ordered iterable.
+    Integers are the token ids of one prompt. A two-dimensional NumPy array has one prompt per row.
+
+    Raises InvalidRequestError for anything else than a prompt or an ordered iterable.
     """
     if isinstance(prompts, str | Mapping):
         return [prompts]
-    given: Any = to_list(prompts)
-    if isinstance(given, bytes | bytearray | memoryview | set | frozenset) or not isinstance(
-        given, Iterable
-    ):
+    values: Any = to_list(prompts)
+    unordered = (bytes, bytearray, memoryview, set, frozenset)
+    if isinstance(values, unordered) or not isinstance(values, Iterable):
         raise InvalidRequestError(
             f"prompts is a {type(prompts).__name__} but must be a prompt or a list of prompts",
             param="prompt",
         )
-    listed = list(given)
+    listed = list(values)
     if listed and all(isinstance(item, int | np.integer) for item in listed):
         return [listed]
     return listed
 
 
 def to_list(values: object) -> Any:
-    """Return the nested lists of an array that has the method `tolist`, anything else as it is."""
+    """Return an array that has `tolist` as nested lists, anything else unchanged."""
     convert = getattr(values, "tolist", None)
     return convert() if callable(convert) and not isinstance(values, memoryview) else values
 
 
 def to_python_ids(token_ids: Sequence[Any]) -> list[Any]:
-    """Return a list whose NumPy integers are Python's; everything else in it stays as it is."""
+    """Return a list with NumPy integers converted to Python's; other items are unchanged."""
     return [item.item() if isinstance(item, np.integer) else item for item in token_ids]

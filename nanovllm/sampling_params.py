@@ -1,4 +1,4 @@
-"""What one request asks of the sampler: the names, defaults and ranges that people know from vLLM and OpenAI."""
+"""SamplingParams: settings of a request, with the names, defaults and ranges of vLLM and OpenAI."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -7,20 +7,18 @@ from typing import Any, Literal, TypeAlias, get_args
 from nanovllm.errors import InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
 
-GREEDY_TEMPERATURE = 1e-5  # below this, dividing the logits by it would overflow float32 and only the best could be drawn
-MAX_BEST_OF = 20  # OpenAI's own limit: answers that are computed to be thrown away
+GREEDY_TEMPERATURE = 1e-5  # below this, logits / temperature may overflow float32
+MAX_BEST_OF = 20  # as OpenAI: most of the choices are discarded
 MAX_STOP_STRINGS = 16
-MAX_STOP_CHARACTERS = (
-    1000  # of one stop string: each new piece of text is compared with all of its beginnings
-)
-MAX_BAD_WORD_CHARACTERS = 1000  # of one text
-MAX_BAD_WORDS_CHARACTERS = 1 << 16  # of all of them, each of which is tokenized twice
-MAX_LOGIT_EDITS = 1024  # entries of logit_bias, of bad_words and of stop_token_ids: what one request may make a step do
+MAX_STOP_CHARACTERS = 1000  # per stop string
+MAX_BAD_WORD_CHARACTERS = 1000  # per bad word
+MAX_BAD_WORDS_CHARACTERS = 1 << 16  # in total; each bad word is tokenized twice
+MAX_LOGIT_EDITS = 1024  # entries of logit_bias, bad_words and stop_token_ids each
 MIN_SEED, MAX_SEED = -(2**63), 2**63 - 1
-MAX_TOP_K = 2**31 - 1  # more than any vocabulary has, and small enough for the sampler's arrays
-MAX_PROMPT_TOKENS = 2**31 - 1  # more than any context has
-MAX_ALLOWED_TOKENS = 1 << 18  # more than vocabularies have
-MIN_REPETITION_PENALTY = 1e-5  # logits are divided by it: a smaller one could overflow float32
+MAX_TOP_K = 2**31 - 1  # the sampler's arrays are int32
+MAX_PROMPT_TOKENS = 2**31 - 1
+MAX_ALLOWED_TOKENS = 1 << 18
+MIN_REPETITION_PENALTY = 1e-5  # below this, logits / penalty may overflow float32
 MAX_REPETITION_PENALTY = 100.0
 TruncationSide: TypeAlias = Literal["left", "right"]
 
@@ -30,34 +28,39 @@ class SamplingParams:
     """Settings of one request; raises InvalidRequestError naming the value and the limit.
 
     Attributes:
-        n: number of answers to the prompt.
-        best_of: generate so many answers, n to 20, and give the n best: those whose tokens have the highest mean log-probability; None for n.
-        truncate_prompt_tokens: most tokens of the prompt that are read; -1 for as many as fit with
-            max_tokens; None for all.
-        truncation_side: the end of a longer prompt that is cut off: "left" keeps its last tokens,
-            "right" its first.
-        add_special_tokens: let the tokenizer put its special tokens around a prompt given as text, where it has any; GPT-2's has none.
-        max_tokens: most tokens to generate, fewer where the context is full; None for as many as it has room for; 0 only reads the prompt.
-        min_tokens: no end-of-text, stop token or stop string before this many tokens.
-        temperature: 0 takes the most likely token; otherwise logits are divided by it.
-        top_k: draw among the k most likely tokens; 0 or -1 for all of them.
-        top_p: draw among the most likely tokens whose probabilities first add up to this.
-        min_p: drop tokens less likely than this fraction of the most likely one.
-        repetition_penalty: > 1 makes tokens of the prompt and the answer less likely (CTRL, Keskar et al. 2019, section 4.1).
-        presence_penalty: subtracted once from the logit of every token that the answer already has.
-        frequency_penalty: subtracted from it as often as the answer has the token.
+        n: number of choices.
+        best_of: number of choices to generate, n to 20; the n with the highest mean log-probability
+            per token are returned. None for n.
+        max_tokens: maximum number of tokens to generate, fewer where the context is full; None for
+            as many as fit into the context; 0 to process the prompt only.
+        min_tokens: minimum number of tokens before end-of-text, a stop token or a stop string.
+        temperature: divisor of the logits; 0 for greedy sampling.
+        top_k: sample from the k most likely tokens; 0 or -1 for all.
+        top_p: sample from the smallest set of most likely tokens with this total probability.
+        min_p: minimum probability of a token, relative to the most likely one.
+        repetition_penalty: above 1 makes tokens of the prompt and the output less likely (CTRL,
+            Keskar et al. 2019, section 4.1).
+        presence_penalty: subtracted from the logit of every token in the output.
+        frequency_penalty: subtracted from the logit of a token for each occurrence in the output.
         logit_bias: {token id: value added to its logit}.
-        allowed_token_ids: only these may be generated.
+        allowed_token_ids: the only tokens that may be generated.
         bad_words: texts that must not be generated.
-        seed: the same seed gives the same answer, whatever else is in the batch; None draws one.
-        stop: text that ends the answer and is cut off, one string or several.
-        stop_token_ids: tokens that end the answer.
-        ignore_eos: go on after end-of-text.
-        include_stop_str_in_output: keep the stop text in the answer.
-        skip_special_tokens: leave tokens such as `<|endoftext|>` out of the text.
-        logprobs: log-probabilities of this many most likely tokens at each position, and of the one chosen.
-        prompt_logprobs: the same for the tokens of the prompt.
-        structured_outputs: the form of the answer.
+        seed: equal seeds give equal outputs, independent of the batch; None for a random one.
+        stop: one or several stop strings, which end the output and are removed from it.
+        stop_token_ids: tokens that end the output.
+        ignore_eos: continue after the end-of-text token.
+        include_stop_str_in_output: keep the stop string in the output.
+        skip_special_tokens: omit tokens such as `<|endoftext|>` from the text.
+        logprobs: number of most likely tokens to report at each position, with their
+            log-probabilities and that of the sampled token.
+        prompt_logprobs: the same for each token of the prompt.
+        structured_outputs: format of the output.
+        truncate_prompt_tokens: maximum number of prompt tokens; -1 for as many as fit with
+            max_tokens; None for all.
+        truncation_side: side on which a longer prompt is cut: "left" keeps its last tokens,
+            "right" its first.
+        add_special_tokens: add the tokens that the tokenizer puts around every text to a prompt of
+            text. GPT-2's has none.
     """
 
     n: int = 1
@@ -94,32 +97,32 @@ class SamplingParams:
                 object.__setattr__(self, field.name, number)
         self._check_numbers()
         self._check_flags()
-        self._normalise_lists()
-        self._check_against_each_other()
+        self._normalize_lists()
+        self._check_combinations()
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the most likely token is taken without a draw."""
+        """Whether sampling takes the most likely token."""
         return self.temperature < GREEDY_TEMPERATURE
 
     @property
     def num_candidates(self) -> int:
-        """Answers that are generated; the n best of them are given."""
+        """Number of choices to generate, of which the n best are returned."""
         return self.n if self.best_of is None else self.best_of
 
     @property
     def num_sequences(self) -> int:
-        """Sequences that are computed: greedy answers are all equal, so that one stands for all of them."""
+        """Number of sequences to compute: one for all greedy choices, which are equal."""
         return 1 if self.is_greedy else self.num_candidates
 
     @property
-    def ranks_answers(self) -> bool:
-        """Whether more sequences are computed than answers given, so that none can be given before all have ended."""
+    def ranks_choices(self) -> bool:
+        """Whether choices are ranked, and so returned only after all sequences have ended."""
         return self.num_sequences > self.n
 
     @property
     def has_penalties(self) -> bool:
-        """Whether logits depend on the tokens so far."""
+        """Whether logits depend on the tokens of prompt and output."""
         return (
             self.repetition_penalty != 1.0
             or self.presence_penalty != 0.0
@@ -128,26 +131,34 @@ class SamplingParams:
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """`stop` as a tuple, however it was given."""
+        """`stop` as a tuple."""
         return _as_tuple("stop", self.stop)
 
     def _check_numbers(self) -> None:
         whole = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K)}
         optional = {
-            "max_tokens": (0, None), "seed": (MIN_SEED, MAX_SEED), "logprobs": (0, None), "prompt_logprobs": (0, None),
-            "best_of": (1, MAX_BEST_OF), "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
-        }  # fmt: skip
+            "max_tokens": (0, None),
+            "seed": (MIN_SEED, MAX_SEED),
+            "logprobs": (0, None),
+            "prompt_logprobs": (0, None),
+            "best_of": (1, MAX_BEST_OF),
+            "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
+        }
         for name, (low, high) in whole.items():
             _check_whole(name, getattr(self, name), low, high)
         for name, (low, high) in optional.items():
             if getattr(self, name) is not None:
                 _check_whole(name, getattr(self, name), low, high)
         real = {
-            "temperature": (0.0, 100.0), "top_p": (0.0, 1.0), "min_p": (0.0, 1.0),
-            "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY), "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
-        }  # fmt: skip
-        for name, (bottom, top) in real.items():
-            _check_real(name, getattr(self, name), bottom, top)
+            "temperature": (0.0, 100.0),
+            "top_p": (0.0, 1.0),
+            "min_p": (0.0, 1.0),
+            "repetition_penalty": (MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY),
+            "presence_penalty": (-2.0, 2.0),
+            "frequency_penalty": (-2.0, 2.0),
+        }
+        for name, (minimum, maximum) in real.items():
+            _check_real(name, getattr(self, name), minimum, maximum)
             object.__setattr__(self, name, float(getattr(self, name)))
         if self.top_p == 0:
             raise InvalidRequestError(
@@ -168,38 +179,40 @@ class SamplingParams:
                     f"{name} is {_short(value)} but must be true or false", param=name
                 )
 
-    def _normalise_lists(self) -> None:
-        """Check the items of every collection, and keep a copy that its giver cannot change."""
-        for name, limit, longest in (
+    def _normalize_lists(self) -> None:
+        """Check and copy all collections, so that the caller cannot change them."""
+        for name, max_texts, max_characters in (
             ("stop", MAX_STOP_STRINGS, MAX_STOP_CHARACTERS),
             ("bad_words", MAX_LOGIT_EDITS, MAX_BAD_WORD_CHARACTERS),
         ):
             texts = _as_tuple(name, getattr(self, name))
-            _check_length(name, texts, limit)
-            _check_texts(name, texts, longest)
+            _check_length(name, texts, max_texts)
+            _check_texts(name, texts, max_characters)
             object.__setattr__(self, name, texts)
-        for name in ("stop_token_ids", "allowed_token_ids"):
-            given = getattr(self, name)
-            if given is not None:
-                ids = _as_tuple(name, given)
-                _check_length(
-                    name, ids, MAX_LOGIT_EDITS if name == "stop_token_ids" else MAX_ALLOWED_TOKENS
-                )
+        for name, max_ids in (
+            ("stop_token_ids", MAX_LOGIT_EDITS),
+            ("allowed_token_ids", MAX_ALLOWED_TOKENS),
+        ):
+            if getattr(self, name) is not None:
+                ids = _as_tuple(name, getattr(self, name))
+                _check_length(name, ids, max_ids)
                 for token_id in ids:
                     _check_whole(name, token_id, 0, None)
-                if name == "allowed_token_ids" and not ids:
-                    raise InvalidRequestError(
-                        "allowed_token_ids is empty, so no token could be generated; leave it out to allow all",
-                        param=name,
-                    )
                 object.__setattr__(self, name, tuple(dict.fromkeys(ids)))
+        if self.allowed_token_ids == ():
+            raise InvalidRequestError(
+                "allowed_token_ids is empty, so no token could be generated; leave it out to "
+                "allow all",
+                param="allowed_token_ids",
+            )
         if self.logit_bias is not None:
             object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
-    def _check_against_each_other(self) -> None:
+    def _check_combinations(self) -> None:
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
             raise InvalidRequestError(
-                f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the first or raise the second",
+                f"min_tokens is {self.min_tokens} but max_tokens only {self.max_tokens}; lower the "
+                "first or raise the second",
                 param="min_tokens",
             )
         if self.structured_outputs is not None:
@@ -209,12 +222,16 @@ class SamplingParams:
                 )
             for name in ("ignore_eos", "min_tokens"):
                 if getattr(self, name):
-                    message = f"{name} cannot be combined with structured_outputs, whose end is the end of the answer; leave one of them out"
-                    raise InvalidRequestError(message, param=name)
+                    raise InvalidRequestError(
+                        f"{name} cannot be combined with structured_outputs, which end where their "
+                        "grammar does; leave one of them out",
+                        param=name,
+                    )
         check_best_of(self.best_of, self.n)
         if self.truncate_prompt_tokens == 0:
             raise InvalidRequestError(
-                "truncate_prompt_tokens is 0 but must be at least 1, or -1 for as many as fit; leave it out to read the whole prompt",
+                "truncate_prompt_tokens is 0 but must be at least 1, or -1 for as many as fit; "
+                "leave it out to keep the whole prompt",
                 param="truncate_prompt_tokens",
             )
         if self.truncation_side not in get_args(TruncationSide):
@@ -224,7 +241,7 @@ class SamplingParams:
             )
 
     def clone(self, **changes: Any) -> "SamplingParams":
-        """Return a copy, with these settings changed: `params.clone(max_tokens=32)`. Raises as the class."""
+        """Return a copy with some settings changed, such as `params.clone(max_tokens=32)`."""
         return SamplingParams(**{**self.as_dict(), **changes})
 
     def as_dict(self) -> dict[str, Any]:
@@ -235,40 +252,42 @@ class SamplingParams:
 def list_params(
     params: SamplingParams | Iterable[SamplingParams], num_prompts: int
 ) -> list[SamplingParams]:
-    """Return the settings of each prompt; raises InvalidRequestError where `params` has not as many."""
+    """Return the settings of each prompt. Raises InvalidRequestError if the numbers differ."""
     if isinstance(params, SamplingParams):
         return [params] * num_prompts
-    listed = list(params) if isinstance(params, Iterable) else [params]
+    listed: list[Any] = list(params) if isinstance(params, Iterable) else [params]
     if not isinstance(params, Iterable) or not all(
-        isinstance(one, SamplingParams) for one in listed
+        isinstance(item, SamplingParams) for item in listed
     ):
         raise InvalidRequestError(
-            f"sampling_params is a {type(params).__name__} but must be a SamplingParams, or a list of them"
+            f"sampling_params is a {type(params).__name__} but must be a SamplingParams, or a list "
+            "of them"
         )
     if len(listed) != num_prompts:
         raise InvalidRequestError(
-            f"there are {num_prompts} prompts but {len(listed)} sampling_params; give one for all, or one for each"
+            f"there are {num_prompts} prompts but {len(listed)} sampling_params; pass one for all, "
+            "or one for each"
         )
     return listed
 
 
 def check_best_of(best_of: int | None, n: int) -> None:
-    """Raise InvalidRequestError where more answers are to be given than generated."""
+    """Raise InvalidRequestError where best_of is less than n."""
     if best_of is not None and best_of < n:
         raise InvalidRequestError(
-            f"best_of is {best_of} but n is {n}, the number of answers to give; raise the first",
+            f"best_of is {best_of} but n is {n}, the number of choices to return; raise the first",
             param="best_of",
         )
 
 
 def check_unicode(name: str, text: str) -> None:
-    """Raise InvalidRequestError where `text` has half of a surrogate pair, which JSON can spell and no tokenizer reads."""
+    """Raise InvalidRequestError for half of a surrogate pair, which JSON can escape."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        found = f"{name} has {text[error.start]!r} at character {error.start}"
         raise InvalidRequestError(
-            f"{found}, half of a surrogate pair, which is no character; send valid Unicode",
+            f"{name} has {text[error.start]!r} at character {error.start}, half of a surrogate "
+            "pair, which is not a character; send valid Unicode",
             param=name,
         ) from None
 
@@ -284,7 +303,7 @@ def _as_tuple(name: str, value: Any) -> tuple[Any, ...]:
 
 
 def _to_python(value: Any) -> Any:
-    """Return the number in a NumPy scalar, anything else as it is."""
+    """Return a NumPy scalar as a Python number, anything else unchanged."""
     is_scalar = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
     return value.item() if is_scalar else value
 
@@ -301,21 +320,22 @@ def _check_length(name: str, items: tuple[Any, ...], limit: int) -> None:
         )
 
 
-def _check_texts(name: str, texts: tuple[Any, ...], longest: int) -> None:
+def _check_texts(name: str, texts: tuple[Any, ...], max_characters: int) -> None:
     for text in texts:
         if not isinstance(text, str) or not text:
             raise InvalidRequestError(
                 f"{name} has {_short(text)} but takes texts that are not empty", param=name
             )
         check_unicode(name, text)
-        if len(text) > longest:
+        if len(text) > max_characters:
             raise InvalidRequestError(
-                f"{name} has a text of {len(text)} characters, the limit is {longest}", param=name
+                f"{name} has a text of {len(text)} characters, the limit is {max_characters}",
+                param=name,
             )
     total = sum(map(len, texts))
     if total > MAX_BAD_WORDS_CHARACTERS:
         raise InvalidRequestError(
-            f"{name} has {total} characters in all, the limit is {MAX_BAD_WORDS_CHARACTERS}",
+            f"{name} has {total} characters in total, the limit is {MAX_BAD_WORDS_CHARACTERS}",
             param=name,
         )
 

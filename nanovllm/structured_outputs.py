@@ -1,7 +1,4 @@
-"""The form of an answer: JSON, a regular expression, a choice of texts, or a grammar.
-
-Field names are vLLM's.
-"""
+"""StructuredOutputs: the format of an output, with the field names of vLLM."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -12,27 +9,27 @@ from nanovllm.errors import InvalidRequestError
 
 MAX_GRAMMAR_BYTES = 1 << 16
 MAX_CHOICES = 1024
-MAX_SCHEMA_DEPTH = 128  # as many levels as the readers of JSON in llguidance take
+MAX_SCHEMA_DEPTH = 128  # the limit of llguidance's JSON parser
 _PARAM = "structured_outputs"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StructuredOutputs:
-    """Exactly one of the first five attributes is given.
+    """The format of an output; exactly one of the first five attributes is set.
 
     Attributes:
-        json: a JSON schema, as a mapping or as text; the answer is a value that it describes.
+        json: a JSON schema, as a mapping or text; the output is an instance of it.
         json_object: True for any JSON object.
-        regex: the whole answer matches it (Rust's syntax, without look-around).
-        choice: the answer is one of these texts.
-        grammar: a grammar in Lark's notation, whose rule `start` the answer follows, or in
-            llama.cpp's GBNF (EBNF in vLLM), whose rule `root` it follows.
-        disable_additional_properties: forbid the properties that an object of `json` does not
-            declare in its `properties`, unless its schema has `additionalProperties`. False for the
-            standard's meaning: an object may have any other property.
+        regex: a regular expression that the whole output matches (Rust's syntax, no look-around).
+        choice: the output is one of these texts.
+        grammar: a grammar in Lark's notation with the start rule `start`, or in llama.cpp's GBNF
+            (EBNF in vLLM) with the start rule `root`.
+        disable_additional_properties: forbid properties that an object of `json` does not declare
+            in `properties`, unless its schema has `additionalProperties`. False for the meaning of
+            the standard, by which an object may have other properties.
 
     Raises:
-        InvalidRequestError: a value is not valid; the message names it.
+        InvalidRequestError: a value is invalid; the message names it.
     """
 
     json: Mapping[str, Any] | str | None = None
@@ -43,14 +40,14 @@ class StructuredOutputs:
     disable_additional_properties: bool = True
 
     def __post_init__(self) -> None:
-        given = [
-            name
-            for name in ("json", "json_object", "regex", "choice", "grammar")
-            if getattr(self, name) is not None
-        ]
-        if len(given) != 1:
-            message = f"structured_outputs has {', '.join(given) or 'nothing'} but takes exactly one of json, json_object, regex, choice, grammar"
-            raise InvalidRequestError(message, param=_PARAM)
+        kinds = ("json", "json_object", "regex", "choice", "grammar")
+        present = [name for name in kinds if getattr(self, name) is not None]
+        if len(present) != 1:
+            raise InvalidRequestError(
+                f"structured_outputs has {', '.join(present) or 'nothing'} but takes exactly one "
+                f"of {', '.join(kinds)}",
+                param=_PARAM,
+            )
         if not isinstance(self.disable_additional_properties, bool):
             raise InvalidRequestError(
                 "structured_outputs.disable_additional_properties must be true or false",
@@ -58,7 +55,8 @@ class StructuredOutputs:
             )
         if self.json_object is not None and self.json_object is not True:
             raise InvalidRequestError(
-                "structured_outputs.json_object must be true; leave structured_outputs out for any text",
+                "structured_outputs.json_object must be true; leave structured_outputs out for any "
+                "text",
                 param=_PARAM,
             )
         for name in ("regex", "grammar"):
@@ -75,29 +73,30 @@ class StructuredOutputs:
         size = len(self.key)
         if size > MAX_GRAMMAR_BYTES:
             raise InvalidRequestError(
-                f"structured_outputs has {size} bytes, the limit is {MAX_GRAMMAR_BYTES}; make it shorter",
+                f"structured_outputs has {size} bytes, the limit is {MAX_GRAMMAR_BYTES}; "
+                "shorten it",
                 param=_PARAM,
             )
 
     @property
     def key(self) -> str:
-        """All of it as text: equal for equal wishes."""
+        """The settings as text, equal for equal settings."""
         is_closed = self.json is not None and self.disable_additional_properties
         return json.dumps(
             [self.json, self.json_object, self.regex, self.choice, self.grammar, is_closed]
         )
 
     def _check_unicode(self) -> None:
-        """Refuse half of a surrogate pair, which JSON can spell and no grammar can have."""
+        """Refuse half of a surrogate pair, which JSON can escape."""
         for name in ("json", "regex", "choice", "grammar"):
             value = getattr(self, name)
             try:
                 json.dumps(value, ensure_ascii=False).encode()
             except UnicodeEncodeError as error:
-                found = error.object[error.start : error.end]
+                invalid = error.object[error.start : error.end]
                 raise InvalidRequestError(
-                    f"structured_outputs.{name} has {found!r}, half of a surrogate pair, "
-                    "which is no character; send valid Unicode",
+                    f"structured_outputs.{name} has {invalid!r}, half of a surrogate pair, "
+                    "which is not a character; send valid Unicode",
                     param=_PARAM,
                 ) from None
 
@@ -125,7 +124,8 @@ class StructuredOutputs:
         if isinstance(schema, str):
             if len(schema) > MAX_GRAMMAR_BYTES:
                 raise InvalidRequestError(
-                    f"structured_outputs.json has {len(schema)} characters, the limit is {MAX_GRAMMAR_BYTES}",
+                    f"structured_outputs.json has {len(schema)} characters, the limit is "
+                    f"{MAX_GRAMMAR_BYTES}",
                     param=_PARAM,
                 )
             try:
@@ -137,13 +137,14 @@ class StructuredOutputs:
                 ) from None
         if not isinstance(schema, Mapping):
             raise InvalidRequestError(
-                f"structured_outputs.json is a {type(schema).__name__} but must be a JSON schema, an object",
+                f"structured_outputs.json is a {type(schema).__name__} but must be a JSON schema, "
+                "an object",
                 param=_PARAM,
             )
         try:
             copy = json.loads(json.dumps(schema, allow_nan=False), parse_int=_checked_int)
             _check_depth(copy)
-            object.__setattr__(self, "json", copy)  # which its giver cannot change
+            object.__setattr__(self, "json", copy)  # the caller cannot change it
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidRequestError(
                 f"structured_outputs.json cannot be written as JSON: {error}", param=_PARAM
@@ -151,7 +152,7 @@ class StructuredOutputs:
 
 
 def _checked_int(digits: str) -> int:
-    """Return a whole number; ValueError where it has more than 64 bits, which a schema cannot have."""
+    """Return an integer of a schema. Raises ValueError if it has more than 64 bits."""
     number = int(digits) if len(digits) <= 20 else 1 << 64
     if not -(1 << 63) <= number < 1 << 64:
         shown = digits if len(digits) <= 40 else f"{digits[:40]}..."
@@ -160,7 +161,7 @@ def _checked_int(digits: str) -> int:
 
 
 def _check_depth(schema: object) -> None:
-    """Raise ValueError where a schema is nested so deeply that a reader of it might fail."""
+    """Raise ValueError where a schema is nested more deeply than MAX_SCHEMA_DEPTH."""
     level = [schema]
     for _ in range(MAX_SCHEMA_DEPTH):
         level = [

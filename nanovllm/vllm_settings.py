@@ -1,4 +1,4 @@
-"""The errors for arguments that `LLM` does not have: what to do instead, or which one is meant."""
+"""Error messages for unknown arguments of `LLM`, with the alternative to vLLM's."""
 
 import difflib
 import inspect
@@ -33,7 +33,7 @@ _INSTEAD = {
 
 
 def unknown_setting_error(caller: str, name: str, known: Collection[str]) -> TypeError:
-    """Return the error for an argument `name` of `caller`, whose arguments are `known`."""
+    """Return the error for an unknown argument `name` of `caller`, which takes `known`."""
     close = difflib.get_close_matches(name, known, n=1)
     advice = _INSTEAD.get(name) or (
         f"did you mean {close[0]!r}?" if close else f"it takes {', '.join(known)}"
@@ -42,7 +42,7 @@ def unknown_setting_error(caller: str, name: str, known: Collection[str]) -> Typ
 
 
 def explain_unknown_settings(init: Callable[P, None]) -> Callable[P, None]:
-    """Wrap the `__init__` of a class, so that its TypeError for an unknown argument has advice."""
+    """Wrap an `__init__` so that its TypeError for an unknown argument names the remedy."""
     caller = init.__qualname__.removesuffix(".__init__")
     known = [name for name in inspect.signature(init).parameters if name != "self"]
 

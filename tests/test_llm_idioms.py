@@ -131,12 +131,10 @@ def test_the_last_message_can_be_continued(llm: LLM) -> None:
 
 
 def test_a_chat_that_cannot_be_says_why(llm: LLM) -> None:
-    with pytest.raises(
-        InvalidRequestError, match="has no chat template; give one by chat_template"
-    ):
+    with pytest.raises(InvalidRequestError, match="has no chat template; pass chat_template"):
         llm.chat(TALK, GREEDY)
     with pytest.raises(
-        nanovllm.CheckpointError, match=r"chat template \(given as text\) is not valid"
+        nanovllm.CheckpointError, match=r"chat template \(passed as text\) is not valid"
     ):
         llm.chat(TALK, GREEDY, chat_template="{% if %}")
     with pytest.raises(InvalidRequestError, match=r"pathlib\.Path"):

@@ -204,7 +204,7 @@ def test_the_best_are_of_at_least_as_many() -> None:
     assert SamplingParams(n=4, best_of=4).best_of == 4
     with pytest.raises(
         InvalidRequestError,
-        match="best_of is 3 but n is 4, the number of answers to give; raise the first",
+        match="best_of is 3 but n is 4, the number of choices to return; raise the first",
     ) as caught:
         SamplingParams(n=4, best_of=3)
     assert caught.value.param == "best_of"
@@ -229,7 +229,7 @@ def test_answers_that_are_asked_for_and_sequences_that_are_computed(
     settings: dict[str, Any], candidates: int, sequences: int, ranks: bool
 ) -> None:
     chosen = SamplingParams(**settings)
-    assert (chosen.num_candidates, chosen.num_sequences, chosen.ranks_answers) == (
+    assert (chosen.num_candidates, chosen.num_sequences, chosen.ranks_choices) == (
         candidates,
         sequences,
         ranks,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nanovllm.cli.bench.report import describe_machine
 from nanovllm.cli.environment import VARIABLES
-from nanovllm.config import shown_bytes
+from nanovllm.config import format_bytes
 from nanovllm.errors import printable
 from nanovllm.hub.inventory import kernel_files
 from nanovllm.model.kernels.build.codegen import host_processor
@@ -60,11 +60,11 @@ def _memory() -> str:
     parts = []
     with suppress(AttributeError, ValueError, OSError):  # Windows
         page_bytes = os.sysconf("SC_PAGE_SIZE")
-        parts.append(shown_bytes(page_bytes * os.sysconf("SC_PHYS_PAGES")))
-        parts.append(f"{shown_bytes(page_bytes * os.sysconf('SC_AVPHYS_PAGES'))} unused")
+        parts.append(format_bytes(page_bytes * os.sysconf("SC_PHYS_PAGES")))
+        parts.append(f"{format_bytes(page_bytes * os.sysconf('SC_AVPHYS_PAGES'))} unused")
     with suppress(OSError, ValueError):  # "max": no limit
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        parts.append(f"limit {shown_bytes(limit)}")
+        parts.append(f"limit {format_bytes(limit)}")
     return ", ".join(parts) or "unknown"
 
 
@@ -74,7 +74,7 @@ def _folders() -> dict[str, str]:
     kernels, files = user_cache().folder, kernel_files()
     size_bytes = sum(path.stat().st_size for path in files)
     return {
-        "kernels": f"{kernels}, {_access(kernels)}, {len(files)} files, {shown_bytes(size_bytes)}",
+        "kernels": f"{kernels}, {_access(kernels)}, {len(files)} files, {format_bytes(size_bytes)}",
         "hub cache": f"{constants.HF_HUB_CACHE}, {_access(Path(constants.HF_HUB_CACHE))}",
     }
 

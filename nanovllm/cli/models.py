@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
-from nanovllm.config import shown_bytes
+from nanovllm.config import format_bytes
 from nanovllm.errors import ModelNotFoundError, printable
 from nanovllm.hub import read_model_info, resolve_model
 from nanovllm.hub.downloads import full_name
@@ -28,7 +28,7 @@ def run_list(parsed: argparse.Namespace) -> int:
         (
             printable(item.name),
             item.kind,
-            shown_bytes(item.size_bytes),
+            format_bytes(item.size_bytes),
             _date(item.modified_s),
             str(item.folder),
         )
@@ -80,7 +80,7 @@ def run_remove(parsed: argparse.Namespace) -> int:
         check_removable(item)
     kept = 0
     for item in chosen:
-        shown = f"{printable(item.name)} ({shown_bytes(item.size_bytes)}) in {item.folder}"
+        shown = f"{printable(item.name)} ({format_bytes(item.size_bytes)}) in {item.folder}"
         if not parsed.yes and not _confirm(f"Remove {shown}?"):
             print(f"kept {shown}")
             kept += 1
@@ -120,7 +120,7 @@ def _print_files(files: Iterable[Path]) -> None:
     rows = [("FILE", "SIZE", "CHANGED")]
     for path in files:
         status = path.stat()
-        rows.append((printable(path.name), shown_bytes(status.st_size), _date(status.st_mtime)))
+        rows.append((printable(path.name), format_bytes(status.st_size), _date(status.st_mtime)))
     _print_table(rows)
 
 

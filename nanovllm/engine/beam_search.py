@@ -1,12 +1,15 @@
-"""Beam search: the most probable answer as a whole, not token by token.
+"""Beam search: maximize the probability of the whole output instead of that of each token.
 
-    beams    tokens so far, sum of log-probabilities      at most `width`, all of one length
-    step     each beam is continued by its 2 * width likeliest tokens; the end of text completes it, the `width` best others go on
-    result   completed answers, and the beams that reached max_tokens, by sum / length ** length_penalty
+    beam      tokens so far and their cumulative log-probability; at most `beam_width`, equally long
+    advance   continue each beam with its 2 * beam_width most likely tokens; the end-of-text token
+              completes a beam, and the best `beam_width` of the others continue
+    result    completed beams, and those that reached max_tokens, ordered by
+              cumulative log-probability / length ** length_penalty
 
-Twice the width, because of the continuations of a beam one may be its end. Beams are requests of one token with the log-probabilities of
-the likeliest: the engine batches them with everything else, and finds what they have in common in its prefix cache. The search
-itself is arithmetic on what comes back, so it knows neither engine nor threads.
+Twice the width, because one continuation of each beam may be the end-of-text token. A beam is
+continued by a request for one token with the log-probabilities of the most likely ones. The engine
+batches it with other requests, and finds the tokens that beams share in its prefix cache. The
+search itself is arithmetic on the results and depends on neither engine nor threads.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,10 +28,11 @@ class BeamSearchParams:
     """Settings of a search; raises InvalidRequestError naming the value and the limit.
 
     Attributes:
-        beam_width: beams that are followed.
-        max_tokens: most tokens of an answer.
-        ignore_eos: the end of text is a token like others.
-        length_penalty: the power of the length that a score is divided by: above 1 favours long answers, below 1 short ones.
+        beam_width: number of beams.
+        max_tokens: maximum number of tokens to generate.
+        ignore_eos: treat the end-of-text token like any other.
+        length_penalty: exponent of the length by which a score is divided. Above 1 favours long
+            outputs, below 1 short ones.
     """
 
     beam_width: int
@@ -56,7 +60,7 @@ class BeamSearchParams:
 
     @property
     def step_params(self) -> SamplingParams:
-        """Of the request that continues a beam."""
+        """Settings of the request that continues a beam."""
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -68,7 +72,7 @@ class BeamSearchParams:
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """An answer so far, or a completed one, whose last token may be the end of text."""
+    """A partial or complete output; the last token of a complete one may be end-of-text."""
 
     token_ids: tuple[int, ...]
     cumulative_logprob: float
@@ -76,7 +80,7 @@ class Beam:
 
 
 class BeamSearch:
-    """The search for answers to one prompt."""
+    """The beam search of one prompt."""
 
     def __init__(
         self,
@@ -86,7 +90,7 @@ class BeamSearch:
         *,
         prompt: str | None = None,
     ) -> None:
-        """Begin with the prompt as the only beam; `prompt` is its text where it came as text."""
+        """Start with one empty beam. `prompt` is the prompt's text, None for token ids."""
         self.prompt_token_ids = list(prompt_token_ids)
         self._prompt = prompt
         self.params = params
@@ -96,39 +100,40 @@ class BeamSearch:
         self.error: str | None = None
 
     def fail(self, error: str) -> None:
-        """End the search without answers, because of an error of one of its beams."""
+        """End the search without outputs, because the request of a beam failed."""
         self.error = error
         self._beams, self._completed = [], []
 
     @property
     def is_finished(self) -> bool:
-        """Whether no beam is to be continued."""
+        """Whether no beam is left to continue."""
         return not self._beams
 
     def prompts(self) -> list[list[int]]:
-        """What to ask for one more token of: the prompt with each beam."""
+        """Return the prompt with the tokens of each beam; each needs one more token."""
         return [[*self.prompt_token_ids, *beam.token_ids] for beam in self._beams]
 
     @property
     def num_beams(self) -> int:
-        """Beams that are to be continued."""
+        """Number of beams to continue."""
         return len(self._beams)
 
-    def take(self, continuations: Sequence[PositionLogprobs]) -> None:
-        """Go on by the log-probabilities of each beam's likeliest next tokens, in the order of `prompts`."""
-        found: list[tuple[float, Beam, int]] = []
-        for beam, position in zip(self._beams, continuations, strict=True):
-            likeliest = sorted(position.items(), key=lambda item: item[1].rank)[
-                : 2 * self.params.beam_width
+    def advance(self, logprobs: Sequence[PositionLogprobs]) -> None:
+        """Continue the beams by one token.
+
+        `logprobs` are those of each beam's most likely next tokens, in the order of `prompts`.
+        """
+        num_candidates = 2 * self.params.beam_width
+        candidates: list[tuple[float, Beam, int]] = []
+        for beam, position in zip(self._beams, logprobs, strict=True):
+            top = sorted(position.items(), key=lambda item: item[1].rank)[:num_candidates]
+            candidates += [
+                (beam.cumulative_logprob + entry.logprob, beam, token_id) for token_id, entry in top
             ]
-            found += [
-                (beam.cumulative_logprob + entry.logprob, beam, token_id)
-                for token_id, entry in likeliest
-            ]
-        found.sort(key=lambda continuation: -continuation[0])
+        candidates.sort(key=lambda candidate: -candidate[0])
         best = [
             Beam((*beam.token_ids, token_id), cumulative_logprob, token_id in self._eos)
-            for cumulative_logprob, beam, token_id in found[: 2 * self.params.beam_width]
+            for cumulative_logprob, beam, token_id in candidates[:num_candidates]
         ]
         self._completed += [beam for beam in best[: self.params.beam_width] if beam.has_ended]
         self._beams = [beam for beam in best if not beam.has_ended][: self.params.beam_width]
@@ -137,12 +142,12 @@ class BeamSearch:
             self._beams = []
 
     def best(self, count: int) -> list[Beam]:
-        """The best `count` answers, the best first."""
+        """Return the `count` best outputs in descending order."""
         return sorted(self._completed, key=lambda beam: -self.score(beam))[:count]
 
     def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
-        """The best `count` answers in the form of other answers; the text is without the end of text."""
-        answers = [
+        """Return the `count` best outputs; their text excludes the end-of-text token."""
+        outputs = [
             CompletionOutput(
                 index=index,
                 text=tokenizer.decode(beam.token_ids[: len(beam.token_ids) - beam.has_ended]),
@@ -158,13 +163,13 @@ class BeamSearch:
             self._prompt,
             self.prompt_token_ids,
             None,
-            answers,
+            outputs,
             finished=True,
             error=self.error,
         )
 
     def score(self, beam: Beam) -> float:
-        """What answers are ordered by; the end of text does not count as length."""
+        """Return a beam's length-normalized score; the length excludes the end-of-text token."""
         length = max(len(beam.token_ids) - beam.has_ended, 1)
         return float(beam.cumulative_logprob / length**self.params.length_penalty)
 
@@ -177,9 +182,11 @@ def begin_searches(
     width_field: str = "beam_width",
     max_tokens_field: str = "max_tokens",
 ) -> list[BeamSearch]:
-    """A search for each prompt, once all are checked; raises InvalidRequestError where one could not be carried through to its end.
+    """Return a search for each prompt, after checking all of them.
 
-    Errors call the width and max_tokens by the fields in which a client sent them.
+    `width_field` and `max_tokens_field` are the names of the settings in error messages.
+
+    Raises InvalidRequestError where a search could not run to its end.
     """
     read = [input_processor.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
@@ -191,10 +198,10 @@ def begin_searches(
 
 
 def only_position(output: RequestOutput) -> PositionLogprobs:
-    """The log-probabilities of an answer of one token, which a beam's request has."""
-    (answer,) = output.outputs
-    assert answer.logprobs is not None
-    return answer.logprobs[0]
+    """Return the log-probabilities of an output of one token."""
+    (completion,) = output.outputs
+    assert completion.logprobs is not None
+    return completion.logprobs[0]
 
 
 def _check_beams(
@@ -204,14 +211,19 @@ def _check_beams(
     width_field: str,
     max_tokens_field: str,
 ) -> None:
-    widest = input_processor.limits.max_logprobs // 2
-    if params.beam_width > widest:
-        message = f"{width_field} is {params.beam_width}, the limit is {widest} (half of max_logprobs); lower it, or raise max_logprobs"
-        raise InvalidRequestError(message, param=width_field)
-    longest = min(input_processor.limits.max_model_len, input_processor.limits.cache_tokens)
-    if len(prompt_token_ids) + params.max_tokens > longest:
+    max_width = input_processor.limits.max_logprobs // 2
+    if params.beam_width > max_width:
+        raise InvalidRequestError(
+            f"{width_field} is {params.beam_width}, the limit is {max_width} (half of "
+            "max_logprobs); lower it, or raise max_logprobs",
+            param=width_field,
+        )
+    max_len = min(input_processor.limits.max_model_len, input_processor.limits.cache_tokens)
+    num_tokens = len(prompt_token_ids) + params.max_tokens
+    if num_tokens > max_len:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_token_ids)} tokens and {max_tokens_field} is {params.max_tokens}, together "
-            f"{len(prompt_token_ids) + params.max_tokens}, more than the {longest} that there is room for; lower {max_tokens_field}",
+            f"the prompt has {len(prompt_token_ids)} tokens and {max_tokens_field} is "
+            f"{params.max_tokens}, together {num_tokens}, more than the limit of {max_len}; "
+            f"lower {max_tokens_field}",
             param=max_tokens_field,
         )

@@ -1,6 +1,6 @@
-"""Text of an answer as it grows: never half a character, nothing that may turn out to be a stop string.
+"""Incremental text of an output: complete characters only, and no part of a stop string.
 
-Joining everything that was released always gives the text that decoding all tokens at once gives, cut at the stop string.
+The released pieces, joined, equal the text of all tokens decoded at once, cut at the stop string.
 """
 
 import codecs
@@ -12,21 +12,21 @@ _REPLACEMENT = "\ufffd"
 
 
 class IncrementalDecoder:
-    """Token by token decoding of one sequence."""
+    """Decodes one sequence token by token."""
 
     def __init__(self, tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> None:
         """Start with no tokens."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._window: list[
-            int
-        ] = []  # only for tokenizers that are not byte-level: the tokens of the last text, then those still without
-        self._window_text = ""  # what the window's first part says by itself
-        self._pending = 0
+        # Only for tokenizers that are not byte-level: the tokens of the last released text, then
+        # the pending ones, whose text is not complete.
+        self._window: list[int] = []
+        self._window_text = ""  # text of the window without its pending tokens
+        self._num_pending = 0
 
     def push(self, token_id: int) -> str:
-        """Characters that this token completes."""
+        """Return the characters that this token completes."""
         if token_id in self._skipped:
             return ""
         if self._tokenizer.is_byte_level:
@@ -34,7 +34,7 @@ class IncrementalDecoder:
         return self._push_by_difference(token_id)
 
     def peek(self, token_id: int) -> str:
-        """Return what `push` would return for this token, which is not pushed."""
+        """Return what `push` would return for this token, without pushing it."""
         if token_id in self._skipped:
             return ""
         if self._tokenizer.is_byte_level:
@@ -45,40 +45,41 @@ class IncrementalDecoder:
         return "" if self._is_unfinished(text) else text[len(self._window_text) :]
 
     def flush(self) -> str:
-        """What is left of an unfinished character at the end: U+FFFD."""
+        """Return U+FFFD for an incomplete character at the end of the sequence."""
         if self._tokenizer.is_byte_level:
             return self._utf8.decode(b"", final=True)
-        rest = self._tokenizer.decode(self._window, skip_special_tokens=False)[
-            len(self._window_text) :
-        ]
-        self._window, self._window_text, self._pending = [], "", 0
+        text = self._tokenizer.decode(self._window, skip_special_tokens=False)
+        rest = text[len(self._window_text) :]
+        self._window, self._window_text, self._num_pending = [], "", 0
         return rest
 
     def _push_by_difference(self, token_id: int) -> str:
-        """Decode a few tokens with and without the new ones: what other tokenizers put between tokens depends on the neighbours.
+        """Return the difference of the window's text with and without its pending tokens.
 
-        All tokens of the text released last stay in the window: a character may need several, and its last alone would be broken.
+        Tokenizers that are not byte-level may insert characters between tokens, depending on the
+        neighbours. The window keeps all tokens of the text released last: a character may span
+        several tokens, and the last of them alone would not decode.
         """
         self._window.append(token_id)
-        self._pending += 1
+        self._num_pending += 1
         text = self._tokenizer.decode(self._window, skip_special_tokens=False)
         if self._is_unfinished(text):
             return ""
         new = text[len(self._window_text) :]
-        self._window, self._pending = self._window[-self._pending :], 0
+        self._window, self._num_pending = self._window[-self._num_pending :], 0
         self._window_text = self._tokenizer.decode(self._window, skip_special_tokens=False)
         return new
 
     def _is_unfinished(self, text: str) -> bool:
-        """Whether the window's text has grown by no whole character."""
+        """Return whether the window's text has no new complete character."""
         return len(text) <= len(self._window_text) or text.endswith(_REPLACEMENT)
 
 
 class StopStrings:
     """Holds text back while its end may be the beginning of a stop string.
 
-    Each stop string is searched for as in Knuth, Morris, Pratt (1977): a character costs the same however long the stop strings are and
-    however much is held back.
+    Each stop string is matched as in Knuth, Morris and Pratt (1977): the cost of a character does
+    not depend on the length of the stop strings or of the held text.
     """
 
     def __init__(
@@ -86,24 +87,25 @@ class StopStrings:
         stops: Sequence[str],
         *,
         include_in_output: bool = False,
-        borders: Sequence[Sequence[int]] | None = None,
+        failures: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """Look for any of `stops`, none of them empty; `borders` are theirs, where they are known."""
+        """Match any of `stops`, none of them empty. `failures` are their failure functions."""
         self._stops = tuple(stops)
-        self._borders = tuple(map(_borders, self._stops)) if borders is None else borders
-        self._matched = [0] * len(self._stops)  # characters of each that the text ends with
+        self._failures = tuple(map(_failure, self._stops)) if failures is None else failures
+        self._matched = [0] * len(self._stops)  # length of the prefix that the text ends with
         self._include = include_in_output
         self._held = ""
 
     def copy(self) -> "StopStrings":
-        """One for another text, which has seen nothing of it."""
-        return StopStrings(self._stops, include_in_output=self._include, borders=self._borders)
+        """Return a matcher of the same stop strings for another text."""
+        return StopStrings(self._stops, include_in_output=self._include, failures=self._failures)
 
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
-        """Text that is safe to release, and the stop string if one is complete: the first to end, the longest of those.
+        """Return the text that can be released, and the stop string if one is complete.
 
-        With `may_stop=False` none is complete with this text, but one may begin in it. The held text is always shorter than the
-        longest stop string.
+        Of several, that is the one that ends first, and of those the longest. With
+        `may_stop=False` none counts as complete in this text, but one may begin in it. The held
+        text is always shorter than the longest stop string.
         """
         if not self._stops:
             return text, None
@@ -112,39 +114,42 @@ class StopStrings:
             for index, stop in enumerate(self._stops)
             if (end := self._first_end(index, text)) is not None
         ]
-        held = len(self._held)
+        num_held = len(self._held)
         text = self._held + text
         if ends and may_stop:
             end, _, stop = min(ends)
             self._held = ""
-            return text[: held + end if self._include else held + end - len(stop)], stop
+            return text[: num_held + end if self._include else num_held + end - len(stop)], stop
         released = len(text) - max(self._matched)
         self._held = text[released:]
         return text[:released], None
 
     def _first_end(self, index: int, text: str) -> int | None:
-        """Where in the new text a stop string ends for the first time; notes how much of it the text ends with."""
-        stop, borders, matched = self._stops[index], self._borders[index], self._matched[index]
-        found = None
+        """Return where a stop string first ends in the new text, and update its matched prefix."""
+        stop, failure, matched = self._stops[index], self._failures[index], self._matched[index]
+        first_end = None
         if matched or stop[0] in text:
-            for place, character in enumerate(text, start=1):
+            for end, character in enumerate(text, start=1):
                 while matched and stop[matched] != character:
-                    matched = borders[matched - 1]
+                    matched = failure[matched - 1]
                 matched += stop[matched] == character
                 if matched == len(stop):
-                    found = place if found is None else found
-                    matched = borders[-1]
+                    first_end = end if first_end is None else first_end
+                    matched = failure[-1]
         self._matched[index] = matched
-        return found
+        return first_end
 
     def flush(self) -> str:
-        """Text still held when the answer ends otherwise."""
+        """Return the held text when the output ends without a stop string."""
         held, self._held = self._held, ""
         return held
 
 
-def _borders(stop: str) -> list[int]:
-    """For each beginning of `stop`, the length of its longest proper beginning that it also ends with."""
+def _failure(stop: str) -> list[int]:
+    """Return the length of the longest border of each prefix of `stop`.
+
+    A border is a proper prefix that is also a suffix.
+    """
     borders, length = [0], 0
     for character in stop[1:]:
         while length and stop[length] != character:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from nanovllm.config import EngineConfig, shown_bytes
+from nanovllm.config import EngineConfig, format_bytes
 from nanovllm.engine.input_processor import (
     InputProcessor,
     Limits,
@@ -85,7 +85,7 @@ class Engine:
         except MemoryError:
             asked = num_blocks * runner.backend.block_bytes(config.block_size)
             raise ValueError(
-                f"the KV cache of {shown_bytes(asked)} cannot be had from the operating system; "
+                f"the KV cache of {format_bytes(asked)} cannot be had from the operating system; "
                 "lower kv_cache_memory"
             ) from None
         self.config = config

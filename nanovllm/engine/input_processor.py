@@ -108,7 +108,7 @@ class InputProcessor:
         self.tokenizer = tokenizer
         self.limits = limits
         self._random = random.Random(seed)  # noqa: S311 - seeds for sampling, no secrets
-        self._longest_token = tokenizer.longest_token
+        self._max_token_bytes = tokenizer.max_token_bytes
         self.grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
         self._ids = itertools.count()
         self._latest_rules: tuple[SamplingParams, tuple[tuple[int, ...], ...], TokenRules] | None
@@ -160,7 +160,7 @@ class InputProcessor:
             if params.structured_outputs is None
             else self.grammars.begin(params.structured_outputs)
         )
-        needs_scores = params.ranks_answers and params.logprobs is None
+        needs_scores = params.ranks_choices and params.logprobs is None
         sampling = (
             replace(params, logprobs=0) if needs_scores else params
         )  # the output_processor does not show them
@@ -335,13 +335,13 @@ class InputProcessor:
             )
         check_unicode("prompt", text)
         num_bytes = len(text.encode())
-        if num_bytes > MAX_TRUNCATED_BYTES and (is_truncated or self._longest_token is None):
+        if num_bytes > MAX_TRUNCATED_BYTES and (is_truncated or self._max_token_bytes is None):
             kind = "one that is to be truncated" if is_truncated else "this model's tokenizer"
             raise InvalidRequestError(
                 f"the prompt has {num_bytes} bytes, the limit for {kind} is {MAX_TRUNCATED_BYTES}; send the part to be read",
                 param="prompt",
             )
-        at_least = num_bytes // self._longest_token if self._longest_token else 1
+        at_least = num_bytes // self._max_token_bytes if self._max_token_bytes else 1
         if (
             at_least > self.limits.max_model_len and not is_truncated
         ):  # too long however it is split: refuse it before spending time on it

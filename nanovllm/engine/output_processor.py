@@ -284,7 +284,7 @@ class OutputProcessor:
         Prompt log-probabilities come with every choice's first news, which waits until they are complete. Answers that are the best of
         more are no news before all sequences have ended.
         """
-        if self._prompt_logprobs_pending or (self._params.ranks_answers and not self.is_finished):
+        if self._prompt_logprobs_pending or (self._params.ranks_choices and not self.is_finished):
             return None
         fresh = [
             (index, sequence)
@@ -304,7 +304,7 @@ class OutputProcessor:
 
     def _answers(self) -> list[_Sequence]:
         """The sequence of each of the n answers: its own, the only one, or the next best; of equals the first."""
-        if self._params.ranks_answers:
+        if self._params.ranks_choices:
             return sorted(
                 self._sequences, key=lambda sequence: sequence.mean_logprob, reverse=True
             )[: self._params.n]

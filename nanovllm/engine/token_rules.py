@@ -1,7 +1,8 @@
-"""What a request's settings say about single tokens, laid out once, so that a step has little left to do.
+"""Per-token sampling settings of a request, laid out once for all of its steps.
 
-Biases, allowed tokens and penalties hardly change from one token to the next. Laid out in plain arrays of the standard library, they are
-joined with those of the other requests by copying memory. Bad words are found by the token that must stand before their last one.
+Logit biases, allowed tokens and penalties hardly change from one token to the next. They are kept
+in standard-library arrays, which a step joins with those of other requests by copying memory. Bad
+words are looked up by their last token but one.
 """
 
 from array import array
@@ -9,69 +10,73 @@ from collections.abc import Iterable, Sequence
 
 from nanovllm.sampling_params import SamplingParams
 
-_FORBIDDEN = float("-inf")
+_BANNED = float("-inf")
 
 
 class TokenRules:
-    """Allowed, biased and forbidden tokens: what the n answers to one prompt share.
+    """Allowed, biased and banned tokens, shared by all choices of a prompt.
 
     Attributes:
-        allowed: ids of 64 bits; None where all tokens are.
-        bias_ids, bias_values: what is added to single logits at every step, as 64-bit ids and float32; minus infinity forbids.
+        allowed: int64 ids of the allowed tokens; None for all.
+        bias_ids, bias_values: int64 ids and float32 values that are added to logits at every step;
+            minus infinity bans a token.
     """
 
-    __slots__ = ("_completions", "allowed", "bias_ids", "bias_values")
+    __slots__ = ("_bad_words", "allowed", "bias_ids", "bias_values")
 
     def __init__(self, params: SamplingParams, bad_words: Iterable[Sequence[int]]) -> None:
-        """Lay out the settings; bad words are spelled in tokens, each at least one."""
+        """Lay out the settings. `bad_words` are token ids, at least one per bad word."""
         self.allowed = (
             None if params.allowed_token_ids is None else array("q", params.allowed_token_ids)
         )
         biases = dict(params.logit_bias or {})
-        self._completions: dict[int, list[tuple[list[int], int]]] = {}
-        for word in bad_words:
-            *begin, last = word
-            if begin:
-                self._completions.setdefault(begin[-1], []).append((begin, last))
+        self._bad_words: dict[int, list[tuple[list[int], int]]] = {}
+        for bad_word in bad_words:
+            *prefix, last = bad_word
+            if prefix:
+                self._bad_words.setdefault(prefix[-1], []).append((prefix, last))
             else:
-                biases[last] = _FORBIDDEN
+                biases[last] = _BANNED
         self.bias_ids, self.bias_values = array("q", biases.keys()), array("f", biases.values())
 
     @property
-    def has_completions(self) -> bool:
+    def has_bad_sequences(self) -> bool:
         """Whether there are bad words of more than one token."""
-        return bool(self._completions)
+        return bool(self._bad_words)
 
-    def completions(self, tokens: Sequence[int], num_output_tokens: int) -> list[int]:
-        """Tokens that would complete a bad word of more than one token, of which all others are the newest ones of the answer."""
+    def banned_next_tokens(self, tokens: Sequence[int], num_output_tokens: int) -> list[int]:
+        """Return the tokens that would complete a bad word of more than one token.
+
+        The prefix of the bad word must lie in the output, the last `num_output_tokens` of `tokens`.
+        """
         return [
             last
-            for begin, last in self._completions.get(tokens[-1], ())
-            if len(begin) <= num_output_tokens and tokens[len(tokens) - len(begin) :] == begin
+            for prefix, last in self._bad_words.get(tokens[-1], ())
+            if len(prefix) <= num_output_tokens and tokens[len(tokens) - len(prefix) :] == prefix
         ]
 
 
 class SeenTokens:
-    """The distinct tokens of a prompt and its answer, in the order in which they first came.
+    """The distinct tokens of a prompt and its output, in order of first occurrence.
 
     Attributes:
-        ids: each token once, 64 bits.
-        counts: how often the answer has it.
+        ids: int64 ids, each token once.
+        counts: int64 numbers of occurrences in the output.
     """
 
-    __slots__ = ("_places", "counts", "ids")
+    __slots__ = ("_indices", "counts", "ids")
 
     def __init__(self, prompt_token_ids: Iterable[int] = ()) -> None:
-        """The tokens of a prompt, of which the answer has none yet."""
-        self._places = {
-            token_id: place for place, token_id in enumerate(dict.fromkeys(prompt_token_ids))
+        """Start with the tokens of a prompt, and an empty output."""
+        self._indices = {
+            token_id: index for index, token_id in enumerate(dict.fromkeys(prompt_token_ids))
         }
-        self.ids, self.counts = array("q", self._places), array("q", bytes(8 * len(self._places)))
+        self.ids, self.counts = array("q", self._indices), array("q", bytes(8 * len(self._indices)))
 
     def add(self, token_id: int) -> None:
-        """Take account of a token of the answer."""
-        place = self._places.setdefault(token_id, len(self.ids))
-        if place == len(self.ids):
+        """Count a token of the output."""
+        index = self._indices.setdefault(token_id, len(self.ids))
+        if index == len(self.ids):
             self.ids.append(token_id)
             self.counts.append(0)
-        self.counts[place] += 1
+        self.counts[index] += 1

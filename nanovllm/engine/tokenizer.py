@@ -1,7 +1,8 @@
-"""Text to token ids and back, by the `tokenizers` library.
+"""Encode text to token ids and decode them, by the `tokenizers` library.
 
-A model folder brings tokenizer.json, or GPT-2's own vocab.json and merges.txt (byte-level BPE, Radford et al. 2019, section 2.2).
-Text from users is only ever text: a literal `<|endoftext|>` in it becomes ordinary tokens, unless the caller asks otherwise.
+A model folder has tokenizer.json, or GPT-2's vocab.json and merges.txt (byte-level BPE, Radford et
+al. 2019, section 2.2). Text from users is only ever text: a literal `<|endoftext|>` in it becomes
+ordinary tokens, unless the caller sets `allow_special`.
 """
 
 import json
@@ -21,7 +22,7 @@ _SAMPLE = "Hello, world 1"
 
 @dataclass(frozen=True, slots=True)
 class ControlToken:
-    """A token that was added to a vocabulary, and whether it takes the white space beside it with it."""
+    """An added token, and whether it absorbs the white space to its left and right."""
 
     token_id: int
     strips_left: bool
@@ -32,13 +33,12 @@ class Tokenizer:
     """One model's tokenizer. Its methods may be called from any thread."""
 
     def __init__(self, library: LibraryTokenizer) -> None:
-        """Wrap a tokenizer of the library; it is this object's from now on."""
+        """Take ownership of a tokenizer of the library."""
         library.no_truncation()
         library.no_padding()
         self._plain = library
-        self._plain.encode_special_tokens = (
-            True  # the library's name for: special tokens in the text are plain text
-        )
+        # In the library's terms: encode the names of special tokens as plain text.
+        self._plain.encode_special_tokens = True
         self._with_special = LibraryTokenizer.from_str(library.to_str())
         self._with_special.encode_special_tokens = False
         added = library.get_added_tokens_decoder()
@@ -56,16 +56,16 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> "Tokenizer":
-        """The tokenizer of a model folder; raises CheckpointError that says what is missing or damaged."""
-        whole, vocab, merges = (
-            folder / "tokenizer.json",
-            folder / "vocab.json",
-            folder / "merges.txt",
-        )
+        """Load the tokenizer of a model folder.
+
+        Raises CheckpointError that names what is missing or damaged.
+        """
+        names = ("tokenizer.json", "vocab.json", "merges.txt")
+        tokenizer_json, vocab, merges = (folder / name for name in names)
         try:
             tokenizer = None
-            if whole.is_file():
-                tokenizer = cls(LibraryTokenizer.from_file(str(whole)))
+            if tokenizer_json.is_file():
+                tokenizer = cls(LibraryTokenizer.from_file(str(tokenizer_json)))
             elif vocab.is_file() and merges.is_file():
                 tokenizer = cls(_byte_level_bpe(vocab, merges))
             if tokenizer is not None:
@@ -75,7 +75,7 @@ class Tokenizer:
             raise
         except InvalidRequestError as error:
             raise CheckpointError(
-                f"the tokenizer in {folder} cannot be used: it cannot encode {_SAMPLE!r}: {error.__cause__}"
+                f"the tokenizer in {folder} cannot encode {_SAMPLE!r}: {error.__cause__}"
             ) from None
         except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException
             raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from None
@@ -85,21 +85,25 @@ class Tokenizer:
 
     @property
     def vocab(self) -> int:
-        """Number of tokens, special ones included."""
+        """Number of tokens, including special tokens."""
         return self._plain.get_vocab_size(with_added_tokens=True)
 
     def as_json(self) -> str:
-        """The whole tokenizer as the text of a tokenizer.json."""
+        """Return the tokenizer in the format of tokenizer.json."""
         return str(self._plain.to_str())
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """{text: id} of the special tokens, such as `<|endoftext|>`."""
+        """Ids of the special tokens by name, such as `<|endoftext|>`."""
         return {self._added[token_id]: token_id for token_id in self.special_token_ids}
 
     @property
-    def longest_token(self) -> int | None:
-        """Bytes of text that one token stands for at most; None where an unknown word, or what is left out, may have any length."""
+    def max_token_bytes(self) -> int | None:
+        """Maximum number of bytes of text in one token.
+
+        None where there is no maximum: a normalizer may remove text, and an unknown character
+        sequence of any length may become one token.
+        """
         vocab = self._plain.get_vocab(with_added_tokens=True)
         if (
             not self.is_byte_level
@@ -112,29 +116,33 @@ class Tokenizer:
     def encode(
         self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
     ) -> list[int]:
-        """Token ids of `text`.
+        """Return the token ids of `text`.
 
         Args:
-            add_special_tokens: what the tokenizer puts around every text, if anything; GPT-2's puts nothing.
-            allow_special: read `<|endoftext|>` and the like in the text as the tokens of that name.
+            add_special_tokens: add the tokens that the tokenizer puts around every text, if any.
+                GPT-2 has none.
+            allow_special: read names such as `<|endoftext|>` in the text as special tokens.
+
+        Raises:
+            InvalidRequestError: the tokenizer cannot encode the text.
         """
         library = self._with_special if allow_special else self._plain
         try:
-            (encoding,) = library.encode_batch(
-                [text], add_special_tokens=add_special_tokens
-            )  # unlike encode, it lets other threads run
+            # Unlike `encode`, `encode_batch` releases the GIL.
+            (encoding,) = library.encode_batch([text], add_special_tokens=add_special_tokens)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
             raise InvalidRequestError(
-                f"the model's tokenizer cannot encode this text: {printable(str(error)[:200])}; send other text",
+                f"the model's tokenizer cannot encode this text: {printable(str(error)[:200])}; "
+                "change the text",
                 param="prompt",
             ) from error
         return list(encoding.ids)
 
     @cached_property
     def tokens_around_text(self) -> tuple[list[int], list[int]]:
-        """The special tokens that the tokenizer puts before and after a text; GPT-2's puts none."""
+        """Ids of the special tokens added before and after a text; GPT-2 has none."""
         (encoding,) = self._plain.encode_batch([_SAMPLE], add_special_tokens=True)
         is_text = [not is_special for is_special in encoding.special_tokens_mask]
         if True not in is_text:
@@ -143,13 +151,17 @@ class Tokenizer:
         return encoding.ids[:begin], encoding.ids[end:]
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of a text in which nothing is read as a control token; raises InvalidRequestError where that cannot be."""
+        """Return the token ids of a text without reading any part of it as a control token.
+
+        Raises InvalidRequestError where the tokenizer cannot do that.
+        """
         library, renumbered = self._without_control
         (encoding,) = library.encode_batch([text], add_special_tokens=False)
         token_ids = [renumbered.get(token_id, token_id) for token_id in encoding.ids]
         if not self._control_ids.isdisjoint(token_ids):
             raise InvalidRequestError(
-                "the text has the name of a special token, which this tokenizer cannot write as text; leave it out"
+                "the text contains the name of a special token, which this tokenizer cannot encode "
+                "as text; leave it out"
             )
         return token_ids
 
@@ -159,7 +171,7 @@ class Tokenizer:
 
     @cached_property
     def _without_control(self) -> tuple[LibraryTokenizer, dict[int, int]]:
-        """The same tokenizer without the control tokens, and {its id: our id} of the added tokens that are left."""
+        """The tokenizer without control tokens, and {its id: our id} of its other added tokens."""
         described = json.loads(self.as_json())
         described["added_tokens"] = [
             token
@@ -173,24 +185,24 @@ class Tokenizer:
         return library, {token_id: ours[token.content] for token_id, token in added.items()}
 
     def decode(self, token_ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
-        """Text of `token_ids`; bytes that are no whole character become U+FFFD."""
+        """Return the text of `token_ids`. Bytes of incomplete characters become U+FFFD."""
         kept = [i for i in token_ids if not (skip_special_tokens and i in self.special_token_ids)]
         if self.is_byte_level:
             return b"".join(map(self.token_bytes, kept)).decode("utf-8", errors="replace")
         return str(self._plain.decode(kept, skip_special_tokens=False))
 
     def token_text(self, token_id: int) -> str:
-        """A token's own text, U+FFFD where it is part of a character; empty for an id without a token."""
+        """Return a token's text; U+FFFD for a part of a character, "" for an unknown id."""
         if self.is_byte_level:
             return self.token_bytes(token_id).decode("utf-8", errors="replace")
         return str(self._plain.decode([token_id], skip_special_tokens=False))
 
     def token_name(self, token_id: int) -> str:
-        """A token as the vocabulary spells it, such as `Ġthe`; empty for an id without a token."""
+        """Return a token as spelled in the vocabulary, such as `Ġthe`; "" for an unknown id."""
         return self._plain.id_to_token(token_id) or ""
 
     def token_bytes(self, token_id: int) -> bytes:
-        """A byte-level token's bytes; empty for an id without a token."""
+        """Return the bytes of a byte-level token; b"" for an unknown id."""
         known = self._bytes_of.get(token_id)
         if known is None:
             known = self._bytes_of[token_id] = self._find_bytes(token_id)
@@ -206,7 +218,7 @@ class Tokenizer:
 
 
 def _is_white_space(token: AddedToken) -> bool:
-    """Whether an added token only stands for white space, such as the indentation of programs: such a one is text."""
+    """Return whether an added token is plain white space, such as indentation, and so text."""
     return not token.special and str(token.content).isspace()
 
 
@@ -220,7 +232,10 @@ def _byte_level_bpe(vocab: Path, merges: Path) -> LibraryTokenizer:
 
 
 def _byte_characters() -> Iterable[tuple[str, bytes]]:
-    """GPT-2's printable stand-in for each byte: visible Latin-1 stands for itself, the rest follows from U+0100 on."""
+    """Yield GPT-2's printable character for each byte.
+
+    Visible Latin-1 characters stand for themselves, all other bytes for U+0100 and following.
+    """
     visible = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),
@@ -228,7 +243,7 @@ def _byte_characters() -> Iterable[tuple[str, bytes]]:
     ]
     hidden = [byte for byte in range(256) if byte not in visible]
     yield from ((chr(byte), bytes([byte])) for byte in visible)
-    yield from ((chr(256 + place), bytes([byte])) for place, byte in enumerate(hidden))
+    yield from ((chr(256 + index), bytes([byte])) for index, byte in enumerate(hidden))
 
 
 _BYTE_OF = dict(_byte_characters())

@@ -39,7 +39,7 @@ def search(width: int, length: int, **settings: float) -> list[Beam]:
         [END],
     )
     while not found.is_finished:
-        found.take([position(tuple(prompt)) for prompt in found.prompts()])
+        found.advance([position(tuple(prompt)) for prompt in found.prompts()])
     return found.best(width)
 
 

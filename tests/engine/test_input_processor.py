@@ -145,7 +145,7 @@ def test_a_huge_prompt_is_refused_quickly_and_not_sent_back(
 def test_an_early_refusal_says_no_more_than_is_known(
     input_processor: InputProcessor, tokenizer: Tokenizer
 ) -> None:
-    longest = tokenizer.longest_token
+    longest = tokenizer.max_token_bytes
     assert longest == len(END_OF_TEXT)
     with pytest.raises(
         ContextLengthError,

@@ -46,7 +46,7 @@ def test_the_whole_tokenizer_of_gpt2_gives_the_recorded_ids() -> None:
     whole = Tokenizer.load(Path(os.environ["GPT2_TOKENIZER_DIR"]))
     assert whole.vocab == 50257
     assert whole.special_token_ids == {50256}
-    assert whole.longest_token == 128
+    assert whole.max_token_bytes == 128
     for entry in EXPECTED:
         assert whole.encode(entry["text"]) == entry["ids"]
         assert whole.decode(entry["ids"]) == entry["text"]
@@ -117,7 +117,7 @@ def test_decoding_gives_the_encoded_text_back(
         assert tokenizer.decode(token_ids) == text
         assert b"".join(map(tokenizer.token_bytes, token_ids)) == text.encode()
         assert all(
-            len(tokenizer.token_bytes(token_id)) <= (tokenizer.longest_token or 0)
+            len(tokenizer.token_bytes(token_id)) <= (tokenizer.max_token_bytes or 0)
             for token_id in token_ids
         )
 
@@ -162,7 +162,7 @@ def test_special_tokens_that_the_file_puts_around_a_text_may_be_left_out(tmp_pat
 def test_other_kinds_of_tokenizer_decode_by_the_library() -> None:
     tokenizer = word_piece()
     assert not tokenizer.is_byte_level
-    assert tokenizer.longest_token is None, "an unknown word of any length is one token"
+    assert tokenizer.max_token_bytes is None, "an unknown word of any length is one token"
     assert tokenizer.decode(tokenizer.encode("playing games")) == "playing games"
     assert len(tokenizer.encode("q" * 5000)) == 1
 
@@ -172,12 +172,12 @@ def test_the_longest_token_is_unknown_where_bytes_or_a_normaliser_may_drop_text(
 ) -> None:
     write_tokenizer(tmp_path)
     library = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
-    assert Tokenizer(library).longest_token == len(END_OF_TEXT)
+    assert Tokenizer(library).max_token_bytes == len(END_OF_TEXT)
     library.normalizer = tokenizers.normalizers.Strip()
-    assert Tokenizer(library).longest_token is None
+    assert Tokenizer(library).max_token_bytes is None
     partial = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0}, merges=[]))
     partial.decoder = tokenizers.decoders.ByteLevel()
-    assert Tokenizer(partial).longest_token is None
+    assert Tokenizer(partial).max_token_bytes is None
 
 
 def test_a_folder_without_tokenizer_says_what_it_needs(tmp_path: Path) -> None:

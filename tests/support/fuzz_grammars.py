@@ -81,7 +81,7 @@ class Fuzzer:
         sequence = self._grammars.compile(StructuredOutputs(**fields)).start()
         try:
             for _ in range(MAX_TOKENS):
-                allowed = np.flatnonzero(sequence.allowed())
+                allowed = np.flatnonzero(sequence.allowed_mask())
                 if not allowed.size:
                     return "dead end"
                 token_id = int(self._random.choice(allowed))
@@ -99,7 +99,7 @@ class Fuzzer:
                 self._bystander.close()
             wanted = StructuredOutputs(regex="[ab]*")
             self._bystander = self._grammars.compile(wanted).start()
-        allowed = np.flatnonzero(self._bystander.allowed())
+        allowed = np.flatnonzero(self._bystander.allowed_mask())
         assert len(allowed) == 3, f"the bystander may go on with {allowed.tolist()}"
         self._bystander.accept(int(allowed[0]))
 

@@ -47,7 +47,7 @@ def accepts(grammars: Grammars, tokenizer: Tokenizer, wanted: StructuredOutputs,
     sequence = grammars.compile(wanted).start()
     try:
         for token_id in [*tokenizer.encode(text), grammars.vocab - 1]:
-            if not sequence.allowed()[token_id]:
+            if not sequence.allowed_mask()[token_id]:
                 return False
             sequence.accept(token_id)
     finally:

@@ -1,7 +1,7 @@
-"""Chats: from messages to a prompt by the chat template of a checkpoint.
+"""Chat prompts: messages rendered by a checkpoint's chat template.
 
-messages          checks the messages that a Python program gives
-prompts           from messages to token ids, for the Python API
-template          compiles and renders a template
-template_process  the worker process in which a template runs
+messages          checks the messages of a Python program
+template          a chat template: loading, rendering and tokenization
+template_process  the worker processes in which a template runs
+prompts           messages to token ids, for the Python API
 """

@@ -1,7 +1,7 @@
-"""The messages of a chat as a Python program gives them, checked for a chat template.
+"""Check the chat messages of a Python program.
 
-They are those of the server's chat endpoint: text with a role. A key that is null or empty counts
-as left out, so that a message of an answer can be sent back as it was received.
+They have the format of the server's chat endpoint: text with a role. Keys with null or empty values
+are ignored, so a message of a response can be sent back unchanged.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,9 +16,9 @@ Messages: TypeAlias = Sequence[Mapping[str, object]]
 def list_conversations(
     messages: Iterable[Mapping[str, object] | Messages],
 ) -> list[list[dict[str, Any]]]:
-    """Return the conversations that `messages` is: one or several lists of checked messages.
+    """Return one or several conversations as lists of checked messages.
 
-    Raises InvalidRequestError, which names the message at fault.
+    Raises InvalidRequestError that names the invalid message.
     """
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         _refuse(
@@ -36,7 +36,7 @@ def _read_conversation(messages: Any) -> list[dict[str, Any]]:
         _refuse(f"a conversation is a {type(messages).__name__} but must be a list of messages")
     read = [_read_message(index, message) for index, message in enumerate(messages)]
     if not read:
-        _refuse("there are no messages; give at least one")
+        _refuse("there are no messages; send at least one")
     return read
 
 
@@ -59,7 +59,7 @@ def _read_message(index: int, message: object) -> dict[str, Any]:
 
 
 def _read_content(index: int, content: object) -> str:
-    """Return the text of a message: itself, or its parts of text with a line break between."""
+    """Return the text of a message: a string, or text parts joined by line breaks."""
     if isinstance(content, str):
         return content
     parts: Iterable[Any] = content if isinstance(content, list | tuple) else [content]
@@ -67,10 +67,9 @@ def _read_content(index: int, content: object) -> str:
     for part in parts:
         text = part.get("text") if isinstance(part, Mapping) else None
         if not isinstance(text, str) or part.get("type", "text") != "text":
-            shown = printable(repr(content), 60)
             _refuse(
-                f"message {index} has the content {shown} but must have text, or a list of "
-                '{"type": "text", "text": "..."}'
+                f"message {index} has the content {printable(repr(content), 60)} but must have "
+                'text, or a list of {"type": "text", "text": "..."}'
             )
         texts.append(text)
     return "\n".join(texts)

@@ -1,4 +1,4 @@
-"""ChatPrompts: from the messages of a Python program to token ids, by the server's templates."""
+"""ChatPrompts: convert the messages of a Python program to token ids."""
 
 import os
 from pathlib import Path
@@ -11,47 +11,48 @@ from nanovllm.sampling_params import SamplingParams
 
 
 class ChatPrompts:
-    """Makes prompts of the conversations with one model. Any thread may use it."""
+    """Renders and tokenizes the conversations with one model. Thread-safe."""
 
     def __init__(self, folder: Path, input_processor: InputProcessor) -> None:
-        """Read templates and special tokens from the model's `folder` when they are needed."""
+        """Read templates and special tokens from the model's `folder` on demand."""
         self._folder = folder
         self._input_processor = input_processor
         self._latest: ChatTemplate | None = None
 
     def close(self) -> None:
-        """End the process that renders the latest template. Harmless twice."""
+        """End the process of the latest template. Idempotent."""
         if self._latest is not None:
             self._latest.close()
 
-    def template(self, given: str | os.PathLike[str] | None = None) -> ChatTemplate:
-        """Return the template whose text or file is `given`, by default the model's own.
+    def template(self, chat_template: str | os.PathLike[str] | None = None) -> ChatTemplate:
+        """Return the template from a string or a file, by default the model's own.
 
-        The latest one is kept, and with it the process that renders it. Raises InvalidRequestError
-        where there is none, CheckpointError where a file cannot be used.
+        The latest template is cached, with its process.
+
+        Raises:
+            InvalidRequestError: there is no template.
+            CheckpointError: a file cannot be used.
         """
-        if isinstance(given, str):
-            if "{" not in given:
+        if isinstance(chat_template, str):
+            if "{" not in chat_template:
                 raise InvalidRequestError(
-                    f"chat_template is {given[:80]!r}, which inserts no message; give the text of a "
-                    "Jinja template, or pathlib.Path(...) for a file with one",
+                    f"chat_template is {chat_template[:80]!r}, which inserts no message; pass the "
+                    "text of a Jinja template, or the pathlib.Path of a file",
                     param="chat_template",
                 )
-            found = ChatTemplate.load(self._folder, source=given)
+            template = ChatTemplate.load(self._folder, source=chat_template)
         else:
-            found = ChatTemplate.load(self._folder, None if given is None else Path(given))
-        if found is None:
+            file = None if chat_template is None else Path(chat_template)
+            template = ChatTemplate.load(self._folder, file)
+        if template is None:
             raise InvalidRequestError(
-                f"{self._folder.name} has no chat template; give one by chat_template, or send a "
-                "prompt to generate",
+                f"{self._folder.name} has no chat template; pass chat_template, or send a prompt "
+                "to generate",
                 param="messages",
             )
         latest = self._latest
-        if latest is None or (latest.source, latest.special_tokens) != (
-            found.source,
-            found.special_tokens,
-        ):
-            latest = self._latest = found
+        if latest is None or not latest.is_equal(template):
+            latest = self._latest = template
         return latest
 
     def encode(
@@ -62,7 +63,7 @@ class ChatPrompts:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> list[int]:
-        """Return the prompt's token ids; arguments and errors are those of ChatTemplate.encode."""
+        """Return the token ids of a prompt. See ChatTemplate.encode for arguments and errors."""
         if add_generation_prompt and continue_final_message:
             raise InvalidRequestError(
                 "continue_final_message and add_generation_prompt cannot both be true; set "
@@ -78,7 +79,7 @@ class ChatPrompts:
         )
 
     def params(self, template: ChatTemplate, params: SamplingParams) -> SamplingParams:
-        """Return the settings with the template's end of a turn among the stop tokens."""
+        """Return `params` with the template's end-of-turn token as a stop token."""
         end = template.end_of_turn_id(self._input_processor.tokenizer)
         if end is None or end >= self._input_processor.model.vocab or params.ignore_eos:
             return params

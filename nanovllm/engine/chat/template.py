@@ -1,15 +1,15 @@
-"""A checkpoint's chat template: from messages to the one text that the model was trained to go on from, and to its tokens.
+"""Chat templates: render messages as the prompt that the model was trained on, and tokenize it.
 
-Templates are Jinja in the dialect of transformers' `apply_chat_template`. A checkpoint has one in chat_template.jinja or in
-tokenizer_config.json. It is text from somebody else: it is compiled and rendered in Jinja's sandbox, in a process of its own with
-limits of memory and time (template_process.py).
+Templates are Jinja in the dialect of transformers' `apply_chat_template`. A checkpoint has one in
+chat_template.jinja or in tokenizer_config.json. It is untrusted: it is compiled and rendered in
+Jinja's sandbox, in a process with limits of memory and time (template_process.py).
 
-Special tokens such as `<|im_start|>` are what the template itself writes. The same characters from a message are ordinary text, also
-where the template changes them, cuts them or puts them beside others: which characters it has written is kept with the text
-(sandbox/provenance.py), so that nobody can end his message in the middle and go on in the name of the system.
+Only text that the template wrote can become a special token such as `<|im_start|>`. The same
+characters from a message remain ordinary text, also where the template changes, cuts or joins them,
+because the text carries its provenance (sandbox/provenance.py). So no message can end its turn and
+continue in the name of the system.
 """
 
-import importlib.util
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,30 +28,32 @@ from nanovllm.errors import CheckpointError, InvalidRequestError
 
 MAX_TEMPLATE_CHARACTERS = 256 << 10
 MAX_RENDERED_CHARACTERS = 4 << 20
-MAX_RENDER_S = 2.0  # of processor time: thousands of messages take milliseconds
+MAX_RENDER_S = 2.0  # processor time; thousands of messages take milliseconds
 MAX_RENDER_BYTES = 256 << 20
 
-_GPT2_SPECIAL_TOKENS = dict.fromkeys(
-    ("bos_token", "eos_token", "unk_token"), "<|endoftext|>"
-)  # where a folder names none
+# Defaults where a model folder names no special tokens.
+_GPT2_SPECIAL_TOKENS = dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>")
 _SPECIAL_TOKEN_NAMES = (*_GPT2_SPECIAL_TOKENS, "pad_token", "sep_token", "cls_token", "mask_token")
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """A prompt as text; `spans` are the ranges of its characters that the template itself has written, in order."""
+    """The text of a prompt, and the ordered ranges of characters that the template wrote."""
 
     text: str
     spans: Sequence[tuple[int, int]]
 
 
 class ChatTemplate:
-    """One template; it may be used from any thread."""
+    """One template. Thread-safe."""
 
     def __init__(
         self, source: str, origin: str, special_tokens: Mapping[str, str] | None = None
     ) -> None:
-        """`origin` names it in errors; `special_tokens` are what it calls `eos_token` and the like."""
+        """Use the template `source`.
+
+        `origin` names it in errors. `special_tokens` are the values of `eos_token` and others.
+        """
         self.source = source
         self.origin = origin
         self.special_tokens = {**_GPT2_SPECIAL_TOKENS, **(special_tokens or {})}
@@ -60,34 +62,35 @@ class ChatTemplate:
     def load(
         cls, folder: Path, file: Path | None = None, *, source: str | None = None
     ) -> "ChatTemplate | None":
-        """Return the template whose text is `source` or in `file`, or else that of a model folder.
+        """Return the template in `source` or `file`, by default that of a model folder.
 
-        None where the folder has none. Raises CheckpointError for a file that is damaged.
+        Returns None where the folder has none. Raises CheckpointError for an invalid file.
         """
         settings = {
             **_read_json(folder / "special_tokens_map.json"),
             **_read_json(folder / "tokenizer_config.json"),
         }
-        own = folder / "chat_template.jinja"
-        path = file if file is not None else own if own.is_file() else None
+        origin = folder / "tokenizer_config.json"
+        jinja = folder / "chat_template.jinja"
         if source is not None:
-            path = Path("(given as text)")
+            origin = Path("(passed as text)")
+        elif file is not None or jinja.is_file():
+            origin = file if file is not None else jinja
+            source = _read_text(origin)
         else:
-            source = (
-                _read_text(path)
-                if path is not None
-                else _default_template(settings.get("chat_template"))
-            )
+            source = _default_template(settings.get("chat_template"))
         if source is None:
             return None
         tokens = {name: _token_text(settings.get(name)) for name in _SPECIAL_TOKEN_NAMES}
-        origin = str(path or folder / "tokenizer_config.json")
-        return cls(
-            source, origin, {name: text for name, text in tokens.items() if text is not None}
-        )
+        special_tokens = {name: text for name, text in tokens.items() if text is not None}
+        return cls(source, str(origin), special_tokens)
+
+    def is_equal(self, other: "ChatTemplate") -> bool:
+        """Return whether both templates render all messages alike."""
+        return (self.source, self.special_tokens) == (other.source, other.special_tokens)
 
     def check(self) -> None:
-        """Raise CheckpointError where the template is not one."""
+        """Raise CheckpointError where the template cannot be compiled."""
         processes = self._processes
         try:
             processes.check(MAX_RENDER_S)
@@ -95,18 +98,18 @@ class ChatTemplate:
             raise self._invalid(error) from None
         except TemplateLimitError as error:
             raise CheckpointError(
-                f"the chat template {self.origin} cannot be compiled: it {_described(error.limit)}"
+                f"the chat template {self.origin} cannot be compiled: it {_describe(error.limit)}"
             ) from None
 
     def close(self) -> None:
-        """End the processes that render it; a later call starts one for itself. Harmless twice."""
+        """End the template's processes. A later call starts another one. Idempotent."""
         if "_processes" in self.__dict__:
             self._processes.close()
 
     def end_of_turn_id(self, tokenizer: Tokenizer) -> int | None:
-        """Return the id of the token that ends a turn, the template's `eos_token`; None where it has none.
+        """Return the id of the template's `eos_token`; None where there is none.
 
-        It ends the assistant's answer, whichever token config.json calls the end of text.
+        It ends the assistant's turn, whatever `eos_token_id` config.json has.
         """
         return tokenizer.special_tokens.get(self.special_tokens["eos_token"])
 
@@ -120,18 +123,19 @@ class ChatTemplate:
         continue_final_message: bool = False,
         add_special_tokens: bool = False,
     ) -> list[int]:
-        """Return the token ids of the prompt that `messages` make.
+        """Render `messages` and return the token ids of the prompt.
 
         Args:
-            tokenizer: the model's.
-            check_text: may refuse the prompt's text before time is spent on it.
-            add_generation_prompt: end with the beginning of the assistant's answer.
-            continue_final_message: end in the middle of the last message, which goes on.
-            add_special_tokens: with those that the tokenizer puts around every text.
+            messages: the conversation.
+            tokenizer: the model's tokenizer.
+            check_text: called with the prompt's text before it is tokenized; may raise.
+            add_generation_prompt: append the header of the assistant's turn.
+            continue_final_message: leave the last message open, for the model to continue.
+            add_special_tokens: add the tokens that the tokenizer puts around every text.
 
         Raises:
             InvalidRequestError: the template refuses the messages.
-            CheckpointError: the template is not one.
+            CheckpointError: the template is invalid.
         """
         prompt = self.render_prompt(
             messages,
@@ -150,7 +154,10 @@ class ChatTemplate:
         return [*before, *token_ids, *after]
 
     def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the prompt as text, the beginning of the assistant's answer included; raises as `encode`."""
+        """Return the text of the prompt, with the header of the assistant's turn.
+
+        Raises as `encode`.
+        """
         return self.render_prompt(messages).text
 
     def render_prompt(
@@ -160,10 +167,10 @@ class ChatTemplate:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> RenderedPrompt:
-        """Return the prompt as text and what of it the template wrote; arguments and errors are those of `encode`."""
+        """Return the prompt with its provenance. See `encode` for arguments and errors."""
         processes = self._processes
         try:
-            answer, body = processes.render(
+            reply, body = processes.render(
                 messages,
                 self.special_tokens,
                 max_characters=MAX_RENDERED_CHARACTERS,
@@ -174,24 +181,21 @@ class ChatTemplate:
         except TemplateInvalidError as error:
             raise self._invalid(error) from None
         except TemplateLimitError as error:
-            remedy = "send less, or start the server with another --chat-template"
-            _refuse(f"for these messages the chat template {_described(error.limit)}; {remedy}")
-        if answer["op"] == "refused":
-            _refuse(answer["message"])
-        if answer["op"] == "failed":
-            _refuse(f"the chat template cannot render these messages: {answer['message']}")
-        spans = [(start, end) for start, end in answer["spans"]]
+            remedy = "send fewer messages, or start the server with another --chat-template"
+            _refuse(f"for these messages the chat template {_describe(error.limit)}; {remedy}")
+        if reply["op"] == "refused":
+            _refuse(reply["message"])
+        if reply["op"] == "failed":
+            _refuse(f"the chat template cannot render these messages: {reply['message']}")
+        spans = [(start, end) for start, end in reply["spans"]]
         return RenderedPrompt(body.decode("utf-8", "surrogatepass"), spans)
 
     @cached_property
     def _processes(self) -> TemplateProcesses:
         if len(self.source) > MAX_TEMPLATE_CHARACTERS:
             raise CheckpointError(
-                f"the chat template {self.origin} has {len(self.source)} characters, the limit is {MAX_TEMPLATE_CHARACTERS}"
-            )
-        if importlib.util.find_spec("jinja2") is None:
-            raise CheckpointError(
-                "chat templates need the package jinja2, which is not installed; pip install jinja2"
+                f"the chat template {self.origin} has {len(self.source)} characters, the limit is "
+                f"{MAX_TEMPLATE_CHARACTERS}"
             )
         return TemplateProcesses(self.source, memory_bytes=MAX_RENDER_BYTES)
 
@@ -202,7 +206,10 @@ class ChatTemplate:
 def split_at_tokens(
     prompt: RenderedPrompt, tokenizer: Tokenizer
 ) -> Iterator[tuple[str, int | None]]:
-    """Yield the text up to each token that the template has spelled out, and its id; at the end the rest, and None."""
+    """Split a prompt at the control tokens that the template wrote.
+
+    Yields the text before each token and the token's id, at the end the rest and None.
+    """
     tokens = tokenizer.control_tokens
     names = "|".join(re.escape(name) for name in sorted(tokens, key=len, reverse=True))
     begin = 0
@@ -218,10 +225,10 @@ def split_at_tokens(
     yield rest.lstrip() if strips_next else rest, None
 
 
-def _described(limit: str | None) -> str:
-    """Return what a template did whose process has ended."""
+def _describe(limit: str | None) -> str:
+    """Return why the process of a template ended."""
     return {
-        "time": f"works for more than {MAX_RENDER_S:g} s",
+        "time": f"takes more than {MAX_RENDER_S:g} s",
         "memory": f"needs more than {MAX_RENDER_BYTES >> 20} MiB of memory",
         "stack": "is nested too deeply",
     }.get(limit or "", "ended its process")
@@ -239,31 +246,29 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    """A file's settings; none where there is no such file."""
+    """Return the JSON object in a file; empty where there is no such file."""
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read: {error}; mend the file, or delete it"
-        ) from None
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path} is no JSON object; mend the file, or delete it")
-    return found
+        raise CheckpointError(f"{path} cannot be read: {error}; fix or delete the file") from None
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} is not a JSON object; fix or delete the file")
+    return settings
 
 
-def _default_template(given: object) -> str | None:
-    """tokenizer_config.json has one template, or a list of named ones, of which this is the default."""
-    if isinstance(given, list):
+def _default_template(setting: object) -> str | None:
+    """Return the default of one template or a list of named ones, as in tokenizer_config.json."""
+    if isinstance(setting, list):
         named = {
-            entry.get("name"): entry.get("template") for entry in given if isinstance(entry, dict)
+            entry.get("name"): entry.get("template") for entry in setting if isinstance(entry, dict)
         }
-        given = named.get("default")
-    return given if isinstance(given, str) else None
+        setting = named.get("default")
+    return setting if isinstance(setting, str) else None
 
 
-def _token_text(given: object) -> str | None:
-    """A special token is written as its text, or as an object that has it."""
-    content = given.get("content") if isinstance(given, dict) else given
+def _token_text(setting: object) -> str | None:
+    """Return the text of a special token, which is a string or an object with `content`."""
+    content = setting.get("content") if isinstance(setting, dict) else setting
     return content if isinstance(content, str) else None

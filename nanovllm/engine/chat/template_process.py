@@ -1,6 +1,7 @@
 """Worker processes that compile and render one chat template; see sandbox/template_worker.py.
 
-Each call has a process to itself, for which it may wait. A process that reaches a limit ends, and the next call starts another.
+Each call has exclusive use of a process, and may wait for one. A process that reaches a limit ends,
+and the next call starts another.
 """
 
 import os
@@ -18,12 +19,12 @@ from nanovllm.engine.sandbox.messages import Channel, Message, MessageError
 from nanovllm.engine.sandbox.spawn import end, spawn
 
 _MAX_PROCESSES = 2
-_WALL_S_PER_CPU_S = 20.0  # of waiting for a busy machine
+_WALL_S_PER_CPU_S = 20.0  # a busy machine slows the process down
 _START_S = 60.0
 
 
 class TemplateLimitError(Exception):
-    """A process has reached a limit; `limit` is "time", "memory" or "stack", or None where it ended otherwise."""
+    """A process has ended. `limit` is "time", "memory" or "stack"; None for another cause."""
 
     def __init__(self, limit: str | None) -> None:
         super().__init__(limit)
@@ -31,7 +32,7 @@ class TemplateLimitError(Exception):
 
 
 class TemplateInvalidError(Exception):
-    """The source is no template."""
+    """The source is not a valid template."""
 
 
 @dataclass(slots=True, eq=False)
@@ -40,35 +41,35 @@ class _Process:
     connection: socket.socket
     channel: Channel
 
-    def ask(self, header: dict[str, Any], body: bytes, timeout_s: float) -> Message:
-        """Send a message and return the answer; raises TemplateLimitError, and then the process has ended."""
+    def call(self, header: dict[str, Any], body: bytes, timeout_s: float) -> Message:
+        """Send a message and return the reply. Raises TemplateLimitError if the process ends."""
         try:
             self.connection.settimeout(timeout_s)
             self.channel.send(header, body)
-            answer = self.channel.receive()
+            reply = self.channel.receive()
         except TimeoutError:
             self.end()
             raise TemplateLimitError("time") from None
         except (OSError, MessageError):
-            answer = None
-        if answer is None:
+            reply = None
+        if reply is None:
             try:
                 code = self.process.wait(timeout=5.0)
             except subprocess.TimeoutExpired:
                 code = None
             self.end()
             raise TemplateLimitError(reached_limit(code))
-        return answer
+        return reply
 
     def end(self) -> None:
         end(self.process, self.connection)
 
 
 class TemplateProcesses:
-    """Renders one template. Any thread may call it."""
+    """Renders one template. Thread-safe."""
 
     def __init__(self, source: str, *, memory_bytes: int) -> None:
-        """Start nothing yet; each process may take `memory_bytes` for its work."""
+        """Start nothing yet. `memory_bytes` limits the memory that a process may add."""
         self._source = source
         self._memory_bytes = memory_bytes
         self._owner = os.getpid()
@@ -78,14 +79,19 @@ class TemplateProcesses:
         weakref.finalize(self, _end_all, self._idle, self._owner)
 
     def check(self, cpu_s: float) -> None:
-        """Raise TemplateInvalidError where the source is no template, TemplateLimitError where compiling it takes too much."""
+        """Compile the template.
+
+        Raises:
+            TemplateInvalidError: the source is invalid.
+            TemplateLimitError: compiling reaches a limit.
+        """
         with self._free:
             self._put_back(self._take(cpu_s))
 
     def close(self) -> None:
-        """End the processes, those in use after their call. Harmless twice.
+        """End all processes, those in use after their call. Idempotent.
 
-        A later call starts a process that ends with it.
+        A later call starts a process that ends after the call.
         """
         self._is_closed = True
         self._end_idle()
@@ -100,7 +106,7 @@ class TemplateProcesses:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> Message:
-        """Return the worker's answer: rendered, refused or failed. Raises as `check`."""
+        """Return the worker's reply: rendered, refused or failed. Raises as `check`."""
         header = {
             "op": "render", "messages": messages, "special_tokens": special_tokens,
             "max_characters": max_characters, "cpu_s": cpu_s,
@@ -110,12 +116,12 @@ class TemplateProcesses:
         with self._free:
             process = self._take(cpu_s)
             try:
-                answer = process.ask(header, b"", cpu_s * _WALL_S_PER_CPU_S)
+                reply = process.call(header, b"", cpu_s * _WALL_S_PER_CPU_S)
             except BaseException:
                 process.end()
                 raise
             self._put_back(process)
-        return answer
+        return reply
 
     def _put_back(self, process: _Process) -> None:
         """Keep a process for the next call."""
@@ -130,7 +136,7 @@ class TemplateProcesses:
 
     def _take(self, cpu_s: float) -> _Process:
         """Return a process that has compiled the template."""
-        if self._owner != os.getpid():  # those of the process that this one was forked from
+        if self._owner != os.getpid():  # forked: the idle processes belong to the parent
             self._owner, self._idle = os.getpid(), []
             weakref.finalize(self, _end_all, self._idle, self._owner)
         while self._idle:
@@ -143,9 +149,9 @@ class TemplateProcesses:
         header = {"op": "compile", "memory_bytes": self._memory_bytes, "cpu_s": cpu_s}
         source = self._source.encode("utf-8", "surrogatepass")
         try:
-            answer, _ = process.ask(header, source, _START_S + cpu_s * _WALL_S_PER_CPU_S)
-            if answer["op"] != "compiled":
-                raise TemplateInvalidError(answer["message"])
+            reply, _ = process.call(header, source, _START_S + cpu_s * _WALL_S_PER_CPU_S)
+            if reply["op"] != "compiled":
+                raise TemplateInvalidError(reply["message"])
         except BaseException:
             process.end()
             raise

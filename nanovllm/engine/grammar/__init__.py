@@ -3,7 +3,7 @@
 grammar      the grammars of requests, as the engine sees them
 masks        requests masks from the workers, and receives them
 pool         compiles grammars, each in a worker process
-pool_thread  the thread that starts, watches and ends the workers
-table        the grammars of a pool and their states
-limits       limits of grammars, and their errors
+pool_thread  the thread that starts, monitors and ends the workers
+table        the grammars of a pool, and their states
+limits       resource limits of grammars, and error messages
 """

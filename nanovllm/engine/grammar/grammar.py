@@ -1,17 +1,18 @@
-"""Grammars that answers follow, token by token, by the llguidance library (https://github.com/guidance-ai/llguidance).
+"""Grammars of structured outputs, by the llguidance library (github.com/guidance-ai/llguidance).
 
-A grammar says which tokens may come next; the sampler draws among those, and the grammar is told which one was drawn:
+At each position a grammar allows some tokens. The sampler draws one of them, and the grammar
+accepts it:
 
-    compile  text of a grammar -> its beginning       once for equal texts
-    start    beginning -> a sequence's own position   for each sequence; a preempted sequence keeps it
-    allowed  position -> which tokens may follow      at each step
-    accept   position, token -> the next position
+    compile       text of a grammar -> CompiledGrammar    once for equal texts
+    start         CompiledGrammar -> Grammar              for each sequence; kept over a preemption
+    allowed_mask  -> allowed tokens                       at each step
+    accept        token -> next position                  at each step
 
-Where the text may end, the end of text is among the tokens that may follow; where it must, it is the only one.
+The end-of-text token is allowed where the output may end, and is the only one where it must.
 
-The library runs in worker processes (grammar/pool.py, sandbox/), so that no grammar can take this process down, fill its memory or
-hold up its steps. What is here only asks them: compiling goes on after `begin` has returned, and the mask of the next position comes
-some time after `accept`.
+The library runs in worker processes (grammar/pool.py, sandbox/), so no grammar can end this
+process, fill its memory or delay its steps. This module only sends requests: compiling continues
+after `begin` has returned, and a mask arrives some time after `accept`.
 """
 
 import functools
@@ -36,21 +37,21 @@ from nanovllm.errors import InvalidRequestError, NanovllmError
 from nanovllm.structured_outputs import StructuredOutputs
 
 LATE_S = 0.2
-"""Age of a missing mask from which on its sequence keeps no place in the batch: being computed again costs less."""
-_NO_END = "structured_outputs needs an end of text, which this model does not have (eos_token_id)"
+"""Sequences whose mask is later than this may be preempted: recomputing them costs less."""
+_NO_END = "structured_outputs requires an end-of-text token, but the model has no eos_token_id"
 
 
 class Grammar:
-    """A position in a grammar; for one sequence and one thread."""
+    """One sequence's position in a grammar. Not thread-safe."""
 
     def __init__(self, compiled: "CompiledGrammar", number: int) -> None:
-        """Stand at the beginning."""
+        """Start at the first position; `number` identifies the sequence."""
         self._compiled = compiled
         self._sequence = MaskSequence(number, compiled.pooled)
         self._is_closed = False
         self._ids_mask: bytes | None = None
         self._ids = np.empty(0, dtype=np.int64)
-        self._asked_at_s = math.inf
+        self._requested_s = math.inf
 
     @property
     def vocab(self) -> int:
@@ -59,12 +60,12 @@ class Grammar:
 
     @property
     def is_late(self) -> bool:
-        """Whether the mask has been waited for so long that others may take the sequence's place meanwhile."""
-        return not self.is_ready and time.monotonic() - self._asked_at_s > LATE_S
+        """Whether the mask is so late that the sequence may be preempted."""
+        return not self.is_ready and time.monotonic() - self._requested_s > LATE_S
 
     @property
     def is_ready(self) -> bool:
-        """Whether it is known which tokens may come next."""
+        """Whether the mask of the next token has arrived."""
         sequence = self._sequence
         if sequence.mask is None and not sequence.tokens:
             sequence.mask = sequence.grammar.first_mask
@@ -72,18 +73,18 @@ class Grammar:
 
     @property
     def error(self) -> NanovllmError | None:
-        """Why it will never be known."""
+        """Why the mask will never arrive; None otherwise."""
         sequence = self._sequence
         return sequence.error or (None if sequence.tokens else sequence.grammar.error)
 
-    def allowed(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        """Return whether each token of the vocabulary may come next, waiting until that is known; raises `error`."""
+    def allowed_mask(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """Wait for the mask and return it as an array of shape [vocab]. Raises `error`."""
         return unpack_mask(self._wait(), self._compiled.grammars.vocab)
 
     def allowed_ids(self) -> "np.ndarray[tuple[int], np.dtype[np.int64]]":
-        """Return the tokens that may come next, ascending, waiting as `allowed` does.
+        """Wait for the mask and return the allowed tokens in ascending order. Raises `error`.
 
-        Masks often repeat, inside a string for instance, so the latest result is kept.
+        Masks often repeat, for instance inside a string, so the latest result is cached.
         """
         mask = self._wait()
         if mask != self._ids_mask:
@@ -92,7 +93,7 @@ class Grammar:
         return self._ids
 
     def _wait(self) -> bytes:
-        """Return the mask of the next position once it is known; raises `error`."""
+        """Wait for the packed mask and return it. Raises `error`."""
         while not self.is_ready:
             if self.error is not None:
                 raise self.error
@@ -104,54 +105,55 @@ class Grammar:
     def accept(self, token_id: int) -> None:
         """Accept a token, and queue the request for the next mask; `Grammars.flush` sends it."""
         if not self._is_closed:
-            self._asked_at_s = time.monotonic()
+            grammars = self._compiled.grammars
+            self._requested_s = time.monotonic()
             self._sequence.tokens.append(token_id)
-            self._compiled.grammars.masks.ask(self._compiled.grammars.pool, self._sequence)
+            grammars.masks.request(grammars.pool, self._sequence)
 
     def close(self) -> None:
-        """Ask for nothing more; what is known stays known."""
+        """Request no more masks."""
         if not self._is_closed:
             self._is_closed = True
             self._compiled.grammars.masks.drop(self._compiled.grammars.pool, self._sequence)
 
 
 class CompiledGrammar:
-    """The beginning of a grammar, which may still be compiling. May be used from any thread.
+    """A grammar that is compiled, or being compiled. Thread-safe.
 
-    Deleting it ends the compilation, as when its requests have been refused; a compiled grammar
-    stays in the pool.
+    Deleting it cancels the compilation, for instance after its request was rejected. A compiled
+    grammar stays in the pool.
     """
 
     def __init__(self, grammars: "Grammars", pooled: PooledGrammar, pool: GrammarPool) -> None:
-        """Become a holder of `pooled`, which `pool.get` has returned for it."""
+        """Take ownership of one hold on `pooled`, from `pool.get`."""
         self.grammars = grammars
         self.pooled = pooled
         weakref.finalize(self, pool.drop_holder, pooled).atexit = False
 
     @property
     def error(self) -> NanovllmError | None:
-        """Why it cannot be used."""
+        """Why the grammar cannot be used; None otherwise."""
         return self.pooled.error
 
     def start(self) -> Grammar:
-        """Return a position of its own at the beginning."""
-        return Grammar(self, next(self.grammars.numbers))
+        """Return the first position, for a new sequence."""
+        return Grammar(self, next(self.grammars.sequence_numbers))
 
-    def allowed(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-        """Return whether each token of the vocabulary may come first."""
+    def allowed_mask(self) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+        """Return the mask of the first position, an array of shape [vocab]."""
         assert self.pooled.first_mask is not None
         return unpack_mask(self.pooled.first_mask, self.grammars.vocab)
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Have `watcher` called on another thread once it is compiled or has failed, perhaps at once."""
+        """Call `watcher` on another thread once the grammar is compiled or has failed."""
         self.grammars.pool.watch(self.pooled, watcher)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Take a watcher back: where it was the last, compiling ends at once."""
+        """Remove a watcher. Removing the last one cancels the compilation."""
         self.grammars.pool.unwatch(self.pooled, watcher)
 
     def wait(self) -> None:
-        """Wait until it is compiled; raises what came of it instead."""
+        """Wait until the grammar is compiled. Raises `error`."""
         done = threading.Event()
         self.watch(done.set)
         try:
@@ -163,7 +165,10 @@ class CompiledGrammar:
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer. `begin` and `compile` may be called from any thread, `poll` and `wait` from the engine's."""
+    """The grammars of one model.
+
+    `begin`, `compile` and `is_full` are thread-safe. All else runs on the engine's thread.
+    """
 
     def __init__(
         self,
@@ -172,9 +177,14 @@ class Grammars:
         eos_token_ids: Sequence[int],
         limits: GrammarLimits | None = None,
     ) -> None:
-        """For a model of `vocab` tokens whose answers end with one of `eos_token_ids`."""
+        """Start no processes yet; the first grammar does.
+
+        Args:
+            vocab: number of logits per position, at least that of tokens.
+            eos_token_ids: tokens that end the output.
+        """
         self.vocab = vocab
-        self.numbers = itertools.count()
+        self.sequence_numbers = itertools.count()
         self._tokenizer = tokenizer
         self._eos_token_ids = tuple(eos_token_ids)
         self._limits = limits or GrammarLimits()
@@ -189,7 +199,7 @@ class Grammars:
 
     @property
     def pool(self) -> GrammarPool:
-        """The workers of this process."""
+        """The pool of workers, created on first use."""
         with self._lock:
             if self._pool is None:
                 vocab = max(self.vocab, self._tokenizer.vocab)
@@ -198,36 +208,44 @@ class Grammars:
                 self._finalizer = weakref.finalize(self, self._pool.close, waits=False)
             return self._pool
 
-    def begin(self, wanted: StructuredOutputs) -> CompiledGrammar:
-        """Return a grammar that is being compiled, or is known already.
+    def begin(self, spec: StructuredOutputs) -> CompiledGrammar:
+        """Return a grammar that may still be compiling.
 
-        Raises InvalidRequestError where it can be known at once that it cannot be used, QueueFullError where too many are waiting.
+        Raises:
+            InvalidRequestError: the model has no end-of-text token.
+            QueueFullError: too many grammars wait to be compiled.
         """
         if not self._eos_token_ids:
             raise InvalidRequestError(_NO_END, param=PARAM)
-        key = hashlib.blake2b(wanted.key.encode()).hexdigest()
+        key = hashlib.blake2b(spec.key.encode()).hexdigest()
         pool = self.pool
-        pooled = pool.get(key, _source(wanted))
+        pooled = pool.get(key, _source(spec))
         with self._lock:
-            known = self._compiled.get(key)
-            if known is None or known.pooled is not pooled:
-                known = self._compiled[key] = CompiledGrammar(self, pooled, pool)
+            compiled = self._compiled.get(key)
+            if compiled is None or compiled.pooled is not pooled:
+                compiled = self._compiled[key] = CompiledGrammar(self, pooled, pool)
             else:
-                pool.drop_holder(pooled)  # `known` is its holder
-            return known
+                pool.drop_holder(pooled)  # `compiled` has its own hold
+            return compiled
 
-    def compile(self, wanted: StructuredOutputs) -> CompiledGrammar:
-        """Return the beginning of a grammar once it is compiled; raises as `begin`, and InvalidRequestError where it is none."""
-        compiled = self.begin(wanted)
+    def compile(self, spec: StructuredOutputs) -> CompiledGrammar:
+        """Return a grammar once it is compiled.
+
+        Raises as `begin`, and InvalidRequestError where the grammar is invalid.
+        """
+        compiled = self.begin(spec)
         compiled.wait()
         return compiled
 
     def flush(self) -> None:
-        """Send the requests for masks that `Grammar.accept` has queued."""
+        """Send the mask requests that `Grammar.accept` has queued."""
         self.masks.flush()
 
     def poll(self, grace_s: float = 0.0) -> None:
-        """Take in the masks that have come, and those that come within a moment; see `MaskClient.wait_for_prompt`."""
+        """Receive the masks that have arrived, or arrive within `grace_s`.
+
+        See `MaskClient.wait_for_prompt`.
+        """
         if self._pool is not None:
             self.masks.poll(self._pool)
             self.masks.wait_for_prompt(self._pool, grace_s)
@@ -238,12 +256,12 @@ class Grammars:
         return self._pool is not None and self._pool.is_full
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for a mask, or until a grammar is compiled, no longer than `timeout_s`; then poll."""
+        """Wait up to `timeout_s` for a mask or a compiled grammar, then poll."""
         self.masks.wait(timeout_s)
         self.poll()
 
     def reset_after_fork(self) -> None:
-        """Leave the workers and their sockets to the parent process; this one starts its own."""
+        """Abandon the parent's workers in a forked process, which starts its own."""
         pool, self._pool = self._pool, None
         self._lock = threading.Lock()  # another thread of the parent may hold the copy
         self._compiled = weakref.WeakValueDictionary()
@@ -253,7 +271,7 @@ class Grammars:
             pool.abandon()
 
     def close(self) -> None:
-        """End all workers; what is compiling fails with EngineNotReadyError. Harmless twice."""
+        """End all workers; running compilations fail with EngineNotReadyError. Idempotent."""
         with self._lock:
             pool = self._pool
         if pool is not None:
@@ -261,25 +279,25 @@ class Grammars:
 
 
 def _reset(grammars: "weakref.ref[Grammars]") -> None:
-    """Start anew in a forked process."""
-    found = grammars()
-    if found is not None:
-        found.reset_after_fork()
+    """Reset in a forked process."""
+    alive = grammars()
+    if alive is not None:
+        alive.reset_after_fork()
 
 
 def unpack_mask(mask: bytes, vocab: int) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
-    """Return one boolean for each of `vocab` tokens, from one bit each, the lowest of a byte first."""
+    """Unpack one bit per token, the lowest bit of a byte first, to booleans of shape [vocab]."""
     allowed = np.zeros(vocab, dtype=np.bool_)
-    found = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocab]
-    allowed[: found.size] = found
+    bits = np.unpackbits(np.frombuffer(mask, dtype=np.uint8), bitorder="little")[:vocab]
+    allowed[: bits.size] = bits
     return allowed
 
 
-def _source(wanted: StructuredOutputs) -> dict[str, object]:
-    """Return the one kind of grammar that is asked for, with its text."""
-    if wanted.json_object:
+def _source(spec: StructuredOutputs) -> dict[str, object]:
+    """Return {kind: value} of the grammar, as the worker's `compile` message has it."""
+    if spec.json_object:
         return {"json": {"type": "object"}}
-    if wanted.json is not None:
-        return {"closed_json" if wanted.disable_additional_properties else "json": wanted.json}
+    if spec.json is not None:
+        return {"closed_json" if spec.disable_additional_properties else "json": spec.json}
     kinds = ("regex", "grammar", "choice")
-    return {kind: value for kind in kinds if (value := getattr(wanted, kind)) is not None}
+    return {kind: value for kind in kinds if (value := getattr(spec, kind)) is not None}

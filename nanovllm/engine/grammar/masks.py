@@ -83,7 +83,7 @@ class _Worker:
     is_lost: bool = False
 
     def next_batch(self) -> list[MaskSequence]:
-        """Take the sequences to request now out of `queued`: all, or one suspect alone."""
+        """Remove the next sequences to request from `queued`: all, or one suspect alone."""
         if any(sequence.is_suspect for sequence in self.waiting.values()):
             return []
         suspects = [sequence for sequence in self.queued.values() if sequence.is_suspect]
@@ -99,7 +99,7 @@ class MaskClient:
     """The connections to all workers. One thread uses it, except for `wake`."""
 
     def __init__(self, limits: GrammarLimits) -> None:
-        """Start without workers."""
+        """Create a client without workers."""
         self._limits = limits
         self._workers: dict[int, _Worker] = {}
         self._unattached: dict[int, MaskSequence] = {}
@@ -119,7 +119,7 @@ class MaskClient:
         with suppress(BlockingIOError, OSError):
             self._wake.send(b".")
 
-    def ask(self, pool: GrammarPool, sequence: MaskSequence) -> None:
+    def request(self, pool: GrammarPool, sequence: MaskSequence) -> None:
         """Queue a request for the mask after the sequence's tokens; `flush` sends it."""
         sequence.mask = None
         worker = self._workers.get(sequence.worker)
@@ -152,7 +152,7 @@ class MaskClient:
         """Send the queued requests, one message per worker."""
         for worker in self._workers.values():
             if not worker.is_lost and (worker.queued or worker.unsent):
-                self._request(worker)
+                self._send_requests(worker)
 
     def poll(self, pool: GrammarPool) -> None:
         """Receive the masks that have arrived, and send queued requests, without waiting."""
@@ -170,17 +170,17 @@ class MaskClient:
         self.flush()
 
     def wait(self, timeout_s: float) -> None:
-        """Wait for a mask or for `wake`, no longer than `timeout_s`."""
+        """Wait up to `timeout_s` for a mask or for `wake`."""
         ready = [key.fileobj for key, _ in self._selector.select(timeout_s)]
         if self._woken in ready:
             with suppress(BlockingIOError):
                 self._woken.recv(4096)
 
     def wait_for_prompt(self, pool: GrammarPool, grace_s: float) -> None:
-        """Wait for the masks of prompt workers, no longer than `grace_s` after their request.
+        """Wait for the masks of prompt workers, at most `grace_s` after their request.
 
-        Masks usually arrive before the next step begins or shortly after. Without the wait their
-        sequences would miss every other step. A worker with late replies is not waited for.
+        Most masks arrive before the next step starts or shortly after. Without this wait their
+        sequences would miss every second step. Workers with late replies are not waited for.
         """
         grace_s = min(grace_s, _PROMPT_S)
         while True:
@@ -213,7 +213,7 @@ class MaskClient:
         sequence.worker, sequence.num_sent = lease.worker, 0
         worker.queued[sequence.number] = sequence
 
-    def _request(self, worker: _Worker) -> None:
+    def _send_requests(self, worker: _Worker) -> None:
         """Send the next batch of queued sequences."""
         batch = worker.next_batch()
         if not batch:
@@ -233,7 +233,7 @@ class MaskClient:
         """Send a message after what is unsent, as far as the socket takes it."""
         if header is not None:
             worker.unsent += pack(header)
-        with suppress(OSError):  # the socket is full, or has closed, which reading finds out
+        with suppress(OSError):  # the socket is full; or has closed, which `_read` handles
             while worker.unsent:
                 del worker.unsent[: worker.connection.socket.send(worker.unsent)]
 
@@ -246,7 +246,7 @@ class MaskClient:
                 self._lose(pool, worker)
         except BlockingIOError:
             self._check_time(pool, worker, now_s)
-        except (OSError, MessageError, KeyError, TypeError, ValueError):  # the worker is unsound
+        except (OSError, MessageError, KeyError, TypeError, ValueError):  # the worker is broken
             self._lose(pool, worker)
 
     def _receive(self, worker: _Worker, header: dict[str, Any], body: bytes, now_s: float) -> None:
@@ -293,7 +293,7 @@ class MaskClient:
             pool.end_worker(worker.grammar, worker.number, "time")
 
     def _lose(self, pool: GrammarPool, worker: _Worker) -> None:
-        """Move the sequences of a worker that has ended to the next worker, or fail the cause."""
+        """Move the sequences of an ended worker to the next one, and fail the one at fault."""
         if not worker.is_lost:
             worker.is_lost = True
             self._selector.unregister(worker.connection.socket)
@@ -301,7 +301,7 @@ class MaskClient:
         lost_by = worker.grammar.lost_by
         is_known = worker.grammar.worker != worker.number or lost_by is not None
         if not is_known and worker.grammar.error is None:
-            return  # the pool's thread has yet to find out why
+            return  # the pool's thread does not know the cause yet
         self._remove(worker)
         if worker.grammar.worker != worker.number:
             lost_by = ""

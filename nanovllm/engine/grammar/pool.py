@@ -1,8 +1,8 @@
-"""Compiles grammars, each in a worker process of its own, and keeps workers for later requests.
+"""Compile grammars, each in its own worker process, and keep workers for later requests.
 
-A thread (grammar/pool_thread.py) starts, watches and ends the workers; it never waits for one of
-them. Its commands come by a queue. `GrammarTable` has the states of the grammars, `GrammarLimits`
-what a worker may use.
+A thread (grammar/pool_thread.py) starts, monitors and ends the workers, and never blocks on one.
+It receives commands by a queue. `GrammarTable` has the states of the grammars, `GrammarLimits` the
+limits of a worker.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from nanovllm.engine.sandbox.launcher import Tokens
 
 
 class GrammarPool:
-    """Workers for the grammars of one tokenizer. Any thread may call its methods."""
+    """Workers for the grammars of one tokenizer. Thread-safe."""
 
     def __init__(
         self, tokens: Tokens, limits: GrammarLimits, on_change: Callable[[], None]
@@ -27,79 +27,77 @@ class GrammarPool:
         self.limits = limits
         self._table = GrammarTable(limits.max_waiting + limits.max_compiling)
         self._thread = PoolThread(tokens, limits, self._table, on_change)
+        self._commands = self._thread.commands
 
     def get(self, key: str, source: dict[str, Any]) -> PooledGrammar:
-        """Return a grammar for one more holder; compiling a new one begins.
+        """Return a grammar for one more holder, and start compiling a new one.
 
         The holder calls `drop_holder` once.
 
-        Raises QueueFullError when too many wait, EngineNotReadyError when the pool is closed.
+        Raises:
+            QueueFullError: too many grammars wait.
+            EngineNotReadyError: the pool is closed.
         """
         grammar, is_new = self._table.get(key, source)
         if is_new:
             self._thread.start()
-            self._thread.post(lambda: self._thread.enqueue(grammar))
+            self._commands.post(lambda: self._thread.enqueue(grammar))
         return grammar
 
     def drop_holder(self, grammar: PooledGrammar) -> None:
-        """Remove one holder. Without any other holder or watcher, compiling ends.
+        """Remove one holder. Removing the last holder or watcher cancels the compilation.
 
         Takes no lock, so a finalizer may call it.
         """
-        self._thread.post_unless_ended(lambda: self._thread.drop_holder(grammar))
+        self._commands.post_unless_ended(lambda: self._thread.drop_holder(grammar))
 
     @property
     def is_full(self) -> bool:
-        """Whether more than half of the grammars wait that may."""
+        """Whether the compile queue is more than half full."""
         return self._table.num_unsettled() > self.limits.max_waiting // 2
-
-    @property
-    def is_compiling(self) -> bool:
-        """Whether a worker compiles."""
-        return self._thread.is_compiling
 
     def acquire(self, grammar: PooledGrammar) -> Lease | None:
         """Return the grammar's worker for one more sequence.
 
-        Without a worker return None: one is started, or `grammar.error` says why not.
+        Returns None where there is none. A worker is then started, unless `grammar.error` is set.
         """
         lease, compiles_again = self._table.acquire(grammar)
         if compiles_again:
-            self._thread.post(lambda: self._thread.enqueue(grammar))
+            self._commands.post(lambda: self._thread.enqueue(grammar))
         return lease
 
     def release(self, grammar: PooledGrammar, worker: int) -> None:
-        """Take back what `acquire` gave to one sequence."""
+        """Return the worker that `acquire` gave to one sequence."""
         self._table.release(grammar, worker)
 
     def watch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
-        """Call `watcher` on the pool's thread once the grammar is settled, perhaps at once."""
-        self._thread.post(lambda: self._thread.watch(grammar, watcher))
+        """Call `watcher` on the pool's thread once the grammar is settled."""
+        self._commands.post(lambda: self._thread.watch(grammar, watcher))
 
     def unwatch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
-        """Remove a watcher. Without any other watcher, compiling ends at once."""
-        self._thread.post(lambda: self._thread.unwatch(grammar, watcher))
+        """Remove a watcher. Removing the last one cancels the compilation."""
+        self._commands.post(lambda: self._thread.unwatch(grammar, watcher))
 
     def end_worker(self, grammar: PooledGrammar, worker: int, limit: str = "") -> None:
-        """End this worker of the grammar: it has reached a limit, or no sequence needs it."""
-        self._thread.post(lambda: self._thread.end_worker(grammar, worker, limit))
+        """End this worker of the grammar, because of a limit or because no sequence needs it."""
+        self._commands.post(lambda: self._thread.end_worker(grammar, worker, limit))
 
     def slow_down(self, worker: int) -> None:
         """Give a worker the lowest priority."""
-        self._thread.post(lambda: self._thread.slow_down(worker))
+        self._commands.post(lambda: self._thread.slow_down(worker))
 
     def report_lost(self, grammar: PooledGrammar, worker: int) -> None:
-        """Report that the worker's socket has closed."""
-        self._thread.post(lambda: self._thread.check_lost(grammar, worker))
+        """Report that a worker has closed its socket."""
+        self._commands.post(lambda: self._thread.check_lost(grammar, worker))
 
     def close(self, *, waits: bool = True) -> None:
-        """End all workers, and wait for that unless told not to. Harmless twice."""
+        """End all workers, and with `waits` wait for the thread. Idempotent."""
         self._table.close()
         self._thread.end()
         if waits:
             self._thread.join()
 
     def abandon(self) -> None:
-        """Close the descriptors that a forked process has inherited; the parent uses the pool."""
+        """Close the inherited descriptors in a forked process; the parent keeps the pool."""
         self._table.abandon()
         self._thread.abandon()

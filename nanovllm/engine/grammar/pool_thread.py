@@ -1,6 +1,7 @@
-"""The thread of a grammar pool: it starts, watches and ends worker processes.
+"""The thread of a grammar pool: it starts, monitors and ends worker processes.
 
-Other threads call `start`, `post`, `post_unless_ended`, `join` and `abandon`. All other methods run on the thread.
+Other threads post commands and call `start`, `end`, `join` and `abandon`. All other methods run on
+the thread.
 """
 
 import contextlib
@@ -26,17 +27,15 @@ from nanovllm.engine.grammar.table import (
     PooledGrammar,
     stopped_error,
 )
-from nanovllm.engine.sandbox.launcher import START_S, Launcher, Tokens, launcher
+from nanovllm.engine.sandbox.launcher import START_S, Launcher, Tokens, make_launcher
 from nanovllm.engine.sandbox.limits import reached_limit
 from nanovllm.engine.sandbox.messages import MessageError, MessageReader, pack
 from nanovllm.errors import EngineFaultError, NanovllmError, QueueFullError
 
 logger = logging.getLogger(__name__)
 
-_CHECK_S = 0.25  # how often times are checked while grammars wait or compile
-_MAX_ENDS = (
-    3  # fork servers that may end in a row, without a grammar compiled, before those that wait fail
-)
+_CHECK_S = 0.25  # interval between timeout checks while grammars wait or compile
+_MAX_ENDS = 3  # ends of the fork server, with no grammar compiled between, until waiting ones fail
 
 
 class PoolThread:
@@ -49,12 +48,12 @@ class PoolThread:
         table: GrammarTable,
         on_change: Callable[[], None],
     ) -> None:
-        """Start nothing yet; `on_change` is called when a grammar has changed its state."""
+        """Start nothing yet. `on_change` is called when a grammar has changed its state."""
         self._tokens = tokens
         self._limits = limits
         self._table = table
         self._on_change = on_change
-        self._commands = CommandQueue()
+        self.commands = CommandQueue()
         self._thread: threading.Thread | None = None
         self._selector = selectors.DefaultSelector()
         self._launcher: Launcher | None = None
@@ -70,33 +69,20 @@ class PoolThread:
 
     def start(self) -> None:
         """Start the thread unless it runs or has ended."""
-        with self._commands.lock:
-            if self._thread is None and not self._commands.has_ended:
+        with self.commands.lock:
+            if self._thread is None and not self.commands.has_ended:
                 self._thread = threading.Thread(
                     target=self._run, name="nanovllm-grammars", daemon=True
                 )
                 self._thread.start()
 
-    def post(self, command: Callable[[], None]) -> None:
-        """Run a command on the thread, or here once the thread has ended."""
-        self._commands.post(command)
-
-    def post_unless_ended(self, command: Callable[[], None]) -> None:
-        """Run a command on the thread, or never; for a finalizer."""
-        self._commands.post_unless_ended(command)
-
     def end(self) -> None:
-        """End the thread, whose table is closed."""
-        self.post(lambda: None)
-        with self._commands.lock:
+        """End the thread, after its table was closed."""
+        self.commands.post(lambda: None)
+        with self.commands.lock:
             if self._thread is None:
-                self._commands.end()
+                self.commands.end()
                 self._selector.close()
-
-    @property
-    def is_compiling(self) -> bool:
-        """Whether a worker compiles."""
-        return bool(self._compiling)
 
     def join(self) -> None:
         """Wait until the thread has ended."""
@@ -107,10 +93,9 @@ class PoolThread:
     def abandon(self) -> None:
         """Close all descriptors without a message to the workers, in a forked process.
 
-        The fork server and the workers would otherwise outlive the parent for as long as this
-        process runs, because their sockets would stay open.
+        Open copies of their sockets would let the fork server and the workers outlive the parent.
         """
-        self._commands.abandon()
+        self.commands.abandon()
         self._selector.close()
         for grammar in self._workers.values():
             if grammar.connection is not None:
@@ -121,10 +106,11 @@ class PoolThread:
     # On the thread ------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        self._selector.register(self._commands.woken, selectors.EVENT_READ, self._commands.run)
+        self._selector.register(self.commands.woken, selectors.EVENT_READ, self.commands.run)
         try:
             while not self._table.is_closed:
-                for key, _ in self._selector.select(self._next_check_s()):
+                timeout_s = _CHECK_S if self._waiting or self._compiling else None
+                for key, _ in self._selector.select(timeout_s):
                     key.data()
                 self._launch_waiting()
                 self._check_times()
@@ -134,16 +120,13 @@ class PoolThread:
             self._table.close()
             with contextlib.suppress(Exception):
                 self._end_all(stopped_error())
-            self._commands.end()
+            self.commands.end()
             self._selector.close()
-
-    def _next_check_s(self) -> float | None:
-        return _CHECK_S if self._waiting or self._compiling else None
 
     # Commands -----------------------------------------------------------------------------------
 
     def enqueue(self, grammar: PooledGrammar) -> None:
-        """Compile a grammar when its turn comes."""
+        """Append a grammar to the compile queue."""
         grammar.since_s = time.monotonic()
         if self._table.is_closed:
             self._settle(grammar, stopped_error())
@@ -152,7 +135,7 @@ class PoolThread:
 
     def watch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
         """Call `watcher` once the grammar is settled."""
-        if self._commands.has_ended and not grammar.is_settled:
+        if self.commands.has_ended and not grammar.is_settled:
             self._settle(grammar, stopped_error())
         if grammar.is_settled:
             watcher()
@@ -160,7 +143,7 @@ class PoolThread:
             grammar.watchers.append(watcher)
 
     def unwatch(self, grammar: PooledGrammar, watcher: Callable[[], None]) -> None:
-        """Remove a watcher; end a compilation that no other watcher waits for."""
+        """Remove a watcher, and cancel the compilation if it was the last."""
         if watcher not in grammar.watchers:
             return
         grammar.watchers.remove(watcher)
@@ -169,19 +152,19 @@ class PoolThread:
             self._cancel(grammar)
 
     def drop_holder(self, grammar: PooledGrammar) -> None:
-        """Remove a holder; end a compilation that nobody needs."""
+        """Remove a holder, and cancel the compilation if nobody needs it."""
         if self._table.drop_holder(grammar):
             self._cancel(grammar)
 
     def _cancel(self, grammar: PooledGrammar) -> None:
-        """End the wait or the compilation of a grammar that the table no longer has."""
+        """Cancel a grammar that was removed from the table."""
         if grammar in self._waiting:
             self._waiting.remove(grammar)
         self._disconnect(grammar)
-        self._settle(grammar, QueueFullError("the grammar was given up; try again"))
+        self._settle(grammar, QueueFullError("the grammar was cancelled; try again"))
 
     def end_worker(self, grammar: PooledGrammar, worker: int, limit: str) -> None:
-        """End this worker, if it is still the grammar's."""
+        """End this worker if it is still the grammar's."""
         if self._workers.get(worker) is grammar:
             self._lose(grammar, limit)
 
@@ -191,7 +174,7 @@ class PoolThread:
             self._launcher.slow_down(worker)
 
     def check_lost(self, grammar: PooledGrammar, worker: int) -> None:
-        """Find out why a worker's socket has closed; the fork server reports it by itself."""
+        """Find out why a worker has closed its socket, unless the fork server will report it."""
         if self._workers.get(worker) is not grammar or self._launcher is None:
             return
         self._stop_reading(grammar)
@@ -203,11 +186,10 @@ class PoolThread:
     def _start_launcher(self) -> None:
         self._is_loaded, self._launched_s = False, time.monotonic()
         try:
-            self._launcher = launcher(self._tokens)
+            self._launcher = make_launcher(self._tokens)
         except OSError as error:
-            self._fail_waiting(
-                EngineFaultError(f"a process for grammars cannot be started: {error}")
-            )
+            message = f"the process that compiles grammars cannot be started: {error}"
+            self._fail_waiting(EngineFaultError(message))
             return
         connection = self._launcher.connection
         if connection is None:
@@ -235,12 +217,12 @@ class PoolThread:
         elif event["op"] == "exited":
             grammar = self._workers.get(event["id"])
             if grammar is not None and event["id"] in self._compiling:
-                self._receive(grammar)  # its last message may say why
+                self._receive(grammar)  # its last message may have the reason
             if grammar is not None and self._workers.get(event["id"]) is grammar:
                 self._lose(grammar, reached_limit(event["code"]) or "")
 
     def _close_launcher(self) -> None:
-        """Close a fork server that has ended, and its workers; the next grammar starts another."""
+        """Close a fork server that has ended, and its workers. The next grammar starts another."""
         if self._launcher is not None:
             if self._launcher.connection is not None:
                 self._selector.unregister(self._launcher.connection)
@@ -259,7 +241,7 @@ class PoolThread:
     # Compiling ----------------------------------------------------------------------------------
 
     def _launch_waiting(self) -> None:
-        """Start workers for the first grammars that wait, as far as the limits allow."""
+        """Start workers for waiting grammars, as far as the limits allow."""
         if self._waiting and self._launcher is None:
             self._start_launcher()
         while (
@@ -271,16 +253,14 @@ class PoolThread:
             self._launch(self._waiting.popleft())
 
     def _make_room(self) -> bool:
-        """Evict idle grammars until one more worker fits; return whether it does."""
-        limits = self._limits
+        """Evict idle grammars until one more worker fits. Return whether it does."""
         num_workers = len(self._workers) + 1
         num_bytes = sum(grammar.num_bytes for grammar in self._workers.values())
-        num_bytes += limits.memory_bytes * (len(self._compiling) + 1)
+        num_bytes += self._limits.memory_bytes * (len(self._compiling) + 1)
 
         def fits(evicted: list[PooledGrammar]) -> bool:
-            left = num_workers - len(evicted)
-            left_bytes = num_bytes - sum(grammar.num_bytes for grammar in evicted)
-            return left <= limits.max_workers and (left_bytes <= limits.max_bytes or left == 1)
+            bytes_left = num_bytes - sum(grammar.num_bytes for grammar in evicted)
+            return self._limits.allow(num_workers - len(evicted), bytes_left)
 
         evicted = self._table.evict(fits)
         for grammar in evicted:
@@ -297,14 +277,7 @@ class PoolThread:
         self._num_started += 1
         worker = self._num_started
         try:
-            connected = self._launcher.start(worker)
-            try:
-                connected.settimeout(START_S)
-                connected.sendall(pack(header))
-            except OSError:
-                connected.close()
-                self._launcher.kill(worker)
-                raise
+            connected = self._launcher.start(worker, pack(header))
         except OSError as error:
             if self._launcher.connection is None:
                 self._settle(grammar, EngineFaultError(f"a grammar cannot be compiled: {error}"))
@@ -321,7 +294,7 @@ class PoolThread:
     def _receive(self, grammar: PooledGrammar) -> None:
         """Receive the result of a compilation."""
         if grammar.connection is None:
-            return  # an earlier event of the same round ended it
+            return  # an earlier event of the same `select` ended it
         try:
             data = grammar.connection.socket.recv(1 << 16)
             messages = list(grammar.reader.feed(data))
@@ -334,7 +307,7 @@ class PoolThread:
         for header, body in messages:
             op, message = header.get("op"), str(header.get("message"))
             if op == "loaded":
-                continue  # a worker that was not forked
+                continue  # the worker was spawned
             if op == "compiled" and isinstance(header.get("num_bytes"), int):
                 self._stop_reading(grammar)
                 del self._compiling[grammar.worker]
@@ -355,7 +328,7 @@ class PoolThread:
                 self._selector.unregister(grammar.connection.socket)
 
     def _lose(self, grammar: PooledGrammar, limit: str) -> None:
-        """End a worker; a grammar that it was compiling fails."""
+        """End a worker, and fail the grammar that it was compiling."""
         was_compiling = grammar.state is GrammarState.COMPILING
         self._disconnect(grammar)
         self._table.set_lost(grammar, limit)
@@ -367,7 +340,7 @@ class PoolThread:
             self._settle(grammar, EngineFaultError("the process that compiled the grammar ended"))
 
     def _compile_again(self, grammar: PooledGrammar) -> None:
-        """Put a grammar first in the queue; the fork server ended, and not by its fault."""
+        """Return a grammar to the front of the queue after the fork server has ended."""
         self._disconnect(grammar)
         self._table.set_waiting(grammar)
         self._waiting.appendleft(grammar)
@@ -399,7 +372,7 @@ class PoolThread:
             self._settle(self._waiting.popleft(), error)
 
     def _check_times(self) -> None:
-        """End what takes too long."""
+        """End work that has exceeded its timeout."""
         now_s, limits = time.monotonic(), self._limits
         is_loading = self._launcher is not None and not self._is_loaded
         if is_loading and now_s - self._launched_s > START_S:
@@ -414,7 +387,7 @@ class PoolThread:
             and self._waiting
             and now_s - self._waiting[0].since_s > limits.max_wait_s
         ):
-            message = "the grammars of other requests take all places; try again later"
+            message = "the grammars of other requests occupy all workers; try again later"
             self._settle(self._waiting.popleft(), QueueFullError(message))
 
     def _end_all(self, error: NanovllmError) -> None:

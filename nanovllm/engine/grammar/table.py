@@ -1,14 +1,13 @@
-"""The grammars that a pool knows, and their states.
+"""The grammars of a pool, and their states.
 
     WAITING --> COMPILING --> READY <--> EVICTED
                     |
                     +-------> FAILED
 
-An EVICTED grammar has no worker any more: it was idle when another grammar needed its place, or its
-worker ended. It is compiled again when a sequence needs it. A FAILED grammar is not tried again.
+An EVICTED grammar has lost its worker: it was idle when another grammar needed a worker, or its
+worker ended. It is compiled again when a sequence needs it. A FAILED grammar is not compiled again.
 
-Any thread may call the table's methods. Each takes the lock for a moment, and none waits for a
-worker.
+The table is thread-safe. Its methods hold the lock briefly, and none waits for a worker.
 """
 
 import contextlib
@@ -23,13 +22,13 @@ from typing import Any
 from nanovllm.engine.sandbox.messages import MessageReader
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError, NanovllmError, QueueFullError
 
-_MAX_KNOWN = 512  # grammars without a worker whose first mask or error is kept
+_MAX_WITHOUT_WORKER = 512  # grammars without a worker whose first mask or error is kept
 
 
 class Connection:
     """The parent's end of a worker's socket.
 
-    It is closed once nothing refers to it, so never while another thread reads from it.
+    It closes once nothing refers to it, so never while another thread reads from it.
     """
 
     __slots__ = ("socket",)
@@ -41,7 +40,7 @@ class Connection:
         self.socket.close()
 
     def cut(self) -> None:
-        """End the connection: a reader finds the end of the stream."""
+        """Shut the connection down: a reader sees the end of the stream."""
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_RDWR)
 
@@ -74,14 +73,14 @@ class PooledGrammar:
         worker: number of its latest worker; each worker has a new number.
         connection: socket of its worker, None without one. While the grammar is READY, only the
             engine's thread reads and writes it.
-        holders: requests that may use the grammar, whether or not they need a worker.
-        users: sequences that need the worker.
-        first_mask: mask of the first position, once compiled.
-        num_bytes: memory that the worker adds to what it shares.
-        error: why it cannot be used.
+        holders: number of requests that may use the grammar, with or without a worker.
+        users: number of sequences that need the worker.
+        first_mask: packed mask of the first position, once compiled.
+        num_bytes: private memory of the worker.
+        error: why the grammar cannot be used.
         lost_by: limit that ended the latest worker, "" for another cause; None while it runs.
-        since_s: when it began to wait or to compile.
-        watchers: called on the pool's thread once it is settled.
+        since_s: time at which it began to wait or to compile.
+        watchers: called on the pool's thread once the grammar is settled.
     """
 
     key: str
@@ -114,7 +113,7 @@ class GrammarTable:
     """The grammars of one pool, the least recently used first."""
 
     def __init__(self, max_unsettled: int) -> None:
-        """Start empty; no more than `max_unsettled` grammars may wait or compile."""
+        """Create an empty table; at most `max_unsettled` grammars may wait or compile."""
         self._max_unsettled = max_unsettled
         self._lock = threading.RLock()  # a finalizer may call `close` while this thread holds it
         self._grammars: OrderedDict[str, PooledGrammar] = OrderedDict()
@@ -134,7 +133,9 @@ class GrammarTable:
     def get(self, key: str, source: dict[str, Any]) -> tuple[PooledGrammar, bool]:
         """Return the grammar of this key for one more holder, and whether it is new.
 
-        Raises EngineNotReadyError when closed, QueueFullError when too many grammars wait.
+        Raises:
+            EngineNotReadyError: the table is closed.
+            QueueFullError: too many grammars wait.
         """
         with self._lock:
             if self._is_closed:
@@ -155,18 +156,18 @@ class GrammarTable:
             return grammar, True
 
     def num_unsettled(self) -> int:
-        """Return how many grammars wait or compile for the first time."""
+        """Return the number of grammars that wait or compile for the first time."""
         with self._lock:
             return sum(not grammar.is_settled for grammar in self._grammars.values())
 
     def _trim(self) -> None:
         """Remove the least recently used grammars that have no worker."""
-        without = [
+        idle_keys = [
             key
             for key, grammar in self._grammars.items()
             if grammar.state in (GrammarState.EVICTED, GrammarState.FAILED)
         ]
-        for key in without[: max(0, len(without) - _MAX_KNOWN)]:
+        for key in idle_keys[: max(0, len(idle_keys) - _MAX_WITHOUT_WORKER)]:
             del self._grammars[key]
 
     def acquire(self, grammar: PooledGrammar) -> tuple[Lease | None, bool]:
@@ -185,7 +186,7 @@ class GrammarTable:
             return None, True
 
     def release(self, grammar: PooledGrammar, worker: int) -> None:
-        """Take back a sequence's use of this worker."""
+        """Return the worker that `acquire` gave to a sequence."""
         with self._lock:
             if grammar.worker == worker and grammar.users:
                 grammar.users -= 1
@@ -193,7 +194,7 @@ class GrammarTable:
     # For the pool's thread ----------------------------------------------------------------------
 
     def drop_holder(self, grammar: PooledGrammar) -> bool:
-        """Remove one holder. Return whether nobody needs the result: then the grammar is removed."""
+        """Remove one holder. Return whether the grammar was removed, since nobody needs it."""
         with self._lock:
             grammar.holders -= 1
             if grammar.holders or grammar.watchers or grammar.is_settled:
@@ -208,30 +209,30 @@ class GrammarTable:
             grammar.state, grammar.lost_by = GrammarState.COMPILING, None
 
     def set_ready(self, grammar: PooledGrammar, num_bytes: int, first_mask: bytes) -> None:
-        """Store what a worker has compiled."""
+        """Store the result of a compilation."""
         with self._lock:
             grammar.num_bytes, grammar.first_mask = num_bytes, first_mask
             grammar.state, grammar.users = GrammarState.READY, 0
 
     def set_waiting(self, grammar: PooledGrammar) -> None:
-        """Let a grammar wait for another worker."""
+        """Mark a grammar as waiting for another worker."""
         with self._lock:
             grammar.state = GrammarState.WAITING
 
     def set_lost(self, grammar: PooledGrammar, limit: str) -> None:
-        """Store what ended a grammar's worker."""
+        """Store the limit that ended a grammar's worker."""
         with self._lock:
             grammar.lost_by, grammar.state, grammar.users = limit, GrammarState.EVICTED, 0
 
     def set_failed(self, grammar: PooledGrammar, error: NanovllmError) -> None:
-        """Store an error, and keep the grammar only where trying again gives the same error."""
+        """Store an error, and keep the grammar only if a retry would give the same error."""
         with self._lock:
             grammar.error, grammar.state, grammar.source = error, GrammarState.FAILED, {}
             if not isinstance(error, InvalidRequestError):
                 self.remove(grammar)
 
     def take_connection(self, grammar: PooledGrammar) -> Connection | None:
-        """Take a grammar's connection away, so that no more sequences use it."""
+        """Remove and return a grammar's connection, so that no more sequences use it."""
         with self._lock:
             connection, grammar.connection = grammar.connection, None
             return connection
@@ -242,15 +243,15 @@ class GrammarTable:
         self._is_closed = True
 
     def remove(self, grammar: PooledGrammar) -> None:
-        """Forget a grammar; the next request for it starts anew."""
+        """Remove a grammar; the next request for it compiles it again."""
         with self._lock:
             if self._grammars.get(grammar.key) is grammar:
                 del self._grammars[grammar.key]
 
     def evict(self, is_enough: Callable[[list[PooledGrammar]], bool]) -> list[PooledGrammar]:
-        """Evict idle grammars, the least recently used first, until `is_enough` of those evicted.
+        """Evict idle grammars, the least recently used first, until `is_enough(evicted)`.
 
-        Returns the evicted grammars, whose workers are to be ended.
+        Returns the evicted grammars; the caller ends their workers.
         """
         with self._lock:
             idle = [

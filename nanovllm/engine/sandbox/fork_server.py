@@ -1,9 +1,9 @@
-"""A process that has llguidance and the tokenizer loaded, and forks a worker for each grammar.
+"""A process that loads llguidance and the tokenizer, and forks a worker for each grammar.
 
-Forking shares the tokenizer's memory and takes a few milliseconds, where loading takes some tenths of a second.
+Workers share the tokenizer's memory. Forking takes milliseconds, loading tenths of a second.
 
     -> load   see grammar_worker                    <- loaded | failed
-    -> fork   id; with the worker's socket          (the worker answers on that)
+    -> fork   id; with the worker's socket          (the worker replies on that)
     -> kill   id
     -> slow   id: lower the worker's priority
                                                     <- exited: id, code
@@ -24,7 +24,7 @@ _SLOW_NICE = 19
 
 
 def serve_forks(channel: Channel) -> None:
-    """Load, then fork and watch over workers until the socket closes."""
+    """Load, then fork workers and report their exits until the socket closes."""
     library = load(channel)
     if library is not None:
         _ForkServer(channel, library).serve()
@@ -35,9 +35,9 @@ class _ForkServer:
         self._channel = channel
         self._library = library
         self._reader = MessageReader()
-        self._sockets: list[int] = []  # received ahead of the messages that they belong to
+        self._sockets: list[int] = []  # received, but their messages are not yet read
         self._workers: dict[int, int] = {}  # {pid: id}
-        self._own: list[socket.socket | selectors.BaseSelector] = []  # closed in workers
+        self._own: list[socket.socket | selectors.BaseSelector] = []  # to close in workers
 
     def serve(self) -> None:
         wake, woken = socket.socketpair()
@@ -55,14 +55,14 @@ class _ForkServer:
                     if wake in ready:
                         wake.recv(4096)
                     self._reap()
-                    if self._channel.socket in ready and not self._obey():
+                    if self._channel.socket in ready and not self._handle_messages():
                         return
             finally:
                 for pid in self._workers:
                     os.kill(pid, signal.SIGKILL)
 
-    def _obey(self) -> bool:
-        """Carry out what has arrived; False at the end of the stream."""
+    def _handle_messages(self) -> bool:
+        """Handle the messages that have arrived. Return False at the end of the stream."""
         data, files, _, _ = socket.recv_fds(self._channel.socket, 1 << 16, 16)
         self._sockets += files
         if not data:
@@ -83,7 +83,7 @@ class _ForkServer:
     def _fork(self, worker: int, number: int) -> None:
         try:
             pid = os.fork()
-        except OSError:  # no memory or no more processes: the parent sees the worker's socket close
+        except OSError:  # out of memory or processes: the parent sees the worker's socket close
             os.close(number)
             self._channel.send({"op": "exited", "id": worker, "code": None})
             return
@@ -98,7 +98,7 @@ class _ForkServer:
                 inherited.close()
             for other in self._sockets:
                 os.close(other)
-            with suppress(OSError, MessageError):  # the parent has gone
+            with suppress(OSError, MessageError):  # the parent has ended
                 serve_grammar(Channel(socket.socket(fileno=number)), self._library)
             os._exit(0)
         finally:

@@ -1,12 +1,12 @@
 r"""Translate GBNF, llama.cpp's notation of grammars, to llguidance's Lark.
 
-    root   ::= "select " column (", " column)*     # the answer follows the rule `root`
+    root   ::= "select " column (", " column)*     # the start rule is `root`
     column ::= [a-z_] [a-z0-9_]{0,30} | "*"
 
-vLLM's EBNF is the same notation. llguidance splits text into lexemes and always prefers the longest
-one: after its own translation (`llguidance.gbnf_to_lark`) nothing matches `word "b"` where a word
-may contain a b. Here every lexeme is a single character, none of which begins another, so
-that the translation describes exactly the texts of the original.
+vLLM's EBNF is the same notation. llguidance splits text into lexemes and always takes the longest.
+In the output of its own `llguidance.gbnf_to_lark`, nothing matches `name "b"` where a name may
+contain a b. Here every lexeme is a single character, and none is a prefix of another. So the
+translation describes exactly the language of the original.
 
 https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 """
@@ -34,22 +34,22 @@ _CHARACTER = re.compile(
     r"|\\(?P<escaped>[^0-9A-Za-z]|[nrt])|(?P<plain>[^\\])",
     re.DOTALL,
 )
-_NEVER = re.compile(r"\{\s*0+\s*(?:,\s*0+\s*)?\}")  # which Lark has not
+_ZERO_TIMES = re.compile(r"\{\s*0+\s*(?:,\s*0+\s*)?\}")  # not supported by Lark
 _CONTROLS = {"n": "\n", "r": "\r", "t": "\t"}
 
 
 def is_gbnf(text: str) -> bool:
-    """Return whether a grammar defines rules by `::=`, as Lark never does."""
+    """Return whether a grammar defines rules by `::=`, which Lark does not have."""
     return _LOOKS_LIKE_GBNF.search(text) is not None
 
 
 def gbnf_to_lark(text: str) -> str:
-    """Return the grammar in Lark's notation; raises ValueError that names the line at fault."""
+    """Return the grammar in Lark's notation. Raises ValueError that names the invalid line."""
     return _Translation(text).lark()
 
 
 class _Translation:
-    """Translates from left to right; the output has one line a rule."""
+    """Translates from left to right, to one line per rule."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -58,9 +58,9 @@ class _Translation:
         self._uses: dict[str, int] = {}  # {name: position of its first use}
         self._output: list[str] = []
         self._open: list[int] = []  # positions of the open parentheses in the output
-        self._item = 0  # position in the output of the item that was read last
+        self._item = 0  # position in the output of the latest item
         self._can_repeat = False  # after an item without a repetition
-        self._is_empty = False  # the alternative that is being read has no item yet
+        self._is_empty = False  # the current alternative has no item yet
 
     def lark(self) -> str:
         """Return the translation."""
@@ -74,7 +74,7 @@ class _Translation:
             self._position = match.end()
         self._end_rule()
         if "root" not in self._rules:
-            raise ValueError("grammar: it has no rule root, which the answer would follow")
+            raise ValueError("grammar: it has no rule root, which is the start rule")
         for name, position in self._uses.items():
             if name not in self._rules:
                 self._position = position
@@ -95,8 +95,8 @@ class _Translation:
             self._take_symbol(value)
         elif kind == "repeat":
             if not self._can_repeat:
-                raise self._error(f"nothing stands before {value} that it could repeat")
-            if _NEVER.fullmatch(value):
+                raise self._error(f"there is nothing to repeat before {value}")
+            if _ZERO_TIMES.fullmatch(value):
                 self._output[self._item :] = ['""']
             else:
                 self._output.append(re.sub(r"\s", "", value))
@@ -142,12 +142,12 @@ class _Translation:
         self._can_repeat, self._is_empty = symbol == ")", symbol != ")"
 
     def _literal(self, text: str) -> str:
-        """Return a text as one lexeme a character."""
+        """Return a text as one lexeme per character."""
         items = [_lexeme(code) for code, _ in self._characters(text)] or ['""']
         return items[0] if len(items) == 1 else f"({' '.join(items)})"
 
     def _class(self, text: str) -> str:
-        """Return a set of characters as a regular expression."""
+        """Return a character class as a regular expression."""
         is_negated = text.startswith("^")
         characters = self._characters(text[is_negated:])
         if not characters:
@@ -167,30 +167,30 @@ class _Translation:
         return f"/[{'^' if is_negated else ''}{ranges}]/"
 
     def _characters(self, text: str) -> list[tuple[int, bool]]:
-        """Return each character's code, and whether it was written as an escape."""
-        found: list[tuple[int, bool]] = []
+        """Return each character's code point, and whether it is written as an escape."""
+        characters: list[tuple[int, bool]] = []
         position = 0
         while position < len(text):
             match = _CHARACTER.match(text, position)
             if match is None or match.lastgroup is None:
                 shown = json.dumps(text[position:][:10], ensure_ascii=False)[1:-1]
-                raise self._error(f"{shown.replace(chr(92) * 2, chr(92))} is no escape")
+                raise self._error(f"{shown.replace(chr(92) * 2, chr(92))} is not a valid escape")
             kind, value = match.lastgroup, match[match.lastgroup]
             code = int(value, 16) if kind in "xuU" else ord(_CONTROLS.get(value, value)[0])
             if kind == "plain":
                 code = ord(value)
             if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-                raise self._error(f"{match[0]} is no character")
-            found.append((code, kind != "plain"))
+                raise self._error(f"{match[0]} is not a character")
+            characters.append((code, kind != "plain"))
             position = match.end()
-        return found
+        return characters
 
     def _error(self, message: str) -> ValueError:
-        """Return the error for the token at the current position."""
+        """Return the error at the current position."""
         line = self._text.count("\n", 0, self._position) + 1
         return ValueError(f"grammar, line {line}: {message}")
 
 
 def _lexeme(code: int) -> str:
-    """Return a character in Lark's notation, whose strings cannot hold DEL."""
+    """Return a character in Lark's notation. Lark's strings cannot contain DEL."""
     return r"/\u{7f}/" if code == 0x7F else json.dumps(chr(code), ensure_ascii=False)

@@ -1,15 +1,17 @@
-"""Compile one grammar by llguidance and compute token masks for the sequences that follow it.
+"""Compile one grammar by llguidance, and compute token masks for the sequences that use it.
 
-    -> load     n_vocab, eos_token_ids; body: tokenizer.json       <- loaded | failed: message
-    -> compile  grammar, memory_bytes, cpu_s, mask_cpu_s           <- compiled: num_bytes; body: first mask
-                                                                   <- invalid: message
-    -> next     sequences, tokens (a list each, to accept)         <- masks: sequences, cpu_s, sizes,
-                                                                      errors; body: the masks
+    -> load     n_vocab, eos_token_ids;                <- loaded | failed: message
+                body: tokenizer.json
+    -> compile  grammar, memory_bytes, cpu_s,          <- compiled: num_bytes; body: first mask
+                mask_cpu_s                             <- invalid: message
+    -> next     sequences,                             <- masks: sequences, cpu_s, sizes, errors;
+                tokens (a list per sequence)              body: the masks
     -> free     sequences
 
-`masks` answers one or several `next`, or a part of one; `sizes` are those of the masks in bytes, and
-`errors` is {index in `sequences`: message}. A worker that reaches a limit ends without a reply.
-A mask has one bit a token, the lowest bit of a byte first. A sequence begins when its first tokens come.
+`next` accepts tokens, and requests the mask of the token after them. A reply `masks` covers one or
+several `next`, or a part of one. `sizes` are those of the masks in bytes; `errors` is {index in
+`sequences`: message}. A worker that reaches a limit ends without a reply. A mask has one bit per
+token, the lowest bit of a byte first. A sequence starts with its first `next`.
 """
 
 import json
@@ -24,38 +26,38 @@ from nanovllm.engine.sandbox.json_schemas import close_objects
 from nanovllm.engine.sandbox.messages import Channel
 
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
-"""JSON as Python writes it. With any amount of white space, a small model may never get beyond it."""
+"""JSON as Python writes it. With unlimited white space, a small model may write nothing else."""
 _COMPILE_NICE = 10
 _PARSER_LIMITS = {
-    "step_max_items": 20_000,  # of the library's 50,000, which take a second for a mask
-    "max_lexer_states": 50_000,  # of 250,000, of one or two kilobytes each
-    "max_grammar_size": 100_000,  # of 500,000; the text is limited to 64 KiB
+    "step_max_items": 20_000,  # the library's 50,000 take a second per mask
+    "max_lexer_states": 50_000,  # instead of 250,000, at one to two KB each
+    "max_grammar_size": 100_000,  # instead of 500,000; the text is limited to 64 KiB
     "verbose_errors": False,
 }
-_REPLY_S = 0.005  # longer batches of masks are sent in parts
-_HEADROOM_BYTES = 64 << 20  # what computing masks may add to the memory of a compiled grammar
+_REPLY_S = 0.005  # batches of masks that take longer are sent in parts
+_HEADROOM_BYTES = 64 << 20  # memory for masks, beyond that of the compiled grammar
 
 
 class Library(NamedTuple):
-    """llguidance and a tokenizer that it has read."""
+    """llguidance with the model's tokenizer."""
 
     module: Any
     tokenizer: Any
 
 
 def load(channel: Channel) -> Library | None:
-    """Answer the first message; None where the library does not know the tokenizer."""
+    """Handle the first message. Return None where the library does not support the tokenizer."""
     received = channel.receive()
     if received is None:
         return None
     header, text = received
     try:
-        import llguidance  # noqa: PLC0415 - takes a moment
+        import llguidance  # noqa: PLC0415 - slow to import
 
         tokenizer = llguidance.LLTokenizer(
             text.decode(), n_vocab=header["n_vocab"], eos_token=header["eos_token_ids"]
         )
-    except Exception as error:  # noqa: BLE001 - the library raises all kinds for tokenizers that it does not know
+    except Exception as error:  # noqa: BLE001 - the library documents no exception
         channel.send({"op": "failed", "message": str(error)})
         return None
     channel.send({"op": "loaded"})
@@ -68,15 +70,15 @@ def serve_grammar(channel: Channel, library: Library) -> None:
     if received is None:
         return
     try:
-        matcher = _compile_apart(channel, library, received[0])
+        matcher = _compile_on_thread(channel, library, received[0])
         if matcher is not None:
             _serve_masks(channel, matcher, received[0]["mask_cpu_s"])
     except MemoryError:
         os._exit(limits.MEMORY_EXIT_CODE)
 
 
-def _compile_apart(channel: Channel, library: Library, header: dict[str, Any]) -> Any:
-    """Compile on a thread of low priority, while the main thread keeps the priority that masks need."""
+def _compile_on_thread(channel: Channel, library: Library, header: dict[str, Any]) -> Any:
+    """Compile on a thread of low priority. Masks are computed later at normal priority."""
     results: list[Any] = []
 
     def work() -> None:
@@ -99,7 +101,7 @@ def _compile_apart(channel: Channel, library: Library, header: dict[str, Any]) -
 
 
 def _compile(channel: Channel, library: Library, header: dict[str, Any]) -> Any:
-    """Compile, compute the first mask and send it; None where the grammar is none."""
+    """Compile, and send the first mask. Return None where the grammar is invalid."""
     before = limits.private_bytes()
     matcher_of = library.module.LLMatcher
     parser_limits = library.module.LLParserLimits(**_PARSER_LIMITS)
@@ -135,10 +137,10 @@ def _notation(matcher_of: Any, grammar: dict[str, Any]) -> str:
 
 
 def _serve_masks(channel: Channel, root: Any, mask_cpu_s: float) -> None:
-    """Serve masks until the socket closes, in the order of the requests.
+    """Serve masks in the order of requests until the socket closes.
 
-    One reply carries the masks of all sequences, unless they take longer than `_REPLY_S`. The
-    sequences of a `free` that arrives meanwhile are left out.
+    One reply has the masks of all sequences, unless they take longer than `_REPLY_S`. Sequences
+    that a `free` names meanwhile are skipped.
     """
     matchers: dict[int, Any] = {}
     pending: dict[int, list[int]] = {}
@@ -164,7 +166,7 @@ def _send_masks(
     pending: dict[int, list[int]],
     mask_cpu_s: float,
 ) -> None:
-    """Take sequences out of `pending` until `_REPLY_S` have passed, and send their masks."""
+    """Compute masks of `pending` sequences for `_REPLY_S`, remove them from it and send them."""
     sequences: list[int] = []
     cpu_s: list[float] = []
     errors: dict[int, str] = {}
@@ -192,7 +194,7 @@ def _send_masks(
 
 
 def _next_mask(matcher: Any, tokens: list[int]) -> tuple[bytes, str | None]:
-    """Accept tokens. Return the mask of the next token, or why there is none."""
+    """Accept tokens. Return the mask of the next token and an error, if any."""
     try:
         matcher.consume_tokens(tokens)
         mask = b"" if matcher.is_error() else matcher.compute_bitmask()

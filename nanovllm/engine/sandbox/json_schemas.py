@@ -1,14 +1,14 @@
-"""Close the objects of a JSON schema: forbid the properties that it does not declare.
+"""Close the objects of a JSON schema: forbid undeclared properties.
 
-By the standard an object may have any property beside those in `properties`. A model that follows
-such a schema to the letter invents properties until its answer is full. Closing sets
+By the standard, an object may have other properties than those in `properties`. A model that
+follows such a schema invents properties until it reaches max_tokens. Closing an object sets
 `additionalProperties` to false, as vLLM's default backend (xgrammar, `strict_mode`) does.
 
-- What the schema says itself is kept: `additionalProperties`, `unevaluatedProperties`.
+- An explicit `additionalProperties` or `unevaluatedProperties` is kept.
 - An object without `properties` and `patternProperties` stays open.
-- Objects that the schema combines (the branches of `allOf`, a `$ref` or `anyOf` beside `properties`)
-  stay open where more than one part declares properties: each part would forbid those of the others.
-  The same holds where one part requires a property that no part declares.
+- Objects that the schema combines (the branches of `allOf`, a `$ref` or `anyOf` beside
+  `properties`) stay open where more than one part declares properties, because each part would
+  forbid those of the others. The same holds where a part requires a property that none declares.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,15 @@ Schema = dict[str, Any]
 
 _DECLARATIONS = ("properties", "patternProperties")
 _EXPLICIT = ("additionalProperties", "unevaluatedProperties")
-# Where the instance of a subschema is a part of the instance, or a definition. `not`, `if`,
-# `contains` and `propertyNames` are conditions: closing their objects would change what they ask.
+# Keywords whose subschemas apply to a part of the instance, or are definitions. `not`, `if`,
+# `contains` and `propertyNames` are conditions: closing their objects would change the condition.
 _MAPS = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")
 _VALUES = (*_EXPLICIT, "items", "prefixItems", "additionalItems", "unevaluatedItems")
 _ALTERNATIVES = (("anyOf",), ("oneOf",), ("then", "else"))
 
 
 def close_objects(schema: Schema) -> None:
-    """Close the objects of `schema`, in place. Raises ValueError where it combines too much."""
+    """Close the objects of `schema` in place. Raises ValueError beyond MAX_STEPS."""
     combined = _Combinations(schema).combined
     for node in list(_all_schemas(schema)):
         is_open = any(key in node for key in _EXPLICIT) or id(node) in combined
@@ -45,7 +45,7 @@ def _declares(node: Schema) -> bool:
 
 
 def _declare_required(node: Schema) -> None:
-    """Declare the properties that are only required, which nothing could satisfy otherwise."""
+    """Declare the required properties, without which a closed object could not be satisfied."""
     properties, required = node.get("properties"), node.get("required")
     if isinstance(properties, dict) and isinstance(required, list):
         if "patternProperties" in node:
@@ -57,8 +57,12 @@ def _declare_required(node: Schema) -> None:
 
 def _requires_undeclared(parts: list[Schema]) -> bool:
     """Return whether a part without properties requires one that no other part declares."""
-    objects = [found for part in parts if isinstance(found := part.get("properties"), dict)]
-    declared = {name for properties in objects for name in properties}
+    declared = {
+        name
+        for part in parts
+        if isinstance(properties := part.get("properties"), dict)
+        for name in properties
+    }
     return any(
         name not in declared
         for part in parts
@@ -69,7 +73,7 @@ def _requires_undeclared(parts: list[Schema]) -> bool:
 
 
 class _Combinations:
-    """Finds the schemas that stay open because others apply to the same instance."""
+    """Finds the schemas to leave open because others apply to the same instance."""
 
     def __init__(self, root: Schema) -> None:
         self.combined: set[int] = set()
@@ -85,7 +89,7 @@ class _Combinations:
                 self.combined.update(map(id, parts))
 
     def _groups(self, node: Schema) -> Iterator[list[Schema]]:
-        """Yield the subschemas for the same instance; only one of each group applies at a time."""
+        """Yield groups of subschemas for the same instance; one of each group applies."""
         for part in _schemas(node.get("allOf")):
             yield [part]
         dependent = node.get("dependentSchemas")
@@ -104,7 +108,7 @@ class _Combinations:
         return any(map(_declares, self._parts(group)))
 
     def _parts(self, schemas: list[Schema]) -> Iterator[Schema]:
-        """Yield schemas and, however deep, those that apply to the same instance."""
+        """Yield schemas and, recursively, the subschemas that apply to the same instance."""
         seen: set[int] = set()
         stack = list(schemas)
         while stack:
@@ -114,30 +118,30 @@ class _Combinations:
             self._num_steps += 1
             if self._num_steps > MAX_STEPS:
                 raise ValueError(
-                    f"the schema combines its parts in more than {MAX_STEPS} ways; make it simpler"
+                    f"the schema combines its parts in more than {MAX_STEPS} ways; simplify it"
                 )
             seen.add(id(node))
             yield node
             stack += [part for group in self._groups(node) for part in group]
 
     def _target(self, reference: object) -> Schema | None:
-        """Return what a reference inside the schema, a JSON pointer, refers to."""
+        """Return the target of a reference inside the schema (a JSON pointer)."""
         if not isinstance(reference, str) or not reference.startswith("#"):
             return None
-        found: Any = self._root
+        target: Any = self._root
         for part in unquote(reference[1:]).split("/")[1:]:
             name = part.replace("~1", "/").replace("~0", "~")
-            if isinstance(found, list) and name.isdecimal() and int(name) < len(found):
-                found = found[int(name)]
-            elif isinstance(found, dict):
-                found = found.get(name)
+            if isinstance(target, list) and name.isdecimal() and int(name) < len(target):
+                target = target[int(name)]
+            elif isinstance(target, dict):
+                target = target.get(name)
             else:
                 return None
-        return found if isinstance(found, dict) else None
+        return target if isinstance(target, dict) else None
 
 
 def _all_schemas(root: Schema) -> Iterator[Schema]:
-    """Yield every subschema once, conditions left out."""
+    """Yield every subschema once, except conditions."""
     stack = [root]
     while stack:
         node = stack.pop()
@@ -150,7 +154,7 @@ def _all_schemas(root: Schema) -> Iterator[Schema]:
 
 
 def _schemas(value: object) -> Iterator[Schema]:
-    """Yield a schema, or those of a list; a schema that is true or false has nothing to close."""
+    """Yield a schema, or those of a list, without boolean schemas."""
     for item in value if isinstance(value, list) else [value]:
         if isinstance(item, dict):
             yield item

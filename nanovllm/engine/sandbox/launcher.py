@@ -1,6 +1,7 @@
-"""Start and end the workers of grammars: forked from one process that has the tokenizer, or spawned where there is no fork.
+"""Start and end grammar workers.
 
-One thread uses a launcher.
+Workers are forked from one process that has loaded the tokenizer, or spawned where the system has
+no fork. A launcher is not thread-safe.
 """
 
 import os
@@ -20,47 +21,53 @@ START_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """What llguidance has to know of a model: tokenizer.json, the size of the vocabulary, and the tokens that end a text."""
+    """A model's tokens for llguidance: tokenizer.json, vocabulary size and end-of-text tokens."""
 
     tokenizer_json: str
     n_vocab: int
     eos_token_ids: tuple[int, ...]
 
     def message(self) -> bytes:
-        """Return the message that a worker reads first."""
+        """Return the `load` message of grammar_worker.py."""
         header = {"op": "load", "n_vocab": self.n_vocab, "eos_token_ids": self.eos_token_ids}
         return pack(header, self.tokenizer_json.encode())
 
 
 class Launcher(Protocol):
-    """Starts workers by number. `connection` tells what becomes of them; None where there is nothing to read."""
+    """Starts workers by number.
+
+    `connection` carries events of the workers, which `read` yields; None where there are none.
+    """
 
     connection: socket.socket | None
 
-    def start(self, worker: int) -> socket.socket:
-        """Start a worker, and return this side's end of its socket. Raises OSError."""
+    def start(self, worker: int, message: bytes) -> socket.socket:
+        """Start a worker and send it its first message.
+
+        Returns the parent's end of its socket. Raises OSError.
+        """
 
     def kill(self, worker: int) -> None:
-        """End a worker at once. Harmless for one that has ended."""
+        """End a worker at once. Does nothing for a worker that has ended."""
 
     def slow_down(self, worker: int) -> None:
-        """Give a worker only the processor time that nobody else wants."""
+        """Give a worker the lowest priority."""
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """Yield what has arrived: loaded, failed (message), exited (id, code), closed."""
+        """Yield new events: loaded, failed (message), exited (id, code), closed."""
 
     def exit_code(self, worker: int) -> int | None:
-        """Wait for a worker whose socket has closed, where this side is the one to know; None otherwise."""
+        """Wait for a worker whose socket has closed; None where `read` reports its exit."""
 
     def close(self) -> None:
-        """End everything. Harmless twice."""
+        """End all processes. Idempotent."""
 
 
 class ForkLauncher:
     """Forks workers from one process."""
 
     def __init__(self, tokens: Tokens) -> None:
-        """Start that process; it reports `loaded` or `failed`. Raises OSError."""
+        """Start the fork server, which reports `loaded` or `failed`. Raises OSError."""
         self._process, self._socket = spawn("fork-server")
         self.connection: socket.socket | None = self._socket
         self._reader = MessageReader()
@@ -71,28 +78,30 @@ class ForkLauncher:
             self.close()
             raise
 
-    def start(self, worker: int) -> socket.socket:
+    def start(self, worker: int, message: bytes) -> socket.socket:
         """See Launcher."""
         ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                message = pack({"op": "fork", "id": worker})
-                socket.send_fds(self._socket, [message], [theirs.fileno()])
-            except OSError:
-                ours.close()
-                self._process.kill()  # it hangs, and may have read a part of the message
-                raise
+        ours.settimeout(START_S)
+        try:
+            with theirs:
+                fork = pack({"op": "fork", "id": worker})
+                socket.send_fds(self._socket, [fork], [theirs.fileno()])
+            ours.sendall(message)
+        except OSError:
+            ours.close()
+            self._process.kill()  # it hangs, and may have read part of a message
+            raise
         return ours
 
     def kill(self, worker: int) -> None:
         """See Launcher."""
-        self._tell("kill", worker)
+        self._send("kill", worker)
 
     def slow_down(self, worker: int) -> None:
         """See Launcher."""
-        self._tell("slow", worker)
+        self._send("slow", worker)
 
-    def _tell(self, op: str, worker: int) -> None:
+    def _send(self, op: str, worker: int) -> None:
         try:
             self._socket.sendall(pack({"op": op, "id": worker}))
         except OSError:  # it has ended, or hangs
@@ -110,7 +119,7 @@ class ForkLauncher:
             yield header
 
     def exit_code(self, worker: int) -> int | None:
-        """See Launcher: it is reported."""
+        """See Launcher: `read` reports it."""
         return None
 
     def close(self) -> None:
@@ -119,22 +128,22 @@ class ForkLauncher:
 
 
 class SpawnLauncher:
-    """Spawns each worker by itself."""
+    """Spawns each worker as a process of its own."""
 
     connection: socket.socket | None = None
 
     def __init__(self, tokens: Tokens) -> None:
-        """Start nothing yet."""
+        """Prepare to spawn workers with these tokens."""
         self._tokens = tokens
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
 
-    def start(self, worker: int) -> socket.socket:
+    def start(self, worker: int, message: bytes) -> socket.socket:
         """See Launcher."""
         process, connection = spawn("grammar")
         self._processes[worker] = process
         connection.settimeout(START_S)
         try:
-            connection.sendall(self._tokens.message())
+            connection.sendall(self._tokens.message() + message)
         except OSError:
             connection.close()
             self.kill(worker)
@@ -156,7 +165,7 @@ class SpawnLauncher:
                 os.setpriority(os.PRIO_PROCESS, process.pid, 19)
 
     def read(self) -> Iterator[dict[str, Any]]:
-        """See Launcher: nothing is reported."""
+        """See Launcher: there are no events."""
         return iter(())
 
     def exit_code(self, worker: int) -> int | None:
@@ -177,7 +186,7 @@ class SpawnLauncher:
             self.kill(worker)
 
 
-def launcher(tokens: Tokens) -> Launcher:
+def make_launcher(tokens: Tokens) -> Launcher:
     """Return the launcher for this system. Raises OSError."""
     if hasattr(os, "fork") and hasattr(socket, "send_fds"):
         return ForkLauncher(tokens)

@@ -1,7 +1,7 @@
-"""What a child process may use. Where the system lacks a limit, the parent's limit of time remains.
+"""Resource limits of a child process. Where the system lacks one, the parent's timeout remains.
 
-Processor time is limited by an interval timer whose signal ends the process: it holds inside of any library, and does not count the
-time that the process waits for a busy machine.
+Processor time is limited by an interval timer whose signal ends the process. This works inside any
+library, and time in which the process does not run does not count.
 """
 
 import signal
@@ -12,37 +12,37 @@ from pathlib import Path
 
 STACK_BYTES = 8 << 20
 MEMORY_EXIT_CODE = 86
-"""Exit code of a worker in which Python ran out of memory."""
+"""Exit code of a worker whose Python raised MemoryError."""
 
 
 def limit_resources() -> None:
-    """Bound the stack, and leave no core files."""
+    """Limit the stack, and disable core files."""
     try:
         import resource  # noqa: PLC0415 - not on Windows
     except ImportError:
         return
     for name, limit in (("RLIMIT_CORE", 0), ("RLIMIT_STACK", STACK_BYTES)):
         with suppress(ValueError, OSError):
-            _, most = resource.getrlimit(getattr(resource, name))
-            resource.setrlimit(getattr(resource, name), (limit, most))
+            _, hard_limit = resource.getrlimit(getattr(resource, name))
+            resource.setrlimit(getattr(resource, name), (limit, hard_limit))
 
 
 def limit_memory(more_bytes: int) -> None:
-    """Let the address space of this process grow by `more_bytes`; does nothing but on Linux."""
+    """Let the address space of this process grow by `more_bytes`. Linux only."""
     if sys.platform != "linux":
         return
     import resource  # noqa: PLC0415 - not on Windows
 
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0])
-    _, most = resource.getrlimit(resource.RLIMIT_AS)
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_AS)  # kept, so a later call can raise it
     limit = pages * resource.getpagesize() + more_bytes
     resource.setrlimit(
-        resource.RLIMIT_AS, (limit if most < 0 else min(limit, most), most)
-    )  # the hard limit stays, so that a later call can raise it again
+        resource.RLIMIT_AS, (limit if hard_limit < 0 else min(limit, hard_limit), hard_limit)
+    )
 
 
 def private_bytes() -> int:
-    """Return the resident memory of this process that it shares with no file; 0 where unknown."""
+    """Return the resident memory of this process without file mappings; 0 where unknown."""
     try:
         fields = Path("/proc/self/statm").read_text(encoding="ascii").split()
     except OSError:
@@ -54,9 +54,9 @@ def private_bytes() -> int:
 
 @contextmanager
 def cpu_limiter() -> Iterator[Callable[[float], object]]:
-    """Yield a function that ends this process after so many more seconds of processor time.
+    """Yield a function that sets the remaining processor time of this process, in seconds.
 
-    Each call replaces the limit of the previous one. No limit holds after the block.
+    Each call replaces the previous limit. The limit is removed after the block.
     """
     if not hasattr(signal, "setitimer"):
         yield lambda limit_s: None
@@ -69,14 +69,14 @@ def cpu_limiter() -> Iterator[Callable[[float], object]]:
 
 @contextmanager
 def limited_cpu(limit_s: float) -> Iterator[None]:
-    """End this process where the block takes more than `limit_s` of processor time in it."""
+    """End this process if the block takes more than `limit_s` of its processor time."""
     with cpu_limiter() as limit:
         limit(limit_s)
         yield
 
 
 def lower_priority(nice: int) -> None:
-    """Lower the priority of the calling thread; does nothing but on Linux, where threads have one each."""
+    """Lower the priority of the calling thread. Linux only, where each thread has its own."""
     if sys.platform == "linux":
         import os  # noqa: PLC0415 - beside the only use
 
@@ -85,15 +85,14 @@ def lower_priority(nice: int) -> None:
 
 
 def reached_limit(exit_code: int | None) -> str | None:
-    """Return the name of the limit that ended a process: "memory", "stack", "time"; None for another end.
+    """Return the limit that ended a process, "memory", "stack" or "time"; None for another cause.
 
-    Args:
-        exit_code: as `subprocess.Popen.returncode` gives it, negative for a signal; None where unknown.
+    `exit_code` is as in `subprocess.Popen.returncode`, negative for a signal; None where unknown.
     """
     if exit_code == MEMORY_EXIT_CODE:
         return "memory"
     names = {"SIGSEGV": "stack", "SIGBUS": "stack", "SIGABRT": "memory", "SIGPROF": "time"}
-    found = {
+    limits = {
         -getattr(signal, name): limit for name, limit in names.items() if hasattr(signal, name)
     }
-    return None if exit_code is None else found.get(exit_code)
+    return None if exit_code is None else limits.get(exit_code)

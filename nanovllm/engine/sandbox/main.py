@@ -1,4 +1,4 @@
-"""Where a worker process begins; see spawn.py."""
+"""Entry point of a worker process; see spawn.py."""
 
 import contextlib
 import os
@@ -11,7 +11,7 @@ from nanovllm.engine.sandbox.messages import Channel, MessageError
 
 
 def main(kind: str, number: int) -> None:
-    """Run a worker of a kind, over the socket of this file number, until that closes."""
+    """Run a worker of this kind until its socket, file descriptor `number`, closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
     if sys.platform == "win32":
         connection = socket.fromshare(sys.stdin.buffer.read())
@@ -19,7 +19,7 @@ def main(kind: str, number: int) -> None:
         connection = socket.socket(fileno=number)
     limit_resources()
     channel = Channel(connection)
-    with contextlib.suppress(OSError, MessageError):  # the parent has gone
+    with contextlib.suppress(OSError, MessageError):  # the parent has ended
         if kind == "fork-server":
             from nanovllm.engine.sandbox.fork_server import serve_forks  # noqa: PLC0415
 

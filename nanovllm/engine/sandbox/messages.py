@@ -1,6 +1,7 @@
-"""Messages between two processes: a header of JSON and a body of bytes, each preceded by its length.
+"""Messages between two processes: a JSON header and a body of bytes, each preceded by its length.
 
-Both sides run the same version of this package. No pickle: a worker that was taken over can only send data.
+Both processes run the same version of this package. Pickle is not used, so that a compromised
+worker can send nothing but data.
 """
 
 import json
@@ -11,63 +12,64 @@ from typing import Any, TypeAlias
 
 Message: TypeAlias = tuple[dict[str, Any], bytes]
 _LENGTHS = struct.Struct("<II")
-_MAX_BYTES = 1 << 28  # of a header or a body; more means that the peer sends no messages
+_MAX_BYTES = 1 << 28  # of a header or a body; the peer is broken if it sends more
 _READ_BYTES = 1 << 16
 
 
 class MessageError(Exception):
-    """What a peer sent is no message."""
+    """The peer sent bytes that are not a message."""
 
 
 def pack(header: dict[str, Any], body: bytes = b"") -> bytes:
-    """Return a message as it is sent."""
+    """Return the bytes of a message."""
     text = json.dumps(header, separators=(",", ":")).encode()
     return _LENGTHS.pack(len(text), len(body)) + text + body
 
 
 class MessageReader:
-    """Cuts a stream of bytes into messages."""
+    """Splits a stream of bytes into messages."""
 
     def __init__(self) -> None:
         self._data = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Yield the messages that are complete with `data`; raises MessageError."""
+        """Add bytes, and yield the messages that are complete. Raises MessageError."""
         self._data += data
         while len(self._data) >= _LENGTHS.size:
             header_bytes, body_bytes = _LENGTHS.unpack_from(self._data)
             if max(header_bytes, body_bytes) > _MAX_BYTES:
                 raise MessageError(f"a message of {header_bytes} and {body_bytes} bytes")
-            middle = _LENGTHS.size + header_bytes
-            if len(self._data) < middle + body_bytes:
+            body_start = _LENGTHS.size + header_bytes
+            end = body_start + body_bytes
+            if len(self._data) < end:
                 return
-            text = self._data[_LENGTHS.size : middle]
-            body = bytes(self._data[middle : middle + body_bytes])
-            del self._data[: middle + body_bytes]
+            text = self._data[_LENGTHS.size : body_start]
+            body = bytes(self._data[body_start:end])
+            del self._data[:end]
             try:
                 header = json.loads(text)
             except (ValueError, RecursionError) as error:
                 raise MessageError("the header of a message is not JSON") from error
             if not isinstance(header, dict):
-                raise MessageError("the header of a message is no JSON object")
+                raise MessageError("the header of a message is not a JSON object")
             yield header, body
 
 
 class Channel:
-    """One end of a socket whose messages are sent and received one at a time, waiting for each."""
+    """One end of a socket, for blocking transfer of one message at a time."""
 
     def __init__(self, connection: socket.socket) -> None:
-        """Use a connected socket; it is this object's from now on."""
+        """Take ownership of a connected socket."""
         self.socket = connection
         self._reader = MessageReader()
         self._received: list[Message] = []
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
-        """Send a message; raises OSError where the peer is gone."""
+        """Send a message. Raises OSError where the peer has ended."""
         self.socket.sendall(pack(header, body))
 
     def receive(self) -> Message | None:
-        """Return the next message; None at the end of the stream. Raises OSError, MessageError."""
+        """Return the next message; None at end of stream. Raises OSError, MessageError."""
         while not self._received:
             data = self.socket.recv(_READ_BYTES)
             if not data:
@@ -76,7 +78,7 @@ class Channel:
         return self._received.pop(0)
 
     def receive_ready(self) -> list[Message] | None:
-        """Return the messages that have arrived, without waiting; None at the end of the stream."""
+        """Return the messages that have arrived, without waiting; None at end of stream."""
         self.socket.setblocking(False)
         try:
             while data := self.socket.recv(_READ_BYTES):
@@ -90,7 +92,7 @@ class Channel:
         return messages
 
     def receive_all(self) -> list[Message] | None:
-        """Wait for a message, and return it with those that have arrived behind it; None at the end of the stream."""
+        """Wait for a message, and return it with all that have arrived; None at end of stream."""
         first = self.receive()
         rest = None if first is None else self.receive_ready()
         return None if first is None or rest is None else [first, *rest]

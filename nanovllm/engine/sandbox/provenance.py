@@ -1,8 +1,8 @@
-"""Text that knows which of its characters a template wrote itself.
+"""Strings that track which of their characters were written by a template.
 
-Strings of the template are `Text` whose characters are all its own; what messages bring are ordinary strings, none of whose characters
-are. The operations below keep account; all others give ordinary strings. So whatever a template does with the text of a message,
-none of it ever counts as the template's.
+The template's strings are `Text` that is marked completely. Text from messages is an ordinary
+string without marks. The operations below propagate marks, and all others return ordinary strings.
+So no operation of a template can mark text that came from a message.
 """
 
 from collections.abc import Iterable
@@ -10,17 +10,17 @@ from itertools import pairwise
 from typing import Any, SupportsIndex
 
 Spans = tuple[tuple[int, int], ...]
-"""Ranges of characters, in order and apart from each other."""
+"""Ranges of characters, ordered and disjoint."""
 
 
 class Text(str):
-    """A string some of whose characters a template wrote; `Text(value)` has none."""
+    """A string with the ranges of its characters that a template wrote."""
 
     __slots__ = ("_spans",)
     _spans: Spans
 
     def __new__(cls, value: object = "", spans: Spans = ()) -> "Text":
-        """Make a text of `value` whose `spans` are the template's."""
+        """Create a text of which `spans` were written by the template."""
         text = super().__new__(cls, value)
         text._spans = spans
         return text
@@ -43,19 +43,19 @@ class Text(str):
     __rmul__ = __mul__
 
     def __getitem__(self, key: Any) -> str:
-        found = super().__getitem__(key)
+        selected = super().__getitem__(key)
         if not isinstance(key, slice):
             start = key.__index__() % len(self)
             return self._cut(start, start + 1)
         start, _, step = key.indices(len(self))
-        return self._cut(start, start + len(found)) if step == 1 else found
+        return self._cut(start, start + len(selected)) if step == 1 else selected
 
     def join(self, parts: Iterable[str]) -> str:
         """See str."""
         listed = list(parts)
-        between: list[str] = [self] * (2 * len(listed) - 1)
-        between[::2] = listed
-        return joined(between)
+        separated: list[str] = [self] * (2 * len(listed) - 1)
+        separated[::2] = listed
+        return joined(separated)
 
     def lower(self) -> str:
         """See str."""
@@ -92,14 +92,14 @@ class Text(str):
         if not old:
             return super().replace(old, new, count)
         parts: list[str] = []
-        begin, left = 0, count.__index__()
-        while left and (found := self.find(old, begin)) >= 0:
-            parts += (self._cut(begin, found), new)
-            begin, left = found + len(old), left - 1
+        begin, num_left = 0, count.__index__()
+        while num_left and (index := self.find(old, begin)) >= 0:
+            parts += (self._cut(begin, index), new)
+            begin, num_left = index + len(old), num_left - 1
         return joined([*parts, self._cut(begin, len(self))])
 
     def _cut(self, start: int, end: int) -> "Text":
-        """Return the characters of a range."""
+        """Return the characters of a range, with their marks."""
         spans = ((max(start, low), min(end, high)) for low, high in self._spans)
         return Text(
             super().__getitem__(slice(start, end)),
@@ -107,27 +107,27 @@ class Text(str):
         )
 
     def _mapped(self, function: Any) -> list[str]:
-        """Return the text in parts that are the template's or not, with `function` applied to each."""
+        """Apply `function` to the marked and unmarked parts of the text, and return them."""
         edges = [0, *(edge for span in self._spans for edge in span), len(self)]
         parts: list[str] = []
-        for place, (start, end) in enumerate(pairwise(edges)):
+        for index, (start, end) in enumerate(pairwise(edges)):
             part = function(str.__getitem__(self, slice(start, end)))
-            parts.append(written(part) if place % 2 else part)
+            parts.append(written(part) if index % 2 else part)
         return parts
 
 
 def written(text: str) -> Text:
-    """Return a text that the template has written."""
+    """Return a text that the template wrote completely."""
     return Text(text, ((0, len(text)),) if text else ())
 
 
 def spans_of(text: str) -> Spans:
-    """Return the ranges of characters that the template has written."""
+    """Return the ranges of characters that the template wrote."""
     return text._spans if isinstance(text, Text) else ()  # noqa: SLF001 - read only
 
 
 def joined(parts: Iterable[str]) -> Text:
-    """Return the parts as one text; ranges that touch become one."""
+    """Return the concatenation of the parts; adjacent ranges are merged."""
     listed = list(parts)
     spans: list[tuple[int, int]] = []
     offset = 0

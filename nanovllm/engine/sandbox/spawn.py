@@ -1,4 +1,4 @@
-"""Start a worker process that has one end of a socket. It works from any thread, and without fork."""
+"""Start a worker process with one end of a socket. Thread-safe; does not fork."""
 
 import os
 import socket
@@ -12,18 +12,20 @@ _START = (
 
 
 def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-    """Start a process that runs `kind` (see main.py), and return it with this side's end of its socket.
+    """Start a process that runs `kind` (see main.py). Return it with the parent's socket.
 
-    It finds modules where this process does, is in a session of its own, and ends when its socket closes. Raises OSError.
+    The process has this one's `sys.path` and its own session. It ends when its socket closes.
+
+    Raises OSError.
     """
     ours, theirs = socket.socketpair()
     try:
         number = 0 if sys.platform == "win32" else theirs.fileno()
-        # One arena: others reserve address space that the limit of memory would count.
+        # One arena: others would reserve address space, which counts towards the memory limit.
         environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
         command = [sys.executable, "-I", "-c", _START, kind, str(number), *sys.path]
         if sys.platform == "win32":
-            process = subprocess.Popen(  # noqa: S603 - this Python, and no text of others
+            process = subprocess.Popen(  # noqa: S603 - this Python, trusted arguments
                 command,
                 env=environment,
                 stdin=subprocess.PIPE,
@@ -34,7 +36,7 @@ def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
             with process.stdin as pipe:
                 pipe.write(theirs.share(process.pid))
         else:
-            process = subprocess.Popen(  # noqa: S603 - this Python, and no text of others
+            process = subprocess.Popen(  # noqa: S603 - this Python, trusted arguments
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -52,7 +54,7 @@ def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
 
 
 def end(process: "subprocess.Popen[bytes]", connection: socket.socket) -> None:
-    """Kill a process that `spawn` started, and close its socket. Harmless twice."""
+    """Kill a process that `spawn` started, and close its socket. Idempotent."""
     process.kill()
     connection.close()
     process.wait()

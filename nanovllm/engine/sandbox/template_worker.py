@@ -5,8 +5,9 @@
                 cpu_s, add_generation_prompt,               <- refused: message | failed: message
                 continue_final_message
 
-`spans` are the ranges of characters that the template wrote itself: its own text and strings, its special tokens and the names of
-roles, which are a fixed set; see provenance.py. Constant expressions are computed while rendering, not while compiling.
+`spans` are the ranges of characters that the template wrote: its text and strings, its special
+tokens and the names of roles, a fixed set; see provenance.py. Constant expressions are evaluated
+when rendering, not when compiling.
 """
 
 import json
@@ -28,11 +29,11 @@ from nanovllm.engine.sandbox.provenance import Text, joined, spans_of, written
 
 _ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function"})
 _GENERATION_TAG = re.compile(r"\{%([-+]?)\s*(?:end)?generation\s*([-+]?)%\}")
-"""Marks the assistant's text for training; a comment in its place keeps the white space as it is."""
+"""Marks the assistant's text for training. A comment in its place preserves white space."""
 
 
 class RefusalError(Exception):
-    """The template does not want these messages."""
+    """The template refuses these messages."""
 
 
 def serve_template(channel: Channel) -> None:
@@ -65,7 +66,7 @@ def _answer(channel: Channel, template: Any, header: Mapping[str, Any]) -> None:
         channel.send({"op": "refused", "message": str(error)})
     except MemoryError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a template does with messages that it was not made for
+    except Exception as error:  # noqa: BLE001 - a template may raise anything
         channel.send({"op": "failed", "message": str(error)})
     else:
         channel.send({"op": "rendered", "spans": spans_of(text)}, body)
@@ -90,7 +91,7 @@ def _render(template: Any, header: Mapping[str, Any]) -> str:
         size += len(piece)
         if size > limit:
             raise RefusalError(
-                f"the chat template makes more than {limit} characters of the messages; send less"
+                f"the chat template renders more than {limit} characters; send fewer messages"
             )
         pieces.append(piece)
     text = joined(pieces)
@@ -98,22 +99,24 @@ def _render(template: Any, header: Mapping[str, Any]) -> str:
 
 
 def _open_ended(text: Text, content: str, tag: str) -> str:
-    """Return the text up to the end of its last message, which is `content` with the tag and a space behind.
+    """Return the text up to the end of its last message.
 
-    The same rules as those of transformers' `continue_final_message`: where the template strips the
-    message, white space before the tag is stripped too.
+    In `text` the message is followed by the tag and a space. As with transformers'
+    `continue_final_message`, white space before the tag is removed if the template removed the
+    space after it.
     """
     end = text.rfind(tag)
     if end < 0 or content.strip() not in text:
         raise RefusalError(
-            "continue_final_message is true, but the chat template does not write the last message as it is; leave it out"
+            "continue_final_message is true, but the chat template does not write the last message "
+            "unchanged; leave it out"
         )
     begun = text[:end]
     return begun if text.startswith(" ", end + len(tag)) else begun.rstrip()
 
 
 class _CodeGenerator(CodeGenerator):
-    """Writes the template's strings as `Text`, and evaluates nothing while compiling."""
+    """Writes the template's strings as `Text`, and evaluates no expressions when compiling."""
 
     def visit_Const(self, node: nodes.Const, frame: Frame) -> None:  # noqa: N802 - Jinja's
         value = node.as_const(frame.eval_ctx)
@@ -141,14 +144,14 @@ class _CodeGenerator(CodeGenerator):
         return self._text("".join(group))
 
     def _text(self, value: str) -> str:
-        """Return the code for a string of the template."""
+        """Return the Python code of a string of the template."""
         strings: list[Text] = self.environment.strings  # type: ignore[attr-defined]
         strings.append(written(value))
         return f"environment.strings[{len(strings) - 1}]"
 
 
 class _Environment(ImmutableSandboxedEnvironment):
-    """The surroundings that transformers gives a template; for one template."""
+    """The environment that transformers gives a template; for one template."""
 
     code_generator_class = _CodeGenerator
     concat = staticmethod(joined)
@@ -171,7 +174,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 def _join(
     environment: Any, value: Iterable[Any], d: str = "", attribute: str | int | None = None
 ) -> str:
-    """Jinja's filter, which keeps what the template wrote."""
+    """Jinja's filter, with marks propagated."""
     if attribute is not None:
         value = map(make_attrgetter(environment, attribute), value)
     return Text(d, spans_of(d)).join(map(str, value))
@@ -184,7 +187,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Plain JSON; Jinja's own filter escapes what HTML would read."""
+    """Return plain JSON; Jinja's own filter escapes HTML."""
     return json.dumps(
         value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
     )

@@ -221,7 +221,7 @@ def allowed_mask(request: Request, vocab: int) -> Mask:
     """The tokens that a request may get next by all of its settings together, biases included."""
     mask = _restricted(
         request,
-        request.grammar.allowed()
+        request.grammar.allowed_mask()
         if request.grammar is not None
         else np.ones(vocab, dtype=np.bool_),
     )
@@ -240,7 +240,7 @@ def _allowed_by_grammar(request: Request) -> Int64s:
     assert request.grammar is not None
     if request.rules.allowed is None and not forbidden_tokens(request):
         return request.grammar.allowed_ids()
-    return np.flatnonzero(_restricted(request, request.grammar.allowed()))
+    return np.flatnonzero(_restricted(request, request.grammar.allowed_mask()))
 
 
 def _restricted(request: Request, mask: Mask) -> Mask:
@@ -259,8 +259,10 @@ def forbidden_tokens(request: Request) -> set[int]:
     Bad words of one token are among its biases already.
     """
     forbidden: set[int] = set()
-    if request.rules.has_completions:
-        forbidden.update(request.rules.completions(request.tokens, request.num_output_tokens))
+    if request.rules.has_bad_sequences:
+        forbidden.update(
+            request.rules.banned_next_tokens(request.tokens, request.num_output_tokens)
+        )
     if request.num_output_tokens < request.sampling.min_tokens:
         forbidden |= request.stop_token_ids | request.ignored_eos_token_ids
     return forbidden

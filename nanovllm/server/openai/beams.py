@@ -195,4 +195,4 @@ def _take(searches: Sequence[BeamSearch], outputs: Sequence[RequestOutput]) -> N
     """Let the searches go on by the tokens of their beams, which come in the order of `_continue`."""
     found = iter(outputs)
     for search in searches:
-        search.take([only_position(next(found)) for _ in range(search.num_beams)])
+        search.advance([only_position(next(found)) for _ in range(search.num_beams)])

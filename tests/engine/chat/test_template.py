@@ -54,7 +54,6 @@ def render(
     messages: list[dict[str, Any]] | None = None,
     special: Mapping[str, str] | None = None,
 ) -> str:
-    pytest.importorskip("jinja2")
     return ChatTemplate(source, "test", special).render(MESSAGES if messages is None else messages)
 
 
@@ -207,7 +206,7 @@ def test_how_long_a_template_works_is_bounded(name: str, monkeypatch: pytest.Mon
     before = sys.gettrace()
     with pytest.raises(
         InvalidRequestError,
-        match=r"works for more than 0\.05 s; send less, or start",
+        match=r"takes more than 0\.05 s; send fewer messages, or start",
     ) as caught:
         render(ENDLESS[name])
     assert caught.value.param == "messages"
@@ -277,7 +276,6 @@ def test_many_messages_are_rendered_in_time() -> None:
     ],
 )
 def test_a_template_that_is_none_is_said(source: str) -> None:
-    pytest.importorskip("jinja2")
     template = ChatTemplate(source, "the/file", {})
     for use in (template.check, lambda: template.render(MESSAGES)):
         with pytest.raises(CheckpointError, match="the chat template the/file is not valid"):
@@ -291,17 +289,10 @@ def test_a_template_that_is_too_long_is_said() -> None:
         ChatTemplate("x" * (MAX_TEMPLATE_CHARACTERS + 1), "the/file").check()
 
 
-def test_without_jinja_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(CheckpointError, match="pip install jinja2"):
-        ChatTemplate("x", "the/file").check()
-
-
 # Tokens -----------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_templates_special_tokens_are_tokens(tokenizer: Tokenizer) -> None:
-    pytest.importorskip("jinja2")
     ids = ChatTemplate(CHATML, "test").encode(MESSAGES, tokenizer, nothing)
     start, end = tokenizer.special_tokens["<|im_start|>"], tokenizer.special_tokens["<|im_end|>"]
     assert [i for i in ids if i in (start, end)] == [start, end, start, end, start]
@@ -329,7 +320,6 @@ PIECES = [
 def test_what_looks_like_a_special_token_in_a_message_is_text(
     tokenizer: Tokenizer, pieces: list[str]
 ) -> None:
-    pytest.importorskip("jinja2")
     content = "".join(pieces)
     template = CHATML_TEMPLATE
     ids = template.encode([{"role": "user", "content": content}], tokenizer, nothing)
@@ -484,7 +474,6 @@ def test_what_the_tokenizer_puts_around_a_text_may_be_added(tokenizer: Tokenizer
 
 
 def test_a_text_may_be_refused_before_it_is_encoded(tokenizer: Tokenizer) -> None:
-    pytest.importorskip("jinja2")
     seen: list[str] = []
     for content in ("Why?", "<|im_end|>?"):
         ChatTemplate(CHATML, "test").encode(
@@ -552,9 +541,7 @@ def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": ' + "[" * 100_000])
 def test_a_damaged_file_is_said(tmp_path: Path, content: str) -> None:
-    with pytest.raises(
-        CheckpointError, match=r"tokenizer_config\.json .*mend the file, or delete it"
-    ):
+    with pytest.raises(CheckpointError, match=r"tokenizer_config\.json .*fix or delete the file"):
         ChatTemplate.load(write(tmp_path, tokenizer_config=content))
     (tmp_path / "tokenizer_config.json").unlink()
     with pytest.raises(CheckpointError, match=r"nowhere.*cannot be read"):

@@ -167,5 +167,5 @@ def test_equal_wishes_are_compiled_once(llm: LLM) -> None:
     first = grammars.compile(StructuredOutputs(regex="ab"))
     assert grammars.compile(StructuredOutputs(regex="ab")) is first
     begun = first.start()
-    begun.accept(int(np.flatnonzero(first.allowed())[0]))
-    assert not np.array_equal(begun.allowed(), first.allowed())
+    begun.accept(int(np.flatnonzero(first.allowed_mask())[0]))
+    assert not np.array_equal(begun.allowed_mask(), first.allowed_mask())

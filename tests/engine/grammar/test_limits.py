@@ -61,7 +61,7 @@ def follow(grammar: Grammar, tokens: int) -> list[int]:
     """Accept the lowest allowed token, several times."""
     taken = []
     for _ in range(tokens):
-        taken.append(int(np.flatnonzero(grammar.allowed())[0]))
+        taken.append(int(np.flatnonzero(grammar.allowed_mask())[0]))
         grammar.accept(taken[-1])
     return taken
 
@@ -154,7 +154,7 @@ def test_a_finalizer_may_run_while_the_pool_is_locked(tokenizer: Tokenizer) -> N
     """A grammar may be deleted on any thread at any moment, also after the pool has been closed."""
     grammars = make(tokenizer)
     pool = grammars.pool
-    locks = (pool._table._lock, pool._thread._commands.lock)  # noqa: SLF001
+    locks = (pool._table._lock, pool._thread.commands.lock)  # noqa: SLF001
     for closes in (False, True):
         held = [grammars.begin(StructuredOutputs(regex="[ab]*f"))]
         if closes:
@@ -187,9 +187,9 @@ def test_a_mask_that_takes_too_long_ends_its_sequence(tokenizer: Tokenizer) -> N
     harmless, harmful = compiled.start(), compiled.start()
     harmful.accept(tokenizer.encode("a")[0])
     with pytest.raises(InvalidRequestError, match=r"0\.2 s for one token|Too many items"):
-        harmful.allowed()
+        harmful.allowed_mask()
     harmless.accept(tokenizer.encode("b")[0])
-    assert np.flatnonzero(harmless.allowed()).tolist() == [VOCAB - 1]
+    assert np.flatnonzero(harmless.allowed_mask()).tolist() == [VOCAB - 1]
     grammars.close()
 
 
@@ -240,7 +240,7 @@ def test_a_request_without_a_place_is_told(tokenizer: Tokenizer) -> None:
     grammars = make(tokenizer, max_workers=1, max_wait_s=0.3)
     sequence = grammars.compile(StructuredOutputs(regex="[ab]*")).start()
     follow(sequence, 2)
-    with pytest.raises(QueueFullError, match="take all places; try again later"):
+    with pytest.raises(QueueFullError, match="occupy all workers; try again later"):
         grammars.compile(StructuredOutputs(regex="b*"))
     sequence.close()
     grammars.poll()
@@ -261,7 +261,7 @@ def test_memory_makes_room_too(tokenizer: Tokenizer) -> None:
 def test_without_fork_each_grammar_has_a_process_of_its_own(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(grammar_pool_thread, "launcher", SpawnLauncher)
+    monkeypatch.setattr(grammar_pool_thread, "make_launcher", SpawnLauncher)
     grammars = make(tokenizer, mask_cpu_s=0.2)
     sequence = grammars.compile(StructuredOutputs(regex="[ab]x{3}yz")).start()
     tokens = follow(sequence, 5)
@@ -355,4 +355,4 @@ def test_errors_are_the_requests(grammars: Grammars) -> None:
     error = compiled.start().error
     assert isinstance(error, InvalidRequestError)
     with pytest.raises(InvalidRequestError):
-        compiled.start().allowed()
+        compiled.start().allowed_mask()

@@ -72,7 +72,7 @@ def test_the_allowed_ids_are_those_of_the_mask(grammars: Grammars, tokenizer: To
     sequence = grammars.compile(StructuredOutputs(regex="a[^a]b?")).start()
     for text in "axb":
         ids = sequence.allowed_ids()
-        assert ids.tolist() == np.flatnonzero(sequence.allowed()).tolist()
+        assert ids.tolist() == np.flatnonzero(sequence.allowed_mask()).tolist()
         assert sequence.allowed_ids() is ids
         sequence.accept(tokenizer.encode(text)[0])
 
@@ -89,7 +89,7 @@ def test_a_sequence_over_its_budget_fails_alone_in_its_batch(
     for sequence in sequences[:2] + sequences[3:]:
         assert sequence.allowed_ids().tolist() == [VOCAB - 1]
     with pytest.raises(InvalidRequestError, match=r"0\.2 s for one token|Too many items"):
-        sequences[2].allowed()
+        sequences[2].allowed_mask()
 
 
 def test_tokens_beyond_the_socket_buffer_arrive(grammars: Grammars, tokenizer: Tokenizer) -> None:
@@ -99,7 +99,7 @@ def test_tokens_beyond_the_socket_buffer_arrive(grammars: Grammars, tokenizer: T
     tokens = tokenizer.encode("a") * 9000
     sequences = [MaskSequence(-1 - i, pooled, tokens) for i in range(30)]
     for sequence in sequences:
-        grammars.masks.ask(grammars.pool, sequence)
+        grammars.masks.request(grammars.pool, sequence)
     end_s = time.monotonic() + WAIT_S
     while not all(sequence.mask for sequence in sequences):
         assert time.monotonic() < end_s
@@ -119,7 +119,7 @@ def test_a_dropped_sequence_leaves_a_prompt_worker_running(
         sequence = compiled.start()
         for _ in range(2):
             sequence.accept(tokenizer.encode("a")[0])
-            sequence.allowed()
+            sequence.allowed_mask()
         sequence.accept(tokenizer.encode("a")[0])
         grammars.flush()
         sequence.close()
@@ -140,7 +140,7 @@ def test_closing_ends_every_wait(tokenizer: Tokenizer) -> None:
     def wait_for(grammar: Grammar) -> None:
         grammar.accept(tokenizer.encode("a")[0])
         try:
-            grammar.allowed()
+            grammar.allowed_mask()
         except EngineNotReadyError as error:
             errors.append(error)
 
