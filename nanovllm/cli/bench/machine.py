@@ -22,7 +22,7 @@ from numba import types
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.packing import ALIGNMENT
-from nanovllm.model.kernels.build.target import PER_WORD, Target, host_target
+from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_target
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
 
 STREAMS = 4
@@ -96,7 +96,7 @@ def measure_bandwidth(threads: int) -> float:
         reader.close()
 
 
-def measure_peak(kind: str, threads: int, *, target: Target | None = None) -> float | None:
+def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None) -> float | None:
     """Multiplications and additions a second of `threads` threads in a type, None where the processor has no instruction for it.
 
     Args:
@@ -130,7 +130,7 @@ def measure_peak(kind: str, threads: int, *, target: Target | None = None) -> fl
     return count * chains * lanes * 2 * PER_WORD[kind] * threads / best_s
 
 
-def has_instruction(kind: str, target: Target) -> bool:
+def has_instruction(kind: str, target: KernelTarget) -> bool:
     """Whether a processor multiplies and adds words of a type in one instruction."""
     return {"float32": True, "bfloat16": target.bfloat16_dot, "int8": target.int8_dot}[kind]
 
@@ -150,7 +150,7 @@ def cache_bytes() -> int:
     return max(sizes, default=_UNKNOWN_CACHE_BYTES)
 
 
-def make_read(target: Target, streams: int) -> Callable[[int, int, int], int]:
+def make_read(target: KernelTarget, streams: int) -> Callable[[int, int, int], int]:
     """read(start, stream_bytes, passes): read `streams` neighbouring stretches of memory side by side; the sum of their 32-bit integers."""
 
     def add_up(v: Vectors, start: Value, stream_bytes: Value) -> Value:
@@ -189,7 +189,7 @@ def make_read(target: Target, streams: int) -> Callable[[int, int, int], int]:
     return read
 
 
-def make_peak(kind: str, target: Target) -> Callable[[int, int], None]:
+def make_peak(kind: str, target: KernelTarget) -> Callable[[int, int], None]:
     """spin(state, count): `count` rounds of one multiply-add for each of several sums; `state` has the factor's vector, then the sums'."""
 
     def spin_once(v: Vectors, state: Value, count: Value) -> None:
@@ -216,6 +216,6 @@ def make_peak(kind: str, target: Target) -> Callable[[int, int], None]:
     return spin
 
 
-def _chains(target: Target) -> int:
+def _chains(target: KernelTarget) -> int:
     """Independent sums: two units of four cycles need eight; the 16 registers of AVX hold 12, the 32 of AVX-512 and NEON 16."""
     return 12 if target.lanes == 8 else 16

@@ -7,7 +7,7 @@ from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.record import check_array
 from nanovllm.model.kernels.sampling.record import (
     SAMPLING_DTYPES,
@@ -28,7 +28,9 @@ _COLUMNS = (
 class CompiledRowSampler:
     """Samples rows of one vocabulary on a pool of threads. Not for use by two threads at once."""
 
-    def __init__(self, vocab: int, pool: ThreadPool, library: Library, target: Target) -> None:
+    def __init__(
+        self, vocab: int, pool: ThreadPool, library: Library, target: KernelTarget
+    ) -> None:
         """Run on `pool`, which the forward pass may use too, with code for `target`."""
         self._pool = pool
         self._target = target

@@ -16,15 +16,17 @@ from nanovllm.cli.bench.machine import (
     read_bytes,
 )
 from nanovllm.model.kernels.build.packing import aligned_zeros
-from nanovllm.model.kernels.build.target import Target, host_target
+from nanovllm.model.kernels.build.target import KernelTarget, host_target
 
 HOST = host_target()
-TARGETS = [Target(lanes=lanes, is_x86=HOST.is_x86) for lanes in (16, 8, 4) if lanes <= HOST.lanes]
+TARGETS = [
+    KernelTarget(lanes=lanes, is_x86=HOST.is_x86) for lanes in (16, 8, 4) if lanes <= HOST.lanes
+]
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("streams", [1, 4])
-def test_every_number_is_read(target: Target, streams: int) -> None:
+def test_every_number_is_read(target: KernelTarget, streams: int) -> None:
     memory = aligned_zeros(4 * 1024).view(np.int32)
     memory[:] = np.random.default_rng(0).integers(-1000, 1000, memory.shape, dtype=np.int32)
     assert (
@@ -75,13 +77,13 @@ def test_what_is_read_is_larger_than_the_caches() -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_every_processor_has_a_float32_peak(target: Target) -> None:
+def test_every_processor_has_a_float32_peak(target: KernelTarget) -> None:
     peak = measure_peak("float32", 1, target=target)
     assert peak is not None
     assert 1e6 < peak < 1e15
 
 
 def test_a_peak_without_an_instruction_is_none() -> None:
-    assert measure_peak("int8", 1, target=Target(lanes=4)) is None
+    assert measure_peak("int8", 1, target=KernelTarget(lanes=4)) is None
     for kind in KINDS:
         assert (measure_peak(kind, 1) is None) == (not has_instruction(kind, HOST))

@@ -27,7 +27,7 @@ from llvmlite import ir
 from numpy.lib.array_utils import byte_bounds
 
 from nanovllm.model.kernels.build.packing import aligned_zeros
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 
 PAGE_BYTES = 4096
 """More than any one access."""
@@ -69,7 +69,9 @@ def _table() -> _Table:
 
 
 @contextmanager
-def watch(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Iterator[None]:
+def watch(
+    target: KernelTarget, entry: str, arrays: Iterable[tuple[str, np.ndarray]]
+) -> Iterator[None]:
     """Around one run of a compiled function `entry`: where the target checks, it may touch these named arrays and nothing else.
 
     Raises:

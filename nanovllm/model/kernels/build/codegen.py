@@ -13,7 +13,7 @@ from llvmlite import binding
 
 
 @dataclass(frozen=True, slots=True)
-class Processor:
+class LLVMCpu:
     """A processor in LLVM's words.
 
     Attributes:
@@ -27,20 +27,20 @@ class Processor:
     features: str
 
 
-def host_processor() -> Processor:
+def host_cpu() -> LLVMCpu:
     """The processor of this machine, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name in its place."""
     triple = binding.get_process_triple()
     name, features = os.environ.get("NUMBA_CPU_NAME", "host"), os.environ.get("NUMBA_CPU_FEATURES")
     if name != "host":
-        return Processor(triple, name, features or "")
-    return Processor(
+        return LLVMCpu(triple, name, features or "")
+    return LLVMCpu(
         triple,
         binding.get_host_cpu_name(),
         binding.get_host_cpu_features().flatten() if features is None else features,
     )
 
 
-def create_target_machine(processor: Processor) -> Any:
+def create_target_machine(processor: LLVMCpu) -> Any:
     """LLVM's code generator for code that is loaded into this process."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
@@ -62,7 +62,7 @@ def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
     It stays loaded until the process ends, since a thread may be about to return from it.
     """
     engine = binding.create_mcjit_compiler(
-        binding.parse_assembly(""), create_target_machine(host_processor())
+        binding.parse_assembly(""), create_target_machine(host_cpu())
     )
     engine.add_object_file(binding.ObjectFileRef.from_data(image))
     engine.finalize_object()

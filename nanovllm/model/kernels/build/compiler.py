@@ -15,7 +15,7 @@ import numba.extending
 from llvmlite import binding, ir
 from numba.core import codegen, registry, types
 
-from nanovllm.model.kernels.build.codegen import Processor, create_target_machine
+from nanovllm.model.kernels.build.codegen import LLVMCpu, create_target_machine
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -141,7 +141,7 @@ def link(functions: Mapping[str, Any], machine: Any) -> Any:
     return module
 
 
-def emit_object(functions: Mapping[str, Any], processor: Processor) -> bytes:
+def emit_object(functions: Mapping[str, Any], processor: LLVMCpu) -> bytes:
     """The object file of `link` for a processor."""
     machine = create_target_machine(processor)
     return bytes(machine.emit_object(link(functions, machine)))

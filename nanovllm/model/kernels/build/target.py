@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from llvmlite import binding, ir
 
-from nanovllm.model.kernels.build.codegen import host_processor
+from nanovllm.model.kernels.build.codegen import host_cpu
 
 DTYPES = ("float32", "bfloat16")
 QUANTIZATIONS = ("int8",)
@@ -21,7 +21,7 @@ CHECKS_ADDRESSES = os.environ.get("NANOVLLM_CHECK", "") not in {"", "0"}
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class KernelTarget:
     """A processor.
 
     Attributes:
@@ -60,21 +60,21 @@ class Target:
 class Spec:
     """A processor and the types of weights and cache: what one compilation of the forward pass is for."""
 
-    target: Target
+    target: KernelTarget
     weights: str = "float32"
     cache: str = "float32"
 
 
-def host_target() -> Target:
+def host_target() -> KernelTarget:
     """The processor of this machine, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES ask Numba to compile for."""
     features = _features()
     is_x86 = binding.get_default_triple().startswith(("x86_64", "i686"))
     if not is_x86 or not {"avx2", "fma"} <= features:
-        return Target(lanes=4, is_x86=is_x86, has_fma=not is_x86 or "fma" in features)
+        return KernelTarget(lanes=4, is_x86=is_x86, has_fma=not is_x86 or "fma" in features)
     if not {"avx512f", "avx512vl", "avx512bw", "avx512dq"} <= features:
-        return Target(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
-    is_zen5 = host_processor().name == "znver5"
-    return Target(
+        return KernelTarget(lanes=8, int8_dot="avxvnni" in features, is_x86=True)
+    is_zen5 = host_cpu().name == "znver5"
+    return KernelTarget(
         lanes=16,
         bfloat16_dot="avx512bf16" in features,
         int8_dot="avx512vnni" in features,

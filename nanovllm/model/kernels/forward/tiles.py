@@ -16,14 +16,14 @@ from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.formats import Format
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import WORD_BYTES
 
 
 def make_tile(
-    target: Target,
+    target: KernelTarget,
     numbers: Format,
     rows: int,
     vectors: int,
@@ -70,7 +70,7 @@ def make_tile(
     return kernel(target, tile)
 
 
-def make_batched_tile(target: Target, numbers: Format, rows: int, vectors: int) -> Any:
+def make_batched_tile(target: KernelTarget, numbers: Format, rows: int, vectors: int) -> Any:
     """tile(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead): each row times its own panel, `row_stride` after the last.
 
     What is as far as `ahead` bytes from what is read is asked for, where the target wants that.
@@ -158,7 +158,7 @@ def _walk(
 
 
 def make_tiles(
-    target: Target, numbers: Format, vectors: int, *, ahead_lines: int, once: bool = False
+    target: KernelTarget, numbers: Format, vectors: int, *, ahead_lines: int, once: bool = False
 ) -> Any:
     """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
 
@@ -213,7 +213,7 @@ def make_tiles(
     return tiles
 
 
-def make_batched_tiles(target: Target, numbers: Format, vectors: int) -> Any:
+def make_batched_tiles(target: KernelTarget, numbers: Format, vectors: int) -> Any:
     """tiles(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, count, ahead): batched tiles down any number of rows."""
     t1, t2, t3 = (make_batched_tile(target, numbers, height, vectors) for height in (1, 2, 3))
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.passes import (
     FARTHEST,
     LOWEST,
@@ -35,7 +35,7 @@ _ONE = np.float32(1.0)
 _LOWEST = np.float32(LOWEST)
 
 
-def make_find_threshold(target: Target) -> Any:
+def make_find_threshold(target: KernelTarget) -> Any:
     """find_threshold(p, row, scratch, largest) -> the least score that the row's filters keep; `largest` is its largest score."""
     weigh_groups, weigh_keys, gather, find_kth = (
         make_weigh_groups(target),
@@ -74,7 +74,7 @@ def make_find_threshold(target: Target) -> Any:
 
 
 @cache
-def make_find_kth(target: Target) -> Any:
+def make_find_kth(target: KernelTarget) -> Any:
     """find_kth(p, scratch, k, least, largest) -> the k-th largest of the scores from `least` to `largest`; where there are fewer, the smallest.
 
     At least k scores are as large as the k-th largest maximum of a column, so only columns that reach it are opened.
@@ -120,7 +120,7 @@ def make_find_kth(target: Target) -> Any:
 
 
 @cache
-def _make_gather(target: Target) -> Any:
+def _make_gather(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.filters import make_find_kth
 from nanovllm.model.kernels.sampling.passes import (
     LOWEST,
@@ -38,7 +38,7 @@ _ID_BITS = 32
 _ID_MASK = (1 << _ID_BITS) - 1
 
 
-def make_report_row(target: Target) -> Any:
+def make_report_row(target: KernelTarget) -> Any:
     """report_row(p, row, scratch): writes the row's report; `p` is the record of sample.py, `scratch` this thread's memory."""
     scale, maxima, weigh_groups, rank = (
         make_scale(target),
@@ -77,7 +77,7 @@ def make_report_row(target: Target) -> Any:
     return report_row
 
 
-def _make_find_likely(target: Target) -> Any:
+def _make_find_likely(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
     find_kth = make_find_kth(target)

@@ -20,7 +20,7 @@ import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.filters import make_find_threshold
 from nanovllm.model.kernels.sampling.logprobs import make_report_row
 from nanovllm.model.kernels.sampling.passes import (
@@ -49,7 +49,7 @@ _ONE = np.float32(1.0)
 
 
 @cache
-def make_sample_rows(target: Target) -> Any:
+def make_sample_rows(target: KernelTarget) -> Any:
     """sample_rows(address, thread): tokens and reports of this thread's share of the rows; a record of SAMPLING_PARAMETERS is at `address`."""
     sample_row, report_row = _make_sample_row(target), make_report_row(target)
 
@@ -69,7 +69,7 @@ def make_sample_rows(target: Target) -> Any:
     return sample_rows
 
 
-def _make_sample_row(target: Target) -> Any:
+def _make_sample_row(target: KernelTarget) -> Any:
     edit, find_threshold, draw_token = (
         _make_edit(target),
         make_find_threshold(target),
@@ -103,7 +103,7 @@ def _make_sample_row(target: Target) -> Any:
     return sample_row
 
 
-def _make_edit(target: Target) -> Any:
+def _make_edit(target: KernelTarget) -> Any:
     fill, copy = make_fill(target), make_copy(target)
 
     @compiled
@@ -147,7 +147,7 @@ def _make_edit(target: Target) -> Any:
     return edit
 
 
-def _make_find_best(target: Target) -> Any:
+def _make_find_best(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
 
@@ -165,7 +165,7 @@ def _make_find_best(target: Target) -> Any:
     return find_best
 
 
-def _make_draw_token(target: Target) -> Any:
+def _make_draw_token(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
     weigh_groups, weigh = make_weigh_groups(target), make_weigh(target)

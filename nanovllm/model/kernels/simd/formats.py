@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import Value, Vectors
 
 
@@ -36,7 +36,7 @@ class Format:
     multiply_add: Callable[[Vectors, Value, Value, Value], Value]
 
 
-def weight_format(target: Target, kind: str) -> Format:
+def weight_format(target: KernelTarget, kind: str) -> Format:
     """Weights of type `kind` times inputs of the same type: float32, pairs of bfloat16, or bytes (unsigned inputs, signed weights)."""
     if kind == "float32":
         return _float32()
@@ -47,7 +47,7 @@ def weight_format(target: Target, kind: str) -> Format:
     return _int8_by_int16() if target.is_x86 else _int8_by_int32()
 
 
-def cache_format(target: Target, kind: str) -> Format:
+def cache_format(target: KernelTarget, kind: str) -> Format:
     """Keys or values of type `kind` times queries or weights: bfloat16 with its own kind, int8 widened and times float32."""
     if kind == "int8":
         return _int8_widened()

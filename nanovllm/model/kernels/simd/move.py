@@ -8,7 +8,7 @@ from numba import types
 
 from nanovllm.model.kernels.build.bounds import checked
 from nanovllm.model.kernels.build.compiler import intrinsic
-from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Target
+from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget
 from nanovllm.model.kernels.simd.scalar import make_load
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import LINEAR, PARAMETERS
@@ -42,7 +42,7 @@ load_int = make_load(I64, types.intp)
 """load_int(base, index): 64-bit integer number `index` from address `base`."""
 
 
-def make_copy(target: Target) -> Any:
+def make_copy(target: KernelTarget) -> Any:
     """copy(source, out, count): exactly `count` float32."""
 
     def copy(v: Vectors, source: Value, out: Value, count: Value) -> None:
@@ -63,7 +63,7 @@ def make_copy(target: Target) -> Any:
     return kernel(target, copy)
 
 
-def make_clear(target: Target) -> Any:
+def make_clear(target: KernelTarget) -> Any:
     """clear(out, count): whole vectors of zeros, at least `count` float32."""
 
     def clear(v: Vectors, out: Value, count: Value) -> None:
@@ -76,7 +76,7 @@ def make_clear(target: Target) -> Any:
     return kernel(target, clear)
 
 
-def make_scatter(target: Target) -> Any:
+def make_scatter(target: KernelTarget) -> Any:
     """scatter(source, out, out_stride, count): `count` float32, each `out_stride` bytes after the one before."""
 
     def scatter(v: Vectors, source: Value, out: Value, out_stride: Value, count: Value) -> None:
@@ -91,7 +91,7 @@ def make_scatter(target: Target) -> Any:
     return kernel(target, scatter)
 
 
-def make_add(target: Target) -> Any:
+def make_add(target: KernelTarget) -> Any:
     """add(source, out, count): out += source, whole vectors, at least `count` float32."""
 
     def add(v: Vectors, source: Value, out: Value, count: Value) -> None:

@@ -24,7 +24,7 @@ from numba.core import cgutils
 from nanovllm.model.kernels.build.bounds import checked, size_of
 from nanovllm.model.kernels.build.compiler import intrinsic
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 
 F32, I1, I8, I16, I32, I64 = (
     ir.FloatType(),
@@ -55,7 +55,7 @@ class _Bfloat16(ir.Type):  # type: ignore[misc]
 class Vectors:
     """Operations on vectors of `lanes` float32, emitted where `builder` stands."""
 
-    def __init__(self, builder: Any, target: Target) -> None:
+    def __init__(self, builder: Any, target: KernelTarget) -> None:
         """Emit through `builder`."""
         self.builder = builder
         self.target = target
@@ -407,7 +407,9 @@ class Vectors:
         )
 
 
-def kernel(target: Target, emit: Callable[..., Value | None], returns: Any = types.void) -> Any:
+def kernel(
+    target: KernelTarget, emit: Callable[..., Value | None], returns: Any = types.void
+) -> Any:
     """A function for compiled code whose body is vector code.
 
     `emit(v, ...)` gets a Vectors and the arguments, all of them integers: addresses, strides in bytes and counts.

@@ -16,10 +16,10 @@ def default_threads() -> int:
     """Physical cores that this process may use, and no more than its share of them; at least 1."""
     if sys.platform == "linux":
         return linux_threads(os.sched_getaffinity(0), Path("/"))
-    return (_mac_cores() if sys.platform == "darwin" else None) or usable_processors()
+    return (_mac_cores() if sys.platform == "darwin" else None) or usable_cpus()
 
 
-def usable_processors() -> int:
+def usable_cpus() -> int:
     """Processors that this process may run on, two for a core that has two threads."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 

@@ -21,7 +21,7 @@ from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES, THREADS
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.threads.contention import ThreadCount
-from nanovllm.model.kernels.threads.cores import usable_processors
+from nanovllm.model.kernels.threads.cores import usable_cpus
 
 _SPIN_S = 50e-6
 """How long a thread polls at a barrier before it sleeps: longer than most items take, so that threads
@@ -104,7 +104,7 @@ class ThreadPool:
 
     def _set_spins(self) -> None:
         """Translate the times that threads poll into numbers of polls, by timing some."""
-        if self.threads > usable_processors():
+        if self.threads > usable_cpus():
             self._job["spins"] = self._job["idle_spins"] = _CROWDED_SPINS
             return
         spin = self._library.functions["spin"]
