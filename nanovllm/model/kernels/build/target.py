@@ -31,8 +31,8 @@ class KernelTarget:
         is_x86: whether x86 instructions may be named.
         has_fma: whether it multiplies and adds in one instruction. Where it does not, two are used:
             a fused one would be a call of the C library for each lane.
-        streams_once: whether streams of weights are asked for as read once, which leaves the caches to others: quicker on Zen 5, slower on Zen 4.
-        asks_for_blocks: whether the next block of the KV cache is asked for while one is read: quicker on Zen 4, slower on Zen 5.
+        nontemporal: whether streams of weights are asked for as read once, which leaves the caches to others: quicker on Zen 5, slower on Zen 4.
+        prefetch_next_block: whether the next block of the KV cache is asked for while one is read: quicker on Zen 4, slower on Zen 5.
         check: compile a check of every address into the kernels (bounds.py).
     """
 
@@ -41,8 +41,8 @@ class KernelTarget:
     int8_dot: bool = False
     is_x86: bool = False
     has_fma: bool = True
-    streams_once: bool = False
-    asks_for_blocks: bool = False
+    nontemporal: bool = False
+    prefetch_next_block: bool = False
     check: bool = CHECKS_ADDRESSES
 
     @property
@@ -79,8 +79,8 @@ def host_target() -> KernelTarget:
         bfloat16_dot="avx512bf16" in features,
         int8_dot="avx512vnni" in features,
         is_x86=True,
-        streams_once=is_zen5,
-        asks_for_blocks=not is_zen5,
+        nontemporal=is_zen5,
+        prefetch_next_block=not is_zen5,
     )
 
 

@@ -16,7 +16,7 @@ from llvmlite import ir
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.simd.scalar import load_float, load_short
+from nanovllm.model.kernels.simd.scalar import load_float, load_i32
 from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import NO_WORD, best_bytes
 
@@ -89,7 +89,7 @@ def make_choose_best(target: KernelTarget) -> Any:
             at = best + thread * thread_bytes
             for lane in range(lanes):
                 value = load_float(at, lane)
-                word = load_short(at, lanes + lane)
+                word = load_i32(at, lanes + lane)
                 if chosen == NO_WORD or value > largest or (value == largest and word < chosen):
                     largest, chosen = value, word
         return chosen if abs(largest) < _INFINITY else NO_WORD

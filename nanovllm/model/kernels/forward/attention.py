@@ -32,7 +32,7 @@ from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.simd.formats import Format, cache_format
 from nanovllm.model.kernels.simd.move import load_int, make_clear, make_copy
-from nanovllm.model.kernels.simd.scalar import store_short
+from nanovllm.model.kernels.simd.scalar import store_i32
 from nanovllm.model.kernels.simd.vector import F32, I32, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import WORD_BYTES
 
@@ -277,7 +277,7 @@ def _make_encode_query(cache: str, round_row: Any, copy: Any) -> Any:
     @compiled
     def encode_query(source: int, out: int, count: int) -> None:
         """The rest of the last word is 0: there may be anything, and times a key's 0 it must give 0."""
-        store_short(out, (count - 1) // 2, 0)
+        store_i32(out, (count - 1) // 2, 0)
         round_row(source, out, count)
 
     return encode_query

@@ -62,7 +62,7 @@ def make_panel_sums(target: KernelTarget, weights: str) -> Any:
         numbers,
         target.panel_vectors,
         ahead_lines=width_bytes // LINE_BYTES,
-        once=target.streams_once,
+        nontemporal=target.nontemporal,
     )
     some, many = (
         make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (2, 1)

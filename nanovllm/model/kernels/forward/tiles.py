@@ -29,11 +29,11 @@ def make_tile(
     vectors: int,
     *,
     ahead_lines: int,
-    once: bool = False,
+    nontemporal: bool = False,
 ) -> Any:
     """tile(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead): out[rows, vectors] += a[rows, steps] @ panel[steps, vectors].
 
-    At every step the next `ahead_lines` cache lines from `ahead` on are asked for, with `once` to be read and then forgotten.
+    At every step the next `ahead_lines` cache lines from `ahead` on are asked for, with `nontemporal` to be read and then forgotten.
     """
 
     def tile(
@@ -52,7 +52,7 @@ def make_tile(
                 v.prefetch(
                     v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)),
                     line * LINE_BYTES,
-                    once=once,
+                    nontemporal=nontemporal,
                 )
 
         _walk(
@@ -91,7 +91,7 @@ def make_batched_tile(target: KernelTarget, numbers: Format, rows: int, vectors:
         panels = _spaced(v, panel, row_stride, rows)
 
         def ask(k: Value) -> None:
-            for one in panels if target.asks_for_blocks else ():
+            for one in panels if target.prefetch_next_block else ():
                 at = v.address(v.address(one, ahead), v.builder.mul(k, panel_stride))
                 for offset in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
                     v.prefetch(at, offset)
@@ -158,14 +158,21 @@ def _walk(
 
 
 def make_tiles(
-    target: KernelTarget, numbers: Format, vectors: int, *, ahead_lines: int, once: bool = False
+    target: KernelTarget,
+    numbers: Format,
+    vectors: int,
+    *,
+    ahead_lines: int,
+    nontemporal: bool = False,
 ) -> Any:
     """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
 
     Each tile asks for lines where the one before has stopped, until as much from `ahead` on has been asked for as is being read.
     """
     t1, t2, t3, t4, t5, t6 = (
-        make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines, once=once)
+        make_tile(
+            target, numbers, height, vectors, ahead_lines=ahead_lines, nontemporal=nontemporal
+        )
         for height in (1, 2, 3, 4, 5, 6)
     )
 

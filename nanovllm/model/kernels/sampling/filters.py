@@ -28,7 +28,7 @@ from nanovllm.model.kernels.simd.scalar import (
     load_double,
     load_float,
     number_of,
-    store_short,
+    store_i32,
 )
 
 _ONE = np.float32(1.0)
@@ -88,7 +88,7 @@ def make_find_kth(target: KernelTarget) -> Any:
         count = 0
         for column in range(p.groups * lanes):
             highest = load_float(scratch + p.maxima_offset, column)
-            store_short(scratch + p.keys_offset, count, key_of(highest))
+            store_i32(scratch + p.keys_offset, count, key_of(highest))
             count += 1 if highest >= least else 0
         return count
 
@@ -134,7 +134,7 @@ def _make_gather(target: KernelTarget) -> Any:
                 first = column // lanes * size + column % lanes
                 for vector in range(GROUP_VECTORS):
                     score = load_float(scratch, first + vector * lanes)
-                    store_short(keys, count, key_of(score))
+                    store_i32(keys, count, key_of(score))
                     count += 1 if score >= least else 0
         return count
 

@@ -64,7 +64,7 @@ def _make_store(kind: Any, takes: Any) -> Any:
 
 load_float, store_float = make_load(F32, types.float32), _make_store(F32, types.float32)
 load_double, store_double = make_load(F64, types.float64), _make_store(F64, types.float64)
-load_short, store_short = make_load(I32, types.intp), _make_store(I32, types.intp)
+load_i32, store_i32 = make_load(I32, types.intp), _make_store(I32, types.intp)
 store_int = _make_store(I64, types.intp)
 
 

@@ -115,10 +115,10 @@ class Vectors:
         self.builder.store(value, self._reach(base, value.type, offset, writes=True), align=align)
 
     def prefetch(
-        self, base: Value, offset: int = 0, *, once: bool = False, writes: bool = False
+        self, base: Value, offset: int = 0, *, nontemporal: bool = False, writes: bool = False
     ) -> None:
         """Ask for a cache line that is needed soon, or soon and only `once`, or to be written; an address outside everything does no harm."""
-        kinds = (I32(int(writes)), I32(0 if once else 2), I32(1))
+        kinds = (I32(int(writes)), I32(0 if nontemporal else 2), I32(1))
         self._call("llvm.prefetch.p0", ir.VoidType(), self._pointer(base, I8, offset), *kinds)
 
     def splat(self, scalar: Value) -> Value:
