@@ -11,7 +11,7 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.record import check_array
 from nanovllm.model.kernels.sampling.record import (
     SAMPLING_DTYPES,
-    SAMPLING_PARAMETERS,
+    SAMPLING_RECORD,
     scratch_layout,
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
@@ -21,7 +21,7 @@ _SHARED_SCORES = 100_000  # fewer are done before another thread is awake
 _ROWS_AT_FIRST = 32  # to have room for; more when they are first asked for
 _COLUMNS = (
     "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p", "seeds", "choices", "positions",
-    "tokens", "has_token", "wanted", "found", "ranks",
+    "tokens", "has_token", "num_logprobs", "num_top", "ranks",
 )  # fmt: skip
 
 
@@ -35,7 +35,7 @@ class CompiledRowSampler:
         self._pool = pool
         self._target = target
         self._function = library.addresses["sample_rows"]
-        self._record = np.zeros(1, dtype=SAMPLING_PARAMETERS)
+        self._record = np.zeros(1, dtype=SAMPLING_RECORD)
         layout = scratch_layout(vocab, target.lanes)
         self._work = np.zeros(1, dtype=np.int64)
         self._scratch = aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES)
@@ -87,23 +87,23 @@ class CompiledRowSampler:
         return self._run(logits, num_logprobs, sampling=False)
 
     def _run(
-        self, logits: np.ndarray, wanted: np.ndarray, *, sampling: bool, **arrays: np.ndarray
+        self, logits: np.ndarray, num_logprobs: np.ndarray, *, sampling: bool, **arrays: np.ndarray
     ) -> RowReports:
         rows, vocab = logits.shape
         assert vocab == self._record["vocab"][0]
         if logits.dtype != np.float32 or logits.strides[1] != F32_BYTES:
             raise TypeError(f"logits are {logits.dtype} with strides {logits.strides}")
-        most = max(int(wanted.max(initial=0)), 0)
-        likely_ids = np.empty((rows, most), dtype=np.int64)
-        logprobs = np.empty((rows, most + 1), dtype=np.float32)
-        self._fill(rows, wanted=wanted)
-        self._place(logits=logits, likely_ids=likely_ids, logprobs=logprobs, **arrays)
+        max_logprobs = max(int(num_logprobs.max(initial=0)), 0)
+        top_ids = np.empty((rows, max_logprobs), dtype=np.int64)
+        logprobs = np.empty((rows, max_logprobs + 1), dtype=np.float32)
+        self._fill(rows, num_logprobs=num_logprobs)
+        self._place(logits=logits, top_ids=top_ids, logprobs=logprobs, **arrays)
         record = self._record
         is_shared = rows * vocab >= _SHARED_SCORES
         threads = self._pool.choose_threads("sample_rows", rows * vocab) if is_shared else 1
-        record["rows"], record["most"], record["sampling"], record["threads"] = (
+        record["rows"], record["max_logprobs"], record["sampling"], record["threads"] = (
             rows,
-            most,
+            max_logprobs,
             sampling,
             threads,
         )
@@ -114,15 +114,15 @@ class CompiledRowSampler:
             "work": self._work,
             "scratch": self._scratch,
             "logits": logits,
-            "likely_ids": likely_ids,
+            "top_ids": top_ids,
             "logprobs": logprobs,
         }
         with watch(self._target, "sample_rows", (given | self._columns | arrays).items()):
             self._pool.run(self._function, record.ctypes.data, threads)
         return RowReports(
             self._columns["ranks"][:rows].copy(),
-            self._columns["found"][:rows].copy(),
-            likely_ids,
+            self._columns["num_top"][:rows].copy(),
+            top_ids,
             logprobs,
         )
 

@@ -50,14 +50,14 @@ def make_report_row(target: KernelTarget) -> Any:
 
     @compiled
     def report_row(p: Any, row: int, scratch: int) -> None:
-        logprobs = p.logprobs + row * (p.most + 1) * F32_BYTES
+        logprobs = p.logprobs + row * (p.max_logprobs + 1) * F32_BYTES
         token = load_int(p.tokens, row)
         scale(p.logits + row * p.logits_stride, scratch, p.vocab, p.padded, bits_of(_ONE))
         largest = maxima(scratch, p.groups, scratch + p.maxima_offset)
         if not abs(largest) < _INFINITY:
             store_float(logprobs, 0, np.float32(np.nan))
             store_int(p.ranks, row, 1)
-            store_int(p.found, row, 0)
+            store_int(p.num_top, row, 0)
             return
         total = weigh_groups(
             scratch, p.groups, bits_of(_LOWEST), bits_of(largest), scratch + p.sums_offset
@@ -66,9 +66,9 @@ def make_report_row(target: KernelTarget) -> Any:
         own = load_float(scratch, token)
         store_float(logprobs, 0, own - largest - log_total)
         store_int(p.ranks, row, 1 + rank(scratch, p.padded, token, bits_of(own)))
-        ids = p.likely_ids + row * p.most * INT_BYTES
-        found = find_likely(p, scratch, min(load_int(p.wanted, row), p.vocab), largest)
-        store_int(p.found, row, found)
+        ids = p.top_ids + row * p.max_logprobs * INT_BYTES
+        found = find_likely(p, scratch, min(load_int(p.num_logprobs, row), p.vocab), largest)
+        store_int(p.num_top, row, found)
         for i in range(found):
             packed = load_int(scratch + p.keys_offset, i)
             store_int(ids, i, _ID_MASK - (packed & _ID_MASK))

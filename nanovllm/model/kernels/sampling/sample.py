@@ -31,7 +31,7 @@ from nanovllm.model.kernels.sampling.passes import (
     make_weigh_groups,
 )
 from nanovllm.model.kernels.sampling.philox import uniform
-from nanovllm.model.kernels.sampling.record import SAMPLING_PARAMETERS, group_size
+from nanovllm.model.kernels.sampling.record import SAMPLING_RECORD, group_size
 from nanovllm.model.kernels.simd.move import load_int, make_copy, record_at
 from nanovllm.model.kernels.simd.scalar import (
     bits_of,
@@ -42,7 +42,7 @@ from nanovllm.model.kernels.simd.scalar import (
 )
 from nanovllm.model.kernels.threads.atomics import atomic_add
 
-sampling_parameters_at = record_at(SAMPLING_PARAMETERS)
+sampling_record_at = record_at(SAMPLING_RECORD)
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ONE = np.float32(1.0)
@@ -50,12 +50,12 @@ _ONE = np.float32(1.0)
 
 @cache
 def make_sample_rows(target: KernelTarget) -> Any:
-    """sample_rows(address, thread): tokens and reports of this thread's share of the rows; a record of SAMPLING_PARAMETERS is at `address`."""
+    """sample_rows(address, thread): tokens and reports of this thread's share of the rows; a record of SAMPLING_RECORD is at `address`."""
     sample_row, report_row = _make_sample_row(target), make_report_row(target)
 
     @compiled
     def sample_rows(address: int, thread: int) -> None:
-        p = sampling_parameters_at(address)
+        p = sampling_record_at(address)
         scratch = p.scratch + thread * p.scratch_bytes
         while True:
             row = atomic_add(p.work, 1)
@@ -63,7 +63,7 @@ def make_sample_rows(target: KernelTarget) -> Any:
                 return
             if p.sampling != 0:
                 sample_row(p, row, scratch)
-            if load_int(p.wanted, row) >= 0:
+            if load_int(p.num_logprobs, row) >= 0:
                 report_row(p, row, scratch)
 
     return sample_rows

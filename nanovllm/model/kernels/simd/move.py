@@ -34,8 +34,8 @@ def record_at(dtype: np.dtype) -> Any:
     return intrinsic(declare)
 
 
-parameters_at = record_at(PARAMETERS)
-"""parameters_at(address): the record of step_record.py that begins there."""
+step_record_at = record_at(PARAMETERS)
+"""step_record_at(address): the record of step_record.py that begins there."""
 linear_at = record_at(LINEAR)
 """linear_at(address): a linear layer's record."""
 load_int = make_load(I64, types.intp)

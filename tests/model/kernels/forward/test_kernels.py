@@ -32,7 +32,7 @@ from nanovllm.model.kernels.forward.convert import (
 from nanovllm.model.kernels.forward.epilogue import make_epilogue
 from nanovllm.model.kernels.forward.layernorm import make_layer_norm
 from nanovllm.model.kernels.forward.matmul import make_product
-from nanovllm.model.kernels.simd.move import linear_at, parameters_at
+from nanovllm.model.kernels.simd.move import linear_at, step_record_at
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
@@ -113,7 +113,7 @@ class Product:
             out: int,
             out_stride: int,
         ) -> None:
-            p = parameters_at(address)
+            p = step_record_at(address)
             product(
                 p,
                 linear_at(linear),

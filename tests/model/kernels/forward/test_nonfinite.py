@@ -26,7 +26,7 @@ from nanovllm.model.kernels.forward.convert import (
 from nanovllm.model.kernels.forward.layernorm import make_layer_norm
 from nanovllm.model.kernels.forward.prepare import plan_step
 from nanovllm.model.kernels.record import KernelMemory
-from nanovllm.model.kernels.simd.move import parameters_at
+from nanovllm.model.kernels.simd.move import step_record_at
 from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, ITEM_FIELDS, QUERY_TILE
 from tests.model.kernels.forward.test_kernels import call, finish, name_of, numbers
 from tests.support.batches import make_batch
@@ -222,7 +222,7 @@ def _attention(spec: Spec) -> Any:
     @compiled
     def run(address: int, thread: int) -> None:
         plan_step(address, thread)
-        p = parameters_at(address)
+        p = step_record_at(address)
         if store(p, thread, p.phases, 0):
             attend(p, thread, p.phases + PHASE_BYTES, 0)
 
