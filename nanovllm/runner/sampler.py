@@ -33,7 +33,7 @@ def sample(
         for row, draw in zip(drawn.tolist(), draws.tolist(), strict=True):
             scores = logits[row]
             scores /= batch.temperature[row]
-            keep_likely(
+            apply_filters(
                 scores,
                 top_k=int(batch.top_k[row]),
                 top_p=float(batch.top_p[row]),
@@ -67,7 +67,7 @@ def _apply_penalties(
     logits[seen.rows, seen.token_ids] = values
 
 
-def keep_likely(
+def apply_filters(
     scores: Float32[np.ndarray, " vocab"], *, top_k: int, top_p: float, min_p: float
 ) -> None:
     """Set the scores of tokens that the filters drop to minus infinity, in place. Tokens that tie with the last one kept stay."""

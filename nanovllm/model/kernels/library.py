@@ -54,7 +54,7 @@ def load_image(spec: Spec, store: ObjectCache) -> bytes:
     key = cache_key(spec, cpu)
     image = store.load(key)
     if image is None:
-        with store.alone(key):
+        with store.exclusive(key):
             image = store.load(key)  # by whoever was here before
             if image is None:
                 _tell_of_compilation(store)

@@ -365,7 +365,7 @@ def test_the_first_start_is_told_where_no_bar_shows_it(
 
 def test_where_a_lock_cannot_be_had_everybody_compiles(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with ObjectCache(tmp_path / "file").alone(KEY):
+    with ObjectCache(tmp_path / "file").exclusive(KEY):
         assert (tmp_path / "file").read_text() == "no folder"
 
 

@@ -64,7 +64,7 @@ class ObjectCache:
         return True
 
     @contextmanager
-    def alone(self, key: str) -> Iterator[None]:
+    def exclusive(self, key: str) -> Iterator[None]:
         """Let processes into what follows one after the other; all of them where there are no such locks, or the folder cannot be used."""
         with ExitStack() as held:
             with suppress(OSError, ImportError):

@@ -127,7 +127,7 @@ def _walk(
     ask: Callable[[Value], None],
 ) -> None:
     """Emit a tile: `panels` are one for all rows or one for each, `ask(k)` what else is to be done at step k."""
-    load = v.load_words if numbers.sums_integers else v.load
+    load = v.load_words if numbers.accumulates_int32 else v.load
     places = [
         (row, vector * v.lanes * WORD_BYTES)
         for row in range(len(rows))

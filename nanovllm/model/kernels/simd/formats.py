@@ -24,13 +24,13 @@ class Format:
     Attributes:
         per_word: numbers in a word of 32 bits, one below the other.
         input_bytes: bytes of one row of inputs that a step takes.
-        sums_integers: whether sums are 32-bit integers; otherwise they are float32.
+        accumulates_int32: whether sums are 32-bit integers; otherwise they are float32.
         widen: (v, words) to operands. inputs: (v, address) to as many operands. multiply_add: (v, input, weight, sum) to the new sum.
     """
 
     per_word: int
     input_bytes: int
-    sums_integers: bool
+    accumulates_int32: bool
     widen: Callable[[Vectors, Value], Sequence[Value]]
     inputs: Callable[[Vectors, Value], Sequence[Value]]
     multiply_add: Callable[[Vectors, Value, Value, Value], Value]
@@ -58,7 +58,7 @@ def _float32() -> Format:
     return Format(
         per_word=1,
         input_bytes=F32_BYTES,
-        sums_integers=False,
+        accumulates_int32=False,
         widen=lambda v, words: [v.builder.bitcast(words, v.f32s)],
         inputs=lambda v, at: [v.splat(v.load_scalar(at))],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
@@ -66,24 +66,24 @@ def _float32() -> Format:
 
 
 def _bfloat16_dot() -> Format:
-    return _dot(2, lambda v, a, w, total: v.dot_bfloat16(a, w, total), sums_integers=False)
+    return _dot(2, lambda v, a, w, total: v.dot_bfloat16(a, w, total), accumulates_int32=False)
 
 
 def _int8_dot() -> Format:
-    return _dot(4, lambda v, a, w, total: v.dot_int8(a, w, total), sums_integers=True)
+    return _dot(4, lambda v, a, w, total: v.dot_int8(a, w, total), accumulates_int32=True)
 
 
 def _dot(
     per_word: int,
     multiply_add: Callable[[Vectors, Value, Value, Value], Value],
     *,
-    sums_integers: bool,
+    accumulates_int32: bool,
 ) -> Format:
     """Words as they are, for a processor that multiplies and adds what is in them."""
     return Format(
         per_word=per_word,
         input_bytes=4,
-        sums_integers=sums_integers,
+        accumulates_int32=accumulates_int32,
         widen=lambda v, words: [words],
         inputs=lambda v, at: [v.splat(v.load_word(at))],
         multiply_add=multiply_add,
@@ -94,7 +94,7 @@ def _bfloat16_widened() -> Format:
     return Format(
         per_word=2,
         input_bytes=4,
-        sums_integers=False,
+        accumulates_int32=False,
         widen=lambda v, words: v.widen_bfloat16(words),
         inputs=lambda v, at: [v.splat(half) for half in v.widen_bfloat16(v.load_word(at))],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
@@ -106,7 +106,7 @@ def _int8_by_int16() -> Format:
     return Format(
         per_word=4,
         input_bytes=4,
-        sums_integers=True,
+        accumulates_int32=True,
         widen=lambda v, words: v.signed_halves(words),
         inputs=lambda v, at: v.unsigned_halves(v.splat(v.load_word(at))),
         multiply_add=lambda v, a, w, total: v.dot_int16(a, w, total),
@@ -117,7 +117,7 @@ def _int8_by_int32() -> Format:
     return Format(
         per_word=4,
         input_bytes=4,
-        sums_integers=True,
+        accumulates_int32=True,
         widen=lambda v, words: v.signed_bytes(words),
         inputs=lambda v, at: v.unsigned_bytes(v.splat(v.load_word(at))),
         multiply_add=lambda v, a, w, total: v.builder.add(total, v.builder.mul(a, w)),
@@ -128,7 +128,7 @@ def _int8_widened() -> Format:
     return Format(
         per_word=4,
         input_bytes=4 * F32_BYTES,
-        sums_integers=False,
+        accumulates_int32=False,
         widen=lambda v, words: [v.to_float(byte) for byte in v.signed_bytes(words)],
         inputs=lambda v, at: [v.splat(v.load_scalar(at, place * F32_BYTES)) for place in range(4)],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),

@@ -16,7 +16,7 @@ from nanovllm.model.rows import RowLists, RowSettings
 from nanovllm.runner.logprobs import TokenLogprobs, token_logprobs
 from nanovllm.runner.philox import uniform
 from nanovllm.runner.row_samplers import report_rows, row_settings, sample_rows
-from nanovllm.runner.sampler import keep_likely, sample
+from nanovllm.runner.sampler import apply_filters, sample
 from tests.support.sampling import Row, make_sampling
 from tests.support.targets import WHOLE_TARGETS, load_whole
 
@@ -109,7 +109,7 @@ def probabilities(changed: np.ndarray, row: Row) -> np.ndarray:
     """Of each token, from logits after all edits and penalties, by the NumPy filters in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         scores = changed / np.float32(row.temperature)
-        keep_likely(
+        apply_filters(
             scores,
             top_k=row.top_k,
             top_p=float(np.float32(row.top_p)),
