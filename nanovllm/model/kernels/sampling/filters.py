@@ -23,11 +23,11 @@ from nanovllm.model.kernels.sampling.record import GROUP_VECTORS, group_size
 from nanovllm.model.kernels.sampling.select import select
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.scalar import (
-    bits_of,
-    key_of,
+    float_to_bits,
+    float_to_ordered,
     load_double,
     load_float,
-    number_of,
+    ordered_to_float,
     store_i32,
 )
 
@@ -53,7 +53,11 @@ def make_find_threshold(target: KernelTarget) -> Any:
             least = max(least, find_kth(p, scratch, top_k, least, largest))
         if top_p < 1.0:
             total = weigh_groups(
-                scratch, p.groups, bits_of(least), bits_of(largest), scratch + p.sums_offset
+                scratch,
+                p.groups,
+                float_to_bits(least),
+                float_to_bits(largest),
+                scratch + p.sums_offset,
             )
             # Scores with less weight than this do not come to 1 - top_p together. The 0.001 is more than all rounding.
             negligible = np.float32(math.log((1.0 - top_p) * total / p.vocab) - 0.001)
@@ -64,9 +68,17 @@ def make_find_threshold(target: KernelTarget) -> Any:
                 scratch + p.bins_offset,
             )
             count = gather(p, scratch, least)
-            weigh_keys(keys, count, bits_of(largest), weights)
-            least = number_of(
-                select(keys, weights, bins, count, key_of(least), key_of(largest), top_p * total)
+            weigh_keys(keys, count, float_to_bits(largest), weights)
+            least = ordered_to_float(
+                select(
+                    keys,
+                    weights,
+                    bins,
+                    count,
+                    float_to_ordered(least),
+                    float_to_ordered(largest),
+                    top_p * total,
+                )
             )
         return least
 
@@ -88,7 +100,7 @@ def make_find_kth(target: KernelTarget) -> Any:
         count = 0
         for column in range(p.groups * lanes):
             highest = load_float(scratch + p.maxima_offset, column)
-            store_i32(scratch + p.keys_offset, count, key_of(highest))
+            store_i32(scratch + p.keys_offset, count, float_to_ordered(highest))
             count += 1 if highest >= least else 0
         return count
 
@@ -101,19 +113,33 @@ def make_find_kth(target: KernelTarget) -> Any:
         )
         count = gather_maxima(p, scratch, least)
         if count >= k:
-            fill(weights, count, bits_of(_ONE))
+            fill(weights, count, float_to_bits(_ONE))
             least = max(
                 least,
-                number_of(
+                ordered_to_float(
                     select(
-                        keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k)
+                        keys,
+                        weights,
+                        bins,
+                        count,
+                        float_to_ordered(least),
+                        float_to_ordered(largest),
+                        np.float64(k),
                     )
                 ),
             )
         count = gather(p, scratch, least)
-        fill(weights, count, bits_of(_ONE))
-        return number_of(
-            select(keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k))
+        fill(weights, count, float_to_bits(_ONE))
+        return ordered_to_float(
+            select(
+                keys,
+                weights,
+                bins,
+                count,
+                float_to_ordered(least),
+                float_to_ordered(largest),
+                np.float64(k),
+            )
         )
 
     return find_kth
@@ -134,7 +160,7 @@ def _make_gather(target: KernelTarget) -> Any:
                 first = column // lanes * size + column % lanes
                 for vector in range(GROUP_VECTORS):
                     score = load_float(scratch, first + vector * lanes)
-                    store_i32(keys, count, key_of(score))
+                    store_i32(keys, count, float_to_ordered(score))
                     count += 1 if score >= least else 0
         return count
 

@@ -20,7 +20,7 @@ from numba import types
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
-from nanovllm.model.kernels.simd.scalar import F64, turn_round
+from nanovllm.model.kernels.simd.scalar import F64, ordered_bits
 from nanovllm.model.kernels.simd.vector import F32, I32, I64, Value, Vectors, kernel
 
 FARTHEST = 87.0
@@ -182,7 +182,7 @@ def make_weigh_keys(target: KernelTarget) -> Any:
         largest = _number(v, largest)
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            bits = turn_round(
+            bits = ordered_bits(
                 v.builder, v.builder.bitcast(v.load(v.element(keys, i)), v.i32s), v.integers
             )
             v.store(

@@ -34,7 +34,7 @@ from nanovllm.model.kernels.sampling.philox import uniform
 from nanovllm.model.kernels.sampling.record import SAMPLING_RECORD, group_size
 from nanovllm.model.kernels.simd.move import load_int, make_copy, record_at
 from nanovllm.model.kernels.simd.scalar import (
-    bits_of,
+    float_to_bits,
     load_double,
     load_float,
     store_float,
@@ -83,7 +83,7 @@ def _make_sample_row(target: KernelTarget) -> Any:
         temperature = load_float(p.temperature, row)
         is_greedy = temperature == 0
         source = edit(p, row, scratch)
-        scale(source, scratch, p.vocab, p.padded, bits_of(_ONE if is_greedy else temperature))
+        scale(source, scratch, p.vocab, p.padded, float_to_bits(_ONE if is_greedy else temperature))
         largest = maxima(scratch, p.groups, scratch + p.maxima_offset)
         is_sound = abs(largest) < np.float32(np.inf)
         store_int(p.has_token, row, 1 if is_sound else 0)
@@ -121,7 +121,7 @@ def _make_edit(target: KernelTarget) -> Any:
         if first_allowed == last_allowed:
             copy(logits, scores, p.vocab)
         else:
-            fill(scores, p.padded, bits_of(_MINUS_INFINITY))
+            fill(scores, p.padded, float_to_bits(_MINUS_INFINITY))
             for i in range(first_allowed, last_allowed):
                 token = load_int(p.allowed_ids, i)
                 store_float(scores, token, load_float(logits, token))
@@ -174,7 +174,9 @@ def _make_draw_token(target: KernelTarget) -> Any:
     def draw_token(p: Any, scratch: int, least: float, largest: float, draw: float) -> int:
         """The token at which the running sum of weights, in order of ids, passes `draw` of the whole."""
         sums, weights = scratch + p.sums_offset, scratch + p.weights_offset
-        goal = draw * weigh_groups(scratch, p.groups, bits_of(least), bits_of(largest), sums)
+        goal = draw * weigh_groups(
+            scratch, p.groups, float_to_bits(least), float_to_bits(largest), sums
+        )
         reached = 0.0
         group = 0
         chosen = 0
@@ -186,7 +188,13 @@ def _make_draw_token(target: KernelTarget) -> Any:
                 break
             reached += weight
             group += 1
-        weigh(scratch + chosen * size * F32_BYTES, size, bits_of(least), bits_of(largest), weights)
+        weigh(
+            scratch + chosen * size * F32_BYTES,
+            size,
+            float_to_bits(least),
+            float_to_bits(largest),
+            weights,
+        )
         token = 0
         for i in range(size):
             weight = load_float(weights, i)
