@@ -1,4 +1,4 @@
-"""Models with large channels planted in them, to see what rounding to int8 makes of them."""
+"""Models with planted outlier channels, to test quantization to int8."""
 
 from dataclasses import replace
 
@@ -11,9 +11,11 @@ from nanovllm.model.weights import FeedForwardWeights, GPT2Weights, Layer, Layer
 def plant_channels(
     config: GPT2Config, weights: GPT2Weights, *, factor: float, count: int, seed: int = 0
 ) -> GPT2Weights:
-    """The network with `count` input channels of each product of each layer `factor` times as large, and their weight rows as much smaller.
+    """Scale `count` input channels of each linear layer by `factor`, and their weights by its
+    inverse.
 
-    It computes the same function; behind an activation function only where that keeps the factor, as relu does. GELU comes near to it.
+    The network computes the same function, except behind an activation function, where only relu
+    keeps the factor exactly; GELU comes near to it.
     """
     random = np.random.default_rng(seed)
 
@@ -47,9 +49,10 @@ def plant_channels(
 
 
 def plant_residual(weights: GPT2Weights, *, size: float, pairs: int, seed: int = 0) -> GPT2Weights:
-    """A network a few of whose residual channels are huge from the first block on, as in the published GPT-2; another function.
+    """Make a few residual channels huge from the first block on, as in the published GPT-2.
 
-    The layer norms' gains give the other channels back about the size that they had.
+    The network computes another function. The layer norms' gains restore the other channels to
+    about their size.
     """
     d_model = weights.position_embedding.shape[1]
     channels = np.random.default_rng(seed).choice(d_model, 2 * pairs, replace=False)
@@ -76,7 +79,7 @@ def plant_residual(weights: GPT2Weights, *, size: float, pairs: int, seed: int =
 
 
 def _scaled(linear: Linear, inputs: np.ndarray, outputs: np.ndarray | None = None) -> Linear:
-    """The product of inputs that are `inputs` times as large, its outputs made `outputs` times as large."""
+    """Return a layer for inputs scaled by `inputs`, with outputs scaled by `outputs`."""
     weight, bias = linear.weight / inputs[:, None], linear.bias
     return Linear(weight, bias) if outputs is None else Linear(weight * outputs, bias * outputs)
 
