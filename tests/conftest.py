@@ -23,7 +23,7 @@ _ADAPTERS = [
 install_import_hook([*_MODEL, *_ADAPTERS, "nanovllm.runner"], "beartype.beartype")
 
 from nanovllm.config import BACKENDS  # noqa: E402
-from nanovllm.model.kernels.threads.cores import usable_processors  # noqa: E402
+from nanovllm.model.kernels.threads.cores import usable_cpus  # noqa: E402
 from tests.support.checkpoints import write_tiny_model  # noqa: E402
 from tests.support.serving import ENGINE_SETTINGS  # noqa: E402
 
@@ -44,7 +44,7 @@ MAX_WORKERS = (
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
     """How many processes `-n auto` runs the tests in."""
-    return min(MAX_WORKERS, usable_processors())
+    return min(MAX_WORKERS, usable_cpus())
 
 
 @pytest.hookimpl(trylast=True)

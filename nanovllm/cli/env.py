@@ -14,10 +14,10 @@ from nanovllm.cli.environment import VARIABLES
 from nanovllm.config import format_bytes
 from nanovllm.errors import printable
 from nanovllm.hub.inventory import kernel_files
-from nanovllm.model.kernels.build.codegen import host_processor
+from nanovllm.model.kernels.build.codegen import host_cpu
 from nanovllm.model.kernels.build.object_cache import user_cache
 from nanovllm.model.kernels.build.target import host_target
-from nanovllm.model.kernels.threads.cores import default_threads, usable_processors
+from nanovllm.model.kernels.threads.cores import default_threads, usable_cpus
 
 _PACKAGES = (
     "numpy", "numba", "llvmlite", "tokenizers", "safetensors", "huggingface-hub", "fastapi",
@@ -48,9 +48,9 @@ def _machine() -> dict[str, str]:
         "nanovllm": f"{machine['nanovllm']}, {Path(__file__).parents[1]}",
         "Python": f"{machine['python']}, {sys.executable}",
         "system": machine["os"],
-        "processor": f"{machine['cpu']} ({host_processor().name})",
+        "processor": f"{machine['cpu']} ({host_cpu().name})",
         "instructions": ", ".join(instructions),
-        "processors": f"{usable_processors()} usable, {default_threads()} threads by default",
+        "processors": f"{usable_cpus()} usable, {default_threads()} threads by default",
         "memory": _memory(),
     }
 

@@ -234,7 +234,7 @@ def test_kernels_can_be_compiled(environment: Path, elsewhere: Path, env: dict[s
         "from nanovllm.model.kernels.threads import worker;"
         "from nanovllm.model.kernels.build.compiler import ARGUMENTS, emit_object;"
         "worker.run_job.compile(ARGUMENTS);"
-        "print(len(emit_object({'run_job': worker.run_job}, codegen.host_processor())))"
+        "print(len(emit_object({'run_job': worker.run_job}, codegen.host_cpu())))"
     )
     assert int(run(environment / "python", "-c", program, cwd=elsewhere, env=env)) > 0
 

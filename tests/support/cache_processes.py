@@ -22,7 +22,7 @@ def save_and_load(folder: str, number: int) -> bool:
 def compile_unless_there(folder: str, key: str) -> bool:
     """Do as one that compiles for a third of a second does; whether it had to."""
     store = ObjectCache(Path(folder))
-    with store.alone(key):
+    with store.exclusive(key):
         if store.load(key) is not None:
             return False
         time.sleep(0.3)

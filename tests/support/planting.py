@@ -1,4 +1,4 @@
-"""Models with large channels planted in them, to test int8 rounding."""
+"""Models with planted outlier channels, to test quantization to int8."""
 
 from dataclasses import replace
 
@@ -11,10 +11,11 @@ from nanovllm.model.weights import FeedForwardWeights, GPT2Weights, Layer, Layer
 def plant_channels(
     config: GPT2Config, weights: GPT2Weights, *, factor: float, count: int, seed: int = 0
 ) -> GPT2Weights:
-    """Scale `count` input channels of every matmul by `factor`, and their weight rows inversely.
+    """Scale `count` input channels of each linear layer by `factor`, and their weights by its
+    inverse.
 
-    The network computes the same function if the activation is homogeneous, as relu is; nearly the
-    same with GELU.
+    The network computes the same function, except behind an activation function, where only relu
+    keeps the factor exactly; GELU comes near to it.
     """
     random = np.random.default_rng(seed)
 
@@ -50,8 +51,8 @@ def plant_channels(
 def plant_residual(weights: GPT2Weights, *, size: float, pairs: int, seed: int = 0) -> GPT2Weights:
     """Make a few residual channels huge from the first block on, as in the published GPT-2.
 
-    The gains of the layer norms restore about the old size of the other channels. The network
-    computes another function.
+    The network computes another function. The layer norms' gains restore the other channels to
+    about their size.
     """
     d_model = weights.position_embedding.shape[1]
     channels = np.random.default_rng(seed).choice(d_model, 2 * pairs, replace=False)
@@ -78,7 +79,7 @@ def plant_residual(weights: GPT2Weights, *, size: float, pairs: int, seed: int =
 
 
 def _scaled(linear: Linear, inputs: np.ndarray, outputs: np.ndarray | None = None) -> Linear:
-    """A linear layer for inputs scaled by `inputs`, with outputs scaled by `outputs`."""
+    """Return a layer for inputs scaled by `inputs`, with outputs scaled by `outputs`."""
     weight, bias = linear.weight / inputs[:, None], linear.bias
     return Linear(weight, bias) if outputs is None else Linear(weight * outputs, bias * outputs)
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from numba.core import event
 
-from nanovllm.model.kernels.build.codegen import Processor
+from nanovllm.model.kernels.build.codegen import LLVMCpu
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, emit_object
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.forward import make_forward
@@ -35,7 +35,7 @@ def make_entries(spec: Spec) -> dict[str, Any]:
     }
 
 
-def compile_entries(spec: Spec, processor: Processor) -> bytes:
+def compile_entries(spec: Spec, cpu: LLVMCpu) -> bytes:
     """The object file of all entries; a progress bar shows what is being compiled."""
     entries = make_entries(spec)
     line = progress_bar(
@@ -48,7 +48,7 @@ def compile_entries(spec: Spec, processor: Processor) -> bytes:
             function.compile(ARGUMENTS)
             line.update()
         line.set_description("machine code")
-        return emit_object(entries, processor)
+        return emit_object(entries, cpu)
 
 
 class _Tell(event.Listener):

@@ -18,7 +18,7 @@ import llvmlite
 import numpy as np
 from llvmlite import binding
 
-from nanovllm.model.kernels.build.codegen import Library, Processor, host_processor
+from nanovllm.model.kernels.build.codegen import Library, LLVMCpu, host_cpu
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec
 from nanovllm.progress import shows_progress
@@ -40,25 +40,25 @@ ENTRIES = (
 
 @cache
 def load_library(spec: Spec) -> Library:
-    """The functions for these types on this processor, once in a process."""
+    """The functions for these types on this CPU, once in a process."""
     return Library(load_image(spec, user_cache()), ENTRIES)
 
 
 def load_image(spec: Spec, store: ObjectCache) -> bytes:
     """The object file of these functions, from `store` or compiled and kept there."""
-    processor = host_processor()
+    cpu = host_cpu()
     if (
         spec.target.check or CHECKS_ADDRESSES
     ):  # there is an address of this process in the code, see bounds.py
-        return _compile(spec, processor)
-    key = cache_key(spec, processor)
+        return _compile(spec, cpu)
+    key = cache_key(spec, cpu)
     image = store.load(key)
     if image is None:
-        with store.alone(key):
+        with store.exclusive(key):
             image = store.load(key)  # by whoever was here before
             if image is None:
                 _tell_of_compilation(store)
-                image = _compile(spec, processor)
+                image = _compile(spec, cpu)
                 if digest_of_sources() == SOURCES and not store.save(key, image):
                     _warn_about_cache(store)
     return image
@@ -84,13 +84,13 @@ def _warn_about_cache(store: ObjectCache) -> None:
     )
 
 
-def _compile(spec: Spec, processor: Processor) -> bytes:
+def _compile(spec: Spec, cpu: LLVMCpu) -> bytes:
     from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415 - Numba is only imported where something is to be compiled
 
-    return compile_entries(spec, processor)
+    return compile_entries(spec, cpu)
 
 
-def cache_key(spec: Spec, processor: Processor) -> str:
+def cache_key(spec: Spec, cpu: LLVMCpu) -> str:
     """A digest of all that the machine code depends on."""
     numba_settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     llvm = ".".join(map(str, binding.llvm_version_info))
@@ -102,9 +102,7 @@ def cache_key(spec: Spec, processor: Processor) -> str:
         platform.python_implementation(),
         platform.python_version(),
     )
-    return hashlib.sha256(
-        repr((SOURCES, versions, processor, numba_settings, spec)).encode()
-    ).hexdigest()
+    return hashlib.sha256(repr((SOURCES, versions, cpu, numba_settings, spec)).encode()).hexdigest()
 
 
 def digest_of_sources() -> str:

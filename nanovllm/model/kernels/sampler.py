@@ -7,11 +7,11 @@ from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.record import check_array
 from nanovllm.model.kernels.sampling.record import (
     SAMPLING_DTYPES,
-    SAMPLING_PARAMETERS,
+    SAMPLING_RECORD,
     scratch_layout,
 )
 from nanovllm.model.kernels.threads.pool import ThreadPool
@@ -26,19 +26,21 @@ _SHARED_SCORES = 100_000  # fewer are done before another thread is awake
 _ROWS_AT_FIRST = 32  # to have room for; more when they are first asked for
 _COLUMNS = (
     "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p", "seeds", "choices", "positions",
-    "tokens", "has_token", "wanted", "found", "ranks",
+    "tokens", "has_token", "num_logprobs", "num_top", "ranks",
 )  # fmt: skip
 
 
 class CompiledRowSampler:
     """Samples rows of one vocabulary on a pool of threads. Not for use by two threads at once."""
 
-    def __init__(self, vocab: int, pool: ThreadPool, library: Library, target: Target) -> None:
+    def __init__(
+        self, vocab: int, pool: ThreadPool, library: Library, target: KernelTarget
+    ) -> None:
         """Run on `pool`, which the forward pass may use too, with code for `target`."""
         self._pool = pool
         self._target = target
         self._function = library.addresses["sample_rows"]
-        self._record = np.zeros(1, dtype=SAMPLING_PARAMETERS)
+        self._record = np.zeros(1, dtype=SAMPLING_RECORD)
         layout = scratch_layout(vocab, target.lanes)
         self._work = np.zeros(1, dtype=np.int64)
         self._scratch = aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES)
@@ -72,12 +74,12 @@ class CompiledRowSampler:
             for part, field in (("starts", "starts"), ("ids", "token_ids"))
         }
         arrays |= {"edit_values": settings.edit_values, "history_counts": settings.history_counts}
-        likely = self._run(logits, settings.num_logprobs, sampling=True, **arrays)
+        top = self._run(logits, settings.num_logprobs, sampling=True, **arrays)
         return SampledTokens(
             self._columns["tokens"][:rows].copy(),
             self._columns["has_token"][:rows] != 0,
             [
-                self._token_logprobs(row, *likely) if count >= 0 else None
+                self._token_logprobs(row, *top) if count >= 0 else None
                 for row, count in enumerate(settings.num_logprobs.tolist())
             ],
         )
@@ -88,45 +90,43 @@ class CompiledRowSampler:
         token_ids: Int64[np.ndarray, " rows"],
         num_logprobs: Int64[np.ndarray, " rows"],
     ) -> list[TokenLogprobs]:
-        """Return the log-probabilities of each row's token and its `num_logprobs` likeliest."""
+        """Return the log-probabilities of each row's token and its top `num_logprobs`."""
         rows = logits.shape[0]
         self._reserve(rows)
         self._fill(rows, tokens=token_ids)
-        likely = self._run(logits, num_logprobs, sampling=False)
-        return [self._token_logprobs(row, *likely) for row in range(rows)]
+        top = self._run(logits, num_logprobs, sampling=False)
+        return [self._token_logprobs(row, *top) for row in range(rows)]
 
-    def _token_logprobs(
-        self, row: int, likely_ids: np.ndarray, logprobs: np.ndarray
-    ) -> TokenLogprobs:
+    def _token_logprobs(self, row: int, top_ids: np.ndarray, logprobs: np.ndarray) -> TokenLogprobs:
         """Return what the last run reported of a row, as Python numbers."""
         token_id, rank, count = (
-            int(self._columns[name][row]) for name in ("tokens", "ranks", "found")
+            int(self._columns[name][row]) for name in ("tokens", "ranks", "num_top")
         )
         return TokenLogprobs(
-            [token_id, *likely_ids[row, :count].tolist()],
+            [token_id, *top_ids[row, :count].tolist()],
             logprobs[row, : count + 1].tolist(),
             [rank, *range(1, count + 1)],
         )
 
     def _run(
-        self, logits: np.ndarray, wanted: np.ndarray, *, sampling: bool, **arrays: np.ndarray
+        self, logits: np.ndarray, num_logprobs: np.ndarray, *, sampling: bool, **arrays: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Run the kernel; return the likely ids and log-probabilities of each row."""
+        """Run the kernel; return the top ids and log-probabilities of each row."""
         rows, vocab = logits.shape
         assert vocab == self._record["vocab"][0]
         if logits.dtype != np.float32 or logits.strides[1] != F32_BYTES:
             raise TypeError(f"logits are {logits.dtype} with strides {logits.strides}")
-        most = max(int(wanted.max(initial=0)), 0)
-        likely_ids = np.empty((rows, most), dtype=np.int64)
-        logprobs = np.empty((rows, most + 1), dtype=np.float32)
-        self._fill(rows, wanted=wanted)
-        self._place(logits=logits, likely_ids=likely_ids, logprobs=logprobs, **arrays)
+        max_logprobs = max(int(num_logprobs.max(initial=0)), 0)
+        top_ids = np.empty((rows, max_logprobs), dtype=np.int64)
+        logprobs = np.empty((rows, max_logprobs + 1), dtype=np.float32)
+        self._fill(rows, num_logprobs=num_logprobs)
+        self._place(logits=logits, top_ids=top_ids, logprobs=logprobs, **arrays)
         record = self._record
         is_shared = rows * vocab >= _SHARED_SCORES
         threads = self._pool.choose_threads("sample_rows", rows * vocab) if is_shared else 1
-        record["rows"], record["most"], record["sampling"], record["threads"] = (
+        record["rows"], record["max_logprobs"], record["sampling"], record["threads"] = (
             rows,
-            most,
+            max_logprobs,
             sampling,
             threads,
         )
@@ -137,12 +137,12 @@ class CompiledRowSampler:
             "work": self._work,
             "scratch": self._scratch,
             "logits": logits,
-            "likely_ids": likely_ids,
+            "top_ids": top_ids,
             "logprobs": logprobs,
         }
         with watch(self._target, "sample_rows", (given | self._columns | arrays).items()):
             self._pool.run(self._function, record.ctypes.data, threads)
-        return likely_ids, logprobs
+        return top_ids, logprobs
 
     def _reserve(self, rows: int) -> None:
         """Make room for the columns of so many rows."""

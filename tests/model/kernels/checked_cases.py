@@ -17,7 +17,7 @@ from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
-from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec, Target, host_target
+from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget, Spec, host_target
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import ROW_BLOCK
 from tests.support.batches import make_batch
@@ -30,7 +30,7 @@ HOST = host_target()
 SPECS = [
     Spec(HOST, "float32", "int8"),
     Spec(HOST, "bfloat16", "float32"),
-    Spec(Target(lanes=4), "int8", "bfloat16"),
+    Spec(KernelTarget(lanes=4), "int8", "bfloat16"),
 ]
 """Each type of weights and of the cache once, and vectors of two widths: what takes long is to compile them."""
 
@@ -202,7 +202,9 @@ def test_an_array_that_is_too_short_is_reported(
 ) -> None:
     """What it lacks is the last element of its first axis."""
 
-    def watch_less(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Any:
+    def watch_less(
+        target: KernelTarget, entry: str, arrays: Iterable[tuple[str, np.ndarray]]
+    ) -> Any:
         return watch(
             target,
             entry,
@@ -221,7 +223,9 @@ def test_the_report_names_address_size_and_place(
 ) -> None:
     ends = []
 
-    def watch_less(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Any:
+    def watch_less(
+        target: KernelTarget, entry: str, arrays: Iterable[tuple[str, np.ndarray]]
+    ) -> Any:
         less = {name: array[:-1] if name == "hidden" else array for name, array in arrays}
         if entry == "forward":
             ends.append((less["hidden"].ctypes.data + less["hidden"].nbytes, less["hidden"].nbytes))

@@ -12,7 +12,7 @@ from nanovllm.model.backend import LoadOptions
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.backend import NumbaBackend
-from nanovllm.model.kernels.build.target import Spec, Target
+from nanovllm.model.kernels.build.target import KernelTarget, Spec
 from nanovllm.model.kernels.library import load_library
 from nanovllm.model.numpy_backend import NumpyBackend
 from tests.support.batches import make_batch
@@ -42,7 +42,7 @@ SHAPES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("target", WHOLE_TARGETS)
 @pytest.mark.parametrize("config", SHAPES)
 def test_every_vector_width_agrees_with_numpy(
-    tmp_path: Path, target: Target, config: dict[str, Any]
+    tmp_path: Path, target: KernelTarget, config: dict[str, Any]
 ) -> None:
     folder = write_checkpoint(tmp_path, config=config)
     read = GPT2Config.load(folder)

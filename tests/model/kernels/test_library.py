@@ -17,19 +17,19 @@ import nanovllm
 from nanovllm.model.kernels import library as library_module
 from nanovllm.model.kernels.build.codegen import (
     Library,
-    Processor,
+    LLVMCpu,
     create_target_machine,
-    host_processor,
+    host_cpu,
 )
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object, link
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache, user_cache
-from nanovllm.model.kernels.build.target import Spec, Target, host_target
+from nanovllm.model.kernels.build.target import KernelTarget, Spec, host_target
 from nanovllm.model.kernels.library import ENTRIES, cache_key, load_image, load_library
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.threads import worker
 from tests.support.cache_processes import KEY, compile_unless_there, save_and_load
 
-SPEC = Spec(Target(16))
+SPEC = Spec(KernelTarget(16))
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="folders have no mode there")
 
 
@@ -43,7 +43,7 @@ def third(address: int, number: int) -> None:
 @pytest.fixture(scope="module")
 def image() -> bytes:
     third.compile(ARGUMENTS)  # type: ignore[attr-defined]
-    return emit_object({"third": third}, host_processor())
+    return emit_object({"third": third}, host_cpu())
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def test_machine_code_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("numba.core.codegen.JITCodeLibrary._finalize_specific", refuse)
     function: Any = compiled(twice)
     function.compile(ARGUMENTS)
-    assert "@twice" in str(link({"twice": function}, create_target_machine(host_processor())))
+    assert "@twice" in str(link({"twice": function}, create_target_machine(host_cpu())))
 
 
 def test_numba_is_left_as_it_was_for_others() -> None:
@@ -114,7 +114,7 @@ def test_code_calls_nothing_but_the_operating_system() -> None:
     }
     for function in entries.values():
         function.compile(ARGUMENTS)
-    module = link(entries, create_target_machine(host_processor()))
+    module = link(entries, create_target_machine(host_cpu()))
     values = [*module.functions, *module.global_variables]
     outside = {
         value.name
@@ -225,40 +225,40 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 
 def test_the_key_covers_all_that_the_code_depends_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    processor = Processor("triple", "name", "+features")
+    cpu = LLVMCpu("triple", "name", "+features")
     keys = [
-        cache_key(SPEC, processor),
-        cache_key(Spec(Target(8)), processor),
-        cache_key(Spec(Target(16), "int8"), processor),
+        cache_key(SPEC, cpu),
+        cache_key(Spec(KernelTarget(8)), cpu),
+        cache_key(Spec(KernelTarget(16), "int8"), cpu),
     ]
     keys += [
         cache_key(SPEC, other)
-        for other in (Processor("x", "name", "+features"), Processor("triple", "x", "+features"))
+        for other in (LLVMCpu("x", "name", "+features"), LLVMCpu("triple", "x", "+features"))
     ]
-    keys.append(cache_key(SPEC, Processor("triple", "name", "-features")))
+    keys.append(cache_key(SPEC, LLVMCpu("triple", "name", "-features")))
     with monkeypatch.context() as patch:
         patch.setattr(library_module, "SOURCES", "other sources")
-        keys.append(cache_key(SPEC, processor))
+        keys.append(cache_key(SPEC, cpu))
     with monkeypatch.context() as patch:
         patch.setattr(llvmlite, "__version__", "0")
-        keys.append(cache_key(SPEC, processor))
+        keys.append(cache_key(SPEC, cpu))
     with monkeypatch.context() as patch:
         patch.setattr(library_module, "version", lambda name: "0")
-        keys.append(cache_key(SPEC, processor))
+        keys.append(cache_key(SPEC, cpu))
     monkeypatch.setenv("NUMBA_OPT", "1")
-    keys.append(cache_key(SPEC, processor))
+    keys.append(cache_key(SPEC, cpu))
     assert len(set(keys)) == len(keys)
     monkeypatch.delenv("NUMBA_OPT")
-    assert cache_key(SPEC, processor) == keys[0]
+    assert cache_key(SPEC, cpu) == keys[0]
 
 
 def test_the_processor_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    here = host_processor()
+    here = host_cpu()
     assert here.name == binding.get_host_cpu_name()
     monkeypatch.setenv("NUMBA_CPU_NAME", "haswell")
-    assert host_processor() == Processor(here.triple, "haswell", "")
+    assert host_cpu() == LLVMCpu(here.triple, "haswell", "")
     monkeypatch.setenv("NUMBA_CPU_FEATURES", "-avx2")
-    assert host_processor() == Processor(here.triple, "haswell", "-avx2")
+    assert host_cpu() == LLVMCpu(here.triple, "haswell", "-avx2")
 
 
 def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
@@ -305,19 +305,15 @@ def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
 def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(
     store: ObjectCache, monkeypatch: pytest.MonkeyPatch, image: bytes
 ) -> None:
-    monkeypatch.setattr(
-        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image
-    )
+    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: image)
     monkeypatch.setattr(library_module, "digest_of_sources", lambda: "edited meanwhile")
     assert load_image(SPEC, store) == image
     assert [path.suffix for path in files_of(store)] == [".lock"]
     monkeypatch.undo()
-    monkeypatch.setattr(
-        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: image
-    )
+    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: image)
     assert load_image(SPEC, store) == image
     monkeypatch.setattr(
-        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled again"
+        "nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: b"compiled again"
     )
     assert load_image(SPEC, store) == image
 
@@ -343,7 +339,7 @@ def test_of_processes_that_lack_the_same_code_one_compiles_it(store: ObjectCache
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(library_module, "_compile", lambda spec, processor: b"code")
+    monkeypatch.setattr(library_module, "_compile", lambda spec, cpu: b"code")
     (tmp_path / "file").write_text("no folder")
     assert load_image(SPEC, ObjectCache(tmp_path / "file" / "kernels")) == b"code"
     compiling, told = capsys.readouterr().err.splitlines()
@@ -355,7 +351,7 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_line(
 def test_the_first_start_is_told_where_no_bar_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(library_module, "_compile", lambda spec, processor: b"code")
+    monkeypatch.setattr(library_module, "_compile", lambda spec, cpu: b"code")
     store = ObjectCache(tmp_path / "good")
     assert load_image(SPEC, store) == load_image(SPEC, store) == b"code"
     told = capsys.readouterr().err
@@ -369,13 +365,13 @@ def test_the_first_start_is_told_where_no_bar_shows_it(
 
 def test_where_a_lock_cannot_be_had_everybody_compiles(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with ObjectCache(tmp_path / "file").alone(KEY):
+    with ObjectCache(tmp_path / "file").exclusive(KEY):
         assert (tmp_path / "file").read_text() == "no folder"
 
 
 def test_a_cached_start_imports_no_numba() -> None:
     load_library(Spec(host_target()))  # now it is in the cache, unless that cannot be written to
-    if user_cache().load(cache_key(Spec(host_target()), host_processor())) is None:
+    if user_cache().load(cache_key(Spec(host_target()), host_cpu())) is None:
         pytest.skip("there is no cache")
     program = (
         "import sys; from nanovllm.model.kernels import backend; from nanovllm.model.kernels.build.target import Spec, host_target;"

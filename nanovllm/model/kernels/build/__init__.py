@@ -1,9 +1,9 @@
 """From source to machine code, and the memory layouts that both sides of a call agree on.
 
-target        instruction-set options and data types that a kernel is compiled for
+target        the instruction set and data types that kernels are compiled for
 codegen       the host CPU as LLVM names it, and loading of object files
-compiler      the decorators that compile a function, and one object file for all entries
-object_cache  the folder that keeps object files between processes
+compiler      decorators for compiled functions, and one object file for all entries
+object_cache  a folder that keeps object files between processes
 bounds        NANOVLLM_CHECK=1: checks every address that a kernel reads or writes
 layout        the memory that the threads of a run share
 packing       padding, alignment and panels

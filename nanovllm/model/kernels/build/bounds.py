@@ -1,19 +1,24 @@
-"""NANOVLLM_CHECK=1: every address that a kernel reads or writes is looked up first, among the arrays that its run was given.
+"""NANOVLLM_CHECK=1: check every address that a kernel reads or writes against its run's arrays.
 
-The idea is AddressSanitizer's (Serebryany and others 2012, https://www.usenix.org/conference/atc12/technical-sessions/presentation/serebryany),
-with a list of the memory that is allowed in place of a map of the memory that is not. The list is a table, one in a process:
+The idea is AddressSanitizer's (Serebryany et al. 2012,
+https://www.usenix.org/conference/atc12/technical-sessions/presentation/serebryany), with a list of
+the memory that is allowed instead of a map of the memory that is not. The list is a table, one in a
+process:
 
-    regions | faults | address | bytes | instead       integers of 64 bits: how many regions; how many faults, and the first of them
-    zeros                                              PAGE_BYTES, read in place of what is out of bounds
-    sink                                               PAGE_BYTES, written in place of it
-    start, end | start, end | ...                      the regions: addresses of an array's first byte and of the first behind it
+    regions | faults | address | bytes | substitute   int64: number of regions and of faults, and
+                                                      the first fault
+    zeros                                             PAGE_BYTES, read instead of other memory
+    sink                                              PAGE_BYTES, written instead of it
+    start, end | start, end | ...                     regions: address of an array's first byte, and
+                                                      of the first byte behind it
 
-The table's address is part of the code, so the table stays until the process ends, and the code is never kept in a file. After a fault the
-run goes on with zeros or the sink: nothing crashes, and compiled code still neither raises nor allocates. Python looks at the table when
-the run has ended. Prefetches, which never fault, and counters that several threads change are not looked up.
+The table's address is compiled into the code, so the table stays until the process ends, and the
+code is never saved. After a fault the run continues with zeros or the sink: nothing crashes, and
+compiled code still neither raises nor allocates. Python reads the table when the run has ended.
+Prefetches, which never fault, and counters that several threads change are not checked.
 
-What is not seen is an access that leads out of one array and wholly into another. Between two arrays of `aligned_zeros` there is at least
-the width of a vector, so that the first vector behind an array is always seen.
+An access that leads out of one array and wholly into another is not detected. Two arrays of
+`aligned_zeros` are at least a vector apart, so the first vector behind an array is always detected.
 """
 
 import threading
@@ -27,37 +32,37 @@ from llvmlite import ir
 from numpy.lib.array_utils import byte_bounds
 
 from nanovllm.model.kernels.build.packing import aligned_zeros
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 
 PAGE_BYTES = 4096
-"""More than any one access."""
-_MOST_REGIONS = 1 << 14
+"""Larger than any access."""
+_MAX_REGIONS = 1 << 14
 _INTEGER, _INT_BYTES = ir.IntType(64), 8
-_REGIONS, _FAULTS, _ADDRESS, _BYTES, _INSTEAD = range(5)
+_REGIONS, _FAULTS, _ADDRESS, _BYTES, _SUBSTITUTE = range(5)
 _HEADER_BYTES = 64
-_LIST_BYTES = _HEADER_BYTES + 2 * PAGE_BYTES  # where the regions begin
+_LIST_OFFSET = _HEADER_BYTES + 2 * PAGE_BYTES  # bytes before the regions
 _NAME = "nanovllm_checked"
 
 
 class _Table:
-    """The table of this process, for one run at a time."""
+    """The table of this process, used by one run at a time."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.integers = aligned_zeros((_LIST_BYTES + 2 * _INT_BYTES * _MOST_REGIONS) // 4).view(
-            np.int64
-        )
+        table_bytes = _LIST_OFFSET + 2 * _INT_BYTES * _MAX_REGIONS
+        self.integers = aligned_zeros(table_bytes // 4).view(np.int64)
         self.address = self.integers.ctypes.data
         self.zeros = self.address + _HEADER_BYTES
         self.sink = self.zeros + PAGE_BYTES
 
     def allow(self, regions: np.ndarray) -> None:
-        """Begin a run that may touch these [start, end], and nothing else."""
-        if len(regions) > _MOST_REGIONS:
+        """Begin a run that may access the memory of `regions` only, each [start, end]."""
+        if len(regions) > _MAX_REGIONS:
             raise ValueError(
-                f"{len(regions)} arrays are more than the {_MOST_REGIONS} that NANOVLLM_CHECK=1 can look after; use a smaller model"
+                f"{len(regions)} arrays are more than the {_MAX_REGIONS} that NANOVLLM_CHECK=1 "
+                "supports; use a smaller model"
             )
-        first = _LIST_BYTES // _INT_BYTES
+        first = _LIST_OFFSET // _INT_BYTES
         self.integers[:first] = 0
         self.integers[first : first + regions.size] = regions.reshape(-1)
         self.integers[_REGIONS] = len(regions)
@@ -69,11 +74,18 @@ def _table() -> _Table:
 
 
 @contextmanager
-def watch(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) -> Iterator[None]:
-    """Around one run of a compiled function `entry`: where the target checks, it may touch these named arrays and nothing else.
+def watch(
+    target: KernelTarget, entry: str, arrays: Iterable[tuple[str, np.ndarray]]
+) -> Iterator[None]:
+    """Check the addresses of one run of a compiled function, where the target has checks.
+
+    Args:
+        target: what the function is compiled for.
+        entry: its name, for the error.
+        arrays: all memory that it may access, by name.
 
     Raises:
-        RuntimeError: it did; what the run computed is worth nothing.
+        RuntimeError: it accessed other memory; its results are worthless.
     """
     if not target.check:
         yield
@@ -84,27 +96,27 @@ def watch(target: Target, entry: str, arrays: Iterable[tuple[str, np.ndarray]]) 
     with table.lock:
         table.allow(regions)
         yield
-        _, faults, address, size, instead = (
-            int(number) for number in table.integers[: _INSTEAD + 1]
-        )
+        _, faults, address, size, substitute = table.integers[: _SUBSTITUTE + 1].tolist()
     if faults:
-        access = "wrote" if instead == table.sink else "read"
-        where = _describe(address, [name for name, _ in named], regions)
+        access = "wrote" if substitute == table.sink else "read"
+        location = _describe(address, [name for name, _ in named], regions)
         raise RuntimeError(
-            f"{entry} {access} {size} bytes at address {address:#x}, {where}; {faults} accesses of this run were out of bounds"
+            f"{entry} {access} {size} bytes at address {address:#x}, {location}; "
+            f"{faults} accesses of this run were out of bounds"
         )
 
 
 def _describe(address: int, names: list[str], regions: np.ndarray) -> str:
-    """Where an address is, seen from the nearest region."""
+    """Describe an address relative to the nearest region."""
     distances = np.maximum(np.maximum(regions[:, 0] - address, address - regions[:, 1]), 0)
     nearest = int(distances.argmin())
     start, end = regions[nearest].tolist()
-    return f"{address - start} bytes from the beginning of {names[nearest]}, which has {end - start} bytes"
+    offset, size = address - start, end - start
+    return f"{offset} bytes from the beginning of {names[nearest]}, which has {size} bytes"
 
 
 def checked(builder: Any, address: Any, size: int, *, writes: bool) -> Any:
-    """Emit a look-up of `size` bytes at an address; the address, or that of the page which is used in its place."""
+    """Emit a check of `size` bytes at an address; return the address, or that of a substitute."""
     table = _table()
     function = builder.module.globals.get(_NAME) or _emit(builder.module, table)
     return builder.call(
@@ -113,69 +125,67 @@ def checked(builder: Any, address: Any, size: int, *, writes: bool) -> Any:
 
 
 def size_of(kind: Any) -> int:
-    """Bytes of an LLVM number or vector."""
+    """Return the bytes of an LLVM scalar or vector type."""
     if isinstance(kind, ir.VectorType):
         return int(kind.count) * size_of(kind.element)
-    return (
-        int(kind.width) // 8
-        if isinstance(kind, ir.IntType)
-        else {ir.FloatType(): 4, ir.DoubleType(): 8}[kind]
-    )
+    if isinstance(kind, ir.IntType):
+        return int(kind.width) // 8
+    return {ir.FloatType(): 4, ir.DoubleType(): 8}[kind]
 
 
 def _emit(module: Any, table: _Table) -> Any:
-    """checked(address, size, instead): walk down the regions; the same function in every module, and one when they are linked."""
+    """Emit checked(address, size, substitute), a linear search of the regions.
+
+    Every module has a copy, and linking merges them.
+    """
     function = ir.Function(module, ir.FunctionType(_INTEGER, [_INTEGER] * 3), _NAME)
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
-    address, size, instead = function.args
-    entry, head, look, following, found, missing, first = (
+    address, size, substitute = function.args
+    entry, head, compare, advance, found, missing, done = (
         function.append_basic_block() for _ in range(7)
     )
-
-    def pointer(builder: Any, at: Any) -> Any:
-        return builder.inttoptr(at, ir.PointerType(_INTEGER))
-
-    def word(number: int) -> Any:
-        return _INTEGER(table.address + number * _INT_BYTES)
-
     builder = ir.IRBuilder(entry)
-    regions = builder.load(pointer(builder, word(_REGIONS)))
-    end_of_list = builder.add(
-        builder.mul(regions, _INTEGER(2 * _INT_BYTES)), _INTEGER(table.address + _LIST_BYTES)
-    )
+
+    def pointer(address: Any) -> Any:
+        return builder.inttoptr(address, ir.PointerType(_INTEGER))
+
+    def field(index: int) -> Any:
+        return pointer(_INTEGER(table.address + index * _INT_BYTES))
+
+    list_start = _INTEGER(table.address + _LIST_OFFSET)
+    regions = builder.load(field(_REGIONS))
+    list_end = builder.add(builder.mul(regions, _INTEGER(2 * _INT_BYTES)), list_start)
     builder.branch(head)
 
     builder.position_at_end(head)
-    at = builder.phi(_INTEGER)
-    at.add_incoming(_INTEGER(table.address + _LIST_BYTES), entry)
-    builder.cbranch(builder.icmp_unsigned("<", at, end_of_list), look, missing)
+    region = builder.phi(_INTEGER)
+    region.add_incoming(list_start, entry)
+    builder.cbranch(builder.icmp_unsigned("<", region, list_end), compare, missing)
 
-    builder.position_at_end(look)
-    start, end = (
-        builder.load(pointer(builder, at)),
-        builder.load(pointer(builder, builder.add(at, _INTEGER(_INT_BYTES)))),
-    )
+    builder.position_at_end(compare)
+    start = builder.load(pointer(region))
+    end = builder.load(pointer(builder.add(region, _INTEGER(_INT_BYTES))))
     begins_inside = builder.and_(
         builder.icmp_unsigned(">=", address, start), builder.icmp_unsigned("<=", address, end)
     )
     fits = builder.icmp_unsigned(">=", builder.sub(end, address), size)
-    builder.cbranch(builder.and_(begins_inside, fits), found, following)
+    builder.cbranch(builder.and_(begins_inside, fits), found, advance)
 
-    builder.position_at_end(following)
-    at.add_incoming(builder.add(at, _INTEGER(2 * _INT_BYTES)), following)
+    builder.position_at_end(advance)
+    region.add_incoming(builder.add(region, _INTEGER(2 * _INT_BYTES)), advance)
     builder.branch(head)
 
     builder.position_at_end(found)
     builder.ret(address)
 
     builder.position_at_end(missing)
-    before = builder.atomic_rmw("add", pointer(builder, word(_FAULTS)), _INTEGER(1), "seq_cst")
-    with builder.if_then(builder.icmp_unsigned("==", before, _INTEGER(0))):
-        for number, value in ((_ADDRESS, address), (_BYTES, size), (_INSTEAD, instead)):
-            builder.store(value, pointer(builder, word(number)))
-    builder.branch(first)
+    faults_before = builder.atomic_rmw("add", field(_FAULTS), _INTEGER(1), "seq_cst")
+    with builder.if_then(builder.icmp_unsigned("==", faults_before, _INTEGER(0))):
+        for index, value in ((_ADDRESS, address), (_BYTES, size), (_SUBSTITUTE, substitute)):
+            builder.store(value, field(index))
+    builder.branch(done)
 
-    builder.position_at_end(first)
-    builder.ret(instead)
+    builder.position_at_end(done)
+    builder.ret(substitute)
     return function

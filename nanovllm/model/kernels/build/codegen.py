@@ -1,6 +1,7 @@
-"""The processor that machine code is made for, and how machine code becomes functions of this process.
+"""The CPU that machine code is generated for, and loading of machine code into this process.
 
-LLVM itself is enough for both; Numba, which takes longer to import than a model to load, is only needed to compile.
+Both need LLVM only. Numba is imported only to compile, because its import takes longer than loading
+a model.
 """
 
 import os
@@ -13,13 +14,13 @@ from llvmlite import binding
 
 
 @dataclass(frozen=True, slots=True)
-class Processor:
-    """A processor in LLVM's words.
+class LLVMCpu:
+    """A CPU as LLVM names it.
 
     Attributes:
-        triple: instruction set, maker and operating system.
-        name: its model.
-        features: the instructions that it has and has not: "+avx2,-avx512f,...".
+        triple: architecture, vendor and operating system.
+        name: its model, such as "znver5".
+        features: instruction sets that it has and lacks: "+avx2,-avx512f,...".
     """
 
     triple: str
@@ -27,28 +28,28 @@ class Processor:
     features: str
 
 
-def host_processor() -> Processor:
-    """The processor of this machine, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name in its place."""
+def host_cpu() -> LLVMCpu:
+    """Return this machine's CPU, or the one that NUMBA_CPU_NAME and NUMBA_CPU_FEATURES name."""
     triple = binding.get_process_triple()
     name, features = os.environ.get("NUMBA_CPU_NAME", "host"), os.environ.get("NUMBA_CPU_FEATURES")
     if name != "host":
-        return Processor(triple, name, features or "")
-    return Processor(
+        return LLVMCpu(triple, name, features or "")
+    return LLVMCpu(
         triple,
         binding.get_host_cpu_name(),
         binding.get_host_cpu_features().flatten() if features is None else features,
     )
 
 
-def create_target_machine(processor: Processor) -> Any:
-    """LLVM's code generator for code that is loaded into this process."""
+def create_target_machine(cpu: LLVMCpu) -> Any:
+    """Return LLVM's code generator for code that is loaded into this process."""
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
-    target = binding.Target.from_triple(processor.triple)
+    target = binding.Target.from_triple(cpu.triple)
     relocation = "static" if target.name.startswith("x86") else "default"
     return target.create_target_machine(
-        cpu=processor.name,
-        features=processor.features,
+        cpu=cpu.name,
+        features=cpu.features,
         opt=3,
         reloc=relocation,
         codemodel="jitdefault",
@@ -57,12 +58,12 @@ def create_target_machine(processor: Processor) -> Any:
 
 
 def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
-    """Load an object file into this process; returns the addresses of its functions of these names.
+    """Load an object file into this process and return the addresses of its functions `names`.
 
-    It stays loaded until the process ends, since a thread may be about to return from it.
+    The code stays loaded until the process ends: a thread may still be about to return from it.
     """
     engine = binding.create_mcjit_compiler(
-        binding.parse_assembly(""), create_target_machine(host_processor())
+        binding.parse_assembly(""), create_target_machine(host_cpu())
     )
     engine.add_object_file(binding.ObjectFileRef.from_data(image))
     engine.finalize_object()
@@ -72,14 +73,14 @@ def load_object(image: bytes, names: Iterable[str]) -> dict[str, int]:
 
 
 PROTOTYPE = CFUNCTYPE(c_int32, c_int64, c_int64)
-"""Releases the interpreter's lock during the call."""
+"""A compiled entry as ctypes calls it, without the GIL: function(address, thread) -> status."""
 
 
 class Library:
-    """Machine code in this process; it stays until the process ends."""
+    """Machine code that is loaded until the process ends."""
 
     def __init__(self, image: bytes, names: Sequence[str]) -> None:
-        """Load an object file that has functions of these names."""
+        """Load an object file that defines the functions `names`."""
         self.addresses: Mapping[str, int] = load_object(image, names)
         self.functions: Mapping[str, Callable[[int, int], int]] = {
             name: PROTOTYPE(address) for name, address in self.addresses.items()

@@ -1,9 +1,10 @@
-"""How kernels are compiled: one decorator for all of them, and one object file for all that Python calls.
+"""Decorators for compiled functions, and linking of all entries into one object file.
 
-    Python  --Numba-->  LLVM code of each function  --link-->  one module, optimised once  -->  one object file
+    Python --Numba--> LLVM IR of each function --link--> one module, optimised once --> object file
 
-Numba by itself goes all the way for every function: it optimises it with all that it calls, and makes machine code of it, which takes longer than
-all the rest and which nobody would run. So the functions of this package have a target of their own, whose code generation stops at LLVM.
+Numba alone would optimise every function together with its callees and generate machine code for
+it. That takes longer than everything else, and nobody would run the result. The functions here have
+a Numba target of their own, whose code generation stops at LLVM IR.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,7 +16,7 @@ import numba.extending
 from llvmlite import binding, ir
 from numba.core import codegen, registry, types
 
-from nanovllm.model.kernels.build.codegen import Processor, create_target_machine
+from nanovllm.model.kernels.build.codegen import LLVMCpu, create_target_machine
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,23 +29,23 @@ _OPTIONS: dict[str, Any] = {
 }
 
 _OUTLINED: set[str] = set()
-"""Parts of the names in LLVM code of the functions that are never inlined."""
+"""Parts of the mangled names of the functions that are never inlined."""
 
 ARGUMENTS = (numba.intp, numba.intp)
-"""What a function takes that Python calls: an address and the number of a thread."""
+"""Arguments of an entry, a function that Python calls: an address and a thread number."""
 
 
 class _Translation(codegen.AOTCodeLibrary):
-    """LLVM code of one function and of all that it calls, as it was translated."""
+    """Unoptimised LLVM IR of one function and its callees."""
 
     def _optimize_functions(self, ll_module: Any) -> None:
         ll_module.data_layout = str(self._codegen.target_data)
 
     def _optimize_final_module(self) -> None:
-        """Nothing: `link` does that."""
+        """Do nothing: `link` optimises."""
 
     def get_pointer_to_function(self, name: str) -> int:
-        """No machine code, so no address of it."""
+        """Return no address, because there is no machine code."""
         self._ensure_finalized()
         return 0
 
@@ -53,43 +54,46 @@ class _Translator(codegen.AOTCPUCodegen):
     _library_class = _Translation
 
     def set_env(self, name: str, env: Any) -> None:
-        """Nothing: there is no machine code to tell about Python."""
+        """Do nothing: there is no machine code that needs Python's environment."""
 
 
 class _Target(registry.CPUTarget):
-    """Numba's own target with another way of making code."""
+    """Numba's CPU target with another code generator."""
 
     typing_context = registry.cpu_target.typing_context
 
     @cached_property
     def target_context(self) -> Any:
         context = registry.cpu_target.target_context
-        context.refresh()  # what Numba makes once for all that use it, it makes itself
+        context.refresh()  # Numba builds its process-wide runtime with its own target, not ours
         return context.subtarget(_internal_codegen=_Translator("nanovllm"))
 
 
 class _Kernel(registry.CPUDispatcher):
-    """A function that Numba translates to LLVM, for other such functions and for `link`; called from Python, it is compiled as any other."""
+    """A function that Numba translates to LLVM IR, for other such functions and for `link`.
+
+    Called from Python, it is compiled by Numba's own target.
+    """
 
     targetdescr = _Target("cpu")
 
     def __call__(self, *arguments: Any) -> Any:
-        """Compile it after all, and call it."""
-        return self._ordinary(*arguments)
+        """Compile to machine code with Numba's own target, and call it."""
+        return self._njit(*arguments)
 
     def get_call_template(self, args: Any, kws: Any) -> Any:
-        """Translate once for all integers: Numba would do so again for each constant that is passed."""
+        """Translate once for all integers, where Numba would specialise for each literal."""
         return super().get_call_template(tuple(map(types.unliteral, args)), kws)
 
     @cached_property
-    def _ordinary(self) -> Any:
+    def _njit(self) -> Any:
         return numba.njit(**_OPTIONS)(self.py_func)
 
 
 def compiled(function: F) -> F:
-    """Compile with Numba when first called: without the interpreter's lock, without exceptions, without fast-math.
+    """Compile with Numba when first called: without the GIL, exceptions and fast-math.
 
-    Fast-math would let the compiler reorder sums, and then a row's bits would depend on the tile it is computed in.
+    Fast-math would let the compiler reorder sums, so that a row's bits would depend on its tile.
     """
     return cast(
         "F",
@@ -106,21 +110,22 @@ def compiled(function: F) -> F:
 
 
 def outlined(function: F) -> F:
-    """As `compiled`, but called and never inlined: a function with many callers and little to gain."""
+    """Compile as `compiled` does, but never inline: for functions with many callers."""
     _OUTLINED.add(f"{len(function.__name__)}{function.__name__}B")  # as Numba mangles its name
     return compiled(function)
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """A function for compiled code whose code `function` generates; see numba.extending.intrinsic."""
+    """Make a function for compiled code whose LLVM IR `function` emits; see numba.extending."""
     return numba.extending.intrinsic(function)
 
 
 def link(functions: Mapping[str, Any], machine: Any) -> Any:
-    """One optimised LLVM module of functions compiled for ARGUMENTS, each under its name as a C function that returns Numba's status.
+    """Link functions compiled for ARGUMENTS into one optimised LLVM module.
 
-    Nothing of Python is left in it: what Numba makes for calls from the interpreter falls away, as nobody calls it. Code that checks its
-    addresses is not optimised as far: it is slow in any case, and there is much more of it to compile.
+    Each is exported under its name as a C function that returns Numba's status. Numba's wrappers
+    for calls from the interpreter are unreferenced and get eliminated. Code that checks addresses
+    is optimised less: it is slow in any case, and there is much more of it to compile.
     """
     module = binding.parse_assembly("")
     module.triple, module.data_layout = machine.triple, str(machine.target_data)
@@ -141,14 +146,14 @@ def link(functions: Mapping[str, Any], machine: Any) -> Any:
     return module
 
 
-def emit_object(functions: Mapping[str, Any], processor: Processor) -> bytes:
-    """The object file of `link` for a processor."""
-    machine = create_target_machine(processor)
+def emit_object(functions: Mapping[str, Any], cpu: LLVMCpu) -> bytes:
+    """Return the object file of `link` for a CPU."""
+    machine = create_target_machine(cpu)
     return bytes(machine.emit_object(link(functions, machine)))
 
 
 def _exported(name: str, function: Any) -> ir.Module:
-    """A function `name` that calls a compiled function in the way in which Numba's functions call each other."""
+    """Return a C function `name` that calls a compiled function by Numba's calling convention."""
     overload = function.overloads[ARGUMENTS]
     convention, returns = function.targetctx.call_conv, overload.signature.return_type
     module = ir.Module(name=name)

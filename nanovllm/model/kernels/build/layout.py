@@ -1,7 +1,7 @@
-"""Memory layouts on which compiled code and the Python that calls it agree; known without Numba.
+"""Memory layouts that compiled code and its Python callers agree on; needs no Numba.
 
-A job is the memory through which the threads of a run communicate. Words that several threads change
-lie on cache lines of their own:
+A job is the memory through which the threads of a run communicate. Fields that several threads
+change lie on cache lines of their own:
 
     | generation | abort | asleep | idle | stalled_ns | function argument threads spins idle_spins |
     | lock ... | condition ... | idle condition ... |
@@ -13,20 +13,20 @@ import numpy as np
 
 F32_BYTES = 4
 LINE_BYTES = 64
-"""Words a cache line apart can be changed by several threads without false sharing."""
+"""Fields a cache line apart are free of false sharing."""
 _PRIMITIVE_BYTES = 4 * LINE_BYTES  # more than a lock or a condition of any operating system
 
 _LINES = ("generation", "abort", "asleep", "idle", "stalled_ns", "function")
 _JOB_OFFSETS = {name: line * LINE_BYTES for line, name in enumerate(_LINES)}
 _JOB_OFFSETS |= {
-    name: _JOB_OFFSETS["function"] + 8 * place
-    for place, name in enumerate(("argument", "threads", "spins", "idle_spins"), start=1)
+    name: _JOB_OFFSETS["function"] + 8 * index
+    for index, name in enumerate(("argument", "threads", "spins", "idle_spins"), start=1)
 }
 LOCK = len(_LINES) * LINE_BYTES
 CONDITION = LOCK + _PRIMITIVE_BYTES
 IDLE_CONDITION = CONDITION + _PRIMITIVE_BYTES
 THREADS = IDLE_CONDITION + _PRIMITIVE_BYTES
-"""Offset of the threads' own lines, THREAD_BYTES each."""
+"""Byte offset of the threads' lines, THREAD_BYTES each."""
 
 JOB = np.dtype(
     {
@@ -36,15 +36,15 @@ JOB = np.dtype(
         "itemsize": THREADS,
     }
 )
-"""Words of a job.
+"""Fields of a job, int64.
 
 generation   odd while a run is open to helpers, even between runs
 abort        not 0 once the run has failed: no thread waits any more
 asleep       threads that sleep in a run: at a barrier, or until helpers are inactive
 idle         helpers that sleep between two runs
-stalled_ns   nanoseconds that threads have slept at barriers, added up
-function     address of what a run calls, as function(argument, thread)
-threads      threads that may enter the run
+stalled_ns   nanoseconds that threads have slept at barriers, summed over threads
+function     address of the function that a run calls, as function(argument, thread)
+threads      number of threads that may enter the run
 spins        polls at a barrier before a thread sleeps
 idle_spins   polls between two runs before a helper sleeps
 """
@@ -54,9 +54,9 @@ GENERATION, ABORT, ASLEEP, IDLE, STALLED_NS, FUNCTION, ARGUMENT, RUN_THREADS, SP
 
 THREAD_BYTES = LINE_BYTES
 ACTIVE, ENTERED, CLOCK = 0, 8, 16
-"""Offsets in a thread's line: whether it may touch the run's memory, the generation that it has
-entered, and 16 bytes for a reading of the clock."""
+"""Byte offsets in a thread's line: whether it may access the run's memory, the generation that it
+has entered, and 16 bytes for a clock reading."""
 
 PHASE_BYTES = 2 * LINE_BYTES
 NEXT, DONE = 0, LINE_BYTES
-"""Offsets in a phase: the next item to hand out, and how many items are computed."""
+"""Byte offsets in a phase: the next item to hand out, and the number of computed items."""

@@ -1,10 +1,11 @@
-"""A folder of compiled code, so that it is compiled once on a machine and not once in a process.
+"""A folder of compiled code, so that a machine compiles once and not every process.
 
     <key>.kernels     "nanovllm kernels" and a line feed | SHA-256 of the rest | object file
 
-A file is written beside its place and then moved there, so nobody ever reads half of one; should one be damaged all the same, its checksum
-says so. What is read here is run: the folder must belong to this user, and nobody else may write to it. Of several processes that lack the same
-code one compiles it and the others wait, by a lock on <key>.lock, which ends with the process that has it.
+A file is written under a temporary name and then renamed, so no reader sees half a file. A damaged
+file fails its checksum. Code that is loaded is run, so the folder must belong to this user and be
+writable by nobody else. Where several processes lack the same code, one compiles it while the
+others wait for a lock on <key>.lock; the lock ends with its process.
 """
 
 import hashlib
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CACHE_VARIABLE = "NANOVLLM_CACHE_DIR"
-_KEEP = 32  # files of 0.1 MB: each pair of types, processor, setting and version has one
-_ABANDONED_S = 3600  # by then whoever was writing a file, or held a lock, is no more
+_KEEP = 32  # files of 0.1 MB: one for each pair of types, CPU, setting and version
+_ABANDONED_S = 3600  # whoever wrote a file or held a lock has ended by then
 _MAGIC = b"nanovllm kernels\n"
 _SUFFIX, _LOCK = ".kernels", ".lock"
 _CHECKSUM_BYTES = hashlib.sha256().digest_size
@@ -28,12 +29,12 @@ _CHECKSUM_BYTES = hashlib.sha256().digest_size
 
 @dataclass(frozen=True, slots=True)
 class ObjectCache:
-    """Compiled code by its key; where the folder cannot be used, nothing is found and nothing kept."""
+    """Object files by key. In a folder that cannot be used nothing is found and nothing kept."""
 
     folder: Path
 
     def load(self, key: str) -> bytes | None:
-        """What was saved under a key, unless it is not there, damaged, or in a folder that somebody else may write to."""
+        """Return what was saved under a key; None if missing, damaged or writable by others."""
         path = self.folder / f"{key}{_SUFFIX}"
         try:
             if not self._is_private():
@@ -46,11 +47,11 @@ class ObjectCache:
         if content[:start] != _MAGIC + hashlib.sha256(image).digest():
             return None
         with suppress(OSError):
-            os.utime(path)  # what is used stays
+            os.utime(path)  # `_prune` keeps the files used last
         return image
 
     def save(self, key: str, image: bytes) -> bool:
-        """Keep compiled code, and only the newest of the older; returns whether it could be kept."""
+        """Save an object file and delete the least recently used; return whether it was saved."""
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not self._is_private():
@@ -64,11 +65,11 @@ class ObjectCache:
         return True
 
     @contextmanager
-    def alone(self, key: str) -> Iterator[None]:
-        """Let processes into what follows one after the other; all of them where there are no such locks, or the folder cannot be used."""
+    def exclusive(self, key: str) -> Iterator[None]:
+        """Hold the lock of a key; do nothing without file locks or where the folder is unusable."""
         with ExitStack() as held:
             with suppress(OSError, ImportError):
-                import fcntl  # noqa: PLC0415 - not on Windows
+                import fcntl  # noqa: PLC0415 - missing on Windows
 
                 self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 if self._is_private():
@@ -84,14 +85,12 @@ class ObjectCache:
             yield
 
     def _is_private(self) -> bool:
-        found = self.folder.stat()
-        if sys.platform == "win32":  # folders of a user are closed to others there
-            return stat.S_ISDIR(found.st_mode)
-        return (
-            stat.S_ISDIR(found.st_mode)
-            and found.st_uid == os.geteuid()
-            and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        )
+        info = self.folder.stat()
+        if not stat.S_ISDIR(info.st_mode):
+            return False
+        if sys.platform == "win32":  # a user's folders are closed to others there
+            return True
+        return info.st_uid == os.geteuid() and not info.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
     def _prune(self) -> None:
         now = time.time()
@@ -109,12 +108,12 @@ class ObjectCache:
 
 
 def user_cache() -> ObjectCache:
-    """The compiled code of this user, in the folder `kernels` of `user_cache_folder`."""
+    """Return this user's cache of compiled code."""
     return ObjectCache(user_cache_folder() / "kernels")
 
 
 def user_cache_folder() -> Path:
-    """The folder of NANOVLLM_CACHE_DIR, or else where this system keeps a user's caches."""
+    """Return the folder of NANOVLLM_CACHE_DIR, or else the system's place for user caches."""
     if named := os.environ.get(CACHE_VARIABLE):
         return Path(named)
     if sys.platform == "win32":
@@ -123,7 +122,5 @@ def user_cache_folder() -> Path:
         base = os.environ.get("XDG_CACHE_HOME")
     if base:
         return Path(base) / "nanovllm"
-    home = (
-        Path("~").expanduser()
-    )  # "~" itself where there is no home: no cache is found there, and none can be made
+    home = Path("~").expanduser()  # without a home "~" itself, where no cache can be made
     return home / ("Library/Caches" if sys.platform == "darwin" else ".cache") / "nanovllm"

@@ -1,4 +1,4 @@
-"""Laying weights and buffers out for the kernels: panels, padded rows, aligned memory."""
+"""Memory layouts of weights and buffers: panels, padded rows, aligned memory."""
 
 from collections.abc import Sequence
 
@@ -9,12 +9,12 @@ ALIGNMENT = 64  # bytes: a cache line, and the widest vector
 
 
 def round_up(count: int, multiple: int) -> int:
-    """The smallest multiple of `multiple` that is at least `count`."""
+    """Return the smallest multiple of `multiple` that is at least `count`."""
     return -(-count // multiple) * multiple
 
 
 def aligned_zeros(count: int) -> Float32[np.ndarray, " count"]:
-    """`count` float32 zeros that begin at a cache line; memory that is never written to is never taken."""
+    """Return `count` float32 zeros, aligned to a cache line; pages become resident when written."""
     spare = ALIGNMENT // 4
     memory = np.zeros(count + spare, dtype=np.float32)
     start = -memory.ctypes.data % ALIGNMENT // 4
@@ -24,7 +24,7 @@ def aligned_zeros(count: int) -> Float32[np.ndarray, " count"]:
 def pack_rows(
     rows: Sequence[Float32[np.ndarray, " columns"]], width: int
 ) -> Float32[np.ndarray, "rows padded"]:
-    """Rows of equal length one below the other, each filled up with zeros to a multiple of `width`."""
+    """Stack rows of equal length, each zero-padded to a multiple of `width`."""
     padded = round_up(rows[0].shape[0], width)
     packed = aligned_zeros(len(rows) * padded).reshape(len(rows), padded)
     for row, values in zip(packed, rows, strict=True):
@@ -33,14 +33,14 @@ def pack_rows(
 
 
 def to_bfloat16(values: Float32[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
-    """The nearest bfloat16 of each number, the even one of two that are equally near; infinities stay, as do NaN."""
+    """Round to the nearest bfloat16, ties to even; infinities and NaN stay."""
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
     return np.where(np.isnan(values), np.uint16(0x7FC0), rounded.astype(np.uint16))
 
 
 def panel_steps(d_in: int, per_word: int) -> int:
-    """Words of 32 bits down a panel."""
+    """Return the 32-bit words down a panel."""
     return -(-d_in // per_word)
 
 
@@ -52,9 +52,9 @@ def pack_panels(
     *,
     narrow: bool = False,
 ) -> UInt32[np.ndarray, "panels steps width"]:
-    """A weight as panels of `width` columns, whose words of 32 bits hold numbers that stand below each other; the rest is zeros.
+    """Pack a weight into zero-padded panels of `width` columns; see simd/formats.py for the layout.
 
-    With `narrow`, float32 is rounded to bfloat16, panel by panel, so that no second weight is in memory.
+    `narrow` rounds float32 to bfloat16, panel by panel, so that no second copy is in memory.
     """
     d_in, d_out = weight.shape
     dtype = np.dtype(np.uint16) if narrow else weight.dtype
@@ -72,6 +72,6 @@ def pack_panels(
         packed[panel, :whole, :count] = (
             columns[: whole * per_word].reshape(whole, per_word, count).transpose(0, 2, 1)
         )
-        for place, row in enumerate(columns[whole * per_word :]):
-            packed[panel, whole, :count, place] = row
+        for offset, row in enumerate(columns[whole * per_word :]):
+            packed[panel, whole, :count, offset] = row
     return packed.view(np.uint32).reshape(panels, steps, width)

@@ -15,15 +15,15 @@ from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
-from nanovllm.model.kernels.simd.scalar import load_float, load_short
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.scalar import load_float, load_i32
 from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import NO_WORD, best_bytes
 
 _INFINITY = float("inf")
 
 
-def make_clear_best(target: Target) -> Any:
+def make_clear_best(target: KernelTarget) -> Any:
     """clear_best(best, rows): no word has been seen yet."""
     lanes = target.lanes
     row_bytes = best_bytes(lanes)
@@ -40,7 +40,7 @@ def make_clear_best(target: Target) -> Any:
     return kernel(target, clear_best)
 
 
-def make_update_best(target: Target) -> Any:
+def make_update_best(target: KernelTarget) -> Any:
     """update_best(scores, columns, first_word, vocab, best): a finished row of a panel, whose first column is `first_word`.
 
     `columns` scores are whole vectors; those from `vocab` on only fill the panel up and are no words.
@@ -77,7 +77,7 @@ def make_update_best(target: Target) -> Any:
     return kernel(target, update_best)
 
 
-def make_choose_best(target: Target) -> Any:
+def make_choose_best(target: KernelTarget) -> Any:
     """choose_best(best, threads, thread_bytes) -> the word of one row, or NO_WORD; `best` is that row in the first thread's memory."""
     lanes = target.lanes
 
@@ -89,7 +89,7 @@ def make_choose_best(target: Target) -> Any:
             at = best + thread * thread_bytes
             for lane in range(lanes):
                 value = load_float(at, lane)
-                word = load_short(at, lanes + lane)
+                word = load_i32(at, lanes + lane)
                 if chosen == NO_WORD or value > largest or (value == largest and word < chosen):
                     largest, chosen = value, word
         return chosen if abs(largest) < _INFINITY else NO_WORD

@@ -27,19 +27,19 @@ from typing import Any
 from numba import types
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
 from nanovllm.model.kernels.simd.formats import Format, cache_format
 from nanovllm.model.kernels.simd.move import load_int, make_clear, make_copy
-from nanovllm.model.kernels.simd.scalar import store_short
+from nanovllm.model.kernels.simd.scalar import store_i32
 from nanovllm.model.kernels.simd.vector import F32, I32, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import WORD_BYTES
 
 _MASKED = float("-inf")
 
 
-def make_softmax(target: Target, *, narrow: bool) -> Any:
+def make_softmax(target: KernelTarget, *, narrow: bool) -> Any:
     """softmax(scores, visible, blocks, block_size, block_columns, scale, share): one row of scores to weights, in place, and 1 / their sum.
 
     The row has `blocks` groups of `block_columns` scores, of which `block_size` count; `visible` keys in all are seen. `scale` is the
@@ -106,7 +106,7 @@ def make_softmax(target: Target, *, narrow: bool) -> Any:
     return kernel(target, softmax)
 
 
-def _make_scale_by(target: Target) -> Any:
+def _make_scale_by(target: KernelTarget) -> Any:
     """scale_by(row, factor, columns): row *= the float32 at `factor`; whole vectors."""
 
     def scale_by(v: Vectors, row: Value, factor: Value, columns: Value) -> None:
@@ -122,7 +122,7 @@ def _make_scale_by(target: Target) -> Any:
     return kernel(target, scale_by)
 
 
-def _make_apply_scales(target: Target) -> Any:
+def _make_apply_scales(target: KernelTarget) -> Any:
     """apply_scales(row, scales, seen, columns): multiply the first `seen` numbers of a row by theirs.
 
     Whole vectors; `seen` may be 0 or less. Slots that were never written have no scale.
@@ -141,7 +141,7 @@ def _make_apply_scales(target: Target) -> Any:
     return kernel(target, apply_scales)
 
 
-def _make_all_finite(target: Target) -> Any:
+def _make_all_finite(target: KernelTarget) -> Any:
     """all_finite(values, count) -> 1 where none of `count` float32 is infinite or NaN, else 0; whole vectors."""
 
     def all_finite(v: Vectors, values: Value, count: Value) -> Value:
@@ -153,7 +153,7 @@ def _make_all_finite(target: Target) -> Any:
     return kernel(target, all_finite, returns=types.intp)
 
 
-def _make_keep_first(target: Target, per_word: int) -> Any:
+def _make_keep_first(target: KernelTarget, per_word: int) -> Any:
     """keep_first(words, out, places, columns): words with their first `places` numbers only, the others 0; whole vectors."""
 
     def keep_first(v: Vectors, words: Value, out: Value, places: Value, columns: Value) -> None:
@@ -169,7 +169,7 @@ def _make_keep_first(target: Target, per_word: int) -> Any:
     return kernel(target, keep_first)
 
 
-def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
+def _make_panels(target: KernelTarget, make: Callable[[int], Any]) -> Any:
     """panels(a, a_stride, count, panel, row_stride, steps, columns, out, out_stride, ahead): a product of any number of whole vectors across.
 
     `make(vectors)` gives the tiles of so many vectors; `row_stride` is how far apart the rows' own panels are, where each has one.
@@ -208,7 +208,7 @@ def _make_panels(target: Target, make: Callable[[int], Any]) -> Any:
     return panels
 
 
-def _make_shared_tiles(target: Target, numbers: Format, vectors: int) -> Any:
+def _make_shared_tiles(target: KernelTarget, numbers: Format, vectors: int) -> Any:
     """Tiles of rows that share their panel, called as batched ones are."""
     tiles = make_tiles(target, numbers, vectors, ahead_lines=0)
 
@@ -240,7 +240,7 @@ class AttentionParts:
     store(source, out, count): an output of attention as the next product takes it: bfloat16 where weights are.
     """
 
-    def __init__(self, target: Target, weights: str, cache: str) -> None:
+    def __init__(self, target: KernelTarget, weights: str, cache: str) -> None:
         """For one type of weights and one of the cache."""
         copy, round_row = make_copy(target), make_round_row(target)
         self.numbers = cache_format(target, cache)
@@ -277,13 +277,13 @@ def _make_encode_query(cache: str, round_row: Any, copy: Any) -> Any:
     @compiled
     def encode_query(source: int, out: int, count: int) -> None:
         """The rest of the last word is 0: there may be anything, and times a key's 0 it must give 0."""
-        store_short(out, (count - 1) // 2, 0)
+        store_i32(out, (count - 1) // 2, 0)
         round_row(source, out, count)
 
     return encode_query
 
 
-def _make_mix_alone(target: Target, parts: AttentionParts) -> Any:
+def _make_mix_alone(target: KernelTarget, parts: AttentionParts) -> Any:
     """mix_alone(p, layer, head, table, weights, stride, count, first, mixed): each query's weights times the values that it sees.
 
     One query after the other, the first at position `first`; `stride` bytes lie between their
@@ -322,7 +322,7 @@ def _make_mix_alone(target: Target, parts: AttentionParts) -> Any:
     return mix_alone
 
 
-def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
+def make_attend_prompt(target: KernelTarget, parts: AttentionParts) -> Any:
     """attend_prompt(p, thread, layer, head, table, query, count, first, out): one head of `count` queries, the first at position `first`.
 
     `p` is the record of step_record.py, `table` is where the sequence's block ids are, `query` and `out` are the first query's rows.
@@ -444,7 +444,7 @@ def make_attend_prompt(target: Target, parts: AttentionParts) -> Any:
     return attend_prompt
 
 
-def make_attend_token(target: Target, parts: AttentionParts) -> Any:
+def make_attend_token(target: KernelTarget, parts: AttentionParts) -> Any:
     """attend_token(p, thread, layer, first_head, heads, table, query, position, out): some heads of one query; see attend_prompt."""
     panels, softmax, apply_scales, scale_by, clear, encode_query, store = (
         parts.batched_panels, parts.softmax, parts.apply_scales, parts.scale_by, parts.clear, parts.encode_query, parts.store,

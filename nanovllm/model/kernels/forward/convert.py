@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.vector import F32, I8, I16, I32, I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import OUTLIER_NOTES
@@ -25,7 +25,7 @@ from nanovllm.model.kernels.step_record import OUTLIER_NOTES
 _TINIEST = 1e-30  # instead of a row of zeros' own scale
 
 
-def make_round_row(target: Target) -> Any:
+def make_round_row(target: KernelTarget) -> Any:
     """round_row(source, out, count): exactly `count` float32 as bfloat16 in a row."""
 
     def round_row(v: Vectors, source: Value, out: Value, count: Value) -> None:
@@ -47,7 +47,7 @@ def make_round_row(target: Target) -> Any:
     return kernel(target, round_row)
 
 
-def make_widen_row(target: Target) -> Any:
+def make_widen_row(target: KernelTarget) -> Any:
     """widen_row(source, out, count): bfloat16 to float32, whole vectors, at least `count` of them."""
 
     def widen_row(v: Vectors, source: Value, out: Value, count: Value) -> None:
@@ -63,7 +63,7 @@ def make_widen_row(target: Target) -> Any:
     return kernel(target, widen_row)
 
 
-def make_quantise_row(target: Target) -> Any:
+def make_quantise_row(target: KernelTarget) -> Any:
     """quantise_row(source, factors, out, notes, count): source * factors as unsigned bytes, and scale and zero point into the notes.
 
     Whole vectors are read and written; from `count` on they do not count for the range.
@@ -104,7 +104,7 @@ def make_quantise_row(target: Target) -> Any:
     return kernel(target, quantise_row)
 
 
-def make_take_outliers(target: Target) -> Any:
+def make_take_outliers(target: KernelTarget) -> Any:
     """take_outliers(source, factors, places, count, notes): the numbers at `count` places times `count` factors into the notes."""
 
     def take_outliers(
@@ -123,7 +123,7 @@ def make_take_outliers(target: Target) -> Any:
     return kernel(target, take_outliers)
 
 
-def make_quantise_signed(target: Target) -> Any:
+def make_quantise_signed(target: KernelTarget) -> Any:
     """quantise_signed(source, out, scale, count): signed bytes, and the row's scale; whole vectors are read and written, zeros from `count` on."""
 
     def quantise_signed(v: Vectors, source: Value, out: Value, scale: Value, count: Value) -> None:
@@ -156,7 +156,7 @@ def make_quantise_signed(target: Target) -> Any:
     return kernel(target, quantise_signed)
 
 
-def make_encode_input(target: Target, weights: str) -> Any:
+def make_encode_input(target: KernelTarget, weights: str) -> Any:
     """encode_input(source, count, linear, out, notes): a row of float32 as a product by `linear` takes it.
 
     The input factors of outliers are 0, so that they are zeros in the row of bytes.
@@ -181,7 +181,7 @@ def make_encode_input(target: Target, weights: str) -> Any:
     return encode_input
 
 
-def make_encode_token(target: Target, cache: str) -> Any:
+def make_encode_token(target: KernelTarget, cache: str) -> Any:
     """encode_token(source, count, out, scale): a key or value of one head as the cache holds it, in a row, zeros to the next whole vector.
 
     Exactly `count` float32 are read; `out` has room for whole vectors of float32.
@@ -208,7 +208,7 @@ def make_encode_token(target: Target, cache: str) -> Any:
     return encode_token
 
 
-def make_insert(target: Target, per_word: int) -> Any:
+def make_insert(target: KernelTarget, per_word: int) -> Any:
     """insert(codes, words, place, columns): a row of numbers into place `place` of each word; place 0 clears the others.
 
     Whole vectors, at least `columns` of them. A word is filled from place 0 on, so what was there before is never mixed with what is new.

@@ -18,7 +18,7 @@ from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.activation import ACTIVATIONS
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import (
@@ -33,7 +33,7 @@ from nanovllm.model.kernels.step_record import (
 
 @cache
 def make_epilogue(
-    target: Target, weights: str, *, kinds: Sequence[int] = range(ADD_TO_RESIDUAL + 1)
+    target: KernelTarget, weights: str, *, kinds: Sequence[int] = range(ADD_TO_RESIDUAL + 1)
 ) -> Any:
     """epilogue(sums, rows, linear, column, out, out_stride, notes): some rows of one panel, which begins at `column`.
 
@@ -60,7 +60,7 @@ def make_epilogue(
 
 
 @cache
-def make_expect(target: Target, weights: str) -> Any:
+def make_expect(target: KernelTarget, weights: str) -> Any:
     """expect(rows, linear, column, out, out_stride): ask for what `epilogue` of the same arguments is going to write."""
     result_bytes, width = _make_result_bytes(weights), target.panel_width
 
@@ -98,7 +98,9 @@ def _make_result_bytes(weights: str) -> Any:
     return result_bytes
 
 
-def _make_finish_rows(target: Target, weights: str, kinds: Sequence[int]) -> Callable[..., None]:
+def _make_finish_rows(
+    target: KernelTarget, weights: str, kinds: Sequence[int]
+) -> Callable[..., None]:
     def finish_rows(
         v: Vectors,
         kind: Value,

@@ -37,7 +37,7 @@ from nanovllm.model.kernels.simd.move import (
     make_clear,
     make_copy,
     make_scatter,
-    parameters_at,
+    step_record_at,
 )
 from nanovllm.model.kernels.step_record import (
     ATTENTION_OUT,
@@ -75,7 +75,7 @@ def make_forward(spec: Spec) -> Any:
 
     @compiled
     def forward(address: int, thread: int) -> None:
-        p = parameters_at(address)
+        p = step_record_at(address)
         phase = p.phases
         if not embed(p, thread, phase):
             return

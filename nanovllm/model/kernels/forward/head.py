@@ -14,7 +14,7 @@ from nanovllm.model.kernels.forward.argmax import (
 from nanovllm.model.kernels.forward.epilogue import make_epilogue
 from nanovllm.model.kernels.forward.forward import LINEAR_BYTES, make_encode_rows, rows_per_item
 from nanovllm.model.kernels.forward.matmul import group_rows, make_panel_sums, make_product
-from nanovllm.model.kernels.simd.move import linear_at, parameters_at
+from nanovllm.model.kernels.simd.move import linear_at, step_record_at
 from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import (
     LINEARS_PER_LAYER,
@@ -35,7 +35,7 @@ def make_logits(spec: Spec) -> Any:
 
     @compiled
     def logits(address: int, thread: int) -> None:
-        p = parameters_at(address)
+        p = step_record_at(address)
         phase = p.phases
         rows, stride = p.final, p.hidden_stride
         if not is_float32:
@@ -61,7 +61,7 @@ def make_greedy(spec: Spec) -> Any:
 
     @compiled
     def greedy(address: int, thread: int) -> None:
-        p = parameters_at(address)
+        p = step_record_at(address)
         phase = p.phases
         if not clear_rows(p, thread, phase):
             return

@@ -6,11 +6,11 @@ it out; gain and bias are zero there, and so is the result.
 
 from typing import Any
 
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
 
 
-def make_layer_norm(target: Target) -> Any:
+def make_layer_norm(target: KernelTarget) -> Any:
     """layer_norm(hidden, gain, bias, out, d_model, epsilon): one row; `epsilon` is the address of a float32."""
 
     def layer_norm(

@@ -19,7 +19,7 @@ from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.epilogue import make_epilogue, make_expect
 from nanovllm.model.kernels.forward.tiles import make_tiles
 from nanovllm.model.kernels.simd.formats import weight_format
@@ -47,7 +47,7 @@ def group_rows(linear: Any, left: int) -> int:
 
 
 @cache
-def make_panel_sums(target: Target, weights: str) -> Any:
+def make_panel_sums(target: KernelTarget, weights: str) -> Any:
     """panel_sums(linear, panel, a, a_stride, first, rows, count, sums, following): sums[rows, width] of some rows times one panel.
 
     They are `rows` of `count`, from number `first` on; `linear` is a record of step_record.py; `following` is the address of what this thread
@@ -62,7 +62,7 @@ def make_panel_sums(target: Target, weights: str) -> Any:
         numbers,
         target.panel_vectors,
         ahead_lines=width_bytes // LINE_BYTES,
-        once=target.streams_once,
+        nontemporal=target.nontemporal,
     )
     some, many = (
         make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (2, 1)
@@ -109,7 +109,7 @@ def make_panel_sums(target: Target, weights: str) -> Any:
 
 
 @cache
-def make_product(target: Target, weights: str) -> Any:
+def make_product(target: KernelTarget, weights: str) -> Any:
     """product(p, linear, following, thread, phase, a, a_stride, count, notes, out, out_stride) -> whether to go on.
 
     A phase: epilogue(a @ weight + bias) for `count` rows. `linear` is a record of step_record.py and

@@ -12,7 +12,7 @@ a sequence of one new token each in `decode_items`, pieces of up to QUERY_TILE t
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.simd.move import INT_BYTES, load_int, parameters_at
+from nanovllm.model.kernels.simd.move import INT_BYTES, load_int, step_record_at
 from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS, QUERY_TILE
 
@@ -20,7 +20,7 @@ from nanovllm.model.kernels.step_record import ITEM_FIELDS, QUERY_TILE
 @compiled
 def plan_step(address: int, _: int) -> None:
     """Check the batch of the record at `address` and lay out its attention; `refused` says that it is not sound."""
-    p = parameters_at(address)
+    p = step_record_at(address)
     p.decodes = p.chunks = 0
     p.refused = 1
     end = 0

@@ -16,24 +16,24 @@ from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.formats import Format
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import WORD_BYTES
 
 
 def make_tile(
-    target: Target,
+    target: KernelTarget,
     numbers: Format,
     rows: int,
     vectors: int,
     *,
     ahead_lines: int,
-    once: bool = False,
+    nontemporal: bool = False,
 ) -> Any:
     """tile(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead): out[rows, vectors] += a[rows, steps] @ panel[steps, vectors].
 
-    At every step the next `ahead_lines` cache lines from `ahead` on are asked for, with `once` to be read and then forgotten.
+    At every step the next `ahead_lines` cache lines from `ahead` on are asked for, with `nontemporal` to be read and then forgotten.
     """
 
     def tile(
@@ -52,7 +52,7 @@ def make_tile(
                 v.prefetch(
                     v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)),
                     line * LINE_BYTES,
-                    once=once,
+                    nontemporal=nontemporal,
                 )
 
         _walk(
@@ -70,7 +70,7 @@ def make_tile(
     return kernel(target, tile)
 
 
-def make_batched_tile(target: Target, numbers: Format, rows: int, vectors: int) -> Any:
+def make_batched_tile(target: KernelTarget, numbers: Format, rows: int, vectors: int) -> Any:
     """tile(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead): each row times its own panel, `row_stride` after the last.
 
     What is as far as `ahead` bytes from what is read is asked for, where the target wants that.
@@ -91,7 +91,7 @@ def make_batched_tile(target: Target, numbers: Format, rows: int, vectors: int) 
         panels = _spaced(v, panel, row_stride, rows)
 
         def ask(k: Value) -> None:
-            for one in panels if target.asks_for_blocks else ():
+            for one in panels if target.prefetch_next_block else ():
                 at = v.address(v.address(one, ahead), v.builder.mul(k, panel_stride))
                 for offset in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
                     v.prefetch(at, offset)
@@ -127,7 +127,7 @@ def _walk(
     ask: Callable[[Value], None],
 ) -> None:
     """Emit a tile: `panels` are one for all rows or one for each, `ask(k)` what else is to be done at step k."""
-    load = v.load_words if numbers.sums_integers else v.load
+    load = v.load_words if numbers.accumulates_int32 else v.load
     places = [
         (row, vector * v.lanes * WORD_BYTES)
         for row in range(len(rows))
@@ -158,14 +158,21 @@ def _walk(
 
 
 def make_tiles(
-    target: Target, numbers: Format, vectors: int, *, ahead_lines: int, once: bool = False
+    target: KernelTarget,
+    numbers: Format,
+    vectors: int,
+    *,
+    ahead_lines: int,
+    nontemporal: bool = False,
 ) -> Any:
     """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
 
     Each tile asks for lines where the one before has stopped, until as much from `ahead` on has been asked for as is being read.
     """
     t1, t2, t3, t4, t5, t6 = (
-        make_tile(target, numbers, height, vectors, ahead_lines=ahead_lines, once=once)
+        make_tile(
+            target, numbers, height, vectors, ahead_lines=ahead_lines, nontemporal=nontemporal
+        )
         for height in (1, 2, 3, 4, 5, 6)
     )
 
@@ -213,7 +220,7 @@ def make_tiles(
     return tiles
 
 
-def make_batched_tiles(target: Target, numbers: Format, vectors: int) -> Any:
+def make_batched_tiles(target: KernelTarget, numbers: Format, vectors: int) -> Any:
     """tiles(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, count, ahead): batched tiles down any number of rows."""
     t1, t2, t3 = (make_batched_tile(target, numbers, height, vectors) for height in (1, 2, 3))
 

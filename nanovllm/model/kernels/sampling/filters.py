@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.passes import (
     FARTHEST,
     LOWEST,
@@ -23,19 +23,19 @@ from nanovllm.model.kernels.sampling.record import GROUP_VECTORS, group_size
 from nanovllm.model.kernels.sampling.select import select
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.scalar import (
-    bits_of,
-    key_of,
+    float_to_bits,
+    float_to_ordered,
     load_double,
     load_float,
-    number_of,
-    store_short,
+    ordered_to_float,
+    store_i32,
 )
 
 _ONE = np.float32(1.0)
 _LOWEST = np.float32(LOWEST)
 
 
-def make_find_threshold(target: Target) -> Any:
+def make_find_threshold(target: KernelTarget) -> Any:
     """find_threshold(p, row, scratch, largest) -> the least score that the row's filters keep; `largest` is its largest score."""
     weigh_groups, weigh_keys, gather, find_kth = (
         make_weigh_groups(target),
@@ -53,7 +53,11 @@ def make_find_threshold(target: Target) -> Any:
             least = max(least, find_kth(p, scratch, top_k, least, largest))
         if top_p < 1.0:
             total = weigh_groups(
-                scratch, p.groups, bits_of(least), bits_of(largest), scratch + p.sums_offset
+                scratch,
+                p.groups,
+                float_to_bits(least),
+                float_to_bits(largest),
+                scratch + p.sums_offset,
             )
             # Scores with less weight than this do not come to 1 - top_p together. The 0.001 is more than all rounding.
             negligible = np.float32(math.log((1.0 - top_p) * total / p.vocab) - 0.001)
@@ -64,9 +68,17 @@ def make_find_threshold(target: Target) -> Any:
                 scratch + p.bins_offset,
             )
             count = gather(p, scratch, least)
-            weigh_keys(keys, count, bits_of(largest), weights)
-            least = number_of(
-                select(keys, weights, bins, count, key_of(least), key_of(largest), top_p * total)
+            weigh_keys(keys, count, float_to_bits(largest), weights)
+            least = ordered_to_float(
+                select(
+                    keys,
+                    weights,
+                    bins,
+                    count,
+                    float_to_ordered(least),
+                    float_to_ordered(largest),
+                    top_p * total,
+                )
             )
         return least
 
@@ -74,7 +86,7 @@ def make_find_threshold(target: Target) -> Any:
 
 
 @cache
-def make_find_kth(target: Target) -> Any:
+def make_find_kth(target: KernelTarget) -> Any:
     """find_kth(p, scratch, k, least, largest) -> the k-th largest of the scores from `least` to `largest`; where there are fewer, the smallest.
 
     At least k scores are as large as the k-th largest maximum of a column, so only columns that reach it are opened.
@@ -88,7 +100,7 @@ def make_find_kth(target: Target) -> Any:
         count = 0
         for column in range(p.groups * lanes):
             highest = load_float(scratch + p.maxima_offset, column)
-            store_short(scratch + p.keys_offset, count, key_of(highest))
+            store_i32(scratch + p.keys_offset, count, float_to_ordered(highest))
             count += 1 if highest >= least else 0
         return count
 
@@ -101,26 +113,40 @@ def make_find_kth(target: Target) -> Any:
         )
         count = gather_maxima(p, scratch, least)
         if count >= k:
-            fill(weights, count, bits_of(_ONE))
+            fill(weights, count, float_to_bits(_ONE))
             least = max(
                 least,
-                number_of(
+                ordered_to_float(
                     select(
-                        keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k)
+                        keys,
+                        weights,
+                        bins,
+                        count,
+                        float_to_ordered(least),
+                        float_to_ordered(largest),
+                        np.float64(k),
                     )
                 ),
             )
         count = gather(p, scratch, least)
-        fill(weights, count, bits_of(_ONE))
-        return number_of(
-            select(keys, weights, bins, count, key_of(least), key_of(largest), np.float64(k))
+        fill(weights, count, float_to_bits(_ONE))
+        return ordered_to_float(
+            select(
+                keys,
+                weights,
+                bins,
+                count,
+                float_to_ordered(least),
+                float_to_ordered(largest),
+                np.float64(k),
+            )
         )
 
     return find_kth
 
 
 @cache
-def _make_gather(target: Target) -> Any:
+def _make_gather(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
 
@@ -134,7 +160,7 @@ def _make_gather(target: Target) -> Any:
                 first = column // lanes * size + column % lanes
                 for vector in range(GROUP_VECTORS):
                     score = load_float(scratch, first + vector * lanes)
-                    store_short(keys, count, key_of(score))
+                    store_i32(keys, count, float_to_ordered(score))
                     count += 1 if score >= least else 0
         return count
 

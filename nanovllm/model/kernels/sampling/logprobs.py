@@ -10,7 +10,7 @@ import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.filters import make_find_kth
 from nanovllm.model.kernels.sampling.passes import (
     LOWEST,
@@ -23,10 +23,10 @@ from nanovllm.model.kernels.sampling.record import group_size
 from nanovllm.model.kernels.sampling.sort import sort_descending
 from nanovllm.model.kernels.simd.move import INT_BYTES, load_int
 from nanovllm.model.kernels.simd.scalar import (
-    bits_of,
-    key_of,
+    float_to_bits,
+    float_to_ordered,
     load_float,
-    number_of,
+    ordered_to_float,
     store_float,
     store_int,
 )
@@ -38,7 +38,7 @@ _ID_BITS = 32
 _ID_MASK = (1 << _ID_BITS) - 1
 
 
-def make_report_row(target: Target) -> Any:
+def make_report_row(target: KernelTarget) -> Any:
     """report_row(p, row, scratch): writes the row's report; `p` is the record of sample.py, `scratch` this thread's memory."""
     scale, maxima, weigh_groups, rank = (
         make_scale(target),
@@ -50,34 +50,38 @@ def make_report_row(target: Target) -> Any:
 
     @compiled
     def report_row(p: Any, row: int, scratch: int) -> None:
-        logprobs = p.logprobs + row * (p.most + 1) * F32_BYTES
+        logprobs = p.logprobs + row * (p.max_logprobs + 1) * F32_BYTES
         token = load_int(p.tokens, row)
-        scale(p.logits + row * p.logits_stride, scratch, p.vocab, p.padded, bits_of(_ONE))
+        scale(p.logits + row * p.logits_stride, scratch, p.vocab, p.padded, float_to_bits(_ONE))
         largest = maxima(scratch, p.groups, scratch + p.maxima_offset)
         if not abs(largest) < _INFINITY:
             store_float(logprobs, 0, np.float32(np.nan))
             store_int(p.ranks, row, 1)
-            store_int(p.found, row, 0)
+            store_int(p.num_top, row, 0)
             return
         total = weigh_groups(
-            scratch, p.groups, bits_of(_LOWEST), bits_of(largest), scratch + p.sums_offset
+            scratch,
+            p.groups,
+            float_to_bits(_LOWEST),
+            float_to_bits(largest),
+            scratch + p.sums_offset,
         )
         log_total = np.float32(math.log(total))
         own = load_float(scratch, token)
         store_float(logprobs, 0, own - largest - log_total)
-        store_int(p.ranks, row, 1 + rank(scratch, p.padded, token, bits_of(own)))
-        ids = p.likely_ids + row * p.most * INT_BYTES
-        found = find_likely(p, scratch, min(load_int(p.wanted, row), p.vocab), largest)
-        store_int(p.found, row, found)
+        store_int(p.ranks, row, 1 + rank(scratch, p.padded, token, float_to_bits(own)))
+        ids = p.top_ids + row * p.max_logprobs * INT_BYTES
+        found = find_likely(p, scratch, min(load_int(p.num_logprobs, row), p.vocab), largest)
+        store_int(p.num_top, row, found)
         for i in range(found):
             packed = load_int(scratch + p.keys_offset, i)
             store_int(ids, i, _ID_MASK - (packed & _ID_MASK))
-            store_float(logprobs, 1 + i, number_of(packed >> _ID_BITS) - largest - log_total)
+            store_float(logprobs, 1 + i, ordered_to_float(packed >> _ID_BITS) - largest - log_total)
 
     return report_row
 
 
-def _make_find_likely(target: Target) -> Any:
+def _make_find_likely(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
     find_kth = make_find_kth(target)
@@ -94,7 +98,11 @@ def _make_find_likely(target: Target) -> Any:
                 for token in range(group * size, (group + 1) * size):
                     score = load_float(scratch, token)
                     if score >= least and score <= most and found < room:
-                        store_int(packed, found, (key_of(score) << _ID_BITS) | (_ID_MASK - token))
+                        store_int(
+                            packed,
+                            found,
+                            (float_to_ordered(score) << _ID_BITS) | (_ID_MASK - token),
+                        )
                         found += 1
         return found
 
@@ -109,7 +117,9 @@ def _make_find_likely(target: Target) -> Any:
             return 0
         packed = scratch + p.keys_offset
         last = find_kth(p, scratch, count, _LOWEST, largest)
-        above = collect(p, scratch, number_of(key_of(last) + 1), _INFINITY, packed, count)
+        above = collect(
+            p, scratch, ordered_to_float(float_to_ordered(last) + 1), _INFINITY, packed, count
+        )
         sort_descending(packed, above)
         return above + collect(p, scratch, last, last, packed + above * INT_BYTES, count - above)
 

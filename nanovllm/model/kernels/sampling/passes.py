@@ -18,9 +18,9 @@ from llvmlite import ir
 from numba import types
 
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
-from nanovllm.model.kernels.simd.scalar import F64, turn_round
+from nanovllm.model.kernels.simd.scalar import F64, ordered_bits
 from nanovllm.model.kernels.simd.vector import F32, I32, I64, Value, Vectors, kernel
 
 FARTHEST = 87.0
@@ -44,7 +44,7 @@ def _weight(v: Vectors, score: Value, least: Value, largest: Value) -> Value:
     )
 
 
-def make_fill(target: Target) -> Any:
+def make_fill(target: KernelTarget) -> Any:
     """fill(target, count, bits): whole vectors of one number, at least `count` float32."""
 
     def fill(v: Vectors, target: Value, count: Value, bits: Value) -> None:
@@ -59,7 +59,7 @@ def make_fill(target: Target) -> Any:
     return kernel(target, fill)
 
 
-def make_scale(target: Target) -> Any:
+def make_scale(target: KernelTarget) -> Any:
     """scale(source, target, count, padded, temperature): target = source / temperature, for exactly `count` float32; may be in place.
 
     From `count` to `padded` the target gets minus infinity. NaN becomes infinity, so that the largest score tells of both; a sound score
@@ -108,7 +108,7 @@ def make_scale(target: Target) -> Any:
     return kernel(target, scale)
 
 
-def make_maxima(target: Target) -> Any:
+def make_maxima(target: KernelTarget) -> Any:
     """maxima(scores, groups, maxima) -> the largest score; writes one maximum a column, `lanes` of them a group."""
     lanes = target.lanes
 
@@ -126,7 +126,7 @@ def make_maxima(target: Target) -> Any:
     return kernel(target, maxima, returns=types.float32)
 
 
-def make_weigh_groups(target: Target) -> Any:
+def make_weigh_groups(target: KernelTarget) -> Any:
     """weigh_groups(scores, groups, least, largest, sums) -> the sum of all weights; writes that of each group, a float64.
 
     The weight of a score is e to the (score - largest), and 0 for one below `least`. Lanes are added up in float64, group after group.
@@ -156,7 +156,7 @@ def make_weigh_groups(target: Target) -> Any:
     return kernel(target, weigh_groups, returns=types.float64)
 
 
-def make_weigh(target: Target) -> Any:
+def make_weigh(target: KernelTarget) -> Any:
     """weigh(scores, count, least, largest, weights): the weight of each score, whole vectors."""
     lanes = target.lanes
 
@@ -174,7 +174,7 @@ def make_weigh(target: Target) -> Any:
     return kernel(target, weigh)
 
 
-def make_weigh_keys(target: Target) -> Any:
+def make_weigh_keys(target: KernelTarget) -> Any:
     """weigh_keys(keys, count, largest, weights): the weight of each score whose ordered key is given, whole vectors."""
     lanes = target.lanes
 
@@ -182,7 +182,7 @@ def make_weigh_keys(target: Target) -> Any:
         largest = _number(v, largest)
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            bits = turn_round(
+            bits = ordered_bits(
                 v.builder, v.builder.bitcast(v.load(v.element(keys, i)), v.i32s), v.integers
             )
             v.store(
@@ -195,7 +195,7 @@ def make_weigh_keys(target: Target) -> Any:
     return kernel(target, weigh_keys)
 
 
-def make_rank(target: Target) -> Any:
+def make_rank(target: KernelTarget) -> Any:
     """rank(scores, padded, token, own) -> how many scores stand before that of `token`, which is `own`; of equals the lower id."""
     lanes = target.lanes
 

@@ -15,7 +15,7 @@ SIDES = 4
 """Sets of bins, taken in turn: neighbours often fall into one bin, and an addition would wait for the one before."""
 BINS_BYTES = SIDES * BINS * 8
 
-_SIZES = "threads rows vocab padded groups most sampling"
+_SIZES = "threads rows vocab padded groups max_logprobs sampling"
 _BYTES = (
     "logits_stride scratch_bytes keys_offset weights_offset maxima_offset sums_offset bins_offset"
 )
@@ -23,15 +23,13 @@ _ADDRESSES = """
     logits work scratch
     temperature log_min_p repetition presence frequency top_k top_p seeds choices positions
     history_starts history_ids history_counts edit_starts edit_ids edit_values allowed_starts allowed_ids
-    tokens has_token wanted found ranks likely_ids logprobs
+    tokens has_token num_logprobs num_top ranks top_ids logprobs
 """
-SAMPLING_PARAMETERS = np.dtype(
-    [(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()]
-)
+SAMPLING_RECORD = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
 """What sample_rows is given, in the manner of step_record.py.
 
-`most` is the room for likely tokens a row; `sampling` is 0 where `tokens` are given and only reports are wanted. A row's report has
-`wanted` likely tokens, -1 for no report at all; `found` says how many there were. Columns of settings have one entry a row, `*_starts`
+`max_logprobs` is the room for likely tokens a row; `sampling` is 0 where `tokens` are given and only reports are wanted. A row's report has
+`num_logprobs` likely tokens, -1 for no report at all; `num_top` says how many there were. Columns of settings have one entry a row, `*_starts`
 one more: a row's share of the lists.
 """
 
@@ -42,7 +40,7 @@ SAMPLING_DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
     **dict.fromkeys(_FLOATS.split(), (np.dtype(np.float32),)),
     **{name: (dtype,) for name, dtype in _WIDE.items()},
 }
-"""Types of the arrays at the addresses of SAMPLING_PARAMETERS."""
+"""Types of the arrays at the addresses of SAMPLING_RECORD."""
 
 
 def group_size(lanes: int) -> int:

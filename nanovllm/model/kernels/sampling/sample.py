@@ -20,7 +20,7 @@ import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.filters import make_find_threshold
 from nanovllm.model.kernels.sampling.logprobs import make_report_row
 from nanovllm.model.kernels.sampling.passes import (
@@ -31,10 +31,10 @@ from nanovllm.model.kernels.sampling.passes import (
     make_weigh_groups,
 )
 from nanovllm.model.kernels.sampling.philox import uniform
-from nanovllm.model.kernels.sampling.record import SAMPLING_PARAMETERS, group_size
+from nanovllm.model.kernels.sampling.record import SAMPLING_RECORD, group_size
 from nanovllm.model.kernels.simd.move import load_int, make_copy, record_at
 from nanovllm.model.kernels.simd.scalar import (
-    bits_of,
+    float_to_bits,
     load_double,
     load_float,
     store_float,
@@ -42,20 +42,20 @@ from nanovllm.model.kernels.simd.scalar import (
 )
 from nanovllm.model.kernels.threads.atomics import atomic_add
 
-sampling_parameters_at = record_at(SAMPLING_PARAMETERS)
+sampling_record_at = record_at(SAMPLING_RECORD)
 
 _MINUS_INFINITY = np.float32(-np.inf)
 _ONE = np.float32(1.0)
 
 
 @cache
-def make_sample_rows(target: Target) -> Any:
-    """sample_rows(address, thread): tokens and reports of this thread's share of the rows; a record of SAMPLING_PARAMETERS is at `address`."""
+def make_sample_rows(target: KernelTarget) -> Any:
+    """sample_rows(address, thread): tokens and reports of this thread's share of the rows; a record of SAMPLING_RECORD is at `address`."""
     sample_row, report_row = _make_sample_row(target), make_report_row(target)
 
     @compiled
     def sample_rows(address: int, thread: int) -> None:
-        p = sampling_parameters_at(address)
+        p = sampling_record_at(address)
         scratch = p.scratch + thread * p.scratch_bytes
         while True:
             row = atomic_add(p.work, 1)
@@ -63,13 +63,13 @@ def make_sample_rows(target: Target) -> Any:
                 return
             if p.sampling != 0:
                 sample_row(p, row, scratch)
-            if load_int(p.wanted, row) >= 0:
+            if load_int(p.num_logprobs, row) >= 0:
                 report_row(p, row, scratch)
 
     return sample_rows
 
 
-def _make_sample_row(target: Target) -> Any:
+def _make_sample_row(target: KernelTarget) -> Any:
     edit, find_threshold, draw_token = (
         _make_edit(target),
         make_find_threshold(target),
@@ -83,7 +83,7 @@ def _make_sample_row(target: Target) -> Any:
         temperature = load_float(p.temperature, row)
         is_greedy = temperature == 0
         source = edit(p, row, scratch)
-        scale(source, scratch, p.vocab, p.padded, bits_of(_ONE if is_greedy else temperature))
+        scale(source, scratch, p.vocab, p.padded, float_to_bits(_ONE if is_greedy else temperature))
         largest = maxima(scratch, p.groups, scratch + p.maxima_offset)
         is_sound = abs(largest) < np.float32(np.inf)
         store_int(p.has_token, row, 1 if is_sound else 0)
@@ -103,7 +103,7 @@ def _make_sample_row(target: Target) -> Any:
     return sample_row
 
 
-def _make_edit(target: Target) -> Any:
+def _make_edit(target: KernelTarget) -> Any:
     fill, copy = make_fill(target), make_copy(target)
 
     @compiled
@@ -121,7 +121,7 @@ def _make_edit(target: Target) -> Any:
         if first_allowed == last_allowed:
             copy(logits, scores, p.vocab)
         else:
-            fill(scores, p.padded, bits_of(_MINUS_INFINITY))
+            fill(scores, p.padded, float_to_bits(_MINUS_INFINITY))
             for i in range(first_allowed, last_allowed):
                 token = load_int(p.allowed_ids, i)
                 store_float(scores, token, load_float(logits, token))
@@ -147,7 +147,7 @@ def _make_edit(target: Target) -> Any:
     return edit
 
 
-def _make_find_best(target: Target) -> Any:
+def _make_find_best(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
 
@@ -165,7 +165,7 @@ def _make_find_best(target: Target) -> Any:
     return find_best
 
 
-def _make_draw_token(target: Target) -> Any:
+def _make_draw_token(target: KernelTarget) -> Any:
     lanes = target.lanes
     size = group_size(lanes)
     weigh_groups, weigh = make_weigh_groups(target), make_weigh(target)
@@ -174,7 +174,9 @@ def _make_draw_token(target: Target) -> Any:
     def draw_token(p: Any, scratch: int, least: float, largest: float, draw: float) -> int:
         """The token at which the running sum of weights, in order of ids, passes `draw` of the whole."""
         sums, weights = scratch + p.sums_offset, scratch + p.weights_offset
-        goal = draw * weigh_groups(scratch, p.groups, bits_of(least), bits_of(largest), sums)
+        goal = draw * weigh_groups(
+            scratch, p.groups, float_to_bits(least), float_to_bits(largest), sums
+        )
         reached = 0.0
         group = 0
         chosen = 0
@@ -186,7 +188,13 @@ def _make_draw_token(target: Target) -> Any:
                 break
             reached += weight
             group += 1
-        weigh(scratch + chosen * size * F32_BYTES, size, bits_of(least), bits_of(largest), weights)
+        weigh(
+            scratch + chosen * size * F32_BYTES,
+            size,
+            float_to_bits(least),
+            float_to_bits(largest),
+            weights,
+        )
         token = 0
         for i in range(size):
             weight = load_float(weights, i)

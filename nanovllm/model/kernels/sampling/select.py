@@ -11,10 +11,10 @@ from nanovllm.model.kernels.sampling.record import BINS, SIDES
 from nanovllm.model.kernels.simd.scalar import (
     load_double,
     load_float,
-    load_short,
+    load_i32,
     store_double,
     store_float,
-    store_short,
+    store_i32,
 )
 
 
@@ -32,7 +32,7 @@ def select(keys: int, weights: int, bins: int, count: int, low: int, high: int, 
         for place in range(SIDES * BINS):
             store_double(bins, place, 0.0)
         for i in range(count):
-            place = (i % SIDES) * BINS + ((high - load_short(keys, i)) >> shift)
+            place = (i % SIDES) * BINS + ((high - load_i32(keys, i)) >> shift)
             store_double(bins, place, load_double(bins, place) + load_float(weights, i))
         chosen = 0
         before = 0.0
@@ -48,8 +48,8 @@ def select(keys: int, weights: int, bins: int, count: int, low: int, high: int, 
                     break
         kept = 0
         for i in range(count):
-            key, weight = load_short(keys, i), load_float(weights, i)
-            store_short(
+            key, weight = load_i32(keys, i), load_float(weights, i)
+            store_i32(
                 keys, kept, key
             )  # always, since a branch that is often mispredicted costs more
             store_float(weights, kept, weight)

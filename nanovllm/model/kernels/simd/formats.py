@@ -1,43 +1,53 @@
-"""How numbers are stored in panels, and how a tile multiplies by them.
+"""Storage formats of panels, and how a tile multiplies by them.
 
-A step of a panel is one word of 32 bits a column, whatever the type: one float32, two bfloat16 or four int8, that stand below each other
-in the matrix. So every type has the same layout, and the same tile walks down it; only the multiply-add differs.
+A step of a panel is one 32-bit word a column: one float32, two bfloat16 or four int8, which lie
+below each other in the matrix. All types have the same layout, and the same tile walks down it;
+only the multiply-add differs.
 
     matrix [d_in, d_out]  ->  panels [d_out / width][d_in / per_word][width][per_word]
 
-A `Format` says what happens at a step: `widen` turns a vector of words into operands once for all rows of the tile, `inputs` makes the
-operands of one row, and `multiply_add` takes them pair by pair.
+At each step `Format.widen` turns a vector of words into operands once for all rows of the tile,
+`inputs` makes the operands of one row, and `multiply_add` takes them in pairs.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from llvmlite import ir
+
 from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.target import Target
-from nanovllm.model.kernels.simd.vector import Value, Vectors
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.vector import I16, Value, Vectors
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Numbers of one type in panels.
+    """Values of one type in panels.
 
     Attributes:
-        per_word: numbers in a word of 32 bits, one below the other.
-        input_bytes: bytes of one row of inputs that a step takes.
-        sums_integers: whether sums are 32-bit integers; otherwise they are float32.
-        widen: (v, words) to operands. inputs: (v, address) to as many operands. multiply_add: (v, input, weight, sum) to the new sum.
+        per_word: values in a 32-bit word.
+        input_bytes: bytes of a row of inputs that a step reads.
+        accumulates_int32: accumulators are int32; otherwise float32.
+        widen: widen(v, words) -> operands of the weights.
+        inputs: inputs(v, address) -> as many operands of a row.
+        multiply_add: multiply_add(v, input, weight, accumulator) -> the new accumulator.
     """
 
     per_word: int
     input_bytes: int
-    sums_integers: bool
+    accumulates_int32: bool
     widen: Callable[[Vectors, Value], Sequence[Value]]
     inputs: Callable[[Vectors, Value], Sequence[Value]]
     multiply_add: Callable[[Vectors, Value, Value, Value], Value]
 
 
-def weight_format(target: Target, kind: str) -> Format:
-    """Weights of type `kind` times inputs of the same type: float32, pairs of bfloat16, or bytes (unsigned inputs, signed weights)."""
+def weight_format(target: KernelTarget, kind: str) -> Format:
+    """Return the format of weights for inputs of the same type.
+
+    Args:
+        target: what the code is compiled for.
+        kind: "float32", "bfloat16", or "int8" for unsigned inputs and signed weights.
+    """
     if kind == "float32":
         return _float32()
     if kind == "bfloat16":
@@ -47,46 +57,30 @@ def weight_format(target: Target, kind: str) -> Format:
     return _int8_by_int16() if target.is_x86 else _int8_by_int32()
 
 
-def cache_format(target: Target, kind: str) -> Format:
-    """Keys or values of type `kind` times queries or weights: bfloat16 with its own kind, int8 widened and times float32."""
-    if kind == "int8":
-        return _int8_widened()
-    return weight_format(target, kind)
+def cache_format(target: KernelTarget, kind: str) -> Format:
+    """Return the format of keys and values; inputs are float32 but for a bfloat16 cache."""
+    return _int8_widened() if kind == "int8" else weight_format(target, kind)
 
 
 def _float32() -> Format:
     return Format(
         per_word=1,
         input_bytes=F32_BYTES,
-        sums_integers=False,
+        accumulates_int32=False,
         widen=lambda v, words: [v.builder.bitcast(words, v.f32s)],
-        inputs=lambda v, at: [v.splat(v.load_scalar(at))],
+        inputs=lambda v, address: [v.splat(v.load_scalar(address))],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
     )
 
 
 def _bfloat16_dot() -> Format:
-    return _dot(2, lambda v, a, w, total: v.dot_bfloat16(a, w, total), sums_integers=False)
-
-
-def _int8_dot() -> Format:
-    return _dot(4, lambda v, a, w, total: v.dot_int8(a, w, total), sums_integers=True)
-
-
-def _dot(
-    per_word: int,
-    multiply_add: Callable[[Vectors, Value, Value, Value], Value],
-    *,
-    sums_integers: bool,
-) -> Format:
-    """Words as they are, for a processor that multiplies and adds what is in them."""
     return Format(
-        per_word=per_word,
+        per_word=2,
         input_bytes=4,
-        sums_integers=sums_integers,
+        accumulates_int32=False,
         widen=lambda v, words: [words],
-        inputs=lambda v, at: [v.splat(v.load_word(at))],
-        multiply_add=multiply_add,
+        inputs=lambda v, address: [v.splat(v.load_word(address))],
+        multiply_add=lambda v, a, w, total: v.dot_bfloat16(a, w, total),
     )
 
 
@@ -94,21 +88,32 @@ def _bfloat16_widened() -> Format:
     return Format(
         per_word=2,
         input_bytes=4,
-        sums_integers=False,
+        accumulates_int32=False,
         widen=lambda v, words: v.widen_bfloat16(words),
-        inputs=lambda v, at: [v.splat(half) for half in v.widen_bfloat16(v.load_word(at))],
+        inputs=lambda v, address: [v.splat(x) for x in v.widen_bfloat16(v.load_word(address))],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
     )
 
 
-def _int8_by_int16() -> Format:
-    """Bytes 0 and 2 of each word as two int16, then bytes 1 and 3: sums of two products of int16 are exact in 32 bits."""
+def _int8_dot() -> Format:
     return Format(
         per_word=4,
         input_bytes=4,
-        sums_integers=True,
-        widen=lambda v, words: v.signed_halves(words),
-        inputs=lambda v, at: v.unsigned_halves(v.splat(v.load_word(at))),
+        accumulates_int32=True,
+        widen=lambda v, words: [words],
+        inputs=lambda v, address: [v.splat(v.load_word(address))],
+        multiply_add=lambda v, a, w, total: v.dot_int8(a, w, total),
+    )
+
+
+def _int8_by_int16() -> Format:
+    """Multiply bytes 0 and 2 of each word as int16 pairs, then bytes 1 and 3: exact in int32."""
+    return Format(
+        per_word=4,
+        input_bytes=4,
+        accumulates_int32=True,
+        widen=_sign_extend_to_int16,
+        inputs=lambda v, address: _zero_extend_to_int16(v, v.splat(v.load_word(address))),
         multiply_add=lambda v, a, w, total: v.dot_int16(a, w, total),
     )
 
@@ -117,9 +122,9 @@ def _int8_by_int32() -> Format:
     return Format(
         per_word=4,
         input_bytes=4,
-        sums_integers=True,
-        widen=lambda v, words: v.signed_bytes(words),
-        inputs=lambda v, at: v.unsigned_bytes(v.splat(v.load_word(at))),
+        accumulates_int32=True,
+        widen=_sign_extend_to_int32,
+        inputs=lambda v, address: _zero_extend_to_int32(v, v.splat(v.load_word(address))),
         multiply_add=lambda v, a, w, total: v.builder.add(total, v.builder.mul(a, w)),
     )
 
@@ -128,8 +133,36 @@ def _int8_widened() -> Format:
     return Format(
         per_word=4,
         input_bytes=4 * F32_BYTES,
-        sums_integers=False,
-        widen=lambda v, words: [v.to_float(byte) for byte in v.signed_bytes(words)],
-        inputs=lambda v, at: [v.splat(v.load_scalar(at, place * F32_BYTES)) for place in range(4)],
+        accumulates_int32=False,
+        widen=lambda v, words: [v.to_float(byte) for byte in _sign_extend_to_int32(v, words)],
+        inputs=lambda v, address: [
+            v.splat(v.load_scalar(address, row * F32_BYTES)) for row in range(4)
+        ],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
     )
+
+
+def _sign_extend_to_int32(v: Vectors, words: Value) -> list[Value]:
+    """Return bytes 0 to 3 of each word as int32."""
+    shifted = [v.builder.shl(words, v.integers(24 - 8 * byte)) for byte in range(3)]
+    return [v.builder.ashr(word, v.integers(24)) for word in (*shifted, words)]
+
+
+def _zero_extend_to_int32(v: Vectors, words: Value) -> list[Value]:
+    """Return bytes 0 to 3 of each word as int32."""
+    shifted = (v.builder.lshr(words, v.integers(8 * byte)) for byte in range(4))
+    return [v.builder.and_(word, v.integers(255)) for word in shifted]
+
+
+def _sign_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
+    """Return bytes 0 and 2 of each word as a pair of int16, and bytes 1 and 3."""
+    kind = ir.VectorType(I16, 2 * v.lanes)
+    eight = ir.Constant(kind, [I16(8)] * (2 * v.lanes))
+    pairs = v.builder.bitcast(words, kind)
+    return [v.builder.ashr(v.builder.shl(pairs, eight), eight), v.builder.ashr(pairs, eight)]
+
+
+def _zero_extend_to_int16(v: Vectors, words: Value) -> list[Value]:
+    """Return bytes 0 and 2 of each word as a pair of int16, and bytes 1 and 3."""
+    mask = v.integers(0x00FF00FF)
+    return [v.builder.and_(words, mask), v.builder.and_(v.builder.lshr(words, v.integers(8)), mask)]

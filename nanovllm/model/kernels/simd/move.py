@@ -1,4 +1,4 @@
-"""Reading records and integers, and moving rows of words about."""
+"""Access to records and integers at an address, and copies of rows."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from numba import types
 
 from nanovllm.model.kernels.build.bounds import checked
 from nanovllm.model.kernels.build.compiler import intrinsic
-from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Target
+from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget
 from nanovllm.model.kernels.simd.scalar import make_load
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import LINEAR, PARAMETERS
@@ -17,16 +17,14 @@ INT_BYTES = 8
 
 
 def record_at(dtype: np.dtype) -> Any:
-    """A function for compiled code: the record of that type that begins at an address."""
+    """Make a function for compiled code that returns the record of a type at an address."""
     record = numba.from_dtype(dtype)
 
     def declare(typing_context: Any, address: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            address = (
-                checked(builder, arguments[0], dtype.itemsize, writes=False)
-                if CHECKS_ADDRESSES
-                else arguments[0]
-            )
+            address = arguments[0]
+            if CHECKS_ADDRESSES:
+                address = checked(builder, address, dtype.itemsize, writes=False)
             return builder.inttoptr(address, context.get_value_type(record))
 
         return record(types.intp), generate
@@ -34,16 +32,16 @@ def record_at(dtype: np.dtype) -> Any:
     return intrinsic(declare)
 
 
-parameters_at = record_at(PARAMETERS)
-"""parameters_at(address): the record of step_record.py that begins there."""
+step_record_at = record_at(PARAMETERS)
+"""step_record_at(address): the step record of step_record.py."""
 linear_at = record_at(LINEAR)
-"""linear_at(address): a linear layer's record."""
+"""linear_at(address): the record of a linear layer."""
 load_int = make_load(I64, types.intp)
-"""load_int(base, index): 64-bit integer number `index` from address `base`."""
+"""load_int(base, index): element `index` of an int64 array at address `base`."""
 
 
-def make_copy(target: Target) -> Any:
-    """copy(source, out, count): exactly `count` float32."""
+def make_copy(target: KernelTarget) -> Any:
+    """Make copy(source, out, count), which copies exactly `count` float32."""
 
     def copy(v: Vectors, source: Value, out: Value, count: Value) -> None:
         whole = v.builder.and_(count, I64(-v.lanes))
@@ -53,8 +51,8 @@ def make_copy(target: Target) -> Any:
             return []
 
         def rest(i: Value, _: list[Value]) -> list[Value]:
-            place = v.builder.add(whole, i)
-            v.store(v.load_scalar(v.element(source, place)), v.element(out, place))
+            index = v.builder.add(whole, i)
+            v.store(v.load_scalar(v.element(source, index)), v.element(out, index))
             return []
 
         v.loop(whole, v.lanes, [], vectors)
@@ -63,8 +61,8 @@ def make_copy(target: Target) -> Any:
     return kernel(target, copy)
 
 
-def make_clear(target: Target) -> Any:
-    """clear(out, count): whole vectors of zeros, at least `count` float32."""
+def make_clear(target: KernelTarget) -> Any:
+    """Make clear(out, count), which stores `count` float32 zeros, rounded up to whole vectors."""
 
     def clear(v: Vectors, out: Value, count: Value) -> None:
         def zero(i: Value, _: list[Value]) -> list[Value]:
@@ -76,14 +74,20 @@ def make_clear(target: Target) -> Any:
     return kernel(target, clear)
 
 
-def make_scatter(target: Target) -> Any:
-    """scatter(source, out, out_stride, count): `count` float32, each `out_stride` bytes after the one before."""
+def make_scatter(target: KernelTarget) -> Any:
+    """Make scatter(source, out, out_stride, count), which copies float32 values to a strided row.
+
+    Arguments of scatter:
+        source: address of `count` float32.
+        out: address of the first of them in the copy.
+        out_stride: bytes from one to the next in the copy.
+        count: exact number of values.
+    """
 
     def scatter(v: Vectors, source: Value, out: Value, out_stride: Value, count: Value) -> None:
         def one(i: Value, _: list[Value]) -> list[Value]:
-            v.store(
-                v.load_scalar(v.element(source, i)), v.address(out, v.builder.mul(i, out_stride))
-            )
+            value = v.load_scalar(v.element(source, i))
+            v.store(value, v.address(out, v.builder.mul(i, out_stride)))
             return []
 
         v.loop(count, 1, [], one)
@@ -91,14 +95,13 @@ def make_scatter(target: Target) -> Any:
     return kernel(target, scatter)
 
 
-def make_add(target: Target) -> Any:
-    """add(source, out, count): out += source, whole vectors, at least `count` float32."""
+def make_add(target: KernelTarget) -> Any:
+    """Make add(source, out, count): out += source for `count` float32, rounded up to vectors."""
 
     def add(v: Vectors, source: Value, out: Value, count: Value) -> None:
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            v.store(
-                v.add(v.load(v.element(out, i)), v.load(v.element(source, i))), v.element(out, i)
-            )
+            total = v.add(v.load(v.element(out, i)), v.load(v.element(source, i)))
+            v.store(total, v.element(out, i))
             return []
 
         v.loop(count, v.lanes, [], vector)

@@ -1,9 +1,9 @@
 """A pool of threads that run one compiled function together.
 
-pool        Python's side: starts the threads and runs a function
+pool        the Python side: starts the threads and runs a function
 worker      the compiled side of a helper thread
 barrier     work counters, barriers, and waiting for a run
-atomics     atomic operations on 64-bit integers
+atomics     atomic operations on int64
 os_wait     sleeping and waking, and a monotonic clock
 cores       the cores that this process may use
 contention  the number of threads to use while other programs take cores

@@ -1,4 +1,4 @@
-"""Atomic operations on 64-bit integers, all sequentially consistent, for compiled code."""
+"""Atomic operations on int64 for compiled code, all sequentially consistent."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ _IS_X86 = binding.get_default_triple().startswith(("x86_64", "i686"))
 
 @intrinsic
 def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
-    """Add to the integer at `address`; return its value before."""
+    """Add to the integer at `address` and return its old value."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], ir.PointerType(I64))
@@ -25,7 +25,7 @@ def atomic_add(typing_context: Any, address: Any, amount: Any) -> Any:
 
 @intrinsic
 def atomic_store(typing_context: Any, address: Any, value: Any) -> Any:
-    """Store an integer at `address`; later loads of this thread come after it. Return its value before."""
+    """Store an integer at `address` and return its old value; later loads come after the store."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], ir.PointerType(I64))
@@ -36,7 +36,7 @@ def atomic_store(typing_context: Any, address: Any, value: Any) -> Any:
 
 @intrinsic
 def atomic_load(typing_context: Any, address: Any) -> Any:
-    """Load the integer at `address`; what other threads wrote before they changed it is visible after."""
+    """Load the integer at `address`; writes before the store that it reads become visible."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         pointer = builder.inttoptr(arguments[0], ir.PointerType(I64))
@@ -47,7 +47,7 @@ def atomic_load(typing_context: Any, address: Any) -> Any:
 
 @intrinsic
 def relax(typing_context: Any) -> Any:
-    """Tell an x86 processor that this thread only waits."""
+    """Emit x86's `pause`, the hint for spin loops; nothing on other CPUs."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if _IS_X86:

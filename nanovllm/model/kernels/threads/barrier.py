@@ -1,25 +1,25 @@
-"""Several threads in one compiled function: phases whose items are handed out, barriers, and waiting.
+"""Work counters and barriers of threads that run one compiled function, and waiting for a run.
 
-A run is a sequence of phases. Every phase has a counter of items handed out and a counter of items
-computed. A thread takes items until there are none left; the barrier at the end of a phase opens when
-all *items* are computed, not when all threads have arrived. So a thread that has lost its core holds up
-the others only while it has an item: one that comes late finds nothing left to do and catches up.
+A run is a sequence of phases. A phase has a counter of items handed out and a counter of items
+computed. A thread takes items until none are left. The barrier at the end of a phase opens when all
+*items* are computed, not when all threads have arrived. So a descheduled thread delays the others
+only while it holds an item; a thread that comes late finds no items left and catches up.
 
-Thread 0 belongs to the caller and is in every run. The others, the helpers, are *active* while they may
-touch the run's memory: from entering a run (worker.py) until its end, but not while they wait at a
-barrier. Thread 0 ends a run by closing its generation and waiting for the helpers that are active. A
-helper that was waiting then finds the generation closed and leaves.
+Thread 0 is the caller's and takes part in every run. The others, the helpers, are *active* while
+they may access the run's memory: from entering a run (worker.py) until its end, except while they
+wait at a barrier. Thread 0 ends a run by closing its generation and waiting for active helpers. A
+helper that waited at a barrier then finds the generation closed and leaves.
 
-A barrier costs some 50 ns when the threads arrive together. A waiting thread spins briefly, because the
-others are usually about to arrive, and then sleeps in the operating system, which leaves the core to a
-thread that has work. (Yielding with sched_yield instead costs a whole time slice at every poll when
-another process is busy.)
+A barrier takes 50 ns when the threads arrive together. A waiting thread first spins, because the
+others usually arrive soon, and then sleeps in the operating system, which leaves the core to a
+thread with work. Yielding with sched_yield instead would cost a time slice a poll beside a busy
+process.
 
-No wake-up is lost: a thread counts itself among the sleepers before its last look at the word that it
-waits for, and the others change that word before they look for sleepers. The same order of two words
-(Dekker) decides between a helper that becomes active and thread 0 that closes the generation.
+No wake-up is lost: a thread counts itself as a sleeper before it checks its condition for the last
+time, and the others change the condition before they check for sleepers. The same protocol (Dekker)
+decides between a helper that becomes active and thread 0 that closes the generation.
 
-A thread that fails sets the job's word `abort`; from then on no thread waits.
+A thread that fails sets the job's field `abort`; from then on no thread waits.
 """
 
 from nanovllm.model.kernels.build.compiler import compiled, outlined
@@ -47,7 +47,7 @@ from nanovllm.model.kernels.threads.atomics import atomic_add, atomic_load, atom
 
 @compiled
 def spin(job: int, count: int) -> None:
-    """Poll `count` times for nothing; Python times it to translate seconds into polls."""
+    """Poll `count` times; Python times this to convert seconds to polls."""
     for _ in range(count):
         if atomic_load(job + ABORT) != 0:
             return
@@ -56,7 +56,7 @@ def spin(job: int, count: int) -> None:
 
 @compiled
 def wake(job: int) -> None:
-    """Wake all threads that sleep."""
+    """Wake all sleeping threads."""
     os_wait.lock(job)
     os_wait.wake(job, CONDITION)
     os_wait.wake(job, IDLE_CONDITION)
@@ -65,7 +65,7 @@ def wake(job: int) -> None:
 
 @compiled
 def wake_sleepers(job: int) -> None:
-    """Wake the threads that sleep in a run, if there are any; idle helpers go on sleeping."""
+    """Wake the threads that sleep in a run, if any; idle helpers sleep on."""
     if atomic_load(job + ASLEEP) > 0:
         os_wait.lock(job)
         os_wait.wake(job, CONDITION)
@@ -74,7 +74,7 @@ def wake_sleepers(job: int) -> None:
 
 @compiled
 def open_run(job: int) -> None:
-    """Open a generation and wake the helpers: idle ones, and those that sleep at a barrier of an earlier run."""
+    """Open a generation and wake helpers that are idle or sleep at a barrier of an earlier run."""
     atomic_add(job + GENERATION, 1)
     if atomic_load(job + IDLE) > 0 or atomic_load(job + ASLEEP) > 0:
         wake(job)
@@ -82,15 +82,16 @@ def open_run(job: int) -> None:
 
 @compiled
 def take_item(phase: int) -> int:
-    """Take the next item of a phase; the number is too large when none is left."""
+    """Take the next item of a phase; past the last item when none is left."""
     return atomic_add(phase + NEXT, 1)
 
 
 @outlined
 def barrier(job: int, phase: int, thread: int, count: int, total: int) -> bool:
-    """Add `count` computed items to a phase and wait until all `total` are computed.
+    """Add `count` computed items to a phase and wait until all `total` items are computed.
 
-    Return whether to go on: False when the run has failed, or has ended without this helper.
+    Returns:
+        Whether to continue: False when the run has failed, or has ended without this helper.
     """
     if count > 0 and atomic_add(phase + DONE, count) + count == total:
         wake_sleepers(job)
@@ -106,7 +107,7 @@ def barrier(job: int, phase: int, thread: int, count: int, total: int) -> bool:
 
 @compiled
 def enter(job: int, thread: int, generation: int) -> bool:
-    """Make a helper active in a run, unless the run is closed already, which makes it inactive again."""
+    """Make a helper active in a run; return False, and leave it inactive, if the run is closed."""
     line = job + THREADS + thread * THREAD_BYTES
     atomic_store(line + ENTERED, generation)
     atomic_store(line + ACTIVE, 1)
@@ -118,7 +119,7 @@ def enter(job: int, thread: int, generation: int) -> bool:
 
 @compiled
 def leave(job: int, thread: int) -> None:
-    """Make a helper inactive; thread 0, which may have closed the run, may wait for it."""
+    """Make a helper inactive, and wake thread 0 if it has closed the run and may wait for it."""
     line = job + THREADS + thread * THREAD_BYTES
     atomic_store(line + ACTIVE, 0)
     if atomic_load(job + GENERATION) != atomic_load(line + ENTERED):
@@ -127,7 +128,7 @@ def leave(job: int, thread: int) -> None:
 
 @compiled
 def wait_for_helpers(job: int, threads: int) -> None:
-    """Wait until no helper of a run that is closed is active, or the run has failed."""
+    """Wait until no helper of a closed run is active, or the run has failed."""
     for thread in range(1, threads):
         active = job + THREADS + thread * THREAD_BYTES + ACTIVE
         for _ in range(atomic_load(job + SPINS)):
@@ -148,7 +149,11 @@ def wait_for_helpers(job: int, threads: int) -> None:
 
 @compiled
 def wait_for_run(job: int, thread: int, generation: int, spins: int) -> int:
-    """Wait for an open run after `generation` that has this helper, or for `abort`; return the job's generation."""
+    """Wait for a run after `generation` that includes this helper, or for `abort`.
+
+    Returns:
+        The job's generation.
+    """
     for _ in range(spins):
         if _is_due(job, thread, generation):
             return atomic_load(job + GENERATION)
@@ -171,7 +176,7 @@ def _is_due(job: int, thread: int, generation: int) -> bool:
 
 @compiled
 def _wait_inactive(job: int, phase: int, thread: int, total: int) -> bool:
-    """Wait at a barrier as a helper; return whether its run is still open and has not failed."""
+    """Wait at a barrier as an inactive helper; return whether its run is open and sound."""
     generation = atomic_load(job + THREADS + thread * THREAD_BYTES + ENTERED)
     leave(job, thread)
     stalled_ns = _wait_for_items(job, phase, thread, total, generation)
@@ -186,7 +191,10 @@ def _wait_inactive(job: int, phase: int, thread: int, total: int) -> bool:
 def _wait_for_items(job: int, phase: int, thread: int, total: int, generation: int) -> int:
     """Wait until all items of a phase are computed, the run has failed, or `generation` is closed.
 
-    Return the nanoseconds that the thread has slept. Thread 0 gives 0 as the generation: it closes it.
+    Thread 0, which closes generations, passes 0.
+
+    Returns:
+        Nanoseconds that the thread has slept.
     """
     for _ in range(atomic_load(job + SPINS)):
         if not _must_wait(job, phase, total, generation):

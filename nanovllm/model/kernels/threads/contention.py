@@ -1,11 +1,11 @@
-"""How many threads should enter a run, while other programs take cores too.
+"""The number of threads for a run while other programs take cores too.
 
 With a core for each thread, all threads are best. When other programs take cores, a thread that is
-descheduled with an item of work holds up the others for a time slice, some milliseconds, and fewer
-threads are often faster. The sign is time that threads sleep at barriers. Whether fewer threads are in
-fact faster is measured: for a moment runs use another number of threads, and what they take is compared
-with what such runs took before. While fewer threads are used, more are tried again at intervals that
-double as long as they do not help, so that a loss is limited to a few per cent.
+descheduled with an item of work delays the others by a time slice, some milliseconds, and fewer
+threads are often faster. The sign is time that threads sleep at barriers. A trial then measures
+whether fewer threads are faster: runs use another number of threads for a moment, and their times
+are compared with earlier runs. While fewer threads are used, trials of more threads follow at
+intervals that double after each failure, so the loss is limited to a few per cent.
 
 The number of threads changes no bit of a result.
 """
@@ -13,26 +13,27 @@ The number of threads changes no bit of a result.
 from dataclasses import dataclass
 
 _STALLED = 0.06
-"""Share of the threads' time that may be slept at barriers before fewer threads are tried."""
+"""Share of the threads' time that they may sleep at barriers before fewer threads are tried."""
 _TRIAL_S = 0.06
 _TRIAL_RUNS = 3
 _GAIN = 0.97
 """A trial succeeds where its runs take less than this share of the time expected."""
 _INTERVAL_S = 0.1
-_MOST_INTERVAL_S = 3.0
+_MAX_INTERVAL_S = 3.0
 _LOSS = 1 / 40
-"""A trial that fails is repeated no sooner than its loss is this share of the time between."""
+"""A failed trial is repeated when its loss is no more than this share of the time since."""
 _HOPELESS, _HOPELESS_RUNS = 1.5, 6
-"""A trial ends early where so many runs, or one long run, take this many times what is expected."""
-_MOST_LOSS = 10.0
-"""Loss of a trial, in times of what is expected, that counts: beyond that the process was stopped."""
+"""A trial ends early when its time exceeds 1.5 times the expected, after 6 runs or one long run."""
+_MAX_LOSS = 10.0
+"""Upper bound of a trial's loss, as a multiple of the expected time: beyond it the process was
+stopped."""
 _MEMORY_S = 0.15
-"""Averages follow what was measured over about this time."""
+"""Time that averages cover."""
 
 
 @dataclass(slots=True)
 class _Average:
-    """A moving average, weighted by the time that each value was measured over."""
+    """A moving average, weighted by the duration of each measurement."""
 
     value: float = 0.0
     seconds: float = 0.0
@@ -44,7 +45,7 @@ class _Average:
 
 @dataclass(slots=True)
 class _Trial:
-    """Runs with another number of threads: what they took, and what was expected with the present one."""
+    """Runs with another number of threads: their time, and that expected of the present number."""
 
     threads: int
     runs: int = 0
@@ -54,7 +55,7 @@ class _Trial:
 
 @dataclass(slots=True)
 class _Schedule:
-    """When fewer, or more, threads are tried next, and which number."""
+    """When fewer or more threads are tried next, and how many."""
 
     next_s: float = 0.0
     interval_s: float = _INTERVAL_S
@@ -62,7 +63,7 @@ class _Schedule:
 
     def failed(self, now_s: float, loss_s: float = 0.0) -> None:
         self.failures += 1
-        self.interval_s = min(2 * self.interval_s, _MOST_INTERVAL_S)
+        self.interval_s = min(2 * self.interval_s, _MAX_INTERVAL_S)
         self.next_s = now_s + max(self.interval_s, loss_s / _LOSS)
 
     def succeeded(self, now_s: float) -> None:
@@ -71,21 +72,21 @@ class _Schedule:
         self.next_s = now_s + self.interval_s
 
     def pick(self, levels: list[int]) -> int:
-        """The nearest number first, after a failure the one beyond it, and around."""
+        """Return the nearest level first, and after each failure the next one, cyclically."""
         return levels[self.failures % len(levels)]
 
 
 class ThreadCount:
-    """Chooses a number of threads from 1 to `most`, for one caller at a time.
+    """Chooses a number of threads from 1 to `max_threads`, for one caller at a time.
 
     Attributes:
-        threads: the number that is used but for trials.
+        threads: the number of threads outside trials.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_threads: int) -> None:
         """Begin with all threads."""
-        self._levels = sorted({1, most // 2, most - 1, most} - {0})
-        self.threads = most
+        self._levels = sorted({1, max_threads // 2, max_threads - 1, max_threads} - {0})
+        self.threads = max_threads
         self._costs: dict[tuple[str, int], _Average] = {}
         self._stalled = _Average()
         self._trial: _Trial | None = None
@@ -94,14 +95,19 @@ class ThreadCount:
         self._work = 0
 
     def choose(self, kind: str, work: int) -> int:
-        """Return the number of threads for a run of a kind; its time is about proportional to `work`."""
+        """Return the number of threads for the next run.
+
+        Args:
+            kind: what the run computes.
+            work: its work, in any unit that its time is about proportional to.
+        """
         self._key, self._work = (kind, work.bit_length()), work
         if self._trial is not None and self._key in self._costs:
             return self._trial.threads
         return self.threads
 
     def record(self, threads: int, seconds: float, stalled_s: float, now_s: float) -> None:
-        """Take note of the run that was chosen for last, which ended at `now_s`."""
+        """Record the run that was last chosen for, which ended at `now_s`."""
         key, work = self._key, self._work
         self._key, self._work = ("", 0), 0
         if not work or seconds <= 0 or len(self._levels) == 1:
@@ -135,7 +141,7 @@ class ThreadCount:
         is_up = trial.threads > self.threads
         schedule, other = (self._up, self._down) if is_up else (self._down, self._up)
         if trial.seconds >= _GAIN * trial.expected_s:
-            loss_s = min(trial.seconds - trial.expected_s, _MOST_LOSS * trial.expected_s)
+            loss_s = min(trial.seconds - trial.expected_s, _MAX_LOSS * trial.expected_s)
             schedule.failed(now_s, loss_s)
             return
         self.threads = trial.threads

@@ -1,7 +1,8 @@
-"""How many threads pay: one for each core that this process may really use.
+"""The default number of threads: one for each physical core that this process may use.
 
-Two threads on the two halves of one core share its arithmetic and get in each other's way at every barrier. A container's share of the
-machine is in its control group: `quota` microseconds of processor time every `period`.
+Two threads on the two hardware threads of a core share its arithmetic units and delay each other at
+every barrier. A container's share of the machine is in its control group (cgroup): `quota`
+microseconds of CPU time every `period`.
 """
 
 import ctypes
@@ -13,57 +14,55 @@ from pathlib import Path
 
 
 def default_threads() -> int:
-    """Physical cores that this process may use, and no more than its share of them; at least 1."""
+    """Return the physical cores that this process may use, within its cgroup quota; at least 1."""
     if sys.platform == "linux":
         return linux_threads(os.sched_getaffinity(0), Path("/"))
-    return (_mac_cores() if sys.platform == "darwin" else None) or usable_processors()
+    return (_mac_cores() if sys.platform == "darwin" else None) or usable_cpus()
 
 
-def usable_processors() -> int:
-    """Processors that this process may run on, two for a core that has two threads."""
+def usable_cpus() -> int:
+    """Return the logical CPUs that this process may run on."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def linux_threads(processors: Iterable[int], root: Path) -> int:
-    """As default_threads, for a process that may run on `processors`, by the files that Linux has below `root`."""
-    cores = {_siblings(processor, root) for processor in processors}
+def linux_threads(cpus: Iterable[int], root: Path) -> int:
+    """Return `default_threads` for the logical CPUs of an affinity mask, read below `root`."""
+    cores = {_siblings(cpu, root) for cpu in cpus}
     return max(1, math.floor(min([len(cores), *_quotas(root)])))
 
 
-def _siblings(processor: int, root: Path) -> str:
-    """A name of the core that a processor is a thread of; without a word from the system, every one is a core."""
+def _siblings(cpu: int, root: Path) -> str:
+    """Return the logical CPUs of a CPU's core, or the CPU alone where Linux does not tell."""
+    topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
     try:
-        return (
-            (root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list")
-            .read_text()
-            .strip()
-        )
+        return (topology / "thread_siblings_list").read_text().strip()
     except OSError:
-        return str(processor)
+        return str(cpu)
 
 
 def _quotas(root: Path) -> list[float]:
-    """Processors' worth of time that each control group which this process is in allows it."""
+    """Return the CPUs' worth of time that each cgroup of this process allows."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return []
     quotas = []
-    for number, controllers, group in (
-        line.split(":", 2) for line in lines if line.count(":") >= 2
-    ):
-        is_second = number == "0" and not controllers
-        if not is_second and "cpu" not in controllers.split(","):
+    for line in lines:
+        if line.count(":") < 2:
             continue
-        folder = root / "sys/fs/cgroup" / ("" if is_second else "cpu")
+        number, controllers, group = line.split(":", 2)
+        is_version_2 = number == "0" and not controllers
+        if not is_version_2 and "cpu" not in controllers.split(","):
+            continue
+        folder = root / "sys/fs/cgroup" / ("" if is_version_2 else "cpu")
         for name in ("", *group.strip("/").split("/")):
             folder /= name
-            quotas.append(_version_2(folder) if is_second else _version_1(folder))
+            quotas.append(_quota_version_2(folder) if is_version_2 else _quota_version_1(folder))
     return [quota for quota in quotas if quota is not None]
 
 
-def _version_2(folder: Path) -> float | None:
-    """cpu.max holds "max 100000" or "150000 100000"."""
+def _quota_version_2(folder: Path) -> float | None:
+    """Read cpu.max, which holds "max 100000" or "150000 100000"."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
         return int(quota) / int(period)
@@ -71,8 +70,8 @@ def _version_2(folder: Path) -> float | None:
         return None
 
 
-def _version_1(folder: Path) -> float | None:
-    """A quota of -1 is none."""
+def _quota_version_1(folder: Path) -> float | None:
+    """Read cpu.cfs_quota_us, where -1 means no quota, and cpu.cfs_period_us."""
     try:
         quota, period = (
             int((folder / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
@@ -83,13 +82,11 @@ def _version_1(folder: Path) -> float | None:
 
 
 def _mac_cores() -> int | None:
-    """The fast cores of a Mac with two kinds, since the slow ones would hold up every barrier; otherwise all."""
+    """Return a Mac's performance cores, or all: efficiency cores would delay every barrier."""
     library = ctypes.CDLL(None)
     for name in (b"hw.perflevel0.physicalcpu", b"hw.physicalcpu"):
         count, size = ctypes.c_int(0), ctypes.c_size_t(ctypes.sizeof(ctypes.c_int))
-        if (
-            library.sysctlbyname(name, ctypes.byref(count), ctypes.byref(size), None, 0) == 0
-            and count.value > 0
-        ):
+        status = library.sysctlbyname(name, ctypes.byref(count), ctypes.byref(size), None, 0)
+        if status == 0 and count.value > 0:
             return count.value
     return None

@@ -1,4 +1,4 @@
-"""What compiled code uses of the operating system: sleeping until woken, and a monotonic clock.
+"""Operating-system calls of compiled code: sleeping until woken, and a monotonic clock.
 
 POSIX has locks and conditions in the pthread library, Windows has slim reader-writer locks and
 condition variables. Neither kind has to be freed.
@@ -35,7 +35,7 @@ def _make_windows() -> tuple[Any, ...]:
 
     @compiled
     def prepare_lock(job: int) -> None:
-        """A lock and conditions of zeros are ready for use."""
+        """Do nothing: a lock and conditions of zeros are ready for use."""
 
     @compiled
     def lock(job: int) -> None:
@@ -55,7 +55,7 @@ def _make_windows() -> tuple[Any, ...]:
 
     @compiled
     def now_ns(clock: int) -> int:
-        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`."""
+        """Return a monotonic clock's nanoseconds; the 16 bytes at `clock` are scratch."""
         read_counter(clock)
         return atomic_load(clock) * tick_ns
 
@@ -100,7 +100,7 @@ def _make_posix() -> tuple[Any, ...]:
 
     @compiled
     def now_ns(clock: int) -> int:
-        """Nanoseconds of a monotonic clock, whose reading takes 16 bytes at `clock`."""
+        """Return a monotonic clock's nanoseconds; the 16 bytes at `clock` are scratch."""
         read_clock(monotonic, clock)
         return atomic_load(clock) * 1_000_000_000 + atomic_load(clock + 8)
 

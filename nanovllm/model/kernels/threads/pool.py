@@ -1,13 +1,12 @@
 """A few threads that enter one compiled function together.
 
-The thread that calls `run` is number 0. Each of the others, the helpers, has entered compiled code once
-(worker.py) and stays there, where it needs neither the interpreter nor its lock: a busy Python thread
-cannot delay a step. A helper that has no core when a run begins, or loses it, is not waited for unless
-it holds an item of work (barrier.py).
+The thread that calls `run` is thread 0. The others, the helpers, enter compiled code once
+(worker.py) and stay there, without the interpreter and its GIL, so a busy Python thread cannot
+delay a step. A descheduled helper is waited for only while it holds an item of work (barrier.py).
 
-When a function fails, or a helper is no longer there, `run` raises after all threads have come out, and
-the next run has new helpers. So has the next run in a forked process, which inherits the memory but not
-the threads.
+When a function fails or a helper has ended, `run` raises after all threads have left the function,
+and the next run starts new helpers. So does the next run in a forked process, which inherits the
+memory but not the threads.
 """
 
 import os
@@ -21,29 +20,29 @@ from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES, THREADS
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.threads.contention import ThreadCount
-from nanovllm.model.kernels.threads.cores import usable_processors
+from nanovllm.model.kernels.threads.cores import usable_cpus
 
 _SPIN_S = 50e-6
-"""How long a thread polls at a barrier before it sleeps: longer than most items take, so that threads
-that all have a core rarely sleep; short enough to leave the core to a thread that has lost its own."""
+"""Time that a thread polls at a barrier before it sleeps. It is longer than most items take, so
+threads that have cores rarely sleep, and short enough to leave the core to a descheduled thread."""
 _IDLE_SPIN_S = 1e-3
-"""The same between two runs, since the next step usually follows soon, and waking a thread takes 30 us,
-on an idle virtual machine 400."""
-_CROWDED_SPINS = 50  # with more threads than processors another thread needs this one
+"""The same between two runs: the next run usually follows soon, and waking a thread takes 30 us, on
+an idle virtual machine 400 us."""
+_CROWDED_SPINS = 50  # with more threads than CPUs, another thread needs this one
 _TIMED_SPINS = 2000
-_LEAST_POLL_S, _MOST_POLL_S = 1e-9, 250e-9
-"""What a poll can take: the x86 instruction `pause` takes up to 140 cycles. What is measured beyond that
-was interrupted every time, or not measured by a clock that ticked."""
+_MIN_POLL_S, _MAX_POLL_S = 1e-9, 250e-9
+"""Possible times of a poll: the x86 instruction `pause` takes up to 140 cycles. A measurement
+outside was interrupted, or its clock did not tick."""
 
 
 class ThreadPool:
-    """`threads` threads, the one that calls among them; for one caller at a time."""
+    """`threads` threads, including the caller's; for one caller at a time."""
 
     def __init__(self, threads: int, library: Library, *, phases: int = 1) -> None:
         """Start the helpers, for runs of up to `phases` phases.
 
         Raises:
-            RuntimeError: the operating system has no more threads.
+            RuntimeError: the operating system starts no more threads.
         """
         self.threads = threads
         self._library = library
@@ -59,26 +58,28 @@ class ThreadPool:
 
     @property
     def job(self) -> int:
-        """Address of the job, which a run's functions need for their barriers."""
+        """Address of the job, for the barriers of compiled functions."""
         return self._address
 
     @property
     def phases(self) -> int:
-        """Address of the first phase; all phases are reset before each run."""
+        """Address of the first phase; `run` resets all phases."""
         return self._phases.ctypes.data
 
     def choose_threads(self, kind: str, work: int) -> int:
-        """Return how many threads should enter the next run: all, or fewer while their cores are taken.
-
-        `work` is in any unit in which the times of runs of one `kind` are about proportional to it.
-        """
+        """Return the number of threads for the next run; see ThreadCount.choose."""
         return self._count.choose(kind, work)
 
     def run(self, function: int, argument: int, threads: int) -> None:
-        """Call the C function at an address as function(argument, thread) on up to `threads` threads.
+        """Call function(argument, thread) on up to `threads` threads.
+
+        Args:
+            function: address of a C function that returns 0 for success.
+            argument: its first argument; the second is the number of the thread.
+            threads: number of threads that may call it.
 
         Raises:
-            RuntimeError: a call returned something other than 0, or a helper thread has ended.
+            RuntimeError: a call failed, or a helper thread has ended.
         """
         job = self._job
         if self._pid != os.getpid() or job["abort"]:
@@ -103,17 +104,17 @@ class ThreadPool:
         self._pid = 0
 
     def _set_spins(self) -> None:
-        """Translate the times that threads poll into numbers of polls, by timing some."""
-        if self.threads > usable_processors():
+        """Convert polling times to numbers of polls, by timing some polls."""
+        if self.threads > usable_cpus():
             self._job["spins"] = self._job["idle_spins"] = _CROWDED_SPINS
             return
         spin = self._library.functions["spin"]
         times_s = []
-        for _ in range(3):  # the shortest was not interrupted
+        for _ in range(3):  # the shortest is the least interrupted
             started_s = time.perf_counter()
             spin(self._address, _TIMED_SPINS)
             times_s.append(time.perf_counter() - started_s)
-        poll_s = min(max(min(times_s) / _TIMED_SPINS, _LEAST_POLL_S), _MOST_POLL_S)
+        poll_s = min(max(min(times_s) / _TIMED_SPINS, _MIN_POLL_S), _MAX_POLL_S)
         self._job["spins"] = int(_SPIN_S / poll_s)
         self._job["idle_spins"] = int(_IDLE_SPIN_S / poll_s)
 
@@ -121,7 +122,7 @@ class ThreadPool:
         self.close()
         spins = int(self._job["spins"]), int(self._job["idle_spins"])
         self._memory[:] = 0
-        # A run that has failed was chosen for and never recorded.
+        # A failed run was chosen for and never recorded.
         self._count = ThreadCount(self.threads)
         self._job["spins"], self._job["idle_spins"] = spins
         self._library.functions["prepare_job"](self._address, 0)
@@ -146,11 +147,11 @@ class ThreadPool:
 
 
 def _help(library: Library, memory: Any, number: int) -> None:
-    """Run a helper thread. It knows the pool's memory only, so that an unused pool can be collected."""
+    """Run a helper thread; it holds no reference to the pool, so an unused pool is collected."""
     try:
         library.functions["help_job"](memory.ctypes.data, number)
     finally:
-        _abort(library, memory)  # no thread may wait for this one any more
+        _abort(library, memory)  # nobody may wait for this thread any more
 
 
 def _abort(library: Library, memory: Any) -> None:
@@ -159,7 +160,7 @@ def _abort(library: Library, memory: Any) -> None:
 
 
 def _dismiss(library: Library, memory: Any, helpers: Sequence[threading.Thread], pid: int) -> None:
-    """End the helpers and wait until they have left; in a forked process there are none."""
+    """End the helpers and join them; in a forked process there are none."""
     if pid != os.getpid():
         return
     _abort(library, memory)

@@ -1,9 +1,9 @@
-"""How threads stay inside compiled code between steps.
+"""The loop in which helper threads stay inside compiled code between runs.
 
-    engine's thread   run_job:  open the generation   | function(argument, 0) | close it, wait for active helpers
-    helper            help_job: wait for a generation | enter, function(argument, n), leave | and again
+    thread 0   run_job:   open a generation       function(argument, 0)   close it, wait for helpers
+    helper n   help_job:  wait for a generation   enter, function(argument, n), leave   repeat
 
-A helper leaves when the word `abort` is set, by a thread that has failed or because the pool is closed.
+A helper returns when the job's field `abort` is set: a thread has failed, or the pool is closed.
 """
 
 from typing import Any
@@ -54,13 +54,13 @@ def _work(job: int, thread: int) -> None:
 
 @compiled
 def prepare_job(job: int, _: int) -> None:
-    """Initialise the lock of a job whose words are all 0."""
+    """Initialise the lock of a job of zeros."""
     os_wait.prepare_lock(job)
 
 
 @compiled
 def wake_helpers(job: int, _: int) -> None:
-    """Wake all threads that sleep."""
+    """Wake all sleeping threads."""
     wake(job)
 
 

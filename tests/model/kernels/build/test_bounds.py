@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 
 from nanovllm.model.kernels.build.bounds import checked, size_of, watch
-from nanovllm.model.kernels.build.codegen import host_processor
+from nanovllm.model.kernels.build.codegen import host_cpu
 from nanovllm.model.kernels.build.compiler import compiled, intrinsic
 from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache
 from nanovllm.model.kernels.build.target import Spec, host_target
@@ -52,7 +52,7 @@ def test_whole_steps_under_the_check(tmp_path: Path) -> None:
     ("value", "expected"), [("1", "True True\n"), ("0", "False False\n"), ("", "False False\n")]
 )
 def test_the_environment_asks_for_the_check(tmp_path: Path, value: str, expected: str) -> None:
-    ask = "from nanovllm.model.kernels.build.target import Target, host_target; print(host_target().check, Target(4).check)"
+    ask = "from nanovllm.model.kernels.build.target import KernelTarget, host_target; print(host_target().check, KernelTarget(4).check)"
     assert run_checked("-c", ask, check=value, folder=tmp_path) == expected
 
 
@@ -60,12 +60,12 @@ def test_code_that_checks_is_neither_kept_nor_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        "nanovllm.model.kernels.entries.compile_entries", lambda spec, processor: b"compiled"
+        "nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: b"compiled"
     )
     store, spec = ObjectCache(tmp_path / "kernels"), Spec(TARGET)
     assert load_image(spec, store) == b"compiled"
     assert not store.folder.exists()
-    store.save(cache_key(spec, host_processor()), b"of another process")
+    store.save(cache_key(spec, host_cpu()), b"of another process")
     assert load_image(spec, store) == b"compiled"
 
 

@@ -1,18 +1,18 @@
-"""The kernels for processors with less than this one has: compiled for them by name."""
+"""Kernels that are compiled by name for older CPUs than this one."""
 
 import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.config import BackendName
 from nanovllm.model.kernels.build.target import host_target
-from tests.support.targets import OLDER, load_whole, name_processor
+from tests.support.targets import OLDER, load_whole, set_cpu_name
 
 PROMPT = "Once upon a time"
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not OLDER, reason="no x86 processor has less")
+@pytest.mark.skipif(not OLDER, reason="no older x86 CPU")
 def test_older_processors_generate_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def token_ids(backend: BackendName) -> list[int]:
         llm = LLM(backend=backend, kv_cache_memory="4MiB")
@@ -21,6 +21,6 @@ def test_older_processors_generate_the_same_text(monkeypatch: pytest.MonkeyPatch
     expected = token_ids("numpy")
     for name, target in OLDER.items():
         load_whole(target)
-        name_processor(monkeypatch, name)
+        set_cpu_name(monkeypatch, name)
         assert host_target() == target
         assert token_ids("numba") == expected

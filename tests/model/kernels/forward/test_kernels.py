@@ -19,7 +19,7 @@ from nanovllm.model.kernels.build.packing import (
     round_up,
     to_bfloat16,
 )
-from nanovllm.model.kernels.build.target import PER_WORD, WEIGHT_TYPES, Target
+from nanovllm.model.kernels.build.target import PER_WORD, WEIGHT_TYPES, KernelTarget
 from nanovllm.model.kernels.forward.activation import ACTIVATIONS
 from nanovllm.model.kernels.forward.attention import make_softmax
 from nanovllm.model.kernels.forward.convert import (
@@ -32,7 +32,7 @@ from nanovllm.model.kernels.forward.convert import (
 from nanovllm.model.kernels.forward.epilogue import make_epilogue
 from nanovllm.model.kernels.forward.layernorm import make_layer_norm
 from nanovllm.model.kernels.forward.matmul import make_product
-from nanovllm.model.kernels.simd.move import linear_at, parameters_at
+from nanovllm.model.kernels.simd.move import linear_at, step_record_at
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
@@ -49,15 +49,15 @@ from nanovllm.model.weights import LayerNorm
 from tests.support.targets import TARGETS, WIDTHS
 
 
-def name_of(target: Target) -> str:
+def name_of(target: KernelTarget) -> str:
     dots = f"{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}"
     return f"{target.lanes}{'-x86' * target.is_x86}{dots}"
 
 
 @pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
-def target(request: pytest.FixtureRequest) -> Target:
+def target(request: pytest.FixtureRequest) -> KernelTarget:
     found = request.param
-    assert isinstance(found, Target)
+    assert isinstance(found, KernelTarget)
     return found
 
 
@@ -99,7 +99,7 @@ RESIDUAL, BESIDE = np.float32(3.0), np.float32(-7.0)
 class Product:
     """A product of one type of weights, called with arrays."""
 
-    def __init__(self, target: Target, kind: str) -> None:
+    def __init__(self, target: KernelTarget, kind: str) -> None:
         self.target, self.kind = target, kind
         product = make_product(target, kind)
 
@@ -114,7 +114,7 @@ class Product:
             out: int,
             out_stride: int,
         ) -> None:
-            p = parameters_at(address)
+            p = step_record_at(address)
             product(
                 p,
                 linear_at(linear),
@@ -206,12 +206,12 @@ class Product:
 
 
 @cache
-def products_of(target: Target) -> dict[str, Product]:
+def products_of(target: KernelTarget) -> dict[str, Product]:
     return {kind: Product(target, kind) for kind in WEIGHT_TYPES}
 
 
 @pytest.fixture(scope="module")
-def products(target: Target) -> dict[str, Product]:
+def products(target: KernelTarget) -> dict[str, Product]:
     return products_of(target)
 
 
@@ -346,7 +346,7 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(
         np.testing.assert_array_equal(product(0, count, threads), alone[:count])
 
 
-def test_rounding_to_bfloat16_is_packings(target: Target) -> None:
+def test_rounding_to_bfloat16_is_packings(target: KernelTarget) -> None:
     values = np.concatenate(
         [numbers(77), [0.0, -0.0, 1e-40, 3e38, np.inf, -np.inf, 1.00390625, 1.01171875]]
     ).astype(np.float32)
@@ -361,7 +361,7 @@ def test_rounding_to_bfloat16_is_packings(target: Target) -> None:
 
 @pytest.mark.parametrize("count", [1, 5, 16, 100])
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
-def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> None:
+def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float) -> None:
     source, factors = aligned_zeros(112), aligned_zeros(112)
     source[:count], factors[:count] = numbers(count) + np.float32(shift), numbers(count, seed=1)
     out, notes = np.zeros(112, dtype=np.uint8), np.zeros(32, dtype=np.float32)
@@ -388,7 +388,7 @@ def test_rows_of_bytes_are_numpys(target: Target, count: int, shift: float) -> N
 
 
 @pytest.mark.parametrize("count", [1, 5, 64])
-def test_signed_bytes_are_numpys(target: Target, count: int) -> None:
+def test_signed_bytes_are_numpys(target: KernelTarget, count: int) -> None:
     source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
     call(make_quantise_signed, 4, target)(
         source.ctypes.data, out.ctypes.data, scale.ctypes.data, count
@@ -402,7 +402,7 @@ def test_signed_bytes_are_numpys(target: Target, count: int) -> None:
 
 
 @pytest.mark.parametrize(("per_word", "dtype"), [(1, np.uint32), (2, np.uint16), (4, np.uint8)])
-def test_a_word_is_filled_place_by_place(target: Target, per_word: int, dtype: type) -> None:
+def test_a_word_is_filled_place_by_place(target: KernelTarget, per_word: int, dtype: type) -> None:
     run = call(make_insert, 4, target, per_word)
     words = np.full(32, 0xFFFFFFFF, dtype=np.uint32)
     random = np.random.default_rng(0)
@@ -421,7 +421,7 @@ def test_without_fused_multiply_add_nothing_is_called_for_it() -> None:
     """A processor without the instruction would call the C library for every lane."""
     values = np.linspace(-80, 80, 64, dtype=np.float32)
     for has_fma in (True, False):
-        target = Target(lanes=4, has_fma=has_fma)
+        target = KernelTarget(lanes=4, has_fma=has_fma)
 
         def exponentiate(v: Vectors, numbers: Value, out: Value, count: Value) -> None:
             def vector(i: Value, _: list[Value]) -> list[Value]:
@@ -445,7 +445,7 @@ def test_without_fused_multiply_add_nothing_is_called_for_it() -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATION_NAMES)
-def test_activations_are_numpys(target: Target, name: str) -> None:
+def test_activations_are_numpys(target: KernelTarget, name: str) -> None:
     values = np.concatenate(
         [
             np.linspace(-12, 12, 480),
@@ -466,7 +466,7 @@ def test_activations_are_numpys(target: Target, name: str) -> None:
 
 
 @cache
-def _finisher(target: Target) -> Any:
+def _finisher(target: KernelTarget) -> Any:
     epilogue = make_epilogue(target, "float32")
 
     def run(sums: int, linear: int, out: int) -> None:
@@ -476,7 +476,7 @@ def _finisher(target: Target) -> Any:
 
 
 def finish(
-    target: Target,
+    target: KernelTarget,
     kind: int,
     sums: np.ndarray,
     *,
@@ -492,7 +492,7 @@ def finish(
     return out
 
 
-def test_the_other_epilogues_add_bias_and_residual(target: Target) -> None:
+def test_the_other_epilogues_add_bias_and_residual(target: KernelTarget) -> None:
     width = target.panel_width
     sums, bias, residual = numbers(width), numbers(width, seed=1), numbers(width, seed=2)
     np.testing.assert_array_equal(
@@ -504,7 +504,7 @@ def test_the_other_epilogues_add_bias_and_residual(target: Target) -> None:
 
 @pytest.mark.parametrize("d_model", [1, 5, 16, 24, 80, 768])
 @pytest.mark.parametrize("mean", [0.0, 1000.0])
-def test_layer_norm_is_numpys(target: Target, d_model: int, mean: float) -> None:
+def test_layer_norm_is_numpys(target: KernelTarget, d_model: int, mean: float) -> None:
     hidden, gain, bias = (
         pack_rows([values], 64)[0]
         for values in (
@@ -531,7 +531,7 @@ def test_layer_norm_is_numpys(target: Target, d_model: int, mean: float) -> None
 
 
 @pytest.mark.parametrize(("visible", "blocks"), [(1, 1), (7, 1), (8, 3), (9, 2), (23, 3)])
-def test_softmax_masks_what_is_not_there(target: Target, visible: int, blocks: int) -> None:
+def test_softmax_masks_what_is_not_there(target: KernelTarget, visible: int, blocks: int) -> None:
     block_size, columns = 8, round_up(8, target.lanes)
     scores = np.full((blocks, columns), np.nan, dtype=np.float32)
     scores[:, :block_size] = numbers(blocks, block_size)

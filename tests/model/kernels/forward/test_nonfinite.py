@@ -12,11 +12,11 @@ import pytest
 
 from nanovllm.model import activation, gpt2
 from nanovllm.model.attention import attention_weights, weighted_sum
-from nanovllm.model.kernels.build.codegen import Library, host_processor
+from nanovllm.model.kernels.build.codegen import Library, host_cpu
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, pack_rows, panel_steps, round_up
-from nanovllm.model.kernels.build.target import CACHE_TYPES, PER_WORD, Spec, Target
+from nanovllm.model.kernels.build.target import CACHE_TYPES, PER_WORD, KernelTarget, Spec
 from nanovllm.model.kernels.forward import forward
 from nanovllm.model.kernels.forward.attention import make_softmax
 from nanovllm.model.kernels.forward.convert import (
@@ -27,7 +27,7 @@ from nanovllm.model.kernels.forward.convert import (
 from nanovllm.model.kernels.forward.layernorm import make_layer_norm
 from nanovllm.model.kernels.forward.prepare import plan_step
 from nanovllm.model.kernels.record import KernelMemory
-from nanovllm.model.kernels.simd.move import parameters_at
+from nanovllm.model.kernels.simd.move import step_record_at
 from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, ITEM_FIELDS, QUERY_TILE
 from nanovllm.model.weights import LayerNorm
 from tests.model.kernels.forward.test_kernels import call, finish, name_of, numbers
@@ -44,9 +44,9 @@ SPECIAL = np.array([NAN, INF, -INF, 1e38, -1e38, 1e20, -1e20, 89, -89, 9, -9], d
 
 
 @pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
-def target(request: pytest.FixtureRequest) -> Target:
+def target(request: pytest.FixtureRequest) -> KernelTarget:
     found = request.param
-    assert isinstance(found, Target)
+    assert isinstance(found, KernelTarget)
     return found
 
 
@@ -56,7 +56,7 @@ def kinds_of(values: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ACTIVATION_NAMES)
-def test_activations_give_what_numpy_gives(target: Target, name: str) -> None:
+def test_activations_give_what_numpy_gives(target: KernelTarget, name: str) -> None:
     values = np.resize(np.concatenate([SPECIAL, BITS.view(np.float32)]), 128)
     with np.errstate(all="ignore"):
         expected = getattr(activation, name)(values)
@@ -70,7 +70,7 @@ def test_activations_give_what_numpy_gives(target: Target, name: str) -> None:
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("place", [0, 39])
 def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
-    target: Target, bad: np.float32, place: int
+    target: KernelTarget, bad: np.float32, place: int
 ) -> None:
     count = 40
     hidden, gain, bias = (pack_rows([numbers(count, seed=seed)], 64)[0] for seed in range(3))
@@ -93,7 +93,7 @@ def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
 )
 @pytest.mark.parametrize("narrow", [False, True])
 def test_softmax_gives_what_numpy_gives(
-    target: Target, bad: dict[int, np.float32], *, narrow: bool
+    target: KernelTarget, bad: dict[int, np.float32], *, narrow: bool
 ) -> None:
     visible, blocks, block_size = 23, 3, 8
     columns = round_up(block_size, target.lanes)
@@ -123,7 +123,7 @@ def test_softmax_gives_what_numpy_gives(
         assert not found[visible:].any()
 
 
-def test_rounding_to_bfloat16_keeps_every_nan(target: Target) -> None:
+def test_rounding_to_bfloat16_keeps_every_nan(target: KernelTarget) -> None:
     values = np.resize(BITS, 35).view(np.float32)
     out = np.zeros(values.size, dtype=np.uint16)
     call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
@@ -132,7 +132,7 @@ def test_rounding_to_bfloat16_keeps_every_nan(target: Target) -> None:
 
 @pytest.mark.parametrize("bad", [*BITS.view(np.float32), INF, -INF])
 def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
-    target: Target, bad: np.float32
+    target: KernelTarget, bad: np.float32
 ) -> None:
     for place in (0, 36):
         source, ones = aligned_zeros(64), np.ones(64, dtype=np.float32)
@@ -159,7 +159,7 @@ HEADS, BLOCK_SIZE, CONTEXT = 3, 5, QUERY_TILE + 13
 class Attention:
     """Storing keys and values and paged attention, of one target and type of cache."""
 
-    def __init__(self, target: Target, cache: str, head_dim: int) -> None:
+    def __init__(self, target: KernelTarget, cache: str, head_dim: int) -> None:
         self.target, self.cache, self.head_dim = target, cache, head_dim
         self.run = _attention(Spec(target, "float32", cache))
         self.blocks = -(-CONTEXT // BLOCK_SIZE)
@@ -226,12 +226,12 @@ def _attention(spec: Spec) -> Any:
     @compiled
     def run(address: int, thread: int) -> None:
         plan_step(address, thread)
-        p = parameters_at(address)
+        p = step_record_at(address)
         if store(p, thread, p.phases, 0):
             attend(p, thread, p.phases + PHASE_BYTES, 0)
 
     run.compile(ARGUMENTS)  # type: ignore[attr-defined]
-    return Library(emit_object({"run": run}, host_processor()), ["run"]).functions["run"]
+    return Library(emit_object({"run": run}, host_cpu()), ["run"]).functions["run"]
 
 
 CUTS = {

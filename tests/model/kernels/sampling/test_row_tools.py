@@ -18,7 +18,7 @@ from nanovllm.model.kernels.sampling import philox
 from nanovllm.model.kernels.sampling.record import BINS_BYTES
 from nanovllm.model.kernels.sampling.select import select
 from nanovllm.model.kernels.sampling.sort import sort_descending
-from nanovllm.model.kernels.simd.scalar import bits_of, key_of, number_of
+from nanovllm.model.kernels.simd.scalar import float_to_bits, float_to_ordered, ordered_to_float
 from nanovllm.model.kernels.step_record import NO_WORD, best_bytes
 from nanovllm.runner.philox import uniform
 from tests.support.targets import WIDTHS
@@ -29,17 +29,17 @@ FLOATS = st.floats(width=32, allow_nan=False)
 
 @compiled
 def to_key(number: Any) -> int:
-    return key_of(number)  # type: ignore[no-any-return]
+    return float_to_ordered(number)  # type: ignore[no-any-return]
 
 
 @compiled
 def to_number(key: int) -> Any:
-    return number_of(key)
+    return ordered_to_float(key)
 
 
 @compiled
 def to_bits(number: Any) -> int:
-    return bits_of(number)  # type: ignore[no-any-return]
+    return float_to_bits(number)  # type: ignore[no-any-return]
 
 
 @given(one=FLOATS, other=FLOATS)

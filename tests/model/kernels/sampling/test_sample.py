@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanovllm.model.kernels.build.target import Target
+from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampler import CompiledRowSampler
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.sampling import TokenLists, TokenLogprobs
@@ -89,7 +89,7 @@ def sampler(request: pytest.FixtureRequest) -> CompiledRowSampler:
     return make_sampler(VOCAB, request.param, threads=2)
 
 
-def make_sampler(vocab: int, target: Target, *, threads: int) -> CompiledRowSampler:
+def make_sampler(vocab: int, target: KernelTarget, *, threads: int) -> CompiledRowSampler:
     library = load_whole(target)
     return CompiledRowSampler(vocab, ThreadPool(threads, library), library, target)
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from nanovllm.model.kernels.build.codegen import PROTOTYPE, Library, host_processor
+from nanovllm.model.kernels.build.codegen import PROTOTYPE, Library, host_cpu
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object
 from nanovllm.model.kernels.build.layout import DONE, PHASE_BYTES, THREAD_BYTES, THREADS
 from nanovllm.model.kernels.threads import worker
@@ -53,7 +53,7 @@ def library() -> Library:
     entries |= {"spin": spin, "take": take}
     for function in entries.values():
         function.compile(ARGUMENTS)
-    return Library(emit_object(entries, host_processor()), ENTRIES)
+    return Library(emit_object(entries, host_cpu()), ENTRIES)
 
 
 @pytest.fixture
@@ -284,7 +284,7 @@ def test_polls_that_cannot_be_timed_are_taken_for_possible_ones(
     clock_s = itertools.count(0.0, 2000 * poll_s)
     clock = SimpleNamespace(perf_counter=lambda: next(clock_s))
     monkeypatch.setattr("nanovllm.model.kernels.threads.pool.time", clock)
-    monkeypatch.setattr("nanovllm.model.kernels.threads.pool.usable_processors", lambda: 2)
+    monkeypatch.setattr("nanovllm.model.kernels.threads.pool.usable_cpus", lambda: 2)
     pool = ThreadPool(2, library)
     words = pool._job  # noqa: SLF001 - the measurement has no other effect
     assert 200 <= words["spins"] <= 50_000

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanovllm.model.kernels.build.codegen import Library, host_processor
+from nanovllm.model.kernels.build.codegen import Library, host_cpu
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object
 from nanovllm.model.kernels.build.layout import PHASE_BYTES
 from nanovllm.model.kernels.simd.move import load_int
@@ -120,7 +120,7 @@ def library() -> Library:
     entries |= {"spin": delayed_threads.spin, "compute": make_compute(delayed_threads)}
     for function in entries.values():
         function.compile(ARGUMENTS)
-    return Library(emit_object(entries, host_processor()), ENTRIES)
+    return Library(emit_object(entries, host_cpu()), ENTRIES)
 
 
 @pytest.fixture
