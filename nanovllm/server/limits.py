@@ -13,9 +13,11 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from nanovllm.server.docs_page import PUBLIC_PATHS
 from nanovllm.server.errors import error_response
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = PUBLIC_PATHS | {"/health"}
+"""Paths that need no API key."""
 MAX_BODIES_BYTES = 256 << 20
 """Memory for the bodies of all requests together, without the first FREE_BODY_BYTES of each."""
 FREE_BODY_BYTES = 1 << 16
@@ -23,7 +25,7 @@ _BODIES_RETRY_S = 5
 
 
 class ApiKeyMiddleware:
-    """Lets requests pass that carry `Authorization: Bearer KEY` with one of the keys; /health needs none."""
+    """Lets requests pass that carry `Authorization: Bearer KEY` with one of the keys; OPEN_PATHS need none."""
 
     def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
         """Guard `app` by any number of keys."""
