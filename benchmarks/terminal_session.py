@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 
@@ -26,7 +26,6 @@ COMMANDS = (
     """curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\
      -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}' | jq .choices[0].text""",
     'nanovllm generate "The old man" --max-tokens 32 --temperature 0',
-    "curl -s localhost:8000/load | jq -c .",
 )
 _COLUMNS = 98
 _PAUSE_S, _LONGEST_PAUSE_S, _TYPING_S = 0.8, 1.0, 0.5
@@ -72,7 +71,7 @@ def record(commands: Sequence[str]) -> list[Piece]:
         program.chmod(0o755)
         paths = f"{folder}{os.pathsep}{os.environ['PATH']}"
         with _running("nanovllm serve --num-threads 2", paths) as server:
-            pieces = [Piece(0.0, "nanovllm serve", is_command=True)]
+            pieces = [Piece(0.0, "nanovllm serve &", is_command=True)]
             pieces += _output(server, pieces[0].at_s + _TYPING_S, until="curl http")
             for command in commands:
                 at_s = pieces[-1].at_s + _PAUSE_S
@@ -118,6 +117,7 @@ def _output(process: "subprocess.Popen[bytes]", at_s: float, until: str = "") ->
         at_s += min(now_s - read_s, _LONGEST_PAUSE_S)
         read_s = now_s
         pieces.append(Piece(at_s, data))
+    pieces[-1] = replace(pieces[-1], text=pieces[-1].text.rstrip("\n") + "\n")
     return pieces
 
 
