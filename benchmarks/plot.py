@@ -1,8 +1,9 @@
-"""Draw what benchmarks/sweep.py measured: the roofline, and how cost grows with batch, context, model and threads, as small SVG files.
+"""Draw the figures of docs/performance.md from the results of sweep.py.
 
-Run: python benchmarks/plot.py sweep.json --output docs/images       (pip install 'nanovllm[bench]' brings matplotlib)
+Run: python benchmarks/plot.py sweep.json
 
-The roofline is that of Williams, Waterman and Patterson (2009): operations a second over operations a byte, both on logarithmic scales.
+Needs matplotlib. roofline.svg shows operations per second against operations per byte, both on
+logarithmic scales.
 """
 
 import argparse
@@ -22,7 +23,7 @@ _COLOURS = {
     "float32": "#0072b2",
     "bfloat16": "#d55e00",
     "int8": "#009e73",
-}  # told apart with any kind of sight (Okabe and Ito)
+}  # distinguishable with colour blindness (Okabe and Ito)
 _SIZE_INCHES = (5.0, 3.3)
 _NAMES = {"gpt2": "124M", "gpt2-medium": "355M", "gpt2-large": "774M"}
 
@@ -30,11 +31,11 @@ Points = Sequence[Mapping[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw all figures for which there are points."""
+    """Draw every figure that the results have points for."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("file", type=Path, help="what sweep.py wrote with --json")
+    parser.add_argument("file", type=Path, help="results of sweep.py, written with --json")
     parser.add_argument(
         "--output",
         type=Path,
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the figures of a sweep's record into a folder; gives their paths."""
+    """Write the figures of a sweep into a folder and return their paths."""
     figures: dict[str, tuple[str, Callable[[Any, Points, Mapping[str, Any]], None]]] = {
         "roofline": ("batch", _roofline),
         "batch": ("batch", _batch),
@@ -59,7 +60,7 @@ def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
         "threads": ("threads", _threads),
     }
     written = []
-    # Text stays text, and names and dates inside the file do not change from one drawing to the next.
+    # Keep text as text, and the same bytes for the same data.
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "nanovllm",
@@ -83,7 +84,7 @@ def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _roofline(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
-    """Roofs of each type, decoding at each batch below them, and reading prompts at the right."""
+    """Roofs of each type, decode at each batch below them, and reading prompts at the right."""
     limits = sweep["limits"][str(sweep["threads"])]
     for kind, own in _by_type(points):
         decode = [
@@ -112,7 +113,7 @@ def _roofline(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
             "o",
             color=_COLOURS[kind],
             markersize=3.5,
-            label=f"{kind}, decoding",
+            label=f"{kind}, decode",
         )
         axes.plot(
             *prefill,
@@ -120,7 +121,7 @@ def _roofline(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
             color=_COLOURS[kind],
             markersize=5,
             markerfacecolor="none",
-            label=f"{kind}, reading a prompt",
+            label=f"{kind}, prefill",
         )
         if kind == "float32":
             for point, place in zip(own, decode, strict=True):
@@ -135,7 +136,7 @@ def _roofline(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
     axes.set(
         xscale="log",
         yscale="log",
-        xlabel="operations a byte of weights and cache",
+        xlabel="operations per byte of weights and cache",
         ylabel="GFLOPS (GOPS for int8)",
     )
     axes.legend(fontsize=7, frameon=False, loc="lower right")
@@ -150,9 +151,7 @@ def _batch(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
             markersize=3.5,
             **_style(kind),
         )
-    axes.set(
-        xscale="log", yscale="log", xlabel="sequences decoded together", ylabel="tokens a second"
-    )
+    axes.set(xscale="log", yscale="log", xlabel="batch size (sequences)", ylabel="tokens/s")
     places = sorted({point["at"] for point in points})
     axes.set_xticks(places, [str(place) for place in places])
     axes.minorticks_off()
@@ -172,7 +171,7 @@ def _context(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
         )
     axes.set(
         xlabel=f"tokens of context, {points[0]['batch']} sequences",
-        ylabel="milliseconds a step",
+        ylabel="ms per step",
         ylim=(0, None),
     )
     axes.legend(frameon=False)
@@ -193,7 +192,7 @@ def _model(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
     axes.set_xticks([size for size, _ in sizes], [name for _, name in sizes])
     axes.set(
         xlabel="parameters",
-        ylabel="milliseconds a token, one sequence",
+        ylabel="ms per token, one sequence",
         xlim=(0, None),
         ylim=(0, None),
     )
@@ -211,7 +210,7 @@ def _threads(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
             **_style(kind),
         )
     axes.set_xticks(sorted({point["threads"] for point in points}))
-    axes.set(xlabel="threads", ylabel="tokens a second, one sequence", ylim=(0, None))
+    axes.set(xlabel="threads", ylabel="tokens/s, one sequence", ylim=(0, None))
     axes.legend(frameon=False)
 
 

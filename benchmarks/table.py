@@ -1,8 +1,9 @@
-"""What compare.py, roofline.py, soak.py and busy.py measured, as Markdown tables: printed, or written into a page between its markers.
+"""Print the results of the benchmarks as Markdown tables, or write them into a page.
 
 Run: python benchmarks/table.py compare.json roofline.json --write docs/performance.md
 
-The table of a benchmark stands between <!-- compare: begin --> and <!-- compare: end -->, and so on.
+It reads the JSON of compare.py, roofline.py, soak.py, busy.py and model_sizes.py. In the page, the
+table of a benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and so on.
 """
 
 import argparse
@@ -18,15 +19,15 @@ Record = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of some files of JSON, or write them into a page."""
+    """Print the tables of JSON files, or write them into a page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "files", type=Path, nargs="+", metavar="FILE", help="what the benchmarks wrote with --json"
+        "files", type=Path, nargs="+", metavar="FILE", help="results written with --json"
     )
     parser.add_argument(
-        "--write", type=Path, default=None, metavar="PAGE", help="put the tables there instead"
+        "--write", type=Path, default=None, metavar="PAGE", help="write the tables into this page"
     )
     parsed = parser.parse_args(arguments)
     for file in parsed.files:
@@ -41,24 +42,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def markdown(record: Record) -> str:
-    """The table of one benchmark, with the machine and the date below it."""
+    """Return the table of one benchmark, followed by the date and the machine."""
     tables: dict[str, Callable[[Record], list[str]]] = {
         "compare": _compare,
         "roofline": _roofline,
         "soak": _soak,
         "busy": _busy,
+        "sizes": _sizes,
     }
     machine = record["machine"]
-    origin = f"{record['date'][:10]}, {machine['cpu']}, {record['threads']} threads, seed {record['seed']}, nanovllm {machine['nanovllm']}"
+    origin = (
+        f"{record['date'][:10]}, {machine['cpu']}, {record['threads']} threads, "
+        f"seed {record['seed']}, nanovllm {machine['nanovllm']}"
+    )
     return "\n".join([*tables[record["benchmark"]](record), "", origin])
 
 
 def insert(page: str, name: str, text: str) -> str:
-    """The page with `text` between the markers of that name; raises ValueError where it has none."""
+    """Replace the text between the markers `name`; raise ValueError if the page has none."""
     pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     if pattern.search(page) is None:
         raise ValueError(
-            f"the page has no place for {name}; give it the lines '<!-- {name}: begin -->' and '<!-- {name}: end -->'"
+            f"the page has no place for {name}; "
+            f"add the lines '<!-- {name}: begin -->' and '<!-- {name}: end -->'"
         )
     return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page)
 
@@ -88,12 +94,12 @@ def _compare(record: Record) -> list[str]:
 
 def _roofline(record: Record) -> list[str]:
     lines = [
-        "| | share of the limit, median | middle half | all | tokens a second | limit |",
+        "| | share of the limit, median | quartiles | range | tokens/s | limit |",
         "|---|---|---|---|---|---|",
     ]
     for kind, works in record["classes"].items():
         for workload, found in works.items():
-            share, unit = found["share"], "GB/s" if workload == "decode1" else "G operations/s"
+            share, unit = found["share"], "GB/s" if workload == "decode1" else "Gop/s"
             spread = [
                 f"{share[low]:.0%} to {share[high]:.0%}"
                 for low, high in (("p25", "p75"), ("min", "max"))
@@ -124,7 +130,7 @@ def _soak(record: Record) -> list[str]:
         f"{min(rates):,.0f} to {max(rates):,.0f}",
     ]
     return [
-        "| | length | memory | speed, last quarter by first | tokens a second |",
+        "| | length | memory | speed, last quarter against first | tokens/s |",
         "|---|---|---|---|---|",
         _row(record["type"], cells),
     ]
@@ -145,6 +151,25 @@ def _busy(record: Record) -> list[str]:
                 _row(busy, [*(f"{speed:,.0f}" for speed in speeds), f"{cell['ratio']:.2f}"])
             )
     return lines[1:]
+
+
+def _sizes(record: Record) -> list[str]:
+    lines = [
+        "| model | parameters | type | memory | decode, tokens/s | prefill, tokens/s |",
+        "|---|---|---|---|---|---|",
+    ]
+    for point in record["points"]:
+        memory = point["resident_bytes"]
+        decode = point["decode_tokens_per_s"]
+        cells = [
+            f"{point['parameters'] / 1e6:,.0f}M",
+            point["type"],
+            "-" if memory is None else f"{memory / 1e9:.1f} GB",
+            f"{decode:,.0f}" if decode >= 10 else f"{decode:.1f}",
+            f"{point['prefill_tokens_per_s']:,.0f}",
+        ]
+        lines.append(_row(point["size"], cells))
+    return lines
 
 
 def _row(label: str, cells: Sequence[str]) -> str:

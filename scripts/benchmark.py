@@ -1,4 +1,6 @@
-"""Measure speed: `nanovllm bench` for a clone, where the package need not be installed, only what it needs.
+"""Measure speed.
+
+The same as `nanovllm bench`, for a clone where only the dependencies are installed.
 
 Run: python scripts/benchmark.py latency models/gpt2
 """
@@ -16,7 +18,7 @@ try:
     from nanovllm.cli.main import main
 except ModuleNotFoundError as error:
     sys.exit(
-        f"{error}. Install what nanovllm needs first: run `make .venv/.installed-run` and then "
+        f"{error}. Install the dependencies first: run `make install` and then "
         ".venv/bin/python instead of python, or `pip install -e .`"
     )
 

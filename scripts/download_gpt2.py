@@ -1,4 +1,6 @@
-"""Download a GPT-2 from the Hugging Face hub: `nanovllm download` for a clone, where the package need not be installed, only what it needs.
+"""Download a GPT-2 checkpoint from the Hugging Face hub.
+
+The same as `nanovllm download`, for a clone where only the dependencies are installed.
 
 Run: python scripts/download_gpt2.py --model gpt2 --output ./models/gpt2
 """
@@ -17,7 +19,7 @@ try:
     from nanovllm.cli.download import DESCRIPTION, add_arguments, run
 except ModuleNotFoundError as error:
     sys.exit(
-        f"{error}. Install what nanovllm needs first: run `make .venv/.installed-run` and then "
+        f"{error}. Install the dependencies first: run `make install` and then "
         ".venv/bin/python instead of python, or `pip install -e .`"
     )
 

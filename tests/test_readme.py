@@ -1,15 +1,22 @@
-"""The README is what a visitor pastes from: its Python runs, its commands parse, its links lead somewhere."""
+"""README.md works when pasted: its Python runs, its commands parse, its results are real."""
 
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+from benchmarks import comparison_chart
+from nanovllm import LLM, SamplingParams
 from nanovllm.cli.main import build_parser
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")),
+    *(ROOT / name for name in ("examples/README.md", "tests/reference/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 README = PAGES[0].read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 
@@ -20,14 +27,35 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
 def test_python_blocks_run(
     code: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """In this process, so that Python and the kernels are loaded once; tests/test_python_api.py checks their types."""
+    """Run in this process, so that the kernels load once; test_python_api.py checks the types."""
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
-    assert len(capsys.readouterr().out.split()) > 10
+    printed = capsys.readouterr().out
+    assert len(printed.split()) > 5
+    if shown := re.search(re.escape(code) + r"```\n\n```text\n(.*?)\n```", README, re.DOTALL):
+        assert printed == shown[1]
+
+
+def test_the_completion_is_the_one_that_is_shown() -> None:
+    (body,) = re.findall(r"-d '(.*?)'", README)
+    shown = json.loads(next(code for language, code in BLOCKS if language == "json"))
+    request = json.loads(body)
+    prompt = request.pop("prompt")
+    (output,) = LLM().generate(prompt, SamplingParams(**request))
+    (choice,) = shown["choices"]
+    assert output.outputs[0].text == choice["text"]
+    assert output.outputs[0].finish_reason == choice["finish_reason"]
+    assert shown["usage"]["prompt_tokens"] == len(output.prompt_token_ids)
+
+
+def test_the_chart_shows_the_table() -> None:
+    page = comparison_chart.PAGE.read_text(encoding="utf-8")
+    chart = comparison_chart.draw(comparison_chart.read(page))
+    assert comparison_chart.CHART.read_text(encoding="utf-8") == chart
 
 
 def commands() -> list[str]:
-    """The commands of README.md and of the page about them, those with a shell's own syntax left out."""
+    """Return the commands of README.md and command-line.md without shell syntax."""
     page = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
     lines = [line for language, code in BLOCKS if language == "sh" for line in code.splitlines()]
     lines += re.findall(r"^(?:\$ )?(nanovllm [a-z].*)", page, re.MULTILINE)
@@ -51,5 +79,13 @@ def test_make_targets_and_scripts_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
         assert target.startswith("https://") or (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_prose_has_at_most_100_columns(page: Path) -> None:
+    code = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+    prose = code.sub("", page.read_text(encoding="utf-8"))
+    lines = [line for line in prose.splitlines() if not line.startswith(("|", "!["))]
+    assert [line for line in lines if len(line) > 100] == []

@@ -1,6 +1,6 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  /health /version /metrics /load /v1/models /v1/models/{id} /tokenizer_info
+    GET  / /docs /health /version /metrics /load /v1/models /v1/models/{id} /tokenizer_info
     POST /v1/completions /v1/chat/completions /v1/embeddings /tokenize /detokenize
 
 HEAD is answered where GET is.
@@ -27,6 +27,7 @@ from nanovllm.server.http.body import read_body
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
 from nanovllm.server.http.deadlines import deadline_of
+from nanovllm.server.http.docs_page import add_docs_pages
 from nanovllm.server.http.errors import error_response, served_name
 from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
@@ -122,6 +123,8 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         lifespan=lifespan,
         description="GPT-2 over an OpenAI-compatible API. HEAD is answered where GET is.",
         redirect_slashes=False,
+        docs_url=None,  # the framework's pages load their scripts from another host
+        redoc_url=None,
     )
     app.state.request_timeout_s = settings.request_timeout_s
     metrics.watch(engine)
@@ -143,6 +146,7 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     )
     add_embeddings(app, engine, settings.model_names, settings.stalled_client_s, work)
     _add_tokenization(app, engine, settings, work)
+    add_docs_pages(app)
     openapi.install(
         app,
         _DOCUMENTED,

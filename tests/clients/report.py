@@ -1,4 +1,4 @@
-"""Outcomes of the clients' checks, kept in results.json, and docs/clients.md, which is written from them."""
+"""Results of the client checks, stored in results.json, and docs/clients.md made from them."""
 
 import json
 import textwrap
@@ -14,17 +14,17 @@ PAGE = HERE.parents[1] / "docs" / "clients.md"
 
 _HEAD = """# Clients
 
-`make clients` runs each client below in an environment of its own and writes this page. All of them
-use one `nanovllm serve` of the bundled model, with a chat template and an API key. The scripts are in
-`tests/clients/scripts`. `make clients ONLY=litellm,openai` runs two of them.
+`make clients` runs each client below in a separate environment and writes this page. All of them
+use one `nanovllm serve` of the bundled model, with a chat template and an API key. The scripts are
+in `tests/clients/scripts`. `make clients ONLY=litellm,openai` runs two of them.
 """
 _Rows = Sequence[tuple[str | None, ...]]
-_REFUSED = "Each is an error that says so, and no answer.\n"
+_REFUSED = "The server answers each of these with an error that names the reason.\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One check: `refusal` says why the server must refuse, `error` what went wrong."""
+    """One check, why the server must refuse it (or None), and its error (or None)."""
 
     name: str
     refusal: str | None
@@ -33,7 +33,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The outcome of one client; `not_run` says why there is none."""
+    """The result of one client, or the reason why it did not run."""
 
     versions: dict[str, str]
     checks: tuple[Check, ...]
@@ -46,7 +46,7 @@ class Result:
 
 
 def read_results(path: Path = RESULTS) -> dict[str, Result]:
-    """Return the kept results by client."""
+    """Return the stored results by client."""
     if not path.exists():
         return {}
     kept = json.loads(path.read_text(encoding="utf-8"))
@@ -61,7 +61,7 @@ def read_results(path: Path = RESULTS) -> dict[str, Result]:
 
 
 def write_results(results: dict[str, Result], path: Path = RESULTS) -> None:
-    """Keep results, in the order of the clients."""
+    """Store results in the order of the clients."""
     ordered = {
         client.name: asdict(results[client.name]) for client in CLIENTS if client.name in results
     }

@@ -1,5 +1,6 @@
-"""The source archive and the wheel hold what they should, and the wheel works by itself: installed in an empty environment, it
-generates and serves the bundled model from a folder far from the repository.
+"""The archives contain the right files, and the wheel works in an empty environment.
+
+There it generates with and serves the bundled model, in a folder outside of the repository.
 """
 
 import json
@@ -30,7 +31,7 @@ from nanovllm.model.kernels.build.target import Spec, host_target
 from nanovllm.model.kernels.library import load_library
 
 ROOT = Path(__file__).parents[2]
-ROOMS = {"cli", "server", "engine", "runner", "model", "bundled"}
+PACKAGES = {"cli", "server", "engine", "runner", "model", "bundled"}
 MODEL_FILES = {"README.md", "config.json", "model.safetensors", "tokenizer.json"}
 START_TIMEOUT_S = 180.0  # the first start compiles
 STOP_TIMEOUT_S = 30.0
@@ -154,7 +155,7 @@ def env(tmp_path_factory: pytest.TempPathFactory, machine_code: Path) -> dict[st
     }
 
 
-def rooms_in(names: list[str], package: str) -> set[str]:
+def entries_of(names: list[str], package: str) -> set[str]:
     return {
         PurePosixPath(name).relative_to(package).parts[0]
         for name in names
@@ -167,9 +168,11 @@ def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
         names = archive.namelist()
     info = f"nanovllm-{nanovllm.__version__}.dist-info"
     assert {name.split("/")[0] for name in names} == {"nanovllm", info}
-    assert rooms_in(names, "nanovllm") >= {*ROOMS, "py.typed", "__init__.py", "llm.py"}
+    assert entries_of(names, "nanovllm") >= {*PACKAGES, "py.typed", "__init__.py", "llm.py"}
     assert {f"nanovllm/bundled/tiny-books/{name}" for name in MODEL_FILES} <= set(names)
     assert f"{info}/licenses/LICENSE" in names
+    assets = ("swagger-ui-bundle.js", "swagger-ui.css", "start.js", "LICENSE-swagger-ui.txt")
+    assert {f"nanovllm/server/http/docs_assets/{name}" for name in assets} <= set(names)
     assert not [name for name in names if "tests" in name or "__pycache__" in name]
 
 
@@ -203,12 +206,12 @@ def test_source_archive_holds_each_file_once(dist: Path) -> None:
     assert not [member.name for member in members if member.issym() or member.islnk()]
     names = [member.name for member in members]
     top = f"nanovllm-{nanovllm.__version__}"
-    assert rooms_in(names, f"{top}/nanovllm") >= {*ROOMS, "py.typed"}
+    assert entries_of(names, f"{top}/nanovllm") >= {*PACKAGES, "py.typed"}
     assert {
         f"{top}/{name}"
         for name in ("tests/conftest.py", "Makefile", "LICENSE", "README.md", "pyproject.toml")
     } <= set(names)
-    assert not rooms_in(names, top) & {"runner", "model", "server", ".venv", "models"}
+    assert not entries_of(names, top) & {"runner", "model", "server", ".venv", "models"}
     assert len([name for name in names if name.endswith("/model.safetensors")]) == 1
 
 

@@ -14,9 +14,11 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from nanovllm.server.http.docs_page import PUBLIC_PATHS
 from nanovllm.server.http.errors import error_response, shorten
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = PUBLIC_PATHS | {"/health"}
+"""Paths that need no API key."""
 """Paths that need no key."""
 _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::[0-9]*)?")
 

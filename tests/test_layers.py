@@ -1,4 +1,4 @@
-"""The floors of the house: imports go downward only, and a part loads nothing above it (contracts in pyproject.toml)."""
+"""Imports go downward only (the contracts in pyproject.toml); a package loads nothing above it."""
 
 import os
 import shutil
@@ -22,11 +22,11 @@ UPWARD = [
     ("engine", "nanovllm.server"),
     ("server", "nanovllm.cli"),
 ]
-GROUND_FLOOR = ["errors", "outputs", "sampling_params"]
+LOWEST_LAYER = ["errors", "outputs", "sampling_params"]
 
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Check the floors of the package in `folder`, wide enough that no line of the report is folded."""
+    """Run import-linter on the package in `folder`, with lines too wide to be folded."""
     command = [
         sys.executable,
         "-c",
@@ -48,9 +48,9 @@ def lint(folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the package and of its contracts, for breaking, with a training room whether there is one yet or not."""
-    folder = tmp_path_factory.mktemp("house")
+def copied(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the package and its contracts, with a training package in any case."""
+    folder = tmp_path_factory.mktemp("copied")
     shutil.copytree(
         ROOT / "nanovllm",
         folder / "nanovllm",
@@ -63,50 +63,50 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def report(house: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What is said of a copy in which everything below is planted."""
+def report(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the report on a copy that contains every violation below."""
     folder = tmp_path_factory.mktemp("planted")
-    shutil.copytree(house, folder, dirs_exist_ok=True)
+    shutil.copytree(copied, folder, dirs_exist_ok=True)
     package = folder / "nanovllm"
-    for room, upper in UPWARD:
-        with (package / room / "planted.py").open("a") as file:
+    for name, upper in UPWARD:
+        with (package / name / "planted.py").open("a") as file:
             file.write(f"import {upper}\n")
-    for name in GROUND_FLOOR:
+    for name in LOWEST_LAYER:
         with (package / f"{name}.py").open("a") as file:
             file.write("\nimport nanovllm.config\n")
     (package / "model" / "planted_lazily.py").write_text("from nanovllm import LLM\n")
-    (package / "attic.py").touch()
+    (package / "unlisted.py").touch()
     found = lint(folder)
     assert found.returncode != 0
     return found.stdout
 
 
-def test_imports_go_downward(house: Path) -> None:
-    for folder in (ROOT, house):
+def test_imports_go_downward(copied: Path) -> None:
+    for folder in (ROOT, copied):
         found = lint(folder)
         assert found.returncode == 0, found.stdout + found.stderr
 
 
-@pytest.mark.parametrize(("room", "upper"), UPWARD)
-def test_upward_import_is_refused(report: str, room: str, upper: str) -> None:
-    assert f"nanovllm.{room}.planted -> {upper} " in report
+@pytest.mark.parametrize(("name", "upper"), UPWARD)
+def test_upward_import_is_refused(report: str, name: str, upper: str) -> None:
+    assert f"nanovllm.{name}.planted -> {upper} " in report
 
 
-@pytest.mark.parametrize("name", GROUND_FLOOR)
-def test_upward_import_from_the_ground_floor_is_refused(report: str, name: str) -> None:
+@pytest.mark.parametrize("name", LOWEST_LAYER)
+def test_upward_import_from_the_lowest_layer_is_refused(report: str, name: str) -> None:
     assert f"nanovllm.{name} -> nanovllm.config " in report
 
 
-def test_lazy_name_is_no_way_up(report: str) -> None:
+def test_lazily_loaded_name_is_refused_below(report: str) -> None:
     assert "nanovllm.model.planted_lazily -> nanovllm " in report
 
 
-def test_room_without_a_floor_is_refused(report: str) -> None:
-    assert "nanovllm.attic" in report
+def test_module_without_a_layer_is_refused(report: str) -> None:
+    assert "nanovllm.unlisted" in report
 
 
 def modules_after(statement: str) -> set[str]:
-    """Names of the modules that a new interpreter has loaded after `statement`."""
+    """Return the modules that a new interpreter has loaded after `statement`."""
     program = (
         f"import sys\nbefore = set(sys.modules)\n{statement}\nprint(*set(sys.modules) - before)"
     )
@@ -154,7 +154,10 @@ def test_package_alone_loads_nothing() -> None:
 
 
 def test_exported_names_are_there() -> None:
-    program = "import nanovllm; from nanovllm import *; print(*(name for name in nanovllm.__all__ if name in globals()))"
+    program = (
+        "import nanovllm; from nanovllm import *; "
+        "print(*(name for name in nanovllm.__all__ if name in globals()))"
+    )
     found = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -205,7 +208,7 @@ def test_exported_names_are_those_of_their_modules() -> None:
 
 
 def test_shape_annotations_are_checked() -> None:
-    """The import hook of conftest.py is in force: without it a wrong shape could pass unseen."""
+    """The import hook of conftest.py is active."""
     import numpy as np
     from beartype.roar import BeartypeCallHintViolation
     from jaxtyping import TypeCheckError
