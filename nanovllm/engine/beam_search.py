@@ -12,7 +12,7 @@ itself is arithmetic on what comes back, so it knows neither engine nor threads.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.input_processor import InputProcessor
+from nanovllm.engine.input_processor import InputProcessor, Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -141,8 +141,8 @@ class BeamSearch:
         return sorted(self._completed, key=lambda beam: -self.score(beam))[:count]
 
     def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
-        """The best `count` answers in the form of other answers; the text is without the end of text."""
-        answers = [
+        """Return the best `count` answers as a RequestOutput; texts are without the end of text."""
+        choices = [
             CompletionOutput(
                 index=index,
                 text=tokenizer.decode(beam.token_ids[: len(beam.token_ids) - beam.has_ended]),
@@ -158,8 +158,9 @@ class BeamSearch:
             self._prompt,
             self.prompt_token_ids,
             None,
-            answers,
+            choices,
             finished=True,
+            num_generated_tokens=sum(len(choice.token_ids) for choice in choices),
             error=self.error,
         )
 
@@ -173,17 +174,11 @@ def begin_searches(
     prompts: Iterable[Prompt],
     params: BeamSearchParams,
     input_processor: InputProcessor,
-    *,
-    width_field: str = "beam_width",
-    max_tokens_field: str = "max_tokens",
 ) -> list[BeamSearch]:
-    """A search for each prompt, once all are checked; raises InvalidRequestError where one could not be carried through to its end.
-
-    Errors call the width and max_tokens by the fields in which a client sent them.
-    """
+    """Return a search for each prompt; raises InvalidRequestError where one could not end."""
     read = [input_processor.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
-        _check_beams(token_ids, params, input_processor, width_field, max_tokens_field)
+        _check_beams(len(token_ids), params, input_processor.limits)
     return [
         BeamSearch(token_ids, params, input_processor.model.eos_token_ids, prompt=text)
         for text, token_ids in read
@@ -197,21 +192,19 @@ def only_position(output: RequestOutput) -> PositionLogprobs:
     return answer.logprobs[0]
 
 
-def _check_beams(
-    prompt_token_ids: Sequence[int],
-    params: BeamSearchParams,
-    input_processor: InputProcessor,
-    width_field: str,
-    max_tokens_field: str,
-) -> None:
-    widest = input_processor.limits.max_logprobs // 2
+def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -> None:
+    widest = limits.max_logprobs // 2
     if params.beam_width > widest:
-        message = f"{width_field} is {params.beam_width}, the limit is {widest} (half of max_logprobs); lower it, or raise max_logprobs"
-        raise InvalidRequestError(message, param=width_field)
-    longest = min(input_processor.limits.max_model_len, input_processor.limits.cache_tokens)
-    if len(prompt_token_ids) + params.max_tokens > longest:
+        raise InvalidRequestError(
+            f"beam_width is {params.beam_width}, the limit is {widest} (half of max_logprobs); "
+            "lower it, or raise max_logprobs",
+            param="beam_width",
+        )
+    longest = min(limits.max_model_len, limits.cache_tokens)
+    total = prompt_tokens + params.max_tokens
+    if total > longest:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_token_ids)} tokens and {max_tokens_field} is {params.max_tokens}, together "
-            f"{len(prompt_token_ids) + params.max_tokens}, more than the {longest} that there is room for; lower {max_tokens_field}",
-            param=max_tokens_field,
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, together "
+            f"{total}, more than the {longest} that there is room for; lower max_tokens",
+            param="max_tokens",
         )

@@ -11,9 +11,9 @@ from starlette.requests import Request
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.server.http.deadlines import deadline_of
+from nanovllm.server.http.event_stream import unless_disconnected
 from nanovllm.server.http.request_log import record_of
 from nanovllm.server.http.workers import FairWorkers
-from nanovllm.server.openai.streaming import unless_gone
 
 T = TypeVar("T")
 SMALL_BYTES = 1 << 15
@@ -59,9 +59,9 @@ class Work:
                 record_of(request).client,
                 call,
                 due_s=deadline.at_s,
-                late=lambda: self._engine.too_late(deadline),
+                late=lambda: self._engine.timeout_error(deadline),
             )
-        return await unless_gone(request, work)
+        return await unless_disconnected(request, work)
 
     def writer(self, request: Request) -> Callable[[Callable[[], T]], Awaitable[T]]:
         """What runs calls that write the answer to a request."""

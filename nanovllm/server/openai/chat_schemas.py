@@ -1,10 +1,10 @@
-"""What a client may send to /v1/chat/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
+"""The fields of /v1/chat/completions, and messages.
 
-As for completions, a field that is not listed here is refused by name. Messages are text: images,
-sound and tools are refused. The answer of any server may be sent back as an assistant's message,
-whatever keys it has: its text is read, and a tool call is refused.
+Messages are text: images, audio and tools are refused. The answer of any server may be sent back as
+an assistant's message, whatever keys it has: its text is read, and a tool call is refused.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -15,20 +15,26 @@ from nanovllm.server.http.bounds import BoundedModel, allow_nulls
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.problems import given, quote
 from nanovllm.server.openai.response_types import Role
-from nanovllm.server.openai.schemas import NO_EFFECT, Body, SamplingBody, UnusedFields
+from nanovllm.server.openai.schemas import (
+    NO_EFFECT,
+    SPECIAL_TOKENS,
+    Body,
+    SamplingBody,
+    UnusedFields,
+)
 
-MAX_MESSAGES = 2048  # more than any context has tokens
+MAX_MESSAGES = 2048
 _CALLS = ("tool_calls", "function_call")
 _PART = ("type", "text")
 
 _PART_SCHEMA = {
-    "type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"],
-    "additionalProperties": {"type": "null"},
+    "type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
+    "required": ["type", "text"], "additionalProperties": {"type": "null"},
 }  # fmt: skip
 
 
 def _joined(value: object) -> object:
-    """Join parts of text to one text, with a line break between."""
+    """Join parts of text by line breaks."""
     if not isinstance(value, list):
         return value
     for index, part in enumerate(value):
@@ -80,7 +86,7 @@ class ChatMessage(BoundedModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_extras(cls, message: Any) -> Any:
-        """Keep what is known of an assistant's message; raises ValueError for a tool call."""
+        """Drop unknown keys of an assistant's message; raises ValueError for a tool call."""
         if not isinstance(message, dict):
             return message
         for name in _CALLS:
@@ -106,14 +112,16 @@ Messages = Annotated[
 
 
 class PromptFields(Body):
-    """How the prompt that messages make ends."""
+    """How the prompt of a conversation ends."""
 
     add_generation_prompt: bool | None = Field(
         None,
-        description="end with the beginning of an answer; true unless continue_final_message is",
+        description="end the prompt with the beginning of an answer; by default true unless "
+        "continue_final_message is",
     )
     continue_final_message: bool = Field(
-        False, description="end in the middle of the last message, which the answer continues"
+        False,
+        description="end the prompt in the middle of the last message, which the answer continues",
     )
 
     @model_validator(mode="after")
@@ -135,7 +143,7 @@ class PromptFields(Body):
 
 
 class UnusedChatFields(UnusedFields):
-    """Fields of OpenAI's chat that change no answer where they have these values."""
+    """Fields of OpenAI's chat that are accepted with these values, and have no effect."""
 
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = Field(
         None, description=NO_EFFECT
@@ -155,7 +163,7 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         None,
         ge=1,
         le=MAX_PROMPT_TOKENS,
-        description="most tokens to generate; left out, what the context has room for",
+        description="maximum tokens to generate; by default what the context has room for",
     )
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_PROMPT_TOKENS, description="another name of max_tokens"
@@ -165,22 +173,21 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         None,
         ge=0,
         le=MAX_PROMPT_TOKENS,
-        description="with logprobs: how many of the most likely tokens to report at each position",
+        description="with logprobs: number of most likely tokens to report at each position",
     )
     echo: bool | None = Field(
         False,
         description="put the last message in front of the answer if both have the same role",
     )
-    add_special_tokens: bool = Field(
-        False, description="those that the tokenizer puts around a text; GPT-2's has none"
-    )
+    add_special_tokens: bool = Field(False, description=SPECIAL_TOKENS)
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise InvalidRequestError(
-                f"max_completion_tokens is {both[1]} and max_tokens is {both[0]}, which mean the same; leave one out",
+                f"max_completion_tokens is {both[1]} and max_tokens is {both[0]}, which mean the "
+                "same; leave one out",
                 param="max_completion_tokens",
             )
         if self.top_logprobs is not None and not self.logprobs:
@@ -203,15 +210,23 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         return last.content if self.echo and last.role == self.role else ""
 
     @property
-    def most_tokens(self) -> int | None:
-        """`max_tokens` under either of its names."""
-        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+    def logged_prompts(self) -> list[str | list[int]]:
+        """The messages as the client sent them, for the request log."""
+        return [message.content for message in self.messages]
 
     @property
-    def max_tokens_field(self) -> str:
-        """The name by which the client sent it."""
-        return (
-            "max_completion_tokens"
-            if self.max_tokens is None and self.max_completion_tokens
-            else "max_tokens"
-        )
+    def num_choices(self) -> int:
+        """Number of choices that are generated."""
+        return self.num_candidates
+
+    @property
+    def field_names(self) -> Mapping[str, str]:
+        """The client's names of fields by the engine's, for error messages."""
+        is_other = self.max_tokens is None and self.max_completion_tokens is not None
+        name = "max_completion_tokens" if is_other else "max_tokens"
+        return {**super().field_names, "max_tokens": name}
+
+    @property
+    def prompt_field(self) -> str:
+        """The field with the prompt, for the `param` of errors."""
+        return "messages"
