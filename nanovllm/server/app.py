@@ -1,7 +1,7 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
     GET  /health /version /metrics /load /v1/models /v1/models/{id} /tokenizer_info
-    POST /v1/completions /v1/chat/completions /v1/embeddings /tokenize /detokenize
+    POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
 
 HEAD is answered where GET is. The application starts and stops the engine, and answers 503 while
 the model is loading.
@@ -50,6 +50,7 @@ from nanovllm.server.openai.response_types import (
     TokenizerInfo,
     Version,
 )
+from nanovllm.server.openai.responses import RESPONSES
 from nanovllm.server.openai.tokenization import (
     DetokenizeRequest,
     TokenizeRequest,
@@ -91,7 +92,7 @@ class ServerSettings:
     log_prompts: bool = False
 
 
-ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, EMBEDDINGS)
+ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
 _DOCUMENTED = (
     *(endpoint.body for endpoint in ENDPOINTS),
     *(endpoint.event for endpoint in ENDPOINTS if endpoint.event is not None),

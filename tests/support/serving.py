@@ -24,9 +24,9 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.runner.native import NativeModelRunner, RunnerOutput
 from nanovllm.runner.sampling_batch import SamplingBatch
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
-from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT
 
 T = TypeVar("T")
 MODEL = "tiny"

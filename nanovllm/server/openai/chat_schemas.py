@@ -27,47 +27,53 @@ MAX_MESSAGES = 2048
 _CALLS = ("tool_calls", "function_call")
 _PART = ("type", "text")
 
-_PART_SCHEMA = {
-    "type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}},
-    "required": ["type", "text"], "additionalProperties": {"type": "null"},
-}  # fmt: skip
 
+def join_parts(value: object, part_type: str = "text", answer_type: str | None = None) -> object:
+    """Join parts of text by line breaks; raises ValueError for another part.
 
-def _joined(value: object) -> object:
-    """Join parts of text by line breaks."""
+    Parts have `part_type`, or `answer_type`, which an earlier response has with any other fields.
+    """
     if not isinstance(value, list):
         return value
     for index, part in enumerate(value):
-        fault = _part_fault(part)
+        fault = _part_fault(part, part_type, answer_type)
         if fault:
             raise ValueError(
-                f'must be text, or a list of {{"type": "text", "text": ...}}; part {index} {fault}'
+                f'must be text, or a list of {{"type": "{part_type}", "text": ...}}; '
+                f"part {index} {fault}"
             )
     return "\n".join(part["text"] for part in value)
 
 
-def _part_fault(part: object) -> str | None:
+def _part_fault(part: object, part_type: str, answer_type: str | None) -> str | None:
     """Return why a part of a message is refused; None where it is text and nothing else."""
     if not isinstance(part, dict):
         return f"is no object{given(part)}"
-    if part.get("type") != "text":
+    if part.get("type") is None or part["type"] not in (part_type, answer_type):
         return f"has the type {shorten(quote(part.get('type')))}, which is not supported"
     if not isinstance(part.get("text"), str):
         return f"has no text{given(part.get('text'))}"
+    if part["type"] == answer_type:
+        return None
     extra = (name for name, item in part.items() if name not in _PART and item is not None)
     return next((f"has the field {shorten(quote(n))}, which is not supported" for n in extra), None)
 
 
-Content = Annotated[
-    str,
-    BeforeValidator(_joined),
-    WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]}),
-]
+def content_schema(part_type: str) -> dict[str, Any]:
+    """Return the JSON schema of a message's content."""
+    part = {
+        "type": "object", "properties": {"type": {"const": part_type}, "text": {"type": "string"}},
+        "required": ["type", "text"], "additionalProperties": {"type": "null"},
+    }  # fmt: skip
+    return {"oneOf": [{"type": "string"}, {"type": "array", "items": part}]}
+
+
+Content = Annotated[str, BeforeValidator(join_parts), WithJsonSchema(content_schema("text"))]
 
 
 def _describe_message(schema: dict[str, Any]) -> None:
     allow_nulls(schema)
-    no_call = {"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}
+    no_call = {"anyOf": [NO_ITEMS, {"type": "null"}]}
     schema["properties"] |= dict.fromkeys(_CALLS, no_call)
     schema["additionalProperties"] = {
         "description": "ignored in an assistant's message; in others only null is accepted"
@@ -100,10 +106,21 @@ class ChatMessage(BoundedModel):
         }
 
 
-def _no_tools(tools: object) -> object:
-    if tools:
-        raise ValueError("not supported: this server calls no tools; leave it out")
-    return tools
+def refuse(reason: str) -> BeforeValidator:
+    """Return the validator of a field that must be null, false or empty."""
+
+    def check(value: object) -> object:
+        if value:
+            raise ValueError(f"not supported: {reason}; leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
+NO_ITEMS = {"type": "array", "maxItems": 0}
+Tools = Annotated[
+    list[Any], Field(max_length=0), refuse("this server calls no tools"), WithJsonSchema(NO_ITEMS)
+]
 
 
 Messages = Annotated[
@@ -148,9 +165,7 @@ class UnusedChatFields(UnusedFields):
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = Field(
         None, description=NO_EFFECT
     )
-    tools: Annotated[list[Any], Field(max_length=0), BeforeValidator(_no_tools)] | None = Field(
-        None, description=NO_EFFECT
-    )
+    tools: Tools | None = Field(None, description=NO_EFFECT)
     tool_choice: Literal["none"] | None = Field(None, description=NO_EFFECT)
     parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
 
