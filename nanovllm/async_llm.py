@@ -6,13 +6,16 @@ import weakref
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from types import TracebackType
+from typing import TypedDict
 
 from typing_extensions import Self, Unpack
 
 from nanovllm.config import EngineConfig, EngineSettings
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest, sampling_defaults
+from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.input_processor import sampling_defaults
+from nanovllm.engine.request_handle import Deadline, RequestHandle
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
@@ -20,6 +23,14 @@ from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams, list_params
 from nanovllm.vllm_settings import unknown_setting_error
+
+
+class RequestOptions(TypedDict, total=False):
+    """What a request may have beside its prompt, its settings and its id."""
+
+    priority: int
+    cache_salt: str
+    timeout_s: float | None
 
 
 class AsyncLLM:
@@ -111,10 +122,7 @@ class AsyncLLM:
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield the answer so far whenever it has grown, as vLLM does.
 
@@ -122,9 +130,9 @@ class AsyncLLM:
             prompt: text, {"prompt": text}, {"prompt_token_ids": ids}, or token ids.
             sampling_params: settings; by default the model's own.
             request_id: part of the id in outputs, which is unique.
-            priority: lower is served first; only with scheduling_policy="priority".
-            cache_salt: prefixes are shared in the cache among requests of one salt.
-            timeout_s: longest time that the answer may take.
+            options: `priority`: lower is served first; only with scheduling_policy="priority".
+                `cache_salt`: prefixes are shared in the cache among requests of one salt.
+                `timeout_s`: longest time that the answer may take, in seconds.
 
         Raises:
             InvalidRequestError: the request can never be answered.
@@ -133,60 +141,57 @@ class AsyncLLM:
             EngineFaultError: the answer ended with an error.
             EngineNotReadyError: closed, or used in another event loop.
         """
-        prepared = await self._prepared(prompt, sampling_params, request_id, priority, cache_salt)
-        async with aclosing(self._follow(prepared, timeout_s)) as deltas:
-            async for _ in deltas:
-                yield prepared.output_processor.output()
+        with await self._begin(prompt, sampling_params, request_id, **options) as handle:
+            async with aclosing(handle.deltas()) as deltas:
+                async for _ in deltas:
+                    yield handle.prepared_requests[0].output_processor.output()
 
     async def stream(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield the answer as it grows: each output has only what is new. Else as `generate`."""
-        prepared = await self._prepared(prompt, sampling_params, request_id, priority, cache_salt)
-        async with aclosing(self._follow(prepared, timeout_s)) as deltas:
-            async for delta in deltas:
-                yield delta
+        with await self._begin(prompt, sampling_params, request_id, **options) as handle:
+            async with aclosing(handle.deltas()) as deltas:
+                async for _, delta in deltas:
+                    yield delta
 
     async def complete(
         self,
         prompt: Prompt,
         sampling_params: SamplingParams | None = None,
         request_id: str | None = None,
-        *,
-        priority: int = 0,
-        cache_salt: str = "",
-        timeout_s: float | None = None,
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput:
         """Return the whole answer; arguments and errors are those of `generate`."""
-        prepared = await self._prepared(prompt, sampling_params, request_id, priority, cache_salt)
-        await self._engine.finish(self._engine.submit(prepared, timeout_s))
-        return prepared.output_processor.output()
+        with await self._begin(prompt, sampling_params, request_id, **options) as handle:
+            await handle.wait()
+            return handle.prepared_requests[0].output_processor.output()
 
-    async def _prepared(
+    async def _begin(
         self,
         prompt: Prompt,
         params: SamplingParams | None,
         request_id: str | None,
-        priority: int,
-        cache_salt: str,
-    ) -> PreparedRequest:
-        """Return the checked request, once the model is loaded."""
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
+        timeout_s: float | None = None,
+    ) -> RequestHandle:
+        """Queue a request, once the model is loaded."""
         if params is None:
             params = await self.default_sampling_params()
         (checked,) = list_params(params, 1)
         await self.start()
-        return self._engine.check(
-            prompt, checked, request_id=request_id, priority=priority, cache_salt=cache_salt
+        request = GenerationRequest(
+            prompts=[prompt],
+            params=checked,
+            request_id=request_id or "request",
+            priority=priority,
+            cache_salt=cache_salt,
         )
-
-    def _follow(
-        self, prepared: PreparedRequest, timeout_s: float | None
-    ) -> AsyncGenerator[RequestOutput, None]:
-        return self._engine.follow(self._engine.submit(prepared, timeout_s))
+        deadline = None if timeout_s is None else Deadline.after(timeout_s)
+        return self._engine.generate(self._engine.prepare(request), deadline=deadline)

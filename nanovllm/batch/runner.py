@@ -1,13 +1,13 @@
-"""Answers to the requests of a batch, by the engine alone: the bodies are those that the server would have sent.
+"""Answer the requests of a batch by an engine alone; the bodies are those that the server sends.
 
-Requests are taken from the input only as the engine has room for them, and all that are taken run in one batch: whenever one ends, the
-next one joins. So it makes no difference for memory how many there are.
+Requests are read from the input as the engine has room for them, and all that are read run in one
+batch: whenever one ends, the next one joins. So memory does not grow with the number of requests.
 """
 
 import logging
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeVar
 
 from nanovllm.batch.input import BatchRequest
 from nanovllm.batch.output import Answer
@@ -21,27 +21,28 @@ from nanovllm.errors import EngineFaultError, InvalidRequestError, NanovllmError
 from nanovllm.server.http.body import check_body
 from nanovllm.server.http.errors import error_body, problem_of, served_name, shorten
 from nanovllm.server.http.problems import quote
-from nanovllm.server.openai.chat import chat_body, make_chat_job
-from nanovllm.server.openai.chat_schemas import ChatRequest
-from nanovllm.server.openai.completions import completion_body, make_job
-from nanovllm.server.openai.embeddings import EmbeddingRequest, embedding_body, prepare_requests
-from nanovllm.server.openai.schemas import CompletionRequest, SamplingBody
+from nanovllm.server.openai.chat import CHAT
+from nanovllm.server.openai.completions import COMPLETIONS
+from nanovllm.server.openai.embeddings import EMBEDDINGS
+from nanovllm.server.openai.endpoint import Endpoint, PreparedCall, prepare_call
+from nanovllm.server.openai.schemas import GenerationBody
 
 logger = logging.getLogger(__name__)
 
-_MAX_FAULTS = 3  # steps that fail one after the other: it is not their requests
+B = TypeVar("B", bound=GenerationBody)
+_MAX_FAULTS = 3  # consecutive steps that may fail because of their requests
 
-_Job: TypeAlias = tuple[Sequence[PreparedRequest], Callable[[], Mapping[str, Any]]]
-"""What an endpoint makes of a body: prepared_requests for the engine, and what gives the answer's body once they have ended."""
+ENDPOINTS: dict[str, Endpoint[Any]] = {
+    endpoint.path: endpoint for endpoint in (COMPLETIONS, CHAT, EMBEDDINGS)
+}
 
 
 @dataclass(slots=True, eq=False)
 class _Running:
-    """A request in the engine; `unfinished` are the sequences that it still waits for."""
+    """A request in the engine; `unfinished` are the ids of its sequences that have not ended."""
 
     custom_id: str
-    prepared_requests: Sequence[PreparedRequest]
-    body: Callable[[], Mapping[str, Any]]
+    call: PreparedCall
     unfinished: set[str] = field(default_factory=set)
 
 
@@ -51,26 +52,20 @@ class BatchRunner:
     def __init__(
         self, engine: Engine, model_names: Sequence[str], chat_template: ChatTemplate | None = None
     ) -> None:
-        """Answer requests for the engine's model under any of these names; chats only with a template."""
+        """Answer requests for the engine's model under any of these names."""
         self._engine = engine
         self._model_names = model_names
         self._chat_template = chat_template
-        self._max_sequences = (
-            2 * engine.config.max_num_seqs
-        )  # those that run, and as many to take the places that become free
-        self._endpoints: dict[str, Callable[[object], _Job]] = {
-            "/v1/completions": self._completion,
-            "/v1/chat/completions": self._chat,
-            "/v1/embeddings": self._embedding,
-        }
+        # Those that run, and as many that replace them when they end.
+        self._max_sequences = 2 * engine.config.max_num_seqs
         self._sequences: dict[str, tuple[_Running, PreparedRequest]] = {}
         self._faults = 0
 
     def run(self, requests: Iterator[BatchRequest]) -> Generator[list[Answer], None, None]:
-        """Answer every request; after each step, yields the answers that it completed, if any. What is unfinished when this is closed ends.
+        """Answer every request; yield the answers that each step completes.
 
-        Raises:
-            EngineFaultError: the engine failed several times in a row.
+        Unfinished requests are aborted when the generator is closed. Raises EngineFaultError if
+        the engine fails several times in a row.
         """
         try:
             has_more = True
@@ -87,27 +82,25 @@ class BatchRunner:
                     refused = self._begin(request) if request is not None else None
                     if refused is not None:
                         answers.append(refused)
-                answers += self._absorb(self._engine.step())
+                answers += self._add_updates(self._engine.step())
                 yield answers
         finally:
             self._end(list(self._sequences))
 
     def _begin(self, request: BatchRequest) -> Answer | None:
-        """Queue a request; the answer where it is refused."""
+        """Queue a request; return its answer if it is refused."""
         try:
             refused = self._refuse(request)
             if refused is not None:
                 return refused
-            if (
-                self._engine.config.seed is not None
-            ):  # by its id: in an order that an interruption may change, others have drawn before it
-                self._engine.input_processor.reseed(
-                    f"{self._engine.config.seed} {request.custom_id}"
-                )
-            running = _Running(request.custom_id, *self._endpoints[str(request.url)](request.body))
+            seed = self._engine.config.seed
+            if seed is not None:  # by id, since an interruption may change the order of requests
+                self._engine.input_processor.reseed(f"{seed} {request.custom_id}")
+            call = self._prepare(ENDPOINTS[str(request.url)], request.body)
         except Exception as error:  # noqa: BLE001 - the other requests go on
             return _failed(request.custom_id, error)
-        for prepared in running.prepared_requests:
+        running = _Running(request.custom_id, call)
+        for prepared in call.prepared_requests:
             for sequence in prepared.requests:
                 running.unfinished.add(sequence.request_id)
                 self._sequences[sequence.request_id] = running, prepared
@@ -115,9 +108,12 @@ class BatchRunner:
         return None
 
     def _refuse(self, request: BatchRequest) -> Answer | None:
-        """The answer to a line that asks for something else than a batch can do."""
+        """Return the answer to a line that a batch does not support."""
         if request.unknown:
-            message = f"the field {shorten(request.unknown[0])!r} is not supported; a line has custom_id, method, url and body"
+            message = (
+                f"the field {shorten(request.unknown[0])!r} is not supported; a line has "
+                "custom_id, method, url and body"
+            )
             return Answer.refusal(request.custom_id, "unknown_field", message)
         if request.method != "POST":
             return Answer.refusal(
@@ -125,42 +121,34 @@ class BatchRunner:
                 "unsupported_method",
                 f'method is {shorten(quote(request.method))} but must be "POST"',
             )
-        if not isinstance(request.url, str) or request.url not in self._endpoints:
-            message = f"url is {shorten(quote(request.url))}, which a batch does not answer; it answers {', '.join(self._endpoints)}"
+        if not isinstance(request.url, str) or request.url not in ENDPOINTS:
+            message = (
+                f"url is {shorten(quote(request.url))}, which a batch does not answer; it answers "
+                f"{', '.join(ENDPOINTS)}"
+            )
             return Answer.refusal(request.custom_id, "unsupported_url", message)
         return None
 
-    def _completion(self, given: object) -> _Job:
-        """POST /v1/completions; raises InvalidRequestError or what `make_job` raises."""
-        body = check_body(given, CompletionRequest)
-        _check_whole(body)
+    def _prepare(self, endpoint: Endpoint[B], fields: object) -> PreparedCall:
+        """Check a body; raises InvalidRequestError and what `prepare_call` raises."""
+        body = check_body(fields, endpoint.body)
+        if body.is_streamed:
+            raise InvalidRequestError(
+                "stream is true but a batch has whole answers only; leave it out", param="stream"
+            )
         model = served_name(body.model, self._model_names)
-        check_answers(len(body.prompts) * body.num_candidates, MAX_QUEUED_REQUESTS)
-        job = make_job(body, self._engine, model)
-        return job.prepared_requests, lambda: completion_body(
-            job, [prepared.output_processor.output() for prepared in job.prepared_requests]
-        )
+        check_answers(body.num_choices, MAX_QUEUED_REQUESTS)
+        call = prepare_call(endpoint, body, self._engine, self._chat_template, model)
+        if call.searches:
+            raise InvalidRequestError(
+                "use_beam_search is for requests to a server, not for files of requests; "
+                "leave it out",
+                param="use_beam_search",
+            )
+        return call
 
-    def _chat(self, given: object) -> _Job:
-        """POST /v1/chat/completions; raises InvalidRequestError or what `make_chat_job` raises."""
-        body = check_body(given, ChatRequest)
-        _check_whole(body)
-        model = served_name(body.model, self._model_names)
-        job = make_chat_job(body, self._chat_template, self._engine, model)
-        return [job.prepared], lambda: chat_body(job, job.prepared.output_processor.output())
-
-    def _embedding(self, given: object) -> _Job:
-        """POST /v1/embeddings; raises InvalidRequestError or what `prepare_requests` raises."""
-        body = check_body(given, EmbeddingRequest)
-        model = served_name(body.model, self._model_names)
-        check_answers(len(body.inputs), MAX_QUEUED_REQUESTS)
-        prepared_requests = prepare_requests(body, self._engine)
-        return prepared_requests, lambda: embedding_body(
-            prepared_requests, model, body.encoding_format
-        )
-
-    def _absorb(self, output: StepOutput) -> list[Answer]:
-        """Hand a step's updates to their requests; the answers that are complete with them."""
+    def _add_updates(self, output: StepOutput) -> list[Answer]:
+        """Add a step's updates to their requests; return the answers that they complete."""
         if output.fault is not None:
             self._faults += 1
             if self._faults == _MAX_FAULTS:
@@ -172,13 +160,13 @@ class BatchRunner:
         answers = []
         for update in output.updates:
             if update.request_id in self._sequences:
-                answer = self._take_in(update)
+                answer = self._add_update(update)
                 if answer is not None:
                     answers.append(answer)
         return answers
 
-    def _take_in(self, update: SequenceUpdate) -> Answer | None:
-        """Hand over one update; the answer where that completes it."""
+    def _add_update(self, update: SequenceUpdate) -> Answer | None:
+        """Add one update; return the answer if it completes it."""
         running, prepared = self._sequences[update.request_id]
         try:
             found_stop = prepared.output_processor.add_update(update)
@@ -196,33 +184,29 @@ class BatchRunner:
         return None if running.unfinished else _complete(running)
 
     def _end(self, sequence_ids: list[str]) -> None:
-        """Forget sequences, and abort those that the engine has not ended itself."""
+        """Forget sequences, and abort those that are unfinished."""
         for sequence_id in sequence_ids:
             running, _ = self._sequences.pop(sequence_id)
             running.unfinished.discard(sequence_id)
             self._engine.abort_request(sequence_id)
 
 
-def _check_whole(body: SamplingBody) -> None:
-    if body.stream:
-        raise InvalidRequestError(
-            "stream is true but a batch has whole answers only; leave it out", param="stream"
-        )
-
-
 def _complete(running: _Running) -> Answer:
-    """The answer to a request whose sequences have all ended."""
+    """Return the answer to a request whose sequences have all ended."""
+    call = running.call
     try:
-        for prepared in running.prepared_requests:
+        for prepared in call.prepared_requests:
             if prepared.output_processor.error is not None:
                 raise prepared.output_processor.error
-        return Answer.response(running.custom_id, 200, running.body())
+        body = call.renderer.body(call.outputs())
+        lists = {name: list(item) for name, item in body.items() if isinstance(item, Iterator)}
+        return Answer.response(running.custom_id, 200, {**body, **lists})
     except Exception as error:  # noqa: BLE001 - the other requests go on
         return _failed(running.custom_id, error)
 
 
 def _failed(custom_id: str, error: Exception) -> Answer:
-    """The answer to a request that ended with this exception."""
+    """Return the answer to a request that ended with this exception."""
     status, message, param = problem_of(error)
     if not isinstance(error, NanovllmError):  # whose message does not say the reason
         logger.error("the request %r failed", custom_id, exc_info=error)

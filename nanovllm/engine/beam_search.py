@@ -15,7 +15,7 @@ search itself is arithmetic on the results and depends on neither engine nor thr
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.input_processor import InputProcessor
+from nanovllm.engine.input_processor import InputProcessor, Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -147,7 +147,7 @@ class BeamSearch:
 
     def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
         """Return the `count` best outputs; their text excludes the end-of-text token."""
-        outputs = [
+        choices = [
             CompletionOutput(
                 index=index,
                 text=tokenizer.decode(beam.token_ids[: len(beam.token_ids) - beam.has_ended]),
@@ -163,8 +163,9 @@ class BeamSearch:
             self._prompt,
             self.prompt_token_ids,
             None,
-            outputs,
+            choices,
             finished=True,
+            num_generated_tokens=sum(len(choice.token_ids) for choice in choices),
             error=self.error,
         )
 
@@ -178,19 +179,11 @@ def begin_searches(
     prompts: Iterable[Prompt],
     params: BeamSearchParams,
     input_processor: InputProcessor,
-    *,
-    width_field: str = "beam_width",
-    max_tokens_field: str = "max_tokens",
 ) -> list[BeamSearch]:
-    """Return a search for each prompt, after checking all of them.
-
-    `width_field` and `max_tokens_field` are the names of the settings in error messages.
-
-    Raises InvalidRequestError where a search could not run to its end.
-    """
+    """Return a search for each prompt; raises InvalidRequestError where one could not end."""
     read = [input_processor.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
-        _check_beams(token_ids, params, input_processor, width_field, max_tokens_field)
+        _check_beams(len(token_ids), params, input_processor.limits)
     return [
         BeamSearch(token_ids, params, input_processor.model.eos_token_ids, prompt=text)
         for text, token_ids in read
@@ -204,26 +197,19 @@ def only_position(output: RequestOutput) -> PositionLogprobs:
     return completion.logprobs[0]
 
 
-def _check_beams(
-    prompt_token_ids: Sequence[int],
-    params: BeamSearchParams,
-    input_processor: InputProcessor,
-    width_field: str,
-    max_tokens_field: str,
-) -> None:
-    max_width = input_processor.limits.max_logprobs // 2
-    if params.beam_width > max_width:
+def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -> None:
+    widest = limits.max_logprobs // 2
+    if params.beam_width > widest:
         raise InvalidRequestError(
-            f"{width_field} is {params.beam_width}, the limit is {max_width} (half of "
-            "max_logprobs); lower it, or raise max_logprobs",
-            param=width_field,
+            f"beam_width is {params.beam_width}, the limit is {widest} (half of max_logprobs); "
+            "lower it, or raise max_logprobs",
+            param="beam_width",
         )
-    max_len = min(input_processor.limits.max_model_len, input_processor.limits.cache_tokens)
-    num_tokens = len(prompt_token_ids) + params.max_tokens
-    if num_tokens > max_len:
+    longest = min(limits.max_model_len, limits.cache_tokens)
+    total = prompt_tokens + params.max_tokens
+    if total > longest:
         raise ContextLengthError(
-            f"the prompt has {len(prompt_token_ids)} tokens and {max_tokens_field} is "
-            f"{params.max_tokens}, together {num_tokens}, more than the limit of {max_len}; "
-            f"lower {max_tokens_field}",
-            param=max_tokens_field,
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, together "
+            f"{total}, more than the {longest} that there is room for; lower max_tokens",
+            param="max_tokens",
         )

@@ -1,22 +1,28 @@
-"""What waits for an answer on the event loop: a handle for each prompt of a request, and what the parts of a request have in common."""
+"""RequestHandle: one request in the engine, for the task on the event loop that waits for it."""
 
 import asyncio
 import time
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
+from types import TracebackType
+
+from typing_extensions import Self
 
 from nanovllm.engine.admission import Reservation
-from nanovllm.engine.output_processor import OutputProcessor
-from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.errors import NanovllmError, RequestTimeoutError
+from nanovllm.outputs import RequestOutput
 
 
 @dataclass(slots=True, eq=False)
 class Deadline:
-    """When the answer to a request is due: `timeout_s` after its arrival, which is `at_s` on the clock of `time.monotonic()`.
+    """When a request is due.
 
     Attributes:
-        has_begun: the engine has been at work on the request.
-        has_passed: it was not answered in time.
+        timeout_s: seconds from its arrival.
+        at_s: the time on the clock of `time.monotonic()`.
+        has_begun: the engine has computed a step of the request.
+        has_passed: the request was not complete in time.
     """
 
     timeout_s: float
@@ -26,18 +32,19 @@ class Deadline:
 
     @classmethod
     def after(cls, timeout_s: float, arrived_s: float | None = None) -> "Deadline":
-        """Of a request that arrived at `arrived_s`, now unless given."""
+        """Return the deadline of a request that arrived at `arrived_s`, by default now."""
         return cls(timeout_s, (time.monotonic() if arrived_s is None else arrived_s) + timeout_s)
 
     def error(self, *, tokens: int, retry_after_s: int) -> RequestTimeoutError:
-        """What the client is told once it has passed."""
+        """Return the error of a request that has generated `tokens` when its deadline passes."""
         self.has_passed = True
-        where = (
+        progress = (
             f"{tokens} tokens of its answer were generated" if tokens else "it was being worked on"
         )
         return RequestTimeoutError(
             f"the request was given {self.timeout_s:g} s and is not answered; "
-            f"{where if self.has_begun else 'it was still waiting for its turn'}; give it more time, or ask for less",
+            f"{progress if self.has_begun else 'it was still waiting for its turn'}; "
+            "give it more time, or ask for less",
             has_begun=self.has_begun,
             retry_after_s=retry_after_s,
         )
@@ -45,41 +52,123 @@ class Deadline:
 
 @dataclass(slots=True, eq=False)
 class RequestHandle:
-    """The answers to one prompt, and the task that waits for their news.
+    """The prompts of one request, and the task that waits for their outputs.
+
+    Use it in a `with` statement, or call `release`: what is unfinished then is aborted.
 
     Attributes:
-        reservation: the room that they take; None where that is counted elsewhere.
-        siblings: the handles of the whole request, itself among them.
-        deadline, timer: theirs, where they have one.
-        has_left: the task is gone, and what it held is given back.
-        gone: why no more news come.
+        prepared_requests: the prompts.
+        reservations: the queue's room for each prompt; None where it is reserved elsewhere.
+        on_release: called with the indices of the prompts that are released.
+        deadline, timer: when the request is due, if ever.
+        error: why there are no more outputs.
     """
 
-    output_processor: OutputProcessor
-    requests: tuple[Request, ...]
-    reservation: Reservation | None = None
-    siblings: "tuple[RequestHandle, ...]" = ()
+    prepared_requests: Sequence[PreparedRequest]
+    reservations: Sequence[Reservation | None]
+    on_release: "Callable[[RequestHandle, Sequence[int]], None]"
     deadline: Deadline | None = None
     timer: asyncio.TimerHandle | None = None
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    has_left: bool = False
-    gone: NanovllmError | None = None
+    error: NanovllmError | None = None
+    _held: set[int] = field(default_factory=set)
+    _updated: set[int] = field(default_factory=set)
+    _wakeup: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self._held = set(range(len(self.prepared_requests)))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.release()
 
     @property
-    def is_settled(self) -> bool:
-        """Whether the answer is complete, or it is known why there will be none."""
-        return self.gone is not None or self.output_processor.is_finished
+    def is_finished(self) -> bool:
+        """Whether every prompt has ended."""
+        return all(prepared.output_processor.is_finished for prepared in self.prepared_requests)
 
-    def fail(self, reason: NanovllmError) -> None:
-        """Wake the task: it gets `reason` instead of news. An answer that is complete stays as it is."""
-        if not self.is_settled:
-            self.gone = reason
-            self.news.set()
+    @property
+    def unfinished(self) -> list[int]:
+        """The indices of the prompts that are neither released nor complete."""
+        return [
+            index
+            for index in sorted(self._held)
+            if not self.prepared_requests[index].output_processor.is_finished
+        ]
 
-    def leave(self) -> None:
-        """Give back what it holds; the last of the siblings to do so stops the clock."""
-        self.has_left = True
-        if self.reservation is not None:
-            self.reservation.release()
-        if self.timer is not None and all(sibling.has_left for sibling in self.siblings):
+    async def wait(self) -> None:
+        """Wait until every prompt has ended; raises the first error."""
+        for index, prepared in enumerate(self.prepared_requests):
+            while not prepared.output_processor.is_finished:
+                await self._wait_for_update()
+                self._raise_error(index)
+            self._raise_error(index)
+            self.release([index])
+
+    async def deltas(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """Yield what is new of each prompt, with the prompt's index; raises the first error.
+
+        Outputs that come while the caller is busy are merged.
+        """
+        while self._held:
+            if not self._updated:
+                await self._wait_for_update()
+            if not self._updated and self.error is not None:
+                raise self.error
+            updated = sorted(self._updated)
+            self._updated.clear()
+            for index in updated:
+                output_processor = self.prepared_requests[index].output_processor
+                is_finished = output_processor.is_finished
+                self._raise_error(index)
+                delta = output_processor.take_delta()
+                if delta is not None:
+                    yield index, delta
+                if is_finished:
+                    self.release([index])
+
+    async def _wait_for_update(self) -> None:
+        """Wait for an update of any prompt, or for `error`."""
+        if self.error is None:
+            await self._wakeup.wait()
+            self._wakeup.clear()
+
+    def _raise_error(self, index: int) -> None:
+        output_processor = self.prepared_requests[index].output_processor
+        if output_processor.error is not None:
+            raise output_processor.error
+        if self.error is not None and not output_processor.is_finished:
+            raise self.error
+
+    def notify(self, index: int) -> None:
+        """Wake the task: there is an update of this prompt."""
+        self._updated.add(index)
+        self._wakeup.set()
+
+    def fail(self, error: NanovllmError) -> None:
+        """Wake the task, which gets `error` for what is unfinished; a complete request has none."""
+        if self.error is None and not self.is_finished:
+            self.error = error
+            self._wakeup.set()
+
+    def release(self, indices: Sequence[int] | None = None) -> None:
+        """Abort what is unfinished and give back what is held, by default of every prompt.
+
+        The last prompt that is released stops the clock. Harmless twice.
+        """
+        indices = sorted(self._held) if indices is None else indices
+        held = [index for index in indices if index in self._held]
+        self.on_release(self, held)
+        for index in held:
+            self._held.discard(index)
+            reservation = self.reservations[index]
+            if reservation is not None:
+                reservation.release()
+        if self.timer is not None and not self._held:
             self.timer.cancel()

@@ -1,12 +1,14 @@
-"""GET /metrics: the engine's numbers in Prometheus's text format.
+"""GET /metrics: the engine's numbers in Prometheus's text format, and counts of HTTP requests.
 
-Names, labels and meanings are those of vLLM (v1/metrics/loggers.py), with the prefix `nanovllm:`.
-docs/reliability.md lists the series, and those that vLLM does not have. Gauges and counters are read
-from the engine at each scrape; histograms are fed after each step. The low buckets are finer than
-vLLM's, because small models answer in milliseconds.
+Names, labels and meanings are those of vLLM (v1/metrics/loggers.py), with the prefix `nanovllm:`;
+HTTP requests are counted as vLLM's prometheus-fastapi-instrumentator does. docs/reliability.md lists
+the series, and those that vLLM does not have. Gauges and counters are read from the engine at each
+scrape; histograms are fed after each step. The low buckets are finer than vLLM's, because small
+models answer in milliseconds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
@@ -17,73 +19,56 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import EngineSnapshot, FinishedRequest, StepStats
 
+_Series: TypeAlias = dict[str, tuple[str, Callable[[EngineSnapshot], float]]]
+
 _SECONDS = (
-    0.001,
-    0.002,
-    0.005,
-    0.01,
-    0.02,
-    0.05,
-    0.1,
-    0.2,
-    0.5,
-    1.0,
-    2.0,
-    5.0,
-    10.0,
-    20.0,
-    50.0,
-    100.0,
-)
+    0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0,
+)  # fmt: skip
 _TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
-_GAUGES: dict[str, tuple[str, Callable[[EngineSnapshot], float]]] = {
-    "num_requests_running": (
-        "Sequences in the running batch.",
-        lambda stats: stats.num_requests_running,
-    ),
+_GAUGES: _Series = {
+    "num_requests_running": ("Sequences in the running batch.", lambda s: s.num_requests_running),
     "num_requests_waiting": (
         "Sequences that wait for their turn.",
-        lambda stats: stats.num_requests_waiting,
+        lambda s: s.num_requests_waiting,
     ),
     "kv_cache_usage_perc": (
         "Share of the KV cache in use, from 0 to 1.",
-        lambda stats: stats.kv_cache_usage,
+        lambda s: s.kv_cache_usage,
     ),
 }
-_COUNTERS: dict[str, tuple[str, Callable[[EngineSnapshot], float]]] = {
+_COUNTERS: _Series = {
     "prompt_tokens": (
         "Tokens of the prompts that were read, those from the prefix cache included.",
-        lambda stats: stats.prompt_tokens,
+        lambda s: s.prompt_tokens,
     ),
     "prompt_tokens_cached": (
         "Prompt tokens that were not computed: from the prefix cache, or shared by n choices.",
-        lambda stats: stats.prompt_tokens_cached,
+        lambda s: s.prompt_tokens_cached,
     ),
     "prompt_tokens_computed": (
         "Tokens that prefill computed, those of preempted sequences again.",
-        lambda stats: stats.prompt_tokens_computed,
+        lambda s: s.prompt_tokens_computed,
     ),
-    "generation_tokens": ("Tokens generated.", lambda stats: stats.generation_tokens),
-    "num_preemptions": (
-        "Sequences set back to be computed again.",
-        lambda stats: stats.num_preemptions,
-    ),
+    "generation_tokens": ("Tokens generated.", lambda s: s.generation_tokens),
+    "num_preemptions": ("Preemptions of sequences.", lambda s: s.num_preemptions),
     "prefix_cache_queries": (
         "Prompt tokens looked up in the prefix cache.",
-        lambda stats: stats.prefix_cache_queries,
+        lambda s: s.prefix_cache_queries,
     ),
     "prefix_cache_hits": (
         "Prompt tokens found in the prefix cache.",
-        lambda stats: stats.prefix_cache_hits,
+        lambda s: s.prefix_cache_hits,
     ),
 }
-_HISTOGRAMS = {
+_HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "time_to_first_token_seconds": ("From arrival to the first token.", _SECONDS),
     "inter_token_latency_seconds": ("Between two tokens of a sequence.", _SECONDS),
     "request_time_per_output_token_seconds": ("A sequence's mean time between tokens.", _SECONDS),
@@ -97,29 +82,28 @@ _HISTOGRAMS = {
         "Tokens of a prompt that were computed, not found in the prefix cache.",
         _TOKENS,
     ),
-    "request_generation_tokens": ("Tokens of an answer.", _TOKENS),
-    "request_max_num_generation_tokens": ("Tokens of the longest of n answers.", _TOKENS),
+    "request_generation_tokens": ("Tokens of a choice.", _TOKENS),
+    "request_max_num_generation_tokens": ("Tokens of the longest of n choices.", _TOKENS),
     "request_params_n": ("n of a request, for each of its prompts.", (1, 2, 5, 10, 20, 50, 100)),
-    "request_params_max_tokens": ("max_tokens of a request, for each of its answers.", _TOKENS),
-    "request_num_preemptions": (
-        "How often a sequence was set back to be computed again.",
-        (1, 2, 3, 4, 5, 10, 20),
-    ),
-    "iteration_tokens_total": (
-        "Prompt tokens computed and tokens generated in a step.",
-        _TOKENS,
-    ),
+    "request_params_max_tokens": ("max_tokens of a request, for each of its choices.", _TOKENS),
+    "request_num_preemptions": ("Preemptions of a sequence.", (1, 2, 3, 4, 5, 10, 20)),
+    "iteration_tokens_total": ("Prompt tokens computed and tokens generated in a step.", _TOKENS),
 }
+_Family: TypeAlias = type[CounterMetricFamily] | type[GaugeMetricFamily]
+
 _METHODS = frozenset(
     ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE")
 )
+_NOT_COUNTED = frozenset(("/metrics", "/health", "/load", "/version"))
+_CLIENT_DISCONNECTED = 499
+_NO_ROUTE = "none"
 
 
 class ServerMetrics:
     """One server's metrics, in a registry of its own."""
 
     def __init__(self, model_name: str) -> None:
-        """All series carry the label model_name."""
+        """Make all series, with the label model_name."""
         self._model_name = model_name
         self._registry = CollectorRegistry()
         self._histograms = {
@@ -149,24 +133,20 @@ class ServerMetrics:
         ProcessCollector(registry=self._registry)
 
     def watch(self, engine: AsyncEngine) -> None:
-        """Read gauges and counters from `engine` whenever they are asked for."""
+        """Read gauges and counters from `engine` at each scrape."""
         self._registry.register(_EngineCollector(engine, self._model_name))
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
+        """Return the text that Prometheus scrapes."""
         return generate_latest(self._registry)
 
     def count_http_request(self, method: str, status: int, handler: str) -> None:
-        """Count an HTTP request that has been answered with this status.
-
-        Args:
-            handler: path of the route, which is none of the client's making.
-        """
+        """Count an HTTP request; `handler` is the path of its route, never a client's text."""
         known_method = method if method in _METHODS else "other"
         self._http_requests.labels(known_method, f"{status // 100}xx", handler).inc()
 
     def on_step(self, stats: StepStats) -> None:
-        """Feed the histograms with what a step did."""
+        """Feed the histograms with the statistics of a step."""
         observe = self._histograms
         num_tokens = stats.num_prompt_tokens + stats.num_generated_tokens
         if num_tokens:
@@ -217,7 +197,7 @@ class ServerMetrics:
 
 
 class _EngineCollector(Collector):
-    """Gauges and counters of the engine as it is now; none while it is not ready."""
+    """Collects gauges and counters of the engine; none while it is not ready."""
 
     def __init__(self, engine: AsyncEngine, model_name: str) -> None:
         self._engine = engine
@@ -226,15 +206,11 @@ class _EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         if self._engine.state is not EngineState.READY:
             return
-        stats: EngineSnapshot = self._engine.stats()
+        stats = self._engine.stats()
         for name, (help_text, value) in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
-            gauge.add_metric([self._model_name], value(stats))
-            yield gauge
+            yield self._family(GaugeMetricFamily, name, help_text, value(stats))
         for name, (help_text, value) in _COUNTERS.items():
-            counter = CounterMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
-            counter.add_metric([self._model_name], value(stats))
-            yield counter
+            yield self._family(CounterMetricFamily, name, help_text, value(stats))
         yield from self._by_label(stats)
         yield self._cache_config(self._engine.engine)
         yield from self._admission()
@@ -274,17 +250,11 @@ class _EngineCollector(Collector):
     def _admission(self) -> Iterator[Metric]:
         room = self._engine.admission_stats()
         for name, help_text, amount in (
-            (
-                "queued_requests",
-                "Unfinished answers, of --max-queued-requests.",
-                room.answers,
-            ),
+            ("queued_requests", "Unfinished answers, of --max-queued-requests.", room.answers),
             ("queued_tokens", "Maximum total tokens of their requests.", room.tokens),
             ("queued_tokens_limit", "Maximum of queued_tokens.", room.max_tokens or 0),
         ):
-            gauge = GaugeMetricFamily(f"nanovllm:{name}", help_text, labels=["model_name"])
-            gauge.add_metric([self._model_name], amount)
-            yield gauge
+            yield self._family(GaugeMetricFamily, name, help_text, amount)
         yield self._labelled(
             CounterMetricFamily,
             "request_refused",
@@ -300,15 +270,73 @@ class _EngineCollector(Collector):
             self._engine.timeouts,
         )
 
+    def _family(self, family: _Family, name: str, help_text: str, value: float) -> Metric:
+        metric = family(f"nanovllm:{name}", help_text, labels=["model_name"])
+        metric.add_metric([self._model_name], value)
+        return metric
+
     def _labelled(
         self,
-        family: type[CounterMetricFamily] | type[GaugeMetricFamily],
+        family: _Family,
         name: str,
         help_text: str,
         label: str,
-        values: dict[str, int],
+        values: Mapping[str, int],
     ) -> Metric:
         metric = family(f"nanovllm:{name}", help_text, labels=["model_name", label])
         for value, count in values.items():
             metric.add_metric([self._model_name, value], count)
         return metric
+
+
+class HttpMetricsMiddleware:
+    """Counts requests by method, status and route when their response ends.
+
+    Requests that other middleware refuses are counted too.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute], metrics: ServerMetrics) -> None:
+        """Count the requests to `app`, which has these routes."""
+        self._app = app
+        self._metrics = metrics
+        known = [route for route in routes if isinstance(route, Route)]
+        self._fixed_paths = {route.path for route in known if "{" not in route.path}
+        self._patterns = [route for route in known if "{" in route.path]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, and count it."""
+        handler = self._handler(scope) if scope["type"] == "http" else ""
+        if scope["type"] != "http" or handler in _NOT_COUNTED:
+            await self._app(scope, receive, send)
+            return
+        status = _CLIENT_DISCONNECTED
+        is_counted = False
+
+        def count() -> None:
+            nonlocal is_counted
+            if not is_counted:
+                is_counted = True
+                self._metrics.count_http_request(scope["method"], status, handler)
+
+        async def watched_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            elif message["type"] == "http.response.body" and not message.get("more_body", False):
+                count()  # before the client can see the end of its response
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched_send)
+        finally:
+            count()
+
+    def _handler(self, scope: Scope) -> str:
+        """Return the path of the route with the names of its parameters; never a client's text."""
+        path: str = scope["path"]
+        if path in self._fixed_paths:
+            return path
+        for route in self._patterns:
+            if route.matches(scope)[0] is not Match.NONE:
+                return route.path
+        return _NO_ROUTE

@@ -1,6 +1,6 @@
-"""The OpenAPI document: what every route answers, errors included, so that programs and fuzzers can take it at its word.
+"""The OpenAPI document of all routes, errors and events included.
 
-It is for reading only: routes give finished responses, which the framework neither checks nor writes again.
+It only documents: the framework neither validates nor serializes responses.
 """
 
 from collections.abc import Sequence
@@ -22,13 +22,13 @@ _WHY = {
     413: "The body is larger than the server takes.",
     429: "The queue is full.",
     500: "A fault of the server, whose log has the reason.",
-    503: "The model is loading, the server is stopping, or the request's time was over before it began.",
-    504: "The request's time was over before its answer was complete.",
+    503: "The model is loading, the server is stopping, or the deadline passed in the queue.",
+    504: "The deadline passed before the response was complete.",
 }
 _REQUEST_ID = {
     "schema": {"type": "string"},
     "required": True,
-    "description": "the request's name, the client's own where it sent one",
+    "description": "the request's id; the client's own if it sent one",
 }
 _RETRY_AFTER = {
     "schema": {"type": "integer", "minimum": 0},
@@ -38,38 +38,41 @@ _RETRY_AFTER = {
 _SHOULD_RETRY = {
     "schema": {"type": "string", "const": "false"},
     "required": True,
-    "description": "the same would be computed again",
+    "description": "a retry would compute the same again",
 }
 _AUTHENTICATE = {"schema": {"type": "string", "const": "Bearer"}, "required": True}
 _HEADERS: dict[int, dict[str, Any]] = {
-    401: {"www-authenticate": _AUTHENTICATE}, 429: {"retry-after": _RETRY_AFTER}, 503: {"retry-after": _RETRY_AFTER},
-    504: {"x-should-retry": _SHOULD_RETRY},
+    401: {"www-authenticate": _AUTHENTICATE}, 429: {"retry-after": _RETRY_AFTER},
+    503: {"retry-after": _RETRY_AFTER}, 504: {"x-should-retry": _SHOULD_RETRY},
 }  # fmt: skip
 _KEY_SCHEME = "api_key"
 
 
-def answers(*errors: int, whole: Any = None, chunk: Any = None) -> dict[int | str, dict[str, Any]]:
-    """A route's answers, for its `responses`.
+def responses(
+    *errors: int, whole: Any = None, event: Any = None
+) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route.
 
     Args:
-        errors: their statuses, without those that every route can give.
-        whole: the type of the answer; None where the route says it in another way.
-        chunk: the type of an event's data where the answer can be streamed.
+        errors: their statuses, without those that every route can have.
+        whole: the type of the response; None if the route documents it otherwise.
+        event: the type of an event's data, if the response can be streamed.
     """
-    found: dict[int | str, dict[str, Any]] = {status: _error(status) for status in errors}
+    documented: dict[int | str, dict[str, Any]] = {status: _error(status) for status in errors}
     if whole is not None:
-        found[200] = {"model": whole, "description": "The answer."}
-    if chunk is not None:
-        found[200]["description"] = (
-            "The answer, whole or with `stream` as events: chunks, or an error in place of the rest, then `data: [DONE]`. "
-            "Comments (`: keep-alive`) may stand between events."
+        documented[200] = {"model": whole, "description": "The response."}
+    if event is not None:
+        documented[200]["description"] = (
+            "The response, whole or with `stream` as server-sent events, the last of which is an "
+            "error if something fails on the way. Comments (`: keep-alive`) may stand between "
+            "events."
         )
-        found[200]["content"] = {"text/event-stream": {"itemSchema": _event_schema(chunk)}}
-    return found
+        documented[200]["content"] = {"text/event-stream": {"itemSchema": _event_schema(event)}}
+    return documented
 
 
 def request_body(kind: type[BaseModel]) -> dict[str, Any]:
-    """What a route that reads its body itself gives as its `openapi_extra`."""
+    """Return the `openapi_extra` of a route that reads its body itself."""
     schema = {"$ref": _REF.format(model=kind.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
@@ -77,7 +80,7 @@ def request_body(kind: type[BaseModel]) -> dict[str, Any]:
 def install(
     app: FastAPI, kinds: Sequence[Any], *, has_keys: bool, checks_host: bool = False
 ) -> None:
-    """Make the document of `app` say what its layers answer too.
+    """Complete the document of `app` with the responses of its middleware.
 
     Args:
         kinds: the types of bodies and of events' data.
@@ -101,10 +104,8 @@ def _complete(
     schemas = document["components"]["schemas"]
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
-    for kind in (
-        ErrorAnswer,
-        *kinds,
-    ):  # the framework knows no events, and rounds the limits of whole numbers: a seed's are 64 bits
+    # The framework does not know events, and rounds limits of integers, such as a 64-bit seed's.
+    for kind in (ErrorAnswer, *kinds):
         schema = TypeAdapter(kind).json_schema(ref_template=_REF)
         schemas.update(schema.pop("$defs", {}))
         schemas[kind.__name__] = schema
@@ -119,9 +120,9 @@ def _complete(
 
 
 def _complete_operation(operation: dict[str, Any], *, needs_key: bool, checks_host: bool) -> None:
-    """Add what the layers around a route answer; a body that is not valid is a 400 here, never the framework's 422."""
-    responses = operation["responses"]
-    responses.pop("422", None)
+    """Add the responses of middleware; drop the framework's 422, which is a 400 here."""
+    documented = operation["responses"]
+    documented.pop("422", None)
     everywhere = (
         413,
         500,
@@ -132,15 +133,15 @@ def _complete_operation(operation: dict[str, Any], *, needs_key: bool, checks_ho
     for status in everywhere:
         described = _error(status)
         del described["model"]
-        responses[str(status)] = {
+        documented[str(status)] = {
             **described,
             "content": {
                 "application/json": {"schema": {"$ref": _REF.format(model=ErrorAnswer.__name__)}}
             },
         }
-    for response in responses.values():
+    for response in documented.values():
         response.setdefault("headers", {})["x-request-id"] = _REQUEST_ID
-    operation["responses"] = dict(sorted(responses.items()))
+    operation["responses"] = dict(sorted(documented.items()))
     if needs_key:
         operation["security"] = [{_KEY_SCHEME: []}]
 
@@ -153,11 +154,11 @@ def _error(status: int) -> dict[str, Any]:
     }
 
 
-def _event_schema(chunk: Any) -> dict[str, Any]:
-    """An event of a stream, as OpenAPI 3.2 describes them and tools for 3.1 read them too."""
+def _event_schema(event: Any) -> dict[str, Any]:
+    """Return the schema of a stream's events, as OpenAPI 3.2 has them."""
     data = {
         "anyOf": [
-            {"$ref": _REF.format(model=name)} for name in (chunk.__name__, ErrorAnswer.__name__)
+            {"$ref": _REF.format(model=name)} for name in (event.__name__, ErrorAnswer.__name__)
         ]
     }
     whole = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}

@@ -9,6 +9,7 @@ import pytest
 
 from nanovllm import LLM, SamplingParams
 from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.request_handle import RequestHandle
@@ -17,7 +18,17 @@ from nanovllm.errors import (
     InvalidRequestError,
     QueueFullError,
 )
-from tests.support.async_engines import LONG, SHORT, run, started, until
+from tests.support.async_engines import (
+    LONG,
+    SHORT,
+    generate,
+    output_of,
+    run,
+    started,
+    stream,
+    submit,
+    until,
+)
 from tests.support.serving import ENGINE_SETTINGS, loader
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -29,14 +40,14 @@ def test_answers_are_those_of_llm_whole_and_in_pieces(tiny_model: Path) -> None:
 
     async def test() -> None:
         async with started(loader(tiny_model)) as engine:
-            whole = await engine.generate("in the end", params)
+            whole = await generate(engine, "in the end", params)
             assert whole.outputs == expected.outputs
             texts, tokens = ["", ""], [0, 0]
-            async for news in engine.stream("in the end", params):
-                for answer in news.outputs:
+            async for delta in stream(engine, "in the end", params):
+                for answer in delta.outputs:
                     texts[answer.index] += answer.text
                     tokens[answer.index] += len(answer.token_ids)
-            assert news.finished
+            assert delta.finished
             assert texts == [answer.text for answer in expected.outputs]
             assert tokens == [len(answer.token_ids) for answer in expected.outputs]
 
@@ -52,7 +63,7 @@ def test_many_at_once_are_batched_and_each_gets_its_own(tiny_model: Path) -> Non
         async with started(
             loader(tiny_model), on_step=lambda stats: sizes.append(stats.num_decode_tokens)
         ) as engine:
-            outputs = await asyncio.gather(*(engine.generate(prompt, SHORT) for prompt in prompts))
+            outputs = await asyncio.gather(*(generate(engine, prompt, SHORT) for prompt in prompts))
             assert [output.outputs for output in outputs] == [output.outputs for output in expected]
 
     run(test)
@@ -63,14 +74,14 @@ def test_many_at_once_are_batched_and_each_gets_its_own(tiny_model: Path) -> Non
 def test_a_cancelled_generate_ends_its_request(tiny_model: Path, after_s: float) -> None:
     async def test() -> None:
         async with started(loader(tiny_model, step_s=0.01), max_queued_requests=1) as engine:
-            task = asyncio.create_task(engine.generate("the", LONG))
+            task = asyncio.create_task(generate(engine, "the", LONG))
             await asyncio.sleep(after_s)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
             await until(lambda: not engine.engine.has_work)
             assert engine.stats().generation_tokens < 100
-            assert (await engine.generate("the", SHORT)).finished
+            assert (await generate(engine, "the", SHORT)).finished
 
     run(test)
 
@@ -78,13 +89,13 @@ def test_a_cancelled_generate_ends_its_request(tiny_model: Path, after_s: float)
 def test_a_stream_that_is_closed_ends_its_request(tiny_model: Path) -> None:
     async def test() -> None:
         async with started(loader(tiny_model, step_s=0.01), max_queued_requests=1) as engine:
-            async with aclosing(engine.stream("the", LONG)) as pieces:
+            async with aclosing(stream(engine, "the", LONG)) as pieces:
                 await anext(pieces)
             await until(lambda: not engine.engine.has_work)
             assert engine.stats().generation_tokens < 100
-            never_read = engine.stream("the", LONG)
+            never_read = stream(engine, "the", LONG)
             await never_read.aclose()
-            assert (await engine.generate("the", SHORT)).finished
+            assert (await generate(engine, "the", SHORT)).finished
 
     run(test)
 
@@ -100,17 +111,18 @@ async def waiting(engine: AsyncEngine, handle: RequestHandle) -> None:
 
 async def running(engine: AsyncEngine, handle: RequestHandle) -> None:
     """Some of the answer is there."""
-    await until(lambda: len(handle.output_processor.output().outputs[0].token_ids) > 2)
+    await until(lambda: len(output_of(handle).outputs[0].token_ids) > 2)
 
 
 async def finished(engine: AsyncEngine, handle: RequestHandle) -> None:
     """All of the answer is there, and nobody has asked for it."""
-    await until(lambda: handle.output_processor.is_finished)
+    await until(lambda: handle.is_finished)
 
 
 async def answered(engine: AsyncEngine, handle: RequestHandle) -> None:
     """The answer has been taken."""
-    assert (await engine.finish(handle)).finished
+    await handle.wait()
+    assert output_of(handle).finished
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -128,28 +140,24 @@ def test_leaving_is_harmless_in_every_state_and_twice(
             loader(tiny_model, step_s=0.003, max_num_seqs=seats), max_queued_requests=3
         ) as engine:
             if state is waiting:
-                first = engine.submit(engine.check("a", LONG))
-            handle = engine.submit(
-                engine.check(
-                    "the",
-                    SamplingParams(
-                        **{**LONG.as_dict(), "n": 2, "max_tokens": 20, "temperature": temperature}
-                    ),
-                )
+                first = submit(engine, "a", LONG)
+            params = SamplingParams(
+                **{**LONG.as_dict(), "n": 2, "max_tokens": 20, "temperature": temperature}
             )
+            handle = submit(engine, "the", params)
             await state(engine, handle)
-            engine.leave([handle])
-            engine.leave([handle, handle])
+            handle.release()
+            handle.release([0, 0])
             if state is waiting:
-                engine.leave([first])
+                first.release()
             await until(lambda: not engine.engine.has_work)
-            engine.leave([handle])
-            outputs = await asyncio.gather(*(engine.generate("the", SHORT) for _ in range(3)))
+            handle.release()
+            outputs = await asyncio.gather(*(generate(engine, "the", SHORT) for _ in range(3)))
             assert all(output.finished for output in outputs), (
                 "each handle gives back its places once and not more"
             )
             with pytest.raises(QueueFullError):
-                await asyncio.gather(*(engine.generate("the", SHORT) for _ in range(4)))
+                await asyncio.gather(*(generate(engine, "the", SHORT) for _ in range(4)))
 
     run(test)
 
@@ -159,7 +167,7 @@ def test_a_stop_string_ends_the_sequence_in_the_engine(tiny_model: Path) -> None
         reported: list[StepStats] = []
         async with started(loader(tiny_model, step_s=0.005), on_step=reported.append) as engine:
             params = SamplingParams(max_tokens=120, allowed_token_ids=[ord("k") - 33], stop="kkk")
-            answer = (await engine.generate("the", params)).outputs[0]
+            answer = (await generate(engine, "the", params)).outputs[0]
             assert (answer.text, answer.finish_reason, answer.stop_reason) == ("", "stop", "kkk")
             await until(lambda: any(stats.finished for stats in reported))
             (ended,) = (one for stats in reported for one in stats.finished)
@@ -178,29 +186,28 @@ def test_a_stop_string_ends_the_sequence_in_the_engine(tiny_model: Path) -> None
 def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
     async def test() -> None:
         async with started(loader(tiny_model, step_s=0.01), max_queued_requests=3) as engine:
-            holding = engine.submit(engine.check("the", LONG))
+            holding = submit(engine, "the", LONG)
+            three = GenerationRequest(prompts=["a", "b", "c"], params=SHORT)
             with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
-                engine.submit_all(
-                    [engine.check("a", SHORT), engine.check("b", SamplingParams(n=2))]
-                )
+                engine.generate(engine.prepare(three))
             with pytest.raises(QueueFullError):
                 engine.check_room(3)
             with pytest.raises(InvalidRequestError, match="4 answers at once, the limit is 3"):
-                engine.submit(engine.check("a", SamplingParams(n=4)))
+                submit(engine, "a", SamplingParams(n=4))
             for params in (
                 SamplingParams(n=3, temperature=0),
                 SamplingParams(best_of=3),
                 SamplingParams(best_of=3, temperature=0),
             ):
                 with pytest.raises(QueueFullError, match="1 requests are unfinished and 3 more"):
-                    engine.submit(engine.check("a", params))
+                    submit(engine, "a", params)
             engine.check_room(2)
             assert engine.engine.scheduler.num_waiting <= 1
-            engine.leave([holding])
-            assert (await engine.generate("a", SamplingParams(n=3, max_tokens=1))).finished
+            holding.release()
+            assert (await generate(engine, "a", SamplingParams(n=3, max_tokens=1))).finished
             assert (
-                await engine.generate(
-                    "a", SamplingParams(n=2, best_of=3, max_tokens=1, temperature=0)
+                await generate(
+                    engine, "a", SamplingParams(n=2, best_of=3, max_tokens=1, temperature=0)
                 )
             ).finished
             engine.check_room(3)
@@ -212,8 +219,8 @@ def test_the_best_of_more_are_followed_in_one_piece(tiny_model: Path) -> None:
     async def test() -> None:
         async with started(loader(tiny_model)) as engine:
             params = SamplingParams(max_tokens=8, n=2, best_of=5, seed=1)
-            whole = await engine.generate("the", params)
-            (piece,) = [news async for news in engine.stream("the", params)]
+            whole = await generate(engine, "the", params)
+            (piece,) = [delta async for delta in stream(engine, "the", params)]
             assert [(answer.index, answer.text) for answer in piece.outputs] == [
                 (answer.index, answer.text) for answer in whole.outputs
             ]
@@ -227,11 +234,11 @@ def test_wrong_requests_are_found_before_anything_is_queued(tiny_model: Path) ->
         async with started(loader(tiny_model)) as engine:
             for prompt in ("", [], [999], "a" * 500):
                 with pytest.raises(InvalidRequestError):
-                    await engine.generate(prompt, SHORT)
+                    await generate(engine, prompt, SHORT)
                 with pytest.raises(InvalidRequestError):
-                    await anext(engine.stream(prompt, SHORT))
+                    await anext(stream(engine, prompt, SHORT))
             with pytest.raises(ContextLengthError):
-                await engine.generate([1] * 200, SHORT)
+                await generate(engine, [1] * 200, SHORT)
             assert engine.stats().generation_tokens == 0
 
     run(test)
@@ -241,7 +248,7 @@ def test_the_same_request_id_may_be_used_twice_at_once(tiny_model: Path) -> None
     async def test() -> None:
         async with started(loader(tiny_model)) as engine:
             first, second = await asyncio.gather(
-                *(engine.generate("the", SHORT, request_id="same") for _ in range(2))
+                *(generate(engine, "the", SHORT, request_id="same") for _ in range(2))
             )
             assert first.outputs == second.outputs
 
@@ -256,15 +263,15 @@ def test_an_id_that_is_in_use_is_refused_before_it_is_queued(
 
     async def test() -> None:
         async with started(loader(tiny_model, step_s=0.005), max_queued_requests=2) as engine:
-            first = asyncio.create_task(engine.generate("the", LONG))
+            first = asyncio.create_task(generate(engine, "the", LONG))
             await until(lambda: engine.stats().num_requests_running == 1)
             with pytest.raises(InvalidRequestError, match="'0-request' is in use"):
-                await engine.generate("a", SHORT)
-            twice = engine.check("a", SHORT, request_id="twice")
+                await generate(engine, "a", SHORT)
+            twice = GenerationRequest(prompts=["a", "a"], params=SHORT, request_id="twice")
             with pytest.raises(InvalidRequestError, match="'0-twice' is in use"):
-                engine.submit_all([twice, twice])
+                engine.generate(engine.prepare(twice))
             assert (await first).finished
-            assert (await engine.generate("a", SHORT)).finished
+            assert (await generate(engine, "a", SHORT)).finished
             assert engine.admission_stats().answers == 0
 
     run(test)
@@ -277,9 +284,9 @@ def test_metrics_say_stop_where_the_answer_does_on_the_last_token(tiny_model: Pa
     async def test() -> None:
         async with started(loader(tiny_model), on_step=reported.append) as engine:
             params = SamplingParams(max_tokens=3, allowed_token_ids=[ord("k") - 33], stop="kkk")
-            answer = (await engine.generate("the", params)).outputs[0]
+            answer = (await generate(engine, "the", params)).outputs[0]
             assert (answer.finish_reason, len(answer.token_ids)) == ("stop", 3)
-            other = (await engine.generate("the", SHORT)).outputs[0]
+            other = (await generate(engine, "the", SHORT)).outputs[0]
             assert other.finish_reason == "length"
 
     run(test)
@@ -298,7 +305,7 @@ def test_a_preempted_sequence_counts_its_prompt_once(tiny_model: Path) -> None:
         load = loader(tiny_model, num_blocks=6, block_size=8)
         async with started(load, on_step=reported.append) as engine:
             params = SamplingParams(max_tokens=24, ignore_eos=True)
-            await asyncio.gather(*(engine.generate([token] * 16, params) for token in (1, 2)))
+            await asyncio.gather(*(generate(engine, [token] * 16, params) for token in (1, 2)))
             stats = engine.stats()
             assert stats.num_preemptions > 0
             assert (stats.prompt_tokens, stats.prompt_tokens_cached) == (32, 0)
@@ -314,7 +321,7 @@ def test_the_times_of_an_answer_that_a_stop_string_ended_are_complete(tiny_model
     async def test() -> None:
         async with started(loader(tiny_model)) as engine:
             params = SamplingParams(max_tokens=30, allowed_token_ids=[ord("k") - 33], stop="kkk")
-            times = (await engine.generate("the", params)).metrics
+            times = (await generate(engine, "the", params)).metrics
             assert times is not None
             assert times.finished_s is not None
             assert times.first_token_s is not None
@@ -328,7 +335,7 @@ def test_what_stats_say_is_one_moment_and_never_negative(tiny_model: Path) -> No
 
     async def test() -> None:
         async with started(loader(tiny_model, max_num_seqs=2)) as engine:
-            tasks = [asyncio.create_task(engine.generate([i + 1], SHORT)) for i in range(30)]
+            tasks = [asyncio.create_task(generate(engine, [i + 1], SHORT)) for i in range(30)]
             for task in tasks[::3]:
                 await asyncio.sleep(0)
                 task.cancel()

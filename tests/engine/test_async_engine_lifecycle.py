@@ -10,13 +10,25 @@ import pytest
 from nanovllm import SamplingParams
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import (
     CheckpointError,
     EngineFaultError,
     EngineNotReadyError,
     InvalidRequestError,
 )
-from tests.support.async_engines import LONG, SHORT, engine_threads, run, started, until
+from tests.support.async_engines import (
+    LONG,
+    SHORT,
+    engine_threads,
+    generate,
+    output_of,
+    run,
+    started,
+    stream,
+    submit,
+    until,
+)
 from tests.support.serving import loader
 
 pytestmark = pytest.mark.usefixtures("backend")
@@ -31,12 +43,12 @@ def test_stopping_wakes_everybody(tiny_model: Path) -> None:
         assert len(engine_threads() - before) == 1
 
         async def read() -> None:
-            async for _ in engine.stream("the", LONG):
+            async for _ in stream(engine, "the", LONG):
                 pass
 
         tasks = [
             asyncio.ensure_future(work)
-            for work in (*(engine.generate("the", LONG) for _ in range(3)), read(), read())
+            for work in (*(generate(engine, "the", LONG) for _ in range(3)), read(), read())
         ]
         await until(lambda: engine.stats().generation_tokens > 3)
         await asyncio.gather(engine.stop(), engine.stop())
@@ -47,7 +59,7 @@ def test_stopping_wakes_everybody(tiny_model: Path) -> None:
         assert engine.state is EngineState.STOPPED
         assert engine_threads() <= before
         with pytest.raises(EngineNotReadyError, match="stopped"):
-            await engine.generate("the", SHORT)
+            await generate(engine, "the", SHORT)
 
     run(test)
 
@@ -57,10 +69,10 @@ def test_a_request_that_was_checked_before_the_stop_is_refused_after_it(tiny_mod
         engine = AsyncEngine(loader(tiny_model))
         await engine.start()
         await engine.wait_until_ready()
-        prepared = engine.check("the", SHORT)
+        prepared = engine.prepare(GenerationRequest(prompts=["the"], params=SHORT))
         await engine.stop()
         with pytest.raises(EngineNotReadyError, match="stopped"):
-            engine.submit(prepared)
+            engine.generate(prepared)
 
     run(test)
 
@@ -79,7 +91,7 @@ def test_an_engine_that_loads_is_stopped_at_once(tiny_model: Path) -> None:
         with pytest.raises(EngineNotReadyError, match="loading"):
             engine.stats()
         with pytest.raises(EngineNotReadyError, match="loading"):
-            await engine.generate("the", SHORT)
+            await generate(engine, "the", SHORT)
         waiters = [asyncio.create_task(engine.wait_until_ready()) for _ in range(2)]
         await asyncio.sleep(0)
         await asyncio.wait_for(engine.stop(), 2)
@@ -117,7 +129,7 @@ def test_what_loading_raises_reaches_everybody_who_waits(error: Exception) -> No
             assert result is error
         assert (engine.state, engine.failure) == (EngineState.FAILED, error)
         with pytest.raises(EngineNotReadyError, match="failed"):
-            engine.submit_all([])
+            engine.generate([])
         await engine.stop()
         assert engine.state is EngineState.FAILED
 
@@ -133,14 +145,14 @@ def test_a_step_that_fails_ends_its_requests_and_not_the_engine(
             def fail(*_: Any) -> Any:
                 raise FloatingPointError("overflow")
 
-            expected = await engine.generate("the", SHORT)
+            expected = await generate(engine, "the", SHORT)
             with monkeypatch.context() as patch:
                 patch.setattr(engine.engine.runner, "run", fail)
                 with pytest.raises(EngineFaultError, match="the log has the reason"):
-                    await engine.generate("the", SHORT)
+                    await generate(engine, "the", SHORT)
                 with pytest.raises(EngineFaultError, match="the log has the reason"):
-                    await anext(engine.stream("the", SamplingParams(n=3)))
-            assert (await engine.generate("the", SHORT)).outputs == expected.outputs
+                    await anext(stream(engine, "the", SamplingParams(n=3)))
+            assert (await generate(engine, "the", SHORT)).outputs == expected.outputs
 
     run(test)
 
@@ -152,7 +164,7 @@ def test_a_thread_that_breaks_down_wakes_everybody(
         engine = AsyncEngine(loader(tiny_model, step_s=0.005))
         await engine.start()
         await engine.wait_until_ready()
-        tasks = [asyncio.create_task(engine.generate("the", LONG)) for _ in range(3)]
+        tasks = [asyncio.create_task(generate(engine, "the", LONG)) for _ in range(3)]
         await until(lambda: engine.stats().generation_tokens > 3)
         monkeypatch.setattr(engine.engine, "step", lambda on_planned: 1 / 0)
         for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -161,7 +173,7 @@ def test_a_thread_that_breaks_down_wakes_everybody(
         assert engine.state is EngineState.FAILED
         assert isinstance(engine.failure, ZeroDivisionError)
         with pytest.raises(EngineNotReadyError, match="failed"):
-            await engine.generate("the", SHORT)
+            await generate(engine, "the", SHORT)
         await engine.stop()
 
     run(test)
@@ -176,7 +188,7 @@ def test_results_that_come_after_the_event_loop_is_closed_are_dropped(tiny_model
         engines.append(engine)
         await engine.start()
         await engine.wait_until_ready()
-        engine.submit(engine.check("the", LONG))
+        submit(engine, "the", LONG)
         await until(lambda: engine.stats().generation_tokens > 3)
 
     asyncio.run(begin())
@@ -198,23 +210,24 @@ def test_a_complete_answer_survives_the_end_of_the_engine(tiny_model: Path, end:
         engine = AsyncEngine(loader(tiny_model))
         await engine.start()
         await engine.wait_until_ready()
-        reader = engine.submit(engine.check("the", SHORT))
-        task = asyncio.create_task(engine.finish(reader))
+        handle = submit(engine, "the", SHORT)
+        task = asyncio.create_task(handle.wait())
         await asyncio.sleep(0)
         ending: list[asyncio.Future[None]] = []
         real = engine._deliver  # noqa: SLF001 - what the engine's thread calls
 
         def deliver_and_end(output: Any) -> None:
             real(output)
-            if reader.output_processor.is_finished and not ending:
+            if handle.is_finished and not ending:
                 if end == "break down":
                     engine._fail(RuntimeError("it broke"))  # noqa: SLF001
                 else:  # what stop() does before it waits for the thread
-                    reader.fail(EngineNotReadyError("the engine was stopped"))
+                    handle.fail(EngineNotReadyError("the engine was stopped"))
                 ending.append(asyncio.ensure_future(engine.stop()))
 
         engine._thread._on_output = deliver_and_end  # noqa: SLF001
-        output = await task
+        await task
+        output = output_of(handle)
         assert (output.finished, len(output.outputs[0].token_ids)) == (True, 3)
         await ending[0]
 
@@ -227,15 +240,15 @@ def test_the_first_part_that_fails_ends_the_whole_request(tiny_model: Path) -> N
     async def test() -> None:
         async with started(loader(tiny_model, step_s=0.02)) as engine:
             blocked = SamplingParams(allowed_token_ids=[5], stop_token_ids=[5], min_tokens=2)
-            parts = [
-                engine.check(prompt, params)
-                for prompt, params in (("the", LONG), ("a", blocked), ("in", LONG))
+            prepared = [
+                *engine.prepare(GenerationRequest(prompts=["the"], params=LONG)),
+                *engine.prepare(GenerationRequest(prompts=["a"], params=blocked)),
+                *engine.prepare(GenerationRequest(prompts=["in"], params=LONG)),
             ]
-            readers = engine.submit_all(parts)
-            with pytest.raises(InvalidRequestError, match="every token is forbidden"):
-                await engine.finish(readers[0])
-            assert engine.stats().generation_tokens < 100
-            engine.leave(readers)
+            with engine.generate(prepared) as handle:
+                with pytest.raises(InvalidRequestError, match="every token is forbidden"):
+                    await handle.wait()
+                assert engine.stats().generation_tokens < 100
 
     run(test)
 
@@ -252,7 +265,7 @@ def test_what_clients_are_told_does_not_tell_what_went_wrong(
             with monkeypatch.context() as patch:
                 patch.setattr(engine.engine.runner, "run", fail)
                 with pytest.raises(EngineFaultError) as caught:
-                    await engine.generate("the", SHORT)
+                    await generate(engine, "the", SHORT)
             assert "secret" not in str(caught.value)
 
     run(test)

@@ -9,9 +9,11 @@ import pytest
 from nanovllm.config import EngineConfig
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.request_handle import Deadline
 from nanovllm.errors import RequestTimeoutError
 from nanovllm.sampling_params import SamplingParams
+from tests.support.async_engines import generate, stream, submit
 from tests.support.serving import loader
 
 LONG = SamplingParams(max_tokens=100, temperature=1.0, ignore_eos=True, n=2)
@@ -47,10 +49,10 @@ def test_a_reader_is_told_while_the_engine_is_in_a_long_step(tiny_model: Path) -
             with pytest.raises(
                 RequestTimeoutError, match=r"was given 0\.1 s .* waiting for its turn"
             ) as caught:
-                await engine.generate("the", LONG, timeout_s=0.1)
+                await generate(engine, "the", LONG, timeout_s=0.1)
             assert not caught.value.has_begun
             with pytest.raises(RequestTimeoutError):
-                async for _ in engine.stream("the", LONG, timeout_s=0.1):
+                async for _ in stream(engine, "the", LONG, timeout_s=0.1):
                     pass
             assert (engine.timeouts, engine.admission_stats().tokens) == (
                 {"queued": 2, "running": 0},
@@ -69,9 +71,7 @@ def test_what_is_over_before_it_is_queued_takes_no_room(tiny_model: Path) -> Non
         await engine.wait_until_ready()
         try:
             with pytest.raises(RequestTimeoutError):
-                engine.submit_all(
-                    [engine.check("the", LONG)], deadline=Deadline.after(1.0, time.monotonic() - 2)
-                )
+                submit(engine, "the", LONG, timeout_s=0.0)
             assert engine.admission_stats().answers == 0
         finally:
             await engine.stop()
@@ -87,15 +87,13 @@ def test_the_clock_stops_with_the_last_part_of_a_request(tiny_model: Path) -> No
         try:
             deadline = Deadline.after(1000.0)
             short = SamplingParams(max_tokens=1)
-            readers = engine.submit_all(
-                [engine.check("the", short), engine.check("a", short)], deadline=deadline
-            )
-            timer = readers[0].timer
-            assert timer is not None
-            await engine.finish(readers[0])
-            assert not timer.cancelled()
-            await engine.finish(readers[1])
-            assert timer.cancelled()
+            request = GenerationRequest(prompts=["the", "a"], params=short)
+            handle = engine.generate(engine.prepare(request), deadline=deadline)
+            assert handle.timer is not None
+            handle.release([0])
+            assert not handle.timer.cancelled()
+            handle.release()
+            assert handle.timer.cancelled()
             assert not deadline.has_passed
         finally:
             await engine.stop()

@@ -1,6 +1,5 @@
 """The server before its model is loaded, when loading fails, when a step fails, and when it ends."""
 
-import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ import pytest
 
 from nanovllm import SamplingParams
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.errors import CheckpointError, EngineNotReadyError
 from tests.support.async_engines import engine_threads
@@ -277,9 +277,10 @@ def test_a_request_that_is_being_read_while_the_engine_stops_is_refused(
     engine = fresh.engine
 
     async def run() -> None:
-        prepared = engine.engine.input_processor.submit("late", "the", SamplingParams(max_tokens=1))
+        request = GenerationRequest(prompts=["the"], params=SamplingParams(max_tokens=1))
+        prepared = engine.prepare(request)
         await engine.stop()
         with pytest.raises(EngineNotReadyError, match="stopped"):
-            await asyncio.wait_for(engine.finish(engine.submit(prepared)), 2)
+            engine.generate(prepared)
 
     fresh.on_loop(run)

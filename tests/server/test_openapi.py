@@ -85,6 +85,8 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
         "/v1/chat/completions",
         {"messages": MESSAGES, "max_tokens": 3, "n": 2, "use_beam_search": True},
     ),
+    ("POST", "/v1/responses", {"input": "the", "max_output_tokens": 4}),
+    ("POST", "/v1/responses", {"input": MESSAGES, "max_output_tokens": 4, "stream": True}),
     ("POST", "/v1/embeddings", {"input": ["the", "a"]}),
     ("POST", "/v1/embeddings", {"input": [1, 2], "encoding_format": "base64", "pooling": "mean"}),
     ("POST", "/tokenize", {"prompt": "the"}),
@@ -181,6 +183,7 @@ def test_errors_are_what_the_document_says(guarded: RunningServer, contract: Con
     for path in posts:
         field = {
             "/v1/chat/completions": "messages",
+            "/v1/responses": "input",
             "/v1/embeddings": "input",
             "/detokenize": "tokens",
         }.get(path, "prompt")
@@ -240,7 +243,8 @@ def test_a_full_queue_is_answered_as_the_document_says(
         chunks = response.iter_raw()  # kept: the connection closes with it
         next(chunks)
         asked: dict[str, dict[str, Any]] = {
-            "/v1/completions": {"prompt": "a"}, "/v1/chat/completions": {"messages": MESSAGES}, "/v1/embeddings": {"input": "a"},
+            "/v1/completions": {"prompt": "a"}, "/v1/chat/completions": {"messages": MESSAGES},
+            "/v1/responses": {"input": "a"}, "/v1/embeddings": {"input": "a"},
         }  # fmt: skip
         for path, wanted in asked.items():
             refused = running.http.post(path, json=wanted)

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,6 +10,10 @@ import pytest
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
+from nanovllm.engine.generation_request import GenerationRequest
+from nanovllm.engine.request_handle import Deadline, RequestHandle
+from nanovllm.outputs import RequestOutput
+from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
 LONG = SamplingParams(max_tokens=100, temperature=0, ignore_eos=True)
@@ -30,6 +34,43 @@ async def started(load: Callable[[], Engine], **settings: Any) -> AsyncIterator[
         await engine.stop()
     inner.check_integrity()  # once its thread has ended, which may free blocks after the last request
     assert inner.blocks.num_used == 0
+
+
+def submit(
+    engine: AsyncEngine,
+    prompt: Prompt,
+    params: SamplingParams,
+    *,
+    request_id: str = "request",
+    timeout_s: float | None = None,
+) -> RequestHandle:
+    """Queue a request of one prompt."""
+    request = GenerationRequest(prompts=[prompt], params=params, request_id=request_id)
+    deadline = None if timeout_s is None else Deadline.after(timeout_s)
+    return engine.generate(engine.prepare(request), deadline=deadline)
+
+
+def output_of(handle: RequestHandle) -> RequestOutput:
+    """Return the output so far of a request of one prompt."""
+    return handle.prepared_requests[0].output_processor.output()
+
+
+async def generate(
+    engine: AsyncEngine, prompt: Prompt, params: SamplingParams, **options: Any
+) -> RequestOutput:
+    """Return the whole output of one prompt."""
+    with submit(engine, prompt, params, **options) as handle:
+        await handle.wait()
+        return output_of(handle)
+
+
+async def stream(
+    engine: AsyncEngine, prompt: Prompt, params: SamplingParams, **options: Any
+) -> AsyncGenerator[RequestOutput, None]:
+    """Yield the output of one prompt as it grows."""
+    with submit(engine, prompt, params, **options) as handle:
+        async for _, delta in handle.deltas():
+            yield delta
 
 
 async def until(condition: Callable[[], bool], *, looks: int = 2000) -> None:

@@ -91,9 +91,16 @@ class Contract:
         *parts, rest = content.split(b"\n\n")
         assert rest == b""
         events = [part for part in parts if not part.startswith(b":")]  # comments
-        assert events[-1] == b"data: [DONE]"
-        for event in events[:-1]:
-            self._validate(schema, json.loads(event.removeprefix(b"data: ")))
+        data = [event.rpartition(b"data: ")[2] for event in events]
+        last = data.pop() if data[-1] == b"[DONE]" else json.loads(data[-1])["type"].encode()
+        assert last in (
+            b"[DONE]",
+            b"response.completed",
+            b"response.incomplete",
+            b"response.failed",
+        )
+        for one in data:
+            self._validate(schema, json.loads(one))
 
     def _validate(self, schema: dict[str, Any], value: Any) -> None:
         validator = self._validators.get(id(schema))  # they live as long as the document

@@ -25,9 +25,9 @@ from nanovllm.model.sampling import SamplingSettings
 from nanovllm.runner.logit_rows import LogitRows
 from nanovllm.runner.native_model_runner import NativeModelRunner, RunnerOutput
 from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT
 from nanovllm.server.http.protocol import watched_protocol
 from nanovllm.server.metrics import ServerMetrics
-from nanovllm.server.openai.streaming import KEEP_ALIVE_COMMENT
 
 T = TypeVar("T")
 MODEL = "tiny"

@@ -15,7 +15,10 @@ def write_json(value: Any) -> bytes:
 
 
 def json_pieces(value: Any, nested: int = _NESTED) -> Iterator[bytes]:
-    """The JSON of a value, piece by piece. NaN and infinity raise ValueError: JSON has neither."""
+    """Yield the JSON of a value piece by piece; raises ValueError for NaN and infinity.
+
+    An iterator is written as a list, whose items are made one at a time.
+    """
     if nested and isinstance(value, Mapping):
         separator = b"{"
         for name, item in value.items():
@@ -36,6 +39,13 @@ def json_pieces(value: Any, nested: int = _NESTED) -> Iterator[bytes]:
             yield separator + _dumps(value[start : start + PIECE_ITEMS])[1:-1]
             separator = b","
         yield b"]"
+    elif isinstance(value, Iterator):
+        separator = b"["
+        for item in value:
+            yield separator
+            yield from json_pieces(item)
+            separator = b","
+        yield b"[]" if separator == b"[" else b"]"
     else:
         yield _dumps(value)
 

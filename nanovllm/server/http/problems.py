@@ -111,7 +111,8 @@ def _reason(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
     reason = _REASONS.get(problem["type"])
     if reason is None:
         return shorten(problem["msg"].removeprefix("Value error, "), 400)
-    return reason.format(**{name: _plain(item) for name, item in problem.get("ctx", {}).items()})
+    limits = {name: _plain(item) for name, item in problem.get("ctx", {}).items()}
+    return reason.format(**limits).replace(" 1 entries", " 1 entry")
 
 
 def _plain(item: object) -> object:

@@ -23,8 +23,8 @@ from starlette.requests import Request
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.errors import EngineFaultError, EngineNotReadyError, NanovllmError, QueueFullError
 from nanovllm.server.http.deadlines import deadline_of
+from nanovllm.server.http.event_stream import unless_disconnected
 from nanovllm.server.http.request_log import record_of
-from nanovllm.server.openai.streaming import unless_gone
 
 T = TypeVar("T")
 SMALL_BYTES = 1 << 15
@@ -71,9 +71,9 @@ class Work:
                 client,
                 call,
                 deadline_s=deadline.at_s,
-                timeout_error=lambda: self._engine.too_late(deadline),
+                timeout_error=lambda: self._engine.timeout_error(deadline),
             )
-        return await unless_gone(request, result)
+        return await unless_disconnected(request, result)
 
     def writer(self, request: Request) -> Callable[[Callable[[], T]], Awaitable[T]]:
         """Return a coroutine function that runs calls that write a request's response."""

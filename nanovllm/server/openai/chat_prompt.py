@@ -1,8 +1,11 @@
-"""The prompt that a checkpoint's chat template makes of messages, for chats and for /tokenize."""
+"""The prompt that a checkpoint's chat template makes of messages."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import CheckpointError, InvalidRequestError
 from nanovllm.server.openai.chat_schemas import ChatMessage, PromptFields
@@ -27,7 +30,7 @@ def encode_messages(
         template: the checkpoint's; None where it has none.
         tokenizer: the model's.
         check_text: may refuse the prompt's text before it is tokenized.
-        add_special_tokens: with those that the tokenizer puts around every text.
+        add_special_tokens: add the tokens that the tokenizer puts around a text.
 
     Raises:
         InvalidRequestError: there is no template, it is not valid, or it refuses the messages.
@@ -48,3 +51,32 @@ def encode_messages(
         )
     except CheckpointError as error:
         raise InvalidRequestError(f"{error}; {_REMEDY}", param="messages") from error
+
+
+def encode_prompt(
+    messages: Sequence[ChatMessage],
+    fields: PromptFields,
+    template: ChatTemplate | None,
+    input_processor: InputProcessor,
+    *,
+    add_special_tokens: bool = False,
+    is_truncated: bool = False,
+) -> list[int]:
+    """Return the token ids of a prompt to generate from, before truncation.
+
+    Raises as `encode_messages`, and where the prompt is too long.
+    """
+    return encode_messages(
+        messages,
+        fields,
+        template,
+        input_processor.tokenizer,
+        partial(input_processor.check_text, is_truncated=is_truncated),
+        add_special_tokens=add_special_tokens,
+    )
+
+
+def stop_token_ids(template: ChatTemplate | None, engine: Engine) -> list[int]:
+    """Return the token with which the template ends a turn, if the model has it."""
+    end = None if template is None else template.end_of_turn_id(engine.tokenizer)
+    return [] if end is None or end >= engine.model.vocab else [end]

@@ -1,10 +1,10 @@
-"""What a client may send to /v1/chat/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
+"""The fields of /v1/chat/completions, and messages.
 
-As for completions, a field that is not listed here is refused by name. Messages are text: images,
-sound and tools are refused. The answer of any server may be sent back as an assistant's message,
-whatever keys it has: its text is read, and a tool call is refused.
+Messages are text: images, audio and tools are refused. The answer of any server may be sent back as
+an assistant's message, whatever keys it has: its text is read, and a tool call is refused.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
@@ -15,53 +15,65 @@ from nanovllm.server.http.bounds import BoundedModel, allow_nulls
 from nanovllm.server.http.errors import shorten
 from nanovllm.server.http.problems import given, quote
 from nanovllm.server.openai.response_types import Role
-from nanovllm.server.openai.schemas import NO_EFFECT, Body, SamplingBody, UnusedFields
+from nanovllm.server.openai.schemas import (
+    NO_EFFECT,
+    SPECIAL_TOKENS,
+    Body,
+    SamplingBody,
+    UnusedFields,
+)
 
-MAX_MESSAGES = 2048  # more than any context has tokens
+MAX_MESSAGES = 2048
 _CALLS = ("tool_calls", "function_call")
 _PART = ("type", "text")
 
-_PART_SCHEMA = {
-    "type": "object", "properties": {"type": {"const": "text"}, "text": {"type": "string"}}, "required": ["type", "text"],
-    "additionalProperties": {"type": "null"},
-}  # fmt: skip
 
+def join_parts(value: object, part_type: str = "text", answer_type: str | None = None) -> object:
+    """Join parts of text by line breaks; raises ValueError for another part.
 
-def _joined(value: object) -> object:
-    """Join parts of text to one text, with a line break between."""
+    Parts have `part_type`, or `answer_type`, which an earlier response has with any other fields.
+    """
     if not isinstance(value, list):
         return value
     for index, part in enumerate(value):
-        fault = _part_fault(part)
+        fault = _part_fault(part, part_type, answer_type)
         if fault:
             raise ValueError(
-                f'must be text, or a list of {{"type": "text", "text": ...}}; part {index} {fault}'
+                f'must be text, or a list of {{"type": "{part_type}", "text": ...}}; '
+                f"part {index} {fault}"
             )
     return "\n".join(part["text"] for part in value)
 
 
-def _part_fault(part: object) -> str | None:
+def _part_fault(part: object, part_type: str, answer_type: str | None) -> str | None:
     """Return why a part of a message is refused; None where it is text and nothing else."""
     if not isinstance(part, dict):
         return f"is no object{given(part)}"
-    if part.get("type") != "text":
+    if part.get("type") is None or part["type"] not in (part_type, answer_type):
         return f"has the type {shorten(quote(part.get('type')))}, which is not supported"
     if not isinstance(part.get("text"), str):
         return f"has no text{given(part.get('text'))}"
+    if part["type"] == answer_type:
+        return None
     extra = (name for name, item in part.items() if name not in _PART and item is not None)
     return next((f"has the field {shorten(quote(n))}, which is not supported" for n in extra), None)
 
 
-Content = Annotated[
-    str,
-    BeforeValidator(_joined),
-    WithJsonSchema({"oneOf": [{"type": "string"}, {"type": "array", "items": _PART_SCHEMA}]}),
-]
+def content_schema(part_type: str) -> dict[str, Any]:
+    """Return the JSON schema of a message's content."""
+    part = {
+        "type": "object", "properties": {"type": {"const": part_type}, "text": {"type": "string"}},
+        "required": ["type", "text"], "additionalProperties": {"type": "null"},
+    }  # fmt: skip
+    return {"oneOf": [{"type": "string"}, {"type": "array", "items": part}]}
+
+
+Content = Annotated[str, BeforeValidator(join_parts), WithJsonSchema(content_schema("text"))]
 
 
 def _describe_message(schema: dict[str, Any]) -> None:
     allow_nulls(schema)
-    no_call = {"anyOf": [{"type": "array", "maxItems": 0}, {"type": "null"}]}
+    no_call = {"anyOf": [NO_ITEMS, {"type": "null"}]}
     schema["properties"] |= dict.fromkeys(_CALLS, no_call)
     schema["additionalProperties"] = {
         "description": "ignored in an assistant's message; in others only null is accepted"
@@ -80,7 +92,7 @@ class ChatMessage(BoundedModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_extras(cls, message: Any) -> Any:
-        """Keep what is known of an assistant's message; raises ValueError for a tool call."""
+        """Drop unknown keys of an assistant's message; raises ValueError for a tool call."""
         if not isinstance(message, dict):
             return message
         for name in _CALLS:
@@ -94,10 +106,21 @@ class ChatMessage(BoundedModel):
         }
 
 
-def _no_tools(tools: object) -> object:
-    if tools:
-        raise ValueError("not supported: this server calls no tools; leave it out")
-    return tools
+def refuse(reason: str) -> BeforeValidator:
+    """Return the validator of a field that must be null, false or empty."""
+
+    def check(value: object) -> object:
+        if value:
+            raise ValueError(f"not supported: {reason}; leave it out")
+        return value
+
+    return BeforeValidator(check)
+
+
+NO_ITEMS = {"type": "array", "maxItems": 0}
+Tools = Annotated[
+    list[Any], Field(max_length=0), refuse("this server calls no tools"), WithJsonSchema(NO_ITEMS)
+]
 
 
 Messages = Annotated[
@@ -106,14 +129,16 @@ Messages = Annotated[
 
 
 class PromptFields(Body):
-    """How the prompt that messages make ends."""
+    """How the prompt of a conversation ends."""
 
     add_generation_prompt: bool | None = Field(
         None,
-        description="end with the beginning of an answer; true unless continue_final_message is",
+        description="end the prompt with the beginning of an answer; by default true unless "
+        "continue_final_message is",
     )
     continue_final_message: bool = Field(
-        False, description="end in the middle of the last message, which the answer continues"
+        False,
+        description="end the prompt in the middle of the last message, which the answer continues",
     )
 
     @model_validator(mode="after")
@@ -135,14 +160,12 @@ class PromptFields(Body):
 
 
 class UnusedChatFields(UnusedFields):
-    """Fields of OpenAI's chat that change no answer where they have these values."""
+    """Fields of OpenAI's chat that are accepted with these values, and have no effect."""
 
     modalities: Annotated[list[Literal["text"]], Field(min_length=1, max_length=1)] | None = Field(
         None, description=NO_EFFECT
     )
-    tools: Annotated[list[Any], Field(max_length=0), BeforeValidator(_no_tools)] | None = Field(
-        None, description=NO_EFFECT
-    )
+    tools: Tools | None = Field(None, description=NO_EFFECT)
     tool_choice: Literal["none"] | None = Field(None, description=NO_EFFECT)
     parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
 
@@ -155,7 +178,7 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         None,
         ge=1,
         le=MAX_PROMPT_TOKENS,
-        description="most tokens to generate; left out, what the context has room for",
+        description="maximum tokens to generate; by default what the context has room for",
     )
     max_completion_tokens: int | None = Field(
         None, ge=1, le=MAX_PROMPT_TOKENS, description="another name of max_tokens"
@@ -165,22 +188,21 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         None,
         ge=0,
         le=MAX_PROMPT_TOKENS,
-        description="with logprobs: how many of the most likely tokens to report at each position",
+        description="with logprobs: number of most likely tokens to report at each position",
     )
     echo: bool | None = Field(
         False,
         description="put the last message in front of the answer if both have the same role",
     )
-    add_special_tokens: bool = Field(
-        False, description="those that the tokenizer puts around a text; GPT-2's has none"
-    )
+    add_special_tokens: bool = Field(False, description=SPECIAL_TOKENS)
 
     @model_validator(mode="after")
     def _check_together(self) -> "ChatRequest":
         both = (self.max_tokens, self.max_completion_tokens)
         if None not in both and both[0] != both[1]:
             raise InvalidRequestError(
-                f"max_completion_tokens is {both[1]} and max_tokens is {both[0]}, which mean the same; leave one out",
+                f"max_completion_tokens is {both[1]} and max_tokens is {both[0]}, which mean the "
+                "same; leave one out",
                 param="max_completion_tokens",
             )
         if self.top_logprobs is not None and not self.logprobs:
@@ -203,15 +225,23 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         return last.content if self.echo and last.role == self.role else ""
 
     @property
-    def most_tokens(self) -> int | None:
-        """`max_tokens` under either of its names."""
-        return self.max_completion_tokens if self.max_tokens is None else self.max_tokens
+    def logged_prompts(self) -> list[str | list[int]]:
+        """The messages as the client sent them, for the request log."""
+        return [message.content for message in self.messages]
 
     @property
-    def max_tokens_field(self) -> str:
-        """The name by which the client sent it."""
-        return (
-            "max_completion_tokens"
-            if self.max_tokens is None and self.max_completion_tokens
-            else "max_tokens"
-        )
+    def num_choices(self) -> int:
+        """Number of choices that are generated."""
+        return self.num_candidates
+
+    @property
+    def field_names(self) -> Mapping[str, str]:
+        """The client's names of fields by the engine's, for error messages."""
+        is_other = self.max_tokens is None and self.max_completion_tokens is not None
+        name = "max_completion_tokens" if is_other else "max_tokens"
+        return {**super().field_names, "max_tokens": name}
+
+    @property
+    def prompt_field(self) -> str:
+        """The field with the prompt, for the `param` of errors."""
+        return "messages"

@@ -1,7 +1,7 @@
-"""Log-probabilities as answers show them: the text that each token adds, and numbers that JSON has.
+"""Log-probabilities in responses: the text that each token adds, and finite numbers.
 
 A character may be split over several tokens. As in vLLM, the earlier ones add no text and the last
-one adds the whole character, so that the texts of all tokens join to the text of the answer.
+one adds the whole character, so that the texts of all tokens join to the text of the choice.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.outputs import Logprob, PositionLogprobs
 from nanovllm.server.openai.response_types import PromptLogprob
 
-MINUS_INFINITY = -9999.0  # what OpenAI-compatible servers send for it: JSON has no infinity
+MINUS_INFINITY = -9999.0  # JSON has no infinity; OpenAI-compatible servers send this
 
 
 class TokenTexts:
-    """What stands for each token of one text, in order: the text that it adds, or its id.
+    """Shows the tokens of one text in order, each by the text that it adds or by its id.
 
     A special token that the text leaves out is shown by its name.
     """
@@ -24,14 +24,14 @@ class TokenTexts:
     def __init__(
         self, tokenizer: Tokenizer, *, skip_special_tokens: bool, as_token_ids: bool
     ) -> None:
-        """Start with no tokens; `as_token_ids` shows `token_id:123` in place of texts."""
+        """Start with no tokens; `as_token_ids` shows `token_id:123` instead of texts."""
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
         self._as_token_ids = as_token_ids
         self._decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
 
     def peek(self, token_id: int) -> str:
-        """Return what would stand for a token if it came next."""
+        """Return how a token would be shown if it came next."""
         if self._as_token_ids:
             return f"token_id:{token_id}"
         if token_id in self._skipped:
@@ -39,9 +39,9 @@ class TokenTexts:
         return self._decoder.peek(token_id)
 
     def push(self, token_id: int, *, is_last: bool) -> tuple[str, int]:
-        """Take the next token. Return what stands for it, and the number of characters that it adds.
+        """Add the next token. Return how it is shown, and the number of characters that it adds.
 
-        What is left of an unfinished character at the end, U+FFFD, belongs to the last token.
+        An unfinished character at the end, U+FFFD, belongs to the last token.
         """
         shown = self.peek(token_id)
         added = self._decoder.push(token_id)
@@ -52,13 +52,13 @@ class TokenTexts:
 
 
 class ShownPosition(NamedTuple):
-    """A position as it is shown.
+    """A position of a text as a response shows it.
 
     Attributes:
-        token_id: the token that stands there.
-        logprobs: those of the position; None for the first token of a prompt.
-        texts: what stands for the token, and for each token that `logprobs` has.
-        num_added: characters that the token adds to the text.
+        token_id: the token at the position.
+        logprobs: the position's log-probabilities; None for the first token of a prompt.
+        texts: how the token and each token of `logprobs` are shown, by id.
+        num_added: number of characters that the token adds to the text.
     """
 
     token_id: int
@@ -74,22 +74,20 @@ def push_all(
     *,
     is_end: bool,
 ) -> Iterator[ShownPosition]:
-    """Push tokens and yield their positions; `is_end` says that the text ends with the last of them."""
+    """Add tokens and yield their positions; `is_end`: the text ends with the last of them."""
     last = len(token_ids) - 1
-    for place, (token_id, position) in enumerate(zip(token_ids, positions, strict=True)):
+    for index, (token_id, position) in enumerate(zip(token_ids, positions, strict=True)):
         shown = {other: texts.peek(other) for other in position or ()}
-        shown[token_id], num_added = texts.push(token_id, is_last=is_end and place == last)
+        shown[token_id], num_added = texts.push(token_id, is_last=is_end and index == last)
         yield ShownPosition(token_id, position, shown, num_added)
 
 
 def finite(logprob: float) -> float:
-    """Return what JSON can say: minus infinity, and what is not a number, as -9999."""
-    return max(
-        MINUS_INFINITY, logprob
-    )  # in this order: nothing is larger than NaN, nor NaN than anything
+    """Return a log-probability; -9999 for minus infinity and NaN."""
+    return max(MINUS_INFINITY, logprob)  # in this order, which returns the first for NaN
 
 
-def likeliest(position: PositionLogprobs, count: int) -> list[tuple[int, Logprob]]:
+def top(position: PositionLogprobs, count: int) -> list[tuple[int, Logprob]]:
     """Return the `count` most likely tokens of a position, the most likely first."""
     entries = sorted(position.items(), key=lambda item: item[1].rank)
     return [(token_id, entry) for token_id, entry in entries if entry.rank <= count]
@@ -98,7 +96,7 @@ def likeliest(position: PositionLogprobs, count: int) -> list[tuple[int, Logprob
 def prompt_logprobs(
     positions: Sequence[PositionLogprobs | None] | None,
 ) -> list[dict[str, PromptLogprob] | None]:
-    """Return log-probabilities of a prompt's tokens, by token id; null where there is none."""
+    """Return a prompt's log-probabilities by token id, position by position."""
     return [None if position is None else _by_id(position) for position in positions or ()]
 
 

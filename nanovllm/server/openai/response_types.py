@@ -1,6 +1,6 @@
-"""What the server answers, as types: mypy checks what the routes build, /openapi.json describes it, and nothing is done while it serves."""
+"""The types of responses, for mypy and for /openapi.json; they cost nothing while serving."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 from typing_extensions import NotRequired, TypedDict
@@ -10,15 +10,16 @@ TokenId = Annotated[int, Field(ge=0)]
 Time = Annotated[int, Field(ge=0, description="seconds since 1970")]
 LogProbability = Annotated[float, Field(ge=-9999, description="natural; -9999 for minus infinity")]
 FinishReason = Annotated[str, Field(json_schema_extra={"enum": ["stop", "length"]})]
+ResponseStatus = Literal["in_progress", "completed", "incomplete", "failed"]
 Role = Literal["system", "developer", "user", "assistant"]
 StopReason = Annotated[
     int | str | None,
-    Field(description="the stop text or token that ended it; null for the end of text"),
+    Field(description="the stop string or token id; null for the end of text"),
 ]
 
 
 class Health(TypedDict):
-    """The engine serves."""
+    """The response of GET /health: the engine is ready."""
 
     status: Literal["ready"]
 
@@ -30,19 +31,15 @@ class Version(TypedDict):
 
 
 class Load(TypedDict):
-    """How busy the server is."""
+    """The load of the server."""
 
     server_load: Annotated[int, Field(ge=0, description="sequences that run or wait")]
     queued_requests: Annotated[int, Field(ge=0, description="unfinished answers")]
-    max_queued_requests: Annotated[int, Field(ge=1, description="how many there may be")]
+    max_queued_requests: Annotated[int, Field(ge=1, description="maximum of queued_requests")]
     queued_tokens: Annotated[
-        int,
-        Field(
-            ge=0,
-            description="what unfinished requests may come to, prompts and max_tokens together",
-        ),
+        int, Field(ge=0, description="prompt and max_tokens of all unfinished requests")
     ]
-    max_queued_tokens: Annotated[int, Field(ge=0, description="how much that may be")]
+    max_queued_tokens: Annotated[int, Field(ge=0, description="maximum of queued_tokens")]
 
 
 class Model(TypedDict):
@@ -71,7 +68,7 @@ class Tokenized(TypedDict):
     tokens: list[TokenId]
     token_strs: Annotated[
         list[str] | None,
-        Field(description="each as the vocabulary spells it, where they were asked for"),
+        Field(description="the tokens as the vocabulary spells them, if requested"),
     ]
 
 
@@ -82,7 +79,7 @@ class Detokenized(TypedDict):
 
 
 class TokenizerInfo(TypedDict):
-    """What a program has to know that lets the server tokenise for it."""
+    """The special tokens and sizes of the model."""
 
     bos_token: str | None
     eos_token: str | None
@@ -93,7 +90,7 @@ class TokenizerInfo(TypedDict):
 
 
 class EmbeddingUsage(TypedDict):
-    """Tokens that were read."""
+    """Number of tokens."""
 
     prompt_tokens: Count
     total_tokens: Count
@@ -105,12 +102,12 @@ class Embedding(TypedDict):
     object: Literal["embedding"]
     index: Count
     embedding: Annotated[
-        list[float] | str, Field(description="as text: base64 of little-endian float32 numbers")
+        list[float] | str, Field(description="or the base64 of little-endian float32 numbers")
     ]
 
 
 class EmbeddingList(TypedDict):
-    """The answer of POST /v1/embeddings."""
+    """The response of POST /v1/embeddings."""
 
     object: Literal["list"]
     data: list[Embedding]
@@ -119,13 +116,13 @@ class EmbeddingList(TypedDict):
 
 
 class PromptTokensDetails(TypedDict):
-    """Of the prompts' tokens."""
+    """Details of the prompt tokens."""
 
     cached_tokens: Annotated[int, Field(ge=0, description="found in the prefix cache")]
 
 
 class Usage(TypedDict):
-    """Tokens counted: each prompt once, every answer that was asked for."""
+    """Number of tokens: each prompt once, and every choice that was generated."""
 
     prompt_tokens: Count
     completion_tokens: Count
@@ -134,7 +131,7 @@ class Usage(TypedDict):
 
 
 class CompletionLogprobs(TypedDict):
-    """Parallel lists with an entry for each token; null where there is no probability, at the first token of an echoed prompt."""
+    """Parallel lists with an entry for each token; null at the first token of an echoed prompt."""
 
     text_offset: Annotated[
         list[Count], Field(description="where the token's text begins, in characters")
@@ -145,7 +142,7 @@ class CompletionLogprobs(TypedDict):
 
 
 class PromptLogprob(TypedDict):
-    """A token that might stand at a position of the prompt."""
+    """The log-probability of a token at a position of the prompt."""
 
     logprob: LogProbability
     rank: Annotated[int, Field(ge=1)]
@@ -153,7 +150,7 @@ class PromptLogprob(TypedDict):
 
 
 class CompletionChoice(TypedDict):
-    """One answer, or what is new of it in a stream."""
+    """One choice, or in a stream what is new of it."""
 
     index: Annotated[int, Field(ge=0, description="prompt by prompt, n to each")]
     text: str
@@ -166,7 +163,7 @@ class CompletionChoice(TypedDict):
 
 
 class Completion(TypedDict):
-    """The whole answer of POST /v1/completions."""
+    """The response of POST /v1/completions."""
 
     id: str
     object: Literal["text_completion"]
@@ -179,7 +176,7 @@ class Completion(TypedDict):
 
 
 class CompletionChunk(TypedDict):
-    """A piece of a streamed answer."""
+    """A chunk of a streamed response."""
 
     id: str
     object: Literal["text_completion"]
@@ -198,7 +195,7 @@ class TokenLogprob(TypedDict):
 
 
 class ChatTokenLogprob(TokenLogprob):
-    """A token of the answer, with the most likely ones at its place."""
+    """A token, with the most likely tokens at its position."""
 
     top_logprobs: list[TokenLogprob]
 
@@ -211,7 +208,7 @@ class ChatLogprobs(TypedDict):
 
 
 class AssistantMessage(TypedDict):
-    """The generated message; its role is another than the assistant's where it continues such a message.
+    """The generated message, with the role of the message that it continues, if any.
 
     The keys after `content` are those of other servers and always null.
     """
@@ -226,7 +223,7 @@ class AssistantMessage(TypedDict):
 
 
 class ChatChoice(TypedDict):
-    """One answer."""
+    """One choice."""
 
     index: Count
     message: AssistantMessage
@@ -237,14 +234,14 @@ class ChatChoice(TypedDict):
 
 
 class ChatPrompt(TypedDict):
-    """The fields of a chat's answer about the prompt; null where they were not asked for."""
+    """The fields of a chat's response about the prompt; null if not requested."""
 
     prompt_logprobs: list[dict[str, PromptLogprob] | None] | None
     prompt_token_ids: list[TokenId] | None
 
 
 class ChatCompletion(ChatPrompt):
-    """The whole answer of POST /v1/chat/completions."""
+    """The response of POST /v1/chat/completions."""
 
     id: str
     object: Literal["chat.completion"]
@@ -264,7 +261,7 @@ class ChatDelta(TypedDict):
 
 
 class ChatChunkChoice(TypedDict):
-    """What is new of one answer."""
+    """What is new of one choice."""
 
     index: Count
     delta: ChatDelta
@@ -275,7 +272,7 @@ class ChatChunkChoice(TypedDict):
 
 
 class ChatCompletionChunk(TypedDict):
-    """A piece of a streamed answer; the first one has the fields about the prompt that were asked for."""
+    """A chunk of a streamed response; the first one has the requested fields about the prompt."""
 
     id: str
     object: Literal["chat.completion.chunk"]
@@ -285,3 +282,111 @@ class ChatCompletionChunk(TypedDict):
     usage: NotRequired[Usage | None]
     prompt_logprobs: NotRequired[list[dict[str, PromptLogprob] | None]]
     prompt_token_ids: NotRequired[list[TokenId]]
+
+
+class OutputText(TypedDict):
+    """The text of a message."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Annotated[list[None], Field(max_length=0)]
+    logprobs: Annotated[list[None], Field(max_length=0)]
+
+
+class OutputMessage(TypedDict):
+    """The generated message."""
+
+    id: str
+    type: Literal["message"]
+    status: ResponseStatus
+    role: Literal["assistant"]
+    content: list[OutputText]
+
+
+class InputTokensDetails(TypedDict):
+    """Details of the input tokens."""
+
+    cached_tokens: Annotated[int, Field(ge=0, description="found in the prefix cache")]
+
+
+class OutputTokensDetails(TypedDict):
+    """Details of the output tokens."""
+
+    reasoning_tokens: Literal[0]
+
+
+class ResponseUsage(TypedDict):
+    """Number of tokens."""
+
+    input_tokens: Count
+    input_tokens_details: InputTokensDetails
+    output_tokens: Count
+    output_tokens_details: OutputTokensDetails
+    total_tokens: Count
+
+
+class IncompleteDetails(TypedDict):
+    """Why a response is incomplete."""
+
+    reason: Literal["max_output_tokens"]
+
+
+class ResponseError(TypedDict):
+    """Why a response failed."""
+
+    code: Literal["server_error"]
+    message: str
+
+
+class ModelResponse(TypedDict):
+    """A response of POST /v1/responses."""
+
+    id: str
+    object: Literal["response"]
+    created_at: Time
+    status: ResponseStatus
+    error: ResponseError | None
+    incomplete_details: IncompleteDetails | None
+    instructions: str | None
+    max_output_tokens: int | None
+    metadata: dict[str, Any]
+    model: str
+    output: list[OutputMessage]
+    parallel_tool_calls: bool
+    previous_response_id: None
+    store: Literal[False]
+    temperature: float | None
+    text: dict[str, Any]
+    tool_choice: Literal["auto", "none"]
+    tools: Annotated[list[None], Field(max_length=0)]
+    top_p: float | None
+    truncation: Literal["disabled"]
+    usage: ResponseUsage | None
+
+
+class ResponseEvent(TypedDict):
+    """An event of a streamed response; `type` tells which of the other fields it has."""
+
+    type: Literal[
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.output_text.delta",
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.completed",
+        "response.incomplete",
+        "response.failed",
+    ]
+    sequence_number: Count
+    response: NotRequired[ModelResponse]
+    item: NotRequired[OutputMessage]
+    item_id: NotRequired[str]
+    output_index: NotRequired[Literal[0]]
+    content_index: NotRequired[Literal[0]]
+    part: NotRequired[OutputText]
+    delta: NotRequired[str]
+    text: NotRequired[str]
+    logprobs: NotRequired[Annotated[list[None], Field(max_length=0)]]

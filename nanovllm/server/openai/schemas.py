@@ -1,12 +1,13 @@
-"""What a client may send to /v1/completions. Names and ranges are those of OpenAI, the extensions those of vLLM.
+"""The fields of bodies: those of /v1/completions, and those that several endpoints have.
 
-A field that is not listed here is refused by name, unless it is null: null means left out, wherever
-a field is optional. Some fields of OpenAI have no effect here and are accepted. What lists may have
-is checked by SamplingParams, and only described here, in their JSON schemas. Finding faults costs
-little however large the body is: of a list the first fault counts, and the fields of a body with too
-many are not checked.
+Names and ranges are those of OpenAI, the extensions those of vLLM. A field that is not listed is
+refused by name, unless it is null: null means left out, wherever a field is optional. Some fields
+of OpenAI are accepted and have no effect. SamplingParams checks the entries of lists, which are
+only described here, in JSON schemas. Checking costs little however large the body is: it ends at
+the first fault of a list, and a body with too many fields is refused as a whole.
 """
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -35,13 +36,18 @@ from nanovllm.sampling_params import (
 )
 from nanovllm.server.http.bounds import INTEGERS, BoundedModel, as_integer, at_most, types_of
 from nanovllm.server.http.problems import quote
-from nanovllm.server.openai.structured import ResponseFormat, StructuredFields
+from nanovllm.server.openai.structured import (
+    ResponseFormat,
+    StructuredFields,
+    structured_field_names,
+)
 
 MAX_PRIORITY = 2**31 - 1
 DEFAULT_MAX_TOKENS = 16
 MAX_USER_CHARACTERS = 1024
 MAX_METADATA = 100
 NO_EFFECT = "accepted, and without effect"
+SPECIAL_TOKENS = "add the tokens that the tokenizer puts around a text; GPT-2's puts none"
 
 _PROMPT_FORMS = (
     "must be text, a list of texts, a list of token ids, or a list of lists of token ids"
@@ -63,7 +69,7 @@ TokenId = Annotated[int, WithJsonSchema({"type": "integer", "minimum": 0})]
 
 
 def _as_list(value: object) -> object:
-    """A union of text and list would answer with two errors for one fault."""
+    """Return a text as a list; a union type would report two errors for one fault."""
     return [value] if isinstance(value, str) else value
 
 
@@ -91,7 +97,8 @@ BadWords = Annotated[
 ]
 _STOP_SCHEMA = {"type": "string", "minLength": 1, "maxLength": MAX_STOP_CHARACTERS}
 _BIAS_SCHEMA = {
-    "type": "object", "maxProperties": MAX_LOGIT_EDITS, "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
+    "type": "object", "maxProperties": MAX_LOGIT_EDITS,
+    "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
     "propertyNames": {"pattern": "^[0-9]{1,12}$"},
 }  # fmt: skip
 Stops = Annotated[
@@ -120,7 +127,7 @@ TruncatePromptTokens = Annotated[
     Field(
         ge=-1,
         le=MAX_PROMPT_TOKENS,
-        description="most tokens of a prompt that are read; -1 for as many as fit",
+        description="maximum tokens of a prompt that are read; -1 for as many as fit",
         json_schema_extra={"not": {"const": 0}},
     ),
 ]
@@ -131,7 +138,7 @@ Side = Annotated[
 
 
 class StreamOptions(BoundedModel):
-    """`stream_options`: usage at the end of a stream, or on every chunk too."""
+    """`stream_options`: usage at the end of a stream, or also in every chunk."""
 
     include_usage: bool = False
     continuous_usage_stats: bool = Field(
@@ -148,8 +155,42 @@ class Body(BoundedModel):
     )
 
 
+class GenerationBody(Body):
+    """What the shared path of all endpoints reads from a body; see endpoint.py."""
+
+    @property
+    def logged_prompts(self) -> Sequence[str | list[int]]:
+        """The prompts as the client sent them, for the request log."""
+        raise NotImplementedError
+
+    @property
+    def num_choices(self) -> int:
+        """Number of choices that are generated for all prompts together."""
+        raise NotImplementedError
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the response is a stream."""
+        return False
+
+    @property
+    def requested_id(self) -> str | None:
+        """Part of the response's id, if the client chose it."""
+        return None
+
+    @property
+    def field_names(self) -> Mapping[str, str]:
+        """The client's names of fields by the engine's, for error messages."""
+        return {}
+
+    @property
+    def prompt_field(self) -> str:
+        """The field with the prompt, for the `param` of errors."""
+        return "prompt"
+
+
 class UnusedFields(Body):
-    """Fields of OpenAI's interface that change no answer, and are accepted for programs that send them."""
+    """Fields of OpenAI's API without effect, accepted because programs send them."""
 
     user: str | None = Field(None, max_length=MAX_USER_CHARACTERS, description=NO_EFFECT)
     store: bool | None = Field(None, description=NO_EFFECT)
@@ -163,8 +204,8 @@ class UnusedFields(Body):
     )
 
 
-class SamplingBody(UnusedFields):
-    """The fields of completions and chats about sampling, the end of an answer and its delivery."""
+class SamplingBody(UnusedFields, GenerationBody):
+    """The fields that completions and chats share: sampling, stop conditions and streaming."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, gt=0, le=1)
@@ -199,19 +240,20 @@ class SamplingBody(UnusedFields):
         None,
         ge=1,
         le=MAX_BEST_OF,
-        description="generate so many, give the n most likely by mean log-probability",
+        description="number of choices to generate, of which the n with the highest mean "
+        "log-probability are returned",
     )
     use_beam_search: bool = Field(
-        False, description="the most probable answers as a whole; max(n, best_of) beams"
+        False, description="return the most probable sequences; max(n, best_of) beams"
     )
     length_penalty: float | None = Field(
-        None, ge=-10, le=10, description="of use_beam_search: above 1 favours long answers"
+        None, ge=-10, le=10, description="for use_beam_search: above 1 favours long answers"
     )
     prompt_logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
     truncate_prompt_tokens: TruncatePromptTokens = None
     truncation_side: Side = None
     return_token_ids: bool | None = Field(
-        False, description="add the token ids of the prompt and of each answer"
+        False, description="add the token ids of the prompt and of each choice"
     )
     return_tokens_as_token_ids: bool | None = Field(
         False, description='"token_id:123" instead of texts in logprobs'
@@ -225,18 +267,23 @@ class SamplingBody(UnusedFields):
                 param="stream_options",
             )
         if self.stream and self.num_candidates > (self.n or 1):
-            said = f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is known once all are complete"
             raise InvalidRequestError(
-                f"{said}: they cannot be streamed; leave out stream or best_of", param="best_of"
+                f"best_of is {self.best_of} with n {self.n or 1}, and which answers are best is "
+                "known once all are complete: they cannot be streamed; leave out stream or best_of",
+                param="best_of",
             )
         return self
 
     def check_against_logprobs(self, logprobs: int | bool | None) -> None:
-        """Raise InvalidRequestError for fields that are about other fields; `logprobs` is the field of that name, of either type."""
+        """Raise InvalidRequestError for a field that needs another one.
+
+        `logprobs` is the field of that name: a number for completions, a boolean for chats.
+        """
         if self.return_tokens_as_token_ids and (logprobs is None or logprobs is False):
-            said = "return_tokens_as_token_ids is about the tokens in logprobs, which the request does not ask for"
             raise InvalidRequestError(
-                f"{said}; set logprobs, or leave it out", param="return_tokens_as_token_ids"
+                "return_tokens_as_token_ids is about the tokens in logprobs, which the request "
+                "does not ask for; set logprobs, or leave it out",
+                param="return_tokens_as_token_ids",
             )
         if self.length_penalty is not None and not self.use_beam_search:
             raise InvalidRequestError(
@@ -246,13 +293,31 @@ class SamplingBody(UnusedFields):
 
     @property
     def has_structure(self) -> bool:
-        """Whether answers must have a form, whose grammar has to be made."""
+        """Whether the request has structured outputs, which need a grammar."""
         return self.structured_outputs is not None or self.response_format is not None
 
     @property
     def num_candidates(self) -> int:
-        """Answers a prompt that are generated, to give the best of them."""
+        """Number of choices that are generated for a prompt, of which n are returned."""
         return self.best_of or self.n or 1
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the response is a stream."""
+        return bool(self.stream)
+
+    @property
+    def requested_id(self) -> str | None:
+        """Part of the response's id, if the client chose it."""
+        return self.request_id
+
+    @property
+    def field_names(self) -> Mapping[str, str]:
+        """The client's names of fields by the engine's, for error messages."""
+        return {
+            "beam_width": "n" if self.best_of is None else "best_of",
+            **structured_field_names(self.response_format, self.structured_outputs),
+        }
 
 
 class CompletionRequest(SamplingBody):
@@ -263,15 +328,13 @@ class CompletionRequest(SamplingBody):
         DEFAULT_MAX_TOKENS,
         ge=0,
         le=MAX_PROMPT_TOKENS,
-        description="most tokens to generate; 0 only with echo",
+        description="maximum tokens to generate; 0 only with echo",
     )
     logprobs: int | None = Field(None, ge=0, le=MAX_PROMPT_TOKENS)
     echo: bool | None = False
     suffix: Annotated[str | None, NotSupported] = None
 
-    add_special_tokens: bool = Field(
-        True, description="those that the tokenizer puts around a text; GPT-2's has none"
-    )
+    add_special_tokens: bool = Field(True, description=SPECIAL_TOKENS)
 
     @field_validator("prompt")
     @classmethod
@@ -293,15 +356,20 @@ class CompletionRequest(SamplingBody):
         return self
 
     @property
-    def prompts(self) -> list[str | list[int]]:
-        """The prompts one by one."""
+    def logged_prompts(self) -> list[str | list[int]]:
+        """The prompts as the client sent them, for the request log."""
         return list_prompts(self.prompt)
+
+    @property
+    def num_choices(self) -> int:
+        """Number of choices that are generated for all prompts together."""
+        return len(self.logged_prompts) * self.num_candidates
 
 
 def check_prompts(value: Any) -> Any:
     """Return prompts with their token ids as integers; raises ValueError that names the first fault.
 
-    A union of four types would answer with four errors.
+    A union of four types would report four errors.
     """
     if value in ("", []):
         raise ValueError("is empty; give text or token ids")
@@ -320,30 +388,33 @@ def check_prompts(value: Any) -> Any:
 
 
 def _checked_ids(values: list[Any], name: str) -> list[int]:
-    """Return token ids as integers; raises ValueError that names the first entry that is none."""
+    """Return token ids as integers; raises ValueError that names the first wrong entry."""
     if types_of(values) <= {int}:
         return values  # an empty list is refused with its prompt's number
     ids = [as_integer(item) for item in values]
     index = next((index for index, item in enumerate(ids) if type(item) is not int), None)
     if index is None:
         return ids
-    found = f"entry {index} of {name} is {quote(values[index])}, which is no token id"
+    problem = f"entry {index} of {name} is {quote(values[index])}, which is no token id"
     if values[index] is None:
-        found += (
+        problem += (
             "; lm-eval sends null where it does not know the token that begins a text: "
             "add custom_prefix_token_id=ID to its --model_args"
         )
-    raise ValueError(f"{_PROMPT_FORMS}; {found}")
+    raise ValueError(f"{_PROMPT_FORMS}; {problem}")
 
 
 def _unlike_first(values: list[Any]) -> str:
     """Return the message for a list with texts or lists among other entries."""
     first = type(values[0])
     index = next(index for index, item in enumerate(values) if type(item) is not first)
-    return f"{_PROMPT_FORMS}; entry 0 is {quote(values[0])} and entry {index} is {quote(values[index])}"
+    return (
+        f"{_PROMPT_FORMS}; entry 0 is {quote(values[0])} and entry {index} is "
+        f"{quote(values[index])}"
+    )
 
 
 def list_prompts(value: Any) -> list[str | list[int]]:
-    """Checked prompts one by one."""
-    is_one = isinstance(value, str) or isinstance(value[0], int)  # checked: all are of one kind
+    """Return the list of prompts in the checked field `prompt`."""
+    is_one = isinstance(value, str) or isinstance(value[0], int)
     return [value] if is_one else list(value)

@@ -1,6 +1,7 @@
-"""`response_format` as OpenAI has it and `structured_outputs` as vLLM has it: two ways to ask for answers of a form."""
+"""Structured outputs: OpenAI's `response_format`, and vLLM's `structured_outputs`."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
@@ -32,7 +33,7 @@ class ResponseFormat(BoundedModel):
 
 
 def _object_or_text(schema: object) -> object:
-    """Return a schema as it came; a union would answer with an error for each of its types."""
+    """Return a schema unchanged; a union type would report an error for each of its types."""
     if not isinstance(schema, dict | str):
         raise ValueError("must be a JSON schema, an object or its text")
     return schema
@@ -64,11 +65,14 @@ class StructuredFields(BoundedModel):
 def structured_outputs(
     response_format: ResponseFormat | None, fields: StructuredFields | None
 ) -> StructuredOutputs | None:
-    """What both fields ask for together; raises InvalidRequestError where they contradict each other or themselves."""
+    """Return the settings of both fields; raises InvalidRequestError for a contradiction."""
     if fields is not None:
         if response_format is not None and response_format.type != "text":
-            message = "response_format and structured_outputs both say what the answer looks like; leave one of them out"
-            raise InvalidRequestError(message, param="response_format")
+            raise InvalidRequestError(
+                "response_format and structured_outputs both say what the answer looks like; "
+                "leave one of them out",
+                param="response_format",
+            )
         return StructuredOutputs(
             json=fields.json_,
             json_object=fields.json_object,
@@ -81,10 +85,10 @@ def structured_outputs(
         return None
     for name, kind in (("value", "json_object"), ("json_schema", "json_schema")):
         if getattr(response_format, name) is not None and response_format.type != kind:
-            message = (
-                f"response_format.{name} is for the type {kind} only; set the type, or leave it out"
+            raise InvalidRequestError(
+                f"response_format.{name} is for the type {kind} only; set the type, or leave it out",
+                param="response_format",
             )
-            raise InvalidRequestError(message, param="response_format")
     if response_format.type == "text":
         return None
     if response_format.value is not None:
@@ -92,25 +96,40 @@ def structured_outputs(
     if response_format.type == "json_object":
         return StructuredOutputs(json_object=True)
     if response_format.json_schema is None:
-        message = "response_format has the type json_schema but no json_schema; add json_schema: {name, schema}"
-        raise InvalidRequestError(message, param="response_format")
+        raise InvalidRequestError(
+            "response_format has the type json_schema but no json_schema; add json_schema: "
+            "{name, schema}",
+            param="response_format",
+        )
     return StructuredOutputs(json=response_format.json_schema.schema_)
 
 
-def in_sent_fields(
-    error: InvalidRequestError, fields: StructuredFields | None, **names: str
+def structured_field_names(
+    response_format: ResponseFormat | None, fields: StructuredFields | None
+) -> dict[str, str]:
+    """Return the client's fields for structured outputs by the engine's names."""
+    if fields is not None:
+        return {}
+    is_value = response_format is not None and response_format.value is not None
+    schema = "value" if is_value else "json_schema.schema"
+    return {
+        "structured_outputs.json": f"response_format.{schema}",
+        "structured_outputs": "response_format",
+    }
+
+
+def rename_fields(
+    error: InvalidRequestError, names: Mapping[str, str], prompt_field: str
 ) -> InvalidRequestError:
-    """Return the engine's error with the names of the fields that the client sent.
+    """Return an error of the engine in the names of the client's fields.
 
     Args:
-        fields: the body's structured_outputs; without them response_format asked for a form.
-        names: other fields, by the engine's name.
+        names: the client's fields by the engine's names, for the message and `param`.
+        prompt_field: the field with the prompt, for `param` only.
     """
-    if fields is None:
-        names |= {
-            "structured_outputs.json": "response_format.json_schema.schema",
-            "structured_outputs": "response_format",
-        }
-    pattern = "|".join(rf"\b{re.escape(name)}\b" for name in names)
-    message = re.sub(pattern, lambda found: names[found[0]], str(error)) if names else str(error)
-    return type(error)(message, param=names.get(error.param or "", error.param))
+    message = str(error)
+    if names:
+        pattern = "|".join(rf"\b{re.escape(name)}\b" for name in names)
+        message = re.sub(pattern, lambda match: names[match[0]], message)
+    param = names.get(error.param or "", error.param)
+    return type(error)(message, param=prompt_field if param == "prompt" else param)

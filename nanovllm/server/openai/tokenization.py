@@ -1,8 +1,8 @@
-"""/tokenize, /detokenize and /tokenizer_info: text to token ids and back, as the served model reads it. Names and fields are vLLM's.
+"""/tokenize, /detokenize and /tokenizer_info: text to token ids and back, with vLLM's fields.
 
-The ids are those that /v1/completions would compute, or /v1/chat/completions for messages: a
-literal `<|endoftext|>` in a text is ordinary text. A text may be longer than the model's context,
-since finding that out is what people ask for; what one request may cost is bounded by its size.
+The ids are those that /v1/completions computes, or /v1/chat/completions for messages: a literal
+`<|endoftext|>` in a text is ordinary text. A text may be longer than the model's context, so that
+clients can find out; its size bounds the cost of a request.
 """
 
 from functools import partial
@@ -18,9 +18,9 @@ from nanovllm.server.http.bounds import INTEGERS, allow_nulls
 from nanovllm.server.openai.chat_prompt import encode_messages
 from nanovllm.server.openai.chat_schemas import Messages, PromptFields
 from nanovllm.server.openai.response_types import Detokenized, Tokenized, TokenizerInfo
-from nanovllm.server.openai.schemas import Body, TokenId
+from nanovllm.server.openai.schemas import SPECIAL_TOKENS, Body, TokenId
 
-MAX_TEXT_BYTES = 1 << 18  # of UTF-8: at most as many tokens, 256 times the context of GPT-2
+MAX_TEXT_BYTES = 1 << 18  # of UTF-8: 256 times the context of GPT-2, even if a byte is a token
 MAX_TOKENS = 1 << 18
 
 BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_TOKENS), INTEGERS]
@@ -28,11 +28,11 @@ BoundedTokenIds = Annotated[list[TokenId], Field(fail_fast=True, max_length=MAX_
 
 def _describe_form(schema: dict[str, Any]) -> None:
     allow_nulls(schema)
-    schema["oneOf"] = [_given("prompt"), _given("messages")]
+    schema["oneOf"] = [_has_field("prompt"), _has_field("messages")]
 
 
-def _given(name: str) -> dict[str, Any]:
-    """Return the JSON schema of an object that has a field which is not null."""
+def _has_field(name: str) -> dict[str, Any]:
+    """Return the JSON schema of an object with this field, not null."""
     return {"required": [name], "properties": {name: {"not": {"type": "null"}}}}
 
 
@@ -47,15 +47,14 @@ class TokenizeRequest(PromptFields):
         json_schema_extra={"maxLength": MAX_TEXT_BYTES},
     )
     messages: Messages | None = Field(
-        None, description="a conversation, which the chat template makes a prompt of"
+        None, description="a conversation, of which the chat template makes a prompt"
     )
     add_special_tokens: bool | None = Field(
         None,
-        description="what the tokenizer puts around every text, if anything; GPT-2's puts nothing. "
-        "True for a text, false for messages",
+        description=f"{SPECIAL_TOKENS}; by default true for a text, false for messages",
     )
     return_token_strs: bool | None = Field(
-        False, description="also each token as the vocabulary spells it"
+        False, description="also return each token as the vocabulary spells it"
     )
 
     @model_validator(mode="after")
@@ -85,7 +84,10 @@ class DetokenizeRequest(Body):
 def tokenize(
     body: TokenizeRequest, engine: Engine, template: ChatTemplate | None = None
 ) -> Tokenized:
-    """The answer to /tokenize; takes its time with a long text, so call it beside the event loop. Raises InvalidRequestError."""
+    """Return the response of /tokenize; raises InvalidRequestError.
+
+    A long text takes long: call it on a worker thread.
+    """
     tokenizer = engine.tokenizer
     if body.messages is None:
         text = body.prompt or ""
@@ -116,13 +118,17 @@ def _check_text(text: str, field: str) -> None:
     size = len(text.encode())
     if size > MAX_TEXT_BYTES:
         raise InvalidRequestError(
-            f"the text of {field} has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; send it in parts",
+            f"the text of {field} has {size} bytes in UTF-8, the limit is {MAX_TEXT_BYTES}; "
+            "send it in parts",
             param=field,
         )
 
 
 def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
-    """The answer to /detokenize, special tokens included; to be called as `tokenize`. Raises InvalidRequestError."""
+    """Return the response of /detokenize, special tokens included; raises InvalidRequestError.
+
+    Many tokens take long: call it on a worker thread.
+    """
     last = engine.model.vocab - 1
     outside = next((token_id for token_id in body.tokens if not 0 <= token_id <= last), None)
     if outside is not None:
@@ -134,12 +140,14 @@ def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
 
 
 def tokenizer_info(engine: Engine) -> TokenizerInfo:
-    """The answer to /tokenizer_info: what a program has to know that lets the server tokenise for it.
+    """Return the response of /tokenizer_info, for programs that let the server tokenize.
 
-    `bos_token` and `eos_token` are null: such programs tokenise these texts to learn their ids, and /tokenize reads every text as text.
+    `bos_token` and `eos_token` are null: programs would tokenize them to learn their ids, but to
+    /tokenize they are ordinary text.
     """
     special = engine.tokenizer.special_tokens
     return {
-        "bos_token": None, "eos_token": None, "eos_token_ids": list(engine.model.eos_token_ids), "special_tokens": special,
-        "vocab_size": engine.model.vocab, "model_max_length": engine.max_model_len,
+        "bos_token": None, "eos_token": None, "eos_token_ids": list(engine.model.eos_token_ids),
+        "special_tokens": special, "vocab_size": engine.model.vocab,
+        "model_max_length": engine.max_model_len,
     }  # fmt: skip

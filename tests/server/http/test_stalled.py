@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from nanovllm.server.http.protocol import WatchedProtocol, watched_protocol
-from nanovllm.server.openai import streaming
+from nanovllm.server.openai import renderer
 from nanovllm.server.openai.completions import ChoiceFormatter
 from tests.support.serving import (
     RunningServer,
@@ -132,7 +132,7 @@ def test_a_large_answer_is_written_beside_the_event_loop(
 
     monkeypatch.setattr(ChoiceFormatter, "choice", choice)
     monkeypatch.setattr(
-        streaming, "MANY_POSITIONS", 40
+        renderer, "MANY_POSITIONS", 40
     )  # the tiny model's context is not large enough
     received: list[bytes] = []
     asking = threading.Thread(

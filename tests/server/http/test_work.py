@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from nanovllm.server.openai.completions import make_job
+from nanovllm.server.openai.endpoint import prepare_call
 from tests.support.serving import (
     TIMEOUT_S,
     RunningServer,
@@ -40,9 +40,9 @@ class Blocked:
         def blocked(*arguments: Any) -> Any:
             self.begun += 1
             self._go.wait(TIMEOUT_S)
-            return make_job(*arguments)
+            return prepare_call(*arguments)
 
-        monkeypatch.setattr("nanovllm.server.app.make_job", blocked)
+        monkeypatch.setattr("nanovllm.server.openai.endpoint.prepare_call", blocked)
 
     def let_go(self) -> None:
         """Let all of them go on."""

@@ -75,12 +75,12 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
     engine = server.engine
     in_flight: list[int] = []
     threads: list[threading.Thread] = []
-    submit_all, submit, advance = engine.submit_all, InputProcessor.submit, BeamSearch.advance
+    generate, submit, advance = engine.generate, InputProcessor.submit, BeamSearch.advance
     loop_thread = server.on_loop(_current_thread)
 
-    def watched_submit_all(prepared_requests: Any, **given: Any) -> Any:
+    def watched_generate(prepared_requests: Any, **options: Any) -> Any:
         in_flight.append(len(prepared_requests))
-        return submit_all(prepared_requests, **given)
+        return generate(prepared_requests, **options)
 
     def watched(real: Any) -> Any:
         def call(*given: Any, **named: Any) -> Any:
@@ -89,7 +89,7 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
 
         return call
 
-    monkeypatch.setattr(engine, "submit_all", watched_submit_all)
+    monkeypatch.setattr(engine, "generate", watched_generate)
     monkeypatch.setattr(InputProcessor, "submit", watched(submit))
     monkeypatch.setattr(BeamSearch, "advance", watched(advance))
     prompts = [[place + 1, 7] for place in range(40)]

@@ -12,9 +12,9 @@ from nanovllm import LLM, SamplingParams
 from nanovllm.engine.chat import template as chat_template
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import InvalidRequestError
-from nanovllm.server.openai import chat
-from nanovllm.server.openai.chat import make_chat_job
+from nanovllm.server.openai.chat import CHAT, ChatRenderer
 from nanovllm.server.openai.chat_schemas import ChatRequest
+from nanovllm.server.openai.endpoint import prepare_call
 from tests.support.chats import MESSAGES, TEMPLATE, ask, post, prompt_of, stream
 from tests.support.checkpoints import write_tiny_model
 from tests.support.serving import (
@@ -400,7 +400,7 @@ def test_the_model_must_be_served_and_may_be_called_by_each_name(
 def test_without_a_template_it_says_what_to_do(llm: LLM) -> None:
     body = ChatRequest.model_validate({"messages": MESSAGES})
     with pytest.raises(InvalidRequestError, match="has no chat template") as caught:
-        make_chat_job(body, None, llm.engine, MODEL)
+        prepare_call(CHAT, body, llm.engine, None, MODEL)
     assert caught.value.param == "messages"
     assert "/v1/completions" in str(caught.value)
     assert "--chat-template FILE" in str(caught.value)
@@ -441,7 +441,7 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(
     def fail(*_: object) -> None:
         raise LookupError("the reason is for the log")
 
-    monkeypatch.setattr(chat, "chat_logprobs", fail)
+    monkeypatch.setattr(ChatRenderer, "delta_choices", fail)
     (event,) = stream(chat_server, max_tokens=5)
     assert event["error"]["code"] == 500
     assert "for the log" not in event["error"]["message"]

@@ -10,8 +10,8 @@ from openai import OpenAI
 from starlette.types import Message
 
 from nanovllm import LLM
-from nanovllm.server.openai import streaming
-from nanovllm.server.openai.streaming import KEEP_ALIVE_COMMENT, PieceResponse
+from nanovllm.server.http import event_stream
+from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT, PieceResponse
 from tests.support.serving import (
     MODEL,
     RunningServer,
@@ -249,7 +249,7 @@ def test_comments_keep_a_stream_alive_that_has_nothing_to_send(
     """A step takes 5 ms here, and a request in the queue waits as one between two steps."""
     settings: dict[str, Any] = {"max_tokens": 10, "temperature": 0, **FORCED}
     quiet = slow_server.post({"prompt": "the", "stream": True, **settings}).content
-    monkeypatch.setattr(streaming, "KEEP_ALIVE_S", 0.001)
+    monkeypatch.setattr(event_stream, "KEEP_ALIVE_S", 0.001)
     kept = slow_server.post({"prompt": "the", "stream": True, **settings}).content
     assert KEEP_ALIVE_COMMENT in kept
     assert join_choices(read_events(kept)) == join_choices(read_events(quiet))
@@ -286,7 +286,7 @@ def collect(pieces: list[bytes], keep_alive_s: float) -> bytes:
 
 
 def test_comments_stand_between_events_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "MAX_WRITE_BYTES", 4)
+    monkeypatch.setattr(event_stream, "MAX_WRITE_BYTES", 4)
     events = [f"data: {number:020}\n\n".encode() for number in range(20)]
     found = collect(events, keep_alive_s=0.0).split(b"\n\n")
     assert [part for part in found if part and not part.startswith(b":")] == [event.strip() for event in events]  # fmt: skip

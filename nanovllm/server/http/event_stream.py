@@ -1,0 +1,192 @@
+"""Responses that are sent piece by piece, and requests whose client may disconnect.
+
+A client that closes its connection ends its request: whatever waits for it is cancelled. A slow
+client gets larger pieces and delays nobody; one that takes nothing for `stalled_after_s` counts as
+disconnected. A stream that has nothing to send, because its request is queued, sends comments:
+proxies close connections that are idle.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, TypeAlias, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from nanovllm.server.http.errors import ClientDisconnectedError
+
+T = TypeVar("T")
+Write: TypeAlias = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a call on a worker thread and returns its result."""
+
+logger = logging.getLogger(__name__)
+
+KEEP_ALIVE_S = 10.0
+"""Time without an event after which a stream sends a comment. Proxies wait for 30 s or more."""
+KEEP_ALIVE_COMMENT = b": keep-alive\n\n"
+MAX_WRITE_BYTES = 1 << 18  # that are sent in one call
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, which is cancelled when the client closes its connection.
+
+    Raises ClientDisconnectedError then.
+    """
+    task = asyncio.ensure_future(work)
+    disconnect = asyncio.ensure_future(_wait_for_disconnect(request.receive))
+    try:
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientDisconnectedError
+        return task.result()
+    finally:
+        for pending in (task, disconnect):
+            pending.cancel()
+        await asyncio.gather(task, disconnect, return_exceptions=True)
+
+
+async def _wait_for_disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class PieceResponse(Response):
+    """A response that sends pieces as they come; closes their source if the client disconnects."""
+
+    def __init__(
+        self,
+        pieces: AsyncGenerator[bytes, None],
+        media_type: str,
+        stalled_after_s: float,
+        *,
+        headers: Mapping[str, str] | None = None,
+        on_close: Callable[[], None] = lambda: None,
+        keep_alive_s: float | None = None,
+    ) -> None:
+        """Send `pieces` in order.
+
+        Args:
+            stalled_after_s: time after which a client that takes nothing counts as disconnected;
+                it is found within twice this time.
+            on_close: called at the end in any case, even if no piece was taken.
+            keep_alive_s: time without a piece after which a comment is sent; None for never.
+        """
+        super().__init__(media_type=media_type, headers=headers)
+        del self.headers["content-length"]
+        self._pieces = pieces
+        self._on_close = on_close
+        self._stalled_after_s = stalled_after_s
+        self._keep_alive_s = keep_alive_s
+        self._sending = asyncio.Lock()  # held while a piece or a comment is sent
+        self._sending_since_s: float | None = None
+        self._sent_at_s = time.monotonic()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send until the pieces end or the client disconnects."""
+        writer = asyncio.ensure_future(self._write(send))
+        disconnect = asyncio.ensure_future(_wait_for_disconnect(receive))
+        try:
+            while not await self._is_over(writer, disconnect):
+                pass
+        finally:
+            self._on_close()
+            for task in (writer, disconnect):
+                task.cancel()
+            results = await asyncio.gather(writer, disconnect, return_exceptions=True)
+        if isinstance(results[0], Exception) and not isinstance(results[0], OSError):
+            raise results[0]
+
+    async def _is_over(
+        self, writer: "asyncio.Future[None]", disconnect: "asyncio.Future[None]"
+    ) -> bool:
+        """Wait `stalled_after_s` at most for the end of the pieces or of the connection."""
+        done, _ = await asyncio.wait(
+            {writer, disconnect}, timeout=self._stalled_after_s, return_when=asyncio.FIRST_COMPLETED
+        )
+        if done:
+            return True
+        since_s = self._sending_since_s
+        is_stalled = since_s is not None and time.monotonic() - since_s >= self._stalled_after_s
+        if is_stalled:
+            logger.warning(
+                "a client has read nothing of its answer for %g s; its requests end",
+                self._stalled_after_s,
+            )
+        return is_stalled
+
+    async def _write(self, send: Send) -> None:
+        start = {"status": self.status_code, "headers": self.raw_headers}
+        await self._send({"type": "http.response.start", **start}, send)
+        keep_alive = asyncio.ensure_future(self._keep_alive(send))
+        try:
+            async with aclosing(self._pieces) as pieces:
+                async for piece in pieces:
+                    async with self._sending:
+                        await self._write_piece(piece, send)
+        finally:
+            keep_alive.cancel()
+            await asyncio.gather(keep_alive, return_exceptions=True)
+        await self._send({"type": "http.response.body", "body": b"", "more_body": False}, send)
+
+    async def _write_piece(self, piece: bytes, send: Send) -> None:
+        for start in range(0, len(piece), MAX_WRITE_BYTES):
+            await self._send(_body_part(piece[start : start + MAX_WRITE_BYTES]), send)
+            if len(piece) > MAX_WRITE_BYTES:  # sending megabytes takes long, too
+                await asyncio.sleep(0)
+
+    async def _send(self, message: Message, send: Send) -> None:
+        """Send a message; return once the client has taken enough of the previous ones."""
+        self._sending_since_s = time.monotonic()
+        await send(message)
+        self._sending_since_s = None
+        self._sent_at_s = time.monotonic()
+
+    async def _keep_alive(self, send: Send) -> None:
+        """Send a comment between pieces whenever nothing was sent for `keep_alive_s`."""
+        limit_s = self._keep_alive_s
+        while limit_s is not None:
+            async with self._sending:
+                idle_s = time.monotonic() - self._sent_at_s
+                if idle_s >= limit_s:
+                    await self._send(_body_part(KEEP_ALIVE_COMMENT), send)
+                    idle_s = 0.0
+            await asyncio.sleep(limit_s - idle_s)
+
+
+def _body_part(content: bytes) -> Message:
+    return {"type": "http.response.body", "body": content, "more_body": True}
+
+
+class EventStream(PieceResponse):
+    """A stream of server-sent events, with comments while there are none."""
+
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        on_close: Callable[[], None],
+        stalled_after_s: float,
+    ) -> None:
+        """Send `events` in order; the arguments are those of PieceResponse."""
+        super().__init__(
+            events,
+            "text/event-stream",
+            stalled_after_s,
+            headers={"cache-control": "no-cache", "x-accel-buffering": "no"},
+            on_close=on_close,
+            keep_alive_s=KEEP_ALIVE_S,
+        )
+
+
+def json_response(content: bytes, stalled_after_s: float) -> Response:
+    """Return a response with JSON content; a large one is sent as the client takes it."""
+    if len(content) <= MAX_WRITE_BYTES:
+        return Response(content, media_type="application/json")
+
+    async def pieces() -> AsyncGenerator[bytes, None]:
+        yield content
+
+    return PieceResponse(pieces(), "application/json", stalled_after_s)

@@ -1,0 +1,331 @@
+"""Endpoints that run the model, and all that they share between their two functions.
+
+    body -> parse -> GenerationRequest -> AsyncEngine.generate -> outputs -> renderer -> response
+
+An endpoint parses its body into a GenerationRequest and renders outputs in its form. Everything
+between is here: preparing on a worker thread, the queue, grammars, deadlines, disconnects, streams
+and the request log. run-batch uses the same endpoints without the server.
+"""
+
+import asyncio
+import json
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.beam_search import BeamSearch, BeamSearchParams, begin_searches
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.generation_request import (
+    GenerationRequest,
+    PoolingParams,
+    prepare_requests,
+)
+from nanovllm.engine.grammar.grammar import CompiledGrammar
+from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.request_handle import RequestHandle
+from nanovllm.errors import InvalidRequestError
+from nanovllm.outputs import RequestOutput
+from nanovllm.server.http.body import read_body
+from nanovllm.server.http.deadlines import deadline_of
+from nanovllm.server.http.errors import served_name, status_of
+from nanovllm.server.http.event_stream import (
+    MAX_WRITE_BYTES,
+    EventStream,
+    PieceResponse,
+    Write,
+    json_response,
+    unless_disconnected,
+)
+from nanovllm.server.http.json_writer import json_pieces, write_json
+from nanovllm.server.http.request_log import record_of
+from nanovllm.server.http.work import Work
+from nanovllm.server.openai.beams import run_searches
+from nanovllm.server.openai.renderer import Renderer, ResponseContext, is_large
+from nanovllm.server.openai.schemas import GenerationBody
+from nanovllm.server.openai.structured import rename_fields
+from nanovllm.server.openapi import request_body, responses
+
+B = TypeVar("B", bound=GenerationBody)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint(Generic[B]):
+    """An endpoint: two functions, and what the OpenAPI document says of it.
+
+    Attributes:
+        path: of its URL.
+        name: of its route.
+        description: what it does.
+        id_prefix: begins the ids of its requests.
+        body: the type of its bodies.
+        parse: returns the request of a body; called on a worker thread; may raise
+            InvalidRequestError in the engine's names of fields.
+        renderer: returns the renderer of a response.
+        response: the type of a whole response.
+        event: the type of an event's data in a stream; None if it does not stream.
+        is_guarded: whether parsing a body waits for a process, such as a template's.
+        has_id: whether responses have the request's id.
+    """
+
+    path: str
+    name: str
+    description: str
+    id_prefix: str
+    body: type[B]
+    parse: Callable[[B, Engine, ChatTemplate | None], GenerationRequest]
+    renderer: Callable[[ResponseContext, B], Renderer[Any]]
+    response: Any
+    event: Any = None
+    is_guarded: Callable[[B], bool] = lambda _: False
+    has_id: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ModelService:
+    """What the endpoints of one server share.
+
+    Attributes:
+        async_engine: runs the model.
+        model_names: names that requests may use for the model.
+        chat_template: renders messages; None where the model has none.
+        stalled_client_s: time after which a client that reads nothing counts as disconnected.
+        work: the worker threads.
+    """
+
+    async_engine: AsyncEngine
+    model_names: Sequence[str]
+    chat_template: ChatTemplate | None
+    stalled_client_s: float
+    work: Work
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedCall:
+    """A checked body: its request, and the renderer of its outputs.
+
+    `searches` are the beam searches of the prompts; `prepared_requests` the prompts otherwise.
+    """
+
+    request: GenerationRequest
+    renderer: Renderer[Any]
+    prompt_tokens: int
+    prepared_requests: tuple[PreparedRequest, ...] = ()
+    searches: tuple[BeamSearch, ...] = ()
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the outputs are embeddings."""
+        return isinstance(self.request.params, PoolingParams)
+
+    def outputs(self) -> list[Any]:
+        """Return the outputs, once every prompt has ended; raises the first error."""
+        processors = [prepared.output_processor for prepared in self.prepared_requests]
+        if self.is_embedding:
+            return [processor.embedding() for processor in processors]
+        return [processor.output(packed=True) for processor in processors]
+
+
+def prepare_call(
+    endpoint: Endpoint[B],
+    body: B,
+    engine: Engine,
+    chat_template: ChatTemplate | None,
+    model: str,
+) -> PreparedCall:
+    """Parse and check a body; raises InvalidRequestError in the client's names of fields."""
+    searches: tuple[BeamSearch, ...] = ()
+    prepared: tuple[PreparedRequest, ...] = ()
+    with client_field_names(body):
+        request = endpoint.parse(body, engine, chat_template)
+        request_id = endpoint.id_prefix + (body.requested_id or uuid.uuid4().hex)
+        request = replace(request, request_id=request_id)
+        if isinstance(request.params, BeamSearchParams):
+            processor = engine.input_processor
+            searches = tuple(begin_searches(request.prompts, request.params, processor))
+            prompt_tokens = sum(len(search.prompt_token_ids) for search in searches)
+        else:
+            prepared = prepare_requests(request, engine.input_processor)
+            prompt_tokens = sum(len(one.requests[0].prompt_token_ids) for one in prepared)
+    context = ResponseContext(request_id, int(time.time()), model, prompt_tokens, engine.tokenizer)
+    renderer = endpoint.renderer(context, body)
+    return PreparedCall(request, renderer, prompt_tokens, prepared, searches)
+
+
+@contextmanager
+def client_field_names(body: GenerationBody) -> Iterator[None]:
+    """Make errors name the fields that the client sent."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        raise rename_fields(error, body.field_names, body.prompt_field) from error.__cause__
+
+
+def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> None:
+    """Add the route of an endpoint to an application."""
+
+    async def respond(request: Request) -> Response:
+        return await _respond(endpoint, request, service)
+
+    errors = (400, 404, 429, 503, 504)
+    app.post(
+        endpoint.path,
+        name=endpoint.name,
+        description=endpoint.description,
+        responses=responses(*errors, whole=endpoint.response, event=endpoint.event),
+        openapi_extra=request_body(endpoint.body),
+    )(respond)
+
+
+async def _respond(endpoint: Endpoint[B], request: Request, service: ModelService) -> Response:
+    async_engine, work = service.async_engine, service.work
+    body, num_bytes = await read_body(request, endpoint.body, work)
+    model = served_name(body.model, service.model_names)
+    record = record_of(request)
+    record.note_prompts(body.logged_prompts)
+    async_engine.check_room(body.num_choices)  # before time is spent on the prompts
+    prepare = partial(
+        prepare_call, endpoint, body, async_engine.engine, service.chat_template, model
+    )
+    call = await work.read(request, num_bytes, prepare, is_guarded=endpoint.is_guarded(body))
+    record.answer_id = call.request.request_id if endpoint.has_id else None
+    record.prompt_tokens = call.prompt_tokens
+    write = work.writer(request)
+    if call.searches:
+        record.completion_tokens = 0  # unless the searches come to their end
+        outputs = await run_searches(call.searches, call.request, async_engine, request, write)
+        record.completion_tokens = sum(output.num_generated_tokens for output in outputs)
+        return await _whole_response(call.renderer, outputs, service, write)
+    record.held.append(async_engine.hold_logprobs(call.prepared_requests))
+    with client_field_names(body):
+        await _wait_for_grammar(request, call.prepared_requests)
+    handle = async_engine.generate(call.prepared_requests, deadline=deadline_of(request))
+
+    def release() -> None:
+        handle.release()
+        record.note_answers(call.prepared_requests)
+
+    if body.is_streamed:
+        events = _events(call, handle, write)
+        return EventStream(events, release, service.stalled_client_s)
+    try:
+        await unless_disconnected(request, handle.wait())
+    finally:
+        release()
+    if call.is_embedding:  # which may have a million numbers
+        content = await write(lambda: write_json(call.renderer.body(call.outputs())))
+        return json_response(content, service.stalled_client_s)
+    return await _whole_response(call.renderer, call.outputs(), service, write)
+
+
+async def _wait_for_grammar(request: Request, prepared_requests: Sequence[PreparedRequest]) -> None:
+    """Wait until the grammar of a request is compiled, so that its errors have a status.
+
+    Compiling ends where the client disconnects or the deadline passes. Raises
+    ClientDisconnectedError, InvalidRequestError for a wrong grammar, QueueFullError.
+    """
+    grammar = prepared_requests[0].grammar
+    if grammar is None:
+        return
+    deadline = deadline_of(request)
+    timeout_s = None if deadline is None else deadline.at_s - time.monotonic()
+    try:
+        await unless_disconnected(request, asyncio.wait_for(_compiled(grammar), timeout_s))
+    except asyncio.TimeoutError:
+        return  # AsyncEngine.generate raises the error
+    if grammar.error is not None:
+        raise grammar.error
+
+
+async def _compiled(grammar: CompiledGrammar) -> None:
+    loop, compiled = asyncio.get_running_loop(), asyncio.Event()
+
+    def watcher() -> None:
+        with suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(compiled.set)
+
+    grammar.watch(watcher)
+    try:
+        await compiled.wait()
+    finally:
+        grammar.unwatch(watcher)
+
+
+async def _events(
+    call: PreparedCall, handle: RequestHandle, write: Write
+) -> AsyncGenerator[bytes, None]:
+    """Yield the events of a stream; large ones are written on a worker thread."""
+    renderer = call.renderer
+    try:
+        if opening := renderer.begin():
+            yield opening
+        async with aclosing(handle.deltas()) as deltas:
+            async for index, delta in deltas:
+                for part in _parts(delta):
+                    render = partial(renderer.delta, index, part)
+                    events = await write(render) if is_large([part]) else render()
+                    if events:
+                        yield events
+        yield renderer.end()
+    except Exception as error:  # the status line is sent already
+        if status_of(error) == 500:
+            logger.error("%s ended with an error", call.request.request_id, exc_info=error)
+        yield renderer.error(error)
+
+
+def _parts(delta: RequestOutput) -> list[RequestOutput]:
+    """Split a large delta into its choices."""
+    if len(delta.outputs) == 1 or not is_large([delta]):
+        return [delta]
+    return [replace(delta, outputs=[choice]) for choice in delta.outputs]
+
+
+async def _whole_response(
+    renderer: Renderer[Any],
+    outputs: Sequence[RequestOutput],
+    service: ModelService,
+    write: Write,
+) -> Response:
+    """Return the response with these outputs.
+
+    A large one is written on a worker thread, piece by piece as the client takes it. Only the JSON
+    of one choice is in memory at a time.
+    """
+    if not is_large(outputs):
+        content = json.dumps(
+            renderer.body(outputs),
+            ensure_ascii=False,
+            allow_nan=False,
+            separators=(",", ":"),
+            default=list,
+        )
+        return Response(content.encode(), media_type="application/json")
+    body = await write(partial(renderer.body, outputs))
+    return PieceResponse(_pieces(body, write), "application/json", service.stalled_client_s)
+
+
+async def _pieces(body: Mapping[str, Any], write: Write) -> AsyncGenerator[bytes, None]:
+    """Yield the JSON of a body in pieces of about MAX_WRITE_BYTES."""
+    pieces = json_pieces(body)
+
+    def next_piece() -> bytes:
+        content = bytearray()
+        for piece in pieces:
+            content += piece
+            if len(content) >= MAX_WRITE_BYTES:
+                break
+        return bytes(content)
+
+    while content := await write(next_piece):
+        yield content

@@ -1,0 +1,205 @@
+"""Renderers: outputs in the form of an endpoint, whole or as server-sent events.
+
+Each endpoint has one. ChoicesRenderer has what completions and chats share: a list of choices, and
+chunks with one choice each.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
+from nanovllm.server.http.errors import response_for
+from nanovllm.server.http.json_writer import write_json
+from nanovllm.server.openai.response_types import Usage
+from nanovllm.server.openai.schemas import SamplingBody
+
+OutputT = TypeVar("OutputT", RequestOutput, EmbeddingRequestOutput)
+MANY_POSITIONS = 128  # with 20 log-probabilities each, writing them takes about 20 ms
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseContext:
+    """What is known of a response before it has any output.
+
+    Attributes:
+        id: the response's id.
+        created: the time, in seconds since 1970.
+        model: the name that the client used for the model.
+        prompt_tokens: total number of tokens of the prompts.
+        tokenizer: the model's.
+    """
+
+    id: str
+    created: int
+    model: str
+    prompt_tokens: int
+    tokenizer: Tokenizer
+
+
+class Renderer(ABC, Generic[OutputT]):
+    """Renders the outputs of one request. A stream is `begin`, deltas, and `end` or `error`."""
+
+    @abstractmethod
+    def body(self, outputs: Sequence[OutputT]) -> Mapping[str, Any]:
+        """Return the body of the whole response.
+
+        A list may be an iterator, whose items are made one at a time while they are written.
+        """
+
+    def begin(self) -> bytes:
+        """Return the events before any output."""
+        return b""
+
+    def delta(self, index: int, output: OutputT) -> bytes:
+        """Return the events of what is new of the prompt at `index`; none if it is empty."""
+        raise NotImplementedError
+
+    def end(self) -> bytes:
+        """Return the events after the last output."""
+        raise NotImplementedError
+
+    def error(self, error: Exception) -> bytes:
+        """Return the events of a stream that ends with an error."""
+        raise NotImplementedError
+
+
+class ChoicesRenderer(Renderer[RequestOutput]):
+    """Renders a list of choices; a stream has one choice in each chunk, and ends with [DONE]."""
+
+    body_type: ClassVar[str]
+    chunk_type: ClassVar[str]
+
+    def __init__(self, context: ResponseContext, request: SamplingBody) -> None:
+        """Render the response to a request."""
+        self.context = context
+        self._stream_options = request.stream_options
+        self._usage = UsageCounter(context.prompt_tokens)
+        self._is_first_chunk = True
+
+    @abstractmethod
+    def choices(self, outputs: Sequence[RequestOutput]) -> Iterator[Mapping[str, Any]]:
+        """Yield the choices of a whole response; one may be large."""
+
+    @abstractmethod
+    def delta_choices(self, index: int, output: RequestOutput) -> Sequence[Mapping[str, Any]]:
+        """Return what is new of the choices of the prompt at `index`."""
+
+    def prompt_fields(self, output: RequestOutput) -> Mapping[str, Any]:
+        """Return the fields about the prompt beside the choices; null if not requested."""
+        return {}
+
+    def body(self, outputs: Sequence[RequestOutput]) -> Mapping[str, Any]:
+        """Return the body of the whole response."""
+        return {
+            **self._head(self.body_type), "service_tier": None, "system_fingerprint": None,
+            "choices": self.choices(outputs), "usage": usage_of(outputs),
+            **self.prompt_fields(outputs[0]),
+        }  # fmt: skip
+
+    def delta(self, index: int, output: RequestOutput) -> bytes:
+        """Return a chunk for each choice that has something new."""
+        self._usage.add(index, output)
+        encode = write_json if is_large([output]) else _dumps
+        chunks = []
+        for choice in self.delta_choices(index, output):
+            chunk = {**self._head(self.chunk_type), "choices": [choice]}
+            if self._has_usage:
+                chunk["usage"] = self._usage.usage() if self._has_continuous_usage else None
+            if self._is_first_chunk:
+                fields = self.prompt_fields(output)
+                chunk |= {name: value for name, value in fields.items() if value is not None}
+                self._is_first_chunk = False
+            chunks.append(b"data: " + encode(chunk) + b"\n\n")
+        return b"".join(chunks)
+
+    def end(self) -> bytes:
+        """Return the usage, if requested, and [DONE]."""
+        if not self._has_usage:
+            return _DONE
+        chunk = {**self._head(self.chunk_type), "choices": [], "usage": self._usage.usage()}
+        return b"data: " + _dumps(chunk) + b"\n\n" + _DONE
+
+    def error(self, error: Exception) -> bytes:
+        """Return the error, whose status can only follow in the stream, and [DONE]."""
+        return b"data: " + bytes(response_for(error).body) + b"\n\n" + _DONE
+
+    @property
+    def _has_usage(self) -> bool:
+        return self._stream_options is not None and self._stream_options.include_usage
+
+    @property
+    def _has_continuous_usage(self) -> bool:
+        return self._stream_options is not None and self._stream_options.continuous_usage_stats
+
+    def _head(self, object_type: str) -> dict[str, Any]:
+        context = self.context
+        return {
+            "id": context.id, "object": object_type, "created": context.created,
+            "model": context.model,
+        }  # fmt: skip
+
+
+class UsageCounter:
+    """Adds up the tokens of a stream."""
+
+    def __init__(self, prompt_tokens: int) -> None:
+        """Count all prompts at once, and generated tokens as they come."""
+        self._prompt_tokens = prompt_tokens
+        self._completion_tokens: dict[int, int] = {}
+        self._cached_tokens: dict[int, int] = {}
+
+    def add(self, index: int, output: RequestOutput) -> None:
+        """Count what has been generated so far for the prompt at `index`."""
+        self._completion_tokens[index] = output.num_generated_tokens
+        self._cached_tokens[index] = output.num_cached_tokens
+
+    def usage(self) -> Usage:
+        """Return the usage so far."""
+        return make_usage(
+            self._prompt_tokens,
+            sum(self._completion_tokens.values()),
+            sum(self._cached_tokens.values()),
+        )
+
+
+def usage_of(outputs: Sequence[RequestOutput]) -> Usage:
+    """Return the usage of a whole response."""
+    return make_usage(
+        sum(len(output.prompt_token_ids) for output in outputs),
+        sum(output.num_generated_tokens for output in outputs),
+        sum(output.num_cached_tokens for output in outputs),
+    )
+
+
+def make_usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> Usage:
+    """Return a usage object.
+
+    Each prompt counts once, and every choice that is generated: also those that best_of leaves out,
+    and equal ones that are computed once.
+    """
+    return {
+        "prompt_tokens": prompt_tokens, "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }  # fmt: skip
+
+
+def is_large(outputs: Sequence[RequestOutput]) -> bool:
+    """Return whether outputs must be written on a worker thread.
+
+    Writing the log-probabilities of many positions takes too long for the event loop.
+    """
+    prompts = sum(len(output.prompt_logprobs or ()) * len(output.outputs) for output in outputs)
+    choices = sum(len(choice.logprobs or ()) for output in outputs for choice in output.outputs)
+    return prompts + choices > MANY_POSITIONS
+
+
+_DONE = b"data: [DONE]\n\n"
+
+
+def _dumps(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
