@@ -12,7 +12,7 @@ from typing_extensions import Self, Unpack
 from nanovllm.config import EngineConfig, EngineSettings
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest, sampling_defaults
+from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
@@ -104,7 +104,7 @@ class AsyncLLM:
     async def default_sampling_params(self) -> SamplingParams:
         """Return the settings of requests that give none, as LLM's."""
         await self.start()
-        return SamplingParams(**sampling_defaults(self._engine.engine.generation_config))
+        return SamplingParams(**self._engine.engine.sampling_defaults)
 
     async def generate(
         self,

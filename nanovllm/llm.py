@@ -20,7 +20,7 @@ from nanovllm.engine.call_runner import CallRunner
 from nanovllm.engine.chat.messages import Messages, list_conversations
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest, naming_prompt, sampling_defaults
+from nanovllm.engine.input_processor import PreparedRequest, naming_prompt
 from nanovllm.engine.metrics import StepStats
 from nanovllm.engine.scheduling.request import Pooling
 from nanovllm.engine.token_rates import TokenRates
@@ -155,7 +155,7 @@ class LLM:
 
         They are those of the model's generation_config.json, otherwise SamplingParams's own.
         """
-        return SamplingParams(**sampling_defaults(self.engine.generation_config))
+        return SamplingParams(**self.engine.sampling_defaults)
 
     @overload
     def generate(

@@ -9,17 +9,16 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from nanovllm.engine.grammar.grammar import CompiledGrammar, Grammars
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES
 from nanovllm.engine.output_processor import OutputProcessor
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling.request import Pooling, Request
-from nanovllm.engine.token_rules import TokenRules
+from nanovllm.engine.scheduling.token_rules import TokenRules
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import CheckpointError, ContextLengthError, InvalidRequestError
+from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config
 from nanovllm.prompts import Prompt, to_list, to_python_ids
 from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unicode
@@ -180,7 +179,7 @@ class InputProcessor:
                 grammar=None if grammar is None else grammar.start(),
                 priority=priority,
                 cache_salt=cache_salt,
-                group=request_id if params.num_sequences > 1 and max_new_tokens > 0 else "",
+                parent_id=request_id if params.num_sequences > 1 and max_new_tokens > 0 else "",
             )
             for choice in range(params.num_sequences)
         )
@@ -472,22 +471,6 @@ class InputProcessor:
         except InvalidRequestError as error:
             raise InvalidRequestError(str(error), param="bad_words") from None
         return tuple(dict.fromkeys(ids for ids in encoded if ids and max(ids) < self.model.vocab))
-
-
-def sampling_defaults(generation_config: Mapping[str, object]) -> dict[str, Any]:
-    """Sampling settings that a model's generation_config.json asks for; transformers' own defaults there say nothing and are left out."""
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    return {
-        name: generation_config[name] for name in names if generation_config.get(name) is not None
-    }
-
-
-def check_sampling_defaults(path: Path, generation_config: Mapping[str, object]) -> None:
-    """Raise CheckpointError, naming the file at `path`, where its settings would make every request that leaves them out fail."""
-    try:
-        SamplingParams(**sampling_defaults(generation_config))
-    except InvalidRequestError as error:
-        raise CheckpointError(f"{path} is wrong: {error}; correct the file, or delete it") from None
 
 
 def _shown(value: object) -> str:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest, naming_prompt, sampling_defaults
+from nanovllm.engine.input_processor import PreparedRequest, naming_prompt
 from nanovllm.errors import ContextLengthError, InvalidRequestError, NanovllmError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
@@ -78,7 +78,7 @@ def sampling_params(
     Those that the body leaves out are those of the model's own generation_config.json. `others` are
     the settings that the two ask for in different ways; None is left out.
     """
-    settings: dict[str, Any] = sampling_defaults(engine.generation_config)
+    settings: dict[str, Any] = {**engine.sampling_defaults}
     found = {name: getattr(body, name) for name in _PASSED_ON} | others
     settings.update({name: value for name, value in found.items() if value is not None})
     settings["max_tokens"] = max_tokens
