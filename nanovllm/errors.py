@@ -1,16 +1,21 @@
-"""The exceptions people meet, as a tree.
+"""The exceptions of the public API, as a tree.
 
 NanovllmError
-├── InvalidRequestError (also a ValueError)   one request is wrong: names the value, the limit and the remedy
+├── InvalidRequestError (also a ValueError)   a request is invalid: value, limit and remedy
 │   └── ContextLengthError                    prompt and max_tokens do not fit the model or the cache
-├── CheckpointError (also a ValueError)       a model folder cannot be used: lists everything that is wrong with it
-├── ModelNotFoundError                        a model name leads to no folder, here or on the hub
+├── CheckpointError (also a ValueError)       a model folder is invalid: a list of its problems
+├── ModelNotFoundError                        no model of that name, here or on the hub
 └── EngineError                               the engine cannot answer
     ├── EngineNotReadyError                   still loading, or already stopped
     ├── QueueFullError                        too many requests wait: try again later
-    ├── RequestTimeoutError                   the time that the request was given is over
+    ├── RequestTimeoutError                   the request exceeded its deadline
     └── EngineFaultError                      a step failed while this request was in it
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from typing_extensions import Self
 
 
 class NanovllmError(Exception):
@@ -18,11 +23,15 @@ class NanovllmError(Exception):
 
 
 class InvalidRequestError(NanovllmError, ValueError):
-    """A request that can never be answered as it stands; `param` names the field at fault, where there is one."""
+    """A request that can never be answered as it is; `param` is the invalid field, if any."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+    def at(self, place: str, *, param: str | None = None) -> Self:
+        """Return this error with `place`, such as "prompt 3", before its message."""
+        return type(self)(f"{place}: {self}", param=param or self.param)
 
 
 class ContextLengthError(InvalidRequestError):
@@ -46,7 +55,7 @@ class EngineNotReadyError(EngineError):
 
 
 class QueueFullError(EngineError):
-    """So many requests wait already that one more is refused; `retry_after_s` says when to try again."""
+    """Too many requests are unfinished; `retry_after_s` says when to try again."""
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
@@ -54,9 +63,9 @@ class QueueFullError(EngineError):
 
 
 class RequestTimeoutError(EngineError):
-    """The time that the request was given is over, and what there was of its answer is dropped.
+    """The request exceeded its deadline and was aborted; its partial output is dropped.
 
-    `has_begun` says whether the engine had worked on it; where not, `retry_after_s` says when its turn might come sooner.
+    `has_begun` says whether the engine had started it. If not, `retry_after_s` says when to retry.
     """
 
     def __init__(self, message: str, *, has_begun: bool, retry_after_s: int = 1) -> None:
@@ -67,6 +76,23 @@ class RequestTimeoutError(EngineError):
 
 class EngineFaultError(EngineError):
     """A step of the engine failed while this request took part in it."""
+
+
+@contextmanager
+def naming_prompt(index: int, count: int) -> Iterator[None]:
+    """Add the index of the prompt to an InvalidRequestError, if there are several prompts."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if count == 1:
+            raise
+        raise error.at(f"prompt {index}") from error.__cause__
+
+
+def describe_value(value: object) -> str:
+    """Return an invalid value for a message: its repr where that is short, otherwise its type."""
+    text = repr(value) if isinstance(value, str | int | float | None) else ""
+    return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -16,9 +16,10 @@ from pathlib import Path
 
 from nanovllm.config import EngineConfig, shown_bytes
 from nanovllm.engine.generation_defaults import SamplingDefaults, load_sampling_defaults
-from nanovllm.engine.input_processor import InputProcessor, Limits, PreparedRequest
+from nanovllm.engine.input_processor import InputProcessor, PreparedRequest
 from nanovllm.engine.metrics import EngineSnapshot, RequestTimes, StepStats
 from nanovllm.engine.output_processor import SequenceUpdate
+from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
@@ -71,10 +72,9 @@ class Engine:
         `sampling_defaults` are the model's; the engine only keeps them for its callers.
         """
         model = runner.config
-        max_model_len = _max_model_len(config, model)
         self.config = config
         self.model = model
-        self.max_model_len = max_model_len
+        self.max_model_len = _max_model_len(config, model)
         self.tokenizer = tokenizer
         self.sampling_defaults: SamplingDefaults = sampling_defaults or {}
         self.runner = runner
@@ -89,7 +89,7 @@ class Engine:
             max_num_batched_tokens=config.max_num_batched_tokens,
         )
         limits = Limits(
-            max_model_len,
+            self.max_model_len,
             self.cache_tokens,
             config.max_logprobs,
             has_priorities=config.scheduling_policy == "priority",
@@ -302,10 +302,9 @@ class Engine:
         return self._times.pop(request_id)
 
     def _abort_overdue(self, now: float) -> None:
-        for request_id in [
-            request_id for request_id, deadline_s in self._deadlines.items() if deadline_s <= now
-        ]:
-            self.abort_request(request_id)
+        for request_id, deadline_s in list(self._deadlines.items()):
+            if deadline_s <= now:
+                self.abort_request(request_id)
 
     def _finish_failed_grammars(self) -> tuple[SequenceUpdate, ...]:
         """Receive the masks of grammars, and end the requests whose grammar has failed."""
@@ -363,15 +362,15 @@ class Engine:
 
 
 def _error_of(result: SequenceResult, fault: Exception | None) -> NanovllmError:
-    """Return the error of a request that a step ended; only its cause has internals."""
+    """Return the error of a request that a step ended; its cause is not for clients."""
     cause = fault or result.error
     if cause is not None:
         error = EngineFaultError(_FAULT)
         error.__cause__ = cause
         return error
-    return (
-        InvalidRequestError(_ALL_FORBIDDEN) if result.is_finite else EngineFaultError(_NOT_A_NUMBER)
-    )
+    if result.is_finite:
+        return InvalidRequestError(_ALL_FORBIDDEN)
+    return EngineFaultError(_NOT_A_NUMBER)
 
 
 def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:

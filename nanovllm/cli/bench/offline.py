@@ -129,7 +129,7 @@ class Bench:
         try:
             prepared = self.engine.input_processor.submit(request_id, job.prompt, params)
         except InvalidRequestError as error:
-            raise type(error)(f"{job.name}: {error}", param=error.param) from error
+            raise error.at(job.name) from error
         check_fits(
             f"{job.name}: a prompt",
             len(prepared.requests[0].prompt_token_ids),

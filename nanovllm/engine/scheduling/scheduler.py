@@ -113,11 +113,8 @@ class Scheduler:
         self.kv_cache.begin_step()
         in_order = sorted(self.running, key=_sort_key)
         for request in in_order:
-            if (
-                request.is_decoding
-                and not request.is_blocked
-                and self._allocate_slots(request, 1, planned)
-            ):
+            is_ready = request.is_decoding and not request.is_blocked
+            if is_ready and self._allocate_slots(request, 1, planned):
                 self._plan(request, 1, planned)
         for request in in_order:
             if request.state is RequestState.RUNNING and not request.is_decoding:
@@ -134,9 +131,9 @@ class Scheduler:
     def commit(self, plan: StepPlan, results: Iterable[SequenceResult]) -> list[SequenceResult]:
         """Append the tokens of a step, finish requests and free their blocks.
 
-        Returns the results of the requests that are still running, with the tokens that they have
+        Returns the results of the requests that were still running, with the tokens that they have
         accepted; `Request.finish_reason` says which of them have ended. All tokens are appended
-        before the first request is finished. Where it raises, `fail` reports each request once.
+        before the first request is finished. If this raises, `fail` reports each request once.
         """
         results = list(results)
         if len(results) != len(plan.sequences):
@@ -152,10 +149,8 @@ class Scheduler:
         for sequence, result in zip(plan.sequences, results, strict=True):
             request = sequence.request
             # Otherwise the request, or the source of its fork, was aborted after it was planned.
-            if (
-                request.state is RequestState.RUNNING
-                and request.num_computed_tokens == sequence.start
-            ):
+            is_current = request.num_computed_tokens == sequence.start
+            if request.state is RequestState.RUNNING and is_current:
                 accepted.append(self._advance(sequence, result))
         not_finite = [result.request for result in accepted if not result.is_finite]
         invalidated = [(request, self.kv_cache.invalidate(request)) for request in not_finite]
@@ -185,9 +180,8 @@ class Scheduler:
                 result = replace(result, token_ids=(), logprobs=(), error=error)
             else:
                 if count < len(token_ids):
-                    result = replace(
-                        result, token_ids=token_ids[:count], logprobs=result.logprobs[:count]
-                    )
+                    accepted, logprobs = token_ids[:count], result.logprobs[:count]
+                    result = replace(result, token_ids=accepted, logprobs=logprobs)
         elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
             request.finish_reason = FinishReason.LENGTH
         if result.is_finite and has_output:
@@ -230,9 +224,8 @@ class Scheduler:
     def _chunk_size(self, request: Request, planned: dict[str, PlannedSequence]) -> int:
         """Return how many tokens of a prompt to read: at most half of the budget if others wait."""
         left = self._tokens_left(planned)
-        others_wait = (
-            self.num_waiting > 0 or sum(not other.is_decoding for other in self.running) > 1
-        )
+        num_reading = sum(not other.is_decoding for other in self.running)
+        others_wait = self.num_waiting > 0 or num_reading > 1
         limit = max(self.max_num_batched_tokens // 2, 1) if others_wait else left
         return min(request.num_uncomputed_tokens, left, limit)
 

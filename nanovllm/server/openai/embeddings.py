@@ -131,7 +131,7 @@ def prepare_requests(body: EmbeddingRequest, engine: Engine) -> list[PreparedReq
             if error.param != "prompt":
                 raise
             place = f"input {index}" if len(body.inputs) > 1 else "input"
-            raise type(error)(f"{place}: {error}", param="input") from error
+            raise error.at(place, param="input") from error
         prepared_requests.append(prepared)
     return prepared_requests
 
