@@ -12,9 +12,6 @@ NanovllmError
     └── EngineFaultError                      a step failed while this request was in it
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from typing_extensions import Self
 
 
@@ -76,17 +73,6 @@ class RequestTimeoutError(EngineError):
 
 class EngineFaultError(EngineError):
     """A step of the engine failed while this request took part in it."""
-
-
-@contextmanager
-def naming_prompt(index: int, count: int) -> Iterator[None]:
-    """Add the index of the prompt to an InvalidRequestError, if there are several prompts."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        if count == 1:
-            raise
-        raise error.at(f"prompt {index}") from error.__cause__
 
 
 def describe_value(value: object) -> str:

@@ -12,11 +12,11 @@ from nanovllm.engine.call_runner import CallRunner
 from nanovllm.engine.chat.messages import Messages, list_conversations
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.input_processor import PreparedRequest, naming_prompt
 from nanovllm.engine.metrics import StepStats, TokenRates
 from nanovllm.engine.scheduling.request import Pooling
 from nanovllm.engine.tokenizer import Tokenizer
-from nanovllm.errors import EngineNotReadyError, InvalidRequestError, naming_prompt
+from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
 from nanovllm.progress import progress_bar

@@ -6,7 +6,8 @@ remedy. An accepted request can always run to its end.
 
 import itertools
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import get_args
 
@@ -66,6 +67,17 @@ class PreparedRequest:
             for positions, count in reported
             if count is not None
         )
+
+
+@contextmanager
+def naming_prompt(index: int, count: int) -> Iterator[None]:
+    """Add the index of the prompt to an InvalidRequestError, if there are several prompts."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        if count == 1:
+            raise
+        raise error.at(f"prompt {index}") from error.__cause__
 
 
 class InputProcessor:

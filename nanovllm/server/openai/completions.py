@@ -8,8 +8,8 @@ from functools import partial
 from typing import Any
 
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest
-from nanovllm.errors import ContextLengthError, InvalidRequestError, NanovllmError, naming_prompt
+from nanovllm.engine.input_processor import PreparedRequest, naming_prompt
+from nanovllm.errors import ContextLengthError, InvalidRequestError, NanovllmError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.problems import quote
