@@ -14,7 +14,6 @@ from nanovllm.config import EngineConfig, EngineSettings
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.input_processor import sampling_defaults
 from nanovllm.engine.request_handle import Deadline, RequestHandle
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError
@@ -115,7 +114,7 @@ class AsyncLLM:
     async def default_sampling_params(self) -> SamplingParams:
         """Return the settings of requests that give none, as LLM's."""
         await self.start()
-        return SamplingParams(**sampling_defaults(self._engine.engine.generation_config))
+        return SamplingParams(**self._engine.engine.sampling_defaults)
 
     async def generate(
         self,

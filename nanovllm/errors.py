@@ -12,6 +12,8 @@ NanovllmError
     └── EngineFaultError               a step with this request failed
 """
 
+from typing_extensions import Self
+
 
 class NanovllmError(Exception):
     """Base class of all exceptions that nanovllm raises on purpose."""
@@ -23,6 +25,10 @@ class InvalidRequestError(NanovllmError, ValueError):
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+
+    def at(self, place: str, *, param: str | None = None) -> Self:
+        """Return this error with `place`, such as "prompt 3", before its message."""
+        return type(self)(f"{place}: {self}", param=param or self.param)
 
 
 class ContextLengthError(InvalidRequestError):
@@ -67,6 +73,12 @@ class RequestTimeoutError(EngineError):
 
 class EngineFaultError(EngineError):
     """A step of the engine with this request failed."""
+
+
+def describe_value(value: object) -> str:
+    """Return an invalid value for a message: its repr where that is short, otherwise its type."""
+    text = repr(value) if isinstance(value, str | int | float | None) else ""
+    return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"
 
 
 def printable(text: str, limit: int = 200) -> str:

@@ -1,29 +1,20 @@
-"""LLM: offline batched inference in three lines, with vLLM's names and shapes."""
+"""LLM: offline batched inference in three lines, with vLLM's names."""
 
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import overload
+from typing import Any, overload
 
-from typing_extensions import Self
+from typing_extensions import Self, Unpack
 
-from nanovllm.config import (
-    BackendName,
-    DType,
-    EngineConfig,
-    KVCacheDType,
-    Quantization,
-    SchedulingPolicy,
-)
+from nanovllm.config import EngineConfig, EngineSettings
 from nanovllm.engine.beam_search import BeamSearchParams, begin_searches, only_position
 from nanovllm.engine.call_runner import CallRunner
 from nanovllm.engine.chat.messages import Messages, list_conversations
 from nanovllm.engine.chat.prompts import ChatPrompts
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import PreparedRequest, naming_prompt, sampling_defaults
-from nanovllm.engine.metrics import StepStats
+from nanovllm.engine.input_processor import PreparedRequest, naming_prompt
+from nanovllm.engine.metrics import StepStats, TokenRates
 from nanovllm.engine.scheduling.request import Pooling
-from nanovllm.engine.token_rates import TokenRates
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
@@ -31,70 +22,34 @@ from nanovllm.outputs import EmbeddingRequestOutput, RequestOutput
 from nanovllm.progress import progress_bar
 from nanovllm.prompts import Prompt, list_prompts
 from nanovllm.sampling_params import SamplingParams, list_params
-from nanovllm.vllm_settings import explain_unknown_settings
+from nanovllm.vllm_settings import takes_settings
 
 
 class LLM:
     """A model ready to generate.
 
-    It may be used from any number of threads, and by `asyncio.to_thread`: calls made at the same
-    time are answered in one batch, each with its own outputs. As a context manager it is closed at
-    the end.
+    Any number of threads may use it; concurrent calls run in one batch, each with its own outputs.
+    As a context manager it is closed at the end.
 
     >>> llm = LLM("gpt2")
     >>> llm.generate("Once upon a time", SamplingParams(temperature=0.8))[0].outputs[0].text
     """
 
-    @explain_unknown_settings
+    @takes_settings(EngineConfig)
     def __init__(
-        self,
-        model: str | os.PathLike[str] = BUNDLED_MODEL,
-        *,
-        dtype: DType = "float32",
-        quantization: Quantization | None = None,
-        kv_cache_dtype: KVCacheDType = "auto",
-        backend: BackendName = "numba",
-        max_model_len: int | None = None,
-        block_size: int = 32,
-        max_num_seqs: int = 32,
-        max_num_batched_tokens: int = 512,
-        kv_cache_memory: int | str = "1GiB",
-        num_blocks: int | None = None,
-        enable_prefix_caching: bool = True,
-        batch_invariant: bool = False,
-        num_threads: int | None = None,
-        seed: int | None = None,
-        max_logprobs: int = 20,
-        scheduling_policy: SchedulingPolicy = "fcfs",
+        self, model: str | os.PathLike[str] = BUNDLED_MODEL, **settings: Unpack[EngineSettings]
     ) -> None:
         """Load a model by folder, by name ("gpt2", "any/repo"), or the bundled one.
 
-        The settings are those of EngineConfig, whose docstring and docs/python-api.md explain them.
+        EngineConfig and docs/python-api.md explain the settings.
 
         Raises:
-            ModelNotFoundError: the name leads nowhere.
-            CheckpointError: the folder cannot be used.
+            ModelNotFoundError: there is no model of that name.
+            CheckpointError: the folder is not valid.
             ValueError: a setting is wrong.
             TypeError: there is no setting of that name.
         """
-        config = EngineConfig(
-            dtype=dtype,
-            quantization=quantization,
-            kv_cache_dtype=kv_cache_dtype,
-            backend=backend,
-            max_model_len=max_model_len,
-            block_size=block_size,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max_num_batched_tokens,
-            kv_cache_memory=kv_cache_memory,
-            num_blocks=num_blocks,
-            enable_prefix_caching=enable_prefix_caching,
-            batch_invariant=batch_invariant,
-            num_threads=num_threads,
-            seed=seed,
-            max_logprobs=max_logprobs,
-            scheduling_policy=scheduling_policy,
-        )
+        config = EngineConfig(**settings)
         self._name = os.fspath(model)
         folder = resolve_model(model)
         self._engine: Engine | None = Engine.load(folder, config)
@@ -105,11 +60,9 @@ class LLM:
         if self._engine is None:
             return f"LLM({self._name!r}, closed)"
         config = self._engine.config
-        types = f"dtype={config.dtype!r}" + (
-            f", quantization={config.quantization!r}" if config.quantization else ""
-        )
+        quantization = f", quantization={config.quantization!r}" if config.quantization else ""
         return (
-            f"LLM({self._name!r}, {types}, backend={config.backend!r}, "
+            f"LLM({self._name!r}, dtype={config.dtype!r}{quantization}, backend={config.backend!r}, "
             f"max_model_len={self._engine.max_model_len}, "
             f"num_parameters={self._engine.model.num_parameters})"
         )
@@ -117,16 +70,11 @@ class LLM:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
-        """Release the model's memory. Calls under way raise EngineNotReadyError. Harmless twice."""
+        """Release the model's memory; unfinished calls raise EngineNotReadyError."""
         engine, self._engine = self._engine, None
         if engine is not None:
             self._calls.close()
@@ -151,11 +99,8 @@ class LLM:
         return self.tokenizer
 
     def default_sampling_params(self) -> SamplingParams:
-        """Return the settings of calls that give none.
-
-        They are those of the model's generation_config.json, otherwise SamplingParams's own.
-        """
-        return SamplingParams(**sampling_defaults(self.engine.generation_config))
+        """Return SamplingParams with the defaults of the model's generation_config.json."""
+        return SamplingParams(**self.engine.sampling_defaults)
 
     @overload
     def generate(
@@ -179,14 +124,14 @@ class LLM:
         sampling_params: SamplingParams | Iterable[SamplingParams] | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
-        """Answer every prompt; outputs come in the order of the prompts.
+        """Generate completions of all prompts; return an output for each, in their order.
 
-        An error that ends one answer is told by its output, whose `error` says why and whose
-        `finish_reason` is "error"; the others are not affected.
+        An error that ends one request does not affect the others. Its output has the reason in
+        `error`, and "error" as `finish_reason`.
 
         Args:
-            prompts: one or several: text, {"prompt": text}, {"prompt_token_ids": ids}, token ids.
-                Several come as any iterable; token ids as a list or a NumPy array.
+            prompts: one or an iterable of several: text, token ids as a list or a NumPy array,
+                {"prompt": text} or {"prompt_token_ids": ids}.
             sampling_params: for all prompts, or one for each.
             use_tqdm: show prompts done, prefill and decode tokens per second, on a terminal or in
                 a notebook.
@@ -202,14 +147,13 @@ class LLM:
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Generator[RequestOutput, None, None]:
-        """Yield the answer to one prompt as it grows: each output has only what is new.
+        """Yield outputs with what is new of one prompt's completion.
 
-        Leaving the loop, or closing the generator, aborts the request. Other threads may generate
-        and stream meanwhile.
+        Leaving the loop, or closing the generator, aborts the request.
 
         Raises:
             InvalidRequestError: the prompt or its settings are wrong.
-            EngineFaultError: the answer ended with an error; raised by the generator.
+            EngineFaultError: the request ended with an error; raised by the generator.
             EngineNotReadyError: the LLM is closed.
         """
         (prepared,) = self._prepare_all([prompt], sampling_params)
@@ -225,20 +169,19 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or every one of several, by the model's chat template.
+        """Answer one or several conversations, with the model's chat template.
 
-        A token that the template ends a turn with ends the answer. Otherwise as `generate`.
+        The template's end-of-turn token ends the answer. Otherwise as `generate`.
 
         Args:
             messages: a list of {"role": "user", "content": "..."}, or several such lists. Roles
                 are system, developer, user and assistant.
             sampling_params: for all conversations, or one for each.
             use_tqdm: show progress.
-            chat_template: the text of a Jinja template, or the path of a file with one, in place
-                of the model's own.
-            add_generation_prompt: end the prompt with the beginning of the assistant's answer.
-            continue_final_message: go on with the last message instead; only without
-                add_generation_prompt.
+            chat_template: text of a Jinja template, or path of a file with one, in place of the
+                model's own.
+            add_generation_prompt: end the prompt with the start of the assistant's turn.
+            continue_final_message: continue the last message; only without add_generation_prompt.
 
         Raises:
             InvalidRequestError: a message is wrong, or there is no template.
@@ -246,26 +189,13 @@ class LLM:
         """
         conversations = list_conversations(messages)
         params = self._each_params(sampling_params, len(conversations))
-        template = self._chats.template(chat_template)
-        prompts: list[Prompt] = []
-        for index, conversation in enumerate(conversations):
-            with naming_prompt(index, len(conversations)):
-                token_ids = self._chats.encode(
-                    template,
-                    conversation,
-                    add_generation_prompt=add_generation_prompt,
-                    continue_final_message=continue_final_message,
-                )
-                prompts.append(token_ids)
-        prepared_requests = self._prepare_all(
-            prompts, [self._chats.params(template, p) for p in params]
+        prompts, params = self._render_chats(
+            conversations, params, chat_template, add_generation_prompt, continue_final_message
         )
-        self._run(prepared_requests, use_tqdm)
-        outputs = [prepared.output_processor.output() for prepared in prepared_requests]
+        outputs = self.generate(prompts, params, use_tqdm)
+        decode = self.tokenizer.decode
         for output in outputs:
-            output.prompt = self.tokenizer.decode(
-                output.prompt_token_ids, skip_special_tokens=False
-            )
+            output.prompt = decode(output.prompt_token_ids, skip_special_tokens=False)
         return outputs
 
     def stream_chat(
@@ -277,22 +207,21 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
     ) -> Generator[RequestOutput, None, None]:
-        """Yield the answer to one conversation as `stream` does; arguments are those of `chat`."""
+        """Yield outputs of one conversation, as `stream` does; arguments are those of `chat`."""
         conversations = list_conversations(messages)
         if len(conversations) != 1:
             raise InvalidRequestError(
                 f"there are {len(conversations)} conversations, a stream takes one; call it again",
                 param="messages",
             )
-        (params,) = self._each_params(sampling_params, 1)
-        template = self._chats.template(chat_template)
-        prompt = self._chats.encode(
-            template,
-            conversations[0],
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
+        (prompt,), (params,) = self._render_chats(
+            conversations,
+            self._each_params(sampling_params, 1),
+            chat_template,
+            add_generation_prompt,
+            continue_final_message,
         )
-        return self.stream(prompt, self._chats.params(template, params))
+        return self.stream(prompt, params)
 
     @overload
     def beam_search(
@@ -307,10 +236,9 @@ class LLM:
     def beam_search(
         self, prompts: Prompt | Iterable[Prompt], params: BeamSearchParams, use_tqdm: bool = True
     ) -> list[RequestOutput]:
-        """Return the most probable answers to every prompt, `beam_width` each, the best first.
+        """Return the `beam_width` most probable completions of every prompt, the best first.
 
-        Their cumulative_logprob is the whole answer's. A search that ends with an error has no
-        answers, and its output's `error` says why.
+        A search that ends with an error has no completions, and its output has the `error`.
 
         Raises:
             InvalidRequestError: a prompt or a setting is wrong; nothing was run.
@@ -324,20 +252,20 @@ class LLM:
         with progress_bar(
             total=params.max_tokens, desc="Tokens", unit="token", is_wanted=use_tqdm
         ) as progress:
-            while going := [search for search in searches if not search.is_finished]:
-                asked = [
+            while active := [search for search in searches if not search.is_finished]:
+                beams = [
                     [
                         input_processor.submit(
                             input_processor.new_request_id("beam"), ids, params.step_params
                         )
                         for ids in search.prompts()
                     ]
-                    for search in going
+                    for search in active
                 ]
-                self._run([prepared for beams in asked for prepared in beams], use_tqdm=False)
-                for search, beams in zip(going, asked, strict=True):
-                    outputs = [prepared.output_processor.output() for prepared in beams]
-                    error = next((one.error for one in outputs if one.error is not None), None)
+                self._run([prepared for each in beams for prepared in each], use_tqdm=False)
+                for search, each in zip(active, beams, strict=True):
+                    outputs = [prepared.output_processor.output() for prepared in each]
+                    error = next((output.error for output in outputs if output.error), None)
                     if error is not None:
                         search.fail(error)
                     else:
@@ -373,16 +301,15 @@ class LLM:
         normalize: bool = True,
         use_tqdm: bool = True,
     ) -> list[EmbeddingRequestOutput]:
-        """Return every prompt as a vector, in the order of the prompts.
+        """Return the embedding of every prompt, in their order.
 
-        The vector is the final hidden state of its tokens, after the last layer norm. An error that
-        ends one prompt is told by its output, whose `error` says why and whose embedding is empty;
-        the others are not affected.
+        It is made of the final hidden states, after the last layer norm. An error that ends one
+        request does not affect the others. Its output has the `error` and no embedding.
 
         Args:
             prompts: as for `generate`; each may fill the context.
             pooling: "last" for the state of the last token, "mean" for the mean of all.
-            normalize: scale to length 1, so that the product of two vectors is their cosine.
+            normalize: scale to length 1, so that the dot product of two vectors is their cosine.
             use_tqdm: show progress on a terminal or in a notebook.
 
         Raises:
@@ -403,9 +330,32 @@ class LLM:
     def _each_params(
         self, params: SamplingParams | Iterable[SamplingParams] | None, num_prompts: int
     ) -> list[SamplingParams]:
-        """Return the settings of each prompt, by default the model's own."""
-        given = self.default_sampling_params() if params is None else params
-        return list_params(given, num_prompts)
+        """Return the settings of each prompt, by default the model's own; raises if closed."""
+        defaults = self.default_sampling_params()
+        return list_params(defaults if params is None else params, num_prompts)
+
+    def _render_chats(
+        self,
+        conversations: list[list[dict[str, Any]]],
+        params: list[SamplingParams],
+        chat_template: str | os.PathLike[str] | None,
+        add_generation_prompt: bool,
+        continue_final_message: bool,
+    ) -> tuple[list[Prompt], list[SamplingParams]]:
+        """Return each conversation's prompt, and its settings with the template's stop token."""
+        template = self._chats.template(chat_template)
+        prompts: list[Prompt] = []
+        for index, conversation in enumerate(conversations):
+            with naming_prompt(index, len(conversations)):
+                prompts.append(
+                    self._chats.encode(
+                        template,
+                        conversation,
+                        add_generation_prompt=add_generation_prompt,
+                        continue_final_message=continue_final_message,
+                    )
+                )
+        return prompts, [self._chats.params(template, each) for each in params]
 
     def _prepare_all(
         self,
@@ -426,17 +376,16 @@ class LLM:
     def _submit_each(
         self, count: int, submit: Callable[[int, str], PreparedRequest]
     ) -> list[PreparedRequest]:
-        """Call `submit(index, request_id)` for every prompt; an error names the prompt at fault."""
+        """Call `submit(index, request_id)` for every prompt; an error names the prompt."""
+        new_request_id = self.engine.input_processor.new_request_id
         prepared_requests = []
         for index in range(count):
             with naming_prompt(index, count):
-                prepared_requests.append(
-                    submit(index, self.engine.input_processor.new_request_id("llm"))
-                )
+                prepared_requests.append(submit(index, new_request_id("llm")))
         return prepared_requests
 
     def _run(self, prepared_requests: Sequence[PreparedRequest], use_tqdm: bool) -> None:
-        """Work until every prepared has ended."""
+        """Run until all requests have ended."""
         rates = TokenRates()
         bar = progress_bar(
             total=len(prepared_requests), desc="Prompts", unit="prompt", is_wanted=use_tqdm

@@ -41,16 +41,30 @@ def unknown_setting_error(caller: str, name: str, known: Collection[str]) -> Typ
     return TypeError(f"{caller}() got an unexpected keyword argument {name!r}: {advice}")
 
 
-def explain_unknown_settings(init: Callable[P, None]) -> Callable[P, None]:
-    """Wrap an `__init__` so that its TypeError for an unknown argument names the remedy."""
-    caller = init.__qualname__.removesuffix(".__init__")
-    known = [name for name in inspect.signature(init).parameters if name != "self"]
+def takes_settings(settings: type) -> Callable[[Callable[P, None]], Callable[P, None]]:
+    """Wrap an `__init__` whose keyword arguments are the fields of the dataclass `settings`.
 
-    @wraps(init)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
-        for name in kwargs:
-            if name not in known:
-                raise unknown_setting_error(caller, name, known)
-        init(*args, **kwargs)
+    Its signature, which `help` shows, has the fields, and its TypeError for an unknown argument has
+    advice.
+    """
 
-    return checked
+    def wrap(init: Callable[P, None]) -> Callable[P, None]:
+        caller = init.__qualname__.removesuffix(".__init__")
+        own = inspect.signature(init).parameters.values()
+        parameters = [
+            *(parameter for parameter in own if parameter.kind is not parameter.VAR_KEYWORD),
+            *inspect.signature(settings).parameters.values(),
+        ]
+        known = [parameter.name for parameter in parameters if parameter.name != "self"]
+
+        @wraps(init)
+        def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+            for name in kwargs:
+                if name not in known:
+                    raise unknown_setting_error(caller, name, known)
+            init(*args, **kwargs)
+
+        vars(checked)["__signature__"] = inspect.Signature(parameters)
+        return checked
+
+    return wrap

@@ -2,6 +2,7 @@
 
 import inspect
 import io
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -295,7 +296,8 @@ def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(
 
 def test_a_cache_that_cannot_be_had_is_told(tiny_model: Path, backend: BackendName) -> None:
     with pytest.raises(
-        ValueError, match="cannot be had from the operating system; lower kv_cache_memory"
+        ValueError,
+        match=r"the operating system cannot provide .* for the KV cache; lower kv_cache_memory",
     ):
         LLM(tiny_model, backend=backend, kv_cache_memory="9000000GiB")
 
@@ -438,10 +440,10 @@ def test_the_others_of_n_answers_are_kept_and_an_error_is_never_the_best(
 ) -> None:
     append = Request.append
 
-    def failing(self: Request, token_id: int) -> None:
+    def failing(self: Request, token_ids: Sequence[int]) -> int:
         if self.choice_index == 1:
             raise LookupError("lost its place")
-        append(self, token_id)
+        return append(self, token_ids)
 
     params = SamplingParams(n=2, best_of=3, max_tokens=4, seed=1, ignore_eos=True)
     with monkeypatch.context() as patch:

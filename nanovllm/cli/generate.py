@@ -13,7 +13,6 @@ from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.options import DEFAULT_MAX_TOKENS, engine_config, sampling_settings
 from nanovllm.cli.repl import Repl, read_lines_of
 from nanovllm.engine.engine import Engine
-from nanovllm.engine.input_processor import sampling_defaults
 from nanovllm.errors import EngineFaultError, InvalidRequestError
 from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.hub.downloads import full_name
@@ -26,7 +25,7 @@ def run(parsed: argparse.Namespace) -> int:
     settings = {"max_tokens": DEFAULT_MAX_TOKENS, **sampling_settings(parsed)}
     SamplingParams(**settings)  # report a wrong option before the model is loaded
     engine = Engine.load(resolve_model(model), engine_config(parsed))
-    writer = Writer(engine, {**sampling_defaults(engine.generation_config), **settings})
+    writer = Writer(engine, {**engine.sampling_defaults, **settings})
     if prompt is not None:
         writer.answer(prompt)
         return 0

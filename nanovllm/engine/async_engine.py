@@ -365,8 +365,8 @@ class AsyncEngine:
         if output_processor.add_update(update):
             self._thread.finish((update.request_id,), FinishReason.STOP)
         times = update.metrics
-        if update.token_id is not None:
-            self._generation_tokens += 1
+        if update.token_ids:
+            self._generation_tokens += len(update.token_ids)
             if update.inter_token_latency_s is not None:
                 stats.inter_token_latencies_s.append(update.inter_token_latency_s)
             elif times is not None:

@@ -15,7 +15,8 @@ search itself is arithmetic on the results and depends on neither engine nor thr
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.input_processor import InputProcessor, Limits
+from nanovllm.engine.input_processor import InputProcessor
+from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput

@@ -1,9 +1,9 @@
-"""CallRunner: blocking calls from any number of threads, answered by one engine in one batch.
+"""CallRunner: blocking calls from any number of threads, run by one engine in one batch.
 
-A call hands its requests to a worker thread and waits until all of them have ended. The worker steps
-the engine for all calls, and ends when there are none, so that an idle engine has no thread. Nothing
-else touches the engine meanwhile. An exception in the calling thread, such as KeyboardInterrupt, never
-hits a step: it ends the requests of that call and of no other.
+A call passes its requests to a worker thread and waits until all of them have ended. The worker
+steps the engine for all calls; it ends when there are none, so an idle engine has no thread.
+Nothing else touches the engine meanwhile. An exception in the calling thread, such as
+KeyboardInterrupt, never interrupts a step: it ends the requests of that call only.
 
 The garbage collector may close an abandoned stream in any thread at any moment, also while that
 thread holds the lock below. So the worker takes the lock only to end, when no call waits for it.
@@ -27,7 +27,7 @@ from nanovllm.errors import EngineNotReadyError
 from nanovllm.outputs import RequestOutput
 
 _POLL_S = 0.1
-"""How often a waiting call looks up: on Windows a wait without a limit cannot be interrupted."""
+"""Longest wait of a call at once: on Windows a wait without a limit cannot be interrupted."""
 
 OnStep: TypeAlias = Callable[[StepStats, int], None]
 
@@ -37,13 +37,14 @@ class _Call:
     """The requests of one call, and what its thread waits for.
 
     Attributes:
-        unfinished: those of its sequences that the engine has not ended, by id.
-        steps: what has come since the thread last looked: each step, and how many prepared_requests it ended.
-        streamed: the answer of a stream, None for other calls.
+        unfinished: its unfinished sequences by id, each with the request that it belongs to.
+        steps: statistics of each new step, and how many requests of the call it ended.
+        streamed: the output of a stream, None for other calls.
         deltas: what each step added to it, until the thread takes it.
-        changed: the worker puts something into it to wake the thread.
-        has_ended: nothing of it is in the engine any more.
-        error: what ended it before its answers were complete.
+        num_ended: requests that have ended since the last step that was reported.
+        changed: the worker puts an item into it to wake the thread.
+        has_ended: the engine has none of its sequences any more.
+        error: the exception that ended it early.
     """
 
     unfinished: dict[str, PreparedRequest]
@@ -57,27 +58,27 @@ class _Call:
     error: BaseException | None = None
 
     def wait(self) -> None:
-        """Wait until the worker has changed something, or for `_POLL_S`."""
+        """Wait until the worker wakes this thread, or for `_POLL_S`."""
         with contextlib.suppress(queue.Empty):
             self.changed.get(timeout=_POLL_S)
             while True:
                 self.changed.get_nowait()
 
     def wake(self) -> None:
-        """Wake the thread, unless that is done already."""
+        """Wake the thread, unless it is woken already."""
         if self.changed.empty():
             self.changed.put(None)
 
 
 class CallRunner:
-    """Runs calls on `engine`, which nobody else may step while one of them is under way."""
+    """Runs calls on an engine, which nobody else may step meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
-        """Start idle, without a thread."""
+        """Start without a thread."""
         self._engine = engine
         self._joining: deque[_Call] = deque()
         self._leaving: deque[_Call] = deque()
-        self._lock = threading.RLock()  # held for a moment only; guards the next two
+        self._lock = threading.RLock()  # never held for long; guards the next two
         self._worker: threading.Thread | None = None
         self._is_closed = False
         self._calls: dict[str, _Call] = {}  # by sequence id; for the worker alone
@@ -85,13 +86,15 @@ class CallRunner:
     def run(
         self, prepared_requests: Sequence[PreparedRequest], on_step: OnStep | None = None
     ) -> None:
-        """Return when every prepared has ended, with its updates in its output_processor.
+        """Return when all requests have ended, with their updates in their output processors.
 
-        An error that ends one request is in its output_processor and raises nothing here. Whatever is
-        unfinished when this raises is aborted.
+        An error that ends one request is in its output processor and is not raised. Unfinished
+        requests are aborted if this raises.
 
         Args:
-            on_step: called in this thread with what each step did and how many of the prepared_requests it ended.
+            prepared_requests: the requests.
+            on_step: called in this thread with the statistics of each step and the number of
+                requests that it ended.
 
         Raises:
             EngineNotReadyError: this object is closed.
@@ -99,55 +102,54 @@ class CallRunner:
         call = _Call(_by_request_id(prepared_requests), wants_steps=on_step is not None)
         if not call.unfinished:
             return
-        try:
-            self._enter(call)
-            has_ended = False
-            while not has_ended:
-                call.wait()
-                has_ended = call.has_ended
-                while on_step is not None and call.steps:
-                    on_step(*call.steps.popleft())
-        finally:
-            self._leave(call)
-        if call.error is not None:
-            raise call.error
+        for _ in self._wait_for(call):
+            while on_step is not None and call.steps:
+                on_step(*call.steps.popleft())
 
     def stream(self, prepared: PreparedRequest) -> Generator[RequestOutput, None, None]:
         """Yield what each step adds to the answer. Closing the generator aborts the request.
 
-        Raises what ended the answer before it was complete, and EngineNotReadyError where this
-        object is closed.
+        Raises the error that ended the answer, and EngineNotReadyError if this object is closed.
         """
         call = _Call(_by_request_id([prepared]), streamed=prepared.output_processor)
-        try:
-            self._enter(call)
-            has_ended = False
-            while not has_ended:
-                call.wait()
-                has_ended = call.has_ended
+        with contextlib.closing(self._wait_for(call)) as changes:
+            for _ in changes:
                 while call.deltas:
                     yield call.deltas.popleft()
-        finally:
-            self._leave(call)
-        if call.error is not None:
-            raise call.error
 
     def close(self) -> None:
-        """End every call with EngineNotReadyError, refuse new ones, and wait for the step under way.
+        """End every call with EngineNotReadyError, refuse new ones, and wait for the current step.
 
-        Harmless twice.
+        Calling it twice is harmless.
         """
         with self._lock:
             self._is_closed = True
         worker = self._worker
         while worker is not None and worker.is_alive() and worker is not threading.current_thread():
             worker.join(_POLL_S)
-            worker = self._worker  # a caller that worked itself is none any more, but lives on
+            worker = self._worker  # None again after a caller that was its own worker
         with contextlib.suppress(AttributeError):
-            del self._engine  # gives its memory back
+            del self._engine  # frees its memory
+
+    def _wait_for(self, call: _Call) -> Generator[None, None, None]:
+        """Run a call; yield when something may have changed, and raise what ended it early.
+
+        Closing the generator aborts what is unfinished.
+        """
+        try:
+            self._enter(call)
+            has_ended = False
+            while not has_ended:
+                call.wait()
+                has_ended = call.has_ended
+                yield
+        finally:
+            self._leave(call)
+        if call.error is not None:
+            raise call.error
 
     def _enter(self, call: _Call) -> None:
-        """Hand the call to the worker, which is started where there is none."""
+        """Pass the call to the worker, and start one if there is none."""
         with self._lock:
             if self._is_closed:
                 call.has_ended = True
@@ -159,7 +161,7 @@ class CallRunner:
             try:
                 self._worker.start()
                 return
-            except RuntimeError:  # no more threads can be had, as at the end of a program
+            except RuntimeError:  # no more threads can be started, as at the end of a program
                 self._worker = threading.current_thread()
         try:
             self._work()
@@ -167,18 +169,18 @@ class CallRunner:
             self._worker = None
 
     def _leave(self, call: _Call) -> None:
-        """Wait until nothing of the call is in the engine, which takes at most the step under way."""
+        """End the call, and wait until the engine has none of it: at most the current step."""
         if call.has_ended:
             return
         self._leaving.append(call)
         worker = self._worker
         if worker is threading.current_thread():
-            return  # a generator was collected in the worker, which ends the call before its next step
+            return  # a generator was collected in the worker, which ends it before its next step
         while not call.has_ended and worker is not None and worker.is_alive():
             call.wait()
 
     def _work(self) -> None:
-        """The worker: serve until there are no calls."""
+        """Serve calls until there are none; the worker's main function."""
         while self._exchange():
             try:
                 self._step()
@@ -187,8 +189,8 @@ class CallRunner:
                     self._end(call, error)
 
     def _exchange(self) -> bool:
-        """Take in calls that have come, and end those whose threads have left; False where there are none any more."""
-        leaving = _take_all(self._leaving)  # first: who leaves has joined before
+        """Start new calls and end those whose threads have left; False where none is left."""
+        leaving = _take_all(self._leaving)  # first: a call that leaves has joined before
         joining = _take_all(self._joining)
         is_closed = self._is_closed
         if not (joining or leaving or self._calls):
@@ -213,7 +215,7 @@ class CallRunner:
         return True
 
     def _step(self) -> None:
-        """Step the engine once, and hand its updates to their calls."""
+        """Step the engine once, and deliver its updates to their calls."""
         if not self._calls:
             return
         output = self._engine.step()
@@ -221,7 +223,7 @@ class CallRunner:
         for update in output.updates:
             call = self._calls.get(update.request_id)
             if call is None:
-                continue  # its call has ended in this very loop
+                continue  # its call has ended in this loop
             prepared = call.unfinished[update.request_id]
             try:
                 found_stop = prepared.output_processor.add_update(update)
@@ -239,7 +241,7 @@ class CallRunner:
             self._report(call, output.stats)
 
     def _report(self, call: _Call, stats: StepStats) -> None:
-        """Wake a call's thread where the step has brought something for it, or its end."""
+        """Wake a call's thread if the step has changed or ended the call."""
         if call.wants_steps:
             call.steps.append((stats, call.num_ended))
             call.num_ended = 0
@@ -270,7 +272,7 @@ class CallRunner:
 
 
 def _take_all(calls: deque[_Call]) -> list[_Call]:
-    """Remove and return what is in a deque, to which other threads append."""
+    """Remove and return the items of a deque to which other threads append."""
     return [calls.popleft() for _ in range(len(calls))]
 
 

@@ -1,8 +1,8 @@
 """EngineThread: the thread that loads an engine and steps it. Nothing else touches the engine.
 
-Commands (add, finish, stop) enter by one queue that is drained between steps. What happens leaves by
-callbacks, which the thread schedules on the event loop, and by a snapshot of the engine's numbers,
-which is published when a step is planned and when it has ended, and may be read from any thread.
+Commands (add, finish, stop) enter by one queue, which is drained between steps. Outputs leave by
+callbacks, which the thread schedules on the event loop. A frozen snapshot of the engine's numbers
+is published when a step is planned and when it has ended; any thread may read it.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ class _Stop:
 
 
 class EngineThread:
-    """Runs one engine. The methods may be called from any thread; the callbacks run on the event loop."""
+    """Runs one engine. Any thread may call its methods; callbacks run on the event loop."""
 
     def __init__(
         self,
@@ -48,12 +48,12 @@ class EngineThread:
         on_output: Callable[[StepOutput], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
-        """Prepare to run the engine that `load` makes.
+        """Prepare to run the engine that `load` returns.
 
         Args:
-            on_ready: called when the model is loaded and a first step has run.
-            on_output: called with what each step gave.
-            on_failure: called with what loading raised, or with what ended the thread later.
+            on_ready: called with the engine after a first step.
+            on_output: called with the output of each step.
+            on_failure: called with the exception of `load`, or with one that ends the thread.
         """
         self._load = load
         self._on_ready = on_ready
@@ -66,12 +66,12 @@ class EngineThread:
 
     @property
     def snapshot(self) -> EngineSnapshot:
-        """The engine's numbers as of its last step or command; only once it is ready."""
+        """The engine's numbers as of its last step or command, once it is ready."""
         assert self._snapshot is not None
         return self._snapshot
 
     def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread, whose callbacks run on `loop`; returns at once."""
+        """Start the thread, with callbacks on `loop`; return at once."""
         self._loop = loop
         self._thread = threading.Thread(target=self._run, name="nanovllm-engine", daemon=True)
         self._thread.start()
@@ -79,27 +79,27 @@ class EngineThread:
     def add(
         self, requests: tuple[Request, ...], arrival_s: float, deadline_s: float | None
     ) -> None:
-        """Queue sequences whose ids no unfinished sequence has."""
+        """Queue sequences with new ids."""
         self._commands.put(_Add(requests, arrival_s, deadline_s))
 
     def finish(self, request_ids: tuple[str, ...], reason: FinishReason) -> None:
-        """End those of these sequences that are unfinished."""
+        """End those of the sequences that are unfinished."""
         self._commands.put(_Finish(request_ids, reason))
 
     def stop(self) -> None:
-        """End the thread after the step that is under way."""
+        """End the thread after the current step."""
         self._commands.put(_Stop())
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread was started and has not ended."""
+        """Whether the thread has started and has not ended."""
         return self._thread is not None and self._thread.is_alive()
 
     def _run(self) -> None:
         try:
             engine = self._load()
             engine.warm_up()
-        except BaseException as error:  # noqa: BLE001 - it is raised again where somebody waits for the engine
+        except BaseException as error:  # noqa: BLE001 - raised again in wait_until_ready
             self._post(self._on_failure, error)
             return
         self._snapshot = engine.stats()
@@ -113,15 +113,11 @@ class EngineThread:
             self._post(self._on_failure, error)
         finally:
             engine.close()
-            del (
-                self._load,
-                self._on_ready,
-                self._on_output,
-                self._on_failure,
-            )  # their owner has this object
+            # Break the reference cycle with the owner of the callbacks.
+            del self._load, self._on_ready, self._on_output, self._on_failure
 
     def _serve(self, engine: Engine) -> None:
-        """Step while there is work, until told to stop."""
+        """Step while there is work, until the command to stop."""
 
         def publish() -> None:
             self._snapshot = engine.stats()
@@ -133,7 +129,7 @@ class EngineThread:
                 self._post(self._on_output, output)
 
     def _drain_commands(self, engine: Engine) -> bool:
-        """Carry out what has come in, waiting for something to do where there is nothing; False when told to stop."""
+        """Run the queued commands, and wait for one if there is no work; False for `stop`."""
         has_changed = False
         while True:
             try:
@@ -156,9 +152,9 @@ class EngineThread:
             has_changed = True
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
-        """Call on the event loop, unless that is closed already, as at the end of a program."""
+        """Call on the event loop, unless it is closed, as at the end of a program."""
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
-            logger.debug("the event loop is closed; nobody reads the engine's output any more")
+            logger.debug("the event loop is closed; the engine's output is dropped")

@@ -1,7 +1,7 @@
-"""Log-probabilities as they are kept: packed into arrays, and unpacked position by position when somebody reads them.
+"""Log-probabilities packed into arrays, and unpacked position by position when they are read.
 
-A position with 20 tokens beside its own takes 0.7 KB packed, and 5 KB as a dictionary of numbers and texts. An answer can have hundreds
-of thousands of positions, and most are read once, to be written as JSON.
+A position with 20 top tokens takes 0.7 KB packed, and 5 KB as a dictionary of numbers and texts.
+An output may have hundreds of thousands of positions; most are read once, to be written as JSON.
 """
 
 from array import array
@@ -12,9 +12,9 @@ from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob, PositionLogprobs
 
 POSITION_BYTES = 512
-"""What a position takes packed, whatever it has."""
+"""Memory of a packed position without its tokens."""
 ENTRY_BYTES = 24
-"""What each token of a position takes beside that."""
+"""Memory of each token of a packed position."""
 
 
 class PackedLogprobs(NamedTuple):
@@ -25,20 +25,24 @@ class PackedLogprobs(NamedTuple):
     ranks: "array[int]"
 
     @classmethod
-    def pack(cls, found: TokenLogprobs) -> "PackedLogprobs":
-        """The runner's report of a position, packed."""
-        return cls(array("q", found.token_ids), array("d", found.logprobs), array("q", found.ranks))
+    def pack(cls, position: TokenLogprobs) -> "PackedLogprobs":
+        """Pack the runner's log-probabilities of a position."""
+        return cls(
+            array("q", position.token_ids),
+            array("d", position.logprobs),
+            array("q", position.ranks),
+        )
 
 
 class LogprobList(Sequence[Any]):
-    """Positions as {token id: Logprob}, each made when it is asked for; equal to a list of them. None where there is none."""
+    """A sequence of {token id: Logprob} or None, each unpacked when read; equal to such a list."""
 
     __slots__ = ("_positions", "_text_of")
 
     def __init__(
         self, positions: Sequence[PackedLogprobs | None], text_of: Callable[[int], str]
     ) -> None:
-        """Unpack `positions`, with the texts that `text_of` gives tokens."""
+        """Unpack `positions`; `text_of` gives the text of a token."""
         self._positions = positions
         self._text_of = text_of
 

@@ -1,4 +1,4 @@
-"""What the engine counts, as plain numbers; the server turns them into Prometheus metrics.
+"""Statistics of the engine as plain numbers; the server turns them into Prometheus metrics.
 
 Times are seconds of `time.monotonic()`, taken by the engine's thread between steps.
 """
@@ -10,16 +10,16 @@ from nanovllm.outputs import RequestMetrics
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """The engine at one moment, for other threads than its own. Counters only grow.
+    """The engine at one moment, for other threads than its own. Counters only increase.
 
     Attributes:
-        num_requests_deferred: those of the waiting sequences that wait for the mask of a grammar.
-        kv_cache_usage: share of the KV cache in use, from 0 to 1.
+        num_requests_deferred: waiting sequences that wait for the mask of a grammar.
+        kv_cache_usage: used share of the KV cache, from 0 to 1.
         prompt_tokens: prompt tokens of the sequences whose prompt has been read.
-        prompt_tokens_cached: those of them that were not computed for the sequence: their keys and
-            values came from the prefix cache, or from another choice of the same prompt.
-        prompt_tokens_computed: tokens that prefill has computed, of prompts that are not read to
-            the end too, and of preempted sequences again.
+        prompt_tokens_cached: those of them whose keys and values came from the prefix cache or from
+            another choice of the prompt.
+        prompt_tokens_computed: tokens computed by prefill, also of unfinished prompts, and again
+            after a preemption.
         prefix_cache_queries, prefix_cache_hits: in tokens.
     """
 
@@ -38,7 +38,10 @@ class EngineSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionStats:
-    """What unfinished requests have reserved, of how much, and how often which limit refused one; `max_tokens` is None where they do not count."""
+    """Reservations of unfinished requests, their limits, and refusals by the name of the limit.
+
+    `max_tokens` is None where tokens are not limited.
+    """
 
     answers: int
     tokens: int
@@ -49,7 +52,7 @@ class AdmissionStats:
 
 @dataclass(slots=True)
 class RequestTimes:
-    """When things happened to one sequence, as the engine's thread notes it."""
+    """Times of one sequence, set by the engine's thread."""
 
     arrival_s: float
     first_scheduled_s: float | None = None
@@ -58,27 +61,27 @@ class RequestTimes:
     _summary: RequestMetrics | None = None
 
     def summary(self, finished_s: float | None = None) -> RequestMetrics:
-        """The part that is reported with the answer; the same object until something changes."""
-        found = self._summary
+        """Return the times for the output; the same object until one of them changes."""
+        summary = self._summary
         if (
-            found is None
-            or found.first_token_s != self.first_token_s
-            or found.first_scheduled_s != self.first_scheduled_s
-            or found.finished_s != finished_s
+            summary is None
+            or summary.first_token_s != self.first_token_s
+            or summary.first_scheduled_s != self.first_scheduled_s
+            or summary.finished_s != finished_s
         ):
-            found = self._summary = RequestMetrics(
+            summary = self._summary = RequestMetrics(
                 self.arrival_s, self.first_scheduled_s, self.first_token_s, finished_s
             )
-        return found
+        return summary
 
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """One sequence that ended: what the per-request histograms need.
+    """One sequence that ended, for the histograms of requests.
 
     Attributes:
-        generation_tokens: those that the caller gets.
-        max_tokens: the most that it could have; 0 where it only reads the prompt.
+        generation_tokens: tokens that the caller gets.
+        max_tokens: its maximum; 0 for a request that only reads the prompt.
         prompt_tokens_cached: prompt tokens that were not computed for it.
         times: with `finished_s`.
     """
@@ -94,10 +97,10 @@ class FinishedRequest:
 
 @dataclass(frozen=True, slots=True)
 class FinishedPrompt:
-    """One prompt all of whose choices ended.
+    """One prompt whose choices have all ended.
 
     Attributes:
-        n: choices that were asked for.
+        n: number of choices.
         max_generation_tokens: tokens of the longest choice.
     """
 
@@ -107,10 +110,10 @@ class FinishedPrompt:
 
 @dataclass(slots=True)
 class StepStats:
-    """What one step adds to the histograms.
+    """One step, for the histograms of steps and tokens.
 
-    The lists are filled by whoever hands the step's updates to the callers, with what they get:
-    tokens that were computed after a stop string are not in them.
+    AsyncEngine fills the lists when it delivers the step's updates. Tokens that were computed after
+    a stop string are not in them.
     """
 
     num_tokens: int
@@ -124,5 +127,29 @@ class StepStats:
 
     @property
     def num_generated_tokens(self) -> int:
-        """Tokens that the step drew and callers get."""
+        """Sampled tokens that callers get."""
         return len(self.times_to_first_token_s) + len(self.inter_token_latencies_s)
+
+
+class TokenRates:
+    """Prefill and decode tokens per second, for a progress bar.
+
+    The time of a step that did both is divided in proportion to its tokens.
+    """
+
+    def __init__(self) -> None:
+        self._prompt_tokens = self._decode_tokens = 0
+        self._prompt_s = self._decode_s = 0.0
+
+    def add(self, stats: StepStats) -> None:
+        """Count a step."""
+        if stats.num_tokens:
+            self._prompt_tokens += stats.num_prompt_tokens
+            self._decode_tokens += stats.num_decode_tokens
+            self._prompt_s += stats.duration_s * stats.num_prompt_tokens / stats.num_tokens
+            self._decode_s += stats.duration_s * stats.num_decode_tokens / stats.num_tokens
+
+    def __str__(self) -> str:
+        prefill = self._prompt_tokens / self._prompt_s if self._prompt_s else 0.0
+        decode = self._decode_tokens / self._decode_s if self._decode_s else 0.0
+        return f"prefill {prefill:.0f} tok/s, decode {decode:.0f} tok/s"

@@ -1,8 +1,10 @@
-"""From token updates to what the caller sees: text, token ids and log-probabilities of each answer, whole or as news.
+"""From the engine's updates to what callers see: text, token ids and log-probabilities.
 
-One output_processor belongs to one prompt and its n answers. Each is a sequence of its own; but greedy answers are equal and one sequence, and
-with `best_of` they are the n best of more sequences, which are known once all have ended. It holds the decoders, so detokenising happens
-on the caller's thread and not on the engine's. It grows with the answers and with nothing else: news that nobody fetches merge into one.
+An OutputProcessor belongs to one prompt and its n choices. Each choice is a sequence of its own,
+with two exceptions: greedy choices are equal and share one sequence; with `best_of` the choices are
+the n best of more sequences, known once all have ended. It holds the decoders, so detokenization
+runs on the caller's thread and not on the engine's. Its memory grows with the output only: deltas
+that nobody fetches merge into one.
 """
 
 import math
@@ -31,24 +33,26 @@ from nanovllm.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SequenceUpdate:
-    """What a step changed for one sequence; plain values that may cross to another thread.
+    """What a step changed for one sequence: plain values that may cross to another thread.
 
     Attributes:
-        metrics: the sequence's times; `finished_s` is None unless the engine has ended it.
-        error: what to raise where `finish_reason` is "error".
+        token_ids: new tokens, at most one today.
+        logprobs: an entry for each of them, or empty where none are reported.
+        metrics: times of the sequence; `finished_s` is None unless the engine has ended it.
+        error: what to raise where `finish_reason` is ERROR.
         hidden: final hidden states [tokens, d_model] of a prompt that is embedded.
         time_s: when the step ended.
-        inter_token_latency_s: time since the token before; None for the first token, and without a token.
-        num_preemptions: how often it was set back.
+        inter_token_latency_s: time since the previous token; None for the first, or without one.
+        num_preemptions: how often the sequence was preempted.
         num_reused_tokens: prompt tokens that were not computed for it.
     """
 
     request_id: str
     choice_index: int
-    token_id: int | None
-    logprobs: TokenLogprobs | None
-    prompt_logprobs: tuple[TokenLogprobs, ...]
-    finish_reason: FinishReason | None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
     stop_reason: int | None = None
     num_cached_tokens: int = 0
     metrics: RequestMetrics | None = None
@@ -62,7 +66,7 @@ class SequenceUpdate:
 
 @dataclass(slots=True)
 class _Sequence:
-    """What was generated so far; `text_sent` and `tokens_sent` say how much of it was fetched as news."""
+    """Output of one sequence so far; `text_sent` and `tokens_sent` count what deltas have had."""
 
     request_id: str
     decoder: IncrementalDecoder
@@ -80,7 +84,7 @@ class _Sequence:
 
     @property
     def has_delta(self) -> bool:
-        """Whether there is more of it than was fetched."""
+        """Whether there is more of it than deltas have had."""
         has_ended = self.finish_reason is not None and not self.finish_sent
         return (
             has_ended or len(self.token_ids) > self.tokens_sent or len(self.text) > self.text_sent
@@ -88,9 +92,9 @@ class _Sequence:
 
     @property
     def mean_logprob(self) -> float:
-        """What best_of ranks by: longer answers are not worse for being longer.
+        """What best_of ranks by, independent of length.
 
-        What is not a number counts as minus infinity, and so does an answer that ended with an error.
+        NaN counts as minus infinity, and so does a sequence that ended with an error.
         """
         if self.finish_reason is FinishReason.ERROR:
             return -math.inf
@@ -98,7 +102,7 @@ class _Sequence:
         return -math.inf if math.isnan(mean) else mean
 
     def mark_sent(self) -> None:
-        """All of it has been fetched."""
+        """Note that a delta has had all of it."""
         self.has_begun = True
         self.text_sent, self.tokens_sent, self.finish_sent = (
             len(self.text),
@@ -108,13 +112,13 @@ class _Sequence:
 
 
 def describe_error(error: NanovllmError) -> str:
-    """What an output says of an error: its message, and the exception behind it, which a server keeps to itself."""
+    """Return an error's message for an output, with its cause, which a server keeps to itself."""
     cause = error.__cause__
     return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
 
 
 class OutputProcessor:
-    """Collects the updates of one prompt's sequences."""
+    """Collects the updates of one prompt's sequences into its output."""
 
     def __init__(
         self,
@@ -126,7 +130,10 @@ class OutputProcessor:
         sequence_ids: list[str],
         pooler: Pooler | None = None,
     ) -> None:
-        """Expect updates for `sequence_ids`, `params.num_sequences` of them by choice index; `pooler` is for a prompt that is embedded."""
+        """Expect updates for the sequences, whose ids are ordered by choice index.
+
+        `pooler` is for a prompt that is embedded, None for one that is continued.
+        """
         self.request_id = request_id
         self.error: NanovllmError | None = None
         self._prompt = prompt
@@ -163,53 +170,61 @@ class OutputProcessor:
 
     @property
     def unfinished_ids(self) -> list[str]:
-        """Sequences that the engine may still be working on."""
+        """Ids of the sequences that have not ended."""
         return [
             sequence.request_id for sequence in self._sequences if sequence.finish_reason is None
         ]
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens of all answers so far, as `usage` counts them: greedy answers that are computed once count n times."""
+        """Tokens of all choices so far; those of a shared sequence count n times."""
         computed = sum(len(sequence.token_ids) for sequence in self._sequences)
         return computed * (self._params.num_candidates // len(self._sequences))
 
     @property
     def max_output_tokens(self) -> int:
-        """Tokens of the longest answer so far."""
+        """Tokens of the longest sequence so far."""
         return max(len(sequence.token_ids) for sequence in self._sequences)
 
     def ended(self, choice_index: int) -> tuple[FinishReason, int] | None:
-        """Why a sequence has ended and how many tokens its answer has; None while it goes on."""
+        """Return why a sequence has ended and its number of tokens; None while it has not."""
         sequence = self._sequences[choice_index]
         if sequence.finish_reason is None:
             return None
         return sequence.finish_reason, len(sequence.token_ids)
 
     def add_update(self, update: SequenceUpdate) -> bool:
-        """Take in an update; True when a stop string ended the answer, so that the engine must be told to end the sequence."""
+        """Add an update; True when a stop string has ended the sequence before the engine did.
+
+        The caller then tells the engine to finish the sequence.
+        """
         sequence = self._sequences[update.choice_index]
         if sequence.finish_reason is not None:
-            return False  # steps that were under way when a stop string was found
+            return False  # the engine computed it before it learned of a stop string
         if self._pooler is not None and update.hidden is not None:
             self._pooler.add(update.hidden)
         if update.choice_index == 0:
             if self._prompt_logprobs is not None:
                 self._prompt_logprobs += map(PackedLogprobs.pack, update.prompt_logprobs)
-            self._num_cached_tokens = (
-                update.num_cached_tokens
-            )  # the others find the blocks of the first
-        text = "" if update.token_id is None else self._add_token(sequence, update.token_id, update)
-        if update.finish_reason is not None:
-            text += sequence.decoder.flush()
-        may_stop = update.token_id is not None and len(sequence.token_ids) > self._params.min_tokens
-        released, stop = sequence.stops.push(text, may_stop=may_stop)
-        sequence.text += released
+            # The first choice's alone: the others find its blocks in the cache.
+            self._num_cached_tokens = update.num_cached_tokens
+        stop = None
+        for index, token_id in enumerate(update.token_ids):
+            is_last = index == len(update.token_ids) - 1
+            logprobs = update.logprobs[index] if update.logprobs else None
+            stop = self._add_token(
+                sequence, token_id, logprobs, update.finish_reason if is_last else None
+            )
+            if stop is not None:
+                break
         metrics = update.metrics
         if stop is not None:
             sequence.finish_reason, sequence.stop_reason = FinishReason.STOP, stop
             metrics = None if metrics is None else replace(metrics, finished_s=update.time_s)
         elif update.finish_reason is not None:
+            if not update.token_ids:
+                released, _ = sequence.stops.push(sequence.decoder.flush(), may_stop=False)
+                sequence.text += released
             sequence.text += sequence.stops.flush()
             sequence.finish_reason, sequence.stop_reason = update.finish_reason, update.stop_reason
             self.error = self.error or update.error
@@ -217,38 +232,55 @@ class OutputProcessor:
             self._metrics = metrics
         return stop is not None and update.finish_reason is None
 
-    def _add_token(self, sequence: _Sequence, token_id: int, update: SequenceUpdate) -> str:
-        """Append a token; the characters that it completes, none for a token that ends the answer unless such are to be kept."""
+    def _add_token(
+        self,
+        sequence: _Sequence,
+        token_id: int,
+        logprobs: TokenLogprobs | None,
+        finish_reason: FinishReason | None,
+    ) -> str | None:
+        """Append a token, and the text that can be released; return a stop string that it ends.
+
+        `finish_reason` says why the engine ended the sequence with this token. A stop token has no
+        text, unless it is to be included.
+        """
+        params = self._params
         sequence.token_ids.append(token_id)
-        if update.logprobs is not None:
-            sequence.cumulative_logprob += update.logprobs.logprobs[0]
+        if logprobs is not None:
+            sequence.cumulative_logprob += logprobs.logprobs[0]
             if self._shows_logprobs:
-                sequence.logprobs.append(PackedLogprobs.pack(update.logprobs))
-        is_left_out = (
-            update.finish_reason is FinishReason.STOP
-            and not self._params.include_stop_str_in_output
-        )
-        return "" if is_left_out else sequence.decoder.push(token_id)
+                sequence.logprobs.append(PackedLogprobs.pack(logprobs))
+        is_left_out = finish_reason is FinishReason.STOP and not params.include_stop_str_in_output
+        text = "" if is_left_out else sequence.decoder.push(token_id)
+        if finish_reason is not None:
+            text += sequence.decoder.flush()
+        may_stop = len(sequence.token_ids) > params.min_tokens
+        released, stop = sequence.stops.push(text, may_stop=may_stop)
+        sequence.text += released
+        return stop
 
     def output(self, *, packed: bool = False) -> RequestOutput:
-        """Everything so far; which answers are the best of more is known once all sequences have ended.
+        """Return everything so far; with best_of it is final once all sequences have ended.
 
-        With `packed` log-probabilities are unpacked when they are read, and not before; otherwise they are lists.
+        Log-probabilities are lists, or with `packed` sequences that unpack what is read.
         """
-        answers = [
+        choices = [
             self._completion(index, sequence, 0, 0)
-            for index, sequence in enumerate(self._answers())
+            for index, sequence in enumerate(self._choices())
         ]
-        output = self._output(answers, self._prompt_logprobs)
+        output = self._output(choices, self._prompt_logprobs)
         if not packed:
-            for answer in output.outputs:
-                answer.logprobs = None if answer.logprobs is None else list(answer.logprobs)
+            for choice in output.outputs:
+                choice.logprobs = None if choice.logprobs is None else list(choice.logprobs)
             if output.prompt_logprobs is not None:
                 output.prompt_logprobs = list(output.prompt_logprobs)
         return output
 
     def embedding(self) -> EmbeddingRequestOutput:
-        """The embedding of a prompt that has been read to its end; raises what ended it, or EngineFaultError where it is not a number."""
+        """Return the embedding of a prompt that has been read to its end.
+
+        Raises the error that ended the request, or EngineFaultError where a number is not finite.
+        """
         assert self._pooler is not None
         if self.error is not None:
             raise self.error
@@ -260,7 +292,7 @@ class OutputProcessor:
         return self._embedding_output(vector, None)
 
     def embedding_or_error(self) -> EmbeddingRequestOutput:
-        """The embedding, or an empty one with the error that there is in its place."""
+        """Return the embedding, or an empty one with the error."""
         try:
             return self.embedding()
         except NanovllmError as error:
@@ -279,31 +311,31 @@ class OutputProcessor:
         )
 
     def take_delta(self) -> RequestOutput | None:
-        """What has come since the last call: choices with news only, each with its new text and tokens; None where nothing has.
+        """Return the new text and tokens of each choice that has some; None where none has.
 
-        Prompt log-probabilities come with every choice's first news, which waits until they are complete. Answers that are the best of
-        more are no news before all sequences have ended.
+        Prompt log-probabilities come with the first delta of every choice, which waits until they
+        are complete. With best_of there is no delta before all sequences have ended.
         """
         if self._prompt_logprobs_pending or (self._params.ranks_choices and not self.is_finished):
             return None
-        fresh = [
+        changed = [
             (index, sequence)
-            for index, sequence in enumerate(self._answers())
+            for index, sequence in enumerate(self._choices())
             if sequence.has_delta
         ]
-        if not fresh:
+        if not changed:
             return None
-        news = [
+        deltas = [
             self._completion(index, sequence, sequence.text_sent, sequence.tokens_sent)
-            for index, sequence in fresh
+            for index, sequence in changed
         ]
-        begins = any(not sequence.has_begun for _, sequence in fresh)
-        for _, sequence in fresh:
+        is_first = any(not sequence.has_begun for _, sequence in changed)
+        for _, sequence in changed:
             sequence.mark_sent()
-        return self._output(news, self._prompt_logprobs if begins else None)
+        return self._output(deltas, self._prompt_logprobs if is_first else None)
 
-    def _answers(self) -> list[_Sequence]:
-        """The sequence of each of the n answers: its own, the only one, or the next best; of equals the first."""
+    def _choices(self) -> list[_Sequence]:
+        """Return the sequence of each of the n choices; with best_of in descending order."""
         if self._params.ranks_choices:
             return sorted(
                 self._sequences, key=lambda sequence: sequence.mean_logprob, reverse=True
@@ -316,7 +348,7 @@ class OutputProcessor:
 
     @property
     def _prompt_logprobs_pending(self) -> bool:
-        """Whether the first sequence, which reports them, still has some to come; another may be ahead of it, its prompt cached."""
+        """Whether the first sequence still has prompt log-probabilities to report."""
         reported = self._prompt_logprobs
         return (
             reported is not None
@@ -358,5 +390,5 @@ class OutputProcessor:
         )
 
     def _unpacked(self, positions: Sequence[PackedLogprobs | None]) -> LogprobList:
-        """Positions with the tokens' texts, for whoever reads them."""
+        """Return a list that unpacks the positions that are read, with the tokens' texts."""
         return LogprobList(positions, self._tokenizer.token_text)

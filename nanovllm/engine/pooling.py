@@ -1,8 +1,8 @@
-"""From the final hidden states of a prompt's tokens to one vector: the last token's own, or the mean of all.
+"""Pool the final hidden states of a prompt into one vector: the last token's, or the mean of all.
 
-A decoder's last token has seen the whole text, so its state stands for it; the mean weighs every token alike (Muennighoff 2022,
-arXiv:2202.08904, compares the two for GPT models). Rows are added one by one in float64, in the order of the tokens, so that the chunks
-in which a prompt was read change no bit of the result.
+The last token of a decoder attends to the whole text; the mean weighs all tokens equally.
+Muennighoff (2022, arXiv:2202.08904) compares the two for GPT models. Rows are added one by one in
+float64 and in token order, so the result does not depend on the chunks of the prefill.
 """
 
 import math
@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 
 class Pooler:
-    """Takes in a prompt's rows as steps compute them; of one row the mean is the row itself."""
+    """Adds up a prompt's rows as steps compute them. The mean of one row is the row."""
 
     def __init__(self, *, normalize: bool) -> None:
-        """`normalize` scales the vector to length 1, so that the product of two is their cosine."""
+        """With `normalize` the vector has length 1: the dot product of two is their cosine."""
         self._normalize = normalize
         self._total: npt.NDArray[np.float64] | None = None
         self._count = 0
@@ -27,8 +27,8 @@ class Pooler:
             self._count += 1
 
     def embedding(self) -> list[float] | None:
-        """The vector, each number a float32; None where the network's output is not a number."""
-        assert self._total is not None, "a request is finished only when its rows have come"
+        """Return the vector as float32 values; None where one of them is not finite."""
+        assert self._total is not None, "a request finishes after its rows"
         if not np.isfinite(self._total).all():
             return None
         mean = self._total / self._count

@@ -16,6 +16,7 @@ from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.sampling_params import SamplingParams
+from tests.support.scheduling import uncached_free_blocks
 
 NUMPY = EngineConfig(
     batch_invariant=True, block_size=8, num_blocks=64, max_num_batched_tokens=64, max_num_seqs=8
@@ -59,7 +60,7 @@ def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[Re
     }
     while engine.has_work:
         if poison:
-            engine.runner.backend.fill_blocks(engine.blocks.uncached_free_blocks(), np.nan)
+            engine.runner.backend.fill_blocks(uncached_free_blocks(engine.blocks), np.nan)
         output = engine.step()
         assert output.fault is None, output.fault
         for update in output.updates:

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from nanovllm.engine.input_processor import (
     MAX_TRUNCATED_BYTES,
     InputProcessor,
-    Limits,
     PreparedRequest,
 )
+from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.model.config import GPT2Config

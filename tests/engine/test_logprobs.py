@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from nanovllm.engine.input_processor import InputProcessor, Limits
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES, LogprobList, PackedLogprobs
+from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.sampling import TokenLogprobs

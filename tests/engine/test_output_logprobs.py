@@ -119,7 +119,7 @@ def test_cached_tokens_are_those_of_the_first_sequence(tokenizer: Tokenizer, fir
     output_processor = make(tokenizer, n=3)
     for choice, cached in ((0, first), (1, 3), (2, 1)):
         output_processor.add_update(
-            SequenceUpdate(f"r-{choice}", choice, 5, None, (), None, num_cached_tokens=cached)
+            SequenceUpdate(f"r-{choice}", choice, (5,), num_cached_tokens=cached)
         )
         assert output_processor.output().num_cached_tokens == first
 

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nanovllm.engine.output_processor import SequenceUpdate
 from nanovllm.engine.scheduling.request import FinishReason
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineFaultError
@@ -315,3 +316,13 @@ def test_only_choices_with_news_are_in_them(tokenizer: Tokenizer) -> None:
     assert news is not None
     assert [(part.index, part.text) for part in news.outputs] == [(0, "y"), (2, "x")]
     assert [part.index for part in output_processor.output().outputs] == [0, 1, 2]
+
+
+def test_several_tokens_of_one_update_end_at_a_stop_string(tokenizer: Tokenizer) -> None:
+    output_processor = make(tokenizer, stop=["bc"], max_tokens=9)
+    byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
+    tokens = tuple(byte_of[bytes([byte])] for byte in b"abcd")
+    assert output_processor.add_update(SequenceUpdate("r-0", 0, tokens))
+    assert answer(output_processor).text == "a"
+    assert answer(output_processor).token_ids == list(tokens[:3])
+    assert answer(output_processor).stop_reason == "bc"

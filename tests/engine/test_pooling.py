@@ -18,6 +18,7 @@ from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.pooling import Pooler
 from nanovllm.engine.scheduling import batching
 from nanovllm.engine.scheduling.block_manager import BlockManager
+from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import FinishReason, Pooling, Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
@@ -28,6 +29,7 @@ from nanovllm.outputs import EmbeddingRequestOutput
 from nanovllm.runner.native_model_runner import RunnerOutput
 from nanovllm.sampling_params import SamplingParams
 from tests.support.batches import make_batch
+from tests.support.scheduling import uncached_free_blocks
 
 BLOCK_SIZE = 8
 
@@ -99,7 +101,7 @@ def run(engine: Engine, jobs: Sequence[Job], *, writing: int = 0) -> list[Embedd
     random.Random(3).shuffle(mixed)
     for _ in engine.run(mixed):
         engine.check_integrity()
-        engine.runner.backend.fill_blocks(engine.blocks.uncached_free_blocks(), np.nan)
+        engine.runner.backend.fill_blocks(uncached_free_blocks(engine.blocks), np.nan)
     assert engine.blocks.num_used == 0
     assert all(len(other.output_processor.output().outputs[0].token_ids) == 30 for other in others)
     return [prepared.output_processor.embedding() for prepared in own]
@@ -327,7 +329,7 @@ def test_every_row_is_handed_over_once_and_in_order(
 ) -> None:
     """In small pools, beside requests that generate, with preemptions: no row is left out, none comes twice."""
     scheduler = Scheduler(
-        BlockManager(blocks, 4, enable_prefix_caching=caching),
+        KVCacheManager(BlockManager(blocks, 4, enable_prefix_caching=caching)),
         max_num_seqs=4,
         max_num_batched_tokens=tokens,
     )
@@ -349,7 +351,11 @@ def test_every_row_is_handed_over_once_and_in_order(
         for sequence in plan.sequences:
             received[sequence.request.request_id] += sequence.hidden_positions
         scheduler.commit(
-            plan, [SequenceResult(7 if sequence.samples else None) for sequence in plan.sequences]
+            plan,
+            [
+                SequenceResult(sequence.request, (7,) if sequence.samples else ())
+                for sequence in plan.sequences
+            ],
         )
         scheduler.check_integrity()
     for request in requests:

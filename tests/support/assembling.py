@@ -39,7 +39,8 @@ def update(
     error: NanovllmError | None = None,
 ) -> SequenceUpdate:
     return SequenceUpdate(
-        f"r-{choice}", choice, token_id, logprobs, tuple(prompt_logprobs), finish, stop_reason,
+        f"r-{choice}", choice, () if token_id is None else (token_id,), () if logprobs is None else (logprobs,),
+        tuple(prompt_logprobs), finish, stop_reason,
         metrics=METRICS if finish is not None else None, error=error,
     )  # fmt: skip
 

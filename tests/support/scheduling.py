@@ -5,9 +5,11 @@ from itertools import accumulate
 from typing import Any
 
 from nanovllm.engine.scheduling.block_manager import BlockManager
+from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import SequenceResult, StepPlan
+from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.sampling_params import SamplingParams
 
 EOS = 0
@@ -44,7 +46,7 @@ def make_group(
         make_request(f"{name}-{choice}", tokens, new, **settings) for choice in range(count)
     ]
     for choice, request in enumerate(requests):
-        request.choice_index, request.group = choice, name
+        request.choice_index, request.parent_id = choice, name
     return requests
 
 
@@ -52,7 +54,7 @@ def make_scheduler(
     *, blocks: int = 64, block_size: int = 4, seqs: int = 4, tokens: int = 16, caching: bool = True
 ) -> Scheduler:
     return Scheduler(
-        BlockManager(blocks, block_size, enable_prefix_caching=caching),
+        KVCacheManager(BlockManager(blocks, block_size, enable_prefix_caching=caching)),
         max_num_seqs=seqs,
         max_num_batched_tokens=tokens,
     )
@@ -63,20 +65,20 @@ def next_token(tokens: list[int], choice: int = 0) -> int:
     return 1 + hash((choice, *tokens)) % 1000
 
 
-def answers(plan: StepPlan) -> list[SequenceResult[int]]:
-    """The results of a step; the prompt's log-probabilities are the positions themselves."""
+def answers(plan: StepPlan) -> list[SequenceResult]:
+    """The results of a step; the prompt's log-probabilities name their positions."""
     results = []
     for sequence in plan.sequences:
         request = sequence.request
-        token = next_token(request.tokens, request.choice_index) if sequence.samples else None
-        results.append(
-            SequenceResult(
-                token,
-                None if token is None else len(request.tokens),
-                list(sequence.prompt_logprob_positions),
-            )
-        )
+        tokens = (next_token(request.tokens, request.choice_index),) if sequence.samples else ()
+        reported = [TokenLogprobs([i], [-1.0], [1]) for i in sequence.prompt_logprob_positions]
+        results.append(SequenceResult(request, tokens, prompt_logprobs=reported))
     return results
+
+
+def uncached_free_blocks(blocks: BlockManager) -> list[int]:
+    """Blocks whose contents must never be read."""
+    return [block for block in blocks._free if block not in blocks._cached]  # noqa: SLF001
 
 
 def step(scheduler: Scheduler) -> StepPlan:

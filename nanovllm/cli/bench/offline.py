@@ -96,7 +96,7 @@ class Bench:
         }
         lengths = dict.fromkeys(prepared_requests, 0)
         for step in self.engine.run(list(prepared_requests.values())):
-            drawn = [update.request_id for update in step.updates if update.token_id is not None]
+            drawn = [update.request_id for update in step.updates if update.token_ids]
             self.phases.add(
                 step.stats,
                 sum(_pairs(prepared_requests[name], lengths[name]) for name in drawn),
@@ -129,7 +129,7 @@ class Bench:
         try:
             prepared = self.engine.input_processor.submit(request_id, job.prompt, params)
         except InvalidRequestError as error:
-            raise type(error)(f"{job.name}: {error}", param=error.param) from error
+            raise error.at(job.name) from error
         check_fits(
             f"{job.name}: a prompt",
             len(prepared.requests[0].prompt_token_ids),

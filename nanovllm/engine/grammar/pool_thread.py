@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from nanovllm.engine.command_queue import CommandQueue
+from nanovllm.engine.grammar.command_queue import CommandQueue
 from nanovllm.engine.grammar.limits import (
     GrammarLimits,
     describe_limit,

@@ -1,4 +1,7 @@
-"""From a step's plan to the flat arrays that the runner takes, and back. Below this file there are no requests any more."""
+"""Convert a step's plan to flat arrays for the runner, and its output to results.
+
+Below this module there are only arrays and frozen dataclasses, no requests.
+"""
 
 import math
 from array import array
@@ -35,13 +38,14 @@ _SETTINGS = np.dtype(
     + [(name, np.int64) for name in ("top_k", "num_logprobs", "choices")]
     + [("seeds", np.uint64)]
 )
-"""What of a request's settings stays the same from step to step."""
+"""Settings of a request that are the same at every step."""
 
 
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, SamplingSettings]:
-    """The plan as arrays. Logit rows are, sequence after sequence, its prompt log-probability rows, its hidden rows and its sampled row.
+    """Return the plan as arrays.
 
-    A fork has no tokens of its own; its sampled row is the last of the request that it forks from once more.
+    The logit rows of a sequence are its prompt log-probability rows, its hidden rows and its
+    sampled row, in this order. A fork computes no tokens; it samples from its source's last row.
     """
     computed = [sequence for sequence in plan.sequences if sequence.count > 0]
     token_ids: list[int] = []
@@ -49,61 +53,65 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, Sam
     slots: list[int] = []
     starts = [0]
     for sequence in computed:
-        blocks, places = (
-            sequence.request.block_ids,
-            range(sequence.start, sequence.start + sequence.count),
-        )
-        token_ids += sequence.request.tokens[places.start : places.stop]
-        positions += places
-        slots += [blocks[place // block_size] * block_size + place % block_size for place in places]
+        blocks, end = sequence.request.block_ids, sequence.start + sequence.count
+        token_ids += sequence.request.tokens[sequence.start : end]
+        positions += range(sequence.start, end)
+        slots += [
+            blocks[position // block_size] * block_size + position % block_size
+            for position in range(sequence.start, end)
+        ]
         starts.append(len(token_ids))
     tables = [sequence.request.block_ids for sequence in computed]
-    most = max(map(len, tables))
+    max_blocks = max(map(len, tables))
     logit_rows, rows, sampled = _rows(plan.sequences, starts)
     batch = ForwardBatch(
         token_ids=_int64(token_ids),
         positions=_int64(positions),
         query_starts=_int64(starts),
         context_lens=_int64([sequence.start + sequence.count for sequence in computed]),
-        block_tables=_int64([blocks + [0] * (most - len(blocks)) for blocks in tables]),
+        block_tables=_int64([blocks + [0] * (max_blocks - len(blocks)) for blocks in tables]),
         slots=_int64(slots),
         logit_rows=_int64(logit_rows),
     )
     return batch, rows, _sampling_settings(sampled)
 
 
-def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResult[TokenLogprobs]]:
-    """The runner's answer cut up again, one result a planned sequence; `vocab` is the size of the vocabulary."""
-    results: list[SequenceResult[TokenLogprobs]] = []
-    sampled = 0
-    prompt_row = 0
-    hidden_row = 0
+def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResult]:
+    """Return the runner's output as one result a planned sequence; `vocab` is the vocabulary size."""
+    results: list[SequenceResult] = []
+    sampled_row = prompt_row = hidden_row = 0
     for sequence in plan.sequences:
-        prompt_rows = len(sequence.prompt_logprob_positions)
-        prompt_logprobs = output.prompt_logprobs[prompt_row : prompt_row + prompt_rows]
-        prompt_row += prompt_rows
+        num_prompt_rows = len(sequence.prompt_logprob_positions)
+        prompt_logprobs = output.prompt_logprobs[prompt_row : prompt_row + num_prompt_rows]
+        prompt_row += num_prompt_rows
+        is_finite = not any(math.isnan(position.logprobs[0]) for position in prompt_logprobs)
+        token_ids: tuple[int, ...] = ()
+        logprobs: tuple[TokenLogprobs, ...] = ()
         hidden = None
-        if sequence.hidden_positions and output.hidden is not None:
+        if sequence.samples:
+            token_id, token_logprobs = output.token_ids[sampled_row], output.logprobs[sampled_row]
+            sampled_row += 1
+            if token_id is None:  # the settings forbid all tokens, or the logits are not finite
+                is_finite = not allowed_mask(sequence.request, vocab).any()
+            else:
+                token_ids = (token_id,)
+                logprobs = () if token_logprobs is None else (token_logprobs,)
+        elif sequence.hidden_positions and output.hidden is not None:
             hidden = output.hidden[hidden_row : hidden_row + len(sequence.hidden_positions)]
             hidden_row += len(sequence.hidden_positions)
-        is_finite = not any(math.isnan(found.logprobs[0]) for found in prompt_logprobs)
-        if sequence.samples:
-            token_id, logprobs = output.token_ids[sampled], output.logprobs[sampled]
-            if token_id is None:  # though a token was allowed, none could be drawn
-                is_finite = not allowed_mask(sequence.request, vocab).any()
-            results.append(SequenceResult(token_id, logprobs, prompt_logprobs, is_finite=is_finite))
-            sampled += 1
-        else:
-            if hidden is not None:
-                is_finite = is_finite and bool(np.isfinite(hidden).all())
-            results.append(SequenceResult(None, None, prompt_logprobs, hidden, is_finite))
+            is_finite = is_finite and bool(np.isfinite(hidden).all())
+        results.append(
+            SequenceResult(
+                sequence.request, token_ids, logprobs, prompt_logprobs, hidden, is_finite
+            )
+        )
     return results
 
 
 def _rows(
     sequences: Sequence[PlannedSequence], starts: list[int]
 ) -> tuple[list[int], LogitRows, list[Request]]:
-    """Rows of the batch whose hidden state is wanted, what for, and the requests that are sampled."""
+    """Return the rows that need logits or hidden states, their use, and the sampled requests."""
     logit_rows: list[int] = []
     sampled: list[Request] = []
     sampled_rows: list[int] = []
@@ -172,7 +180,10 @@ def _sampling_settings(requests: list[Request]) -> SamplingSettings:
 
 
 def _pack_settings(request: Request) -> bytes:
-    """A request's settings as a row of _SETTINGS, kept with it: joining rows is quicker than reading every setting at every step."""
+    """Return a request's settings as a row of _SETTINGS, and keep the row with the request.
+
+    Joining rows is faster than reading every setting at every step.
+    """
     given = request.sampling
     values: dict[str, float] = {
         name: getattr(given, name) for name in _SETTINGS.names or () if hasattr(given, name)
@@ -218,7 +229,7 @@ def _edits(
 
 
 def allowed_mask(request: Request, vocab: int) -> Mask:
-    """The tokens that a request may get next by all of its settings together, biases included."""
+    """Return the tokens that all settings of a request together allow next."""
     mask = _restricted(
         request,
         request.grammar.allowed_mask()
@@ -236,7 +247,7 @@ def allowed_mask(request: Request, vocab: int) -> Mask:
 
 
 def _allowed_by_grammar(request: Request) -> Int64s:
-    """Return the tokens that a request's grammar and its other settings, but for biases, allow."""
+    """Return the tokens that a request's grammar and other settings allow, biases aside."""
     assert request.grammar is not None
     if request.rules.allowed is None and not forbidden_tokens(request):
         return request.grammar.allowed_ids()
@@ -244,7 +255,7 @@ def _allowed_by_grammar(request: Request) -> Int64s:
 
 
 def _restricted(request: Request, mask: Mask) -> Mask:
-    """The tokens of a mask that a request's settings, but for biases, do not forbid."""
+    """Return a mask without the tokens that a request's settings forbid, biases aside."""
     mask[list(forbidden_tokens(request))] = False
     if request.rules.allowed is not None:
         others = np.zeros_like(mask)
@@ -254,9 +265,10 @@ def _restricted(request: Request, mask: Mask) -> Mask:
 
 
 def forbidden_tokens(request: Request) -> set[int]:
-    """Tokens that the request must not get next: stop tokens and the end of text before min_tokens, and whatever would complete a bad word.
+    """Return the tokens that a request must not get next.
 
-    Bad words of one token are among its biases already.
+    They are stop tokens and the end of text before min_tokens, and tokens that would complete a bad
+    word. Bad words of one token are biases already.
     """
     forbidden: set[int] = set()
     if request.rules.has_bad_sequences:

@@ -1,12 +1,13 @@
-"""What the scheduler says and hears: the plan of a step, what the runner found, and what that changed for each request."""
+"""Messages of a step: the scheduler's plan, and what the step computed for each sequence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
 
-from nanovllm.engine.scheduling.request import FinishReason, Request
+import numpy as np
+import numpy.typing as npt
 
-L = TypeVar("L")  # a report of log-probabilities, which the scheduler only passes on
+from nanovllm.engine.scheduling.request import Request
+from nanovllm.model.sampling import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +15,12 @@ class PlannedSequence:
     """A request's share of a step: `count` tokens from position `start`.
 
     Attributes:
-        samples: whether the step computes all of its known tokens, so that the next can be drawn.
-        prompt_logprob_positions: prompt positions whose log-probability the step can report; the row before each is computed in it.
-        hidden_positions: prompt positions whose final hidden state the request wants of this step.
-        source: of a fork, the request whose prompt ends in this step. It computes nothing and draws from the same row.
+        samples: the step computes all known tokens, so the next one is sampled.
+        prompt_logprob_positions: prompt positions whose log-probability the step reports; each is
+            computed from the row before it.
+        hidden_positions: prompt positions whose final hidden state the step reports.
+        source: of a fork, the request whose prompt ends in this step. The fork computes no tokens
+            and samples from the same row.
     """
 
     request: Request
@@ -30,27 +33,24 @@ class PlannedSequence:
 
     @classmethod
     def of(cls, request: Request, count: int) -> "PlannedSequence":
-        """The request's next `count` tokens."""
+        """Plan the request's next `count` tokens."""
         start = request.num_computed_tokens
-        reported = range(0)
+        prompt_logprobs = hidden = _NO_POSITIONS
         if request.wants_prompt_logprobs:
-            reported = range(
+            prompt_logprobs = range(
                 max(request.next_prompt_logprob, start + 1),
                 min(start + count + 1, request.num_prompt_tokens),
             )
-        hidden = (
-            range(max(request.next_hidden, start), start + count)
-            if request.pooling is not None
-            else range(0)
-        )
-        return cls(
-            request,
-            start,
-            count,
-            start + count == len(request.tokens) and request.max_new_tokens > 0,
-            reported,
-            hidden,
-        )
+        if request.pooling is not None:
+            hidden = range(max(request.next_hidden, start), start + count)
+        samples = start + count == len(request.tokens) and request.max_new_tokens > 0
+        return cls(request, start, count, samples, prompt_logprobs, hidden)
+
+    @classmethod
+    def fork(cls, request: Request, source: Request) -> "PlannedSequence":
+        """Plan the first token of a choice whose prompt `source` reads to its end in this step."""
+        start = source.num_prompt_tokens
+        return cls(request, start, 0, True, _NO_POSITIONS, _NO_POSITIONS, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,8 @@ class StepPlan:
     """One step: decoding sequences first, forks last.
 
     Attributes:
-        copies: cache blocks to copy before anything is computed, each as (from, to); all are read before any is written to.
+        copies: blocks to copy before the forward pass, each as (from, to). All sources are read
+            before any target is written.
     """
 
     sequences: tuple[PlannedSequence, ...]
@@ -66,41 +67,31 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens computed."""
+        """Tokens that the step computes."""
         return sum(sequence.count for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceResult(Generic[L]):
-    """What the runner found for one planned sequence.
+class SequenceResult:
+    """What a step computed for one sequence. The scheduler only looks at the tokens.
 
     Attributes:
-        token_id: None where it sampled none or could not.
-        hidden: the rows of `hidden_positions`, None where there are none; the scheduler only passes them on.
-        is_finite: whether the network's output was finite. If not, no block that the request computed may be found again.
-    """
-
-    token_id: int | None
-    logprobs: L | None = None
-    prompt_logprobs: Sequence[L] = ()
-    hidden: object | None = None
-    is_finite: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class RequestUpdate(Generic[L]):
-    """What a step changed for one request.
-
-    Attributes:
-        is_finite: as in SequenceResult.
-        fault: the exception that ended this request alone.
+        token_ids: sampled tokens, at most one today; empty where none was or could be sampled.
+        logprobs: an entry for each token, or empty where the request does not ask for them.
+        prompt_logprobs: an entry for each planned prompt position.
+        hidden: final hidden states [hidden_positions, d_model]; None without such positions.
+        is_finite: the network's output was finite. If not, no block that the request computed may
+            be found in the prefix cache again.
+        error: the exception that ended this request alone.
     """
 
     request: Request
-    token_id: int | None
-    logprobs: L | None
-    prompt_logprobs: Sequence[L]
-    finish_reason: FinishReason | None
-    hidden: object | None = None
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
+    hidden: npt.NDArray[np.float32] | None = None
     is_finite: bool = True
-    fault: Exception | None = None
+    error: Exception | None = None
+
+
+_NO_POSITIONS = range(0)

@@ -7,7 +7,6 @@ from nanovllm.engine.beam_search import BeamSearchParams
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.input_processor import sampling_defaults
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -88,7 +87,7 @@ def sampling_params(
     Settings that the body leaves out are those of the model's generation_config.json. `others` are
     settings whose fields differ between the two; None is left out.
     """
-    settings: dict[str, Any] = sampling_defaults(engine.generation_config)
+    settings: dict[str, Any] = {**engine.sampling_defaults}
     sent = {name: getattr(body, name) for name in _SAME_FIELDS} | others
     settings.update({name: value for name, value in sent.items() if value is not None})
     settings["max_tokens"] = max_tokens

@@ -22,7 +22,6 @@ from pydantic import (
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.generation_request import GenerationRequest
-from nanovllm.engine.input_processor import sampling_defaults
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
@@ -186,7 +185,7 @@ def parse_response(
     else:
         end = PromptFields.model_validate({})
         prompt = encode_prompt(messages, end, template, engine.input_processor)
-    settings = sampling_defaults(engine.generation_config)
+    settings: dict[str, Any] = {**engine.sampling_defaults}
     sent = {"temperature": body.temperature, "top_p": body.top_p}
     settings |= {name: value for name, value in sent.items() if value is not None}
     params = SamplingParams(

@@ -87,7 +87,7 @@ def test_requests_that_wait_for_masks_are_passed_over(seed: int, caching: bool) 
     for request in requests:
         assert request.tokens[request.num_prompt_tokens :] == expected_output(request)
         assert request.grammar is None or request.grammar.is_closed  # type: ignore[attr-defined]
-    assert scheduler.blocks.num_used == 0
+    assert scheduler.kv_cache.blocks.num_used == 0
 
 
 @pytest.mark.parametrize(("seats", "blocks"), [(2, 64), (4, 10)])
@@ -119,7 +119,7 @@ def test_late_masks_keep_no_seats_and_no_blocks_from_others(seats: int, blocks: 
             step(scheduler)
     for request in (*late, other):
         assert request.tokens[request.num_prompt_tokens :] == expected_output(request)
-    assert scheduler.blocks.num_used == 0
+    assert scheduler.kv_cache.blocks.num_used == 0
 
 
 @pytest.fixture(scope="module")

@@ -28,8 +28,7 @@ def request(
         request_id="r", prompt_token_ids=tuple(prompt), sampling=SamplingParams(max_tokens=None, **params), max_new_tokens=max_new_tokens, seed=seed,
         choice_index=choice, stop_token_ids=frozenset(stops), bad_words=tuple(bad_words),
     )  # fmt: skip
-    for token in output:
-        made.append(token)
+    made.append(list(output))
     made.block_ids = list(blocks) or list(range(-(-len(made.tokens) // BLOCK_SIZE)))
     made.num_computed_tokens = len(made.tokens) - 1 if computed is None else computed
     return made
@@ -120,10 +119,11 @@ def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
         request(range(40), computed=0, prompt_logprobs=1),
     )
     plan = plan_of((request(range(5)), 1), (reported, 4), (reading, 3), (request(range(7)), 1))
+    requests = [sequence.request for sequence in plan.sequences]
     output = RunnerOutput([11, 12, None], [None, reports[5], None], reports[:5])
     assert batching.split(plan, output, vocab=64) == [
-        SequenceResult(11, None, []), SequenceResult(12, reports[5], reports[:3]), SequenceResult(None, None, reports[3:5]),
-        SequenceResult(None, None, [], is_finite=False),
+        SequenceResult(requests[0], (11,), (), []), SequenceResult(requests[1], (12,), (reports[5],), reports[:3]),
+        SequenceResult(requests[2], (), (), reports[3:5]), SequenceResult(requests[3], (), (), [], is_finite=False),
     ]  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def test_a_history_goes_on_growing_after_it_was_looked_at() -> None:
     growing = request([1], blocks=[0, 1], frequency_penalty=0.5)
     for step, token in enumerate([4, 4, 1, 5]):
         before = sampling_of(growing)
-        growing.append(token)
+        growing.append([token])
         growing.num_computed_tokens += 1
         assert sum(history_of(before, 0).values()) == step, (
             "arrays of an earlier step do not change"
@@ -272,7 +272,7 @@ def test_a_longer_bad_word_is_forbidden_where_the_answer_has_all_but_its_end(
 def test_forbidden_tokens_win_over_biases_of_the_same_step_alone() -> None:
     made = request([1], [7], bad_words=[(7, 9)], logit_bias={9: 4.0, 3: 1.0})
     assert edits_of(sampling_of(made), 0) == {9: -INF, 3: 1.0}
-    made.append(8)
+    made.append([8])
     made.num_computed_tokens += 1
     assert edits_of(sampling_of(made), 0) == {9: 4.0, 3: 1.0}
 

@@ -21,6 +21,7 @@ from tests.support.scheduling import (
     make_request,
     make_scheduler,
     shares,
+    uncached_free_blocks,
 )
 
 KINDS: dict[str, dict[str, str]] = {
@@ -55,7 +56,7 @@ class Watched:
         computed = 0
         while self.scheduler.has_work:
             computed += self.step().num_tokens
-        assert self.scheduler.blocks.num_used == 0
+        assert self.scheduler.kv_cache.blocks.num_used == 0
         return computed
 
 
@@ -123,7 +124,7 @@ def test_four_answers_fit_where_four_prompts_would_not() -> None:
     group = make_group("it", 42, 4, new=3)  # eleven blocks of prompt
     watched.add(*group)
     watched.step()
-    assert (len(watched.scheduler.running), watched.scheduler.blocks.num_used) == (4, 11)
+    assert (len(watched.scheduler.running), watched.scheduler.kv_cache.blocks.num_used) == (4, 11)
     watched.finish()
     assert watched.scheduler.num_preemptions == 0
 
@@ -136,7 +137,7 @@ def test_any_answer_may_be_aborted_at_any_time(aborted: int, after_steps: int) -
     watched.add(*group)
     for _ in range(after_steps):
         watched.step()
-    watched.scheduler.abort(f"it-{aborted}")
+    watched.scheduler.finish(f"it-{aborted}", FinishReason.ABORT)
     watched.scheduler.check_integrity()
     watched.finish()
     for request in group:
@@ -149,7 +150,7 @@ def test_the_reader_may_be_aborted_between_plan_and_commit() -> None:
     group = make_group("it", 6, 3)
     watched.add(*group)
     plan = watched.scheduler.schedule()
-    watched.scheduler.abort("it-0")
+    watched.scheduler.finish("it-0", FinishReason.ABORT)
     assert watched.scheduler.commit(plan, answers(plan)) == []
     watched.scheduler.check_integrity()
     watched.finish()
@@ -159,11 +160,11 @@ def test_the_reader_may_be_aborted_between_plan_and_commit() -> None:
 def test_a_failed_step_ends_the_answers_that_it_was_to_begin() -> None:
     watched = Watched(seqs=4, caching=False)
     watched.add(*make_group("it", 6, 3))
-    updates = watched.scheduler.fail(watched.scheduler.schedule())
-    assert [(update.request.request_id, update.finish_reason) for update in updates] == [
+    results = watched.scheduler.fail(watched.scheduler.schedule())
+    assert [(result.request.request_id, result.request.finish_reason) for result in results] == [
         (f"it-{i}", FinishReason.ERROR) for i in range(3)
     ]
-    assert (watched.scheduler.has_work, watched.scheduler.blocks.num_used) == (False, 0)
+    assert (watched.scheduler.has_work, watched.scheduler.kv_cache.blocks.num_used) == (False, 0)
 
 
 def test_requests_that_only_look_alike_are_no_group() -> None:
@@ -240,7 +241,7 @@ def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, list[object
     for request in requests:
         engine.add_request(request)
     while engine.has_work:
-        engine.runner.backend.fill_blocks(engine.blocks.uncached_free_blocks(), np.nan)
+        engine.runner.backend.fill_blocks(uncached_free_blocks(engine.blocks), np.nan)
         output = engine.step()
         assert output.fault is None, output.fault
         for update in output.updates:
@@ -253,7 +254,7 @@ def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, list[object
 def _bits(update: SequenceUpdate) -> list[object]:
     return [
         *update.prompt_logprobs,
-        *([] if update.token_id is None else [(update.token_id, update.logprobs)]),
+        *([(update.token_ids, update.logprobs)] if update.token_ids else []),
     ]
 
 
@@ -264,7 +265,7 @@ def alone(config: EngineConfig, tiny_model: Path) -> dict[str, list[object]]:
     found: dict[str, list[object]] = {}
     for name, tokens, params in JOBS:
         for request in engine.input_processor.submit(name, tokens, params).requests:
-            request.group = ""
+            request.parent_id = ""
             found |= answer(engine, [request])
     return found
 
@@ -318,11 +319,11 @@ def test_more_answers_begin_in_a_step_than_it_computes_tokens(
     ).requests
     for request in requests:
         engine.add_request(request)
-    assert [update.token_id is not None for update in engine.step().updates] == [True] * 100
+    assert [len(update.token_ids) == 1 for update in engine.step().updates] == [True] * 100
     while engine.has_work:
         engine.step()
     alone = answer(engine, [replace_id(requests[99])])
-    assert alone["alone"] == [(token, None) for token in requests[99].tokens[1:]]
+    assert alone["alone"] == [((token,), ()) for token in requests[99].tokens[1:]]
 
 
 def replace_id(request: Request) -> Request:

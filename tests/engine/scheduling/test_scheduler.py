@@ -9,6 +9,7 @@ from nanovllm.engine.scheduling.request import FinishReason, Request, RequestSta
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import SequenceResult
 from nanovllm.errors import InvalidRequestError
+from nanovllm.model.sampling import TokenLogprobs
 from tests.support.scheduling import (
     EOS,
     answers,
@@ -156,7 +157,7 @@ def test_two_identical_prompts_in_one_step_share_their_blocks() -> None:
     assert shares(plan) == {"first": 13, "second": 1}
     assert first.block_ids[:3] == second.block_ids[:3]
     assert first.block_ids[3] != second.block_ids[3]
-    assert scheduler.blocks.num_used == 5
+    assert scheduler.kv_cache.blocks.num_used == 5
     scheduler.commit(plan, answers(plan))
     scheduler.check_integrity()
 
@@ -280,13 +281,13 @@ def test_abort_is_allowed_in_every_state_and_harmless_twice(when: str) -> None:
             break
         step(scheduler)
     assert reached()
-    update = scheduler.abort("it")
-    assert (update is None) == (when in ("finished", "never"))
-    assert scheduler.abort("it") is None
+    finished = scheduler.finish("it", FinishReason.ABORT)
+    assert (finished is None) == (when in ("finished", "never"))
+    assert scheduler.finish("it", FinishReason.ABORT) is None
     scheduler.check_integrity()
     while scheduler.has_work:
         step(scheduler)
-    assert scheduler.blocks.num_used == 0
+    assert scheduler.kv_cache.blocks.num_used == 0
     assert when == "never" or other.tokens[7:] == expected_output(other)
 
 
@@ -296,7 +297,7 @@ def test_a_burst_of_aborted_requests_leaves_nothing_behind() -> None:
     step(scheduler)
     for i in range(5000):
         scheduler.add(make_request(f"r{i}", (1, 2), new=1))
-        scheduler.abort(f"r{i}")
+        scheduler.finish(f"r{i}", FinishReason.ABORT)
     assert len(scheduler._queue) < 100  # noqa: SLF001 - the leak that this guards against shows nowhere else
 
 
@@ -308,8 +309,8 @@ def test_a_failed_step_ends_its_requests_and_clears_the_cache() -> None:
     )
     scheduler.add(failing)
     scheduler.add(waiting)
-    updates = scheduler.fail(scheduler.schedule())
-    assert [(update.request.request_id, update.finish_reason) for update in updates] == [
+    results = scheduler.fail(scheduler.schedule())
+    assert [(result.request.request_id, result.request.finish_reason) for result in results] == [
         ("failing", FinishReason.ERROR)
     ]
     scheduler.check_integrity()
@@ -344,14 +345,14 @@ def test_wherever_a_commit_raises_everybody_is_told_once(
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, failing)
         try:
-            updates = scheduler.commit(plan, answers(plan))
+            results = scheduler.commit(plan, answers(plan))
         except LookupError:
-            updates = scheduler.fail(plan)
-    told = [update.request.request_id for update in updates]
+            results = scheduler.fail(plan)
+    told = [result.request.request_id for result in results]
     assert sorted(told) == ["r0", "r1", "r2", "r3"]
-    assert all(update.finish_reason is not None for update in updates)
+    assert all(result.request.finish_reason is not None for result in results)
     if place == "append":
-        faults = {update.request.request_id: update.fault for update in updates}
+        faults = {result.request.request_id: result.error for result in results}
         assert [name for name, fault in faults.items() if fault is not None] == [f"r{at_call - 1}"]
         scheduler.check_integrity()
     assert all(request.state is RequestState.FINISHED for request in requests)
@@ -365,7 +366,7 @@ def test_a_commit_with_too_few_results_changes_nothing() -> None:
     with pytest.raises(ValueError, match="0 results for 1 planned"):
         scheduler.commit(plan, [])
     assert (request.num_computed_tokens, request.num_output_tokens) == (0, 0)
-    assert [update.finish_reason for update in scheduler.fail(plan)] == [FinishReason.ERROR]
+    assert [result.request.finish_reason for result in scheduler.fail(plan)] == [FinishReason.ERROR]
 
 
 def test_an_id_that_is_in_use_is_refused() -> None:
@@ -375,7 +376,7 @@ def test_an_id_that_is_in_use_is_refused() -> None:
     with pytest.raises(InvalidRequestError, match="the request id 'same' is in use"):
         scheduler.add(make_request("same", 5))
     assert shares(step(scheduler)) == {"same": 3}
-    scheduler.abort("same")
+    scheduler.finish("same", FinishReason.ABORT)
     scheduler.add(make_request("same", 5))
     assert shares(step(scheduler)) == {"same": 5}
 
@@ -385,7 +386,7 @@ def test_no_token_ends_the_request_with_an_error() -> None:
     request = make_request("it", 3)
     scheduler.add(request)
     plan = scheduler.schedule()
-    scheduler.commit(plan, [SequenceResult(None)])
+    scheduler.commit(plan, [SequenceResult(request)])
     assert request.finish_reason is FinishReason.ERROR
     assert not scheduler.has_work
 
@@ -393,6 +394,22 @@ def test_no_token_ends_the_request_with_an_error() -> None:
 def test_min_tokens_defers_the_end_of_text() -> None:
     request = make_request("it", 3, new=9, min_tokens=2)
     for token, ended in ((EOS, False), (EOS, False), (EOS, True)):
-        request.append(token)
+        assert request.append([token]) == 1
         assert (request.finish_reason is FinishReason.STOP) is ended
     assert request.stop_reason is None
+
+
+def test_of_several_tokens_those_after_the_last_one_are_dropped() -> None:
+    scheduler = make_scheduler()
+    stopping, full = make_request("stopping", 3, new=9), make_request("full", 3, new=2)
+    scheduler.add(stopping)
+    scheduler.add(full)
+    plan = scheduler.schedule()
+    logprobs = tuple(TokenLogprobs([i], [-1.0], [1]) for i in range(4))
+    results = [SequenceResult(request, (5, EOS, 6, 7), logprobs) for request in (stopping, full)]
+    stopping_result, full_result = scheduler.commit(plan, results)
+    assert stopping_result.token_ids == full_result.token_ids == (5, EOS)
+    assert stopping_result.logprobs == full_result.logprobs == logprobs[:2]
+    assert stopping.finish_reason is full.finish_reason is FinishReason.STOP
+    assert stopping.tokens[3:] == full.tokens[3:] == [5, EOS]
+    assert not scheduler.has_work

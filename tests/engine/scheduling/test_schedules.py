@@ -75,7 +75,7 @@ def test_random_schedules(
         )
         if count == 1 or new == 0:
             for request in groups[-1]:
-                request.group = ""
+                request.parent_id = ""
     reported: Counter[str] = Counter()
     decode_gap: Counter[str] = Counter()
     for now in range(2000):
@@ -85,7 +85,7 @@ def test_random_schedules(
                     scheduler.add(request)
             if abort_at is not None and arrival <= now == abort_at:
                 for request in group if aborted >= len(group) else group[aborted : aborted + 1]:
-                    scheduler.abort(request.request_id)
+                    scheduler.finish(request.request_id, FinishReason.ABORT)
         if not scheduler.has_work:
             if now > 40:
                 break
@@ -120,7 +120,7 @@ def test_random_schedules(
         scheduler.check_integrity()
         cache.check(scheduler)
     assert not scheduler.has_work, "some request starved"
-    assert scheduler.blocks.num_used == 0
+    assert scheduler.kv_cache.blocks.num_used == 0
     for request in (request for group in groups for request in group):
         if request.finish_reason in (FinishReason.LENGTH, FinishReason.STOP):
             assert request.tokens[request.num_prompt_tokens :] == expected_output(request)

@@ -21,7 +21,10 @@ from tests.support.scheduling import (
 
 PREFIX = tuple(range(1, 9))
 """Two blocks of four tokens."""
-NOT_FINITE: SequenceResult[int] = SequenceResult(None, is_finite=False)
+
+
+def not_finite(request: Request) -> SequenceResult:
+    return SequenceResult(request, is_finite=False)
 
 
 class Lineage:
@@ -57,7 +60,7 @@ class Lineage:
 
     def check(self, scheduler: Scheduler) -> None:
         """Nothing that comes from a failed request is found or held."""
-        for block in scheduler.blocks._block_of.values():  # noqa: SLF001 - all that can be found
+        for block in scheduler.kv_cache.blocks._block_of.values():  # noqa: SLF001 - all that can be found
             for offset in range(self._block_size):
                 assert self._slots[block, offset].isdisjoint(self.failed), "it is found"
         for request in scheduler.running:
@@ -106,7 +109,7 @@ def test_random_failures(
         )
         groups.append(make_group(f"r{i}", prompt, count, new))
         if count == 1:
-            groups[-1][0].group = ""
+            groups[-1][0].parent_id = ""
         if token is not None and choice < count:
             fails_at[f"r{i}-{choice}"] = token
     for now in range(1000):
@@ -127,7 +130,7 @@ def test_random_failures(
                 sequence.samples and fails_at.get(request.request_id) == request.num_output_tokens
             )
             failed |= {request.writer} if fails else set()
-            results.append(NOT_FINITE if fails else result)
+            results.append(not_finite(request) if fails else result)
         scheduler.commit(plan, results)
         lineage.fail(failed)
         scheduler.check_integrity()
@@ -144,7 +147,7 @@ def fail_one(scheduler: Scheduler, name: str) -> None:
     """A step in which one request computes what is not finite."""
     plan = scheduler.schedule()
     results = [
-        NOT_FINITE if one.request.request_id == name else result
+        not_finite(one.request) if one.request.request_id == name else result
         for one, result in zip(plan.sequences, answers(plan), strict=True)
     ]
     scheduler.commit(plan, results)
@@ -174,7 +177,7 @@ def test_blocks_of_an_aborted_request_are_forgotten_when_they_make_another_one_f
     scheduler = make_scheduler(tokens=8)
     scheduler.add(make_request("aborted", (*PREFIX, 50, 51)))
     step(scheduler)
-    scheduler.abort("aborted")
+    scheduler.finish("aborted", FinishReason.ABORT)
     scheduler.add(make_request("failing", (*PREFIX, 60)))
     fail_one(scheduler, "failing")
     scheduler.add(make_request("next", (*PREFIX, 60)))

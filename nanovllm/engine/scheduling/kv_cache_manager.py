@@ -1,0 +1,201 @@
+"""Block tables: which blocks of the KV cache each request holds, and which of them it shares.
+
+A request's block table (`Request.block_ids`) has the block of every `block_size` tokens. Requests
+share blocks in two ways. Requests that begin alike find each other's full blocks in the prefix
+cache. Choices of one prompt fork from the one that has read the prompt: a fork holds the same
+blocks, also the last, partly filled one. A request that writes to a block which it does not hold
+alone gets a copy first (copy-on-write), so no choice ever writes into another's block.
+
+The name and the verbs are those of vLLM's KVCacheManager. There are only ids and counts here:
+the manager plans copies and the engine makes them.
+"""
+
+from collections.abc import Iterable, Sequence
+
+from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block, hash_salt
+from nanovllm.engine.scheduling.request import Request
+
+
+class KVCacheManager:
+    """Gives requests their blocks and takes them back.
+
+    Attributes:
+        prefix_cache_queries, prefix_cache_hits: prompt tokens looked up and found, for metrics.
+    """
+
+    def __init__(self, blocks: BlockManager) -> None:
+        """Manage the block tables of requests over `blocks`."""
+        self.blocks = blocks
+        self.prefix_cache_queries = 0
+        self.prefix_cache_hits = 0
+        self._block_size = blocks.block_size
+        self._copies: dict[str, tuple[int, int]] = {}  # of the step being planned, by request id
+
+    @property
+    def copies(self) -> tuple[tuple[int, int], ...]:
+        """Copies that the step being planned needs, each as (from, to)."""
+        return tuple(self._copies.values())
+
+    def begin_step(self) -> None:
+        """Forget the copies of the step before, which have been made."""
+        self._copies = {}
+
+    def blocks_needed(self, request: Request) -> int:
+        """Return how many more blocks all known tokens of a request need, a copy included."""
+        num_blocks = self.blocks.blocks_for(len(request.tokens))
+        return max(0, num_blocks - len(request.block_ids)) + self._needs_copy(request)
+
+    def max_tokens(self, request: Request) -> int:
+        """Return the tokens that fit a request's blocks and all free ones."""
+        return (self.blocks.num_free + len(request.block_ids)) * self._block_size
+
+    def allocate_slots(self, request: Request, count: int) -> bool:
+        """Give a request writable blocks for its next `count` tokens.
+
+        Returns False, and changes nothing, where too few blocks are free. Call it once a step for
+        a request; the blocks that the request is to fill may be shared afterwards.
+        """
+        needs_copy = self._needs_copy(request)
+        num_blocks = self.blocks.blocks_for(request.num_computed_tokens + count)
+        if num_blocks - len(request.block_ids) + needs_copy > self.blocks.num_free:
+            return False
+        if needs_copy:
+            self._copy_on_write(request)
+        self.extend_slots(request, count)
+        return True
+
+    def extend_slots(self, request: Request, count: int) -> None:
+        """Append the blocks that a request lacks for its next `count` tokens; they must be free."""
+        num_blocks = self.blocks.blocks_for(request.num_computed_tokens + count)
+        if num_blocks > len(request.block_ids):
+            request.block_ids += self.blocks.allocate(num_blocks - len(request.block_ids))
+
+    def free(self, request: Request) -> None:
+        """Take all blocks of a request back; nothing of it counts as computed any more."""
+        self.blocks.free(request.block_ids)
+        request.block_ids = []
+        request.num_computed_tokens = 0
+        request.num_registered_blocks = 0
+        request.num_proven_blocks = 0
+        self._copies.pop(request.request_id, None)
+
+    def take_computed(self, request: Request, siblings: Iterable[Request]) -> None:
+        """Share the blocks that hold a request's next tokens already.
+
+        They are those of a sibling that has read the whole prompt, or of the prefix cache. At least
+        one token is left to compute.
+        """
+        if request.can_fork and request.num_prompt_tokens > 1:
+            for other in siblings:
+                has_blocks = other.request_id not in self._copies  # a planned copy may be undone
+                if other.num_computed_tokens >= request.num_prompt_tokens and has_blocks:
+                    self.fork(request, other, request.num_prompt_tokens - 1)
+                    return
+        self._take_cached_blocks(request)
+
+    def fork(self, request: Request, source: Request, num_computed_tokens: int) -> None:
+        """Share the prompt's blocks of a sibling, of which `num_computed_tokens` tokens count."""
+        num_blocks = self.blocks.blocks_for(request.num_prompt_tokens)
+        request.block_ids = source.block_ids[:num_blocks]
+        for block in request.block_ids:
+            self.blocks.share(block)
+        request.num_computed_tokens = num_computed_tokens
+        request.block_hashes = source.block_hashes[: request.num_prompt_tokens // self._block_size]
+        request.num_registered_blocks = min(
+            source.num_registered_blocks, num_computed_tokens // self._block_size
+        )
+        request.num_cached_tokens = request.num_cached_tokens or 0
+        request.num_shared_tokens = num_computed_tokens
+
+    def count_prefix_hits(self, request: Request) -> None:
+        """Count the cached tokens of a request's prompt, the first time that it is admitted."""
+        if request.num_cached_tokens is None:
+            request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
+            self.prefix_cache_queries += request.num_prompt_tokens
+            self.prefix_cache_hits += request.num_cached_tokens
+
+    def cache_blocks(self, request: Request, num_tokens: int) -> None:
+        """Add the blocks to the prefix cache that are full once `num_tokens` tokens are computed.
+
+        Requests planned later in the same step may share them, because every layer stores all keys
+        and values of a batch before any query reads them.
+        """
+        num_full = num_tokens // self._block_size
+        if num_full <= request.num_registered_blocks or not self.blocks.enable_prefix_caching:
+            return
+        for index in range(request.num_registered_blocks, num_full):
+            block_hash = self._block_hash(request, index)
+            parent = request.block_hashes[index - 1] if index else b""
+            self.blocks.register(request.block_ids[index], block_hash, parent, request.writer)
+        request.num_registered_blocks = num_full
+
+    def uncache_blocks(self, request: Request, start: int) -> set[int]:
+        """Undo `cache_blocks` from position `start` on; return the blocks."""
+        indices = range(start // self._block_size, request.num_registered_blocks)
+        for index in indices:
+            self.blocks.unregister(request.block_ids[index], request.block_hashes[index])
+        return {request.block_ids[index] for index in indices}
+
+    def mark_proven(self, request: Request) -> None:
+        """Note that all computed tokens of a request have led to finite numbers."""
+        num_full = request.num_computed_tokens // self._block_size
+        for index in range(request.num_proven_blocks, num_full):
+            self.blocks.mark_proven(request.block_ids[index])
+        request.num_proven_blocks = max(request.num_proven_blocks, num_full)
+
+    def invalidate(self, request: Request) -> set[int]:
+        """Drop the cached blocks that may hold a request's numbers, which are not finite."""
+        return self.blocks.invalidate(request.writer, request.block_ids)
+
+    def check_integrity(self, requests: Iterable[Request]) -> None:
+        """Assert that reference counts and block tables of all unfinished `requests` agree."""
+        tables: list[Sequence[int]] = []
+        for request in requests:
+            assert len(request.block_ids) >= self.blocks.blocks_for(request.num_computed_tokens)
+            tables.append(request.block_ids)
+        self.blocks.check_integrity(tables)
+
+    def _needs_copy(self, request: Request) -> bool:
+        """Whether the block of a request's next token exists but must not be written to."""
+        index = request.num_computed_tokens // self._block_size
+        if index >= len(request.block_ids):
+            return False
+        return not self.blocks.is_writable(request.block_ids[index])
+
+    def _copy_on_write(self, request: Request) -> None:
+        """Replace the shared block of a request's next token by a copy."""
+        index = request.num_computed_tokens // self._block_size
+        shared = request.block_ids[index]
+        (copy,) = self.blocks.allocate(1)
+        request.block_ids[index] = copy
+        self.blocks.free([shared])
+        self._copies[request.request_id] = (shared, copy)
+
+    def _take_cached_blocks(self, request: Request) -> None:
+        """Share blocks of the prefix cache that hold a request's next tokens.
+
+        This happens at every chunk, not only at the first, because another request with the same
+        prompt may be a chunk ahead. A full cached block replaces a partly filled one.
+        """
+        if request.needs_whole_prompt or not self.blocks.enable_prefix_caching:
+            return
+        index = request.num_computed_tokens // self._block_size
+        while (index + 1) * self._block_size < len(request.tokens):
+            block = self.blocks.find(self._block_hash(request, index))
+            if block is None:
+                return
+            self.blocks.share(block)
+            self.blocks.free(request.block_ids[index:])
+            request.block_ids[index:] = [block]
+            index += 1
+            request.num_computed_tokens = index * self._block_size
+            request.num_registered_blocks = index
+
+    def _block_hash(self, request: Request, index: int) -> bytes:
+        """Return the hash of a request's block `index`; hashes are computed once and kept."""
+        size, hashes = self._block_size, request.block_hashes
+        while len(hashes) <= index:
+            start = len(hashes) * size
+            parent = hashes[-1] if hashes else hash_salt(request.cache_salt)
+            hashes.append(hash_block(parent, request.tokens[start : start + size]))
+        return hashes[index]
