@@ -29,9 +29,8 @@ from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
 
 STREAMS = 4
 MIN_READ_BYTES = 256 << 20
-MAX_READ_BYTES = (
-    1 << 30
-)  # server caches reach gigabytes, but a process seldom has more than a share
+MAX_READ_BYTES = 1 << 30
+"""Enough even where caches reach gigabytes: a process seldom has more than a share of them."""
 
 _CACHE_MULTIPLE = 10  # bytes to read, as a multiple of the cache
 _UNKNOWN_CACHE_BYTES = 32 << 20

@@ -99,13 +99,13 @@ def _features_of(cpu_name: str) -> set[str]:
     binding.initialize_native_target()
     binding.initialize_native_asmprinter()
     machine = binding.Target.from_default_triple().create_target_machine(cpu=cpu_name, features="")
-    found: set[str] = set()
+    features: set[str] = set()
     code = machine.emit_assembly(binding.parse_assembly(str(_multiply_add(16))))
     if "vfmadd" in code:
-        found |= {"avx2", "fma"}
+        features |= {"avx2", "fma"}
     if "zmm" in code:
-        found |= {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
-    return found
+        features |= {"avx512f", "avx512vl", "avx512bw", "avx512dq"}
+    return features
 
 
 def _multiply_add(lanes: int) -> ir.Module:

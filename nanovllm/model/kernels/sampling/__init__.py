@@ -1,7 +1,7 @@
-"""Sampling as compiled code: the mirror of nanovllm/runner/sampler.py.
+"""Compiled sampling, the twin of nanovllm/runner/sampler.py.
 
 sample    from rows of logits to tokens
-record    the fields that it is given, and its working memory
+record    the arguments of a run, and the layout of scratch memory
 filters   min_p, top_k and top_p as one threshold
 select    a threshold without sorting
 passes    vector passes over a row of scores

@@ -1,7 +1,8 @@
-"""What the filters keep, as a threshold: the least score that min_p, top_k and top_p together leave.
+"""min_p, top_k and top_p as one threshold: the smallest score that all three filters keep.
 
-`p` is the record of sample.py, `scratch` this thread's memory: a row of scores, the maxima of its columns (passes.py), and room for
-ordered keys and weights of the scores that matter. Tokens that tie with the last one kept stay.
+`record` is a SAMPLING_RECORD and `scratch` the thread's memory (record.py): a row of scores, the
+maxima of its columns (passes.py), and space for keys and weights of the scores that matter. All
+tokens that tie with the threshold are kept.
 """
 
 import math
@@ -13,8 +14,8 @@ import numpy as np
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.passes import (
-    FARTHEST,
     LOWEST,
+    MAX_DISTANCE,
     make_fill,
     make_weigh_groups,
     make_weigh_keys,
@@ -36,50 +37,35 @@ _LOWEST = np.float32(LOWEST)
 
 
 def make_find_threshold(target: KernelTarget) -> Any:
-    """find_threshold(p, row, scratch, largest) -> the least score that the row's filters keep; `largest` is its largest score."""
-    weigh_groups, weigh_keys, gather, find_kth = (
-        make_weigh_groups(target),
-        make_weigh_keys(target),
-        _make_gather(target),
-        make_find_kth(target),
-    )
+    """Make find_threshold(record, row, scratch, largest) -> the smallest score that is kept.
+
+    Arguments of find_threshold:
+        record, scratch: see above.
+        row: number of the row.
+        largest: its largest score.
+    """
+    weigh_groups, weigh_keys = make_weigh_groups(target), make_weigh_keys(target)
+    gather, find_kth = _make_gather(target), make_find_kth(target)
 
     @compiled
-    def find_threshold(p: Any, row: int, scratch: int, largest: Any) -> Any:
-        least = max(largest - np.float32(FARTHEST), _LOWEST)
-        least = max(least, largest + load_float(p.log_min_p, row))
-        top_k, top_p = load_int(p.top_k, row), load_double(p.top_p, row)
-        if 0 < top_k < p.vocab:
-            least = max(least, find_kth(p, scratch, top_k, least, largest))
+    def find_threshold(record: Any, row: int, scratch: int, largest: Any) -> Any:
+        least = max(largest - np.float32(MAX_DISTANCE), _LOWEST)
+        least = max(least, largest + load_float(record.log_min_p, row))
+        top_k, top_p = load_int(record.top_k, row), load_double(record.top_p, row)
+        if 0 < top_k < record.vocab:
+            least = max(least, find_kth(record, scratch, top_k, least, largest))
         if top_p < 1.0:
+            sums = scratch + record.sums_offset
             total = weigh_groups(
-                scratch,
-                p.groups,
-                float_to_bits(least),
-                float_to_bits(largest),
-                scratch + p.sums_offset,
+                scratch, record.groups, float_to_bits(least), float_to_bits(largest), sums
             )
-            # Scores with less weight than this do not come to 1 - top_p together. The 0.001 is more than all rounding.
-            negligible = np.float32(math.log((1.0 - top_p) * total / p.vocab) - 0.001)
+            # Scores of less weight than this sum to less than 1 - top_p. The 0.001 covers rounding.
+            negligible = np.float32(math.log((1.0 - top_p) * total / record.vocab) - 0.001)
             least = max(least, largest + negligible)
-            keys, weights, bins = (
-                scratch + p.keys_offset,
-                scratch + p.weights_offset,
-                scratch + p.bins_offset,
-            )
-            count = gather(p, scratch, least)
+            count = gather(record, scratch, least)
+            keys, weights = scratch + record.keys_offset, scratch + record.weights_offset
             weigh_keys(keys, count, float_to_bits(largest), weights)
-            least = ordered_to_float(
-                select(
-                    keys,
-                    weights,
-                    bins,
-                    count,
-                    float_to_ordered(least),
-                    float_to_ordered(largest),
-                    top_p * total,
-                )
-            )
+            least = _select(record, scratch, count, least, largest, top_p * total)
         return least
 
     return find_threshold
@@ -87,62 +73,54 @@ def make_find_threshold(target: KernelTarget) -> Any:
 
 @cache
 def make_find_kth(target: KernelTarget) -> Any:
-    """find_kth(p, scratch, k, least, largest) -> the k-th largest of the scores from `least` to `largest`; where there are fewer, the smallest.
+    """Make find_kth(record, scratch, k, least, largest) -> the k-th largest of a row's scores.
 
-    At least k scores are as large as the k-th largest maximum of a column, so only columns that reach it are opened.
+    At least k scores reach the k-th largest maximum of a column, so only columns whose maximum
+    reaches it are read.
+
+    Arguments of find_kth:
+        record, scratch: see above.
+        k: rank of the score, from 1.
+        least, largest: bounds of the scores. Where fewer than k lie within, the smallest of them
+            is returned.
     """
     lanes = target.lanes
     fill, gather = make_fill(target), _make_gather(target)
 
     @compiled
-    def gather_maxima(p: Any, scratch: int, least: Any) -> int:
-        """As gather, of the columns' maxima alone."""
+    def gather_maxima(record: Any, scratch: int, least: Any) -> int:
+        """Do what `gather` does for the maxima of the columns."""
         count = 0
-        for column in range(p.groups * lanes):
-            highest = load_float(scratch + p.maxima_offset, column)
-            store_i32(scratch + p.keys_offset, count, float_to_ordered(highest))
+        for column in range(record.groups * lanes):
+            highest = load_float(scratch + record.maxima_offset, column)
+            store_i32(scratch + record.keys_offset, count, float_to_ordered(highest))
             count += 1 if highest >= least else 0
         return count
 
     @compiled
-    def find_kth(p: Any, scratch: int, k: int, least: Any, largest: Any) -> Any:
-        keys, weights, bins = (
-            scratch + p.keys_offset,
-            scratch + p.weights_offset,
-            scratch + p.bins_offset,
-        )
-        count = gather_maxima(p, scratch, least)
+    def find_kth(record: Any, scratch: int, k: int, least: Any, largest: Any) -> Any:
+        weights = scratch + record.weights_offset
+        count = gather_maxima(record, scratch, least)
         if count >= k:
             fill(weights, count, float_to_bits(_ONE))
-            least = max(
-                least,
-                ordered_to_float(
-                    select(
-                        keys,
-                        weights,
-                        bins,
-                        count,
-                        float_to_ordered(least),
-                        float_to_ordered(largest),
-                        np.float64(k),
-                    )
-                ),
-            )
-        count = gather(p, scratch, least)
+            least = max(least, _select(record, scratch, count, least, largest, np.float64(k)))
+        count = gather(record, scratch, least)
         fill(weights, count, float_to_bits(_ONE))
-        return ordered_to_float(
-            select(
-                keys,
-                weights,
-                bins,
-                count,
-                float_to_ordered(least),
-                float_to_ordered(largest),
-                np.float64(k),
-            )
-        )
+        return _select(record, scratch, count, least, largest, np.float64(k))
 
     return find_kth
+
+
+@compiled
+def _select(record: Any, scratch: int, count: int, least: Any, largest: Any, goal: float) -> Any:
+    """Apply `select` to the keys and weights in scratch memory; bounds and result are scores."""
+    keys, weights, bins = (
+        scratch + record.keys_offset,
+        scratch + record.weights_offset,
+        scratch + record.bins_offset,
+    )
+    low, high = float_to_ordered(least), float_to_ordered(largest)
+    return ordered_to_float(select(keys, weights, bins, count, low, high, goal))
 
 
 @cache
@@ -151,12 +129,12 @@ def _make_gather(target: KernelTarget) -> Any:
     size = group_size(lanes)
 
     @compiled
-    def gather(p: Any, scratch: int, least: float) -> int:
-        """Writes the ordered keys of all scores from `least` up, in no order of use, and returns how many there are."""
-        keys = scratch + p.keys_offset
+    def gather(record: Any, scratch: int, least: float) -> int:
+        """Write the keys of all scores from `least` up, in any order; return their number."""
+        keys = scratch + record.keys_offset
         count = 0
-        for column in range(p.groups * lanes):
-            if load_float(scratch + p.maxima_offset, column) >= least:
+        for column in range(record.groups * lanes):
+            if load_float(scratch + record.maxima_offset, column) >= least:
                 first = column // lanes * size + column % lanes
                 for vector in range(GROUP_VECTORS):
                     score = load_float(scratch, first + vector * lanes)

@@ -1,6 +1,7 @@
-"""Reports on a row: log-probability and rank of its token, and its most likely tokens, of the logits as the network gave them.
+"""Log-probabilities of a row: its token's with the rank, and the top tokens', of unmodified logits.
 
-The compiled twin of nanovllm/runner/logprobs.py.
+The compiled twin of nanovllm/runner/logprobs.py. `record` is a SAMPLING_RECORD and `scratch` the
+thread's memory (record.py).
 """
 
 import math
@@ -39,88 +40,85 @@ _ID_MASK = (1 << _ID_BITS) - 1
 
 
 def make_report_row(target: KernelTarget) -> Any:
-    """report_row(p, row, scratch): writes the row's report; `p` is the record of sample.py, `scratch` this thread's memory."""
-    scale, maxima, weigh_groups, rank = (
-        make_scale(target),
-        make_maxima(target),
-        make_weigh_groups(target),
-        make_rank(target),
-    )
-    find_likely = _make_find_likely(target)
+    """Make report_row(record, row, scratch), which writes the row's log-probabilities and ranks."""
+    scale, maxima = make_scale(target), make_maxima(target)
+    weigh_groups, compute_rank = make_weigh_groups(target), make_rank(target)
+    find_top = _make_find_top(target)
 
     @compiled
-    def report_row(p: Any, row: int, scratch: int) -> None:
-        logprobs = p.logprobs + row * (p.max_logprobs + 1) * F32_BYTES
-        token = load_int(p.tokens, row)
-        scale(p.logits + row * p.logits_stride, scratch, p.vocab, p.padded, float_to_bits(_ONE))
-        largest = maxima(scratch, p.groups, scratch + p.maxima_offset)
+    def report_row(record: Any, row: int, scratch: int) -> None:
+        logprobs = record.logprobs + row * (record.max_logprobs + 1) * F32_BYTES
+        token = load_int(record.tokens, row)
+        logits = record.logits + row * record.logits_stride
+        scale(logits, scratch, record.vocab, record.padded, float_to_bits(_ONE))
+        largest = maxima(scratch, record.groups, scratch + record.maxima_offset)
         if not abs(largest) < _INFINITY:
             store_float(logprobs, 0, np.float32(np.nan))
-            store_int(p.ranks, row, 1)
-            store_int(p.num_top, row, 0)
+            store_int(record.ranks, row, 1)
+            store_int(record.num_top, row, 0)
             return
+        sums = scratch + record.sums_offset
         total = weigh_groups(
-            scratch,
-            p.groups,
-            float_to_bits(_LOWEST),
-            float_to_bits(largest),
-            scratch + p.sums_offset,
+            scratch, record.groups, float_to_bits(_LOWEST), float_to_bits(largest), sums
         )
         log_total = np.float32(math.log(total))
-        own = load_float(scratch, token)
-        store_float(logprobs, 0, own - largest - log_total)
-        store_int(p.ranks, row, 1 + rank(scratch, p.padded, token, float_to_bits(own)))
-        ids = p.top_ids + row * p.max_logprobs * INT_BYTES
-        found = find_likely(p, scratch, min(load_int(p.num_logprobs, row), p.vocab), largest)
-        store_int(p.num_top, row, found)
-        for i in range(found):
-            packed = load_int(scratch + p.keys_offset, i)
-            store_int(ids, i, _ID_MASK - (packed & _ID_MASK))
-            store_float(logprobs, 1 + i, ordered_to_float(packed >> _ID_BITS) - largest - log_total)
+        score = load_float(scratch, token)
+        store_float(logprobs, 0, score - largest - log_total)
+        rank = 1 + compute_rank(scratch, record.padded, token, float_to_bits(score))
+        store_int(record.ranks, row, rank)
+        top_ids = record.top_ids + row * record.max_logprobs * INT_BYTES
+        count = min(load_int(record.num_logprobs, row), record.vocab)
+        count = find_top(record, scratch, count, largest)
+        store_int(record.num_top, row, count)
+        for i in range(count):
+            packed = load_int(scratch + record.keys_offset, i)
+            score = ordered_to_float(packed >> _ID_BITS)
+            store_int(top_ids, i, _ID_MASK - (packed & _ID_MASK))
+            store_float(logprobs, 1 + i, score - largest - log_total)
 
     return report_row
 
 
-def _make_find_likely(target: KernelTarget) -> Any:
+def _make_find_top(target: KernelTarget) -> Any:
+    """Make find_top(record, scratch, count, largest), the top tokens in order; returns their
+    number.
+
+    It writes them to the keys, as int64: the score as an ordered integer in the upper half, the
+    inverted id in the lower. So one comparison orders by score and then by the lower id.
+    """
     lanes = target.lanes
     size = group_size(lanes)
     find_kth = make_find_kth(target)
 
     @compiled
-    def collect(p: Any, scratch: int, least: Any, most: Any, packed: int, room: int) -> int:
-        """Writes scores from `least` to `most`, packed with their ids, in order of ids, as many as there is room for; returns how many."""
-        found = 0
-        for group in range(p.groups):
-            is_worth_it = False
+    def collect(
+        record: Any, scratch: int, least: Any, largest: Any, packed: int, capacity: int
+    ) -> int:
+        """Write up to `capacity` scores from `least` to `largest`, by id; return their number."""
+        count = 0
+        for group in range(record.groups):
+            is_reached = False
             for column in range(group * lanes, (group + 1) * lanes):
-                is_worth_it |= load_float(scratch + p.maxima_offset, column) >= least
-            if is_worth_it:
+                is_reached |= load_float(scratch + record.maxima_offset, column) >= least
+            if is_reached:
                 for token in range(group * size, (group + 1) * size):
                     score = load_float(scratch, token)
-                    if score >= least and score <= most and found < room:
-                        store_int(
-                            packed,
-                            found,
-                            (float_to_ordered(score) << _ID_BITS) | (_ID_MASK - token),
-                        )
-                        found += 1
-        return found
+                    if score >= least and score <= largest and count < capacity:
+                        key = float_to_ordered(score) << _ID_BITS
+                        store_int(packed, count, key | (_ID_MASK - token))
+                        count += 1
+        return count
 
     @compiled
-    def find_likely(p: Any, scratch: int, count: int, largest: Any) -> int:
-        """Writes the `count` largest scores packed with their ids, the largest first, the lower id first among equals; returns how many.
-
-        A score's ordered key stands in the upper half, the id turned round in the lower: one comparison orders both. Those above the
-        last one come first and are sorted; those that tie with the last one follow in order of ids.
-        """
+    def find_top(record: Any, scratch: int, count: int, largest: Any) -> int:
         if count == 0:
             return 0
-        packed = scratch + p.keys_offset
-        last = find_kth(p, scratch, count, _LOWEST, largest)
-        above = collect(
-            p, scratch, ordered_to_float(float_to_ordered(last) + 1), _INFINITY, packed, count
-        )
+        packed = scratch + record.keys_offset
+        last = find_kth(record, scratch, count, _LOWEST, largest)
+        above_last = ordered_to_float(float_to_ordered(last) + 1)
+        above = collect(record, scratch, above_last, _INFINITY, packed, count)
         sort_descending(packed, above)
-        return above + collect(p, scratch, last, last, packed + above * INT_BYTES, count - above)
+        ties = packed + above * INT_BYTES  # of the last score, already in the order of ids
+        return above + collect(record, scratch, last, last, ties, count - above)
 
-    return find_likely
+    return find_top

@@ -1,4 +1,4 @@
-"""Random numbers that are a function of their key: the compiled twin of nanovllm/runner/philox.py, for one row."""
+"""Philox random numbers of one row, the compiled twin of nanovllm/runner/philox.py."""
 
 from typing import Any
 
@@ -9,7 +9,10 @@ _LOW = 0xFFFFFFFF
 
 @compiled
 def uniform(seed: int, choice: int, position: int) -> Any:
-    """A number in [0, 1) with 53 random bits. Products of 32-bit words may wrap round to negative; their bits are the same."""
+    """Return a float64 in [0, 1) with 53 random bits, a function of the arguments alone.
+
+    Products of 32-bit words may wrap to negative numbers; their bits are the same.
+    """
     c0, c1, c2, c3 = position & _LOW, choice & _LOW, 0, 0
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):

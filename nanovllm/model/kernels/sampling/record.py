@@ -1,4 +1,8 @@
-"""What compiled sampling is given, in the manner of step_record.py, and the memory that it works in; known without Numba."""
+"""The record that compiled sampling reads, as step_record.py's, and the layout of its scratch
+memory.
+
+This module needs no Numba.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +14,11 @@ from nanovllm.model.kernels.build.layout import F32_BYTES
 GROUP_VECTORS = 16
 """Vectors in a group of a row's scores, see passes.py."""
 BINS = 1 << 9
-"""Bins of a round of select.py: a round settles nine bits of a key."""
-SIDES = 4
-"""Sets of bins, taken in turn: neighbours often fall into one bin, and an addition would wait for the one before."""
-BINS_BYTES = SIDES * BINS * 8
+"""Bins of a round of select.py; a round settles nine bits of a key."""
+BIN_SETS = 4
+"""Sets of bins, used in turn: neighbours often fall into one bin, and additions to one bin wait for
+each other."""
+BINS_BYTES = BIN_SETS * BINS * 8
 
 _SIZES = "threads rows vocab padded groups max_logprobs sampling"
 _BYTES = (
@@ -22,15 +27,23 @@ _BYTES = (
 _ADDRESSES = """
     logits work scratch
     temperature log_min_p repetition presence frequency top_k top_p seeds choices positions
-    history_starts history_ids history_counts edit_starts edit_ids edit_values allowed_starts allowed_ids
+    history_starts history_ids history_counts edit_starts edit_ids edit_values
+    allowed_starts allowed_ids
     tokens has_token num_logprobs num_top ranks top_ids logprobs
 """
 SAMPLING_RECORD = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
-"""What sample_rows is given, in the manner of step_record.py.
+"""Arguments of sample_rows: sizes in elements, strides and offsets in bytes, and addresses.
 
-`max_logprobs` is the room for likely tokens a row; `sampling` is 0 where `tokens` are given and only reports are wanted. A row's report has
-`num_logprobs` likely tokens, -1 for no report at all; `num_top` says how many there were. Columns of settings have one entry a row, `*_starts`
-one more: a row's share of the lists.
+padded        scores of a row, rounded up to whole groups
+groups        groups of a row
+max_logprobs  columns of `top_ids`; `logprobs` has one more
+sampling      0 where `tokens` are inputs and only log-probabilities are computed
+work          a counter that hands out rows
+num_logprobs  top tokens to report of each row, -1 for no report
+num_top       top tokens that were reported
+*_starts      rows + 1 indices: where each row's part of the lists begins
+
+The settings and results have one element a row.
 """
 
 _FLOATS = "logits scratch temperature log_min_p repetition presence frequency edit_values logprobs"
@@ -44,25 +57,26 @@ SAMPLING_DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
 
 
 def group_size(lanes: int) -> int:
-    """Scores in a group."""
+    """Return the scores in a group."""
     return GROUP_VECTORS * lanes
 
 
 def scratch_layout(vocab: int, lanes: int) -> dict[str, int]:
-    """Sizes and offsets of a thread's scratch memory, under their names in the record."""
+    """Return the sizes and offsets of a thread's scratch memory, by their names in the record.
+
+    scores | keys | weights | maxima of columns | sums of groups | bins
+    """
     groups = -(-vocab // group_size(lanes))
     row_bytes = groups * group_size(lanes) * F32_BYTES
-    parts = {
+    sums_offset = 3 * row_bytes + row_bytes // GROUP_VECTORS
+    bins_offset = sums_offset + -(-groups * 8 // 64) * 64
+    return {
+        "padded": groups * group_size(lanes),
+        "groups": groups,
         "keys_offset": row_bytes,
-        "weights_offset": row_bytes,
-        "maxima_offset": row_bytes,
-        "sums_offset": row_bytes // GROUP_VECTORS,
+        "weights_offset": 2 * row_bytes,
+        "maxima_offset": 3 * row_bytes,
+        "sums_offset": sums_offset,
+        "bins_offset": bins_offset,
+        "scratch_bytes": bins_offset + BINS_BYTES,
     }
-    layout = {"padded": groups * group_size(lanes), "groups": groups}
-    at = 0
-    for name, size_before in parts.items():
-        at += size_before
-        layout[name] = at
-    layout["bins_offset"] = at + -(-groups * 8 // 64) * 64
-    layout["scratch_bytes"] = layout["bins_offset"] + BINS_BYTES
-    return layout

@@ -1,16 +1,18 @@
-"""From rows of logits to tokens and log-probabilities: the compiled twin of nanovllm/runner/sampler.py and logprobs.py.
+"""From rows of logits to tokens: the compiled twin of nanovllm/runner/sampler.py.
 
-Every filter is a threshold: min_p, top_k and top_p keep the scores that are at least some number, and each raises what the one before
-has set. So a row is read a few times from one end to the other and never sorted:
+Every filter is a threshold: min_p, top_k and top_p keep the scores from some value up, and each
+raises the threshold of the previous one. So a row is read a few times from end to end and never
+sorted:
 
-    scale      edits and penalties, then divided by the temperature, into memory of the thread's own
-    maxima     the largest score; one maximum for each column of 16
-    threshold  filters.py: min_p is an addition; for top_k and top_p the few columns that matter are opened, and select.py finds the place
-    weigh      the sum of the weights that are left, group by group
+    scale      edits and penalties, then division by the temperature, into scratch memory
+    maxima     the largest score, and the maximum of each column of 16
+    threshold  filters.py: min_p is an addition; top_k and top_p read the few columns that matter
+    weigh      the sums of the remaining weights, group by group
     draw       the group in which the running sum passes the draw, then the token in it
-    report     sampling/logprobs.py, of the logits as they were
+    report     logprobs.py, of the unmodified logits
 
-Rows are handed out by a counter. A row is worked on by one thread, by the same operations whatever else is there.
+A counter hands out rows. One thread computes a row, by the same operations whatever the batch.
+`record` is a SAMPLING_RECORD and `scratch` the thread's memory (record.py).
 """
 
 from functools import cache
@@ -50,158 +52,169 @@ _ONE = np.float32(1.0)
 
 @cache
 def make_sample_rows(target: KernelTarget) -> Any:
-    """sample_rows(address, thread): tokens and reports of this thread's share of the rows; a record of SAMPLING_RECORD is at `address`."""
+    """Make sample_rows(address, thread), which samples and reports this thread's share of the rows.
+
+    Arguments of sample_rows:
+        address: of a SAMPLING_RECORD.
+        thread: number of this thread.
+    """
     sample_row, report_row = _make_sample_row(target), make_report_row(target)
 
     @compiled
     def sample_rows(address: int, thread: int) -> None:
-        p = sampling_record_at(address)
-        scratch = p.scratch + thread * p.scratch_bytes
+        record = sampling_record_at(address)
+        scratch = record.scratch + thread * record.scratch_bytes
         while True:
-            row = atomic_add(p.work, 1)
-            if row >= p.rows:
+            row = atomic_add(record.work, 1)
+            if row >= record.rows:
                 return
-            if p.sampling != 0:
-                sample_row(p, row, scratch)
-            if load_int(p.num_logprobs, row) >= 0:
-                report_row(p, row, scratch)
+            if record.sampling != 0:
+                sample_row(record, row, scratch)
+            if load_int(record.num_logprobs, row) >= 0:
+                report_row(record, row, scratch)
 
     return sample_rows
 
 
 def _make_sample_row(target: KernelTarget) -> Any:
-    edit, find_threshold, draw_token = (
-        _make_edit(target),
-        make_find_threshold(target),
-        _make_draw_token(target),
-    )
-    find_best, scale, maxima = _make_find_best(target), make_scale(target), make_maxima(target)
+    """Make sample_row(record, row, scratch), which writes a row's token and whether it has one."""
+    edit, scale, maxima = _make_edit(target), make_scale(target), make_maxima(target)
+    argmax, find_threshold = _make_argmax(target), make_find_threshold(target)
+    draw_token = _make_draw_token(target)
 
     @compiled
-    def sample_row(p: Any, row: int, scratch: int) -> None:
-        """Writes the row's token, and whether it has one."""
-        temperature = load_float(p.temperature, row)
+    def sample_row(record: Any, row: int, scratch: int) -> None:
+        temperature = load_float(record.temperature, row)
         is_greedy = temperature == 0
-        source = edit(p, row, scratch)
-        scale(source, scratch, p.vocab, p.padded, float_to_bits(_ONE if is_greedy else temperature))
-        largest = maxima(scratch, p.groups, scratch + p.maxima_offset)
-        is_sound = abs(largest) < np.float32(np.inf)
-        store_int(p.has_token, row, 1 if is_sound else 0)
+        scores = edit(record, row, scratch)
+        divisor = float_to_bits(_ONE if is_greedy else temperature)
+        scale(scores, scratch, record.vocab, record.padded, divisor)
+        largest = maxima(scratch, record.groups, scratch + record.maxima_offset)
+        is_finite = abs(largest) < np.float32(np.inf)
+        store_int(record.has_token, row, 1 if is_finite else 0)
         token = 0
-        if is_sound:
+        if is_finite:
             if is_greedy:
-                token = find_best(p, scratch, largest)
+                token = argmax(record, scratch, largest)
             else:
                 draw = uniform(
-                    load_int(p.seeds, row), load_int(p.choices, row), load_int(p.positions, row)
+                    load_int(record.seeds, row),
+                    load_int(record.choices, row),
+                    load_int(record.positions, row),
                 )
-                token = draw_token(
-                    p, scratch, find_threshold(p, row, scratch, largest), largest, draw
-                )
-        store_int(p.tokens, row, token)
+                least = find_threshold(record, row, scratch, largest)
+                token = draw_token(record, scratch, least, largest, draw)
+        store_int(record.tokens, row, token)
 
     return sample_row
 
 
 def _make_edit(target: KernelTarget) -> Any:
+    """Make edit(record, row, scratch) -> the address of the row's logits after edits and penalties.
+
+    A row without edits stays where it is; others are copied to `scratch`.
+    """
     fill, copy = make_fill(target), make_copy(target)
 
     @compiled
-    def edit(p: Any, row: int, scores: int) -> int:
-        """Allowed tokens, biases, penalties. Returns where the row's logits are then: where they were, or in `scores`."""
-        logits = p.logits + row * p.logits_stride
-        first_allowed, last_allowed = (
-            load_int(p.allowed_starts, row),
-            load_int(p.allowed_starts, row + 1),
+    def edit(record: Any, row: int, scratch: int) -> int:
+        logits = record.logits + row * record.logits_stride
+        first_allowed = load_int(record.allowed_starts, row)
+        last_allowed = load_int(record.allowed_starts, row + 1)
+        first_edit, last_edit = (
+            load_int(record.edit_starts, row),
+            load_int(record.edit_starts, row + 1),
         )
-        first_edit, last_edit = load_int(p.edit_starts, row), load_int(p.edit_starts, row + 1)
-        first_seen, last_seen = load_int(p.history_starts, row), load_int(p.history_starts, row + 1)
+        first_seen, last_seen = (
+            load_int(record.history_starts, row),
+            load_int(record.history_starts, row + 1),
+        )
         if first_allowed == last_allowed and first_edit == last_edit and first_seen == last_seen:
             return logits
         if first_allowed == last_allowed:
-            copy(logits, scores, p.vocab)
+            copy(logits, scratch, record.vocab)
         else:
-            fill(scores, p.padded, float_to_bits(_MINUS_INFINITY))
+            fill(scratch, record.padded, float_to_bits(_MINUS_INFINITY))
             for i in range(first_allowed, last_allowed):
-                token = load_int(p.allowed_ids, i)
-                store_float(scores, token, load_float(logits, token))
+                token = load_int(record.allowed_ids, i)
+                store_float(scratch, token, load_float(logits, token))
         for i in range(first_edit, last_edit):
-            token = load_int(p.edit_ids, i)
-            store_float(scores, token, load_float(scores, token) + load_float(p.edit_values, i))
-        repetition, presence, frequency = (
-            load_float(p.repetition, row),
-            load_float(p.presence, row),
-            load_float(p.frequency, row),
-        )
+            token = load_int(record.edit_ids, i)
+            score = load_float(scratch, token) + load_float(record.edit_values, i)
+            store_float(scratch, token, score)
+        repetition = load_float(record.repetition, row)
+        presence = load_float(record.presence, row)
+        frequency = load_float(record.frequency, row)
         for i in range(first_seen, last_seen):
-            token = load_int(p.history_ids, i)
-            count = load_int(p.history_counts, i)
-            score = load_float(scores, token)
+            token = load_int(record.history_ids, i)
+            count = load_int(record.history_counts, i)
+            score = load_float(scratch, token)
             score = score / repetition if score > 0 else score * repetition
             score -= frequency * np.float32(count)
             if count > 0:
                 score -= presence
-            store_float(scores, token, score)
-        return scores
+            store_float(scratch, token, score)
+        return scratch
 
     return edit
 
 
-def _make_find_best(target: KernelTarget) -> Any:
+def _make_argmax(target: KernelTarget) -> Any:
+    """Make argmax(record, scratch, largest) -> the lowest token id whose score is `largest`."""
     lanes = target.lanes
     size = group_size(lanes)
 
     @compiled
-    def find_best(p: Any, scores: int, largest: float) -> int:
-        """The lowest id of a token whose score is `largest`."""
+    def argmax(record: Any, scratch: int, largest: float) -> int:
         column = 0
-        while load_float(scores + p.maxima_offset, column) < largest:
+        while load_float(scratch + record.maxima_offset, column) < largest:
             column += 1
         token = column // lanes * size
-        while load_float(scores, token) < largest:
+        while load_float(scratch, token) < largest:
             token += 1
         return token
 
-    return find_best
+    return argmax
 
 
 def _make_draw_token(target: KernelTarget) -> Any:
+    """Make draw_token(record, scratch, least, largest, draw) -> the token that is drawn.
+
+    It is the token at which the running sum of weights, by ascending id, passes `draw` times the
+    sum of all weights.
+
+    Arguments of draw_token:
+        least, largest: bounds of the scores that are kept.
+        draw: float64 in [0, 1).
+    """
     lanes = target.lanes
     size = group_size(lanes)
     weigh_groups, weigh = make_weigh_groups(target), make_weigh(target)
 
     @compiled
-    def draw_token(p: Any, scratch: int, least: float, largest: float, draw: float) -> int:
-        """The token at which the running sum of weights, in order of ids, passes `draw` of the whole."""
-        sums, weights = scratch + p.sums_offset, scratch + p.weights_offset
-        goal = draw * weigh_groups(
-            scratch, p.groups, float_to_bits(least), float_to_bits(largest), sums
-        )
-        reached = 0.0
+    def draw_token(record: Any, scratch: int, least: float, largest: float, draw: float) -> int:
+        low, high = float_to_bits(least), float_to_bits(largest)
+        sums, weights = scratch + record.sums_offset, scratch + record.weights_offset
+        goal = draw * weigh_groups(scratch, record.groups, low, high, sums)
+        running_sum = 0.0
         group = 0
         chosen = 0
-        while group < p.groups:
+        while group < record.groups:
             weight = load_double(sums, group)
             if weight > 0:
                 chosen = group
-            if reached + weight > goal:
+            if running_sum + weight > goal:
                 break
-            reached += weight
+            running_sum += weight
             group += 1
-        weigh(
-            scratch + chosen * size * F32_BYTES,
-            size,
-            float_to_bits(least),
-            float_to_bits(largest),
-            weights,
-        )
+        weigh(scratch + chosen * size * F32_BYTES, size, low, high, weights)
         token = 0
         for i in range(size):
             weight = load_float(weights, i)
             if weight > 0:
-                token = i  # the last one with a weight, should rounding leave the sum of the group below that of its parts
-                reached += weight
-                if reached > goal:
+                token = i  # the last one, should rounding keep the sum below the goal
+                running_sum += weight
+                if running_sum > goal:
                     break
         return chosen * size + token
 

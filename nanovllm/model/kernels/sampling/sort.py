@@ -1,4 +1,4 @@
-"""Heapsort of integers in place (Williams 1964): no memory of its own, and no order of the input makes it slow."""
+"""Heapsort of integers in place (Williams 1964): no scratch memory, O(n log n) for any input."""
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.simd.move import load_int
@@ -6,33 +6,30 @@ from nanovllm.model.kernels.simd.scalar import store_int
 
 
 @compiled
-def _sift_down(at: int, place: int, count: int) -> None:
-    """Let the integer at `place` sink below all smaller ones: the heap's smallest is on top."""
-    value = load_int(at, place)
-    while 2 * place + 1 < count:
-        child = 2 * place + 1
-        if child + 1 < count and load_int(at, child + 1) < load_int(at, child):
+def _sift_down(heap: int, index: int, count: int) -> None:
+    """Move element `index` of a min-heap below all smaller ones."""
+    value = load_int(heap, index)
+    while 2 * index + 1 < count:
+        child = 2 * index + 1
+        if child + 1 < count and load_int(heap, child + 1) < load_int(heap, child):
             child += 1
-        if load_int(at, child) >= value:
+        if load_int(heap, child) >= value:
             break
-        store_int(at, place, load_int(at, child))
-        place = child
-    store_int(at, place, value)
+        store_int(heap, index, load_int(heap, child))
+        index = child
+    store_int(heap, index, value)
 
 
 @compiled
-def sort_descending(at: int, count: int) -> None:
-    """Sort `count` 64-bit integers from address `at`, the largest first."""
-    start, end = (
-        count // 2,
-        count,
-    )  # first the heap grows downwards from the middle, then its top goes to the end, again and again
+def sort_descending(values: int, count: int) -> None:
+    """Sort `count` int64 at address `values` in descending order."""
+    start, end = count // 2, count
     while end > 1:
-        if start > 0:
+        if start > 0:  # build the heap, from the middle down
             start -= 1
-        else:
+        else:  # move its smallest element to the end
             end -= 1
-            smallest = load_int(at, 0)
-            store_int(at, 0, load_int(at, end))
-            store_int(at, end, smallest)
-        _sift_down(at, start, end)
+            smallest = load_int(values, 0)
+            store_int(values, 0, load_int(values, end))
+            store_int(values, end, smallest)
+        _sift_down(values, start, end)

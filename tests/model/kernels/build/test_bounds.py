@@ -1,4 +1,4 @@
-"""The check of every address: what it lets through, that no file keeps code which has it, and whole steps under it."""
+"""The check of every address: the accesses that it allows, and whole steps under it."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ CASES = "tests/model/kernels/checked_cases.py"
 
 
 def run_checked(*command: str, check: str = "1", folder: Path) -> str:
-    """What Python says when it runs with NANOVLLM_CHECK set."""
+    """Run Python with NANOVLLM_CHECK set and return its output."""
     env = os.environ | {"NANOVLLM_CHECK": check, CACHE_VARIABLE: str(folder)}
     done = subprocess.run(
         [sys.executable, *command],
@@ -43,7 +43,7 @@ def run_checked(*command: str, check: str = "1", folder: Path) -> str:
 
 @pytest.mark.slow
 def test_whole_steps_under_the_check(tmp_path: Path) -> None:
-    """The slow twin of every kernel's arithmetic of addresses: all of it in a process of its own, whose code is then in no file."""
+    """Check the addresses of whole steps in another process, which saves no code."""
     run_checked("-m", "pytest", "-q", CASES, folder=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
@@ -52,8 +52,11 @@ def test_whole_steps_under_the_check(tmp_path: Path) -> None:
     ("value", "expected"), [("1", "True True\n"), ("0", "False False\n"), ("", "False False\n")]
 )
 def test_the_environment_asks_for_the_check(tmp_path: Path, value: str, expected: str) -> None:
-    ask = "from nanovllm.model.kernels.build.target import KernelTarget, host_target; print(host_target().check, KernelTarget(4).check)"
-    assert run_checked("-c", ask, check=value, folder=tmp_path) == expected
+    program = (
+        "from nanovllm.model.kernels.build.target import KernelTarget, host_target;"
+        "print(host_target().check, KernelTarget(4).check)"
+    )
+    assert run_checked("-c", program, check=value, folder=tmp_path) == expected
 
 
 def test_code_that_checks_is_neither_kept_nor_loaded(
@@ -72,14 +75,14 @@ def test_code_that_checks_is_neither_kept_nor_loaded(
 @cache
 def look_up(size: int, *, writes: bool) -> Any:
     @intrinsic
-    def ask(typing_context: Any, address: Any) -> Any:
+    def check(typing_context: Any, address: Any) -> Any:
         return types.intp(types.intp), lambda context, builder, signature, arguments: checked(
             builder, arguments[0], size, writes=writes
         )
 
     @compiled
     def run(address: int) -> int:
-        return int(ask(address))
+        return int(check(address))
 
     return run
 

@@ -1,4 +1,4 @@
-"""What compiled sampling is made of: ordered keys, selection by bins, the sort, the generator, and the running best of the head."""
+"""Parts of compiled sampling: ordered integers, selection, sort, Philox; and the fused argmax."""
 
 from typing import Any
 
@@ -43,7 +43,7 @@ def to_bits(number: Any) -> int:
 
 
 @given(one=FLOATS, other=FLOATS)
-def test_ordered_keys_are_ordered_as_their_numbers(one: float, other: float) -> None:
+def test_ordered_integers_are_ordered_as_their_floats(one: float, other: float) -> None:
     a, b = np.float32(one), np.float32(other)
     assert to_number(to_key(a)) == a
     assert to_bits(a) == a.view(np.uint32)
@@ -79,15 +79,11 @@ def test_selection_finds_the_kth_largest(keys: list[int], data: st.DataObject) -
     array, ones = np.array(keys, dtype=np.int32), np.ones(len(keys), dtype=np.float32)
     k = data.draw(st.integers(1, len(keys)))
     assert selected(array, ones, float(k)) == sorted(keys, reverse=True)[k - 1]
-    assert selected(array, ones, len(keys) + 1.0) == min(keys), (
-        "where there are too few, all of them"
-    )
+    assert selected(array, ones, len(keys) + 1.0) == min(keys), "the goal is not reached"
     below, above = data.draw(st.integers(0, 2**32)), data.draw(st.integers(0, 2**32))
-    assert (
-        selected(array, ones, float(k), below=below, above=above)
-        == sorted(keys, reverse=True)[k - 1]
-    )
-    assert selected(array, ones, len(keys) + 1.0, below=below, above=above) == min(keys)
+    wider = {"below": below, "above": above}
+    assert selected(array, ones, float(k), **wider) == sorted(keys, reverse=True)[k - 1]
+    assert selected(array, ones, len(keys) + 1.0, **wider) == min(keys)
 
 
 @given(
@@ -131,12 +127,9 @@ def test_draws_are_the_numpy_generators_to_the_bit(seed: int, choice: int, posit
     assert philox.uniform(signed, choice, position) == expected
 
 
-# The running best ----------------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module", params=WIDTHS)
 def greedy(request: pytest.FixtureRequest) -> Any:
-    """greedy(scores, threads): the word of each row, panels handed out to threads in turn."""
+    """Return greedy(scores, threads), the token of each row; threads take panels in turn."""
     target = request.param
     lanes = target.lanes
     clear_best, update_best, choose_best = (
@@ -148,32 +141,29 @@ def greedy(request: pytest.FixtureRequest) -> Any:
 
     @compiled
     def run(
-        scores: int, rows: int, vocab: int, padded: int, threads: int, best: int, words: Any
+        scores: int, rows: int, vocab: int, padded: int, threads: int, best: int, tokens: Any
     ) -> None:
         for thread in range(threads):
             clear_best(best + thread * rows * row_bytes, rows)
         for panel in range(padded // width):
             for row in range(rows):
-                mine = best + (panel % threads * rows + row) * row_bytes
-                update_best(
-                    scores + (row * padded + panel * width) * 4, width, panel * width, vocab, mine
-                )
+                row_best = best + (panel % threads * rows + row) * row_bytes
+                panel_scores = scores + (row * padded + panel * width) * 4
+                update_best(panel_scores, width, panel * width, vocab, row_best)
         for row in range(rows):
-            words[row] = choose_best(best + row * row_bytes, threads, rows * row_bytes)
+            tokens[row] = choose_best(best + row * row_bytes, threads, rows * row_bytes)
 
-    def words_of(logits: np.ndarray, threads: int) -> list[int]:
+    def tokens_of(logits: np.ndarray, threads: int) -> list[int]:
         rows, vocab = logits.shape
         padded = -(-vocab // width) * width
-        scores = np.full(
-            (rows, padded), 1e30, dtype=np.float32
-        )  # what fills the last panel up must not count
+        scores = np.full((rows, padded), 1e30, dtype=np.float32)  # padding must not count
         scores[:, :vocab] = logits
         best = np.full((threads, rows, row_bytes // 4), np.nan, dtype=np.float32)
-        words = np.zeros(rows, dtype=np.int64)
-        run(scores.ctypes.data, rows, vocab, padded, threads, best.ctypes.data, words)
-        return words.tolist()
+        tokens = np.zeros(rows, dtype=np.int64)
+        run(scores.ctypes.data, rows, vocab, padded, threads, best.ctypes.data, tokens)
+        return tokens.tolist()
 
-    return words_of
+    return tokens_of
 
 
 @given(
@@ -184,22 +174,22 @@ def greedy(request: pytest.FixtureRequest) -> Any:
     ),
     threads=st.integers(1, 4),
 )
-def test_the_running_best_is_argmax_ties_included(
+def test_the_fused_argmax_is_numpys_ties_included(
     greedy: Any, logits: np.ndarray, threads: int
 ) -> None:
     assert greedy(logits, threads) == logits.argmax(axis=1).tolist()
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("place", [0, 63, 64, 150, 199])
+@pytest.mark.parametrize("index", [0, 63, 64, 150, 199])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.nan])
-def test_a_row_that_is_not_finite_has_no_best_word(
-    greedy: Any, threads: int, place: int, bad: float
+def test_a_row_that_is_not_finite_has_no_token(
+    greedy: Any, threads: int, index: int, bad: float
 ) -> None:
-    logits = np.random.default_rng(place).standard_normal((3, 200), dtype=np.float32)
+    logits = np.random.default_rng(index).standard_normal((3, 200), dtype=np.float32)
     expected = logits.argmax(axis=1).tolist()
-    logits[1, place] = bad
-    logits[0, place] = -np.inf
+    logits[1, index] = bad
+    logits[0, index] = -np.inf
     assert greedy(logits, threads) == [int(logits[0].argmax()), NO_WORD, expected[2]]
     assert greedy(np.full((1, 70), -np.inf, dtype=np.float32), threads) == [NO_WORD]
     assert greedy(np.full((1, 70), -3e38, dtype=np.float32), threads) == [0]

@@ -1,4 +1,4 @@
-"""Compiled sampling against the NumPy runner's, at every vector width: the same tokens but where rounding decides, the same reports."""
+"""Compiled sampling at every vector width gives NumPy's tokens, except where rounding decides."""
 
 import math
 from collections.abc import Sequence
@@ -60,7 +60,7 @@ ROWS = st.builds(
 
 @st.composite
 def logits_of(draw: st.DrawFn, rows: int) -> np.ndarray:
-    """Rows of every kind that matters: few values and so many ties, all equal, a wide spread, far from zero, one that decides."""
+    """Draw rows of several kinds: many ties, all equal, a wide spread, far from zero, one peak."""
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
     logits = random.standard_normal((rows, VOCAB), dtype=np.float32) * 3
     for row in logits:
@@ -105,7 +105,7 @@ def compiled(
 
 
 def probabilities(changed: np.ndarray, row: Row) -> np.ndarray:
-    """Of each token, from logits after all edits and penalties, by the NumPy filters in float64."""
+    """Return the tokens' probabilities from edited logits, by the NumPy filters in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         scores = changed / np.float32(row.temperature)
         apply_filters(
@@ -128,7 +128,7 @@ def draw_of(row: Row) -> float:
 
 
 def assert_same_token(found: int, expected: int, changed: np.ndarray, row: Row) -> None:
-    """Equal, or rounding decides: the draw is at the boundary of both, or the mass down to a token is just top_p."""
+    """Assert that tokens are equal, unless the draw or top_p is at a boundary within rounding."""
     if found == expected:
         return
     shares = probabilities(changed, row)
@@ -199,13 +199,13 @@ def check_report(report: TokenLogprobs, logits: np.ndarray, token: int, count: i
 def test_thousands_of_draws_are_those_of_numpy(sampler: CompiledRowSampler, row: Row) -> None:
     draws = 1500
     logits = np.random.default_rng(3).standard_normal((draws, VOCAB), dtype=np.float32) * 3
-    rows = [replace(row, seed=place, position=place) for place in range(draws)]
+    rows = [replace(row, seed=i, position=i) for i in range(draws)]
     found, _ = compiled(sampler, logits, rows)
     expected, _ = sample(logits.copy(), make_sampling(rows))
-    for place in range(draws):
-        token = found[place]
+    for i in range(draws):
+        token = found[i]
         assert token is not None
-        assert_same_token(token, int(expected[place]), logits[place], rows[place])
+        assert_same_token(token, int(expected[i]), logits[i], rows[i])
     assert sum(a == b for a, b in zip(found, expected.tolist(), strict=True)) >= draws - 3
 
 
@@ -217,13 +217,13 @@ def test_bits_depend_neither_on_company_nor_on_threads(
     logits = data.draw(logits_of(len(rows)))
     together = compiled(sampler, logits, rows)
     order = data.draw(st.permutations(range(len(rows))))
-    tokens, reports = compiled(sampler, logits[order], [rows[place] for place in order])
-    assert [tokens[order.index(place)] for place in range(len(rows))] == together[0]
-    assert [reports[order.index(place)] for place in range(len(rows))] == together[1]
-    for place, row in enumerate(rows):
-        assert compiled(sampler, logits[place : place + 1], [row]) == (
-            [together[0][place]],
-            [together[1][place]],
+    tokens, reports = compiled(sampler, logits[order], [rows[i] for i in order])
+    assert [tokens[order.index(i)] for i in range(len(rows))] == together[0]
+    assert [reports[order.index(i)] for i in range(len(rows))] == together[1]
+    for i, row in enumerate(rows):
+        assert compiled(sampler, logits[i : i + 1], [row]) == (
+            [together[0][i]],
+            [together[1][i]],
         )
 
 
@@ -233,7 +233,7 @@ def test_any_number_of_threads_gives_the_same_bits(
 ) -> None:
     monkeypatch.setattr("nanovllm.model.kernels.sampler._SHARED_SCORES", 0)
     logits = np.random.default_rng(4).standard_normal((23, VOCAB), dtype=np.float32) * 3
-    rows = [Row(seed=place, top_p=0.9, top_k=place * 10, logprobs=place % 4) for place in range(23)]
+    rows = [Row(seed=i, top_p=0.9, top_k=i * 10, logprobs=i % 4) for i in range(23)]
     results = [
         compiled(make_sampler(VOCAB, WHOLE_TARGETS[0], threads=count), logits, rows)
         for count in (threads, 2)
@@ -242,7 +242,7 @@ def test_any_number_of_threads_gives_the_same_bits(
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("place", [0, 500, VOCAB - 1])
+@pytest.mark.parametrize("index", [0, 500, VOCAB - 1])
 @pytest.mark.parametrize(
     "row",
     [
@@ -254,12 +254,12 @@ def test_any_number_of_threads_gives_the_same_bits(
     ],
 )
 def test_a_row_that_is_not_finite_has_no_token_and_the_others_theirs(
-    sampler: CompiledRowSampler, bad: float, place: int, row: Row
+    sampler: CompiledRowSampler, bad: float, index: int, row: Row
 ) -> None:
     logits = np.random.default_rng(5).standard_normal((3, VOCAB), dtype=np.float32)
     rows = [replace(row, logprobs=2)] * 3
     expected = compiled(sampler, logits, rows)
-    logits[1, place] = bad
+    logits[1, index] = bad
     tokens, reports = compiled(sampler, logits, rows)
     assert tokens == [expected[0][0], None, expected[0][2]]
     assert (reports[0], reports[2]) == (expected[1][0], expected[1][2])
@@ -278,8 +278,8 @@ def test_where_everything_is_forbidden_there_is_no_token(sampler: CompiledRowSam
     assert compiled(sampler, logits, rows)[0] == [None, None, None]
 
 
-def test_what_fills_a_row_up_is_no_word(sampler: CompiledRowSampler) -> None:
-    """Rows of a product are as long as its panels together; behind the vocabulary they hold anything."""
+def test_padding_of_a_row_is_no_token(sampler: CompiledRowSampler) -> None:
+    """Rows of logits are as long as all panels together, and undefined beyond the vocabulary."""
     padded = np.full((4, VOCAB + 56), np.nan, dtype=np.float32)
     padded[:, VOCAB:] = [[1e9], [np.inf], [np.nan], [0.0]]
     logits = padded[:, :VOCAB]
@@ -337,7 +337,7 @@ def test_reports_of_given_tokens_are_those_of_sampled_ones(sampler: CompiledRowS
 def test_tokens_that_are_nearly_impossible_come_up_when_their_draw_does(
     sampler: CompiledRowSampler,
 ) -> None:
-    """999 tokens of e to the -21 each have a share of 7.6e-7 together, before the last, which has the rest; the draw is 4.5e-7."""
+    """Of 1000 tokens, the first 999 have a probability of 7.6e-7 together; the draw is 4.5e-7."""
     logits = np.full((1, VOCAB), -21.0, dtype=np.float32)
     logits[0, -1] = 0.0
     row = Row(seed=9, position=287581)

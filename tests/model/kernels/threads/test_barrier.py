@@ -35,7 +35,7 @@ def prepare(job: int) -> None:
 
 @compiled
 def take_turns(job: int, numbers: Any, thread: int, items: int, rounds: int) -> int:
-    """Every phase writes the number of its round into each item; returns how many were found wrong."""
+    """Write the number of the round into each item of a phase; return how many were wrong."""
     wrong = 0
     phase = job + THREADS + 8 * THREAD_BYTES
     for turn in range(rounds):
@@ -78,7 +78,7 @@ def wait_for_helpers(job: int, count: int) -> None:
 
 
 @compiled
-def meet(job: int, phase: int, thread: int, count: int, total: int) -> bool:
+def wait_at_barrier(job: int, phase: int, thread: int, count: int, total: int) -> bool:
     return barrier.barrier(job, phase, thread, count, total)
 
 
@@ -89,7 +89,7 @@ def give_up(job: int) -> None:
 
 
 class Job:
-    """Memory of a job; `spins` says how long waiting threads look before they sleep."""
+    """Memory of a job; waiting threads poll `spins` times before they sleep."""
 
     def __init__(self, *, spins: int, phases: int = 1) -> None:
         size = JOB.itemsize + 8 * THREAD_BYTES + phases * PHASE_BYTES
@@ -102,12 +102,9 @@ class Job:
         prepare(self.address)
 
     def done(self, phase: int) -> int:
-        """Items of a phase that are computed."""
-        return int(
-            self._memory.view(np.int64)[
-                (self.phase - self.address + phase * PHASE_BYTES + DONE) // 8
-            ]
-        )
+        """Return the computed items of a phase."""
+        offset = self.phase - self.address + phase * PHASE_BYTES + DONE
+        return int(self._memory.view(np.int64)[offset // 8])
 
 
 def in_threads(count: int, function: Any, *arguments: Any) -> list[threading.Thread]:
@@ -189,17 +186,17 @@ def test_a_helper_that_waits_when_the_run_is_closed_is_not_waited_for_and_leaves
     assert enter(job.address, 1, 1)
     went_on: list[bool] = []
 
-    def wait_at_barrier(_number: int) -> None:
-        went_on.append(meet(job.address, job.phase, 1, 0, 5))
+    def wait(_number: int) -> None:
+        went_on.append(wait_at_barrier(job.address, job.phase, 1, 0, 5))
 
-    waiting = in_threads(1, wait_at_barrier)
+    waiting = in_threads(1, wait)
     while job.words["asleep"] < 1:
         pass
     open_generation(job.address)  # closes the run and wakes the helper
     wait_for_helpers(job.address, 2)
     join(waiting)
     assert went_on == [False]
-    assert meet(job.address, job.phase, 0, 5, 5), "thread 0 has computed all"
+    assert wait_at_barrier(job.address, job.phase, 0, 5, 5), "thread 0 has computed all"
 
 
 def test_a_helper_that_a_run_leaves_out_sleeps_on() -> None:
@@ -233,24 +230,24 @@ def test_idle_helpers_sleep_on_while_others_compute() -> None:
 
 def test_time_that_is_slept_at_a_barrier_is_counted() -> None:
     job = Job(spins=0)
-    waiting = in_threads(1, lambda _: meet(job.address, job.phase, 0, 0, 1))
+    waiting = in_threads(1, lambda _: wait_at_barrier(job.address, job.phase, 0, 0, 1))
     while job.words["asleep"] < 1:
         pass
     time.sleep(0.02)
-    meet(job.address, job.phase, 1, 1, 1)
+    wait_at_barrier(job.address, job.phase, 1, 1, 1)
     join(waiting)
     assert 15e6 < job.words["stalled_ns"] < 20e9
 
 
 def test_no_thread_waits_in_a_job_that_has_failed() -> None:
     job = Job(spins=0)
-    waiting = in_threads(3, lambda number: meet(job.address, job.phase, number, 0, 1))
+    waiting = in_threads(3, lambda number: wait_at_barrier(job.address, job.phase, number, 0, 1))
     while job.words["asleep"] < 3:
         pass
     give_up(job.address)
     join(waiting)
     wait_for_run(job.address, 10, 5)
-    assert not meet(job.address, job.phase, 0, 1, 1)
+    assert not wait_at_barrier(job.address, job.phase, 0, 1, 1)
     assert job.words["asleep"] == 0
 
 

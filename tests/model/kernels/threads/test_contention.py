@@ -1,4 +1,4 @@
-"""The choice of a number of threads, on a simulated machine: it follows the cores that are free, and trying costs little."""
+"""The number of threads on a simulated machine follows the free cores, and trials cost little."""
 
 import random
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import pytest
 from nanovllm.model.kernels.threads.contention import ThreadCount
 
 Model = Callable[[int], tuple[float, float]]
-"""From a number of threads to a run's seconds for one unit of work, and its share of stalled time."""
+"""From a number of threads to seconds for a unit of work, and the share of time stalled."""
 
 
 def idle(threads: int) -> tuple[float, float]:
@@ -16,33 +16,33 @@ def idle(threads: int) -> tuple[float, float]:
 
 
 def busy(threads: int) -> tuple[float, float]:
-    """Other programs have all cores but one: every thread more adds stalls."""
+    """Other programs use all cores but one: each further thread adds stalls."""
     return 0.0024 + 0.0012 * (threads - 1), 0.02 if threads == 1 else 0.3
 
 
 def uneven(threads: int) -> tuple[float, float]:
-    """Long waits at barriers, which all threads are still the best way through."""
+    """Waits at barriers are long, but all threads are still fastest."""
     return 0.0020 / threads + 0.0004, 0.2
 
 
 class Machine:
-    """Runs of a simulated machine, whose times vary by a fifth."""
+    """A simulated machine whose run times vary by a fifth."""
 
-    def __init__(self, most: int) -> None:
-        self.count = ThreadCount(most)
-        self._most = most
+    def __init__(self, max_threads: int) -> None:
+        self.count = ThreadCount(max_threads)
+        self._max_threads = max_threads
         self.now_s = 100.0
         self._random = random.Random(7)
 
     def run(self, model: Model, seconds: float, *, kinds: int = 1) -> tuple[float, float]:
-        """Run for some time; returns the time for the work on the best number of threads, and that taken."""
+        """Run for some seconds; return the best number of threads' time, and the actual."""
         end_s, best_s, taken_s = self.now_s + seconds, 0.0, 0.0
         while self.now_s < end_s:
             work = 1 << self._random.randrange(kinds)
             threads = self.count.choose("forward", work)
             cost_s, stalled = model(threads)
             run_s = work * cost_s * self._random.uniform(0.8, 1.2)
-            best_s += work * min(model(number)[0] for number in range(1, self._most + 1))
+            best_s += work * min(model(number)[0] for number in range(1, self._max_threads + 1))
             taken_s += run_s
             self.now_s += run_s + 0.0001
             self.count.record(threads, run_s, stalled * run_s * threads, self.now_s)
@@ -98,7 +98,7 @@ def test_a_run_that_took_no_time_by_the_clock_changes_nothing() -> None:
 
 
 def test_a_process_that_is_stopped_during_a_trial_tries_again_soon() -> None:
-    """An hour in which nothing ran says nothing about the number of threads that were tried."""
+    """An hour in which nothing ran says nothing about the threads of the trial."""
     machine = Machine(2)
     machine.run(busy, 10)
     assert machine.count.threads == 1

@@ -1,4 +1,4 @@
-"""How many threads are started by default, on machines made of files."""
+"""The default number of threads, on machines simulated by files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,11 +7,9 @@ import pytest
 
 from nanovllm.model.kernels.threads.cores import default_threads, linux_threads
 
-PAIRS = {
-    f"sys/devices/system/cpu/cpu{number}/topology/thread_siblings_list": f"{number % 4},{number % 4 + 4}\n"
-    for number in range(8)
-}
-"""Four cores of two threads each: 0 and 4 are one core."""
+TOPOLOGY = "sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
+PAIRS = {TOPOLOGY.format(cpu=cpu): f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}
+"""Four cores of two hardware threads each: CPUs 0 and 4 are one core."""
 
 
 def write(root: Path, files: Mapping[str, str]) -> Path:
@@ -23,13 +21,11 @@ def write(root: Path, files: Mapping[str, str]) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("processors", "expected"),
+    ("cpus", "expected"),
     [({0}, 1), ({0, 4}, 1), ({0, 1}, 2), ({0, 1, 4, 5}, 2), (set(range(8)), 4), ({8, 9, 10}, 3)],
 )
-def test_two_threads_of_a_core_count_once(
-    tmp_path: Path, processors: set[int], expected: int
-) -> None:
-    assert linux_threads(processors, write(tmp_path, PAIRS)) == expected
+def test_two_threads_of_a_core_count_once(tmp_path: Path, cpus: set[int], expected: int) -> None:
+    assert linux_threads(cpus, write(tmp_path, PAIRS)) == expected
 
 
 @pytest.mark.parametrize(

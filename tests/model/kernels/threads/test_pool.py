@@ -1,4 +1,4 @@
-"""The threads of the compiled kernels: that all of them take part, that nobody waits for ever, and that an idle pool costs nothing."""
+"""The pool's threads: all take part, none waits for ever, and none is busy when idle."""
 
 import gc
 import itertools
@@ -22,13 +22,13 @@ from nanovllm.model.kernels.threads import worker
 from nanovllm.model.kernels.threads.barrier import barrier, spin, take_item
 from nanovllm.model.kernels.threads.pool import ThreadPool
 
-ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "spin", "meet", "take")
+ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "spin", "run_phases", "take")
 PHASES = 100
 ITEMS = 9
 
 
 @compiled
-def meet(job: int, thread: int) -> None:
+def run_phases(job: int, thread: int) -> None:
     """A hundred phases of nine items."""
     phase = job + THREADS + 3 * THREAD_BYTES
     for _ in range(PHASES):
@@ -49,7 +49,7 @@ def take(phase: int, _: int) -> None:
 @pytest.fixture(scope="module")
 def library() -> Library:
     """The functions that the pool needs, without a model's."""
-    entries: dict[str, Any] = {name: getattr(worker, name, meet) for name in ENTRIES}
+    entries: dict[str, Any] = {name: getattr(worker, name, run_phases) for name in ENTRIES}
     entries |= {"spin": spin, "take": take}
     for function in entries.values():
         function.compile(ARGUMENTS)
@@ -93,7 +93,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 OTHERS: set[threading.Thread] = set()
-"""Threads of engines that other tests of this process have left to the garbage collector."""
+"""Threads of other tests' engines that the garbage collector has not ended yet."""
 
 
 @pytest.fixture(autouse=True)
@@ -151,7 +151,7 @@ def test_a_helper_that_is_late_is_not_waited_for(library: Library) -> None:
     pool = ThreadPool(3, late, phases=PHASES)  # type: ignore[arg-type]
     try:
         for _ in range(5):
-            pool.run(library.addresses["meet"], pool.job, 3)
+            pool.run(library.addresses["run_phases"], pool.job, 3)
             assert items_done(pool) == [ITEMS] * PHASES
     finally:
         release.set()
@@ -198,7 +198,7 @@ def test_a_barrier_lets_all_out_when_one_thread_fails(pool: ThreadPool, library:
         if thread == 1:
             time.sleep(0.05)
             return 1
-        return library.functions["meet"](pool.job, thread)
+        return library.functions["run_phases"](pool.job, thread)
 
     with pytest.raises(RuntimeError, match="has failed"):
         run(pool, share, threads=3)
@@ -362,15 +362,15 @@ def test_a_forked_process_has_threads_of_its_own(pool: ThreadPool) -> None:
 
 
 def test_helpers_need_nothing_of_the_interpreter_in_a_run(library: Library) -> None:
-    """The engine's thread keeps the interpreter's lock during the run: helpers that asked for it would never come back."""
+    """The engine's thread holds the GIL during the run, so a helper that needed it would hang."""
     keeping = SimpleNamespace(functions=dict(library.functions), addresses=library.addresses)
     pool = ThreadPool(3, keeping, phases=PHASES)  # type: ignore[arg-type]
-    pool.run(library.addresses["meet"], pool.job, 3)
+    pool.run(library.addresses["run_phases"], pool.job, 3)
     keeping.functions["run_job"] = PYFUNCTYPE(c_int32, c_int64, c_int64)(
         library.addresses["run_job"]
     )
     for _ in range(20):
-        pool.run(library.addresses["meet"], pool.job, 3)
+        pool.run(library.addresses["run_phases"], pool.job, 3)
         assert items_done(pool) == [ITEMS] * PHASES, "all items of each phase are computed"
     assert count_kernel_threads() == 2, "and the helpers are still there"
     pool.close()

@@ -1,8 +1,8 @@
 """Runs under random schedules: every atomic operation of the thread protocol may be delayed.
 
-The modules of the protocol are loaded a second time with atomic operations that now and then spin
-first, so that threads meet in orders that hardly ever occur otherwise. A run checks that each item of
-a phase is computed once, after all items of the phase before, and by a thread that is in the run.
+The modules of the protocol are loaded a second time with atomic operations that sometimes spin
+first, so that threads interleave in rare orders. A run checks that each item of a phase is computed
+once, after all items of the previous phase, and by a thread that is in the run.
 """
 
 import importlib.util
@@ -25,9 +25,9 @@ from nanovllm.model.kernels.threads.pool import ThreadPool
 ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "spin", "compute")
 PHASES, ITEMS, RUNS = 5, 4, 4000
 RUN, WRONG, HELPED, JOB_PTR, PHASES_PTR, VALUES = range(6)
-"""Words of a run's record; the values of the items come last."""
+"""Fields of a run's record; the values of the items come last."""
 
-RANDOM = np.zeros(8, dtype=np.int64)  # what all threads draw their delays from
+RANDOM = np.zeros(8, dtype=np.int64)  # all threads draw their delays from it
 RANDOM_PTR = RANDOM.ctypes.data
 
 
