@@ -64,7 +64,7 @@ class EngineConfig:
     Attributes:
         dtype: type of the weights while computing; of the token embedding alone where the others are quantized.
             "auto" is bfloat16 for a checkpoint that is stored as bfloat16, and float32 for every other.
-        quantization: "int8" for weights of one byte, with rows quantised as they come; None for weights of type `dtype`.
+        quantization: "int8" for weights of one byte, with rows quantized as they come; None for weights of type `dtype`.
         kv_cache_dtype: type of keys and values; "auto" for float32 beside float32 weights, and bfloat16 beside bfloat16 and int8 weights.
         backend: which implementation of the forward pass: "numba" is compiled, "numpy" is the one to read and computes in float32 only.
         max_model_len: most tokens of prompt and answer together; None for the model's own context.

@@ -131,7 +131,7 @@ def calibrate(config: GPT2Config, weights: GPT2Weights) -> Calibration:
     return Calibration(layers, _peaks(hidden))
 
 
-def quantise_layer(layer: Layer, peaks: LayerPeaks) -> QuantizedLayer:
+def quantize_layer(layer: Layer, peaks: LayerPeaks) -> QuantizedLayer:
     """Round one block; raises CheckpointError where its weights are not finite or too many for int32 sums."""
     qkv, out, up, down = layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down
     qkv_multipliers, out_multipliers, up_multipliers, down_multipliers = (
@@ -141,30 +141,30 @@ def quantise_layer(layer: Layer, peaks: LayerPeaks) -> QuantizedLayer:
     return QuantizedLayer(
         attention_norm=_scale_norm(layer.attention_norm, qkv_multipliers),
         qkv=scale_columns(
-            quantise_linear(qkv.weight, qkv.bias, qkv_multipliers, peaks.qkv),
+            quantize_linear(qkv.weight, qkv.bias, qkv_multipliers, peaks.qkv),
             np.concatenate([before_values, out_multipliers]),
         ),
-        out=quantise_linear(out.weight, out.bias, out_multipliers, peaks.out),
+        out=quantize_linear(out.weight, out.bias, out_multipliers, peaks.out),
         ffn_norm=_scale_norm(layer.ffn_norm, up_multipliers),
-        up=quantise_linear(up.weight, up.bias, up_multipliers, peaks.up),
+        up=quantize_linear(up.weight, up.bias, up_multipliers, peaks.up),
         down_multipliers=down_multipliers,
-        down=quantise_linear(down.weight, down.bias, down_multipliers, peaks.down),
+        down=quantize_linear(down.weight, down.bias, down_multipliers, peaks.down),
     )
 
 
-def quantise_head(weights: GPT2Weights, peaks: Peaks) -> tuple[LayerNorm, QuantizedLinear]:
+def quantize_head(weights: GPT2Weights, peaks: Peaks) -> tuple[LayerNorm, QuantizedLinear]:
     """Round the head; gives back the final norm whose output it takes, and the head itself, whose bias is zero."""
     norm, weight = weights.final_norm, weights.head.T
     sizes = np.hypot(
         norm.gain, norm.bias
     )  # of the norm's output, where what it normalises has variance 1
     multipliers = np.sqrt(row_lengths(weight) / np.where(sizes > _SMALLEST, sizes, np.float32(1.0)))
-    return _scale_norm(norm, multipliers), quantise_linear(
+    return _scale_norm(norm, multipliers), quantize_linear(
         weight, np.zeros(weight.shape[1], dtype=np.float32), multipliers, peaks
     )
 
 
-def quantise_linear(
+def quantize_linear(
     weight: Float32[np.ndarray, "d_in d_out"],
     bias: Float32[np.ndarray, " d_out"],
     multipliers: Float32[np.ndarray, " d_in"],

@@ -25,8 +25,8 @@ from nanovllm.model.quantization import (
     QuantizedLinear,
     calibrate,
     choose_outliers,
-    quantise_layer,
-    quantise_linear,
+    quantize_layer,
+    quantize_linear,
     row_lengths,
     scale_columns,
 )
@@ -38,9 +38,9 @@ from tests.support.planting import plant_channels, plant_residual
 from tests.support.quantized import (
     QuantizedWeights,
     q8_0_product,
-    quantise,
-    quantised_forward,
-    quantised_linear,
+    quantize,
+    quantized_forward,
+    quantized_linear,
 )
 
 BUNDLED = Path(__file__).parents[2] / "nanovllm" / "bundled" / "tiny-books"
@@ -91,7 +91,7 @@ def logprobs_of(
         head_dim=config.head_dim,
     )
     if isinstance(weights, QuantizedWeights):
-        scores = quantised_linear(quantised_forward(config, weights, batch, cache), weights.head)
+        scores = quantized_linear(quantized_forward(config, weights, batch, cache), weights.head)
     else:
         scores = logits(weights, forward(config, weights, batch, cache, arithmetic), arithmetic)
     assert scores.dtype == np.float32
@@ -141,9 +141,9 @@ def rounded_product(
 ) -> tuple[np.ndarray, QuantizedLinear, np.ndarray]:
     """The output of a product in int8, the product, and the inputs as it takes them."""
     multipliers = row_lengths(linear.weight)
-    quantized = quantise_linear(linear.weight, linear.bias, multipliers, peaks)
+    quantized = quantize_linear(linear.weight, linear.bias, multipliers, peaks)
     scaled = inputs * multipliers
-    return quantised_linear(scaled, quantized), quantized, scaled
+    return quantized_linear(scaled, quantized), quantized, scaled
 
 
 # ---- one product
@@ -262,9 +262,9 @@ def test_the_head_keeps_the_order_of_the_embedding() -> None:
     """So that packing reads its codes in the order in which they lie."""
     embedding = np.random.default_rng(5).normal(0, 1, (50, 16)).astype(np.float32)
     ones = np.ones(16, dtype=np.float32)
-    quantized = quantise_linear(embedding.T, np.zeros(50, dtype=np.float32), ones, ones)
+    quantized = quantize_linear(embedding.T, np.zeros(50, dtype=np.float32), ones, ones)
     assert quantized.codes.T.flags.c_contiguous
-    same = quantise_linear(
+    same = quantize_linear(
         np.ascontiguousarray(embedding.T), np.zeros(50, dtype=np.float32), ones, ones
     )
     np.testing.assert_array_equal(quantized.codes, same.codes)
@@ -276,14 +276,14 @@ def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
     linear.weight[3, 4] = bad
     ones = np.ones(20, dtype=np.float32)
     with pytest.raises(CheckpointError, match="not finite"):
-        quantise_linear(linear.weight, linear.bias, ones, ones)
+        quantize_linear(linear.weight, linear.bias, ones, ones)
 
 
 def test_sums_that_an_int32_may_not_hold_are_refused() -> None:
     assert MOST_INPUTS * 127 * 255 < 2**31 <= (MOST_INPUTS + 1) * 127 * 255
     ones = np.ones(MOST_INPUTS + 1, dtype=np.float32)
     with pytest.raises(CheckpointError, match=f"at most {MOST_INPUTS}"):
-        quantise_linear(ones[:, None], ones[:1], ones, ones)
+        quantize_linear(ones[:, None], ones[:1], ones, ones)
 
 
 # ---- which channels are outliers
@@ -320,7 +320,7 @@ def test_at_most_half_of_the_channels_are_outliers(peaks: list[float]) -> None:
 
 def test_perplexity_stays(config: GPT2Config, weights: GPT2Weights, windows: np.ndarray) -> None:
     exact = logprobs_of(config, weights, windows)
-    rounded = logprobs_of(config, quantise(config, weights), windows)
+    rounded = logprobs_of(config, quantize(config, weights), windows)
     assert perplexity(exact, windows) < 100, "the text is not what the model can read"
     assert abs(perplexity(rounded, windows) / perplexity(exact, windows) - 1) < 0.005
     assert divergence(exact, rounded) < 3e-4
@@ -339,7 +339,7 @@ def test_planted_channels_diverge_less_than_in_q8_0(
 ) -> None:
     planted = plant_channels(config, weights, factor=factor, count=count, seed=seed)
     exact = logprobs_of(config, planted, windows)
-    ours = divergence(exact, logprobs_of(config, quantise(config, planted), windows))
+    ours = divergence(exact, logprobs_of(config, quantize(config, planted), windows))
     assert ours < 0.5 * divergence(exact, logprobs_of(config, planted, windows, Q8_0))
     assert ours < 3.5e-4, "as without them"
 
@@ -352,8 +352,8 @@ def test_planted_channels_that_keep_the_function_cost_nothing(
     planted = plant_channels(other, weights, factor=30, count=4)
     exact = logprobs_of(other, weights, windows)
     np.testing.assert_allclose(logprobs_of(other, planted, windows), exact, rtol=0, atol=1e-2)
-    without = divergence(exact, logprobs_of(other, quantise(other, weights), windows))
-    assert divergence(exact, logprobs_of(other, quantise(other, planted), windows)) < 1.3 * without
+    without = divergence(exact, logprobs_of(other, quantize(other, weights), windows))
+    assert divergence(exact, logprobs_of(other, quantize(other, planted), windows)) < 1.3 * without
 
 
 @pytest.mark.parametrize(("size", "pairs"), [(100, 2), (30, 3), (10, 3)])
@@ -362,7 +362,7 @@ def test_a_few_huge_residual_channels_diverge_less_than_in_q8_0(
 ) -> None:
     planted = plant_residual(weights, size=size, pairs=pairs)
     exact = logprobs_of(config, planted, windows)
-    ours = divergence(exact, logprobs_of(config, quantise(config, planted), windows))
+    ours = divergence(exact, logprobs_of(config, quantize(config, planted), windows))
     assert ours < 0.8 * divergence(exact, logprobs_of(config, planted, windows, Q8_0))
 
 
@@ -373,7 +373,7 @@ def test_any_checkpoint_can_be_rounded(tmp_path: Path, name: str) -> None:
     weights = load_weights(folder, config)
     prompt = prompts_of(config.vocab, config.max_positions)[-1][None]
     exact = logprobs_of(config, weights, prompt)
-    ours = divergence(exact, logprobs_of(config, quantise(config, weights), prompt))
+    ours = divergence(exact, logprobs_of(config, quantize(config, weights), prompt))
     theirs = divergence(exact, logprobs_of(config, weights, prompt, Q8_0))
     assert 0 < ours < 3 * theirs
 
@@ -382,7 +382,7 @@ def test_rounding_repeats_and_leaves_the_weights_alone(
     config: GPT2Config, weights: GPT2Weights
 ) -> None:
     before = [array.copy() for array in arrays_of(weights)]
-    first, second = (arrays_of(quantise(config, weights)) for _ in range(2))
+    first, second = (arrays_of(quantize(config, weights)) for _ in range(2))
     for ours, again in zip(first, second, strict=True):
         np.testing.assert_array_equal(ours, again)
     for array, old in zip(arrays_of(weights), before, strict=True):
@@ -398,6 +398,6 @@ def test_calibration_measures_every_product(config: GPT2Config, weights: GPT2Wei
             len(linear.weight) for linear in sizes
         ]
         assert all((values > 0).all() for values in arrays_of(peaks))
-    assert quantise_layer(weights.layers[0], calibration.layers[0]).down_multipliers.shape == (
+    assert quantize_layer(weights.layers[0], calibration.layers[0]).down_multipliers.shape == (
         config.d_ff,
     )

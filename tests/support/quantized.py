@@ -17,8 +17,8 @@ from nanovllm.model.quantization import (
     QuantizedLayer,
     QuantizedLinear,
     calibrate,
-    quantise_head,
-    quantise_layer,
+    quantize_head,
+    quantize_layer,
 )
 from nanovllm.model.weights import GPT2Weights, LayerNorm
 
@@ -36,22 +36,22 @@ class QuantizedWeights:
     head: QuantizedLinear
 
 
-def quantise(config: GPT2Config, weights: GPT2Weights) -> QuantizedWeights:
+def quantize(config: GPT2Config, weights: GPT2Weights) -> QuantizedWeights:
     """Round a whole network."""
     calibration = calibrate(config, weights)
     layers = tuple(
-        quantise_layer(layer, peaks)
+        quantize_layer(layer, peaks)
         for layer, peaks in zip(weights.layers, calibration.layers, strict=True)
     )
     return QuantizedWeights(
         weights.token_embedding,
         weights.position_embedding,
         layers,
-        *quantise_head(weights, calibration.head),
+        *quantize_head(weights, calibration.head),
     )
 
 
-def quantise_rows(
+def quantize_rows(
     rows: Float32[np.ndarray, "rows d_in"],
 ) -> tuple[
     UInt8[np.ndarray, "rows d_in"], Float32[np.ndarray, "rows 1"], Int64[np.ndarray, "rows 1"]
@@ -75,13 +75,13 @@ def quantise_rows(
     )
 
 
-def quantised_linear(
+def quantized_linear(
     rows: Float32[np.ndarray, "rows d_in"], linear: QuantizedLinear
 ) -> Float32[np.ndarray, "rows d_out"]:
     """One product in the order of the kernels: codes, exact sums, scales, bias, outliers."""
     inliers = rows.copy()
     inliers[:, linear.outliers] = 0.0
-    codes, row_scales, zero_points = quantise_rows(inliers)
+    codes, row_scales, zero_points = quantize_rows(inliers)
     sums = codes.astype(np.float64) @ linear.codes.astype(
         np.float64
     )  # exact: whole numbers far below 2**53
@@ -93,7 +93,7 @@ def quantised_linear(
     return out
 
 
-def quantised_forward(
+def quantized_forward(
     config: GPT2Config, weights: QuantizedWeights, batch: ForwardBatch, cache: KVCache
 ) -> Float32[np.ndarray, "rows d_model"]:
     """The forward pass of gpt2.py with every product in int8; the result is the head's input, and no longer the hidden state itself."""
@@ -103,16 +103,16 @@ def quantised_forward(
         normed = layer_norm(
             hidden, layer.attention_norm.gain, layer.attention_norm.bias, config.epsilon
         )
-        qkv = quantised_linear(normed, layer.qkv)
+        qkv = quantized_linear(normed, layer.qkv)
         queries, keys, values = qkv.reshape(
             batch.tokens, 3, config.heads, config.head_dim
         ).transpose(1, 0, 2, 3)
         cache.write(index, batch.slots, keys, values)
         mixed = paged_attention(queries, cache, index, batch, config.attention_scale(index), attend)
-        hidden = hidden + quantised_linear(mixed.reshape(batch.tokens, config.d_model), layer.out)
+        hidden = hidden + quantized_linear(mixed.reshape(batch.tokens, config.d_model), layer.out)
         normed = layer_norm(hidden, layer.ffn_norm.gain, layer.ffn_norm.bias, config.epsilon)
-        middle = activation(quantised_linear(normed, layer.up)) * layer.down_multipliers
-        hidden = hidden + quantised_linear(middle, layer.down)
+        middle = activation(quantized_linear(normed, layer.up)) * layer.down_multipliers
+        hidden = hidden + quantized_linear(middle, layer.down)
     return layer_norm(
         hidden[batch.logit_rows], weights.final_norm.gain, weights.final_norm.bias, config.epsilon
     )

@@ -246,7 +246,7 @@ class NumbaBackend:
     def states(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows d_model"]:
-        """The network's final hidden state at rows that `forward` has given; a quantised head takes them multiplied channel by channel."""
+        """The network's final hidden state at rows that `forward` has given; a quantized head takes them multiplied channel by channel."""
         multipliers = self._weights.head_multipliers
         return hidden if multipliers is None else hidden / multipliers
 

@@ -31,8 +31,8 @@ from nanovllm.model.quantization import (
     QuantizedLayer,
     QuantizedLinear,
     calibrate,
-    quantise_head,
-    quantise_layer,
+    quantize_head,
+    quantize_layer,
 )
 from nanovllm.model.weights import GPT2Weights, Layer, LayerNorm, Linear
 from nanovllm.progress import progress_bar
@@ -49,7 +49,7 @@ class _Part(NamedTuple):
 class PackedWeights:
     """`arrays` by the names that their addresses have in the record of kernels/step_record.py, and `held`: those that linear layers' records name.
 
-    `head_multipliers` are what the input channels of a quantised head are multiplied by, folded into the final norm; None for other heads.
+    `head_multipliers` are what the input channels of a quantized head are multiplied by, folded into the final norm; None for other heads.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class PackedWeights:
             ADD_TO_RESIDUAL,
         ) * config.layers + (STORE,)
         norms: list[LayerNorm] = []
-        parts = _quantised_parts(config, weights) if spec.weights == "int8" else _parts(weights)
+        parts = _quantized_parts(config, weights) if spec.weights == "int8" else _parts(weights)
         place = 0
         with progress_bar(
             total=config.layers + 1, desc="Packing weights", unit="layer", leave=False
@@ -170,15 +170,15 @@ def _part(layer: Layer) -> _Part:
     return _Part(products, (None,) * 4, (layer.attention_norm, layer.ffn_norm))
 
 
-def _quantised_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part]:
+def _quantized_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part]:
     calibration = calibrate(config, weights)
     for index, peaks in enumerate(calibration.layers):
-        yield _quantised_part(quantise_layer(weights.layers[index], peaks))
-    norm, head = quantise_head(weights, calibration.head)
+        yield _quantized_part(quantize_layer(weights.layers[index], peaks))
+    norm, head = quantize_head(weights, calibration.head)
     yield _Part((head,), (None,), (norm,))
 
 
-def _quantised_part(layer: QuantizedLayer) -> _Part:
+def _quantized_part(layer: QuantizedLayer) -> _Part:
     products = (layer.qkv, layer.out, layer.up, layer.down)
     factors = (None, None, None, layer.down_multipliers)
     return _Part(products, factors, (layer.attention_norm, layer.ffn_norm))

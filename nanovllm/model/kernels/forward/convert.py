@@ -63,13 +63,13 @@ def make_widen_row(target: KernelTarget) -> Any:
     return kernel(target, widen_row)
 
 
-def make_quantise_row(target: KernelTarget) -> Any:
-    """quantise_row(source, factors, out, notes, count): source * factors as unsigned bytes, and scale and zero point into the notes.
+def make_quantize_row(target: KernelTarget) -> Any:
+    """quantize_row(source, factors, out, notes, count): source * factors as unsigned bytes, and scale and zero point into the notes.
 
     Whole vectors are read and written; from `count` on they do not count for the range.
     """
 
-    def quantise_row(
+    def quantize_row(
         v: Vectors, source: Value, factors: Value, out: Value, notes: Value, count: Value
     ) -> None:
         def value(i: Value) -> Value:
@@ -101,7 +101,7 @@ def make_quantise_row(target: KernelTarget) -> Any:
         v.store(v.builder.extract_element(zero_point, I32(0)), notes, F32_BYTES)
         v.loop(count, v.lanes, [], convert)
 
-    return kernel(target, quantise_row)
+    return kernel(target, quantize_row)
 
 
 def make_take_outliers(target: KernelTarget) -> Any:
@@ -123,10 +123,10 @@ def make_take_outliers(target: KernelTarget) -> Any:
     return kernel(target, take_outliers)
 
 
-def make_quantise_signed(target: KernelTarget) -> Any:
-    """quantise_signed(source, out, scale, count): signed bytes, and the row's scale; whole vectors are read and written, zeros from `count` on."""
+def make_quantize_signed(target: KernelTarget) -> Any:
+    """quantize_signed(source, out, scale, count): signed bytes, and the row's scale; whole vectors are read and written, zeros from `count` on."""
 
-    def quantise_signed(v: Vectors, source: Value, out: Value, scale: Value, count: Value) -> None:
+    def quantize_signed(v: Vectors, source: Value, out: Value, scale: Value, count: Value) -> None:
         def value(i: Value) -> Value:
             return v.where(
                 v.first_lanes(v.builder.sub(count, i)),
@@ -153,7 +153,7 @@ def make_quantise_signed(target: KernelTarget) -> Any:
         inverse = v.splat(v.builder.fdiv(F32(127.0), largest))
         v.loop(count, v.lanes, [], convert)
 
-    return kernel(target, quantise_signed)
+    return kernel(target, quantize_signed)
 
 
 def make_encode_input(target: KernelTarget, weights: str) -> Any:
@@ -161,9 +161,9 @@ def make_encode_input(target: KernelTarget, weights: str) -> Any:
 
     The input factors of outliers are 0, so that they are zeros in the row of bytes.
     """
-    round_row, quantise_row, take_outliers = (
+    round_row, quantize_row, take_outliers = (
         make_round_row(target),
-        make_quantise_row(target),
+        make_quantize_row(target),
         make_take_outliers(target),
     )
     narrow = weights == "bfloat16"
@@ -176,7 +176,7 @@ def make_encode_input(target: KernelTarget, weights: str) -> Any:
             take_outliers(
                 source, linear.outlier_factors, linear.outlier_places, linear.outliers, notes
             )
-            quantise_row(source, linear.input_factors, out, notes, count)
+            quantize_row(source, linear.input_factors, out, notes, count)
 
     return encode_input
 
@@ -186,11 +186,11 @@ def make_encode_token(target: KernelTarget, cache: str) -> Any:
 
     Exactly `count` float32 are read; `out` has room for whole vectors of float32.
     """
-    copy, clear, round_row, quantise = (
+    copy, clear, round_row, quantize = (
         make_copy(target),
         make_clear(target),
         make_round_row(target),
-        make_quantise_signed(target),
+        make_quantize_signed(target),
     )
 
     @compiled
@@ -203,7 +203,7 @@ def make_encode_token(target: KernelTarget, cache: str) -> Any:
         if (
             cache == "int8"
         ):  # in place, since whole vectors read from the source could lead out of the last token's row; bytes never overtake
-            quantise(out, out, scale, count)
+            quantize(out, out, scale, count)
 
     return encode_token
 

@@ -131,7 +131,7 @@ def _make_finish_rows(
                         v.address(sums, v.times(number, target.panel_width * WORD_BYTES)), i
                     )
                     if columns:
-                        value = _dequantise(
+                        value = _dequantize(
                             v,
                             value,
                             columns,
@@ -172,7 +172,7 @@ def _activate(v: Vectors, name: str) -> Callable[[Value, Value], Value]:
     return lambda value, at: ACTIVATIONS[name](v, value)
 
 
-def _dequantise(
+def _dequantize(
     v: Vectors,
     sums: Value,
     columns: tuple[Value, ...],

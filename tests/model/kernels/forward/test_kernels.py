@@ -24,8 +24,8 @@ from nanovllm.model.kernels.forward.activation import ACTIVATIONS
 from nanovllm.model.kernels.forward.attention import make_softmax
 from nanovllm.model.kernels.forward.convert import (
     make_insert,
-    make_quantise_row,
-    make_quantise_signed,
+    make_quantize_row,
+    make_quantize_signed,
     make_round_row,
     make_widen_row,
 )
@@ -365,7 +365,7 @@ def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float
     source[:count], factors[:count] = numbers(count) + np.float32(shift), numbers(count, seed=1)
     out, notes = np.zeros(112, dtype=np.uint8), np.zeros(32, dtype=np.float32)
     arguments = (source.ctypes.data, factors.ctypes.data, out.ctypes.data, notes.ctypes.data, count)
-    run = call(make_quantise_row, 5, target)
+    run = call(make_quantize_row, 5, target)
     run(*arguments)
     values = source[:count] * factors[:count]
     extent = np.float32(max(values.max(), 0) - min(values.min(), 0))
@@ -389,7 +389,7 @@ def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_signed_bytes_are_numpys(target: KernelTarget, count: int) -> None:
     source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
-    call(make_quantise_signed, 4, target)(
+    call(make_quantize_signed, 4, target)(
         source.ctypes.data, out.ctypes.data, scale.ctypes.data, count
     )
     largest = np.abs(source[:count]).max()

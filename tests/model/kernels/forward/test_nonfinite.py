@@ -19,8 +19,8 @@ from nanovllm.model.kernels.build.target import CACHE_TYPES, PER_WORD, KernelTar
 from nanovllm.model.kernels.forward import forward
 from nanovllm.model.kernels.forward.attention import make_softmax
 from nanovllm.model.kernels.forward.convert import (
-    make_quantise_row,
-    make_quantise_signed,
+    make_quantize_row,
+    make_quantize_signed,
     make_round_row,
 )
 from nanovllm.model.kernels.forward.layernorm import make_layer_norm
@@ -136,10 +136,10 @@ def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
         source[place] = bad
         out, notes = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
         addresses = [array.ctypes.data for array in (source, ones, out, notes)]
-        call(make_quantise_row, 5, target)(*addresses, 37)
+        call(make_quantize_row, 5, target)(*addresses, 37)
         assert np.isnan(notes[0])
         scale = np.zeros(1, dtype=np.float32)
-        call(make_quantise_signed, 4, target)(
+        call(make_quantize_signed, 4, target)(
             source.ctypes.data, out.ctypes.data, scale.ctypes.data, 37
         )
         assert np.isnan(scale[0])
