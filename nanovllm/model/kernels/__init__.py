@@ -11,9 +11,9 @@ The packages import downward, from the last line of this list to the first. Read
     backend         the class behind the protocol of nanovllm/model/backend.py
     packed_weights  a checkpoint's weights in the kernels' layout
     sampler         the class behind the protocol of nanovllm/model/rows.py
-    record          fills the record of a step with the addresses of NumPy arrays
-    step_record     the fields of that record, known to Python and to the kernels
-    entries         all compiled functions that Python calls
+    record          writes the addresses of NumPy arrays to records
+    step_record     the records of a step, known to Python and to the kernels
+    entries         all compiled entry points
     library         loads them from the cache, or compiles them
 
 A process that finds its machine code in the cache does not import Numba.

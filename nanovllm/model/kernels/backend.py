@@ -1,7 +1,8 @@
-"""backend="numba": the compiled forward pass of kernels/ behind the protocol of backend.py.
+"""backend="numba": the compiled forward pass behind the protocol of nanovllm/model/backend.py.
 
-Weights are packed into panels while loading; the cache is laid out as attention reads it. A row's bits do not depend on what else is in
-the batch, on how a prompt is cut, or on the number of threads.
+Weights are packed into panels while loading, and the KV cache is laid out as attention reads it. A
+row's bits do not depend on the rest of the batch, on how a prompt is chunked, or on the number of
+threads.
 """
 
 import math
@@ -33,12 +34,14 @@ from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.sampler import CompiledRowSampler
 from nanovllm.model.kernels.step_record import (
     ITEM_FIELDS,
-    NO_WORD,
-    NOTES_BYTES,
-    PHASES_PER_LAYER,
-    PHASES_PER_STEP,
-    QUERY_TILE,
+    MAX_PHASES_PER_LAYER,
+    MAX_PHASES_PER_STEP,
+    NO_TOKEN,
+    PREFILL_QUERIES,
     ROW_BLOCK,
+    ROW_QUANT_BYTES,
+    STEP_DTYPES,
+    STEP_RECORD,
     WORD_BYTES,
     best_bytes,
 )
@@ -46,17 +49,19 @@ from nanovllm.model.kernels.threads.cores import default_threads
 from nanovllm.model.kernels.threads.pool import ThreadPool
 from nanovllm.model.weights import GPT2Weights
 
-_SHARED_PRODUCTS = 300_000  # fewer multiply-adds than this are done sooner by one thread than by several that wait for each other
+_SHARED_MULTIPLY_ADDS = 300_000
+"""Below this one thread is faster than several that wait for each other."""
 _AUTO_CACHE = {"float32": "float32", "bfloat16": "bfloat16", "int8": "bfloat16"}
-"""What kv_cache_dtype="auto" means beside each type of weights; bytes in the cache are coarser than bfloat16 and were measured slower."""
-_DECODE_ROWS = 32  # rows of logits to have room for from the beginning; more are made room for when they are first asked for
+"""What kv_cache_dtype="auto" means for each type of weights. An int8 cache is less precise than
+bfloat16 and was measured slower."""
+_MIN_LOGIT_ROWS = 32
 
 
 class NumbaBackend:
-    """Packed weights, a packed cache, and threads that run the compiled forward pass.
+    """Packed weights, a packed KV cache, and the threads that run the compiled forward pass.
 
     Attributes:
-        memory: all that compiled code is given.
+        memory: the arguments of compiled code.
     """
 
     def __init__(
@@ -71,30 +76,31 @@ class NumbaBackend:
         """Pack the weights and compile.
 
         Args:
-            spec: types of weights and cache and what the processor can do; by default float32 on this machine.
+            spec: target and types of weights and cache; the default is float32 on this machine.
             narrow_embedding: keep the token embedding in bfloat16.
-            num_threads: by default one for each core that this process may use.
+            num_threads: the default is one for each core that this process may use.
         """
         self._config = config
         self._spec = spec or Spec(host_target())
         self._lanes, self._width = self._spec.target.lanes, self._spec.target.panel_width
-        self.memory = KernelMemory()
+        self.memory = KernelMemory(STEP_RECORD, STEP_DTYPES)
         self._library = load_library(self._spec)
-        phases = config.layers * PHASES_PER_LAYER + PHASES_PER_STEP
+        phases = config.layers * MAX_PHASES_PER_LAYER + MAX_PHASES_PER_STEP
         self._pool = ThreadPool(num_threads or default_threads(), self._library, phases=phases)
         self._sampler = CompiledRowSampler(
             config.vocab, self._pool, self._library, self._spec.target
         )
         self._capacity = 0
         self._logit_capacity = 0
-        self._place_sizes()
+        self._set_sizes()
         self._weights = PackedWeights(
             config, weights, self._spec, narrow_embedding=narrow_embedding
         )
-        self.memory.place(**self._weights.arrays)
+        self.memory.bind(**self._weights.arrays)
         self.memory.set(
-            embedding_is_narrow=narrow_embedding,
-            embedding_bytes=self._weights.arrays["token_embedding"].strides[0],
+            activation=self._weights.activation,
+            embedding_is_bfloat16=narrow_embedding,
+            embedding_stride_bytes=self._weights.arrays["token_embedding"].strides[0],
         )
         self.allocate_cache(0, 1)
 
@@ -132,17 +138,17 @@ class NumbaBackend:
 
     @property
     def weight_dtype(self) -> str:
-        """The type that weights are kept and multiplied in."""
+        """Type of the weights in memory and in matmuls."""
         return self._spec.weights
 
     @property
     def cache_dtype(self) -> str:
-        """The type of keys and values."""
+        """Type of keys and values."""
         return self._spec.cache
 
     @property
     def num_threads(self) -> int:
-        """Threads that compute a large step; a small one is done by one of them."""
+        """Threads that compute a large step; one of them computes a small step."""
         return self._pool.threads
 
     @property
@@ -151,48 +157,47 @@ class NumbaBackend:
         return self._sampler
 
     def block_bytes(self, block_size: int) -> int:
-        """Bytes of one block: keys and values of every layer, and their scales."""
+        """Return the bytes of one block: keys and values of every layer, and their scales."""
         words, scales = self._block_sizes(block_size)
         return WORD_BYTES * self._config.layers * self._config.heads * (sum(words) + 2 * scales)
 
     def allocate_cache(self, blocks: int, block_size: int) -> None:
-        """Make an empty cache in place of the one before."""
-        config, memory, per_word = self._config, self.memory, PER_WORD[self._spec.cache]
-        columns, head_columns = (
-            round_up(block_size, self._lanes),
-            round_up(config.head_dim, self._lanes),
-        )
+        """Replace the cache by an empty one."""
+        config, per_word = self._config, PER_WORD[self._spec.cache]
+        block_columns = round_up(block_size, self._lanes)
+        head_columns = round_up(config.head_dim, self._lanes)
+        query_columns = round_up(config.head_dim, 16)
         (key_words, value_words), scales = self._block_sizes(block_size)
-        memory.set(
-            blocks=blocks, block_size=block_size, block_columns=columns, head_columns=head_columns
-        )
-        memory.set(
-            key_steps=panel_steps(config.head_dim, per_word),
-            key_bytes=key_words * WORD_BYTES,
-            value_bytes=value_words * WORD_BYTES,
-        )
-        rows, threads = max(QUERY_TILE, config.heads), self._pool.threads
-        own = {
-            "scores": rows * (config.max_positions // block_size + 1) * columns,
+        rows = max(PREFILL_QUERIES, config.heads)
+        thread_words = {
+            "scores": rows * (config.max_positions // block_size + 1) * block_columns,
             "scratch": max(ROW_BLOCK * self._width, (rows + 1) * head_columns),
-            "queries": rows * round_up(config.head_dim, 16),
+            "queries": rows * query_columns,
             "row": max(round_up(config.d_model, self._width), head_columns),
         }
-        memory.set(query_stride=round_up(config.head_dim, 16) * WORD_BYTES)
-        memory.set(
-            **{f"{name}_bytes": round_up(words, 16) * WORD_BYTES for name, words in own.items()}
+        thread_words = {name: round_up(words, 16) for name, words in thread_words.items()}
+        self.memory.set(
+            blocks=blocks,
+            block_size=block_size,
+            block_columns=block_columns,
+            head_columns=head_columns,
+            key_steps=panel_steps(config.head_dim, per_word),
+            key_block_bytes=key_words * WORD_BYTES,
+            value_block_bytes=value_words * WORD_BYTES,
+            query_stride_bytes=query_columns * WORD_BYTES,
+            **{f"{name}_bytes": words * WORD_BYTES for name, words in thread_words.items()},
         )
-        places = (config.layers, blocks, config.heads)
-        memory.place(
-            keys=_zeros(*places, key_words),
-            values=_zeros(*places, value_words),
-            key_scales=_zeros(*places, scales),
-            value_scales=_zeros(*places, scales),
-            **{name: aligned_zeros(threads * round_up(words, 16)) for name, words in own.items()},
+        shape = (config.layers, blocks, config.heads)
+        self.memory.bind(
+            keys=_zeros(*shape, key_words),
+            values=_zeros(*shape, value_words),
+            key_scales=_zeros(*shape, scales),
+            value_scales=_zeros(*shape, scales),
+            **{name: _zeros(self._pool.threads, words) for name, words in thread_words.items()},
         )
 
     def _block_sizes(self, block_size: int) -> tuple[tuple[int, int], int]:
-        """Words of one head's keys and of its values in a block, and the scales of each."""
+        """Return the words of one head's keys and values in a block, and the scales of each."""
         per_word, head_dim = PER_WORD[self._spec.cache], self._config.head_dim
         columns = round_up(block_size, self._lanes)
         words = (
@@ -202,7 +207,10 @@ class NumbaBackend:
         return words, columns if self._spec.cache == "int8" else 0
 
     def forward(self, batch: ForwardBatch) -> Float32[np.ndarray, "rows d_model"]:
-        """Compute a batch; the final hidden state of its `logit_rows`, a view that the next call of anything here may overwrite."""
+        """Compute a batch; return the final hidden states of its `logit_rows`.
+
+        The result is a view that the next call of any method may overwrite.
+        """
         memory = self.memory
         batch.check_lengths()
         rows = batch.logit_rows.shape[0]
@@ -222,13 +230,13 @@ class NumbaBackend:
             block_tables=batch.block_tables,
         )
         memory.reserve("decode_items", batch.seqs * ITEM_FIELDS)
-        memory.reserve("chunk_items", (batch.tokens // QUERY_TILE + batch.seqs) * ITEM_FIELDS)
-        with watch(self._spec.target, "plan_step", self._arrays()):
-            self._library.functions["plan_step"](memory.address, 0)
-        if memory["refused"]:
+        memory.reserve("chunk_items", (batch.tokens // PREFILL_QUERIES + batch.seqs) * ITEM_FIELDS)
+        with watch(self._spec.target, "prepare_attention", self._arrays()):
+            self._library.functions["prepare_attention"](memory.address, 0)
+        if memory["is_refused"]:
             sizes = {"blocks": memory["blocks"], "block_size": memory["block_size"]}
             batch.check(vocab=self._config.vocab, max_positions=self._config.max_positions, **sizes)
-            raise AssertionError("a batch was refused that ForwardBatch.check finds sound")
+            raise AssertionError("prepare_attention refused a batch that passes ForwardBatch.check")
         self._run("forward", batch.tokens * self._config.num_parameters)
         return memory.arrays["final"][:rows, : self._config.d_model]
 
@@ -242,7 +250,10 @@ class NumbaBackend:
     def logits(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> Float32[np.ndarray, "rows vocab"]:
-        """Each word's score at rows of final hidden states; a view that the next call overwrites."""
+        """Return every token's score at rows of final hidden states, as a view.
+
+        The next call overwrites it.
+        """
         rows = hidden.shape[0]
         self._place_final(hidden)
         self._reserve_logits(rows)
@@ -252,15 +263,15 @@ class NumbaBackend:
     def greedy(
         self, hidden: Float32[np.ndarray, "rows d_model"]
     ) -> tuple[Int64[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
-        """The most likely word at rows of final hidden states, and whether the row has any."""
+        """Return the argmax token of each row of final hidden states, and whether it has one."""
         rows = hidden.shape[0]
         self._place_final(hidden)
         self._run("greedy", rows * self._config.vocab * self._config.d_model)
-        words = self.memory.arrays["words"][:rows].copy()
-        return words, words != NO_WORD
+        tokens = self.memory.arrays["argmax_tokens"][:rows].copy()
+        return tokens, tokens != NO_TOKEN
 
     def _place_final(self, hidden: Float32[np.ndarray, "rows d_model"]) -> None:
-        """Make rows the head's input; those that `forward` has just given are it already."""
+        """Make rows the input of the head; the result of the last `forward` is that already."""
         rows = hidden.shape[0]
         self._reserve(rows)
         final = self.memory.arrays["final"][:rows, : self._config.d_model]
@@ -270,22 +281,22 @@ class NumbaBackend:
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """Copy whole blocks of the cache, each (from, to), with their scales."""
-        sources, targets = (list(blocks) for blocks in zip(*copies, strict=True))
+        sources, destinations = (list(blocks) for blocks in zip(*copies, strict=True))
         for name in ("keys", "values", "key_scales", "value_scales"):
             array = self.memory.arrays[name]
-            array[:, targets] = array[:, sources]
+            array[:, destinations] = array[:, sources]
 
     def fill_blocks(self, block_ids: list[int], value: float) -> None:
         """Overwrite whole blocks of the cache."""
         arrays = self.memory.arrays
-        narrow = int(to_bfloat16(np.array([value], dtype=np.float32))[0])
-        filling = {
+        bfloat16 = int(to_bfloat16(np.array([value], dtype=np.float32))[0])
+        word = {
             "float32": np.array(value, dtype=np.float32),
-            "bfloat16": np.array(narrow << 16 | narrow, dtype=np.uint32).view(np.float32),
+            "bfloat16": np.array(bfloat16 << 16 | bfloat16, dtype=np.uint32).view(np.float32),
             "int8": np.array(0x7F7F7F7F, dtype=np.uint32).view(np.float32),
-        }
+        }[self._spec.cache]
         for name in ("keys", "values"):
-            arrays[name][:, block_ids] = filling[self._spec.cache]
+            arrays[name][:, block_ids] = word
             arrays[f"{name[:-1]}_scales"][:, block_ids] = value
 
     def close(self) -> None:
@@ -293,91 +304,85 @@ class NumbaBackend:
         self._pool.close()
 
     def __del__(self) -> None:
-        """End the helper threads, and give the memory of weights and cache back."""
-        if "_weights" in self.__dict__:  # otherwise it was never complete
+        """End the helper threads; return the memory of weights and cache to the system."""
+        if "_weights" in self.__dict__:  # otherwise __init__ has failed
             self.close()
             self.memory.arrays.clear()
             del self._weights
             return_freed_memory()
 
-    def _run(self, function: str, products: int) -> None:
-        """Enter a compiled function with as many threads as its work is worth; their number changes no bit."""
-        is_shared = products >= _SHARED_PRODUCTS
-        threads = self._pool.choose_threads(function, products) if is_shared else 1
+    def _run(self, function: str, multiply_adds: int) -> None:
+        """Run a compiled function on as many threads as its work is worth."""
+        is_shared = multiply_adds >= _SHARED_MULTIPLY_ADDS
+        threads = self._pool.choose_threads(function, multiply_adds) if is_shared else 1
         self.memory.set(threads=threads)
         with watch(self._spec.target, function, self._arrays()):
             self._pool.run(self._library.addresses[function], self.memory.address, threads)
 
     def _arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """All that compiled code may touch."""
+        """Yield all memory that compiled code may touch."""
         yield from self.memory.all_arrays()
         yield from self._weights.held
 
-    def _place_sizes(self) -> None:
-        config = self._config
-        per_word = PER_WORD[self._spec.weights]
-        sizes = {
-            "layers": config.layers,
-            "d_model": config.d_model,
-            "d_ff": config.d_ff,
-            "heads": config.heads,
-            "head_dim": config.head_dim,
-            "vocab": config.vocab,
-            "max_positions": config.max_positions,
-            "hidden_stride": round_up(config.d_model, self._width) * WORD_BYTES,
-            # a line longer than needed: were rows a multiple of 4 KiB, a column of all rows would fall into one set of the first-level cache
-            "qkv_stride": round_up(3 * config.d_model, self._width) * WORD_BYTES + LINE_BYTES,
-            "input_stride": round_up(
-                max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0), self._width
-            )
-            * WORD_BYTES
-            // per_word,
-            "middle_stride": round_up(config.d_ff, self._width) * WORD_BYTES + LINE_BYTES,
-            "logits_stride": round_up(config.vocab, self._width) * WORD_BYTES,
-        }
-        self.memory.set(**sizes, job=self._pool.job, phases=self._pool.phases)
-        self.memory.place(
+    def _set_sizes(self) -> None:
+        """Write the sizes of the model and the strides of its activations."""
+        config, per_word = self._config, PER_WORD[self._spec.weights]
+        d_in = max(config.d_model, config.d_ff if self._spec.weights == "int8" else 0)
+        hidden, ffn, qkv, inputs, logits = (
+            round_up(columns, self._width) * WORD_BYTES
+            for columns in (config.d_model, config.d_ff, 3 * config.d_model, d_in, config.vocab)
+        )
+        self.memory.set(
+            layers=config.layers,
+            d_model=config.d_model,
+            d_ff=config.d_ff,
+            heads=config.heads,
+            head_dim=config.head_dim,
+            vocab=config.vocab,
+            max_positions=config.max_positions,
+            hidden_stride_bytes=hidden,
+            # One line more than needed: with a stride that is a multiple of 4 KiB, one column of
+            # all rows would fall into a single set of the first-level cache.
+            qkv_stride_bytes=qkv + LINE_BYTES,
+            ffn_hidden_stride_bytes=ffn + LINE_BYTES,
+            inputs_stride_bytes=inputs // per_word,
+            logits_stride_bytes=logits,
+            job=self._pool.job,
+            phases=self._pool.phases,
+        )
+        scales = [config.attention_scale(layer) for layer in range(config.layers)]
+        self.memory.bind(
             epsilon=np.array([config.epsilon], dtype=np.float32),
-            scales=np.array(
-                [config.attention_scale(layer) for layer in range(config.layers)], dtype=np.float32
-            ),
+            attention_scales=np.array(scales, dtype=np.float32),
         )
 
     def _reserve(self, tokens: int) -> None:
-        """Make room for the intermediate results of so many tokens."""
+        """Make room for the activations of `tokens` tokens."""
         if tokens <= self._capacity:
             return
         self._capacity = round_up(tokens, 64)
         strides = {
             "hidden": "hidden",
             "final": "hidden",
-            "mixed": "hidden",
-            "inputs": "input",
+            "attn_out": "hidden",
+            "inputs": "inputs",
             "qkv": "qkv",
-            "middle": "middle",
+            "ffn_hidden": "ffn_hidden",
         }
         for name, stride in strides.items():
-            columns = self.memory[f"{stride}_stride"] // WORD_BYTES
-            self.memory.place(
-                **{name: aligned_zeros(self._capacity * columns).reshape(self._capacity, columns)}
-            )
-        self.memory.place(
-            input_notes=aligned_zeros(self._capacity * NOTES_BYTES // WORD_BYTES),
-            best=aligned_zeros(
-                self._pool.threads * self._capacity * best_bytes(self._lanes) // WORD_BYTES
-            ),
-            words=np.zeros(self._capacity, dtype=np.int64),
+            columns = self.memory[f"{stride}_stride_bytes"] // WORD_BYTES
+            self.memory.bind(**{name: _zeros(self._capacity, columns)})
+        self.memory.bind(
+            row_quant=_zeros(self._capacity, ROW_QUANT_BYTES // WORD_BYTES),
+            best=_zeros(self._pool.threads, self._capacity, best_bytes(self._lanes) // WORD_BYTES),
+            argmax_tokens=np.zeros(self._capacity, dtype=np.int64),
         )
 
     def _reserve_logits(self, rows: int) -> None:
         if rows > self._logit_capacity:
-            self._logit_capacity = max(rows, _DECODE_ROWS)
-            columns = self.memory["logits_stride"] // WORD_BYTES
-            self.memory.place(
-                logits=aligned_zeros(self._logit_capacity * columns).reshape(
-                    self._logit_capacity, columns
-                )
-            )
+            self._logit_capacity = max(rows, _MIN_LOGIT_ROWS)
+            columns = self.memory["logits_stride_bytes"] // WORD_BYTES
+            self.memory.bind(logits=_zeros(self._logit_capacity, columns))
 
 
 def _zeros(*shape: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""All that Python calls, compiled together."""
+"""The compiled entry points, the functions that Python calls."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ from nanovllm.model.kernels.build.compiler import ARGUMENTS, emit_object
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.forward import make_forward
 from nanovllm.model.kernels.forward.head import make_greedy, make_logits
-from nanovllm.model.kernels.forward.prepare import plan_step
+from nanovllm.model.kernels.forward.prepare import prepare_attention
 from nanovllm.model.kernels.sampling.sample import make_sample_rows
 from nanovllm.model.kernels.threads import worker
 from nanovllm.model.kernels.threads.barrier import spin
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def make_entries(spec: Spec) -> dict[str, Any]:
-    """The functions of library.ENTRIES, not yet compiled."""
+    """Return the functions of library.ENTRIES, not yet compiled."""
     return {
-        "plan_step": plan_step,
+        "prepare_attention": prepare_attention,
         "forward": make_forward(spec),
         "logits": make_logits(spec),
         "greedy": make_greedy(spec),
@@ -36,11 +36,12 @@ def make_entries(spec: Spec) -> dict[str, Any]:
 
 
 def compile_entries(spec: Spec, cpu: LLVMCpu) -> bytes:
-    """The object file of all entries; a progress bar shows what is being compiled."""
+    """Compile all entries to an object file, with a progress bar."""
     entries = make_entries(spec)
     line = progress_bar(
         total=len(entries),
-        bar_format="Compiling kernels for this CPU (once): {desc}{n}/{total} done{postfix} [{elapsed}]",
+        bar_format="Compiling kernels for this CPU (once): "
+        "{desc}{n}/{total} done{postfix} [{elapsed}]",
     )
     with line, event.install_listener("numba:compile", _Tell(line)):
         for name, function in entries.items():
@@ -52,7 +53,7 @@ def compile_entries(spec: Spec, cpu: LLVMCpu) -> bytes:
 
 
 class _Tell(event.Listener):
-    """Shows which function Numba has begun with, and how many it has done."""
+    """Shows the function that Numba compiles, and how many it has compiled."""
 
     def __init__(self, line: "tqdm[Any]") -> None:
         self._line = line

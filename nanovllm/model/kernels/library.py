@@ -1,7 +1,8 @@
-"""The compiled functions, from the cache where they are and compiled where they are not; either way the code that runs is the same.
+"""The compiled functions, loaded from the cache or compiled.
 
-The cache key is a digest of everything that the machine code depends on. The sources are read once, when this module is imported beside
-them, so that code which was compiled from one state of the files is never kept under the name of another.
+The cache key is a digest of everything that the machine code depends on. The sources are read once,
+when this module is imported together with them: code compiled from one state of the files is never
+stored under the key of another.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec
 from nanovllm.progress import shows_progress
 
 ENTRIES = (
-    "plan_step",
+    "prepare_attention",
     "forward",
     "logits",
     "greedy",
@@ -35,37 +36,35 @@ ENTRIES = (
     "wake_helpers",
     "spin",
 )
-"""Functions that Python calls, each as function(address, thread) -> 0, or not 0 where it failed."""
+"""Functions that Python calls, as function(record_ptr, thread) -> status, 0 for success."""
 
 
 @cache
 def load_library(spec: Spec) -> Library:
-    """The functions for these types on this CPU, once in a process."""
+    """Return the functions for these types on this CPU; they are loaded once in a process."""
     return Library(load_image(spec, user_cache()), ENTRIES)
 
 
 def load_image(spec: Spec, store: ObjectCache) -> bytes:
-    """The object file of these functions, from `store` or compiled and kept there."""
+    """Return the object file of these functions, from `store` or compiled and stored there."""
     cpu = host_cpu()
-    if (
-        spec.target.check or CHECKS_ADDRESSES
-    ):  # there is an address of this process in the code, see bounds.py
-        return _compile(spec, cpu)
+    if spec.target.check or CHECKS_ADDRESSES:
+        return _compile(spec, cpu)  # the code has an address of this process in it (bounds.py)
     key = cache_key(spec, cpu)
     image = store.load(key)
     if image is None:
         with store.exclusive(key):
-            image = store.load(key)  # by whoever was here before
+            image = store.load(key)  # another process may have compiled it meanwhile
             if image is None:
-                _tell_of_compilation(store)
+                _announce_compilation(store)
                 image = _compile(spec, cpu)
                 if digest_of_sources() == SOURCES and not store.save(key, image):
                     _warn_about_cache(store)
     return image
 
 
-def _tell_of_compilation(store: ObjectCache) -> None:
-    """Say why this start is slow, unless a progress bar does: in a log, in a pipe."""
+def _announce_compilation(store: ObjectCache) -> None:
+    """Explain the slow start where no progress bar does, as in a log or a pipe."""
     if not shows_progress():
         print(
             "nanovllm: compiling kernels for this CPU, which takes 10 to 20 s and happens once; "
@@ -76,22 +75,24 @@ def _tell_of_compilation(store: ObjectCache) -> None:
 
 
 def _warn_about_cache(store: ObjectCache) -> None:
-    """Say why the next start will be slow again: nothing else shows it."""
+    """Explain why the next start will be slow again."""
     print(
         f"nanovllm: the compiled kernels cannot be kept in {store.folder}, so each start "
-        f"compiles them again; set {CACHE_VARIABLE} to a folder that this user, and nobody else, may write to",
+        f"compiles them again; set {CACHE_VARIABLE} to a folder that this user, and nobody else, "
+        "may write to",
         file=sys.stderr,
     )
 
 
 def _compile(spec: Spec, cpu: LLVMCpu) -> bytes:
-    from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415 - Numba is only imported where something is to be compiled
+    # Numba is imported only to compile.
+    from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415
 
     return compile_entries(spec, cpu)
 
 
 def cache_key(spec: Spec, cpu: LLVMCpu) -> str:
-    """A digest of all that the machine code depends on."""
+    """Return a digest of all that the machine code depends on."""
     numba_settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     llvm = ".".join(map(str, binding.llvm_version_info))
     versions = (

@@ -1,6 +1,7 @@
-"""A network's weights as the kernels read them: panels of one type, rows filled up, and records that say where everything is.
+"""A network's weights as the kernels read them: packed panels, padded rows, and their records.
 
-Layer after layer is read, packed and let go, so that loading takes little more memory than the packed weights and one layer in float32.
+Layer after layer is read, packed and dropped, so loading takes little more memory than the packed
+weights and one layer in float32.
 """
 
 from collections.abc import Iterator
@@ -21,11 +22,9 @@ from nanovllm.model.kernels.build.packing import (
 from nanovllm.model.kernels.build.target import PER_WORD, Spec
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
-    ADD_TO_RESIDUAL,
     LINEAR,
     LINEARS_PER_LAYER,
     MAX_OUTLIERS,
-    STORE,
 )
 from nanovllm.model.quantization import (
     QuantizedLayer,
@@ -39,17 +38,22 @@ from nanovllm.progress import progress_bar
 
 
 class _Part(NamedTuple):
-    """Products in the order of their records, what each is multiplied by first, and the layer norms before them; None for the head's part."""
+    """A block, or the head: linear layers, factors of their inputs, and the norms before them."""
 
-    products: tuple[Linear | QuantizedLinear, ...]
+    linears: tuple[Linear | QuantizedLinear, ...]
     factors: tuple[np.ndarray | None, ...]
     norms: tuple[LayerNorm, ...]
 
 
 class PackedWeights:
-    """`arrays` by the names that their addresses have in the record of kernels/step_record.py, and `held`: those that linear layers' records name.
+    """The packed weights of a network.
 
-    `head_multipliers` are what the input channels of a quantized head are multiplied by, folded into the final norm; None for other heads.
+    Attributes:
+        arrays: those of a step's record (step_record.py), by name.
+        held: those that the records of linear layers point to, with names for messages.
+        activation: number of the network's activation, see ACTIVATION_NAMES.
+        head_multipliers: factors of the input channels of a quantized head, which are folded into
+            the final norm; None for other heads.
     """
 
     def __init__(
@@ -59,29 +63,23 @@ class PackedWeights:
         self._spec = spec
         self._width = spec.target.panel_width
         self.held: list[tuple[str, np.ndarray]] = []
-        self.linears = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
-        activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__)
-        self.linears["finish"] = (
-            STORE,
-            ADD_TO_RESIDUAL,
-            activation,
-            ADD_TO_RESIDUAL,
-        ) * config.layers + (STORE,)
+        self.activation = ACTIVATION_NAMES.index(ACTIVATIONS[config.activation].__name__)
+        records = np.zeros(config.layers * LINEARS_PER_LAYER + 1, dtype=LINEAR)
         norms: list[LayerNorm] = []
         parts = _quantized_parts(config, weights) if spec.weights == "int8" else _parts(weights)
-        place = 0
+        number = 0
         with progress_bar(
             total=config.layers + 1, desc="Packing weights", unit="layer", leave=False
         ) as progress:
             for part in parts:
-                for product, factors in zip(part.products, part.factors, strict=True):
-                    self._pack(self.linears[place], product, factors)
-                    place += 1
+                for linear, factors in zip(part.linears, part.factors, strict=True):
+                    self._pack(records[number], linear, factors)
+                    number += 1
                 norms += part.norms
-                del part, product  # before the next layer is read
+                del part, linear  # before the next layer is read
                 progress.update()
         self.arrays = {
-            "linears": self.linears,
+            "linears": records,
             "token_embedding": self._embedding(weights.token_embedding, narrow=narrow_embedding),
             "position_embedding": pack_rows(list(weights.position_embedding), self._width),
             **self._norms("attention", norms[0:-1:2]),
@@ -94,50 +92,49 @@ class PackedWeights:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of everything that is held."""
-        return sum(
-            array.nbytes for array in (*self.arrays.values(), *(array for _, array in self.held))
-        )
+        """Bytes of all arrays."""
+        return sum(array.nbytes for _, array in (*self.arrays.items(), *self.held))
 
     def _pack(
         self, record: Any, linear: Linear | QuantizedLinear, factors: np.ndarray | None
     ) -> None:
+        """Pack a linear layer and write its record; `factors` [d_in] multiply its inputs."""
         if isinstance(linear, QuantizedLinear):
-            numbers = linear.codes
-            self._hold(record, "column_scales", pack_rows([linear.column_scales], self._width))
-            self._hold(
-                record,
-                "column_sums",
-                _pack_integers(numbers.sum(axis=0, dtype=np.int32), self._width),
-            )
-            assert linear.outliers.size <= MAX_OUTLIERS
-            inputs = np.ones(numbers.shape[0], dtype=np.float32) if factors is None else factors
-            without_outliers = inputs.copy()
-            without_outliers[linear.outliers] = 0.0
-            self._hold(record, "input_factors", pack_rows([without_outliers], self._width))
-            self._hold(record, "outlier_factors", pack_rows([inputs[linear.outliers]], self._width))
-            record["outliers"] = linear.outliers.size
-            self._hold(
-                record,
-                "outlier_places",
-                _pack_integers(linear.outliers.astype(np.int32), self._width),
-            )
-            if linear.outliers.size:
-                self._hold(
-                    record, "outlier_weight", pack_rows(list(linear.outlier_weight), self._width)
-                )
+            weight = linear.codes
+            self._pack_scales(record, linear, factors)
         else:
-            numbers = linear.weight
-        d_in, d_out = numbers.shape
+            weight = linear.weight
+        d_in, d_out = weight.shape
         record["steps"] = panel_steps(d_in, PER_WORD[self._spec.weights])
         record["panels"] = round_up(d_out, self._width) // self._width
-        is_narrow = self._spec.weights == "bfloat16"
-        self._hold(record, "weight", pack_panels(numbers, self._width, narrow=is_narrow))
+        is_bfloat16 = self._spec.weights == "bfloat16"
+        self._hold(record, "weight", pack_panels(weight, self._width, narrow=is_bfloat16))
         self._hold(record, "bias", pack_rows([linear.bias], self._width))
+
+    def _pack_scales(
+        self, record: Any, linear: QuantizedLinear, factors: np.ndarray | None
+    ) -> None:
+        """Pack what int8 weights have besides their codes: scales, sums, factors and outliers."""
+        codes, outliers = linear.codes, linear.outliers
+        assert outliers.size <= MAX_OUTLIERS
+        all_factors = np.ones(codes.shape[0], dtype=np.float32) if factors is None else factors
+        input_factors = all_factors.copy()
+        input_factors[outliers] = 0.0
+        column_sums = codes.sum(axis=0, dtype=np.int32)
+        record["outliers"] = outliers.size
+        self._hold(record, "column_scales", pack_rows([linear.column_scales], self._width))
+        self._hold(record, "column_sums", _pack_integers(column_sums, self._width))
+        self._hold(record, "input_factors", pack_rows([input_factors], self._width))
+        self._hold(record, "outlier_factors", pack_rows([all_factors[outliers]], self._width))
+        columns = _pack_integers(outliers.astype(np.int32), self._width)
+        self._hold(record, "outlier_columns", columns)
+        if outliers.size:
+            outlier_weight = pack_rows(list(linear.outlier_weight), self._width)
+            self._hold(record, "outlier_weight", outlier_weight)
 
     def _hold(self, record: Any, name: str, array: np.ndarray) -> None:
         self.held.append((f"{name} of a linear layer", array))
-        record[name] = array.ctypes.data
+        record[f"{name}_ptr"] = array.ctypes.data
 
     def _norms(self, name: str, norms: list[LayerNorm]) -> dict[str, np.ndarray]:
         gains, biases = [norm.gain for norm in norms], [norm.bias for norm in norms]
@@ -157,7 +154,7 @@ class PackedWeights:
 
 
 def _parts(weights: GPT2Weights) -> Iterator[_Part]:
-    """Every layer in order, and then the head; a layer is not kept while the next is read."""
+    """Yield every block in order, then the head; a block is not kept while the next is read."""
     for index in range(len(weights.layers)):
         yield _part(weights.layers[index])
     head = weights.head.T
@@ -166,11 +163,12 @@ def _parts(weights: GPT2Weights) -> Iterator[_Part]:
 
 
 def _part(layer: Layer) -> _Part:
-    products = (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down)
-    return _Part(products, (None,) * 4, (layer.attention_norm, layer.ffn_norm))
+    linears = (layer.attention.qkv, layer.attention.out, layer.ffn.up, layer.ffn.down)
+    return _Part(linears, (None,) * 4, (layer.attention_norm, layer.ffn_norm))
 
 
 def _quantized_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part]:
+    """Yield the quantized blocks in order, then the head."""
     calibration = calibrate(config, weights)
     for index, peaks in enumerate(calibration.layers):
         yield _quantized_part(quantize_layer(weights.layers[index], peaks))
@@ -179,13 +177,13 @@ def _quantized_parts(config: GPT2Config, weights: GPT2Weights) -> Iterator[_Part
 
 
 def _quantized_part(layer: QuantizedLayer) -> _Part:
-    products = (layer.qkv, layer.out, layer.up, layer.down)
+    linears = (layer.qkv, layer.out, layer.up, layer.down)
     factors = (None, None, None, layer.down_multipliers)
-    return _Part(products, factors, (layer.attention_norm, layer.ffn_norm))
+    return _Part(linears, factors, (layer.attention_norm, layer.ffn_norm))
 
 
 def _multipliers(norm: LayerNorm, scaled: LayerNorm) -> np.ndarray:
-    """How much larger each channel of a norm has become; 1 where it is nothing."""
+    """Return the factor that scaled each channel of a norm; 1 for channels that are 0."""
     before, after = np.hypot(norm.gain, norm.bias), np.hypot(scaled.gain, scaled.bias)
     return np.where(
         before * after > 0, after / np.where(before > 0, before, np.float32(1.0)), np.float32(1.0)
@@ -193,7 +191,7 @@ def _multipliers(norm: LayerNorm, scaled: LayerNorm) -> np.ndarray:
 
 
 def _pack_integers(values: np.ndarray, width: int) -> np.ndarray:
-    """32-bit integers filled up with zeros to a multiple of `width`."""
+    """Return int32 values, padded with zeros to a multiple of `width`."""
     packed = aligned_zeros(round_up(max(values.size, 1), width)).view(np.int32)
     packed[: values.size] = values
     return packed

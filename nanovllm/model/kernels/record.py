@@ -1,68 +1,71 @@
-"""The record that compiled code is given, and the arrays whose addresses are in it."""
+"""The arguments of compiled code: a record of integers, and the arrays that it points to."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from nanovllm.model.kernels.step_record import DTYPES, FLOAT32, PARAMETERS
-
-_PLACES = {name: place for place, name in enumerate(PARAMETERS.names or ())}
-
-
-def check_array(name: str, array: np.ndarray, dtypes: Collection[np.dtype[Any]]) -> None:
-    """Raise TypeError unless compiled code can read the array at its address: one of `dtypes`, C order.
-
-    Compiled code sees an address and no type: it would read garbage and say nothing.
-    """
-    if array.dtype not in dtypes or not array.flags.c_contiguous:
-        order = "C order" if array.flags.c_contiguous else "another order"
-        wanted = " or ".join(map(str, dtypes))
-        raise TypeError(f"{name} is {array.dtype} in {order}; kernels read {wanted} in C order")
+Dtypes = Mapping[str, tuple[np.dtype[Any], ...]]
 
 
 class KernelMemory:
-    """One record of kernels/step_record.py. Every field is an integer of 64 bits, so it is written as an array of them, which is quick.
+    """The one writer of a record, whose fields are all 64-bit integers.
+
+    The field of an address is `<name>_ptr` or `<name>`; methods take the name without `_ptr`.
 
     Attributes:
-        arrays: by the names that their addresses have in the record; an array is freed when another takes its name.
+        address: of the record.
+        arrays: by name; an array is kept until another one takes its place.
     """
 
-    def __init__(self) -> None:
-        """A record of zeros."""
-        self._words = np.zeros(len(_PLACES), dtype=np.int64)
-        self.address = self._words.ctypes.data
+    def __init__(self, record: np.dtype[Any], dtypes: Dtypes) -> None:
+        """Make a record of zeros; `dtypes` are the types that each array may have."""
+        names = record.names or ()
+        self._index = {name.removesuffix("_ptr"): index for index, name in enumerate(names)}
+        self._integers = np.zeros(len(names), dtype=np.int64)  # faster to write than a record
+        self._dtypes = dtypes
+        self.address = self._integers.ctypes.data
         self.arrays: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> int:
-        """The number that stands under a name."""
-        return int(self._words[_PLACES[name]])
+        """Return the integer in a field."""
+        return int(self._integers[self._index[name]])
 
-    def set(self, **numbers: int) -> None:
-        """Write down numbers."""
-        for name, number in numbers.items():
-            self._words[_PLACES[name]] = number
+    def set(self, **integers: int) -> None:
+        """Write integers."""
+        for name, integer in integers.items():
+            self._integers[self._index[name]] = integer
 
-    def place(self, **arrays: np.ndarray) -> None:
-        """Keep arrays and write down where they are; raises TypeError for one of another type."""
+    def bind(self, **arrays: np.ndarray) -> None:
+        """Keep arrays and write their addresses.
+
+        Raises:
+            TypeError: an array has another type, or is not C-contiguous. Compiled code sees only an
+                address, and would read garbage.
+        """
         for name, array in arrays.items():
-            check_array(name, array, DTYPES.get(name, FLOAT32))
+            if array.dtype not in self._dtypes[name] or not array.flags.c_contiguous:
+                order = "C order" if array.flags.c_contiguous else "another order"
+                dtypes = " or ".join(map(str, self._dtypes[name]))
+                raise TypeError(
+                    f"{name} is {array.dtype} in {order}; kernels read {dtypes} in C order"
+                )
             self.arrays[name] = array
-            self._words[_PLACES[name]] = array.ctypes.data
+            self._integers[self._index[name]] = array.ctypes.data
 
-    def reserve(self, name: str, size: int) -> np.ndarray:
-        """An array of at least so many integers under a name; what was in it may be lost."""
+    def reserve(self, name: str, count: int) -> np.ndarray:
+        """Return an int64 array of at least `count` numbers; it may have to make a new one."""
         array = self.arrays.get(name)
-        if array is None or array.size < size:
-            self.place(**{name: np.zeros(max(64, 2 * size), dtype=np.int64)})
+        if array is None or array.size < count:
+            self.bind(**{name: np.zeros(max(64, 2 * count), dtype=np.int64)})
         return self.arrays[name]
 
     def fill(self, **values: np.ndarray) -> None:
-        """Copy integers into arrays that grow as they must and otherwise stay where they are."""
-        for name, given in values.items():
-            self.reserve(name, given.size)[: given.size] = given.ravel()
+        """Copy integers to arrays that grow where they must and otherwise stay where they are."""
+        for name, integers in values.items():
+            self.reserve(name, integers.size)[: integers.size] = integers.ravel()
 
     def all_arrays(self) -> Iterator[tuple[str, np.ndarray]]:
-        """The record and everything that it names."""
-        yield "the record", self._words
+        """Yield the record and every array, with their names."""
+        yield "the record", self._integers
         yield from self.arrays.items()

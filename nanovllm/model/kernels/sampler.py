@@ -1,4 +1,4 @@
-"""Compiled sampling behind the protocol of sampling.py: lays out what kernels/sampling/sample.py is given, and runs it on the backend's threads."""
+"""Compiled sampling behind the protocol of nanovllm/model/sampling.py, on the backend's threads."""
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -8,7 +8,7 @@ from nanovllm.model.kernels.build.codegen import Library
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.record import check_array
+from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.sampling.record import (
     SAMPLING_DTYPES,
     SAMPLING_RECORD,
@@ -22,33 +22,34 @@ from nanovllm.model.sampling import (
     TokenLogprobs,
 )
 
-_SHARED_SCORES = 100_000  # fewer are done before another thread is awake
-_ROWS_AT_FIRST = 32  # to have room for; more when they are first asked for
+_SHARED_SCORES = 100_000
+"""Below this one thread is done before another one has woken up."""
+_MIN_ROWS = 32
 _COLUMNS = (
-    "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p", "seeds", "choices", "positions",
-    "tokens", "has_token", "num_logprobs", "num_top", "ranks",
+    "temperature", "log_min_p", "repetition", "presence", "frequency", "top_k", "top_p",
+    "seeds", "choices", "positions", "tokens", "has_token", "num_logprobs", "num_top", "ranks",
 )  # fmt: skip
 
 
 class CompiledRowSampler:
-    """Samples rows of one vocabulary on a pool of threads. Not for use by two threads at once."""
+    """Samples rows of one vocabulary on a pool of threads; for one caller at a time."""
 
     def __init__(
         self, vocab: int, pool: ThreadPool, library: Library, target: KernelTarget
     ) -> None:
-        """Run on `pool`, which the forward pass may use too, with code for `target`."""
+        """Run code for `target` on `pool`, which the forward pass may use too."""
         self._pool = pool
         self._target = target
         self._function = library.addresses["sample_rows"]
-        self._record = np.zeros(1, dtype=SAMPLING_RECORD)
+        self._memory = KernelMemory(SAMPLING_RECORD, SAMPLING_DTYPES)
         layout = scratch_layout(vocab, target.lanes)
-        self._work = np.zeros(1, dtype=np.int64)
-        self._scratch = aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES)
-        for name, value in {"vocab": vocab, **layout}.items():
-            self._record[name] = value
-        self._place(work=self._work, scratch=self._scratch)
+        self._memory.set(vocab=vocab, **layout)
+        self._memory.bind(
+            work=np.zeros(1, dtype=np.int64),
+            scratch=aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES),
+        )
         self._columns: dict[str, np.ndarray] = {}
-        self._reserve(_ROWS_AT_FIRST)
+        self._reserve(_MIN_ROWS)
 
     def sample(
         self, logits: Float32[np.ndarray, "rows vocab"], settings: SamplingSettings
@@ -59,8 +60,9 @@ class CompiledRowSampler:
         with np.errstate(divide="ignore"):
             log_min_p = np.log(settings.min_p, dtype=np.float64)
         self._fill(
-            rows, temperature=settings.temperature, log_min_p=log_min_p, repetition=settings.repetition_penalty,
-            presence=settings.presence_penalty, frequency=settings.frequency_penalty, top_k=settings.top_k, top_p=settings.top_p,
+            rows, temperature=settings.temperature, log_min_p=log_min_p,
+            repetition=settings.repetition_penalty, presence=settings.presence_penalty,
+            frequency=settings.frequency_penalty, top_k=settings.top_k, top_p=settings.top_p,
             seeds=settings.seeds, choices=settings.choices, positions=settings.positions,
         )  # fmt: skip
         lists: dict[str, TokenLists] = {
@@ -113,52 +115,32 @@ class CompiledRowSampler:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Run the kernel; return the top ids and log-probabilities of each row."""
         rows, vocab = logits.shape
-        assert vocab == self._record["vocab"][0]
+        assert vocab == self._memory["vocab"]
         if logits.dtype != np.float32 or logits.strides[1] != F32_BYTES:
             raise TypeError(f"logits are {logits.dtype} with strides {logits.strides}")
         max_logprobs = max(int(num_logprobs.max(initial=0)), 0)
         top_ids = np.empty((rows, max_logprobs), dtype=np.int64)
         logprobs = np.empty((rows, max_logprobs + 1), dtype=np.float32)
         self._fill(rows, num_logprobs=num_logprobs)
-        self._place(logits=logits, top_ids=top_ids, logprobs=logprobs, **arrays)
-        record = self._record
+        memory = self._memory
+        memory.bind(top_ids=top_ids, logprobs=logprobs, **arrays)
+        memory.set(logits=logits.ctypes.data, logits_stride=logits.strides[0])
         is_shared = rows * vocab >= _SHARED_SCORES
         threads = self._pool.choose_threads("sample_rows", rows * vocab) if is_shared else 1
-        record["rows"], record["max_logprobs"], record["sampling"], record["threads"] = (
-            rows,
-            max_logprobs,
-            sampling,
-            threads,
-        )
-        record["logits_stride"] = logits.strides[0]
-        self._work[0] = 0
-        given = {
-            "the record": record,
-            "work": self._work,
-            "scratch": self._scratch,
-            "logits": logits,
-            "top_ids": top_ids,
-            "logprobs": logprobs,
-        }
-        with watch(self._target, "sample_rows", (given | self._columns | arrays).items()):
-            self._pool.run(self._function, record.ctypes.data, threads)
+        memory.set(rows=rows, max_logprobs=max_logprobs, sampling=sampling, threads=threads)
+        memory.arrays["work"][0] = 0
+        with watch(self._target, "sample_rows", [*memory.all_arrays(), ("logits", logits)]):
+            self._pool.run(self._function, memory.address, threads)
         return top_ids, logprobs
 
     def _reserve(self, rows: int) -> None:
-        """Make room for the columns of so many rows."""
+        """Make room for the columns of `rows` rows."""
         if not self._columns or rows > self._columns["tokens"].shape[0]:
             self._columns = {
                 name: np.zeros(rows, dtype=SAMPLING_DTYPES[name][0]) for name in _COLUMNS
             }
-            self._place(**self._columns)
+            self._memory.bind(**self._columns)
 
     def _fill(self, rows: int, **columns: np.ndarray) -> None:
         for name, values in columns.items():
             self._columns[name][:rows] = values
-
-    def _place(self, **arrays: np.ndarray) -> None:
-        """Write down where arrays are; raises TypeError for one of another type. The caller keeps them alive."""
-        for name, array in arrays.items():
-            if name != "logits":  # whose rows may be apart
-                check_array(name, array, SAMPLING_DTYPES[name])
-            self._record[name] = array.ctypes.data

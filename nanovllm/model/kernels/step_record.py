@@ -1,7 +1,8 @@
-"""What a compiled step is given: one record of sizes, strides and addresses, and one for each linear layer.
+"""The arguments of a compiled step: a record of integers, and one for each linear layer.
 
-Compiled code sees memory only through these records. Sizes count elements, strides and `*_bytes` count bytes, every other name is an
-address. `nanovllm/model/kernels/backend.py` fills them: once for the weights and the buffers, and in each step for the batch.
+Compiled code sees memory only through these records. A name that ends in `_ptr` is an address, one
+that ends in `_bytes` a size or a stride in bytes, and every other one a count or a number.
+`backend.py` writes them: once for the weights and the buffers, and in each step for the batch.
 """
 
 from collections.abc import Mapping
@@ -9,71 +10,93 @@ from typing import Any
 
 import numpy as np
 
-_SIZES = """
-    threads layers d_model d_ff heads head_dim vocab embedding_is_narrow
-    block_size block_columns head_columns key_steps blocks max_blocks max_positions
-    tokens seqs rows decodes chunks refused
+_COUNTS = """
+    threads layers d_model d_ff heads head_dim vocab max_positions activation embedding_is_bfloat16
+    block_size block_columns head_columns key_steps blocks max_blocks
+    tokens seqs rows decodes chunks is_refused
 """
 _BYTES = """
-    hidden_stride qkv_stride middle_stride input_stride logits_stride query_stride
-    embedding_bytes key_bytes value_bytes scratch_bytes scores_bytes queries_bytes row_bytes
+    hidden_stride qkv_stride ffn_hidden_stride inputs_stride logits_stride query_stride
+    embedding_stride key_block value_block scratch scores queries row
 """
-_ADDRESSES = """
-    token_ids positions slots query_starts context_lens logit_rows block_tables decode_items chunk_items
-    token_embedding position_embedding epsilon scales
+_ARRAYS = """
+    token_ids positions slots query_starts context_lens logit_rows block_tables
+    decode_items chunk_items
+    token_embedding position_embedding epsilon attention_scales
     attention_gain attention_bias ffn_gain ffn_bias final_gain final_bias
     linears
     keys values key_scales value_scales
-    hidden qkv mixed middle inputs input_notes final logits best words
+    hidden qkv attn_out ffn_hidden inputs row_quant final logits best argmax_tokens
     scratch scores queries row
-    job phases
 """
 
-PARAMETERS = np.dtype([(name, np.int64) for name in f"{_SIZES} {_BYTES} {_ADDRESSES}".split()])
 
-_INTEGERS = """
-    token_ids positions slots query_starts context_lens logit_rows block_tables decode_items chunk_items
-    words work
-"""
-_LINEAR = """
-    steps panels weight bias finish
-    column_scales column_sums input_factors
-    outliers outlier_places outlier_factors outlier_weight
-"""
-LINEAR = np.dtype([(name, np.int64) for name in _LINEAR.split()])
-"""A product: `steps` words down each of `panels` panels; `finish` is the number of what its epilogue does.
+def record_dtype(fields: str) -> np.dtype[Any]:
+    """Return the type of a record of 64-bit integers with these fields."""
+    return np.dtype([(name, np.int64) for name in fields.split()])
 
-For bytes also a float32 and an int32 a column (epilogue.py), a float32 an input (convert.py), and `outliers` inputs that stay float32: their
-places as int32, and a float32 and a row of float32 weights for each.
+
+def _with_suffix(names: str, suffix: str) -> str:
+    return " ".join(name + suffix for name in names.split())
+
+
+STEP_RECORD = record_dtype(
+    f"{_COUNTS} {_with_suffix(_BYTES, '_bytes')} {_with_suffix(_ARRAYS, '_ptr')} job_ptr phases_ptr"
+)
+"""The record of a step.
+
+`scratch`, `scores`, `queries` and `row` are working memory; `*_bytes` is each thread's part of it.
+`inputs` are the input rows of a linear layer in the type of its weights, and `row_quant` is the
+quantization of these rows where they are int8 (convert.py). `best` is the memory of argmax.py.
+"""
+LINEAR = record_dtype(
+    """
+    steps panels weight_ptr bias_ptr
+    column_scales_ptr column_sums_ptr input_factors_ptr
+    outliers outlier_columns_ptr outlier_factors_ptr outlier_weight_ptr
+    """
+)
+"""The record of a linear layer, whose weight has `steps` words down each of `panels` panels.
+
+int8 weights have a float32 scale and an int32 sum for each column (epilogue.py) and a float32
+factor for each input (convert.py). `outliers` inputs stay float32: `outlier_columns` says which
+(int32), `outlier_factors` has a float32 and `outlier_weight` a row of float32 for each.
+"""
+
+_INT64_ARRAYS = """
+    token_ids positions slots query_starts context_lens logit_rows block_tables
+    decode_items chunk_items argmax_tokens
 """
 FLOAT32: tuple[np.dtype[Any], ...] = (np.dtype(np.float32),)
 INT64: tuple[np.dtype[Any], ...] = (np.dtype(np.int64),)
-DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
-    **dict.fromkeys(_INTEGERS.split(), INT64),
+STEP_DTYPES: Mapping[str, tuple[np.dtype[Any], ...]] = {
+    **dict.fromkeys(_ARRAYS.split(), FLOAT32),
+    **dict.fromkeys(_INT64_ARRAYS.split(), INT64),
     "linears": (LINEAR,),
     "token_embedding": (np.dtype(np.float32), np.dtype(np.uint16)),
 }
-"""Types of the arrays at the addresses of PARAMETERS; those not listed are FLOAT32, whose bits may be anything."""
+"""Types of a step's arrays. Float32 memory may hold narrower numbers, packed into 32-bit words."""
+
 LINEARS_PER_LAYER = 4
-"""Records of a layer, in this order; the head comes after all layers."""
 QKV, ATTENTION_OUT, UP, DOWN = range(LINEARS_PER_LAYER)
+"""The linear layers of a block, in the order of their records; the head comes after all blocks."""
 
 WORD_BYTES = 4
-NOTES_BYTES = 128
-"""What is kept of a row of bytes beside it, see convert.py; outliers begin at number OUTLIER_NOTES."""
-OUTLIER_NOTES = 16
-MAX_OUTLIERS = NOTES_BYTES // WORD_BYTES - OUTLIER_NOTES
+ROW_QUANT_BYTES = 128
+"""Bytes of a row's quantization (convert.py): 32 words."""
+ROW_QUANT_OUTLIERS = 16
+"""Index of the word where a row's outliers begin."""
+MAX_OUTLIERS = ROW_QUANT_BYTES // WORD_BYTES - ROW_QUANT_OUTLIERS
 ITEM_FIELDS = 4
-"""Attention is handed out in items of four integers: row of the block table, first token of the batch, tokens, position of the first."""
-QUERY_TILE = 24
-"""Queries of a prompt in one item: their scores over a whole context fit a core's own cache."""
+"""Integers of an item of attention: sequence, first token, number of tokens, first position."""
+PREFILL_QUERIES = 24
+"""Most queries in an item of prefill: their scores over a whole context fit a core's own cache."""
 ROW_BLOCK = 96
-"""Rows of a product taken together: they stay in a core's own cache while a panel passes by."""
-ATTENTION_PHASES, FEED_FORWARD_PHASES = 6, 4
-PHASES_PER_LAYER = ATTENTION_PHASES + FEED_FORWARD_PHASES
-"""Phases of a layer at most (barrier.py), each used once in a step."""
-PHASES_PER_STEP = 4
-"""Phases of a step outside its layers, at most."""
+"""Rows of a matmul taken together: they stay in a core's own cache while it walks down a panel."""
+MAX_PHASES_PER_LAYER = 10
+"""Most phases (phase.py) of a block: one for each operation, int8 conversions among them."""
+MAX_PHASES_PER_STEP = 4
+"""Most phases of a step outside its blocks."""
 
 ACTIVATION_NAMES = (
     "gelu_new",
@@ -89,14 +112,14 @@ ACTIVATION_NAMES = (
     "leaky_relu",
     "linear",
 )
-"""What an epilogue does is numbered: these activations first, then the next two."""
+"""An epilogue (epilogue.py) is a number: the index of an activation, or one of the next two."""
 STORE = len(ACTIVATION_NAMES)
-ADD_TO_RESIDUAL = STORE + 1
+RESIDUAL = STORE + 1
 
-NO_WORD = -1
-"""Instead of the most likely word of a row that has none."""
+NO_TOKEN = -1
+"""The argmax of a row that has none."""
 
 
 def best_bytes(lanes: int) -> int:
-    """Memory of argmax.py for one row of one thread: a vector of values and a vector of words."""
+    """Return the bytes of argmax.py for a row and a thread: a vector of scores, one of tokens."""
     return 2 * lanes * WORD_BYTES

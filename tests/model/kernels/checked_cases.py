@@ -1,4 +1,4 @@
-"""Steps in which every address is checked: run by test_bounds.py with NANOVLLM_CHECK=1, and not collected otherwise."""
+"""Steps with checked addresses; test_bounds.py runs them with NANOVLLM_CHECK=1."""
 
 import itertools
 from collections.abc import Callable, Iterable
@@ -32,7 +32,7 @@ SPECS = [
     Spec(HOST, "bfloat16", "float32"),
     Spec(KernelTarget(lanes=4), "int8", "bfloat16"),
 ]
-"""Each type of weights and of the cache once, and vectors of two widths: what takes long is to compile them."""
+"""Each type of weights and of the cache once, and two vector widths: compiling takes long."""
 
 SHAPES: list[dict[str, Any]] = [
     {
@@ -43,7 +43,7 @@ SHAPES: list[dict[str, Any]] = [
     {"n_embd": 128, "n_head": 2, "n_inner": 256, "vocab_size": 128},
     {"n_embd": 27, "n_head": 3, "n_inner": 37, "activation_function": "relu"},
     {"n_embd": 40, "n_head": 1, "n_inner": 5, "n_layer": 1, "vocab_size": 65},
-    {"n_embd": 48, "n_head": 48, "n_layer": 1},  # more heads than a piece of a prompt has queries
+    {"n_embd": 48, "n_head": 48, "n_layer": 1},  # more heads than PREFILL_QUERIES
     {"n_embd": 1, "n_head": 1, "n_inner": 1, "n_layer": 1, "vocab_size": 1},
 ]
 LENGTHS, GROWN = (
@@ -54,9 +54,9 @@ LONGEST = max(LENGTHS) + GROWN  # all positions that the network has
 
 
 def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
-    """Logits of four steps: prompts, a decode among prompts, the same again, decodes.
+    """Return the logits of four steps: prompts, a decode among prompts, the same again, decodes.
 
-    The first two fill the buffers to the end, the last two reach the end of the context, and of the cache.
+    The first two fill the buffers. The last two reach the end of the context and of the cache.
     """
     config = backend.config
     seqs = [np.arange(length + GROWN) * 7 % config.vocab for length in LENGTHS]
@@ -74,12 +74,12 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
         )
         hidden = backend.forward(batch).copy()
         found.append(np.array(backend.logits(hidden)))
-        words, has_word = backend.greedy(hidden)
-        assert has_word.all()
-        np.testing.assert_array_equal(words, found[-1].argmax(axis=1))
+        tokens, has_token = backend.greedy(hidden)
+        assert has_token.all()
+        np.testing.assert_array_equal(tokens, found[-1].argmax(axis=1))
     many = np.resize(hidden, (ROW_BLOCK + 1, config.d_model))
-    words, _ = backend.greedy(many)
-    np.testing.assert_array_equal(words, backend.logits(many).argmax(axis=1))
+    tokens, _ = backend.greedy(many)
+    np.testing.assert_array_equal(tokens, backend.logits(many).argmax(axis=1))
     return found
 
 
@@ -90,7 +90,7 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
 def test_whole_steps_stay_inside_their_arrays(
     tmp_path: Path, spec: Spec, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_PRODUCTS", 0)
+    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
     folder = write_checkpoint(tmp_path, config={"n_positions": LONGEST, **config})
     read = GPT2Config.load(folder)
     for threads, block_size, narrow in ((1, 16, False), (3, 5, True), (2, 1, False), (1, 5, True)):
@@ -116,7 +116,8 @@ def change(values: np.ndarray, place: int, value: int) -> np.ndarray:
 BATCH = make_batch(
     [[1, 2, 3]] * 20 + [[4, 5, 6, 7]], block_size=4, all_rows=True
 )  # 64 tokens in 21 blocks
-# A slot that is a little wrong leads out of four arrays, and in places into a neighbour, which is not seen: what is told first depends on the heap.
+# A slot that is a little wrong leads out of four arrays, in places into a neighbouring array, which
+# is not detected. So which array is reported first depends on the heap.
 BROKEN: dict[str, tuple[str, Callable[[ForwardBatch], ForwardBatch]]] = {
     "slot beyond": ("wrote", lambda batch: replace(batch, slots=change(batch.slots, -1, 21 * 4))),
     "slot far beyond": (
@@ -158,7 +159,7 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> NumbaBackend:
 def test_a_broken_batch_is_reported_and_the_next_one_runs(
     backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What is broken here the check before a step would have refused, so it is broken behind the check's back."""
+    """The check before a step would refuse such a batch, so it is broken after the check."""
     expected = backend.forward(BATCH).copy()
     message, break_batch = BROKEN[name]
     run, broken = backend._run, break_batch(BATCH)  # noqa: SLF001 - what is patched just below
@@ -184,8 +185,8 @@ ARRAYS = [
     "hidden",
     "inputs",
     "qkv",
-    "mixed",
-    "middle",
+    "attn_out",
+    "ffn_hidden",
     "final",
     "keys",
     "values",
@@ -235,7 +236,10 @@ def test_the_report_names_address_size_and_place(
     with pytest.raises(RuntimeError) as caught:
         backend.forward(BATCH)
     ((end, size),) = ends
-    expected = f"forward wrote {4 * HOST.lanes} bytes at address {end:#x}, {size} bytes from the beginning of hidden, which has {size} bytes; "
+    expected = (
+        f"forward wrote {4 * HOST.lanes} bytes at address {end:#x}, "
+        f"{size} bytes from the beginning of hidden, which has {size} bytes; "
+    )
     assert str(caught.value).startswith(expected)
 
 

@@ -1,4 +1,4 @@
-"""The compiled backend as a whole: every vector width and number of threads, and the pool that runs it."""
+"""The compiled backend as a whole: vector widths, numbers of threads, and its thread pool."""
 
 import threading
 import time
@@ -111,8 +111,8 @@ def test_a_sequences_bits_depend_on_nothing_else(
     config: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Alone, in a batch, token by token, in odd chunks, in other blocks, on one thread or on three: the same bits."""
-    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_PRODUCTS", 0)
+    """Alone, batched, token by token, in chunks, in other blocks, on 1 or 3 threads: same bits."""
+    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
     folder = write_checkpoint(tmp_path, config=config)
     together = np.split(
         logits_of(load_narrow(folder, kind, num_threads=3)),
@@ -142,7 +142,7 @@ def test_a_sequences_bits_depend_on_nothing_else(
 def test_bits_do_not_depend_on_the_number_of_threads(
     tmp_path: Path, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_PRODUCTS", 0)
+    monkeypatch.setattr("nanovllm.model.kernels.backend._SHARED_MULTIPLY_ADDS", 0)
     folder = write_checkpoint(tmp_path)
     np.testing.assert_array_equal(
         logits_of(NumbaBackend.load(folder, LoadOptions(num_threads=threads))),
@@ -165,7 +165,7 @@ KINDS = [
 def test_a_token_that_is_not_finite_spoils_only_what_comes_after_it(
     tmp_path: Path, spec: Spec, bad: float
 ) -> None:
-    """Whatever the vector width and types, and also what comes in the same blocks and buffers later."""
+    """At every vector width and type, and for what comes in the same blocks and buffers later."""
     if spec == Spec(spec.target):
         load_whole(spec.target)
     folder = write_checkpoint(tmp_path, tied=False, config={"n_embd": 36})
@@ -179,9 +179,9 @@ def test_a_token_that_is_not_finite_spoils_only_what_comes_after_it(
     def run(token: int) -> np.ndarray:
         seqs = [[*range(1, 1 + PLACE), token, *range(50, 59)], beside, [7]]
         hidden = backend.forward(make_batch(seqs, block_size=BLOCK_SIZE, all_rows=True)).copy()
-        _, has_word = backend.greedy(hidden)
+        _, has_token = backend.greedy(hidden)
         logits = np.array(backend.logits(hidden))
-        np.testing.assert_array_equal(np.isfinite(logits).all(axis=1), has_word)
+        np.testing.assert_array_equal(np.isfinite(logits).all(axis=1), has_token)
         return logits
 
     backend.allocate_cache(40, BLOCK_SIZE)
@@ -206,23 +206,23 @@ def test_no_activation_hides_a_weight_that_is_not_a_number(
     weights.layers[0].ffn.up.weight[3, 5] = np.nan
     backend = NumbaBackend(config, weights, spec=Spec(HOST, dtype, dtype), num_threads=1)
     backend.allocate_cache(4, BLOCK_SIZE)
-    _, has_word = backend.greedy(backend.forward(make_batch([[1, 2, 3]], block_size=BLOCK_SIZE)))
-    assert not has_word.any()
+    _, has_token = backend.greedy(backend.forward(make_batch([[1, 2, 3]], block_size=BLOCK_SIZE)))
+    assert not has_token.any()
 
 
 @pytest.mark.parametrize("cache", ["bfloat16", "int8"])
 def test_the_head_leaves_the_hidden_states_as_they_were(tmp_path: Path, cache: str) -> None:
-    """They are a view of the backend's own memory, and a head of bytes has outliers to leave out."""
+    """They are a view of the backend's memory, and an int8 head has outliers to leave out."""
     folder = write_checkpoint(tmp_path, outliers=True, config={"n_embd": 64})
     backend = NumbaBackend.load(folder, LoadOptions(quantization="int8", kv_cache_dtype=cache))
     backend.allocate_cache(40, BLOCK_SIZE)
     batch = make_batch(SEQS, block_size=BLOCK_SIZE, all_rows=True)
     hidden = backend.forward(batch)
     before = hidden.copy()
-    words, _ = backend.greedy(hidden)
+    tokens, _ = backend.greedy(hidden)
     np.testing.assert_array_equal(hidden, before)
     first = np.array(backend.logits(hidden))
-    np.testing.assert_array_equal(first.argmax(axis=1), words)
+    np.testing.assert_array_equal(first.argmax(axis=1), tokens)
     np.testing.assert_array_equal(backend.logits(hidden), first)
     np.testing.assert_array_equal(hidden, before)
     assert backend.memory.arrays["linears"]["outliers"][-1] > 0, "there is nothing to leave out"

@@ -62,7 +62,7 @@ def test_an_object_file_becomes_functions(image: bytes) -> None:
 
 
 def test_machine_code_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numba would make some for every function by itself, which took a third of the time of compiling and which nobody ran."""
+    """Numba by itself makes one for every function, a third of the compile time, for nobody."""
 
     def refuse(library: Any) -> None:
         raise AssertionError(f"machine code of {library}")
@@ -121,8 +121,17 @@ def test_code_calls_nothing_but_the_operating_system() -> None:
         for value in values
         if value.is_declaration and not value.name.startswith("llvm.")
     }
-    assert outside <= {f"pthread_{name}" for name in ("mutex_init", "mutex_lock", "mutex_unlock", "cond_init", "cond_wait", "cond_broadcast")} | {
-        "AcquireSRWLockExclusive", "ReleaseSRWLockExclusive", "SleepConditionVariableSRW", "WakeAllConditionVariable",
+    pthread = (
+        "mutex_init",
+        "mutex_lock",
+        "mutex_unlock",
+        "cond_init",
+        "cond_wait",
+        "cond_broadcast",
+    )
+    assert outside <= {f"pthread_{name}" for name in pthread} | {
+        "AcquireSRWLockExclusive", "ReleaseSRWLockExclusive", "SleepConditionVariableSRW",
+        "WakeAllConditionVariable",
         "clock_gettime", "QueryPerformanceCounter",
     }  # fmt: skip
     assert {
@@ -262,7 +271,7 @@ def test_the_processor_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
-    """Tried on a copy of the package, as an edit by hand would do it: one byte, and the time of the file put back."""
+    """Edits a copy of the package by hand: one byte, with the file's time restored."""
     package = tmp_path / "nanovllm"
     shutil.copytree(
         Path(nanovllm.__file__).parent,
@@ -374,7 +383,8 @@ def test_a_cached_start_imports_no_numba() -> None:
     if user_cache().load(cache_key(Spec(host_target()), host_cpu())) is None:
         pytest.skip("there is no cache")
     program = (
-        "import sys; from nanovllm.model.kernels import backend; from nanovllm.model.kernels.build.target import Spec, host_target;"
+        "import sys; from nanovllm.model.kernels import backend; "
+        "from nanovllm.model.kernels.build.target import Spec, host_target;"
         "backend.load_library(Spec(host_target())); print('numba' in sys.modules)"
     )
     answer = subprocess.run(

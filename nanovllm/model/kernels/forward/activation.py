@@ -1,8 +1,8 @@
-"""Activation functions on vectors, each the twin of the function of the same name in nanovllm/model/activation.py.
+"""Activation functions on vectors, twins of those in nanovllm/model/activation.py.
 
-tanh and the logistic function are written with one exp each: tanh(x) = 1 - 2 / (exp(2x) + 1), which
-is exact at both ends, since exp overflows long after the quotient is 0 or 1. NaN and infinities
-give what they give in NumPy.
+tanh and the logistic function use one exp each: tanh(x) = 1 - 2 / (exp(2x) + 1). That is exact at
+both ends, because exp overflows long after the quotient is 0 or 1. NaN and infinities give what
+they give in NumPy.
 """
 
 import math
@@ -59,7 +59,10 @@ def silu(v: Vectors, x: Value) -> Value:
 
 
 def mish(v: Vectors, x: Value) -> Value:
-    """x tanh(log(1 + e)) = x (e^2 + 2e) / (e^2 + 2e + 2) with e = exp(x), held below where its square overflows."""
+    """x tanh(log(1 + e)) = x (e^2 + 2e) / (e^2 + 2e + 2) with e = exp(min(x, 40)).
+
+    Above 40 the quotient is 1 in float32, and the square of e would overflow.
+    """
     e = v.exp(v.minimum(v.constant(40.0), x))
     w = v.multiply(e, v.add(e, v.constant(2.0)))
     return v.multiply(x, v.divide(w, v.add(w, v.constant(2.0))))
@@ -77,17 +80,17 @@ def relu2(v: Vectors, x: Value) -> Value:
 
 
 def relu6(v: Vectors, x: Value) -> Value:
-    """x kept between 0 and 6."""
+    """min(max(x, 0), 6)."""
     return v.minimum(v.constant(6.0), relu(v, x))
 
 
 def leaky_relu(v: Vectors, x: Value) -> Value:
-    """x above 0, x / 100 below."""
+    """max(x, x / 100)."""
     return v.maximum(x, v.multiply(x, v.constant(0.01)))
 
 
 def linear(v: Vectors, x: Value) -> Value:
-    """x itself."""
+    """x."""
     return x
 
 

@@ -1,12 +1,13 @@
-"""The most likely word of each row while the head's product goes on: no row of logits is ever written, none is read again.
+"""Argmax fused into the matmul of the output head: logits are never stored.
 
-Every thread keeps, for each row, the best score so far in each lane and the word that had it:
+Every thread keeps, for each row, the best score so far in each lane and its token:
 
-    best   [threads][rows] | value x lanes | word x lanes |
+    best   [threads][rows] | score x lanes | token x lanes |
 
-A panel's words come in ascending order and only a larger score takes a lane over, so of equals the lower word stays; the reduction over
-lanes and threads compares words too. NaN counts as infinity, which nothing exceeds: a row that has either ends without a word, as does a
-row in which everything is minus infinity. So it is argmax where the row is sound, and nothing where it is not.
+A thread sees a row's tokens in ascending order, and only a larger score replaces one, so of equal
+scores the lower token stays. The reduction over lanes and threads compares tokens too. A NaN counts
+as infinity, which no score exceeds. A row with either, or with nothing but minus infinity, has
+NO_TOKEN instead of an argmax.
 """
 
 from typing import Any
@@ -18,21 +19,21 @@ from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.scalar import load_float, load_i32
 from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
-from nanovllm.model.kernels.step_record import NO_WORD, best_bytes
+from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
 
 _INFINITY = float("inf")
 
 
 def make_clear_best(target: KernelTarget) -> Any:
-    """clear_best(best, rows): no word has been seen yet."""
+    """Return clear_best(best_ptr, rows), which forgets the best tokens of a thread's rows."""
     lanes = target.lanes
     row_bytes = best_bytes(lanes)
 
-    def clear_best(v: Vectors, best: Value, rows: Value) -> None:
+    def clear_best(v: Vectors, best_ptr: Value, rows: Value) -> None:
         def row(i: Value, _: list[Value]) -> list[Value]:
-            at = v.address(best, v.times(i, row_bytes))
-            v.store(v.constant(-_INFINITY), at)
-            v.store(v.integers(0), at, lanes * F32_BYTES)
+            row_ptr = v.address(best_ptr, v.times(i, row_bytes))
+            v.store(v.constant(-_INFINITY), row_ptr)
+            v.store(v.integers(0), row_ptr, lanes * F32_BYTES)
             return []
 
         v.loop(rows, 1, [], row)
@@ -41,57 +42,64 @@ def make_clear_best(target: KernelTarget) -> Any:
 
 
 def make_update_best(target: KernelTarget) -> Any:
-    """update_best(scores, columns, first_word, vocab, best): a finished row of a panel, whose first column is `first_word`.
+    """Return update_best, which takes the logits of one row and one panel.
 
-    `columns` scores are whole vectors; those from `vocab` on only fill the panel up and are no words.
+    scores_ptr   float32 [columns], whole vectors
+    columns      width of the panel
+    first_token  token of the first column
+    vocab        size of the vocabulary; columns from there on are padding
+    best_ptr     the row's best scores and tokens
     """
     lanes = target.lanes
 
     def update_best(
-        v: Vectors, scores: Value, columns: Value, first_word: Value, vocab: Value, best: Value
-    ) -> None:
-        left = v.builder.sub(vocab, first_word)
-        numbers = ir.Constant(v.i32s, [I32(lane) for lane in range(lanes)])
-        value = v.load(best)
-        word = v.builder.bitcast(v.load(best, lanes * F32_BYTES), v.i32s)
+        v: Vectors, scores_ptr: Value, columns: Value, first_token: Value, vocab: Value,
+        best_ptr: Value,
+    ) -> None:  # fmt: skip
+        tokens_left = v.builder.sub(vocab, first_token)
+        lane_numbers = ir.Constant(v.i32s, [I32(lane) for lane in range(lanes)])
+        best = v.load(best_ptr)
+        best_token = v.builder.bitcast(v.load(best_ptr, lanes * F32_BYTES), v.i32s)
 
         def vector(i: Value, carried: list[Value]) -> list[Value]:
-            value, word = carried
-            score = v.load(v.element(scores, i))
-            score = v.where(
-                v.builder.fcmp_ordered("<", score, v.constant(_INFINITY)),
-                score,
-                v.constant(_INFINITY),
-            )
-            score = v.where(v.first_lanes(v.builder.sub(left, i)), score, v.constant(-_INFINITY))
-            is_better = v.builder.fcmp_ordered(">", score, value)
-            here = v.builder.add(
-                v.splat(v.builder.trunc(v.builder.add(first_word, i), I32)), numbers
-            )
-            return [v.where(is_better, score, value), v.where(is_better, here, word)]
+            best, best_token = carried
+            score = v.load(v.element(scores_ptr, i))
+            is_sound = v.builder.fcmp_ordered("<", score, v.constant(_INFINITY))
+            score = v.where(is_sound, score, v.constant(_INFINITY))
+            is_token = v.first_lanes(v.builder.sub(tokens_left, i))
+            score = v.where(is_token, score, v.constant(-_INFINITY))
+            is_better = v.builder.fcmp_ordered(">", score, best)
+            first = v.splat(v.builder.trunc(v.builder.add(first_token, i), I32))
+            token = v.builder.add(first, lane_numbers)
+            return [v.where(is_better, score, best), v.where(is_better, token, best_token)]
 
-        value, word = v.loop(columns, lanes, [value, word], vector)
-        v.store(value, best)
-        v.store(word, best, lanes * F32_BYTES)
+        best, best_token = v.loop(columns, lanes, [best, best_token], vector)
+        v.store(best, best_ptr)
+        v.store(best_token, best_ptr, lanes * F32_BYTES)
 
     return kernel(target, update_best)
 
 
 def make_choose_best(target: KernelTarget) -> Any:
-    """choose_best(best, threads, thread_bytes) -> the word of one row, or NO_WORD; `best` is that row in the first thread's memory."""
+    """Return choose_best(best_ptr, threads, thread_bytes) -> token, the argmax of one row.
+
+    best_ptr      the row's best scores and tokens of the first thread
+    threads       number of threads
+    thread_bytes  bytes from one thread's memory to the next thread's
+    """
     lanes = target.lanes
 
     @compiled
-    def choose_best(best: int, threads: int, thread_bytes: int) -> int:
-        chosen = NO_WORD
-        largest = load_float(best, 0)
+    def choose_best(best_ptr: int, threads: int, thread_bytes: int) -> int:
+        best_token = NO_TOKEN
+        best = load_float(best_ptr, 0)
         for thread in range(threads):
-            at = best + thread * thread_bytes
+            thread_ptr = best_ptr + thread * thread_bytes
             for lane in range(lanes):
-                value = load_float(at, lane)
-                word = load_i32(at, lanes + lane)
-                if chosen == NO_WORD or value > largest or (value == largest and word < chosen):
-                    largest, chosen = value, word
-        return chosen if abs(largest) < _INFINITY else NO_WORD
+                score, token = load_float(thread_ptr, lane), load_i32(thread_ptr, lanes + lane)
+                is_first = best_token == NO_TOKEN
+                if is_first or score > best or (score == best and token < best_token):
+                    best, best_token = score, token
+        return best_token if abs(best) < _INFINITY else NO_TOKEN
 
     return choose_best

@@ -1,14 +1,18 @@
-"""Rows of float32 in the types that products and the cache take them in.
+"""Conversion of float32 rows to the types that linear layers and the KV cache take.
 
-    bfloat16          the upper half of a float32, rounded to the nearest
-    inputs as bytes   round(x / scale) + zero_point, 0 to 255, so that the row's smallest and largest number just fit
-    cache as bytes    round(x / scale), -127 to 127, so that its largest magnitude just fits
+    bfloat16       the upper half of a float32, rounded to nearest even
+    int8 inputs    round(x / scale) + zero_point, 0 to 255: asymmetric, over the row's range
+    int8 in cache  round(x / scale), -127 to 127: symmetric, over the row's largest magnitude
 
-Scale and zero point belong to one row alone, so a row's bytes do not depend on the rows beside it. Inputs are unsigned because the dot
-product of this processor takes one unsigned and one signed side. A few inputs that are always large (nanovllm/model/quantization.py chooses them
-once) are taken out of the row and kept in float32 beside it. What is known of a row of bytes:
+Scale and zero point belong to one row, so a row's bytes do not depend on the rows beside it. Inputs
+are unsigned because x86 dot products multiply unsigned by signed bytes. The outliers, a few input
+channels that are always large, are taken out of the row and stay float32;
+nanovllm/model/quantization.py chooses them once. The quantization of a row, its row_quant, is 32
+words:
 
-    notes   scale | zero point | 14 unused | up to 16 outliers          32 words, a float32 each but the zero point, which is an int32
+    scale (float32) | zero point (int32) | 14 unused | up to 16 outliers (float32)
+
+A row with a NaN or an infinity gets the scale NaN, because a byte cannot represent either.
 """
 
 from typing import Any
@@ -20,42 +24,42 @@ from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.vector import F32, I8, I16, I32, I64, Value, Vectors, kernel
-from nanovllm.model.kernels.step_record import OUTLIER_NOTES
+from nanovllm.model.kernels.step_record import ROW_QUANT_OUTLIERS
 
-_TINIEST = 1e-30  # instead of a row of zeros' own scale
+_MIN_MAGNITUDE = 1e-30  # keeps the scale of a row of zeros above 0
 
 
 def make_round_row(target: KernelTarget) -> Any:
-    """round_row(source, out, count): exactly `count` float32 as bfloat16 in a row."""
+    """Return round_row(source_ptr, out_ptr, count): exactly `count` float32 to bfloat16."""
 
-    def round_row(v: Vectors, source: Value, out: Value, count: Value) -> None:
+    def round_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
         whole = v.builder.and_(count, I64(-v.lanes))
 
-        def vectors(i: Value, _: list[Value]) -> list[Value]:
-            v.store(v.round_bfloat16(v.load(v.element(source, i))), v.address(out, v.times(i, 2)))
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            rounded = v.round_bfloat16(v.load(v.element(source_ptr, i)))
+            v.store(rounded, v.address(out_ptr, v.times(i, 2)))
             return []
 
-        def rest(i: Value, _: list[Value]) -> list[Value]:
-            place = v.builder.add(whole, i)
-            rounded = v.round_bfloat16(v.splat(v.load_scalar(v.element(source, place))))
-            v.store(v.builder.extract_element(rounded, I32(0)), v.address(out, v.times(place, 2)))
+        def number(i: Value, _: list[Value]) -> list[Value]:
+            index = v.builder.add(whole, i)
+            rounded = v.round_bfloat16(v.splat(v.load_scalar(v.element(source_ptr, index))))
+            first = v.builder.extract_element(rounded, I32(0))
+            v.store(first, v.address(out_ptr, v.times(index, 2)))
             return []
 
-        v.loop(whole, v.lanes, [], vectors)
-        v.loop(v.builder.sub(count, whole), 1, [], rest)
+        v.loop(whole, v.lanes, [], vector)
+        v.loop(v.builder.sub(count, whole), 1, [], number)
 
     return kernel(target, round_row)
 
 
 def make_widen_row(target: KernelTarget) -> Any:
-    """widen_row(source, out, count): bfloat16 to float32, whole vectors, at least `count` of them."""
+    """Return widen_row(source_ptr, out_ptr, count): bfloat16 to float32, in whole vectors."""
 
-    def widen_row(v: Vectors, source: Value, out: Value, count: Value) -> None:
+    def widen_row(v: Vectors, source_ptr: Value, out_ptr: Value, count: Value) -> None:
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            words = v.builder.shl(
-                v.load_codes(v.address(source, v.times(i, 2)), I16), v.integers(16)
-            )
-            v.store(words, v.element(out, i))
+            codes = v.load_codes(v.address(source_ptr, v.times(i, 2)), I16)
+            v.store(v.builder.shl(codes, v.integers(16)), v.element(out_ptr, i))
             return []
 
         v.loop(count, v.lanes, [], vector)
@@ -63,17 +67,24 @@ def make_widen_row(target: KernelTarget) -> Any:
     return kernel(target, widen_row)
 
 
-def make_quantise_row(target: KernelTarget) -> Any:
-    """quantise_row(source, factors, out, notes, count): source * factors as unsigned bytes, and scale and zero point into the notes.
+def make_quantize_row(target: KernelTarget) -> Any:
+    """Return quantize_row, which converts source * factors to unsigned bytes.
 
-    Whole vectors are read and written; from `count` on they do not count for the range.
+    source_ptr     float32 [count]
+    factors_ptr    float32 [count]
+    out_ptr        bytes [count]
+    row_quant_ptr  receives scale and zero point
+    count          numbers in the row
+
+    Whole vectors are read and written. Padding does not count for the range.
     """
 
-    def quantise_row(
-        v: Vectors, source: Value, factors: Value, out: Value, notes: Value, count: Value
-    ) -> None:
+    def quantize_row(
+        v: Vectors, source_ptr: Value, factors_ptr: Value, out_ptr: Value, row_quant_ptr: Value,
+        count: Value,
+    ) -> None:  # fmt: skip
         def value(i: Value) -> Value:
-            return v.multiply(v.load(v.element(source, i)), v.load(v.element(factors, i)))
+            return v.multiply(v.load(v.element(source_ptr, i)), v.load(v.element(factors_ptr, i)))
 
         def find_range(i: Value, carried: list[Value]) -> list[Value]:
             inside = v.where(v.first_lanes(v.builder.sub(count, i)), value(i), v.constant(0.0))
@@ -86,53 +97,64 @@ def make_quantise_row(target: KernelTarget) -> Any:
         def convert(i: Value, _: list[Value]) -> list[Value]:
             code = v.builder.add(v.round_int32(v.multiply(value(i), v.splat(inverse))), zero_point)
             code = v.clamp_integers(code, 0, 255)
-            v.store(v.builder.trunc(code, ir.VectorType(I8, v.lanes)), v.address(out, i))
+            v.store(v.builder.trunc(code, ir.VectorType(I8, v.lanes)), v.address(out_ptr, i))
             return []
 
         zeros = v.constant(0.0)
-        smallest, largest, nothing = v.loop(count, v.lanes, [zeros, zeros, zeros], find_range)
+        smallest, largest, zero_or_nan = v.loop(count, v.lanes, [zeros, zeros, zeros], find_range)
         low, high = v.smallest(smallest), v.largest(largest)
         extent = v.builder.fsub(high, low)
         is_flat = v.builder.fcmp_ordered("==", extent, F32(0.0))
         inverse = v.builder.select(is_flat, F32(0.0), v.builder.fdiv(F32(255.0), extent))
         zero_point = v.round_int32(v.splat(v.builder.fneg(v.builder.fmul(low, inverse))))
-        # A row with a NaN or an infinity gets NaN for its scale, since a byte could not tell.
-        v.store(v.builder.fadd(v.builder.fdiv(extent, F32(255.0)), v.sum(nothing)), notes)
-        v.store(v.builder.extract_element(zero_point, I32(0)), notes, F32_BYTES)
+        scale = v.builder.fadd(v.builder.fdiv(extent, F32(255.0)), v.sum(zero_or_nan))
+        v.store(scale, row_quant_ptr)
+        v.store(v.builder.extract_element(zero_point, I32(0)), row_quant_ptr, F32_BYTES)
         v.loop(count, v.lanes, [], convert)
 
-    return kernel(target, quantise_row)
+    return kernel(target, quantize_row)
 
 
-def make_take_outliers(target: KernelTarget) -> Any:
-    """take_outliers(source, factors, places, count, notes): the numbers at `count` places times `count` factors into the notes."""
+def _make_extract_outliers(target: KernelTarget) -> Any:
+    """Return extract_outliers, which copies source[columns] * factors to a row's quantization.
 
-    def take_outliers(
-        v: Vectors, source: Value, factors: Value, places: Value, count: Value, notes: Value
-    ) -> None:
-        def take(i: Value, _: list[Value]) -> list[Value]:
-            place = v.builder.zext(v.load_word(v.element(places, i)), I64)
-            outlier = v.builder.fmul(
-                v.load_scalar(v.element(source, place)), v.load_scalar(v.element(factors, i))
-            )
-            v.store(outlier, v.element(v.address(notes, OUTLIER_NOTES * F32_BYTES), i))
+    source_ptr     float32 row
+    factors_ptr    float32 [count]
+    columns_ptr    int32 [count]
+    count          number of outliers
+    row_quant_ptr  receives the outliers
+    """
+
+    def extract_outliers(
+        v: Vectors, source_ptr: Value, factors_ptr: Value, columns_ptr: Value, count: Value,
+        row_quant_ptr: Value,
+    ) -> None:  # fmt: skip
+        outliers_ptr = v.address(row_quant_ptr, ROW_QUANT_OUTLIERS * F32_BYTES)
+
+        def extract(i: Value, _: list[Value]) -> list[Value]:
+            column = v.builder.zext(v.load_word(v.element(columns_ptr, i)), I64)
+            value = v.load_scalar(v.element(source_ptr, column))
+            factor = v.load_scalar(v.element(factors_ptr, i))
+            v.store(v.builder.fmul(value, factor), v.element(outliers_ptr, i))
             return []
 
-        v.loop(count, 1, [], take)
+        v.loop(count, 1, [], extract)
 
-    return kernel(target, take_outliers)
+    return kernel(target, extract_outliers)
 
 
-def make_quantise_signed(target: KernelTarget) -> Any:
-    """quantise_signed(source, out, scale, count): signed bytes, and the row's scale; whole vectors are read and written, zeros from `count` on."""
+def make_quantize_signed(target: KernelTarget) -> Any:
+    """Return quantize_signed(source_ptr, out_ptr, scale_ptr, count): float32 to signed bytes.
 
-    def quantise_signed(v: Vectors, source: Value, out: Value, scale: Value, count: Value) -> None:
+    `scale_ptr` receives the row's float32 scale. Whole vectors are read and written; padding is 0.
+    """
+
+    def quantize_signed(
+        v: Vectors, source_ptr: Value, out_ptr: Value, scale_ptr: Value, count: Value
+    ) -> None:
         def value(i: Value) -> Value:
-            return v.where(
-                v.first_lanes(v.builder.sub(count, i)),
-                v.load(v.element(source, i)),
-                v.constant(0.0),
-            )
+            is_inside = v.first_lanes(v.builder.sub(count, i))
+            return v.where(is_inside, v.load(v.element(source_ptr, i)), v.constant(0.0))
 
         def find_largest(i: Value, carried: list[Value]) -> list[Value]:
             return [
@@ -142,95 +164,107 @@ def make_quantise_signed(target: KernelTarget) -> Any:
 
         def convert(i: Value, _: list[Value]) -> list[Value]:
             code = v.round_int32(v.multiply(value(i), inverse))
-            v.store(v.builder.trunc(code, ir.VectorType(I8, v.lanes)), v.address(out, i))
+            v.store(v.builder.trunc(code, ir.VectorType(I8, v.lanes)), v.address(out_ptr, i))
             return []
 
-        most, nothing = v.loop(
-            count, v.lanes, [v.constant(_TINIEST), v.constant(0.0)], find_largest
+        magnitudes, zero_or_nan = v.loop(
+            count, v.lanes, [v.constant(_MIN_MAGNITUDE), v.constant(0.0)], find_largest
         )
-        largest = v.largest(most)
-        v.store(v.builder.fadd(v.builder.fmul(largest, F32(1 / 127)), v.sum(nothing)), scale)
+        largest = v.largest(magnitudes)
+        scale = v.builder.fadd(v.builder.fmul(largest, F32(1 / 127)), v.sum(zero_or_nan))
+        v.store(scale, scale_ptr)
         inverse = v.splat(v.builder.fdiv(F32(127.0), largest))
         v.loop(count, v.lanes, [], convert)
 
-    return kernel(target, quantise_signed)
+    return kernel(target, quantize_signed)
 
 
-def make_encode_input(target: KernelTarget, weights: str) -> Any:
-    """encode_input(source, count, linear, out, notes): a row of float32 as a product by `linear` takes it.
+def make_convert_row(target: KernelTarget, weights: str) -> Any:
+    """Return convert_row, which converts a float32 row to a linear layer's bfloat16 or int8 input.
 
-    The input factors of outliers are 0, so that they are zeros in the row of bytes.
+    source_ptr     float32 [count]
+    count          numbers in the row
+    linear         record of the linear layer
+    out_ptr        the input row
+    row_quant_ptr  its quantization, where the weights are int8
+
+    Outliers have the input factor 0, so their bytes in the row stand for 0.
     """
-    round_row, quantise_row, take_outliers = (
-        make_round_row(target),
-        make_quantise_row(target),
-        make_take_outliers(target),
-    )
-    narrow = weights == "bfloat16"
+    round_row, quantize_row = make_round_row(target), make_quantize_row(target)
+    extract_outliers = _make_extract_outliers(target)
+    is_bfloat16 = weights == "bfloat16"
 
     @compiled
-    def encode_input(source: int, count: int, linear: Any, out: int, notes: int) -> None:
-        if narrow:
-            round_row(source, out, count)
+    def convert_row(
+        source_ptr: int, count: int, linear: Any, out_ptr: int, row_quant_ptr: int
+    ) -> None:
+        if is_bfloat16:
+            round_row(source_ptr, out_ptr, count)
         else:
-            take_outliers(
-                source, linear.outlier_factors, linear.outlier_places, linear.outliers, notes
-            )
-            quantise_row(source, linear.input_factors, out, notes, count)
+            extract_outliers(
+                source_ptr, linear.outlier_factors_ptr, linear.outlier_columns_ptr,
+                linear.outliers, row_quant_ptr,
+            )  # fmt: skip
+            quantize_row(source_ptr, linear.input_factors_ptr, out_ptr, row_quant_ptr, count)
 
-    return encode_input
+    return convert_row
 
 
-def make_encode_token(target: KernelTarget, cache: str) -> Any:
-    """encode_token(source, count, out, scale): a key or value of one head as the cache holds it, in a row, zeros to the next whole vector.
+def make_convert_kv(target: KernelTarget, cache: str) -> Any:
+    """Return convert_kv, which converts one head's key or value to the type of the cache.
 
-    Exactly `count` float32 are read; `out` has room for whole vectors of float32.
+    source_ptr  float32 [count]; nothing behind it is read
+    count       numbers in the row
+    out_ptr     the row in the cache's type, zeros to the next whole vector of float32
+    scale_ptr   receives the float32 scale, where the cache is int8
     """
-    copy, clear, round_row, quantise = (
-        make_copy(target),
-        make_clear(target),
-        make_round_row(target),
-        make_quantise_signed(target),
-    )
+    copy, clear = make_copy(target), make_clear(target)
+    round_row, quantize_signed = make_round_row(target), make_quantize_signed(target)
 
     @compiled
-    def encode_token(source: int, count: int, out: int, scale: int) -> None:
-        clear(out, count)
+    def convert_kv(source_ptr: int, count: int, out_ptr: int, scale_ptr: int) -> None:
+        clear(out_ptr, count)
         if cache == "bfloat16":
-            round_row(source, out, count)
+            round_row(source_ptr, out_ptr, count)
         else:
-            copy(source, out, count)
-        if (
-            cache == "int8"
-        ):  # in place, since whole vectors read from the source could lead out of the last token's row; bytes never overtake
-            quantise(out, out, scale, count)
+            copy(source_ptr, out_ptr, count)
+        if cache == "int8":
+            # In place: whole vectors of the source could reach behind the last token's row. The
+            # bytes written never overtake the floats that are still to be read.
+            quantize_signed(out_ptr, out_ptr, scale_ptr, count)
 
-    return encode_token
+    return convert_kv
 
 
-def make_insert(target: KernelTarget, per_word: int) -> Any:
-    """insert(codes, words, place, columns): a row of numbers into place `place` of each word; place 0 clears the others.
+def make_pack_value_row(target: KernelTarget, per_word: int) -> Any:
+    """Return pack_value_row, which writes a row of numbers into one position of 32-bit words.
 
-    Whole vectors, at least `columns` of them. A word is filled from place 0 on, so what was there before is never mixed with what is new.
+    codes_ptr  the row, in numbers of 32 / per_word bits
+    words_ptr  the words
+    position   position in each word; 0 clears the other positions
+    columns    numbers in the row; whole vectors are written
+
+    Positions are written in ascending order, so a word never mixes new numbers with old ones.
     """
     bits = 32 // per_word
-    element = {1: I32, 2: I16, 4: I8}[per_word]
+    code_type = {1: I32, 2: I16, 4: I8}[per_word]
 
-    def insert(v: Vectors, codes: Value, words: Value, place: Value, columns: Value) -> None:
-        shift = v.splat(v.builder.trunc(v.builder.mul(place, I64(bits)), I32))
-        others = v.builder.not_(
-            v.builder.shl(v.integers(-1 if per_word == 1 else (1 << bits) - 1), shift)
-        )
-        keep = v.builder.select(v.builder.icmp_signed("==", place, I64(0)), v.integers(0), others)
+    def pack_value_row(
+        v: Vectors, codes_ptr: Value, words_ptr: Value, position: Value, columns: Value
+    ) -> None:
+        shift = v.splat(v.builder.trunc(v.builder.mul(position, I64(bits)), I32))
+        code_mask = v.integers(-1 if per_word == 1 else (1 << bits) - 1)
+        others = v.builder.not_(v.builder.shl(code_mask, shift))
+        is_first = v.builder.icmp_signed("==", position, I64(0))
+        keep = v.builder.select(is_first, v.integers(0), others)
 
         def vector(i: Value, _: list[Value]) -> list[Value]:
-            at = v.element(words, i)
-            new = v.builder.shl(
-                v.load_codes(v.address(codes, v.times(i, bits // 8)), element), shift
-            )
-            v.store(v.builder.or_(v.builder.and_(v.load_words(at), keep), new), at)
+            word_ptr = v.element(words_ptr, i)
+            codes = v.load_codes(v.address(codes_ptr, v.times(i, bits // 8)), code_type)
+            kept = v.builder.and_(v.load_words(word_ptr), keep)
+            v.store(v.builder.or_(kept, v.builder.shl(codes, shift)), word_ptr)
             return []
 
         v.loop(columns, v.lanes, [], vector)
 
-    return kernel(target, insert)
+    return kernel(target, pack_value_row)

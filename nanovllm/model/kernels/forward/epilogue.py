@@ -1,15 +1,20 @@
-"""What is done to sums before they are stored: bias, then activation or residual.
+"""The end of a linear layer, applied to accumulators before anything is stored.
 
-    out  = sums + bias
-    out  = activation(sums + bias)        stored as the next product takes its rows: bfloat16 where weights are, otherwise float32
-    out += sums + bias
+    STORE          out  = accumulators + bias
+    an activation  out  = activation(accumulators + bias)
+    RESIDUAL       out += accumulators + bias
 
-Sums of bytes are integers. The bytes of a row have its zero point added to them, so the zero point times the sum of the weight's column
-comes off first; what is left is multiplied by the scale of the row and that of the column, and the row's outliers times their weights,
-which are float32, are added one after the other.
+Activated results are stored in the type that the next linear layer takes: bfloat16 where the
+weights are bfloat16, otherwise float32. All other results are float32.
 
-Rows of a panel are finished together, along short panels a few right after their tiles, while their sums are in the first-level cache: vector by
-vector, so that bias and scales are read once for all of them, and everything from sum to result stays in registers.
+int8 accumulators are integers. The inputs x were quantized to q = x / row_scale + zero_point
+(convert.py), so sum(q * w) is too large by zero_point * sum(w) of the column:
+
+    x @ weight = row_scale * column_scale * (accumulator - zero_point * column_sum)
+                 + the row's outliers, times their float32 weights, one after the other
+
+Rows go through the epilogue in groups while their accumulators are in the first-level cache. It
+loads the bias and the column scales of a vector once for all rows of the group.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,77 +28,93 @@ from nanovllm.model.kernels.forward.activation import ACTIVATIONS
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
-    ADD_TO_RESIDUAL,
-    NOTES_BYTES,
-    OUTLIER_NOTES,
+    RESIDUAL,
+    ROW_QUANT_BYTES,
+    ROW_QUANT_OUTLIERS,
     STORE,
     WORD_BYTES,
 )
 
+Finish = Callable[[Value, Value], Value]
+"""From a vector (bias added) and the address of its output to the vector that is stored."""
+
 
 @cache
 def make_epilogue(
-    target: KernelTarget, weights: str, *, kinds: Sequence[int] = range(ADD_TO_RESIDUAL + 1)
+    target: KernelTarget, weights: str, *, kinds: Sequence[int] = range(RESIDUAL + 1)
 ) -> Any:
-    """epilogue(sums, rows, linear, column, out, out_stride, notes): some rows of one panel, which begins at `column`.
+    """Return epilogue, for some rows of one panel. Only the epilogues in `kinds` are compiled.
 
-    `sums` are as wide as the panel. `out` is where the first of the rows begins, `notes` those of rows of bytes. May be in place. There is code
-    for the `kinds` of linear.finish alone.
+    kind                       STORE, RESIDUAL or the number of an activation
+    accumulators_ptr           [rows, width], float32 or int32
+    rows                       number of rows
+    linear                     record of the linear layer
+    column                     the panel's first column
+    row_quant_ptr              the rows' quantization, where the weights are int8
+    out_ptr, out_stride_bytes  the whole output rows; may be the accumulators themselves
     """
-    finish, result_bytes = (
-        kernel(target, _make_finish_rows(target, weights, kinds)),
-        _make_result_bytes(weights),
-    )
+    finish_rows = kernel(target, _make_finish_rows(target, weights, kinds))
+    result_bytes = _make_result_bytes(weights)
     width_bytes = target.panel_width * WORD_BYTES
 
     @compiled
     def epilogue(
-        sums: int, rows: int, linear: Any, column: int, out: int, out_stride: int, notes: int
-    ) -> None:
-        at = column * WORD_BYTES
-        finish(
-            linear.finish, sums, rows, linear.bias + at, out + column * result_bytes(linear), out_stride, notes,
-            linear.column_sums + at, linear.column_scales + at, linear.outliers, linear.outlier_weight + at, linear.panels * width_bytes,
+        kind: int, accumulators_ptr: int, rows: int, linear: Any, column: int, row_quant_ptr: int,
+        out_ptr: int, out_stride_bytes: int,
+    ) -> None:  # fmt: skip
+        column_bytes = column * WORD_BYTES
+        finish_rows(
+            kind, accumulators_ptr, rows, linear.bias_ptr + column_bytes, row_quant_ptr,
+            out_ptr + column * result_bytes(kind), out_stride_bytes,
+            linear.column_sums_ptr + column_bytes, linear.column_scales_ptr + column_bytes,
+            linear.outliers, linear.outlier_weight_ptr + column_bytes, linear.panels * width_bytes,
         )  # fmt: skip
 
     return epilogue
 
 
 @cache
-def make_expect(target: KernelTarget, weights: str) -> Any:
-    """expect(rows, linear, column, out, out_stride): ask for what `epilogue` of the same arguments is going to write."""
+def make_prefetch_output(target: KernelTarget, weights: str) -> Any:
+    """Return prefetch_output(kind, rows, column, out_ptr, out_stride_bytes).
+
+    It prefetches the output of `epilogue` with the same arguments.
+    """
     result_bytes, width = _make_result_bytes(weights), target.panel_width
 
-    def ask(v: Vectors, rows: Value, out: Value, out_stride: Value, count: Value) -> None:
-        def row(number: Value, _: list[Value]) -> list[Value]:
-            def line(offset: Value, _: list[Value]) -> list[Value]:
-                v.prefetch(v.address(out, v.builder.mul(number, out_stride), offset), writes=True)
+    def prefetch(
+        v: Vectors, rows: Value, out_ptr: Value, out_stride_bytes: Value, count_bytes: Value
+    ) -> None:
+        def prefetch_row(row: Value, _: list[Value]) -> list[Value]:
+            def prefetch_line(offset_bytes: Value, _: list[Value]) -> list[Value]:
+                row_bytes = v.builder.mul(row, out_stride_bytes)
+                v.prefetch(v.address(out_ptr, row_bytes, offset_bytes), writes=True)
                 return []
 
-            v.loop(count, LINE_BYTES, [], line)
+            v.loop(count_bytes, LINE_BYTES, [], prefetch_line)
             return []
 
-        v.loop(rows, 1, [], row)
+        v.loop(rows, 1, [], prefetch_row)
 
-    ask_for_rows = kernel(target, ask)
+    prefetch_rows = kernel(target, prefetch)
 
     @compiled
-    def expect(rows: int, linear: Any, column: int, out: int, out_stride: int) -> None:
-        ask_for_rows(
-            rows, out + column * result_bytes(linear), out_stride, width * result_bytes(linear)
-        )
+    def prefetch_output(
+        kind: int, rows: int, column: int, out_ptr: int, out_stride_bytes: int
+    ) -> None:
+        number_bytes = result_bytes(kind)
+        prefetch_rows(rows, out_ptr + column * number_bytes, out_stride_bytes, width * number_bytes)
 
-    return expect
+    return prefetch_output
 
 
 def _make_result_bytes(weights: str) -> Any:
-    """result_bytes(linear): of one result of a linear layer, of which only activated ones may be narrow."""
+    """Return result_bytes(kind): the bytes of one result of an epilogue."""
     activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
     activations = len(ACTIVATION_NAMES)
 
     @compiled
-    def result_bytes(linear: Any) -> int:
-        return activated_bytes if linear.finish < activations else WORD_BYTES
+    def result_bytes(kind: int) -> int:
+        return activated_bytes if kind < activations else WORD_BYTES
 
     return result_bytes
 
@@ -102,53 +123,45 @@ def _make_finish_rows(
     target: KernelTarget, weights: str, kinds: Sequence[int]
 ) -> Callable[..., None]:
     def finish_rows(
-        v: Vectors,
-        kind: Value,
-        sums: Value,
-        rows: Value,
-        bias: Value,
-        out: Value,
-        out_stride: Value,
-        notes: Value,
-        column_sums: Value,
-        column_scales: Value,
-        outliers: Value,
-        outlier_weight: Value,
-        outlier_stride: Value,
-    ) -> None:
-        def finish_all(finish: Callable[[Value, Value], Value], *, narrow: bool) -> None:
+        v: Vectors, kind: Value, accumulators_ptr: Value, rows: Value, bias_ptr: Value,
+        row_quant_ptr: Value, out_ptr: Value, out_stride_bytes: Value, column_sums_ptr: Value,
+        column_scales_ptr: Value, outliers: Value, outlier_weight_ptr: Value,
+        outlier_stride_bytes: Value,
+    ) -> None:  # fmt: skip
+        def finish_all(finish: Finish, *, as_bfloat16: bool) -> None:
+            """Emit the loops over the panel's vectors and the rows."""
+
             def vector(i: Value, _: list[Value]) -> list[Value]:
-                weight = v.element(outlier_weight, i)
-                columns = (
-                    (v.load_words(v.element(column_sums, i)), v.load(v.element(column_scales, i)))
-                    if weights == "int8"
-                    else ()
-                )
-                vector_bias = v.load(v.element(bias, i))
+                weight_ptr = v.element(outlier_weight_ptr, i)
+                columns: tuple[Value, ...] = ()
+                if weights == "int8":
+                    column_sums = v.load_words(v.element(column_sums_ptr, i))
+                    columns = column_sums, v.load(v.element(column_scales_ptr, i))
+                bias = v.load(v.element(bias_ptr, i))
 
                 def row(number: Value, _: list[Value]) -> list[Value]:
-                    value = v.element(
-                        v.address(sums, v.times(number, target.panel_width * WORD_BYTES)), i
-                    )
+                    row_bytes = v.times(number, target.panel_width * WORD_BYTES)
+                    accumulator_ptr = v.element(v.address(accumulators_ptr, row_bytes), i)
                     if columns:
-                        value = _dequantise(
+                        quant_ptr = v.address(row_quant_ptr, v.times(number, ROW_QUANT_BYTES))
+                        value = _dequantize(
                             v,
-                            value,
+                            v.load_words(accumulator_ptr),
                             columns,
-                            v.address(notes, v.times(number, NOTES_BYTES)),
+                            quant_ptr,
                             outliers,
-                            weight,
-                            outlier_stride,
+                            weight_ptr,
+                            outlier_stride_bytes,
                         )
                     else:
-                        value = v.load(value)
-                    at = v.address(
-                        out,
-                        v.builder.mul(number, out_stride),
-                        v.times(i, 2 if narrow else WORD_BYTES),
+                        value = v.load(accumulator_ptr)
+                    result_ptr = v.address(
+                        out_ptr,
+                        v.builder.mul(number, out_stride_bytes),
+                        v.times(i, 2 if as_bfloat16 else WORD_BYTES),
                     )
-                    value = finish(v.add(value, vector_bias), at)
-                    v.store(v.round_bfloat16(value) if narrow else value, at)
+                    value = finish(v.add(value, bias), result_ptr)
+                    v.store(v.round_bfloat16(value) if as_bfloat16 else value, result_ptr)
                     return []
 
                 v.loop(rows, 1, [], row)
@@ -159,39 +172,44 @@ def _make_finish_rows(
         for number in kinds:
             with v.when_equal(kind, number):
                 if number == STORE:
-                    finish_all(lambda value, at: value, narrow=False)
-                elif number == ADD_TO_RESIDUAL:
-                    finish_all(lambda value, at: v.add(v.load(at), value), narrow=False)
+                    finish_all(lambda value, _: value, as_bfloat16=False)
+                elif number == RESIDUAL:
+                    finish_all(
+                        lambda value, result_ptr: v.add(v.load(result_ptr), value),
+                        as_bfloat16=False,
+                    )
                 else:
-                    finish_all(_activate(v, ACTIVATION_NAMES[number]), narrow=weights == "bfloat16")
+                    finish_all(
+                        _activation(v, ACTIVATION_NAMES[number]), as_bfloat16=weights == "bfloat16"
+                    )
 
     return finish_rows
 
 
-def _activate(v: Vectors, name: str) -> Callable[[Value, Value], Value]:
-    return lambda value, at: ACTIVATIONS[name](v, value)
+def _activation(v: Vectors, name: str) -> Finish:
+    return lambda value, _: ACTIVATIONS[name](v, value)
 
 
-def _dequantise(
+def _dequantize(
     v: Vectors,
-    sums: Value,
+    accumulators: Value,
     columns: tuple[Value, ...],
-    notes: Value,
+    row_quant_ptr: Value,
     outliers: Value,
-    weight: Value,
-    weight_stride: Value,
+    outlier_weight_ptr: Value,
+    outlier_stride_bytes: Value,
 ) -> Value:
-    """A vector of a row's integer sums as float32, its outliers times their weights among them."""
+    """Return a vector of a row's int32 accumulators as float32, with its outliers added."""
     column_sums, column_scales = columns
-    row_scale, zero_point = v.splat(v.load_scalar(notes)), v.splat(v.load_word(notes, WORD_BYTES))
-    total = v.to_float(v.builder.sub(v.load_words(sums), v.builder.mul(column_sums, zero_point)))
+    row_scale = v.splat(v.load_scalar(row_quant_ptr))
+    zero_point = v.splat(v.load_word(row_quant_ptr, WORD_BYTES))
+    total = v.to_float(v.builder.sub(accumulators, v.builder.mul(column_sums, zero_point)))
+    outliers_ptr = v.address(row_quant_ptr, ROW_QUANT_OUTLIERS * WORD_BYTES)
 
     def add_outlier(k: Value, carried: list[Value]) -> list[Value]:
-        outlier = v.splat(v.load_scalar(v.element(v.address(notes, OUTLIER_NOTES * WORD_BYTES), k)))
-        return [
-            v.fma(outlier, v.load(v.address(weight, v.builder.mul(k, weight_stride))), carried[0])
-        ]
+        outlier = v.splat(v.load_scalar(v.element(outliers_ptr, k)))
+        weight_ptr = v.address(outlier_weight_ptr, v.builder.mul(k, outlier_stride_bytes))
+        return [v.fma(outlier, v.load(weight_ptr), carried[0])]
 
-    return v.loop(
-        outliers, 1, [v.multiply(total, v.multiply(column_scales, row_scale))], add_outlier
-    )[0]
+    scaled = v.multiply(total, v.multiply(column_scales, row_scale))
+    return v.loop(outliers, 1, [scaled], add_outlier)[0]

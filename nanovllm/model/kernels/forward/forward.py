@@ -1,422 +1,264 @@
-"""The compiled forward pass: the operations of nanovllm/model/gpt2.py under the same names in the same order.
+"""The compiled forward pass: the operations of nanovllm/model/gpt2.py in the same order.
 
-Several threads enter it at once, each with its number. An operation is a phase (barrier.py): the
-threads take its items, and the barrier at its end opens when all are computed, since the next operation
-reads what this one wrote. Which thread computes a row, a panel or a head changes nothing about how it
-is computed.
+Several threads run it at once, each with its number. Every operation is a phase (phase.py), takes
+the address of its phase and returns that of the next one, or ABORTED, with which every later
+operation returns at once.
 
-What a product takes its rows in is the type of the weights: float32 as it is, bfloat16 by whoever makes the row, and int8 by an operation
-of its own where a row is made by several threads, because a row's scale needs the whole row.
+A linear layer takes its input rows in the type of its weights. bfloat16 rows are converted by the
+operation that computes them. An int8 row's scale needs the whole row: layer_norm, where one thread
+computes a row, quantizes it at once. Rows that several threads compute are quantized by an
+operation of their own.
 """
 
 from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import PHASE_BYTES
 from nanovllm.model.kernels.build.target import Spec
-from nanovllm.model.kernels.forward.attention import (
-    AttentionParts,
-    make_attend_prompt,
-    make_attend_token,
-)
-from nanovllm.model.kernels.forward.convert import (
-    make_encode_input,
-    make_encode_token,
-    make_insert,
-    make_widen_row,
-)
-from nanovllm.model.kernels.forward.layernorm import make_layer_norm
-from nanovllm.model.kernels.forward.matmul import make_product
-from nanovllm.model.kernels.simd.formats import cache_format
+from nanovllm.model.kernels.forward.attention import make_paged_attention
+from nanovllm.model.kernels.forward.convert import make_convert_row, make_widen_row
+from nanovllm.model.kernels.forward.kv_cache import make_store
+from nanovllm.model.kernels.forward.layernorm import make_normalize_row
+from nanovllm.model.kernels.forward.matmul import LINEAR_BYTES, make_linear
+from nanovllm.model.kernels.forward.phase import ABORTED, end_phase, rows_per_item
 from nanovllm.model.kernels.simd.move import (
-    INT_BYTES,
     linear_at,
     load_int,
     make_add,
     make_clear,
     make_copy,
-    make_scatter,
     step_record_at,
 )
 from nanovllm.model.kernels.step_record import (
     ATTENTION_OUT,
-    ATTENTION_PHASES,
     DOWN,
-    FEED_FORWARD_PHASES,
-    ITEM_FIELDS,
-    LINEAR,
     LINEARS_PER_LAYER,
-    NOTES_BYTES,
     QKV,
+    RESIDUAL,
+    ROW_QUANT_BYTES,
+    STORE,
     UP,
-    WORD_BYTES,
-)  # fmt: skip
-from nanovllm.model.kernels.threads.barrier import barrier, take_item
-
-LINEAR_BYTES = LINEAR.itemsize
-_ITEMS_PER_THREAD = 4  # of a phase over rows: few enough to cost little, enough for one that is late to matter little
-
-
-@compiled
-def rows_per_item(rows: int, threads: int) -> int:
-    """Rows that a thread takes at once in a phase over rows."""
-    return max(1, rows // (_ITEMS_PER_THREAD * threads))
+)
+from nanovllm.model.kernels.threads.barrier import take_item
 
 
 @cache
 def make_forward(spec: Spec) -> Any:
-    """forward(address, thread): a whole step, from token ids to the normalised hidden state of the wanted rows, in `final`.
+    """Return forward(record_ptr, thread), which computes a whole step.
 
-    `address` is where the record of step_record.py is.
+    record_ptr  address of the step's record (step_record.py)
+    thread      number of the calling thread
+
+    The result is the step's array `final`: the final hidden states of its `logit_rows`.
     """
-    embed, final_norm = _make_embed(spec), _make_final_norm(spec)
-    self_attention, feed_forward = _make_self_attention(spec), _make_feed_forward(spec)
+    embed, layer_norm, final_norm = _make_embed(spec), _make_layer_norm(spec), _make_final(spec)
+    store_keys_and_values, paged_attention = make_store(spec), make_paged_attention(spec)
+    linear, quantize_inputs = make_linear(spec.target, spec.weights), make_convert_inputs(spec)
+    is_int8 = spec.weights == "int8"
 
     @compiled
-    def forward(address: int, thread: int) -> None:
-        p = step_record_at(address)
-        phase = p.phases
-        if not embed(p, thread, phase):
-            return
-        phase += PHASE_BYTES
-        for layer in range(p.layers):
-            if not self_attention(p, thread, phase, layer):
-                return
-            phase += ATTENTION_PHASES * PHASE_BYTES
-            if not feed_forward(p, thread, phase, layer):
-                return
-            phase += FEED_FORWARD_PHASES * PHASE_BYTES
-        final_norm(p, thread, phase)
+    def forward(record_ptr: int, thread: int) -> None:
+        record = step_record_at(record_ptr)
+        hidden_ptr, hidden_stride_bytes = record.hidden_ptr, record.hidden_stride_bytes
+        phase = embed(record, thread, record.phases_ptr)
+        for layer in range(record.layers):
+            norm_bytes = layer * hidden_stride_bytes
+            qkv, attention_out, up, down = linear_numbers(layer)
+
+            # layer_norm(hidden) @ qkv_weight + qkv_bias -> qkv
+            gain_ptr = record.attention_gain_ptr + norm_bytes
+            bias_ptr = record.attention_bias_ptr + norm_bytes
+            phase = layer_norm(record, thread, phase, gain_ptr, bias_ptr, qkv)
+            phase = linear(
+                record, thread, phase, qkv, record.tokens,
+                record.inputs_ptr, record.inputs_stride_bytes,
+                record.qkv_ptr, record.qkv_stride_bytes, STORE,
+            )  # fmt: skip
+
+            # attention(queries, keys, values) -> attn_out
+            phase = store_keys_and_values(record, thread, phase, layer)
+            phase = paged_attention(record, thread, phase, layer)
+
+            # hidden + attn_out @ out_weight + out_bias -> hidden
+            rows_ptr, stride_bytes = record.attn_out_ptr, hidden_stride_bytes
+            if is_int8:
+                phase = quantize_inputs(
+                    record, thread, phase, attention_out, record.tokens, record.d_model,
+                    rows_ptr, stride_bytes,
+                )  # fmt: skip
+                rows_ptr, stride_bytes = record.inputs_ptr, record.inputs_stride_bytes
+            phase = linear(
+                record, thread, phase, attention_out, record.tokens,
+                rows_ptr, stride_bytes,
+                hidden_ptr, hidden_stride_bytes, RESIDUAL,
+            )  # fmt: skip
+
+            # activation(layer_norm(hidden) @ up_weight + up_bias) -> ffn_hidden
+            gain_ptr, bias_ptr = record.ffn_gain_ptr + norm_bytes, record.ffn_bias_ptr + norm_bytes
+            phase = layer_norm(record, thread, phase, gain_ptr, bias_ptr, up)
+            phase = linear(
+                record, thread, phase, up, record.tokens,
+                record.inputs_ptr, record.inputs_stride_bytes,
+                record.ffn_hidden_ptr, record.ffn_hidden_stride_bytes, record.activation,
+            )  # fmt: skip
+
+            # hidden + ffn_hidden @ down_weight + down_bias -> hidden
+            rows_ptr, stride_bytes = record.ffn_hidden_ptr, record.ffn_hidden_stride_bytes
+            if is_int8:
+                phase = quantize_inputs(
+                    record, thread, phase, down, record.tokens, record.d_ff,
+                    rows_ptr, stride_bytes,
+                )  # fmt: skip
+                rows_ptr, stride_bytes = record.inputs_ptr, record.inputs_stride_bytes
+            phase = linear(
+                record, thread, phase, down, record.tokens,
+                rows_ptr, stride_bytes,
+                hidden_ptr, hidden_stride_bytes, RESIDUAL,
+            )  # fmt: skip
+
+        # layer_norm(hidden[logit_rows]) -> final
+        final_norm(record, thread, phase)
 
     return forward
 
 
-def _make_self_attention(spec: Spec) -> Any:
-    normalise, multiply, encode_rows = (
-        _make_normalise(spec),
-        _make_multiply(spec),
-        make_encode_rows(spec),
-    )
-    store_keys_and_values, paged_attention = _make_store(spec), _make_paged_attention(spec)
-    is_int8 = spec.weights == "int8"
-
-    @compiled
-    def self_attention(p: Any, thread: int, phase: int, layer: int) -> bool:
-        """hidden += attention(layer_norm(hidden)), in phases from `phase` on; returns whether to go on."""
-        row, number = layer * p.hidden_stride, layer * LINEARS_PER_LAYER
-        gain, bias = p.attention_gain + row, p.attention_bias + row
-        mixed, mixed_stride = p.mixed, p.hidden_stride
-        if is_int8:
-            mixed, mixed_stride = p.inputs, p.input_stride
-        out = number + ATTENTION_OUT
-        return (
-            normalise(p, thread, phase, gain, bias, number + QKV)
-            and multiply(
-                p, thread, phase + PHASE_BYTES, number + QKV, p.inputs, p.input_stride, p.qkv,
-                p.qkv_stride,
-            )
-            and store_keys_and_values(p, thread, phase + 2 * PHASE_BYTES, layer)
-            and paged_attention(p, thread, phase + 3 * PHASE_BYTES, layer)
-            and (
-                not is_int8
-                or encode_rows(
-                    p, thread, phase + 4 * PHASE_BYTES, p.tokens, p.mixed, p.hidden_stride,
-                    p.d_model, out,
-                )
-            )
-            and multiply(
-                p, thread, phase + 5 * PHASE_BYTES, out, mixed, mixed_stride, p.hidden,
-                p.hidden_stride,
-            )
-        )  # fmt: skip
-
-    return self_attention
-
-
-def _make_feed_forward(spec: Spec) -> Any:
-    normalise, multiply, encode_rows = (
-        _make_normalise(spec),
-        _make_multiply(spec),
-        make_encode_rows(spec),
-    )
-    is_int8 = spec.weights == "int8"
-
-    @compiled
-    def feed_forward(p: Any, thread: int, phase: int, layer: int) -> bool:
-        """hidden += down(activation(up(layer_norm(hidden)))), in phases from `phase` on; returns whether to go on."""
-        row, number = layer * p.hidden_stride, layer * LINEARS_PER_LAYER
-        middle, middle_stride = p.middle, p.middle_stride
-        if is_int8:
-            middle, middle_stride = p.inputs, p.input_stride
-        return (
-            normalise(p, thread, phase, p.ffn_gain + row, p.ffn_bias + row, number + UP)
-            and multiply(
-                p, thread, phase + PHASE_BYTES, number + UP, p.inputs, p.input_stride, p.middle,
-                p.middle_stride,
-            )
-            and (
-                not is_int8
-                or encode_rows(
-                    p, thread, phase + 2 * PHASE_BYTES, p.tokens, p.middle, p.middle_stride,
-                    p.d_ff, number + DOWN,
-                )
-            )
-            and multiply(
-                p, thread, phase + 3 * PHASE_BYTES, number + DOWN, middle, middle_stride,
-                p.hidden, p.hidden_stride,
-            )
-        )  # fmt: skip
-
-    return feed_forward
+@compiled
+def linear_numbers(layer: int) -> tuple[int, int, int, int]:
+    """Return the numbers of a block's linear layers, which are counted through all blocks."""
+    first = layer * LINEARS_PER_LAYER
+    return first + QKV, first + ATTENTION_OUT, first + UP, first + DOWN
 
 
 def _make_embed(spec: Spec) -> Any:
     target = spec.target
-    clear, copy, add, widen_row = (
-        make_clear(target),
-        make_copy(target),
-        make_add(target),
-        make_widen_row(target),
-    )
+    clear, copy, add = make_clear(target), make_copy(target), make_add(target)
+    widen_row = make_widen_row(target)
 
     @compiled
-    def embed(p: Any, thread: int, phase: int) -> bool:
-        """hidden = token embedding + position embedding; what fills a row up is zero and stays so."""
-        size = rows_per_item(p.tokens, p.threads)
-        items = (p.tokens + size - 1) // size
+    def embed(record: Any, thread: int, phase: int) -> int:
+        """hidden = token_embedding[token_ids] + position_embedding[positions]; padding is 0."""
+        if phase == ABORTED:
+            return ABORTED
+        size = rows_per_item(record, record.tokens)
+        items = (record.tokens + size - 1) // size
         done = 0
         item = take_item(phase)
         while item < items:
-            for token in range(item * size, min(p.tokens, (item + 1) * size)):
-                hidden = p.hidden + token * p.hidden_stride
-                clear(hidden, p.d_model)
-                row = p.token_embedding + load_int(p.token_ids, token) * p.embedding_bytes
-                if p.embedding_is_narrow:
-                    widen_row(row, hidden, p.d_model)
+            for token in range(item * size, min(record.tokens, (item + 1) * size)):
+                hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
+                token_id = load_int(record.token_ids_ptr, token)
+                row_ptr = record.token_embedding_ptr + token_id * record.embedding_stride_bytes
+                clear(hidden_ptr, record.d_model)
+                if record.embedding_is_bfloat16:
+                    widen_row(row_ptr, hidden_ptr, record.d_model)
                 else:
-                    copy(row, hidden, p.d_model)
-                position = load_int(p.positions, token)
-                add(p.position_embedding + position * p.hidden_stride, hidden, p.d_model)
+                    copy(row_ptr, hidden_ptr, record.d_model)
+                position_bytes = load_int(record.positions_ptr, token) * record.hidden_stride_bytes
+                add(record.position_embedding_ptr + position_bytes, hidden_ptr, record.d_model)
             done += 1
             item = take_item(phase)
-        return barrier(p.job, phase, thread, done, items)
+        return end_phase(record, thread, phase, done, items)
 
     return embed
 
 
-@cache
-def make_encode_rows(spec: Spec) -> Any:
-    """encode_rows(p, thread, phase, rows, source, stride, count, number) -> whether to go on.
+def _make_layer_norm(spec: Spec) -> Any:
+    """Return layer_norm(record, thread, phase, gain_ptr, bias_ptr, number) -> next phase.
 
-    A phase: `rows` rows of `source` into `inputs`, as product number `number` takes them.
+    gain_ptr, bias_ptr  float32 [d_model], padded to whole vectors
+    number              the linear layer that takes the rows
     """
-    encode_input = make_encode_input(spec.target, spec.weights)
-
-    @compiled
-    def encode_rows(
-        p: Any,
-        thread: int,
-        phase: int,
-        rows: int,
-        source: int,
-        stride: int,
-        count: int,
-        number: int,
-    ) -> bool:
-        linear = linear_at(p.linears + number * LINEAR_BYTES)
-        size = rows_per_item(rows, p.threads)
-        items = (rows + size - 1) // size
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            for row in range(item * size, min(rows, (item + 1) * size)):
-                encode_input(
-                    source + row * stride, count, linear, p.inputs + row * p.input_stride,
-                    p.input_notes + row * NOTES_BYTES,
-                )  # fmt: skip
-            done += 1
-            item = take_item(phase)
-        return barrier(p.job, phase, thread, done, items)
-
-    return encode_rows
-
-
-@cache
-def _make_normalise(spec: Spec) -> Any:
-    layer_norm, encode_input = (
-        make_layer_norm(spec.target),
-        make_encode_input(spec.target, spec.weights),
-    )
+    normalize_row = make_normalize_row(spec.target)
+    convert_row = make_convert_row(spec.target, spec.weights)
     is_float32 = spec.weights == "float32"
 
     @compiled
-    def normalise(p: Any, thread: int, phase: int, gain: int, bias: int, number: int) -> bool:
-        """inputs = layer_norm(hidden), as product number `number` takes them."""
-        linear = linear_at(p.linears + number * LINEAR_BYTES)
-        size = rows_per_item(p.tokens, p.threads)
-        items = (p.tokens + size - 1) // size
+    def layer_norm(
+        record: Any, thread: int, phase: int, gain_ptr: int, bias_ptr: int, number: int
+    ) -> int:
+        """inputs = layer_norm(hidden), in the type of the linear layer's weights."""
+        if phase == ABORTED:
+            return ABORTED
+        linear = linear_at(record.linears_ptr + number * LINEAR_BYTES)
+        size = rows_per_item(record, record.tokens)
+        items = (record.tokens + size - 1) // size
         done = 0
         item = take_item(phase)
         while item < items:
-            for token in range(item * size, min(p.tokens, (item + 1) * size)):
-                out = p.inputs + token * p.input_stride
-                row = out if is_float32 else p.row + thread * p.row_bytes
-                hidden = p.hidden + token * p.hidden_stride
-                layer_norm(hidden, gain, bias, row, p.d_model, p.epsilon)
+            for token in range(item * size, min(record.tokens, (item + 1) * size)):
+                hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
+                inputs_ptr = record.inputs_ptr + token * record.inputs_stride_bytes
+                row_ptr = inputs_ptr if is_float32 else record.row_ptr + thread * record.row_bytes
+                normalize_row(
+                    hidden_ptr, gain_ptr, bias_ptr, row_ptr, record.d_model, record.epsilon_ptr
+                )
                 if not is_float32:
-                    notes = p.input_notes + token * NOTES_BYTES
-                    encode_input(row, p.d_model, linear, out, notes)
+                    row_quant_ptr = record.row_quant_ptr + token * ROW_QUANT_BYTES
+                    convert_row(row_ptr, record.d_model, linear, inputs_ptr, row_quant_ptr)
             done += 1
             item = take_item(phase)
-        return barrier(p.job, phase, thread, done, items)
+        return end_phase(record, thread, phase, done, items)
 
-    return normalise
+    return layer_norm
 
 
-def _make_final_norm(spec: Spec) -> Any:
-    layer_norm = make_layer_norm(spec.target)
+def _make_final(spec: Spec) -> Any:
+    normalize_row = make_normalize_row(spec.target)
 
     @compiled
-    def final_norm(p: Any, thread: int, phase: int) -> None:
-        """final = layer_norm(hidden) of the rows that are wanted; the last phase of a run needs no barrier."""
+    def final_norm(record: Any, thread: int, phase: int) -> None:
+        """final = layer_norm(hidden[logit_rows]); a run's last phase needs no barrier."""
+        if phase == ABORTED:
+            return
         row = take_item(phase)
-        while row < p.rows:
-            hidden = p.hidden + load_int(p.logit_rows, row) * p.hidden_stride
-            out = p.final + row * p.hidden_stride
-            layer_norm(hidden, p.final_gain, p.final_bias, out, p.d_model, p.epsilon)
+        while row < record.rows:
+            token = load_int(record.logit_rows_ptr, row)
+            normalize_row(
+                record.hidden_ptr + token * record.hidden_stride_bytes,
+                record.final_gain_ptr,
+                record.final_bias_ptr,
+                record.final_ptr + row * record.hidden_stride_bytes,
+                record.d_model,
+                record.epsilon_ptr,
+            )
             row = take_item(phase)
 
     return final_norm
 
 
 @cache
-def _make_multiply(spec: Spec) -> Any:
-    product = make_product(spec.target, spec.weights)
+def make_convert_inputs(spec: Spec) -> Any:
+    """Return convert_inputs(record, thread, phase, number, rows, d_in, rows_ptr, stride_bytes).
+
+    number        the linear layer that takes the rows
+    rows, d_in    shape of the rows, which are float32
+    rows_ptr      their address
+    stride_bytes  bytes from one row to the next
+
+    It returns the next phase.
+    """
+    convert_row = make_convert_row(spec.target, spec.weights)
 
     @compiled
-    def multiply(
-        p: Any,
-        thread: int,
-        phase: int,
-        number: int,
-        rows: int,
-        stride: int,
-        out: int,
-        out_stride: int,
-    ) -> bool:
-        """Product number `number` of the network, counted through all layers, for all tokens."""
-        at = p.linears + number * LINEAR_BYTES
-        return product(
-            p, linear_at(at), linear_at(at + LINEAR_BYTES), thread, phase, rows, stride, p.tokens,
-            p.input_notes, out, out_stride,
-        )  # fmt: skip
-
-    return multiply
-
-
-def _make_store(spec: Spec) -> Any:
-    encode_token, scatter = make_encode_token(spec.target, spec.cache), make_scatter(spec.target)
-    per_word = cache_format(spec.target, spec.cache).per_word
-    insert = make_insert(spec.target, per_word)
-
-    @compiled
-    def store_keys_and_values(p: Any, thread: int, phase: int, layer: int) -> bool:
-        """Every token's key into a column, its value into a row of its block.
-
-        An item is a group of heads: tokens that share words of the values are stored by one thread,
-        in their order.
-        """
-        codes = p.row + thread * p.row_bytes
-        items = min(p.heads, 2 * p.threads)
+    def convert_inputs(
+        record: Any, thread: int, phase: int, number: int, rows: int, d_in: int, rows_ptr: int,
+        stride_bytes: int,
+    ) -> int:  # fmt: skip
+        """inputs = rows, in the type of the linear layer's weights."""
+        if phase == ABORTED:
+            return ABORTED
+        linear = linear_at(record.linears_ptr + number * LINEAR_BYTES)
+        size = rows_per_item(record, rows)
+        items = (rows + size - 1) // size
         done = 0
         item = take_item(phase)
         while item < items:
-            first_head, end_head = p.heads * item // items, p.heads * (item + 1) // items
-            for token in range(p.tokens):
-                slot = load_int(p.slots, token)
-                offset = slot % p.block_size
-                blocks = (layer * p.blocks + slot // p.block_size) * p.heads
-                row = p.qkv + token * p.qkv_stride + p.d_model * WORD_BYTES
-                for head in range(first_head, end_head):
-                    key = row + head * p.head_dim * WORD_BYTES
-                    store_head(p, codes, key, blocks + head, offset)
+            for row in range(item * size, min(rows, (item + 1) * size)):
+                inputs_ptr = record.inputs_ptr + row * record.inputs_stride_bytes
+                row_quant_ptr = record.row_quant_ptr + row * ROW_QUANT_BYTES
+                convert_row(rows_ptr + row * stride_bytes, d_in, linear, inputs_ptr, row_quant_ptr)
             done += 1
             item = take_item(phase)
-        return barrier(p.job, phase, thread, done, items)
+        return end_phase(record, thread, phase, done, items)
 
-    @compiled
-    def store_head(p: Any, codes: int, key: int, place: int, offset: int) -> None:
-        """The key at address `key` and its value, at an offset in one head's part of a block."""
-        scale = (place * p.block_columns + offset) * WORD_BYTES
-        encode_token(key, p.head_dim, codes, p.key_scales + scale)
-        keys = p.keys + place * p.key_bytes + offset * WORD_BYTES
-        scatter(codes, keys, p.block_columns * WORD_BYTES, p.key_steps)
-        encode_token(key + p.d_model * WORD_BYTES, p.head_dim, codes, p.value_scales + scale)
-        row_bytes = p.head_columns * WORD_BYTES
-        values = p.values + place * p.value_bytes + offset // per_word * row_bytes
-        insert(codes, values, offset % per_word, p.head_columns)
-
-    return store_keys_and_values
-
-
-def _make_paged_attention(spec: Spec) -> Any:
-    parts = AttentionParts(spec.target, spec.weights, spec.cache)
-    attend_prompt, attend_token = (
-        make_attend_prompt(spec.target, parts),
-        make_attend_token(spec.target, parts),
-    )
-
-    @compiled
-    def paged_attention(p: Any, thread: int, phase: int, layer: int) -> bool:
-        """Every token's attention to its own sequence.
-
-        The items are decoding sequences whole, the last of them by groups of heads, then prompts by
-        chunk and head. A whole sequence is read in the order of memory; groups let no thread wait
-        long for another at the end.
-        """
-        groups = min(p.threads, p.heads)
-        whole = max(0, p.decodes - 2 * p.threads)
-        decode_items = whole + (p.decodes - whole) * groups
-        items = decode_items + p.chunks * p.heads
-        done = 0
-        item = take_item(phase)
-        while item < items:
-            if item < whole:
-                decode(p, thread, layer, item, 0, p.heads)
-            elif item < decode_items:
-                group = (item - whole) % groups
-                first_head = p.heads * group // groups
-                heads = p.heads * (group + 1) // groups - first_head
-                decode(p, thread, layer, whole + (item - whole) // groups, first_head, heads)
-            else:
-                item -= decode_items
-                prefill(p, thread, layer, item // p.heads, item % p.heads)
-            done += 1
-            item = take_item(phase)
-        return barrier(p.job, phase, thread, done, items)
-
-    @compiled
-    def decode(p: Any, thread: int, layer: int, number: int, first_head: int, heads: int) -> None:
-        """Some heads' attention of decoding sequence `number`."""
-        at = number * ITEM_FIELDS
-        table = p.block_tables + load_int(p.decode_items, at) * p.max_blocks * INT_BYTES
-        token = load_int(p.decode_items, at + 1)
-        attend_token(
-            p, thread, layer, first_head, heads, table, p.qkv + token * p.qkv_stride,
-            load_int(p.decode_items, at + 3), p.mixed + token * p.hidden_stride,
-        )  # fmt: skip
-
-    @compiled
-    def prefill(p: Any, thread: int, layer: int, number: int, head: int) -> None:
-        """One head's attention of chunk `number`."""
-        at = number * ITEM_FIELDS
-        table = p.block_tables + load_int(p.chunk_items, at) * p.max_blocks * INT_BYTES
-        token = load_int(p.chunk_items, at + 1)
-        attend_prompt(
-            p, thread, layer, head, table, p.qkv + token * p.qkv_stride,
-            load_int(p.chunk_items, at + 2), load_int(p.chunk_items, at + 3),
-            p.mixed + token * p.hidden_stride,
-        )  # fmt: skip
-
-    return paged_attention
+    return convert_inputs

@@ -1,7 +1,7 @@
-"""Layer normalisation of one row, in three passes over a row that stays in the first-level cache.
+"""Layer normalization of one row, in three passes over a row that stays in the first-level cache.
 
-Rows are padded with zeros to whole vectors. Padding adds nothing to the sum; in the variance, where it would count as -mean, a mask leaves
-it out; gain and bias are zero there, and so is the result.
+Rows are padded with zeros to whole vectors. Padding adds nothing to the mean. A mask leaves it out
+of the variance, where it would count as -mean. Gain and bias are 0 there, and so is the result.
 """
 
 from typing import Any
@@ -10,44 +10,42 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
 
 
-def make_layer_norm(target: KernelTarget) -> Any:
-    """layer_norm(hidden, gain, bias, out, d_model, epsilon): one row; `epsilon` is the address of a float32."""
+def make_normalize_row(target: KernelTarget) -> Any:
+    """Return normalize_row(hidden_ptr, gain_ptr, bias_ptr, out_ptr, d_model, epsilon_ptr).
 
-    def layer_norm(
-        v: Vectors,
-        hidden: Value,
-        gain: Value,
-        bias: Value,
-        out: Value,
-        d_model: Value,
-        epsilon: Value,
-    ) -> None:
+    hidden_ptr, out_ptr  float32 [d_model], in whole vectors
+    gain_ptr, bias_ptr   float32 [d_model], in whole vectors
+    d_model              length of the row
+    epsilon_ptr          one float32
+    """
+
+    def normalize_row(
+        v: Vectors, hidden_ptr: Value, gain_ptr: Value, bias_ptr: Value, out_ptr: Value,
+        d_model: Value, epsilon_ptr: Value,
+    ) -> None:  # fmt: skip
         def centred(i: Value) -> Value:
-            return v.subtract(v.load(v.element(hidden, i)), mean)
+            return v.subtract(v.load(v.element(hidden_ptr, i)), mean)
 
         def add(i: Value, total: list[Value]) -> list[Value]:
-            return [v.add(total[0], v.load(v.element(hidden, i)))]
+            return [v.add(total[0], v.load(v.element(hidden_ptr, i)))]
 
         def add_square(i: Value, total: list[Value]) -> list[Value]:
-            inside = v.first_lanes(v.builder.sub(d_model, i))
-            difference = v.where(inside, centred(i), v.constant(0.0))
+            is_inside = v.first_lanes(v.builder.sub(d_model, i))
+            difference = v.where(is_inside, centred(i), v.constant(0.0))
             return [v.fma(difference, difference, total[0])]
 
-        def normalise(i: Value, _: list[Value]) -> list[Value]:
+        def normalize(i: Value, _: list[Value]) -> list[Value]:
             scaled = v.multiply(centred(i), inverse)
-            v.store(
-                v.fma(scaled, v.load(v.element(gain, i)), v.load(v.element(bias, i))),
-                v.element(out, i),
-            )
+            gain, bias = v.load(v.element(gain_ptr, i)), v.load(v.element(bias_ptr, i))
+            v.store(v.fma(scaled, gain, bias), v.element(out_ptr, i))
             return []
 
+        zero = v.constant(0.0)
         count = v.builder.sitofp(d_model, F32)
-        mean = v.splat(v.divide(v.sum(v.loop(d_model, v.lanes, [v.constant(0.0)], add)[0]), count))
-        variance = v.divide(
-            v.sum(v.loop(d_model, v.lanes, [v.constant(0.0)], add_square)[0]), count
-        )
-        deviation = v.sqrt(v.add(variance, v.load_scalar(epsilon)))
+        mean = v.splat(v.divide(v.sum(v.loop(d_model, v.lanes, [zero], add)[0]), count))
+        variance = v.divide(v.sum(v.loop(d_model, v.lanes, [zero], add_square)[0]), count)
+        deviation = v.sqrt(v.add(variance, v.load_scalar(epsilon_ptr)))
         inverse = v.splat(v.divide(F32(1.0), deviation))
-        v.loop(d_model, v.lanes, [], normalise)
+        v.loop(d_model, v.lanes, [], normalize)
 
-    return kernel(target, layer_norm)
+    return kernel(target, normalize_row)

@@ -1,17 +1,27 @@
-"""Packed matrix products: rows times a weight that was laid out for them once.
+"""Linear layers: out = epilogue(inputs @ weight + bias), with the weight packed into panels.
 
-    weight [d_in, d_out]  ->  panels [d_out / width][steps][width]      words of 32 bits; width = 4 vectors of 16 lanes; the rest is zeros
+    weight [d_in, d_out]  ->  panels [d_out / width][steps][width], words of 32 bits
 
-A step holds one float32, two bfloat16 or four int8 a column (formats.py); tiles of rows walk down a panel (tiles.py).
+A panel is `width` columns of the weight, a few vectors wide. A step of it is a row of words, which
+hold one float32, two bfloat16 or four int8 of each column (formats.py). The rest is zeros. A tile
+of up to 6 input rows walks down a panel and keeps its accumulators in registers (tiles.py).
 
-Reading the weights is most of the work until there are many rows, so a thread asks for what it reads next while it computes: a little
-ahead in the stream where one tile has all rows, the next piece of the panel where several tiles pass over this one, and at its last panel
-the first of the product that follows, which is then on its way while the threads meet. A stream is read once; where the processor is not
-slowed down by that, it is asked for in a way that does not push out of the caches what Python works with between two steps.
+The threads take panels in turn. Of many input rows, they take blocks of ROW_BLOCK rows of a panel.
+A tile first walks down one piece of a long panel with all rows, while the piece is in the cache,
+and leaves its accumulators in memory. This changes no bit: a sum still adds its terms in the same
+order.
 
-The items that threads take are panels; of many rows, blocks of rows of a panel. Long panels are walked in
-pieces whose sums wait in memory, which changes no bit; along short ones, results are finished a few rows at a time. The lines that results
-go to are asked for before these are computed, so that nobody waits for memory in order to write to it.
+Until there are many rows, reading the weights takes most of the time. So a thread prefetches what
+it reads next while it computes:
+
+- one tile has all rows: a little ahead in the same panel, which is then read at memory speed;
+- several tiles: the next piece of the panel, each tile a part of it;
+- at the end of a panel: this thread's next panel. After its last panel that is a panel of the next
+  linear layer, which arrives while the threads wait at the barrier.
+
+A weight is read once a step. A nontemporal prefetch keeps it from evicting what Python uses between
+two steps. Targets where that is slower do not use it. The cache lines of the output are prefetched
+too, because a write also has to fetch its line first.
 """
 
 from functools import cache
@@ -20,170 +30,187 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import LINE_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.model.kernels.forward.epilogue import make_epilogue, make_expect
-from nanovllm.model.kernels.forward.tiles import make_tiles
+from nanovllm.model.kernels.forward.epilogue import make_epilogue, make_prefetch_output
+from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
+from nanovllm.model.kernels.forward.tiles import TILE_ROWS, make_tiles
 from nanovllm.model.kernels.simd.formats import weight_format
-from nanovllm.model.kernels.simd.move import make_clear
-from nanovllm.model.kernels.step_record import NOTES_BYTES, ROW_BLOCK, WORD_BYTES
-from nanovllm.model.kernels.threads.barrier import barrier, take_item
+from nanovllm.model.kernels.simd.move import linear_at, make_clear
+from nanovllm.model.kernels.step_record import (
+    LINEAR,
+    LINEARS_PER_LAYER,
+    ROW_BLOCK,
+    ROW_QUANT_BYTES,
+    WORD_BYTES,
+)
+from nanovllm.model.kernels.threads.barrier import take_item
 
-_PANEL_STEPS = 768  # of a panel at a time: 192 KiB, which leave the second-level cache room for the rows and for the next piece
-_TILE_ROWS = 6
-_GROUP_ROWS = (
-    2 * _TILE_ROWS
-)  # finished before their sums leave the first-level cache; of longer panels they wait in the second
-_STREAM_ROWS = _TILE_ROWS  # one tile: the panel is read at the speed of memory, and asked for a little ahead of where it is used
-_STREAM_BYTES = 6144  # some 130 ns of a core's share of memory
-_SOME_ROWS = 18  # up to three tiles, which ask for two lines a step each to have the next piece in time; more need ask for one only
-_WHOLE_ROWS = 64  # up to here reading the weights costs more than computing with them
+LINEAR_BYTES = LINEAR.itemsize
+_PIECE_STEPS = 768  # 192 KiB: the second-level cache also holds the rows and the next piece
+_GROUP_ROWS = 2 * TILE_ROWS  # accumulators that stay in the first-level cache until the epilogue
+_STREAM_BYTES = 6144  # how far ahead one tile prefetches: some 130 ns of a core's memory bandwidth
+_THREE_TILES_ROWS = 3 * TILE_ROWS  # up to here a tile must prefetch 2 lines a step, then 1 will do
+_UNDIVIDED_ROWS = 64  # up to here reading the weights costs more than computing with them
 
 
 @compiled
-def group_rows(linear: Any, left: int) -> int:
-    """How many of the rows that are left are finished together: two tiles; a block where panels are long; one or two more that would be left over."""
-    if linear.steps <= _PANEL_STEPS and left > _GROUP_ROWS + 2:
+def group_rows(linear: Any, rows_left: int) -> int:
+    """Return how many of the rows that are left go through the epilogue together.
+
+    Two tiles, or a whole block where panels are long. One or two rows are not left over.
+    """
+    if linear.steps <= _PIECE_STEPS and rows_left > _GROUP_ROWS + 2:
         return _GROUP_ROWS
-    return min(left, ROW_BLOCK)
+    return min(rows_left, ROW_BLOCK)
 
 
 @cache
-def make_panel_sums(target: KernelTarget, weights: str) -> Any:
-    """panel_sums(linear, panel, a, a_stride, first, rows, count, sums, following): sums[rows, width] of some rows times one panel.
+def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
+    """Return panel_accumulate, the matmul of some rows with one panel.
 
-    They are `rows` of `count`, from number `first` on; `linear` is a record of step_record.py; `following` is the address of what this thread
-    reads next, of which each tile of six asks for its part.
+    linear            record of the linear layer (step_record.py)
+    panel             number of the panel
+    in_ptr            the matmul's first input row
+    in_stride_bytes   bytes from one input row to the next
+    first, rows       the rows to compute: `rows` rows from number `first` on
+    all_rows          rows that the matmul has in all
+    accumulators_ptr  result [rows, width], float32 or int32
+    next_ptr          what this thread reads after the panel; every tile prefetches a part of it
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
-    numbers = weight_format(target, weights)
-    step_bytes = numbers.input_bytes
-    few = make_tiles(
+    panel_format = weight_format(target, weights)
+    vectors = target.panel_vectors
+    one_tile = make_tiles(
         target,
-        numbers,
-        target.panel_vectors,
-        ahead_lines=width_bytes // LINE_BYTES,
+        panel_format,
+        vectors,
+        prefetch_lines=width_bytes // LINE_BYTES,
         nontemporal=target.nontemporal,
     )
-    some, many = (
-        make_tiles(target, numbers, target.panel_vectors, ahead_lines=lines) for lines in (2, 1)
-    )
+    up_to_three_tiles = make_tiles(target, panel_format, vectors, prefetch_lines=2)
+    more_tiles = make_tiles(target, panel_format, vectors, prefetch_lines=1)
     clear = make_clear(target)
-    stream_steps = _STREAM_BYTES // width_bytes
+    step_bytes, stream_steps = panel_format.input_bytes, _STREAM_BYTES // width_bytes
 
     @compiled
-    def panel_sums(
-        linear: Any,
-        panel: int,
-        a: int,
-        a_stride: int,
-        first: int,
-        rows: int,
-        count: int,
-        sums: int,
-        following: int,
-    ) -> None:
-        left = linear.steps
-        here = linear.weight + panel * left * width_bytes
-        streams = count <= _STREAM_ROWS
-        a += first * a_stride
-        asked = first // _TILE_ROWS * left * LINE_BYTES % (left * width_bytes)
-        clear(sums, rows * width)
-        while left > 0:
-            piece = min(_PANEL_STEPS, left)
-            if streams and left > stream_steps:
-                piece = min(piece, left - stream_steps)
-            left -= piece
-            ahead = following
-            if left > 0:
-                ahead = here + (_STREAM_BYTES if streams else piece * width_bytes)
-            if streams:
-                few(a, a_stride, here, width_bytes, piece, sums, width_bytes, rows, ahead)
-            elif count <= _SOME_ROWS:
-                some(a, a_stride, here, width_bytes, piece, sums, width_bytes, rows, ahead)
+    def panel_accumulate(
+        linear: Any, panel: int, in_ptr: int, in_stride_bytes: int, first: int, rows: int,
+        all_rows: int, accumulators_ptr: int, next_ptr: int,
+    ) -> None:  # fmt: skip
+        steps_left = linear.steps
+        panel_bytes = steps_left * width_bytes
+        panel_ptr = linear.weight_ptr + panel * panel_bytes
+        is_stream = all_rows <= TILE_ROWS
+        in_ptr += first * in_stride_bytes
+        # The tiles of the rows before `first` have prefetched so much of the next piece already.
+        prefetched_bytes = first // TILE_ROWS * steps_left * LINE_BYTES % panel_bytes
+        clear(accumulators_ptr, rows * width)
+        while steps_left > 0:
+            steps = min(_PIECE_STEPS, steps_left)
+            if is_stream and steps_left > stream_steps:
+                steps = min(steps, steps_left - stream_steps)
+            steps_left -= steps
+            prefetch_ptr = next_ptr
+            if steps_left > 0:
+                prefetch_ptr = panel_ptr + (_STREAM_BYTES if is_stream else steps * width_bytes)
+            if is_stream:
+                one_tile(
+                    in_ptr, in_stride_bytes, panel_ptr, width_bytes, steps,
+                    accumulators_ptr, width_bytes, rows, prefetch_ptr,
+                )  # fmt: skip
+            elif all_rows <= _THREE_TILES_ROWS:
+                up_to_three_tiles(
+                    in_ptr, in_stride_bytes, panel_ptr, width_bytes, steps,
+                    accumulators_ptr, width_bytes, rows, prefetch_ptr,
+                )  # fmt: skip
             else:
-                many(a, a_stride, here, width_bytes, piece, sums, width_bytes, rows, ahead + asked)
-            here += piece * width_bytes
-            a += piece * step_bytes
+                more_tiles(
+                    in_ptr, in_stride_bytes, panel_ptr, width_bytes, steps,
+                    accumulators_ptr, width_bytes, rows, prefetch_ptr + prefetched_bytes,
+                )  # fmt: skip
+            panel_ptr += steps * width_bytes
+            in_ptr += steps * step_bytes
 
-    return panel_sums
+    return panel_accumulate
 
 
 @cache
-def make_product(target: KernelTarget, weights: str) -> Any:
-    """product(p, linear, following, thread, phase, a, a_stride, count, notes, out, out_stride) -> whether to go on.
+def make_linear(target: KernelTarget, weights: str) -> Any:
+    """Return linear, an operation (phase.py): out = epilogue(inputs @ weight + bias).
 
-    A phase: epilogue(a @ weight + bias) for `count` rows. `linear` is a record of step_record.py and
-    `following` that of the product after it; `notes` are those of the rows where they are bytes. Rows
-    of `out` are at least as long as all panels together.
+    record            record of the step (step_record.py)
+    thread            number of the calling thread
+    phase             this operation's phase
+    number            number of the linear layer, counted through all blocks
+    rows              number of input rows
+    in_ptr            input rows in the type of the weights; int8 with their `row_quant`
+    in_stride_bytes   bytes from one input row to the next
+    out_ptr           output rows, each as long as all panels together
+    out_stride_bytes  bytes from one output row to the next
+    epilogue          STORE, RESIDUAL or the number of an activation (epilogue.py)
+
+    It returns the next phase.
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
-    panel_sums = make_panel_sums(target, weights)
-    epilogue, expect = make_epilogue(target, weights), make_expect(target, weights)
+    panel_accumulate = make_panel_accumulate(target, weights)
+    finish, prefetch_output = make_epilogue(target, weights), make_prefetch_output(target, weights)
 
     @compiled
-    def panel_product(
-        linear: Any,
-        panel: int,
-        a: int,
-        a_stride: int,
-        count: int,
-        notes: int,
-        out: int,
-        out_stride: int,
-        sums: int,
-        ahead: int,
-    ) -> None:
-        first = 0
-        while first < count:
-            rows = group_rows(linear, count - first)
-            expect(rows, linear, panel * width, out + first * out_stride, out_stride)
-            panel_sums(linear, panel, a, a_stride, first, rows, count, sums, ahead)
-            epilogue(
-                sums,
-                rows,
-                linear,
-                panel * width,
-                out + first * out_stride,
-                out_stride,
-                notes + first * NOTES_BYTES,
-            )
-            first += rows
-
-    @compiled
-    def product(
-        p: Any,
-        linear: Any,
-        following: Any,
-        thread: int,
-        phase: int,
-        a: int,
-        a_stride: int,
-        count: int,
-        notes: int,
-        out: int,
-        out_stride: int,
-    ) -> bool:
-        sums = p.scratch + thread * p.scratch_bytes
-        panels, panel_bytes = linear.panels, linear.steps * width_bytes
-        block_rows = ROW_BLOCK if count > _WHOLE_ROWS else count
-        items = panels * ((count + block_rows - 1) // block_rows)
+    def linear(
+        record: Any, thread: int, phase: int, number: int, rows: int, in_ptr: int,
+        in_stride_bytes: int, out_ptr: int, out_stride_bytes: int, epilogue: int,
+    ) -> int:  # fmt: skip
+        if phase == ABORTED:
+            return ABORTED
+        this = linear_at(record.linears_ptr + number * LINEAR_BYTES)
+        is_head = number == record.layers * LINEARS_PER_LAYER
+        following = linear_at(record.linears_ptr + (0 if is_head else number + 1) * LINEAR_BYTES)
+        accumulators_ptr = record.scratch_ptr + thread * record.scratch_bytes
+        panels, panel_bytes = this.panels, this.steps * width_bytes
+        block_rows = ROW_BLOCK if rows > _UNDIVIDED_ROWS else rows
+        items = panels * ((rows + block_rows - 1) // block_rows)
         done = 0
         item = take_item(phase)
         while item < items:
             row = item // panels * block_rows
-            # The threads take items in turn, more or less.
-            next_item = item + p.threads
-            ahead = linear.weight + next_item % panels * panel_bytes
+            # The threads take items more or less in turn, so this thread's next one is predictable.
+            next_item = item + record.threads
+            next_ptr = this.weight_ptr + next_item % panels * panel_bytes
             if next_item >= items:
                 panel = min(next_item - items, following.panels - 1)
-                ahead = following.weight + panel * following.steps * width_bytes
-            panel_product(
-                linear, item % panels, a + row * a_stride, a_stride, min(block_rows, count - row),
-                notes + row * NOTES_BYTES, out + row * out_stride, out_stride, sums, ahead,
+                next_ptr = following.weight_ptr + panel * following.steps * width_bytes
+            linear_panel(
+                this, item % panels, min(block_rows, rows - row),
+                in_ptr + row * in_stride_bytes, in_stride_bytes,
+                record.row_quant_ptr + row * ROW_QUANT_BYTES,
+                out_ptr + row * out_stride_bytes, out_stride_bytes, epilogue,
+                accumulators_ptr, next_ptr,
             )  # fmt: skip
             done += 1
             item = take_item(phase)
-        return barrier(p.job, phase, thread, done, items)
+        return end_phase(record, thread, phase, done, items)
 
-    return product
+    @compiled
+    def linear_panel(
+        this: Any, panel: int, all_rows: int, in_ptr: int, in_stride_bytes: int, row_quant_ptr: int,
+        out_ptr: int, out_stride_bytes: int, epilogue: int, accumulators_ptr: int, next_ptr: int,
+    ) -> None:  # fmt: skip
+        """Compute one panel's columns of the output, group by group of rows."""
+        column = panel * width
+        first = 0
+        while first < all_rows:
+            rows = group_rows(this, all_rows - first)
+            group_ptr = out_ptr + first * out_stride_bytes
+            prefetch_output(epilogue, rows, column, group_ptr, out_stride_bytes)
+            panel_accumulate(
+                this, panel, in_ptr, in_stride_bytes, first, rows, all_rows,
+                accumulators_ptr, next_ptr,
+            )  # fmt: skip
+            finish(
+                epilogue, accumulators_ptr, rows, this, column,
+                row_quant_ptr + first * ROW_QUANT_BYTES, group_ptr, out_stride_bytes,
+            )  # fmt: skip
+            first += rows
+
+    return linear

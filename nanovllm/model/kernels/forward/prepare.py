@@ -1,12 +1,13 @@
-"""What precedes a step: the check that its batch is sound, and the cutting up of its attention.
+"""The preparation of a step: check its batch and divide its attention into items.
 
-The check is that of ForwardBatch.check, in a microsecond instead of forty: a batch whose indices lie inside the model and the cache, and
-whose positions and slots are those that its sequences have. What fails here is told in words there. Attention is handed out in items of
-ITEM_FIELDS integers,
+The check is that of ForwardBatch.check, in 1 us instead of 40: all indices lie inside the model and
+the cache, and positions and slots are those of the sequences. ForwardBatch.check then says what is
+wrong. Items of attention are ITEM_FIELDS integers:
 
-    | row of the block table | first token of the batch | tokens | position of the first |
+    | sequence | first token in the batch | number of tokens | position of the first token |
 
-a sequence of one new token each in `decode_items`, pieces of up to QUERY_TILE tokens of the others in `chunk_items`.
+Sequences with one new token are in `decode_items`. The others are in `chunk_items`, in chunks of up
+to PREFILL_QUERIES tokens.
 """
 
 from typing import Any
@@ -14,79 +15,80 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.simd.move import INT_BYTES, load_int, step_record_at
 from nanovllm.model.kernels.simd.scalar import store_int
-from nanovllm.model.kernels.step_record import ITEM_FIELDS, QUERY_TILE
+from nanovllm.model.kernels.step_record import ITEM_FIELDS, PREFILL_QUERIES
 
 
 @compiled
-def plan_step(address: int, _: int) -> None:
-    """Check the batch of the record at `address` and lay out its attention; `refused` says that it is not sound."""
-    p = step_record_at(address)
-    p.decodes = p.chunks = 0
-    p.refused = 1
+def prepare_attention(record_ptr: int, _: int) -> None:
+    """Check the batch of the record at `record_ptr`; write `is_refused` and the items."""
+    record = step_record_at(record_ptr)
+    record.decodes = record.chunks = 0
+    record.is_refused = 1
     end = 0
-    for sequence in range(p.seqs):
-        start, end = load_int(p.query_starts, sequence), load_int(p.query_starts, sequence + 1)
+    for sequence in range(record.seqs):
+        start = load_int(record.query_starts_ptr, sequence)
+        end = load_int(record.query_starts_ptr, sequence + 1)
         if (
             (sequence == 0 and start != 0)
             or end <= start
-            or end > p.tokens
-            or not _is_sound(p, sequence, start, end - start)
+            or end > record.tokens
+            or not _is_sound(record, sequence, start, end - start)
         ):
             return
-        _add_items(p, sequence, start, end - start)
-    for row in range(p.rows):
-        if not 0 <= load_int(p.logit_rows, row) < p.tokens:
+        _add_items(record, sequence, start, end - start)
+    for row in range(record.rows):
+        if not 0 <= load_int(record.logit_rows_ptr, row) < record.tokens:
             return
-    if p.seqs > 0 and end == p.tokens:
-        p.refused = 0
+    if record.seqs > 0 and end == record.tokens:
+        record.is_refused = 0
 
 
 @compiled
-def _is_sound(p: Any, sequence: int, start: int, count: int) -> bool:
-    context = load_int(p.context_lens, sequence)
-    if context < count or context > p.max_positions or context > p.max_blocks * p.block_size:
+def _is_sound(record: Any, sequence: int, start: int, count: int) -> bool:
+    """Return whether a sequence's context, block table, positions, slots and tokens are valid."""
+    context = load_int(record.context_lens_ptr, sequence)
+    capacity = min(record.max_positions, record.max_blocks * record.block_size)
+    if context < count or context > capacity:
         return False
-    table = p.block_tables + sequence * p.max_blocks * INT_BYTES
-    for index in range((context + p.block_size - 1) // p.block_size):
-        if not 0 <= load_int(table, index) < p.blocks:
+    table_ptr = record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES
+    for index in range((context + record.block_size - 1) // record.block_size):
+        if not 0 <= load_int(table_ptr, index) < record.blocks:
             return False
     for token in range(start, start + count):
         position = context - count + token - start
-        slot = load_int(table, position // p.block_size) * p.block_size + position % p.block_size
+        block_id = load_int(table_ptr, position // record.block_size)
+        slot = block_id * record.block_size + position % record.block_size
         if (
-            load_int(p.positions, token) != position
-            or load_int(p.slots, token) != slot
-            or not 0 <= load_int(p.token_ids, token) < p.vocab
+            load_int(record.positions_ptr, token) != position
+            or load_int(record.slots_ptr, token) != slot
+            or not 0 <= load_int(record.token_ids_ptr, token) < record.vocab
         ):
             return False
     return True
 
 
 @compiled
-def _add_items(p: Any, sequence: int, start: int, count: int) -> None:
-    first = load_int(p.context_lens, sequence) - count
+def _add_items(record: Any, sequence: int, start: int, count: int) -> None:
+    """Add the items of a sequence whose `count` new tokens begin at `start` in the batch."""
+    first = load_int(record.context_lens_ptr, sequence) - count
     if count == 1:
-        _add_item(p.decode_items, p.decodes, sequence, start, 1, first)
-        p.decodes += 1
+        _store_item(record.decode_items_ptr, record.decodes, sequence, start, 1, first)
+        record.decodes += 1
         return
-    for done in range(0, count, QUERY_TILE):
-        _add_item(
-            p.chunk_items,
-            p.chunks,
-            sequence,
-            start + done,
-            min(QUERY_TILE, count - done),
-            first + done,
+    for done in range(0, count, PREFILL_QUERIES):
+        tokens = min(PREFILL_QUERIES, count - done)
+        _store_item(
+            record.chunk_items_ptr, record.chunks, sequence, start + done, tokens, first + done
         )
-        p.chunks += 1
+        record.chunks += 1
 
 
 @compiled
-def _add_item(
-    items: int, number: int, sequence: int, token: int, count: int, position: int
+def _store_item(
+    items_ptr: int, number: int, sequence: int, token: int, count: int, position: int
 ) -> None:
-    at = items + number * ITEM_FIELDS * INT_BYTES
-    store_int(at, 0, sequence)
-    store_int(at, 1, token)
-    store_int(at, 2, count)
-    store_int(at, 3, position)
+    item_ptr = items_ptr + number * ITEM_FIELDS * INT_BYTES
+    store_int(item_ptr, 0, sequence)
+    store_int(item_ptr, 1, token)
+    store_int(item_ptr, 2, count)
+    store_int(item_ptr, 3, position)

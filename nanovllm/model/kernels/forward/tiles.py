@@ -1,14 +1,16 @@
-"""The innermost loops: a few rows times a panel, with all sums in registers.
+"""The innermost loops: up to 6 rows times a panel, with all accumulators in registers.
 
-A tile walks down a panel once, a step of the panel at a time:
+A tile walks down a panel once, one step at a time:
 
-                       panel   | w0 w1 w2 w3 |  <- one step: 4 loads, in the order of memory,
-        6 rows of a            | w0 w1 w2 w3 |     and 24 multiply-adds with 6 words of a
+                       panel   | w0 w1 w2 w3 |  <- one step: 4 vector loads, in memory order,
+        6 input rows           | w0 w1 w2 w3 |     and 24 multiply-adds with 6 words of the inputs
                                |     ...     |
 
-A sum is one chain of multiply-adds down the panel, whatever the tile's height, so a row's result has the same bits alone or among
-many. In a batched tile every row has a panel of its own, as heads have their own keys: what it gains is that one chain need not wait
-for another, and that several panels are on their way from memory at once.
+An accumulator is one chain of multiply-adds down the panel, whatever the height of the tile. So a
+row's result has the same bits alone and among many rows.
+
+In a batched tile every row has a panel of its own, as every head has its own keys. It still gains
+something: its chains run in parallel, and several panels arrive from memory at once.
 """
 
 from collections.abc import Callable
@@ -21,231 +23,261 @@ from nanovllm.model.kernels.simd.formats import Format
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import WORD_BYTES
 
+TILE_ROWS = 6
 
-def make_tile(
+
+def _make_tile(
     target: KernelTarget,
-    numbers: Format,
+    panel_format: Format,
     rows: int,
     vectors: int,
     *,
-    ahead_lines: int,
-    nontemporal: bool = False,
+    prefetch_lines: int,
+    nontemporal: bool,
 ) -> Any:
-    """tile(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead): out[rows, vectors] += a[rows, steps] @ panel[steps, vectors].
+    """Return tile: out[rows, vectors] += inputs[rows, steps] @ panel[steps, vectors].
 
-    At every step the next `ahead_lines` cache lines from `ahead` on are asked for, with `nontemporal` to be read and then forgotten.
+    in_ptr, in_stride_bytes        input rows
+    panel_ptr, panel_stride_bytes  the panel, and bytes from one step to the next
+    steps                          steps of the panel
+    out_ptr, out_stride_bytes      accumulators
+    prefetch_ptr                   every step prefetches the next `prefetch_lines` cache lines
     """
 
     def tile(
-        v: Vectors,
-        a: Value,
-        a_stride: Value,
-        panel: Value,
-        panel_stride: Value,
-        steps: Value,
-        out: Value,
-        out_stride: Value,
-        ahead: Value,
-    ) -> None:
-        def ask(k: Value) -> None:
-            for line in range(ahead_lines):
-                v.prefetch(
-                    v.address(ahead, v.times(k, ahead_lines * LINE_BYTES)),
-                    line * LINE_BYTES,
-                    nontemporal=nontemporal,
-                )
+        v: Vectors, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value,
+        panel_stride_bytes: Value, steps: Value, out_ptr: Value, out_stride_bytes: Value,
+        prefetch_ptr: Value,
+    ) -> None:  # fmt: skip
+        def prefetch(k: Value) -> None:
+            for line in range(prefetch_lines):
+                lines_ptr = v.address(prefetch_ptr, v.times(k, prefetch_lines * LINE_BYTES))
+                v.prefetch(lines_ptr, line * LINE_BYTES, nontemporal=nontemporal)
 
         _walk(
             v,
-            numbers,
+            panel_format,
             vectors,
-            _spaced(v, a, a_stride, rows),
-            [panel],
-            panel_stride,
+            _row_pointers(v, in_ptr, in_stride_bytes, rows),
+            [panel_ptr],
+            panel_stride_bytes,
             steps,
-            _spaced(v, out, out_stride, rows),
-            ask,
+            _row_pointers(v, out_ptr, out_stride_bytes, rows),
+            prefetch,
         )
 
     return kernel(target, tile)
 
 
-def make_batched_tile(target: KernelTarget, numbers: Format, rows: int, vectors: int) -> Any:
-    """tile(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead): each row times its own panel, `row_stride` after the last.
+def _make_batched_tile(target: KernelTarget, panel_format: Format, rows: int, vectors: int) -> Any:
+    """Return tile: out[r, vectors] += inputs[r, steps] @ panels[r, steps, vectors] of each row r.
 
-    What is as far as `ahead` bytes from what is read is asked for, where the target wants that.
+    in_ptr, in_stride_bytes    input rows
+    panel_ptr                  the first row's panel
+    batch_stride_bytes         bytes from one row's panel to the next row's
+    panel_stride_bytes, steps  as those of a tile
+    out_ptr, out_stride_bytes  accumulators
+    prefetch_offset_bytes      words so far behind those being read are prefetched, where the
+                               target profits from it
     """
 
     def tile(
-        v: Vectors,
-        a: Value,
-        a_stride: Value,
-        panel: Value,
-        row_stride: Value,
-        panel_stride: Value,
-        steps: Value,
-        out: Value,
-        out_stride: Value,
-        ahead: Value,
-    ) -> None:
-        panels = _spaced(v, panel, row_stride, rows)
+        v: Vectors, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value,
+        batch_stride_bytes: Value, panel_stride_bytes: Value, steps: Value, out_ptr: Value,
+        out_stride_bytes: Value, prefetch_offset_bytes: Value,
+    ) -> None:  # fmt: skip
+        panel_ptrs = _row_pointers(v, panel_ptr, batch_stride_bytes, rows)
 
-        def ask(k: Value) -> None:
-            for one in panels if target.prefetch_next_block else ():
-                at = v.address(v.address(one, ahead), v.builder.mul(k, panel_stride))
-                for offset in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
-                    v.prefetch(at, offset)
+        def prefetch(k: Value) -> None:
+            for row_panel_ptr in panel_ptrs if target.prefetch_next_block else ():
+                next_ptr = v.address(row_panel_ptr, prefetch_offset_bytes)
+                step_ptr = v.address(next_ptr, v.builder.mul(k, panel_stride_bytes))
+                for offset_bytes in range(0, vectors * v.lanes * WORD_BYTES, LINE_BYTES):
+                    v.prefetch(step_ptr, offset_bytes)
 
         _walk(
             v,
-            numbers,
+            panel_format,
             vectors,
-            _spaced(v, a, a_stride, rows),
-            panels,
-            panel_stride,
+            _row_pointers(v, in_ptr, in_stride_bytes, rows),
+            panel_ptrs,
+            panel_stride_bytes,
             steps,
-            _spaced(v, out, out_stride, rows),
-            ask,
+            _row_pointers(v, out_ptr, out_stride_bytes, rows),
+            prefetch,
         )
 
     return kernel(target, tile)
 
 
-def _spaced(v: Vectors, base: Value, stride: Value, count: int) -> list[Value]:
-    return [v.address(base, v.builder.mul(stride, I64(number))) for number in range(count)]
+def _row_pointers(v: Vectors, base_ptr: Value, stride_bytes: Value, rows: int) -> list[Value]:
+    return [v.address(base_ptr, v.builder.mul(stride_bytes, I64(row))) for row in range(rows)]
 
 
 def _walk(
     v: Vectors,
-    numbers: Format,
+    panel_format: Format,
     vectors: int,
-    rows: list[Value],
-    panels: list[Value],
-    panel_stride: Value,
+    in_ptrs: list[Value],
+    panel_ptrs: list[Value],
+    panel_stride_bytes: Value,
     steps: Value,
-    outs: list[Value],
-    ask: Callable[[Value], None],
+    out_ptrs: list[Value],
+    prefetch: Callable[[Value], None],
 ) -> None:
-    """Emit a tile: `panels` are one for all rows or one for each, `ask(k)` what else is to be done at step k."""
-    load = v.load_words if numbers.accumulates_int32 else v.load
-    places = [
+    """Emit a tile, with one panel for all rows or one for each; `prefetch(k)` runs at step k."""
+    load = v.load_words if panel_format.accumulates_int32 else v.load
+    entries = [
         (row, vector * v.lanes * WORD_BYTES)
-        for row in range(len(rows))
+        for row in range(len(in_ptrs))
         for vector in range(vectors)
     ]
-    sums = [load(outs[row], offset) for row, offset in places]
+    accumulators = [load(out_ptrs[row], offset_bytes) for row, offset_bytes in entries]
 
-    def step(k: Value, sums: list[Value]) -> list[Value]:
-        ask(k)
-        here = [v.address(panel, v.builder.mul(k, panel_stride)) for panel in panels]
+    def step(k: Value, accumulators: list[Value]) -> list[Value]:
+        prefetch(k)
+        step_ptrs = [
+            v.address(panel_ptr, v.builder.mul(k, panel_stride_bytes)) for panel_ptr in panel_ptrs
+        ]
         weights = {
-            (panel, offset): numbers.widen(v, v.load_words(here[panel], offset))
-            for panel, offset in places
-            if panel < len(panels)
+            (panel, offset_bytes): panel_format.widen(
+                v, v.load_words(step_ptrs[panel], offset_bytes)
+            )
+            for panel, offset_bytes in entries
+            if panel < len(panel_ptrs)
         }
         inputs = [
-            numbers.inputs(v, v.address(row, v.times(k, numbers.input_bytes))) for row in rows
+            panel_format.inputs(v, v.address(in_ptr, v.times(k, panel_format.input_bytes)))
+            for in_ptr in in_ptrs
         ]
-        renewed = []
-        for (row, offset), total in zip(places, sums, strict=True):
-            for value, weight in zip(inputs[row], weights[row % len(panels), offset], strict=True):
-                total = numbers.multiply_add(v, value, weight, total)  # noqa: PLW2901 - it is what the loop is for
-            renewed.append(total)
-        return renewed
+        results = []
+        for (row, offset_bytes), accumulator in zip(entries, accumulators, strict=True):
+            total = accumulator
+            row_weights = weights[row % len(panel_ptrs), offset_bytes]
+            for value, weight in zip(inputs[row], row_weights, strict=True):
+                total = panel_format.multiply_add(v, value, weight, total)
+            results.append(total)
+        return results
 
-    for (row, offset), total in zip(places, v.loop(steps, 1, sums, step), strict=True):
-        v.store(total, outs[row], offset)
+    results = v.loop(steps, 1, accumulators, step)
+    for (row, offset_bytes), total in zip(entries, results, strict=True):
+        v.store(total, out_ptrs[row], offset_bytes)
 
 
 def make_tiles(
     target: KernelTarget,
-    numbers: Format,
+    panel_format: Format,
     vectors: int,
     *,
-    ahead_lines: int,
+    prefetch_lines: int,
     nontemporal: bool = False,
 ) -> Any:
-    """tiles(a, a_stride, panel, panel_stride, steps, out, out_stride, count, ahead): tiles down any number of rows.
+    """Return tiles: `rows` rows times one panel, in tiles of up to 6 rows.
 
-    Each tile asks for lines where the one before has stopped, until as much from `ahead` on has been asked for as is being read.
+    The arguments are those of a tile, with `rows` before `prefetch_ptr`. Each tile prefetches where
+    the one before has stopped, until as many bytes are prefetched as the panel has.
     """
-    t1, t2, t3, t4, t5, t6 = (
-        make_tile(
-            target, numbers, height, vectors, ahead_lines=ahead_lines, nontemporal=nontemporal
+    tile1, tile2, tile3, tile4, tile5, tile6 = (
+        _make_tile(
+            target,
+            panel_format,
+            height,
+            vectors,
+            prefetch_lines=prefetch_lines,
+            nontemporal=nontemporal,
         )
-        for height in (1, 2, 3, 4, 5, 6)
+        for height in range(1, TILE_ROWS + 1)
     )
 
     @compiled
     def tiles(
-        a: int,
-        a_stride: int,
-        panel: int,
-        panel_stride: int,
-        steps: int,
-        out: int,
-        out_stride: int,
-        count: int,
-        ahead: int,
-    ) -> None:
-        asked = 0
-        while count > 0:
-            if count >= 9 or count == 6:
-                rows = 6
-                t6(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            elif count == 5:
-                rows = 5
-                t5(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            elif (
-                count >= 4
-            ):  # 7 and 8 rows too: 4 and 3 or 4 rather than 6 and 1 or 2, whose few chains would wait for themselves
-                rows = 4
-                t4(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            elif count == 3:
-                rows = 3
-                t3(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            elif count == 2:
-                rows = 2
-                t2(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
+        in_ptr: int, in_stride_bytes: int, panel_ptr: int, panel_stride_bytes: int, steps: int,
+        out_ptr: int, out_stride_bytes: int, rows: int, prefetch_ptr: int,
+    ) -> None:  # fmt: skip
+        prefetched_bytes = 0
+        while rows > 0:
+            next_ptr = prefetch_ptr + prefetched_bytes
+            # 7 and 8 rows are 4 + 3 and 4 + 4, not 6 + 1 and 6 + 2: a tile of one or two rows has
+            # too few chains to hide the latency of a multiply-add.
+            if rows >= 9 or rows == 6:
+                height = 6
+                tile6(
+                    in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
+                    out_ptr, out_stride_bytes, next_ptr,
+                )  # fmt: skip
+            elif rows == 5:
+                height = 5
+                tile5(
+                    in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
+                    out_ptr, out_stride_bytes, next_ptr,
+                )  # fmt: skip
+            elif rows >= 4:
+                height = 4
+                tile4(
+                    in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
+                    out_ptr, out_stride_bytes, next_ptr,
+                )  # fmt: skip
+            elif rows == 3:
+                height = 3
+                tile3(
+                    in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
+                    out_ptr, out_stride_bytes, next_ptr,
+                )  # fmt: skip
+            elif rows == 2:
+                height = 2
+                tile2(
+                    in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
+                    out_ptr, out_stride_bytes, next_ptr,
+                )  # fmt: skip
             else:
-                rows = 1
-                t1(a, a_stride, panel, panel_stride, steps, out, out_stride, ahead + asked)
-            a += rows * a_stride
-            out += rows * out_stride
-            count -= rows
-            asked += steps * ahead_lines * LINE_BYTES
-            if asked >= steps * panel_stride:
-                asked = 0
+                height = 1
+                tile1(
+                    in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
+                    out_ptr, out_stride_bytes, next_ptr,
+                )  # fmt: skip
+            in_ptr += height * in_stride_bytes
+            out_ptr += height * out_stride_bytes
+            rows -= height
+            prefetched_bytes += steps * prefetch_lines * LINE_BYTES
+            if prefetched_bytes >= steps * panel_stride_bytes:
+                prefetched_bytes = 0
 
     return tiles
 
 
-def make_batched_tiles(target: KernelTarget, numbers: Format, vectors: int) -> Any:
-    """tiles(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, count, ahead): batched tiles down any number of rows."""
-    t1, t2, t3 = (make_batched_tile(target, numbers, height, vectors) for height in (1, 2, 3))
+def make_batched_tiles(target: KernelTarget, panel_format: Format, vectors: int) -> Any:
+    """Return tiles: each of `rows` rows times its own panel, in batched tiles of up to 3 rows.
+
+    The arguments are those of a batched tile, with `rows` before `prefetch_offset_bytes`.
+    """
+    tile1, tile2, tile3 = (
+        _make_batched_tile(target, panel_format, height, vectors) for height in (1, 2, 3)
+    )
 
     @compiled
     def tiles(
-        a: int,
-        a_stride: int,
-        panel: int,
-        row_stride: int,
-        panel_stride: int,
-        steps: int,
-        out: int,
-        out_stride: int,
-        count: int,
-        ahead: int,
-    ) -> None:
-        while count >= 3:
-            t3(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead)
-            a += 3 * a_stride
-            panel += 3 * row_stride
-            out += 3 * out_stride
-            count -= 3
-        if count == 2:
-            t2(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead)
-        elif count == 1:
-            t1(a, a_stride, panel, row_stride, panel_stride, steps, out, out_stride, ahead)
+        in_ptr: int, in_stride_bytes: int, panel_ptr: int, batch_stride_bytes: int,
+        panel_stride_bytes: int, steps: int, out_ptr: int, out_stride_bytes: int, rows: int,
+        prefetch_offset_bytes: int,
+    ) -> None:  # fmt: skip
+        while rows >= 3:
+            tile3(
+                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, panel_stride_bytes, steps,
+                out_ptr, out_stride_bytes, prefetch_offset_bytes,
+            )  # fmt: skip
+            in_ptr += 3 * in_stride_bytes
+            panel_ptr += 3 * batch_stride_bytes
+            out_ptr += 3 * out_stride_bytes
+            rows -= 3
+        if rows == 2:
+            tile2(
+                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, panel_stride_bytes, steps,
+                out_ptr, out_stride_bytes, prefetch_offset_bytes,
+            )  # fmt: skip
+        elif rows == 1:
+            tile1(
+                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, panel_stride_bytes, steps,
+                out_ptr, out_stride_bytes, prefetch_offset_bytes,
+            )  # fmt: skip
 
     return tiles

@@ -11,7 +11,7 @@ from nanovllm.model.kernels.build.compiler import intrinsic
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget
 from nanovllm.model.kernels.simd.scalar import make_load
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
-from nanovllm.model.kernels.step_record import LINEAR, PARAMETERS
+from nanovllm.model.kernels.step_record import LINEAR, STEP_RECORD
 
 INT_BYTES = 8
 
@@ -32,7 +32,7 @@ def record_at(dtype: np.dtype) -> Any:
     return intrinsic(declare)
 
 
-step_record_at = record_at(PARAMETERS)
+step_record_at = record_at(STEP_RECORD)
 """step_record_at(address): the step record of step_record.py."""
 linear_at = record_at(LINEAR)
 """linear_at(address): the record of a linear layer."""

@@ -21,26 +21,26 @@ from nanovllm.model.kernels.build.packing import (
 )
 from nanovllm.model.kernels.build.target import PER_WORD, WEIGHT_TYPES, KernelTarget
 from nanovllm.model.kernels.forward.activation import ACTIVATIONS
-from nanovllm.model.kernels.forward.attention import make_softmax
+from nanovllm.model.kernels.forward.attention_parts import make_softmax
 from nanovllm.model.kernels.forward.convert import (
-    make_insert,
-    make_quantise_row,
-    make_quantise_signed,
+    make_pack_value_row,
+    make_quantize_row,
+    make_quantize_signed,
     make_round_row,
     make_widen_row,
 )
 from nanovllm.model.kernels.forward.epilogue import make_epilogue
-from nanovllm.model.kernels.forward.layernorm import make_layer_norm
-from nanovllm.model.kernels.forward.matmul import make_product
+from nanovllm.model.kernels.forward.layernorm import make_normalize_row
+from nanovllm.model.kernels.forward.matmul import make_linear
 from nanovllm.model.kernels.simd.move import linear_at, step_record_at
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
-    ADD_TO_RESIDUAL,
     LINEAR,
-    NOTES_BYTES,
-    OUTLIER_NOTES,
-    PARAMETERS,
+    RESIDUAL,
+    ROW_QUANT_BYTES,
+    ROW_QUANT_OUTLIERS,
+    STEP_RECORD,
     STORE,
     WORD_BYTES,
 )
@@ -63,7 +63,7 @@ def target(request: pytest.FixtureRequest) -> KernelTarget:
 
 @cache
 def call(make: Callable[..., Any], count: int, *arguments: Any, **options: Any) -> Any:
-    """The kernel that `make` gives, as a compiled function of `count` integers: Python cannot call a kernel itself."""
+    """Return a compiled function of `count` integers that calls the kernel that `make` returns."""
     kernel = make(*arguments, **options)
 
     def of_three(a: int, b: int, c: int) -> None:
@@ -93,41 +93,31 @@ def widened(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << np.uint32(16)).view(np.float32)
 
 
-RESIDUAL, BESIDE = np.float32(3.0), np.float32(-7.0)
+RESIDUAL_VALUE, BESIDE = np.float32(3.0), np.float32(-7.0)
 
 
 class Product:
-    """A product of one type of weights, called with arrays."""
+    """A linear layer of one type of weights, called with arrays."""
 
     def __init__(self, target: KernelTarget, kind: str) -> None:
         self.target, self.kind = target, kind
-        product = make_product(target, kind)
+        linear = make_linear(target, kind)
 
         def run(
-            address: int,
-            linear: int,
+            record_ptr: int,
             thread: int,
-            a: int,
-            a_stride: int,
-            count: int,
-            notes: int,
-            out: int,
-            out_stride: int,
+            rows: int,
+            in_ptr: int,
+            in_stride_bytes: int,
+            out_ptr: int,
+            out_stride_bytes: int,
+            epilogue: int,
         ) -> None:
-            p = step_record_at(address)
-            product(
-                p,
-                linear_at(linear),
-                linear_at(linear),
-                thread,
-                p.phases,
-                a,
-                a_stride,
-                count,
-                notes,
-                out,
-                out_stride,
-            )
+            record = step_record_at(record_ptr)
+            linear(
+                record, thread, record.phases_ptr, 0, rows, in_ptr, in_stride_bytes,
+                out_ptr, out_stride_bytes, epilogue,
+            )  # fmt: skip
 
         self.run = compiled(run)
         self._packed: tuple[np.ndarray, np.ndarray] | None = (
@@ -146,15 +136,17 @@ class Product:
         bias: np.ndarray,
         *,
         threads: int = 1,
-        finish: int = STORE,
+        epilogue: int = STORE,
         **extra: np.ndarray,
     ) -> np.ndarray:
-        """The product by `threads` threads at once; `extra` are arrays for the linear layer's record, and `notes`.
+        """Compute by `threads` threads; `extra` are arrays of the layer's record and `row_quant`.
 
-        The words that the product adds to, for `finish` = ADD_TO_RESIDUAL, are all RESIDUAL.
+        The outputs that the RESIDUAL epilogue adds to are all RESIDUAL_VALUE.
         """
         width = self.target.panel_width
-        notes = extra.pop("notes", np.zeros((rows.shape[0], NOTES_BYTES // 4), dtype=np.float32))
+        row_quant = extra.pop(
+            "row_quant", np.zeros((rows.shape[0], ROW_QUANT_BYTES // 4), dtype=np.float32)
+        )
         panels, biases, job = (
             self._panels(weight),
             pack_rows([bias], width),
@@ -163,35 +155,31 @@ class Product:
         scratch, linear, record = (
             aligned_zeros(threads * 96 * width),
             np.zeros(1, dtype=LINEAR),
-            np.zeros(1, dtype=PARAMETERS),
+            np.zeros(1, dtype=STEP_RECORD),
         )
-        linear["finish"], linear["steps"], linear["panels"] = (
-            finish,
-            panels.shape[1],
-            panels.shape[0],
-        )
-        linear["weight"], linear["bias"] = panels.ctypes.data, biases.ctypes.data
-        if "outlier_places" in extra:
-            linear["outliers"] = extra["outlier_places"].size
+        linear["steps"], linear["panels"] = panels.shape[1], panels.shape[0]
+        linear["weight_ptr"], linear["bias_ptr"] = panels.ctypes.data, biases.ctypes.data
+        if "outlier_columns" in extra:
+            linear["outliers"] = extra["outlier_columns"].size
         for name, array in extra.items():
-            linear[name] = array.ctypes.data
-        record["threads"], record["scratch"] = threads, scratch.ctypes.data
+            linear[f"{name}_ptr"] = array.ctypes.data
+        record["threads"], record["scratch_ptr"] = threads, scratch.ctypes.data
         record["scratch_bytes"] = 96 * width * WORD_BYTES
-        record["job"] = job.ctypes.data
-        record["phases"] = job.ctypes.data + JOB.itemsize + threads * THREAD_BYTES
+        record["linears_ptr"], record["row_quant_ptr"] = linear.ctypes.data, row_quant.ctypes.data
+        record["job_ptr"] = job.ctypes.data
+        record["phases_ptr"] = job.ctypes.data + JOB.itemsize + threads * THREAD_BYTES
         prepare_lock(job.ctypes.data)
         padded = np.zeros(
             (rows.shape[0], round_up(rows.shape[1], PER_WORD[self.kind])), dtype=rows.dtype
         )
         padded[:, : rows.shape[1]] = rows
         out = aligned_zeros(rows.shape[0] * (biases.shape[1] + 16)).reshape(rows.shape[0], -1)
-        out[:], out[:, -16:] = RESIDUAL if finish == ADD_TO_RESIDUAL else 0, BESIDE
+        out[:], out[:, -16:] = RESIDUAL_VALUE if epilogue == RESIDUAL else 0, BESIDE
 
         def share(thread: int) -> None:
             self.run(
-                record.ctypes.data, linear.ctypes.data, thread, padded.ctypes.data,
-                padded.strides[0], rows.shape[0], notes.ctypes.data, out.ctypes.data,
-                out.strides[0],
+                record.ctypes.data, thread, rows.shape[0], padded.ctypes.data, padded.strides[0],
+                out.ctypes.data, out.strides[0], epilogue,
             )  # fmt: skip
 
         others = [Thread(target=share, args=(number,)) for number in range(1, threads)]
@@ -267,15 +255,17 @@ def test_product_of_bytes_is_exact_but_for_its_scales(
         numbers(count, outliers, seed=6),
         numbers(max(outliers, 1), d_out, seed=7),
     )
-    notes = np.zeros((count, NOTES_BYTES // 4), dtype=np.float32)
-    notes[:, 0], notes[:, 1] = row_scales, zero_points.view(np.float32)
-    notes[:, OUTLIER_NOTES : OUTLIER_NOTES + outliers] = sides
+    row_quant = np.zeros((count, ROW_QUANT_BYTES // 4), dtype=np.float32)
+    row_quant[:, 0], row_quant[:, 1] = row_scales, zero_points.view(np.float32)
+    row_quant[:, ROW_QUANT_OUTLIERS : ROW_QUANT_OUTLIERS + outliers] = sides
     sums = np.zeros(round_up(d_out, width), dtype=np.int32)
     sums[:d_out] = weight.sum(axis=0, dtype=np.int32)
     bias = numbers(d_out, seed=2)
     out = dot_products["int8"](
-        rows, weight, bias, notes=notes, column_scales=pack_rows([scales], width), column_sums=sums,
-        outlier_places=np.zeros(outliers, dtype=np.int32), outlier_weight=pack_rows(list(outlier_weight), width),
+        rows, weight, bias, row_quant=row_quant, column_sums=sums,
+        column_scales=pack_rows([scales], width),
+        outlier_columns=np.zeros(outliers, dtype=np.int32),
+        outlier_weight=pack_rows(list(outlier_weight), width),
     )  # fmt: skip
     exact = (rows.astype(np.int64) - zero_points[:, None]) @ weight.astype(np.int64)
     expected = (
@@ -296,15 +286,15 @@ def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], cou
             numbers(70, seed=2),
         )
         stored = products["float32"](rows, weight, bias)[:, :70]
-        added = products["float32"](rows, weight, bias, finish=ADD_TO_RESIDUAL)[:, :70]
-        np.testing.assert_array_equal(added, RESIDUAL + stored)
-        activated = products["float32"](rows, weight, bias, finish=ACTIVATION_NAMES.index("relu"))[
-            :, :70
-        ]
+        added = products["float32"](rows, weight, bias, epilogue=RESIDUAL)[:, :70]
+        np.testing.assert_array_equal(added, RESIDUAL_VALUE + stored)
+        activated = products["float32"](
+            rows, weight, bias, epilogue=ACTIVATION_NAMES.index("relu")
+        )[:, :70]
         np.testing.assert_array_equal(activated, np.maximum(stored, 0))
         narrow = to_bfloat16(rows), to_bfloat16(weight)
         stored = products["bfloat16"](*narrow, bias)[:, :70]
-        activated = products["bfloat16"](*narrow, bias, finish=ACTIVATION_NAMES.index("relu"))
+        activated = products["bfloat16"](*narrow, bias, epilogue=ACTIVATION_NAMES.index("relu"))
         np.testing.assert_array_equal(
             np.ascontiguousarray(activated).view(np.uint16)[:, :70],
             to_bfloat16(np.maximum(stored, 0)),
@@ -319,7 +309,7 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(
     most = 130
     rows, weight, bias = numbers(most, d_in), numbers(d_in, 150, seed=1), numbers(150, seed=2)
     extra: dict[str, Any] = {}
-    notes = np.zeros((most, NOTES_BYTES // 4), dtype=np.float32)
+    row_quant = np.zeros((most, ROW_QUANT_BYTES // 4), dtype=np.float32)
     if kind == "bfloat16":
         rows, weight = to_bfloat16(rows), to_bfloat16(weight)
     elif kind == "int8":
@@ -328,15 +318,17 @@ def test_a_rows_bits_depend_on_nothing_but_the_row(
             random.integers(0, 256, rows.shape, dtype=np.uint8),
             random.integers(-127, 128, weight.shape, dtype=np.int8),
         )
-        notes = numbers(*notes.shape, seed=4)
-        notes[:, 1] = random.integers(0, 256, most, dtype=np.int32).view(np.float32)
+        row_quant = numbers(*row_quant.shape, seed=4)
+        row_quant[:, 1] = random.integers(0, 256, most, dtype=np.int32).view(np.float32)
         extra = {
-            "column_scales": pack_rows([numbers(150, seed=5)], width), "column_sums": np.full(round_up(150, width), 9, dtype=np.int32),
-            "outlier_places": np.zeros(3, dtype=np.int32), "outlier_weight": pack_rows(list(numbers(3, 150, seed=6)), width),
+            "column_scales": pack_rows([numbers(150, seed=5)], width),
+            "column_sums": np.full(round_up(150, width), 9, dtype=np.int32),
+            "outlier_columns": np.zeros(3, dtype=np.int32),
+            "outlier_weight": pack_rows(list(numbers(3, 150, seed=6)), width),
         }  # fmt: skip
 
     def product(begin: int, end: int, threads: int) -> np.ndarray:
-        given: dict[str, Any] = {**extra, "notes": notes[begin:end]} if extra else {}
+        given: dict[str, Any] = {**extra, "row_quant": row_quant[begin:end]} if extra else {}
         return products[kind](rows[begin:end], weight, bias, threads=threads, **given)
 
     alone = np.concatenate([product(row, row + 1, 1) for row in range(most)])
@@ -364,33 +356,39 @@ def test_rounding_to_bfloat16_is_packings(target: KernelTarget) -> None:
 def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float) -> None:
     source, factors = aligned_zeros(112), aligned_zeros(112)
     source[:count], factors[:count] = numbers(count) + np.float32(shift), numbers(count, seed=1)
-    out, notes = np.zeros(112, dtype=np.uint8), np.zeros(32, dtype=np.float32)
-    arguments = (source.ctypes.data, factors.ctypes.data, out.ctypes.data, notes.ctypes.data, count)
-    run = call(make_quantise_row, 5, target)
+    out, row_quant = np.zeros(112, dtype=np.uint8), np.zeros(32, dtype=np.float32)
+    arguments = (
+        source.ctypes.data,
+        factors.ctypes.data,
+        out.ctypes.data,
+        row_quant.ctypes.data,
+        count,
+    )
+    run = call(make_quantize_row, 5, target)
     run(*arguments)
     values = source[:count] * factors[:count]
     extent = np.float32(max(values.max(), 0) - min(values.min(), 0))
     inverse = np.float32(255) / extent
     zero_point = np.rint(-np.minimum(values.min(), np.float32(0)) * inverse)
     expected = np.clip(np.rint(values * inverse) + zero_point, 0, 255)
-    assert notes[1:2].view(np.int32) == zero_point
+    assert row_quant[1:2].view(np.int32) == zero_point
     np.testing.assert_array_equal(out[:count], expected)
     np.testing.assert_allclose(
-        (out[:count] - zero_point) * notes[0], values, rtol=0, atol=0.51 * float(extent) / 255
+        (out[:count] - zero_point) * row_quant[0], values, rtol=0, atol=0.51 * float(extent) / 255
     )
     source[0] = np.nan
     run(*arguments)
-    assert np.isnan(notes[0]), "a row that is not finite must not look as if it were"
+    assert np.isnan(row_quant[0]), "a row that is not finite must not look as if it were"
     source[:] = 0.0
     run(*arguments)
-    assert notes[0] == 0
+    assert row_quant[0] == 0
     assert not out[:count].any()
 
 
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_signed_bytes_are_numpys(target: KernelTarget, count: int) -> None:
     source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
-    call(make_quantise_signed, 4, target)(
+    call(make_quantize_signed, 4, target)(
         source.ctypes.data, out.ctypes.data, scale.ctypes.data, count
     )
     largest = np.abs(source[:count]).max()
@@ -403,7 +401,7 @@ def test_signed_bytes_are_numpys(target: KernelTarget, count: int) -> None:
 
 @pytest.mark.parametrize(("per_word", "dtype"), [(1, np.uint32), (2, np.uint16), (4, np.uint8)])
 def test_a_word_is_filled_place_by_place(target: KernelTarget, per_word: int, dtype: type) -> None:
-    run = call(make_insert, 4, target, per_word)
+    run = call(make_pack_value_row, 4, target, per_word)
     words = np.full(32, 0xFFFFFFFF, dtype=np.uint32)
     random = np.random.default_rng(0)
     rows = [random.integers(0, np.iinfo(dtype).max, 32, dtype=dtype) for _ in range(per_word)]
@@ -469,8 +467,8 @@ def test_activations_are_numpys(target: KernelTarget, name: str) -> None:
 def _finisher(target: KernelTarget) -> Any:
     epilogue = make_epilogue(target, "float32")
 
-    def run(sums: int, linear: int, out: int) -> None:
-        epilogue(sums, 1, linear_at(linear), 0, out, 0, 0)
+    def run(kind: int, accumulators_ptr: int, linear_ptr: int, out_ptr: int) -> None:
+        epilogue(kind, accumulators_ptr, 1, linear_at(linear_ptr), 0, 0, out_ptr, 0)
 
     return compiled(run)
 
@@ -487,8 +485,8 @@ def finish(
     bias = np.zeros_like(sums) if bias is None else bias
     out = np.zeros_like(sums) if out is None else out
     linear = np.zeros(1, dtype=LINEAR)
-    linear["finish"], linear["bias"] = kind, bias.ctypes.data
-    _finisher(target)(sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
+    linear["bias_ptr"] = bias.ctypes.data
+    _finisher(target)(kind, sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
     return out
 
 
@@ -496,7 +494,7 @@ def test_the_other_epilogues_add_bias_and_residual(target: KernelTarget) -> None
     width = target.panel_width
     sums, bias, residual = numbers(width), numbers(width, seed=1), numbers(width, seed=2)
     np.testing.assert_array_equal(
-        finish(target, ADD_TO_RESIDUAL, sums, bias=bias, out=residual.copy()),
+        finish(target, RESIDUAL, sums, bias=bias, out=residual.copy()),
         residual + (sums + bias),
     )
     np.testing.assert_array_equal(finish(target, STORE, sums, bias=bias), sums + bias)
@@ -514,7 +512,7 @@ def test_layer_norm_is_numpys(target: KernelTarget, d_model: int, mean: float) -
         )
     )
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
-    run = call(make_layer_norm, 6, target)
+    run = call(make_normalize_row, 6, target)
     run(
         hidden.ctypes.data,
         gain.ctypes.data,
@@ -543,19 +541,19 @@ def test_softmax_masks_what_is_not_there(target: KernelTarget, visible: int, blo
     padded[:visible] = weights
     expected[:, :block_size] = padded.reshape(blocks, block_size)
     scores[:, :block_size].reshape(-1)[visible:] = np.nan
-    narrow, scale, share = (
+    narrow, scale, inv_sum = (
         scores.copy(),
         np.array([0.5], dtype=np.float32),
         np.zeros(1, dtype=np.float32),
     )
-    sizes = (visible, blocks, block_size, columns, scale.ctypes.data, share.ctypes.data)
-    call(make_softmax, 7, target, narrow=False)(scores.ctypes.data, *sizes)
+    sizes = (visible, blocks, block_size, columns, scale.ctypes.data, inv_sum.ctypes.data)
+    call(make_softmax, 7, target, as_bfloat16=False)(scores.ctypes.data, *sizes)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(inv_sum[0] * weights.sum(), 1, rtol=1e-6)
     assert (scores[expected == 0] == 0).all(), "a masked weight is exactly zero"
-    share[:] = 0
-    call(make_softmax, 7, target, narrow=True)(narrow.ctypes.data, *sizes)
+    inv_sum[:] = 0
+    call(make_softmax, 7, target, as_bfloat16=True)(narrow.ctypes.data, *sizes)
     np.testing.assert_array_equal(
         narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1)
     )
-    np.testing.assert_allclose(share[0] * weights.sum(), 1, rtol=1e-6)
+    np.testing.assert_allclose(inv_sum[0] * weights.sum(), 1, rtol=1e-6)

@@ -17,18 +17,25 @@ from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_obje
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, pack_rows, panel_steps, round_up
 from nanovllm.model.kernels.build.target import CACHE_TYPES, PER_WORD, KernelTarget, Spec
-from nanovllm.model.kernels.forward import forward
-from nanovllm.model.kernels.forward.attention import make_softmax
+from nanovllm.model.kernels.forward.attention import make_paged_attention
+from nanovllm.model.kernels.forward.attention_parts import make_softmax
 from nanovllm.model.kernels.forward.convert import (
-    make_quantise_row,
-    make_quantise_signed,
+    make_quantize_row,
+    make_quantize_signed,
     make_round_row,
 )
-from nanovllm.model.kernels.forward.layernorm import make_layer_norm
-from nanovllm.model.kernels.forward.prepare import plan_step
+from nanovllm.model.kernels.forward.kv_cache import make_store
+from nanovllm.model.kernels.forward.layernorm import make_normalize_row
+from nanovllm.model.kernels.forward.prepare import prepare_attention
 from nanovllm.model.kernels.record import KernelMemory
 from nanovllm.model.kernels.simd.move import step_record_at
-from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, ITEM_FIELDS, QUERY_TILE
+from nanovllm.model.kernels.step_record import (
+    ACTIVATION_NAMES,
+    ITEM_FIELDS,
+    PREFILL_QUERIES,
+    STEP_DTYPES,
+    STEP_RECORD,
+)
 from nanovllm.model.weights import LayerNorm
 from tests.model.kernels.forward.test_kernels import call, finish, name_of, numbers
 from tests.support.batches import make_batch
@@ -77,7 +84,7 @@ def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
     hidden[place] = bad
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
     addresses = [array.ctypes.data for array in (hidden, gain, bias, out)]
-    call(make_layer_norm, 6, target)(*addresses, count, epsilon.ctypes.data)
+    call(make_normalize_row, 6, target)(*addresses, count, epsilon.ctypes.data)
     with np.errstate(invalid="ignore"):
         expected = gpt2.layer_norm(
             hidden[None, :count], LayerNorm(gain[:count], bias[:count]), 1e-5
@@ -104,17 +111,17 @@ def test_softmax_gives_what_numpy_gives(
     padded = np.full(blocks * block_size, NAN, dtype=np.float32)
     padded[:visible] = row
     scores[:, :block_size] = padded.reshape(blocks, block_size)
-    scale, share = np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
-    addresses = scale.ctypes.data, share.ctypes.data
+    scale, inv_sum = np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
+    addresses = scale.ctypes.data, inv_sum.ctypes.data
     sizes = (visible, blocks, block_size, columns)
-    call(make_softmax, 7, target, narrow=narrow)(scores.ctypes.data, *sizes, *addresses)
+    call(make_softmax, 7, target, as_bfloat16=narrow)(scores.ctypes.data, *sizes, *addresses)
     weights = scores
     if narrow:
         bits = scores.view(np.uint16).reshape(-1)[: scores.size].astype(np.uint32)
         weights = (bits << np.uint32(16)).view(np.float32).reshape(scores.shape)
     assert not weights[:, block_size:].any(), "a masked weight is exactly zero"
     with np.errstate(invalid="ignore"):
-        found = weights[:, :block_size].reshape(-1) * share[0]
+        found = weights[:, :block_size].reshape(-1) * inv_sum[0]
         expected = np.exp(row * scale - (row * scale).max())
         expected /= expected.sum(dtype=np.float32)
     np.testing.assert_array_equal(np.isnan(found[:visible]), np.isnan(expected))
@@ -138,12 +145,12 @@ def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
         source, ones = aligned_zeros(64), np.ones(64, dtype=np.float32)
         source[:37] = numbers(37)
         source[place] = bad
-        out, notes = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
-        addresses = [array.ctypes.data for array in (source, ones, out, notes)]
-        call(make_quantise_row, 5, target)(*addresses, 37)
-        assert np.isnan(notes[0])
+        out, row_quant = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
+        addresses = [array.ctypes.data for array in (source, ones, out, row_quant)]
+        call(make_quantize_row, 5, target)(*addresses, 37)
+        assert np.isnan(row_quant[0])
         scale = np.zeros(1, dtype=np.float32)
-        call(make_quantise_signed, 4, target)(
+        call(make_quantize_signed, 4, target)(
             source.ctypes.data, out.ctypes.data, scale.ctypes.data, 37
         )
         assert np.isnan(scale[0])
@@ -151,9 +158,9 @@ def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
 
 # Attention --------------------------------------------------------------------------------------
 
-# On this processor alone, whose kernels take seconds to compile; test_backend.py has the other widths.
+# For this CPU alone, since compiling takes seconds; test_backend.py has the other vector widths.
 
-HEADS, BLOCK_SIZE, CONTEXT = 3, 5, QUERY_TILE + 13
+HEADS, BLOCK_SIZE, CONTEXT = 3, 5, PREFILL_QUERIES + 13
 
 
 class Attention:
@@ -167,12 +174,15 @@ class Attention:
         columns, head_columns = round_up(BLOCK_SIZE, target.lanes), round_up(head_dim, target.lanes)
         key_words = panel_steps(head_dim, per_word) * columns
         value_words = panel_steps(BLOCK_SIZE, per_word) * head_columns
-        self.memory = memory = KernelMemory()
+        self.memory = memory = KernelMemory(STEP_RECORD, STEP_DTYPES)
         memory.set(
-            threads=1, layers=1, d_model=d_model, heads=HEADS, head_dim=head_dim, vocab=1, blocks=self.blocks, max_positions=CONTEXT,
-            block_size=BLOCK_SIZE, block_columns=columns, head_columns=head_columns, key_steps=panel_steps(head_dim, per_word),
-            key_bytes=key_words * 4, value_bytes=value_words * 4, max_blocks=self.blocks, seqs=1,
-            qkv_stride=3 * d_model * 4, hidden_stride=d_model * 4, query_stride=round_up(head_dim, 16) * 4,
+            threads=1, layers=1, d_model=d_model, heads=HEADS, head_dim=head_dim, vocab=1, seqs=1,
+            max_positions=CONTEXT, blocks=self.blocks, max_blocks=self.blocks,
+            block_size=BLOCK_SIZE, block_columns=columns, head_columns=head_columns,
+            key_steps=panel_steps(head_dim, per_word),
+            key_block_bytes=key_words * 4, value_block_bytes=value_words * 4,
+            qkv_stride_bytes=3 * d_model * 4, hidden_stride_bytes=d_model * 4,
+            query_stride_bytes=round_up(head_dim, 16) * 4,
         )  # fmt: skip
         self.d_model = d_model
         sizes = {"keys": key_words, "values": value_words, "key_scales": columns}
@@ -180,23 +190,23 @@ class Attention:
         for name, words in sizes.items():
             array = aligned_zeros(self.blocks * HEADS * words)
             array[:] = NAN
-            memory.place(**{name: array})
-        memory.place(
-            scores=aligned_zeros(QUERY_TILE * self.blocks * columns),
-            scratch=aligned_zeros((QUERY_TILE + 1) * head_columns),
-            queries=aligned_zeros(QUERY_TILE * round_up(head_dim, 16)),
+            memory.bind(**{name: array})
+        memory.bind(
+            scores=aligned_zeros(PREFILL_QUERIES * self.blocks * columns),
+            scratch=aligned_zeros((PREFILL_QUERIES + 1) * head_columns),
+            queries=aligned_zeros(PREFILL_QUERIES * round_up(head_dim, 16)),
             row=aligned_zeros(round_up(head_dim, 16)),
-            scales=np.array([head_dim**-0.5], dtype=np.float32),
+            attention_scales=np.array([head_dim**-0.5], dtype=np.float32),
         )
         job_bytes = JOB.itemsize + THREAD_BYTES
         self._job = aligned_zeros((job_bytes + 2 * PHASE_BYTES) // 4)
         self.phases = self._job[job_bytes // 4 :]
         memory.set(job=self._job.ctypes.data, phases=self.phases.ctypes.data)
         memory.reserve("decode_items", ITEM_FIELDS)
-        memory.reserve("chunk_items", (CONTEXT // QUERY_TILE + 1) * ITEM_FIELDS)
+        memory.reserve("chunk_items", (CONTEXT // PREFILL_QUERIES + 1) * ITEM_FIELDS)
 
     def attend(self, qkv: np.ndarray, cuts: list[int]) -> np.ndarray:
-        """The outputs [context, heads, head_dim] of a sequence that is taken up to each cut in turn."""
+        """Return outputs [context, heads, head_dim] of a sequence, computed cut by cut."""
         outputs = []
         for start, stop in itertools.pairwise([0, *cuts]):
             batch = make_batch([range(stop)], computed=[start], block_size=BLOCK_SIZE)
@@ -207,28 +217,29 @@ class Attention:
             memory.fill(
                 token_ids=np.zeros(tokens, dtype=np.int64), positions=batch.positions,
                 slots=slots + batch.positions % BLOCK_SIZE, logit_rows=batch.logit_rows,
-                query_starts=batch.query_starts, context_lens=batch.context_lens, block_tables=table,
+                query_starts=batch.query_starts, context_lens=batch.context_lens,
+                block_tables=table,
             )  # fmt: skip
-            mixed = aligned_zeros(tokens * self.d_model)
-            memory.place(qkv=np.ascontiguousarray(qkv[start:stop]), mixed=mixed)
+            attn_out = aligned_zeros(tokens * self.d_model)
+            memory.bind(qkv=np.ascontiguousarray(qkv[start:stop]), attn_out=attn_out)
             self.phases[:] = 0
             self.run(memory.address, 0)
-            assert not memory["refused"]
-            outputs.append(mixed.reshape(tokens, HEADS, self.head_dim).copy())
+            assert not memory["is_refused"]
+            outputs.append(attn_out.reshape(tokens, HEADS, self.head_dim).copy())
         return np.concatenate(outputs)
 
 
 @cache
 def _attention(spec: Spec) -> Any:
-    """What lies between two products, compiled as the library is: function(address, thread)."""
-    store, attend = forward._make_store(spec), forward._make_paged_attention(spec)  # noqa: SLF001
+    """The operations between two linear layers, compiled as the library is."""
+    store_keys_and_values, paged_attention = make_store(spec), make_paged_attention(spec)
 
     @compiled
-    def run(address: int, thread: int) -> None:
-        plan_step(address, thread)
-        p = step_record_at(address)
-        if store(p, thread, p.phases, 0):
-            attend(p, thread, p.phases + PHASE_BYTES, 0)
+    def run(record_ptr: int, thread: int) -> None:
+        prepare_attention(record_ptr, thread)
+        record = step_record_at(record_ptr)
+        phase = store_keys_and_values(record, thread, record.phases_ptr, 0)
+        paged_attention(record, thread, phase, 0)
 
     run.compile(ARGUMENTS)  # type: ignore[attr-defined]
     return Library(emit_object({"run": run}, host_cpu()), ["run"]).functions["run"]
@@ -253,7 +264,7 @@ def sound_outputs(qkv: np.ndarray, head_dim: int) -> np.ndarray:
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)
 @pytest.mark.parametrize("head_dim", [1, 7, 24])
 def test_attention_keeps_the_past_from_the_future(cache_type: str, head_dim: int) -> None:
-    """Tokens before the bad one have the bits that they have without it, those after it what NumPy says."""
+    """Tokens before the bad one keep their bits; those after it are what NumPy computes."""
     clean = numbers(CONTEXT, 3 * HEADS * head_dim, seed=head_dim)
     kernels = Attention(HOST, cache_type, head_dim)
     expected = kernels.attend(clean, CUTS["whole"])

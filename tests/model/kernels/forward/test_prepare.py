@@ -12,7 +12,7 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import load_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.backend import NumbaBackend
-from nanovllm.model.kernels.step_record import ITEM_FIELDS, QUERY_TILE
+from nanovllm.model.kernels.step_record import ITEM_FIELDS, PREFILL_QUERIES
 from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
 
@@ -26,7 +26,7 @@ FIELDS = (
     "slots",
     "logit_rows",
 )
-LONG = list(range(QUERY_TILE + 2))
+LONG = list(range(PREFILL_QUERIES + 2))
 BATCH = make_batch(
     [[1, 2, 3], [4], LONG, [5, 6]], computed=[1, 0, 0, 1], block_size=BLOCK_SIZE, all_rows=True
 )
@@ -88,5 +88,6 @@ def test_single_tokens_and_pieces_of_prompts_become_items(backend: NumbaBackend)
     last = 3 + len(LONG)
     np.testing.assert_array_equal(decodes, [[1, 2, 1, 0], [3, last, 1, 1]])
     np.testing.assert_array_equal(
-        chunks, [[0, 0, 2, 1], [2, 3, QUERY_TILE, 0], [2, 3 + QUERY_TILE, 2, QUERY_TILE]]
+        chunks,
+        [[0, 0, 2, 1], [2, 3, PREFILL_QUERIES, 0], [2, 3 + PREFILL_QUERIES, 2, PREFILL_QUERIES]],
     )

@@ -19,7 +19,7 @@ from nanovllm.model.kernels.sampling.record import BINS_BYTES
 from nanovllm.model.kernels.sampling.select import select
 from nanovllm.model.kernels.sampling.sort import sort_descending
 from nanovllm.model.kernels.simd.scalar import float_to_bits, float_to_ordered, ordered_to_float
-from nanovllm.model.kernels.step_record import NO_WORD, best_bytes
+from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
 from nanovllm.runner.philox import uniform
 from tests.support.targets import WIDTHS
 
@@ -190,6 +190,6 @@ def test_a_row_that_is_not_finite_has_no_token(
     expected = logits.argmax(axis=1).tolist()
     logits[1, index] = bad
     logits[0, index] = -np.inf
-    assert greedy(logits, threads) == [int(logits[0].argmax()), NO_WORD, expected[2]]
-    assert greedy(np.full((1, 70), -np.inf, dtype=np.float32), threads) == [NO_WORD]
+    assert greedy(logits, threads) == [int(logits[0].argmax()), NO_TOKEN, expected[2]]
+    assert greedy(np.full((1, 70), -np.inf, dtype=np.float32), threads) == [NO_TOKEN]
     assert greedy(np.full((1, 70), -3e38, dtype=np.float32), threads) == [0]

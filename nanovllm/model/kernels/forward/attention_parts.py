@@ -1,0 +1,244 @@
+"""The kernels that decode and prefill attention share: block matmuls, softmax and conversions."""
+
+from collections.abc import Callable
+from typing import Any
+
+from numba import types
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.forward.convert import make_round_row
+from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
+from nanovllm.model.kernels.simd.formats import Format, cache_format
+from nanovllm.model.kernels.simd.move import make_clear, make_copy
+from nanovllm.model.kernels.simd.scalar import store_i32
+from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
+from nanovllm.model.kernels.step_record import WORD_BYTES
+
+
+class AttentionParts:
+    """The kernels of attention for one type of weights and one of the cache.
+
+    Attributes:
+        matmul, batched_matmul: `_make_matmul` of rows that share a panel, or have one each.
+        softmax: `make_softmax`.
+        apply_scales: `_make_apply_scales`.
+        multiply_row: `_make_multiply_row`.
+        all_finite: `_make_all_finite`.
+        convert_query: (source_ptr, out_ptr, count), a query to the type that Q K^T takes.
+        convert_output: (source_ptr, out_ptr, count), to the type that the next linear layer takes.
+        has_scales: whether keys and values are int8 with a float32 scale each.
+        weight_bytes: bytes of an attention weight.
+        output_bytes: bytes of a number of the output.
+        cache_format: format of keys and values.
+    """
+
+    def __init__(self, target: KernelTarget, weights: str, cache: str) -> None:
+        """Make the kernels."""
+        copy, round_row = make_copy(target), make_round_row(target)
+        self.cache_format = cache_format(target, cache)
+        self.matmul = _make_matmul(
+            target, lambda vectors: _make_shared_tiles(target, self.cache_format, vectors)
+        )
+        self.batched_matmul = _make_matmul(
+            target, lambda vectors: make_batched_tiles(target, self.cache_format, vectors)
+        )
+        self.softmax = make_softmax(target, as_bfloat16=cache == "bfloat16")
+        self.apply_scales = _make_apply_scales(target)
+        self.multiply_row = _make_multiply_row(target)
+        self.clear = make_clear(target)
+        self.all_finite = _make_all_finite(target)
+        self.convert_query = _make_convert_query(cache, round_row, copy)
+        self.convert_output = round_row if weights == "bfloat16" else copy
+        self.has_scales = cache == "int8"
+        self.weight_bytes = 2 if cache == "bfloat16" else WORD_BYTES
+        self.output_bytes = 2 if weights == "bfloat16" else WORD_BYTES
+
+
+def make_softmax(target: KernelTarget, *, as_bfloat16: bool) -> Any:
+    """Return softmax, which turns a row of scores into unnormalized weights, in place.
+
+    scores_ptr     float32 [blocks, block_columns], of which block_size columns count
+    visible        number of keys that the query sees
+    blocks         number of blocks
+    block_size     tokens in a block
+    block_columns  block_size in whole vectors
+    scale_ptr      one float32 above 0, the factor of the scores
+    inv_sum_ptr    receives 1 / sum(weights), a float32
+
+    The largest weight is 1. Scores that are not visible get the weight 0. With `as_bfloat16` the
+    weights are bfloat16 and stand at the beginning of the row, without gaps between blocks.
+    """
+
+    def softmax(
+        v: Vectors, scores_ptr: Value, visible: Value, blocks: Value, block_size: Value,
+        block_columns: Value, scale_ptr: Value, inv_sum_ptr: Value,
+    ) -> None:  # fmt: skip
+        scale = v.splat(v.load_scalar(scale_ptr))
+
+        def over_row(initial: Value, visit: Callable[[Value, Value, Value], Value]) -> Value:
+            """Fold the row's vectors: visit(first column, mask of the visible lanes, carried)."""
+
+            def block(index: Value, carried: list[Value]) -> list[Value]:
+                first = v.builder.mul(index, block_columns)
+                left = v.builder.sub(visible, v.builder.mul(index, block_size))
+                is_partial = v.builder.icmp_signed("<", left, block_size)
+                seen = v.builder.select(is_partial, left, block_size)
+
+                def vector(i: Value, carried: list[Value]) -> list[Value]:
+                    is_seen = v.first_lanes(v.builder.sub(seen, i))
+                    return [visit(v.builder.add(first, i), is_seen, carried[0])]
+
+                return v.loop(block_columns, v.lanes, carried, vector)
+
+            return v.loop(blocks, 1, [initial], block)[0]
+
+        def find_largest(column: Value, is_seen: Value, largest: Value) -> Value:
+            score = v.load(v.element(scores_ptr, column))
+            return v.maximum(v.where(is_seen, score, v.constant(float("-inf"))), largest)
+
+        def exponentiate(column: Value, is_seen: Value, total: Value) -> Value:
+            score_ptr = v.element(scores_ptr, column)
+            scaled = v.multiply(v.load(score_ptr), scale)
+            weight = v.where(is_seen, v.exp(v.subtract(scaled, largest)), v.constant(0.0))
+            if as_bfloat16:  # half as long, so it never overtakes the scores still to be read
+                v.store(v.round_bfloat16(weight), v.address(scores_ptr, v.times(column, 2)))
+            else:
+                v.store(weight, score_ptr)
+            return v.add(total, weight)
+
+        largest_score = v.largest(over_row(v.constant(float("-inf")), find_largest))
+        largest = v.multiply(v.splat(largest_score), scale)
+        total = v.sum(over_row(v.constant(0.0), exponentiate))
+        v.store(v.divide(F32(1.0), total), inv_sum_ptr)
+
+    return kernel(target, softmax)
+
+
+def _make_multiply_row(target: KernelTarget) -> Any:
+    """Return multiply_row(row_ptr, factor_ptr, columns): row *= one float32, in whole vectors."""
+
+    def multiply_row(v: Vectors, row_ptr: Value, factor_ptr: Value, columns: Value) -> None:
+        factor = v.splat(v.load_scalar(factor_ptr))
+
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            vector_ptr = v.element(row_ptr, i)
+            v.store(v.multiply(v.load(vector_ptr), factor), vector_ptr)
+            return []
+
+        v.loop(columns, v.lanes, [], vector)
+
+    return kernel(target, multiply_row)
+
+
+def _make_apply_scales(target: KernelTarget) -> Any:
+    """Return apply_scales(row_ptr, scales_ptr, seen, columns): row[:seen] *= scales[:seen].
+
+    It reads and writes whole vectors of `columns`. `seen` may be 0 or less. Slots that were never
+    written have no scale.
+    """
+
+    def apply_scales(
+        v: Vectors, row_ptr: Value, scales_ptr: Value, seen: Value, columns: Value
+    ) -> None:
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            vector_ptr = v.element(row_ptr, i)
+            value = v.load(vector_ptr)
+            scaled = v.multiply(value, v.load(v.element(scales_ptr, i)))
+            v.store(v.where(v.first_lanes(v.builder.sub(seen, i)), scaled, value), vector_ptr)
+            return []
+
+        v.loop(columns, v.lanes, [], vector)
+
+    return kernel(target, apply_scales)
+
+
+def _make_all_finite(target: KernelTarget) -> Any:
+    """Return all_finite(values_ptr, count) -> 1, or 0 where a float32 is infinite or a NaN."""
+
+    def all_finite(v: Vectors, values_ptr: Value, count: Value) -> Value:
+        def vector(i: Value, mask: list[Value]) -> list[Value]:
+            return [v.builder.and_(mask[0], v.is_finite(v.load(v.element(values_ptr, i))))]
+
+        return v.every(v.loop(count, v.lanes, [v.integers(-1)], vector)[0])
+
+    return kernel(target, all_finite, returns=types.intp)
+
+
+def _make_convert_query(cache: str, round_row: Any, copy: Any) -> Any:
+    """Return convert_query(source_ptr, out_ptr, count)."""
+    if cache != "bfloat16":
+        return copy
+
+    @compiled
+    def convert_query(source_ptr: int, out_ptr: int, count: int) -> None:
+        """The rest of the last word is cleared: a NaN there times a key's 0 would be NaN."""
+        store_i32(out_ptr, (count - 1) // 2, 0)
+        round_row(source_ptr, out_ptr, count)
+
+    return convert_query
+
+
+def _make_shared_tiles(target: KernelTarget, panel_format: Format, vectors: int) -> Any:
+    """Return tiles of rows that share a panel, with the arguments of batched tiles."""
+    tiles = make_tiles(target, panel_format, vectors, prefetch_lines=0)
+
+    @compiled
+    def shared_tiles(
+        in_ptr: int, in_stride_bytes: int, panel_ptr: int, batch_stride_bytes: int,
+        panel_stride_bytes: int, steps: int, out_ptr: int, out_stride_bytes: int, rows: int,
+        prefetch_offset_bytes: int,
+    ) -> None:  # fmt: skip
+        tiles(
+            in_ptr, in_stride_bytes, panel_ptr, panel_stride_bytes, steps,
+            out_ptr, out_stride_bytes, rows, panel_ptr,
+        )  # fmt: skip
+
+    return shared_tiles
+
+
+def _make_matmul(target: KernelTarget, make_tiles_of: Callable[[int], Any]) -> Any:
+    """Return matmul: out[rows, columns] += inputs[rows, steps] @ panel[steps, columns].
+
+    in_ptr, in_stride_bytes    input rows
+    rows                       number of rows
+    panel_ptr                  the panel, or the first row's
+    batch_stride_bytes         bytes from one row's panel to the next row's, where each has its own
+    steps, columns             shape of the panel; columns are whole vectors
+    out_ptr, out_stride_bytes  output rows
+    prefetch_offset_bytes      as in tiles.py, where each row has its own panel
+
+    `make_tiles_of(vectors)` returns the tiles that are so many vectors wide.
+    """
+    lanes, width = target.lanes, target.panel_width
+    whole, two, one = (make_tiles_of(vectors) for vectors in (target.panel_vectors, 2, 1))
+
+    @compiled
+    def matmul(
+        in_ptr: int, in_stride_bytes: int, rows: int, panel_ptr: int, batch_stride_bytes: int,
+        steps: int, columns: int, out_ptr: int, out_stride_bytes: int, prefetch_offset_bytes: int,
+    ) -> None:  # fmt: skip
+        step_bytes = columns * WORD_BYTES
+        while columns >= width:
+            whole(
+                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
+                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
+            )  # fmt: skip
+            panel_ptr += width * WORD_BYTES
+            out_ptr += width * WORD_BYTES
+            columns -= width
+        while columns >= 2 * lanes:
+            two(
+                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
+                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
+            )  # fmt: skip
+            panel_ptr += 2 * lanes * WORD_BYTES
+            out_ptr += 2 * lanes * WORD_BYTES
+            columns -= 2 * lanes
+        if columns > 0:
+            one(
+                in_ptr, in_stride_bytes, panel_ptr, batch_stride_bytes, step_bytes, steps,
+                out_ptr, out_stride_bytes, rows, prefetch_offset_bytes,
+            )  # fmt: skip
+
+    return matmul

@@ -1,0 +1,81 @@
+"""Keys and values in the paged KV cache: the twin of nanovllm/model/kv_cache.py.
+
+A block of the cache holds `block_size` tokens. Its keys and its values are packed panels, so that
+both matmuls of attention read them as a weight is read (matmul.py):
+
+    keys    [layers, blocks, heads][key_steps][block_columns]      a key is a column
+    values  [layers, blocks, heads][value_steps][head_columns]     a value is a row
+
+An entry is a word of 32 bits (formats.py): one float32, or two bfloat16 or four int8 that stand
+below each other. key_steps and value_steps are head_dim and block_size divided by the numbers in a
+word; block_columns and head_columns are padded to whole vectors. An int8 key or value has a float32
+scale, in key_scales and value_scales [layers, blocks, heads][block_columns].
+"""
+
+from typing import Any
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.target import Spec
+from nanovllm.model.kernels.forward.convert import make_convert_kv, make_pack_value_row
+from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
+from nanovllm.model.kernels.simd.formats import cache_format
+from nanovllm.model.kernels.simd.move import load_int, make_scatter
+from nanovllm.model.kernels.step_record import WORD_BYTES
+from nanovllm.model.kernels.threads.barrier import take_item
+
+
+@compiled
+def block_index(record: Any, layer: int, block_id: int) -> int:
+    """Return the index of a block's first head in [layers, blocks, heads]."""
+    return (layer * record.blocks + block_id) * record.heads
+
+
+def make_store(spec: Spec) -> Any:
+    """Return store_keys_and_values(record, thread, phase, layer) -> next phase."""
+    convert_kv, scatter = make_convert_kv(spec.target, spec.cache), make_scatter(spec.target)
+    per_word = cache_format(spec.target, spec.cache).per_word
+    pack_value_row = make_pack_value_row(spec.target, per_word)
+
+    @compiled
+    def store_keys_and_values(record: Any, thread: int, phase: int, layer: int) -> int:
+        """Write each token's key and value to its slot.
+
+        An item is a group of heads: values that share a word are written by one thread, in the
+        order of their tokens.
+        """
+        if phase == ABORTED:
+            return ABORTED
+        row_ptr = record.row_ptr + thread * record.row_bytes
+        items = min(record.heads, 2 * record.threads)
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            first_head, end_head = record.heads * item // items, record.heads * (item + 1) // items
+            for token in range(record.tokens):
+                slot = load_int(record.slots_ptr, token)
+                block = block_index(record, layer, slot // record.block_size)
+                keys_ptr = (
+                    record.qkv_ptr + token * record.qkv_stride_bytes + record.d_model * WORD_BYTES
+                )
+                for head in range(first_head, end_head):
+                    key_ptr = keys_ptr + head * record.head_dim * WORD_BYTES
+                    store_head(record, row_ptr, key_ptr, block + head, slot % record.block_size)
+            done += 1
+            item = take_item(phase)
+        return end_phase(record, thread, phase, done, items)
+
+    @compiled
+    def store_head(record: Any, row_ptr: int, key_ptr: int, index: int, offset: int) -> None:
+        """Write one head's key and value to an offset in a block; `row_ptr` is working memory."""
+        scale_bytes = (index * record.block_columns + offset) * WORD_BYTES
+        convert_kv(key_ptr, record.head_dim, row_ptr, record.key_scales_ptr + scale_bytes)
+        column_ptr = record.keys_ptr + index * record.key_block_bytes + offset * WORD_BYTES
+        scatter(row_ptr, column_ptr, record.block_columns * WORD_BYTES, record.key_steps)
+
+        value_ptr = key_ptr + record.d_model * WORD_BYTES
+        convert_kv(value_ptr, record.head_dim, row_ptr, record.value_scales_ptr + scale_bytes)
+        step_bytes = offset // per_word * record.head_columns * WORD_BYTES
+        words_ptr = record.values_ptr + index * record.value_block_bytes + step_bytes
+        pack_value_row(row_ptr, words_ptr, offset % per_word, record.head_columns)
+
+    return store_keys_and_values
