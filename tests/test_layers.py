@@ -213,9 +213,8 @@ def test_shape_annotations_are_checked() -> None:
     from beartype.roar import BeartypeCallHintViolation
     from jaxtyping import TypeCheckError
 
-    from nanovllm.model.gpt2 import layer_norm
-    from nanovllm.model.weights import LayerNorm
+    from nanovllm.model.attention import attention_weights
 
-    ones = np.ones(8, dtype=np.float32)
+    queries, keys = np.ones((2, 3, 8), dtype=np.float32), np.ones((2, 4, 8), dtype=np.float32)
     with pytest.raises((TypeCheckError, BeartypeCallHintViolation)):
-        layer_norm(np.ones((2, 7), dtype=np.float32), LayerNorm(ones, ones), 1e-5)
+        attention_weights(queries, keys, 1.0)

@@ -15,10 +15,6 @@ sampling        SamplingSettings and the protocol of a sampler
 backend         the protocol of a backend, and LoadOptions
 numpy_backend   backend="numpy": gpt2.py behind that protocol
 quantization    int8 weights: scales, multipliers, outliers
-numba_backend   backend="numba": the compiled forward pass behind that protocol
-packed_weights  weights in the layout that the kernels read
-kernel_memory   the record of addresses that the kernels receive
-row_sampler     the compiled sampler
-kernels         the source of the compiled code
+kernels         backend="numba": the compiled forward pass and sampler
 free_memory     returns freed memory to the operating system
 """
