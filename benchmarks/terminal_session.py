@@ -23,9 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "terminal.svg"
 COMMANDS = (
-    "curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
-    """     -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}'"""
-    " | jq .choices[0].text",
+    (
+        "curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
+        """     -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}'"""
+        " | jq .choices[0].text"
+    ),
     'nanovllm generate "The old man" --max-tokens 32 --temperature 0',
 )
 _COLUMNS = 98
