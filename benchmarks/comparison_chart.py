@@ -108,8 +108,8 @@ def draw(table: Table) -> str:
     title = "GPT-2 124M on a CPU: tokens per second, higher is better"
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_WIDTH}" height="{y + 24}" '
-        f'viewBox="0 0 {_WIDTH} {y + 24}" role="img" aria-label="{title}">\n<title>{title}</title>\n'
-        f"<style>{_STYLE}</style>\n{_text(16, 28, title, 'title')}\n"
+        f'viewBox="0 0 {_WIDTH} {y + 24}" role="img" aria-label="{title}">\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n{_text(16, 28, title, 'title')}\n"
     )
     return head + "\n".join(parts) + "\n</svg>\n"
 
@@ -124,7 +124,8 @@ def _bars(x: int, y: int, speeds: dict[str, float]) -> list[str]:
         label = f"{speed:,.0f}"
         parts.append(
             f'<rect class="{"bar ours" if ours else "bar"}" x="{x}" y="{top}" width="{width}" '
-            f'height="{_BAR_HEIGHT}" rx="2"><title>{escape(engine)}: {label} tokens/s</title></rect>'
+            f'height="{_BAR_HEIGHT}" rx="2">'
+            f"<title>{escape(engine)}: {label} tokens/s</title></rect>"
         )
         parts.append(_text(x + width + 6, top + 11, label, "value ours-text" if ours else "value"))
     return parts

@@ -84,7 +84,7 @@ def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _roofline(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
-    """Roofs of each type, decode at each batch below them, and reading prompts at the right."""
+    """Draw the roof of each type, decode at each batch size, and the largest prefill."""
     limits = sweep["limits"][str(sweep["threads"])]
     for kind, own in _by_type(points):
         decode = [

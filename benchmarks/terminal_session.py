@@ -23,8 +23,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "images" / "terminal.svg"
 COMMANDS = (
-    """curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\
-     -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}' | jq .choices[0].text""",
+    (
+        "curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
+        """     -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}'"""
+        " | jq .choices[0].text"
+    ),
     'nanovllm generate "The old man" --max-tokens 32 --temperature 0',
 )
 _COLUMNS = 98
@@ -46,7 +49,7 @@ _STYLE = """
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that appeared at a time, in seconds since the start; a command or a part of an output."""
+    """A command or a part of an output, and when it appeared, in seconds since the start."""
 
     at_s: float
     text: str
@@ -156,9 +159,8 @@ def draw(pieces: Sequence[Piece]) -> str:
         f'viewBox="0 0 {width} {height}" role="img" aria-label="terminal session">\n'
         f"<title>nanovllm in a terminal</title>\n<style>{_STYLE}</style>\n"
         f'<rect width="{width}" height="{height}" rx="10" fill="#151b23" stroke="#3d444d"/>\n'
-        f'{buttons}\n<text class="title" x="{width / 2}" y="23" text-anchor="middle">nanovllm</text>\n'
-        + "\n".join(spans)
-        + "\n</svg>\n"
+        f'{buttons}\n<text class="title" x="{width / 2}" y="23" text-anchor="middle">'
+        "nanovllm</text>\n" + "\n".join(spans) + "\n</svg>\n"
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# From here on every array that enters or leaves a function of these rooms must have the shape and dtype that its annotation states.
+# From here on every array that enters or leaves a function of these packages must have the shape and dtype that its annotation states.
 # It has to happen before they are first imported; the rest of the tests' imports therefore come later.
 # The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
 _MODEL = [

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import busy, compare, http_cost, roofline, soak, sweep, table
+from benchmarks import busy, compare, http_cost, model_sizes, roofline, soak, sweep, table
 from benchmarks.make_model import SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.config import GPT2Config
@@ -186,6 +186,20 @@ def test_sweep_measures_every_point(run: Run) -> None:
         assert point["step_s"] > 0
         assert point["decode_tokens_per_s"] == pytest.approx(point["batch"] / point["step_s"])
         assert point["step_bytes"] > 4 * 32 * 300
+
+
+def test_model_sizes_measures_memory_and_speed(model: Path) -> None:
+    options = {"backend": "numpy", "num_threads": 1, "enable_prefix_caching": False}
+    point = model_sizes.measure(model, options, seed=7, scale=8)
+    assert point["parameters"] == GPT2Config.load(model).parameters
+    assert point["decode_tokens_per_s"] > 0
+    assert point["prefill_tokens_per_s"] > 0
+    machine = {"cpu": "a CPU", "nanovllm": "0"}
+    record = {"benchmark": "sizes", "points": [{"size": "tiny", "type": "float32", **point}]}
+    shown = table.markdown(
+        {**record, "date": "2026-01-01", "machine": machine, "threads": 1, "seed": 7}
+    )
+    assert "| tiny | 0M | float32 |" in shown
 
 
 def test_http_cost_compares_the_same_tokens(run: Run) -> None:

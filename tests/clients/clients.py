@@ -1,4 +1,4 @@
-"""The clients that `make clients` runs: the script, the environment and the distributions of each."""
+"""The clients of `make clients`: the script, the environment and the packages of each."""
 
 from dataclasses import dataclass
 
@@ -7,8 +7,9 @@ from dataclasses import dataclass
 class Client:
     """A client, its script in `scripts/` and its environment.
 
-    `environment` names a file in `requirements/`, or a folder with a package.json in `node/` for a script that
-    ends with .mjs. `packages` are those whose versions are reported, `setting` what its users have to set.
+    `environment` is a file in `requirements/`, or a folder with a package.json in `node/` for a
+    script that ends with .mjs. The report contains the versions of `packages`, and `setting`, the
+    settings that users need.
     """
 
     name: str
@@ -33,28 +34,40 @@ CLIENTS = (
         "check_ai_sdk.mjs",
         "ai-7",
         ("ai", "@ai-sdk/openai-compatible"),
-        setting="`supportsStructuredOutputs: true` of createOpenAICompatible; otherwise it sends no schema",
+        setting=(
+            "`supportsStructuredOutputs: true` of createOpenAICompatible; "
+            "otherwise it sends no schema"
+        ),
     ),
     Client(
         "ai-sdk-6",
         "check_ai_sdk.mjs",
         "ai-6",
         ("ai", "@ai-sdk/openai-compatible"),
-        setting="`supportsStructuredOutputs: true` of createOpenAICompatible; otherwise it sends no schema",
+        setting=(
+            "`supportsStructuredOutputs: true` of createOpenAICompatible; "
+            "otherwise it sends no schema"
+        ),
     ),
     Client(
         "litellm",
         "check_litellm.py",
         "litellm",
         ("litellm",),
-        setting="a model `openai/NAME`, `hosted_vllm/NAME` or, for completions, `text-completion-openai/NAME`",
+        setting=(
+            "a model `openai/NAME`, `hosted_vllm/NAME` or, for completions, "
+            "`text-completion-openai/NAME`"
+        ),
     ),
     Client(
         "langchain",
         "check_langchain.py",
         "langchain",
         ("langchain-openai",),
-        setting="`check_embedding_ctx_length=False` of OpenAIEmbeddings; otherwise it loads OpenAI's tokenizer",
+        setting=(
+            "`check_embedding_ctx_length=False` of OpenAIEmbeddings; "
+            "otherwise it loads OpenAI's tokenizer"
+        ),
     ),
     Client(
         "llama-index",

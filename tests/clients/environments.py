@@ -1,4 +1,4 @@
-"""Environments of clients in `.clients/`: a virtual environment or a folder of node modules for each.
+"""Environments of clients in `.clients/`: virtual environments and folders of node modules.
 
 An environment is made once, and again after its requirement file has changed.
 """
@@ -23,7 +23,7 @@ class InstallError(Exception):
 
 
 def prepare(client: Client) -> Path:
-    """Return the folder of the client's environment, which is made where it is missing or out of date."""
+    """Return the folder of the client's environment; create or update it if needed."""
     folder = CACHE / client.environment
     source = _requirements(client)
     wanted = source.read_text(encoding="utf-8")
@@ -84,9 +84,9 @@ def _requirements(client: Client) -> Path:
 
 
 def _install_python(folder: Path, source: Path) -> None:
-    """Make a virtual environment, by uv where it is installed, which takes seconds instead of minutes.
+    """Create a virtual environment, with uv if installed, which takes seconds instead of minutes.
 
-    Requirements that contradict each other have a file of overrides, which needs uv.
+    Contradicting requirements have a file of overrides, which needs uv.
     """
     overrides = source.with_suffix(".overrides")
     if overrides.exists() and _UV is None:

@@ -21,7 +21,8 @@ KEY = "key-of-the-client-checks"
 ROOT = HERE.parents[1]
 QUIET = {
     "DO_NOT_TRACK": "1", "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True", "VLLM_NO_USAGE_STATS": "1",
+    "HAYSTACK_TELEMETRY_ENABLED": "False", "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "VLLM_NO_USAGE_STATS": "1",
     "PROMPTFOO_DISABLE_TELEMETRY": "1", "PROMPTFOO_DISABLE_UPDATE": "1", "NO_PROXY": "127.0.0.1",
     "OPENAI_AGENTS_DISABLE_TRACING": "1",
 }  # fmt: skip
@@ -84,8 +85,9 @@ def _variables(port: int, recorded: Path) -> dict[str, str]:
     kept = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     url = f"http://127.0.0.1:{port}"
     return {
-        **kept, **QUIET, "HOME": str(home), "NANOVLLM_URL": url, "NANOVLLM_MODEL": MODEL, "NANOVLLM_ROOT": str(ROOT),
-        "NANOVLLM_MODEL_FOLDER": str(ROOT / "nanovllm" / "bundled" / MODEL), "NANOVLLM_RESULTS": str(recorded),
+        **kept, **QUIET, "HOME": str(home), "NANOVLLM_URL": url,
+        "NANOVLLM_MODEL": MODEL, "NANOVLLM_ROOT": str(ROOT), "NANOVLLM_RESULTS": str(recorded),
+        "NANOVLLM_MODEL_FOLDER": str(ROOT / "nanovllm" / "bundled" / MODEL),
         "OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": f"{url}/v1",
     }  # fmt: skip
 
@@ -94,7 +96,8 @@ def _run_script(client: Client, folder: Path, variables: dict[str, str], log: Pa
     """Return why the script failed as a whole, if it did; whatever it started ends with it."""
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command(client, folder), cwd=folder, env=variables, stdin=subprocess.DEVNULL, stdout=output,
+            command(client, folder), cwd=folder, env=variables,
+            stdin=subprocess.DEVNULL, stdout=output,
             stderr=subprocess.STDOUT, start_new_session=True,
         )  # fmt: skip
         try:

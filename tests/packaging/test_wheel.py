@@ -54,14 +54,15 @@ def run(
         check=False,
     )
     assert done.returncode == 0, (
-        f"{' '.join(map(str, command))} gave {done.returncode}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+        f"{' '.join(map(str, command))} gave {done.returncode}\n"
+        f"{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
     )
     return done.stdout
 
 
 @pytest.fixture(scope="module", autouse=True)
 def index(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Skip where the package index cannot be reached; in continuous integration that is a failure further on."""
+    """Skip if the package index cannot be reached; with CI set, a later step fails instead."""
     folder = tmp_path_factory.mktemp("index")
     probe = [
         sys.executable,
@@ -101,7 +102,7 @@ def wheel(dist: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of programs of a new environment that holds the wheel and what it depends on, and nothing else."""
+    """Return the folder of programs of a new environment with the wheel and its dependencies."""
     folder = tmp_path_factory.mktemp("environment")
     venv.create(folder, with_pip=False, symlinks=os.name != "nt")
     programs = folder / ("Scripts" if os.name == "nt" else "bin")
@@ -220,7 +221,8 @@ def test_library_works_from_another_folder(
 ) -> None:
     program = (
         "import nanovllm; from nanovllm import EngineConfig, LLM, SamplingParams;"
-        "assert callable(LLM); assert SamplingParams(n=2).n == 2; EngineConfig(); print(nanovllm.__version__, nanovllm.__file__)"
+        "assert callable(LLM); assert SamplingParams(n=2).n == 2; EngineConfig();"
+        "print(nanovllm.__version__, nanovllm.__file__)"
     )
     version, file = run(environment / "python", "-c", program, cwd=elsewhere, env=env).split(
         maxsplit=1
