@@ -13,7 +13,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
 from nanovllm.server.http.bounds import BoundedModel, allow_nulls
 from nanovllm.server.http.errors import shorten
-from nanovllm.server.http.problems import given, quote
+from nanovllm.server.http.problems import quote, quoted_input
 from nanovllm.server.openai.response_types import Role
 from nanovllm.server.openai.schemas import NO_EFFECT, Body, SamplingBody, UnusedFields
 
@@ -43,11 +43,11 @@ def _joined(value: object) -> object:
 def _part_fault(part: object) -> str | None:
     """Return why a part of a message is refused; None where it is text and nothing else."""
     if not isinstance(part, dict):
-        return f"is no object{given(part)}"
+        return f"is no object{quoted_input(part)}"
     if part.get("type") != "text":
         return f"has the type {shorten(quote(part.get('type')))}, which is not supported"
     if not isinstance(part.get("text"), str):
-        return f"has no text{given(part.get('text'))}"
+        return f"has no text{quoted_input(part.get('text'))}"
     extra = (name for name, item in part.items() if name not in _PART and item is not None)
     return next((f"has the field {shorten(quote(n))}, which is not supported" for n in extra), None)
 
