@@ -2,7 +2,7 @@
 
 In reading order:
 
-- input: read and check a file of requests.
-- runner: run the requests on an engine.
-- output: write the responses to a file that a later run can resume.
+input   read and check a file of requests
+runner  run the requests on an engine
+output  write the responses to a file that a later run can resume
 """

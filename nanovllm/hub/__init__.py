@@ -2,11 +2,11 @@
 
 In reading order:
 
-- names: resolve a model's name to its folder.
-- downloads: download a model into a folder.
-- repo: a repository of the hub at one commit.
-- transfer: HTTP transfers with limits and retries.
-- inventory: list and remove models and kernels on this machine.
+names      resolve a model's name to its folder
+downloads  download a model into a folder
+repo       a repository of the hub at one commit
+transfer   HTTP transfers with limits and retries
+inventory  list and remove models and kernels on this machine
 """
 
 from nanovllm.config import BUNDLED_MODEL
