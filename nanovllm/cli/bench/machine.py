@@ -1,13 +1,15 @@
-"""What this machine can do at most: bytes read from memory a second, and multiply-adds a second in each type.
+"""Measure this machine's limits: memory bandwidth, and peak FLOPS of each type.
 
-No kernel can be faster than the slower of the two, which is the roofline model (Williams, Waterman and Patterson 2009,
-https://doi.org/10.1145/1498765.1498785): a step that reads B bytes and computes F operations takes at least max(B / bandwidth, F / peak).
+In the roofline model (Williams, Waterman and Patterson 2009,
+https://doi.org/10.1145/1498765.1498785) a step that reads B bytes and computes F operations takes
+at least max(B / bandwidth, F / peak).
 
-    bandwidth   each thread walks down its own part of an array that no cache holds, in STREAMS places at once:
-                a processor fetches ahead in each of them, and one alone does not keep a core's outstanding reads busy
-    peak        multiply-adds of registers alone, on as many independent sums as hide the time that one of them takes
+- bandwidth: each thread reads its part of an array much larger than the caches, as STREAMS parallel
+  streams. The hardware prefetches each stream, and one alone does not use all outstanding reads of
+  a core.
+- peak: multiply-adds on registers only, with enough independent accumulators to hide their latency.
 
-Memory that is shared with other machines drifts within minutes, so a bandwidth is read beside the run that it is compared with.
+The bandwidth of a shared machine drifts within minutes, so measure it beside the run.
 """
 
 import functools
@@ -27,13 +29,11 @@ from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
 
 STREAMS = 4
 SMALLEST_READ_BYTES = 256 << 20
-LARGEST_READ_BYTES = (
-    1 << 30
-)  # caches of servers reach gigabytes, but a process seldom has more than a share of them
+LARGEST_READ_BYTES = 1 << 30  # larger caches are shared with other processes
 
-_CACHES_FOLD = 10  # read so many times what the caches hold
+_CACHE_MULTIPLE = 10  # size of the array in caches
 _UNKNOWN_CACHE_BYTES = 32 << 20
-_READ_PASSES = 4  # of the array in one reading, so that waking the threads does not count
+_READ_PASSES = 4  # over the array per measurement, to amortize waking the threads
 _READINGS = 4
 _PEAK_S = 0.03
 _VECTORS_A_STREAM = 2
@@ -42,36 +42,35 @@ KINDS = tuple(PER_WORD)
 
 
 class MemoryReader:
-    """An array much larger than the caches, and the threads that read it."""
+    """An array much larger than the caches, and threads to read it."""
 
     def __init__(
         self, threads: int, *, size_bytes: int | None = None, streams: int = STREAMS
     ) -> None:
-        """Take the memory and compile.
+        """Allocate the array and compile.
 
         Args:
-            threads: as many as the run has that the reading is compared with.
-            size_bytes: ten times what the caches hold unless given, at least 256 MB.
-            streams: places at which each thread reads at once.
+            threads: number of threads.
+            size_bytes: size of the array; by default ten times the caches, at least 256 MB.
+            streams: parallel streams of each thread.
         """
         step_bytes = threads * streams * _VECTORS_A_STREAM * ALIGNMENT
         self._streams = streams
         self._thread_bytes = (size_bytes or read_bytes()) // step_bytes * step_bytes // threads
-        self._array = np.ones(
-            (threads * self._thread_bytes + ALIGNMENT) // 4, dtype=np.int32
-        )  # not zeros, which all share one page of memory
+        # Ones: pages of zeros would share one page of memory.
+        self._array = np.ones((threads * self._thread_bytes + ALIGNMENT) // 4, dtype=np.int32)
         self._read = make_read(host_target(), streams)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         self._run(1)
 
     def bytes_per_s(self, readings: int = _READINGS) -> float:
-        """Bytes a second, the best of a few readings of some 50 milliseconds each."""
+        """Return bytes per second, the best of some measurements of about 50 ms."""
         best_s = min(self._run(_READ_PASSES) for _ in range(readings))
         return _READ_PASSES * self._threads * self._thread_bytes / best_s
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown()
 
     def _run(self, passes: int) -> float:
@@ -88,7 +87,7 @@ class MemoryReader:
 
 
 def measure_bandwidth(threads: int) -> float:
-    """Bytes a second that `threads` threads read from memory together."""
+    """Return the memory bandwidth of `threads` threads in bytes per second."""
     reader = MemoryReader(threads)
     try:
         return reader.bytes_per_s()
@@ -97,11 +96,12 @@ def measure_bandwidth(threads: int) -> float:
 
 
 def measure_peak(kind: str, threads: int, *, target: Target | None = None) -> float | None:
-    """Multiplications and additions a second of `threads` threads in a type, None where the processor has no instruction for it.
+    """Return peak operations per second of `threads` threads; None without an instruction.
 
     Args:
-        kind: "float32" for multiply-adds, "bfloat16" or "int8" for dot products that are added to a float32 or an int32.
-        target: the processor; by default this machine.
+        kind: "float32" for multiply-adds, "bfloat16" for dot products into float32, "int8" for dot
+            products into int32.
+        target: instruction set; by default this machine's.
     """
     target = target or host_target()
     if not has_instruction(kind, target):
@@ -131,17 +131,17 @@ def measure_peak(kind: str, threads: int, *, target: Target | None = None) -> fl
 
 
 def has_instruction(kind: str, target: Target) -> bool:
-    """Whether a processor multiplies and adds words of a type in one instruction."""
+    """Return whether an instruction set has multiply-adds or dot products of a type."""
     return {"float32": True, "bfloat16": target.bfloat16_dot, "int8": target.int8_dot}[kind]
 
 
 def read_bytes() -> int:
-    """How much to read so that next to nothing of it comes from a cache."""
-    return min(max(_CACHES_FOLD * cache_bytes(), SMALLEST_READ_BYTES), LARGEST_READ_BYTES)
+    """Return the array size at which the caches hold almost none of it."""
+    return min(max(_CACHE_MULTIPLE * cache_bytes(), SMALLEST_READ_BYTES), LARGEST_READ_BYTES)
 
 
 def cache_bytes() -> int:
-    """Size of the largest cache that a core of this machine reads through, where Linux tells; elsewhere a usual one."""
+    """Return the size of the last-level cache on Linux, elsewhere a typical one."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text(encoding="ascii").strip()
@@ -151,7 +151,13 @@ def cache_bytes() -> int:
 
 
 def make_read(target: Target, streams: int) -> Callable[[int, int, int], int]:
-    """read(start, stream_bytes, passes): read `streams` neighbouring stretches of memory side by side; the sum of their 32-bit integers."""
+    """Compile read(start, stream_bytes, passes), which sums the int32 of adjacent streams.
+
+    Args of the kernel:
+        start: address of the first stream.
+        stream_bytes: size of each of the `streams` streams.
+        passes: repetitions.
+    """
 
     def add_up(v: Vectors, start: Value, stream_bytes: Value) -> Value:
         vector_bytes = v.lanes * F32_BYTES
@@ -190,7 +196,10 @@ def make_read(target: Target, streams: int) -> Callable[[int, int, int], int]:
 
 
 def make_peak(kind: str, target: Target) -> Callable[[int, int], None]:
-    """spin(state, count): `count` rounds of one multiply-add for each of several sums; `state` has the factor's vector, then the sums'."""
+    """Compile spin(state, count): `count` rounds of a multiply-add into each accumulator.
+
+    `state` is the address of the factor's vector, followed by the accumulators.
+    """
 
     def spin_once(v: Vectors, state: Value, count: Value) -> None:
         vector_bytes = v.lanes * F32_BYTES
@@ -217,5 +226,9 @@ def make_peak(kind: str, target: Target) -> Callable[[int, int], None]:
 
 
 def _chains(target: Target) -> int:
-    """Independent sums: two units of four cycles need eight; the 16 registers of AVX hold 12, the 32 of AVX-512 and NEON 16."""
+    """Return the number of independent accumulators.
+
+    Two units with a latency of four cycles need eight. AVX has registers for 12, AVX-512 and NEON
+    for 16.
+    """
     return 12 if target.lanes == 8 else 16
