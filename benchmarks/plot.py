@@ -1,8 +1,10 @@
-"""Draw what benchmarks/sweep.py measured: the roofline, and how cost grows with batch, context, model and threads, as small SVG files.
+"""Plot the results of benchmarks/sweep.py as SVG: roofline, batch, context, model and threads.
 
-Run: python benchmarks/plot.py sweep.json --output docs/images       (pip install 'nanovllm[bench]' brings matplotlib)
+Run: python benchmarks/plot.py sweep.json --output docs/images
+It needs matplotlib: pip install 'nanovllm[bench]'
 
-The roofline is that of Williams, Waterman and Patterson (2009): operations a second over operations a byte, both on logarithmic scales.
+The roofline is that of Williams, Waterman and Patterson (2009): operations per second over
+operations per byte, on logarithmic axes.
 """
 
 import argparse
@@ -30,7 +32,7 @@ Points = Sequence[Mapping[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Draw all figures for which there are points."""
+    """Plot all figures that have points."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write the figures of a sweep's record into a folder; gives their paths."""
+    """Write the figures of a sweep to a folder; return their paths."""
     figures: dict[str, tuple[str, Callable[[Any, Points, Mapping[str, Any]], None]]] = {
         "roofline": ("batch", _roofline),
         "batch": ("batch", _batch),
@@ -59,7 +61,7 @@ def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
         "threads": ("threads", _threads),
     }
     written = []
-    # Text stays text, and names and dates inside the file do not change from one drawing to the next.
+    # Text stays text, and ids and dates do not change between runs.
     style: Any = {
         "svg.fonttype": "none",
         "svg.hashsalt": "nanovllm",
@@ -83,7 +85,7 @@ def draw(sweep: Mapping[str, Any], folder: Path) -> list[Path]:
 
 
 def _roofline(axes: Any, points: Points, sweep: Mapping[str, Any]) -> None:
-    """Roofs of each type, decoding at each batch below them, and reading prompts at the right."""
+    """Plot the limits of each type, decode at each batch size, and prefill."""
     limits = sweep["limits"][str(sweep["threads"])]
     for kind, own in _by_type(points):
         decode = [

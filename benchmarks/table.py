@@ -1,8 +1,9 @@
-"""What compare.py, roofline.py, soak.py and busy.py measured, as Markdown tables: printed, or written into a page between its markers.
+"""Format results of compare.py, roofline.py, soak.py and busy.py as Markdown tables.
 
 Run: python benchmarks/table.py compare.json roofline.json --write docs/performance.md
 
-The table of a benchmark stands between <!-- compare: begin --> and <!-- compare: end -->, and so on.
+The tables are printed, or written between markers such as <!-- compare: begin --> and
+<!-- compare: end -->.
 """
 
 import argparse
@@ -18,7 +19,7 @@ Record = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the tables of some files of JSON, or write them into a page."""
+    """Print the tables of JSON files, or write them to a page."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def markdown(record: Record) -> str:
-    """The table of one benchmark, with the machine and the date below it."""
+    """Return a benchmark's table, with the machine and the date below."""
     tables: dict[str, Callable[[Record], list[str]]] = {
         "compare": _compare,
         "roofline": _roofline,
@@ -49,16 +50,20 @@ def markdown(record: Record) -> str:
         "busy": _busy,
     }
     machine = record["machine"]
-    origin = f"{record['date'][:10]}, {machine['cpu']}, {record['threads']} threads, seed {record['seed']}, nanovllm {machine['nanovllm']}"
+    origin = (
+        f"{record['date'][:10]}, {machine['cpu']}, {record['threads']} threads, "
+        f"seed {record['seed']}, nanovllm {machine['nanovllm']}"
+    )
     return "\n".join([*tables[record["benchmark"]](record), "", origin])
 
 
 def insert(page: str, name: str, text: str) -> str:
-    """The page with `text` between the markers of that name; raises ValueError where it has none."""
+    """Insert `text` between a page's markers; raises ValueError without them."""
     pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     if pattern.search(page) is None:
         raise ValueError(
-            f"the page has no place for {name}; give it the lines '<!-- {name}: begin -->' and '<!-- {name}: end -->'"
+            f"the page has no markers for {name}; add the lines '<!-- {name}: begin -->' and "
+            f"'<!-- {name}: end -->'"
         )
     return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page)
 

@@ -1,4 +1,4 @@
-"""Measure speed: `nanovllm bench` for a clone, where the package need not be installed, only what it needs.
+"""Run `nanovllm bench` in a clone without installing the package, only its dependencies.
 
 Run: python scripts/benchmark.py latency models/gpt2
 """

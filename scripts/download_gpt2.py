@@ -1,4 +1,4 @@
-"""Download a GPT-2 from the Hugging Face hub: `nanovllm download` for a clone, where the package need not be installed, only what it needs.
+"""Run `nanovllm download` in a clone without installing the package, only its dependencies.
 
 Run: python scripts/download_gpt2.py --model gpt2 --output ./models/gpt2
 """
