@@ -1,4 +1,7 @@
-"""Do two contenders compute the same network? Greedy answers must agree up to the first place where the two best tokens are nearly as likely."""
+"""Compare the greedy outputs of two contenders.
+
+They must agree up to the first near tie of the top two tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,9 +11,9 @@ NEAR_TIE = 1e-3  # between log-probabilities: what float32 sums in another order
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Of some requests: those with equal answers, those that part at or after a near tie, and those that part without one.
+    """Number of requests with equal outputs, with a difference after a near tie, and without one.
 
-    `equal_tokens` is the share of all tokens that come before an answer's first difference.
+    `equal_tokens` is the fraction of tokens before the first difference of their output.
     """
 
     requests: int
@@ -23,7 +26,7 @@ class Agreement:
 def compare(
     ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], gaps: Sequence[Sequence[float]]
 ) -> Agreement:
-    """Compare answers token by token; `gaps` has the distance between our two best log-probabilities at each token."""
+    """Compare outputs by token; `gaps` are our log-probability gaps of the top two tokens."""
     equal = near_tie = same_tokens = 0
     for mine, other, distances in zip(ours, theirs, gaps, strict=True):
         first = next(

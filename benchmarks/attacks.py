@@ -1,11 +1,11 @@
-"""Attacks on a server, one after another, and what well-behaved clients notice of each.
+"""Attack a server, one attack after another, and measure other clients meanwhile.
 
 Run: make attack    or    python benchmarks/attacks.py --only bad-words,chunks
 
-Each attack has a server of its own: `nanovllm serve` with the bundled model and one thread, limited
-in memory so that an attack on it is none on the machine. Meanwhile one client streams, one asks
-/health every 10 ms, one asks for single tokens and one repeats a seeded request. The table has a
-row for each attack; the last line is JSON. The exit code is 1 where a row does not hold.
+Each attack has a server of its own: `nanovllm serve` with the bundled model and one thread, with a
+memory limit that protects the machine. Meanwhile one client streams, one polls /health every 10 ms,
+one requests single tokens and one repeats a seeded request. The table has a row for each attack;
+the last line is JSON. The exit code is 1 if a row fails.
 """
 
 import argparse
@@ -56,7 +56,7 @@ _COLUMNS = (
 
 
 def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -111,7 +111,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Attack and judge; 1 where a row does not hold."""
+    """Run and judge the attacks; return 1 if one fails."""
     parsed = parse_flags(arguments)
     machine = describe_machine()
     print(f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n", flush=True)
@@ -141,7 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def attack_one(attack: Attack, parsed: argparse.Namespace) -> dict[str, Any]:
-    """Start a server, attack it, end it; returns the figures of one row."""
+    """Start a server, attack it and stop it; return the figures of a row."""
     with tempfile.TemporaryDirectory() as folder:
         extra = attack.prepare(Path(folder)) if attack.prepare is not None else []
         flags = [*extra, *_FLAGS, "--num-threads", str(parsed.threads)]
@@ -204,7 +204,7 @@ async def _attack(
 
 
 async def _end(server: ServerProcess, signalled_s: float | None) -> dict[str, Any]:
-    """End the server, unless it has been told to, and say how it went."""
+    """Stop the server, unless it was signalled, and return how it exited."""
     died = signalled_s is None and server.exit_code is not None
     if signalled_s is None:
         signalled_s = time.monotonic()
@@ -219,7 +219,7 @@ async def _end(server: ServerProcess, signalled_s: float | None) -> dict[str, An
 
 
 async def _start_attacker(attack: Attack, port: int, seconds: float) -> asyncio.subprocess.Process:
-    """The attack in a process of its own, which delays no bystander; returns once it begins."""
+    """Start the attack in its own process, so that it delays no client; return when it begins."""
     program = Path(__file__).parent / "load" / "attacks.py"
     flags = ["--port", str(port), "--seconds", str(seconds), "--only", attack.name]
     attacker = await asyncio.create_subprocess_exec(
@@ -231,7 +231,7 @@ async def _start_attacker(attack: Attack, port: int, seconds: float) -> asyncio.
 
 
 async def _outcomes(attacker: asyncio.subprocess.Process, timeout_s: float) -> dict[str, int]:
-    """What the attacker counted, at its end."""
+    """Return the attacker's outcomes at its end."""
     try:
         output, _ = await asyncio.wait_for(attacker.communicate(), timeout_s)
         found: dict[str, dict[str, int]] = json.loads(output.splitlines()[-1])
@@ -243,12 +243,11 @@ async def _outcomes(attacker: asyncio.subprocess.Process, timeout_s: float) -> d
 
 
 def faults(row: dict[str, Any], attack: Attack, parsed: argparse.Namespace) -> list[str]:
-    """What a row shows that a server which holds does not do.
+    """Return the violated conditions of a row.
 
-    Beside a load, which is served in turn, the pauses within a stream count and not the wait for its
-    first token. Waits may be longer than their limits by `own_delay_ms`, for which the machine is to
-    blame. The
-    books of an engine are only clean where it has not been stopped at work.
+    Beside many fair requests, pauses within a stream count and time to first token does not. Waits
+    may exceed their limits by `own_delay_ms`, in which this process had no processor. Integrity is
+    checked only if the engine was idle when it stopped.
     """
     if _REFUSED_AT_START in row["outcomes"]:
         return [] if attack.prepare is not None else ["the server did not start"]
@@ -287,7 +286,7 @@ def faults(row: dict[str, Any], attack: Attack, parsed: argparse.Namespace) -> l
 
 
 def shown(row: dict[str, Any]) -> str:
-    """A row for people, the outcomes and the faults below it."""
+    """Format a row, with outcomes and faults below it."""
     cells = [row.get(name) for _, name, _ in _COLUMNS]
     line = "".join(
         f"{'-' if cell is None else cell if isinstance(cell, str) else f'{cell:g}':{width}}"
@@ -304,7 +303,7 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def _grew(row: dict[str, Any], name: str) -> float:
-    """Growth of memory in MiB; none where the system does not tell, or nothing is left of it."""
+    """Return the growth of memory in MiB; 0 if it is unknown."""
     if row[name] is None or row["before_mib"] is None:
         return 0.0
     return float(row[name] - row["before_mib"])
@@ -315,7 +314,7 @@ def _mib(size_bytes: int | None) -> float | None:
 
 
 def _longest_s(parsed: argparse.Namespace) -> float:
-    """An attacker's time, its start and its end included."""
+    """Return an attacker's time limit, with its start and end."""
     return float(parsed.seconds_per_attack) + 10.0
 
 

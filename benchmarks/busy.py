@@ -1,11 +1,11 @@
-"""nanovllm beside busy programs: with all its threads, with one, and against llama.cpp and OpenVINO.
+"""Measure nanovllm beside busy processes: all threads, one thread, llama.cpp and OpenVINO.
 
 Run: python benchmarks/busy.py --peer-python /path/to/venv/bin/python
 
-Busy processes, each an endless loop, take cores away; every contender runs the same work beside 0, 1, 2
-and 4 of them, in turn and one at a time. "Two at once" runs two processes of one contender together.
-The bundled model is small, so that it shows what waiting for a thread costs. The last line of the
-report is JSON. docs/performance.md has the table.
+Busy processes, endless loops, take processor time. Every contender runs the same work beside 0, 1,
+2 and 4 of them, in turns. "Two at once" runs two processes of one contender together. The bundled
+model is small, so that the cost of waiting for a thread shows. The last line of the report is JSON.
+docs/performance.md has the table.
 """
 
 import argparse
@@ -81,7 +81,7 @@ def _counts(text: str) -> list[int]:
 
 @dataclass(slots=True)
 class Work:
-    """A workload, the contenders that run it, and their speeds in tokens per second."""
+    """A workload, its contenders, and their speeds in tokens per second."""
 
     name: str
     workload: Workload
@@ -89,7 +89,7 @@ class Work:
     speeds: dict[int, dict[str, list[float]]] = field(default_factory=dict)
 
     def run(self, name: str, busy: int, timeout_s: float) -> None:
-        """Run it once by all processes of a contender at the same time."""
+        """Run it once in all processes of a contender at the same time."""
 
         def run(contender: Contender) -> float:
             seconds, _ = self.workload.run(lambda p, n: contender.ask(p, n, timeout_s))
@@ -102,11 +102,11 @@ class Work:
         speeds[name].append(speed)
 
     def medians(self, busy: int) -> dict[str, float]:
-        """The median speed of each contender beside so many busy processes."""
+        """Return each contender's median speed beside this many busy processes."""
         return {name: statistics.median(all_) for name, all_ in self.speeds[busy].items()}
 
     def ratio(self, busy: int) -> float | None:
-        """Our speed by the better of one thread and OpenVINO."""
+        """Return our speed divided by the better of one thread and OpenVINO."""
         medians = self.medians(busy)
         others = [
             speed
@@ -186,7 +186,7 @@ def _measure(work: Work, parsed: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def busy_processes(count: int) -> Iterator[None]:
-    """Keep so many processes busy."""
+    """Run busy processes meanwhile."""
     loop = [sys.executable, "-c", "while True: pass"]
     processes = [subprocess.Popen(loop) for _ in range(count)]
     try:

@@ -1,10 +1,12 @@
-"""nanovllm and whichever peers are installed, on the same work in the same minutes.
+"""Compare nanovllm with the installed peers in one interleaved run.
 
-Run: python benchmarks/compare.py --peers auto --peer-python /path/to/venv/bin/python --peer-python vllm=/path/to/other/venv/bin/python
+Run: python benchmarks/compare.py --peers auto --peer-python /path/to/venv/bin/python
+     --peer-python vllm=/path/to/other/venv/bin/python
 
-All contenders of a class are loaded first. Then they take turns, each in a process of its own while the others are stopped, for several
-rounds and in another order each time. Memory is read before and after each run. The tokens of each answer are counted, and those of greedy
-answers compared with ours. The last line of the report is JSON. docs/performance.md says how to read it.
+All contenders of a class are loaded first. They take turns for several rounds, in a new order each
+round, each in its own process while the others are stopped. Memory bandwidth is measured before and
+after each run. Output tokens are counted, and greedy outputs compared with ours. The last line of
+the report is JSON. docs/performance.md explains it.
 """
 
 import argparse
@@ -34,7 +36,7 @@ _LEAST_EQUAL_TOKENS = (
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,7 +47,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help=f"auto for all that are installed, none, or some of {','.join(PEERS)}",
     )
-    python_help = f"their interpreter, or NAME=PATH for one of them; several times, or in {PYTHON_VARIABLE} with commas between"
+    python_help = (
+        f"their interpreter, or NAME=PATH for one of them; repeatable, or comma-separated in "
+        f"{PYTHON_VARIABLE}"
+    )
     parser.add_argument(
         "--peer-python", action="append", default=None, metavar="[NAME=]PATH", help=python_help
     )
@@ -89,7 +94,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare, report, and give the exit code: 1 where ours failed."""
+    """Compare and report; return 1 if ours failed."""
     parsed = parse(arguments)
     model = ensure_model(parsed.model)
     workloads = {
@@ -120,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryReader) -> None:
-    """Start the contenders of a class, let them take turns, and end them."""
+    """Start the contenders of a class, run the rounds, and stop them."""
     contenders: list[Contender] = []
     peaks = [measure_peak(results.kind, parsed.threads)]
     try:
@@ -148,7 +153,7 @@ def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryR
 
 
 def start(entry: Entry, results: ClassResults, parsed: argparse.Namespace) -> Contender | None:
-    """Start a contender and warm it up; None, and the problem noted, where that fails."""
+    """Start and warm up a contender; on failure record the problem and return None."""
     tell(f"{results.kind}: starting {entry.name}")
     contender = None
     try:
@@ -180,7 +185,7 @@ def _round(
     parsed: argparse.Namespace,
     reader: MemoryReader,
 ) -> None:
-    """Let everybody run a workload once; who was slow in the first round has rest."""
+    """Run a workload once on every contender; slow ones skip later rounds."""
     answers: dict[str, Answer] = {}
     before = reader.bytes_per_s(_READINGS)
     for contender in contenders:
@@ -193,7 +198,9 @@ def _round(
         tell(f"{results.kind}: round {number + 1} of {parsed.rounds}, {workload.name}, {name}")
         try:
             seconds, answers[name] = workload.run(
-                lambda prompts, lengths, one=contender: one.ask(prompts, lengths, parsed.timeout_s)  # type: ignore[misc]
+                lambda prompts, lengths, one=contender: one.ask(  # type: ignore[misc]
+                    prompts, lengths, parsed.timeout_s
+                )
             )
         except WorkerError as error:
             results.problems[name] = str(error)
@@ -220,7 +227,7 @@ def _compare_answers(
     answers: dict[str, Answer],
     timeout_s: float,
 ) -> None:
-    """Note how far the peers' tokens are ours, judged by a run of ours, not timed, that tells how near its second best tokens were."""
+    """Compare the peers' tokens with ours; an untimed run of ours gives the gaps."""
     ours = next(
         (
             contender
@@ -238,12 +245,13 @@ def _compare_answers(
             results.agreements.setdefault(name, {})[workload.name] = found
             if results.kind == "float32" and found.equal_tokens < _LEAST_EQUAL_TOKENS:
                 results.problems[name] = (
-                    f"only {found.equal_tokens:.0%} of its tokens in {workload.name} are ours: it has another network"
+                    f"only {found.equal_tokens:.0%} of its tokens in {workload.name} are ours: "
+                    "it computes another model"
                 )
 
 
 def find_pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
-    """The interpreter of each contender, from the values of --peer-python."""
+    """Return each contender's interpreter from the values of --peer-python."""
     pythons = {OURS: sys.executable, **dict.fromkeys(PEERS, sys.executable)}
     for item in sorted(given, key=lambda item: "=" in item):  # those for all first
         name, _, path = item.rpartition("=")
@@ -254,7 +262,7 @@ def find_pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[
 
 
 def _peers(text: str) -> list[str]:
-    """The value of --peers."""
+    """Parse --peers."""
     return (
         {"auto": list(PEERS), "none": []}[text]
         if text in ("auto", "none")

@@ -1,4 +1,7 @@
-"""Who takes part, and the processes they run in: one at a time, all others stopped, so that none spins or wakes while another is timed."""
+"""Contenders and their processes.
+
+All but one are stopped (SIGSTOP), so that none spins or wakes while another is timed.
+"""
 
 import contextlib
 import json
@@ -30,7 +33,7 @@ PEERS: Mapping[str, Mapping[str, Sequence[str]]] = {
     "ctranslate2": {"float32": ["float32"], "int8": ["int8"]},
     "transformers": {"float32": ["float32"], "bfloat16": ["bfloat16"]},
 }
-"""{peer: {class: its variants of the class}}; each peer has a file in benchmarks/peers that says what a variant is."""
+"""{peer: {class: variants}}; the peers' modules in benchmarks/peers explain their variants."""
 
 OUR_OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "float32": {},
@@ -43,7 +46,7 @@ _ENDED: dict[str, Any] = {"ended": True}
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One contender before it runs: a file of benchmarks/peers, its variant, and the Python that has its package."""
+    """A contender: a module of benchmarks/peers, a variant, and a Python with its package."""
 
     name: str
     module: str
@@ -54,7 +57,7 @@ class Entry:
 def entries(
     kind: str, peers: Sequence[str], pythons: Mapping[str, str], our_options: Mapping[str, Any]
 ) -> list[Entry]:
-    """Ours and the peers' variants of a class; `pythons` has an interpreter for each peer by name."""
+    """Return ours and the peers' variants of a class; `pythons` has each one's interpreter."""
     ours = Entry(OURS, "ours", json.dumps({**OUR_OPTIONS[kind], **our_options}), pythons[OURS])
     theirs = [
         Entry(f"{peer} {variant}", peer, variant, pythons[peer])
@@ -65,12 +68,12 @@ def entries(
 
 
 class WorkerError(Exception):
-    """A contender does not answer, or answers that it failed."""
+    """A contender that does not answer, or has failed."""
 
 
 @dataclass(slots=True)
 class Contender:
-    """A running worker, stopped except while it answers; `about` is what it said of itself when it was ready."""
+    """A worker process, stopped except while it runs; `about` describes its software."""
 
     entry: Entry
     process: "subprocess.Popen[str]"
@@ -81,8 +84,8 @@ class Contender:
 
     @classmethod
     def start(cls, entry: Entry, model: Path, threads: int, timeout_s: float) -> "Contender":
-        """Start the worker and wait until its model is loaded; raises WorkerError that says why it is not."""
-        log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - closed with the contender
+        """Start the worker and wait until its model is loaded; raises WorkerError."""
+        log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         command = [
             entry.python,
             "-m",
@@ -124,7 +127,7 @@ class Contender:
     def ask(
         self, prompts: list[list[int]], lengths: list[int], timeout_s: float, **more: Any
     ) -> Answer:
-        """Let it answer, and stop it again; raises WorkerError where it fails or does not give each prompt the tokens that were asked for."""
+        """Run a workload and stop the worker again; raises WorkerError, also for missing tokens."""
         assert self.process.stdin is not None
         self._signal("SIGCONT")
         try:
@@ -134,7 +137,7 @@ class Contender:
             self.process.stdin.flush()
             answer = self._receive(timeout_s)
         except OSError as error:
-            raise WorkerError(f"it ended: {self._last_words()}") from error
+            raise WorkerError(f"it ended: {self._last_log_line()}") from error
         finally:
             self._signal("SIGSTOP")
         counts = [len(tokens) for tokens in answer["token_ids"]]
@@ -147,15 +150,13 @@ class Contender:
         return answer
 
     def close(self) -> None:
-        """End the worker."""
+        """Kill the worker."""
         self._signal("SIGCONT")
         self.process.kill()
         self.process.wait()
         self.listener.join()
         assert self.process.stdin is not None
-        with contextlib.suppress(
-            OSError
-        ):  # it closes by writing what the worker did not read any more
+        with contextlib.suppress(OSError):  # closing flushes what the worker did not read
             self.process.stdin.close()
         self.log.close()
 
@@ -172,17 +173,17 @@ class Contender:
         except queue.Empty:
             raise WorkerError(f"no answer within {timeout_s:g} s") from None
         if message is _ENDED:
-            raise WorkerError(f"it ended: {self._last_words()}")
+            raise WorkerError(f"it ended: {self._last_log_line()}")
         if "failed" in message:
             raise WorkerError(message["failed"])
         return message
 
-    def _last_words(self) -> str:
+    def _last_log_line(self) -> str:
         self.log.seek(0)
         lines = self.log.read().strip().splitlines()
-        return lines[-1][:500] if lines else "without a word"
+        return lines[-1][:500] if lines else "without a message"
 
     def _signal(self, name: str) -> None:
-        """Stop or continue the process, where the operating system knows how."""
+        """Send a signal that stops or continues the process, if it exists."""
         if hasattr(signal, name) and self.process.poll() is None:
             self.process.send_signal(getattr(signal, name))

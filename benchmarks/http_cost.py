@@ -1,9 +1,10 @@
-"""What HTTP costs: serve32 through `LLM.generate`, through the server with whole answers, and through it with 32 streams.
+"""Measure the cost of HTTP: serve32 by `LLM.generate`, by whole responses and by 32 streams.
 
 Run: python benchmarks/http_cost.py --rounds 5
 
-The three take turns within each round. A cost is the median of what is missing to the engine's own speed in the same round; the client runs on
-the same cores, so its processor time is told beside it. All give the same tokens, which is checked first. The last line is JSON.
+The three take turns in each round. The cost is the median loss against `LLM.generate` in the same
+round. The client runs on the same cores, so its processor time is reported. All must give the same
+tokens, which is checked first. The last line is JSON.
 """
 
 import argparse
@@ -28,7 +29,7 @@ WHOLE, STREAMS = "whole answers", "32 streams"
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -66,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def measure(kind: str, work: Workload, parsed: argparse.Namespace) -> dict[str, Any]:
-    """All rounds of a type: for each way its seconds, the client's, and what it costs; raises WorkerError where one fails."""
+    """Run all rounds of a type; return times, client times and costs; raises WorkerError."""
     options = {**OUR_OPTIONS[kind], **parsed.ours}
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(
@@ -101,7 +102,7 @@ def measure(kind: str, work: Workload, parsed: argparse.Namespace) -> dict[str, 
 def figures_of(
     turns: Sequence[Mapping[str, Any]], engine: Sequence[Mapping[str, Any]], tokens: int
 ) -> dict[str, Any]:
-    """Medians of one way: tokens a second, its cost as a share of the engine's speed, and the client's processor time as a share of the time."""
+    """Return tokens/s, the cost, and the client's share of processor time, as medians."""
     costs = [1 - own["seconds"] / turn["seconds"] for own, turn in zip(engine, turns, strict=True)]
     return {
         "tokens_per_s": tokens / statistics.median(turn["seconds"] for turn in turns),
@@ -114,7 +115,7 @@ def figures_of(
 
 
 def server_flags(model: Path, options: Mapping[str, Any], threads: int) -> list[str]:
-    """Of a server without prefix caching, as the others are measured."""
+    """Return the server's options, without prefix caching."""
     own = [
         part
         for name, value in options.items()
@@ -132,7 +133,7 @@ def server_flags(model: Path, options: Mapping[str, Any], threads: int) -> list[
 
 
 def shown(kind: str, record: Mapping[str, Any]) -> str:
-    """The figures of one type as a table."""
+    """Format a type's figures as a table."""
     lines = [f"{kind:18} {'tok/s':>8} {'cost':>8}   client's processor time"]
     for way, figures in record.items():
         cost = "" if way == OURS else f"{100 * figures['cost']:.1f}%"

@@ -1,9 +1,9 @@
-"""A GPT-2 checkpoint with random weights, in Hugging Face format, for measuring: speed does not depend on what the weights are.
+"""Make a GPT-2 checkpoint with random weights; speed does not depend on their values.
 
 Run: python benchmarks/make_model.py models/gpt2-random --size gpt2
 
-The weights are drawn as GPT-2's initialisation draws them. The tokenizer has the 256 bytes, as many pairs of bytes as the vocabulary has room
-for, and an end of text, so that every token id is text.
+The weights have GPT-2's initial distribution. The tokenizer has the 256 bytes, pairs of bytes up to
+the vocabulary's size, and an end-of-text token, so that every token id decodes to text.
 """
 
 import argparse
@@ -33,10 +33,12 @@ _END_OF_TEXT = "<|endoftext|>"
 
 
 def make_model(folder: Path, size: str = "gpt2", *, seed: int = 0, **changes: Any) -> Path:
-    """Write config.json, model.safetensors and tokenizer files into `folder`, made if missing; `changes` are to config.json."""
+    """Write config, weights and tokenizer to `folder`; `changes` override the config."""
     config: dict[str, Any] = {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": _VOCAB, "n_positions": _POSITIONS, "n_ctx": _POSITIONS,
-        **SIZES[size], "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "torch_dtype": "float32", **changes,
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": _VOCAB,
+        "n_positions": _POSITIONS, "n_ctx": _POSITIONS, **SIZES[size],
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "torch_dtype": "float32",
+        **changes,
     }  # fmt: skip
     end = config["vocab_size"] - 1
     config.update(bos_token_id=end, eos_token_id=end)
@@ -92,7 +94,8 @@ def _write_tokenizer(folder: Path, vocab: int, positions: int) -> None:
     names = [*letters, *(left + right for left, right in pairs), _END_OF_TEXT]
     if len(names) != vocab:
         raise ValueError(
-            f"vocab_size is {vocab} but must be from {len(letters) + 1} to {len(letters) + 1 + len(letters) ** 2}"
+            f"vocab_size is {vocab} but must be from {len(letters) + 1} to "
+            f"{len(letters) + 1 + len(letters) ** 2}"
         )
     tokenizer = Tokenizer(
         models.BPE(vocab={name: number for number, name in enumerate(names)}, merges=pairs)
@@ -113,7 +116,7 @@ def _write_tokenizer(folder: Path, vocab: int, positions: int) -> None:
 
 
 def main() -> int:
-    """Write the model that the command line describes."""
+    """Make the model of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

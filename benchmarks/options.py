@@ -1,4 +1,4 @@
-"""What the programs of this folder have in common: options, the model that is made where it is missing, and how a report begins and ends."""
+"""Shared parts of the benchmarks: options, the model, and the report's beginning and end."""
 
 import argparse
 import datetime
@@ -20,7 +20,7 @@ from nanovllm.model.kernels.threads.cores import default_threads
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Flags that all of them have."""
+    """Add the options of all benchmarks."""
     default_model = ROOT / "models" / "gpt2-random"
     parser.add_argument(
         "--model",
@@ -64,7 +64,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
-    """The type of an option whose value is some of the known names, with commas between."""
+    """Return the argument type of a comma-separated list of known names."""
 
     def names(text: str) -> list[str]:
         chosen = [part.strip() for part in text.split(",")]
@@ -79,7 +79,7 @@ def names_of(known: Sequence[str]) -> Callable[[str], list[str]]:
 
 
 def ensure_model(folder: Path, size: str = "gpt2") -> GPT2Config:
-    """The config of the model in a folder, made with random weights where there is none."""
+    """Return the config of a folder's model, made with random weights if missing."""
     if not (folder / "config.json").is_file():
         tell(f"Making a {size} with random weights in {folder}")
         make_model(folder, size)
@@ -87,17 +87,18 @@ def ensure_model(folder: Path, size: str = "gpt2") -> GPT2Config:
 
 
 def heading(parsed: argparse.Namespace) -> str:
-    """The machine and the run, as the first lines of a report."""
+    """Return the first lines of a report: machine and run."""
     machine = describe_machine()
     now = datetime.datetime.now(datetime.timezone.utc)
     return (
         f"machine    {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n"
-        f"run        {now:%Y-%m-%d %H:%M} UTC, {parsed.threads} threads, seed {parsed.seed}, {parsed.model}\n"
+        f"run        {now:%Y-%m-%d %H:%M} UTC, {parsed.threads} threads, seed {parsed.seed}, "
+        f"{parsed.model}\n"
     )
 
 
 def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
-    """End a report with one line of JSON: the record, how it was made, and the machine; write it to --json too."""
+    """Print the record, the settings and the machine as a line of JSON; write it to --json."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     about = {
         "date": now,
@@ -114,7 +115,7 @@ def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
 
 
 def in_process(generate: Callable[..., Any]) -> Run:
-    """A `Run` that calls a loaded model of this very process; raises RuntimeError where a token came from a cache."""
+    """Return a `Run` of a model in this process; raises RuntimeError for cached tokens."""
 
     def run(prompts: list[list[int]], lengths: list[int]) -> Answer:
         started_s = time.perf_counter()
@@ -130,5 +131,5 @@ def in_process(generate: Callable[..., Any]) -> Run:
 
 
 def tell(text: str) -> None:
-    """Say on standard error what is going on."""
+    """Print progress on standard error."""
     print(text, file=sys.stderr, flush=True)

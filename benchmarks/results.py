@@ -1,4 +1,4 @@
-"""What was measured, summed up: medians, ratios of runs of the same round, and shares of the machine's limits."""
+"""Summarize measurements: medians, ratios within rounds, and fractions of the limits."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from nanovllm.cli.bench.roofline import Costs
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One run: who, what, in which round, how fast, and the bytes a second that memory gave just before and after."""
+    """One run, and the mean memory bandwidth before and after it in bytes per second."""
 
     contender: str
     workload: str
@@ -24,7 +24,7 @@ class Sample:
 
 @dataclass(slots=True)
 class ClassResults:
-    """All that was measured in one class; `problems` says why a contender is not there, or not to be believed."""
+    """The measurements of a class; `problems` names missing or invalid contenders."""
 
     kind: str
     peak: float | None
@@ -36,7 +36,7 @@ class ClassResults:
     agreements: dict[str, dict[str, Agreement]] = field(default_factory=dict)
 
     def speeds(self, contender: str, workload: str) -> dict[int, float]:
-        """Tokens a second by round."""
+        """Return tokens per second by round."""
         return {
             sample.round: sample.tokens_per_s
             for sample in self.samples
@@ -44,12 +44,12 @@ class ClassResults:
         }
 
     def speed(self, contender: str, workload: str) -> float | None:
-        """The median of the rounds."""
+        """Return the median over the rounds."""
         speeds = self.speeds(contender, workload)
         return statistics.median(speeds.values()) if speeds else None
 
     def ratios(self, workload: str) -> dict[str, float]:
-        """Our speed by that of each peer: the median of the ratios of the rounds that both took part in."""
+        """Return our speed divided by each peer's: the median over common rounds."""
         ours = self.speeds(OURS, workload)
         found = {}
         for peer in self.abouts:
@@ -60,12 +60,12 @@ class ClassResults:
         return found
 
     def best_peer(self, workload: str) -> tuple[str, float] | None:
-        """The peer that is hardest to beat, and our ratio to it; None without peers."""
+        """Return the fastest peer and our ratio to it; None without peers."""
         ratios = self.ratios(workload)
         return min(ratios.items(), key=lambda item: item[1]) if ratios else None
 
     def share(self, contender: str, workload: str) -> float | None:
-        """decode1 as a share of memory's speed in the same minute, prefill512 as a share of the arithmetic peak; None for others."""
+        """Return the fraction of bandwidth (decode1) or peak (prefill512); None for others."""
         work = self.workloads[workload]
         prompt = len(work.prompts[0])
         if workload == "decode1":
@@ -87,7 +87,7 @@ class ClassResults:
         )
 
     def samples_of(self, contender: str, workload: str) -> list[Sample]:
-        """All runs of a contender on a workload."""
+        """Return all runs of a contender on a workload."""
         return [
             sample
             for sample in self.samples
@@ -95,7 +95,7 @@ class ClassResults:
         ]
 
     def record(self) -> dict[str, Any]:
-        """Everything as JSON."""
+        """Return everything as JSON."""
         bandwidths = [sample.bandwidth for sample in self.samples]
         return {
             "bandwidth_bytes_per_s": _spread(bandwidths) if bandwidths else None,
@@ -126,7 +126,7 @@ class ClassResults:
         }
 
     def lines(self) -> list[str]:
-        """The class as a table for people."""
+        """Format the class as a table."""
         rows = [[self.kind, *self.workloads]]
         rows += [
             [name, *(self._cell(name, workload) for workload in self.workloads)]
@@ -169,9 +169,10 @@ class ClassResults:
                 for what in ("requests", "equal", "near_tie")
             )
             share = min(one.equal_tokens for one in by_workload.values())
-            parting = f"{near_tie} part from them at a near tie and {requests - equal - near_tie} elsewhere"
+            parting = f"{near_tie} differ after a near tie, {requests - equal - near_tie} elsewhere"
             lines.append(
-                f"{name}: {equal} of {requests} answers are ours, {parting}; {share:.0%} of the tokens come before that"
+                f"{name}: {equal} of {requests} outputs are ours, {parting}; "
+                f"{share:.0%} of the tokens come before that"
             )
         return lines
 

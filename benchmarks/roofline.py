@@ -1,9 +1,10 @@
-"""How much of the machine nanovllm uses: decoding against memory's speed, reading a prompt against the arithmetic peak.
+"""Measure the fraction of the machine's limits: decode of bandwidth, prefill of peak FLOPS.
 
 Run: python benchmarks/roofline.py --classes float32,bfloat16,int8 --pairs 12
 
-A reading and a run take turns, in one process and with the same threads, since memory that others use too drifts within seconds. Each run
-is compared with the mean of the readings before and after it. The report has the median and the spread; its last line is JSON.
+Measurements of the limits and runs take turns in one process with the same threads, because the
+bandwidth of a shared machine drifts within seconds. Each run is compared with the mean of the
+measurements before and after it. The report has median and spread; the last line is JSON.
 """
 
 import argparse
@@ -36,7 +37,7 @@ _READINGS = 2
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure_class(
     kind: str, model: GPT2Config, workloads: dict[str, Workload], parsed: argparse.Namespace
 ) -> dict[str, dict[str, Any]]:
-    """decode1 and prefill512 of one class, each with what the machine could do beside it."""
+    """Measure decode1 and prefill512 of a class beside the machine's limits."""
     generate, about = load(
         parsed.model, json.dumps({**OUR_OPTIONS[kind], **parsed.ours}), parsed.threads
     )
@@ -111,7 +112,7 @@ def _pairs(
     read_limit: Callable[[], float],
     count: int,
 ) -> dict[str, Any]:
-    """`count` runs that read or compute `amount`, between readings of how much of it the machine can do in a second."""
+    """Run `count` times between measurements of the limit; `amount` is bytes or operations."""
     timed = in_process(generate)
     workload.run(timed)
     before, limits, shares, speeds = read_limit(), [], [], []
@@ -126,7 +127,7 @@ def _pairs(
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """The median, the middle half, the ends and all of some figures."""
+    """Return the median, the quartiles, the extremes and all values."""
     quarters = (
         statistics.quantiles(values, n=4, method="inclusive")
         if len(values) > 1
@@ -144,8 +145,12 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 
 def _shown(result: dict[str, Any]) -> str:
     share, speed, limit = result["share"], result["tokens_per_s"], result["limit_per_s"]
-    middle = f"middle half {share['p25']:.1%} to {share['p75']:.1%}, all {share['min']:.1%} to {share['max']:.1%}"
-    return f"{share['median']:.1%} of the limit ({middle}): {speed['median']:,.1f} tok/s, limit {limit['median'] / 1e9:,.1f} G/s"
+    middle = f"middle half {share['p25']:.1%} to {share['p75']:.1%}"
+    extremes = f"all {share['min']:.1%} to {share['max']:.1%}"
+    return (
+        f"{share['median']:.1%} of the limit ({middle}, {extremes}): "
+        f"{speed['median']:,.1f} tok/s, limit {limit['median'] / 1e9:,.1f} G/s"
+    )
 
 
 if __name__ == "__main__":

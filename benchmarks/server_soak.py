@@ -1,12 +1,14 @@
-"""A server under several times the load that it can take: good clients, slow ones, and those that leave, stall, drip and babble.
+"""Run a server under several times its capacity, with good and misbehaving clients.
 
 Run: make soak    or    python benchmarks/server_soak.py --minutes 10
 
-With --attacks, an attacker runs beside them: the attacks of benchmarks/attacks.py that fit any server, in turns, and
-bystanders that measure what they notice of it.
+Clients read slowly, disconnect, stall, drip bytes and send malformed data. With --attacks, an
+attacker runs beside them: the attacks of benchmarks/attacks.py that fit any server, in turns, and
+bystanders that measure their effect.
 
-Starts `nanovllm serve` with a short queue in a process of its own and drives it over sockets. The verdict has a line for each condition; the last
-line is JSON. The exit code is 1 where a condition does not hold. docs/reliability.md says what is promised.
+It starts `nanovllm serve` with a short queue in its own process and drives it over sockets. The
+verdict has a line for each condition; the last line is JSON. The exit code is 1 if a condition
+fails. docs/reliability.md lists the promises.
 """
 
 import argparse
@@ -51,7 +53,7 @@ _LAST_STREAMS = 4
 
 
 def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -105,7 +107,7 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--memory-limit",
         default="8GiB",
-        help="RLIMIT_DATA of a server that is attacked, and of each process it starts (%(default)s)",
+        help="RLIMIT_DATA of an attacked server and of each of its processes (%(default)s)",
     )
     parser.add_argument(
         "--json",
@@ -118,12 +120,12 @@ def parse_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _attack_names(text: str) -> list[str]:
-    """The type of --attacks."""
+    """Parse --attacks."""
     return list(FOR_ANY_SERVER) if text == "all" else names_of(FOR_ANY_SERVER)(text)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Soak and judge; 1 where a condition does not hold."""
+    """Soak and judge; return 1 if a condition fails."""
     parsed = parse_flags(arguments)
     machine = describe_machine()
     print(f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n", flush=True)
@@ -152,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, Any]:
-    """The known answers alone, the load, the quiet after it, the signal: and what is to be said about all of it."""
+    """Run known requests alone, the load, the drain and the signal; return the verdict."""
     ledger = Ledger()
     tell("Asking alone what will be asked under load")
     known = [
@@ -185,7 +187,7 @@ async def soak(server: ServerProcess, parsed: argparse.Namespace) -> dict[str, A
 
 @contextlib.asynccontextmanager
 async def _attacked(server: ServerProcess, parsed: argparse.Namespace) -> AsyncIterator[list[Seen]]:
-    """Attack the server meanwhile; on leaving, what came of it is in the list."""
+    """Attack the server meanwhile; on exit, the list has the results."""
     found: list[Seen] = []
     if not parsed.attacks:
         yield found
@@ -224,14 +226,14 @@ async def _begin(program: str, flags: list[str]) -> asyncio.subprocess.Process:
 
 
 async def _last_line(process: asyncio.subprocess.Process, timeout_s: float) -> dict[str, Any]:
-    """End a program's input and read the JSON that it ends with."""
+    """Close a program's input and read the JSON at its end."""
     output, _ = await asyncio.wait_for(process.communicate(b""), timeout_s)
     found: dict[str, Any] = json.loads(output.splitlines()[-1])
     return found
 
 
 async def _run_load(load: Load, watch: Watch, parsed: argparse.Namespace) -> None:
-    """All clients at once for as long as was asked for; then each may finish what it has begun."""
+    """Run all clients for the given time, then let each finish its request."""
     ways = Counter({way: max(1, round(share * parsed.clients)) for way, share in _SPECIAL.items()})
     ways["any"] = max(1, parsed.clients - ways.total())
     clients = [
@@ -270,12 +272,15 @@ async def _tell_now_and_then(load: Load, watch: Watch) -> None:
         await asyncio.sleep(30)
         sample, ledger = watch.samples[-1], load.ledger
         rss = "-" if sample.rss_bytes is None else f"{sample.rss_bytes / 2**20:.1f} MiB"
-        fates = f"{ledger.count(ANSWERED):,} answered, {ledger.count('refused'):,} refused, {ledger.count(FAILED)} failed"
+        fates = (
+            f"{ledger.count(ANSWERED):,} answered, {ledger.count('refused'):,} refused, "
+            f"{ledger.count(FAILED)} failed"
+        )
         tell(f"{time.monotonic() - started_s:6.0f} s  {ledger.total:8,} requests, {fates}; {rss}")
 
 
 async def _fills_the_queue(port: int) -> bool:
-    """Whether one request gets all places at once: a place that was lost would be missing now."""
+    """Return whether one request gets the whole queue, so that no slot leaked."""
     async with Connection(port) as connection:
         await connection.send(
             post(COMPLETIONS, {"prompt": "Once", "n": MAX_QUEUED, "max_tokens": 2})
@@ -284,7 +289,7 @@ async def _fills_the_queue(port: int) -> bool:
 
 
 async def _end_while_streaming(server: ServerProcess) -> tuple[int, int]:
-    """Send the signal while streams are being written: how many are finished, or told that the server stops, of how many."""
+    """Send SIGTERM during streams; return how many ended properly, and all."""
     ask = Ask(
         "last",
         COMPLETIONS,

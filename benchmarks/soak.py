@@ -1,9 +1,10 @@
-"""serve32 in a loop: do memory and speed stay flat?
+"""Run serve32 in a loop: do memory and speed stay flat?
 
 Run: python benchmarks/soak.py --minutes 30
 
-For each minute it tells tokens a second, the process's resident memory, and how fast memory was read at its end: speed that falls with the
-bandwidth is the machine's. The verdict compares the last quarter of the minutes with the first, the very first left out; the last line is JSON.
+Each minute it reports tokens per second, resident memory and memory bandwidth: speed that falls
+with the bandwidth is the machine's. The verdict compares the last quarter of the minutes with the
+first, without the first minute; the last line is JSON.
 """
 
 import argparse
@@ -31,7 +32,7 @@ SPEED_LOSS = 0.1
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -49,7 +50,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Loop, tell and judge; the exit code is 1 where memory grew or speed fell."""
+    """Run, report and judge; return 1 if memory grew or speed fell."""
     parsed = parse(arguments)
     model = ensure_model(parsed.model)
     work = make_workloads(model.vocab, parsed.seed, parsed.scale)["serve32"]
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def judge(intervals: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Compare the end with the beginning: growth of memory in bytes, and the share of speed that was lost."""
+    """Return the growth of memory in bytes, and the relative loss of speed."""
     later = intervals[1:] if len(intervals) > 4 else intervals
     part = max(1, len(later) // 4)
     first, last = later[:part], later[-part:]
@@ -117,12 +118,15 @@ def judge(intervals: Sequence[dict[str, Any]]) -> dict[str, Any]:
         if growth is None
         else f"memory changed by {growth / 2**20:+.1f} MiB"
     )
-    text = f"{'Flat' if is_flat else 'NOT flat'}: {memory}, speed by {-loss:+.1%} ({before:,.0f} to {after:,.0f} tok/s)"
+    text = (
+        f"{'Flat' if is_flat else 'NOT flat'}: {memory}, speed by {-loss:+.1%} "
+        f"({before:,.0f} to {after:,.0f} tok/s)"
+    )
     return {"is_flat": is_flat, "memory_growth_bytes": growth, "speed_loss": loss, "text": text}
 
 
 def resident_bytes(pid: int | None = None) -> int | None:
-    """Memory that a process, this one unless given, has in RAM; None where the operating system does not tell."""
+    """Return a process's resident memory, by default this one's; None if unknown."""
     pid = os.getpid() if pid is None else pid
     statm = Path(f"/proc/{pid}/statm")
     if statm.is_file():
@@ -136,10 +140,11 @@ def resident_bytes(pid: int | None = None) -> int | None:
 
 
 def shown(number: int, interval: dict[str, Any]) -> str:
-    """One interval as a line."""
+    """Format one interval."""
     rss = interval["rss_bytes"]
     memory = "-" if rss is None else f"{rss / 2**20:,.1f} MiB"
-    return f"{number:4}  {interval['tokens_per_s']:8,.1f} tok/s  {memory:>13}  memory at {interval['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
+    bandwidth = f"memory at {interval['bandwidth_bytes_per_s'] / 1e9:.1f} GB/s"
+    return f"{number:4}  {interval['tokens_per_s']:8,.1f} tok/s  {memory:>13}  {bandwidth}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""How cost grows with the batch, the context, the model and the threads.
+"""Measure how cost grows with batch, context, model and threads.
 
 Run: python benchmarks/sweep.py --json sweep.json; then python benchmarks/plot.py sweep.json
 
-Each point decodes some steps of a batch whose sequences have about the same context, after reading their prompts: the median step, the speed
-of reading, the memory's speed just before and after, and the bytes and operations that a step needs at least. The last line is JSON.
+Each point prefills a batch of about equal contexts and decodes some steps. It has the median step,
+the prefill speed, the memory bandwidth before and after, and the minimum bytes and operations of a
+step. The last line is JSON.
 """
 
 import argparse
@@ -39,7 +40,7 @@ _READINGS = 2
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One place to measure at: which sweep it belongs to, and where along it."""
+    """One measurement: its sweep and its position there."""
 
     sweep: str
     at: int | str
@@ -48,7 +49,7 @@ class Point:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def sweep_class(kind: str, parsed: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All points of a class, model after model, since loading one takes longest."""
+    """Return all points of a class, by model, because loading is slow."""
     longest = max(1, 1024 // parsed.scale)
     own: list[Point] = []
     if "batch" in parsed.sweeps:
@@ -127,13 +128,14 @@ def sweep_class(kind: str, parsed: argparse.Namespace) -> Iterator[dict[str, Any
 def measure(
     folder: Path, kind: str, threads: int, points: Sequence[Point], parsed: argparse.Namespace
 ) -> Iterator[dict[str, Any]]:
-    """Load a model and measure at some points."""
+    """Load a model and measure points."""
     if not points:
         return
     tell(f"{kind}: {folder.name} with {threads} threads")
     batch = max(point.batch for point in points)
     options = {
-        "backend": "numba", "enable_prefix_caching": False, "num_threads": threads, "max_num_seqs": batch,
+        "backend": "numba", "enable_prefix_caching": False, "num_threads": threads,
+        "max_num_seqs": batch,
         **OUR_OPTIONS[kind], **parsed.ours,
     }  # fmt: skip
     llm = LLM(folder, **options)
@@ -153,7 +155,7 @@ def measure(
 def _measure(
     llm: LLM, costs: Costs, reader: MemoryReader, point: Point, seed: int
 ) -> dict[str, Any]:
-    """One point; `context` is the mean that the steps had in the end."""
+    """Measure a point; `context` is the mean over its steps."""
     engine = llm.engine
     reading_steps = -(
         -point.batch * point.context // max(1, engine.config.max_num_batched_tokens - point.batch)
@@ -172,9 +174,12 @@ def _measure(
     step_s = statistics.median(seconds for seconds, _ in steps)
     pairs = round(statistics.mean(pairs for _, pairs in steps))
     return {
-        "sweep": point.sweep, "at": point.at, "batch": point.batch, "context": pairs / point.batch, "step_s": step_s,
-        "decode_tokens_per_s": point.batch / step_s, "prefill_tokens_per_s": prefill.tokens_per_s, "bandwidth_bytes_per_s": bandwidth,
-        "step_bytes": costs.read_bytes(1, pairs), "step_operations": costs.operations(point.batch, pairs, point.batch),
+        "sweep": point.sweep, "at": point.at, "batch": point.batch,
+        "context": pairs / point.batch, "step_s": step_s,
+        "decode_tokens_per_s": point.batch / step_s,
+        "prefill_tokens_per_s": prefill.tokens_per_s, "bandwidth_bytes_per_s": bandwidth,
+        "step_bytes": costs.read_bytes(1, pairs),
+        "step_operations": costs.operations(point.batch, pairs, point.batch),
         "prefill_s": prefill.seconds, "prefill_bytes": costs.read_bytes(prefill.steps, 0),
         "prefill_operations": costs.operations(prefill.computed, prefill.pairs, prefill.rows),
     }  # fmt: skip
@@ -183,7 +188,7 @@ def _measure(
 def decode_batch(
     engine: Engine, prompts: Sequence[list[int]], length: int
 ) -> tuple[Phase, list[tuple[float, int]]]:
-    """Answer the prompts together: what reading them took, and seconds and tokens seen of each step in which all of them decode."""
+    """Run a batch; return the prefill, and the time and context of each decode step."""
     lengths = {f"sweep-{index}": len(prompt) for index, prompt in enumerate(prompts)}
     for request_id, prompt in zip(lengths, prompts, strict=True):
         params = SamplingParams(temperature=0.0, max_tokens=length, ignore_eos=True)
@@ -208,7 +213,7 @@ def decode_batch(
 
 
 def machine_limits(threads: int) -> dict[str, float | None]:
-    """Bytes a second, and operations a second in each type."""
+    """Return bytes per second, and operations per second of each type."""
     reader = MemoryReader(threads)
     bandwidth = reader.bytes_per_s()
     reader.close()
@@ -219,10 +224,11 @@ def machine_limits(threads: int) -> dict[str, float | None]:
 
 
 def shown(record: dict[str, Any]) -> str:
-    """One point as a line."""
+    """Format one point."""
     share = record["step_bytes"] / record["step_s"] / record["bandwidth_bytes_per_s"]
     where = f"{record['type']:9} {record['sweep']:8} {record['at']!s:12}"
-    return f"{where} {1000 * record['step_s']:8.2f} ms a step  {record['decode_tokens_per_s']:9,.1f} tok/s  {share:4.0%} of memory"
+    step_ms = f"{1000 * record['step_s']:8.2f} ms a step"
+    return f"{where} {step_ms}  {record['decode_tokens_per_s']:9,.1f} tok/s  {share:4.0%} of memory"
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""A contender's process: it loads a model, then answers lines of JSON. This file needs the standard library alone.
+"""A contender's process: load a model, then answer lines of JSON.
 
-    out   {"ready": {...}}, or {"missing": why} where its package is not installed, or {"failed": why}
+    out   {"ready": {...}}, or {"missing": reason} without its package, or {"failed": reason}
     in    {"prompts": [[1, 2, 3], ...], "lengths": [4, ...], ...}
     out   {"seconds": 0.5, "token_ids": [[...], ...], ...}
+
+This file needs the standard library alone.
 
 Run one by hand: python -m benchmarks.peers.llamacpp MODEL f32 --threads 2
 """
@@ -17,13 +19,16 @@ from pathlib import Path
 from typing import Any
 
 Generate = Callable[[list[list[int]], list[int]], list[list[int]]]
-"""generate(prompts, lengths) gives the answers' token ids; it may take further keywords of the request and give (token ids, details)."""
+"""generate(prompts, lengths) returns token ids, or (token ids, details).
+
+It may take further keywords of the request.
+"""
 Load = Callable[[Path, str, int], tuple[Callable[..., Any], dict[str, Any]]]
-"""load(model, variant, threads) gives a Generate, and what is to be told about it, such as versions."""
+"""load(model, variant, threads) returns a Generate, and details such as versions."""
 
 
 def serve(load: Load) -> None:
-    """Be the worker that the command line describes, until the input ends."""
+    """Run the worker of the command line until the input ends."""
     parser = argparse.ArgumentParser()
     parser.add_argument("model", type=Path)
     parser.add_argument("variant")
@@ -65,7 +70,7 @@ def _answer(generate: Callable[..., Any], request: dict[str, Any]) -> dict[str, 
 def in_groups(
     prompts: list[list[int]], lengths: list[int], size: int
 ) -> list[tuple[list[list[int]], list[int]]]:
-    """The requests cut into static batches, for those that cannot let a new request in when another ends."""
+    """Split the requests into static batches, for peers without continuous batching."""
     return [
         (prompts[start : start + size], lengths[start : start + size])
         for start in range(0, len(prompts), size)

@@ -1,10 +1,10 @@
-"""The three workloads, as token ids: drawn at random from a seed, so that nothing can be prepared for them.
+"""The three workloads: random token ids, drawn from a seed so that nothing can be prepared.
 
-    decode1      one sequence, a prompt of 16 tokens: 128 tokens decoded one after the other, the first left out
+    decode1      decode 128 tokens of one sequence after a prompt of 16; the first does not count
     prefill512   one prompt of 512 tokens, one token out
-    serve32      32 requests of 32 to 256 tokens in and 32 to 128 out, all there from the start
+    serve32      32 requests of 32 to 256 tokens in and 32 to 128 out, submitted at once
 
-All decode greedily and go on after an end of text, so that each answer has the length that was asked for.
+All decode greedily past the end-of-text token, so that each output has its full length.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ DEFAULT_SEED = 7
 
 Answer = dict[str, Any]
 Run = Callable[[list[list[int]], list[int]], Answer]
-"""run(prompts, lengths) answers each prompt with so many tokens: {"seconds": ..., "token_ids": [[...]], ...}."""
+"""run(prompts, lengths) returns {"seconds": ..., "token_ids": [[...]], ...}."""
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Requests, and the tokens that count: of answers but for the first, of prompts, or of whole answers."""
+    """Requests, and the tokens that count: decoded, prompt or output tokens."""
 
     name: str
     prompts: list[list[int]]
@@ -31,13 +31,13 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Tokens that the speed is told in."""
+        """Return the number of counted tokens."""
         if self.name == "decode1":
             return self.lengths[0] - 1
         return sum(map(len, self.prompts)) if self.name == "prefill512" else sum(self.lengths)
 
     def run(self, run: Run) -> tuple[float, Answer]:
-        """Seconds that the counted tokens took, and the answer; of decoding, what is left after the time for the first token alone."""
+        """Return the seconds of the counted tokens (decode1 without prefill), and the outputs."""
         answer = run(self.prompts, self.lengths)
         if self.name != "decode1":
             return answer["seconds"], answer
@@ -46,7 +46,7 @@ class Workload:
 
 
 def make_workloads(vocab: int, seed: int = DEFAULT_SEED, scale: int = 1) -> dict[str, Workload]:
-    """The workloads for a vocabulary; a `scale` above 1 divides all lengths, and the number of requests, for trying things out."""
+    """Return the workloads; a `scale` above 1 divides lengths and the number of requests."""
     rng = np.random.default_rng(seed)
 
     def draw(tokens: int) -> list[int]:

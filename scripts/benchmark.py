@@ -1,6 +1,4 @@
-"""Measure speed.
-
-The same as `nanovllm bench`, for a clone where only the dependencies are installed.
+"""Run `nanovllm bench` in a clone without installing the package, only its dependencies.
 
 Run: python scripts/benchmark.py latency models/gpt2
 """

@@ -1,6 +1,4 @@
-"""Download a GPT-2 checkpoint from the Hugging Face hub.
-
-The same as `nanovllm download`, for a clone where only the dependencies are installed.
+"""Run `nanovllm download` in a clone without installing the package, only its dependencies.
 
 Run: python scripts/download_gpt2.py --model gpt2 --output ./models/gpt2
 """

@@ -1,8 +1,8 @@
-"""What an attack is made of: who sends it, how it is bounded, and what became of its requests.
+"""The parts of an attack: requests, limits and outcomes.
 
-Each attack ends by itself when its time is over or its rounds are done. What it learns is counted
-by outcome: the status of an answer, "closed" where the connection ended without one, "no answer"
-where time was over first, "left" where the attacker went away, or a word of the attack's own.
+Each attack ends when its time is over or its rounds are done. Outcomes are counted: the status of a
+response, "closed" for a connection without one, "no answer" after the time limit, "left" if the
+attacker disconnected, or the attack's own outcomes.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class Target:
 
     @property
     def left_s(self) -> float:
-        """Seconds until the attack must be over."""
+        """Return the remaining seconds of the attack."""
         return max(0.0, self.deadline_s - time.monotonic())
 
 
@@ -54,18 +54,16 @@ class Attack:
     """One attack.
 
     Attributes:
-        finding: its number in the report that it comes from; empty where it has none.
-        run: performs it and counts the outcomes.
-        allowed: outcomes that a server which holds may give.
-        prepare: makes files in a folder and returns the server's further arguments; None where
-            any server can be attacked.
-        is_load: its requests are fair ones, only many: bystanders wait for their turn, and may be
-            refused.
-        is_sent_ids: bystanders send token ids, because the model cannot read text.
-        max_open_files: the server's limit of open files.
-        deadline_s: what bystanders ask for in `x-request-timeout-s`.
-        signal_after_s: SIGTERM is sent so many seconds after the attack began.
-        forbidden_in_log: what the server's log must not contain.
+        finding: its number in the review that reported it, or empty.
+        run: run the attack and count the outcomes.
+        allowed: outcomes of a server that withstands it.
+        prepare: write files to a folder and return the server's arguments; None for any server.
+        is_load: its requests are fair but many: bystanders wait for their turn, and may be refused.
+        is_sent_ids: bystanders send token ids, because the model cannot tokenize text.
+        max_open_files: the server's limit on open files.
+        deadline_s: `x-request-timeout-s` of bystanders.
+        signal_after_s: delay of SIGTERM after the start of the attack.
+        forbidden_in_log: texts that the server's log must not contain.
         needs_idle_server: its outcome is read from totals of the server, which the load of other
             clients would change.
     """
@@ -85,13 +83,13 @@ class Attack:
 
     @property
     def fits_any_server(self) -> bool:
-        """Whether it can be mixed into the load of a server that is also used for other things."""
+        """Return whether it can run beside the load of a shared server."""
         special: tuple[Any, ...] = (self.prepare, self.max_open_files, self.signal_after_s)
         return all(value is None for value in special) and not self.needs_idle_server
 
 
 async def ask(target: Target, request: bytes, *, leave_after_s: float | None = None) -> str:
-    """Send one request on a connection of its own; returns the outcome."""
+    """Send one request on its own connection; return the outcome."""
     try:
         async with Connection(target.port) as connection:
             sending = asyncio.ensure_future(_send(connection, request))
@@ -111,7 +109,7 @@ async def ask(target: Target, request: bytes, *, leave_after_s: float | None = N
 
 
 def outcome_of(answer: Answer) -> str:
-    """The status, and a remark where an error is not in the API's one form."""
+    """Return the status, with a remark if an error is not in the API's format."""
     if answer.status < 400:
         return str(answer.status)
     try:
@@ -122,7 +120,7 @@ def outcome_of(answer: Answer) -> str:
 
 
 async def read_answer(connection: Connection) -> Answer | None:
-    """Read to the end of the connection, however much there is; returns the first part's answer."""
+    """Read to the end of the connection; parse the first part."""
     kept = b""
     try:
         while part := await connection.read():
@@ -140,11 +138,11 @@ def flood(
     copies: int = 1,
     leave_after_s: float | None = None,
 ) -> Run:
-    """Return an attack that sends requests at once, round after round.
+    """Return an attack that sends rounds of concurrent requests.
 
     Args:
-        requests: what is sent for a number, which is another one each time.
-        copies: numbers of each round.
+        requests: return the requests of a number; each number gives different ones.
+        copies: numbers per round.
     """
 
     async def run(target: Target) -> Counter[str]:

@@ -1,9 +1,9 @@
-"""The attacks, by name. As a program: those that fit any server, against one that runs already.
+"""The attacks by name. As a program, run those that fit any server against a running one.
 
 Run: python benchmarks/load/attacks.py --port 8000 --seconds 60 --only bad-words,chunks
 
-The attacker is a process of its own, so that its work delays nobody's measurements. Its last line
-of output is JSON: outcomes by attack.
+The attacker has its own process, so that it does not disturb measurements. The last line of output
+is JSON: outcomes by attack.
 """
 
 import argparse
@@ -46,13 +46,13 @@ _OPEN_FILES = 64
 
 
 async def rest(target: Target) -> Counter[str]:
-    """Do nothing: what bystanders see then is what the machine does to them."""
+    """Do nothing: the baseline of this machine."""
     await asyncio.sleep(target.left_s)
     return Counter()
 
 
 async def send_chunks(target: Target) -> Counter[str]:
-    """Send bodies of one-byte chunks without end on three connections."""
+    """Send endless bodies of one-byte chunks on three connections."""
 
     async def one(outcomes: Counter[str]) -> None:
         block = payloads.chunks_without_end()
@@ -74,7 +74,7 @@ async def send_chunks(target: Target) -> Counter[str]:
 
 
 async def hold_connections(target: Target) -> Counter[str]:
-    """Open more connections than the server may have files, and send nothing."""
+    """Open more connections than the server's open files, and send nothing."""
     outcomes: Counter[str] = Counter()
     held: list[Connection] = []
     try:
@@ -95,7 +95,7 @@ async def hold_connections(target: Target) -> Counter[str]:
 
 
 async def forge_special_tokens(target: Target) -> Counter[str]:
-    """Write a special token into chats; outcome "forged" where one token came of its text."""
+    """Write a special token in chats; outcome "forged" if it became one token."""
     outcomes: Counter[str] = Counter()
     for way, request in payloads.forged_chats():
         async with Connection(target.port) as connection:
@@ -110,7 +110,7 @@ async def forge_special_tokens(target: Target) -> Counter[str]:
 
 
 async def send_two_lengths(target: Target) -> Counter[str]:
-    """Send both framings: a second answer on the connection is a request that was smuggled."""
+    """Send both framings; a second response is a smuggled request."""
     async with Connection(target.port) as connection:
         await connection.send(payloads.two_lengths())
         received = await read_for(connection, min(2.0, target.left_s))
@@ -155,14 +155,14 @@ async def leave_behind_a_byte(target: Target) -> Counter[str]:
 
 
 async def compile_and_leave(target: Target) -> Counter[str]:
-    """Ask for several costly schemas at once and leave."""
+    """Request several costly schemas at once and disconnect."""
     requests = [payloads.multiple_of(999983, number) for number in range(8)]
     leaving = [ask(target, request, leave_after_s=1.0) for request in requests]
     return Counter(await asyncio.gather(*leaving))
 
 
 def _with_template(source: str) -> Prepare:
-    """The bundled model with another chat template in its folder."""
+    """Copy the bundled model with another chat template."""
 
     def prepare(folder: Path) -> list[str]:
         model = _copy_model(folder)
@@ -173,7 +173,7 @@ def _with_template(source: str) -> Prepare:
 
 
 def _with_tokenizer(change: Callable[[str], str]) -> Prepare:
-    """The bundled model with another tokenizer in its folder."""
+    """Copy the bundled model with another tokenizer."""
 
     def prepare(folder: Path) -> list[str]:
         model = _copy_model(folder)
@@ -364,7 +364,7 @@ async def take_turns(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Attack a server that runs; the outcomes are the last line."""
+    """Attack a running server; the last line has the outcomes."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""Well-behaved clients of a server that is attacked: their waits and their answers.
+"""Well-behaved clients of a server under attack: their waits and their responses.
 
-Each keeps one connection open, as client libraries do. A wait that is not over when it is looked at
-counts as long as it has lasted. `own_delay_s` is the longest time that this process itself was not
-given a processor: longest waits that are not larger say nothing about the server.
+Each keeps one connection open, as client libraries do. An unfinished wait counts with its duration
+so far. `own_delay_s` is the longest time without a processor of this process: waits that are not
+longer say nothing about the server.
 
 Run: python benchmarks/load/bystanders.py --port 8000 --pid 123
 
-As a program they go on until standard input ends; the last line of output is JSON.
+As a program they run until standard input ends; the last line of output is JSON.
 """
 
 import argparse
@@ -43,17 +43,17 @@ _PROMPT_IDS = [100, 200, 300, 400, 500]
 
 @dataclass(slots=True)
 class Stopwatch:
-    """The longest wait between two events, the one that goes on included."""
+    """The longest wait between two events, including the current one."""
 
     longest_s: float = 0.0
     _since_s: float | None = None
 
     def start(self) -> None:
-        """Begin a wait."""
+        """Start a wait."""
         self._since_s = time.monotonic()
 
     def lap(self) -> None:
-        """End the wait and begin the next."""
+        """End the wait and start the next."""
         self.longest_s = self.read()
         self.start()
 
@@ -63,14 +63,14 @@ class Stopwatch:
         self._since_s = None
 
     def read(self) -> float:
-        """The longest wait until now."""
+        """Return the longest wait so far."""
         if self._since_s is None:
             return self.longest_s
         return max(self.longest_s, time.monotonic() - self._since_s)
 
 
 class Session:
-    """One connection for all requests, opened again where the server closed it."""
+    """A connection for all requests, reopened after the server closed it."""
 
     def __init__(self, port: int) -> None:
         """Connect with the first request."""
@@ -78,15 +78,15 @@ class Session:
         self._connection: Connection | None = None
 
     async def ask(self, request: bytes, watch: Stopwatch, gaps: Stopwatch | None = None) -> Answer:
-        """Send a request; returns its answer.
+        """Send a request and return its response.
 
         Args:
-            watch: what the answer took, or each piece of it where there is a watch for `gaps`.
-            gaps: what each event of a stream but the first took.
+            watch: measures the response, or with `gaps` the time to the first event.
+            gaps: measures the time between events.
 
         Raises:
-            OSError: no connection, or one that broke.
-            WrongAnswerError: it ended before the answer did.
+            OSError: no connection, or a broken one.
+            WrongAnswerError: the connection ended before the response did.
         """
         watch.start()
         reused = self._connection is not None
@@ -112,7 +112,7 @@ class Session:
             self._connection = None
 
     async def _ask(self, request: bytes, watch: Stopwatch, gaps: Stopwatch | None) -> Answer | None:
-        """As `ask`; None where the connection ended before anything came."""
+        """Send a request; return None if the connection ended before any data."""
         if self._connection is None:
             self._connection = await Connection(self._port).__aenter__()
         received, part = b"", b""
@@ -136,14 +136,14 @@ class Session:
 
 
 def _may_be_whole(received: bytes) -> bool:
-    """Whether it is worth parsing: a stream is long, and only its last piece ends it."""
+    """Return whether a response may be complete, before it is parsed."""
     top, _, _ = received[:1024].partition(b"\r\n\r\n")
     return b"chunked" not in top.lower() or received.endswith(b"0\r\n\r\n")
 
 
 @dataclass(slots=True)
 class Bystanders:
-    """All of them, and what they saw."""
+    """All bystanders and their measurements."""
 
     port: int
     pid: int
@@ -159,7 +159,7 @@ class Bystanders:
     _tasks: list["asyncio.Task[None]"] = field(default_factory=list)
 
     async def start(self) -> None:
-        """Ask the known request alone, then begin."""
+        """Run the seeded request alone, then start all clients."""
         known = self._known()
         async with aclosing(Session(self.port)) as session:
             answer = await session.ask(_keep_alive(known), Stopwatch())
@@ -175,7 +175,7 @@ class Bystanders:
         self._tasks = [asyncio.ensure_future(one) for one in running]
 
     async def stop(self) -> None:
-        """End; an exception that is none of the server's is raised here."""
+        """Stop all clients; raises their unexpected exceptions."""
         for watch in (self.stream, self.gaps, self.health, self.completion):
             watch.stop()
         for task in self._tasks:
@@ -185,7 +185,7 @@ class Bystanders:
                 raise outcome
 
     def figures(self) -> dict[str, Any]:
-        """What they saw so far, for a report."""
+        """Return the measurements so far."""
         return {
             "stream_ms": round(1000 * self.stream.read(), 1),
             "gap_ms": round(1000 * self.gaps.read(), 1),
@@ -243,7 +243,7 @@ class Bystanders:
         watch: Stopwatch,
         gaps: Stopwatch | None = None,
     ) -> Answer | None:
-        """Ask and note the fate; None where the answer is lost."""
+        """Send a request and count its fate; return None for a lost response."""
         try:
             answer = await session.ask(request, watch, gaps)
         except (OSError, WrongAnswerError):
@@ -298,7 +298,7 @@ async def _watch_until_told(port: int, pid: int) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Watch a server that runs."""
+    """Measure a running server."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,6 +1,6 @@
-"""Clients of a server under load: good ones, slow ones, and those that leave, stall, drip and babble.
+"""Clients of a server under load: good, slow, leaving, stalled, dripping and malformed ones.
 
-Each of them is a loop that takes what comes next from a seeded generator and writes down what became of it.
+Each is a loop that draws its next request from a seeded generator and records its fate.
 """
 
 import asyncio
@@ -37,20 +37,17 @@ from benchmarks.load.requests import (
 )
 from benchmarks.load.wire import Answer, Connection, get, parse, post
 
-PATIENCE_S = 120.0  # in which an answer must be there
-_TIDE_S, _EBB_S, _STEADY = (
-    15.0,
-    4.0,
-    0.15,
-)  # now and then most clients hold off, so that requests for several answers find room
+PATIENCE_S = 120.0  # timeout of a response
+_TIDE_S, _EBB_S, _STEADY = 15.0, 4.0, 0.15
+"""In _EBB_S of each _TIDE_S, all but _STEADY of the clients pause, so that large requests fit."""
 _PAUSE_S = (0.0, 0.1)  # between two requests of one client
-_REFUSED_PAUSE_S = (0.2, 1.0)  # after 429; the answer asks for a second
+_REFUSED_PAUSE_S = (0.2, 1.0)  # after 429; Retry-After is 1 s
 _PATHS = ("/health", "/metrics", "/load", "/v1/models", "/version")
 
 
 @dataclass(slots=True)
 class Load:
-    """What all clients share: where the server is, the known answers, the ledger, and whether to go on."""
+    """State shared by all clients: the server, known outputs, the ledger, and the end."""
 
     port: int
     known: Sequence[tuple[Ask, Mapping[str, Any]]]
@@ -61,7 +58,7 @@ class Load:
 
 
 async def ask_once(port: int, ask: Ask) -> dict[str, Any]:
-    """The essence of an answer that must come; raises WrongAnswerError where it is refused."""
+    """Return the essence of a response; raises WrongAnswerError if it is refused."""
     async with Connection(port) as connection:
         await connection.send(post(ask.path, ask.body))
         answer = must_be_whole(parse(await connection.read_all()))
@@ -71,10 +68,10 @@ async def ask_once(port: int, ask: Ask) -> dict[str, Any]:
 
 
 class Client:
-    """One client; `way` names what it does, one of WAYS or "any" for the mix of MIX."""
+    """One client; `way` is one of WAYS, or "any" for the mix of MIX."""
 
     def __init__(self, load: Load, way: str, seed: int) -> None:
-        """Draw from a generator of its own."""
+        """Create the client's own generator."""
         self._load = load
         self._way = way
         self._draw = random.Random(seed)
@@ -82,7 +79,7 @@ class Client:
         self._ebbs = way == "any" and self._draw.random() > _STEADY
 
     async def run(self) -> None:
-        """Ask until the load is over."""
+        """Send requests until the load is over."""
         while not self._load.is_over.is_set():
             if self._ebbs and time.monotonic() % _TIDE_S < _EBB_S:
                 await asyncio.sleep(0.2)
@@ -102,11 +99,11 @@ class Client:
         return Connection(self._load.port, small_buffer=small_buffer)
 
     async def _read_all(self, connection: Connection) -> Answer:
-        """The answer up to the end of the connection, whole and in time."""
+        """Read a complete response up to the end of the connection."""
         return must_be_whole(parse(await self._in_time(connection.read_all())))
 
     async def _read_one(self, connection: Connection) -> Answer:
-        """One answer on a connection that stays open."""
+        """Read one response on a connection that stays open."""
         received = b""
         while True:
             part = await self._in_time(connection.read())
@@ -126,7 +123,7 @@ class Client:
     def _judge(
         self, ask: Ask, answer: Answer, expected: Mapping[str, Any] | None, *, streamed: bool
     ) -> str:
-        """The fate of a request that was answered or refused; raises where the answer is not the right one."""
+        """Return the fate of a request; raises WrongAnswerError for a wrong response."""
         refusal = self._read_refusal(answer)
         if refusal is not None:
             return refusal
@@ -135,7 +132,8 @@ class Client:
             check_shape(ask, found)
         elif found != expected:
             raise WrongAnswerError(
-                f"other bits than alone: {_first_difference(expected, found)} in answer to {ask.body}"
+                f"other bits than alone: {_first_difference(expected, found)} "
+                f"in answer to {ask.body}"
             )
         self._load.ledger.checked += expected is not None
         if ask.path == COMPLETIONS:
@@ -143,7 +141,7 @@ class Client:
         return ANSWERED
 
     def _read_refusal(self, answer: Answer) -> str | None:
-        """As `read_refusal`; the next request waits longer."""
+        """Call `read_refusal`; a refused client waits longer before its next request."""
         refusal = read_refusal(answer)
         self._was_refused = refusal is not None
         return refusal
@@ -155,14 +153,14 @@ class Client:
         return ask.path == COMPLETIONS and ask.kind not in ("best_of", "beams")
 
     async def known(self) -> None:
-        """Ask what has one right answer, whole or as a stream."""
+        """Send a request with a known output, streamed or not."""
         ask, expected = self._known()
         await self._good(
             ask, expected, streamed=self._may_stream(ask) and self._draw.random() < 0.6
         )
 
     async def random(self) -> None:
-        """Ask what has not."""
+        """Send a random request."""
         await self._good(any_ask(self._draw), None, streamed=self._draw.random() < 0.5)
 
     async def _good(self, ask: Ask, expected: Mapping[str, Any] | None, *, streamed: bool) -> None:
@@ -174,7 +172,7 @@ class Client:
                 )
 
     async def slow(self) -> None:
-        """Read a stream in sips; its bits are the same."""
+        """Read a stream slowly; its output is unchanged."""
         while (known := self._known())[0].path == EMBEDDINGS or not self._may_stream(known[0]):
             pass
         ask, expected = known
@@ -190,7 +188,7 @@ class Client:
                 )
 
     async def stalled(self) -> None:
-        """Stop reading a large answer, a stream or a whole one, until the server must have cut it off."""
+        """Stop reading a large response until the server must have closed the connection."""
         ask, streamed = heavy_ask(self._draw), self._draw.random() < 0.7
         with self._load.ledger.request(f"stalled reader{', stream' if streamed else ''}") as entry:
             async with self._connection(small_buffer=True) as connection:
@@ -209,19 +207,19 @@ class Client:
                 entry.fate = ANSWERED if answer is not None and answer.is_whole else CUT
 
     async def leaves_before(self) -> None:
-        """Connect, send a part of the head or nothing, and go."""
+        """Disconnect after a part of the head."""
         await self._leave(
             "left before the request",
             post(COMPLETIONS, any_ask(self._draw).body)[: self._draw.randint(0, 80)],
         )
 
     async def leaves_in_the_body(self) -> None:
-        """Send a part of the body and go."""
+        """Disconnect in the body."""
         request = post(COMPLETIONS, {"prompt": "a" * 5000})
         await self._leave("left in the body", request[: self._draw.randint(200, len(request) - 1)])
 
     async def leaves_after(self) -> None:
-        """Send all of a request and go."""
+        """Disconnect after the request."""
         ask = long_ask(self._draw)
         await self._leave(
             "left after the request",
@@ -237,7 +235,7 @@ class Client:
             entry.fate = LEFT
 
     async def leaves_in_the_middle(self) -> None:
-        """Read a few pieces of a stream and go."""
+        """Disconnect in a stream."""
         ask = long_ask(self._draw)
         with self._load.ledger.request("left in the middle") as entry:
             async with self._connection() as connection:
@@ -257,12 +255,12 @@ class Client:
             entry.fate = LEFT
 
     def _part(self, connection: Connection) -> None:
-        """Go politely or by a reset."""
+        """Disconnect by FIN or by a reset."""
         if self._draw.random() < 0.5:
             connection.reset_on_close()
 
     async def half_closes(self) -> None:
-        """End sending after the request: for this server that is to be gone."""
+        """Half-close the connection after the request."""
         ask = long_ask(self._draw)
         with self._load.ledger.request("half closed") as entry:
             async with self._connection() as connection:
@@ -273,7 +271,7 @@ class Client:
             entry.fate = LEFT
 
     async def bad(self) -> None:
-        """Send what must be refused."""
+        """Send an invalid request."""
         path, body, status = bad_ask(self._draw)
         with self._load.ledger.request("malformed") as entry:
             async with self._connection() as connection:
@@ -298,9 +296,10 @@ class Client:
                 entry.fate = f"refused {answer.status}"
 
     async def garbage(self) -> None:
-        """Send what is no HTTP: refused, or the connection ends."""
+        """Send malformed HTTP."""
         noise = [
-            self._draw.randbytes(self._draw.randint(1, 4000)) + b"\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n",
+            self._draw.randbytes(self._draw.randint(1, 4000)) + b"\r\n\r\n",
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n",
             b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
             b"POST /v1/completions HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
             b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
@@ -318,7 +317,7 @@ class Client:
                 entry.fate = "refused 400" if answer is not None else CUT
 
     async def dripping(self) -> None:
-        """Send nothing, or a head or a body byte by byte, until the server has had enough."""
+        """Send nothing, or a head or body byte by byte, until the server ends the connection."""
         body = b'{"prompt": "' + b" " * 100_000
         start = self._draw.choice([b"", b"POST /v1/comp", post(COMPLETIONS, body)[:300]])
         with self._load.ledger.request("dripping") as entry:
@@ -338,7 +337,7 @@ class Client:
                 entry.fate = "refused 408" if received else CUT
 
     async def texts(self) -> None:
-        """Tokenise, or the way back."""
+        """Tokenize or detokenize."""
         ask = text_ask(self._draw)
         with self._load.ledger.request(ask.kind) as entry:
             async with self._connection() as connection:
@@ -347,7 +346,7 @@ class Client:
                 entry.fate = self._read_refusal(answer) or ANSWERED
 
     async def polls(self) -> None:
-        """Several questions about the server on one connection."""
+        """Poll status endpoints on one connection."""
         async with self._connection() as connection:
             for _ in range(self._draw.randint(1, 4)):
                 with self._load.ledger.request("poll") as entry:
@@ -364,39 +363,42 @@ def _streaming(ask: Ask) -> dict[str, Any]:
     return {**ask.body, "stream": True, "stream_options": {"include_usage": True}}
 
 
-def _first_difference(expected: Any, found: Any, place: str = "") -> str:
-    """Where two essences part."""
+def _first_difference(expected: Any, found: Any, path: str = "") -> str:
+    """Return the first difference of two essences."""
     if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
         return next(
             (
-                _first_difference(expected[key], found[key], f"{place}.{key}")
+                _first_difference(expected[key], found[key], f"{path}.{key}")
                 for key in expected
                 if expected[key] != found[key]
             ),
-            place,
+            path,
         )
     if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
         pairs = enumerate(zip(expected, found, strict=True))
         return next(
             (
-                _first_difference(one, other, f"{place}[{at}]")
+                _first_difference(one, other, f"{path}[{at}]")
                 for at, (one, other) in pairs
                 if one != other
             ),
-            place,
+            path,
         )
-    return f"{place}: {str(expected)[:150]} alone, {str(found)[:150]} under load"
+    return f"{path}: {str(expected)[:150]} alone, {str(found)[:150]} under load"
 
 
 WAYS: Mapping[str, Callable[[Client], Awaitable[None]]] = {
-    "known": Client.known, "random": Client.random, "slow": Client.slow, "stalled": Client.stalled, "leaves before": Client.leaves_before,
-    "leaves in the body": Client.leaves_in_the_body, "leaves after": Client.leaves_after, "leaves in the middle": Client.leaves_in_the_middle,
-    "half closes": Client.half_closes, "bad": Client.bad, "oversized": Client.oversized, "garbage": Client.garbage, "dripping": Client.dripping,
-    "texts": Client.texts, "polls": Client.polls,
+    "known": Client.known, "random": Client.random, "slow": Client.slow,
+    "stalled": Client.stalled, "leaves before": Client.leaves_before,
+    "leaves in the body": Client.leaves_in_the_body, "leaves after": Client.leaves_after,
+    "leaves in the middle": Client.leaves_in_the_middle, "half closes": Client.half_closes,
+    "bad": Client.bad, "oversized": Client.oversized, "garbage": Client.garbage,
+    "dripping": Client.dripping, "texts": Client.texts, "polls": Client.polls,
 }  # fmt: skip
 
 MIX: Mapping[str, float] = {
-    "known": 35, "random": 20, "leaves before": 3, "leaves in the body": 4, "leaves after": 7, "leaves in the middle": 10, "half closes": 3,
-    "bad": 8, "oversized": 3, "garbage": 3, "texts": 4, "polls": 4,
+    "known": 35, "random": 20, "leaves before": 3, "leaves in the body": 4, "leaves after": 7,
+    "leaves in the middle": 10, "half closes": 3, "bad": 8, "oversized": 3, "garbage": 3,
+    "texts": 4, "polls": 4,
 }  # fmt: skip
-"""How often each way comes up among clients that do anything; slow, stalled and dripping ones do nothing else."""
+"""Weights of the ways of mixed clients; slow, stalled and dripping clients do nothing else."""

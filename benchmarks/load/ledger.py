@@ -1,4 +1,4 @@
-"""What became of every request of a soak, and whether an answer is the right one."""
+"""The fate of every request of a soak, and checks of the responses."""
 
 import json
 from collections import Counter
@@ -12,19 +12,24 @@ from benchmarks.load.wire import Answer
 from benchmarks.options import tell
 
 ANSWERED, LEFT, CUT, FAILED = "answered", "left", "cut", "failed"
-"""Fates beside `refused 429` and the like: left by the client on purpose, and cut off by the server because the client stalled."""
+"""Fates beside `refused 429` etc.: LEFT by the client, CUT by the server after a stall."""
 
 MAX_FAILURES = 20
 _MAX_REFUSAL_BYTES = 8192  # an error must not be many times larger than what provoked it
 
 
 class WrongAnswerError(Exception):
-    """The server has answered otherwise than it must."""
+    """A response that violates the API's promises."""
 
 
 @dataclass(slots=True)
 class Ledger:
-    """Counts requests by kind and fate; `open` are those that have none yet, `checked` the answers that were equal to the bit."""
+    """Counts of requests by kind and fate.
+
+    Attributes:
+        open: requests without a fate yet.
+        checked: responses that were bit-identical to the known output.
+    """
 
     fates: Counter[tuple[str, str]] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -34,7 +39,7 @@ class Ledger:
 
     @contextmanager
     def request(self, kind: str) -> Iterator["Entry"]:
-        """A request while it is under way; it ends with the fate that its entry was given, or failed."""
+        """Open a request and record its fate at the end; errors are failures."""
         self.open += 1
         entry = Entry()
         try:
@@ -49,7 +54,7 @@ class Ledger:
             self.fates[kind, entry.fate] += 1
 
     def count(self, fate: str) -> int:
-        """Requests that have met this fate, `refused` for all refusals."""
+        """Return the number of requests with a fate; `refused` matches all refusals."""
         return sum(
             number
             for (_, found), number in self.fates.items()
@@ -58,19 +63,19 @@ class Ledger:
 
     @property
     def total(self) -> int:
-        """All requests that have a fate."""
+        """Return the number of requests with a fate."""
         return sum(self.fates.values())
 
 
 @dataclass(slots=True)
 class Entry:
-    """The fate of one request, failed until it is known."""
+    """The fate of one request; failed until it is known."""
 
     fate: str = FAILED
 
 
 def read_refusal(answer: Answer) -> str | None:
-    """The fate of a request that was refused because there is no room, None where it was answered; raises where it is neither."""
+    """Return the fate of a refused request, None for 200; raises WrongAnswerError."""
     if answer.status == 200:
         return None
     if answer.status in (429, 503):
@@ -82,7 +87,7 @@ def read_refusal(answer: Answer) -> str | None:
 
 
 def check_error(answer: Answer | None, *statuses: int) -> None:
-    """Raise unless it is an error with one of these statuses in the one form, and small."""
+    """Check an error's status, format and size; raises WrongAnswerError."""
     whole = must_be_whole(answer)
     if whole.status not in statuses:
         raise WrongAnswerError(f"status {whole.status} instead of {statuses}: {whole.body[:300]!r}")
@@ -98,18 +103,19 @@ def check_error(answer: Answer | None, *statuses: int) -> None:
 
 
 def must_be_whole(answer: Answer | None) -> Answer:
-    """The answer; raises where there is none or something of it is missing."""
+    """Return a complete response; raises WrongAnswerError."""
     if answer is None:
         raise WrongAnswerError("the connection ended without an answer")
     if not answer.is_whole:
         raise WrongAnswerError(
-            f"status {answer.status}, broken off after {len(answer.body)} bytes: {answer.body[-200:]!r}"
+            f"status {answer.status}, broken off after {len(answer.body)} bytes: "
+            f"{answer.body[-200:]!r}"
         )
     return answer
 
 
 def essence(ask: Ask, body: bytes, *, streamed: bool) -> dict[str, Any]:
-    """What must be equal whatever else the server does: texts, token ids, log-probabilities, reasons, vectors, tokens counted."""
+    """Return what must be bit-identical under any load: texts, ids, log-probabilities, usage."""
     if ask.path == EMBEDDINGS:
         whole = json.loads(body)
         return {"data": whole["data"], "tokens": whole["usage"]["total_tokens"]}
@@ -146,8 +152,8 @@ def read_events(body: bytes) -> Iterator[dict[str, Any]]:
 
 
 def check_shape(ask: Ask, found: dict[str, Any]) -> None:
-    """Raise unless an answer that nobody could foretell has as many choices as were asked for, each ended for a reason."""
-    wanted = ask.body.get("n", 1)
+    """Check the number of choices and their finish reasons; raises WrongAnswerError."""
+    num_choices = ask.body.get("n", 1)
     reasons = [choice.get("finish_reason") for choice in found["choices"].values()]
-    if len(reasons) != wanted or not set(reasons) <= {"stop", "length"}:
-        raise WrongAnswerError(f"{wanted} answers were asked for, these came: {reasons}")
+    if len(reasons) != num_choices or not set(reasons) <= {"stop", "length"}:
+        raise WrongAnswerError(f"expected {num_choices} choices, got finish reasons {reasons}")

@@ -1,4 +1,4 @@
-"""What the clients of a soak ask for, drawn from a seed: requests whose answer is known, any others, and those that must be refused."""
+"""Requests of a soak, drawn from a seed: with known outputs, random ones, and invalid ones."""
 
 import importlib.util
 import random
@@ -10,8 +10,9 @@ from benchmarks.load.wire import HOST_HEADER, head, post
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 MAX_BODY_BYTES = 1 << 17  # of the server under load
 _TEXT = (
-    "the a and of to was in he she it that had once upon time king old house sea night child went said little great would could "
-    "forest river window morning mother father door light never before under stone ship winter silver heart Tom Alice garden"
+    "the a and of to was in he she it that had once upon time king old house sea night child went "
+    "said little great would could forest river window morning mother father door light never "
+    "before under stone ship winter silver heart Tom Alice garden"
 )
 _SCHEMA = {
     "type": "object",
@@ -22,7 +23,7 @@ _SCHEMA = {
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A request: what it is called in the report, where it goes, and its JSON."""
+    """A request: its kind in the report, its path and its body."""
 
     kind: str
     path: str
@@ -30,12 +31,12 @@ class Ask:
 
 
 def words(draw: random.Random, least: int, most: int) -> str:
-    """A text of that many words."""
+    """Return a random text of `least` to `most` words."""
     return " ".join(draw.choices(_TEXT.split(), k=draw.randint(least, most)))
 
 
 def known_asks(draw: random.Random, copies: int) -> list[Ask]:
-    """Requests that have one right answer, to the last bit of each log-probability: greedy or with a seed; `copies` of each sort."""
+    """Return deterministic requests, greedy or seeded; `copies` of each kind."""
     return [ask for _ in range(copies) for ask in _one_of_each(draw)]
 
 
@@ -47,20 +48,43 @@ def _one_of_each(draw: random.Random) -> list[Ask]:
         return words(draw, 1, 60)
 
     bodies: dict[str, dict[str, Any]] = {
-        "greedy": {"prompt": prompt(), "temperature": 0, "max_tokens": draw.randint(1, 60), "logprobs": 3},
-        "greedy, several": {"prompt": [prompt(), prompt(), prompt()], "temperature": 0, "max_tokens": 12, "logprobs": 1},
+        "greedy": {
+            "prompt": prompt(), "temperature": 0, "max_tokens": draw.randint(1, 60), "logprobs": 3,
+        },
+        "greedy, several": {
+            "prompt": [prompt(), prompt(), prompt()], "temperature": 0, "max_tokens": 12,
+            "logprobs": 1,
+        },
         "seeded": {"prompt": prompt(), **seed(), "max_tokens": draw.randint(1, 60), "logprobs": 1},
-        "seeded, n": {"prompt": prompt(), **seed(), "n": draw.randint(2, 4), "max_tokens": 20, "logprobs": 0, "top_p": 0.9},
-        "best_of": {"prompt": prompt(), **seed(), "n": 2, "best_of": 4, "max_tokens": 12, "logprobs": 1},
+        "seeded, n": {
+            "prompt": prompt(), **seed(), "n": draw.randint(2, 4), "max_tokens": 20,
+            "logprobs": 0, "top_p": 0.9,
+        },
+        "best_of": {
+            "prompt": prompt(), **seed(), "n": 2, "best_of": 4, "max_tokens": 12, "logprobs": 1,
+        },
         "penalties": {
-            "prompt": prompt(), **seed(), "max_tokens": 30, "repetition_penalty": 1.2, "presence_penalty": 0.5, "frequency_penalty": 0.3,
+            "prompt": prompt(), **seed(), "max_tokens": 30, "repetition_penalty": 1.2,
+            "presence_penalty": 0.5, "frequency_penalty": 0.3,
             "logit_bias": {"5": 2, "17": -100}, "top_k": 40, "min_p": 0.01, "logprobs": 2,
         },
-        "stop": {"prompt": prompt(), **seed(), "max_tokens": 60, "stop": [" the", ","], "logprobs": 1},
-        "scoring": {"prompt": words(draw, 20, 150), "echo": True, "max_tokens": 0, "logprobs": 2, "temperature": 0},
-        "long prompt": {"prompt": words(draw, 150, 250), "temperature": 0, "max_tokens": 8, "logprobs": 1},
-        "long answer": {"prompt": prompt(), **seed(), "max_tokens": 300, "ignore_eos": True, "logprobs": 1},
-        "beams": {"prompt": words(draw, 1, 20), "use_beam_search": True, "n": 2, "best_of": 3, "max_tokens": 8},
+        "stop": {
+            "prompt": prompt(), **seed(), "max_tokens": 60, "stop": [" the", ","], "logprobs": 1,
+        },
+        "scoring": {
+            "prompt": words(draw, 20, 150), "echo": True, "max_tokens": 0, "logprobs": 2,
+            "temperature": 0,
+        },
+        "long prompt": {
+            "prompt": words(draw, 150, 250), "temperature": 0, "max_tokens": 8, "logprobs": 1,
+        },
+        "long answer": {
+            "prompt": prompt(), **seed(), "max_tokens": 300, "ignore_eos": True, "logprobs": 1,
+        },
+        "beams": {
+            "prompt": words(draw, 1, 20), "use_beam_search": True, "n": 2, "best_of": 3,
+            "max_tokens": 8,
+        },
     }  # fmt: skip
     if importlib.util.find_spec("llguidance") is not None:
         bodies["regex"] = {
@@ -95,23 +119,21 @@ def _one_of_each(draw: random.Random) -> list[Ask]:
 
 
 def any_ask(draw: random.Random) -> Ask:
-    """A request without a seed, whose answer nobody can foretell."""
+    """Return a random request without a seed."""
     body: dict[str, Any] = {"prompt": words(draw, 1, 80), "max_tokens": draw.randint(1, 48)}
     if draw.random() < 0.3:
         body["n"] = draw.randint(2, 6)
     if draw.random() < 0.3:
         body["logprobs"] = draw.randint(0, 20)
     if draw.random() < 0.1:
-        body[
-            "priority"
-        ] = -1  # above the others; who asks to come last may wait for as long as there is a load
+        body["priority"] = -1  # first; a lower priority could starve under this load
     if draw.random() < 0.1:
         body |= {"cache_salt": draw.choice("abc"), "user": "soak"}
     return Ask("random", COMPLETIONS, body)
 
 
 def long_ask(draw: random.Random) -> Ask:
-    """A request whose answer takes a while, to be left in the middle."""
+    """Return a request with a long output, for clients that disconnect."""
     return Ask(
         "long",
         COMPLETIONS,
@@ -125,7 +147,7 @@ def long_ask(draw: random.Random) -> Ask:
 
 
 def heavy_ask(draw: random.Random) -> Ask:
-    """A request with an answer of megabytes, more than the system keeps for a client that does not read."""
+    """Return a request with a response of megabytes, larger than socket buffers."""
     settings = {
         "max_tokens": 20,
         "n": 5,
@@ -138,7 +160,7 @@ def heavy_ask(draw: random.Random) -> Ask:
 
 
 def text_ask(draw: random.Random) -> Ask:
-    """Tokenising, or the way back."""
+    """Return a tokenize or detokenize request."""
     if draw.random() < 0.5:
         return Ask(
             "tokenize",
@@ -151,7 +173,7 @@ def text_ask(draw: random.Random) -> Ask:
 
 
 def bad_ask(draw: random.Random) -> tuple[str, bytes | dict[str, Any], int]:
-    """A request that must be refused: its path, what is sent, and the status that it gets."""
+    """Return the path, the body and the expected status of an invalid request."""
     prompt = words(draw, 1, 5)
     cases: list[tuple[str, bytes | dict[str, Any], int]] = [
         (COMPLETIONS, b"", 400),

@@ -1,7 +1,7 @@
-"""`nanovllm serve` in a process of its own, for benchmarks: the very command, and at its end a look into the books of its engine.
+"""Run `nanovllm serve` in its own process, and check the engine's integrity at its end.
 
-Run as a program it is the command, which remembers the engine that it loads. When a signal has ended the command, and the engine's thread with
-it, the engine checks its integrity in this process and one line of JSON tells the result. So nothing of it can be reached from outside.
+As a program it runs the command and keeps the engine. When a signal has ended the command and the
+engine's thread, it checks the engine's integrity and prints a line of JSON.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 
 
 class ServerProcess:
-    """A server as a context manager: `port` and `pid` while it runs, `end()` for how it ended."""
+    """A server as a context manager, with `port`, `pid` and `end()`."""
 
     def __init__(self, flags: Sequence[str], limits: Mapping[str, int] | None = None) -> None:
         """Start on entering, on a free port; what it prints goes to files, which `end` reads.
@@ -79,25 +79,25 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """Return its process id."""
         return self._process.pid
 
     @property
     def exit_code(self) -> int | None:
-        """The exit code, None while it runs."""
+        """Return the exit code; None while it runs."""
         return self._process.poll()
 
     @property
     def log_bytes(self) -> int:
-        """Bytes that it has written to both outputs."""
+        """Return the size of both outputs."""
         return sum(path.stat().st_size for path in (self._output, self._errors))
 
     def stop(self) -> None:
-        """Send the signal that asks it to end."""
+        """Send SIGTERM."""
         self._process.send_signal(signal.SIGTERM)
 
     async def end(self, timeout_s: float = END_TIMEOUT_S) -> dict[str, Any]:
-        """Wait for its end: `exit_code`, `integrity` ("clean" or what is wrong), `tracebacks` in its log, and the log's tail."""
+        """Wait for its end; return `exit_code`, `integrity`, `tracebacks` and the `log`."""
         try:
             await asyncio.to_thread(self._process.wait, timeout=timeout_s)
         except subprocess.TimeoutExpired:
@@ -118,25 +118,25 @@ class ServerProcess:
         }
 
     def is_logged(self, text: str) -> bool:
-        """Whether a text is in what it has printed."""
+        """Return whether a text is in its output."""
         return any(text in _tail(path) for path in (self._output, self._errors))
 
 
 class ServerNotStartedError(RuntimeError):
-    """The server has ended before it was ready; the message is its log."""
+    """The server ended before it was ready; the message is its log."""
 
 
 def _tail(path: Path) -> str:
-    """The last part of a file."""
+    """Return the last part of a file."""
     with path.open("rb") as file:
         file.seek(max(0, path.stat().st_size - _MAX_LOG_BYTES))
         return file.read().decode("utf-8", "replace")
 
 
 def serve_and_check(arguments: Sequence[str]) -> int:
-    """Run the command to its end, then check what its engine has left.
+    """Run the command to its end, then check the engine's integrity.
 
-    Arguments such as RLIMIT_NOFILE=64 are limits of this process; the others are the command's.
+    Arguments such as RLIMIT_NOFILE=64 limit this process; the others are the command's.
     """
     flags = [argument for argument in arguments if not _set_limit(argument)]
     loaded: list[Engine] = []
@@ -163,7 +163,7 @@ def serve_and_check(arguments: Sequence[str]) -> int:
 
 
 def _set_limit(argument: str) -> bool:
-    """Set the limit that an argument names; returns whether it names one."""
+    """Set the limit of an argument; return whether it is one."""
     found = _LIMIT.fullmatch(argument)
     if found is None:
         return False

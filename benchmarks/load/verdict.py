@@ -1,4 +1,4 @@
-"""Whether a server has stood a soak: each condition with its figures, and all of them as a table."""
+"""Judge a soak: conditions with their figures, and a table."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ RSS_GROWTH = 0.05
 ATTACKED_RSS_GROWTH = 0.25  # large requests leave gaps in the heap
 _RSS_AFTER_S = 60.0
 _RSS_WINDOW_S = 10.0
-_MORE_FILES = 8  # than at the start: the client's own look at it, and what the log and the interpreter open once
+_MAX_NEW_FILES = 8  # opened once by the log and the interpreter
 
 
 def judge(
@@ -28,27 +28,38 @@ def judge(
     max_health_s: float,
     seen: "Seen | None" = None,
 ) -> dict[str, Any]:
-    """The figures, and `conditions`: (name, held, what was seen).
+    """Return the figures and `conditions`: (name, held, detail).
 
     Args:
-        files: open ones before the load and after it.
-        refilled: a request that needs every place of the queue was answered after it.
-        seen: what bystanders saw and attackers got, where there were any.
-        end: what `ServerProcess.end` gives, and `last_streams`, how many that ran at the signal were finished or told, of how many.
+        files: open files before and after the load.
+        refilled: a request that fills the queue was accepted after the load.
+        seen: results of bystanders and attackers, if any.
+        end: the result of `ServerProcess.end`, and `last_streams`: (properly ended, all) streams
+            of the moment of the signal.
     """
     memory = rss_figures(watch.samples, idle)
+    max_growth = RSS_GROWTH if seen is None else ATTACKED_RSS_GROWTH
     health_ms = _milliseconds(watch.health_s)
+    gauges = ("running", "waiting", "kv_usage")
     conditions = [
-        ("every request was answered or refused", ledger.open + ledger.count(FAILED) == 0, f"{ledger.open} open, {ledger.count(FAILED)} failed"),
-        ("there was more than the server could take", ledger.count("refused 429") > 0, f"{ledger.count('refused 429'):,} refused by 429"),
-        ("greedy and seeded answers have the bits of those taken alone", ledger.checked > 0, f"{ledger.checked:,} compared"),
+        ("every request was answered or refused", ledger.open + ledger.count(FAILED) == 0,
+         f"{ledger.open} open, {ledger.count(FAILED)} failed"),
+        ("there was more than the server could take", ledger.count("refused 429") > 0,
+         f"{ledger.count('refused 429'):,} refused by 429"),
+        ("greedy and seeded answers have the bits of those taken alone", ledger.checked > 0,
+         f"{ledger.checked:,} compared"),
         ("nothing runs or waits at the end", idle.running == idle.waiting == idle.kv_usage == 0,
          f"running {idle.running:g}, waiting {idle.waiting:g}, KV use {idle.kv_usage:g}"),
-        ("every place of the queue is free again", refilled, "filled by one request" if refilled else "refused"),
-        ("memory is flat", memory["growth"] is None or memory["growth"] <= (RSS_GROWTH if seen is None else ATTACKED_RSS_GROWTH), memory["text"]),
-        ("no connection is left behind", _are_few(files), f"{files[0]} open files before, {files[1]} after"),
-        ("/health answers meanwhile", health_ms["max"] <= 1000 * max_health_s, "median {median} ms, p99 {p99} ms, max {max} ms".format(**health_ms)),
-        ("streams that run at SIGTERM come to an end", end["last_streams"][0] == end["last_streams"][1], "{} of {}".format(*end["last_streams"])),
+        ("every place of the queue is free again", refilled,
+         "filled by one request" if refilled else "refused"),
+        ("memory is flat", memory["growth"] is None or memory["growth"] <= max_growth,
+         memory["text"]),
+        ("no connection is left behind", _are_few(files),
+         f"{files[0]} open files before, {files[1]} after"),
+        ("/health answers meanwhile", health_ms["max"] <= 1000 * max_health_s,
+         "median {median} ms, p99 {p99} ms, max {max} ms".format(**health_ms)),
+        ("streams that run at SIGTERM come to an end",
+         end["last_streams"][0] == end["last_streams"][1], "{} of {}".format(*end["last_streams"])),
         ("the process ends with 0", end["exit_code"] == 0, f"exit code {end['exit_code']}"),
         ("check_integrity() is clean", end["integrity"] == "clean", end["integrity"]),
         ("the log has no traceback", end["tracebacks"] == 0, f"{end['tracebacks']}"),
@@ -56,24 +67,31 @@ def judge(
     ]  # fmt: skip
     return {
         "held": all(held for _, held, _ in conditions),
-        "conditions": conditions, "failures": ledger.failures, "fates": fates(ledger), "requests": ledger.total, "answered": ledger.count(ANSWERED),
-        "refused": ledger.count("refused"), "left": ledger.count(LEFT), "cut": ledger.count(CUT), "checked": ledger.checked,
+        "conditions": conditions, "failures": ledger.failures, "fates": fates(ledger),
+        "requests": ledger.total, "answered": ledger.count(ANSWERED),
+        "refused": ledger.count("refused"), "left": ledger.count(LEFT),
+        "cut": ledger.count(CUT), "checked": ledger.checked,
         "generated_tokens": ledger.generated_tokens, "preemptions": idle.preemptions,
-        "computed_tokens": idle.computed_tokens - watch.samples[0].computed_tokens, "seconds": watch.samples[-1].at_s,
+        "computed_tokens": idle.computed_tokens - watch.samples[0].computed_tokens,
+        "seconds": watch.samples[-1].at_s,
         "health_ms": health_ms, "rss": memory,
-        "attacks": {} if seen is None else seen.outcomes, "bystanders": {} if seen is None else seen.figures,
-        "load": {name: round(statistics.mean(getattr(sample, name) for sample in watch.samples), 3) for name in ("running", "waiting", "kv_usage")},
+        "attacks": {} if seen is None else seen.outcomes,
+        "bystanders": {} if seen is None else seen.figures,
+        "load": {
+            name: round(statistics.mean(getattr(sample, name) for sample in watch.samples), 3)
+            for name in gauges
+        },
     }  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What attacks came to.
+    """Results of attacks.
 
     Attributes:
-        outcomes: of each attack, counted.
-        figures: of the bystanders, as `Bystanders.figures` gives them.
-        max_pause_s: longest pause that a bystander's stream may make.
+        outcomes: counts by attack.
+        figures: result of `Bystanders.figures`.
+        max_pause_s: maximum pause of a bystander's stream.
     """
 
     outcomes: Mapping[str, Mapping[str, int]]
@@ -83,7 +101,7 @@ class Seen:
 
 
 def attack_conditions(seen: Seen) -> list[tuple[str, bool, str]]:
-    """Conditions that are only judged where attacks are mixed in."""
+    """Return the conditions of a soak with attacks."""
     fates = seen.figures["bystanders"]
     own_ms = seen.figures["own_delay_ms"]
     unwanted = [
@@ -117,9 +135,10 @@ def attack_conditions(seen: Seen) -> list[tuple[str, bool, str]]:
 
 
 def rss_figures(samples: Sequence[Sample], idle: Sample) -> dict[str, Any]:
-    """Resident memory after a minute of load, or after half of a shorter one, and at the end: the larger of the last moments' and the idle one's.
+    """Compare resident memory after a minute (or half) of load with the end.
 
-    `growth` is the share by which it grew, None where the operating system does not tell.
+    The end is the larger of the last samples and the idle one. `growth` is relative; None if
+    unknown.
     """
     known = [(sample.at_s, sample.rss_bytes) for sample in samples if sample.rss_bytes is not None]
     if not known or idle.rss_bytes is None:
@@ -130,7 +149,10 @@ def rss_figures(samples: Sequence[Sample], idle: Sample) -> dict[str, Any]:
     before = statistics.median(rss for at_s, rss in known if from_s <= at_s <= from_s + window_s)
     after = statistics.median(rss for at_s, rss in known if at_s >= last_s - window_s)
     growth = max(after, idle.rss_bytes) / before - 1
-    text = f"{_mib(before)} after {from_s:.0f} s, {_mib(after)} at the end of the load, {_mib(idle.rss_bytes)} idle: {growth:+.1%}"
+    text = (
+        f"{_mib(before)} after {from_s:.0f} s, {_mib(after)} at the end of the load, "
+        f"{_mib(idle.rss_bytes)} idle: {growth:+.1%}"
+    )
     return {
         "growth": growth,
         "before_bytes": before,
@@ -141,7 +163,7 @@ def rss_figures(samples: Sequence[Sample], idle: Sample) -> dict[str, Any]:
 
 
 def fates(ledger: Ledger) -> dict[str, dict[str, int]]:
-    """Requests by kind and fate."""
+    """Return requests by kind and fate."""
     found: dict[str, dict[str, int]] = {}
     for (kind, fate), number in sorted(ledger.fates.items()):
         found.setdefault(kind, {})[fate] = number
@@ -149,7 +171,7 @@ def fates(ledger: Ledger) -> dict[str, dict[str, int]]:
 
 
 def table(verdict: Mapping[str, Any]) -> str:
-    """The verdict for people."""
+    """Format the verdict as a table."""
     rows = [
         f"{kind:32} " + ", ".join(f"{number:,} {fate}" for fate, number in found.items())
         for kind, found in verdict["fates"].items()
@@ -170,13 +192,13 @@ def table(verdict: Mapping[str, Any]) -> str:
 
 def _are_few(files: tuple[int | None, int | None]) -> bool:
     before, after = files
-    return before is None or after is None or after <= before + _MORE_FILES
+    return before is None or after is None or after <= before + _MAX_NEW_FILES
 
 
 def _milliseconds(seconds: Sequence[float]) -> dict[str, float]:
     ordered = sorted(seconds)
-    places = {"median": len(ordered) // 2, "p99": len(ordered) * 99 // 100, "max": len(ordered) - 1}
-    return {name: round(1000 * ordered[place], 1) for name, place in places.items()}
+    ranks = {"median": len(ordered) // 2, "p99": len(ordered) * 99 // 100, "max": len(ordered) - 1}
+    return {name: round(1000 * ordered[rank], 1) for name, rank in ranks.items()}
 
 
 def _mib(size: float) -> str:

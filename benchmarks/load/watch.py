@@ -1,4 +1,4 @@
-"""What is looked at while a server is under load: how soon /health answers, what /metrics says, memory and open files."""
+"""Monitor a server under load: /health latency, /metrics, memory and open files."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ _GAUGES = {
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The server at one moment; `at_s` since the load began."""
+    """One sample; `at_s` is the time since the start of the load."""
 
     at_s: float
     rss_bytes: int | None
@@ -37,7 +37,7 @@ class Sample:
 
 @dataclass(slots=True)
 class Watch:
-    """Samples, and the seconds that each /health took."""
+    """Samples, and the latencies of /health."""
 
     port: int
     pid: int
@@ -46,7 +46,7 @@ class Watch:
     started_s: float = field(default_factory=time.monotonic)
 
     async def ask_health(self) -> None:
-        """Poll until cancelled."""
+        """Poll /health until cancelled."""
         while True:
             asked_s = time.monotonic()
             answer = parse(await fetch(self.port, "/health"))
@@ -56,13 +56,13 @@ class Watch:
             await asyncio.sleep(HEALTH_INTERVAL_S)
 
     async def take_samples(self) -> None:
-        """Take samples until cancelled."""
+        """Sample until cancelled."""
         while True:
             self.samples.append(await self.sample())
             await asyncio.sleep(SAMPLE_INTERVAL_S)
 
     async def sample(self) -> Sample:
-        """The server now."""
+        """Take a sample."""
         page = must_be_whole(parse(await fetch(self.port, "/metrics"))).body.decode()
         found = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
         computed = gauge(page, "prompt_tokens_computed_total") + gauge(
@@ -78,7 +78,7 @@ class Watch:
         )
 
     async def wait_until_idle(self, timeout_s: float) -> Sample:
-        """The first sample without work, or the last one where none comes in time."""
+        """Return the first idle sample, or the last one after a timeout."""
         deadline_s = time.monotonic() + timeout_s
         while True:
             last = await self.sample()
@@ -88,14 +88,14 @@ class Watch:
 
 
 async def fetch(port: int, path: str) -> bytes:
-    """What the server sends in answer to a GET."""
+    """Return the response to a GET."""
     async with Connection(port) as connection:
         await connection.send(get(path))
         return await asyncio.wait_for(connection.read_all(), _TIMEOUT_S)
 
 
 def gauge(page: str, name: str) -> float:
-    """The value of a metric that has one."""
+    """Return the value of a metric."""
     found = re.search(rf"^nanovllm:{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)
     if found is None:
         raise RuntimeError(f"/metrics has no {name}")
@@ -103,15 +103,15 @@ def gauge(page: str, name: str) -> float:
 
 
 def open_files(pid: int) -> int | None:
-    """Files and sockets that a process has open, None where the operating system does not tell."""
+    """Return the number of open files of a process; None if unknown."""
     folder = Path(f"/proc/{pid}/fd")
     return len(list(folder.iterdir())) if folder.is_dir() else None
 
 
 def tree_bytes(pid: int) -> int | None:
-    """Resident memory of a process and its descendants, None where the system does not tell.
+    """Return resident memory of a process and its descendants; None if unknown.
 
-    Pages that they share are counted once for each of them.
+    Shared pages count once per process.
     """
     sizes = []
     for one in process_tree(pid):
@@ -121,7 +121,7 @@ def tree_bytes(pid: int) -> int | None:
 
 
 def process_tree(pid: int) -> list[int]:
-    """Return a process and its descendants; the process alone where the system does not tell."""
+    """Return a process and its descendants, as far as known."""
     children: dict[int, list[int]] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError):  # one that has ended
@@ -134,7 +134,7 @@ def process_tree(pid: int) -> list[int]:
 
 
 def peak_bytes(pid: int) -> int | None:
-    """The largest resident memory that a process had so far, None where the system does not tell."""
+    """Return the peak resident memory of a process; None if unknown."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -144,7 +144,7 @@ def peak_bytes(pid: int) -> int | None:
 
 
 def cpu_s(pid: int) -> float | None:
-    """Processor time that a process has used, None where the system does not tell."""
+    """Return the processor time of a process; None if unknown."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

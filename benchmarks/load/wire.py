@@ -1,6 +1,6 @@
-"""HTTP as a load generator needs it: sockets that send and read as badly as they are told to, and answers told apart from broken ones.
+"""HTTP over sockets for load generators, which must send and read incorrectly on purpose.
 
-A client library does what is right; here connections are to break in the middle, stop reading and send nonsense.
+Client libraries cannot disconnect midway, stop reading or send malformed data.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ _SMALL_BUFFER_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a server has sent; `is_whole` where nothing of it is missing."""
+    """A response; `is_whole` if it is complete."""
 
     status: int
     headers: Mapping[str, str]
@@ -28,7 +28,7 @@ class Answer:
 
 
 def post(path: str, body: object, **headers: str) -> bytes:
-    """A POST with a JSON body; `body` may be bytes, which are sent as they are."""
+    """Return a POST with a JSON body; bytes are sent unchanged."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     named = {
         "host": HOST_HEADER,
@@ -41,22 +41,22 @@ def post(path: str, body: object, **headers: str) -> bytes:
 
 
 def get(path: str) -> bytes:
-    """A GET, after which the server closes the connection."""
+    """Return a GET with `Connection: close`."""
     return head(f"GET {path} HTTP/1.1", {"host": HOST_HEADER, "connection": "close"})
 
 
 def head(first_line: str, headers: Mapping[str, str]) -> bytes:
-    """The head of a request."""
+    """Return the head of a request."""
     return "\r\n".join(
         [first_line, *(f"{name}: {value}" for name, value in headers.items()), "", ""]
     ).encode()
 
 
 class Connection:
-    """A connection to the server on a port of this machine, as an async context manager."""
+    """A connection to a local port, as an async context manager."""
 
     def __init__(self, port: int, *, small_buffer: bool = False) -> None:
-        """Connect on entering; `small_buffer` lets the system take little that was not read."""
+        """Connect on entering; `small_buffer` shrinks the receive buffer."""
         self._port = port
         self._socket = socket.socket()
         self._socket.setblocking(False)
@@ -75,15 +75,15 @@ class Connection:
         self._socket.close()
 
     async def send(self, data: bytes) -> None:
-        """Send all of it."""
+        """Send all data."""
         await asyncio.get_running_loop().sock_sendall(self._socket, data)
 
     async def read(self, most: int = _READ_BYTES) -> bytes:
-        """What there is, at least a byte; none at the end of the connection."""
+        """Return available data; empty at the end of the connection."""
         return await asyncio.get_running_loop().sock_recv(self._socket, most)
 
     async def read_all(self) -> bytes:
-        """Everything up to the end of the connection; a reset is an end too."""
+        """Read to the end of the connection or a reset."""
         parts = []
         try:
             while part := await self.read():
@@ -93,16 +93,16 @@ class Connection:
         return b"".join(parts)
 
     def reset_on_close(self) -> None:
-        """Let the end be a reset instead of a polite one."""
+        """Close by a reset (RST)."""
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
     def end_sending(self) -> None:
-        """Close for sending only."""
+        """Half-close the connection."""
         self._socket.shutdown(socket.SHUT_WR)
 
 
 async def read_for(connection: Connection, timeout_s: float) -> bytes:
-    """Read to the end of the connection, or what came until time was over."""
+    """Read to the end of the connection or the timeout."""
     received = b""
     end_s = time.monotonic() + timeout_s
     try:
@@ -114,9 +114,9 @@ async def read_for(connection: Connection, timeout_s: float) -> bytes:
 
 
 def parse(received: bytes) -> Answer | None:
-    """The one answer in what was received up to the end of a connection; None where not even its head is there.
+    """Parse the response of a closed connection; None without a complete head.
 
-    Interim answers (1xx) before it are skipped.
+    Interim responses (1xx) are skipped.
     """
     top, end, rest = received.partition(b"\r\n\r\n")
     while end and top.startswith(b"HTTP/1.1 1"):

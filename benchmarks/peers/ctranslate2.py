@@ -1,4 +1,7 @@
-"""CTranslate2 in static batches of 8, which all run to the longest answer of the batch. A variant is a compute type."""
+"""CTranslate2 in static batches of 8, each padded to its longest output.
+
+A variant is a compute type.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,7 @@ _BATCH = 8
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """A generator over the folder ctranslate2 in the model's folder, which is made where it is missing."""
+    """Load the folder ctranslate2 in the model's folder, which is made if missing."""
     import ctranslate2  # noqa: PLC0415 - tells that it is missing
 
     folder = model / "ctranslate2"

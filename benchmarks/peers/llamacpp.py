@@ -1,4 +1,7 @@
-"""llama.cpp by llama-cpp-python's C interface, with as many slots as llama-server would be started with. A variant names a GGUF file."""
+"""llama.cpp by llama-cpp-python's C interface, with the slots of llama-server.
+
+A variant names a GGUF file.
+"""
 
 import ctypes
 from pathlib import Path
@@ -14,7 +17,7 @@ _BATCH = 8192
 
 
 class Slots:
-    """Continuous batching over a context of llama.cpp: a free slot takes the next prompt, all others decode a token."""
+    """Continuous batching: a free slot takes the next prompt, all others decode a token."""
 
     def __init__(self, library: Any, model: Any, slots: int, threads: int, log: Any) -> None:
         self._library = library
@@ -34,7 +37,7 @@ class Slots:
         self._vocab = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
 
     def generate(self, prompts: list[list[int]], lengths: list[int]) -> list[list[int]]:
-        """Answer all prompts."""
+        """Complete all prompts."""
         self._library.llama_memory_clear(self._memory, True)
         answers: list[list[int]] = [[] for _ in prompts]
         owners: list[int | None] = [None] * self._slots
@@ -89,7 +92,7 @@ class Slots:
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """Contexts for one and for many sequences over the GGUF file of that name in the model's folder."""
+    """Create contexts for one and for many sequences over the variant's GGUF file."""
     import llama_cpp  # noqa: PLC0415 - tells that it is missing
 
     llama_cpp.llama_backend_init()

@@ -1,4 +1,4 @@
-"""A GPT-2 checkpoint as GGUF files for llama.cpp, beside the checkpoint: f32.gguf, bf16.gguf and q8_0.gguf.
+"""Convert a GPT-2 checkpoint to GGUF for llama.cpp: f32.gguf, bf16.gguf and q8_0.gguf.
 
 Run with the peers' Python, which has gguf: python -m benchmarks.peers.make_gguf models/gpt2-random
 """
@@ -24,7 +24,7 @@ _PRODUCTS = {
 
 
 def write(folder: Path, name: str) -> Path:
-    """Write one file; gives its path."""
+    """Write one file and return its path."""
     weights = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     prefix = "transformer." if "transformer.wte.weight" in weights else ""

@@ -1,4 +1,7 @@
-"""OpenVINO GenAI with continuous batching. A variant is WEIGHTS:PRECISION, such as int8:bf16; openvino-WEIGHTS is an exported model's folder."""
+"""OpenVINO GenAI with continuous batching.
+
+A variant is WEIGHTS:PRECISION, such as int8:bf16; openvino-WEIGHTS is an exported model's folder.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ _BATCH_TOKENS = 2048
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """A pipeline over the folder openvino-WEIGHTS, in the model's folder or beside it."""
+    """Load the folder openvino-WEIGHTS, in the model's folder or beside it."""
     import numpy as np  # noqa: PLC0415 - the libraries tell that they are missing
     import openvino  # noqa: PLC0415
     import openvino_genai  # noqa: PLC0415
@@ -20,7 +23,8 @@ def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
     found = [folder for folder in folders if (folder / "openvino_model.xml").is_file()]
     if not found:
         raise FileNotFoundError(
-            f"{folders[0]} is missing; make it with optimum-cli export openvino --weight-format {weights}"
+            f"{folders[0]} is missing; make it with optimum-cli export openvino "
+            f"--weight-format {weights}"
         )
     scheduler = openvino_genai.SchedulerConfig()
     scheduler.cache_size, scheduler.enable_prefix_caching = _CACHE_GB, False

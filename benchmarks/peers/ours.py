@@ -1,4 +1,7 @@
-"""nanovllm itself, the whole of it: LLM.generate with scheduler, sampler and detokenizer, prefix caching off. A variant is JSON for LLM."""
+"""nanovllm: LLM.generate with scheduler, sampler and detokenizer, without prefix caching.
+
+A variant is JSON for LLM.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +13,7 @@ from nanovllm import LLM, SamplingParams
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """An LLM; `is_checked` asks for the distance between the two best log-probabilities at each token too."""
+    """Load an LLM; with `is_checked` a run also returns the gaps of the top two tokens."""
     llm = LLM(
         model,
         num_threads=threads,

@@ -1,6 +1,7 @@
-"""A client of `nanovllm serve`, so that its processor time is told apart from the server's.
+"""A client of `nanovllm serve` in its own process, so that its processor time is separate.
 
-A variant is JSON: {"url": of the server, "stream": true or false}. Requests go out at once, each over a connection of its own.
+A variant is JSON: {"url": of the server, "stream": true or false}. All requests are sent at once,
+each on its own connection.
 """
 
 import asyncio
@@ -18,14 +19,14 @@ Ask = Callable[[Server, dict[str, Any]], Coroutine[Any, Any, tuple[list[int], di
 
 
 def load(_model: Path, variant: str, _threads: int) -> tuple[Any, dict[str, Any]]:
-    """A client; model and threads are the server's."""
+    """Return a client; model and threads are the server's."""
     wanted = json.loads(variant)
     server, ask = Server.at(wanted["url"]), _streamed if wanted["stream"] else _whole
 
     def generate(
         prompts: list[list[int]], lengths: list[int], is_checked: bool = False
     ) -> tuple[list[list[int]], dict[str, Any]]:
-        """The answers' token ids if `is_checked`, otherwise as many zeros as tokens were counted: ids would make the answers longer."""
+        """Return token ids if `is_checked`, else zeros: ids would make responses longer."""
         bodies = [
             {
                 "prompt": prompt,
@@ -58,14 +59,14 @@ async def _ask_all(
 
 
 async def _whole(server: Server, body: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
-    """Token ids, where they were asked for, and usage of an answer that comes in one piece."""
+    """Return the token ids, if requested, and the usage of a whole response."""
     async with aclosing(pieces(server, "POST", "/v1/completions", body)) as stream:
         answer = json.loads(b"".join([piece async for _, piece in stream]))
     return answer["choices"][0].get("token_ids") or [], answer["usage"]
 
 
 async def _streamed(server: Server, body: dict[str, Any]) -> tuple[list[int], dict[str, Any]]:
-    """The same of a stream."""
+    """Return the same of a stream."""
     token_ids: list[int] = []
     usage: dict[str, Any] = {}
     async with aclosing(

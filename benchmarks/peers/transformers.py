@@ -9,7 +9,7 @@ _BATCH = 8
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """The model in PyTorch, eager."""
+    """Load the model in PyTorch, eager."""
     import torch  # noqa: PLC0415 - the libraries tell that they are missing
     import transformers  # noqa: PLC0415
 

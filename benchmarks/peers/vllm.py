@@ -10,7 +10,7 @@ _CACHE_GB = 4
 
 
 def load(model: Path, variant: str, threads: int) -> tuple[Any, dict[str, Any]]:
-    """An LLM in this very process."""
+    """Load an LLM in this process."""
     usable = (
         sorted(os.sched_getaffinity(0))
         if hasattr(os, "sched_getaffinity")

@@ -1,6 +1,8 @@
-"""`nanovllm run-batch`: files of requests in OpenAI's batch format, answered without a server.
+"""`nanovllm run-batch`: files of requests in OpenAI's batch format, run without a server.
 
-input   reads and checks a file of requests
-runner  answers requests with an engine
-output  writes a file of answers that can be resumed
+In reading order:
+
+input   read and check a file of requests
+runner  run the requests on an engine
+output  write the responses to a file that a later run can resume
 """

@@ -1,7 +1,8 @@
-"""The input of a batch: OpenAI's batch file, one {"custom_id", "method", "url", "body"} a line.
+"""Read OpenAI's batch input file: a line {"custom_id", "method", "url", "body"} for each request.
 
-A file may have millions of lines. It is read twice, one line at a time: before any work, to find what would spoil the whole batch, and
-while the requests run. What stays in memory is 17 bytes a line, a digest of its custom_id and whether that is taken.
+A file may have millions of lines. It is read twice, line by line: to check it before any request
+runs, and while the requests run. In memory a line takes 17 bytes: the digest of its custom_id, and
+whether it has a response.
 """
 
 import hashlib
@@ -19,15 +20,15 @@ from nanovllm.server.http.problems import MAX_PROBLEMS
 MAX_CUSTOM_ID_CHARACTERS = 512
 _FIELDS = ("custom_id", "method", "url", "body")
 _DIGEST_BYTES = 16
-_SKIPPED_BYTES = 1 << 20  # read at a time of what is too long to be kept
+_SKIPPED_BYTES = 1 << 20  # chunk in which the rest of a line that is too long is skipped
 
 
 @dataclass(frozen=True, slots=True)
 class BatchRequest:
-    """One line. Only `custom_id` is checked: whatever is wrong with the rest is told by the line's own answer.
+    """One line, of which only `custom_id` is checked; other errors are in the line's response.
 
     Attributes:
-        unknown: the line's fields that a batch does not have.
+        unknown: names of the line's unknown fields.
     """
 
     custom_id: str
@@ -38,10 +39,10 @@ class BatchRequest:
 
 
 class CustomIds:
-    """The custom_ids of a batch, each of which may be taken once: by an answer in the output, or by the request that runs."""
+    """The custom_ids of a batch; each is taken once, by a response or by a running request."""
 
     def __init__(self, digests: bytes | bytearray) -> None:
-        """Know the ids whose `digest_of` these are, one after the other."""
+        """Create the set from the ids' concatenated `digest_of`."""
         self._sorted = np.sort(np.frombuffer(digests, dtype=f"S{_DIGEST_BYTES}"))
         self._taken = np.zeros(len(self._sorted), dtype=np.bool_)
 
@@ -50,47 +51,43 @@ class CustomIds:
 
     @property
     def num_taken(self) -> int:
-        """How many are taken."""
+        """Return the number of taken ids."""
         return int(np.count_nonzero(self._taken))
 
     @property
     def repeated(self) -> set[bytes]:
-        """Digests of the first few ids that came more than once."""
-        found = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
-        return set(np.unique(found)[:MAX_PROBLEMS].tolist())
+        """Return the digests of the first MAX_PROBLEMS duplicate ids."""
+        duplicates = self._sorted[1:][self._sorted[1:] == self._sorted[:-1]]
+        return set(np.unique(duplicates)[:MAX_PROBLEMS].tolist())
 
     def take(self, custom_id: str) -> bool:
-        """Take an id; False where it was taken before. Raises KeyError for one that the batch does not have."""
+        """Take an id and return whether it was free; raises KeyError for an unknown one."""
         digest = digest_of(custom_id)
-        place = int(np.searchsorted(self._sorted, digest))
-        if place == len(self._sorted) or self._sorted[place] != digest:
+        index = int(np.searchsorted(self._sorted, digest))
+        if index == len(self._sorted) or self._sorted[index] != digest:
             raise KeyError(custom_id)
-        was_free = not self._taken[place]
-        self._taken[place] = True
+        was_free = not self._taken[index]
+        self._taken[index] = True
         return was_free
 
 
 def digest_of(custom_id: str) -> bytes:
-    """16 bytes that stand for the id; the last is no zero, because NumPy takes zeros at the end of a text for padding."""
-    return (
-        hashlib.blake2b(
-            custom_id.encode(errors="surrogatepass"), digest_size=_DIGEST_BYTES - 1
-        ).digest()
-        + b"."
-    )
+    """Return an id's 16-byte digest; the last byte is ".", because NumPy strips trailing zeros."""
+    content = custom_id.encode(errors="surrogatepass")
+    return hashlib.blake2b(content, digest_size=_DIGEST_BYTES - 1).digest() + b"."
 
 
 class BatchInput:
     """An open input file."""
 
     def __init__(self, path: Path, file: BinaryIO, max_line_bytes: int) -> None:
-        """Read `file`, which must be one that can be read twice; `path` is for messages."""
+        """Read `file`, which must be seekable; `path` is for messages."""
         self._path = path
         self._file = file
         self._max_line_bytes = max_line_bytes
 
     def check(self) -> CustomIds:
-        """Read every line; raises ValueError listing the first that are no request, and custom_ids that come more than once."""
+        """Check every line; raises ValueError that lists malformed lines and duplicate ids."""
         problems: list[str] = []
         digests = bytearray()
         for number, line in self._lines():
@@ -101,16 +98,16 @@ class BatchInput:
                 if len(problems) == MAX_PROBLEMS:
                     break
         ids = CustomIds(digests)
-        problems += self._repetitions(ids.repeated)[: MAX_PROBLEMS - len(problems)]
+        problems += self._duplicates(ids.repeated)[: MAX_PROBLEMS - len(problems)]
         if problems:
             listed = "\n  ".join(problems)
             raise ValueError(
-                f"{self._path} cannot be run as it is; nothing was run. Mend or remove:\n  {listed}"
+                f"{self._path} cannot be run as it is; nothing was run. Fix or remove:\n  {listed}"
             )
         return ids
 
     def requests(self, ids: CustomIds) -> Iterator[BatchRequest]:
-        """The requests whose id is free, taken as they are read; raises ValueError where the file is not what was checked."""
+        """Yield the requests whose id is free and take it; raises ValueError for a changed file."""
         changed = f"{self._path} was changed while it was read; run the same command again"
         for _, line in self._lines():
             try:
@@ -124,7 +121,7 @@ class BatchInput:
             raise ValueError(changed)
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
-        """Numbers and contents of the lines that are not blank, from the beginning; of one that is too long, a byte more than is allowed."""
+        """Yield numbers and contents of all non-blank lines, truncated one byte above the limit."""
         self._file.seek(0)
         number = 0
         while line := self._file.readline(self._max_line_bytes + 1):
@@ -139,50 +136,52 @@ class BatchInput:
         return len(line) > self._max_line_bytes and not line.endswith(b"\n")
 
     def _parse(self, line: bytes) -> BatchRequest:
-        """A line's request; raises ValueError with what is wrong with the line, to follow its name."""
+        """Parse a line; raises ValueError, whose message follows the line's number."""
         if self._is_too_long(line):
             raise ValueError(
-                f"is longer than the limit of {self._max_line_bytes} bytes; split it, or raise --max-line-bytes"
+                f"is longer than the limit of {self._max_line_bytes} bytes; split it, "
+                "or raise --max-line-bytes"
             )
         try:
-            found = json.loads(line)
+            fields = json.loads(line)
         except RecursionError as error:
             raise ValueError("cannot be read as JSON: it is nested too deeply") from error
         except ValueError as error:
             raise ValueError(f"cannot be read as JSON: {shorten(str(error))}") from error
-        if not isinstance(found, dict):
+        if not isinstance(fields, dict):
             raise ValueError(
                 'is not an object {"custom_id": ..., "method": ..., "url": ..., "body": ...}'
             )
-        custom_id = found.get("custom_id")
+        custom_id = fields.get("custom_id")
         if not isinstance(custom_id, str) or not 0 < len(custom_id) <= MAX_CUSTOM_ID_CHARACTERS:
-            given = (
+            problem = (
                 f"has the custom_id {shorten(repr(custom_id))}"
-                if "custom_id" in found
+                if "custom_id" in fields
                 else "has no custom_id"
             )
             raise ValueError(
-                f"{given}; give it a text of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters that no other line has"
+                f"{problem}; give it a unique text of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters"
             )
-        unknown = tuple(name for name in found if name not in _FIELDS)
+        unknown = tuple(name for name in fields if name not in _FIELDS)
         return BatchRequest(
-            custom_id, found.get("method"), found.get("url"), found.get("body"), unknown
+            custom_id, fields.get("method"), fields.get("url"), fields.get("body"), unknown
         )
 
-    def _repetitions(self, repeated: set[bytes]) -> list[str]:
-        """For each line that repeats one of these custom_ids: its number, and that of the first which has it."""
+    def _duplicates(self, repeated: set[bytes]) -> list[str]:
+        """Return a message for each line that repeats one of these custom_ids."""
         first: dict[bytes, int] = {}
-        found: list[str] = []
+        problems: list[str] = []
         for number, line in self._lines() if repeated else ():
             try:
                 custom_id = self._parse(line).custom_id
             except ValueError:
-                continue  # is listed already
+                continue  # already listed
             digest = digest_of(custom_id)
             if digest in repeated and first.setdefault(digest, number) != number:
-                found.append(
-                    f"line {number} has the custom_id {shorten(repr(custom_id))} of line {first[digest]}; each must be another"
+                problems.append(
+                    f"line {number} has the custom_id {shorten(repr(custom_id))} of line "
+                    f"{first[digest]}; each must be unique"
                 )
-                if len(found) == MAX_PROBLEMS:
+                if len(problems) == MAX_PROBLEMS:
                     break
-        return found
+        return problems

@@ -1,7 +1,8 @@
-"""The output of a batch: OpenAI's file of answers, one {"id", "custom_id", "response", "error"} a line, in the order in which they end.
+"""Write OpenAI's batch output file: a line {"id", "custom_id", "response", "error"} per request.
 
-Only whole lines are appended, so whatever ends the process leaves valid lines and at most a torn one behind them. The next run cuts that
-off, reads which custom_ids have their answer, and goes on with the others.
+Lines are in the order of completion. Only whole lines are appended, so an interruption leaves valid
+lines and at most one partial line. The next run truncates that one, reads which custom_ids have a
+response, and resumes with the others.
 """
 
 import json
@@ -22,15 +23,13 @@ from nanovllm.server.http.errors import shorten
 
 _ID_PREFIX = "batch_req_"
 _LINE_BEGINS = f'{{"id": "{_ID_PREFIX}'.encode()
-_MAX_LINE_BYTES = (
-    1 << 32
-)  # read of a line at most: no answer is that long, but -o may name any file
-_SYNC_EVERY_S = 1.0
+_MAX_LINE_BYTES = 1 << 32  # of a line that is read; -o may name any file
+_SYNC_INTERVAL_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One line of the output; `status` is None where no endpoint could be asked."""
+    """One line of the output; `status` is None if the request reached no endpoint."""
 
     custom_id: str
     status: int | None
@@ -38,7 +37,7 @@ class Answer:
 
     @classmethod
     def response(cls, custom_id: str, status: int, body: Mapping[str, Any]) -> "Answer":
-        """What the server would have answered."""
+        """Return a line with an endpoint's response."""
         return cls(
             custom_id,
             status,
@@ -51,12 +50,12 @@ class Answer:
 
     @classmethod
     def refusal(cls, custom_id: str, code: str, message: str) -> "Answer":
-        """Why no endpoint was asked."""
+        """Return a line with the error of a request that reached no endpoint."""
         return cls(custom_id, None, _line(custom_id, None, {"code": code, "message": message}))
 
 
 def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, Any] | None) -> bytes:
-    """In ASCII, so that no reader takes a character for the end of a line."""
+    """Return a line in ASCII, which has no other line separators."""
     entry = {
         "id": f"{_ID_PREFIX}{uuid.uuid4().hex}",
         "custom_id": custom_id,
@@ -67,7 +66,7 @@ def _line(custom_id: str, response: dict[str, Any] | None, error: dict[str, Any]
 
 
 class AnswerFile:
-    """A file that answers are appended to."""
+    """A file to which responses are appended."""
 
     def __init__(
         self,
@@ -77,9 +76,9 @@ class AnswerFile:
         can_resume: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Append to `file`, which has no buffer of its own.
+        """Append to `file`, which must be unbuffered.
 
-        Without `can_resume` the next run cannot continue it, and `path` is for messages only.
+        Without `can_resume`, `path` is for messages only.
         """
         self._path = path
         self._file = file
@@ -90,22 +89,24 @@ class AnswerFile:
         self._synced_s = clock()
 
     def append(self, line: bytes) -> None:
-        """Write a whole line. Raises OSError where that fails, and takes back what was written of the line."""
-        left = memoryview(line)
+        """Write a whole line; on failure truncate the partial line and raise OSError."""
+        remaining = memoryview(line)
         try:
-            while left:
-                left = left[self._file.write(left) or 0 :]
+            while remaining:
+                remaining = remaining[self._file.write(remaining) or 0 :]
         except OSError as error:
             if self._is_regular:
-                with suppress(OSError):  # the next run would cut it off too
+                with suppress(OSError):  # the next run truncates it too
                     self._file.truncate(self._whole_bytes)
             raise self._unwritable(error) from error
         self._whole_bytes += len(line)
         self._is_dirty = True
 
     def sync(self, *, only_if_due: bool = False) -> None:
-        """Have the operating system bring what was written to the disk; `only_if_due`: unless it did within the last second."""
-        if not self._is_dirty or (only_if_due and self._clock() - self._synced_s < _SYNC_EVERY_S):
+        """Flush the file to disk; with `only_if_due`, at most once a second."""
+        if not self._is_dirty or (
+            only_if_due and self._clock() - self._synced_s < _SYNC_INTERVAL_S
+        ):
             return
         try:
             if self._is_regular:
@@ -118,7 +119,7 @@ class AnswerFile:
     def _unwritable(self, error: OSError) -> OSError:
         reason = error.strerror or str(error)
         kept = (
-            "; the answers in it are kept: mend that and run the same command again to go on"
+            "; its responses are kept: fix that and run the same command again to resume"
             if self._is_regular
             else ""
         )
@@ -126,19 +127,19 @@ class AnswerFile:
 
 
 def is_regular(path: Path) -> bool:
-    """Whether it is an ordinary file, which can be read again; a device or a pipe cannot."""
+    """Return whether a path is a regular file, neither a device nor a pipe."""
     return stat.S_ISREG(path.stat().st_mode)
 
 
 @contextmanager
 def open_answers(path: Path, ids: CustomIds, *, overwrite: bool = False) -> Iterator[AnswerFile]:
-    """Open or create the output at `path`, with the custom_ids taken that it answers; nobody else may write to it meanwhile.
+    """Open or create and lock the output at `path`, and take the custom_ids of its responses.
 
     Args:
-        overwrite: drop what the file has, instead of going on with it.
+        overwrite: discard its responses instead of resuming.
 
     Raises:
-        ValueError: it holds something else than answers to this batch, or another run writes to it.
+        ValueError: the file is no output of this batch, or another run writes to it.
         OSError: it cannot be read or written.
     """
     if path.exists() and not is_regular(path):
@@ -156,15 +157,15 @@ def open_answers(path: Path, ids: CustomIds, *, overwrite: bool = False) -> Iter
 
 @contextmanager
 def write_answers(name: Path) -> Iterator[AnswerFile]:
-    """Write the answers to standard output, which messages call `name`."""
+    """Write the responses to standard output, which messages call `name`."""
     with open(sys.stdout.fileno(), "ab", buffering=0, closefd=False) as file:
         yield AnswerFile(name, file, can_resume=False)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Keep a second run out: both would answer the same requests, and each would cut off the line that the other writes."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415  # slow to import, and no other command needs it
+    """Lock the output against a second run, which would truncate lines being written."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - slow to import
 
     lock = path.with_name(f"{path.name}.lock")
     try:
@@ -181,8 +182,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _take_answered(path: Path, ids: CustomIds) -> int:
-    """Take the custom_ids that the file answers; the length of its whole lines. Raises ValueError where a line answers none of them."""
-    remedy = "choose another output, or give --overwrite to lose what it has"
+    """Take the custom_ids of a file's responses and return the length of its whole lines.
+
+    Raises ValueError for a line that is no response to this batch.
+    """
+    remedy = "choose another output, or give --overwrite to discard its lines"
     whole_bytes = 0
     with path.open("rb") as file:
         for number, line in enumerate(iter(lambda: file.readline(_MAX_LINE_BYTES), b""), start=1):
@@ -208,19 +212,23 @@ def _take_answered(path: Path, ids: CustomIds) -> int:
                     )
             except KeyError:
                 raise ValueError(
-                    f"line {number} of {path} answers {name}, which the input does not have; {remedy}"
+                    f"line {number} of {path} answers {name}, which the input does not have; "
+                    f"{remedy}"
                 ) from None
             whole_bytes += len(line)
     return whole_bytes
 
 
 def _answered_id(line: bytes) -> str | None:
-    """The custom_id of an answer; None where the line is none."""
+    """Return the custom_id of a response; None if the line is none."""
     try:
-        found = json.loads(line)
+        answer = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(found, dict) or not {"id", "custom_id", "response", "error"} <= found.keys():
+    if (
+        not isinstance(answer, dict)
+        or not {"id", "custom_id", "response", "error"} <= answer.keys()
+    ):
         return None
-    custom_id = found["custom_id"]
+    custom_id = answer["custom_id"]
     return custom_id if isinstance(custom_id, str) else None

@@ -2,21 +2,21 @@
 
 In reading order:
 
-- main: parse the command line, run a command, print errors.
-- parsers: the commands' argument parsers, quick to import.
-- options: options shared by several commands.
-- argument_types: argument types, files and messages.
-- environment: environment variables.
-- serve: `nanovllm serve`.
-- listening: connection limits and sockets of the server.
-- security_options: API keys, hosts, origins and TLS of the server.
-- generate: `nanovllm generate`.
-- repl: the interactive prompt of `generate`.
-- run_batch: `nanovllm run-batch`.
-- download: `nanovllm download`.
-- models: `nanovllm list`, `show` and `remove`.
-- env: `nanovllm env`.
-- bench: `nanovllm bench`.
-- verify: `nanovllm verify`.
-- verify_reference: the transformers reference of `verify`.
+main              parse the command line, run a command, print errors
+parsers/          the commands' argument parsers, quick to import
+options           options shared by several commands
+argument_types    argument types, files and messages
+environment       environment variables
+serve             `nanovllm serve`
+listening         connection limits and sockets of the server
+security_options  API keys, hosts, origins and TLS of the server
+generate          `nanovllm generate`
+repl              the interactive prompt of `generate`
+run_batch         `nanovllm run-batch`
+download          `nanovllm download`
+models            `nanovllm list`, `show` and `remove`
+env               `nanovllm env`
+bench/            `nanovllm bench`
+verify            `nanovllm verify`
+verify_reference  the transformers reference of `verify`
 """

@@ -1,4 +1,13 @@
-"""From the name of a model to its folder: `resolve_model` finds it, `download` fetches it from the Hugging Face hub."""
+"""Model names to folders: bundled, downloaded, cached, or fetched from the Hugging Face hub.
+
+In reading order:
+
+names      resolve a model's name to its folder
+downloads  download a model into a folder
+repo       a repository of the hub at one commit
+transfer   HTTP transfers with limits and retries
+inventory  list and remove models and kernels on this machine
+"""
 
 from nanovllm.config import BUNDLED_MODEL
 from nanovllm.hub.downloads import MODEL_INFO, download, read_model_info

@@ -1,8 +1,9 @@
-"""A model's files from the Hugging Face hub in a folder of their own, with a model_info.json that says what they are.
+"""Download a model from the Hugging Face hub into a folder with a model_info.json.
 
-The transfer is not left to huggingface-hub's snapshot_download, since that throws an unfinished file away, and a GPT-2 is one large
-file: here it is kept under the checksum that the hub gives for it, continued by the next run, and compared with that checksum.
-huggingface-hub is imported inside the function that uses it: it takes longer to import than the rest of the package.
+huggingface-hub's snapshot_download discards an incomplete file, and a GPT-2 is one large file. Here
+an incomplete file is kept under the hub's checksum of it, resumed by the next run, and verified
+against that checksum. huggingface-hub is imported on use, because its import takes longer than the
+rest of the package.
 """
 
 import hashlib
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
 
 MODEL_INFO = "model_info.json"
 _SHORT_NAMES = {
-    "gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium", "gpt2-large": "openai-community/gpt2-large",
-    "gpt2-xl": "openai-community/gpt2-xl", "distilgpt2": "distilbert/distilgpt2",
+    "gpt2": "openai-community/gpt2", "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large", "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
 }  # fmt: skip
-_UNFINISHED = ".download"  # folder inside the output for files that are not complete
+_INCOMPLETE = ".download"  # folder for incomplete files, inside of the output
 _READ_BYTES = 1 << 20
-_MAX_COMPANION_BYTES = 64 << 20  # of what is not weights
+_MAX_COMPANION_BYTES = 64 << 20  # of any file but the weights
 _MAX_PARAMETER_BYTES, _MAX_BUFFER_BYTES = 8, 1 << 30  # causal masks of old checkpoints are buffers
 
 
@@ -39,21 +41,23 @@ def download(
     token: str | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """Fetch the model `name` from the hub into the folder `output`, and say in its model_info.json what it is; returns `output`.
+    """Download the model `name` into the folder `output`, and return `output`.
 
-    A run that was interrupted is continued: files that are complete are kept, and the one that is not goes on where it stopped.
-    Every file is compared with the checksum that the hub gives for it. config.json comes last: a folder without it is not a model.
+    An interrupted download is resumed. Every file is verified against the hub's checksum.
+    config.json is written last: a folder without it is no model.
 
     Args:
         revision: branch, tag or commit; None for the main branch.
-        token: for gated and private models; None for HF_TOKEN.
-        endpoint: address of the hub; None for HF_ENDPOINT.
+        token: access token for gated and private models; None for HF_TOKEN.
+        endpoint: URL of the hub; None for HF_ENDPOINT.
 
     Raises:
-        CheckpointError: not a GPT-2 checkpoint in safetensors format, damaged on the way, or `output` holds another model.
-        ModelNotFoundError: the hub does not give it, or the disk has no room for it; the message names the remedy.
+        CheckpointError: no GPT-2 checkpoint in safetensors, a wrong checksum, or `output` holds
+            another model.
+        ModelNotFoundError: the hub refuses it, or the disk is too small; the message names the
+            remedy.
     """
-    from nanovllm.hub.repo import HubRepo, explained  # noqa: PLC0415  # see the top of the file
+    from nanovllm.hub.repo import HubRepo, explained  # noqa: PLC0415 - slow to import
 
     hub = HubRepo.look_up(full_name(name), revision=revision, token=token, endpoint=endpoint)
     config = hub.config()
@@ -76,73 +80,75 @@ def download(
 
 
 def full_name(name: str) -> str:
-    """The repository that a short name such as "gpt2" stands for; any other name as it is."""
+    """Return the repository of a short name such as "gpt2"; other names are unchanged."""
     return _SHORT_NAMES.get(name, name)
 
 
 def read_model_info(folder: Path) -> dict[str, Any]:
-    """What `download` wrote about the folder; empty where it did not make it."""
+    """Return a folder's model_info.json; empty if `download` did not make it."""
     return read_json(folder / MODEL_INFO) if (folder / MODEL_INFO).is_file() else {}
 
 
 @contextmanager
 def _locked(output: Path) -> Iterator[None]:
-    """Keep a second run out of the folder: both would write to the end of the same unfinished file."""
-    from filelock import FileLock, Timeout  # noqa: PLC0415  # comes with huggingface-hub, and like it is slow to import
+    """Lock the folder against a second download, which would append to the same file."""
+    from filelock import FileLock, Timeout  # noqa: PLC0415 - slow to import
 
-    unfinished = output / _UNFINISHED
-    unfinished.mkdir(parents=True, exist_ok=True)
+    incomplete = output / _INCOMPLETE
+    incomplete.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(unfinished / "lock", timeout=0):
+        with FileLock(incomplete / "lock", timeout=0):
             yield
     except Timeout:
         raise ModelNotFoundError(
-            f"another download into {output} is going on; wait for it, or choose another output folder"
+            f"another download into {output} is running; wait for it, or choose another output "
+            "folder"
         ) from None
 
 
 def _check_output(output: Path, hub: "HubRepo") -> dict[str, Any]:
-    """The model_info.json of an earlier download of the same model; raises CheckpointError where the folder holds anything else."""
+    """Return an earlier download's model_info.json; raises CheckpointError for another model."""
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"{output} is a file; choose another output folder")
     info = read_model_info(output)
     if info and info.get("repo") != hub.repo:
         raise CheckpointError(
-            f"{output} holds {printable(str(info.get('repo')))}, not {hub.repo}; choose another output folder, or remove that one"
+            f"{output} holds {printable(str(info.get('repo')))}, not {hub.repo}; "
+            "choose another output folder, or remove that one"
         )
     if not info and (output / "config.json").exists():
         raise CheckpointError(
-            f"{output} holds a model that was not downloaded by nanovllm; choose another output folder, or remove that one"
+            f"{output} holds a model that was not downloaded by nanovllm; "
+            "choose another output folder, or remove that one"
         )
     return info
 
 
-def _remove_superseded(output: Path, old: Mapping[str, Any], wanted: set[str]) -> None:
-    """Make the folder one that is not a model, until it is complete, and leave no weights behind that the new revision does not have."""
-    listed = old.get("files")
-    for name in (
-        "config.json",
-        MODEL_INFO,
-        *(set(listed if isinstance(listed, dict) else ()) - wanted),
-    ):
+def _remove_superseded(output: Path, old: Mapping[str, Any], names: set[str]) -> None:
+    """Remove config.json, so that the folder is no model meanwhile, and files not in `names`."""
+    files = old.get("files")
+    superseded = set(files if isinstance(files, dict) else ()) - names
+    for name in ("config.json", MODEL_INFO, *superseded):
         (output / Path(name).name).unlink(missing_ok=True)
 
 
 def _check_space(output: Path, missing: list["HubFile"]) -> None:
-    needed = sum((file.size_bytes or 0) - _unfinished_bytes(output, file) for file in missing)
+    needed = sum((file.size_bytes or 0) - _incomplete_bytes(output, file) for file in missing)
     free = shutil.disk_usage(output).free
     if needed > free:
-        sizes = f"{needed / 1e6:,.0f} MB are to be fetched, but {output} has room for {free / 1e6:,.0f} MB"
-        raise ModelNotFoundError(f"{sizes}; free some space, or choose another output folder")
+        raise ModelNotFoundError(
+            f"the download needs {needed / 1e6:,.0f} MB, but {output} has room for "
+            f"{free / 1e6:,.0f} MB; free some space, or choose another output folder"
+        )
 
 
-def _unfinished_path(output: Path, file: "HubFile") -> Path:
-    return output / _UNFINISHED / f"{file.name}.{(file.sha256 or 'unknown')[:16]}"
+def _incomplete_path(output: Path, file: "HubFile") -> Path:
+    return output / _INCOMPLETE / f"{file.name}.{(file.sha256 or 'unknown')[:16]}"
 
 
-def _unfinished_bytes(output: Path, file: "HubFile") -> int:
-    """Bytes of the file that an earlier run left; only of files with a SHA-256, so that what they become can be checked."""
-    path = _unfinished_path(output, file)
+def _incomplete_bytes(output: Path, file: "HubFile") -> int:
+    """Return the bytes of a file to resume; 0 for a file without SHA-256 to verify it."""
+    path = _incomplete_path(output, file)
     if not file.sha256 or not file.size_bytes or not path.is_file():
         return 0
     size_bytes = path.stat().st_size
@@ -150,26 +156,27 @@ def _unfinished_bytes(output: Path, file: "HubFile") -> int:
 
 
 def _fetch(hub: "HubRepo", file: "HubFile", output: Path, config: GPT2Config) -> str:
-    """Fetch the rest of one file, check it, move it to its place; returns its SHA-256."""
-    unfinished = _unfinished_path(output, file)
+    """Download the rest of a file, verify and move it; return its SHA-256."""
+    incomplete = _incomplete_path(output, file)
     try:
-        with unfinished.open("ab" if _unfinished_bytes(output, file) else "wb") as sink:
+        with incomplete.open("ab" if _incomplete_bytes(output, file) else "wb") as sink:
             hub.fetch(file.name, sink, _limit_bytes(file, config))
     except CheckpointError:  # too large
-        unfinished.unlink()
+        incomplete.unlink()
         raise
-    sha256 = _sha256_if_intact(unfinished, file)
+    sha256 = _sha256_if_intact(incomplete, file)
     if sha256 is None:
-        unfinished.unlink()
+        incomplete.unlink()
         raise CheckpointError(
-            f"{file.name} of {hub.repo} arrived damaged: its size or checksum is not the hub's; it was removed, try again"
+            f"{file.name} of {hub.repo} arrived damaged: its size or checksum is not the hub's; "
+            "it was removed, try again"
         )
-    unfinished.replace(output / file.name)
+    incomplete.replace(output / file.name)
     return sha256
 
 
 def _limit_bytes(file: "HubFile", config: GPT2Config) -> int:
-    """Limit of a file: of weights what the hub declares, or else what the network can need."""
+    """Return a file's size limit: for weights, the declared size or a bound from the config."""
     if not file.name.endswith(".safetensors"):
         return _MAX_COMPANION_BYTES
     if file.size_bytes is not None:
@@ -178,13 +185,11 @@ def _limit_bytes(file: "HubFile", config: GPT2Config) -> int:
 
 
 def _sha256_if_intact(path: Path, file: "HubFile") -> str | None:
-    """The SHA-256 of the file at `path`, or None if it is not what the hub says of `file`."""
+    """Return the SHA-256 of a local file, or None if it differs from the hub's `file`."""
     if not path.is_file() or file.size_bytes not in (None, path.stat().st_size):
         return None
     sha256 = hashlib.sha256()
-    git_sha1 = hashlib.sha1(
-        b"blob %d\0" % path.stat().st_size, usedforsecurity=False
-    )  # git's name for a file of this content
+    git_sha1 = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as source:
         while chunk := source.read(_READ_BYTES):
             sha256.update(chunk)
@@ -216,9 +221,8 @@ def _write_model_info(
             for name, sha256 in sorted(sha256s.items())
         },
     }
-    new = output / _UNFINISHED / MODEL_INFO
+    new = output / _INCOMPLETE / MODEL_INFO
     new.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
     new.replace(output / MODEL_INFO)
-    shutil.rmtree(
-        output / _UNFINISHED, ignore_errors=True
-    )  # errors: systems that do not remove a lock that is held
+    # Windows does not remove the lock file, which is held.
+    shutil.rmtree(output / _INCOMPLETE, ignore_errors=True)

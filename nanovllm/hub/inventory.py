@@ -1,6 +1,6 @@
-"""The models and the compiled kernels on this machine: find them, measure them, remove them.
+"""List and remove the models and compiled kernels on this machine.
 
-Only two folders are ever removed from: the Hugging Face cache, and the folder of compiled kernels.
+Files are removed only from the Hugging Face cache and the folder of compiled kernels.
 """
 
 from collections.abc import Iterable, Iterator
@@ -21,7 +21,7 @@ _KERNEL_SUFFIXES = (".kernels", ".lock", ".tmp")
 
 
 class RemovalError(NanovllmError):
-    """Something that nanovllm does not remove, or could not remove."""
+    """An item that nanovllm does not remove, or could not remove."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +29,9 @@ class StoredItem:
     """A model, or the compiled kernels, on this machine.
 
     Attributes:
-        name: as the commands take it.
+        name: its argument in commands.
         kind: BUNDLED, FOLDER, HUB_CACHE or COMPILED.
-        modified_s: time of the last change, in seconds since 1970; None where there is nothing.
+        modified_s: time of the last change, in seconds since 1970; None if there are no files.
     """
 
     name: str
@@ -42,7 +42,7 @@ class StoredItem:
 
 
 def stored_items(models_dir: Path = Path("models")) -> list[StoredItem]:
-    """Return what is on this machine: bundled model, downloads, cached models, kernels."""
+    """Return the bundled model, downloads, cached models and kernels."""
     return [
         _folder_item(BUNDLED_MODEL, BUNDLED, bundled_folder()),
         *_downloads(models_dir),
@@ -64,7 +64,7 @@ def kernel_files() -> list[Path]:
 
 
 def remove_item(item: StoredItem) -> None:
-    """Remove a model of the Hugging Face cache, or the kernels; raises RemovalError for others."""
+    """Remove a cached model or the kernels; raises RemovalError."""
     check_removable(item)
     if item.kind == COMPILED:
         for path in kernel_files():
@@ -74,7 +74,7 @@ def remove_item(item: StoredItem) -> None:
 
 
 def check_removable(item: StoredItem) -> None:
-    """Raise RemovalError for what is never removed: the bundled model and the user's folders."""
+    """Raise RemovalError for the bundled model and the user's folders."""
     if item.kind == BUNDLED:
         raise RemovalError(f"{item.name} is part of nanovllm and stays")
     if item.kind == FOLDER:
@@ -98,7 +98,7 @@ def _item(name: str, kind: str, folder: Path, files: Iterable[Path]) -> StoredIt
 
 
 def _downloads(models_dir: Path) -> Iterator[StoredItem]:
-    """What `nanovllm download` put below `models_dir`."""
+    """Yield the downloads below `models_dir`."""
     with suppress(OSError):
         for folder in sorted(models_dir.iterdir()):
             if (folder / "config.json").is_file() and read_model_info(folder):
@@ -110,7 +110,7 @@ def _compiled() -> StoredItem:
 
 
 def _cached_models() -> Iterator[StoredItem]:
-    """The GPT-2 models of the Hugging Face cache; it may hold others, of other programs."""
+    """Yield the GPT-2 models of the Hugging Face cache, which other programs use too."""
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
     from huggingface_hub.errors import CacheNotFound  # noqa: PLC0415
 
@@ -134,21 +134,21 @@ def _is_gpt2(folder: Path) -> bool:
 
 
 def _remove_cached(item: StoredItem) -> None:
-    """Remove a repository by huggingface_hub, which knows how its cache is laid out.
+    """Remove a repository with huggingface_hub.
 
-    huggingface_hub selects revisions by their commit, which another repository, such as a fork,
-    may have too. So it is shown this repository only.
+    huggingface_hub selects revisions by commit, and a fork may have the same commits. So it gets a
+    cache listing with this repository only.
     """
     from huggingface_hub import constants, scan_cache_dir  # noqa: PLC0415 - slow to import
 
     cache = Path(constants.HF_HUB_CACHE).resolve()
     if item.folder.is_symlink() or item.folder.resolve().parent != cache:
         raise RemovalError(f"{item.folder} is not inside of {cache}; remove it yourself")
-    found = scan_cache_dir(cache)
+    listing = scan_cache_dir(cache)
     only = frozenset(
-        repo for repo in found.repos if repo.repo_path.resolve() == item.folder.resolve()
+        repo for repo in listing.repos if repo.repo_path.resolve() == item.folder.resolve()
     )
     commits = {revision.commit_hash for repo in only for revision in repo.revisions}
-    replace(found, repos=only).delete_revisions(*commits).execute()
+    replace(listing, repos=only).delete_revisions(*commits).execute()
     if item.folder.exists():
         raise RemovalError(f"{item.folder} could not be removed completely; check its permissions")

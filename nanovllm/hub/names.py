@@ -1,4 +1,4 @@
-"""Which folder a model's name means: a path, the bundled model, an earlier download, the Hugging Face cache, or the hub."""
+"""Resolve a model's name: a path, the bundled model, a download, the cache, or the hub."""
 
 import os
 from pathlib import Path
@@ -11,29 +11,28 @@ _BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
 def bundled_folder() -> Path:
-    """The folder of the bundled model."""
+    """Return the folder of the bundled model."""
     return _BUNDLED / BUNDLED_MODEL
 
 
 def resolve_model(
     name: str | os.PathLike[str], *, models_dir: Path = Path("models"), may_fetch: bool = True
 ) -> Path:
-    """The folder of the model called `name`.
+    """Return the folder of the model `name`.
 
-    In this order: the bundled model, "tiny-books" ("./tiny-books" is a folder); a folder with a
-    config.json; `models_dir/<last part of the name>`, if `download` made it from that repository;
-    the Hugging Face cache, which needs no network; the hub, which fills the cache.
-
-    Without `may_fetch` the hub is not asked.
+    The first match counts: the bundled model, "tiny-books" ("./tiny-books" is a folder); a folder
+    with a config.json; `models_dir/<last part of the name>`, if `download` made it from that
+    repository; the Hugging Face cache; the hub, if `may_fetch`.
 
     Raises:
-        CheckpointError: a folder, file or repository that is not a GPT-2 checkpoint in safetensors format.
-        ModelNotFoundError: a path to nothing, or a name that the hub does not know or cannot be asked for.
+        CheckpointError: a folder, file or repository that is no GPT-2 checkpoint in safetensors.
+        ModelNotFoundError: no such path, a name unknown to the hub, or no connection to it.
     """
     text = os.fspath(name)
     if not text.strip():
         raise ModelNotFoundError(
-            f"the model's name is empty; give a folder, a name on the hub such as gpt2, or {BUNDLED_MODEL}"
+            "the model's name is empty; give a folder, a name on the hub such as gpt2, "
+            f"or {BUNDLED_MODEL}"
         )
     if name == BUNDLED_MODEL:
         return bundled_folder()
@@ -42,7 +41,8 @@ def resolve_model(
         return _checked_folder(path)
     if not isinstance(name, str) or _looks_like_path(text):
         raise ModelNotFoundError(
-            f"{text} does not exist; give a folder with a checkpoint, a name on the hub such as gpt2, or {BUNDLED_MODEL}"
+            f"{text} does not exist; give a folder with a checkpoint, a name on the hub such as "
+            f"gpt2, or {BUNDLED_MODEL}"
         )
     local = models_dir / text.rsplit("/", maxsplit=1)[-1]
     if _is_download_of(local, text):
@@ -58,8 +58,8 @@ def _checked_folder(path: Path) -> Path:
     if not (path / "config.json").is_file():
         on_hub = full_name(path.name) if full_name(path.name) != path.name else "owner/name"
         raise CheckpointError(
-            f"{path} is a folder without config.json, so it is not a complete checkpoint; finish its download, "
-            f"or give the full name ({on_hub}) if you meant a model on the hub"
+            f"{path} is a folder without config.json, so it is not a complete checkpoint; "
+            f"finish its download, or give the full name ({on_hub}) if you meant a model on the hub"
         )
     return path
 
@@ -74,14 +74,17 @@ def _looks_like_path(text: str) -> bool:
 
 
 def _is_download_of(folder: Path, name: str) -> bool:
-    if not (folder / "config.json").is_file():  # `download` puts it there last
+    if not (folder / "config.json").is_file():  # `download` writes it last
         return False
     info = read_model_info(folder)
     return full_name(name) in (info.get("repo"), info.get("asked_for"))
 
 
 def _from_hub(name: str, local: Path, *, may_fetch: bool) -> Path:
-    from nanovllm.hub.repo import cached_snapshot, fetch_snapshot  # noqa: PLC0415  # slow to import, not needed for a folder
+    from nanovllm.hub.repo import (  # noqa: PLC0415 - slow to import
+        cached_snapshot,
+        fetch_snapshot,
+    )
 
     try:
         cached = cached_snapshot(full_name(name))
@@ -90,7 +93,8 @@ def _from_hub(name: str, local: Path, *, may_fetch: bool) -> Path:
         return cached or fetch_snapshot(full_name(name))
     except ModelNotFoundError as error:
         hint = (
-            f" ({local} exists, but no {MODEL_INFO} says that it is {full_name(name)}; to use it, give that path)"
+            f" ({local} exists, but no {MODEL_INFO} says that it is {full_name(name)}; "
+            "to use it, give that path)"
             if local.exists()
             else ""
         )

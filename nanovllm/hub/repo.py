@@ -1,7 +1,7 @@
-"""One repository of the Hugging Face hub at one commit: what it holds, which of its files a model needs, and its bytes.
+"""A repository of the Hugging Face hub at one commit: its files, and those that a model needs.
 
-The protocol is huggingface-hub's. What is ours: the choice of files (never a pickle), refusing another architecture before its weights
-are fetched, and saying in one line what went wrong and what to do.
+On top of huggingface-hub it selects files (never pickles), refuses other architectures before their
+weights are downloaded, and turns errors into one line with the remedy.
 """
 
 import errno
@@ -35,8 +35,9 @@ from nanovllm.progress import shows_progress
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 COMPANIONS = (
-    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "chat_template.jinja", "README.md", "LICENSE",
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "vocab.json", "merges.txt", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "README.md", "LICENSE",
 )  # fmt: skip
 MAX_LISTING_BYTES = 16 << 20  # some 50,000 files
 MAX_CONFIG_BYTES = 1 << 20
@@ -52,9 +53,9 @@ _FAILURES: tuple[type[Exception], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file at the top of a repository, with what the hub says to check it by; None where it says nothing.
+    """A file at the top level of a repository, with the hub's size and checksum if known.
 
-    `sha256` is given for large files (those in LFS or Xet storage), `git_sha1`, the name of the git blob, for the others.
+    Large files (LFS or Xet storage) have a `sha256`, the others a `git_sha1`, the id of the blob.
     """
 
     name: str
@@ -64,7 +65,7 @@ class HubFile:
 
     @property
     def has_checksum(self) -> bool:
-        """Whether a file on the disk can be recognised as this one."""
+        """Return whether a local file can be verified."""
         return bool(self.sha256 or self.git_sha1)
 
 
@@ -73,9 +74,10 @@ class HubRepo:
     """A repository at one commit.
 
     Attributes:
-        asked_for: the name that was looked up; `repo` is the one that the hub gave for it.
-        files: the files at its top, by name; folders are left out.
-        token: as for huggingface-hub; None for HF_TOKEN or the token that `hf auth login` saved.
+        asked_for: the requested name.
+        repo: the hub's name for it, which differs after a rename.
+        files: the files at the top level, by name.
+        token: access token; None for HF_TOKEN or the token of `hf auth login`.
     """
 
     asked_for: str
@@ -94,12 +96,12 @@ class HubRepo:
         token: str | None = None,
         endpoint: str | None = None,
     ) -> "HubRepo":
-        """Ask the hub for `name` at a branch, tag or commit; raises ModelNotFoundError, with the remedy, where it gives none."""
+        """Look up `name` at a branch, tag or commit; raises ModelNotFoundError with the remedy."""
         endpoint = _checked_endpoint(endpoint or constants.ENDPOINT)
         with explained(name, endpoint, revision):
             validate_repo_id(name)
-            at = "" if revision is None else f"/revision/{quote(revision, safe='')}"
-            url = f"{endpoint}/api/models/{name}{at}"
+            suffix = "" if revision is None else f"/revision/{quote(revision, safe='')}"
+            url = f"{endpoint}/api/models/{name}{suffix}"
             listing = transfer.read(url, MAX_LISTING_BYTES, token=token, params={"blobs": "true"})
         try:
             info = json.loads(listing)
@@ -116,15 +118,15 @@ class HubRepo:
         return cls(name, info["id"], commit, files, endpoint, token)
 
     def read(self, name: str, limit_bytes: int) -> bytes:
-        """The content of a small file."""
+        """Return the content of a small file."""
         content = io.BytesIO()
         self.fetch(name, content, limit_bytes)
         return content.getvalue()
 
     def fetch(self, name: str, into: BinaryIO, limit_bytes: int) -> None:
-        """Append what is missing of a file to `into`, with a progress bar where there is a terminal.
+        """Append the rest of a file to `into`, with a progress bar on a terminal.
 
-        The file may be as large as the hub declares, and at most `limit_bytes`.
+        Its size is limited by the declared size and by `limit_bytes`.
         """
         size_bytes = self.files[name].size_bytes
         limit_bytes = limit_bytes if size_bytes is None else min(limit_bytes, size_bytes)
@@ -145,7 +147,7 @@ class HubRepo:
                 ) from None
 
     def config(self) -> GPT2Config:
-        """The network that the repository's config.json describes; raises CheckpointError where it cannot be loaded."""
+        """Return the repository's config.json; raises CheckpointError if it is unsupported."""
         if "config.json" not in self.files:
             raise CheckpointError(
                 f"{self.repo} has no config.json, so it is not a model in Hugging Face format"
@@ -157,7 +159,7 @@ class HubRepo:
             raise CheckpointError(f"{self.repo}: {error}") from None
 
     def model_files(self) -> list[HubFile]:
-        """The files to fetch: weights in safetensors, one file or shards, and what goes with them; raises CheckpointError without any."""
+        """Return the weights in safetensors, and the COMPANIONS; raises CheckpointError."""
         if WEIGHTS in self.files:
             weights = [WEIGHTS]
         elif WEIGHTS_INDEX in self.files:
@@ -185,22 +187,25 @@ class HubRepo:
         if not others:
             return f"{self.repo} has no weights in safetensors format"
         return (
-            f"{self.repo} has no safetensors, only {', '.join(others[:5])}. Pickles (.bin, .pt) are not read, since reading one can run any code; "
-            "if you trust the repository, convert it where torch and transformers are installed: "
-            f"python -c \"from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; n = '{self.repo}'; "
-            "[c.from_pretrained(n).save_pretrained('converted') for c in (M, T)]\", and give the folder 'converted'"
+            f"{self.repo} has no safetensors, only {', '.join(others[:5])}. Pickles (.bin, .pt) "
+            "are not read, since reading one can run any code; if you trust the repository, convert it "
+            'where torch and transformers are installed: python -c "from transformers import '
+            f"AutoModelForCausalLM as M, AutoTokenizer as T; n = '{self.repo}'; "
+            "[c.from_pretrained(n).save_pretrained('converted') for c in (M, T)]\", "
+            "and give the folder 'converted'"
         )
 
 
 class _TerminalBar(tqdm):
-    """A progress bar that is silent where nobody sees it; one of huggingface-hub's own is not."""
+    """A progress bar on terminals only."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **{"disable": not shows_progress(), **options})  # type: ignore[no-untyped-call]
+        options.setdefault("disable", not shows_progress())
+        super().__init__(*args, **options)  # type: ignore[no-untyped-call]
 
 
 def cached_snapshot(repo: str) -> Path | None:
-    """The folder of `repo` in the Hugging Face cache, if all of a model is in it; another program may have fetched only a part."""
+    """Return the folder of `repo` in the Hugging Face cache, if the model there is complete."""
     with explained(repo, constants.ENDPOINT):
         config = try_to_load_from_cache(repo, "config.json")
     if not isinstance(config, str):
@@ -219,17 +224,17 @@ def cached_snapshot(repo: str) -> Path | None:
 
 
 def fetch_snapshot(repo: str) -> Path:
-    """Fetch `repo` into the Hugging Face cache, where other programs find it too; returns its folder there."""
+    """Download `repo` into the Hugging Face cache and return its folder there."""
     hub = HubRepo.look_up(repo)
     hub.config()
-    wanted = [file.name for file in hub.model_files()]
+    names = [file.name for file in hub.model_files()]
     with explained(hub.repo, hub.endpoint):
-        return Path(snapshot_download(repo, allow_patterns=wanted, tqdm_class=_TerminalBar))
+        return Path(snapshot_download(repo, allow_patterns=names, tqdm_class=_TerminalBar))
 
 
 @contextmanager
 def explained(repo: str, endpoint: str, revision: str | None = None) -> Iterator[None]:
-    """Turn what huggingface-hub and the system raise while `repo` is fetched into a ModelNotFoundError that names the remedy."""
+    """Turn errors of huggingface-hub and the system into ModelNotFoundError with the remedy."""
     try:
         yield
     except _FAILURES as error:
@@ -246,11 +251,17 @@ def _explanation(error: Exception, repo: str, endpoint: str, revision: str | Non
         ),
         (
             errors.GatedRepoError,
-            f"{repo} is gated: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a token of that account",
+            (
+                f"{repo} is gated: accept its terms at {endpoint}/{repo}, then set HF_TOKEN to a "
+                "token of that account"
+            ),
         ),
         (
             errors.RepositoryNotFoundError,
-            f"{endpoint} has no model {repo}, or it is private: check the spelling; for a private one set HF_TOKEN to a token that may read it",
+            (
+                f"{endpoint} has no model {repo}, or it is private: check the spelling; for a "
+                "private one set HF_TOKEN to a token that may read it"
+            ),
         ),
         (
             errors.RevisionNotFoundError,
@@ -258,7 +269,10 @@ def _explanation(error: Exception, repo: str, endpoint: str, revision: str | Non
         ),
         (
             errors.OfflineModeIsEnabled,
-            f"HF_HUB_OFFLINE is set, so {endpoint} is not asked for {repo}: unset it, or {elsewhere}",
+            (
+                f"HF_HUB_OFFLINE is set, so {endpoint} is not asked for {repo}: unset it, "
+                f"or {elsewhere}"
+            ),
         ),
     )
     for kind, message in known:
@@ -276,24 +290,29 @@ def _explanation(error: Exception, repo: str, endpoint: str, revision: str | Non
     if isinstance(error, OSError) and not isinstance(error, errors.LocalEntryNotFoundError):
         return f"{repo} could not be fetched: {error}; try again"
     cause = error.__cause__ or error
-    return f"no connection to {endpoint} ({type(cause).__name__}: {cause}): check the network, set HF_ENDPOINT to a mirror, or {elsewhere}"
+    return (
+        f"no connection to {endpoint} ({type(cause).__name__}: {cause}): check the network, "
+        f"set HF_ENDPOINT to a mirror, or {elsewhere}"
+    )
 
 
 def _explanation_of_status(error: errors.HfHubHTTPError, repo: str, endpoint: str) -> str:
     status = error.response.status_code
-    answer = f"{endpoint} answered {status}{f' ({error.server_message})' if error.server_message else ''} for {repo}"
+    detail = f" ({error.server_message})" if error.server_message else ""
+    answer = f"{endpoint} answered {status}{detail} for {repo}"
     if status in (401, 403):
-        return f"{answer}: check that HF_TOKEN is valid and may read it, or unset it for a public model"
+        remedy = "check that HF_TOKEN is valid and may read it, or unset it for a public model"
+        return f"{answer}: {remedy}"
     if status == 429:
-        return f"{answer}, too many requests: wait a few minutes, or set HF_TOKEN, which raises the limit"
+        remedy = "wait a few minutes, or set HF_TOKEN, which raises the limit"
+        return f"{answer}, too many requests: {remedy}"
     return f"{answer}: try again later, or set HF_ENDPOINT to a mirror"
 
 
 def _hub_file(entry: Mapping[str, Any]) -> HubFile:
-    """One entry of the hub's list.
+    """Parse an entry of the hub's listing.
 
-    Raises:
-        ValueError, KeyError, TypeError, AttributeError: it is none.
+    Raises ValueError, KeyError, TypeError or AttributeError for a malformed one.
     """
     lfs = entry.get("lfs")
     size_bytes = entry.get("size") if lfs is None else lfs["size"]
@@ -311,7 +330,7 @@ def _hub_file(entry: Mapping[str, Any]) -> HubFile:
 
 
 def _matching(pattern: "re.Pattern[str]", value: object) -> str:
-    """The value, if it is a text of this form; it becomes part of paths and addresses."""
+    """Check a value that becomes part of paths and URLs; raises ValueError."""
     if not isinstance(value, str) or pattern.fullmatch(value) is None:
         raise ValueError(f"{value!r} is no checksum")
     return value
@@ -329,13 +348,14 @@ def _checked_endpoint(endpoint: str) -> str:
         valid = False
     if not valid:
         raise ModelNotFoundError(
-            f"the hub's address is {endpoint!r}, which is not a URL such as https://huggingface.co; correct HF_ENDPOINT"
+            f"the hub's address is {endpoint!r}, which is not a URL such as "
+            "https://huggingface.co; correct HF_ENDPOINT"
         )
     return endpoint.rstrip("/")
 
 
 def _shard_names(index: bytes, source: str) -> list[str]:
-    """The weight files that a model.safetensors.index.json lists, in order; `source` names it in errors."""
+    """Return the sorted weight files of a model.safetensors.index.json; `source` names it."""
     weight_map = _parsed(index, source).get("weight_map")
     names = (
         set(weight_map.values())

@@ -1,8 +1,8 @@
-"""Answers of the hub, each bounded in bytes, and retries with growing pauses.
+"""HTTP transfers from the hub with size limits, and retries with exponential backoff.
 
-A hub, or the mirror that HF_ENDPOINT names, is not trusted: an answer without end must fill neither
-memory nor disk. huggingface-hub's own transfer has no such limit, so only its session and its
-errors are used here.
+The hub, or the mirror in HF_ENDPOINT, is not trusted: an endless response must fill neither memory
+nor disk. huggingface-hub's transfers have no such limit, so only its session and its errors are
+used here.
 """
 
 import random
@@ -21,11 +21,11 @@ from huggingface_hub.utils import (  # type: ignore[attr-defined]  # not marked 
 from nanovllm.errors import printable
 from nanovllm.progress import shows_progress
 
-MAX_TRIES = 6  # in a row that bring less than PROGRESS_BYTES
+MAX_TRIES = 6  # consecutive ones with less than PROGRESS_BYTES
 PROGRESS_BYTES = 1 << 20
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 ANSWER_TIMEOUT_S = 20.0
-"""For the list of files. The library waits for ever, and a firewall may drop packets."""
+"""Timeout for the list of files, without which a dropped packet blocks forever."""
 _MAX_ERROR_BYTES = 1 << 16
 _TRANSIENT_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _ERROR_HEADERS = ("x-error-code", "x-error-message", "content-type")
@@ -36,7 +36,7 @@ HTTP_ERROR = cast(
 
 
 class TooLargeError(Exception):
-    """An answer that is larger than its limit."""
+    """A response that is larger than its limit."""
 
 
 class IncompleteError(OSError):
@@ -44,11 +44,11 @@ class IncompleteError(OSError):
 
 
 def read(url: str, limit_bytes: int, *, token: str | None, params: Mapping[str, str]) -> bytes:
-    """Return the whole answer to a GET.
+    """Return the body of a GET request.
 
     Raises:
         TooLargeError: it has more than `limit_bytes` bytes.
-        HfHubHTTPError: the hub answers with an error; anything of HTTP_ERROR: there is no answer.
+        HfHubHTTPError: the hub answers with an error; other HTTP_ERROR: no connection.
     """
     parts: list[bytes] = []
     received = 0
@@ -70,17 +70,17 @@ def fetch(
     size_bytes: int | None = None,
     name: str = "",
 ) -> None:
-    """Write a file into `into`, after what it holds already; retry what may be a matter of time.
+    """Append the rest of a file to `into`; retry transient errors.
 
     Args:
         limit_bytes: of the whole file.
-        size_bytes: the declared size, where there is one.
-        name: heads the progress bar, which is shown on terminals only.
+        size_bytes: the declared size, if known.
+        name: title of the progress bar, which is shown on terminals only.
 
     Raises:
         TooLargeError: the file has more than `limit_bytes` bytes.
-        IncompleteError: it ended early, time and again.
-        HfHubHTTPError: the hub answers with an error; anything of HTTP_ERROR: no connection.
+        IncompleteError: it ended early in every try.
+        HfHubHTTPError: the hub answers with an error; other HTTP_ERROR: no connection.
     """
     pauses = pauses_s()
     done = into.seek(0, 2)
@@ -100,14 +100,14 @@ def fetch(
 
 
 def pauses_s(draw: Callable[[float, float], float] = random.uniform) -> Iterator[float]:
-    """Yield the pause before each further try: it doubles, and half of it is random."""
+    """Yield the pause before each retry: exponential backoff, half of it random."""
     for turn in range(MAX_TRIES - 1):
         pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**turn)
         yield draw(pause_s / 2, pause_s)
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later."""
+    """Return whether a retry may succeed."""
     if isinstance(error, errors.HfHubHTTPError):
         return error.response.status_code in _TRANSIENT_STATUSES
     return True
@@ -129,7 +129,7 @@ def _fetch_rest(
     with _opened(
         url, token, headers=headers, timeout_s=constants.HF_HUB_DOWNLOAD_TIMEOUT
     ) as response:
-        if start and response.status_code != 206:  # the range was ignored: the file from its start
+        if start and response.status_code != 206:  # the server ignored the range
             start = into.seek(0)
             into.truncate()
         with _progress_bar(name, size_bytes, start) as progress:
@@ -145,7 +145,8 @@ def _fetch_rest(
 
 def _progress_bar(name: str, size_bytes: int | None, start: int) -> Any:
     options = {"unit": "B", "unit_scale": True, "total": size_bytes, "initial": start}
-    return tqdm(desc=printable(name, 40), disable=not shows_progress(), **options)  # type: ignore[no-untyped-call]
+    options |= {"desc": printable(name, 40), "disable": not shows_progress()}
+    return tqdm(**options)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
@@ -157,12 +158,12 @@ def _opened(
     params: Mapping[str, str] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Iterator[Any]:
-    """The answer to a GET, its body not yet read; raises where it is an error."""
-    sent = {**build_hf_headers(token=token), **(headers or {})}
+    """Open a GET request and yield its response; raises HfHubHTTPError."""
+    all_headers = {**build_hf_headers(token=token), **(headers or {})}
     with get_session().stream(
         "GET",
         url,
-        headers=sent,
+        headers=all_headers,
         params=dict(params) if params else None,
         timeout=timeout_s,
         follow_redirects=True,
@@ -173,7 +174,7 @@ def _opened(
 
 
 def _bounded_error(response: Any) -> Any:
-    """The same error with the start of its body and only the headers that explain it."""
+    """Return an error response with a truncated body and only _ERROR_HEADERS."""
     content = b""
     for part in response.iter_bytes(chunk_size=_MAX_ERROR_BYTES):
         content += part

@@ -191,7 +191,7 @@ def test_sweep_measures_every_point(run: Run) -> None:
 def test_model_sizes_measures_memory_and_speed(model: Path) -> None:
     options = {"backend": "numpy", "num_threads": 1, "enable_prefix_caching": False}
     point = model_sizes.measure(model, options, seed=7, scale=8)
-    assert point["parameters"] == GPT2Config.load(model).parameters
+    assert point["parameters"] == GPT2Config.load(model).num_parameters
     assert point["decode_tokens_per_s"] > 0
     assert point["prefill_tokens_per_s"] > 0
     machine = {"cpu": "a CPU", "nanovllm": "0"}

@@ -50,8 +50,8 @@ def test_the_table_has_a_row_for_each_and_names_who_is_missing() -> None:
     assert "1.25 fast" in text
     assert "vllm float32: not installed" in text
     assert (
-        "fast: 2 of 4 answers are ours, 1 part from them at a near tie and 1 elsewhere; 75% of the tokens come before that"
-        in text
+        "fast: 2 of 4 outputs are ours, 1 differ after a near tie, 1 elsewhere; "
+        "75% of the tokens come before that" in text
     )
     record = found.record()
     assert record["contenders"][OURS]["workloads"]["serve32"]["tokens_per_s"]["all"] == [

@@ -52,11 +52,11 @@ BAD_INPUTS: dict[str, tuple[bytes, str]] = {
     ),
     "an id twice": (
         LINE + b"\n\n" + LINE + b"\n",
-        "line 3 has the custom_id 'a' of line 1; each must be another",
+        "line 3 has the custom_id 'a' of line 1; each must be unique",
     ),
     "an id thrice": (
         LINE + b"\n" + LINE + b"\n" + LINE,
-        "line 3 has the custom_id 'a' of line 1; each must be another",
+        "line 3 has the custom_id 'a' of line 1; each must be unique",
     ),
     "a line that is too long": (
         LINE + b"\n" + b" " * 5000 + LINE,
@@ -228,7 +228,7 @@ def test_an_output_of_something_else_is_left_as_it_is(
         pytest.fail("it was opened")
     assert run_batch(NO_MODEL, requests, output) == 1
     said = capsys.readouterr().err
-    assert "choose another output, or give --overwrite to lose what it has" in said
+    assert "choose another output, or give --overwrite to discard its lines" in said
     assert "Traceback" not in said
     assert output.read_bytes() == content
 

@@ -156,7 +156,7 @@ def test_a_disk_without_room_ends_it_and_with_room_it_goes_on(
     )
     assert done.returncode == 1
     assert (
-        f"{output} cannot be written (File too large); the answers in it are kept: mend that and run the same command again to go on"
+        f"{output} cannot be written (File too large); its responses are kept: fix that and run the same command again to resume"
         in done.stderr
     )
     assert "Traceback" not in done.stderr

@@ -297,7 +297,7 @@ def test_two_runs_into_one_folder_do_not_mix(
     (tmp_path / ".download").mkdir()
     with (
         FileLock(tmp_path / ".download" / "lock"),
-        pytest.raises(ModelNotFoundError, match=r"another download into .* is going on"),
+        pytest.raises(ModelNotFoundError, match=r"another download into .* is running"),
     ):
         download("gpt2", tmp_path, endpoint=hub.url)
 
@@ -309,7 +309,7 @@ def test_too_small_a_disk_is_told_before_the_weights(
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(
-        ModelNotFoundError, match=r"MB are to be fetched, but .* has room for 0 MB; free some space"
+        ModelNotFoundError, match=r"needs .* MB, but .* has room for 0 MB; free some space"
     ):
         download("gpt2", tmp_path / "out", endpoint=hub.url)
     assert hub.fetched() == ["config.json"]

@@ -1,9 +1,11 @@
-"""`nanovllm bench`: measurements of an engine and of a server.
+"""`nanovllm bench`: benchmarks of an engine and of a server.
+
+In reading order:
 
 offline      latency and throughput of an engine in this process
-serve        a load generator for a running server
-http_client  the HTTP client of the load generator
-roofline     how close a run comes to the limits of the machine
-machine      measures those limits: memory bandwidth and multiply-add rate
-report       the description of the machine, and the line of JSON at the end
+serve        load generator for a running server
+http_client  HTTP client of the load generator
+roofline     fractions of the machine's limits that a run reached
+machine      measure these limits: memory bandwidth and peak FLOPS
+report       description of the machine, and the line of JSON at the end
 """

@@ -1,6 +1,6 @@
-"""The little HTTP that a load generator needs: one request a connection, and the time at which each piece of its answer arrived.
+"""HTTP client of the load generator: one request per connection, with arrival times.
 
-The protocol is h11's, which uvicorn brings; a client library would add its own queues between the socket and the clock.
+It uses h11, a dependency of uvicorn. A client library would queue data between socket and clock.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ _QUICK_ANSWER_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where a server listens; `path` comes before /v1."""
+    """A server's URL; `path` is the prefix of /v1."""
 
     url: str
     host: str
@@ -33,7 +33,7 @@ class Server:
 
     @classmethod
     def at(cls, url: str, api_key: str | None = None) -> "Server":
-        """The server at `url`, with or without /v1 at its end; raises ValueError where that is no URL of a server."""
+        """Parse a URL, with or without /v1 at its end; raises ValueError."""
         try:
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme)
@@ -54,11 +54,12 @@ class Server:
         )
 
     def request(self, method: str, path: str, body: bytes) -> h11.Request:
-        """The head of a request whose body is `body`."""
+        """Return the head of a request with this body."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         headers = [
-            ("host", f"{host}:{self.port}"), ("user-agent", "nanovllm-bench"), ("accept", "*/*"), ("connection", "close"),
-            ("content-type", "application/json"), ("content-length", str(len(body))),
+            ("host", f"{host}:{self.port}"), ("user-agent", "nanovllm-bench"), ("accept", "*/*"),
+            ("connection", "close"), ("content-type", "application/json"),
+            ("content-length", str(len(body))),
         ]  # fmt: skip
         if self.api_key is not None:
             headers.append(("authorization", f"Bearer {self.api_key}"))
@@ -68,9 +69,10 @@ class Server:
 async def pieces(
     server: Server, method: str, path: str, payload: object = None
 ) -> AsyncGenerator[tuple[float, bytes], None]:
-    """The pieces of an answer's body, each with the `time.perf_counter()` of its arrival.
+    """Yield the pieces of a response body, each with its arrival time (`time.perf_counter()`).
 
-    Raises ConnectionError where the server cannot be reached, answers with an error, breaks off or does not speak HTTP.
+    Raises ConnectionError if the server cannot be reached, answers with an error, disconnects or
+    does not speak HTTP.
     """
     body = b"" if payload is None else json.dumps(payload).encode()
     connection = h11.Connection(h11.CLIENT)
@@ -104,7 +106,7 @@ async def pieces(
 
 
 async def get_json(server: Server, path: str) -> Any:
-    """The JSON at `path`; raises ConnectionError as `pieces` does, and where it takes too long or is no JSON."""
+    """Return the JSON at `path`; raises ConnectionError, also after a timeout."""
 
     async def whole() -> bytes:
         async with aclosing(pieces(server, "GET", path)) as answer:
@@ -118,14 +120,15 @@ async def get_json(server: Server, path: str) -> Any:
         ) from None
     except ValueError as error:
         raise ConnectionError(
-            f"{server.url}{path} does not answer in JSON, so it is no OpenAI-compatible server: {error}"
+            f"{server.url}{path} does not answer in JSON, so it is no OpenAI-compatible server: "
+            f"{error}"
         ) from error
 
 
 async def events(
     server: Server, path: str, payload: object
 ) -> AsyncGenerator[tuple[float, Any], None]:
-    """The server-sent events of a streamed answer, each with its time of arrival, up to `[DONE]`; raises ConnectionError as `pieces` does."""
+    """Yield a stream's events up to `[DONE]` with their arrival times; raises ConnectionError."""
     rest = b""
     async with aclosing(pieces(server, "POST", path, payload)) as answer:
         async for now, piece in answer:
@@ -146,7 +149,7 @@ async def events(
 
 
 def reason_of(error: object) -> str:
-    """What an OpenAI-style error object says."""
+    """Return the message of an OpenAI-style error object."""
     message = error.get("message") if isinstance(error, dict) else error
     return str(message)[:1000]
 
@@ -156,11 +159,12 @@ async def _connect(server: Server) -> tuple[asyncio.StreamReader, asyncio.Stream
     try:
         return await asyncio.wait_for(opening, _CONNECT_TIMEOUT_S)
     except asyncio.TimeoutError:
-        reason = f"nobody answered within {_CONNECT_TIMEOUT_S:g} s"
+        reason = f"no answer within {_CONNECT_TIMEOUT_S:g} s"
     except OSError as error:
         reason = str(error)
     raise ConnectionError(
-        f"no connection to {server.url} ({reason}); start a server with 'nanovllm serve', or correct --base-url"
+        f"no connection to {server.url} ({reason}); start a server with 'nanovllm serve', "
+        "or correct --base-url"
     )
 
 

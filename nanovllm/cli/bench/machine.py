@@ -43,7 +43,7 @@ KINDS = tuple(PER_WORD)
 
 
 class MemoryReader:
-    """An array much larger than the caches, and the threads that read it."""
+    """An array much larger than the caches, and threads to read it."""
 
     def __init__(
         self, threads: int, *, size_bytes: int | None = None, streams: int = STREAMS
@@ -71,7 +71,7 @@ class MemoryReader:
         return _READ_PASSES * self._threads * self._thread_bytes / best_s
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown()
 
     def _run(self, passes: int) -> float:

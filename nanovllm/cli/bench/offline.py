@@ -1,7 +1,7 @@
-"""nanovllm bench latency and throughput: an engine in this process, without HTTP.
+"""`nanovllm bench latency` and `throughput`: an engine in this process, without HTTP.
 
-Prefill is the speed of the steps that read prompts, decode that of the steps that do nothing but decode; a step that does both counts
-as prefill. The prefix cache is off unless asked for, so that every token that is counted was computed.
+Steps that compute prompt tokens count as prefill, even if they also decode; all others count as
+decode. Prefix caching is off by default, so that every counted token is computed.
 """
 
 import argparse
@@ -37,11 +37,12 @@ from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 
 PERCENTILES = (10, 25, 50, 75, 90, 99)
+_EXAMPLE_LINE = '{"prompt": "Once upon a time", "max_tokens": 64}'
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One prompt and how many tokens to generate for it; `name` is what errors call it."""
+    """A prompt and the number of tokens to generate; `name` is for errors."""
 
     name: str
     prompt: Prompt
@@ -50,20 +51,20 @@ class Job:
 
 @dataclass(slots=True)
 class Phases:
-    """The steps that read prompts, and those that only decode."""
+    """The totals of prefill and decode steps."""
 
     prefill: Phase = field(default_factory=Phase)
     decode: Phase = field(default_factory=Phase)
 
     def add(self, stats: StepStats, pairs: int = 0, rows: int = 0) -> None:
-        """Count one step; `pairs` and `rows` as in Phase."""
+        """Add a step; `pairs` and `rows` as in Phase."""
         if stats.num_prompt_tokens:
             self.prefill.add(stats.num_prompt_tokens, stats, pairs, rows)
         else:
             self.decode.add(stats.num_decode_tokens, stats, pairs, rows)
 
     def figures(self) -> dict[str, float | None]:
-        """Tokens a second in each phase, None where a phase never happened."""
+        """Return tokens per second of each phase; None without steps."""
         return {
             "prefill_tokens_per_s": self.prefill.tokens_per_s,
             "decode_tokens_per_s": self.decode.tokens_per_s,
@@ -72,7 +73,7 @@ class Phases:
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """What one run of a batch computed and how long it took."""
+    """Duration and tokens of one run of a batch."""
 
     duration_s: float
     input_tokens: int
@@ -82,27 +83,27 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """A loaded engine and what was measured on it so far."""
+    """A loaded engine and its measurements."""
 
     engine: Engine
     temperature: float
     phases: Phases = field(default_factory=Phases)
 
     def run(self, jobs: Sequence[Job], on_finish: Callable[[], object] = lambda: None) -> Totals:
-        """Submit all jobs at once and work until the last answer is complete; raises ContextLengthError where one does not fit."""
+        """Run all jobs as one batch; raises ContextLengthError if one does not fit."""
         started_s = time.perf_counter()
         prepared_requests = {
             f"bench-{index}": self._submit(f"bench-{index}", job) for index, job in enumerate(jobs)
         }
         lengths = dict.fromkeys(prepared_requests, 0)
         for step in self.engine.run(list(prepared_requests.values())):
-            drawn = [update.request_id for update in step.updates if update.token_ids]
+            sampled = [update.request_id for update in step.updates if update.token_ids]
             self.phases.add(
                 step.stats,
-                sum(_pairs(prepared_requests[name], lengths[name]) for name in drawn),
-                len(drawn),
+                sum(_pairs(prepared_requests[name], lengths[name]) for name in sampled),
+                len(sampled),
             )
-            for name in drawn:
+            for name in sampled:
                 lengths[name] += 1
             for update in step.updates:
                 output_processor = prepared_requests[update.request_id].output_processor
@@ -140,11 +141,12 @@ class Bench:
 
 
 def run_latency(parsed: argparse.Namespace) -> int:
-    """How long a batch takes from start to end, repeated."""
+    """Measure the latency of a batch, repeatedly."""
     config = engine_config(parsed)
     if parsed.batch_size > config.max_num_seqs:
         raise ValueError(
-            f"--batch-size is {parsed.batch_size}, but only {config.max_num_seqs} sequences run in one step; lower it or raise --max-num-seqs"
+            f"--batch-size is {parsed.batch_size}, but only {config.max_num_seqs} sequences run in "
+            "one step; lower it or raise --max-num-seqs"
         )
     bench = _load(parsed, check_lengths=True)
     jobs = _random_jobs(bench.engine, parsed, parsed.batch_size)
@@ -175,7 +177,10 @@ def run_latency(parsed: argparse.Namespace) -> int:
             engine_costs(bench.engine), limits, measured.phases.prefill, measured.phases.decode
         )
     )
-    work = f"a batch of {parsed.batch_size}, each {parsed.input_len} tokens in and {parsed.output_len} out, {parsed.num_iters} times"
+    work = (
+        f"a batch of {parsed.batch_size}, each {parsed.input_len} tokens in and "
+        f"{parsed.output_len} out, {parsed.num_iters} times"
+    )
     show(
         {
             **_about(parsed, bench.engine),
@@ -197,7 +202,8 @@ def run_latency(parsed: argparse.Namespace) -> int:
     }
     counts = {
         **lengths, "num_iters": parsed.num_iters, "num_iters_warmup": parsed.num_iters_warmup,
-        "total_input_tokens": sum(run.input_tokens for run in runs), "total_output_tokens": sum(run.output_tokens for run in runs),
+        "total_input_tokens": sum(run.input_tokens for run in runs),
+        "total_output_tokens": sum(run.output_tokens for run in runs),
         "total_cached_tokens": sum(run.cached_tokens for run in runs),
     }  # fmt: skip
     compared = {} if limits is None or reached is None else {**reached, "limits": asdict(limits)}
@@ -216,14 +222,14 @@ def run_latency(parsed: argparse.Namespace) -> int:
 
 
 def run_throughput(parsed: argparse.Namespace) -> int:
-    """How much is done in a second when everything is there from the start."""
-    listed = (
+    """Measure the throughput of prompts that are all submitted at the start."""
+    dataset = (
         None
         if parsed.dataset is None
         else read_dataset(parsed.dataset, parsed.num_prompts, parsed.output_len)
     )
-    bench = _load(parsed, check_lengths=listed is None)
-    jobs = listed or _random_jobs(bench.engine, parsed, parsed.num_prompts or 32)
+    bench = _load(parsed, check_lengths=dataset is None)
+    jobs = dataset or _random_jobs(bench.engine, parsed, parsed.num_prompts or 32)
     bench.engine.warm_up()
     with tqdm(total=len(jobs), desc="Prompts", unit="prompt", disable=None) as progress:
         total = bench.run(jobs, progress.update)
@@ -236,13 +242,14 @@ def run_throughput(parsed: argparse.Namespace) -> int:
     }
     source = (
         f"random, {parsed.input_len} tokens in and {parsed.output_len} out each"
-        if listed is None
+        if dataset is None
         else f"from {parsed.dataset}"
     )
     show(
         {
             **_about(parsed, bench.engine),
-            "work": f"{len(jobs)} prompts at once, {source}: {total.input_tokens:,} tokens in and {total.output_tokens:,} out",
+            "work": f"{len(jobs)} prompts at once, {source}: {total.input_tokens:,} tokens in and "
+            f"{total.output_tokens:,} out",
         },
         {
             "duration": shown(figures["duration_s"], "s"),
@@ -253,9 +260,11 @@ def run_throughput(parsed: argparse.Namespace) -> int:
         | _shown_phases(figures, bench.engine),
     )
     counts = {
-        "num_prompts": len(jobs), "dataset": None if listed is None else str(parsed.dataset),
-        "input_len": parsed.input_len if listed is None else None, "output_len": parsed.output_len if listed is None else None,
-        "total_input_tokens": total.input_tokens, "total_output_tokens": total.output_tokens, "total_cached_tokens": total.cached_tokens,
+        "num_prompts": len(jobs), "dataset": None if dataset is None else str(parsed.dataset),
+        "input_len": parsed.input_len if dataset is None else None,
+        "output_len": parsed.output_len if dataset is None else None,
+        "total_input_tokens": total.input_tokens, "total_output_tokens": total.output_tokens,
+        "total_cached_tokens": total.cached_tokens,
     }  # fmt: skip
     finish(
         {"benchmark": "throughput", **counts, **figures, **_record(parsed, bench.engine)},
@@ -264,25 +273,27 @@ def run_throughput(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _pairs(prepared: PreparedRequest, drawn: int) -> int:
-    """Pairs of a query and a token that it sees, up to the next token of an answer of `drawn` tokens; all of a prompt's for its first."""
-    length = len(prepared.requests[0].prompt_token_ids) + drawn
-    return length if drawn else length * (length + 1) // 2
+def _pairs(prepared: PreparedRequest, num_generated: int) -> int:
+    """Return the query-key pairs of the next token; for the first, those of the whole prompt."""
+    length = len(prepared.requests[0].prompt_token_ids) + num_generated
+    return length if num_generated else length * (length + 1) // 2
 
 
-def check_fits(what: str, input_len: int, output_len: int, max_model_len: int) -> None:
-    """Raise ContextLengthError unless a prompt and its answer fit the context together."""
+def check_fits(name: str, input_len: int, output_len: int, max_model_len: int) -> None:
+    """Raise ContextLengthError unless a prompt and its output fit the context."""
     if input_len + output_len > max_model_len:
         raise ContextLengthError(
-            f"{what} of {input_len} tokens and an answer of {output_len} are {input_len + output_len} together, "
-            f"more than the context of {max_model_len}; shorten one of them"
+            f"{name} of {input_len} tokens and an output of {output_len} are "
+            f"{input_len + output_len} together, more than the context of {max_model_len}; "
+            "shorten one of them"
         )
 
 
 def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
-    """The first `limit` prompts of a file of JSON lines; raises ValueError that names the line at fault.
+    """Read the first `limit` prompts of a JSON Lines file; raises ValueError with the line.
 
-    A line is {"prompt": text or token ids, "max_tokens": whole number}; the second may be missing, and other fields are not read.
+    A line is {"prompt": text or token ids, "max_tokens": integer}; `max_tokens` is optional, and
+    other fields are ignored.
     """
     jobs: list[Job] = []
     for number, line in read_lines(path):
@@ -294,26 +305,22 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
         except ValueError as error:
             raise ValueError(f"{name} is not JSON: {error}") from error
         if not isinstance(item, dict) or "prompt" not in item:
-            raise ValueError(
-                f'{name} must be an object with a prompt, such as {{"prompt": "Once upon a time", "max_tokens": 64}}'
-            )
-        asked = item.get("max_tokens")
-        if asked is not None and (
-            isinstance(asked, bool) or not isinstance(asked, int) or asked < 1
+            raise ValueError(f"{name} must be an object with a prompt, such as {_EXAMPLE_LINE}")
+        max_tokens = item.get("max_tokens")
+        if max_tokens is not None and (
+            isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
         ):
             raise ValueError(
-                f"{name}: max_tokens is {asked!r} but must be a whole number of at least 1"
+                f"{name}: max_tokens is {max_tokens!r} but must be a whole number of at least 1"
             )
-        jobs.append(Job(name, item["prompt"], output_len if asked is None else asked))
+        jobs.append(Job(name, item["prompt"], output_len if max_tokens is None else max_tokens))
     if not jobs:
-        raise ValueError(
-            f'{path} has no prompts; it needs lines such as {{"prompt": "Once upon a time", "max_tokens": 64}}'
-        )
+        raise ValueError(f"{path} has no prompts; it needs lines such as {_EXAMPLE_LINE}")
     return jobs
 
 
 def _load(parsed: argparse.Namespace, *, check_lengths: bool) -> Bench:
-    """The engine, once the lengths are known to fit: a wrong number is told before the weights are read."""
+    """Check the lengths, then load the engine."""
     config, folder = engine_config(parsed), resolve_model(parsed.model)
     if check_lengths:
         max_positions = GPT2Config.load(folder).max_positions
@@ -328,32 +335,42 @@ def _load(parsed: argparse.Namespace, *, check_lengths: bool) -> Bench:
 
 
 def _random_jobs(engine: Engine, parsed: argparse.Namespace, count: int) -> list[Job]:
-    drawn = np.random.default_rng(parsed.seed).integers(
+    token_ids = np.random.default_rng(parsed.seed).integers(
         0, engine.model.vocab, (count, parsed.input_len), dtype=np.int64
     )
     return [
         Job(f"prompt {index}", prompt, parsed.output_len)
-        for index, prompt in enumerate(drawn.tolist())
+        for index, prompt in enumerate(token_ids.tolist())
     ]
 
 
 def _about(parsed: argparse.Namespace, engine: Engine) -> dict[str, str]:
     model, config = engine.model, engine.config
     caching = "on" if config.enable_prefix_caching else "off"
-    sizes = f"{model.num_parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, vocabulary {model.vocab:,}"
-    limits = f"max_num_seqs {config.max_num_seqs}, max_num_batched_tokens {config.max_num_batched_tokens}, block_size {config.block_size}"
+    sizes = (
+        f"{model.num_parameters:,} parameters, {model.layers} layers, d_model {model.d_model}, "
+        f"vocabulary {model.vocab:,}"
+    )
+    limits = (
+        f"max_num_seqs {config.max_num_seqs}, max_num_batched_tokens "
+        f"{config.max_num_batched_tokens}, block_size {config.block_size}"
+    )
     exact = ", batch_invariant" if config.batch_invariant else ""
-    types = f"{weight_kind(config)}, KV cache {engine.runner.backend.cache_dtype}, backend {config.backend}"
+    cache_dtype = engine.runner.backend.cache_dtype
+    types = f"{weight_kind(config)}, KV cache {cache_dtype}, backend {config.backend}"
     return {
         "model": f"{parsed.model}, {sizes}, context {engine.max_model_len:,}",
-        "settings": f"{types}, {limits}, prefix caching {caching}, temperature {parsed.temperature:g}{exact}",
+        "settings": f"{types}, {limits}, prefix caching {caching}, "
+        f"temperature {parsed.temperature:g}{exact}",
     }
 
 
 def _record(parsed: argparse.Namespace, engine: Engine) -> dict[str, Any]:
     return {
-        "model": parsed.model, "parameters": engine.model.num_parameters, "temperature": parsed.temperature,
-        "prefix_caching": engine.config.enable_prefix_caching, "num_preemptions": engine.stats().num_preemptions,
+        "model": parsed.model, "parameters": engine.model.num_parameters,
+        "temperature": parsed.temperature,
+        "prefix_caching": engine.config.enable_prefix_caching,
+        "num_preemptions": engine.stats().num_preemptions,
         "settings": asdict(engine.config),
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What every benchmark says besides its figures: the machine it ran on, and how a report ends, in one line of JSON."""
+"""Reports of benchmarks: the machine, a table of figures, and a line of JSON at the end."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from nanovllm import __version__
 
 
 def describe_machine() -> dict[str, Any]:
-    """The machine and the libraries that do the arithmetic, with the threads they are set to use at this moment."""
+    """Return the machine, its software, and the current number of BLAS threads."""
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     return {
@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
-    """Print what was measured and how, then the figures."""
+    """Print the machine, the settings and the figures."""
     machine = describe_machine()
     threads = (
         "its own threads"
@@ -40,7 +40,8 @@ def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
     )
     lines = {
         "machine": f"{machine['cpu']}, {machine['cores']} cores, {machine['os']}",
-        "software": f"nanovllm {__version__}, Python {machine['python']}, NumPy {machine['numpy']}, {machine['blas']} with {threads}",
+        "software": f"nanovllm {__version__}, Python {machine['python']}, "
+        f"NumPy {machine['numpy']}, {machine['blas']} with {threads}",
         **about,
     }
     print("\n".join(f"{label:10} {value}" for label, value in lines.items()))
@@ -51,7 +52,7 @@ def show(about: Mapping[str, str], figures: Mapping[str, str]) -> None:
 
 
 def finish(record: Mapping[str, Any], path: Path | None) -> None:
-    """End the report with one line of JSON: the record and the machine; write it to `path` too, where one is given."""
+    """Print the record and the machine as a line of JSON; write it to `path` too, if given."""
     line = json.dumps({**record, "machine": describe_machine()}, allow_nan=False)
     if path is not None:
         path.write_text(line + "\n", encoding="utf-8")
@@ -59,12 +60,12 @@ def finish(record: Mapping[str, Any], path: Path | None) -> None:
 
 
 def rate(count: float, seconds: float) -> float | None:
-    """Things a second, None where there were none."""
+    """Return a rate per second; None for a count of zero."""
     return count / seconds if count and seconds else None
 
 
 def shown(value: float | None, unit: str = "", digits: int = 2) -> str:
-    """A figure as text, a dash where there is none."""
+    """Format a figure; None is a dash."""
     return "-" if value is None else f"{value:,.{digits}f}{' ' * bool(unit)}{unit}"
 
 
@@ -76,18 +77,18 @@ def _cpu_name() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     if platform.system() == "Darwin":
-        asked = subprocess.run(
+        result = subprocess.run(
             ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
             capture_output=True,
             text=True,
             check=False,
         )
-        if asked.returncode == 0 and asked.stdout.strip():
-            return asked.stdout.strip()
+        if result.returncode == 0 and result.stdout.strip():
+            return result.stdout.strip()
     return platform.processor() or platform.machine()
 
 
 def _blas_name() -> str:
-    built = np.show_config(mode="dicts") or {}
-    blas = built.get("Build Dependencies", {}).get("blas", {})
+    config = np.show_config(mode="dicts") or {}
+    blas = config.get("Build Dependencies", {}).get("blas", {})
     return f"{blas.get('name', 'unknown BLAS')} {blas.get('version', '')}".strip()

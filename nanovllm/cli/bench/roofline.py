@@ -1,10 +1,12 @@
-"""How close a run came to what the machine can do: what had to be read and computed, against the limits measured beside it.
+"""Fractions of the machine's limits that a run reached, by the roofline model.
 
-    decode    reads all weights once a step, and for each query the keys and values of every token before it: bytes against bandwidth
-    prefill   multiplies every token by the weights of all layers, and only rows that are sampled by the head: operations against the peak
+- decode reads all weights once per step, and the keys and values of every earlier token per query:
+  bytes against the memory bandwidth.
+- prefill multiplies every token by the weights of all layers, and only sampled rows by the output
+  head: operations against peak FLOPS.
 
-Counted is what the network needs, whatever an implementation does: padding, scales and what is read twice are its own loss. A model that
-fits a cache can be faster than memory.
+Bytes and operations are the minimum that the model needs. Padding, scales and repeated reads do not
+count. A model that fits in a cache can exceed the memory bandwidth.
 """
 
 from collections.abc import Sequence
@@ -17,18 +19,18 @@ from nanovllm.engine.metrics import StepStats
 from nanovllm.model.config import GPT2Config
 
 WEIGHT_BYTES = {"float32": 4, "bfloat16": 2, "int8": 1}
-_VECTOR_BYTES = 4  # biases and gains
+_VECTOR_BYTES = 4  # float32 biases and gains
 
 
 @dataclass(slots=True)
 class Phase:
-    """What some steps did together.
+    """Totals of the steps of a phase.
 
     Attributes:
-        tokens: those that the speed is told in: of prompts, or decoded.
-        computed: all of them, the decoded ones of a step that reads prompts too.
-        pairs: of a query and a token that it sees, summed over queries.
-        rows: those that the head was needed for.
+        tokens: tokens of the reported speed: prompt tokens, or decoded ones.
+        computed: all computed tokens, including decoded ones in prefill steps.
+        pairs: query-key pairs of attention.
+        rows: rows of the output head.
     """
 
     tokens: int = 0
@@ -40,11 +42,11 @@ class Phase:
 
     @property
     def tokens_per_s(self) -> float | None:
-        """Tokens a second, None where there was nothing."""
+        """Return tokens per second; None without steps."""
         return self.tokens / self.seconds if self.tokens and self.seconds else None
 
     def add(self, tokens: int, stats: StepStats, pairs: int, rows: int) -> None:
-        """Count one step."""
+        """Add a step."""
         self.tokens += tokens
         self.seconds += stats.duration_s
         self.steps += 1
@@ -55,14 +57,14 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a network needs at least.
+    """The minimum cost of a model in bytes and floating-point operations.
 
     Attributes:
-        weights_bytes: read in each step.
+        weights_bytes: weights, read in each step.
         pair_bytes: keys and values of one token, all layers.
-        token_operations: multiplications and additions of all layers for one token, but for attention.
-        pair_operations: of attention, for one query and one token that it sees.
-        row_operations: of the head, for one row.
+        token_operations: operations of all layers for one token, without attention.
+        pair_operations: operations of attention for one query-key pair.
+        row_operations: operations of the output head for one row.
     """
 
     weights_bytes: int
@@ -73,7 +75,7 @@ class Costs:
 
     @classmethod
     def of(cls, model: GPT2Config, kind: str, pair_bytes: float) -> "Costs":
-        """The costs of a model whose weights are of type `kind`."""
+        """Return the costs of a model with weights of type `kind`."""
         layer = 4 * model.d_model**2 + 2 * model.d_model * model.d_ff
         head = model.vocab * model.d_model
         vectors = model.layers * (9 * model.d_model + model.d_ff) + 2 * model.d_model
@@ -87,11 +89,11 @@ class Costs:
         )
 
     def read_bytes(self, steps: int, pairs: int) -> float:
-        """Bytes that steps of one query a sequence read."""
+        """Return the bytes that decode steps read."""
         return steps * self.weights_bytes + pairs * self.pair_bytes
 
     def operations(self, tokens: int, pairs: int, rows: int) -> int:
-        """Multiplications and additions for so many tokens, pairs and rows of logits."""
+        """Return the operations for these tokens, query-key pairs and rows of logits."""
         return (
             tokens * self.token_operations
             + pairs * self.pair_operations
@@ -101,7 +103,14 @@ class Costs:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the machine can do: bytes a second, and operations a second in the type of the weights, None where it has no instruction for it."""
+    """The machine's limits.
+
+    Attributes:
+        threads: threads of the measurement.
+        kind: type of the weights.
+        bandwidth: bytes per second.
+        peak: operations per second in `kind`; None without an instruction for it.
+    """
 
     threads: int
     kind: str
@@ -110,8 +119,8 @@ class Limits:
 
     @classmethod
     def measure(cls, config: EngineConfig) -> "Limits":
-        """Measure this machine with the threads and the type that an engine is set to."""
-        # Numba takes long to import, and only those who measure need it.
+        """Measure the limits for an engine's threads and type of weights."""
+        # Numba is slow to import.
         from nanovllm.cli.bench.machine import measure_bandwidth, measure_peak  # noqa: PLC0415
         from nanovllm.model.kernels.threads.cores import default_threads  # noqa: PLC0415
 
@@ -120,7 +129,7 @@ class Limits:
 
     @classmethod
     def mean(cls, readings: Sequence["Limits"]) -> "Limits":
-        """The mean of readings before and after a run."""
+        """Return the mean of measurements before and after a run."""
         peaks = [reading.peak for reading in readings if reading.peak is not None]
         bandwidth = sum(reading.bandwidth for reading in readings) / len(readings)
         return cls(
@@ -132,12 +141,12 @@ class Limits:
 
 
 def weight_kind(config: EngineConfig) -> str:
-    """The type that the weights are kept and multiplied in."""
+    """Return the type of the weights in memory."""
     return config.quantization or config.dtype
 
 
 def engine_costs(engine: Engine) -> Costs:
-    """The costs of a loaded engine's network; the cache's share is what its backend says."""
+    """Return the costs of a loaded engine's model."""
     block_size = engine.config.block_size
     return Costs.of(
         engine.model,
@@ -149,7 +158,7 @@ def engine_costs(engine: Engine) -> Costs:
 def fractions(
     costs: Costs, limits: Limits, prefill: Phase, decode: Phase
 ) -> dict[str, float | None]:
-    """How much of the machine's limits each phase reached; None where there is nothing to compare."""
+    """Return the fraction of the limits that each phase reached; None without a measurement."""
     read = costs.read_bytes(decode.steps, decode.pairs)
     computed = {
         phase: costs.operations(work.computed, work.pairs, work.rows)
@@ -163,12 +172,12 @@ def fractions(
     }
 
 
-def shown_fractions(found: dict[str, float | None], limits: Limits) -> dict[str, str]:
-    """The fractions as lines of the report: of decoding, that of the limit which is nearer."""
-    bandwidth, peak = found["decode_bandwidth_fraction"], found["decode_peak_fraction"]
+def shown_fractions(reached: dict[str, float | None], limits: Limits) -> dict[str, str]:
+    """Return the fractions as lines of the report; for decode, that of the nearer limit."""
+    bandwidth, peak = reached["decode_bandwidth_fraction"], reached["decode_peak_fraction"]
     is_computing = bandwidth is not None and peak is not None and peak > bandwidth
     return {
-        f"prefill, of {limits.kind} peak": _percent(found["prefill_peak_fraction"]),
+        f"prefill, of {limits.kind} peak": _percent(reached["prefill_peak_fraction"]),
         f"decode, of {limits.kind} peak" if is_computing else "decode, of bandwidth": _percent(
             peak if is_computing else bandwidth
         ),
@@ -176,7 +185,7 @@ def shown_fractions(found: dict[str, float | None], limits: Limits) -> dict[str,
 
 
 def shown_limits(limits: Limits) -> str:
-    """The machine's limits as a line."""
+    """Return the limits as a line of the report."""
     peak = (
         f"{limits.peak / 1e9:,.0f} GFLOPS in {limits.kind}"
         if limits.peak

@@ -1,7 +1,8 @@
-"""nanovllm bench serve: a load generator for a running OpenAI-compatible server, with the figures of vLLM's `bench serve`.
+"""`nanovllm bench serve`: a load generator with the figures of vLLM's `bench serve`.
 
-A request's time begins when it is sent, the opening of its connection included. Tokens are counted by the server's `usage`, since one piece
-of a stream may carry several tokens; TPOT = (time to the last piece - TTFT) / (output tokens - 1), and ITL is the time between pieces.
+A request's time includes opening its connection. Tokens are counted by the server's `usage`,
+because a chunk of a stream may carry several tokens. TPOT = (E2EL - TTFT) / (output tokens - 1), and ITL is
+the time between chunks.
 """
 
 import argparse
@@ -26,17 +27,17 @@ from nanovllm.cli.security_options import keys_in_environment
 _TIMES = {
     "ttft": "time to first token",
     "tpot": "time per output token",
-    "itl": "between pieces",
-    "e2el": "whole request",
+    "itl": "inter-token latency",
+    "e2el": "end-to-end latency",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """One request as its client saw it; `piece_times_s` and `start_s` are of one clock, and `error` is None where all went well."""
+    """The times of a request as its client saw it; `error` is None on success."""
 
     start_s: float
-    piece_times_s: tuple[float, ...] = ()
+    chunk_times_s: tuple[float, ...] = ()
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -44,17 +45,17 @@ class Trace:
 
     @property
     def ttft_s(self) -> float:
-        """Time to the first piece."""
-        return self.piece_times_s[0] - self.start_s
+        """Return the time to the first chunk."""
+        return self.chunk_times_s[0] - self.start_s
 
     @property
     def e2el_s(self) -> float:
-        """Time to the last piece."""
-        return self.piece_times_s[-1] - self.start_s
+        """Return the time to the last chunk."""
+        return self.chunk_times_s[-1] - self.start_s
 
     @property
     def tpot_s(self) -> float | None:
-        """Time per output token after the first; None where there is only one."""
+        """Return the time per output token after the first; None for a single token."""
         return (
             (self.e2el_s - self.ttft_s) / (self.output_tokens - 1)
             if self.output_tokens > 1
@@ -63,16 +64,16 @@ class Trace:
 
     @property
     def itl_s(self) -> list[float]:
-        """Times between the pieces."""
+        """Return the times between chunks."""
         return [
             after - before
-            for before, after in zip(self.piece_times_s, self.piece_times_s[1:], strict=False)
+            for before, after in zip(self.chunk_times_s, self.chunk_times_s[1:], strict=False)
         ]
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What is sent: bodies of requests, when each comes (seconds from the start), and how many may be under way at once."""
+    """The workload: request bodies, and the arrival time of each in seconds from the start."""
 
     bodies: Sequence[dict[str, Any]]
     arrivals_s: Sequence[float]
@@ -81,7 +82,7 @@ class Load:
 
 
 def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
-    """The figures that people compare, of the completed requests; times in milliseconds, None where nothing was measured."""
+    """Return the figures of the completed requests; times in milliseconds, None without data."""
     done = [trace for trace in traces if trace.error is None]
     input_tokens, output_tokens = (
         sum(trace.input_tokens for trace in done),
@@ -115,14 +116,16 @@ def figures_of(traces: Sequence[Trace], duration_s: float) -> dict[str, Any]:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Send the load and report; 1 where a request failed."""
+    """Run the load and report; return 1 if a request failed."""
     server = Server.at(
         parsed.base_url, parsed.api_key or next(iter(keys_in_environment(os.environ)), None)
     )
     seed = secrets.randbits(32) if parsed.seed is None else parsed.seed
     model, traces, duration_s = asyncio.run(_measure(server, parsed, seed))
     figures = figures_of(traces, duration_s)
-    most = "no limit" if parsed.max_concurrency is None else f"at most {parsed.max_concurrency}"
+    concurrency = (
+        "no limit" if parsed.max_concurrency is None else f"at most {parsed.max_concurrency}"
+    )
     arrivals = (
         "all at once" if math.isinf(parsed.request_rate) else f"{parsed.request_rate:g} requests/s"
     )
@@ -131,8 +134,10 @@ def run(parsed: argparse.Namespace) -> int:
     show(
         {
             "server": f"{server.url}, model {model}; the machine above is the client's",
-            "work": f"{parsed.num_prompts} requests, {lengths}, {arrivals}, {most} under way",
-            "settings": f"temperature {parsed.temperature:g}{eos}, seed {seed}; {figures['total_cached_tokens']:,} tokens came from a prefix cache",
+            "work": f"{parsed.num_prompts} requests, {lengths}, {arrivals}, "
+            f"{concurrency} concurrent",
+            "settings": f"temperature {parsed.temperature:g}{eos}, seed {seed}; "
+            f"{figures['total_cached_tokens']:,} tokens came from a prefix cache",
         },
         _shown_figures(figures),
     )
@@ -140,10 +145,13 @@ def run(parsed: argparse.Namespace) -> int:
     if errors:
         print(f"{len(errors)} of {len(traces)} requests failed, the first with: {errors[0]}\n")
     record = {
-        "benchmark": "serve", "base_url": server.url, "model": model, "num_prompts": parsed.num_prompts,
-        "request_rate": "inf" if math.isinf(parsed.request_rate) else parsed.request_rate, "max_concurrency": parsed.max_concurrency,
-        "random_input_len": parsed.random_input_len, "random_output_len": parsed.random_output_len, "vocab": parsed.vocab,
-        "ignore_eos": parsed.ignore_eos, "temperature": parsed.temperature, "seed": seed, "first_error": errors[0] if errors else None,
+        "benchmark": "serve", "base_url": server.url, "model": model,
+        "num_prompts": parsed.num_prompts,
+        "request_rate": "inf" if math.isinf(parsed.request_rate) else parsed.request_rate,
+        "max_concurrency": parsed.max_concurrency, "random_input_len": parsed.random_input_len,
+        "random_output_len": parsed.random_output_len, "vocab": parsed.vocab,
+        "ignore_eos": parsed.ignore_eos, "temperature": parsed.temperature, "seed": seed,
+        "first_error": errors[0] if errors else None,
     }  # fmt: skip
     finish({**record, **figures}, parsed.json)
     return 1 if errors else 0
@@ -152,7 +160,7 @@ def run(parsed: argparse.Namespace) -> int:
 async def _measure(
     server: Server, parsed: argparse.Namespace, seed: int
 ) -> tuple[str, list[Trace], float]:
-    """The model's name, every request's trace, and the seconds from the first request to the last answer."""
+    """Return the model's name, all traces, and the duration in seconds."""
     model = await _check_model(
         server, parsed.model, parsed.random_input_len, parsed.random_output_len
     )
@@ -165,12 +173,13 @@ async def _measure(
         gaps_s[1:] = random.exponential(1 / parsed.request_rate, parsed.num_prompts - 1)
     common = {
         "model": model, "max_tokens": parsed.random_output_len, "temperature": parsed.temperature,
-        "stream": True, "stream_options": {"include_usage": True}, **({"ignore_eos": True} if parsed.ignore_eos else {}),
+        "stream": True, "stream_options": {"include_usage": True},
+        **({"ignore_eos": True} if parsed.ignore_eos else {}),
     }  # fmt: skip
     first = await _follow(
         server, {**common, "prompt": prompts[0], "max_tokens": 1}, parsed.timeout_s
     )
-    if first.error is not None:  # what is wrong with every request is told once, before the load
+    if first.error is not None:  # report an error of all requests once
         raise ConnectionError(f"a first request failed, so nothing was measured: {first.error}")
     bodies = [{**common, "prompt": prompt} for prompt in prompts[1:]]
     load = Load(bodies, np.cumsum(gaps_s).tolist(), parsed.max_concurrency, parsed.timeout_s)
@@ -179,8 +188,8 @@ async def _measure(
     return model, traces, time.perf_counter() - started_s
 
 
-async def _check_model(server: Server, wanted: str | None, input_len: int, output_len: int) -> str:
-    """The name to ask for; raises ValueError where the server has no such model or its context is too short."""
+async def _check_model(server: Server, model: str | None, input_len: int, output_len: int) -> str:
+    """Return the model's name; raises ValueError if it is unknown or its context too short."""
     answer = await get_json(server, "/v1/models")
     listed = answer.get("data") if isinstance(answer, dict) else None
     models = (
@@ -192,7 +201,7 @@ async def _check_model(server: Server, wanted: str | None, input_len: int, outpu
         raise ConnectionError(
             f"{server.url}/v1/models lists no models, so it is no OpenAI-compatible server"
         )
-    name = wanted or next(iter(models))
+    name = model or next(iter(models))
     if name not in models:
         raise ValueError(f"the server has no model {name!r}; --model may be {', '.join(models)}")
     max_model_len = models[name].get("max_model_len")
@@ -202,7 +211,7 @@ async def _check_model(server: Server, wanted: str | None, input_len: int, outpu
 
 
 async def _send(server: Server, load: Load) -> list[Trace]:
-    """Start every request at its time, and wait for all of them."""
+    """Send each request at its arrival time and return all traces."""
     gate: AbstractAsyncContextManager[Any] = (
         asyncio.Semaphore(load.max_concurrency) if load.max_concurrency else nullcontext()
     )
@@ -225,14 +234,15 @@ async def _send(server: Server, load: Load) -> list[Trace]:
 
 
 async def _follow(server: Server, body: dict[str, Any], timeout_s: float) -> Trace:
-    """Send one request and follow its stream to the end; what goes wrong is in the trace."""
+    """Send one request and read its stream; errors are in the trace."""
     start_s = time.perf_counter()
     try:
         return await asyncio.wait_for(_stream(server, body, start_s), timeout_s)
     except asyncio.TimeoutError:
         return Trace(
             start_s,
-            error=f"the answer was not complete within {timeout_s:g} s; raise --timeout-s or send less at once",
+            error=f"the response was not complete within {timeout_s:g} s; raise --timeout-s or "
+            "send less at once",
         )
     except OSError as error:
         return Trace(start_s, error=str(error))
@@ -244,9 +254,8 @@ async def _stream(server: Server, body: dict[str, Any], start_s: float) -> Trace
     async with aclosing(events(server, "/v1/completions", body)) as stream:
         async for now, event in stream:
             if not isinstance(event, dict) or "error" in event:
-                raise ConnectionError(
-                    f"the stream broke off: {reason_of(event.get('error') if isinstance(event, dict) else event)}"
-                )
+                error = event.get("error") if isinstance(event, dict) else event
+                raise ConnectionError(f"the stream broke off: {reason_of(error)}")
             if event.get("choices"):
                 times_s.append(now)
             usage = event.get("usage") or usage

@@ -2,12 +2,12 @@
 
 In reading order:
 
-- parser: argparse with suggestions, defaults in help texts and commands loaded on use.
-- security_options: options for API keys, hosts, origins and TLS.
-- serve: `nanovllm serve`.
-- generate: `nanovllm generate`.
-- run_batch: `nanovllm run-batch`.
-- models: `nanovllm list`, `show`, `remove` and `env`.
-- bench: `nanovllm bench latency|throughput|serve`.
-- verify: `nanovllm verify`.
+parser            argparse with suggestions, defaults in help texts and commands loaded on use
+security_options  options for API keys, hosts, origins and TLS
+serve             `nanovllm serve`
+generate          `nanovllm generate`
+run_batch         `nanovllm run-batch`
+models            `nanovllm list`, `show`, `remove` and `env`
+bench             `nanovllm bench latency|throughput|serve`
+verify            `nanovllm verify`
 """

@@ -1,1 +1,20 @@
-"""HTTP below the endpoints: bodies, limits, errors, connections and logs."""
+"""HTTP below the endpoints: middleware, request bodies, errors and connections.
+
+In reading order:
+
+errors        the error format and exception handlers
+request_log   request ids, the record of a request, and the log
+auth          API keys and the `Host` check
+cors          cross-origin requests of web pages
+head          HEAD requests
+body_limit    limits on the size, time and memory of bodies
+deadlines     the deadline of a request
+work          thread pools for parsing, tokenizing and writing
+body          read and validate a body
+bounds        the base class of bodies, with bounded sizes
+problems      validation errors as messages
+json_reader   large JSON documents in
+json_writer   large JSON documents out
+event_stream  server-sent events
+protocol      uvicorn's protocol with timeouts and limits
+"""

@@ -1,4 +1,4 @@
-"""The body of a request: read, and checked against its model, beside the event loop where it is large."""
+"""Read a request body and validate it, on a worker thread if it is large."""
 
 from typing import TypeVar
 
@@ -8,22 +8,22 @@ from starlette.requests import ClientDisconnect, Request
 from nanovllm.errors import InvalidRequestError
 from nanovllm.server.http.errors import ClientDisconnectedError, InvalidBodyError, shorten
 from nanovllm.server.http.json_reader import MalformedJSONError, read_json
-from nanovllm.server.http.problems import describe_problems, given
+from nanovllm.server.http.problems import describe_problems, quoted_input
 from nanovllm.server.http.work import Work
 
 B = TypeVar("B", bound=BaseModel)
 
 INLINE_BYTES = 1 << 11
-"""Bodies up to here are read on the event loop: handing one to a thread takes longer."""
+"""Largest body that is parsed on the event loop: handing it to a thread takes longer."""
 
 
 async def read_body(request: Request, kind: type[B], work: Work) -> tuple[B, int]:
-    """The body of a request and its size in bytes.
+    """Return a request's validated body and its size in bytes.
 
     Raises:
-        InvalidRequestError: it is not what `kind` describes.
+        InvalidRequestError: the body does not match `kind`.
         ClientDisconnectedError: the client closed its connection.
-        RequestTimeoutError: the request's time was over before it could be read.
+        RequestTimeoutError: the request's deadline has passed.
     """
     try:
         content = await request.body()
@@ -37,11 +37,11 @@ async def read_body(request: Request, kind: type[B], work: Work) -> tuple[B, int
 
 
 def parse_body(content: bytes, media_type: str, kind: type[B]) -> B:
-    """The body in `content`; raises InvalidRequestError."""
+    """Parse and validate a body; raises InvalidRequestError."""
     if not content or not _is_json(media_type):
-        sent = given(content[:201]) if content else ""
+        quoted = quoted_input(content[:201]) if content else ""
         raise InvalidRequestError(
-            f"the body must be a JSON object, sent with Content-Type: application/json{sent}"
+            f"the body must be a JSON object, sent with Content-Type: application/json{quoted}"
         )
     try:
         body = read_json(content)
@@ -51,7 +51,7 @@ def parse_body(content: bytes, media_type: str, kind: type[B]) -> B:
 
 
 def check_body(body: object, kind: type[B]) -> B:
-    """Return a body that has been read as JSON; raises InvalidRequestError that lists its problems."""
+    """Validate a parsed body; raises InvalidBodyError that lists its problems."""
     try:
         return kind.model_validate(body)
     except ValidationError as error:
@@ -60,7 +60,10 @@ def check_body(body: object, kind: type[B]) -> B:
 
 
 def _is_json(media_type: str) -> bool:
-    """Whether a Content-Type says JSON. Browsers send others to any server without asking it, so they are no JSON here."""
+    """Return whether a Content-Type is JSON.
+
+    Browsers send other types across origins without a preflight, so those are refused.
+    """
     kind, _, subtype = media_type.partition(";")[0].strip().lower().partition("/")
     return kind == "application" and (subtype == "json" or subtype.endswith("+json"))
 

@@ -1,8 +1,7 @@
-"""What all objects of a body have in common: bounded sizes, null means left out, and 5.0 is a whole number.
+"""The base class of all request bodies: bounded sizes, null means absent, 5.0 is an integer.
 
-Each fault that pydantic finds costs time and memory, and it collects all of them in one call that
-keeps the interpreter, so that a body of a million faults would stop the event loop for seconds.
-Sizes are checked first instead.
+Pydantic collects all errors of a body in one call that holds the GIL, so a body with a million
+errors would stop the event loop for seconds. Sizes are therefore checked first.
 """
 
 from collections.abc import Iterable, Mapping
@@ -12,13 +11,18 @@ from typing import Any, get_args
 from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
 from pydantic.fields import FieldInfo
 
-MAX_FIELDS = 100  # more than there are to know; each unknown one costs an error of its own
+MAX_FIELDS = 100  # more than any model has; each unknown field costs an error
 _CHUNK_VALUES = 1 << 15
-_OUTSIDE = ("title", "description", "default", "examples")  # of a schema that gets a null beside it
+_OUTSIDE = (
+    "title",
+    "description",
+    "default",
+    "examples",
+)  # of `anyOf`, in a schema that also takes null
 
 
 def allow_nulls(schema: dict[str, Any]) -> None:
-    """Add null to the schema of an object where the server takes it: for optional and for unknown fields."""
+    """Allow null in an object's schema for optional and for unknown fields."""
     required = schema.get("required", ())
     for name, described in schema.get("properties", {}).items():
         if name not in required and not _has_null(described):
@@ -34,7 +38,7 @@ def _has_null(schema: Mapping[str, Any]) -> bool:
 
 
 class BoundedModel(BaseModel):
-    """An object of a body. One with too many fields is refused as a whole."""
+    """An object of a request body, refused as a whole if it has too many fields."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False, json_schema_extra=allow_nulls
@@ -43,9 +47,9 @@ class BoundedModel(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _normalize(cls, value: Any) -> Any:
-        """Count the fields before they are looked at, drop nulls, and make 5.0 an int where one belongs.
+        """Limit the number of fields, drop nulls, and convert 5.0 to an int for integer fields.
 
-        A required field keeps its null, whose error then names it.
+        A required field keeps its null, so that the error names the field.
         """
         if not isinstance(value, dict):
             return value
@@ -61,17 +65,17 @@ class BoundedModel(BaseModel):
 
 @cache
 def fields_by_name(kind: type[BaseModel]) -> dict[str, FieldInfo]:
-    """Return the fields of a model under the names that clients use."""
+    """Return a model's fields by their names in JSON."""
     return {field.alias or name: field for name, field in kind.model_fields.items()}
 
 
 def _is_integer(field: FieldInfo | None) -> bool:
-    """Return whether a field takes an integer and no other number."""
+    """Return whether a field is an integer."""
     return field is not None and (field.annotation is int or int in get_args(field.annotation))
 
 
 def as_integer(value: Any) -> Any:
-    """Return a float without a fraction as an int; some programs write 5 as 5.0. Others as they are."""
+    """Convert an integral float to an int, because some clients write 5 as 5.0."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
@@ -82,18 +86,20 @@ def _as_integers(value: object) -> object:
 
 
 INTEGERS = BeforeValidator(_as_integers)
-"""Applies `as_integer` to each entry of a list."""
+"""Apply `as_integer` to each entry of a list."""
 
 
 def types_of(values: list[Any]) -> set[type]:
-    """Return the types of a list's entries, by calls that are fast and let other threads run between them."""
+    """Return the types of a list's entries, in chunks that release the GIL in between."""
     starts = range(0, len(values), _CHUNK_VALUES)
-    parts: Iterable[set[type]] = ({*map(type, values[at : at + _CHUNK_VALUES])} for at in starts)
+    parts: Iterable[set[type]] = (
+        {*map(type, values[start : start + _CHUNK_VALUES])} for start in starts
+    )
     return set().union(*parts)
 
 
 def at_most(limit: int) -> BeforeValidator:
-    """Count the entries of a list or an object before they are looked at."""
+    """Return a validator that limits the entries of a list or an object."""
 
     def check(value: object) -> object:
         if isinstance(value, dict | list) and len(value) > limit:

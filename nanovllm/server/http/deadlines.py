@@ -1,6 +1,7 @@
-"""How long a request may take: what the server allows, or what its client allows it where that is less.
+"""Request deadlines: the server's timeout, or the client's if that is shorter.
 
-The client says so by a header, which every route understands alike and the official clients can send (`extra_headers`).
+The client sends a header, which every route accepts and the official clients can set
+(`extra_headers`).
 """
 
 import re
@@ -18,33 +19,28 @@ _NUMBER = re.compile(r"\d{1,6}(\.\d{1,6})?", re.ASCII)
 
 
 def deadline_of(request: Request) -> Deadline | None:
-    """When the answer to a request is due, counted from its arrival; None where nobody said. Raises InvalidRequestError.
+    """Return a request's deadline, counted from its arrival, or None; raises InvalidRequestError.
 
-    One object a request, however often it is asked for: its parts may be submitted one after the other.
+    All parts of a request share one Deadline.
     """
     record = record_of(request)
     if record.deadline is not None:
         return record.deadline
-    limits = [
-        limit
-        for limit in (
-            request.app.state.request_timeout_s,
-            _asked(request.headers.getlist(TIMEOUT_HEADER)),
-        )
-        if limit is not None
-    ]
-    record.deadline = Deadline.after(min(limits), record.arrived_s) if limits else None
+    server_s: float | None = request.app.state.request_timeout_s
+    client_s = _client_timeout_s(request.headers.getlist(TIMEOUT_HEADER))
+    timeouts = [timeout_s for timeout_s in (server_s, client_s) if timeout_s is not None]
+    record.deadline = Deadline.after(min(timeouts), record.arrived_s) if timeouts else None
     return record.deadline
 
 
-def _asked(values: list[str]) -> float | None:
+def _client_timeout_s(values: list[str]) -> float | None:
     if not values:
         return None
     timeout_s = float(values[0]) if len(values) == 1 and _NUMBER.fullmatch(values[0]) else 0.0
     if not 0 < timeout_s <= MAX_TIMEOUT_S:
-        given = shorten(", ".join(values), 40)
         raise InvalidRequestError(
-            f"{TIMEOUT_HEADER} is {given!r} but must be one number of seconds above 0 and up to {MAX_TIMEOUT_S:g}, such as 30 or 2.5",
+            f"{TIMEOUT_HEADER} is {shorten(', '.join(values), 40)!r} but must be one number of "
+            f"seconds above 0 and up to {MAX_TIMEOUT_S:g}, such as 30 or 2.5",
             param=TIMEOUT_HEADER,
         )
     return timeout_s

@@ -1,6 +1,6 @@
-"""Every error leaves the server in one form: {"error": {"message", "type", "param", "code"}}.
+"""The error format, {"error": {"message", "type", "param", "code"}}, and the exception handlers.
 
-Input is quoted in short only: an answer must not be many times larger than what provoked it.
+Quoted input is truncated, so that a response is never many times larger than its request.
 """
 
 import difflib
@@ -27,12 +27,13 @@ from nanovllm.errors import (
 MAX_INPUT_CHARACTERS = 200
 MAX_MESSAGE_CHARACTERS = 2000
 RETRY_AFTER_S = 1
-_MAX_GUESSED_PATH = 64  # characters of an unknown path for which a known one is suggested
+_MAX_GUESSED_PATH = 64  # characters of an unknown path for which one is suggested
 
 _TYPES = {
-    400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError", 404: "NotFoundError", 405: "MethodNotAllowedError",
-    408: "RequestTimeoutError", 413: "RequestTooLargeError", 429: "RateLimitError", 500: "InternalServerError", 503: "ServiceUnavailableError",
-    504: "TimeoutError",
+    400: "BadRequestError", 401: "AuthenticationError", 403: "PermissionDeniedError",
+    404: "NotFoundError", 405: "MethodNotAllowedError", 408: "RequestTimeoutError",
+    413: "RequestTooLargeError", 429: "RateLimitError", 500: "InternalServerError",
+    503: "ServiceUnavailableError", 504: "TimeoutError",
 }  # fmt: skip
 
 
@@ -52,7 +53,7 @@ class ClientDisconnectedError(Exception):
 
 
 class InvalidBodyError(InvalidRequestError):
-    """A body that is not what its model describes; the message lists the problems, each cut short."""
+    """A body that does not match its model; the message lists the problems, each truncated."""
 
 
 class ErrorAnswer(TypedDict):
@@ -67,17 +68,17 @@ class ModelNotServedError(NanovllmError):
     param = "model"
 
 
-def served_name(asked: str | None, names: Sequence[str]) -> str:
-    """The name that an answer gives the model: the one asked for, the first where none is; raises ModelNotServedError."""
-    if asked is not None and asked not in names:
+def served_name(name: str | None, names: Sequence[str]) -> str:
+    """Return the requested model name, by default the first; raises ModelNotServedError."""
+    if name is not None and name not in names:
         raise ModelNotServedError(
-            f"the model {shorten(asked)!r} is not served here; served: {', '.join(names)}"
+            f"the model {shorten(name)!r} is not served here; served: {', '.join(names)}"
         )
-    return asked or names[0]
+    return name or names[0]
 
 
 def error_body(status: int, message: str, param: str | None = None) -> ErrorAnswer:
-    """The body of an error answer."""
+    """Return the body of an error response."""
     return {
         "error": {
             "message": message,
@@ -91,35 +92,33 @@ def error_body(status: int, message: str, param: str | None = None) -> ErrorAnsw
 def error_response(
     status: int, message: str, param: str | None = None, headers: Mapping[str, str] | None = None
 ) -> Response:
-    """An error answer; 429 and 503 say when to try again."""
+    """Return an error response, with Retry-After for 429 and 503."""
     if status in (429, 503):
         headers = {"retry-after": str(RETRY_AFTER_S), **(headers or {})}
-    body = json.dumps(
-        error_body(status, message, param)
-    )  # ASCII: half a surrogate pair in quoted input could not be sent otherwise
+    body = json.dumps(error_body(status, message, param))  # ASCII, also for lone surrogates
     return Response(body, status, headers=dict(headers or {}), media_type="application/json")
 
 
-def _no_path(app: FastAPI, path: str) -> str:
-    """Return what a client is told that asks for an unknown path, such as one without /v1."""
+def _unknown_path(app: FastAPI, path: str) -> str:
+    """Return the message for an unknown path, with a suggestion such as the path under /v1."""
     known = [route.path for route in app.routes if isinstance(route, Route)]
     near = difflib.get_close_matches(path[:_MAX_GUESSED_PATH], known, n=1, cutoff=0.8)
     return f"there is no such path; {f'did you mean {near[0]}?' if near else '/docs lists them'}"
 
 
 def shorten(text: str, limit: int = MAX_INPUT_CHARACTERS) -> str:
-    """`text` cut to `limit` characters."""
+    """Truncate `text` to `limit` characters."""
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def response_for(error: Exception) -> Response:
-    """The answer to a request that ended with this exception."""
+    """Return the error response for an exception."""
     status, message, param = problem_of(error)
     return error_response(status, message, param, _retry_headers(error))
 
 
 def _retry_headers(error: Exception) -> dict[str, str]:
-    """When to try again; or that the official clients must not do so by themselves, which would take as long once more."""
+    """Return Retry-After, or tell the official clients not to retry a request that timed out."""
     if isinstance(error, RequestTimeoutError) and error.has_begun:
         return {"x-should-retry": "false"}
     return (
@@ -130,7 +129,7 @@ def _retry_headers(error: Exception) -> dict[str, str]:
 
 
 def problem_of(error: Exception) -> tuple[int, str, str | None]:
-    """Status, message and field at fault of a request that ended with this exception."""
+    """Return the status, the message and the field at fault of an exception."""
     message = (
         str(error)
         if isinstance(error, NanovllmError)
@@ -142,38 +141,37 @@ def problem_of(error: Exception) -> tuple[int, str, str | None]:
 
 
 def status_of(error: Exception) -> int:
-    """The HTTP status of an exception."""
+    """Return the HTTP status of an exception."""
     if isinstance(error, RequestTimeoutError):
         return 504 if error.has_begun else 503
     statuses: list[tuple[type[Exception], int]] = [
-        (InvalidRequestError, 400), (ModelNotServedError, 404), (QueueFullError, 429), (EngineNotReadyError, 503), (EngineFaultError, 500),
+        (InvalidRequestError, 400), (ModelNotServedError, 404), (QueueFullError, 429),
+        (EngineNotReadyError, 503), (EngineFaultError, 500),
     ]  # fmt: skip
     return next((status for kind, status in statuses if isinstance(error, kind)), 500)
 
 
 def install(app: FastAPI) -> None:
-    """Answer every exception of `app` in the one form."""
+    """Add the exception handlers to `app`."""
 
     async def on_http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        detail = _no_path(app, request.url.path) if error.status_code == 404 else error.detail
+        detail = _unknown_path(app, request.url.path) if error.status_code == 404 else error.detail
         message = f"{request.method} {shorten(request.url.path)}: {detail}"
-        if (
-            error.status_code == 400 and error.__cause__ is not None
-        ):  # neither UTF-8 nor JSON, or nested too deeply: the cause says which
+        if error.status_code == 400 and error.__cause__ is not None:  # raised by json.loads
             message = f"the body cannot be read as JSON: {shorten(str(error.__cause__))}"
         headers = dict(error.headers or {})
         if headers.get("Allow") == "GET":
-            headers["Allow"] = "GET, HEAD"  # which HeadMiddleware answers
+            headers["Allow"] = "GET, HEAD"  # see HeadMiddleware
         return error_response(error.status_code, message, headers=headers)
 
-    async def on_any(request: Request, error: Exception) -> Response:
+    async def on_error(request: Request, error: Exception) -> Response:
         return response_for(error)
 
-    async def on_gone(request: Request, error: Exception) -> Response:
-        return Response(status_code=499)  # which nobody reads
+    async def on_disconnect(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     app.add_exception_handler(HTTPException, on_http)
-    app.add_exception_handler(NanovllmError, on_any)
-    app.add_exception_handler(ClientDisconnectedError, on_gone)
-    app.add_exception_handler(Exception, on_any)
+    app.add_exception_handler(NanovllmError, on_error)
+    app.add_exception_handler(ClientDisconnectedError, on_disconnect)
+    app.add_exception_handler(Exception, on_error)

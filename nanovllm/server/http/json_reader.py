@@ -1,8 +1,9 @@
-"""JSON of megabytes, read in pieces: json.loads is one call that keeps the interpreter, and stops the event loop for as long.
+"""Read large JSON in pieces: one long call of json.loads holds the GIL and stops the event loop.
 
-A body is scanned once with NumPy for brackets and commas outside of texts. That gives its depth and how many arrays and objects it has,
-which are bounded: they are what makes reading, checking and freeing expensive. Then it is cut at commas into pieces of at most
-PIECE_BYTES, each of which json.loads reads. What it accepts, what it refuses and what it gives is what json.loads would.
+NumPy scans the document once for brackets and commas outside of strings. That gives its depth and
+its number of arrays and objects. Both are bounded, because they make parsing, validating and
+freeing expensive. Then the document is cut at commas into pieces of at most PIECE_BYTES for
+json.loads. It accepts, refuses and returns the same as json.loads.
 """
 
 import codecs
@@ -35,7 +36,7 @@ _NAME = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")[ \t\n\r]*:', re.DOTALL)
 
 
 class MalformedJSONError(ValueError):
-    """A document that is not JSON; `character` is where that shows, None where it is about the whole."""
+    """A document that is not JSON; `character` is the offset of the error, or None."""
 
     def __init__(self, message: str, character: int | None = None) -> None:
         super().__init__(message)
@@ -43,7 +44,7 @@ class MalformedJSONError(ValueError):
 
 
 def read_json(document: bytes) -> Any:
-    """The value of a document in UTF-8; raises MalformedJSONError."""
+    """Return the value of a UTF-8 document; raises MalformedJSONError."""
     document = document.removeprefix(codecs.BOM_UTF8)
     if len(document) <= PIECE_BYTES:
         return _load(document, 0, len(document), document)
@@ -52,12 +53,12 @@ def read_json(document: bytes) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class _Document:
-    """A document with the brackets and commas that are not part of a text, in order.
+    """A document and its marks, the brackets and commas outside of strings, in order.
 
     Attributes:
-        offsets: [marks] where they stand.
-        kinds: [marks] which bytes they are.
-        depths: [marks] how many brackets are open after them.
+        offsets: [marks] their byte offsets.
+        kinds: [marks] their bytes.
+        depths: [marks] the number of open brackets after them.
     """
 
     content: bytes
@@ -67,7 +68,7 @@ class _Document:
 
     @classmethod
     def scan(cls, content: bytes) -> "_Document":
-        """Find the marks; raises MalformedJSONError where there are too many brackets or they are too deep."""
+        """Find the marks; raises MalformedJSONError for too many or too deep brackets."""
         scanner = _Scanner()
         blocks = [
             scanner.scan(content, begin, begin + _BLOCK_BYTES)
@@ -76,20 +77,20 @@ class _Document:
         return cls(content, *map(np.concatenate, zip(*blocks, strict=True)))
 
     def value(self, start: int, end: int, depth: int) -> Any:
-        """The value of content[start:end], which `depth` brackets enclose."""
+        """Return the value of content[start:end], inside of `depth` brackets."""
         first_byte = self.content[start] if end > start else None
         if end - start > PIECE_BYTES and first_byte == _QUOTE == self.content[end - 1]:
-            return _long_text(self.content, start + 1, end - 1)
+            return _long_string(self.content, start + 1, end - 1)
         closing = None if first_byte is None else _PAIRS.get(first_byte)
         if end - start <= PIECE_BYTES or closing is None:  # a single number, if longer
             return _load(self.content, start, end, self.content[start:end])
         first, last = np.searchsorted(self.offsets, (start, end - 1))
-        inside = self.depths[first:last]
+        inner_depths = self.depths[first:last]
         if (
             self.content[end - 1] != closing
             or last == self.offsets.size
             or self.depths[last] != depth
-            or inside.min() <= depth
+            or inner_depths.min() <= depth
         ):
             raise MalformedJSONError(
                 "Expecting one value whose brackets match", _characters(self.content, start)
@@ -111,18 +112,21 @@ class _Document:
         fields: dict[str, Any] = {}
         for begin, cut in self._pieces(start, end, depth):
             if cut - begin > PIECE_BYTES:
-                name, value_at = self._name(begin, cut)
-                fields[name] = self.value(*_strip(self.content, value_at, cut), depth)
+                name, value_start = self._name(begin, cut)
+                fields[name] = self.value(*_strip(self.content, value_start, cut), depth)
             else:
                 piece = b"{" + self.content[begin:cut] + b"}"
                 fields.update(_load(self.content, begin, cut, piece))
         return fields
 
     def _pieces(self, start: int, end: int, depth: int) -> Iterator[tuple[int, int]]:
-        """Spans between the commas at this depth, as many neighbours in one as fit into PIECE_BYTES; raises where one is blank."""
-        begin, end_of_text = start, _strip(self.content, start, end)[1]
-        if begin >= end_of_text:
-            return  # an array or object of nothing
+        """Yield spans between commas at this depth, of up to PIECE_BYTES or one item.
+
+        Raises MalformedJSONError for an empty item.
+        """
+        begin, content_end = start, _strip(self.content, start, end)[1]
+        if begin >= content_end:
+            return  # an empty array or object
         while begin <= end:
             cut = end if end - begin <= PIECE_BYTES else self._cut(begin, end, depth)
             if _strip(self.content, begin, cut)[0] >= cut:
@@ -131,7 +135,7 @@ class _Document:
             begin = cut + 1
 
     def _cut(self, begin: int, end: int, depth: int) -> int:
-        """The last comma at this depth within PIECE_BYTES, otherwise the next one, otherwise `end`."""
+        """Return the last comma at this depth within PIECE_BYTES, else the next one, else `end`."""
         first = int(np.searchsorted(self.offsets, begin))
         near = int(np.searchsorted(self.offsets, begin + PIECE_BYTES, side="right"))
         commas = self._commas(first, near, depth)
@@ -145,13 +149,13 @@ class _Document:
         return end
 
     def _commas(self, first: int, last: int, depth: int) -> npt.NDArray[np.int64]:
-        """Where among these marks the commas at this depth stand."""
+        """Return the offsets of the commas at this depth among these marks."""
         is_comma = (self.kinds[first:last] == _COMMA) & (self.depths[first:last] == depth)
         commas: npt.NDArray[np.int64] = self.offsets[first:last][is_comma]
         return commas
 
     def _name(self, begin: int, end: int) -> tuple[str, int]:
-        """A field's name, and where its value begins."""
+        """Return a field's name and the offset of its value."""
         begin, _ = _strip(self.content, begin, end)
         name = _NAME.match(self.content, begin, min(end, begin + _MAX_NAME_BYTES))
         if name is None:
@@ -162,11 +166,11 @@ class _Document:
 
 
 class _Scanner:
-    """Finds marks block by block, since a long NumPy call would keep the interpreter too."""
+    """Finds marks block by block, because a long NumPy call would hold the GIL too."""
 
     def __init__(self) -> None:
-        """Start outside of any text, at no depth."""
-        self._is_in_text = False
+        """Start outside of strings, at depth 0."""
+        self._is_in_string = False
         self._num_backslashes = 0  # directly before the next block
         self._num_containers = 0
         self._depth = 0
@@ -174,16 +178,16 @@ class _Scanner:
     def scan(
         self, content: bytes, begin: int, end: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
-        """Offsets, kinds and depths of the marks in content[begin:end], which follows what was scanned before."""
+        """Return offsets, kinds and depths of the marks in the next block, content[begin:end]."""
         block = np.frombuffer(content[begin:end], dtype=np.uint8)
         offsets = np.flatnonzero(_IS_MARK[block])
         kinds = block[offsets]
         is_quote = kinds == _QUOTE
         if self._num_backslashes or b"\\" in content[begin:end]:
             is_quote[is_quote] = ~self._is_escaped(block, offsets[is_quote])
-        in_text = (np.cumsum(is_quote, dtype=np.int32) + self._is_in_text) % 2 == 1
-        self._is_in_text = bool(in_text[-1]) if in_text.size else self._is_in_text
-        kept = ~in_text & (kinds != _QUOTE)
+        in_string = (np.cumsum(is_quote, dtype=np.int32) + self._is_in_string) % 2 == 1
+        self._is_in_string = bool(in_string[-1]) if in_string.size else self._is_in_string
+        kept = ~in_string & (kinds != _QUOTE)
         offsets, kinds = offsets[kept], kinds[kept]
         change = _CHANGE[kinds]
         depths = np.cumsum(change, dtype=np.int32) + np.int32(self._depth)
@@ -199,9 +203,9 @@ class _Scanner:
     def _is_escaped(
         self, block: npt.NDArray[np.uint8], quotes: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.bool_]:
-        """Whether an odd number of backslashes stands directly before each quote."""
+        """Return whether an odd number of backslashes precedes each quote."""
         others = np.flatnonzero(block != _BACKSLASH)
-        rank = np.searchsorted(others, quotes) - 1  # of the last byte before that is none
+        rank = np.searchsorted(others, quotes) - 1  # of the last other byte before it
         before = np.where(rank >= 0, others[rank], -1 - self._num_backslashes)
         last = int(others[-1]) if others.size else -1 - self._num_backslashes
         self._num_backslashes = block.size - 1 - last
@@ -210,7 +214,7 @@ class _Scanner:
 
 
 def _strip(content: bytes, start: int, end: int) -> tuple[int, int]:
-    """content[start:end] without white space around it, which may be megabytes."""
+    """Return the span without surrounding white space, which may be megabytes."""
     while start < end and content[start] in _SPACE:
         step = content[start : min(end, start + _BLOCK_BYTES)]
         start += len(step) - len(step.lstrip(_SPACE))
@@ -220,20 +224,20 @@ def _strip(content: bytes, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def _long_text(content: bytes, start: int, end: int) -> str:
-    """Return the text whose JSON form, without its quotes, is content[start:end]."""
+def _long_string(content: bytes, start: int, end: int) -> str:
+    """Return the string whose JSON form, without quotes, is content[start:end]."""
     parts = []
     while start < end:
-        cut = min(_text_cut(content, start, start + PIECE_BYTES), end)
+        cut = min(_string_cut(content, start, start + PIECE_BYTES), end)
         parts.append(_load(content, start, cut, b'"' + content[start:cut] + b'"'))
         start = cut
     return "".join(parts)
 
 
-def _text_cut(content: bytes, start: int, cut: int) -> int:
-    """Return the first place from `cut` on where a text that begins at `start` can be divided.
+def _string_cut(content: bytes, start: int, cut: int) -> int:
+    """Return the first offset from `cut` on at which a string from `start` can be divided.
 
-    It is neither within a character of UTF-8 or an escape nor between two halves of a pair.
+    It is not inside of a UTF-8 sequence, an escape or a surrogate pair.
     """
     for back in range(min(cut - start, _ESCAPE_BYTES - 1) + 1):
         escape = _ESCAPE.match(content, cut - back)
@@ -246,13 +250,16 @@ def _text_cut(content: bytes, start: int, cut: int) -> int:
 
 
 def _begins_escape(content: bytes, start: int, backslash: int) -> bool:
-    """Return whether an even number of backslashes stands before this one."""
+    """Return whether an even number of backslashes precedes this one."""
     before = content[start:backslash]
     return (len(before) - len(before.rstrip(b"\\"))) % 2 == 0
 
 
 def _load(content: bytes, start: int, end: int, piece: bytes) -> Any:
-    """The value of `piece`, which is content[start:end], perhaps in brackets; an error says where in the whole content it is."""
+    """Parse `piece`, which is content[start:end] or that in brackets.
+
+    Errors give offsets in the whole content.
+    """
     try:
         return json.loads(piece.decode())
     except UnicodeDecodeError as error:
@@ -267,5 +274,5 @@ def _load(content: bytes, start: int, end: int, piece: bytes) -> Any:
 
 
 def _characters(content: bytes, offset: int) -> int:
-    """How many characters stand before a byte."""
+    """Return the number of characters before a byte offset."""
     return len(content[:offset].decode(errors="replace"))

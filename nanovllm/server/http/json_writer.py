@@ -1,16 +1,16 @@
-"""JSON of megabytes, written in pieces: json.dumps is one call that keeps the interpreter, and stops the event loop for as long."""
+"""Write large JSON in pieces: a long call of json.dumps holds the GIL and stops the event loop."""
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 PIECE_ITEMS = 64
-"""Items of a list in one piece: of log-probabilities, a piece takes 2 to 5 ms."""
-_NESTED = 4  # levels of objects and lists that are taken apart; below them all is small
+"""List items in a piece; a piece of log-probabilities takes 2 to 5 ms."""
+_NESTED = 4  # levels of objects and lists that are split; deeper ones are small
 
 
 def write_json(value: Any) -> bytes:
-    """The JSON of a value; takes its time with a large one, and lets other threads run meanwhile."""
+    """Return the JSON of a value; other threads can run between the pieces."""
     return b"".join(json_pieces(value))
 
 

@@ -1,6 +1,6 @@
-"""Pydantic's findings about a body as one message, in JSON's terms: null, true, "text".
+"""Format pydantic's validation errors as one message, in JSON's terms: null, true, "text".
 
-Input is quoted in short only: an answer must not be many times larger than what provoked it.
+Quoted input is truncated, so that a response is never many times larger than its request.
 """
 
 import difflib
@@ -15,7 +15,7 @@ from nanovllm.server.http.bounds import fields_by_name
 from nanovllm.server.http.errors import MAX_INPUT_CHARACTERS, shorten
 
 MAX_PROBLEMS = 10
-_MAX_GUESSED_CHARACTERS = 64  # of an unknown field for which a known one is suggested
+_MAX_GUESSED_CHARACTERS = 64  # of an unknown field for which one is suggested
 _MIN_SIMILARITY = 0.7  # of difflib; at 0.6 it finds truncation_side near functions
 _OTHER_NAMES = {
     "max_completion_tokens": "max_tokens",
@@ -29,7 +29,7 @@ _OTHER_NAMES = {
         ("guided_json", "guided_regex", "guided_choice", "guided_grammar"), "structured_outputs"
     ),
 }
-"""Names that fields have in other interfaces, also in older ones of vLLM."""
+"""Names of fields in other APIs and in older versions of vLLM."""
 
 _REASONS = {
     "missing": "required",
@@ -52,13 +52,13 @@ _REASONS = {
     "model_type": "must be an object",
     "literal_error": "must be {expected}",
 }
-"""What is wrong by the type of a finding; pydantic's own words name Python's types."""
+"""Messages by pydantic's error type; its own messages name Python types."""
 
 
 def describe_problems(
     problems: Sequence[Mapping[str, Any]], kind: type[BaseModel]
 ) -> tuple[str, str | None]:
-    """Return the findings about a body of this kind as one message, and the first field at fault."""
+    """Return one message for pydantic's errors, and the first field at fault."""
     lines = [_describe(problem, kind) for problem in problems[:MAX_PROBLEMS]]
     if len(problems) > MAX_PROBLEMS:
         lines.append(f"and {len(problems) - MAX_PROBLEMS} more")
@@ -66,12 +66,10 @@ def describe_problems(
 
 
 def quote(value: object) -> str:
-    """Return a short form of a JSON value, without visiting all of a large one."""
+    """Return a short form of a JSON value, without visiting all of it."""
     if isinstance(value, str):
         text = json.dumps(value[: MAX_INPUT_CHARACTERS + 1], ensure_ascii=False)
-        return text.encode(
-            errors="backslashreplace"
-        ).decode()  # half of a surrogate pair as JSON spells it
+        return text.encode(errors="backslashreplace").decode()  # lone surrogates as in JSON
     if isinstance(value, bytes):
         return quote(value.decode(errors="replace"))
     if isinstance(value, list):
@@ -83,25 +81,25 @@ def quote(value: object) -> str:
     return json.dumps(value)
 
 
-def given(value: object) -> str:
-    """Return the end of a message that quotes what the client sent."""
+def quoted_input(value: object) -> str:
+    """Return the end of a message that quotes the client's input."""
     return f" (given: {shorten(quote(value))})"
 
 
 def _describe(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
-    """Return one finding: where it is, what is wrong and what was given."""
+    """Format one error: the field, the reason and the input."""
     problem_type, value, path = problem["type"], problem.get("input"), problem["loc"]
-    place = shorten(".".join(str(part) for part in path))
-    if not place and problem_type == "model_type":
-        sent = given(value) if value else ""
-        return f"the body must be a JSON object, sent with Content-Type: application/json{sent}"
+    field = shorten(".".join(str(part) for part in path))
+    if not field and problem_type == "model_type":
+        quoted = quoted_input(value) if value else ""
+        return f"the body must be a JSON object, sent with Content-Type: application/json{quoted}"
     reason = _reason(problem, kind)
-    if not place:
+    if not field:
         return reason
-    is_told = problem_type == "missing" or (
+    is_quoted = problem_type == "missing" or (
         problem_type == "value_error" and isinstance(value, list | dict)
     )  # our own messages quote the entry at fault
-    return f"{place}: {reason}{'' if is_told else given(value)}"
+    return f"{field}: {reason}{'' if is_quoted else quoted_input(value)}"
 
 
 def _reason(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
@@ -116,14 +114,14 @@ def _reason(problem: Mapping[str, Any], kind: type[BaseModel]) -> str:
 
 
 def _plain(item: object) -> object:
-    """Return a limit as JSON has it: 2 for 2.0, and names in double quotes."""
+    """Return a limit in JSON's form: 2 for 2.0, and names in double quotes."""
     if isinstance(item, float) and item.is_integer():
         return int(item)
     return item.replace("'", '"') if isinstance(item, str) else item
 
 
 def _nearest_field(path: Sequence[int | str], kind: type[BaseModel]) -> str | None:
-    """Return the known field that the unknown field at `path` probably means."""
+    """Return the known field closest to the unknown one at `path`."""
     *outer, name = path
     inside: type[BaseModel] | None = kind
     for part in outer:
@@ -143,12 +141,12 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
     """Return the model in an annotation such as `list[Model] | None`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
-    found = (_model_in(argument) for argument in get_args(annotation))
-    return next((model for model in found if model is not None), None)
+    models = (_model_in(argument) for argument in get_args(annotation))
+    return next((model for model in models if model is not None), None)
 
 
 def _field_of(problem: Mapping[str, Any]) -> str | None:
-    """Return the field that a finding is about; where fields are checked together, the error names it."""
+    """Return the field at fault; a check of several fields names it in its error."""
     error = problem.get("ctx", {}).get("error")
     if isinstance(error, InvalidRequestError):
         return error.param

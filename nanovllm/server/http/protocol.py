@@ -1,14 +1,15 @@
-"""Connections whose other side does nothing, or nothing but cause work, end after a while; what is not HTTP is answered in the one form.
+"""uvicorn's HTTP protocol with timeouts for stalled clients, limits on input, and JSON errors.
 
-uvicorn closes a connection once the client has taken the last byte, however long that takes, and waits for a request without limit once its
-first byte is there. A client that never reads could so keep a whole answer in memory, and any client a connection, for as long as it likes.
-The watch looks at each connection now and then. It asks two things: has the client taken anything of what waits for it, and where it is the
-client's turn to send a request, has it taken too long? The time that a body may take is checked where bodies are read, in `limits`, since
-there it can be answered; the rest of a body that was answered early is waited for as a head is, and bounded in bytes.
+uvicorn waits without limit for a client to read its response, and for a request after its first
+byte. A client that never reads would hold a whole response in memory, and any client a connection.
+Each connection is therefore checked a few times per timeout: has the client read any pending bytes,
+and if a request is due, has it arrived in time? The time limit on a body is in body_limit.py, where
+it can be answered; the rest of a body that was refused early has the limits of a request's head.
 
-What a client sends is taken in turns: after MAX_EVENTS pieces of a body the other connections come first. While a request is answered the
-connection is still read, since that is how its end is noticed. A client that has closed its half of the connection before the answer begins
-may wait for it (`nc -N`) or be gone, which look alike until something is sent: it gets a 102, and a client that is gone resets the connection.
+Connections share the event loop: after MAX_EVENTS chunks of a body the others come first. A
+connection is read while its request runs, because only reading detects a disconnect. A client that
+half-closes its connection before the response may be waiting (`nc -N`) or gone; both look alike
+until something is sent. It gets a 102, which a client that is gone answers with a reset.
 """
 
 import asyncio
@@ -29,40 +30,41 @@ from nanovllm.server.http.errors import error_response
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 128
-"""Pieces of a body that are taken before the other connections' turn: about 3 ms."""
+"""Chunks of a body that are parsed before other connections have a turn: about 3 ms."""
 MAX_REST_BYTES = 16 << 20
-"""What may still come of a body that was answered early, or after a request that is being answered."""
+"""Maximum bytes after a response has begun: the rest of a refused body, or further requests."""
 MAX_PIPELINED_BYTES = 1 << 16
-"""What is kept of requests that come before the last one is answered."""
+"""Maximum bytes of pipelined requests."""
 MIN_CHUNKS, MIN_MEAN_CHUNK_BYTES = 1024, 64
-"""A chunked body of at least so many chunks must have at least so many bytes in each on average."""
+"""A body of at least MIN_CHUNKS chunks must have this mean size of chunks."""
 
-_LOOKS = 4  # in the time that a client has: it is cut off at most a quarter of that later
-_RESET_AFTER_S = (0.01, 0.05, 0.25, 0.25, 0.5, 0.5, 1.0, 2.0, 5.0)  # the last again and again
+_CHECKS_PER_TIMEOUT = 4
+_RESET_CHECKS_S = (0.01, 0.05, 0.25, 0.25, 0.5, 0.5, 1.0, 2.0, 5.0)
+"""Delays between checks for a reset; the last one repeats."""
 _LOG_EVERY_S = 60.0
 _MALFORMED = "the request is not valid HTTP/1.1: its head or the framing of its body cannot be read"
-_REFUSED_AT_ONCE = 16
-"""Connections beyond the limit that may wait for their request, to be refused in answer to it."""
+_MAX_REFUSED = 16
+"""Connections over the limit that are kept for their request, to answer it with 503."""
 _REFUSED_S = 0.5
 
 
 class RareWarning:
-    """A message that is logged once a minute at most, however often there is reason."""
+    """A warning that is logged at most once a minute."""
 
     def __init__(self, message: str) -> None:
-        """Nothing is logged yet."""
+        """Log on the first call."""
         self._message = message
         self._next_s = -math.inf
 
     def __call__(self) -> None:
-        """Log the message, unless that was done lately."""
+        """Log the message, unless it was logged within the last minute."""
         if time.monotonic() >= self._next_s:
             self._next_s = time.monotonic() + _LOG_EVERY_S
             logger.warning(self._message)
 
 
 class _MeteredTransport:
-    """A transport that counts what is written to it, and reads only where neither of two parties has paused it."""
+    """A transport that counts sent bytes, and that both uvicorn and the protocol can pause."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
@@ -74,44 +76,46 @@ class _MeteredTransport:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        """Pass on."""
+        """Write and count."""
         self._written += len(data)
         self._transport.write(data)
 
     @property
-    def taken(self) -> int:
-        """Bytes that have left this process."""
+    def sent_bytes(self) -> int:
+        """Return the bytes that have left this process."""
         return self._written - self._transport.get_write_buffer_size()
 
     def pause_reading(self) -> None:
-        """What uvicorn calls where a body is not fetched by the application."""
+        """Pause for uvicorn, while the application does not read the body."""
         self._is_paused = True
         self._transport.pause_reading()
 
     def resume_reading(self) -> None:
-        """What uvicorn calls once it is."""
+        """Resume for uvicorn, unless held."""
         self._is_paused = False
         if not self._is_held:
             self._transport.resume_reading()
 
     def hold_reading(self) -> None:
-        """Read nothing until `let_read`."""
+        """Pause for the protocol, until `release_reading`."""
         self._is_held = True
         self._transport.pause_reading()
 
-    def let_read(self) -> None:
-        """Read on, unless uvicorn has paused."""
+    def release_reading(self) -> None:
+        """Resume for the protocol, unless uvicorn has paused."""
         self._is_held = False
         if not self._is_paused:
             self._transport.resume_reading()
 
 
 class WatchedProtocol(H11Protocol):
-    """uvicorn's HTTP, watched.
+    """uvicorn's h11 protocol with stall detection.
 
     Attributes:
-        stalled_client_s: what a client has to send a request's head, and to take some of its answer.
-        max_connections: for one more, the one that has been idle longest is closed; None for any number.
+        stalled_client_s: timeout for sending a request's head, and for reading any response bytes.
+        max_connections: limit at which the connection that has been idle longest is closed, or
+            None.
+        log_full: logs that the limit is reached.
     """
 
     stalled_client_s: float
@@ -119,30 +123,32 @@ class WatchedProtocol(H11Protocol):
     log_full: Callable[[], None]
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to watch."""
+        """Start the stall checks."""
         self._events_left: int = MAX_EVENTS
         self._meter = _MeteredTransport(transport)
-        self._taken = 0
-        self._taken_at_s = self.idle_since_s = self.loop.time()
+        self._sent_bytes = 0
+        self._progress_s = self.idle_since_s = self.loop.time()
         self._reset_limits()
         self._is_deferred = self._is_half_closed = self._is_refused = False
         self._probe: asyncio.TimerHandle | None = None
         self._parse_event = self.conn.next_event
         self.conn.next_event = self._next_event  # type: ignore[method-assign]
         super().connection_made(cast("asyncio.Transport", self._meter))
-        self._next_look = self.loop.call_later(self.stalled_client_s / _LOOKS, self._look)
+        self._next_check = self.loop.call_later(
+            self.stalled_client_s / _CHECKS_PER_TIMEOUT, self._check_stall
+        )
         if self.max_connections is not None and len(self.connections) > self.max_connections:
-            self._make_room()
+            self._enforce_max_connections()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop watching."""
-        self._next_look.cancel()
+        """Stop the checks."""
+        self._next_check.cancel()
         if self._probe is not None:
             self._probe.cancel()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come, in turns with other connections."""
+        """Parse input, in turns with other connections."""
         if self.transport.is_closing():
             return
         if self._is_refused:
@@ -158,7 +164,7 @@ class WatchedProtocol(H11Protocol):
                 self.transport.abort()
                 return
             if self._surplus_bytes > MAX_PIPELINED_BYTES or self.conn.their_state is h11.MUST_CLOSE:
-                self.cycle.keep_alive = False  # what is dropped here was not read
+                self.cycle.keep_alive = False  # these bytes are dropped
                 return
         elif is_answered and self.conn.their_state is h11.SEND_BODY:
             self._surplus_bytes += len(data)
@@ -169,52 +175,52 @@ class WatchedProtocol(H11Protocol):
         super().data_received(data)
 
     def eof_received(self) -> bool | None:  # type: ignore[override]
-        """Whether to keep the connection, whose client sends nothing more: where it may still wait for an answer."""
-        is_whole = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
+        """Return whether a half-closed connection stays open, because its client may be waiting."""
+        is_complete = self.conn.their_state in (h11.DONE, h11.MUST_CLOSE)
         if (
             self.scheme != "http"  # TLS cannot be half closed
-            or not is_whole
+            or not is_complete
             or self.conn.our_state is not h11.SEND_RESPONSE
             or self.scope["http_version"] != "1.1"
         ):
             return None
         self._is_half_closed = True
         self._send_probe()
-        self._look_for_reset(0)
+        self._check_reset(0)
         return True
 
     def _send_probe(self) -> None:
-        """Send what needs no answer, where one can still be told from the request's own."""
+        """Send a 102, unless the response has begun."""
         if self.conn.our_state is h11.SEND_RESPONSE:
             probe = h11.InformationalResponse(status_code=102, headers=[], reason=b"Processing")
             self.transport.write(self.conn.send(probe) or b"")
 
-    def _look_for_reset(self, looks: int) -> None:
-        """End the connection once its client has answered a probe by a reset; probe and look again later."""
-        if looks and self.transport.get_extra_info("socket").getsockopt(
+    def _check_reset(self, num_checks: int) -> None:
+        """Abort the connection if its client has reset it; else probe and check again later."""
+        if num_checks and self.transport.get_extra_info("socket").getsockopt(
             socket.SOL_SOCKET, socket.SO_ERROR
         ):
             self.transport.abort()
             return
-        if looks > 2:
+        if num_checks > 2:
             self._send_probe()
-        delay_s = _RESET_AFTER_S[min(looks, len(_RESET_AFTER_S) - 1)]
-        self._probe = self.loop.call_later(delay_s, self._look_for_reset, looks + 1)
+        delay_s = _RESET_CHECKS_S[min(num_checks, len(_RESET_CHECKS_S) - 1)]
+        self._probe = self.loop.call_later(delay_s, self._check_reset, num_checks + 1)
 
     def _next_event(self) -> Any:
-        """What uvicorn reads requests by: h11's next event, after MAX_EVENTS of them only when it is this connection's turn again."""
+        """Return h11's next event, or NEED_DATA after MAX_EVENTS until the next turn."""
         if self._events_left == 0:
             self._defer()
             return h11.NEED_DATA
         event = self._parse_event()
-        if event is h11.PAUSED:  # by which uvicorn would stop reading, and never see the end
+        if event is h11.PAUSED:  # on it uvicorn stops reading and misses disconnects
             return h11.NEED_DATA
         if isinstance(event, h11.Request):
             self._reset_limits()
             names = [name for name, _ in event.headers]
             self._is_chunked = b"transfer-encoding" in names
             if self._is_chunked and b"content-length" in names:
-                raise h11.RemoteProtocolError("two framings of one body")
+                raise h11.RemoteProtocolError("both Content-Length and Transfer-Encoding")
         elif isinstance(event, h11.Data) and self._is_chunked:
             self._events_left -= 1
             self._chunks += 1
@@ -223,11 +229,11 @@ class WatchedProtocol(H11Protocol):
                 self._chunks > MIN_CHUNKS
                 and self._chunk_bytes < MIN_MEAN_CHUNK_BYTES * self._chunks
             ):
-                raise h11.RemoteProtocolError("a body in chunks of a few bytes")
+                raise h11.RemoteProtocolError("a body of tiny chunks")
         return event
 
     def _reset_limits(self) -> None:
-        """What is counted for each request."""
+        """Reset the counters of a request."""
         self._events_left = MAX_EVENTS
         self._chunks: int = 0
         self._chunk_bytes: int = 0
@@ -235,28 +241,28 @@ class WatchedProtocol(H11Protocol):
         self._is_chunked = False
 
     def _defer(self) -> None:
-        """Go on after the other connections' turn."""
+        """Continue after the other connections' turn."""
         if not self._is_deferred:
             self._is_deferred = True
             self._meter.hold_reading()
-            self.loop.call_soon(self._go_on)
+            self.loop.call_soon(self._resume)
 
-    def _go_on(self) -> None:
+    def _resume(self) -> None:
         self._is_deferred = False
         if self.transport.is_closing():
             return
         self._events_left = MAX_EVENTS
         self.handle_events()
         if not self._is_deferred:
-            self._meter.let_read()
+            self._meter.release_reading()
 
     @property
     def is_idle(self) -> bool:
-        """Whether it is the client's turn to send a request."""
+        """Return whether the connection waits for a request."""
         return self.cycle is None or self.cycle.response_complete
 
-    def _make_room(self) -> None:
-        """Close the connection that has been idle longest, or this one where none is."""
+    def _enforce_max_connections(self) -> None:
+        """Close the connection that has been idle longest, or else refuse this one."""
         others = [
             connection
             for connection in self.connections
@@ -268,8 +274,8 @@ class WatchedProtocol(H11Protocol):
         self.log_full()
         if others:
             min(others, key=lambda connection: connection.idle_since_s).transport.abort()
-        elif len(self.connections) <= (self.max_connections or 0) + _REFUSED_AT_ONCE:
-            # Closing before the request has been read would reset the connection, and the answer be lost.
+        elif len(self.connections) <= (self.max_connections or 0) + _MAX_REFUSED:
+            # Closing before the request is read would reset the connection and lose the 503.
             self._is_refused = True
             self.loop.call_later(_REFUSED_S, self._refuse_connection)
         else:
@@ -280,58 +286,63 @@ class WatchedProtocol(H11Protocol):
             self._refuse(503, "the server has as many connections as it can; try again")
 
     def on_response_complete(self) -> None:
-        """From here on it is the client's turn."""
+        """Start the timeout for the next request."""
         self.idle_since_s = self.loop.time()
         self._surplus_bytes = 0
         super().on_response_complete()
         if self._is_half_closed and self.is_idle:
             self.transport.close()
 
-    def _look(self) -> None:
-        now_s, taken = self.loop.time(), self._meter.taken
-        if taken > self._taken or self.transport.get_write_buffer_size() == 0:
-            self._taken, self._taken_at_s = taken, now_s
-        if now_s - self._taken_at_s >= self.stalled_client_s:
+    def _check_stall(self) -> None:
+        """Abort the connection if its client has stalled, else check again later."""
+        now_s, sent_bytes = self.loop.time(), self._meter.sent_bytes
+        if sent_bytes > self._sent_bytes or self.transport.get_write_buffer_size() == 0:
+            self._sent_bytes, self._progress_s = sent_bytes, now_s
+        if now_s - self._progress_s >= self.stalled_client_s:
             logger.warning(
-                "a client has read nothing of its answer for %g s; its connection is cut",
+                "a client has read nothing of its response for %g s; its connection is closed",
                 self.stalled_client_s,
             )
             self.transport.abort()
             return
         if self.is_idle and now_s - self.idle_since_s >= self.stalled_client_s:
-            self._give_up()
-        self._next_look = self.loop.call_later(self.stalled_client_s / _LOOKS, self._look)
+            self._time_out()
+        self._next_check = self.loop.call_later(
+            self.stalled_client_s / _CHECKS_PER_TIMEOUT, self._check_stall
+        )
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is not HTTP, and close; a request that is being answered ends without another word."""
+        """Answer malformed HTTP in the API's error format, and close."""
         self._refuse(400, _MALFORMED)
 
-    def _give_up(self) -> None:
-        """End a connection whose client has had its turn: with an answer where a part of a head is there, otherwise without."""
+    def _time_out(self) -> None:
+        """Close a connection that waits for a request; answer 408 to a partial head."""
         if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:
             self._refuse(
                 408,
-                f"the head of the request did not arrive within {self.stalled_client_s:g} s; send it faster",
+                f"the head of the request did not arrive within {self.stalled_client_s:g} s; "
+                "send it faster",
             )
         else:
-            self.transport.close()  # politely: some of the last answer may still be on its way
+            self.transport.close()  # no abort: the last response may still be in transit
 
     def _refuse(self, status: int, message: str) -> None:
+        """Send an error unless a response has begun, and close the connection."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and not self.transport.is_closing():
-            answer = error_response(
+            response = error_response(
                 status, message, headers={"connection": "close", "x-request-id": uuid.uuid4().hex}
             )
             for event in (
                 h11.Response(
-                    status_code=status, headers=answer.raw_headers, reason=HTTPStatus(status).phrase
+                    status_code=status,
+                    headers=response.raw_headers,
+                    reason=HTTPStatus(status).phrase,
                 ),
-                h11.Data(data=bytes(answer.body)),
+                h11.Data(data=bytes(response.body)),
                 h11.EndOfMessage(),
             ):
                 self.transport.write(self.conn.send(event) or b"")
-        if (
-            self.cycle is not None and not self.cycle.response_complete
-        ):  # its task waits for a body that will not come, or still answers
+        if self.cycle is not None and not self.cycle.response_complete:  # wake its task
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.transport.close()
@@ -340,7 +351,7 @@ class WatchedProtocol(H11Protocol):
 def watched_protocol(
     stalled_client_s: float, max_connections: int | None = None
 ) -> type[WatchedProtocol]:
-    """What `uvicorn.Config` takes as `http`: its protocol, for clients that have so long."""
+    """Return a protocol class with these settings, for `uvicorn.Config(http=...)`."""
     return type(
         "WatchedProtocol",
         (WatchedProtocol,),
@@ -348,7 +359,8 @@ def watched_protocol(
             "stalled_client_s": stalled_client_s,
             "max_connections": max_connections,
             "log_full": RareWarning(
-                f"{max_connections} connections are open, the limit; for each new one, the one that has been idle longest is closed"
+                f"{max_connections} connections are open, the limit; each new one closes the one "
+                "that has been idle longest"
             ),
         },
     )

@@ -1,13 +1,15 @@
-"""A name for every request, and a line about each for those who run the server.
+"""Request ids, and the request log.
 
-Every answer carries `x-request-id`: the client's own where it sent a valid one, so that its logs and ours can be laid side by side,
-otherwise a new one. With `log_requests` one JSON object a request goes to the logger `nanovllm.requests` when the answer has ended, a
-stream at its last byte:
+Every response carries `x-request-id`: the client's own if it sent a valid one, so that its log and
+the server's can be joined, otherwise a new one. With `log_requests` the logger `nanovllm.requests`
+gets a JSON object for each request when its response has ended:
 
-    {"time": "2026-01-31T12:00:00.000+00:00", "request_id": "...", "method": "POST", "path": "/v1/completions", "status": 200,
-     "duration_ms": 41.7, "prompt_tokens": 5, "completion_tokens": 16, "client_gone": false, "timed_out": false, "answer_id": "cmpl-..."}
+    {"time": "2026-01-31T12:00:00.000+00:00", "request_id": "...", "method": "POST",
+     "path": "/v1/completions", "status": 200, "duration_ms": 41.7, "prompt_tokens": 5,
+     "completion_tokens": 16, "client_gone": false, "timed_out": false, "answer_id": "cmpl-..."}
 
-Prompts are people's own words: they are in it only with `log_prompts`. Plain ASGI, so that nothing is buffered on the way.
+Prompts are private, so they are logged only with `log_prompts`. Plain ASGI, so that nothing is
+buffered.
 """
 
 import json
@@ -29,7 +31,7 @@ from nanovllm.engine.request_handle import Deadline
 from nanovllm.server.http.errors import shorten
 
 MAX_PROMPTS = 10
-MAX_PROMPT_CHARACTERS = 2000  # of each; of a prompt of token ids, half as many ids
+MAX_PROMPT_CHARACTERS = 2000  # of each; of token ids, half as many
 _HEADER = b"x-request-id"
 _VALID_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _logger = logging.getLogger("nanovllm.requests")
@@ -37,19 +39,19 @@ _logger = logging.getLogger("nanovllm.requests")
 
 @dataclass(slots=True)
 class RequestRecord:
-    """What is known of one request. The middleware fills in how it was answered, the handler what it was about.
+    """State of one request. The middleware records the response, the handler the rest.
 
     Attributes:
-        status: of the answer; None until it begins.
-        is_answered: the last byte has been handed on.
-        client_gone: the connection was closed before that, or the client stopped reading.
-        deadline: when the answer was due, where it was.
-        answer_id: the `id` in the answer.
-        prompt_tokens: of what was found to be right; None before.
-        completion_tokens: generated for the answer; None where nothing was begun.
-        keeps_prompts: they are to be logged.
-        held: what is given back when the answer has ended, whatever happens.
-        client: who it counts for where clients take turns: an address, or one of the API keys.
+        client: identity for fair scheduling, an address or the digest of an API key.
+        status: HTTP status; None until the response starts.
+        is_answered: the last byte of the response has been sent.
+        client_gone: the client disconnected or stopped reading before that.
+        deadline: the request's deadline, if any.
+        answer_id: `id` in the response's body.
+        prompt_tokens: tokens of the valid prompts; None before validation.
+        completion_tokens: generated tokens; None if generation did not begin.
+        keeps_prompts: prompts are logged.
+        held: memory that is released when the response has ended.
     """
 
     request_id: str
@@ -68,45 +70,49 @@ class RequestRecord:
     held: list[HeldMemory] = field(default_factory=list)
 
     def note_prompts(self, prompts: Sequence[str | list[int]]) -> None:
-        """What was asked, as it came; kept only where prompts are logged."""
+        """Record the prompts as sent, if prompts are logged."""
         self.prompts = prompts if self.keeps_prompts else None
 
     def note_submissions(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """What the request has become, once it is checked."""
+        """Record the number of prompt tokens, after validation."""
         self.prompt_tokens = sum(
             len(prepared.requests[0].prompt_token_ids) for prepared in prepared_requests
         )
 
     def note_answers(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """How much has been generated, once the answer has ended or nobody waits for it."""
+        """Record the number of generated tokens, at the end of the response."""
         self.completion_tokens = sum(
             prepared.output_processor.num_output_tokens for prepared in prepared_requests
         )
 
     def line(self, method: str, path: str) -> str:
-        """The request as one line of JSON in ASCII: nothing that a client sends can break the line or pass for another."""
+        """Return the log line, JSON in ASCII: no input of a client can break or forge a line."""
         fields: dict[str, Any] = {
-            "time": self.arrived_at.isoformat(timespec="milliseconds"), "request_id": self.request_id, "method": shorten(method),
-            "path": shorten(path), "status": self.status, "duration_ms": round(1000 * (time.monotonic() - self.arrived_s), 3),
-            "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens, "client_gone": self.client_gone,
-            "timed_out": self.deadline is not None and self.deadline.has_passed, "answer_id": self.answer_id,
+            "time": self.arrived_at.isoformat(timespec="milliseconds"),
+            "request_id": self.request_id, "method": shorten(method), "path": shorten(path),
+            "status": self.status,
+            "duration_ms": round(1000 * (time.monotonic() - self.arrived_s), 3),
+            "prompt_tokens": self.prompt_tokens, "completion_tokens": self.completion_tokens,
+            "client_gone": self.client_gone,
+            "timed_out": self.deadline is not None and self.deadline.has_passed,
+            "answer_id": self.answer_id,
         }  # fmt: skip
         if self.prompts is not None:
-            fields["prompts"] = [_cut(prompt) for prompt in self.prompts[:MAX_PROMPTS]]
+            fields["prompts"] = [_truncated(prompt) for prompt in self.prompts[:MAX_PROMPTS]]
         return json.dumps(fields)
 
 
 class RequestLogMiddleware:
-    """Names every request, and logs it where that is wanted. The outermost layer: what the others refuse is named and logged too."""
+    """Give every request an id and log it. It goes outside of the layers that refuse requests."""
 
     def __init__(self, app: ASGIApp, *, log_requests: bool, log_prompts: bool = False) -> None:
-        """Watch over `app`; without `log_requests` requests only get their names."""
+        """Wrap `app`; without `log_requests` requests only get ids."""
         self._app = app
         self._log_requests = log_requests
         self._log_prompts = log_prompts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, watching what comes and goes."""
+        """Record the response and disconnects, release memory and log."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -131,14 +137,14 @@ class RequestLogMiddleware:
                     "headers": [*message.get("headers", ()), (_HEADER, record.request_id.encode())],
                 }
             elif message["type"] == "http.response.body" and not message.get("more_body", False):
-                record.is_answered = True  # before it is sent: afterwards the server reports every connection as closed
+                # Set before sending: then uvicorn reports every connection as disconnected.
+                record.is_answered = True
             await send(message)
 
         try:
             await self._app(scope, watched_receive, watched_send)
-            record.client_gone = (
-                record.client_gone or not record.is_answered
-            )  # a stream that ends early had nobody to go on for
+            # A stream ends early only for a client that has gone.
+            record.client_gone = record.client_gone or not record.is_answered
         finally:
             for memory in record.held:
                 memory.release()
@@ -147,13 +153,13 @@ class RequestLogMiddleware:
 
 
 def record_of(request: Request) -> RequestRecord:
-    """The record of a request that came through the middleware, for its handler to fill in."""
+    """Return the record that the middleware made for a request."""
     record: RequestRecord = request.state.record
     return record
 
 
 def write_log_to(stream: TextIO) -> None:
-    """Let the log's lines, as they are and nothing else, go to `stream`."""
+    """Write bare log lines to `stream`."""
     handler = logging.StreamHandler(stream)
     handler.setFormatter(logging.Formatter("%(message)s"))
     _logger.addHandler(handler)
@@ -162,19 +168,19 @@ def write_log_to(stream: TextIO) -> None:
 
 
 def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The client's name for its request, where it sent exactly one that is fit for a header and a log; otherwise a new one."""
-    given = [value for name, value in headers if name == _HEADER]
-    if len(given) == 1 and _VALID_ID.fullmatch(given[0]):
-        return given[0].decode()
+    """Return the client's request id if it sent exactly one valid id, otherwise a new one."""
+    ids = [value for name, value in headers if name == _HEADER]
+    if len(ids) == 1 and _VALID_ID.fullmatch(ids[0]):
+        return ids[0].decode()
     return uuid.uuid4().hex
 
 
 def _address(client: Sequence[object] | None) -> str:
-    """The other side's address without its port; connections of one machine are one client."""
+    """Return the client's address without its port: one machine is one client."""
     return str(client[0]) if client else ""
 
 
-def _cut(prompt: str | list[int]) -> str | list[int]:
+def _truncated(prompt: str | list[int]) -> str | list[int]:
     return (
         shorten(prompt, MAX_PROMPT_CHARACTERS)
         if isinstance(prompt, str)

@@ -13,7 +13,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.sampling_params import MAX_PROMPT_TOKENS
 from nanovllm.server.http.bounds import BoundedModel, allow_nulls
 from nanovllm.server.http.errors import shorten
-from nanovllm.server.http.problems import given, quote
+from nanovllm.server.http.problems import quote, quoted_input
 from nanovllm.server.openai.response_types import Role
 from nanovllm.server.openai.schemas import (
     NO_EFFECT,
@@ -48,11 +48,11 @@ def join_parts(value: object, part_type: str = "text", answer_type: str | None =
 def _part_fault(part: object, part_type: str, answer_type: str | None) -> str | None:
     """Return why a part of a message is refused; None where it is text and nothing else."""
     if not isinstance(part, dict):
-        return f"is no object{given(part)}"
+        return f"is no object{quoted_input(part)}"
     if part.get("type") is None or part["type"] not in (part_type, answer_type):
         return f"has the type {shorten(quote(part.get('type')))}, which is not supported"
     if not isinstance(part.get("text"), str):
-        return f"has no text{given(part.get('text'))}"
+        return f"has no text{quoted_input(part.get('text'))}"
     if part["type"] == answer_type:
         return None
     extra = (name for name, item in part.items() if name not in _PART and item is not None)

@@ -262,7 +262,7 @@ def test_what_does_not_fit_names_the_numbers(
     for kind in ("latency", "throughput"):
         error = refused(capsys, kind, tiny_model, "--input-len", 100, "--output-len", 29)
         assert (
-            "100 tokens and an answer of 29 are 129 together, more than the context of 128" in error
+            "100 tokens and an output of 29 are 129 together, more than the context of 128" in error
         )
     assert "more than the context of 64" in refused(
         capsys, "latency", tiny_model, "--max-model-len", 64, "--input-len", 60, "--output-len", 5
@@ -275,7 +275,7 @@ def test_what_does_not_fit_names_the_numbers(
     )
     file = tmp_path / "prompts.jsonl"
     file.write_text('{"prompt": "a"}\n{"prompt": "a", "max_tokens": 128}', encoding="utf-8")
-    assert "line 2: a prompt of 1 tokens and an answer of 128 are 129" in refused(
+    assert "line 2: a prompt of 1 tokens and an output of 128 are 129" in refused(
         capsys, "throughput", tiny_model, "--dataset", file
     )
     file.write_text('{"prompt": 7}', encoding="utf-8")

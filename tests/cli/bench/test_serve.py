@@ -187,7 +187,7 @@ def test_what_is_wrong_with_every_request_is_told_once(
     assert "the server has no model 'other'; --model may be tiny" in refused(
         capsys, *known, "--model", "other"
     )
-    assert "120 tokens and an answer of 9 are 129 together" in refused(
+    assert "120 tokens and an output of 9 are 129 together" in refused(
         capsys, *known, "--random-input-len", 120, "--random-output-len", 9
     )
     assert "outside the vocabulary of 0 to 266" in refused(
