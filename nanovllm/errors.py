@@ -26,9 +26,9 @@ class InvalidRequestError(NanovllmError, ValueError):
         super().__init__(message)
         self.param = param
 
-    def at(self, place: str, *, param: str | None = None) -> Self:
-        """Return this error with `place`, such as "prompt 3", before its message."""
-        return type(self)(f"{place}: {self}", param=param or self.param)
+    def at(self, prefix: str, *, param: str | None = None) -> Self:
+        """Return this error with a prefix, such as "prompt 3", and another `param` if given."""
+        return type(self)(f"{prefix}: {self}", param=param or self.param)
 
 
 class ContextLengthError(InvalidRequestError):
