@@ -1,14 +1,14 @@
-"""The exceptions of the public API, as a tree.
+"""The exceptions people meet, as a tree.
 
 NanovllmError
-├── InvalidRequestError (also a ValueError)   a request is invalid: value, limit and remedy
+├── InvalidRequestError (also a ValueError)   one request is wrong: names the value, the limit and the remedy
 │   └── ContextLengthError                    prompt and max_tokens do not fit the model or the cache
-├── CheckpointError (also a ValueError)       a model folder is invalid: a list of its problems
-├── ModelNotFoundError                        no model of that name, here or on the hub
+├── CheckpointError (also a ValueError)       a model folder cannot be used: lists everything that is wrong with it
+├── ModelNotFoundError                        a model name leads to no folder, here or on the hub
 └── EngineError                               the engine cannot answer
     ├── EngineNotReadyError                   still loading, or already stopped
     ├── QueueFullError                        too many requests wait: try again later
-    ├── RequestTimeoutError                   the request exceeded its deadline
+    ├── RequestTimeoutError                   the time that the request was given is over
     └── EngineFaultError                      a step failed while this request was in it
 """
 
@@ -20,7 +20,7 @@ class NanovllmError(Exception):
 
 
 class InvalidRequestError(NanovllmError, ValueError):
-    """A request that can never be answered as it is; `param` is the invalid field, if any."""
+    """A request that can never be answered as it stands; `param` names the field at fault, where there is one."""
 
     def __init__(self, message: str, *, param: str | None = None) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class EngineNotReadyError(EngineError):
 
 
 class QueueFullError(EngineError):
-    """Too many requests are unfinished; `retry_after_s` says when to try again."""
+    """So many requests wait already that one more is refused; `retry_after_s` says when to try again."""
 
     def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
         super().__init__(message)
@@ -60,9 +60,9 @@ class QueueFullError(EngineError):
 
 
 class RequestTimeoutError(EngineError):
-    """The request exceeded its deadline and was aborted; its partial output is dropped.
+    """The time that the request was given is over, and what there was of its answer is dropped.
 
-    `has_begun` says whether the engine had started it. If not, `retry_after_s` says when to retry.
+    `has_begun` says whether the engine had worked on it; where not, `retry_after_s` says when its turn might come sooner.
     """
 
     def __init__(self, message: str, *, has_begun: bool, retry_after_s: int = 1) -> None:
@@ -73,12 +73,6 @@ class RequestTimeoutError(EngineError):
 
 class EngineFaultError(EngineError):
     """A step of the engine failed while this request took part in it."""
-
-
-def describe_value(value: object) -> str:
-    """Return an invalid value for a message: its repr where that is short, otherwise its type."""
-    text = repr(value) if isinstance(value, str | int | float | None) else ""
-    return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -94,3 +88,9 @@ def printable(text: str, limit: int = 200) -> str:
         for character in text[: limit + 1]
     )
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}..."
+
+
+def describe_value(value: object) -> str:
+    """Return an invalid value for a message: its repr where that is short, otherwise its type."""
+    text = repr(value) if isinstance(value, str | int | float | None) else ""
+    return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"

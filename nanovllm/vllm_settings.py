@@ -1,4 +1,4 @@
-"""Settings of `LLM` and `AsyncLLM`: their signature, and advice for arguments of vLLM's LLM."""
+"""The errors for arguments that `LLM` does not have: what to do instead, or which one is meant."""
 
 import difflib
 import inspect
