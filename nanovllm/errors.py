@@ -26,9 +26,9 @@ class InvalidRequestError(NanovllmError, ValueError):
         super().__init__(message)
         self.param = param
 
-    def at(self, place: str, *, param: str | None = None) -> Self:
-        """Return this error with `place`, such as "prompt 3", before its message."""
-        return type(self)(f"{place}: {self}", param=param or self.param)
+    def at(self, prefix: str, *, param: str | None = None) -> Self:
+        """Return this error with a prefix, such as "prompt 3", and another `param` if given."""
+        return type(self)(f"{prefix}: {self}", param=param or self.param)
 
 
 class ContextLengthError(InvalidRequestError):
@@ -75,12 +75,6 @@ class EngineFaultError(EngineError):
     """A step of the engine with this request failed."""
 
 
-def describe_value(value: object) -> str:
-    """Return an invalid value for a message: its repr where that is short, otherwise its type."""
-    text = repr(value) if isinstance(value, str | int | float | None) else ""
-    return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"
-
-
 def printable(text: str, limit: int = 200) -> str:
     """Return untrusted text for a message: control characters escaped, cut at `limit`.
 
@@ -94,3 +88,9 @@ def printable(text: str, limit: int = 200) -> str:
         for character in text[: limit + 1]
     )
     return escaped if len(escaped) <= limit else f"{escaped[:limit]}..."
+
+
+def describe_value(value: object) -> str:
+    """Return an invalid value for a message: its repr where that is short, otherwise its type."""
+    text = repr(value) if isinstance(value, str | int | float | None) else ""
+    return text if 0 < len(text) <= 40 else f"a {type(value).__name__}"

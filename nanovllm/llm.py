@@ -126,8 +126,7 @@ class LLM:
     ) -> list[RequestOutput]:
         """Generate completions of all prompts; return an output for each, in their order.
 
-        An error that ends one request does not affect the others. Its output has the reason in
-        `error`, and "error" as `finish_reason`.
+        An error ends one request only; its output has the `error` and "error" as finish_reason.
 
         Args:
             prompts: one or an iterable of several: text, token ids as a list or a NumPy array,
@@ -147,7 +146,7 @@ class LLM:
     def stream(
         self, prompt: Prompt, sampling_params: SamplingParams | None = None
     ) -> Generator[RequestOutput, None, None]:
-        """Yield outputs with what is new of one prompt's completion.
+        """Yield the new text and tokens of one prompt's completion after each step.
 
         Leaving the loop, or closing the generator, aborts the request.
 

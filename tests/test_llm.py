@@ -86,7 +86,7 @@ def test_everything_the_readme_promises_of_an_output(llm: LLM) -> None:
 
 
 def test_outputs_come_in_the_order_of_the_prompts(llm: LLM) -> None:
-    """Prompts that end at very different times: received out of order, each other's texts would be handed out."""
+    """Prompts that end at very different times keep their own outputs."""
     prompts = [
         {"prompt_token_ids": [token] * length}
         for token, length in ((5, 40), (6, 3), (7, 25), (8, 1), (9, 60), (10, 2))
@@ -116,9 +116,9 @@ def test_n_answers_come_in_order(llm: LLM) -> None:
 
 
 def test_the_best_of_more_answers_come_best_first(llm: LLM) -> None:
-    settings = {"max_tokens": 10, "seed": 3, "stop_token_ids": range(0, 60, 2)}
-    every = llm.generate("the", SamplingParams(n=6, logprobs=0, **settings), use_tqdm=False)[0]  # type: ignore[arg-type]
-    best = llm.generate("the", SamplingParams(n=2, best_of=6, **settings), use_tqdm=False)[0]  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"max_tokens": 10, "seed": 3, "stop_token_ids": range(0, 60, 2)}
+    every = llm.generate("the", SamplingParams(n=6, logprobs=0, **settings), use_tqdm=False)[0]
+    best = llm.generate("the", SamplingParams(n=2, best_of=6, **settings), use_tqdm=False)[0]
     ranked = sorted(
         every.outputs,
         key=lambda answer: (answer.cumulative_logprob or 0) / len(answer.token_ids),
@@ -275,7 +275,7 @@ def test_after_an_interruption_the_engine_is_empty_and_works(
 def test_an_interrupted_step_leaves_nothing_in_the_prefix_cache(
     llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ctrl-C in the forward pass: blocks that were promised but never computed must not be found by the next request."""
+    """Ctrl-C in the forward pass: the next request must not find blocks that were not computed."""
     prompt: Prompt = {"prompt_token_ids": [101, 102, 103, 104, 105] * 8}
     params = SamplingParams(temperature=0, max_tokens=4, logprobs=0, ignore_eos=True)
 

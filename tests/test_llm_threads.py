@@ -1,4 +1,4 @@
-"""One LLM used from several threads at once: every call gets its own answers, whatever the others do."""
+"""One LLM used by several threads at once: every call gets its own outputs."""
 
 import _thread
 import asyncio

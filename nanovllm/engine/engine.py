@@ -68,10 +68,7 @@ class Engine:
         tokenizer: Tokenizer,
         sampling_defaults: SamplingDefaults | None = None,
     ) -> None:
-        """Allocate the KV cache; raises ValueError where the settings do not fit the model.
-
-        `sampling_defaults` are the model's; the engine only keeps them for its callers.
-        """
+        """Allocate the KV cache; raises ValueError where the settings do not fit the model."""
         model = runner.config
         self.config = config
         self.model = model
@@ -180,8 +177,7 @@ class Engine:
     def finish_request(self, request_id: str, reason: FinishReason) -> SequenceUpdate | None:
         """End a sequence in any state; None where no unfinished one has that id.
 
-        The reason is STOP where its text has reached a stop string, which only the caller knows,
-        and ABORT where nobody waits for it.
+        The reason is STOP where its text has reached a stop string, which only the caller knows.
         """
         request = self.scheduler.finish(request_id, reason)
         if request is None:
@@ -196,7 +192,7 @@ class Engine:
         )
 
     def abort_request(self, request_id: str) -> SequenceUpdate | None:
-        """End a sequence that nobody waits for; None where no unfinished one has that id."""
+        """End a sequence with the reason ABORT, as `finish_request`."""
         return self.finish_request(request_id, FinishReason.ABORT)
 
     def step(self, on_planned: Callable[[], None] | None = None) -> StepOutput:
@@ -250,8 +246,7 @@ class Engine:
     ) -> Generator[StepOutput, None, None]:
         """Step until all requests have ended; yield each step after processing its updates.
 
-        Requests that are unfinished when the generator is closed or raises are aborted. Raises
-        EngineFaultError when a step fails.
+        Closing the generator aborts unfinished requests. Raises EngineFaultError for a failed step.
         """
         output_processors = {
             request.request_id: prepared.output_processor

@@ -144,7 +144,7 @@ class InputProcessor:
             if params.structured_outputs is None
             else self.grammars.begin(params.structured_outputs)
         )
-        # The output processor ranks by log-probabilities, and shows them only where asked for.
+        # The output processor needs log-probabilities for best_of; it does not show these.
         needs_scores = params.ranks_choices and params.logprobs is None
         sampling = replace(params, logprobs=0) if needs_scores else params
         requests = tuple(
@@ -256,7 +256,7 @@ class InputProcessor:
     def _read_whole(
         self, prompt: Prompt, add_special_tokens: bool, *, is_truncated: bool
     ) -> tuple[str | None, list[int]]:
-        given: object = prompt
+        content: object = prompt
         if isinstance(prompt, Mapping):
             if set(prompt) not in ({"prompt"}, {"prompt_token_ids"}):
                 names = ", ".join(describe_value(name) for name in list(prompt)[:5]) or "neither"
@@ -264,28 +264,28 @@ class InputProcessor:
                     f"a prompt has either 'prompt' or 'prompt_token_ids', not {names}",
                     param="prompt",
                 )
-            [(name, given)] = prompt.items()
-            if isinstance(given, str) is not (name == "prompt"):
-                wanted = "text" if name == "prompt" else "a list of token ids"
+            [(name, content)] = prompt.items()
+            if isinstance(content, str) is not (name == "prompt"):
+                expected = "text" if name == "prompt" else "a list of token ids"
                 raise InvalidRequestError(
-                    f"'{name}' is {describe_value(given)} but must be {wanted}", param="prompt"
+                    f"'{name}' is {describe_value(content)} but must be {expected}", param="prompt"
                 )
-        if isinstance(given, str):
-            return given, self._encode(given, add_special_tokens, is_truncated=is_truncated)
-        given = to_list(given)
-        if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray | memoryview):
+        if isinstance(content, str):
+            return content, self._encode(content, add_special_tokens, is_truncated=is_truncated)
+        content = to_list(content)
+        if not isinstance(content, Sequence) or isinstance(content, bytes | bytearray | memoryview):
             raise InvalidRequestError(
-                f"the prompt is {describe_value(given)} but must be text or a list of token ids",
+                f"the prompt is {describe_value(content)} but must be text or a list of token ids",
                 param="prompt",
             )
-        if not given:
+        if not content:
             raise InvalidRequestError(
                 "the prompt is empty; give at least one token", param="prompt"
             )
         # Do not look at millions of token ids.
-        if not is_truncated and len(given) > _FAR_TOO_LONG * self.limits.max_model_len:
-            self.limits.check_prompt_length(len(given))
-        token_ids = to_python_ids(given)
+        if not is_truncated and len(content) > _FAR_TOO_LONG * self.limits.max_model_len:
+            self.limits.check_prompt_length(len(content))
+        token_ids = to_python_ids(content)
         wrong = [item for item in token_ids if not isinstance(item, int) or isinstance(item, bool)]
         if wrong:
             is_list = isinstance(wrong[0], str | Mapping | Sequence)

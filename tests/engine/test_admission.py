@@ -1,4 +1,4 @@
-"""Admission: limits that no order of events gets past, and books that balance whatever ends first."""
+"""Admission: no order of events exceeds a limit, and counts stay consistent."""
 
 import pytest
 from hypothesis import settings
@@ -114,7 +114,7 @@ def test_time_without_work_does_not_count() -> None:
 
 
 class AdmissionMachine(RuleBasedStateMachine):
-    """Any order of reserving, refusing, giving back and time against a plain list of what is held."""
+    """Any order of reserving, refusing, releasing and time, against a plain list."""
 
     def __init__(self) -> None:
         super().__init__()

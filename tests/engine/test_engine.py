@@ -1,4 +1,4 @@
-"""Engine: real steps of a real network on a tiny model; batched = alone, chunked = whole, cached = recomputed, preempted = not."""
+"""Engine: real steps on a tiny model. Batched, chunked, cached, preempted = alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=KINDS)
 def exact(request: pytest.FixtureRequest) -> EngineConfig:
-    """Settings under which bits never depend on company, for each backend, and each type of weights and of the cache once."""
+    """Settings whose bits do not depend on the batch: all backends, types of weights and cache."""
     return replace(NUMPY, **KINDS[request.param])
 
 
@@ -45,7 +45,7 @@ class Job:
 
 
 def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[RequestOutput]:
-    """Answer all jobs at once; with `poison`, free blocks that nothing is cached in are filled with NaN before every step."""
+    """Run all jobs at once; with `poison`, fill free uncached blocks with NaN before every step."""
     prepared_requests = [
         engine.input_processor.submit(f"job{i}", job.prompt, job.params)
         for i, job in enumerate(jobs)
@@ -71,7 +71,7 @@ def run(engine: Engine, jobs: Sequence[Job], *, poison: bool = False) -> list[Re
 
 
 def bits(output: RequestOutput) -> object:
-    """Everything of an answer that must not depend on company: tokens and log-probabilities to the last bit."""
+    """What must not depend on the batch: tokens, and log-probabilities to the last bit."""
     return (
         output.prompt_logprobs,
         [
@@ -88,7 +88,7 @@ def bits(output: RequestOutput) -> object:
 
 
 def closeness(one: RequestOutput, other: RequestOutput) -> float:
-    """Largest difference of the log-probabilities of the chosen tokens, which must be the same tokens."""
+    """Largest difference of the log-probabilities of equal tokens."""
     worst = 0.0
     for a, b in zip(one.outputs, other.outputs, strict=True):
         assert a.token_ids == b.token_ids
@@ -103,14 +103,20 @@ def prompt(seed: int, length: int, vocab: int) -> tuple[int, ...]:
 
 @pytest.fixture(scope="module")
 def jobs(exact: EngineConfig, tiny_model: Path) -> list[Job]:
-    """Requests of every kind: greedy and sampled, short and long, with penalties, filters and log-probabilities."""
+    """Greedy and sampled, short and long, with penalties, filters and log-probabilities."""
     vocab = Engine.load(tiny_model, exact).model.vocab
     common = prompt(99, 24, vocab)
     base = SamplingParams(max_tokens=12, temperature=0.9, seed=5, logprobs=3, ignore_eos=True)
     changes: list[dict[str, object]] = [
-        {"temperature": 0.0}, {}, {"seed": 6, "top_p": 0.8}, {"top_k": 5, "presence_penalty": 0.5}, {"repetition_penalty": 1.3, "min_p": 0.02},
-        {"prompt_logprobs": 2}, {"temperature": 0.0, "frequency_penalty": 0.3}, {"n": 2},
-    ]  # fmt: skip
+        {"temperature": 0.0},
+        {},
+        {"seed": 6, "top_p": 0.8},
+        {"top_k": 5, "presence_penalty": 0.5},
+        {"repetition_penalty": 1.3, "min_p": 0.02},
+        {"prompt_logprobs": 2},
+        {"temperature": 0.0, "frequency_penalty": 0.3},
+        {"n": 2},
+    ]
     prompts = [
         prompt(1, 1, vocab),
         prompt(2, 7, vocab),
@@ -230,9 +236,10 @@ def test_bits_in_any_schedule(
     blocks: int,
     caching: bool,
 ) -> None:
-    """Random company, order, block size, budget and pool: every answer has the bits that it has alone."""
+    """In any batch, order, block size, budget and pool, every output has the bits of a lone run."""
     if exact.backend == "numba":
-        block_size = 8  # the kernels add up the softmax of a block's tokens lane by lane: another block size is another order
+        # The kernels sum the softmax of a block lane by lane: another block size is another order.
+        block_size = 8
     chosen = data.draw(st.lists(st.integers(0, len(jobs) - 1), min_size=1, max_size=6))
     config = replace(
         exact,

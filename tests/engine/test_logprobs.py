@@ -1,4 +1,4 @@
-"""Log-probabilities packed and unpacked: the same values, in a tenth of the memory, and an estimate that holds."""
+"""Packed log-probabilities: equal values, a tenth of the memory, and an estimate that holds."""
 
 import math
 import sys
@@ -36,8 +36,12 @@ def test_nothing_is_lost() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 20, 100])
 def test_a_position_takes_no_more_than_admission_counts(count: int) -> None:
-    packed = PackedLogprobs.pack(TokenLogprobs([1] * (count + 1), [0.5] * (count + 1), [2] * (count + 1)))  # fmt: skip
-    assert sys.getsizeof(packed) + sum(map(sys.getsizeof, packed)) <= POSITION_BYTES + ENTRY_BYTES * (count + 1)  # fmt: skip
+    packed = PackedLogprobs.pack(
+        TokenLogprobs([1] * (count + 1), [0.5] * (count + 1), [2] * (count + 1))
+    )
+    assert sys.getsizeof(packed) + sum(
+        map(sys.getsizeof, packed)
+    ) <= POSITION_BYTES + ENTRY_BYTES * (count + 1)
 
 
 def test_a_request_counts_every_position_that_it_reports(tiny_model: Path) -> None:

@@ -1,4 +1,4 @@
-"""From updates to answers: the log-probabilities of tokens and prompts, and answers that are chosen by them."""
+"""OutputProcessor: log-probabilities of tokens and prompts, and best_of."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob
 from tests.support.assembling import PROMPT, answer, feed, make, positions, update
 
-# Log-probabilities ------------------------------------------------------------------------------------------------------------------
+# Log-probabilities --------------------------------------------------------------------------------
 
 
 def test_log_probabilities_belong_to_their_tokens(tokenizer: Tokenizer) -> None:
@@ -87,7 +87,7 @@ def test_without_a_token_prompt_log_probabilities_come_with_the_end(tokenizer: T
 def test_news_of_a_choice_that_is_ahead_wait_for_the_prompt_log_probabilities(
     tokenizer: Tokenizer,
 ) -> None:
-    """Only the first choice reports them, and it reads the whole prompt, while the others may find theirs in the prefix cache."""
+    """Only the first choice reports them; the others may find the prompt in the prefix cache."""
     output_processor = make(tokenizer, prompt_logprobs=0, n=2)
     feed(output_processor, tokenizer, "ahead", choice=1)
     output_processor.add_update(update(None, prompt_logprobs=positions([2])))
@@ -124,7 +124,7 @@ def test_cached_tokens_are_those_of_the_first_sequence(tokenizer: Tokenizer, fir
         assert output_processor.output().num_cached_tokens == first
 
 
-# Equal answers, and the best of more ------------------------------------------------------------------------------------------------
+# Equal answers, and the best of more --------------------------------------------------------------
 
 
 def end_with(

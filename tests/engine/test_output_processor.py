@@ -1,4 +1,4 @@
-"""From updates to answers: text, tokens and log-probabilities that belong together, whole or as news."""
+"""OutputProcessor: text, tokens and log-probabilities that agree, whole or as deltas."""
 
 import pytest
 from hypothesis import given
@@ -81,7 +81,7 @@ def test_the_first_error_is_kept(tokenizer: Tokenizer) -> None:
     assert output_processor.error is BROKEN
 
 
-# What ends an answer ----------------------------------------------------------------------------------------------------------------
+# What ends an answer ------------------------------------------------------------------------------
 
 
 def test_end_of_text_is_a_token_but_no_text(tokenizer: Tokenizer) -> None:
@@ -203,7 +203,7 @@ def test_text_held_when_the_answer_is_shorter_than_min_tokens_comes_out(
     assert answer(output_processor).text == "aba"
 
 
-# News -------------------------------------------------------------------------------------------------------------------------------
+# News ---------------------------------------------------------------------------------------------
 
 
 @given(

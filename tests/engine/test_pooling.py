@@ -1,4 +1,4 @@
-"""Embeddings in the engine: what the forward pass says, to the same bits alone, in any company, in any chunks, cached or preempted."""
+"""Embeddings of the engine: equal bits alone, in any batch or chunks, cached or preempted."""
 
 import math
 import random
@@ -83,7 +83,7 @@ JOBS = [
 
 
 def run(engine: Engine, jobs: Sequence[Job], *, writing: int = 0) -> list[EmbeddingRequestOutput]:
-    """Embed all jobs at once, beside `writing` requests that generate, over a cache whose free blocks hold NaN."""
+    """Embed all jobs beside `writing` requests that generate; free blocks of the cache hold NaN."""
     params = SamplingParams(
         max_tokens=30, temperature=0.9, seed=5, prompt_logprobs=1, ignore_eos=True
     )
@@ -197,7 +197,7 @@ def test_bits_do_not_depend_on_the_prefix_cache_which_serves_the_last_state_alon
 def test_bits_do_not_depend_on_preemption(
     exact: EngineConfig, tiny_model: Path, alone: list[list[float]], caching: bool
 ) -> None:
-    """Answers of a higher priority outgrow the pool while a long prompt is read, a few tokens a step."""
+    """Requests of higher priority outgrow the pool while a long prompt is read in chunks."""
     config = replace(
         exact,
         num_blocks=20,
@@ -266,20 +266,25 @@ def test_an_embedding_can_be_aborted_and_may_fail(
     monkeypatch.setattr(
         engine.runner, "run", lambda *_: (_ for _ in ()).throw(RuntimeError("the kernel fell over"))
     )
-    with pytest.raises(EngineFaultError, match="fell over"):
+    with pytest.raises(EngineFaultError, match="the log has the reason") as caught:
         list(engine.run([second]))
+    assert "fell over" in str(caught.value.__cause__)
     assert not engine.has_work
     engine.check_integrity()
 
 
-# Plans ------------------------------------------------------------------------------------------------------------------------------
+# Plans --------------------------------------------------------------------------------------------
 
 
 def embed_request(name: str, length: int, pooling: Pooling, *, computed: int = 0) -> Request:
     made = Request(
-        request_id=name, prompt_token_ids=tuple(range(100, 100 + length)), sampling=SamplingParams(max_tokens=0), max_new_tokens=0, seed=0,
+        request_id=name,
+        prompt_token_ids=tuple(range(100, 100 + length)),
+        sampling=SamplingParams(max_tokens=0),
+        max_new_tokens=0,
+        seed=0,
         pooling=pooling,
-    )  # fmt: skip
+    )
     made.num_computed_tokens = computed
     made.block_ids = list(range(-(-length // 4)))
     return made
@@ -327,7 +332,7 @@ def test_rows_are_asked_for_where_they_are_and_cut_up_again() -> None:
 def test_every_row_is_handed_over_once_and_in_order(
     lengths: list[tuple[int, Pooling | None, int]], blocks: int, tokens: int, caching: bool
 ) -> None:
-    """In small pools, beside requests that generate, with preemptions: no row is left out, none comes twice."""
+    """In small pools with preemptions, each hidden row is reported exactly once."""
     scheduler = Scheduler(
         KVCacheManager(BlockManager(blocks, 4, enable_prefix_caching=caching)),
         max_num_seqs=4,
@@ -338,9 +343,14 @@ def test_every_row_is_handed_over_once_and_in_order(
     for i, (length, pooling, priority) in enumerate(lengths):
         new = 0 if pooling else 6
         made = Request(
-            request_id=f"r{i}", prompt_token_ids=tuple(range(length)), sampling=SamplingParams(max_tokens=new), max_new_tokens=new, seed=0,
-            pooling=pooling, priority=priority,
-        )  # fmt: skip
+            request_id=f"r{i}",
+            prompt_token_ids=tuple(range(length)),
+            sampling=SamplingParams(max_tokens=new),
+            max_new_tokens=new,
+            seed=0,
+            pooling=pooling,
+            priority=priority,
+        )
         requests.append(made)
         received[made.request_id] = []
     arriving = list(requests)
@@ -366,7 +376,7 @@ def test_every_row_is_handed_over_once_and_in_order(
         assert request.finish_reason is FinishReason.LENGTH
 
 
-# Pooler -----------------------------------------------------------------------------------------------------------------------------
+# Pooler -------------------------------------------------------------------------------------------
 
 
 @given(seed=st.integers(0, 1000), cuts=st.lists(st.integers(0, 40), max_size=6))

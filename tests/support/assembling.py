@@ -39,10 +39,16 @@ def update(
     error: NanovllmError | None = None,
 ) -> SequenceUpdate:
     return SequenceUpdate(
-        f"r-{choice}", choice, () if token_id is None else (token_id,), () if logprobs is None else (logprobs,),
-        tuple(prompt_logprobs), finish, stop_reason,
-        metrics=METRICS if finish is not None else None, error=error,
-    )  # fmt: skip
+        f"r-{choice}",
+        choice,
+        () if token_id is None else (token_id,),
+        () if logprobs is None else (logprobs,),
+        tuple(prompt_logprobs),
+        finish,
+        stop_reason,
+        metrics=METRICS if finish is not None else None,
+        error=error,
+    )
 
 
 def feed(
@@ -53,7 +59,7 @@ def feed(
     *,
     choice: int = 0,
 ) -> list[bool]:
-    """Send the bytes of `text` as one token each, the last with `finish`; what each `add_update` said."""
+    """Send the bytes of `text` as one token each, the last with `finish`."""
     byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     tokens = [byte_of[bytes([byte])] for byte in text.encode()]
     reasons = [None] * (len(tokens) - 1) + [finish]

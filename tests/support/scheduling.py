@@ -1,4 +1,4 @@
-"""A scheduler without a network: requests of integers, and a function in the place of the network's answers."""
+"""A scheduler without a network: requests of integers, and a function for their next token."""
 
 import random
 from itertools import accumulate
@@ -22,7 +22,7 @@ def make_request(
     *,
     priority: int = 0,
     prompt_logprobs: int | None = None,
-    **params: object,
+    **params: Any,
 ) -> Request:
     """A request whose prompt tokens are unlike every other's, unless they are given."""
     tokens = (
@@ -30,11 +30,17 @@ def make_request(
         if isinstance(prompt, tuple)
         else tuple(random.Random(name).choices(range(1, 10**9), k=prompt))
     )
-    sampling = SamplingParams(max_tokens=new, prompt_logprobs=prompt_logprobs, **params)  # type: ignore[arg-type]
+    sampling = SamplingParams(max_tokens=new, prompt_logprobs=prompt_logprobs, **params)
     return Request(
-        request_id=name, prompt_token_ids=tokens, sampling=sampling, max_new_tokens=new, seed=1, priority=priority,
-        stop_token_ids=frozenset({EOS}), eos_token_ids=frozenset({EOS}),
-    )  # fmt: skip
+        request_id=name,
+        prompt_token_ids=tokens,
+        sampling=sampling,
+        max_new_tokens=new,
+        seed=1,
+        priority=priority,
+        stop_token_ids=frozenset({EOS}),
+        eos_token_ids=frozenset({EOS}),
+    )
 
 
 def make_group(
@@ -61,7 +67,7 @@ def make_scheduler(
 
 
 def next_token(tokens: list[int], choice: int = 0) -> int:
-    """What a deterministic network and its sampler would say: a function of everything before, and of which answer it is."""
+    """Return a deterministic next token: a function of all tokens before and of the choice."""
     return 1 + hash((choice, *tokens)) % 1000
 
 
@@ -100,7 +106,7 @@ def expected_output(request: Request) -> list[int]:
 
 
 class CacheModel:
-    """What would stand in the KV cache: in each slot, the tokens up to the one whose key and value are there."""
+    """A KV cache that has in each slot a hash of the tokens up to the one stored there."""
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size

@@ -4,8 +4,8 @@
        ^                     |
        +----- preempted -----+         an abort leads from every state to FINISHED
 
-A prompt with n choices is n requests that differ in their choice index. The scheduler works on
-requests without knowing what a tensor is, so they hold plain Python values only.
+A prompt with n choices is n requests that differ in their choice index. Requests hold plain Python
+values only, no tensors.
 """
 
 from collections.abc import Sequence

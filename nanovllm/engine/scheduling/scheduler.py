@@ -299,10 +299,7 @@ class Scheduler:
                 self._plan(request, count, planned)
 
     def _blocks_needed(self, request: Request) -> int:
-        """Return how many more blocks a request needs for its known tokens.
-
-        A request that will fork needs one, for its copy of the last block.
-        """
+        """Return how many more blocks a request needs; one that will fork copies a block."""
         return 1 if self._waits_for_sibling(request) else self.kv_cache.blocks_needed(request)
 
     def _use_leftover_budget(self, planned: dict[str, PlannedSequence]) -> None:

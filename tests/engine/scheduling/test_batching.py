@@ -1,4 +1,4 @@
-"""From a plan to arrays and back: places in the cache, every setting on the row of its own request, and what each row must not get."""
+"""From a plan to arrays and back: slots, settings of every row, and forbidden tokens."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,14 +20,29 @@ INF = float("inf")
 
 
 def request(
-    prompt: Sequence[int] = (1, 2, 3), output: Sequence[int] = (), *, blocks: Sequence[int] = (), max_new_tokens: int = 50, seed: int = 0,
-    choice: int = 0, stops: Sequence[int] = (), bad_words: Sequence[tuple[int, ...]] = (), computed: int | None = None, **params: Any,
-) -> Request:  # fmt: skip
+    prompt: Sequence[int] = (1, 2, 3),
+    output: Sequence[int] = (),
+    *,
+    blocks: Sequence[int] = (),
+    max_new_tokens: int = 50,
+    seed: int = 0,
+    choice: int = 0,
+    stops: Sequence[int] = (),
+    bad_words: Sequence[tuple[int, ...]] = (),
+    computed: int | None = None,
+    **params: Any,
+) -> Request:
     """A request that has its answer so far, and blocks for all of its tokens."""
     made = Request(
-        request_id="r", prompt_token_ids=tuple(prompt), sampling=SamplingParams(max_tokens=None, **params), max_new_tokens=max_new_tokens, seed=seed,
-        choice_index=choice, stop_token_ids=frozenset(stops), bad_words=tuple(bad_words),
-    )  # fmt: skip
+        request_id="r",
+        prompt_token_ids=tuple(prompt),
+        sampling=SamplingParams(max_tokens=None, **params),
+        max_new_tokens=max_new_tokens,
+        seed=seed,
+        choice_index=choice,
+        stop_token_ids=frozenset(stops),
+        bad_words=tuple(bad_words),
+    )
     made.append(list(output))
     made.block_ids = list(blocks) or list(range(-(-len(made.tokens) // BLOCK_SIZE)))
     made.num_computed_tokens = len(made.tokens) - 1 if computed is None else computed
@@ -60,7 +75,7 @@ def dict_of(lists: TokenLists, values: np.ndarray, row: int) -> dict[int, Any]:
     return found
 
 
-# Places -----------------------------------------------------------------------------------------------------------------------------
+# Places -------------------------------------------------------------------------------------------
 
 
 def test_tokens_get_their_positions_and_slots() -> None:
@@ -122,22 +137,29 @@ def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
     requests = [sequence.request for sequence in plan.sequences]
     output = RunnerOutput([11, 12, None], [None, reports[5], None], reports[:5])
     assert batching.split(plan, output, vocab=64) == [
-        SequenceResult(requests[0], (11,), (), []), SequenceResult(requests[1], (12,), (reports[5],), reports[:3]),
-        SequenceResult(requests[2], (), (), reports[3:5]), SequenceResult(requests[3], (), (), [], is_finite=False),
-    ]  # fmt: skip
+        SequenceResult(requests[0], (11,), (), []),
+        SequenceResult(requests[1], (12,), (reports[5],), reports[:3]),
+        SequenceResult(requests[2], (), (), reports[3:5]),
+        SequenceResult(requests[3], (), (), [], is_finite=False),
+    ]
 
 
-# Settings ---------------------------------------------------------------------------------------------------------------------------
+# Settings -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("column", "name", "value"),
     [
-        ("temperature", "temperature", 0.5), ("top_k", "top_k", 17), ("top_p", "top_p", 0.25), ("min_p", "min_p", 0.125),
-        ("repetition_penalty", "repetition_penalty", 1.5), ("presence_penalty", "presence_penalty", 0.75),
-        ("frequency_penalty", "frequency_penalty", -0.5), ("num_logprobs", "logprobs", 3),
+        ("temperature", "temperature", 0.5),
+        ("top_k", "top_k", 17),
+        ("top_p", "top_p", 0.25),
+        ("min_p", "min_p", 0.125),
+        ("repetition_penalty", "repetition_penalty", 1.5),
+        ("presence_penalty", "presence_penalty", 0.75),
+        ("frequency_penalty", "frequency_penalty", -0.5),
+        ("num_logprobs", "logprobs", 3),
     ],
-)  # fmt: skip
+)
 def test_each_setting_arrives_on_its_own_row_alone(column: str, name: str, value: float) -> None:
     default = getattr(sampling_of(request()), column)[0]
     setting: dict[str, Any] = {name: value}
@@ -152,9 +174,13 @@ def test_a_request_for_no_likely_tokens_still_gets_its_own_reported() -> None:
 
 
 def test_a_temperature_that_is_as_good_as_zero_is_greedy() -> None:
-    assert sampling_of(request(temperature=0.0), request(temperature=1e-6), request(temperature=1e-5)).temperature.tolist() == [
-        0.0, 0.0, np.float32(1e-5),
-    ]  # fmt: skip
+    assert sampling_of(
+        request(temperature=0.0), request(temperature=1e-6), request(temperature=1e-5)
+    ).temperature.tolist() == [
+        0.0,
+        0.0,
+        np.float32(1e-5),
+    ]
 
 
 def test_the_key_of_a_draw_is_seed_choice_and_position() -> None:
@@ -170,9 +196,13 @@ def test_only_plain_greedy_rows_are_plain_greedy() -> None:
     plain = request(temperature=0.0, top_k=5)
     assert sampling_of(plain, request(temperature=0.0)).is_plain_greedy
     others: list[dict[str, Any]] = [
-        {"temperature": 1.0}, {"logprobs": 0}, {"allowed_token_ids": [1]}, {"logit_bias": {1: 1.0}}, {"presence_penalty": 0.5},
+        {"temperature": 1.0},
+        {"logprobs": 0},
+        {"allowed_token_ids": [1]},
+        {"logit_bias": {1: 1.0}},
+        {"presence_penalty": 0.5},
         {"repetition_penalty": 1.1},
-    ]  # fmt: skip
+    ]
     for other in others:
         assert not sampling_of(plain, request(**{"temperature": 0.0, **other})).is_plain_greedy
     assert not sampling_of(plain, request(temperature=0.0, stops=[9], min_tokens=2)).is_plain_greedy
@@ -212,7 +242,7 @@ def test_a_history_goes_on_growing_after_it_was_looked_at() -> None:
     assert history_of(sampling_of(growing), 0) == {1: 1, 4: 2, 5: 1}
 
 
-# Edits ------------------------------------------------------------------------------------------------------------------------------
+# Edits --------------------------------------------------------------------------------------------
 
 
 def test_biases_belong_to_their_row() -> None:
@@ -254,11 +284,22 @@ def test_a_bad_word_of_one_token_is_always_forbidden() -> None:
 @pytest.mark.parametrize(
     ("prompt", "output", "forbidden"),
     [
-        ([1], [], set()), ([1], [7], set()), ([1], [7, 8], {9}), ([1], [3, 7, 8], {9}), ([1], [7, 8, 8], set()), ([1], [8], set()),
-        ([1], [5], {6, 2}), ([1], [8, 7], set()), ([1], [7, 8, 5], {6, 2}), ([7], [8], set()), ([7, 8], [], set()), ([5], [], set()),
-        ([5], [5], {6, 2}), ([1, 7], [8, 7, 8], {9}),
+        ([1], [], set()),
+        ([1], [7], set()),
+        ([1], [7, 8], {9}),
+        ([1], [3, 7, 8], {9}),
+        ([1], [7, 8, 8], set()),
+        ([1], [8], set()),
+        ([1], [5], {6, 2}),
+        ([1], [8, 7], set()),
+        ([1], [7, 8, 5], {6, 2}),
+        ([7], [8], set()),
+        ([7, 8], [], set()),
+        ([5], [], set()),
+        ([5], [5], {6, 2}),
+        ([1, 7], [8, 7, 8], {9}),
     ],
-)  # fmt: skip
+)
 def test_a_longer_bad_word_is_forbidden_where_the_answer_has_all_but_its_end(
     prompt: list[int], output: list[int], forbidden: set[int]
 ) -> None:

@@ -1,4 +1,4 @@
-"""BlockManager: the books balance whatever happens, and what is found by a hash is what was registered under it."""
+"""BlockManager: reference counts stay consistent, and a hash finds the block registered for it."""
 
 import pytest
 from hypothesis import settings

@@ -1,4 +1,4 @@
-"""n answers to one prompt: it is computed once, and every answer has the bits that it has without the others."""
+"""n choices of one prompt: it is computed once, and every choice has the bits of a lone run."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, str]] = {
 
 
 class Watched:
-    """A scheduler whose steps are carried out on a model of the cache, where every read is looked at."""
+    """A scheduler whose steps run on a model of the cache that checks every read."""
 
     def __init__(self, *, block_size: int = 4, **settings: int) -> None:
         self.scheduler = make_scheduler(block_size=block_size, **settings)  # type: ignore[arg-type]
@@ -174,7 +174,7 @@ def test_requests_that_only_look_alike_are_no_group() -> None:
 
 
 def test_a_block_that_is_found_by_others_is_not_written_to() -> None:
-    """A fork from an answer that has gone on, and whose last prompt block is full and findable by now."""
+    """A fork from a choice that has continued, and whose last prompt block is full and cached."""
     watched = Watched(block_size=4, seqs=1, tokens=16)
     first, second = make_group("it", 6, 2, new=5)
     watched.add(first)
@@ -212,7 +212,7 @@ def test_nobody_forks_from_a_copy_that_is_not_made_yet() -> None:
 
 @pytest.fixture(scope="module", params=KINDS)
 def config(request: pytest.FixtureRequest) -> EngineConfig:
-    """Settings under which bits never depend on company, for each backend, and each type of weights and of the cache once."""
+    """Settings whose bits do not depend on the batch: all backends, types of weights and cache."""
     common = EngineConfig(
         batch_invariant=True, block_size=8, num_blocks=96, max_num_batched_tokens=64, max_num_seqs=8
     )
@@ -236,7 +236,7 @@ def sampled(n: int, **changes: object) -> SamplingParams:
 
 
 def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, list[object]]:
-    """Tokens and log-probabilities of each; free blocks that nothing is cached in are filled with NaN before every step."""
+    """Tokens and log-probabilities; free uncached blocks are filled with NaN before every step."""
     found: dict[str, list[object]] = {request.request_id: [] for request in requests}
     for request in requests:
         engine.add_request(request)
@@ -329,9 +329,13 @@ def test_more_answers_begin_in_a_step_than_it_computes_tokens(
 def replace_id(request: Request) -> Request:
     """The same request anew, and no part of its group."""
     return Request(
-        request_id="alone", prompt_token_ids=request.prompt_token_ids, sampling=request.sampling, max_new_tokens=request.max_new_tokens,
-        seed=request.seed, choice_index=request.choice_index,
-    )  # fmt: skip
+        request_id="alone",
+        prompt_token_ids=request.prompt_token_ids,
+        sampling=request.sampling,
+        max_new_tokens=request.max_new_tokens,
+        seed=request.seed,
+        choice_index=request.choice_index,
+    )
 
 
 def test_blocks_are_copied_as_they_were_before(config: EngineConfig, tiny_model: Path) -> None:
@@ -355,5 +359,5 @@ def _cache_arrays(backend: object) -> list[np.ndarray]:
     memory = getattr(backend, "memory", None)
     if memory is not None:
         return [memory.arrays[name] for name in ("keys", "values", "key_scales", "value_scales")]
-    cache = backend._cache  # type: ignore[attr-defined]  # noqa: SLF001 - the protocol has no way to read it
+    cache = backend._cache  # type: ignore[attr-defined]  # noqa: SLF001 - not in the protocol
     return [cache.keys, cache.values]

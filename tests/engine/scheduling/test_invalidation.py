@@ -1,4 +1,4 @@
-"""Blocks of requests whose numbers were not finite: nobody finds them, holds them, or computes from them."""
+"""Blocks of requests whose numbers were not finite are not found, held or read by others."""
 
 from collections import Counter
 
@@ -60,7 +60,8 @@ class Lineage:
 
     def check(self, scheduler: Scheduler) -> None:
         """Nothing that comes from a failed request is found or held."""
-        for block in scheduler.kv_cache.blocks._block_of.values():  # noqa: SLF001 - all that can be found
+        cached = scheduler.kv_cache.blocks._block_of.values()  # noqa: SLF001
+        for block in cached:
             for offset in range(self._block_size):
                 assert self._slots[block, offset].isdisjoint(self.failed), "it is found"
         for request in scheduler.running:
@@ -99,7 +100,7 @@ REQUESTS = st.lists(
 def test_random_failures(
     plans: list[tuple[int, ...]], blocks: int, seqs: int, extra_tokens: int
 ) -> None:
-    """Whatever fails and when: the books balance, the others get their answers, nothing of it stays."""
+    """Whichever requests fail, the others get their outputs, and no failed block is left."""
     scheduler = make_scheduler(blocks=blocks, block_size=4, seqs=seqs, tokens=seqs + extra_tokens)
     lineage = Lineage(4)
     groups, fails_at = [], {}
@@ -212,7 +213,7 @@ def test_a_finished_answer_that_continued_blocks_of_a_failed_request_is_not_foun
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_answers_that_copied_a_block_of_a_failed_one_compute_it_again(failing: int) -> None:
-    """The prompt is shorter than a block, so that no block is shared any more once both have written."""
+    """The prompt is shorter than a block, so no block is shared once both have written."""
     scheduler = make_scheduler(tokens=32)
     group = make_group("answers", (1, 2, 3), 2, 6)
     for request in group:

@@ -1,4 +1,4 @@
-"""Scheduler: single rules and known traps, tested with integers alone. test_schedules.py has random schedules."""
+"""Scheduler: single rules, tested with integers alone. test_schedules.py has random schedules."""
 
 from collections.abc import Callable
 
@@ -215,7 +215,7 @@ def test_whoever_shares_a_block_that_will_not_be_filled_is_set_back_too() -> Non
     scheduler.add(second)
     plan = scheduler.schedule()
     planned = {sequence.request.request_id: sequence for sequence in plan.sequences}
-    scheduler._preempt(first, planned)  # noqa: SLF001 - admission leaves so much room that no schedule leads here
+    scheduler._preempt(first, planned)  # noqa: SLF001 - no schedule leads here
     assert not planned
     assert {first.state, second.state} == {RequestState.WAITING}
     scheduler.check_integrity()
@@ -298,7 +298,7 @@ def test_a_burst_of_aborted_requests_leaves_nothing_behind() -> None:
     for i in range(5000):
         scheduler.add(make_request(f"r{i}", (1, 2), new=1))
         scheduler.finish(f"r{i}", FinishReason.ABORT)
-    assert len(scheduler._queue) < 100  # noqa: SLF001 - the leak that this guards against shows nowhere else
+    assert len(scheduler._queue) < 100  # noqa: SLF001 - the leak shows nowhere else
 
 
 def test_a_failed_step_ends_its_requests_and_clears_the_cache() -> None:

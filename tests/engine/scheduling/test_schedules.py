@@ -1,4 +1,4 @@
-"""Scheduler: random schedules of random requests keep the books balanced and give every request its answer."""
+"""Scheduler: random schedules keep all counts consistent and give every request its output."""
 
 from collections import Counter
 
@@ -53,7 +53,7 @@ def test_random_schedules(
     extra_tokens: int,
     caching: bool,
 ) -> None:
-    """Random arrivals, sizes, priorities and aborts over small pools: the books balance, everybody gets the right tokens, all ends."""
+    """Random arrivals, sizes, priorities and aborts over small pools: all requests finish."""
     scheduler = make_scheduler(
         blocks=blocks, block_size=block_size, seqs=seqs, tokens=seqs + extra_tokens, caching=caching
     )
