@@ -52,7 +52,7 @@ def feed(
     *,
     choice: int = 0,
 ) -> list[bool]:
-    """Send the bytes of `text` as one token each, the last with `finish`; what each `add_update` said."""
+    """Add each byte of `text` as a token, the last with `finish`; return all results."""
     byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     tokens = [byte_of[bytes([byte])] for byte in text.encode()]
     reasons = [None] * (len(tokens) - 1) + [finish]

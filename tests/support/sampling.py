@@ -12,7 +12,7 @@ NO_PROMPT: tuple[Sequence[int], Sequence[int], Sequence[int]] = ((), (), ())
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """What one sampled row asks for; `prompt` and `output` are its tokens so far, `logprobs` None where none are wanted."""
+    """The sampling settings of one row, with its tokens in `prompt` and `output`."""
 
     temperature: float = 1.0
     top_k: int = 0
@@ -42,7 +42,10 @@ def make_sampling(
     places: Sequence[int] | None = None,
     prompt: tuple[Sequence[int], Sequence[int], Sequence[int]] = NO_PROMPT,
 ) -> SamplingBatch:
-    """The batch of these rows; `places` are their logit rows, in order unless given, `prompt` is (logit rows, token ids, counts)."""
+    """Return the batch of these rows.
+
+    `places` are their logit rows, by default in order; `prompt` is (logit rows, token ids, counts).
+    """
     seen = [
         (place, token)
         for place, row in enumerate(rows)

@@ -1,4 +1,4 @@
-"""Chat templates: found where checkpoints have them, rendered as transformers does, in a sandbox, with messages that stay text."""
+"""Chat templates: loading, rendering as in transformers, the sandbox, and tokens of messages."""
 
 import json
 import sys
@@ -62,10 +62,16 @@ def nothing(text: str) -> None:
 
 
 def test_chatml_is_rendered_as_transformers_does() -> None:
-    """Blocks leave neither their line's end nor the spaces before them; the expected text is that of transformers' apply_chat_template."""
-    expected = "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    """White space around blocks is removed. The expected texts are those of transformers."""
+    expected = (
+        "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     assert render(CHATML) == expected
-    indented = "{% for message in messages %}\n    {% if true %}\n{{ message.role }}|\n    {% endif %}\n{% endfor %}\n"
+    indented = (
+        "{% for message in messages %}\n    {% if true %}\n{{ message.role }}|\n    {% endif %}\n"
+        "{% endfor %}\n"
+    )
     assert render(indented) == "system|\nuser|\n"
 
 
@@ -80,7 +86,8 @@ def test_what_templates_of_transformers_use() -> None:
     }
     assert (
         render(
-            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}"
+            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
+            "{{ m.content }}{% break %}{% endfor %}"
         )
         == "Why?"
     )
@@ -135,7 +142,7 @@ NOT_AS_IT_IS = {"upper case": "| upper", "without": "| length", "escaped": "| to
     ],
 )
 def test_the_last_message_may_go_on(source: str, content: str, expected: str) -> None:
-    """The expected texts are those of transformers' apply_chat_template with continue_final_message."""
+    """transformers' apply_chat_template with continue_final_message gave the expected texts."""
     template = ChatTemplate(source, "test")
     messages = [*MESSAGES, {"role": "assistant", "content": content}]
     rendered = template.render_prompt(
@@ -172,8 +179,12 @@ def test_a_template_that_fails_is_the_requests_error(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ raise_exception.__globals__['re'] }}", "{{ messages.append(1) }}",
-        "{{ cycler.__init__.__globals__.os.popen('id').read() }}", "{% include '/etc/passwd' %}", "{{ ('{0.__class__.__mro__}').format(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception.__globals__['re'] }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{% include '/etc/passwd' %}",
+        "{{ ('{0.__class__.__mro__}').format(1) }}",
     ],
 )  # fmt: skip
 def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
@@ -191,12 +202,17 @@ def test_what_a_template_writes_is_bounded() -> None:
         render("{% for i in range(10 ** 9) %}{% endfor %}")
 
 
+LOOP, END = "{% for a in range(99999) %}", "{% endfor %}"
 ENDLESS = {
-    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "loops over messages": "{% for a in messages * 9999 %}{% for b in messages * 9999 %}{% endfor %}{% endfor %}",
-    "a filter": "{% for a in range(99999) %}{% set x = range(99999) | map('string') | list %}{% endfor %}",
-    "what swallows errors": "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = 'x' | int(0) | float(0) %}{% endfor %}{% endfor %}",
-    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "nested loops": f"{LOOP}{LOOP}{END}{END}",
+    "loops over messages": (
+        "{% for a in messages * 9999 %}{% for b in messages * 9999 %}{% endfor %}{% endfor %}"
+    ),
+    "a filter": LOOP + "{% set x = range(99999) | map('string') | list %}" + END,
+    "filters with defaults": LOOP + LOOP + "{% set x = 'x' | int(0) | float(0) %}" + END + END,
+    "macros": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+    ),
 }
 
 
@@ -221,7 +237,10 @@ GREEDY = {
     "a width": "{{ '%900000000s' % messages[0].content }}",
     "a filter that is constant": "{{ [1]|slice(100000000)|list|length }}",
     "indentation": "{{ [[1]]|tojson(indent=500000000)|length }}",
-    "doubling": "{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "doubling": (
+        "{% set n = namespace(s='x') %}"
+        "{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+    ),
     "methods": "{{ messages[0].content.ljust(10 ** 10) }}",
 }
 
@@ -236,11 +255,11 @@ def one_of(sources: Mapping[str, str]) -> ChatTemplate:
 
 
 def test_what_a_template_computes_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing could end it in the middle but the end of its process; the next chat gets another one."""
-    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.5)
+    """The process of a template that reaches a limit ends, and the next chat gets another one."""
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.3)
     template = one_of({**GREEDY, "nothing": "ok"})
     for name in GREEDY:
-        with pytest.raises(InvalidRequestError, match=r"more than (256 MiB of memory|0\.5 s)"):
+        with pytest.raises(InvalidRequestError, match=r"more than (256 MiB of memory|0\.3 s)"):
             template.render([{"role": "user", "content": "x", "case": name}])
         assert template.render([{"role": "user", "content": "x", "case": "nothing"}]) == "ok"
 
@@ -275,21 +294,21 @@ def test_many_messages_are_rendered_in_time() -> None:
         "(" * 10 + "{{ " + "(" * 9999,
     ],
 )
-def test_a_template_that_is_none_is_said(source: str) -> None:
+def test_an_invalid_template_is_reported(source: str) -> None:
     template = ChatTemplate(source, "the/file", {})
     for use in (template.check, lambda: template.render(MESSAGES)):
         with pytest.raises(CheckpointError, match="the chat template the/file is not valid"):
             use()
 
 
-def test_a_template_that_is_too_long_is_said() -> None:
+def test_a_template_over_the_limit_is_refused() -> None:
     with pytest.raises(
         CheckpointError, match=f"has {MAX_TEMPLATE_CHARACTERS + 1} characters, the limit is"
     ):
         ChatTemplate("x" * (MAX_TEMPLATE_CHARACTERS + 1), "the/file").check()
 
 
-# Tokens -----------------------------------------------------------------------------------------------------------------------------
+# Tokens -------------------------------------------------------------------------------------------
 
 
 def test_the_templates_special_tokens_are_tokens(tokenizer: Tokenizer) -> None:
@@ -401,10 +420,14 @@ def test_what_the_template_writes_becomes_a_special_token(tokenizer: Tokenizer) 
 
 
 FILTERS = (
-    "lower", "upper", "trim", "title", "capitalize", "reverse", "list|join", "replace('x', '')", "replace('', '|')", "string", "indent(1)",
-    "center(30)", "truncate(9, true, '|>')", "wordwrap(5, true, '')", "default('<|')", "striptags", "urlize", "e", "safe", "forceescape",
+    "lower", "upper", "trim", "title", "capitalize", "reverse", "list|join", "replace('x', '')",
+    "replace('', '|')", "string", "indent(1)", "center(30)", "truncate(9, true, '|>')",
+    "wordwrap(5, true, '')", "default('<|')", "striptags", "urlize", "e", "safe", "forceescape",
 )  # fmt: skip
-FRAGMENTS = ("<|", "im_", "end", "|>", "IM_END", "<|im_end|>", "<|im_start|>", "x", " ", "\n", "|", "<", ">", "end|>", "plain", "&lt;")  # fmt: skip
+FRAGMENTS = (
+    "<|", "im_", "end", "|>", "IM_END", "<|im_end|>", "<|im_start|>", "x", " ", "\n", "|", "<", ">",
+    "end|>", "plain", "&lt;",
+)  # fmt: skip
 
 
 TRIES_FILTERS = ChatTemplate(
@@ -485,7 +508,7 @@ def test_a_text_may_be_refused_before_it_is_encoded(tokenizer: Tokenizer) -> Non
     ]
 
 
-# Files ------------------------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, **files: object) -> Path:
@@ -535,8 +558,11 @@ def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:
     template = ChatTemplate.load(tmp_path)
     assert template is not None
     assert template.special_tokens == {
-        "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>", "pad_token": "<pad>",
-    }  # fmt: skip
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<pad>",
+    }
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": ' + "[" * 100_000])
