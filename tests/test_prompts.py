@@ -1,4 +1,4 @@
-"""The forms of prompts in Python: one or several, as text, lists, arrays and other iterables."""
+"""Prompts in Python: one or several, as text, lists, arrays and other iterables."""
 
 from array import array
 from typing import Any
@@ -54,7 +54,7 @@ def test_one_conversation_and_several() -> None:
 
 
 def test_a_message_of_an_answer_can_be_sent_back() -> None:
-    """Keys that are null, empty or of no use to a template are left out; parts are joined."""
+    """Null, empty and unused keys are removed; text parts are joined."""
     answer: dict[str, object] = {
         "role": "assistant",
         "content": "yes",

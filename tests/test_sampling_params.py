@@ -53,7 +53,7 @@ def params(name: str, value: object) -> SamplingParams:
 
 
 def refuse(name: str, value: object) -> str:
-    """The message with which a value is refused; it always names the field."""
+    """Return the error message for an invalid value, which names the field."""
     with pytest.raises(InvalidRequestError) as caught:
         params(name, value)
     message = str(caught.value)

@@ -1,4 +1,4 @@
-"""StructuredOutputs: what is wrong is found before anything is compiled."""
+"""StructuredOutputs: errors that are found without compiling."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""An output_processor for tests, and the updates that a step of the engine would send it."""
+"""An OutputProcessor for tests, and updates as from steps of the engine."""
 
 from collections.abc import Iterable, Sequence
 

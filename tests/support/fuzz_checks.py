@@ -47,7 +47,7 @@ class EveryRouteWasTried:
         self.seen: set[tuple[str, str, int]] = set()
 
     def after_response(self, _ctx: Any, response: Any, case: Any) -> None:
-        """Note what was answered."""
+        """Record a response."""
         method, path = case.operation.method.upper(), case.operation.path
         self.wanted |= {
             (method, path, status) for status in _contract(case).statuses(method, path) & {200, 400}
@@ -55,6 +55,6 @@ class EveryRouteWasTried:
         self.seen.add((case.method.upper(), case.operation.path, response.status_code))
 
     def after_run(self, _ctx: Any) -> None:
-        """Compare."""
+        """Compare the records."""
         missing = sorted(self.wanted - self.seen)
         assert not missing, f"never seen: {missing}"

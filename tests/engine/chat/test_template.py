@@ -54,11 +54,15 @@ def render(
     messages: list[dict[str, Any]] | None = None,
     special: Mapping[str, str] | None = None,
 ) -> str:
-    return ChatTemplate(source, "test", special).render(MESSAGES if messages is None else messages)
+    return (
+        ChatTemplate(source, "test", special)
+        .render(MESSAGES if messages is None else messages)
+        .text
+    )
 
 
 def nothing(text: str) -> None:
-    """Any text may be encoded."""
+    """Accept any text."""
 
 
 def test_chatml_is_rendered_as_transformers_does() -> None:
@@ -75,43 +79,24 @@ def test_chatml_is_rendered_as_transformers_does() -> None:
     assert render(indented) == "system|\nuser|\n"
 
 
+USES_OF_TRANSFORMERS = {
+    "{{ messages[0] | tojson }}": '{"role": "system", "content": "Be short."}',
+    "{{ {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=true) }}": '{\n "a": 1,\n "b": "<é>"\n}',
+    "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
+    "{{ m.content }}{% break %}{% endfor %}": "Why?",
+    "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing }}": "<|endoftext|><|endoftext|>",
+    "{% if tools is none and documents is none and add_generation_prompt %}yes{% endif %}": "yes",
+    "a\n  {% generation %}\nb\n  {%- endgeneration -%}\n c": "a\nbc",
+    "a\n  {% if true %}\nb\n  {%- endif -%}\n c": "a\nbc",
+}
+
+
 def test_what_templates_of_transformers_use() -> None:
-    assert render("{{ messages[0] | tojson }}") == '{"role": "system", "content": "Be short."}'
-    assert (
-        render("{{ {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=true) }}")
-        == '{\n "a": 1,\n "b": "<é>"\n}'
-    )
-    assert render("{{ strftime_now('%Y') }}") in {
-        str(datetime.now().astimezone().year + i) for i in (-1, 0)
-    }
-    assert (
-        render(
-            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
-            "{{ m.content }}{% break %}{% endfor %}"
-        )
-        == "Why?"
-    )
-    assert (
-        render("{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing }}")
-        == "<|endoftext|><|endoftext|>"
-    )
-    assert (
-        render(
-            "{{ eos_token }}{{ messages | length }}", special={"eos_token": "</s>", "messages": "x"}
-        )
-        == "</s>2"
-    )
-    assert (
-        render(
-            "{% if tools is none and documents is none and add_generation_prompt %}yes{% endif %}"
-        )
-        == "yes"
-    )
-    assert (
-        render("a\n  {% generation %}\nb\n  {%- endgeneration -%}\n c")
-        == render("a\n  {% if true %}\nb\n  {%- endif -%}\n c")
-        == "a\nbc"
-    )
+    rendered = render("||".join([*USES_OF_TRANSFORMERS, "{{ strftime_now('%Y') }}"])).split("||")
+    assert rendered[:-1] == list(USES_OF_TRANSFORMERS.values())
+    assert rendered[-1] in {str(datetime.now().astimezone().year + i) for i in (-1, 0)}
+    special = {"eos_token": "</s>", "messages": "x"}
+    assert render("{{ eos_token }}{{ messages | length }}", special=special) == "</s>2"
 
 
 def test_a_template_may_refuse_messages() -> None:
@@ -123,8 +108,8 @@ def test_a_template_may_refuse_messages() -> None:
 
 
 def test_the_generation_prompt_may_be_left_out() -> None:
-    rendered = CHATML_TEMPLATE.render_prompt(MESSAGES, add_generation_prompt=False).text
-    assert rendered == CHATML_TEMPLATE.render(MESSAGES).removesuffix("<|im_start|>assistant\n")
+    rendered = CHATML_TEMPLATE.render(MESSAGES, add_generation_prompt=False).text
+    assert rendered == CHATML_TEMPLATE.render(MESSAGES).text.removesuffix("<|im_start|>assistant\n")
 
 
 TRIMMED = CHATML.replace("message['content']", "message['content'] | trim")
@@ -145,10 +130,8 @@ def test_the_last_message_may_go_on(source: str, content: str, expected: str) ->
     """transformers' apply_chat_template with continue_final_message gave the expected texts."""
     template = ChatTemplate(source, "test")
     messages = [*MESSAGES, {"role": "assistant", "content": content}]
-    rendered = template.render_prompt(
-        messages, add_generation_prompt=False, continue_final_message=True
-    )
-    before = template.render_prompt(MESSAGES, add_generation_prompt=False).text
+    rendered = template.render(messages, add_generation_prompt=False, continue_final_message=True)
+    before = template.render(MESSAGES, add_generation_prompt=False).text
     assert rendered.text == before.removesuffix("a\nfooter") + f"<|im_start|>assistant\n{expected}"
     assert max(end for _, end in rendered.spans) <= len(rendered.text)
 
@@ -158,7 +141,7 @@ def test_a_message_that_is_not_written_as_it_is_cannot_go_on(name: str) -> None:
     template = ChatTemplate(f"{{{{ messages[-1].content {NOT_AS_IT_IS[name]} }}}}", "test")
     messages = [{"role": "assistant", "content": 'say "yes"'}]
     with pytest.raises(InvalidRequestError, match="continue_final_message is true, but") as caught:
-        template.render_prompt(messages, continue_final_message=True)
+        template.render(messages, continue_final_message=True)
     assert caught.value.param == "messages"
 
 
@@ -246,7 +229,7 @@ GREEDY = {
 
 
 def one_of(sources: Mapping[str, str]) -> ChatTemplate:
-    """A template that does what the source does whose name the first message has as its `case`."""
+    """Return a template that runs the source named by `case` in the first message."""
     cases = (
         f"{{% if messages[0].case == '{name}' %}}{source}{{% endif %}}"
         for name, source in sources.items()
@@ -261,7 +244,7 @@ def test_what_a_template_computes_at_once_is_bounded(monkeypatch: pytest.MonkeyP
     for name in GREEDY:
         with pytest.raises(InvalidRequestError, match=r"more than (256 MiB of memory|0\.3 s)"):
             template.render([{"role": "user", "content": "x", "case": name}])
-        assert template.render([{"role": "user", "content": "x", "case": "nothing"}]) == "ok"
+        assert template.render([{"role": "user", "content": "x", "case": "nothing"}]).text == "ok"
 
 
 def test_what_a_template_computes_is_computed() -> None:
@@ -274,7 +257,7 @@ def test_what_a_template_computes_is_computed() -> None:
 
 
 def test_a_constant_is_not_computed_at_the_start() -> None:
-    """Jinja would, without any limit, for a template that no chat was sent to."""
+    """Jinja itself evaluates constants when compiling, before any limit of rendering."""
     ChatTemplate("{{ [1]|slice(100000000)|list|length }}{{ 'x' * 10 ** 10 }}", "test").check()
 
 
@@ -341,16 +324,15 @@ def test_what_looks_like_a_special_token_in_a_message_is_text(
 ) -> None:
     content = "".join(pieces)
     template = CHATML_TEMPLATE
-    ids = template.encode([{"role": "user", "content": content}], tokenizer, nothing)
+    messages = [{"role": "user", "content": content}]
+    ids = template.encode(messages, tokenizer, nothing)
     special = set(tokenizer.special_tokens.values())
     assert [tokenizer.token_text(i) for i in ids if i in special] == [
         "<|im_start|>",
         "<|im_end|>",
         "<|im_start|>",
     ]
-    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(
-        [{"role": "user", "content": content}]
-    )
+    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(messages).text
     own = tokenizer.encode("user\n" + content, add_special_tokens=False)
     assert ids[1 : 1 + len(own)] == own, "and its tokens are those of the text"
 
@@ -385,7 +367,7 @@ def test_a_user_cannot_write_a_special_token(tokenizer: Tokenizer) -> None:
         messages = [
             {"role": "user", "content": text, "name": "<|im_", "case": name} for text in contents
         ]
-        assert "<|im_end|>" in template.render(messages), f"{name} does spell it"
+        assert "<|im_end|>" in template.render(messages).text, f"{name} does spell it"
         assert control.isdisjoint(template.encode(messages, tokenizer, nothing)), name
 
 
@@ -416,7 +398,7 @@ def test_what_the_template_writes_becomes_a_special_token(tokenizer: Tokenizer) 
         ids = template.encode(messages, tokenizer, nothing)
         expected = "<|im_user|>" if name == "a role within" else "<|im_end|>"
         assert ids.count(tokenizer.control_tokens[expected].token_id) == 1, name
-        assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(messages)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(messages).text
 
 
 FILTERS = (
@@ -455,7 +437,7 @@ def test_no_filter_makes_a_special_token(
     ids = TRIES_FILTERS.encode(messages, tokenizer, nothing)
     control = {token.token_id for token in tokenizer.control_tokens.values()}
     assert [tokenizer.token_text(i) for i in ids if i in control] == ["<|im_start|>", "<|im_end|>"]
-    assert tokenizer.decode(ids, skip_special_tokens=False) == TRIES_FILTERS.render(messages)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == TRIES_FILTERS.render(messages).text
 
 
 def test_added_tokens_that_are_not_special_cannot_be_written_either(tokenizer: Tokenizer) -> None:
