@@ -195,8 +195,8 @@ def test_any_text_is_a_positive_size_or_refused(text: str) -> None:
     try:
         size = parse_bytes(text)
     except ValueError as error:
-        said = str(error)
+        message = str(error)
     else:
         assert size >= 1
         return
-    assert "not a size" in said
+    assert "not a size" in message

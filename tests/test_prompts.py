@@ -77,7 +77,7 @@ def test_a_message_of_an_answer_can_be_sent_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         ("hello", "messages is a str"),
         (MESSAGE, "messages is a dict"),
@@ -97,7 +97,7 @@ def test_a_message_of_an_answer_can_be_sent_back() -> None:
         ([{**MESSAGE, "name": 3}], "message 0 has a name that is a int"),
     ],
 )
-def test_a_wrong_message_is_named(messages: Any, said: str) -> None:
-    with pytest.raises(InvalidRequestError, match=said) as caught:
+def test_a_wrong_message_is_named(messages: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
         list_conversations(messages)
     assert caught.value.param == "messages"

@@ -153,9 +153,9 @@ def slow_stop(
     That is the one that ends first after `after` characters, and of those the longest.
     """
     for end in range(after + 1, len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            stop = max(found, key=len)
+        matches = [stop for stop in stops if text[:end].endswith(stop)]
+        if matches:
+            stop = max(matches, key=len)
             return text[: end if include else end - len(stop)], stop
     return text, None
 

@@ -43,18 +43,18 @@ class EveryRouteWasTried:
     """Fails if some route never succeeded or never refused a body, since the run tested nothing."""
 
     def __init__(self) -> None:
-        self.wanted: set[tuple[str, str, int]] = set()
+        self.expected: set[tuple[str, str, int]] = set()
         self.seen: set[tuple[str, str, int]] = set()
 
     def after_response(self, _ctx: Any, response: Any, case: Any) -> None:
         """Record a response."""
         method, path = case.operation.method.upper(), case.operation.path
-        self.wanted |= {
+        self.expected |= {
             (method, path, status) for status in _contract(case).statuses(method, path) & {200, 400}
         }
         self.seen.add((case.method.upper(), case.operation.path, response.status_code))
 
     def after_run(self, _ctx: Any) -> None:
         """Compare the records."""
-        missing = sorted(self.wanted - self.seen)
+        missing = sorted(self.expected - self.seen)
         assert not missing, f"never seen: {missing}"

@@ -100,8 +100,8 @@ class Fuzzer:
         if self._bystander is None or self._random.random() < 0.1:
             if self._bystander is not None:
                 self._bystander.close()
-            wanted = StructuredOutputs(regex="[ab]*")
-            self._bystander = self._grammars.compile(wanted).start()
+            spec = StructuredOutputs(regex="[ab]*")
+            self._bystander = self._grammars.compile(spec).start()
         allowed = np.flatnonzero(self._bystander.allowed_mask())
         assert len(allowed) == 3, f"the bystander may go on with {allowed.tolist()}"
         self._bystander.accept(int(allowed[0]))

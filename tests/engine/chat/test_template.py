@@ -416,8 +416,8 @@ TRIES_FILTERS = ChatTemplate(
     "{% set n = namespace(text=messages[0].content ~ messages[1].content) %}"
     "{% for name in messages[2].content.split('/') %}"
     + "".join(
-        f"{{% if name == '{place}' %}}{{% set n.text = n.text|{one} %}}{{% endif %}}"
-        for place, one in enumerate(FILTERS)
+        f"{{% if name == '{index}' %}}{{% set n.text = n.text|{one} %}}{{% endif %}}"
+        for index, one in enumerate(FILTERS)
     )
     + "{% endfor %}<|im_start|>{{ n.text }}<|im_end|>",
     "test",
@@ -503,8 +503,8 @@ def write(folder: Path, **files: object) -> Path:
 
 
 def source_of(folder: Path, file: Path | None = None) -> str | None:
-    found = ChatTemplate.load(folder, file)
-    return found.source if found is not None else None
+    template = ChatTemplate.load(folder, file)
+    return template.source if template is not None else None
 
 
 def test_where_a_template_is_found(tmp_path: Path) -> None:

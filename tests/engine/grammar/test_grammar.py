@@ -152,10 +152,10 @@ def test_an_invalid_grammar_is_refused(llm: LLM, fields: dict[str, Any]) -> None
 def test_an_object_has_no_other_properties(llm: LLM) -> None:
     """With open objects, greedy sampling would add properties until max_tokens."""
     schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}}
-    wanted = SamplingParams(
+    params = SamplingParams(
         temperature=0, max_tokens=60, structured_outputs=StructuredOutputs(json=schema)
     )
-    for output in llm.generate(["the", "a cat"], wanted, use_tqdm=False):
+    for output in llm.generate(["the", "a cat"], params, use_tqdm=False):
         assert output.outputs[0].finish_reason == "stop"
         assert json.loads(output.outputs[0].text).keys() <= {"ok"}
 

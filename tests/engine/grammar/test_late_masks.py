@@ -161,9 +161,9 @@ def stopped_workers() -> Iterator[None]:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_late_mask_delays_nobody_else(llm: LLM) -> None:
     engine = llm.engine
-    wanted = structured(regex="[ab]{8}x")
-    (expected,) = llm.generate("the", wanted, use_tqdm=False)
-    (late,) = engine.input_processor.submit("late", "the", wanted).requests
+    params = structured(regex="[ab]{8}x")
+    (expected,) = llm.generate("the", params, use_tqdm=False)
+    (late,) = engine.input_processor.submit("late", "the", params).requests
     (other,) = engine.input_processor.submit(
         "other", "the", SamplingParams(max_tokens=20, ignore_eos=True)
     ).requests

@@ -77,14 +77,14 @@ BOMBS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.skipif(sys.platform != "linux", reason="needs limits of memory and processor time")
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_grammar_ends_alone(tokenizer: Tokenizer, name: str) -> None:
-    wanted, message = BOMBS[name]
+    fields, message = BOMBS[name]
     cpu_s = 20.0 if name == "memory" else 0.5
     grammars = make(tokenizer, memory_bytes=64 << 20, compile_cpu_s=cpu_s, mask_cpu_s=0.2)
     bystander = grammars.compile(StructuredOutputs(regex="[ab]*")).start()
     follow(bystander, 2)
     for _ in range(2):  # the second time its error is cached
         with pytest.raises(InvalidRequestError, match=message) as caught:
-            grammars.compile(StructuredOutputs(**wanted))
+            grammars.compile(StructuredOutputs(**fields))
         assert caught.value.param == "structured_outputs"
     follow(bystander, 2)
     assert bystander.error is None
@@ -114,7 +114,7 @@ def test_compiling_ends_when_nobody_waits_for_it(tokenizer: Tokenizer) -> None:
     grammars.begin(StructuredOutputs(regex="b"))
     assert slow.pooled.state is GrammarState.COMPILING, "one client is left"
     slow.unwatch(second.set)
-    assert grammars.compile(StructuredOutputs(regex="b")).error is None, "its place is free"
+    assert grammars.compile(StructuredOutputs(regex="b")).error is None, "a worker is free"
     assert slow.error is not None
     assert grammars.begin(StructuredOutputs(**ENDLESS_MULTIPLE)) is not slow, "may be tried again"
     grammars.close()
@@ -169,12 +169,12 @@ def test_a_finalizer_may_run_while_the_pool_is_locked(tokenizer: Tokenizer) -> N
 
 def test_only_so_many_wait(tokenizer: Tokenizer) -> None:
     grammars = make(tokenizer, compile_cpu_s=60.0, max_compiling=1, max_waiting=2)
-    wanted = [dict(ENDLESS_MULTIPLE, json={"multipleOf": 9_999_991 + 2 * i}) for i in range(4)]
-    held = [grammars.begin(StructuredOutputs(**one)) for one in wanted[:3]]
+    specs = [dict(ENDLESS_MULTIPLE, json={"multipleOf": 9_999_991 + 2 * i}) for i in range(4)]
+    held = [grammars.begin(StructuredOutputs(**one)) for one in specs[:3]]
     assert grammars.is_full
     with pytest.raises(QueueFullError, match="3 grammars of other requests wait"):
-        grammars.begin(StructuredOutputs(**wanted[3]))
-    assert grammars.begin(StructuredOutputs(**wanted[0])).pooled is held[0].pooled
+        grammars.begin(StructuredOutputs(**specs[3]))
+    assert grammars.begin(StructuredOutputs(**specs[0])).pooled is held[0].pooled
     grammars.close()
     with pytest.raises(EngineNotReadyError):
         grammars.begin(StructuredOutputs(regex="a"))
@@ -209,11 +209,11 @@ def test_a_worker_that_is_killed_is_replaced(grammars: Grammars, tokenizer: Toke
     expected = follow(grammars.compile(StructuredOutputs(regex="[ab]x{3}yz")).start(), 5)
     compiled = grammars.compile(StructuredOutputs(regex="[ab]x{3}yz"))
     one, other = compiled.start(), compiled.start()
-    found = follow(one, 2), follow(other, 3)
+    first = follow(one, 2), follow(other, 3)
     (server,) = children_of(os.getpid())[:1]
     for pid in children_of(server):
         os.kill(pid, signal.SIGKILL)
-    assert found[0] + follow(one, 3) == found[1] + follow(other, 2) == expected
+    assert first[0] + follow(one, 3) == first[1] + follow(other, 2) == expected
 
 
 def test_the_process_that_forks_is_replaced(grammars: Grammars) -> None:
