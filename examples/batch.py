@@ -1,4 +1,4 @@
-"""Answer many prompts at once: they share a batch, and outputs come in the order of the prompts.
+"""Complete many prompts in one batch. Outputs are in the order of the prompts.
 
 Run: python examples/batch.py
 """

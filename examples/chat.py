@@ -1,4 +1,4 @@
-"""A conversation of two turns, streamed, with a chat template that is given in the call.
+"""Stream a conversation of two turns, with a chat template passed as an argument.
 
 The bundled model was trained on books and has no chat template. A checkpoint that has one
 (tokenizer_config.json or chat_template.jinja) needs no `chat_template` argument.

@@ -1,10 +1,10 @@
-"""A FastAPI application with nanovllm inside: endpoints of your own, and one batch for all clients.
+"""Embed nanovllm in a FastAPI application: custom endpoints, one batch for all clients.
 
 Run: python examples/fastapi_app.py
 Try: curl -N 'http://127.0.0.1:8000/story?beginning=Once+upon+a+time'
      curl 'http://127.0.0.1:8000/endings?text=The+king&count=3'
 
-For OpenAI's API use `nanovllm serve` instead.
+For OpenAI's API, use `nanovllm serve` instead.
 """
 
 from collections.abc import AsyncIterator
@@ -20,7 +20,7 @@ from nanovllm import AsyncLLM, InvalidRequestError, QueueFullError, SamplingPara
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    """Load the model before the first request, and end it after the last one."""
+    """Load the model before the first request, and close it after the last one."""
     async with AsyncLLM("tiny-books") as llm:
         app.state.llm = llm
         yield
@@ -33,9 +33,9 @@ app = FastAPI(lifespan=lifespan)
 async def story(
     request: Request, beginning: Annotated[str, Query(min_length=1, max_length=100)]
 ) -> StreamingResponse:
-    """Stream a story as plain text. A client that goes away aborts its request.
+    """Stream a story as plain text. A client that disconnects aborts its request.
 
-    The text is checked first: once a stream has begun, its status cannot be changed.
+    The query is validated first, because the status cannot change once the stream has started.
     """
     llm: AsyncLLM = request.app.state.llm
     params = SamplingParams(temperature=0.8, max_tokens=60, seed=7)

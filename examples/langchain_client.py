@@ -1,9 +1,9 @@
-"""Use a running server by LangChain: a chain, a stream, and embeddings.
+"""Use a running server with LangChain: a chain, a stream, and embeddings.
 
 Start a server first: nanovllm serve
 Run: python examples/langchain_client.py      (needs `pip install langchain-openai`)
 
-OPENAI_BASE_URL names another server than http://127.0.0.1:8000/v1, OPENAI_API_KEY its key.
+Set OPENAI_BASE_URL for another server than http://127.0.0.1:8000/v1, OPENAI_API_KEY for its key.
 """
 
 import os
@@ -26,7 +26,7 @@ def main() -> None:
         print(piece, end="", flush=True)
     print()
 
-    # The server's tokenizer is not one that the client knows, so that it must send text.
+    # The client does not know the server's tokenizer, so it must send text.
     embeddings = OpenAIEmbeddings(
         base_url=BASE_URL, api_key=API_KEY, model=MODEL, check_embedding_ctx_length=False
     )

@@ -1,9 +1,9 @@
-"""Use a running server by OpenAI's client: a completion, a stream, and embeddings.
+"""Use a running server with OpenAI's client: a completion, a stream, and embeddings.
 
 Start a server first: nanovllm serve
 Run: python examples/openai_client.py      (needs `pip install openai`)
 
-OPENAI_BASE_URL names another server than http://127.0.0.1:8000/v1, OPENAI_API_KEY its key.
+Set OPENAI_BASE_URL for another server than http://127.0.0.1:8000/v1, OPENAI_API_KEY for its key.
 """
 
 import os
@@ -23,7 +23,7 @@ def main() -> None:
         prompt="Once upon a time",
         max_tokens=32,
         seed=7,
-        extra_body={"top_k": 40},  # vLLM's fields, which the client does not know
+        extra_body={"top_k": 40},  # parameters of vLLM that OpenAI lacks
     )
     print(completion.choices[0].text)
 

@@ -1,6 +1,6 @@
-"""Score texts: log-probabilities of given tokens, perplexity, and the more probable of two endings.
+"""Score texts: token log-probabilities, perplexity, and the more probable of two endings.
 
-`max_tokens=0` generates nothing; `prompt_logprobs=0` reports the tokens of the prompt alone.
+`max_tokens=0` generates nothing. `prompt_logprobs=0` reports the prompt's own tokens only.
 
 Run: python examples/scoring.py
 """
@@ -28,7 +28,7 @@ def main() -> None:
             perplexity = math.exp(-sum(logprobs) / len(logprobs))
             print(f"{output.prompt}  perplexity {perplexity:.1f}")
 
-        # Join token ids, not texts: then no token spans the question and the ending.
+        # Concatenate token ids, not texts, so that no token spans question and ending.
         tokenizer = llm.get_tokenizer()
         question = tokenizer.encode(QUESTION)
         endings = [tokenizer.encode(ending) for ending in ENDINGS]

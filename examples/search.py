@@ -1,7 +1,7 @@
-"""Search texts by meaning: embed them, and rank them by their cosine with the query.
+"""Search texts by meaning: embed them, and rank them by cosine similarity to the query.
 
-GPT-2's embeddings are those of a language model, good enough to find texts that are alike in
-wording; a model that was trained for embeddings ranks better.
+The embeddings of a language model find texts of similar wording. A model trained for embeddings
+ranks better.
 
 Run: python examples/search.py "a ship in the storm"
 """
@@ -25,7 +25,7 @@ def main(query: str) -> None:
     with LLM("tiny-books") as llm:
         outputs = llm.embed([query, *TEXTS], pooling="mean")
     vectors = np.array([output.outputs.embedding for output in outputs], dtype=np.float32)
-    # The mean of all vectors is what all texts have in common: without it cosines differ more.
+    # Without their common mean, the vectors are easier to tell apart.
     centered = vectors - vectors.mean(axis=0)
     centered /= np.linalg.norm(centered, axis=1, keepdims=True)
     cosines = centered[1:] @ centered[0]

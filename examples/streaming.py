@@ -1,4 +1,4 @@
-"""Print an answer while it is generated, in plain Python and in asyncio code.
+"""Stream outputs, in plain Python and with asyncio.
 
 Run: python examples/streaming.py
 """
@@ -11,7 +11,7 @@ PARAMS = SamplingParams(temperature=0.8, max_tokens=40, seed=7)
 
 
 def stream_in_a_loop() -> None:
-    """Print each output's text, which is what is new. Leaving the loop early aborts the request."""
+    """Print the new text of each output. Leaving the loop early aborts the request."""
     with LLM("tiny-books") as llm:
         for output in llm.stream("Once upon a time", PARAMS):
             print(output.outputs[0].text, end="", flush=True)
@@ -19,7 +19,7 @@ def stream_in_a_loop() -> None:
 
 
 async def stream_two_at_once() -> None:
-    """Let two tasks share one model. `generate` gives the whole answer so far, as vLLM's does."""
+    """Run two tasks on one model. `generate` yields cumulative outputs, as in vLLM."""
     async with AsyncLLM("tiny-books") as llm:
 
         async def answer(prompt: str) -> str:

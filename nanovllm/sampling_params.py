@@ -135,7 +135,7 @@ class SamplingParams:
         return _as_tuple("stop", self.stop)
 
     def _check_numbers(self) -> None:
-        whole = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K)}
+        required = {"n": (1, 128), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K)}
         optional = {
             "max_tokens": (0, None),
             "seed": (MIN_SEED, MAX_SEED),
@@ -144,11 +144,11 @@ class SamplingParams:
             "best_of": (1, MAX_BEST_OF),
             "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
         }
-        for name, (low, high) in whole.items():
-            _check_whole(name, getattr(self, name), low, high)
+        for name, (low, high) in required.items():
+            _check_int(name, getattr(self, name), low, high)
         for name, (low, high) in optional.items():
             if getattr(self, name) is not None:
-                _check_whole(name, getattr(self, name), low, high)
+                _check_int(name, getattr(self, name), low, high)
         real = {
             "temperature": (0.0, 100.0),
             "top_p": (0.0, 1.0),
@@ -197,7 +197,7 @@ class SamplingParams:
                 ids = _as_tuple(name, getattr(self, name))
                 _check_length(name, ids, max_ids)
                 for token_id in ids:
-                    _check_whole(name, token_id, 0, None)
+                    _check_int(name, token_id, 0, None)
                 object.__setattr__(self, name, tuple(dict.fromkeys(ids)))
         if self.allowed_token_ids == ():
             raise InvalidRequestError(
@@ -344,7 +344,7 @@ def _range(low: float | None, high: float | None) -> str:
     return f"at least {low}" if high is None else f"from {low} to {high}"
 
 
-def _check_whole(name: str, value: object, low: int, high: int | None) -> None:
+def _check_int(name: str, value: object, low: int, high: int | None) -> None:
     if (
         isinstance(value, bool)
         or not isinstance(value, int)

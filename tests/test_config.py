@@ -1,4 +1,4 @@
-"""Settings of an engine: ranges and their edges, sizes in words, and that unknown ones are refused."""
+"""EngineConfig: ranges, sizes as text, and unknown settings."""
 
 from dataclasses import FrozenInstanceError, fields
 from typing import Any
@@ -65,7 +65,7 @@ def test_every_running_sequence_needs_a_token_a_step() -> None:
     EngineConfig(max_num_seqs=8, max_num_batched_tokens=8)
     with pytest.raises(
         ValueError,
-        match=r"max_num_batched_tokens is 7, less than max_num_seqs \(8\).*raise the first or lower the second",
+        match=r"max_num_batched_tokens is 7, less than max_num_seqs \(8\).*raise the first",
     ):
         EngineConfig(max_num_seqs=8, max_num_batched_tokens=7)
 
@@ -79,8 +79,9 @@ def test_flags_are_flags(name: str) -> None:
 
 
 WRONG_CHOICES = [
-    ("backend", "cuda"), ("backend", None), ("dtype", "float16"), ("dtype", 32), ("quantization", "int4"), ("quantization", "none"),
-    ("kv_cache_dtype", "float16"), ("kv_cache_dtype", None),
+    ("backend", "cuda"), ("backend", None), ("dtype", "float16"), ("dtype", 32),
+    ("quantization", "int4"), ("quantization", "none"), ("kv_cache_dtype", "float16"),
+    ("kv_cache_dtype", None),
 ]  # fmt: skip
 
 
@@ -100,7 +101,7 @@ def test_numpy_computes_in_float32_only(name: str, value: str) -> None:
     assert getattr(make(**{name: value}), name) == value
     with pytest.raises(
         ValueError,
-        match=f"{name} is '{value}', but backend='numpy' computes in float32 only; .* take backend='numba'",
+        match=f"{name} is '{value}', but backend='numpy' computes in float32 only; .*'numba'",
     ):
         make(**{name: value}, backend="numpy")
 
@@ -142,10 +143,11 @@ def test_unknown_settings_are_refused_and_settings_do_not_change() -> None:
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        (1, 1), (12345, 12345), ("1", 1), ("12345", 12345), ("1b", 1), ("1 B", 1), (" 2 GiB ", 2 * 2**30), ("512MiB", 512 * 2**20),
-        ("1.5GB", 1_500_000_000), ("1.5GiB", 3 * 2**29), ("4G", 4 * 2**30), ("4g", 4 * 2**30), ("3k", 3072), ("3kb", 3000), ("3KiB", 3072),
-        ("2TB", 2 * 10**12), ("100TiB", 100 * 2**40),
-        ("7M", 7 * 2**20), ("0.5KiB", 512), ("999999999999999", 999_999_999_999_999), (10**20, 10**20),
+        (1, 1), (12345, 12345), ("1", 1), ("12345", 12345), ("1b", 1), ("1 B", 1),
+        (" 2 GiB ", 2 * 2**30), ("512MiB", 512 * 2**20), ("1.5GB", 1_500_000_000),
+        ("1.5GiB", 3 * 2**29), ("4G", 4 * 2**30), ("4g", 4 * 2**30), ("3k", 3072), ("3kb", 3000),
+        ("3KiB", 3072), ("2TB", 2 * 10**12), ("100TiB", 100 * 2**40), ("7M", 7 * 2**20),
+        ("0.5KiB", 512), ("999999999999999", 999_999_999_999_999), (10**20, 10**20),
     ],
 )  # fmt: skip
 def test_sizes(size: int | str, expected: int) -> None:
@@ -181,7 +183,7 @@ def test_sizes(size: int | str, expected: int) -> None:
 def test_what_is_no_size(size: Any) -> None:
     with pytest.raises(
         ValueError,
-        match="not a size of at least one byte; write a number of bytes, or text such as",
+        match="not a size of at least one byte; use a number of bytes, or text such as",
     ):
         parse_bytes(size)
     with pytest.raises(ValueError, match="not a size"):
@@ -193,8 +195,8 @@ def test_any_text_is_a_positive_size_or_refused(text: str) -> None:
     try:
         size = parse_bytes(text)
     except ValueError as error:
-        said = str(error)
+        message = str(error)
     else:
         assert size >= 1
         return
-    assert "not a size" in said
+    assert "not a size" in message

@@ -1,4 +1,4 @@
-"""Text of unknown origin in messages."""
+"""Untrusted text in messages is escaped and cut."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Progress bars are for people: on a terminal and in a notebook, and nowhere else."""
+"""Progress bars appear on terminals and in notebooks only."""
 
 import io
 import sys
@@ -10,7 +10,7 @@ from nanovllm.progress import progress_bar, shows_progress
 
 
 class Terminal(io.StringIO):
-    """Standard error of somebody who looks at it."""
+    """Standard error as a terminal."""
 
     def isatty(self) -> bool:
         return True

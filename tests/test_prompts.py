@@ -1,4 +1,4 @@
-"""The forms of prompts in Python: one or several, as text, lists, arrays and other iterables."""
+"""Prompts in Python: one or several, as text, lists, arrays and other iterables."""
 
 from array import array
 from typing import Any
@@ -54,7 +54,7 @@ def test_one_conversation_and_several() -> None:
 
 
 def test_a_message_of_an_answer_can_be_sent_back() -> None:
-    """Keys that are null, empty or of no use to a template are left out; parts are joined."""
+    """Null, empty and unused keys are removed; text parts are joined."""
     answer: dict[str, object] = {
         "role": "assistant",
         "content": "yes",
@@ -77,7 +77,7 @@ def test_a_message_of_an_answer_can_be_sent_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "message"),
     [
         ("hello", "messages is a str"),
         (MESSAGE, "messages is a dict"),
@@ -97,7 +97,7 @@ def test_a_message_of_an_answer_can_be_sent_back() -> None:
         ([{**MESSAGE, "name": 3}], "message 0 has a name that is a int"),
     ],
 )
-def test_a_wrong_message_is_named(messages: Any, said: str) -> None:
-    with pytest.raises(InvalidRequestError, match=said) as caught:
+def test_a_wrong_message_is_named(messages: Any, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=message) as caught:
         list_conversations(messages)
     assert caught.value.param == "messages"

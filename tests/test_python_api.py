@@ -1,4 +1,4 @@
-"""docs/python-api.md is complete; its samples run, and pass a type checker as README's do."""
+"""docs/python-api.md is complete; its samples run and type-check, as do those of README."""
 
 import inspect
 import re
@@ -41,13 +41,13 @@ def python_blocks(page: str) -> list[str]:
 
 
 def rows() -> dict[str, list[str]]:
-    """The cells of every table's rows, by the name in the first cell."""
-    found: dict[str, list[str]] = {}
+    """Return the other cells of all table rows by the name in the first cell."""
+    cells: dict[str, list[str]] = {}
     for line in PAGE.splitlines():
         match = re.match(r"\| `(\w+)` \| (.*) \|$", line)
         if match:
-            found.setdefault(match[1], []).append(match[2])
-    return found
+            cells.setdefault(match[1], []).append(match[2])
+    return cells
 
 
 def test_the_samples_run_one_after_another(
@@ -80,12 +80,12 @@ def test_every_exported_name_is_on_the_page() -> None:
     ],
 )
 def test_every_setting_is_on_the_page_with_its_default(kind: Any, made: Any) -> None:
-    found = rows()
+    cells = rows()
     for field in fields(kind):
         is_required = field.default is MISSING
         default = field.default if kind is StructuredOutputs else getattr(made, field.name)
         cell = "|" if is_required else f"`{default!r}` |"
-        assert any(row.startswith(cell) for row in found[field.name]), field.name
+        assert any(row.startswith(cell) for row in cells[field.name]), field.name
 
 
 @pytest.mark.parametrize("kind", [RequestOutput, CompletionOutput, RequestMetrics, Logprob])

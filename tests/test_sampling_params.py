@@ -1,4 +1,4 @@
-"""Every setting's range and its edges, what is refused and how, and that settings do not change afterwards."""
+"""SamplingParams: ranges, error messages and immutability."""
 
 import math
 from collections.abc import Iterator
@@ -22,15 +22,26 @@ from nanovllm.sampling_params import (
     SamplingParams,
 )
 
-HUGE = 10**400  # a whole number that no float holds; JSON can spell it
+HUGE = 10**400  # an integer beyond float64, which JSON may have
 WHOLE: dict[str, tuple[int, int | None]] = {
-    "n": (1, 128), "max_tokens": (0, None), "min_tokens": (0, None), "top_k": (-1, MAX_TOP_K), "seed": (-(2**63), 2**63 - 1),
-    "logprobs": (0, None), "prompt_logprobs": (0, None), "best_of": (1, MAX_BEST_OF), "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
-}  # fmt: skip
+    "n": (1, 128),
+    "max_tokens": (0, None),
+    "min_tokens": (0, None),
+    "top_k": (-1, MAX_TOP_K),
+    "seed": (-(2**63), 2**63 - 1),
+    "logprobs": (0, None),
+    "prompt_logprobs": (0, None),
+    "best_of": (1, MAX_BEST_OF),
+    "truncate_prompt_tokens": (-1, MAX_PROMPT_TOKENS),
+}
 REAL = {
-    "temperature": (0.0, 100.0), "top_p": (math.nextafter(0, 1), 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (MIN_REPETITION_PENALTY, 100.0),
-    "presence_penalty": (-2.0, 2.0), "frequency_penalty": (-2.0, 2.0),
-}  # fmt: skip
+    "temperature": (0.0, 100.0),
+    "top_p": (math.nextafter(0, 1), 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": (MIN_REPETITION_PENALTY, 100.0),
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
 FLAGS = ("ignore_eos", "include_stop_str_in_output", "skip_special_tokens", "add_special_tokens")
 TEXTS = {"stop": MAX_STOP_STRINGS, "bad_words": MAX_LOGIT_EDITS}
 IDS = ("stop_token_ids", "allowed_token_ids")
@@ -42,7 +53,7 @@ def params(name: str, value: object) -> SamplingParams:
 
 
 def refuse(name: str, value: object) -> str:
-    """The message with which a value is refused; it always names the field."""
+    """Return the error message for an invalid value, which names the field."""
     with pytest.raises(InvalidRequestError) as caught:
         params(name, value)
     message = str(caught.value)
@@ -173,7 +184,8 @@ def test_a_list_that_allows_nothing_is_refused() -> None:
     assert "leave it out" in refuse("allowed_token_ids", [])
     assert SamplingParams(stop_token_ids=[]).stop_token_ids == ()
     assert f"the limit is {MAX_LOGIT_EDITS}" in refuse("stop_token_ids", range(MAX_LOGIT_EDITS + 1))
-    assert len(SamplingParams(allowed_token_ids=range(60_000)).allowed_token_ids or ()) == 60_000  # type: ignore[arg-type]
+    many = SamplingParams(allowed_token_ids=range(60_000)).allowed_token_ids
+    assert many == tuple(range(60_000))
 
 
 def test_logit_bias() -> None:

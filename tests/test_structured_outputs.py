@@ -1,4 +1,4 @@
-"""StructuredOutputs: what is wrong is found before anything is compiled."""
+"""StructuredOutputs: errors detected without compiling."""
 
 from typing import Any
 
@@ -52,9 +52,9 @@ def test_equal_wishes_have_equal_keys() -> None:
 
 def test_a_schema_is_copied() -> None:
     schema: dict[str, Any] = {"type": "object"}
-    wanted = StructuredOutputs(json=schema)
+    spec = StructuredOutputs(json=schema)
     schema["type"] = "array"
-    assert wanted.json == {"type": "object"}
+    assert spec.json == {"type": "object"}
 
 
 @pytest.mark.parametrize("other", [{"ignore_eos": True}, {"min_tokens": 1}])

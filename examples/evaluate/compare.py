@@ -1,11 +1,12 @@
-"""Does an evaluation over HTTP measure the model? lm-eval against a real server, and every number of it against `LLM`.
+"""Compare every result of lm-eval over HTTP with `LLM` in this process.
 
 Run: python examples/evaluate/compare.py --lm-eval /path/to/venv/bin/lm_eval
 
-Starts `nanovllm serve` on a free port and lets lm-eval (`pip install 'lm-eval[api]' torch`, best in a virtual environment of its own) run the
-tasks in tasks/ on it: endings to choose from (loglikelihood), texts with one longer than the context (loglikelihood_rolling), and texts to go
-on with (generate_until). Then `LLM` scores the same tokens in this process. Nothing is downloaded. The last line is JSON; exit code 1 where
-a log-likelihood differs by more than 1e-4, a token is called greedy by one of them only, or an answer differs.
+Starts `nanovllm serve` on a free port. lm-eval (`pip install 'lm-eval[api]' torch`, best in its own
+virtual environment) runs the tasks in tasks/ on it: multiple choice (loglikelihood), texts, one of
+them longer than the context (loglikelihood_rolling), and continuations (generate_until). Then `LLM`
+scores the same tokens in this process. Nothing is downloaded. The last line is JSON. The exit code
+is 1 if a log-likelihood differs by more than 1e-4, or if greediness or a generated text differs.
 """
 
 import argparse
@@ -147,9 +148,15 @@ def serving(model: str) -> Iterator[str]:
 
 
 def evaluate(lm_eval: str, address: str, llm: LLM, output: Path) -> None:
-    """Run the tasks; what was asked and answered is in files under `output`. Raises RuntimeError where lm-eval fails."""
+    """Run the tasks, with requests and results in files under `output`.
+
+    Raises RuntimeError if lm-eval fails.
+    """
     prefix, context = llm.engine.model.eos_token_ids[0], llm.engine.max_model_len
-    settings = f"base_url={address}/v1/completions,model={NAME},tokenizer_backend=remote,custom_prefix_token_id={prefix},max_length={context}"
+    settings = (
+        f"base_url={address}/v1/completions,model={NAME},tokenizer_backend=remote,"
+        f"custom_prefix_token_id={prefix},max_length={context}"
+    )
     command = [
         lm_eval,
         "run",
@@ -236,7 +243,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed = parser.parse_args(arguments)
     if parsed.lm_eval is None:
         parser.error(
-            f"lm_eval is not on the path; install it (pip install 'lm-eval[api]' torch) or name it by --lm-eval or {VARIABLE}"
+            "lm_eval is not on the path; install it (pip install 'lm-eval[api]' torch), or pass "
+            f"its path by --lm-eval or {VARIABLE}"
         )
     report = run(parsed.model, parsed.lm_eval)
     for line in report.wrong:

@@ -7,7 +7,8 @@ from datetime import datetime
 from pathlib import Path
 
 from nanovllm.config import format_bytes
-from nanovllm.errors import ModelNotFoundError, printable
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
 from nanovllm.hub import read_model_info, resolve_model
 from nanovllm.hub.downloads import full_name
 from nanovllm.hub.inventory import (
@@ -56,7 +57,7 @@ def run_show(parsed: argparse.Namespace) -> int:
         "heads": f"{config.heads:,} of {config.head_dim}",
         "vocabulary": f"{config.vocab:,} tokens",
         "context": f"{config.max_positions:,} tokens",
-        "chat template": "yes" if _has_chat_template(folder) else "no",
+        "chat template": _chat_template(folder),
         "sampling": ", ".join(
             f"{name} {defaults[name]}"
             for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
@@ -109,11 +110,12 @@ def _confirm(question: str) -> bool:
         return False
 
 
-def _has_chat_template(folder: Path) -> bool:
-    tokenizer = folder / "tokenizer_config.json"
-    if (folder / "chat_template.jinja").is_file():
-        return True
-    return tokenizer.is_file() and '"chat_template"' in tokenizer.read_text(errors="replace")
+def _chat_template(folder: Path) -> str:
+    """Return "yes" or "no", or why the files of a model folder cannot be read."""
+    try:
+        return "no" if ChatTemplate.load(folder) is None else "yes"
+    except CheckpointError as error:
+        return str(error)
 
 
 def _print_files(files: Iterable[Path]) -> None:

@@ -83,6 +83,18 @@ def test_show_says_what_a_model_is(
     assert ("owner/mine, revision 0123456789ab" in out) == (name == "./models/mine")
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [('{"chat_template": null}', "no"), ('{"chat_template": "{{ x }}"}', "yes"), ("[", "models")],
+)
+def test_show_says_whether_there_is_a_chat_template(
+    machine: Path, capsys: pytest.CaptureFixture[str], text: str, shown: str
+) -> None:
+    (machine / "models" / "mine" / "tokenizer_config.json").write_text(text)
+    assert main(["show", "./models/mine"]) == 0
+    assert f"chat template  {shown}" in capsys.readouterr().out
+
+
 def test_show_lists_the_kernels(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", "kernels"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [

@@ -1,4 +1,4 @@
-"""Text that grows token by token is the text of all tokens at once; nothing is shown that a later token could take back."""
+"""Incremental text equals the text of all tokens, and no later token changes released text."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ CONTINUATIONS = (b"", b"\x80", b"\xbf\x80", b"\x80\x80\x80", b"\x9f\x98\x80", b"
 def pieces_of(
     tokenizer: Tokenizer, token_ids: Sequence[int], *, skip_special_tokens: bool = True
 ) -> list[str]:
-    """What each token released, which peeking has told before, and at the end the rest."""
+    """Return the text released by each token and by flush; peeking returns the same text."""
     decoder = IncrementalDecoder(tokenizer, skip_special_tokens=skip_special_tokens)
     pieces = []
     for token_id in token_ids:
@@ -31,7 +31,7 @@ def pieces_of(
 
 
 def byte_tokens(tokenizer: Tokenizer, data: bytes) -> list[int]:
-    """One token for each byte."""
+    """Return one token per byte."""
     token_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     return [token_of[bytes([byte])] for byte in data]
 
@@ -138,7 +138,7 @@ def test_an_unfinished_character_of_other_tokenizers_shows_at_the_end() -> None:
     assert "".join(pieces_of(tokenizer, token_ids)) == tokenizer.decode(token_ids)
 
 
-# Stop strings -----------------------------------------------------------------------------------------------------------------------
+# Stop strings -------------------------------------------------------------------------------------
 
 SHORT_TEXTS = st.text(alphabet="ab", max_size=12)
 STOPS = st.lists(st.text(alphabet="ab", min_size=1, max_size=4), max_size=4)
@@ -148,11 +148,14 @@ CUT_TEXT = st.lists(st.text(alphabet="ab", max_size=4), max_size=8)
 def slow_stop(
     text: str, stops: Sequence[str], *, include: bool, after: int = 0
 ) -> tuple[str, str | None]:
-    """The whole text up to its first stop string: the one that ends first, past character number `after`, and the longest of those."""
+    """Return the text up to its first stop string.
+
+    That is the one that ends first after `after` characters, and of those the longest.
+    """
     for end in range(after + 1, len(text) + 1):
-        found = [stop for stop in stops if text[:end].endswith(stop)]
-        if found:
-            stop = max(found, key=len)
+        matches = [stop for stop in stops if text[:end].endswith(stop)]
+        if matches:
+            stop = max(matches, key=len)
             return text[: end if include else end - len(stop)], stop
     return text, None
 

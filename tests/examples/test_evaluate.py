@@ -1,4 +1,4 @@
-"""examples/evaluate: lm-eval against a real server, where it is installed, and that the comparison finds what differs."""
+"""examples/evaluate: lm-eval against a real server, where it is installed, and the comparison."""
 
 import json
 import os
@@ -13,13 +13,17 @@ from nanovllm import LLM
 from tests.support.serving import ENGINE_SETTINGS
 
 TEXT = "the end " * 60
+SETTINGS = {"until": ["W"], "max_gen_toks": 5}
 LM_EVAL = os.environ.get(compare.VARIABLE) or shutil.which("lm_eval")
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(
     LM_EVAL is None,
-    reason=f"needs lm-eval: pip install 'lm-eval[api]' torch, and {compare.VARIABLE} names its program lm_eval",
+    reason=(
+        f"needs lm-eval: pip install 'lm-eval[api]' torch, and set {compare.VARIABLE} to the path "
+        "of lm_eval"
+    ),
 )
 def test_lm_eval_measures_what_llm_says() -> None:
     assert LM_EVAL is not None
@@ -35,21 +39,24 @@ def scorer(tiny_model: Path) -> compare.Scorer:
     return compare.Scorer(LLM(tiny_model, **ENGINE_SETTINGS))
 
 
-def write_samples(folder: Path, scorer: compare.Scorer, **changes: Any) -> Path:
-    """Files as lm-eval writes them, with what `LLM` says or with changes to it."""
+@pytest.fixture(scope="module")
+def results(scorer: compare.Scorer) -> dict[str, Any]:
+    """The results of `LLM`."""
     logprob, is_greedy = scorer.loglikelihood("in the ", "end")
-    settings = {"until": ["W"], "max_gen_toks": 5}
-    said = {
+    return {
         "choice": logprob,
         "greedy": is_greedy,
         "text": scorer.rolling(TEXT),
-        "answer": scorer.generate("the", settings),
-        **changes,
+        "answer": scorer.generate("the", SETTINGS),
     }
+
+
+def write_samples(folder: Path, results: dict[str, Any]) -> Path:
+    """Write results to files as lm-eval does."""
     documents: dict[str, tuple[list[Any], list[Any]]] = {
-        "rabbit_endings": (["in the ", "end"], [[str(said["choice"]), str(said["greedy"])]]),
-        "rabbit_text": ([TEXT], [str(said["text"])]),
-        "rabbit_next": (["the", settings], [said["answer"]]),
+        "rabbit_endings": (["in the ", "end"], [[str(results["choice"]), str(results["greedy"])]]),
+        "rabbit_text": ([TEXT], [str(results["text"])]),
+        "rabbit_next": (["the", SETTINGS], [results["answer"]]),
     }
     for task, (arguments, answers) in documents.items():
         line = {
@@ -63,8 +70,10 @@ def write_samples(folder: Path, scorer: compare.Scorer, **changes: Any) -> Path:
     return folder
 
 
-def test_what_is_the_same_is_found_to_be(scorer: compare.Scorer, tmp_path: Path) -> None:
-    report = compare.compare(write_samples(tmp_path, scorer), scorer)
+def test_equal_results_have_no_differences(
+    scorer: compare.Scorer, results: dict[str, Any], tmp_path: Path
+) -> None:
+    report = compare.compare(write_samples(tmp_path, results), scorer)
     assert report.wrong == []
     assert (
         report.loglikelihoods,
@@ -84,19 +93,23 @@ DIFFERENCES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("message", DIFFERENCES)
-def test_what_differs_is_told(scorer: compare.Scorer, tmp_path: Path, message: str) -> None:
-    (said,) = compare.compare(write_samples(tmp_path, scorer, **DIFFERENCES[message]), scorer).wrong
-    assert said.startswith(message)
+def test_differences_are_reported(
+    scorer: compare.Scorer, results: dict[str, Any], tmp_path: Path, message: str
+) -> None:
+    changed = write_samples(tmp_path, {**results, **DIFFERENCES[message]})
+    (wrong,) = compare.compare(changed, scorer).wrong
+    assert wrong.startswith(message)
 
 
 def test_windows_cover_a_text_once(scorer: compare.Scorer) -> None:
-    """With each token scored after as many as its window has before it; the first window alone is the whole of a short text."""
+    """Each token is scored once. A short text has one window."""
     tokens = [scorer.prefix, *scorer.llm.tokenizer.encode(TEXT)]
     window = scorer.window
     assert len(tokens) > 2 * window
     parts, done = 0.0, 1
     for end in range(window + 1, len(tokens), window):
-        parts += scorer._score(tokens[end - window - 1 : end], done - (end - window - 1))[0]  # noqa: SLF001
+        begin = end - window - 1
+        parts += scorer._score(tokens[begin:end], done - begin)[0]  # noqa: SLF001
         done = end
     rest = tokens[len(tokens) - window - 1 :]
     parts += scorer._score(rest, len(rest) - (len(tokens) - done))[0]  # noqa: SLF001

@@ -1,4 +1,4 @@
-"""An output_processor for tests, and the updates that a step of the engine would send it."""
+"""An OutputProcessor for tests, and updates as from steps of the engine."""
 
 from collections.abc import Iterable, Sequence
 
@@ -59,7 +59,7 @@ def feed(
     *,
     choice: int = 0,
 ) -> list[bool]:
-    """Send the bytes of `text` as one token each, the last with `finish`."""
+    """Add each byte of `text` as a token, the last with `finish`; return all results."""
     byte_of = {tokenizer.token_bytes(token_id): token_id for token_id in range(256)}
     tokens = [byte_of[bytes([byte])] for byte in text.encode()]
     reasons = [None] * (len(tokens) - 1) + [finish]

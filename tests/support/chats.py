@@ -1,4 +1,4 @@
-"""Chats for tests: a template with everything that templates have, a conversation, and requests to a server."""
+"""Chats for tests: a template with all features, a conversation, and requests to a server."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ MESSAGES: list[Any] = [{"role": "system", "content": "in"}, {"role": "user", "co
 
 
 def post(server: RunningServer, **body: Any) -> httpx.Response:
-    """POST /v1/chat/completions, with MESSAGES unless others are given."""
+    """POST /v1/chat/completions, by default with MESSAGES."""
     content = json.dumps({"messages": MESSAGES, **body}).encode()
     return server.http.post(
         "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
@@ -27,7 +27,7 @@ def post(server: RunningServer, **body: Any) -> httpx.Response:
 
 
 def ask(server: RunningServer, **body: Any) -> dict[str, Any]:
-    """The answer to a request that must succeed."""
+    """Return the response to a request that must succeed."""
     response = post(server, **body)
     assert response.status_code == 200, response.text
     answer: dict[str, Any] = response.json()
@@ -35,13 +35,13 @@ def ask(server: RunningServer, **body: Any) -> dict[str, Any]:
 
 
 def stream(server: RunningServer, **body: Any) -> list[dict[str, Any]]:
-    """The events of a streamed answer."""
+    """Return the events of a streamed response."""
     response = post(server, stream=True, **body)
     assert response.status_code == 200, response.text
     return read_events(response.content)
 
 
 def prompt_of(llm: LLM, messages: Any = None, **options: Any) -> list[int]:
-    """The token ids of the prompt that the template makes."""
+    """Return the token ids of the prompt that the template renders."""
     given = MESSAGES if messages is None else messages
     return TEMPLATE.encode(given, llm.tokenizer, lambda _: None, **options)

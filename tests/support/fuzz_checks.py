@@ -1,4 +1,4 @@
-"""What the fuzzer checks beside schemathesis's own checks, which loads this by the variable SCHEMATHESIS_HOOKS."""
+"""Checks beside schemathesis's own, which loads this file by the variable SCHEMATHESIS_HOOKS."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def _contract(case: Any) -> Contract:
 
 @schemathesis.check
 def kept_contract(_ctx: Any, response: Any, case: Any) -> None:
-    """The answer is described field by field, with every event of a stream; an error is short, and so are those of unknown methods."""
+    """Responses and events of a stream have described fields only; errors are short."""
     contract = _contract(case)
     if case.method.upper() not in {
         method for method, path in contract.operations if path == case.operation.path
@@ -40,21 +40,21 @@ def kept_contract(_ctx: Any, response: Any, case: Any) -> None:
 
 @schemathesis.check
 class EveryRouteWasTried:
-    """Fails where a run never got a whole answer from a route that it tried, or never had a body refused: it would have found nothing."""
+    """Fails if some route never succeeded or never refused a body, since the run tested nothing."""
 
     def __init__(self) -> None:
-        self.wanted: set[tuple[str, str, int]] = set()
+        self.expected: set[tuple[str, str, int]] = set()
         self.seen: set[tuple[str, str, int]] = set()
 
     def after_response(self, _ctx: Any, response: Any, case: Any) -> None:
-        """Note what was answered."""
+        """Record a response."""
         method, path = case.operation.method.upper(), case.operation.path
-        self.wanted |= {
+        self.expected |= {
             (method, path, status) for status in _contract(case).statuses(method, path) & {200, 400}
         }
         self.seen.add((case.method.upper(), case.operation.path, response.status_code))
 
     def after_run(self, _ctx: Any) -> None:
-        """Compare."""
-        missing = sorted(self.wanted - self.seen)
+        """Compare the records."""
+        missing = sorted(self.expected - self.seen)
         assert not missing, f"never seen: {missing}"

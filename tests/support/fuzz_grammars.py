@@ -1,11 +1,14 @@
-"""Fuzz the compilation of grammars: random schemas, regular expressions and rules, among them such as take a stack, memory or time.
+"""Fuzz the compilation of grammars: random schemas, regular expressions and rules.
+
+Some exhaust the stack, memory or time.
 
     make fuzz                                                  # this too, for a minute
     python -m tests.support.fuzz_grammars --seconds 600        # longer
     python -m tests.support.fuzz_grammars --seed 7             # the same grammars again
 
-Whatever is asked for, it is compiled or refused with an InvalidRequestError within the limits, each mask that follows allows a token or
-ends its own sequence with such an error, and a sequence of another grammar goes on as if nothing were. Exit code 1 otherwise.
+Each grammar is compiled or refused with an InvalidRequestError within the limits. Each of its masks
+allows a token or fails its sequence with such an error. Sequences of another grammar are not
+affected. The exit code is 1 otherwise.
 """
 
 import argparse
@@ -41,17 +44,17 @@ _PIECES = (
 
 
 class Fuzzer:
-    """Draws grammars and follows them."""
+    """Draws random grammars and follows their masks."""
 
     def __init__(self, grammars: Grammars, seed: int) -> None:
-        """Draw what follows from `seed`."""
+        """Draw grammars by `seed`."""
         self.counts: Counter[str] = Counter()
         self._random = random.Random(seed)
         self._grammars = grammars
         self._bystander: Grammar | None = None
 
     def step(self) -> None:
-        """Draw a grammar, and check what becomes of it; raises AssertionError."""
+        """Draw a grammar, and check its result. Raises AssertionError."""
         self._follow_bystander()
         fields = self.draw()
         started_s = time.monotonic()
@@ -97,8 +100,8 @@ class Fuzzer:
         if self._bystander is None or self._random.random() < 0.1:
             if self._bystander is not None:
                 self._bystander.close()
-            wanted = StructuredOutputs(regex="[ab]*")
-            self._bystander = self._grammars.compile(wanted).start()
+            spec = StructuredOutputs(regex="[ab]*")
+            self._bystander = self._grammars.compile(spec).start()
         allowed = np.flatnonzero(self._bystander.allowed_mask())
         assert len(allowed) == 3, f"the bystander may go on with {allowed.tolist()}"
         self._bystander.accept(int(allowed[0]))
@@ -115,8 +118,10 @@ class Fuzzer:
         names = [f"r{i}" for i in range(count)]
         lines = [f"start: {draw.choice(names)}"]
         for name in names:
-            parts = draw.choices([*names[:40], '"a"', '"b"i', "/[a-z ]/", "/x*/", '""', "A"], k=draw.randint(1, 5))  # fmt: skip
-            operators = draw.choices([" ", " | ", "* ", "? ", "+ ", "~2..5 "], weights=[4, 4, 1, 1, 1, 1], k=len(parts))  # fmt: skip
+            items = [*names[:40], '"a"', '"b"i', "/[a-z ]/", "/x*/", '""', "A"]
+            parts = draw.choices(items, k=draw.randint(1, 5))
+            symbols = [" ", " | ", "* ", "? ", "+ ", "~2..5 "]
+            operators = draw.choices(symbols, weights=[4, 4, 1, 1, 1, 1], k=len(parts))
             rule = "".join(part + operator for part, operator in zip(parts, operators, strict=True))
             lines.append(f"{name}: {rule.rstrip('| ')}")
         return "\n".join([*lines, 'A: "a" | "aa"'])
@@ -124,7 +129,8 @@ class Fuzzer:
     def _gbnf(self) -> str:
         """Return rules in llama.cpp's notation, some of them not valid."""
         draw, count = self._random, self._random.choice((1, 3, 20, 400))
-        pieces = [*(f"r{i}" for i in range(count)), '"a"', '"bé"', "[a-z ]", r"[^\x00-\u00ff]", ".", '""', "( a", ")"]  # fmt: skip
+        rules = [f"r{i}" for i in range(count)]
+        pieces = [*rules, '"a"', '"bé"', "[a-z ]", r"[^\x00-\u00ff]", ".", '""', "( a", ")"]
         lines = [
             f"r{i} ::= "
             + "".join(
@@ -170,7 +176,7 @@ class Fuzzer:
 
 
 def run(seed: int, *, seconds: float = float("inf"), count: int | None = None) -> Counter[str]:
-    """Fuzz for a time or for a number of grammars; return how many ended how. Raises AssertionError."""
+    """Fuzz for a time or a number of grammars. Return counts of results; raises AssertionError."""
     with tempfile.TemporaryDirectory() as folder:
         names = write_tokenizer(Path(folder))
         grammars = Grammars(Tokenizer.load(Path(folder)), len(names), [len(names) - 1], LIMITS)

@@ -32,7 +32,7 @@ class Row:
 
     @property
     def has_penalties(self) -> bool:
-        """Whether its tokens so far matter."""
+        """Whether sampling depends on the previous tokens."""
         return (self.repetition, self.presence, self.frequency) != (1.0, 0.0, 0.0)
 
 

@@ -1,4 +1,4 @@
-"""Tokenizers that are not byte-level, of the kinds that GPT-2-architecture models of other languages come with."""
+"""Tokenizers that are not byte-level, as of GPT-2 models for other languages."""
 
 from tokenizers import Tokenizer as LibraryTokenizer
 from tokenizers import decoders, models, pre_tokenizers
@@ -49,7 +49,7 @@ def metaspace() -> Tokenizer:
 
 
 def byte_fallback() -> Tokenizer:
-    """SentencePiece's with tokens for single bytes, which spell the characters that no other token has."""
+    """SentencePiece's with byte tokens, which encode characters without a token of their own."""
     words = [
         "<unk>",
         *(f"<0x{byte:02X}>" for byte in range(256)),

@@ -137,7 +137,7 @@ class ChatTemplate:
             InvalidRequestError: the template refuses the messages.
             CheckpointError: the template is invalid.
         """
-        prompt = self.render_prompt(
+        prompt = self.render(
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
@@ -153,14 +153,7 @@ class ChatTemplate:
         before, after = tokenizer.tokens_around_text
         return [*before, *token_ids, *after]
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the text of the prompt, with the header of the assistant's turn.
-
-        Raises as `encode`.
-        """
-        return self.render_prompt(messages).text
-
-    def render_prompt(
+    def render(
         self,
         messages: Sequence[Mapping[str, Any]],
         *,

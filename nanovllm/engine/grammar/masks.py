@@ -230,7 +230,7 @@ class MaskClient:
         self._write(worker, {"op": "next", "sequences": numbers, "tokens": tokens})
 
     def _write(self, worker: _Worker, header: dict[str, Any] | None) -> None:
-        """Send a message after what is unsent, as far as the socket takes it."""
+        """Append a message to `unsent`, and send as much as the socket accepts."""
         if header is not None:
             worker.unsent += pack(header)
         with suppress(OSError):  # the socket is full; or has closed, which `_read` handles

@@ -34,6 +34,12 @@ _PARSER_LIMITS = {
     "max_grammar_size": 100_000,  # instead of 500,000; the text is limited to 64 KiB
     "verbose_errors": False,
 }
+_LIMIT_ERRORS = {
+    "too deeply nested": "the grammar is nested too deeply; make it simpler",
+    "too big (limit": "the grammar is too large; make it smaller",
+    "Too many items": "the grammar is too ambiguous for its size; make it simpler",
+}
+"""{part of an error of the library: our error}. The library's quotes the translated grammar."""
 _REPLY_S = 0.005  # batches of masks that take longer are sent in parts
 _HEADROOM_BYTES = 64 << 20  # memory for masks, beyond that of the compiled grammar
 
@@ -109,11 +115,11 @@ def _compile(channel: Channel, library: Library, header: dict[str, Any]) -> Any:
         text = _notation(matcher_of, header["grammar"])
         matcher = matcher_of(library.tokenizer, text, log_level=0, limits=parser_limits)
     except ValueError as error:
-        channel.send({"op": "invalid", "message": str(error)})
+        channel.send({"op": "invalid", "message": describe_error(str(error))})
         return None
     mask = b"" if matcher.is_error() else matcher.compute_bitmask()
     if matcher.is_error():
-        channel.send({"op": "invalid", "message": matcher.get_error()})
+        channel.send({"op": "invalid", "message": describe_error(matcher.get_error())})
         return None
     limits.limit_memory(_HEADROOM_BYTES)
     num_bytes = max(0, limits.private_bytes() - before)
@@ -202,4 +208,9 @@ def _next_mask(matcher: Any, tokens: list[int]) -> tuple[bytes, str | None]:
         raise
     except BaseException as error:  # noqa: BLE001 - a panic of the library is no Exception
         return b"", f"the library fails: {error}"
-    return (b"", str(matcher.get_error())) if matcher.is_error() else (mask, None)
+    return (b"", describe_error(matcher.get_error())) if matcher.is_error() else (mask, None)
+
+
+def describe_error(error: str) -> str:
+    """Return an error of the library, in our words where the grammar exceeds a limit."""
+    return next((ours for part, ours in _LIMIT_ERRORS.items() if part in error), error)

@@ -50,14 +50,14 @@ def serve_template(channel: Channel) -> None:
             template = environment.from_string(text)
         channel.send({"op": "compiled"})
         while (received := channel.receive()) is not None:
-            _answer(channel, template, received[0])
+            _reply(channel, template, received[0])
     except MemoryError:
         os._exit(limits.MEMORY_EXIT_CODE)
     except (TemplateError, RecursionError, SyntaxError, ValueError) as error:
         channel.send({"op": "invalid", "message": str(error)})
 
 
-def _answer(channel: Channel, template: Any, header: Mapping[str, Any]) -> None:
+def _reply(channel: Channel, template: Any, header: Mapping[str, Any]) -> None:
     try:
         with limits.limited_cpu(header["cpu_s"]):
             text = _render(template, header)

@@ -1,4 +1,4 @@
-"""Chat templates: found where checkpoints have them, rendered as transformers does, in a sandbox, with messages that stay text."""
+"""Chat templates: loading, rendering as in transformers, the sandbox, and tokens of messages."""
 
 import json
 import sys
@@ -54,57 +54,49 @@ def render(
     messages: list[dict[str, Any]] | None = None,
     special: Mapping[str, str] | None = None,
 ) -> str:
-    return ChatTemplate(source, "test", special).render(MESSAGES if messages is None else messages)
+    return (
+        ChatTemplate(source, "test", special)
+        .render(MESSAGES if messages is None else messages)
+        .text
+    )
 
 
 def nothing(text: str) -> None:
-    """Any text may be encoded."""
+    """Accept any text."""
 
 
 def test_chatml_is_rendered_as_transformers_does() -> None:
-    """Blocks leave neither their line's end nor the spaces before them; the expected text is that of transformers' apply_chat_template."""
-    expected = "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n<|im_start|>assistant\n"
+    """White space around blocks is removed. The expected texts are those of transformers."""
+    expected = (
+        "<|im_start|>system\nBe short.<|im_end|>\n<|im_start|>user\nWhy?<|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
     assert render(CHATML) == expected
-    indented = "{% for message in messages %}\n    {% if true %}\n{{ message.role }}|\n    {% endif %}\n{% endfor %}\n"
+    indented = (
+        "{% for message in messages %}\n    {% if true %}\n{{ message.role }}|\n    {% endif %}\n"
+        "{% endfor %}\n"
+    )
     assert render(indented) == "system|\nuser|\n"
 
 
+USES_OF_TRANSFORMERS = {
+    "{{ messages[0] | tojson }}": '{"role": "system", "content": "Be short."}',
+    "{{ {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=true) }}": '{\n "a": 1,\n "b": "<é>"\n}',
+    "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}"
+    "{{ m.content }}{% break %}{% endfor %}": "Why?",
+    "{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing }}": "<|endoftext|><|endoftext|>",
+    "{% if tools is none and documents is none and add_generation_prompt %}yes{% endif %}": "yes",
+    "a\n  {% generation %}\nb\n  {%- endgeneration -%}\n c": "a\nbc",
+    "a\n  {% if true %}\nb\n  {%- endif -%}\n c": "a\nbc",
+}
+
+
 def test_what_templates_of_transformers_use() -> None:
-    assert render("{{ messages[0] | tojson }}") == '{"role": "system", "content": "Be short."}'
-    assert (
-        render("{{ {'b': '<é>', 'a': 1} | tojson(indent=1, sort_keys=true) }}")
-        == '{\n "a": 1,\n "b": "<é>"\n}'
-    )
-    assert render("{{ strftime_now('%Y') }}") in {
-        str(datetime.now().astimezone().year + i) for i in (-1, 0)
-    }
-    assert (
-        render(
-            "{% for m in messages %}{% if loop.first %}{% continue %}{% endif %}{{ m.content }}{% break %}{% endfor %}"
-        )
-        == "Why?"
-    )
-    assert (
-        render("{{ bos_token }}{{ eos_token }}{{ pad_token }}{{ nothing }}")
-        == "<|endoftext|><|endoftext|>"
-    )
-    assert (
-        render(
-            "{{ eos_token }}{{ messages | length }}", special={"eos_token": "</s>", "messages": "x"}
-        )
-        == "</s>2"
-    )
-    assert (
-        render(
-            "{% if tools is none and documents is none and add_generation_prompt %}yes{% endif %}"
-        )
-        == "yes"
-    )
-    assert (
-        render("a\n  {% generation %}\nb\n  {%- endgeneration -%}\n c")
-        == render("a\n  {% if true %}\nb\n  {%- endif -%}\n c")
-        == "a\nbc"
-    )
+    rendered = render("||".join([*USES_OF_TRANSFORMERS, "{{ strftime_now('%Y') }}"])).split("||")
+    assert rendered[:-1] == list(USES_OF_TRANSFORMERS.values())
+    assert rendered[-1] in {str(datetime.now().astimezone().year + i) for i in (-1, 0)}
+    special = {"eos_token": "</s>", "messages": "x"}
+    assert render("{{ eos_token }}{{ messages | length }}", special=special) == "</s>2"
 
 
 def test_a_template_may_refuse_messages() -> None:
@@ -116,8 +108,8 @@ def test_a_template_may_refuse_messages() -> None:
 
 
 def test_the_generation_prompt_may_be_left_out() -> None:
-    rendered = CHATML_TEMPLATE.render_prompt(MESSAGES, add_generation_prompt=False).text
-    assert rendered == CHATML_TEMPLATE.render(MESSAGES).removesuffix("<|im_start|>assistant\n")
+    rendered = CHATML_TEMPLATE.render(MESSAGES, add_generation_prompt=False).text
+    assert rendered == CHATML_TEMPLATE.render(MESSAGES).text.removesuffix("<|im_start|>assistant\n")
 
 
 TRIMMED = CHATML.replace("message['content']", "message['content'] | trim")
@@ -135,13 +127,11 @@ NOT_AS_IT_IS = {"upper case": "| upper", "without": "| length", "escaped": "| to
     ],
 )
 def test_the_last_message_may_go_on(source: str, content: str, expected: str) -> None:
-    """The expected texts are those of transformers' apply_chat_template with continue_final_message."""
+    """transformers' apply_chat_template with continue_final_message gave the expected texts."""
     template = ChatTemplate(source, "test")
     messages = [*MESSAGES, {"role": "assistant", "content": content}]
-    rendered = template.render_prompt(
-        messages, add_generation_prompt=False, continue_final_message=True
-    )
-    before = template.render_prompt(MESSAGES, add_generation_prompt=False).text
+    rendered = template.render(messages, add_generation_prompt=False, continue_final_message=True)
+    before = template.render(MESSAGES, add_generation_prompt=False).text
     assert rendered.text == before.removesuffix("a\nfooter") + f"<|im_start|>assistant\n{expected}"
     assert max(end for _, end in rendered.spans) <= len(rendered.text)
 
@@ -151,7 +141,7 @@ def test_a_message_that_is_not_written_as_it_is_cannot_go_on(name: str) -> None:
     template = ChatTemplate(f"{{{{ messages[-1].content {NOT_AS_IT_IS[name]} }}}}", "test")
     messages = [{"role": "assistant", "content": 'say "yes"'}]
     with pytest.raises(InvalidRequestError, match="continue_final_message is true, but") as caught:
-        template.render_prompt(messages, continue_final_message=True)
+        template.render(messages, continue_final_message=True)
     assert caught.value.param == "messages"
 
 
@@ -172,8 +162,12 @@ def test_a_template_that_fails_is_the_requests_error(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        "{{ ''.__class__.__mro__[1].__subclasses__() }}", "{{ raise_exception.__globals__['re'] }}", "{{ messages.append(1) }}",
-        "{{ cycler.__init__.__globals__.os.popen('id').read() }}", "{% include '/etc/passwd' %}", "{{ ('{0.__class__.__mro__}').format(1) }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ raise_exception.__globals__['re'] }}",
+        "{{ messages.append(1) }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{% include '/etc/passwd' %}",
+        "{{ ('{0.__class__.__mro__}').format(1) }}",
     ],
 )  # fmt: skip
 def test_a_template_cannot_leave_the_sandbox(source: str) -> None:
@@ -191,12 +185,17 @@ def test_what_a_template_writes_is_bounded() -> None:
         render("{% for i in range(10 ** 9) %}{% endfor %}")
 
 
+LOOP, END = "{% for a in range(99999) %}", "{% endfor %}"
 ENDLESS = {
-    "loops in loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
-    "loops over messages": "{% for a in messages * 9999 %}{% for b in messages * 9999 %}{% endfor %}{% endfor %}",
-    "a filter": "{% for a in range(99999) %}{% set x = range(99999) | map('string') | list %}{% endfor %}",
-    "what swallows errors": "{% for a in range(99999) %}{% for b in range(99999) %}{% set x = 'x' | int(0) | float(0) %}{% endfor %}{% endfor %}",
-    "macros": "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+    "nested loops": f"{LOOP}{LOOP}{END}{END}",
+    "loops over messages": (
+        "{% for a in messages * 9999 %}{% for b in messages * 9999 %}{% endfor %}{% endfor %}"
+    ),
+    "a filter": LOOP + "{% set x = range(99999) | map('string') | list %}" + END,
+    "filters with defaults": LOOP + LOOP + "{% set x = 'x' | int(0) | float(0) %}" + END + END,
+    "macros": (
+        "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}"
+    ),
 }
 
 
@@ -221,13 +220,16 @@ GREEDY = {
     "a width": "{{ '%900000000s' % messages[0].content }}",
     "a filter that is constant": "{{ [1]|slice(100000000)|list|length }}",
     "indentation": "{{ [[1]]|tojson(indent=500000000)|length }}",
-    "doubling": "{% set n = namespace(s='x') %}{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "doubling": (
+        "{% set n = namespace(s='x') %}"
+        "{% for i in range(40) %}{% set n.s = n.s ~ n.s %}{% endfor %}"
+    ),
     "methods": "{{ messages[0].content.ljust(10 ** 10) }}",
 }
 
 
 def one_of(sources: Mapping[str, str]) -> ChatTemplate:
-    """A template that does what the source does whose name the first message has as its `case`."""
+    """Return a template that runs the source named by `case` in the first message."""
     cases = (
         f"{{% if messages[0].case == '{name}' %}}{source}{{% endif %}}"
         for name, source in sources.items()
@@ -236,13 +238,13 @@ def one_of(sources: Mapping[str, str]) -> ChatTemplate:
 
 
 def test_what_a_template_computes_at_once_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing could end it in the middle but the end of its process; the next chat gets another one."""
-    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.5)
+    """The process of a template that reaches a limit ends, and the next chat gets another one."""
+    monkeypatch.setattr(chat_template, "MAX_RENDER_S", 0.3)
     template = one_of({**GREEDY, "nothing": "ok"})
     for name in GREEDY:
-        with pytest.raises(InvalidRequestError, match=r"more than (256 MiB of memory|0\.5 s)"):
+        with pytest.raises(InvalidRequestError, match=r"more than (256 MiB of memory|0\.3 s)"):
             template.render([{"role": "user", "content": "x", "case": name}])
-        assert template.render([{"role": "user", "content": "x", "case": "nothing"}]) == "ok"
+        assert template.render([{"role": "user", "content": "x", "case": "nothing"}]).text == "ok"
 
 
 def test_what_a_template_computes_is_computed() -> None:
@@ -255,7 +257,7 @@ def test_what_a_template_computes_is_computed() -> None:
 
 
 def test_a_constant_is_not_computed_at_the_start() -> None:
-    """Jinja would, without any limit, for a template that no chat was sent to."""
+    """Jinja itself evaluates constants when compiling, before any limit of rendering."""
     ChatTemplate("{{ [1]|slice(100000000)|list|length }}{{ 'x' * 10 ** 10 }}", "test").check()
 
 
@@ -275,21 +277,21 @@ def test_many_messages_are_rendered_in_time() -> None:
         "(" * 10 + "{{ " + "(" * 9999,
     ],
 )
-def test_a_template_that_is_none_is_said(source: str) -> None:
+def test_an_invalid_template_is_reported(source: str) -> None:
     template = ChatTemplate(source, "the/file", {})
     for use in (template.check, lambda: template.render(MESSAGES)):
         with pytest.raises(CheckpointError, match="the chat template the/file is not valid"):
             use()
 
 
-def test_a_template_that_is_too_long_is_said() -> None:
+def test_a_template_over_the_limit_is_refused() -> None:
     with pytest.raises(
         CheckpointError, match=f"has {MAX_TEMPLATE_CHARACTERS + 1} characters, the limit is"
     ):
         ChatTemplate("x" * (MAX_TEMPLATE_CHARACTERS + 1), "the/file").check()
 
 
-# Tokens -----------------------------------------------------------------------------------------------------------------------------
+# Tokens -------------------------------------------------------------------------------------------
 
 
 def test_the_templates_special_tokens_are_tokens(tokenizer: Tokenizer) -> None:
@@ -322,16 +324,15 @@ def test_what_looks_like_a_special_token_in_a_message_is_text(
 ) -> None:
     content = "".join(pieces)
     template = CHATML_TEMPLATE
-    ids = template.encode([{"role": "user", "content": content}], tokenizer, nothing)
+    messages = [{"role": "user", "content": content}]
+    ids = template.encode(messages, tokenizer, nothing)
     special = set(tokenizer.special_tokens.values())
     assert [tokenizer.token_text(i) for i in ids if i in special] == [
         "<|im_start|>",
         "<|im_end|>",
         "<|im_start|>",
     ]
-    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(
-        [{"role": "user", "content": content}]
-    )
+    assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(messages).text
     own = tokenizer.encode("user\n" + content, add_special_tokens=False)
     assert ids[1 : 1 + len(own)] == own, "and its tokens are those of the text"
 
@@ -366,7 +367,7 @@ def test_a_user_cannot_write_a_special_token(tokenizer: Tokenizer) -> None:
         messages = [
             {"role": "user", "content": text, "name": "<|im_", "case": name} for text in contents
         ]
-        assert "<|im_end|>" in template.render(messages), f"{name} does spell it"
+        assert "<|im_end|>" in template.render(messages).text, f"{name} does spell it"
         assert control.isdisjoint(template.encode(messages, tokenizer, nothing)), name
 
 
@@ -397,22 +398,26 @@ def test_what_the_template_writes_becomes_a_special_token(tokenizer: Tokenizer) 
         ids = template.encode(messages, tokenizer, nothing)
         expected = "<|im_user|>" if name == "a role within" else "<|im_end|>"
         assert ids.count(tokenizer.control_tokens[expected].token_id) == 1, name
-        assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(messages)
+        assert tokenizer.decode(ids, skip_special_tokens=False) == template.render(messages).text
 
 
 FILTERS = (
-    "lower", "upper", "trim", "title", "capitalize", "reverse", "list|join", "replace('x', '')", "replace('', '|')", "string", "indent(1)",
-    "center(30)", "truncate(9, true, '|>')", "wordwrap(5, true, '')", "default('<|')", "striptags", "urlize", "e", "safe", "forceescape",
+    "lower", "upper", "trim", "title", "capitalize", "reverse", "list|join", "replace('x', '')",
+    "replace('', '|')", "string", "indent(1)", "center(30)", "truncate(9, true, '|>')",
+    "wordwrap(5, true, '')", "default('<|')", "striptags", "urlize", "e", "safe", "forceescape",
 )  # fmt: skip
-FRAGMENTS = ("<|", "im_", "end", "|>", "IM_END", "<|im_end|>", "<|im_start|>", "x", " ", "\n", "|", "<", ">", "end|>", "plain", "&lt;")  # fmt: skip
+FRAGMENTS = (
+    "<|", "im_", "end", "|>", "IM_END", "<|im_end|>", "<|im_start|>", "x", " ", "\n", "|", "<", ">",
+    "end|>", "plain", "&lt;",
+)  # fmt: skip
 
 
 TRIES_FILTERS = ChatTemplate(
     "{% set n = namespace(text=messages[0].content ~ messages[1].content) %}"
     "{% for name in messages[2].content.split('/') %}"
     + "".join(
-        f"{{% if name == '{place}' %}}{{% set n.text = n.text|{one} %}}{{% endif %}}"
-        for place, one in enumerate(FILTERS)
+        f"{{% if name == '{index}' %}}{{% set n.text = n.text|{one} %}}{{% endif %}}"
+        for index, one in enumerate(FILTERS)
     )
     + "{% endfor %}<|im_start|>{{ n.text }}<|im_end|>",
     "test",
@@ -432,7 +437,7 @@ def test_no_filter_makes_a_special_token(
     ids = TRIES_FILTERS.encode(messages, tokenizer, nothing)
     control = {token.token_id for token in tokenizer.control_tokens.values()}
     assert [tokenizer.token_text(i) for i in ids if i in control] == ["<|im_start|>", "<|im_end|>"]
-    assert tokenizer.decode(ids, skip_special_tokens=False) == TRIES_FILTERS.render(messages)
+    assert tokenizer.decode(ids, skip_special_tokens=False) == TRIES_FILTERS.render(messages).text
 
 
 def test_added_tokens_that_are_not_special_cannot_be_written_either(tokenizer: Tokenizer) -> None:
@@ -485,7 +490,7 @@ def test_a_text_may_be_refused_before_it_is_encoded(tokenizer: Tokenizer) -> Non
     ]
 
 
-# Files ------------------------------------------------------------------------------------------------------------------------------
+# Files --------------------------------------------------------------------------------------------
 
 
 def write(folder: Path, **files: object) -> Path:
@@ -498,8 +503,8 @@ def write(folder: Path, **files: object) -> Path:
 
 
 def source_of(folder: Path, file: Path | None = None) -> str | None:
-    found = ChatTemplate.load(folder, file)
-    return found.source if found is not None else None
+    template = ChatTemplate.load(folder, file)
+    return template.source if template is not None else None
 
 
 def test_where_a_template_is_found(tmp_path: Path) -> None:
@@ -535,8 +540,11 @@ def test_special_tokens_come_from_the_folder(tmp_path: Path) -> None:
     template = ChatTemplate.load(tmp_path)
     assert template is not None
     assert template.special_tokens == {
-        "bos_token": "<|endoftext|>", "eos_token": "<|im_end|>", "unk_token": "<|endoftext|>", "pad_token": "<pad>",
-    }  # fmt: skip
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+        "pad_token": "<pad>",
+    }
 
 
 @pytest.mark.parametrize("content", ["{", "[1]", '{"chat_template": ' + "[" * 100_000])

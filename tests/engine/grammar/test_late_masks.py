@@ -1,4 +1,4 @@
-"""Masks of grammars that come late: their requests wait, the others do not, and the tokens are those that they would have been."""
+"""Late masks delay only the requests of their grammar, and change no tokens."""
 
 import os
 import random
@@ -27,7 +27,7 @@ from tests.support.serving import ENGINE_SETTINGS
 
 
 class LateGrammar:
-    """Stands in for a grammar whose masks are there when a coin says so."""
+    """A fake grammar whose masks arrive at random."""
 
     error = None
 
@@ -134,7 +134,7 @@ def structured(**fields: Any) -> SamplingParams:
 
 
 def drive(engine: Engine, *requests: Request, until: Request) -> dict[str, Any]:
-    """Step until a request has ended; the last update of each."""
+    """Step until a request has finished, and return the last update of each."""
     last = {}
     end_s = time.monotonic() + 60
     while until.state is not RequestState.FINISHED:
@@ -146,7 +146,7 @@ def drive(engine: Engine, *requests: Request, until: Request) -> dict[str, Any]:
 
 @contextmanager
 def stopped_workers() -> Iterator[None]:
-    """Stop all processes that compute masks, as a machine does that has no time for them."""
+    """Stop all processes that compute masks, as on an overloaded machine."""
     workers = [pid for server in children_of(os.getpid()) for pid in children_of(server)]
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
@@ -154,16 +154,16 @@ def stopped_workers() -> Iterator[None]:
         yield
     finally:
         for pid in workers:
-            with suppress(ProcessLookupError):  # it was ended meanwhile
+            with suppress(ProcessLookupError):  # it has ended
                 os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_a_late_mask_delays_nobody_else(llm: LLM) -> None:
     engine = llm.engine
-    wanted = structured(regex="[ab]{8}x")
-    (expected,) = llm.generate("the", wanted, use_tqdm=False)
-    (late,) = engine.input_processor.submit("late", "the", wanted).requests
+    params = structured(regex="[ab]{8}x")
+    (expected,) = llm.generate("the", params, use_tqdm=False)
+    (late,) = engine.input_processor.submit("late", "the", params).requests
     (other,) = engine.input_processor.submit(
         "other", "the", SamplingParams(max_tokens=20, ignore_eos=True)
     ).requests
@@ -223,7 +223,7 @@ def test_a_mask_over_its_budget_ends_its_request_alone(tiny_model: Path) -> None
 
 
 def test_a_grammar_that_is_none_ends_its_request_in_the_engine(llm: LLM) -> None:
-    """Where nobody waited for it to be compiled, as in run-batch."""
+    """Where the caller did not wait for the compilation, as in run-batch."""
     prepared = llm.engine.input_processor.submit("bad", "the", structured(regex="("))
     list(llm.engine.run([prepared]))
     assert isinstance(prepared.output_processor.error, InvalidRequestError)

@@ -1,4 +1,4 @@
-"""Requests for masks: one message per step, and failures that stay with their sequence."""
+"""Mask requests: one message per step, and errors that affect one sequence only."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from nanovllm.engine.sandbox.messages import pack
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import EngineNotReadyError, InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
-from tests.support.grammars import AMBIGUOUS, children_of
+from tests.support.grammars import AMBIGUOUS, children_of, is_running
 
 VOCAB = 267
 WAIT_S = 60.0
@@ -88,7 +88,7 @@ def test_a_sequence_over_its_budget_fails_alone_in_its_batch(
         sequence.accept(tokenizer.encode(text)[0])
     for sequence in sequences[:2] + sequences[3:]:
         assert sequence.allowed_ids().tolist() == [VOCAB - 1]
-    with pytest.raises(InvalidRequestError, match=r"0\.2 s for one token|Too many items"):
+    with pytest.raises(InvalidRequestError, match=r"0\.2 s for one token|too ambiguous"):
         sequences[2].allowed_mask()
 
 
@@ -181,7 +181,7 @@ def test_no_worker_outlives_its_parent_for_a_forked_process(tiny_model: Path) ->
         forked = int(parent.stdout.readline())
         try:
             workers = [pid for pid in children_of(parent.pid) if pid != forked]
-            assert len(workers) == 2, "the one that forks, and a grammar"
+            assert len(workers) == 2, "the fork server, and a grammar"
             parent.kill()
             end_s = time.monotonic() + 20
             while any(is_running(pid) for pid in workers):
@@ -189,10 +189,3 @@ def test_no_worker_outlives_its_parent_for_a_forked_process(tiny_model: Path) ->
                 time.sleep(0.01)
         finally:
             os.kill(forked, signal.SIGKILL)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

@@ -1,17 +1,16 @@
-"""GBNF grammars, as llama.cpp's and vLLM's users write them, describe exactly the texts that they say."""
+"""GBNF grammars of llama.cpp and vLLM, translated to Lark, accept exactly their texts."""
 
-from collections.abc import Iterator
-
+import llguidance
 import pytest
 
 from nanovllm.engine.grammar.grammar import Grammars
 from nanovllm.engine.sandbox.gbnf import gbnf_to_lark, is_gbnf
+from nanovllm.engine.sandbox.grammar_worker import describe_error
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import InvalidRequestError
 from nanovllm.structured_outputs import StructuredOutputs
-from tests.support.grammars import accepts
+from tests.support.grammars import check_texts
 
-VOCAB = 267
 SQL = """
 root ::= select_statement
 select_statement ::= "SELECT " column " from " table " where " condition
@@ -64,21 +63,11 @@ CASES: dict[str, tuple[list[str], list[str]]] = {
 }  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def grammars(tokenizer: Tokenizer) -> Iterator[Grammars]:
-    made = Grammars(tokenizer, VOCAB, [VOCAB - 1])
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("grammar", CASES)
 def test_a_grammar_allows_its_texts_and_no_other(
     grammars: Grammars, tokenizer: Tokenizer, grammar: str
 ) -> None:
-    allowed, forbidden = CASES[grammar]
-    wanted = StructuredOutputs(grammar=grammar)
-    assert [text for text in allowed if not accepts(grammars, tokenizer, wanted, text)] == []
-    assert [text for text in forbidden if accepts(grammars, tokenizer, wanted, text)] == []
+    check_texts(grammars, tokenizer, StructuredOutputs(grammar=grammar), *CASES[grammar])
 
 
 @pytest.mark.parametrize(
@@ -107,11 +96,29 @@ def test_an_error_names_the_line_and_what_is_wrong(grammar: str, message: str) -
     assert message in str(caught.value)
 
 
-def test_an_error_is_the_requests(grammars: Grammars) -> None:
-    message = "cannot be used: grammar, line 1: the rule b is not defined"
-    with pytest.raises(InvalidRequestError, match=message) as caught:
-        grammars.compile(StructuredOutputs(grammar="root ::= b"))
+@pytest.mark.parametrize(
+    ("grammar", "message"),
+    [
+        ("root ::= b", "grammar, line 1: the rule b is not defined"),
+        ("root ::= " + "(" * 40 + '"a"' + ")" * 40, "the grammar is nested too deeply"),
+    ],
+)
+def test_an_error_is_the_requests(grammars: Grammars, grammar: str, message: str) -> None:
+    with pytest.raises(InvalidRequestError, match=f"cannot be used: {message}") as caught:
+        grammars.compile(StructuredOutputs(grammar=grammar))
     assert caught.value.param == "structured_outputs"
+
+
+def test_an_error_of_the_library_does_not_quote_the_translation(tokenizer: Tokenizer) -> None:
+    """A long text is as many symbols, which the library counts."""
+    vocab = tokenizer.vocab
+    library = llguidance.LLTokenizer(tokenizer.as_json(), n_vocab=vocab, eos_token=[vocab - 1])
+    limits = llguidance.LLParserLimits(max_grammar_size=100)
+    text = llguidance.LLMatcher.grammar_from_lark(gbnf_to_lark(f'root ::= "{"ab" * 300}"'))
+    matcher = llguidance.LLMatcher(library, text, log_level=0, limits=limits)
+    assert "start:" in matcher.get_error()
+    assert describe_error(matcher.get_error()) == "the grammar is too large; make it smaller"
+    assert describe_error("unclosed group") == "unclosed group"
 
 
 def test_lark_is_not_taken_for_gbnf() -> None:

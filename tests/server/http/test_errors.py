@@ -88,7 +88,7 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "min_tokens of thousands of digits": ({"min_tokens": 10**4299}, "min_tokens", str(2**31 - 1)),
     "logprobs of thousands of digits": ({"logprobs": 10**4299}, "logprobs", str(2**31 - 1)),
     "a long bad word": ({"bad_words": ["a", "b" * 1001]}, "bad_words", "1001 characters, the limit is 1000"),
-    "many long bad words": ({"bad_words": ["b" * 1000] * 66}, "bad_words", "66000 characters in all"),
+    "many long bad words": ({"bad_words": ["b" * 1000] * 66}, "bad_words", "66000 characters in total"),
     "too many bad words": ({"bad_words": ["b"] * 1025}, "bad_words", "1024"),
     "too many allowed tokens": ({"allowed_token_ids": [1] * 262145}, "allowed_token_ids", "262144"),
     "a long user": ({"user": "u" * 1025}, "user", "1024"),
