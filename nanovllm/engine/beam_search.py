@@ -1,12 +1,13 @@
-"""Beam search: the most probable answer as a whole, not token by token.
+"""Beam search: find the most probable sequences.
 
-    beams    tokens so far, sum of log-probabilities      at most `width`, all of one length
-    step     each beam is continued by its 2 * width likeliest tokens; the end of text completes it, the `width` best others go on
-    result   completed answers, and the beams that reached max_tokens, by sum / length ** length_penalty
+    beams    token ids and the sum of their log-probabilities; at most `width`, of one length
+    step     continue each beam by its top 2 * width tokens; the end of text completes a sequence,
+             the `width` best others stay beams
+    result   completed sequences, and beams with max_tokens tokens, by sum / length ** penalty
 
-Twice the width, because of the continuations of a beam one may be its end. Beams are requests of one token with the log-probabilities of
-the likeliest: the engine batches them with everything else, and finds what they have in common in its prefix cache. The search
-itself is arithmetic on what comes back, so it knows neither engine nor threads.
+The width is doubled because one continuation of a beam may be its end. Beams are requests of one
+token with log-probabilities: the engine batches them with other requests, and the prefix cache has
+what they share. The search itself is arithmetic, without an engine or threads.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,10 +26,11 @@ class BeamSearchParams:
     """Settings of a search; raises InvalidRequestError naming the value and the limit.
 
     Attributes:
-        beam_width: beams that are followed.
-        max_tokens: most tokens of an answer.
-        ignore_eos: the end of text is a token like others.
-        length_penalty: the power of the length that a score is divided by: above 1 favours long answers, below 1 short ones.
+        beam_width: number of beams.
+        max_tokens: maximum tokens of an answer.
+        ignore_eos: treat the end of text as a token like others.
+        length_penalty: the power of the length by which a score is divided; above 1 favours long
+            answers, below 1 short ones.
     """
 
     beam_width: int
@@ -56,7 +58,7 @@ class BeamSearchParams:
 
     @property
     def step_params(self) -> SamplingParams:
-        """Of the request that continues a beam."""
+        """The settings of the request that continues a beam."""
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -86,7 +88,7 @@ class BeamSearch:
         *,
         prompt: str | None = None,
     ) -> None:
-        """Begin with the prompt as the only beam; `prompt` is its text where it came as text."""
+        """Start with the prompt as the only beam; `prompt` is its text, if it came as text."""
         self.prompt_token_ids = list(prompt_token_ids)
         self._prompt = prompt
         self.params = params
@@ -96,7 +98,7 @@ class BeamSearch:
         self.error: str | None = None
 
     def fail(self, error: str) -> None:
-        """End the search without answers, because of an error of one of its beams."""
+        """End the search without answers: one of its beams had an error."""
         self.error = error
         self._beams, self._completed = [], []
 
@@ -106,29 +108,27 @@ class BeamSearch:
         return not self._beams
 
     def prompts(self) -> list[list[int]]:
-        """What to ask for one more token of: the prompt with each beam."""
+        """Return the prompt with each beam, of which one more token is requested."""
         return [[*self.prompt_token_ids, *beam.token_ids] for beam in self._beams]
 
     @property
     def num_beams(self) -> int:
-        """Beams that are to be continued."""
+        """Number of beams that are to be continued."""
         return len(self._beams)
 
     def take(self, continuations: Sequence[PositionLogprobs]) -> None:
-        """Go on by the log-probabilities of each beam's likeliest next tokens, in the order of `prompts`."""
-        found: list[tuple[float, Beam, int]] = []
+        """Continue the beams by the log-probabilities of their next tokens, in their order."""
+        count = 2 * self.params.beam_width
+        candidates: list[tuple[float, Beam, int]] = []
         for beam, position in zip(self._beams, continuations, strict=True):
-            likeliest = sorted(position.items(), key=lambda item: item[1].rank)[
-                : 2 * self.params.beam_width
+            top = sorted(position.items(), key=lambda item: item[1].rank)[:count]
+            candidates += [
+                (beam.cumulative_logprob + entry.logprob, beam, token_id) for token_id, entry in top
             ]
-            found += [
-                (beam.cumulative_logprob + entry.logprob, beam, token_id)
-                for token_id, entry in likeliest
-            ]
-        found.sort(key=lambda continuation: -continuation[0])
+        candidates.sort(key=lambda candidate: -candidate[0])
         best = [
             Beam((*beam.token_ids, token_id), cumulative_logprob, token_id in self._eos)
-            for cumulative_logprob, beam, token_id in found[: 2 * self.params.beam_width]
+            for cumulative_logprob, beam, token_id in candidates[:count]
         ]
         self._completed += [beam for beam in best[: self.params.beam_width] if beam.has_ended]
         self._beams = [beam for beam in best if not beam.has_ended][: self.params.beam_width]
@@ -137,7 +137,7 @@ class BeamSearch:
             self._beams = []
 
     def best(self, count: int) -> list[Beam]:
-        """The best `count` answers, the best first."""
+        """Return the best `count` answers, the best first."""
         return sorted(self._completed, key=lambda beam: -self.score(beam))[:count]
 
     def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
@@ -165,7 +165,7 @@ class BeamSearch:
         )
 
     def score(self, beam: Beam) -> float:
-        """What answers are ordered by; the end of text does not count as length."""
+        """Return the score by which answers are ranked; the end of text has no length."""
         length = max(len(beam.token_ids) - beam.has_ended, 1)
         return float(beam.cumulative_logprob / length**self.params.length_penalty)
 
@@ -186,7 +186,7 @@ def begin_searches(
 
 
 def only_position(output: RequestOutput) -> PositionLogprobs:
-    """The log-probabilities of an answer of one token, which a beam's request has."""
+    """Return the log-probabilities of a beam's request, which has one token."""
     (answer,) = output.outputs
     assert answer.logprobs is not None
     return answer.logprobs[0]
@@ -204,7 +204,7 @@ def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -
     total = prompt_tokens + params.max_tokens
     if total > longest:
         raise ContextLengthError(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, together "
-            f"{total}, more than the {longest} that there is room for; lower max_tokens",
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, "
+            f"together {total}, more than the {longest} that there is room for; lower max_tokens",
             param="max_tokens",
         )

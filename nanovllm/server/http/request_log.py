@@ -71,12 +71,6 @@ class RequestRecord:
         """What was asked, as it came; kept only where prompts are logged."""
         self.prompts = prompts if self.keeps_prompts else None
 
-    def note_submissions(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """What the request has become, once it is checked."""
-        self.prompt_tokens = sum(
-            len(prepared.requests[0].prompt_token_ids) for prepared in prepared_requests
-        )
-
     def note_answers(self, prepared_requests: Sequence[PreparedRequest]) -> None:
         """How much has been generated, once the answer has ended or nobody waits for it."""
         self.completion_tokens = sum(

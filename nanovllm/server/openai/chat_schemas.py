@@ -5,7 +5,7 @@ an assistant's message, whatever keys it has: its text is read, and a tool call 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -173,6 +173,8 @@ class UnusedChatFields(UnusedFields):
 class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     """The body of POST /v1/chat/completions."""
 
+    prompt_field: ClassVar[str] = "messages"
+
     messages: Messages
     max_tokens: int | None = Field(
         None,
@@ -240,8 +242,3 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         is_other = self.max_tokens is None and self.max_completion_tokens is not None
         name = "max_completion_tokens" if is_other else "max_tokens"
         return {**super().field_names, "max_tokens": name}
-
-    @property
-    def prompt_field(self) -> str:
-        """The field with the prompt, for the `param` of errors."""
-        return "messages"

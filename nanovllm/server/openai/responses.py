@@ -8,7 +8,7 @@ the prompt itself.
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -108,6 +108,8 @@ _FALSE = WithJsonSchema({"type": "boolean", "const": False})
 class ResponsesRequest(UnusedFields, GenerationBody):
     """The body of POST /v1/responses."""
 
+    prompt_field: ClassVar[str] = "input"
+
     input: Annotated[
         list[InputMessage],
         Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
@@ -162,11 +164,6 @@ class ResponsesRequest(UnusedFields, GenerationBody):
             "structured_outputs.json": "text.format.schema",
             "structured_outputs": "text.format",
         }
-
-    @property
-    def prompt_field(self) -> str:
-        """The field with the prompt, for the `param` of errors."""
-        return "input"
 
 
 def parse_response(
