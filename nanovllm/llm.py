@@ -341,7 +341,7 @@ class LLM:
                     if error is not None:
                         search.fail(error)
                     else:
-                        search.take([only_position(output) for output in outputs])
+                        search.advance([only_position(output) for output in outputs])
                 progress.update()
         return [
             search.output(input_processor.new_request_id("llm"), self.tokenizer, params.beam_width)

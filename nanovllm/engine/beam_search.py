@@ -1,19 +1,21 @@
-"""Beam search: find the most probable sequences.
+"""Beam search: maximize the probability of the whole output instead of that of each token.
 
-    beams    token ids and the sum of their log-probabilities; at most `width`, of one length
-    step     continue each beam by its top 2 * width tokens; the end of text completes a sequence,
-             the `width` best others stay beams
-    result   completed sequences, and beams with max_tokens tokens, by sum / length ** penalty
+    beam      tokens so far and their cumulative log-probability; at most `beam_width`, equally long
+    advance   continue each beam with its 2 * beam_width most likely tokens; the end-of-text token
+              completes a beam, and the best `beam_width` of the others continue
+    result    completed beams, and those that reached max_tokens, ordered by
+              cumulative log-probability / length ** length_penalty
 
-The width is doubled because one continuation of a beam may be its end. Beams are requests of one
-token with log-probabilities: the engine batches them with other requests, and the prefix cache has
-what they share. The search itself is arithmetic, without an engine or threads.
+Twice the width, because one continuation of each beam may be the end-of-text token. A beam is
+continued by a request for one token with the log-probabilities of the most likely ones. The engine
+batches it with other requests, and finds the tokens that beams share in its prefix cache. The
+search itself is arithmetic on the results and depends on neither engine nor threads.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from nanovllm.engine.input_processor import InputProcessor, Limits
+from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -27,10 +29,10 @@ class BeamSearchParams:
 
     Attributes:
         beam_width: number of beams.
-        max_tokens: maximum tokens of an answer.
-        ignore_eos: treat the end of text as a token like others.
-        length_penalty: the power of the length by which a score is divided; above 1 favours long
-            answers, below 1 short ones.
+        max_tokens: maximum number of tokens to generate.
+        ignore_eos: treat the end-of-text token like any other.
+        length_penalty: exponent of the length by which a score is divided. Above 1 favours long
+            outputs, below 1 short ones.
     """
 
     beam_width: int
@@ -58,7 +60,7 @@ class BeamSearchParams:
 
     @property
     def step_params(self) -> SamplingParams:
-        """The settings of the request that continues a beam."""
+        """Settings of the request that continues a beam."""
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -70,7 +72,7 @@ class BeamSearchParams:
 
 @dataclass(frozen=True, slots=True)
 class Beam:
-    """An answer so far, or a completed one, whose last token may be the end of text."""
+    """A partial or complete output; the last token of a complete one may be end-of-text."""
 
     token_ids: tuple[int, ...]
     cumulative_logprob: float
@@ -78,7 +80,7 @@ class Beam:
 
 
 class BeamSearch:
-    """The search for answers to one prompt."""
+    """The beam search of one prompt."""
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class BeamSearch:
         *,
         prompt: str | None = None,
     ) -> None:
-        """Start with the prompt as the only beam; `prompt` is its text, if it came as text."""
+        """Start with one empty beam. `prompt` is the prompt's text, None for token ids."""
         self.prompt_token_ids = list(prompt_token_ids)
         self._prompt = prompt
         self.params = params
@@ -98,37 +100,40 @@ class BeamSearch:
         self.error: str | None = None
 
     def fail(self, error: str) -> None:
-        """End the search without answers: one of its beams had an error."""
+        """End the search without outputs, because the request of a beam failed."""
         self.error = error
         self._beams, self._completed = [], []
 
     @property
     def is_finished(self) -> bool:
-        """Whether no beam is to be continued."""
+        """Whether no beam is left to continue."""
         return not self._beams
 
     def prompts(self) -> list[list[int]]:
-        """Return the prompt with each beam, of which one more token is requested."""
+        """Return the prompt with the tokens of each beam; each needs one more token."""
         return [[*self.prompt_token_ids, *beam.token_ids] for beam in self._beams]
 
     @property
     def num_beams(self) -> int:
-        """Number of beams that are to be continued."""
+        """Number of beams to continue."""
         return len(self._beams)
 
-    def take(self, continuations: Sequence[PositionLogprobs]) -> None:
-        """Continue the beams by the log-probabilities of their next tokens, in their order."""
-        count = 2 * self.params.beam_width
+    def advance(self, logprobs: Sequence[PositionLogprobs]) -> None:
+        """Continue the beams by one token.
+
+        `logprobs` are those of each beam's most likely next tokens, in the order of `prompts`.
+        """
+        num_candidates = 2 * self.params.beam_width
         candidates: list[tuple[float, Beam, int]] = []
-        for beam, position in zip(self._beams, continuations, strict=True):
-            top = sorted(position.items(), key=lambda item: item[1].rank)[:count]
+        for beam, position in zip(self._beams, logprobs, strict=True):
+            top = sorted(position.items(), key=lambda item: item[1].rank)[:num_candidates]
             candidates += [
                 (beam.cumulative_logprob + entry.logprob, beam, token_id) for token_id, entry in top
             ]
         candidates.sort(key=lambda candidate: -candidate[0])
         best = [
             Beam((*beam.token_ids, token_id), cumulative_logprob, token_id in self._eos)
-            for cumulative_logprob, beam, token_id in candidates[:count]
+            for cumulative_logprob, beam, token_id in candidates[:num_candidates]
         ]
         self._completed += [beam for beam in best[: self.params.beam_width] if beam.has_ended]
         self._beams = [beam for beam in best if not beam.has_ended][: self.params.beam_width]
@@ -137,12 +142,12 @@ class BeamSearch:
             self._beams = []
 
     def best(self, count: int) -> list[Beam]:
-        """Return the best `count` answers, the best first."""
+        """Return the `count` best outputs in descending order."""
         return sorted(self._completed, key=lambda beam: -self.score(beam))[:count]
 
     def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
-        """Return the best `count` answers as a RequestOutput; texts are without the end of text."""
-        choices = [
+        """Return the `count` best outputs; their text excludes the end-of-text token."""
+        outputs = [
             CompletionOutput(
                 index=index,
                 text=tokenizer.decode(beam.token_ids[: len(beam.token_ids) - beam.has_ended]),
@@ -158,14 +163,14 @@ class BeamSearch:
             self._prompt,
             self.prompt_token_ids,
             None,
-            choices,
+            outputs,
             finished=True,
-            num_generated_tokens=sum(len(choice.token_ids) for choice in choices),
+            num_generated_tokens=sum(len(output.token_ids) for output in outputs),
             error=self.error,
         )
 
     def score(self, beam: Beam) -> float:
-        """Return the score by which answers are ranked; the end of text has no length."""
+        """Return a beam's length-normalized score; the length excludes the end-of-text token."""
         length = max(len(beam.token_ids) - beam.has_ended, 1)
         return float(beam.cumulative_logprob / length**self.params.length_penalty)
 
@@ -175,10 +180,13 @@ def begin_searches(
     params: BeamSearchParams,
     input_processor: InputProcessor,
 ) -> list[BeamSearch]:
-    """Return a search for each prompt; raises InvalidRequestError where one could not end."""
+    """Return a search for each prompt, after checking all of them.
+
+    Raises InvalidRequestError where a search could not run to its end.
+    """
     read = [input_processor.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
-        _check_beams(len(token_ids), params, input_processor.limits)
+        _check_beams(len(token_ids), params, input_processor)
     return [
         BeamSearch(token_ids, params, input_processor.model.eos_token_ids, prompt=text)
         for text, token_ids in read
@@ -186,25 +194,28 @@ def begin_searches(
 
 
 def only_position(output: RequestOutput) -> PositionLogprobs:
-    """Return the log-probabilities of a beam's request, which has one token."""
-    (answer,) = output.outputs
-    assert answer.logprobs is not None
-    return answer.logprobs[0]
+    """Return the log-probabilities of an output of one token."""
+    (completion,) = output.outputs
+    assert completion.logprobs is not None
+    return completion.logprobs[0]
 
 
-def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -> None:
-    widest = limits.max_logprobs // 2
-    if params.beam_width > widest:
+def _check_beams(
+    prompt_tokens: int, params: BeamSearchParams, input_processor: InputProcessor
+) -> None:
+    limits = input_processor.limits
+    max_width = limits.max_logprobs // 2
+    if params.beam_width > max_width:
         raise InvalidRequestError(
-            f"beam_width is {params.beam_width}, the limit is {widest} (half of max_logprobs); "
-            "lower it, or raise max_logprobs",
+            f"beam_width is {params.beam_width}, the limit is {max_width} (half of "
+            "max_logprobs); lower it, or raise max_logprobs",
             param="beam_width",
         )
-    longest = min(limits.max_model_len, limits.cache_tokens)
-    total = prompt_tokens + params.max_tokens
-    if total > longest:
+    max_len = min(limits.max_model_len, limits.cache_tokens)
+    num_tokens = prompt_tokens + params.max_tokens
+    if num_tokens > max_len:
         raise ContextLengthError(
             f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, "
-            f"together {total}, more than the {longest} that there is room for; lower max_tokens",
+            f"together {num_tokens}, more than the limit of {max_len}; lower max_tokens",
             param="max_tokens",
         )

@@ -1,4 +1,4 @@
-"""Beam search: against every possible answer where those can be counted, and against itself with a width of one."""
+"""Beam search equals exhaustive search, and with one beam equals greedy sampling."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ VOCAB, END = 4, 0
 
 
 def network(token_ids: tuple[int, ...]) -> np.ndarray:
-    """Log-probabilities of the next token: a function of everything before."""
+    """Return log-probabilities of the next token, a function of all tokens before."""
     scores = np.random.default_rng([21, *token_ids]).standard_normal(VOCAB)
     return np.asarray(scores - np.log(np.exp(scores).sum()), dtype=np.float64)
 
@@ -33,43 +33,43 @@ def position(token_ids: tuple[int, ...]) -> PositionLogprobs:
 
 
 def search(width: int, length: int, **settings: float) -> list[Beam]:
-    found = BeamSearch(
+    beam_search = BeamSearch(
         [9],
         BeamSearchParams(beam_width=width, max_tokens=length, **settings),  # type: ignore[arg-type]
         [END],
     )
-    while not found.is_finished:
-        found.take([position(tuple(prompt)) for prompt in found.prompts()])
-    return found.best(width)
+    while not beam_search.is_finished:
+        beam_search.advance([position(tuple(prompt)) for prompt in beam_search.prompts()])
+    return beam_search.best(width)
 
 
-def answers(length: int) -> list[Beam]:
-    """Every answer there is."""
-    found = []
+def all_outputs(length: int) -> list[Beam]:
+    """Return every possible output."""
+    beams = []
     for size in range(1, length + 1):
         for tokens in itertools.product(range(VOCAB), repeat=size):
             ends = tokens[-1] == END
             if END in tokens[:-1] or not (ends or size == length):
                 continue
-            total = sum(network((9, *tokens[:place]))[token] for place, token in enumerate(tokens))
-            found.append(Beam(tokens, float(total), ends))
-    return found
+            total = sum(network((9, *tokens[:index]))[token] for index, token in enumerate(tokens))
+            beams.append(Beam(tokens, float(total), ends))
+    return beams
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_a_beam_as_wide_as_the_tree_finds_the_best_of_all_answers(length_penalty: float) -> None:
     length, width = 4, VOCAB**4
-    everything = answers(length)
+    outputs = all_outputs(length)
     best = max(
-        everything,
+        outputs,
         key=lambda beam: (
             beam.cumulative_logprob / max(len(beam.token_ids) - beam.has_ended, 1) ** length_penalty
         ),
     )
-    found = search(width, length, length_penalty=length_penalty)
-    assert len(found) == len(everything)
-    assert found[0].token_ids == best.token_ids
-    assert math.isclose(found[0].cumulative_logprob, best.cumulative_logprob)
+    beams = search(width, length, length_penalty=length_penalty)
+    assert len(beams) == len(outputs)
+    assert beams[0].token_ids == best.token_ids
+    assert math.isclose(beams[0].cumulative_logprob, best.cumulative_logprob)
 
 
 def test_wider_beams_never_lose_the_whole_answers_probability() -> None:
@@ -77,9 +77,7 @@ def test_wider_beams_never_lose_the_whole_answers_probability() -> None:
         search(width, 5, length_penalty=0.0)[0].cumulative_logprob for width in (1, 4, 64, 1024)
     ]
     assert best[-1] == max(best)
-    assert best[-1] > best[0], (
-        "a network for which the greedy answer is the best would show nothing"
-    )
+    assert best[-1] > best[0], "greedy sampling must not be optimal for this network"
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +126,7 @@ def test_scores_are_those_of_the_answers_read_as_prompts(llm: LLM) -> None:
             )
 
 
-def test_what_cannot_be_is_refused(llm: LLM) -> None:
+def test_invalid_settings_are_refused(llm: LLM) -> None:
     with pytest.raises(InvalidRequestError, match="beam_width is 0"):
         BeamSearchParams(beam_width=0)
     with pytest.raises(InvalidRequestError, match="length_penalty"):

@@ -102,4 +102,4 @@ def _continue(searches: Sequence[BeamSearch], beams: Sequence[PreparedRequest]) 
     """Continue searches by their beams, which come in the order of the searches' prompts."""
     positions = iter([only_position(beam.output_processor.output()) for beam in beams])
     for search in searches:
-        search.take([next(positions) for _ in range(search.num_beams)])
+        search.advance([next(positions) for _ in range(search.num_beams)])

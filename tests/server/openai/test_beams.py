@@ -75,7 +75,7 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
     engine = server.engine
     in_flight: list[int] = []
     threads: list[threading.Thread] = []
-    generate, submit, take = engine.generate, InputProcessor.submit, BeamSearch.take
+    generate, submit, advance = engine.generate, InputProcessor.submit, BeamSearch.advance
     loop_thread = server.on_loop(_current_thread)
 
     def watched_generate(prepared_requests: Any, **options: Any) -> Any:
@@ -91,7 +91,7 @@ def test_a_wide_search_of_many_prompts_leaves_room_for_others(
 
     monkeypatch.setattr(engine, "generate", watched_generate)
     monkeypatch.setattr(InputProcessor, "submit", watched(submit))
-    monkeypatch.setattr(BeamSearch, "take", watched(take))
+    monkeypatch.setattr(BeamSearch, "advance", watched(advance))
     prompts = [[place + 1, 7] for place in range(40)]
     answer = server.complete(prompts, use_beam_search=True, n=3, max_tokens=3)
     monkeypatch.undo()
