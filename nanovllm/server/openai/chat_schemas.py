@@ -106,11 +106,11 @@ class ChatMessage(BoundedModel):
         }
 
 
-def refuse(reason: str) -> BeforeValidator:
-    """Return the validator of a field that must be null, false or empty."""
+def refuse(reason: str, accepted: object = None) -> BeforeValidator:
+    """Return the validator of a field that must be null or `accepted`."""
 
     def check(value: object) -> object:
-        if value:
+        if value is not None and (type(value) is not type(accepted) or value != accepted):
             raise ValueError(f"not supported: {reason}; leave it out")
         return value
 
@@ -119,7 +119,10 @@ def refuse(reason: str) -> BeforeValidator:
 
 NO_ITEMS = {"type": "array", "maxItems": 0}
 Tools = Annotated[
-    list[Any], Field(max_length=0), refuse("this server calls no tools"), WithJsonSchema(NO_ITEMS)
+    list[Any],
+    Field(max_length=0),
+    refuse("this server calls no tools", []),
+    WithJsonSchema(NO_ITEMS),
 ]
 
 

@@ -102,6 +102,7 @@ class TextOptions(BoundedModel):
 
 _NO_STATE = "this server keeps no responses, so send the whole conversation in input"
 _NULL = WithJsonSchema({"type": "null"})
+_EMPTY = WithJsonSchema({"type": "object", "maxProperties": 0})
 _FALSE = WithJsonSchema({"type": "boolean", "const": False})
 
 
@@ -127,12 +128,12 @@ class ResponsesRequest(UnusedFields, GenerationBody):
     stream: bool | None = False
     text: TextOptions | None = None
 
-    store: Annotated[bool | None, refuse("this server keeps no responses"), _FALSE] = None
-    background: Annotated[bool | None, refuse("responses are not kept"), _FALSE] = None
+    store: Annotated[bool | None, refuse("this server keeps no responses", False), _FALSE] = None
+    background: Annotated[bool | None, refuse("responses are not kept", False), _FALSE] = None
     previous_response_id: Annotated[Any, refuse(_NO_STATE), _NULL] = None
     conversation: Annotated[Any, refuse(_NO_STATE), _NULL] = None
-    include: Annotated[Any, refuse("responses have text only"), WithJsonSchema(NO_ITEMS)] = None
-    reasoning: Annotated[Any, refuse("the model does not reason"), _NULL] = None
+    include: Annotated[Any, refuse("responses have text only", []), WithJsonSchema(NO_ITEMS)] = None
+    reasoning: Annotated[Any, refuse("the model does not reason", {}), _EMPTY] = None
     tools: Tools | None = Field(None, description=NO_EFFECT)
     tool_choice: Literal["auto", "none"] | None = Field(None, description=NO_EFFECT)
     parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)

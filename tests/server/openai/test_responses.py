@@ -67,7 +67,9 @@ def test_the_official_client_follows_a_stream(chat_client: OpenAI) -> None:
     assert events[-1].type == "response.incomplete"
     final = events[-1].response
     assert text == final.output_text == whole.output_text
-    assert final.usage == whole.usage
+    assert final.usage is not None
+    assert whole.usage is not None
+    assert final.usage.output_tokens == whole.usage.output_tokens == 12
 
 
 def test_the_events_come_in_the_official_order(chat_server: RunningServer) -> None:
