@@ -152,11 +152,6 @@ class ResponsesRequest(UnusedFields, GenerationBody):
         return 1
 
     @property
-    def is_streamed(self) -> bool:
-        """Whether the response is a stream."""
-        return bool(self.stream)
-
-    @property
     def field_names(self) -> Mapping[str, str]:
         """The client's names of fields by the engine's, for error messages."""
         return {

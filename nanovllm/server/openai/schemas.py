@@ -175,13 +175,13 @@ class GenerationBody(Body):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the response is a stream."""
-        return False
+        """Whether the response is a stream; not for endpoints without the field `stream`."""
+        return bool(getattr(self, "stream", False))
 
     @property
     def requested_id(self) -> str | None:
-        """Part of the response's id, if the client chose it."""
-        return None
+        """Part of the response's id, from the field `request_id` of endpoints that have it."""
+        return getattr(self, "request_id", None)
 
     @property
     def field_names(self) -> Mapping[str, str]:
@@ -300,16 +300,6 @@ class SamplingBody(UnusedFields, GenerationBody):
     def num_candidates(self) -> int:
         """Number of choices that are generated for a prompt, of which n are returned."""
         return self.best_of or self.n or 1
-
-    @property
-    def is_streamed(self) -> bool:
-        """Whether the response is a stream."""
-        return bool(self.stream)
-
-    @property
-    def requested_id(self) -> str | None:
-        """Part of the response's id, if the client chose it."""
-        return self.request_id
 
     @property
     def field_names(self) -> Mapping[str, str]:
