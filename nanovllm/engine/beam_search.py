@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from nanovllm.engine.input_processor import InputProcessor
-from nanovllm.engine.request_limits import Limits
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.errors import ContextLengthError, InvalidRequestError
 from nanovllm.outputs import CompletionOutput, PositionLogprobs, RequestOutput
@@ -148,7 +147,7 @@ class BeamSearch:
 
     def output(self, request_id: str, tokenizer: Tokenizer, count: int) -> RequestOutput:
         """Return the `count` best outputs; their text excludes the end-of-text token."""
-        choices = [
+        outputs = [
             CompletionOutput(
                 index=index,
                 text=tokenizer.decode(beam.token_ids[: len(beam.token_ids) - beam.has_ended]),
@@ -164,9 +163,9 @@ class BeamSearch:
             self._prompt,
             self.prompt_token_ids,
             None,
-            choices,
+            outputs,
             finished=True,
-            num_generated_tokens=sum(len(choice.token_ids) for choice in choices),
+            num_generated_tokens=sum(len(output.token_ids) for output in outputs),
             error=self.error,
         )
 
@@ -181,10 +180,13 @@ def begin_searches(
     params: BeamSearchParams,
     input_processor: InputProcessor,
 ) -> list[BeamSearch]:
-    """Return a search for each prompt; raises InvalidRequestError where one could not end."""
+    """Return a search for each prompt, after checking all of them.
+
+    Raises InvalidRequestError where a search could not run to its end.
+    """
     read = [input_processor.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
-        _check_beams(len(token_ids), params, input_processor.limits)
+        _check_beams(len(token_ids), params, input_processor)
     return [
         BeamSearch(token_ids, params, input_processor.model.eos_token_ids, prompt=text)
         for text, token_ids in read
@@ -198,19 +200,22 @@ def only_position(output: RequestOutput) -> PositionLogprobs:
     return completion.logprobs[0]
 
 
-def _check_beams(prompt_tokens: int, params: BeamSearchParams, limits: Limits) -> None:
-    widest = limits.max_logprobs // 2
-    if params.beam_width > widest:
+def _check_beams(
+    prompt_tokens: int, params: BeamSearchParams, input_processor: InputProcessor
+) -> None:
+    limits = input_processor.limits
+    max_width = limits.max_logprobs // 2
+    if params.beam_width > max_width:
         raise InvalidRequestError(
-            f"beam_width is {params.beam_width}, the limit is {widest} (half of max_logprobs); "
-            "lower it, or raise max_logprobs",
+            f"beam_width is {params.beam_width}, the limit is {max_width} (half of "
+            "max_logprobs); lower it, or raise max_logprobs",
             param="beam_width",
         )
-    longest = min(limits.max_model_len, limits.cache_tokens)
-    total = prompt_tokens + params.max_tokens
-    if total > longest:
+    max_len = min(limits.max_model_len, limits.cache_tokens)
+    num_tokens = prompt_tokens + params.max_tokens
+    if num_tokens > max_len:
         raise ContextLengthError(
-            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, together "
-            f"{total}, more than the {longest} that there is room for; lower max_tokens",
+            f"the prompt has {prompt_tokens} tokens and max_tokens is {params.max_tokens}, "
+            f"together {num_tokens}, more than the limit of {max_len}; lower max_tokens",
             param="max_tokens",
         )

@@ -12,7 +12,7 @@ pytest.importorskip("schemathesis")
 
 from tests.support.fuzzing import fuzz, fuzzed_server, narrowed
 
-MINUTES_S = 240.0  # a busy machine may take its time
+MINUTES_S = 480.0  # a busy machine may take its time
 
 
 @pytest.fixture(scope="module")

@@ -73,12 +73,6 @@ class RequestRecord:
         """Record the prompts as sent, if prompts are logged."""
         self.prompts = prompts if self.keeps_prompts else None
 
-    def note_submissions(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """Record the number of prompt tokens, after validation."""
-        self.prompt_tokens = sum(
-            len(prepared.requests[0].prompt_token_ids) for prepared in prepared_requests
-        )
-
     def note_answers(self, prepared_requests: Sequence[PreparedRequest]) -> None:
         """Record the number of generated tokens, at the end of the response."""
         self.completion_tokens = sum(

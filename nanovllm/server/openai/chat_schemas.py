@@ -5,7 +5,7 @@ an assistant's message, whatever keys it has: its text is read, and a tool call 
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
@@ -106,11 +106,11 @@ class ChatMessage(BoundedModel):
         }
 
 
-def refuse(reason: str) -> BeforeValidator:
-    """Return the validator of a field that must be null, false or empty."""
+def refuse(reason: str, accepted: object = None) -> BeforeValidator:
+    """Return the validator of a field that must be null or `accepted`."""
 
     def check(value: object) -> object:
-        if value:
+        if value is not None and (type(value) is not type(accepted) or value != accepted):
             raise ValueError(f"not supported: {reason}; leave it out")
         return value
 
@@ -119,7 +119,10 @@ def refuse(reason: str) -> BeforeValidator:
 
 NO_ITEMS = {"type": "array", "maxItems": 0}
 Tools = Annotated[
-    list[Any], Field(max_length=0), refuse("this server calls no tools"), WithJsonSchema(NO_ITEMS)
+    list[Any],
+    Field(max_length=0),
+    refuse("this server calls no tools", []),
+    WithJsonSchema(NO_ITEMS),
 ]
 
 
@@ -172,6 +175,8 @@ class UnusedChatFields(UnusedFields):
 
 class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
     """The body of POST /v1/chat/completions."""
+
+    prompt_field: ClassVar[str] = "messages"
 
     messages: Messages
     max_tokens: int | None = Field(
@@ -240,8 +245,3 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
         is_other = self.max_tokens is None and self.max_completion_tokens is not None
         name = "max_completion_tokens" if is_other else "max_tokens"
         return {**super().field_names, "max_tokens": name}
-
-    @property
-    def prompt_field(self) -> str:
-        """The field with the prompt, for the `param` of errors."""
-        return "messages"

@@ -78,8 +78,8 @@ def parse_embeddings(
     """Return the request of a body; raises InvalidRequestError."""
     if body.dimensions is not None:
         raise InvalidRequestError(
-            f"dimensions is not supported: the embeddings of this model have {engine.model.d_model} "
-            "numbers, and it was not trained for fewer; leave it out",
+            "dimensions is not supported: the embeddings of this model have "
+            f"{engine.model.d_model} numbers, and it was not trained for fewer; leave it out",
             param="dimensions",
         )
     if body.truncate_prompt_tokens is not None:

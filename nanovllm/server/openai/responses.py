@@ -8,7 +8,7 @@ the prompt itself.
 import json
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -101,11 +101,14 @@ class TextOptions(BoundedModel):
 
 _NO_STATE = "this server keeps no responses, so send the whole conversation in input"
 _NULL = WithJsonSchema({"type": "null"})
+_EMPTY = WithJsonSchema({"type": "object", "maxProperties": 0})
 _FALSE = WithJsonSchema({"type": "boolean", "const": False})
 
 
 class ResponsesRequest(UnusedFields, GenerationBody):
     """The body of POST /v1/responses."""
+
+    prompt_field: ClassVar[str] = "input"
 
     input: Annotated[
         list[InputMessage],
@@ -124,12 +127,12 @@ class ResponsesRequest(UnusedFields, GenerationBody):
     stream: bool | None = False
     text: TextOptions | None = None
 
-    store: Annotated[bool | None, refuse("this server keeps no responses"), _FALSE] = None
-    background: Annotated[bool | None, refuse("responses are not kept"), _FALSE] = None
+    store: Annotated[bool | None, refuse("this server keeps no responses", False), _FALSE] = None
+    background: Annotated[bool | None, refuse("responses are not kept", False), _FALSE] = None
     previous_response_id: Annotated[Any, refuse(_NO_STATE), _NULL] = None
     conversation: Annotated[Any, refuse(_NO_STATE), _NULL] = None
-    include: Annotated[Any, refuse("responses have text only"), WithJsonSchema(NO_ITEMS)] = None
-    reasoning: Annotated[Any, refuse("the model does not reason"), _NULL] = None
+    include: Annotated[Any, refuse("responses have text only", []), WithJsonSchema(NO_ITEMS)] = None
+    reasoning: Annotated[Any, refuse("the model does not reason", {}), _EMPTY] = None
     tools: Tools | None = Field(None, description=NO_EFFECT)
     tool_choice: Literal["auto", "none"] | None = Field(None, description=NO_EFFECT)
     parallel_tool_calls: bool | None = Field(None, description=NO_EFFECT)
@@ -148,11 +151,6 @@ class ResponsesRequest(UnusedFields, GenerationBody):
         return 1
 
     @property
-    def is_streamed(self) -> bool:
-        """Whether the response is a stream."""
-        return bool(self.stream)
-
-    @property
     def field_names(self) -> Mapping[str, str]:
         """The client's names of fields by the engine's, for error messages."""
         return {
@@ -161,11 +159,6 @@ class ResponsesRequest(UnusedFields, GenerationBody):
             "structured_outputs.json": "text.format.schema",
             "structured_outputs": "text.format",
         }
-
-    @property
-    def prompt_field(self) -> str:
-        """The field with the prompt, for the `param` of errors."""
-        return "input"
 
 
 def parse_response(

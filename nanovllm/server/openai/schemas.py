@@ -8,7 +8,7 @@ the first fault of a list, and a body with too many fields is refused as a whole
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BeforeValidator,
@@ -156,7 +156,12 @@ class Body(BoundedModel):
 
 
 class GenerationBody(Body):
-    """What the shared path of all endpoints reads from a body; see endpoint.py."""
+    """What the shared path of all endpoints reads from a body; see endpoint.py.
+
+    `prompt_field` is the field with the prompt, for the `param` of errors.
+    """
+
+    prompt_field: ClassVar[str] = "prompt"
 
     @property
     def logged_prompts(self) -> Sequence[str | list[int]]:
@@ -170,23 +175,18 @@ class GenerationBody(Body):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether the response is a stream."""
-        return False
+        """Whether the response is a stream; not for endpoints without the field `stream`."""
+        return bool(getattr(self, "stream", False))
 
     @property
     def requested_id(self) -> str | None:
-        """Part of the response's id, if the client chose it."""
-        return None
+        """Part of the response's id, from the field `request_id` of endpoints that have it."""
+        return getattr(self, "request_id", None)
 
     @property
     def field_names(self) -> Mapping[str, str]:
         """The client's names of fields by the engine's, for error messages."""
         return {}
-
-    @property
-    def prompt_field(self) -> str:
-        """The field with the prompt, for the `param` of errors."""
-        return "prompt"
 
 
 class UnusedFields(Body):
@@ -302,16 +302,6 @@ class SamplingBody(UnusedFields, GenerationBody):
         return self.best_of or self.n or 1
 
     @property
-    def is_streamed(self) -> bool:
-        """Whether the response is a stream."""
-        return bool(self.stream)
-
-    @property
-    def requested_id(self) -> str | None:
-        """Part of the response's id, if the client chose it."""
-        return self.request_id
-
-    @property
     def field_names(self) -> Mapping[str, str]:
         """The client's names of fields by the engine's, for error messages."""
         return {
@@ -367,7 +357,7 @@ class CompletionRequest(SamplingBody):
 
 
 def check_prompts(value: Any) -> Any:
-    """Return prompts with their token ids as integers; raises ValueError that names the first fault.
+    """Return prompts with token ids as integers; raises ValueError that names the first fault.
 
     A union of four types would report four errors.
     """

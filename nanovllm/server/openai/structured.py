@@ -86,7 +86,8 @@ def structured_outputs(
     for name, kind in (("value", "json_object"), ("json_schema", "json_schema")):
         if getattr(response_format, name) is not None and response_format.type != kind:
             raise InvalidRequestError(
-                f"response_format.{name} is for the type {kind} only; set the type, or leave it out",
+                f"response_format.{name} is for the type {kind} only; set the type, or leave it "
+                "out",
                 param="response_format",
             )
     if response_format.type == "text":

@@ -62,13 +62,14 @@ def test_the_official_client_gets_the_text_of_the_rendered_messages(
 
 def test_the_official_client_follows_a_stream(chat_client: OpenAI) -> None:
     whole = chat_client.responses.create(**SETTINGS, input="the end")
-    with chat_client.responses.stream(**SETTINGS, input="the end") as stream:
-        text = "".join(
-            event.delta for event in stream if event.type == "response.output_text.delta"
-        )
-        final = stream.get_final_response()
+    events = list(chat_client.responses.create(**SETTINGS, input="the end", stream=True))
+    text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
+    assert events[-1].type == "response.incomplete"
+    final = events[-1].response
     assert text == final.output_text == whole.output_text
-    assert final.usage == whole.usage
+    assert final.usage is not None
+    assert whole.usage is not None
+    assert final.usage.output_tokens == whole.usage.output_tokens == 12
 
 
 def test_the_events_come_in_the_official_order(chat_server: RunningServer) -> None:
@@ -135,15 +136,21 @@ def test_what_is_left_out_is_refused_by_name(
     assert part in error["message"]
 
 
-def test_a_schema_is_followed_and_its_errors_name_the_field(chat_server: RunningServer) -> None:
+def test_a_schema_is_followed_and_its_errors_name_the_field(
+    chat_client: OpenAI, chat_server: RunningServer
+) -> None:
     pytest.importorskip("llguidance")
-    text = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}
-    body = {**SETTINGS, "input": "the", "max_output_tokens": 60, "text": text}
-    answer = chat_server.http.post("/v1/responses", json=body).json()
-    assert answer["status"] == "completed"
-    assert json.loads(answer["output"][0]["content"][0]["text"])["a"] in ("x", "y")
-    text["format"] = {"type": "json_schema", "name": "a", "schema": {"type": "nothing"}}
-    assert "text.format.schema" in error_of(chat_server, text=text)["message"]
+    text: Any = {"format": {"type": "json_schema", "name": "a", "schema": SCHEMA}}
+    with chat_client.responses.stream(model=MODEL, input="the", text=text) as stream:
+        answer = stream.get_final_response()
+    assert answer.status == "completed"
+    assert json.loads(answer.output_text)["a"] in ("x", "y")
+    text["format"]["schema"] = {"type": "nothing"}
+    error = error_of(chat_server, text=text)
+    assert (error["param"], error["message"]) == (
+        "text.format",
+        "text.format cannot be used: Invalid type: nothing",
+    )
 
 
 def test_a_fault_in_the_middle_of_a_stream_ends_it_as_failed(

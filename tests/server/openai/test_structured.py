@@ -9,6 +9,9 @@ import pytest
 from openai import OpenAI
 
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.errors import InvalidRequestError
+from nanovllm.server.openai.schemas import CompletionRequest
+from nanovllm.server.openai.structured import rename_fields
 from tests.support.serving import MODEL, RunningServer, loader, read_error
 
 SCHEMA = {
@@ -90,6 +93,23 @@ def test_what_cannot_be_is_a_400_that_names_the_field(
 
 TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}", "test")
 MESSAGES: list[Any] = [{"role": "user", "content": "the end"}]
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [
+        ({"type": "json_object", "value": SCHEMA}, "response_format.value"),
+        (
+            {"type": "json_schema", "json_schema": {"schema": SCHEMA}},
+            "response_format.json_schema.schema",
+        ),
+    ],
+)
+def test_errors_of_a_schema_name_the_field_that_has_it(fields: dict[str, Any], name: str) -> None:
+    body = CompletionRequest.model_validate({"prompt": "a", "response_format": fields})
+    error = InvalidRequestError("structured_outputs.json is wrong", param="structured_outputs")
+    renamed = rename_fields(error, body.field_names, body.prompt_field)
+    assert (str(renamed), renamed.param) == (f"{name} is wrong", "response_format")
 
 
 @pytest.fixture(scope="module")
