@@ -377,8 +377,7 @@ class PoolThread:
         is_loading = self._launcher is not None and not self._is_loaded
         if is_loading and now_s - self._launched_s > START_S:
             self._close_launcher()
-            message = "the process that compiles grammars did not start"
-            self._fail_waiting(EngineFaultError(message))
+            self._fail_waiting(EngineFaultError("the process that compiles grammars did not start"))
         for grammar in list(self._compiling.values()):
             if now_s - grammar.since_s > limits.compile_wall_s:
                 self._lose(grammar, "time")
