@@ -116,7 +116,7 @@ def test_a_typing_error_is_two_lines(
     assert error in lines[1]
 
 
-def test_what_is_like_nothing_gets_no_suggestion() -> None:
+def test_an_unlike_name_gets_no_suggestion() -> None:
     assert suggestion("--xyz", ["--port", "--host"]) is None
 
 

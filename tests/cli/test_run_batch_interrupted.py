@@ -1,4 +1,4 @@
-"""nanovllm run-batch as a process that is ended in the middle, by whatever: run again, it goes on, and every request is answered once."""
+"""`nanovllm run-batch` as an interrupted process: the next run resumes it."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""What the machine's limits are measured with does the work that it is timed for, and what it gives is a positive number."""
+"""The kernels that measure the machine's limits do their work; the limits are positive."""
 
 import numpy as np
 import pytest
@@ -69,7 +69,7 @@ def test_reading_takes_time(threads: int) -> None:
         reader.close()
 
 
-def test_what_is_read_is_larger_than_the_caches() -> None:
+def test_the_array_is_larger_than_the_caches() -> None:
     assert SMALLEST_READ_BYTES <= read_bytes() <= LARGEST_READ_BYTES
     assert cache_bytes() > 0
 

@@ -86,7 +86,7 @@ def test_a_server_has_a_url(url: str, expected: tuple[object, ...]) -> None:
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://host", "http://", "http://host:99999", "http://[::1"]
 )
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not the URL of a server"):
         Server.at(url)
 
@@ -180,7 +180,7 @@ def test_arrivals_follow_the_rate_and_the_seed(
     assert record["mean_tpot_ms"] is None
 
 
-def test_what_is_wrong_with_every_request_is_told_once(
+def test_an_error_of_all_requests_is_reported_once(
     capsys: pytest.CaptureFixture[str], served: str
 ) -> None:
     known = ("serve", "--base-url", served, "--api-key", KEY)

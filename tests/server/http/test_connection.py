@@ -104,7 +104,7 @@ NOT_HTTP: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", NOT_HTTP)
-def test_what_is_not_http_is_answered_in_the_one_form_and_closed(
+def test_malformed_http_gets_the_error_format_and_is_closed(
     server: RunningServer, name: str
 ) -> None:
     (answer,) = exchange(server, NOT_HTTP[name])

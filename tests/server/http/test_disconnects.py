@@ -1,4 +1,4 @@
-"""Clients that go away, at any moment and in any way: their requests end, nothing is left behind, nobody else notices."""
+"""Clients that disconnect at any moment: their requests end, and nothing is left behind."""
 
 import asyncio
 import gc
@@ -64,7 +64,7 @@ def close(connection: socket.socket, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_closed_connections_end_what_runs_and_what_waits(
+def test_closed_connections_abort_running_and_waiting_requests(
     sluggish: RunningServer, how: str, *, stream: bool
 ) -> None:
     before = sluggish.samples()["generation_tokens_total"]
@@ -289,7 +289,7 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(
     assert len(narrow.complete("the", n=3, max_tokens=1)["choices"]) == 3
 
 
-def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: RunningServer) -> None:
+def test_a_slow_reader_gets_larger_chunks_and_delays_no_other(slow_server: RunningServer) -> None:
     """While it does not read, its answer goes on, and so do those of others; the text is the same in the end."""
     whole = slow_server.complete(**LONG)["choices"][0]["text"]
 
@@ -349,7 +349,7 @@ def test_a_client_that_waits_long_for_its_turn_is_not_taken_for_one_that_does_no
         assert running.stream("the", max_tokens=3, ignore_eos=True)
 
 
-def test_a_client_that_does_not_read_its_socket_holds_nobody_up(slow_server: RunningServer) -> None:
+def test_a_client_that_does_not_read_delays_no_other(slow_server: RunningServer) -> None:
     connections = [send_request(slow_server, stream=True, logprobs=20, n=4) for _ in range(3)]
     bodies = run_threads([partial(slow_server.complete, "the", max_tokens=10, temperature=0)] * 4)
     assert len({body["choices"][0]["text"] for body in bodies}) == 1

@@ -1,4 +1,4 @@
-"""What HTTP/1.1 lets a client do that costs others something, or loses its answer: framings, halves of connections, early bytes."""
+"""HTTP/1.1 edge cases: framings, half-closed connections, pipelining."""
 
 import json
 import socket
@@ -148,7 +148,7 @@ def test_early_bytes_do_not_spoil_the_answer(busy: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_has_closed_its_half_only_gets_its_answer(busy: RunningServer, *, stream: bool) -> None:
+def test_a_half_closed_client_gets_its_response(busy: RunningServer, *, stream: bool) -> None:
     connection = connect(busy, request({**LONG, "stream": stream}))
     connection.shutdown(socket.SHUT_WR)
     received = read_to_end(connection)
@@ -157,7 +157,7 @@ def test_who_has_closed_its_half_only_gets_its_answer(busy: RunningServer, *, st
         assert json.loads(received[received.index(b"{") :])["usage"]["completion_tokens"] == 110
 
 
-def test_who_has_closed_its_half_and_leaves_is_noticed(busy: RunningServer) -> None:
+def test_a_half_closed_client_that_leaves_is_detected(busy: RunningServer) -> None:
     before = busy.samples()["generation_tokens_total"]
     connection = connect(busy, request(LONG))
     wait_until(lambda: is_working(busy))
