@@ -82,11 +82,11 @@ def test_an_invalid_input_is_an_error_before_any_request(
         )
         == 1
     )
-    said = capsys.readouterr().err
-    assert message in said
-    assert "nothing was run" in said
-    assert "Traceback" not in said
-    assert len(said) < 1500
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "nothing was run" in errors
+    assert "Traceback" not in errors
+    assert len(errors) < 1500
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -227,9 +227,9 @@ def test_an_output_of_something_else_is_left_as_it_is(
     with pytest.raises(ValueError, match=message), open_answers(output, ids_of("a", "b")):
         pytest.fail("it was opened")
     assert run_batch(NO_MODEL, requests, output) == 1
-    said = capsys.readouterr().err
-    assert "choose another output, or give --overwrite to discard its lines" in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert "choose another output, or give --overwrite to discard its lines" in errors
+    assert "Traceback" not in errors
     assert output.read_bytes() == content
 
 
@@ -255,10 +255,10 @@ def test_unusable_paths_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture
         ((requests, tmp_path / "not" / "there"), "there"),
     ):
         assert run_batch(NO_MODEL, *wrong) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("nanovllm: ")
-        assert message in said
-        assert "Traceback" not in said
+        errors = capsys.readouterr().err
+        assert errors.startswith("nanovllm: ")
+        assert message in errors
+        assert "Traceback" not in errors
 
 
 def test_two_runs_do_not_write_to_one_output(
@@ -323,9 +323,9 @@ def test_a_device_that_is_full_ends_it(
 ) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a")])
     assert run_batch(tiny_model, requests, Path("/dev/full")) == 1
-    said = capsys.readouterr().err
-    assert "/dev/full cannot be written (No space left on device)" in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert "/dev/full cannot be written (No space left on device)" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_device_has_no_answers_to_go_on_with(tiny_model: Path, tmp_path: Path) -> None:
@@ -392,6 +392,6 @@ def test_no_folder_is_made_for_the_output(
 ) -> None:
     (tmp_path / "in.jsonl").write_bytes(LINE)
     assert run_batch(NO_MODEL, tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl") == 1
-    said = capsys.readouterr().err
-    assert f"there is no folder {tmp_path / 'new'} for out.jsonl; create it" in said
+    errors = capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'new'} for out.jsonl; create it" in errors
     assert not (tmp_path / "new").exists()

@@ -101,18 +101,18 @@ def test_after_a_signal_it_goes_on_where_it_was(
     process = started(tiny_model, requests, output)
     wait_for_lines(process, output, 20)
     process.send_signal(number)
-    said = process.communicate(timeout=TIMEOUT_S)[1]
-    assert process.returncode == code, said
+    errors = process.communicate(timeout=TIMEOUT_S)[1]
+    assert process.returncode == code, errors
     before = output.read_bytes()
     answered = before.count(b"\n")
     assert 20 <= answered < REQUESTS
     if number is not signal.SIGKILL:
-        assert f"{answered} requests answered" in said
+        assert f"{answered} requests answered" in errors
         assert (
             f"ended by {number.name}; run the same command again to answer the {REQUESTS - answered} that are left"
-            in said
+            in errors
         )
-        assert "Traceback" not in said
+        assert "Traceback" not in errors
         assert len(read_answers(output)) == answered, "no line is half"
     assert run_batch(tiny_model, requests, output) == 0
     assert output.read_bytes().startswith(before[: before.rfind(b"\n") + 1])

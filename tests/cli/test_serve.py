@@ -43,9 +43,13 @@ def bundled(backend: str) -> Iterator[Serving]:
 
 
 def test_it_prints_the_model_and_where_it_is(bundled: Serving, backend: str) -> None:
-    text = "".join(bundled.said)
+    text = "".join(bundled.startup_lines)
     assert "tiny-books, GPT-2 architecture" in text
-    rows = {line[2:14].strip(): line[14:].strip() for line in bundled.said if line.startswith("  ")}
+    rows = {
+        line[2:14].strip(): line[14:].strip()
+        for line in bundled.startup_lines
+        if line.startswith("  ")
+    }
     assert rows["vocabulary"] == "4,096 tokens"
     assert rows["hidden size"] == "256"
     assert rows["layers"] == "4"
@@ -65,7 +69,7 @@ def test_a_page_cannot_reach_it_under_a_name_of_its_own(bundled: Serving) -> Non
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_curl_line_works_as_it_is(bundled: Serving) -> None:
-    line = next(line for line in bundled.said if line.startswith("  curl "))
+    line = next(line for line in bundled.startup_lines if line.startswith("  curl "))
     done = subprocess.run(
         ["sh", "-c", f"{line.strip()} --silent --noproxy '*'"],
         capture_output=True,
@@ -229,7 +233,7 @@ def test_the_key_may_come_from_the_environment(tiny_model: Path) -> None:
         assert serving.ask("/v1/models")[0] == 401
         assert serving.ask("/health")[0] == 200
         assert serving.ask("/v1/models", Authorization="Bearer from the environment")[0] == 200
-        text = "".join(serving.said)
+        text = "".join(serving.startup_lines)
         assert '-H "Authorization: Bearer $NANOVLLM_API_KEY"' in text
         assert "from the environment" not in text
         code, errors = serving.end(signal.SIGTERM)
@@ -277,7 +281,9 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
         "--log-requests",
     )
     with Serving(str(tiny_model), *flags, "--log-level", "debug") as serving:
-        assert f"Serving on https://127.0.0.1:{serving.port} - try:" in "".join(serving.said)
+        assert f"Serving on https://127.0.0.1:{serving.port} - try:" in "".join(
+            serving.startup_lines
+        )
         context = ssl.create_default_context(cafile=made.certfile)
         body = {"prompt": "a private prompt", "max_tokens": 3, "ignore_eos": True}
         answers = []
@@ -317,7 +323,7 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
     ]  # fmt: skip
     for hidden in ("secret", "private"):
         assert hidden not in errors
-        assert hidden not in "".join(serving.said)
+        assert hidden not in "".join(serving.startup_lines)
 
 
 def ended(*flags: str) -> tuple[int, str]:

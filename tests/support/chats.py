@@ -1,4 +1,4 @@
-"""Chats for tests: a template with everything that templates have, a conversation, and requests to a server."""
+"""Chats for tests: a template with all features, a conversation, and requests."""
 
 import json
 from typing import Any

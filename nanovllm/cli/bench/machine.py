@@ -165,8 +165,8 @@ def make_read(target: Target, streams: int) -> Callable[[int, int, int], int]:
         def step(i: Value, sums: list[Value]) -> Sequence[Value]:
             renewed = []
             for number, total in enumerate(sums):
-                stream, place = divmod(number, _VECTORS_A_STREAM)
-                at = v.address(start, i, v.times(stream_bytes, stream), place * vector_bytes)
+                stream, offset = divmod(number, _VECTORS_A_STREAM)
+                at = v.address(start, i, v.times(stream_bytes, stream), offset * vector_bytes)
                 renewed.append(v.builder.add(total, v.load_words(at)))
             return renewed
 
@@ -205,16 +205,16 @@ def make_peak(kind: str, target: Target) -> Callable[[int, int], None]:
         vector_bytes = v.lanes * F32_BYTES
         multiply_add = {"float32": v.fma, "bfloat16": v.dot_bfloat16, "int8": v.dot_int8}[kind]
         factor = v.load(state) if kind == "float32" else v.load_words(state)
-        places = range(vector_bytes, (_chains(target) + 1) * vector_bytes, vector_bytes)
+        offsets = range(vector_bytes, (_chains(target) + 1) * vector_bytes, vector_bytes)
         sums = [
-            v.load_words(state, place) if kind == "int8" else v.load(state, place)
-            for place in places
+            v.load_words(state, offset) if kind == "int8" else v.load(state, offset)
+            for offset in offsets
         ]
         sums = v.loop(
             count, 1, sums, lambda _, sums: [multiply_add(factor, factor, total) for total in sums]
         )
-        for total, place in zip(sums, places, strict=True):
-            v.store(total, state, place)
+        for total, offset in zip(sums, offsets, strict=True):
+            v.store(total, state, offset)
 
     spin_kernel = kernel(target, spin_once)
 
