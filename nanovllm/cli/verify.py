@@ -39,7 +39,8 @@ _PROMPTS = {
     "story": "Once upon a time there was a little girl who lived with her grandmother at the edge "
     "of a deep forest.",
     "question": "Q: Why is the sky blue, and why isn't it violet?\nA:",
-    "unicode": "Füße, naïve café \u2013 “東京の天気”, Привет, мир! مرحبا, שלום, "
+    "unicode": "Füße, naïve café \u2013 “東京の天気”, "
+    "Привет, мир! مرحبا, שלום, "
     "🙂👩\u200d👩\u200d👧 ½ … \ufb01n",
     "numbers": "3.14159, 2,718,281, 1e-10, 0xFF, 2024-02-29, 50%, $19.99, (1 + 2) * 3 = 9, "
     "1000000000000",
@@ -354,8 +355,8 @@ def _report(
         "command": "verify", "model": parsed.model, "agrees": not different,
         "tolerance": bound.tolerance, "max_divergence": bound.divergence,
         "max_tokens": parsed.max_tokens,
-        "max_logprob_difference": _worst([comparison.logprob_difference for comparison in comparisons]),
-        "max_target_difference": _worst([comparison.target_difference for comparison in comparisons]),
+        "max_logprob_difference": _worst([one.logprob_difference for one in comparisons]),
+        "max_target_difference": _worst([one.target_difference for one in comparisons]),
         "tokenizer_problem": reference.tokenizer_problem, "versions": reference.versions,
         "prompts": [
             {**asdict(one), "agrees": one.agrees(bound.tolerance, bound.divergence)}
