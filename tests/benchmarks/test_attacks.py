@@ -1,4 +1,4 @@
-"""The attacks are well-formed and end, and what their table says of a server can fail."""
+"""The attacks are well-formed and end, and each condition of their table can fail."""
 
 import argparse
 import asyncio

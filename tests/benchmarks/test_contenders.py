@@ -1,4 +1,4 @@
-"""A contender's process: what it may answer, what it may not, and that it is stopped while others run."""
+"""A contender's process: valid and invalid answers, and SIGSTOP while others run."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Each program runs through on a tiny model, and its last line is JSON. What they measure is not judged here."""
+"""Each benchmark runs on a tiny model and ends in a line of JSON."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Ratios, shares and agreement follow from what was measured."""
+"""Ratios, fractions and agreement follow from the measurements."""
 
 import pytest
 

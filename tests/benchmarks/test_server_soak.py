@@ -1,4 +1,4 @@
-"""A short soak, and that its verdict sees what is wrong."""
+"""A short soak, and each condition of its verdict."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The command line: help, suggestions, ways to name a model, and what `--help` imports."""
+"""The command line: help, suggestions, the model's forms, and imports of `--help`."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""How many connections a server takes, and what it logs where the system has no more open files."""
+"""The connection limits of a server, and its log without free open files."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""`nanovllm list`, `show`, `remove` and `env`: nothing but what is named is removed."""
+"""`nanovllm list`, `show`, `remove` and `env`."""
 
 import io
 import json

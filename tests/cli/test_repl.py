@@ -1,4 +1,4 @@
-"""The prompt of `nanovllm generate` on a terminal: commands, settings, history, and Ctrl-C."""
+"""The interactive prompt of `nanovllm generate`: commands, settings, history, Ctrl-C."""
 
 import os
 import re

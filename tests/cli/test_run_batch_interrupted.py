@@ -36,7 +36,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Requests, greedy and seeded, that take some seconds two at a time; their answers have different lengths."""
+    """Greedy and seeded requests that take some seconds, with outputs of different lengths."""
     bodies = [
         {
             "prompt": "the"[: i % 3 + 1],
@@ -137,7 +137,7 @@ def test_killed_again_and_again_it_still_comes_to_its_end(
 def test_a_disk_without_room_ends_it_and_with_room_it_goes_on(
     tiny_model: Path, requests: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The operating system refuses to let the file grow over 10,000 bytes, in the middle of a line."""
+    """The system refuses files over 10,000 bytes, in the middle of a line."""
     output = tmp_path / "out.jsonl"
     command = [
         sys.executable,
@@ -156,8 +156,8 @@ def test_a_disk_without_room_ends_it_and_with_room_it_goes_on(
     )
     assert done.returncode == 1
     assert (
-        f"{output} cannot be written (File too large); its responses are kept: fix that and run the same command again to resume"
-        in done.stderr
+        f"{output} cannot be written (File too large); its responses are kept: fix that and run "
+        "the same command again to resume" in done.stderr
     )
     assert "Traceback" not in done.stderr
     answered = read_answers(output)

@@ -1,7 +1,7 @@
 """`nanovllm verify`: agreement with a right reference, every difference, and exit codes.
 
-Most tests take NumPy's forward pass over unchunked prompts as the reference, since torch and transformers are seldom installed; where
-they are, the last tests compare with the real one.
+Most tests use NumPy's forward pass over unchunked prompts as the reference; the last ones use
+transformers, if it is installed.
 """
 
 import json
@@ -30,7 +30,7 @@ CONTEXT = 128
 
 
 class FakeReference(Reference):
-    """A reference without torch. `shift` is added to one log-probability of the last position, `wrong_step` gets another greedy token."""
+    """A fake reference; `shift` changes one log-probability, `wrong_step` one greedy token."""
 
     shift = 0.0
     wrong_step: int | None = None
@@ -75,7 +75,7 @@ class FakeReference(Reference):
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> type[FakeReference]:
-    """Verify against the fake; the class is new for each test, so that its attributes may be set."""
+    """Verify against the fake, a new class for each test."""
     fake = type("Fake", (FakeReference,), {})
     monkeypatch.setattr(verify, "Reference", fake)
     monkeypatch.setattr(verify, "import_libraries", lambda: None)

@@ -1,4 +1,4 @@
-"""A hub that is broken or malicious: every answer is bounded, checked and told in one line."""
+"""A broken or malicious hub: every response is bounded and checked."""
 
 import json
 from collections.abc import Callable

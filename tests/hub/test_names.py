@@ -1,4 +1,4 @@
-"""Which folder a name means, and in which order the places are tried."""
+"""Resolving a model's name, and its order."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ Resolve = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def resolve(hub: FakeHub, tmp_path: Path) -> Resolve:
-    """`resolve_model` in a process of its own, since huggingface-hub reads where its hub and its cache are when it is imported."""
+    """Run `resolve_model` in its own process: huggingface-hub reads its settings on import."""
     code = """
 import sys
 from nanovllm.errors import NanovllmError

@@ -1,4 +1,4 @@
-"""`nanovllm bench serve`: against a real server, and against one that does everything wrong."""
+"""`nanovllm bench serve` against a real server, and against a misbehaving one."""
 
 import json
 import re
@@ -93,7 +93,7 @@ def test_an_invalid_url_is_refused(url: str) -> None:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `nanovllm serve` with a key and a tiny model of which every token ends the text."""
+    """The URL of `nanovllm serve` with a key, and a tiny model that ends every output."""
     folder = write_tiny_model(
         tmp_path_factory.mktemp("model"), config={"eos_token_id": list(range(267))}
     )
@@ -202,7 +202,7 @@ def test_an_error_of_all_requests_is_reported_once(
 
 
 class _Fake(ThreadingHTTPServer):
-    """A server that answers the requests after the first as `trouble` says, and sees how many are under way at once."""
+    """A server that misbehaves after the first request, and counts concurrent requests."""
 
     daemon_threads = True
     block_on_close = False

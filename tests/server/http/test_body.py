@@ -1,4 +1,4 @@
-"""What is accepted beside the fields that have an effect: nulls, whole floats, unused fields, messages as clients keep them."""
+"""Accepted bodies: nulls, integral floats, ignored fields, and clients' messages."""
 
 import json
 from typing import Any

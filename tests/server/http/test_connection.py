@@ -1,7 +1,4 @@
-"""Below the application: what cannot be read as HTTP, what never ends, and odd requests that must not be answered oddly.
-
-Raw bytes over a socket, since no client sends such things.
-"""
+"""Below the application: malformed, endless and unusual requests, sent as raw bytes."""
 
 import json
 import logging

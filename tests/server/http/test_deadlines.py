@@ -1,4 +1,4 @@
-"""Requests that take longer than they may: what clients are told, and that nothing of them goes on."""
+"""Requests that exceed their deadline are aborted."""
 
 import threading
 from collections.abc import Iterator

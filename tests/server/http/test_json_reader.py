@@ -1,4 +1,4 @@
-"""JSON in pieces: what json.loads accepts, refuses and gives, without keeping the interpreter for long."""
+"""Reading JSON in pieces agrees with json.loads, without holding the GIL for long."""
 
 import json
 import random

@@ -1,4 +1,4 @@
-"""JSON in pieces: what json.dumps writes, without keeping the interpreter for long."""
+"""Writing JSON in pieces agrees with json.dumps, without holding the GIL for long."""
 
 import json
 import math

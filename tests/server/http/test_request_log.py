@@ -1,4 +1,4 @@
-"""The name that every answer carries, and the log's one line about each request."""
+"""Request ids, and the log line of each request."""
 
 import asyncio
 import io

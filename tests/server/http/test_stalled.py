@@ -1,4 +1,4 @@
-"""Clients that do nothing, or next to nothing: what they hold is bounded, ends after a while, and costs nobody else anything."""
+"""Stalled clients: what they hold is bounded, and their connections are closed."""
 
 import http.client
 import json
