@@ -104,14 +104,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     reader = MemoryReader(parsed.threads)
     print(heading(parsed), flush=True)
-    found = []
+    all_results = []
     for kind in parsed.classes:
         results = ClassResults(kind, None, Costs.of(model, kind, 0.0), workloads)
         run_class(results, parsed, reader)
         print("\n".join(results.lines()) + "\n", flush=True)
-        found.append(results)
+        all_results.append(results)
     reader.close()
-    classes = {results.kind: results.record() for results in found}
+    classes = {results.kind: results.record() for results in all_results}
     finish(
         {
             "benchmark": "compare",
@@ -121,7 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         },
         parsed,
     )
-    return int(any(OURS in results.problems for results in found))
+    return int(any(OURS in results.problems for results in all_results))
 
 
 def run_class(results: ClassResults, parsed: argparse.Namespace, reader: MemoryReader) -> None:
@@ -241,19 +241,19 @@ def _compare_answers(
     checked = ours.ask(workload.prompts, workload.lengths, timeout_s, is_checked=True)
     for name, answer in answers.items():
         if name != OURS:
-            found = compare(checked["token_ids"], answer["token_ids"], checked["gaps"])
-            results.agreements.setdefault(name, {})[workload.name] = found
-            if results.kind == "float32" and found.equal_tokens < _LEAST_EQUAL_TOKENS:
+            agreement = compare(checked["token_ids"], answer["token_ids"], checked["gaps"])
+            results.agreements.setdefault(name, {})[workload.name] = agreement
+            if results.kind == "float32" and agreement.equal_tokens < _LEAST_EQUAL_TOKENS:
                 results.problems[name] = (
-                    f"only {found.equal_tokens:.0%} of its tokens in {workload.name} are ours: "
+                    f"only {agreement.equal_tokens:.0%} of its tokens in {workload.name} are ours: "
                     "it computes another model"
                 )
 
 
-def find_pythons(parser: argparse.ArgumentParser, given: Sequence[str]) -> dict[str, str]:
+def find_pythons(parser: argparse.ArgumentParser, values: Sequence[str]) -> dict[str, str]:
     """Return each contender's interpreter from the values of --peer-python."""
     pythons = {OURS: sys.executable, **dict.fromkeys(PEERS, sys.executable)}
-    for item in sorted(given, key=lambda item: "=" in item):  # those for all first
+    for item in sorted(values, key=lambda item: "=" in item):  # defaults first
         name, _, path = item.rpartition("=")
         if name and name not in PEERS:
             parser.error(f"--peer-python names {name!r}, but peers are {', '.join(PEERS)}")

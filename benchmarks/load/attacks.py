@@ -360,7 +360,7 @@ async def take_turns(
         turn += 1
         if len(names) == 1 and not patience_s:
             break
-    return {name: dict(found) for name, found in outcomes.items()}
+    return {name: dict(counts) for name, counts in outcomes.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

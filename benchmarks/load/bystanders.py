@@ -232,8 +232,8 @@ class Bystanders:
             while True:
                 answer = await self._ask(session, _keep_alive(known), Stopwatch())
                 if answer is not None and answer.status == 200:
-                    found = essence(known, answer.body, streamed=False)
-                    self.fates[OTHER_BITS] += found != expected
+                    actual = essence(known, answer.body, streamed=False)
+                    self.fates[OTHER_BITS] += actual != expected
                 await asyncio.sleep(_KNOWN_INTERVAL_S)
 
     async def _ask(

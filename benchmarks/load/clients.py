@@ -127,17 +127,17 @@ class Client:
         refusal = self._read_refusal(answer)
         if refusal is not None:
             return refusal
-        found = essence(ask, answer.body, streamed=streamed)
+        actual = essence(ask, answer.body, streamed=streamed)
         if expected is None:
-            check_shape(ask, found)
-        elif found != expected:
+            check_shape(ask, actual)
+        elif actual != expected:
             raise WrongAnswerError(
-                f"other bits than alone: {_first_difference(expected, found)} "
+                f"other bits than alone: {_first_difference(expected, actual)} "
                 f"in answer to {ask.body}"
             )
         self._load.ledger.checked += expected is not None
         if ask.path == COMPLETIONS:
-            self._load.ledger.generated_tokens += found["tokens"][1]
+            self._load.ledger.generated_tokens += actual["tokens"][1]
         return ANSWERED
 
     def _read_refusal(self, answer: Answer) -> str | None:
@@ -363,19 +363,19 @@ def _streaming(ask: Ask) -> dict[str, Any]:
     return {**ask.body, "stream": True, "stream_options": {"include_usage": True}}
 
 
-def _first_difference(expected: Any, found: Any, path: str = "") -> str:
+def _first_difference(expected: Any, actual: Any, path: str = "") -> str:
     """Return the first difference of two essences."""
-    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+    if isinstance(expected, dict) and isinstance(actual, dict) and expected.keys() == actual.keys():
         return next(
             (
-                _first_difference(expected[key], found[key], f"{path}.{key}")
+                _first_difference(expected[key], actual[key], f"{path}.{key}")
                 for key in expected
-                if expected[key] != found[key]
+                if expected[key] != actual[key]
             ),
             path,
         )
-    if isinstance(expected, list) and isinstance(found, list) and len(expected) == len(found):
-        pairs = enumerate(zip(expected, found, strict=True))
+    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        pairs = enumerate(zip(expected, actual, strict=True))
         return next(
             (
                 _first_difference(one, other, f"{path}[{at}]")
@@ -384,7 +384,7 @@ def _first_difference(expected: Any, found: Any, path: str = "") -> str:
             ),
             path,
         )
-    return f"{path}: {str(expected)[:150]} alone, {str(found)[:150]} under load"
+    return f"{path}: {str(expected)[:150]} alone, {str(actual)[:150]} under load"
 
 
 WAYS: Mapping[str, Callable[[Client], Awaitable[None]]] = {

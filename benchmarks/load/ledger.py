@@ -57,8 +57,8 @@ class Ledger:
         """Return the number of requests with a fate; `refused` matches all refusals."""
         return sum(
             number
-            for (_, found), number in self.fates.items()
-            if found == fate or found.startswith(f"{fate} ")
+            for (_, counted_fate), number in self.fates.items()
+            if counted_fate == fate or counted_fate.startswith(f"{fate} ")
         )
 
     @property
@@ -145,15 +145,15 @@ def read_events(body: bytes) -> Iterator[dict[str, Any]]:
     for event in events[:-1]:
         if event.startswith(b":"):
             continue
-        found = json.loads(event.removeprefix(b"data: "))
-        if "error" in found:
-            raise WrongAnswerError(f"an error in a stream: {found['error']}")
-        yield found
+        event_body = json.loads(event.removeprefix(b"data: "))
+        if "error" in event_body:
+            raise WrongAnswerError(f"an error in a stream: {event_body['error']}")
+        yield event_body
 
 
-def check_shape(ask: Ask, found: dict[str, Any]) -> None:
+def check_shape(ask: Ask, actual: dict[str, Any]) -> None:
     """Check the number of choices and their finish reasons; raises WrongAnswerError."""
     num_choices = ask.body.get("n", 1)
-    reasons = [choice.get("finish_reason") for choice in found["choices"].values()]
+    reasons = [choice.get("finish_reason") for choice in actual["choices"].values()]
     if len(reasons) != num_choices or not set(reasons) <= {"stop", "length"}:
         raise WrongAnswerError(f"expected {num_choices} choices, got finish reasons {reasons}")

@@ -109,8 +109,8 @@ def wrong_requests(number: int) -> list[bytes]:
 
 def wrong_chats(number: int) -> list[bytes]:
     """Chats that must be answered by 400, never by 500."""
-    said = b'{"role": "user", "content": "a"}'  # twice: the template takes the first for itself
-    chat = b'{"messages": [' + said + b", " + said + b'], "%s": %s}'
+    turns = b'{"role": "user", "content": "a"}'  # twice: the template takes the first for itself
+    chat = b'{"messages": [' + turns + b", " + turns + b'], "%s": %s}'
     fields = (b"max_tokens", b"max_completion_tokens")
     return [post(CHAT, chat % (field, b"9" * 4300)) for field in fields]
 
@@ -192,13 +192,13 @@ def two_lengths() -> bytes:
 
 FORGED = "<|endoftext|>"
 SPECIAL_TOKEN_TEMPLATE = (
-    "{% set way = messages[0].content %}{% set said = messages[1:] %}"
-    '{% if way == "lower" %}{{ said[0].content|lower }}'
-    '{% elif way == "trim" %}{{ said[0].content|trim }}{{ said[1].content|trim }}'
-    '{% elif way == "replace" %}{{ said[0].content|replace("\\n", "") }}'
-    '{% elif way == "name" %}{{ said[0].name }}{{ said[0].content }}'
-    '{% elif way == "frame" %}<{{ said[0].content }}>'
-    "{% else %}{% for m in said %}{{ m.content }}{% endfor %}{% endif %}"
+    "{% set way = messages[0].content %}{% set turns = messages[1:] %}"
+    '{% if way == "lower" %}{{ turns[0].content|lower }}'
+    '{% elif way == "trim" %}{{ turns[0].content|trim }}{{ turns[1].content|trim }}'
+    '{% elif way == "replace" %}{{ turns[0].content|replace("\\n", "") }}'
+    '{% elif way == "name" %}{{ turns[0].name }}{{ turns[0].content }}'
+    '{% elif way == "frame" %}<{{ turns[0].content }}>'
+    "{% else %}{% for m in turns %}{{ m.content }}{% endfor %}{% endif %}"
 )
 """A chat template in which several ways join what users wrote; the first message names the way."""
 
@@ -216,8 +216,8 @@ def forged_chats() -> Iterator[tuple[str, bytes]]:
         "replace": [{"content": "\n".join(FORGED)}],
     }
     for way, messages in ways.items():
-        said = [{"role": "user", "content": way}, *({"role": "user", **one} for one in messages)]
-        yield way, post(CHAT, {"messages": said, "max_tokens": 1})
+        turns = [{"role": "user", "content": way}, *({"role": "user", **one} for one in messages)]
+        yield way, post(CHAT, {"messages": turns, "max_tokens": 1})
 
 
 def chunks_without_end(count: int = 10_000) -> bytes:

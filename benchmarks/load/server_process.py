@@ -58,9 +58,9 @@ class ServerProcess:
             )  # fmt: skip
         end_s = time.monotonic() + START_TIMEOUT_S
         while self._process.poll() is None and time.monotonic() < end_s:
-            found = re.search(r"^Serving on http://[^ ]*:(\d+) ", _tail(self._output), re.MULTILINE)
-            if found:
-                self.port = int(found[1])
+            match = re.search(r"^Serving on http://[^ ]*:(\d+) ", _tail(self._output), re.MULTILINE)
+            if match:
+                self.port = int(match[1])
                 return self
             time.sleep(_START_INTERVAL_S)
         message = _tail(self._errors)[-3000:]
@@ -164,13 +164,13 @@ def serve_and_check(arguments: Sequence[str]) -> int:
 
 def _set_limit(argument: str) -> bool:
     """Set the limit of an argument; return whether it is one."""
-    found = _LIMIT.fullmatch(argument)
-    if found is None:
+    match = _LIMIT.fullmatch(argument)
+    if match is None:
         return False
     import resource  # noqa: PLC0415 - POSIX only
 
-    number = getattr(resource, found[1])
-    resource.setrlimit(number, (int(found[2]), resource.getrlimit(number)[1]))
+    number = getattr(resource, match[1])
+    resource.setrlimit(number, (int(match[2]), resource.getrlimit(number)[1]))
     return True
 
 

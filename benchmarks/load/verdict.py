@@ -164,22 +164,22 @@ def rss_figures(samples: Sequence[Sample], idle: Sample) -> dict[str, Any]:
 
 def fates(ledger: Ledger) -> dict[str, dict[str, int]]:
     """Return requests by kind and fate."""
-    found: dict[str, dict[str, int]] = {}
+    counts: dict[str, dict[str, int]] = {}
     for (kind, fate), number in sorted(ledger.fates.items()):
-        found.setdefault(kind, {})[fate] = number
-    return found
+        counts.setdefault(kind, {})[fate] = number
+    return counts
 
 
 def table(verdict: Mapping[str, Any]) -> str:
     """Format the verdict as a table."""
     rows = [
-        f"{kind:32} " + ", ".join(f"{number:,} {fate}" for fate, number in found.items())
-        for kind, found in verdict["fates"].items()
+        f"{kind:32} " + ", ".join(f"{number:,} {fate}" for fate, number in counts.items())
+        for kind, counts in verdict["fates"].items()
     ]
     rows += [
         f"{'attack ' + name:32} "
-        + ", ".join(f"{number:,} {outcome}" for outcome, number in found.items())
-        for name, found in verdict["attacks"].items()
+        + ", ".join(f"{number:,} {outcome}" for outcome, number in counts.items())
+        for name, counts in verdict["attacks"].items()
     ]
     conditions = [
         f"{'ok  ' if held else 'FAIL'}  {name:62} {seen}"

@@ -64,7 +64,7 @@ class Watch:
     async def sample(self) -> Sample:
         """Take a sample."""
         page = must_be_whole(parse(await fetch(self.port, "/metrics"))).body.decode()
-        found = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
+        gauges = {name: gauge(page, metric) for name, metric in _GAUGES.items()}
         computed = gauge(page, "prompt_tokens_computed_total") + gauge(
             page, "generation_tokens_total"
         )
@@ -72,7 +72,7 @@ class Watch:
         return Sample(
             time.monotonic() - self.started_s,
             resident_bytes(self.pid),
-            **found,
+            **gauges,
             preemptions=preemptions,
             computed_tokens=computed,
         )
@@ -96,10 +96,10 @@ async def fetch(port: int, path: str) -> bytes:
 
 def gauge(page: str, name: str) -> float:
     """Return the value of a metric."""
-    found = re.search(rf"^nanovllm:{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^nanovllm:{name}{{[^}}]*}} (\S+)$", page, re.MULTILINE)
+    if match is None:
         raise RuntimeError(f"/metrics has no {name}")
-    return float(found[1])
+    return float(match[1])
 
 
 def open_files(pid: int) -> int | None:
@@ -139,8 +139,8 @@ def peak_bytes(pid: int) -> int | None:
         status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         return None
-    found = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return int(match[1]) * 1024 if match else None
 
 
 def cpu_s(pid: int) -> float | None:

@@ -138,12 +138,12 @@ def parse(received: bytes) -> Answer | None:
 
 
 def _join_chunks(data: bytes) -> tuple[bytes, bool]:
-    parts, place = [], 0
-    while (end := data.find(b"\r\n", place)) >= 0:
-        size = int(data[place:end], 16)
+    parts, offset = [], 0
+    while (end := data.find(b"\r\n", offset)) >= 0:
+        size = int(data[offset:end], 16)
         part = data[end + 2 : end + 2 + size]
         parts.append(part)
-        place = end + 4 + size
+        offset = end + 4 + size
         if len(part) < size or size == 0:
             return b"".join(parts), size == 0
     return b"".join(parts), False

@@ -160,7 +160,8 @@ class BatchInput:
                 else "has no custom_id"
             )
             raise ValueError(
-                f"{problem}; give it a unique text of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters"
+                f"{problem}; give it a text of 1 to {MAX_CUSTOM_ID_CHARACTERS} characters that is "
+                "unique"
             )
         unknown = tuple(name for name in fields if name not in _FIELDS)
         return BatchRequest(

@@ -18,7 +18,7 @@ class Variable(NamedTuple):
 
 VARIABLES = {
     API_KEY_VARIABLE: Variable(
-        "API keys of the server, separated by commas; the key of bench serve",
+        "API keys of the server, separated by commas; API key of bench serve",
         "none",
         is_secret=True,
     ),
@@ -26,7 +26,7 @@ VARIABLES = {
         "folder of the compiled kernels", "nanovllm in the user's cache folder"
     ),
     HISTORY_VARIABLE: Variable(
-        "history file of generate; empty for none",
+        "history of the prompts of generate; empty for none",
         "history in the folder of NANOVLLM_CACHE_DIR",
     ),
     "HF_HOME": Variable("folder of Hugging Face's files", "~/.cache/huggingface"),

@@ -39,7 +39,8 @@ _PROMPTS = {
     "story": "Once upon a time there was a little girl who lived with her grandmother at the edge "
     "of a deep forest.",
     "question": "Q: Why is the sky blue, and why isn't it violet?\nA:",
-    "unicode": "Füße, naïve café \u2013 “東京の天気”, Привет, мир! مرحبا, שלום, "
+    "unicode": "Füße, naïve café \u2013 “東京の天気”, "
+    "Привет, мир! مرحبا, שלום, "
     "🙂👩\u200d👩\u200d👧 ½ … \ufb01n",
     "numbers": "3.14159, 2,718,281, 1e-10, 0xFF, 2024-02-29, 50%, $19.99, (1 + 2) * 3 = 9, "
     "1000000000000",
@@ -156,7 +157,9 @@ def run(parsed: argparse.Namespace) -> int:
         llm = LLM(folder, **asdict(config))
         prompts = read_prompts(llm, parsed.prompts, parsed.max_tokens)
         bound = Bound.of(llm.engine.config, parsed.tolerance)
-        found = compare(llm, reference, prompts, max_tokens=parsed.max_tokens, close=bound.close)
+        comparisons = compare(
+            llm, reference, prompts, max_tokens=parsed.max_tokens, close=bound.close
+        )
     except ImportError as error:
         print_message(
             f"the comparison needs torch and transformers ({error}): "
@@ -171,7 +174,7 @@ def run(parsed: argparse.Namespace) -> int:
     except (NanovllmError, ValueError, OSError, RuntimeError) as error:
         print_message(str(error), _COMMAND)
         return NOT_COMPARED
-    return _report(parsed, reference, found, bound)
+    return _report(parsed, reference, comparisons, bound)
 
 
 def read_prompts(llm: LLM, path: Path | None, max_tokens: int) -> list[Prompt]:
@@ -319,12 +322,12 @@ def _long_text(llm: LLM, tokens: int) -> str:
 
 
 def _report(
-    parsed: argparse.Namespace, reference: Reference, found: list[Comparison], bound: Bound
+    parsed: argparse.Namespace, reference: Reference, comparisons: list[Comparison], bound: Bound
 ) -> int:
     """Print a table, the verdict and a line of JSON; return the exit code."""
     rows = [
         ("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "KL", "greedy"),
-        *map(_row, found),
+        *map(_row, comparisons),
     ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"{parsed.model} against {reference.title}, float32\n")
@@ -339,65 +342,69 @@ def _report(
         )
     different = [
         comparison.prompt
-        for comparison in found
+        for comparison in comparisons
         if not comparison.agrees(bound.tolerance, bound.divergence)
     ]
     verdict = (
-        f"DIFFERENT in {len(different)} of {len(found)} prompts: {', '.join(different)}"
+        f"DIFFERENT in {len(different)} of {len(comparisons)} prompts: {', '.join(different)}"
         if different
-        else f"All {len(found)} prompts agree"
+        else f"All {len(comparisons)} prompts agree"
     )
     print(f"\n{verdict} ({bound}).\n")
     record = {
         "command": "verify", "model": parsed.model, "agrees": not different,
         "tolerance": bound.tolerance, "max_divergence": bound.divergence,
         "max_tokens": parsed.max_tokens,
-        "max_logprob_difference": _worst([comparison.logprob_difference for comparison in found]),
-        "max_target_difference": _worst([comparison.target_difference for comparison in found]),
+        "max_logprob_difference": _worst([one.logprob_difference for one in comparisons]),
+        "max_target_difference": _worst([one.target_difference for one in comparisons]),
         "tokenizer_problem": reference.tokenizer_problem, "versions": reference.versions,
         "prompts": [
             {**asdict(one), "agrees": one.agrees(bound.tolerance, bound.divergence)}
-            for one in found
+            for one in comparisons
         ],
     }  # fmt: skip
     print(json.dumps(record, allow_nan=False), flush=True)
     return DIFFERS if different else AGREES
 
 
-def _row(found: Comparison) -> tuple[str, ...]:
+def _row(comparison: Comparison) -> tuple[str, ...]:
     tokens = (
-        str(found.tokens)
-        if found.tokens == found.tokens_of_prompt
-        else f"{found.tokens} of {found.tokens_of_prompt}"
+        str(comparison.tokens)
+        if comparison.tokens == comparison.tokens_of_prompt
+        else f"{comparison.tokens} of {comparison.tokens_of_prompt}"
     )
-    tokenized = {True: "alike", False: "DIFFERENT", None: "-"}[found.is_tokenized_alike]
+    tokenized = {True: "alike", False: "DIFFERENT", None: "-"}[comparison.is_tokenized_alike]
     everywhere, prompt, divergence = (
         "not finite" if value is None else f"{value:.1e}"
-        for value in (found.logprob_difference, found.target_difference, found.divergence)
+        for value in (
+            comparison.logprob_difference,
+            comparison.target_difference,
+            comparison.divergence,
+        )
     )
     return (
-        found.prompt,
+        comparison.prompt,
         tokens,
         tokenized,
         everywhere,
-        prompt if found.tokens > 1 else "-",
+        prompt if comparison.tokens > 1 else "-",
         divergence,
-        _greedy_text(found),
+        _greedy_text(comparison),
     )
 
 
-def _greedy_text(found: Comparison) -> str:
-    if found.gap_where_different is None:
-        return f"all {found.greedy_tokens} equal"
-    apart = f"where the reference's two best are {found.gap_where_different:.1e} apart"
-    if found.is_greedy_right:
+def _greedy_text(comparison: Comparison) -> str:
+    if comparison.gap_where_different is None:
+        return f"all {comparison.greedy_tokens} equal"
+    apart = f"where the reference's two best are {comparison.gap_where_different:.1e} apart"
+    if comparison.is_greedy_right:
         close = (
             ""
-            if found.first_close_step == found.greedy_equal
-            else f"; its choice at step {found.first_close_step} was close already"
+            if comparison.first_close_step == comparison.greedy_equal
+            else f"; its choice at step {comparison.first_close_step} was close already"
         )
-        return f"equal up to step {found.greedy_equal}, {apart}{close}"
-    return f"DIFFERENT at step {found.greedy_equal}, {apart}"
+        return f"equal up to step {comparison.greedy_equal}, {apart}{close}"
+    return f"DIFFERENT at step {comparison.greedy_equal}, {apart}"
 
 
 def _worst(values: Sequence[float | None]) -> float | None:

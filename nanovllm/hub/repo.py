@@ -188,8 +188,9 @@ class HubRepo:
             return f"{self.repo} has no weights in safetensors format"
         return (
             f"{self.repo} has no safetensors, only {', '.join(others[:5])}. Pickles (.bin, .pt) "
-            "are not read, since reading one can run any code; if you trust the repository, convert it "
-            'where torch and transformers are installed: python -c "from transformers import '
+            "are not read, since reading one can run any code; if you trust the repository, "
+            "convert it where torch and transformers are installed: "
+            'python -c "from transformers import '
             f"AutoModelForCausalLM as M, AutoTokenizer as T; n = '{self.repo}'; "
             "[c.from_pretrained(n).save_pretrained('converted') for c in (M, T)]\", "
             "and give the folder 'converted'"

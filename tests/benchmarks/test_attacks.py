@@ -1,4 +1,4 @@
-"""The attacks are well-formed and end, and what their table says of a server can fail."""
+"""The attacks are well-formed and end, and each condition of their table can fail."""
 
 import argparse
 import asyncio
@@ -154,7 +154,7 @@ def test_a_stopwatch_counts_the_wait_that_goes_on() -> None:
     assert watch.read() == longest_s >= 0.02
 
 
-def test_an_answer_that_breaks_off_is_not_asked_for_again() -> None:
+def test_an_incomplete_response_is_not_retried() -> None:
     """A connection that was closed for being idle is; the first answer keeps it open."""
     whole = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
     asked: list[bytes] = []

@@ -1,4 +1,4 @@
-"""A contender's process: what it may answer, what it may not, and that it is stopped while others run."""
+"""A contender's process: valid and invalid answers, and SIGSTOP while others run."""
 
 import os
 import signal
@@ -82,13 +82,13 @@ def test_a_worker_is_stopped_between_its_turns(start: Start) -> None:
         ("pass", "no answer within 0.5 s"),
     ],
 )
-def test_what_is_wrong_is_told(start: Start, answer: str, message: str) -> None:
+def test_worker_errors_are_reported(start: Start, answer: str, message: str) -> None:
     contender = start(answer)
     with pytest.raises(WorkerError, match=message):
         contender.ask([[1]], [3], 0.5 if answer == "pass" else 30.0)
 
 
-def test_a_missing_package_is_told(start: Start) -> None:
+def test_a_missing_package_is_reported(start: Start) -> None:
     with pytest.raises(WorkerError, match="not installed: No module named 'llama_cpp'"):
         start(ready='{"missing": "No module named \\\'llama_cpp\\\'"}')
     with pytest.raises(WorkerError, match="cannot be run"):

@@ -1,4 +1,4 @@
-"""Each program runs through on a tiny model, and its last line is JSON. What they measure is not judged here."""
+"""Each benchmark runs on a tiny model and ends in a line of JSON."""
 
 import itertools
 import json
@@ -152,7 +152,7 @@ def test_compare_fails_where_ours_fails(run: Run) -> None:
     assert "backend is 'nothing'" in record["classes"]["float32"]["problems"]["nanovllm"]
 
 
-def test_wrong_names_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_names_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
     for flags in (
         ["--peers", "torch"],
         ["--classes", "float16"],
@@ -212,7 +212,7 @@ def test_http_cost_compares_the_same_tokens(run: Run) -> None:
     assert all(ways[way]["client_share"] > 0 for way in (http_cost.WHOLE, http_cost.STREAMS))
 
 
-def test_a_cost_is_what_is_missing_to_the_engine_in_the_same_round() -> None:
+def test_the_cost_is_the_loss_against_the_engine_in_the_same_round() -> None:
     engine = [{"seconds": 1.0}, {"seconds": 2.0}, {"seconds": 1.0}]
     turns = [
         {"seconds": 1.25, "client_seconds": 0.125},

@@ -1,4 +1,4 @@
-"""Ratios, shares and agreement follow from what was measured."""
+"""Ratios, fractions and agreement follow from the measurements."""
 
 import pytest
 
@@ -42,7 +42,7 @@ def test_decoding_is_a_share_of_memory_and_reading_one_of_the_peak() -> None:
     assert found.share(OURS, "prefill512") is None
 
 
-def test_the_table_has_a_row_for_each_and_names_who_is_missing() -> None:
+def test_the_table_has_a_row_for_each_and_names_missing_contenders() -> None:
     found = results()
     found.problems["vllm float32"] = "not installed: No module named 'vllm'"
     found.agreements["fast"] = {"decode1": Agreement(4, 2, 1, 1, 0.75)}

@@ -1,4 +1,4 @@
-"""A short soak, and that its verdict sees what is wrong."""
+"""A short soak, and each condition of its verdict."""
 
 import json
 from collections.abc import Callable
@@ -140,7 +140,7 @@ def test_memory_may_be_unknown() -> None:
     assert judge(**found)["held"]
 
 
-def test_answers_are_told_from_broken_ones() -> None:
+def test_broken_responses_are_detected() -> None:
     assert parse(b"") is None
     assert parse(b"\x16\x03\x01\r\n\r\n") is None
     assert parse(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab") == Answer(

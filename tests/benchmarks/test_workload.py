@@ -1,4 +1,4 @@
-"""The workloads have the shapes that they are named after, and other requests for every seed."""
+"""The workloads have their shapes, and differ by seed."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The command line: help, suggestions, ways to name a model, and what `--help` imports."""
+"""The command line: help, suggestions, the model's forms, and imports of `--help`."""
 
 import os
 import re
@@ -116,7 +116,7 @@ def test_a_typing_error_is_two_lines(
     assert error in lines[1]
 
 
-def test_what_is_like_nothing_gets_no_suggestion() -> None:
+def test_an_unlike_name_gets_no_suggestion() -> None:
     assert suggestion("--xyz", ["--port", "--host"]) is None
 
 

@@ -1,4 +1,4 @@
-"""`nanovllm download` as scripts/download_gpt2.py runs it: a process, its output, its exit code, and what happens when it is stopped."""
+"""`nanovllm download` by scripts/download_gpt2.py: output, exit codes, and interruption."""
 
 import argparse
 import os
@@ -74,7 +74,7 @@ def test_the_default_is_gpt2_in_models_and_the_end_says_how_to_serve_it(
 
 
 @pytest.mark.parametrize("flags", [("someone/small",), ("--model", "someone/small")])
-def test_any_repository_goes_where_it_is_told(
+def test_any_repository_downloads_to_the_output_folder(
     hub: FakeHub, files: dict[str, bytes], tmp_path: Path, flags: tuple[str, ...]
 ) -> None:
     hub.add("someone/small", files)
@@ -175,7 +175,7 @@ def test_it_is_a_subcommand() -> None:
     )
 
 
-def test_a_hostile_hub_is_told_in_one_line(
+def test_a_malformed_hub_response_is_a_one_line_error(
     hub: FakeHub, files: dict[str, bytes], tmp_path: Path
 ) -> None:
     hub.add("someone/small", {**files, "config.json": b'{"model_type": "\\u001b[31mred"}'})

@@ -1,4 +1,4 @@
-"""nanovllm generate: one prompt, many lines, bad input."""
+"""`nanovllm generate`: one prompt, several lines, invalid input."""
 
 import io
 import os

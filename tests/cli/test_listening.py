@@ -1,4 +1,4 @@
-"""How many connections a server takes, and what it logs where the system has no more open files."""
+"""The connection limits of a server, and its log without free open files."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ def test_connections_leave_room_for_the_files_that_a_server_needs() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="has no such limit")
-def test_the_limit_is_raised_to_what_the_system_allows() -> None:
+def test_the_soft_limit_is_raised_to_the_hard_limit() -> None:
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -40,7 +40,7 @@ def test_the_limit_is_raised_to_what_the_system_allows() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-def test_what_cannot_be_accepted_is_logged_once_and_in_one_line(
+def test_accept_errors_are_logged_once_and_in_one_line(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""`nanovllm list`, `show`, `remove` and `env`: nothing but what is named is removed."""
+"""`nanovllm list`, `show`, `remove` and `env`."""
 
 import io
 import json
@@ -73,7 +73,7 @@ def test_an_empty_machine_has_the_bundled_model(
 
 
 @pytest.mark.parametrize("name", ["owner/tale", "./models/mine"])
-def test_show_says_what_a_model_is(
+def test_show_prints_the_configuration(
     machine: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     assert main(["show", name]) == 0
@@ -111,9 +111,7 @@ def test_show_does_not_ask_the_hub(
     assert told == "nanovllm: gpt2 is not on this machine; nanovllm download gpt2 fetches it\n"
 
 
-def test_remove_takes_what_is_named_and_nothing_else(
-    machine: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_remove_removes_only_named_items(machine: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["remove", "owner/tale", "kernels", "--yes"]) == 0
     assert "removed owner/tale (" in capsys.readouterr().out
     assert [path.name for path in (machine / "hub").iterdir() if path.name != ".locks"] == [
@@ -133,7 +131,7 @@ def test_remove_takes_what_is_named_and_nothing_else(
         ("../hub", "there is no ../hub"),
     ],
 )
-def test_what_is_not_ours_is_never_removed(
+def test_bundled_models_and_user_folders_are_never_removed(
     machine: Path, capsys: pytest.CaptureFixture[str], name: str, message: str
 ) -> None:
     before = sorted(machine.rglob("*"))
@@ -172,7 +170,7 @@ def test_remove_asks(
     assert "Remove kernels (4.0 KiB)" in capsys.readouterr().out
 
 
-def test_what_cannot_be_removed_is_an_error(
+def test_a_failed_removal_is_an_error(
     machine: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("huggingface_hub.utils._cache_manager.shutil.rmtree", lambda path: None)

@@ -1,4 +1,4 @@
-"""The prompt of `nanovllm generate` on a terminal: commands, settings, history, and Ctrl-C."""
+"""The interactive prompt of `nanovllm generate`: commands, settings, history, Ctrl-C."""
 
 import os
 import re
@@ -73,7 +73,7 @@ def test_settings_are_changed_and_reset(
         ("/nothing", "there is no command /nothing; /help lists the commands"),
     ],
 )
-def test_what_is_wrong_is_told_and_changes_nothing(
+def test_an_invalid_setting_is_an_error_and_changes_nothing(
     writer: Writer, capsys: pytest.CaptureFixture[str], line: str, message: str
 ) -> None:
     before = dict(writer.settings)

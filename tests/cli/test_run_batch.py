@@ -1,4 +1,4 @@
-"""nanovllm run-batch: the answers are the server's, bad lines are told and the others go on, and what is answered is not done again."""
+"""`nanovllm run-batch`: the server's responses, errors of single lines, and resuming."""
 
 import io
 import json
@@ -116,7 +116,7 @@ def test_answers_are_those_of_the_server(
         assert (served.status_code == 200) is (name in GOOD_BODIES)
 
 
-def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
+def test_unsupported_lines_are_errors_and_the_others_run(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = [
@@ -155,15 +155,13 @@ def test_lines_that_ask_for_something_else_are_told_and_the_others_go_on(
     assert "9 requests answered, 7 of them an error" in capsys.readouterr().err
 
 
-def test_a_file_without_requests_is_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_empty_input_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [])
     assert run_batch(tmp_path / "no model", requests, tmp_path / "out.jsonl") == 0
     assert "in.jsonl has no requests" in capsys.readouterr().err
 
 
-def test_what_is_answered_is_not_done_again(
+def test_answered_requests_do_not_run_again(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "out.jsonl"

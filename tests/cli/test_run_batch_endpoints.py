@@ -1,4 +1,4 @@
-"""nanovllm run-batch: chats and embeddings beside completions, answered as the server answers them, and resumed like those."""
+"""`nanovllm run-batch`: chats and embeddings beside completions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_draws_of_chats_follow_from_the_flag_and_the_id(
     assert texts("resumed") == first
 
 
-def test_without_a_template_chats_are_told_and_the_others_go_on(
+def test_without_a_template_chats_are_errors_and_the_others_run(
     tiny_model: Path, tmp_path: Path
 ) -> None:
     requests = write_requests(tmp_path / "in.jsonl", lines(GOOD))
@@ -164,7 +164,7 @@ def test_without_a_template_chats_are_told_and_the_others_go_on(
             assert "--chat-template FILE" in answer["response"]["body"]["error"]["message"]
 
 
-def test_a_template_that_cannot_be_used_is_told_before_any_work(
+def test_an_invalid_template_is_an_error_before_any_request(
     tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "template.jinja"

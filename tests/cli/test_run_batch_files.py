@@ -1,4 +1,4 @@
-"""The files of nanovllm run-batch: what is refused before any work, how a run goes on after another, and what a full disk leaves."""
+"""The files of `nanovllm run-batch`: invalid input, resuming, and a full disk."""
 
 import errno
 import io
@@ -70,7 +70,7 @@ BAD_INPUTS: dict[str, tuple[bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", BAD_INPUTS)
-def test_an_input_that_cannot_be_used_is_told_before_any_work(
+def test_an_invalid_input_is_an_error_before_any_request(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     content, message = BAD_INPUTS[name]
@@ -82,11 +82,11 @@ def test_an_input_that_cannot_be_used_is_told_before_any_work(
         )
         == 1
     )
-    said = capsys.readouterr().err
-    assert message in said
-    assert "nothing was run" in said
-    assert "Traceback" not in said
-    assert len(said) < 1500
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "nothing was run" in errors
+    assert "Traceback" not in errors
+    assert len(errors) < 1500
     assert not (tmp_path / "out.jsonl").exists()
 
 
@@ -142,7 +142,7 @@ def test_neither_many_lines_nor_a_huge_one_are_held_in_memory(tmp_path: Path) ->
     assert peak_bytes < 6_000_000
 
 
-def test_an_input_that_changes_while_it_is_read_is_told(tmp_path: Path) -> None:
+def test_an_input_that_changes_during_the_run_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl"
     for later in ([], ["a"], ["a", "c"], ["a", "b", "c"]):
         write_requests(path, [request_line("a"), request_line("b")])
@@ -227,9 +227,9 @@ def test_an_output_of_something_else_is_left_as_it_is(
     with pytest.raises(ValueError, match=message), open_answers(output, ids_of("a", "b")):
         pytest.fail("it was opened")
     assert run_batch(NO_MODEL, requests, output) == 1
-    said = capsys.readouterr().err
-    assert "choose another output, or give --overwrite to discard its lines" in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert "choose another output, or give --overwrite to discard its lines" in errors
+    assert "Traceback" not in errors
     assert output.read_bytes() == content
 
 
@@ -245,9 +245,7 @@ def test_the_input_may_not_be_the_output(
     assert requests.read_bytes() == before
 
 
-def test_paths_that_cannot_be_used_are_told(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_paths_are_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a")])
     for wrong, message in (
         ((tmp_path / "none.jsonl", tmp_path / "out"), "none.jsonl"),
@@ -257,10 +255,10 @@ def test_paths_that_cannot_be_used_are_told(
         ((requests, tmp_path / "not" / "there"), "there"),
     ):
         assert run_batch(NO_MODEL, *wrong) == 1
-        said = capsys.readouterr().err
-        assert said.startswith("nanovllm: ")
-        assert message in said
-        assert "Traceback" not in said
+        errors = capsys.readouterr().err
+        assert errors.startswith("nanovllm: ")
+        assert message in errors
+        assert "Traceback" not in errors
 
 
 def test_two_runs_do_not_write_to_one_output(
@@ -306,7 +304,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
             answers = AnswerFile(path, file)
             with pytest.raises(
                 OSError,
-                match=r"out\.jsonl cannot be written \(No space left on device\); the answers in it are kept: mend",
+                match=r"out\.jsonl cannot be written \(No space left on device\); its responses are kept: fix",
             ) as caught:
                 append_all(answers, lines)
             answers.sync()
@@ -325,9 +323,9 @@ def test_a_device_that_is_full_ends_it(
 ) -> None:
     requests = write_requests(tmp_path / "in.jsonl", [request_line("a")])
     assert run_batch(tiny_model, requests, Path("/dev/full")) == 1
-    said = capsys.readouterr().err
-    assert "/dev/full cannot be written (No space left on device)" in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert "/dev/full cannot be written (No space left on device)" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_device_has_no_answers_to_go_on_with(tiny_model: Path, tmp_path: Path) -> None:
@@ -336,9 +334,7 @@ def test_a_device_has_no_answers_to_go_on_with(tiny_model: Path, tmp_path: Path)
     assert not Path(f"{os.devnull}.lock").exists()
 
 
-def test_what_is_written_is_brought_to_the_disk_every_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_output_is_synced_every_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
     synced: list[int] = []
     monkeypatch.setattr(os, "fsync", synced.append)
@@ -396,6 +392,6 @@ def test_no_folder_is_made_for_the_output(
 ) -> None:
     (tmp_path / "in.jsonl").write_bytes(LINE)
     assert run_batch(NO_MODEL, tmp_path / "in.jsonl", tmp_path / "new" / "out.jsonl") == 1
-    said = capsys.readouterr().err
-    assert f"there is no folder {tmp_path / 'new'} for out.jsonl; create it" in said
+    errors = capsys.readouterr().err
+    assert f"there is no folder {tmp_path / 'new'} for out.jsonl; create it" in errors
     assert not (tmp_path / "new").exists()

@@ -1,4 +1,4 @@
-"""nanovllm run-batch as a process that is ended in the middle, by whatever: run again, it goes on, and every request is answered once."""
+"""`nanovllm run-batch` as an interrupted process: the next run resumes it."""
 
 import os
 import signal
@@ -36,7 +36,7 @@ sys.exit(main(sys.argv[1:]))
 
 @pytest.fixture(scope="module")
 def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Requests, greedy and seeded, that take some seconds two at a time; their answers have different lengths."""
+    """Greedy and seeded requests that take some seconds, with outputs of different lengths."""
     bodies = [
         {
             "prompt": "the"[: i % 3 + 1],
@@ -101,18 +101,18 @@ def test_after_a_signal_it_goes_on_where_it_was(
     process = started(tiny_model, requests, output)
     wait_for_lines(process, output, 20)
     process.send_signal(number)
-    said = process.communicate(timeout=TIMEOUT_S)[1]
-    assert process.returncode == code, said
+    errors = process.communicate(timeout=TIMEOUT_S)[1]
+    assert process.returncode == code, errors
     before = output.read_bytes()
     answered = before.count(b"\n")
     assert 20 <= answered < REQUESTS
     if number is not signal.SIGKILL:
-        assert f"{answered} requests answered" in said
+        assert f"{answered} requests answered" in errors
         assert (
             f"ended by {number.name}; run the same command again to answer the {REQUESTS - answered} that are left"
-            in said
+            in errors
         )
-        assert "Traceback" not in said
+        assert "Traceback" not in errors
         assert len(read_answers(output)) == answered, "no line is half"
     assert run_batch(tiny_model, requests, output) == 0
     assert output.read_bytes().startswith(before[: before.rfind(b"\n") + 1])
@@ -137,7 +137,7 @@ def test_killed_again_and_again_it_still_comes_to_its_end(
 def test_a_disk_without_room_ends_it_and_with_room_it_goes_on(
     tiny_model: Path, requests: Path, uninterrupted: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The operating system refuses to let the file grow over 10,000 bytes, in the middle of a line."""
+    """The system refuses files over 10,000 bytes, in the middle of a line."""
     output = tmp_path / "out.jsonl"
     command = [
         sys.executable,
@@ -156,8 +156,8 @@ def test_a_disk_without_room_ends_it_and_with_room_it_goes_on(
     )
     assert done.returncode == 1
     assert (
-        f"{output} cannot be written (File too large); its responses are kept: fix that and run the same command again to resume"
-        in done.stderr
+        f"{output} cannot be written (File too large); its responses are kept: fix that and run "
+        "the same command again to resume" in done.stderr
     )
     assert "Traceback" not in done.stderr
     answered = read_answers(output)

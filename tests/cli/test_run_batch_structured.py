@@ -1,4 +1,4 @@
-"""nanovllm run-batch with grammars that would end a process: each is answered by an error once, and the others go on."""
+"""`nanovllm run-batch` with grammars that crash a worker: each gets an error once."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Keys, origins and certificates from the command line: what is read, and what is refused before a model is loaded."""
+"""Keys, origins and certificates: what is read, and what is refused before loading a model."""
 
 import os
 import stat
@@ -109,7 +109,7 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key", [f"{SECRET}\n{SECRET}", f"{SECRET}\x1b", f"{SECRET}\udcff", f"{SECRET}\u2028{SECRET}"]
 )
-def test_a_key_that_nobody_can_send_is_refused_without_being_shown(key: str) -> None:
+def test_a_key_that_no_header_carries_is_refused_without_being_shown(key: str) -> None:
     for flags, environment in (([key], {}), (None, {API_KEY_VARIABLE: key})):
         with pytest.raises(ValueError, match="no client can send") as caught:
             read_api_keys(flags, None, environment)
@@ -137,7 +137,7 @@ def test_origins_may_be_given_one_by_one_or_as_a_list(
     "https://a.example:443", "http://a.example:80", "https://a.example,https://b.example", "https://a b", "null", "https://user@a.example",
     "https://bücher.example", '["https://a.example/"]', '["*", 5]', '["https://a.example"', "[5]",
 ])  # fmt: skip
-def test_what_no_browser_sends_as_an_origin_is_refused(origin: str) -> None:
+def test_an_invalid_origin_is_refused(origin: str) -> None:
     with pytest.raises(ValueError, match=r"--allowed-origins .*https://example\.org"):
         read_origins([origin])
 
@@ -181,7 +181,7 @@ def test_files_that_cannot_be_used_for_tls_are_refused(tmp_path: Path) -> None:
 
 
 @needs_openssl
-def test_nobody_is_asked_for_the_password_of_a_key(tmp_path: Path) -> None:
+def test_an_encrypted_key_is_refused_without_a_prompt(tmp_path: Path) -> None:
     made = make_certificate(tmp_path, password=SECRET)
     with pytest.raises(ValueError, match="encrypted; give one without a password"):
         check_certificate(made.certfile, made.keyfile)
@@ -206,7 +206,7 @@ def test_prompts_are_logged_only_with_requests() -> None:
     ("flags", "timeout_s"),
     [([], None), (["--request-timeout-s", "2.5"], 2.5), (["--request-timeout-s", "inf"], None)],
 )
-def test_requests_may_take_as_long_as_is_said(flags: list[str], timeout_s: float | None) -> None:
+def test_the_request_timeout_is_read(flags: list[str], timeout_s: float | None) -> None:
     assert (
         server_settings(build_parser().parse_args(["serve", *flags])).request_timeout_s == timeout_s
     )
@@ -233,7 +233,7 @@ def test_a_pipe_is_no_file_of_keys(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs modes of files")
-def test_a_file_of_keys_that_everybody_can_write_is_refused(tmp_path: Path) -> None:
+def test_a_world_writable_key_file_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text("key")
     file.chmod(stat.S_IMODE(file.stat().st_mode) | stat.S_IWOTH)
@@ -254,14 +254,14 @@ def test_a_file_of_keys_that_everybody_can_write_is_refused(tmp_path: Path) -> N
     (["a", "b.c", "a"], "127.0.0.1", False, ("a", "b.c", "127.0.0.1")),
     (["*"], "127.0.0.1", False, None),
 ])  # fmt: skip
-def test_hosts_are_checked_where_that_protects_somebody(
+def test_hosts_are_checked_on_loopback_without_keys(
     values: list[str] | None, host: str, *, has_keys: bool, expected: tuple[str, ...] | None
 ) -> None:
     assert read_hosts(values, host, has_keys=has_keys) == expected
 
 
 @pytest.mark.parametrize("value", ["", "https://a.example", "a.example:80", "a b", "*.example", "a/b"])  # fmt: skip
-def test_what_is_no_name_of_a_host_is_refused(value: str) -> None:
+def test_an_invalid_host_name_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="--allowed-hosts has"):
         read_hosts([value], "127.0.0.1", has_keys=False)
 

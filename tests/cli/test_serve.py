@@ -1,4 +1,4 @@
-"""`nanovllm serve` as a process: what it prints, how it ends, and what it says when it cannot begin."""
+"""`nanovllm serve` as a process: output, shutdown, and errors at the start."""
 
 import argparse
 import http.client
@@ -33,7 +33,7 @@ from tests.support.serving import wait_until
 
 @pytest.fixture(scope="module")
 def bundled(backend: str) -> Iterator[Serving]:
-    """The bundled model, served as somebody does who has just installed this; its backend is the default, or numpy."""
+    """The bundled model with default options; the backend is the default, or numpy."""
     with Serving(
         *(() if backend == EngineConfig().backend else ("--backend", backend)), "--num-threads", "1"
     ) as serving:
@@ -43,9 +43,13 @@ def bundled(backend: str) -> Iterator[Serving]:
 
 
 def test_it_prints_the_model_and_where_it_is(bundled: Serving, backend: str) -> None:
-    text = "".join(bundled.said)
+    text = "".join(bundled.startup_lines)
     assert "tiny-books, GPT-2 architecture" in text
-    rows = {line[2:14].strip(): line[14:].strip() for line in bundled.said if line.startswith("  ")}
+    rows = {
+        line[2:14].strip(): line[14:].strip()
+        for line in bundled.startup_lines
+        if line.startswith("  ")
+    }
     assert rows["vocabulary"] == "4,096 tokens"
     assert rows["hidden size"] == "256"
     assert rows["layers"] == "4"
@@ -65,7 +69,7 @@ def test_a_page_cannot_reach_it_under_a_name_of_its_own(bundled: Serving) -> Non
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_the_curl_line_works_as_it_is(bundled: Serving) -> None:
-    line = next(line for line in bundled.said if line.startswith("  curl "))
+    line = next(line for line in bundled.startup_lines if line.startswith("  curl "))
     done = subprocess.run(
         ["sh", "-c", f"{line.strip()} --silent --noproxy '*'"],
         capture_output=True,
@@ -144,7 +148,7 @@ def is_listening(port: int) -> bool:
 
 
 @pytest.mark.parametrize("timeout_s", ["0", "1", "until a second signal"])
-def test_what_takes_too_long_is_told_that_the_server_stops(timeout_s: str) -> None:
+def test_requests_beyond_the_shutdown_timeout_get_an_error(timeout_s: str) -> None:
     """When the time is over, of which there may be none, clients get an error, no cut connection.
 
     After the first signal the log invites to send a second one, which ends the time.
@@ -185,7 +189,7 @@ def test_what_takes_too_long_is_told_that_the_server_stops(timeout_s: str) -> No
         assert streamed.endswith(b"data: [DONE]\n\n")
 
 
-def test_a_server_for_everybody_warns_and_logs_the_address_that_it_sees(tiny_model: Path) -> None:
+def test_a_public_server_without_keys_warns_and_logs_the_peer_address(tiny_model: Path) -> None:
     with Serving(str(tiny_model), "--host", "0.0.0.0", "--num-threads", "1") as serving:
         forged = {"X-Forwarded-For": "\x1b[31mforged", "Host": "any.example"}
         assert serving.ask("/v1/models", **forged)[0] == 200
@@ -229,7 +233,7 @@ def test_the_key_may_come_from_the_environment(tiny_model: Path) -> None:
         assert serving.ask("/v1/models")[0] == 401
         assert serving.ask("/health")[0] == 200
         assert serving.ask("/v1/models", Authorization="Bearer from the environment")[0] == 200
-        text = "".join(serving.said)
+        text = "".join(serving.startup_lines)
         assert '-H "Authorization: Bearer $NANOVLLM_API_KEY"' in text
         assert "from the environment" not in text
         code, errors = serving.end(signal.SIGTERM)
@@ -277,7 +281,9 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
         "--log-requests",
     )
     with Serving(str(tiny_model), *flags, "--log-level", "debug") as serving:
-        assert f"Serving on https://127.0.0.1:{serving.port} - try:" in "".join(serving.said)
+        assert f"Serving on https://127.0.0.1:{serving.port} - try:" in "".join(
+            serving.startup_lines
+        )
         context = ssl.create_default_context(cafile=made.certfile)
         body = {"prompt": "a private prompt", "max_tokens": 3, "ignore_eos": True}
         answers = []
@@ -317,7 +323,7 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
     ]  # fmt: skip
     for hidden in ("secret", "private"):
         assert hidden not in errors
-        assert hidden not in "".join(serving.said)
+        assert hidden not in "".join(serving.startup_lines)
 
 
 def ended(*flags: str) -> tuple[int, str]:
@@ -327,7 +333,7 @@ def ended(*flags: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
-def test_a_port_that_is_taken_is_said(tiny_model: Path) -> None:
+def test_a_port_in_use_is_an_error(tiny_model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         code, errors = ended(str(tiny_model), "--port", str(other.getsockname()[1]))
     assert code == 1
@@ -337,7 +343,7 @@ def test_a_port_that_is_taken_is_said(tiny_model: Path) -> None:
     assert "cannot be loaded" not in errors
 
 
-def test_an_address_of_another_machine_is_said(tiny_model: Path) -> None:
+def test_a_foreign_address_is_an_error(tiny_model: Path) -> None:
     code, errors = ended(str(tiny_model), "--host", "192.0.2.1", "--port", "8000")
     assert code == 1
     assert "nanovllm: cannot listen on 192.0.2.1 port 8000: " in errors
@@ -351,7 +357,7 @@ def test_flags_are_taken_by_their_whole_names(capsys: pytest.CaptureFixture[str]
     assert told in capsys.readouterr().err
 
 
-def test_a_folder_without_a_model_is_said_without_a_traceback(tmp_path: Path) -> None:
+def test_a_folder_without_a_model_is_an_error_without_traceback(tmp_path: Path) -> None:
     code, errors = ended(str(tmp_path))
     assert code == 1
     assert errors.startswith("nanovllm: ")
@@ -372,7 +378,7 @@ def test_weights_that_are_cut_off_are_said_without_a_traceback(
     assert "Traceback" not in errors
 
 
-def test_a_cache_without_a_block_is_said_without_a_traceback(tiny_model: Path) -> None:
+def test_a_cache_without_a_block_is_an_error_without_traceback(tiny_model: Path) -> None:
     """Which is known only where the engine is made, and the server listens already."""
     code, errors = ended(str(tiny_model), "--port", "0", "--kv-cache-memory", "1KiB")
     assert code == 1
@@ -410,7 +416,7 @@ class ServedError(Exception):
 
 
 def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
-    """Let `nanovllm serve` come in this process to where it makes its application, and no further; the settings for that."""
+    """Stop `nanovllm serve` where it creates its application; return the settings."""
     given: list[ServerSettings] = []
 
     def stop(engine: object, settings: ServerSettings, metrics: object) -> None:
@@ -422,7 +428,7 @@ def never_serve(monkeypatch: pytest.MonkeyPatch) -> list[ServerSettings]:
 
 
 @pytest.mark.parametrize("name", WRONG_FLAGS)
-def test_a_wrong_flag_is_said(
+def test_an_invalid_option_is_an_error(
     name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags, message, expected = WRONG_FLAGS[name]
@@ -441,7 +447,7 @@ def test_a_wrong_flag_is_said(
     ("variable", "keys"), [("k 1", None), ("k 1,k 2,k 3", None), ("other", "# team\n\nk 1\nk 2\n")]
 )
 @pytest.mark.skipif(shutil.which("sh") is None, reason="needs a shell")
-def test_the_line_to_paste_is_one_command_whatever_the_model_is_called(
+def test_the_curl_command_quotes_any_model_name(
     tmp_path: Path, name: str, variable: str, keys: str | None
 ) -> None:
     flags = [] if keys is None else ["--api-key-file", str(tmp_path / name.replace("/", ""))]
@@ -532,7 +538,7 @@ def test_the_chat_template_is_the_flags_or_the_models(
     )
 
 
-def test_a_chat_template_that_cannot_be_used_is_said(tiny_model: Path, tmp_path: Path) -> None:
+def test_an_invalid_chat_template_is_an_error(tiny_model: Path, tmp_path: Path) -> None:
     pytest.importorskip("jinja2")
     file = tmp_path / "template.jinja"
     for content, message in ((None, "cannot be read"), ("{% if %}", "is not valid")):

@@ -1,7 +1,7 @@
-"""`nanovllm verify`: it agrees with a right reference, finds every way to differ, and says so by its exit code.
+"""`nanovllm verify`: agreement with a right reference, every difference, and exit codes.
 
-Most tests take NumPy's forward pass over unchunked prompts as the reference, since torch and transformers are seldom installed; where
-they are, the last tests compare with the real one.
+Most tests use NumPy's forward pass over unchunked prompts as the reference; the last ones use
+transformers, if it is installed.
 """
 
 import json
@@ -30,7 +30,7 @@ CONTEXT = 128
 
 
 class FakeReference(Reference):
-    """A reference without torch. `shift` is added to one log-probability of the last position, `wrong_step` gets another greedy token."""
+    """A fake reference; `shift` changes one log-probability, `wrong_step` one greedy token."""
 
     shift = 0.0
     wrong_step: int | None = None
@@ -75,7 +75,7 @@ class FakeReference(Reference):
 
 @pytest.fixture
 def reference(monkeypatch: pytest.MonkeyPatch) -> type[FakeReference]:
-    """Verify against the fake; the class is new for each test, so that its attributes may be set."""
+    """Verify against the fake, a new class for each test."""
     fake = type("Fake", (FakeReference,), {})
     monkeypatch.setattr(verify, "Reference", fake)
     monkeypatch.setattr(verify, "import_libraries", lambda: None)
@@ -153,7 +153,7 @@ def test_one_wrong_log_probability_is_found(
 
 
 @pytest.mark.parametrize("shift", [float("nan"), float("inf")])
-def test_what_is_not_a_number_differs(
+def test_nan_differs(
     capsys: pytest.CaptureFixture[str],
     tiny_model: Path,
     reference: type[FakeReference],
@@ -226,7 +226,7 @@ def test_prompts_of_a_file(
     assert "126 of 200" in out
 
 
-def test_what_cannot_be_compared_is_told_with_exit_code_2(
+def test_an_impossible_comparison_exits_with_2(
     capsys: pytest.CaptureFixture[str],
     tiny_model: Path,
     tmp_path: Path,
@@ -272,7 +272,7 @@ def test_the_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
     assert "exit codes: 0 " in capsys.readouterr().out
 
 
-def test_what_it_takes_to_agree() -> None:
+def test_the_conditions_of_agreement() -> None:
     good = Comparison(
         prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True, logprob_difference=1e-4, target_difference=1e-4,
         greedy_tokens=8, greedy_equal=8, first_close_step=None, gap_where_different=None,

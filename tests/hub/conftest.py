@@ -1,4 +1,4 @@
-"""A hub on this machine, and what the published gpt2 repository looks like, in small."""
+"""A local hub, and a small copy of the published gpt2 repository."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
 
 @pytest.fixture
 def gpt2_files(tiny_model: Path) -> dict[str, bytes]:
-    """Files of a repository like openai-community/gpt2: a tiny model, the same weights in other formats, and what else lies about."""
+    """The files of a repository like openai-community/gpt2, with a tiny model."""
     others = (
         "pytorch_model.bin",
         "tf_model.h5",

@@ -1,4 +1,4 @@
-"""What `download` fetches, keeps, refuses and says, against a server that speaks the hub's protocol."""
+"""`download` against a server with the hub's protocol: files, resuming, and errors."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def test_files_arrive_as_they_are_and_nothing_else_is_fetched(
     assert resolve_model(tmp_path / "gpt2") == tmp_path / "gpt2"
 
 
-def test_model_info_says_what_is_there(
+def test_model_info_describes_the_download(
     hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
@@ -302,7 +302,7 @@ def test_two_runs_into_one_folder_do_not_mix(
         download("gpt2", tmp_path, endpoint=hub.url)
 
 
-def test_too_small_a_disk_is_told_before_the_weights(
+def test_too_small_a_disk_is_an_error_before_the_weights(
     hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.add("openai-community/gpt2", gpt2_files)
@@ -315,7 +315,7 @@ def test_too_small_a_disk_is_told_before_the_weights(
     assert hub.fetched() == ["config.json"]
 
 
-def test_a_disk_that_fills_up_is_told(
+def test_a_full_disk_is_an_error(
     hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     if not Path("/dev/full").exists():
@@ -382,7 +382,7 @@ def not_a_hub(hub: FakeHub) -> dict[str, Any]:
         ),
     ],
 )
-def test_what_the_hub_does_not_give_is_told_with_a_remedy(
+def test_errors_of_the_hub_name_a_remedy(
     hub: FakeHub,
     gpt2_files: dict[str, bytes],
     tmp_path: Path,

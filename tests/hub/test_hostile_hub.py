@@ -1,4 +1,4 @@
-"""A hub that is broken or malicious: every answer is bounded, checked and told in one line."""
+"""A broken or malicious hub: every response is bounded and checked."""
 
 import json
 from collections.abc import Callable
@@ -122,7 +122,7 @@ WRONG_LISTS: dict[str, Callable[[dict[str, bytes]], Any]] = {
 
 
 @pytest.mark.parametrize("name", WRONG_LISTS)
-def test_a_wrong_list_of_files_is_told(
+def test_a_malformed_listing_is_an_error(
     hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path, name: str
 ) -> None:
     hub.add(NAME, gpt2_files)
@@ -132,7 +132,7 @@ def test_a_wrong_list_of_files_is_told(
     assert str(told.value).isprintable()
 
 
-def test_json_that_nests_deeply_is_told(
+def test_deeply_nested_json_is_an_error(
     hub: FakeHub, gpt2_files: dict[str, bytes], tmp_path: Path
 ) -> None:
     deep = b"[" * 100_000

@@ -1,4 +1,4 @@
-"""Which folder a name means, and in which order the places are tried."""
+"""Resolving a model's name, and its order."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ Resolve = Callable[..., "subprocess.CompletedProcess[str]"]
 
 @pytest.fixture
 def resolve(hub: FakeHub, tmp_path: Path) -> Resolve:
-    """`resolve_model` in a process of its own, since huggingface-hub reads where its hub and its cache are when it is imported."""
+    """Run `resolve_model` in its own process: huggingface-hub reads its settings on import."""
     code = """
 import sys
 from nanovllm.errors import NanovllmError
@@ -109,7 +109,7 @@ def test_a_path_to_nothing_is_not_looked_for_on_the_hub(
         resolve_model(name)
 
 
-def test_what_is_there_but_no_checkpoint_is_told(
+def test_a_path_without_a_checkpoint_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -204,7 +204,7 @@ def test_another_architecture_does_not_reach_the_cache(
     assert not list((tmp_path / "cache").rglob("model.safetensors"))
 
 
-def test_a_name_that_leads_nowhere_is_told_with_what_was_tried(
+def test_an_unknown_name_is_an_error_with_the_attempts(
     tiny_model: Path, tmp_path: Path, resolve: Resolve
 ) -> None:
     told = resolve("no/such").stderr

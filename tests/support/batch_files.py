@@ -1,4 +1,4 @@
-"""Files of `nanovllm run-batch` for tests: requests to write, answers to read, and what of an answer is the same whenever it is given."""
+"""Input and output files of `nanovllm run-batch`."""
 
 import json
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ BODY = {"prompt": "the"}
 def request_line(
     custom_id: str, body: Any = BODY, *, leave_out: str = "", **changes: Any
 ) -> dict[str, Any]:
-    """A line of the input with these changes, or without one of its fields."""
+    """Return an input line with these changes, or without a field."""
     line = {
         "custom_id": custom_id,
         "method": "POST",
@@ -26,13 +26,13 @@ def request_line(
 
 
 def write_requests(path: Path, lines: Iterable[dict[str, Any]]) -> Path:
-    """A file of these lines."""
+    """Write an input file."""
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
 def read_answers(path: Path) -> dict[str, dict[str, Any]]:
-    """The answers by custom_id: whole lines in the one form, none of them twice."""
+    """Read an output file: valid lines by custom_id, each once."""
     content = path.read_bytes()
     assert not content or content.endswith(b"\n")
     answers: dict[str, dict[str, Any]] = {}
@@ -50,12 +50,12 @@ def read_answers(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def lasting(answer: dict[str, Any]) -> tuple[int, Any]:
-    """Status and body of an answer without what differs from run to run: ids, the time, and how much of the prompt was in the cache."""
+    """Return a response without ids, times and cache hits, which differ between runs."""
     return answer["response"]["status_code"], lasting_body(answer["response"]["body"])
 
 
 def lasting_body(body: dict[str, Any]) -> dict[str, Any]:
-    """A body without what differs from run to run."""
+    """Return a body without what differs between runs."""
     kept = {name: value for name, value in body.items() if name not in ("id", "created")}
     if "usage" in kept:
         kept["usage"] = {
@@ -65,7 +65,7 @@ def lasting_body(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def arguments(model: Path, requests: Path, answers: Path, *more: str) -> list[str]:
-    """The command line, with ENGINE_SETTINGS."""
+    """Return the command line, with ENGINE_SETTINGS."""
     flags: list[str] = []
     for name, value in ENGINE_SETTINGS.items():
         flags += [f"--{name.replace('_', '-')}"] + ([] if value is True else [str(value)])
@@ -83,5 +83,5 @@ def arguments(model: Path, requests: Path, answers: Path, *more: str) -> list[st
 
 
 def run_batch(model: Path, requests: Path, answers: Path, *more: str) -> int:
-    """The command, in this process."""
+    """Run the command in this process."""
     return main(arguments(model, requests, answers, *more))

@@ -1,4 +1,4 @@
-"""Running `nanovllm bench` inside a test, and the rules that hold for its output whatever is measured."""
+"""Run `nanovllm bench` in a test, and check what holds for every report."""
 
 import json
 from typing import Any
@@ -11,7 +11,7 @@ MACHINE = {"cpu", "cores", "os", "python", "numpy", "blas", "blas_threads", "nan
 
 
 def bench(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -> dict[str, Any]:
-    """Run `nanovllm bench` in this process and give the JSON of its last line; the machine is measured only where `--limits` says so."""
+    """Run `nanovllm bench` without --limits by default; return the JSON of its last line."""
     quick = ["--no-limits"] if arguments[0] == "latency" and "--limits" not in arguments else []
     assert main(["bench", *map(str, arguments), *quick]) == code
     out = capsys.readouterr().out
@@ -24,7 +24,7 @@ def bench(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 0)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    """Run `nanovllm bench`, which must print an error of one line and nothing else; give that line."""
+    """Run `nanovllm bench`, which must print a one-line error; return that line."""
     assert main(["bench", *map(str, arguments)]) == 1
     out, err = capsys.readouterr()
     assert out == ""

@@ -1,4 +1,4 @@
-"""Certificates for tests, signed by themselves, by the `openssl` command; tests that need one are skipped where it is missing."""
+"""Self-signed certificates by the `openssl` command; without it, tests are skipped."""
 
 import shutil
 import subprocess
@@ -21,7 +21,7 @@ class Certificate:
 
 
 def make_certificate(folder: Path, *, password: str | None = None) -> Certificate:
-    """Write both files into `folder`; with a password the key is encrypted."""
+    """Write both files to `folder`; a password encrypts the key."""
     certificate = Certificate(folder / "certificate.pem", folder / "key.pem")
     encryption = ["-nodes"] if password is None else ["-passout", f"pass:{password}"]
     subject = [

@@ -1,8 +1,8 @@
-"""A server on this machine that speaks as much of the Hugging Face hub's protocol as huggingface-hub needs to fetch a model.
+"""A local server with the part of the Hugging Face hub's protocol that downloads use.
 
-Like the hub: large files are redirected to another host (here another name of this one), a moved repository answers 307, a repository
-that may not be seen 401 with X-Error-Code RepoNotFound, a gated one shows its list of files but not the files. It writes down every
-request, and can be told to stall, to cut the connection, to damage a file or to fail.
+As on the hub, large files are redirected to another host (another name of this one), a renamed
+repository answers 307, a private one 401 with X-Error-Code RepoNotFound, and a gated one lists its
+files but refuses them. It records every request, and can stall, disconnect, damage a file or fail.
 """
 
 import hashlib
@@ -23,7 +23,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 _LARGE = (".safetensors", ".bin", ".h5", ".msgpack", ".onnx")  # what the hub keeps in LFS
 _API = re.compile(
-    r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/(?P<kind>revision|tree)/(?P<revision>[^/]+)|/api/models/(?P<bare>[^/]+(?:/[^/]+)?)"
+    r"/api/models/(?P<repo>[^/]+(?:/[^/]+)?)/(?P<kind>revision|tree)/(?P<revision>[^/]+)"
+    r"|/api/models/(?P<bare>[^/]+(?:/[^/]+)?)"
 )
 _RESOLVE = re.compile(r"/(?P<repo>[^/]+(?:/[^/]+)?)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 _STORE = re.compile(r"/store/(?P<repo>[^/]+/[^/]+)/(?P<file>.+)")
@@ -31,7 +32,7 @@ _STORE = re.compile(r"/store/(?P<repo>[^/]+/[^/]+)/(?P<file>.+)")
 
 @dataclass(frozen=True)
 class FakeRepo:
-    """A repository with one branch, main, of one commit."""
+    """A repository with the branch main and one commit."""
 
     name: str
     files: Mapping[str, bytes]
@@ -41,7 +42,7 @@ class FakeRepo:
 
 @dataclass(frozen=True)
 class Seen:
-    """A request as it came in."""
+    """A recorded request."""
 
     method: str
     path: str
@@ -51,10 +52,10 @@ class Seen:
 
 @dataclass
 class Trouble:
-    """What happens to the bytes of one file.
+    """A fault while one file is sent.
 
-    `kind` is "stall", "cut" or "reset", after `after_bytes`, or "damage", a changed byte. It happens
-    once, or each time where it `repeats`.
+    `kind` is "stall", "cut" or "reset", after `after_bytes`, or "damage", a changed byte. It
+    happens once, or every time if it `repeats`.
     """
 
     kind: str
@@ -104,12 +105,12 @@ class FakeHub:
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Return its port."""
         return self._server.server_port
 
     @property
     def url(self) -> str:
-        """The address that huggingface-hub calls the endpoint."""
+        """Return its URL."""
         return f"http://127.0.0.1:{self.port}"
 
     def add(self, name: str, files: Mapping[str, bytes], **options: Any) -> FakeRepo:
@@ -118,7 +119,7 @@ class FakeHub:
         return self.repos[name]
 
     def fetched(self) -> list[str]:
-        """Names of the files whose bytes were sent, in order."""
+        """Return the names of the sent files, in order."""
         matches = [
             (seen, _STORE.fullmatch(seen.path) or _RESOLVE.fullmatch(seen.path))
             for seen in self.seen
@@ -144,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
     def hub(self) -> FakeHub:
         return cast("_Server", self.server).hub
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name is the base class's
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         """Stay silent."""
 
     def do_HEAD(self) -> None:
@@ -178,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send_error(HTTPStatus.NOT_FOUND, "EntryNotFound", "no such page")
 
     def _find(self, name: str, revision: str) -> FakeRepo | None:
-        """The repository at the revision; otherwise the answer has been given."""
+        """Return the repository at the revision, or send an error and return None."""
         if name in self.hub.moved:
             there = self.path.replace(f"/{name}", f"/{self.hub.moved[name]}", 1)
             self._send(HTTPStatus.TEMPORARY_REDIRECT, b"", {"Location": there})
@@ -268,7 +269,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _send_without_end(self, start: bytes) -> None:
-        """Send until the client has enough; what was sent is counted."""
+        """Send until the client disconnects; count the bytes."""
         self.send_response(HTTPStatus.OK)
         self.send_header("Connection", "close")
         self.end_headers()

@@ -18,7 +18,7 @@ START_TIMEOUT_S = 180.0  # where the kernels were never compiled before
 
 
 class Serving:
-    """A `nanovllm serve` in a process of its own, as a context manager; `said` is what it has printed by when it listens."""
+    """A `nanovllm serve` process, as a context manager; `startup_lines` is its first output."""
 
     def __init__(self, *flags: str, variables: Mapping[str, str] | None = None) -> None:
         environment = {
@@ -28,9 +28,10 @@ class Serving:
         }
         self.process = subprocess.Popen(
             [sys.executable, "-m", "nanovllm.cli.main", "serve", *flags, "--port", "0"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**environment, **(variables or {})},
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**environment, **(variables or {})},
         )  # fmt: skip
-        self.said: list[str] = []
+        self.startup_lines: list[str] = []
         self._lines: queue.Queue[str] = queue.Queue()
         self._errors: list[str] = []
         self._readers = [
@@ -42,11 +43,11 @@ class Serving:
 
     def __enter__(self) -> "Serving":
         deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not any(line.startswith("  curl ") for line in self.said):
+        while not any(line.startswith("  curl ") for line in self.startup_lines):
             assert self.process.poll() is None, "".join(self._errors)
             assert time.monotonic() < deadline_s
             try:
-                self.said.append(self._lines.get(timeout=0.1))
+                self.startup_lines.append(self._lines.get(timeout=0.1))
             except queue.Empty:
                 continue
         return self
@@ -62,12 +63,12 @@ class Serving:
 
     @property
     def port(self) -> int:
-        """The port that it says it listens on."""
-        line = next(line for line in self.said if line.startswith("Serving on "))
+        """Return the port that it printed."""
+        line = next(line for line in self.startup_lines if line.startswith("Serving on "))
         return int(line.split(" - ")[0].rsplit(":", 1)[1])
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        """Status and JSON of an answer."""
+        """Return status and JSON of a response."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=TIMEOUT_S)
         content = None if body is None else json.dumps(body)
         connection.request(
@@ -82,12 +83,12 @@ class Serving:
         return response.status, json.loads(answer)
 
     def end(self, number: signal.Signals) -> tuple[int, str]:
-        """Send a signal; the exit code and everything printed to standard error."""
+        """Send a signal; return the exit code and standard error."""
         self.process.send_signal(number)
         return self.wait()
 
     def wait(self) -> tuple[int, str]:
-        """The exit code and everything printed to standard error."""
+        """Return the exit code and standard error."""
         code = self.process.wait(TIMEOUT_S)
         for reader in self._readers:
             reader.join(TIMEOUT_S)
@@ -97,7 +98,7 @@ class Serving:
         return code, "".join(self._errors)
 
     def printed(self) -> str:
-        """What it has printed to standard output and nobody has read, once it has ended."""
+        """Return the unread rest of standard output, after it has ended."""
         lines = []
         while not self._lines.empty():
             lines.append(self._lines.get())

@@ -1,8 +1,8 @@
 """`nanovllm bench serve`: a load generator with the figures of vLLM's `bench serve`.
 
 A request's time includes opening its connection. Tokens are counted by the server's `usage`,
-because a chunk of a stream may carry several tokens. TPOT = (E2EL - TTFT) / (output tokens - 1), and ITL is
-the time between chunks.
+because a chunk of a stream may carry several tokens. TPOT = (E2EL - TTFT) / (output tokens - 1),
+and ITL is the time between chunks.
 """
 
 import argparse

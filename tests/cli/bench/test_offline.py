@@ -1,4 +1,4 @@
-"""`nanovllm bench`: its figures follow from what happened, its last line is JSON, and what is wrong is said before anything is measured."""
+"""`nanovllm bench latency` and `throughput`: figures, JSON, and errors before measuring."""
 
 import json
 import re
@@ -120,7 +120,7 @@ def test_throughput_counts_every_token(
 
 
 @pytest.mark.parametrize("kind", ["latency", "throughput"])
-def test_answers_have_full_length_whatever_the_model_says(
+def test_outputs_have_full_length_for_any_model(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, kind: str
 ) -> None:
     write_tiny_model(tmp_path, config={"eos_token_id": list(range(267))})
@@ -137,7 +137,7 @@ def test_answers_have_full_length_whatever_the_model_says(
     )
 
 
-def test_preemptions_are_told(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
+def test_preemptions_are_reported(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
     cache = 2 * 4 * 2 * 32 * 64  # keys and values, 4 bytes, 2 layers, d_model 32: 64 tokens
     work = (
         "--num-prompts",
@@ -160,9 +160,7 @@ def test_preemptions_are_told(capsys: pytest.CaptureFixture[str], tiny_model: Pa
     )
 
 
-def test_prefix_caching_is_on_where_it_is_asked_for(
-    capsys: pytest.CaptureFixture[str], tiny_model: Path
-) -> None:
+def test_prefix_caching_is_an_option(capsys: pytest.CaptureFixture[str], tiny_model: Path) -> None:
     work = (
         "--input-len",
         40,
@@ -249,14 +247,16 @@ def test_a_dataset_says_prompts_and_lengths(
         ('{"prompt": "a", "max_tokens": true}', "line 1: max_tokens is True"),
     ],
 )
-def test_a_wrong_dataset_is_told_with_its_line(tmp_path: Path, content: str, message: str) -> None:
+def test_an_invalid_dataset_is_an_error_with_its_line(
+    tmp_path: Path, content: str, message: str
+) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         read_dataset(file, None, 8)
 
 
-def test_what_does_not_fit_names_the_numbers(
+def test_lengths_beyond_the_context_are_an_error_with_the_numbers(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, tmp_path: Path
 ) -> None:
     for kind in ("latency", "throughput"):
@@ -295,7 +295,7 @@ def test_lengths_are_checked_before_weights_are_read(
     )
 
 
-def test_wrong_flags_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_options_are_errors(capsys: pytest.CaptureFixture[str]) -> None:
     for flags in (
         ["latency", "--batch-size", "0"],
         ["serve", "--request-rate", "-1"],
@@ -373,7 +373,7 @@ def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: 
     assert phases[0].steps > 2
 
 
-def test_a_limit_that_cannot_be_measured_is_told() -> None:
+def test_a_missing_peak_is_reported() -> None:
     limits = Limits(2, "int8", 5e10, None)
     found = fractions(
         Costs(1000, 8.0, 10, 10, 10), limits, Phase(8, 0.5, 1, 8, 36, 1), Phase(4, 0.5, 4, 4, 42, 4)

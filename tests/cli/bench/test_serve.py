@@ -1,4 +1,4 @@
-"""`nanovllm bench serve`: against a real server, and against one that does everything wrong."""
+"""`nanovllm bench serve` against a real server, and against a misbehaving one."""
 
 import json
 import re
@@ -86,14 +86,14 @@ def test_a_server_has_a_url(url: str, expected: tuple[object, ...]) -> None:
 @pytest.mark.parametrize(
     "url", ["localhost:8000", "ftp://host", "http://", "http://host:99999", "http://[::1"]
 )
-def test_what_is_no_url_is_refused(url: str) -> None:
+def test_an_invalid_url_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match="is not the URL of a server"):
         Server.at(url)
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of `nanovllm serve` with a key and a tiny model of which every token ends the text."""
+    """The URL of `nanovllm serve` with a key, and a tiny model that ends every output."""
     folder = write_tiny_model(
         tmp_path_factory.mktemp("model"), config={"eos_token_id": list(range(267))}
     )
@@ -180,7 +180,7 @@ def test_arrivals_follow_the_rate_and_the_seed(
     assert record["mean_tpot_ms"] is None
 
 
-def test_what_is_wrong_with_every_request_is_told_once(
+def test_an_error_of_all_requests_is_reported_once(
     capsys: pytest.CaptureFixture[str], served: str
 ) -> None:
     known = ("serve", "--base-url", served, "--api-key", KEY)
@@ -202,7 +202,7 @@ def test_what_is_wrong_with_every_request_is_told_once(
 
 
 class _Fake(ThreadingHTTPServer):
-    """A server that answers the requests after the first as `trouble` says, and sees how many are under way at once."""
+    """A server that misbehaves after the first request, and counts concurrent requests."""
 
     daemon_threads = True
     block_on_close = False

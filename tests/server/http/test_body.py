@@ -1,4 +1,4 @@
-"""What is accepted beside the fields that have an effect: nulls, whole floats, unused fields, messages as clients keep them."""
+"""Accepted bodies: nulls, integral floats, ignored fields, and clients' messages."""
 
 import json
 from typing import Any
@@ -76,7 +76,7 @@ def test_a_float_without_a_fraction_is_an_integer_in_every_field_of_integers() -
             check_body({"prompt": "a", name: 5.5}, CompletionRequest)
 
 
-def test_whatever_keys_an_assistants_message_has_its_text_is_read() -> None:
+def test_extra_fields_of_an_assistant_message_are_accepted() -> None:
     answer: dict[str, Any] = {
         "role": "assistant", "content": "b", "refusal": "no", "annotations": [], "audio": {"id": "x"},
         "function_call": None, "tool_calls": [], "reasoning_content": "c", "reasoning": "d",

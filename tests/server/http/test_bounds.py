@@ -1,4 +1,4 @@
-"""Bounds on the faults of a body: pydantic must find one of a million, and not all of them."""
+"""Bounds on validation errors: pydantic must not collect a million of them."""
 
 import json
 from typing import Any

@@ -1,7 +1,4 @@
-"""Below the application: what cannot be read as HTTP, what never ends, and odd requests that must not be answered oddly.
-
-Raw bytes over a socket, since no client sends such things.
-"""
+"""Below the application: malformed, endless and unusual requests, sent as raw bytes."""
 
 import json
 import logging
@@ -104,7 +101,7 @@ NOT_HTTP: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", NOT_HTTP)
-def test_what_is_not_http_is_answered_in_the_one_form_and_closed(
+def test_malformed_http_gets_the_error_format_and_is_closed(
     server: RunningServer, name: str
 ) -> None:
     (answer,) = exchange(server, NOT_HTTP[name])

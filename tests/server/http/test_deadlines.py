@@ -1,4 +1,4 @@
-"""Requests that take longer than they may: what clients are told, and that nothing of them goes on."""
+"""Requests that exceed their deadline are aborted."""
 
 import threading
 from collections.abc import Iterator
@@ -113,7 +113,7 @@ def one_seat(tiny_model: Path) -> Iterator[RunningServer]:
         yield running
 
 
-def test_what_waits_when_its_time_is_over_never_begins(one_seat: RunningServer) -> None:
+def test_a_waiting_request_past_its_deadline_never_begins(one_seat: RunningServer) -> None:
     body = {"prompt": [1] * 50, "n": 2, "max_tokens": 5}
     before = one_seat.samples()["prompt_tokens_computed_total"]
     response = one_seat.post(body, **{"x-request-timeout-s": "0.1"})
@@ -131,7 +131,7 @@ def test_what_waits_when_its_time_is_over_never_begins(one_seat: RunningServer) 
     assert timeouts(one_seat) == (2, 0)
 
 
-def test_the_official_client_does_not_repeat_what_took_too_long(slow: RunningServer) -> None:
+def test_the_official_client_does_not_retry_a_timed_out_request(slow: RunningServer) -> None:
     before = timeouts(slow)
     with (
         OpenAI(base_url=f"{slow.url}/v1", api_key="none", max_retries=3) as client,

@@ -1,4 +1,4 @@
-"""Clients that go away, at any moment and in any way: their requests end, nothing is left behind, nobody else notices."""
+"""Clients that disconnect at any moment: their requests end, and nothing is left behind."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ LONG: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server that needs three seconds for a long answer, runs two at once and has room for six."""
+    """A server that takes seconds for a long output, runs two sequences and queues six."""
     with RunningServer(
         loader(tiny_model, step_s=0.03, max_num_seqs=2), max_queued_requests=6
     ) as running:
@@ -38,7 +38,7 @@ def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
 
 @pytest.fixture(scope="module")
 def narrow(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server with room for the answers of one request: whatever is left behind fills it for ever."""
+    """A server with room for one request's output, which any leak would fill."""
     with RunningServer(loader(tiny_model, step_s=0.002), max_queued_requests=3) as running:
         yield running
 
@@ -64,7 +64,7 @@ def close(connection: socket.socket, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["close", "reset", "half"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_closed_connections_end_what_runs_and_what_waits(
+def test_closed_connections_abort_running_and_waiting_requests(
     sluggish: RunningServer, how: str, *, stream: bool
 ) -> None:
     before = sluggish.samples()["generation_tokens_total"]
@@ -157,7 +157,7 @@ class Client:
 
 
 def all_handles() -> list[RequestHandle]:
-    """Requests of this process that something still holds on to; those of answered ones may be found while they are on their way out."""
+    """Return the live requests of this process; answered ones may still be released."""
     gc.collect()
     return [
         found for found in gc.get_objects() if type(found) is RequestHandle
@@ -166,7 +166,7 @@ def all_handles() -> list[RequestHandle]:
 
 @pytest.fixture(autouse=True, scope="module")
 def readers_before() -> int:
-    """What other tests have left in this process, such as in the traceback of an error that they expected."""
+    """Return objects of other tests, such as those in the traceback of an expected error."""
     return len(all_handles())
 
 
@@ -183,7 +183,7 @@ MOMENTS = [0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 15, 20, 30, 50]
 
 
 async def rest(moments: int) -> None:
-    """Let the event loop go round a number of times; tokenising happens beside it, so a little time must pass too."""
+    """Let the event loop run for a while; tokenizing on threads takes some time too."""
     for _ in range(moments):
         await asyncio.sleep(0.0005)
 
@@ -289,8 +289,8 @@ def test_a_fault_in_the_middle_of_a_stream_is_an_event_before_the_end(
     assert len(narrow.complete("the", n=3, max_tokens=1)["choices"]) == 3
 
 
-def test_a_slow_reader_gets_larger_pieces_and_holds_nobody_up(slow_server: RunningServer) -> None:
-    """While it does not read, its answer goes on, and so do those of others; the text is the same in the end."""
+def test_a_slow_reader_gets_larger_chunks_and_delays_no_other(slow_server: RunningServer) -> None:
+    """Its output and those of others go on meanwhile; the text is the same in the end."""
     whole = slow_server.complete(**LONG)["choices"][0]["text"]
 
     async def run() -> Client:
@@ -349,7 +349,7 @@ def test_a_client_that_waits_long_for_its_turn_is_not_taken_for_one_that_does_no
         assert running.stream("the", max_tokens=3, ignore_eos=True)
 
 
-def test_a_client_that_does_not_read_its_socket_holds_nobody_up(slow_server: RunningServer) -> None:
+def test_a_client_that_does_not_read_delays_no_other(slow_server: RunningServer) -> None:
     connections = [send_request(slow_server, stream=True, logprobs=20, n=4) for _ in range(3)]
     bodies = run_threads([partial(slow_server.complete, "the", max_tokens=10, temperature=0)] * 4)
     assert len({body["choices"][0]["text"] for body in bodies}) == 1

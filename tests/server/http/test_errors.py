@@ -1,4 +1,7 @@
-"""Requests that are refused: always in one form, never 422, naming the field, the value and the limit, and never much larger than short."""
+"""Refused requests: one error format, never 422.
+
+Messages name the field, the value and the limit, and are short.
+"""
 
 import json
 import threading
@@ -393,7 +396,7 @@ field_names = st.sampled_from([
 
 @given(fields=st.dictionaries(field_names | st.text(max_size=5), json_values, max_size=4))
 @settings(max_examples=150)
-def test_whatever_is_sent_the_answer_is_a_completion_or_an_error_in_the_one_form(
+def test_any_body_gets_a_completion_or_an_error_in_the_format(
     server: RunningServer, fields: dict[str, Any]
 ) -> None:
     response = server.post({"prompt": "a", "max_tokens": 2, **fields})

@@ -25,7 +25,7 @@ def ask(server: RunningServer, host: str, path: str = "/version") -> httpx.Respo
     "host",
     ["localhost", "LOCALHOST:8000", "a.localhost", "127.0.0.1:1", "[::1]:8000", "192.168.1.5", "gpu.example", "GPU.example.:80"],
 )  # fmt: skip
-def test_names_that_nobody_else_can_own_are_answered(checking: RunningServer, host: str) -> None:
+def test_names_that_dns_cannot_rebind_are_answered(checking: RunningServer, host: str) -> None:
     assert ask(checking, host).status_code == 200
 
 
@@ -35,7 +35,7 @@ def test_names_that_nobody_else_can_own_are_answered(checking: RunningServer, ho
      "[::1].evil.example", "[localhost]", "localhost:80.evil.example"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/version", "/health", "/nope"])
-def test_others_are_refused_and_told_what_to_do(
+def test_other_hosts_are_refused_with_the_remedy(
     checking: RunningServer, host: str, path: str
 ) -> None:
     error = read_error(ask(checking, host, path), 403)

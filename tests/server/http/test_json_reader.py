@@ -1,4 +1,4 @@
-"""JSON in pieces: what json.loads accepts, refuses and gives, without keeping the interpreter for long."""
+"""Reading JSON in pieces agrees with json.loads, without holding the GIL for long."""
 
 import json
 import random
@@ -38,7 +38,7 @@ def outcome(read: Any, document: bytes) -> tuple[Any, ...]:
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_it_gives_and_refuses_what_json_loads_does() -> None:
+def test_it_agrees_with_json_loads() -> None:
     draw = random.Random(7)
     for _ in range(1500):
         text = json.dumps(
@@ -52,7 +52,7 @@ def test_it_gives_and_refuses_what_json_loads_does() -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_a_long_text_is_what_json_loads_reads() -> None:
+def test_a_long_string_agrees_with_json_loads() -> None:
     draw = random.Random(7)
     parts = (
         "a", "u0041", "é", "😀", "\\\\", "\\n", '\\"', "\\u00e9", "\\ud83d\\ude00", "\\ud83d",

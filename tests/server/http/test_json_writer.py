@@ -1,4 +1,4 @@
-"""JSON in pieces: what json.dumps writes, without keeping the interpreter for long."""
+"""Writing JSON in pieces agrees with json.dumps, without holding the GIL for long."""
 
 import json
 import math
@@ -23,13 +23,13 @@ def plain(value: Any) -> bytes:
 
 
 @given(VALUES)
-def test_it_writes_what_json_dumps_does(value: Any) -> None:
+def test_it_agrees_with_json_dumps(value: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(json_writer, "PIECE_ITEMS", 2)
         assert write_json(value) == plain(value)
 
 
-def test_pieces_of_what_is_large_are_small() -> None:
+def test_large_values_have_small_pieces() -> None:
     position = {str(token): {"logprob": -1.5, "rank": 1, "decoded_token": " the"} for token in range(21)}  # fmt: skip
     logprobs = {"tokens": ["a"] * 1024, "top_logprobs": [None, *[position] * 1023]}
     body = {

@@ -257,7 +257,7 @@ def test_other_pages_may_not(guarded: RunningServer, origin: str) -> None:
     assert "access-control-allow-origin" not in answer.headers
 
 
-def test_a_method_that_is_not_there_may_not_be_asked_for(guarded: RunningServer) -> None:
+def test_a_preflight_for_another_method_is_refused(guarded: RunningServer) -> None:
     assert "method" in read_error(preflight(guarded, PAGE, method="DELETE"), 400)["message"]
 
 

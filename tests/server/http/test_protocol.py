@@ -1,4 +1,4 @@
-"""What HTTP/1.1 lets a client do that costs others something, or loses its answer: framings, halves of connections, early bytes."""
+"""HTTP/1.1 edge cases: framings, half-closed connections, pipelining."""
 
 import json
 import socket
@@ -78,7 +78,7 @@ def error_in(received: bytes) -> ErrorAnswer:
 def test_two_framings_of_one_body_are_refused_and_the_connection_closes(
     server: RunningServer,
 ) -> None:
-    """RFC 9112, section 6.1: what one side takes for the rest of a body may be a request to the other."""
+    """RFC 9112, section 6.1: request smuggling by two framings."""
     smuggled = "GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
     body = f"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
     received = read_to_end(connect(server, body.encode()))
@@ -132,7 +132,7 @@ def test_bytes_that_come_early_do_not_hide_that_the_client_left(
 
 
 def test_early_bytes_do_not_spoil_the_answer(busy: RunningServer) -> None:
-    """One after the other as HTTP/1.1 has it; what follows `Connection: close` is never looked at."""
+    """Responses are in order; data after `Connection: close` is dropped."""
     connection = connect(busy, request(LONG))
     wait_until(lambda: is_working(busy))
     connection.sendall(b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -148,7 +148,7 @@ def test_early_bytes_do_not_spoil_the_answer(busy: RunningServer) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_who_has_closed_its_half_only_gets_its_answer(busy: RunningServer, *, stream: bool) -> None:
+def test_a_half_closed_client_gets_its_response(busy: RunningServer, *, stream: bool) -> None:
     connection = connect(busy, request({**LONG, "stream": stream}))
     connection.shutdown(socket.SHUT_WR)
     received = read_to_end(connection)
@@ -157,7 +157,7 @@ def test_who_has_closed_its_half_only_gets_its_answer(busy: RunningServer, *, st
         assert json.loads(received[received.index(b"{") :])["usage"]["completion_tokens"] == 110
 
 
-def test_who_has_closed_its_half_and_leaves_is_noticed(busy: RunningServer) -> None:
+def test_a_half_closed_client_that_leaves_is_detected(busy: RunningServer) -> None:
     before = busy.samples()["generation_tokens_total"]
     connection = connect(busy, request(LONG))
     wait_until(lambda: is_working(busy))

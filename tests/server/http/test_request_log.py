@@ -1,4 +1,4 @@
-"""The name that every answer carries, and the log's one line about each request."""
+"""Request ids, and the log line of each request."""
 
 import asyncio
 import io
@@ -89,9 +89,7 @@ def logged(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
         yield running
 
 
-def test_a_line_says_what_was_asked_and_how_it_was_answered(
-    logged: RunningServer, log: LogLines
-) -> None:
+def test_a_line_has_the_request_and_its_response(logged: RunningServer, log: LogLines) -> None:
     before = datetime.now(timezone.utc)
     body = {"prompt": ["the", "a cat"], "n": 2, "max_tokens": 5, "ignore_eos": True}
     response = logged.http.post(
@@ -165,7 +163,7 @@ def test_tokens_of_every_kind_of_answer_are_logged(
 
 
 @pytest.mark.parametrize("name", [name for name in OTHERS if name != "embeddings"])
-def test_a_client_that_goes_early_is_logged_with_what_was_generated(
+def test_an_early_disconnect_is_logged_with_the_generated_tokens(
     logged: RunningServer, log: LogLines, name: str
 ) -> None:
     path, body, _ = OTHERS[name]
@@ -201,7 +199,7 @@ def test_a_stream_is_logged_at_its_end(logged: RunningServer, log: LogLines) -> 
     assert line["answer_id"].encode() in rest
 
 
-def test_a_stream_whose_client_goes_is_logged_with_what_it_got(
+def test_a_disconnected_stream_is_logged_with_its_tokens(
     logged: RunningServer, log: LogLines
 ) -> None:
     body = {"prompt": "the", "max_tokens": 120, "ignore_eos": True, "stream": True}
@@ -305,7 +303,7 @@ REFUSED: dict[str, tuple[int, Callable[[httpx.Client, dict[str, str]], httpx.Res
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_is_refused_is_named_and_logged_too(
+def test_refused_requests_get_an_id_and_a_line(
     logged: RunningServer, log: LogLines, name: str
 ) -> None:
     status, send = REFUSED[name]
@@ -361,9 +359,7 @@ def test_neither_prompts_nor_keys_nor_queries_are_logged(
 
 
 @pytest.mark.parametrize("path", ['/a%0ab%0d%0a{"x": 1}', "/%00%1b[31m", "/%e2%80%a8\"'\\", "/%ff"])
-def test_a_line_stays_one_line_whatever_the_path(
-    logged: RunningServer, log: LogLines, path: str
-) -> None:
+def test_no_path_breaks_a_log_line(logged: RunningServer, log: LogLines, path: str) -> None:
     response = logged.http.get(path)
     name = response.headers["x-request-id"]
     assert log.about(name)["status"] == 404
@@ -376,7 +372,7 @@ def test_a_long_path_is_cut(logged: RunningServer, log: LogLines) -> None:
     assert len(log.about(name)["path"]) == 200
 
 
-def test_prompts_are_logged_where_that_is_asked_for(tiny_model: Path, log: LogLines) -> None:
+def test_prompts_are_logged_with_log_prompts(tiny_model: Path, log: LogLines) -> None:
     with RunningServer(
         loader(tiny_model), log_requests=True, log_prompts=True, chat_template=TEMPLATE
     ) as running:
@@ -412,7 +408,7 @@ def test_prompts_are_logged_where_that_is_asked_for(tiny_model: Path, log: LogLi
         assert "prompts" not in log.about(running.http.get("/version").headers["x-request-id"])
 
 
-def test_nothing_is_logged_where_nobody_asks_for_it(server: RunningServer, log: LogLines) -> None:
+def test_nothing_is_logged_by_default(server: RunningServer, log: LogLines) -> None:
     name = server.post({"prompt": "the", "max_tokens": 1}).headers["x-request-id"]
     server.http.get("/version")
     assert not any(name in text for text in log.texts())
@@ -495,7 +491,7 @@ async def breaks(scope: Scope, receive: Receive, send: Send) -> None:
     ("app", "client_gone"),
     [(answers, False), (gives_up, True), (finds_nobody, True), (breaks, False)],
 )
-def test_who_went_first_is_told_from_the_order_of_things(
+def test_client_gone_depends_on_the_order_of_events(
     log: LogLines, app: ASGIApp, *, client_gone: bool
 ) -> None:
     sent: list[Message] = []

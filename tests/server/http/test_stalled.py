@@ -1,4 +1,4 @@
-"""Clients that do nothing, or next to nothing: what they hold is bounded, ends after a while, and costs nobody else anything."""
+"""Stalled clients: what they hold is bounded, and their connections are closed."""
 
 import http.client
 import json
@@ -82,7 +82,7 @@ def read_to_end(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_never_reads_holds_little_delays_nobody_and_is_cut_off(
+def test_a_client_that_never_reads_holds_little_and_is_disconnected(
     strict: RunningServer, *, stream: bool
 ) -> None:
     alone = strict.complete("the", max_tokens=10, temperature=0)["choices"]
@@ -294,7 +294,7 @@ class UnderWay:
     response_complete = False
 
 
-def test_who_takes_a_little_now_and_then_is_not_cut_off() -> None:
+def test_a_slow_reader_is_not_disconnected() -> None:
     watched = Watched()
     watched.protocol.cycle = UnderWay()  # type: ignore[assignment]
     for _ in range(50):
@@ -308,7 +308,7 @@ def test_who_takes_a_little_now_and_then_is_not_cut_off() -> None:
     assert watched.ended == "aborted"
 
 
-def test_who_has_nothing_to_take_waits_as_long_as_the_answer_needs() -> None:
+def test_a_client_may_wait_for_a_slow_response() -> None:
     watched = Watched()
     watched.protocol.cycle = UnderWay()  # type: ignore[assignment]
     watched.pass_time(1000)

@@ -1,4 +1,4 @@
-"""Work beside the event loop as clients see it: bounded, ended with its client, and in nobody's way; answers larger than memory allows."""
+"""Work on thread pools as clients see it: bounded, fair, and ended with its client."""
 
 import json
 import socket
@@ -64,7 +64,7 @@ def send(server: RunningServer, body: dict[str, Any]) -> socket.socket:
     return connection
 
 
-def test_what_a_client_queued_is_not_begun_once_it_has_left(
+def test_queued_work_of_a_disconnected_client_never_begins(
     server: RunningServer, blocked: Blocked
 ) -> None:
     with send(server, {"prompt": "a"}), send(server, {"prompt": "b"}):
@@ -93,9 +93,7 @@ def test_a_deadline_holds_while_a_request_waits_to_be_checked(
     assert server.samples()["request_timeout_total{stage=queued}"] == before + 1
 
 
-def test_who_waits_to_be_checked_is_told_that_the_server_stops(
-    tiny_model: Path, blocked: Blocked
-) -> None:
+def test_queued_work_fails_when_the_server_stops(tiny_model: Path, blocked: Blocked) -> None:
     """And the server ends, though a thread is still at it."""
     with RunningServer(loader(tiny_model)) as running:
         found: list[int] = []
@@ -125,7 +123,7 @@ def test_log_probabilities_that_never_fit_are_refused(small: RunningServer) -> N
     small.complete([[1] * 100], max_tokens=1, echo=True, logprobs=20)
 
 
-def test_log_probabilities_that_do_not_fit_now_are_told_to_come_back(small: RunningServer) -> None:
+def test_log_probabilities_beyond_free_memory_get_retry_after(small: RunningServer) -> None:
     body = {"prompt": [1] * 20, "max_tokens": 100, "logprobs": 20, "ignore_eos": True}
     before = small.samples()["request_refused_total{limit=memory}"]
     statuses = run_threads([lambda: small.post(body).status_code] * 4)
