@@ -49,8 +49,8 @@ SHAPES: list[dict[str, Any]] = [
 LENGTHS, GROWN = (
     [27, 1, 2, 34],
     37,
-)  # prompts that fill the buffers to the end together, and what each grows by
-LONGEST = max(LENGTHS) + GROWN  # all positions that the network has
+)  # prompts that fill the buffers together, and the tokens that each grows by
+LONGEST = max(LENGTHS) + GROWN  # all positions of the network
 
 
 def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
@@ -107,7 +107,7 @@ def test_whole_steps_stay_inside_their_arrays(
 
 
 def change(values: np.ndarray, place: int, value: int) -> np.ndarray:
-    """A copy with one number replaced."""
+    """Return a copy with one number replaced."""
     changed = values.copy()
     changed.flat[place] = value
     return changed
@@ -177,7 +177,7 @@ def test_a_broken_batch_is_reported_and_the_next_one_runs(
     if name not in {
         "slot beyond",
         "slot below",
-    }:  # parts of these land in whatever array is the neighbour, which is not seen
+    }:  # some of these accesses hit a neighbouring array, undetected
         np.testing.assert_array_equal(found, expected)
 
 
@@ -201,7 +201,7 @@ ARRAYS = [
 def test_an_array_that_is_too_short_is_reported(
     backend: NumbaBackend, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it lacks is the last element of its first axis."""
+    """The last element of its first axis is missing."""
 
     def watch_less(
         target: KernelTarget, entry: str, arrays: Iterable[tuple[str, np.ndarray]]
@@ -251,7 +251,7 @@ def test_a_token_beyond_the_vocabulary_is_reported_by_the_sampler(backend: Numba
 
 
 def double(v: Vectors, numbers: Value, count: Value) -> None:
-    """numbers *= 2, whole vectors."""
+    """Double numbers, in whole vectors."""
 
     def vector(i: Value, _: list[Value]) -> list[Value]:
         at = v.element(numbers, i)

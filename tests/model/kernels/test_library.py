@@ -1,4 +1,4 @@
-"""The cache of compiled code: what is kept can be had again, and is never what it should not be."""
+"""The cache of compiled code: it returns the code that was stored, and never other code."""
 
 import multiprocessing
 import os
@@ -35,7 +35,7 @@ posix_only = pytest.mark.skipif(sys.platform == "win32", reason="folders have no
 
 @compiled
 def third(address: int, number: int) -> None:
-    """Does nothing that can be seen; with a number below 0 it would never return."""
+    """Return at once for numbers from 0 on, and never for others."""
     while number < 0:
         number += load_int(address, 0) * 0
 
@@ -105,7 +105,7 @@ def test_functions_can_be_called_from_python_too() -> None:
 
 
 def test_code_calls_nothing_but_the_operating_system() -> None:
-    """A symbol that cannot be found when the file is loaded would end the process."""
+    """An unresolved symbol would end the process when the file is loaded."""
     entries: dict[str, Any] = {
         "third": third,
         "run_job": worker.run_job,
@@ -271,7 +271,7 @@ def test_the_processor_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
-    """Edits a copy of the package by hand: one byte, with the file's time restored."""
+    """In a copy of the package, one byte changes and the file's time is restored."""
     package = tmp_path / "nanovllm"
     shutil.copytree(
         Path(nanovllm.__file__).parent,

@@ -1,4 +1,4 @@
-"""Addresses are taken only of arrays that compiled code can read: it sees no types."""
+"""A record takes addresses only of arrays that compiled code can read: it sees no types."""
 
 import numpy as np
 import pytest

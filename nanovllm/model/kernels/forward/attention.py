@@ -5,23 +5,18 @@
     output  = weights V / sum(weights)
 
 A block of the cache is a packed panel (kv_cache.py), so Q K^T and weights V are matmuls like those
-of matmul.py, block after block. Two functions compute them:
-
-    decode_attention.py   one query of several heads, so that it reads a block in memory order
-    prefill_attention.py  up to PREFILL_QUERIES queries of one head
-
-Either way a score is a sum over head_dim in order, and an output a sum over the tokens in order.
-These are the same operations and give the same bits.
+of matmul.py, block after block (attend.py). In decode one query is computed in several heads, in
+prefill up to PREFILL_QUERIES queries in one head. Either way a score is a sum over head_dim in
+order, and an output a sum over the tokens in order, so both give the same bits.
 """
 
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.target import Spec
+from nanovllm.model.kernels.forward.attend import make_attend
 from nanovllm.model.kernels.forward.attention_parts import AttentionParts
-from nanovllm.model.kernels.forward.decode_attention import make_decode_attention
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
-from nanovllm.model.kernels.forward.prefill_attention import make_prefill_attention
 from nanovllm.model.kernels.simd.move import INT_BYTES, load_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS
 from nanovllm.model.kernels.threads.barrier import take_item
@@ -30,8 +25,8 @@ from nanovllm.model.kernels.threads.barrier import take_item
 def make_paged_attention(spec: Spec) -> Any:
     """Return paged_attention(record, thread, phase, layer) -> next phase."""
     parts = AttentionParts(spec.target, spec.weights, spec.cache)
-    decode_attention = make_decode_attention(parts)
-    prefill_attention = make_prefill_attention(spec.target, parts)
+    attend_heads = make_attend(spec.target, parts, is_decode=True)
+    attend_queries = make_attend(spec.target, parts, is_decode=False)
 
     @compiled
     def paged_attention(record: Any, thread: int, phase: int, layer: int) -> int:
@@ -76,11 +71,11 @@ def make_paged_attention(spec: Spec) -> Any:
         field = number * ITEM_FIELDS
         sequence = load_int(record.decode_items_ptr, field)
         token = load_int(record.decode_items_ptr, field + 1)
-        decode_attention(
+        attend_heads(
             record, thread, layer, first_head, heads,
             record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES,
-            record.qkv_ptr + token * record.qkv_stride_bytes,
             load_int(record.decode_items_ptr, field + 3),
+            record.qkv_ptr + token * record.qkv_stride_bytes,
             record.attn_out_ptr + token * record.hidden_stride_bytes,
         )  # fmt: skip
 
@@ -90,12 +85,11 @@ def make_paged_attention(spec: Spec) -> Any:
         field = number * ITEM_FIELDS
         sequence = load_int(record.chunk_items_ptr, field)
         token = load_int(record.chunk_items_ptr, field + 1)
-        prefill_attention(
-            record, thread, layer, head,
+        attend_queries(
+            record, thread, layer, head, load_int(record.chunk_items_ptr, field + 2),
             record.block_tables_ptr + sequence * record.max_blocks * INT_BYTES,
-            record.qkv_ptr + token * record.qkv_stride_bytes,
-            load_int(record.chunk_items_ptr, field + 2),
             load_int(record.chunk_items_ptr, field + 3),
+            record.qkv_ptr + token * record.qkv_stride_bytes,
             record.attn_out_ptr + token * record.hidden_stride_bytes,
         )  # fmt: skip
 

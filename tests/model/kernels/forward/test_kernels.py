@@ -121,7 +121,7 @@ class Product:
 
         self.run = compiled(run)
         self._packed: tuple[np.ndarray, np.ndarray] | None = (
-            None  # the weight of the last call, which is often that of the next, and its panels
+            None  # the last call's weight and its panels: the next call often has the same one
         )
 
     def _panels(self, weight: np.ndarray) -> np.ndarray:
@@ -205,7 +205,7 @@ def products(target: KernelTarget) -> dict[str, Product]:
 
 @pytest.fixture(scope="module", params=TARGETS, ids=name_of)
 def dot_products(request: pytest.FixtureRequest) -> dict[str, Product]:
-    """The products by which targets of one width differ."""
+    """Linear layers of every target: targets of one width differ in their dot products."""
     return products_of(request.param)
 
 
@@ -278,7 +278,7 @@ def test_product_of_bytes_is_exact_but_for_its_scales(
 
 @pytest.mark.parametrize("count", [1, 6, 13, 14, 26, 97])
 def test_rows_are_finished_as_their_layer_says(products: dict[str, Product], count: int) -> None:
-    """Along a short panel a few rows at a time, along a long one all together."""
+    """Short panels finish a few rows at a time, long ones all rows together."""
     for d_in in (40, 1700):
         rows, weight, bias = (
             numbers(count, d_in),
@@ -481,7 +481,7 @@ def finish(
     bias: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One row of one panel through a float32 epilogue."""
+    """Return one row of one panel after a float32 epilogue."""
     bias = np.zeros_like(sums) if bias is None else bias
     out = np.zeros_like(sums) if out is None else out
     linear = np.zeros(1, dtype=LINEAR)

@@ -1,4 +1,4 @@
-"""NaN and infinities through every kernel: what NumPy makes of them, and nothing of it elsewhere.
+"""NaN and infinities in every kernel: they propagate as in NumPy, and reach no other row.
 
 A kernel that loses a NaN serves text that looks right; one that spreads it ends other requests.
 """
@@ -46,7 +46,7 @@ BITS = np.array(
     [0x7FC00000, 0xFFC00000, 0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FC001FF],
     dtype=np.uint32,
 )
-"""NaN of either sign and of several payloads, as files that were overwritten hold them."""
+"""NaN of either sign and several payloads, as in overwritten files."""
 SPECIAL = np.array([NAN, INF, -INF, 1e38, -1e38, 1e20, -1e20, 89, -89, 9, -9], dtype=np.float32)
 
 
@@ -58,7 +58,7 @@ def target(request: pytest.FixtureRequest) -> KernelTarget:
 
 
 def kinds_of(values: np.ndarray) -> np.ndarray:
-    """NaN, infinity with its sign, or 0 for a finite number."""
+    """Return NaN and infinities as they are, and 0 for finite numbers."""
     return np.where(np.isfinite(values), 0, values)
 
 
@@ -164,7 +164,7 @@ HEADS, BLOCK_SIZE, CONTEXT = 3, 5, PREFILL_QUERIES + 13
 
 
 class Attention:
-    """Storing keys and values and paged attention, of one target and type of cache."""
+    """store_keys_and_values and paged_attention, for one target and type of cache."""
 
     def __init__(self, target: KernelTarget, cache: str, head_dim: int) -> None:
         self.target, self.cache, self.head_dim = target, cache, head_dim
@@ -253,7 +253,7 @@ CUTS = {
 
 
 def sound_outputs(qkv: np.ndarray, head_dim: int) -> np.ndarray:
-    """Whether each query's output is finite in each head, by NumPy, one query at a time."""
+    """Return whether each query's output is finite in each head, by NumPy, query by query."""
     queries, keys, values = qkv.reshape(CONTEXT, 3, HEADS, head_dim).transpose(1, 0, 2, 3)
     with np.errstate(invalid="ignore"):
         weights = attention_weights(queries, keys, head_dim**-0.5)

@@ -1,4 +1,4 @@
-"""The compiled check of a batch against its twin in words, and attention cut into items."""
+"""The compiled check of a batch against ForwardBatch.check, and the items of attention."""
 
 from dataclasses import replace
 from pathlib import Path
