@@ -1,17 +1,14 @@
 """Streams: what every chunk carries, that they add up to the answer that is not streamed, and usage on the way."""
 
-import asyncio
 import itertools
-from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from openai import OpenAI
-from starlette.types import Message
 
 from nanovllm import LLM
 from nanovllm.server.http import event_stream
-from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT, PieceResponse
+from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT
 from tests.support.serving import (
     MODEL,
     RunningServer,
@@ -261,60 +258,6 @@ def test_comments_keep_a_stream_alive_that_has_nothing_to_send(
     ):
         text = "".join(chunk.choices[0].text for chunk in stream)
     assert text == join_choices(read_events(quiet))[0].text
-
-
-def collect(pieces: list[bytes], keep_alive_s: float) -> bytes:
-    """What a response sends, whose pieces come when other tasks have had their turn."""
-    sent: list[bytes] = []
-
-    async def make() -> AsyncGenerator[bytes, None]:
-        for piece in pieces:
-            for _ in range(5):
-                await asyncio.sleep(0)
-            yield piece
-
-    async def receive() -> Message:
-        return await asyncio.Future()
-
-    async def send(message: Message) -> None:
-        await asyncio.sleep(0)
-        sent.append(message.get("body", b""))
-
-    response = PieceResponse(make(), "text/event-stream", 30.0, keep_alive_s=keep_alive_s)
-    asyncio.run(response({"type": "http"}, receive, send))
-    return b"".join(sent)
-
-
-def test_comments_stand_between_events_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_stream, "MAX_WRITE_BYTES", 4)
-    events = [f"data: {number:020}\n\n".encode() for number in range(20)]
-    found = collect(events, keep_alive_s=0.0).split(b"\n\n")
-    assert [part for part in found if part and not part.startswith(b":")] == [event.strip() for event in events]  # fmt: skip
-    assert found.count(KEEP_ALIVE_COMMENT.strip()) >= len(events)
-    assert collect(events, keep_alive_s=100.0) == b"".join(events)
-
-
-def test_a_client_that_takes_no_comment_counts_as_gone() -> None:
-    ends: list[str] = []
-
-    async def make() -> AsyncGenerator[bytes, None]:
-        try:
-            await asyncio.Future()
-            yield b""
-        finally:
-            ends.append("source")
-
-    async def wait(message: Message | None = None) -> Message:
-        if message is None or message["type"] == "http.response.body":
-            await asyncio.Future()
-        return {}
-
-    def close() -> None:
-        ends.append("requests")
-
-    response = PieceResponse(make(), "text/event-stream", 0.02, on_close=close, keep_alive_s=0.01)
-    asyncio.run(asyncio.wait_for(response({"type": "http"}, wait, wait), 30))  # type: ignore[arg-type]
-    assert ends == ["requests", "source"]
 
 
 def test_a_stream_may_be_asked_for_with_false(server: RunningServer) -> None:

@@ -1,0 +1,64 @@
+"""PieceResponse: comments between events, and clients that take nothing."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import pytest
+from starlette.types import Message
+
+from nanovllm.server.http import event_stream
+from nanovllm.server.http.event_stream import KEEP_ALIVE_COMMENT, PieceResponse
+
+
+def collect(pieces: list[bytes], keep_alive_s: float) -> bytes:
+    """Return what a response sends whose pieces come when other tasks have had their turn."""
+    sent: list[bytes] = []
+
+    async def make() -> AsyncGenerator[bytes, None]:
+        for piece in pieces:
+            for _ in range(5):
+                await asyncio.sleep(0)
+            yield piece
+
+    async def receive() -> Message:
+        return await asyncio.Future()
+
+    async def send(message: Message) -> None:
+        await asyncio.sleep(0)
+        sent.append(message.get("body", b""))
+
+    response = PieceResponse(make(), "text/event-stream", 30.0, keep_alive_s=keep_alive_s)
+    asyncio.run(response({"type": "http"}, receive, send))
+    return b"".join(sent)
+
+
+def test_comments_stand_between_events_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_stream, "MAX_WRITE_BYTES", 4)
+    events = [f"data: {number:020}\n\n".encode() for number in range(20)]
+    parts = collect(events, keep_alive_s=0.0).split(b"\n\n")
+    assert [part for part in parts if part and not part.startswith(b":")] == [event.strip() for event in events]  # fmt: skip
+    assert parts.count(KEEP_ALIVE_COMMENT.strip()) >= len(events)
+    assert collect(events, keep_alive_s=100.0) == b"".join(events)
+
+
+def test_a_client_that_takes_no_comment_counts_as_disconnected() -> None:
+    ends: list[str] = []
+
+    async def make() -> AsyncGenerator[bytes, None]:
+        try:
+            await asyncio.Future()
+            yield b""
+        finally:
+            ends.append("source")
+
+    async def wait(message: Message | None = None) -> Message:
+        if message is None or message["type"] == "http.response.body":
+            await asyncio.Future()
+        return {}
+
+    def close() -> None:
+        ends.append("requests")
+
+    response = PieceResponse(make(), "text/event-stream", 0.02, on_close=close, keep_alive_s=0.01)
+    asyncio.run(asyncio.wait_for(response({"type": "http"}, wait, wait), 30))  # type: ignore[arg-type]
+    assert ends == ["requests", "source"]
