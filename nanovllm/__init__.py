@@ -2,6 +2,26 @@
 
 The names below are imported on first use (PEP 562), so that a part of the package, such as
 nanovllm.model, can be imported without the rest.
+
+The package in reading order, from the model up to the command line:
+
+model               the GPT-2 forward pass in NumPy, checkpoints, and the compiled kernels
+runner              runs a batch: the forward pass, then the sampler
+engine              continuous batching: scheduler, KV cache, requests
+llm                 LLM, the Python API
+async_llm           AsyncLLM, the same for asyncio
+server              the OpenAI-compatible HTTP API
+batch               files of requests
+hub                 from model names to folders
+cli                 the nanovllm command
+config              settings of an engine
+sampling_params     settings of a request
+structured_outputs  constraints on an output
+prompts             the forms of a prompt
+outputs             what requests return
+vllm_settings       advice for arguments that vLLM's LLM has
+errors              the public exceptions
+progress            progress bars
 """
 
 from importlib import import_module

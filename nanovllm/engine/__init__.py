@@ -4,6 +4,7 @@ In reading order:
 
 engine               step(): scheduler, batching, runner
 scheduling/          which requests run in a step, and in which blocks of the KV cache
+generation_request   what an endpoint or AsyncLLM asks for, in no endpoint's form
 input_processor      checks prompts and settings, and prepares requests
 request_limits       limits that a request must fit
 generation_defaults  sampling defaults of the model
