@@ -10,7 +10,7 @@ The packages import downward, from the last line of this list to the first. Read
 
     backend         the class behind the protocol of nanovllm/model/backend.py
     packed_weights  a checkpoint's weights in the kernels' layout
-    sampler         the class behind the protocol of nanovllm/model/rows.py
+    sampler         the class behind the protocol of nanovllm/model/sampling.py
     record          writes the addresses of NumPy arrays to records
     step_record     the records of a step, known to Python and to the kernels
     entries         all compiled entry points

@@ -111,7 +111,11 @@ class NumbaBackend:
         The backend is batch-invariant whatever `options.batch_invariant` says.
         """
         options = options or LoadOptions()
-        known = (DTYPES, {None, *QUANTIZATIONS}, {"auto", *CACHE_TYPES})
+        known: list[set[str | None]] = [
+            {*DTYPES},
+            {None, *QUANTIZATIONS},
+            {"auto", *CACHE_TYPES},
+        ]
         if any(name not in names for name, names in zip(options.types, known, strict=True)):
             raise ValueError(
                 f"backend='numba' takes dtype {' or '.join(DTYPES)}, quantization "
