@@ -322,7 +322,7 @@ def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
     assert text.count("| **float32**: nanovllm |") == 1
     assert "old" not in text
     assert "after" in text
-    with pytest.raises(ValueError, match="no place for roofline"):
+    with pytest.raises(ValueError, match="no markers for roofline"):
         table.insert(text, "roofline", "")
 
 
