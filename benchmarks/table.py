@@ -63,7 +63,7 @@ def insert(page: str, name: str, text: str) -> str:
     pattern = re.compile(rf"(<!-- {name}: begin -->\n).*?(<!-- {name}: end -->)", re.DOTALL)
     if pattern.search(page) is None:
         raise ValueError(
-            f"the page has no place for {name}; "
+            f"the page has no markers for {name}; "
             f"add the lines '<!-- {name}: begin -->' and '<!-- {name}: end -->'"
         )
     return pattern.sub(lambda match: f"{match[1]}\n{text}\n\n{match[2]}", page)

@@ -300,7 +300,7 @@ class Client:
         noise = [
             self._draw.randbytes(self._draw.randint(1, 4000)) + b"\r\n\r\n",
             b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\r\n\r\n",
-            b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
+            b"GET /nope HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\n\r\n",
             b"POST /v1/completions HTTP/1.1\r\ncontent-length: -5\r\n\r\n",
             b"POST /v1/completions HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
         ]  # fmt: skip
