@@ -431,7 +431,7 @@ def test_a_template_that_does_not_end_is_a_400(
         for response in run_threads([lambda: post(running)] * 8):
             error = read_error(response, 400)
             assert error["param"] == "messages"
-            assert "for more than 0.02 s" in error["message"]
+            assert "takes more than 0.02 s" in error["message"]
         running.complete("the", max_tokens=1)
 
 
