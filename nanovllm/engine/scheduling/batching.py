@@ -184,15 +184,13 @@ def _pack_settings(request: Request) -> bytes:
 
     Joining rows is faster than reading every setting at every step.
     """
-    given = request.sampling
+    params = request.sampling
     values: dict[str, float] = {
-        name: getattr(given, name) for name in _SETTINGS.names or () if hasattr(given, name)
+        name: getattr(params, name) for name in _SETTINGS.names or () if hasattr(params, name)
     }
     values |= {
-        "temperature": 0.0 if given.is_greedy else given.temperature,
-        "num_logprobs": -1 if given.logprobs is None else given.logprobs,
-    }
-    values |= {
+        "temperature": 0.0 if params.is_greedy else params.temperature,
+        "num_logprobs": -1 if params.logprobs is None else params.logprobs,
         "choices": request.choice_index,
         "seeds": request.seed & _SEED_MASK,
     }
