@@ -126,7 +126,7 @@ class AsyncEngine:
 
     @property
     def engine(self) -> Engine:
-        """The engine, for its configuration, input processor and tokenizer.
+        """The engine, for what never changes: configuration, sizes, input processor and tokenizer.
 
         Raises EngineNotReadyError unless it is ready.
         """
@@ -216,7 +216,8 @@ class AsyncEngine:
     def prepare(self, request: GenerationRequest) -> tuple[PreparedRequest, ...]:
         """Check and tokenize a request without queueing it; may be called on any thread.
 
-        Raises InvalidRequestError, and EngineNotReadyError unless the engine is ready.
+        Beam searches are prepared by `beam_search.begin_searches` instead. Raises
+        InvalidRequestError, and EngineNotReadyError unless the engine is ready.
         """
         return prepare_requests(request, self.engine.input_processor)
 
@@ -250,7 +251,7 @@ class AsyncEngine:
             reservation: room that was reserved for the request before.
 
         Raises:
-            InvalidRequestError: a sequence id is in use, or the request has too many answers.
+            InvalidRequestError: a prepared request is queued already, or the request never fits.
             QueueFullError: there is no room for the request now.
             RequestTimeoutError: the deadline has passed.
             EngineNotReadyError: the engine is still loading, or stopped.

@@ -15,7 +15,11 @@ from nanovllm.sampling_params import SamplingParams, TruncationSide
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingParams:
-    """Settings of a prompt that is embedded; the last three are those of SamplingParams."""
+    """Settings of a prompt that is embedded.
+
+    The last three are those of SamplingParams, except that truncation keeps the first tokens by
+    default.
+    """
 
     pooling: Pooling = "last"
     normalize: bool = True
@@ -29,14 +33,15 @@ class GenerationRequest:
     """One or several prompts with the settings that they share.
 
     Attributes:
-        prompts: the prompts; each has `n` choices.
+        prompts: the prompts.
         params: what is done with them: sampling, beam search or embedding.
-        n: choices of a beam search that are returned; None for all beams.
-        request_id: part of the ids of its sequences, which are unique.
+        n: choices of each prompt that a beam search returns; None for all beams. Sampling has its
+            own n, in SamplingParams.
+        request_id: part of the ids of its sequences, which are unique without it.
         priority: lower is served first.
         cache_salt: prefixes are shared in the cache among requests of one salt.
         must_fit: refuse a prompt with which max_tokens exceeds the context, instead of
-            generating fewer tokens.
+            generating fewer tokens; for sampling only.
     """
 
     prompts: Sequence[Prompt]

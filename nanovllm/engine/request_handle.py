@@ -60,7 +60,8 @@ class RequestHandle:
         prepared_requests: the prompts.
         reservations: the queue's room for each prompt; None where it is reserved elsewhere.
         on_release: called with the indices of the prompts that are released.
-        deadline, timer: when the request is due, if ever.
+        deadline: when the request is due, if ever.
+        timer: ends at the deadline what is unfinished then.
         error: why there are no more outputs.
     """
 

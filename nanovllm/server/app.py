@@ -1,6 +1,7 @@
 """create_app(engine): the HTTP application around an AsyncEngine.
 
-    GET  / /docs /health /version /metrics /load /v1/models /v1/models/{id} /tokenizer_info
+    GET  / /docs /openapi.json /health /version /metrics /load /v1/models /v1/models/{id}
+         /tokenizer_info
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
 
 HEAD is answered where GET is. The application starts and stops the engine, and answers 503 while

@@ -19,7 +19,6 @@ from nanovllm.server.http.errors import error_response, shorten
 
 OPEN_PATHS = PUBLIC_PATHS | {"/health"}
 """Paths that need no API key."""
-"""Paths that need no key."""
 _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::[0-9]*)?")
 
 

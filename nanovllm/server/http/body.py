@@ -22,6 +22,7 @@ async def read_body(request: Request, kind: type[B], work: Work) -> tuple[B, int
 
     Raises:
         InvalidRequestError: the body does not match `kind`.
+        QueueFullError: too many large bodies wait to be read.
         ClientDisconnectedError: the client closed its connection.
         RequestTimeoutError: the request's deadline has passed.
     """

@@ -1,7 +1,7 @@
 """Request deadlines: the server's timeout, or the client's if that is shorter.
 
-The client sends a header, which every route accepts and the official clients can set
-(`extra_headers`).
+The client sends a header, which every POST route reads and the official clients can set
+(`extra_headers`). GET routes have no deadline.
 """
 
 import re

@@ -57,7 +57,7 @@ class InvalidBodyError(InvalidRequestError):
 
 
 class ErrorAnswer(TypedDict):
-    """The one form of all errors."""
+    """The form of all errors, except in the streams of /v1/responses."""
 
     error: Error
 

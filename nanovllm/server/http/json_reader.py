@@ -3,7 +3,8 @@
 NumPy scans the document once for brackets and commas outside of strings. That gives its depth and
 its number of arrays and objects. Both are bounded, because they make parsing, validating and
 freeing expensive. Then the document is cut at commas into pieces of at most PIECE_BYTES for
-json.loads. It accepts, refuses and returns the same as json.loads.
+json.loads. Within these bounds, and for UTF-8, it accepts, refuses and returns the same as
+json.loads.
 """
 
 import codecs

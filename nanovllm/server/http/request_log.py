@@ -42,6 +42,8 @@ class RequestRecord:
     """State of one request. The middleware records the response, the handler the rest.
 
     Attributes:
+        request_id: the `x-request-id` header of the response.
+        arrived_at, arrived_s: when the head arrived, as a date and by `time.monotonic()`.
         client: identity for fair scheduling, an address or the digest of an API key.
         status: HTTP status; None until the response starts.
         is_answered: the last byte of the response has been sent.
@@ -51,6 +53,7 @@ class RequestRecord:
         prompt_tokens: tokens of the valid prompts; None before validation.
         completion_tokens: generated tokens; None if generation did not begin.
         keeps_prompts: prompts are logged.
+        prompts: the prompts to log; None if they are not logged, or before validation.
         held: memory that is released when the response has ended.
     """
 

@@ -2,7 +2,7 @@
 
 An endpoint parses its body into a GenerationRequest and renders outputs in its form.
 
-endpoint        what all endpoints share between their two functions
+endpoint        what all endpoints share between parser and renderer
 renderer        outputs as a response, whole or as server-sent events
 schemas         the fields of bodies: those of completions, and shared ones
 completions     POST /v1/completions

@@ -231,7 +231,7 @@ class ChatRequest(SamplingBody, UnusedChatFields, PromptFields):
 
     @property
     def logged_prompts(self) -> list[str | list[int]]:
-        """The messages as the client sent them, for the request log."""
+        """The texts of the messages, for the request log."""
         return [message.content for message in self.messages]
 
     @property

@@ -1,10 +1,15 @@
-"""Endpoints that run the model, and all that they share between their two functions.
+"""Endpoints that run the model, and all that they share between parser and renderer.
 
     body -> parse -> GenerationRequest -> AsyncEngine.generate -> outputs -> renderer -> response
 
 An endpoint parses its body into a GenerationRequest and renders outputs in its form. Everything
 between is here: preparing on a worker thread, the queue, grammars, deadlines, disconnects, streams
-and the request log. run-batch uses the same endpoints without the server.
+and the request log. run-batch uses `prepare_call` and the renderers of its endpoints without the
+server.
+
+A new endpoint is a module with a body (GenerationBody), a parser, a Renderer and an Endpoint of
+them, which app.py lists in ENDPOINTS. responses.py is an example that shares no fields with
+completions.
 """
 
 import asyncio
@@ -62,19 +67,19 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Endpoint(Generic[B]):
-    """An endpoint: two functions, and what the OpenAPI document says of it.
+    """An endpoint: its parser and its renderer, and what the OpenAPI document says of it.
 
     Attributes:
         path: of its URL.
         name: of its route.
         description: what it does.
-        id_prefix: begins the ids of its requests.
+        id_prefix: begins the ids of its requests, which are the `id` of responses.
         body: the type of its bodies.
         parse: returns the request of a body; called on a worker thread; may raise
             InvalidRequestError in the engine's names of fields.
-        renderer: returns the renderer of a response.
+        renderer: returns a new renderer for one response, whole or streamed.
         response: the type of a whole response.
-        event: the type of an event's data in a stream; None if it does not stream.
+        event: the type of an event's data in a stream; None if its bodies have no field `stream`.
         is_guarded: whether parsing a body waits for a process, such as a template's.
         has_id: whether responses have the request's id.
     """
@@ -130,7 +135,7 @@ class PreparedCall:
         return isinstance(self.request.params, PoolingParams)
 
     def outputs(self) -> list[Any]:
-        """Return the outputs, once every prompt has ended; raises the first error."""
+        """Return the outputs, once every prompt has ended without an error."""
         processors = [prepared.output_processor for prepared in self.prepared_requests]
         if self.is_embedding:
             return [processor.embedding() for processor in processors]

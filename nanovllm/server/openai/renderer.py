@@ -41,7 +41,11 @@ class ResponseContext:
 
 
 class Renderer(ABC, Generic[OutputT]):
-    """Renders the outputs of one request. A stream is `begin`, deltas, and `end` or `error`."""
+    """Renders the outputs of one request, whole by `body` or as a stream by the other methods.
+
+    A stream is `begin`, deltas, and `end` or `error`; each returns whole server-sent events. An
+    endpoint that does not stream has `body` only.
+    """
 
     @abstractmethod
     def body(self, outputs: Sequence[OutputT]) -> Mapping[str, Any]:

@@ -140,7 +140,7 @@ class ResponsesRequest(UnusedFields, GenerationBody):
 
     @property
     def logged_prompts(self) -> list[str | list[int]]:
-        """The input as the client sent it, for the request log."""
+        """The texts of the input, without `instructions`, for the request log."""
         if isinstance(self.input, str):
             return [self.input]
         return [message.content for message in self.input]

@@ -165,7 +165,7 @@ class GenerationBody(Body):
 
     @property
     def logged_prompts(self) -> Sequence[str | list[int]]:
-        """The prompts as the client sent them, for the request log."""
+        """The prompts, or the texts of messages, for the request log."""
         raise NotImplementedError
 
     @property
@@ -185,7 +185,11 @@ class GenerationBody(Body):
 
     @property
     def field_names(self) -> Mapping[str, str]:
-        """The client's names of fields by the engine's, for error messages."""
+        """The client's names of fields by the engine's, for error messages.
+
+        A name is replaced wherever it stands in a message as a word, so it must not be an English
+        word that messages use.
+        """
         return {}
 
 
