@@ -178,6 +178,8 @@ def make_linear(target: KernelTarget, weights: str) -> Any:
     ) -> int:  # fmt: skip
         if phase == ABORTED:
             return ABORTED
+        # The records of this linear layer and of the one computed next; after the head comes the
+        # first one, of the next forward pass.
         this = linear_at(record.linears_ptr + number * LINEAR_BYTES)
         is_head = number == record.layers * LINEARS_PER_LAYER
         following = linear_at(record.linears_ptr + (0 if is_head else number + 1) * LINEAR_BYTES)
