@@ -29,7 +29,7 @@ from nanovllm.model.weights import (
 )
 
 
-@np.errstate(over="ignore", invalid="ignore")  # a sequence that overflows may be beside sound ones
+@np.errstate(over="ignore", invalid="ignore")  # one sequence may overflow, others be sound
 def forward(
     config: GPT2Config,
     weights: GPT2Weights,

@@ -1,10 +1,10 @@
 """The forward pass as compiled code: the mirror of nanovllm/model/gpt2.py.
 
-forward          the transformer blocks
+forward          embedding, transformer blocks and final layer normalization
 head             the output head: logits, or the argmax of each row
 prepare          checks a batch and divides its attention into items
 matmul           linear layers: packed matmuls with an epilogue
-tiles            their inner loops, with all accumulators in registers
+tiles            the inner loops of matmuls, with all accumulators in registers
 epilogue         bias, activation and residual, applied before a result is stored
 attention        attention over the paged KV cache
 attend           one query in several heads, or several queries in one head
@@ -13,6 +13,6 @@ kv_cache         layout of the cache; stores keys and values
 layernorm        layer normalization of a row
 activation       activation functions on vectors
 argmax           argmax fused into the matmul of the output head
-convert          rows in the types of linear layers and of the cache
+convert          converts rows to the types of linear layers and of the cache
 phase            an operation shared by several threads, and the barrier at its end
 """

@@ -1,20 +1,21 @@
-"""The end of a linear layer, applied to accumulators before anything is stored.
+"""The end of a linear layer, applied to its accumulators while they are in the first-level cache.
 
-    STORE          out  = accumulators + bias
-    an activation  out  = activation(accumulators + bias)
-    RESIDUAL       out += accumulators + bias
+    STORE          out  = x @ weight + bias
+    an activation  out  = activation(x @ weight + bias)
+    RESIDUAL       out += x @ weight + bias
 
-Activated results are stored in the type that the next linear layer takes: bfloat16 where the
-weights are bfloat16, otherwise float32. All other results are float32.
+Results are float32, with one exception: where the weights are bfloat16, activated results are
+bfloat16, because they are the input rows of the next linear layer. Input rows of int8 are quantized
+by an operation of their own (forward.py).
 
-int8 accumulators are integers. The inputs x were quantized to q = x / row_scale + zero_point
-(convert.py), so sum(q * w) is too large by zero_point * sum(w) of the column:
+Accumulators are x @ weight, unless the weights are int8. Then they are int32 sums of q * w, where
+the inputs x were quantized to q = round(x / row_scale) + zero_point (convert.py). Each sum is too
+large by zero_point * sum(w) of its column:
 
     x @ weight = row_scale * column_scale * (accumulator - zero_point * column_sum)
                  + the row's outliers, times their float32 weights, one after the other
 
-Rows go through the epilogue in groups while their accumulators are in the first-level cache. It
-loads the bias and the column scales of a vector once for all rows of the group.
+The bias and the column scales of a vector are loaded once for all rows of a group.
 """
 
 from collections.abc import Callable, Sequence
@@ -35,23 +36,27 @@ from nanovllm.model.kernels.step_record import (
     WORD_BYTES,
 )
 
-Finish = Callable[[Value, Value], Value]
-"""From a vector (bias added) and the address of its output to the vector that is stored."""
+_Finish = Callable[[Value, Value], Value]
+"""_Finish(sums, out_ptr) -> the vector to store at `out_ptr`, where `sums` includes the bias."""
 
 
 @cache
 def make_epilogue(
     target: KernelTarget, weights: str, *, kinds: Sequence[int] = range(RESIDUAL + 1)
 ) -> Any:
-    """Return epilogue, for some rows of one panel. Only the epilogues in `kinds` are compiled.
+    """Return epilogue: the results of some rows and one panel, from their accumulators.
 
-    kind                       STORE, RESIDUAL or the number of an activation
-    accumulators_ptr           [rows, width], float32 or int32
-    rows                       number of rows
-    linear                     record of the linear layer
-    column                     the panel's first column
-    row_quant_ptr              the rows' quantization, where the weights are int8
-    out_ptr, out_stride_bytes  the whole output rows; may be the accumulators themselves
+    kind               STORE, RESIDUAL or the index of an activation; one of `kinds`, because only
+                       those are compiled
+    accumulators_ptr   [rows, width], float32 or int32
+    rows               number of rows
+    linear             record of the linear layer (step_record.py)
+    column             index of the panel's first column in the output rows
+    row_quant_ptr      scale, zero point and outliers of each row, where the weights are int8
+    out_ptr            output rows from their column 0, though only the panel's columns are written
+    out_stride_bytes   bytes from one output row to the next
+
+    The results may take the place of the accumulators.
     """
     finish_rows = kernel(target, _make_finish_rows(target, weights, kinds))
     result_bytes = _make_result_bytes(weights)
@@ -77,7 +82,7 @@ def make_epilogue(
 def make_prefetch_output(target: KernelTarget, weights: str) -> Any:
     """Return prefetch_output(kind, rows, column, out_ptr, out_stride_bytes).
 
-    It prefetches the output of `epilogue` with the same arguments.
+    It prefetches, for writing, what `epilogue` stores with the same arguments.
     """
     result_bytes, width = _make_result_bytes(weights), target.panel_width
 
@@ -108,7 +113,7 @@ def make_prefetch_output(target: KernelTarget, weights: str) -> Any:
 
 
 def _make_result_bytes(weights: str) -> Any:
-    """Return result_bytes(kind): the bytes of one result of an epilogue."""
+    """Return result_bytes(kind): the bytes of one result, 2 for bfloat16 and 4 for float32."""
     activated_bytes = 2 if weights == "bfloat16" else WORD_BYTES
     activations = len(ACTIVATION_NAMES)
 
@@ -122,32 +127,38 @@ def _make_result_bytes(weights: str) -> Any:
 def _make_finish_rows(
     target: KernelTarget, weights: str, kinds: Sequence[int]
 ) -> Callable[..., None]:
+    """Return finish_rows, which emits the epilogue of each kind and a choice between them.
+
+    Its arguments are those of `epilogue`. The addresses are of the panel's first column, and
+    `outlier_stride_bytes` is from one outlier's weights to the next outlier's.
+    """
+
     def finish_rows(
         v: Vectors, kind: Value, accumulators_ptr: Value, rows: Value, bias_ptr: Value,
         row_quant_ptr: Value, out_ptr: Value, out_stride_bytes: Value, column_sums_ptr: Value,
         column_scales_ptr: Value, outliers: Value, outlier_weight_ptr: Value,
         outlier_stride_bytes: Value,
     ) -> None:  # fmt: skip
-        def finish_all(finish: Finish, *, as_bfloat16: bool) -> None:
-            """Emit the loops over the panel's vectors and the rows."""
+        def emit_loops(finish: _Finish, *, as_bfloat16: bool) -> None:
+            """Emit one kind: a loop over the panel's vectors, and within it one over the rows."""
 
             def vector(i: Value, _: list[Value]) -> list[Value]:
                 weight_ptr = v.element(outlier_weight_ptr, i)
-                columns: tuple[Value, ...] = ()
+                column_quant: tuple[Value, ...] = ()
                 if weights == "int8":
                     column_sums = v.load_words(v.element(column_sums_ptr, i))
-                    columns = column_sums, v.load(v.element(column_scales_ptr, i))
+                    column_quant = column_sums, v.load(v.element(column_scales_ptr, i))
                 bias = v.load(v.element(bias_ptr, i))
 
-                def row(number: Value, _: list[Value]) -> list[Value]:
-                    row_bytes = v.times(number, target.panel_width * WORD_BYTES)
+                def row(index: Value, _: list[Value]) -> list[Value]:
+                    row_bytes = v.times(index, target.panel_width * WORD_BYTES)
                     accumulator_ptr = v.element(v.address(accumulators_ptr, row_bytes), i)
-                    if columns:
-                        quant_ptr = v.address(row_quant_ptr, v.times(number, ROW_QUANT_BYTES))
+                    if column_quant:
+                        quant_ptr = v.address(row_quant_ptr, v.times(index, ROW_QUANT_BYTES))
                         value = _dequantize(
                             v,
                             v.load_words(accumulator_ptr),
-                            columns,
+                            column_quant,
                             quant_ptr,
                             outliers,
                             weight_ptr,
@@ -157,7 +168,7 @@ def _make_finish_rows(
                         value = v.load(accumulator_ptr)
                     result_ptr = v.address(
                         out_ptr,
-                        v.builder.mul(number, out_stride_bytes),
+                        v.builder.mul(index, out_stride_bytes),
                         v.times(i, 2 if as_bfloat16 else WORD_BYTES),
                     )
                     value = finish(v.add(value, bias), result_ptr)
@@ -172,35 +183,42 @@ def _make_finish_rows(
         for number in kinds:
             with v.when_equal(kind, number):
                 if number == STORE:
-                    finish_all(lambda value, _: value, as_bfloat16=False)
+                    emit_loops(lambda value, _: value, as_bfloat16=False)
                 elif number == RESIDUAL:
-                    finish_all(
+                    emit_loops(
                         lambda value, result_ptr: v.add(v.load(result_ptr), value),
                         as_bfloat16=False,
                     )
                 else:
-                    finish_all(
+                    emit_loops(
                         _activation(v, ACTIVATION_NAMES[number]), as_bfloat16=weights == "bfloat16"
                     )
 
     return finish_rows
 
 
-def _activation(v: Vectors, name: str) -> Finish:
+def _activation(v: Vectors, name: str) -> _Finish:
     return lambda value, _: ACTIVATIONS[name](v, value)
 
 
 def _dequantize(
     v: Vectors,
     accumulators: Value,
-    columns: tuple[Value, ...],
+    column_quant: tuple[Value, ...],
     row_quant_ptr: Value,
     outliers: Value,
     outlier_weight_ptr: Value,
     outlier_stride_bytes: Value,
 ) -> Value:
-    """Return a vector of a row's int32 accumulators as float32, with its outliers added."""
-    column_sums, column_scales = columns
+    """Return x @ weight of one row and a vector of columns, from their int32 accumulators.
+
+    column_quant          the columns' int32 sums and float32 scales
+    row_quant_ptr         scale, zero point and outliers of the row
+    outliers              number of outliers
+    outlier_weight_ptr    these columns of the first outlier's float32 weights
+    outlier_stride_bytes  bytes to the next outlier's weights
+    """
+    column_sums, column_scales = column_quant
     row_scale = v.splat(v.load_scalar(row_quant_ptr))
     zero_point = v.splat(v.load_word(row_quant_ptr, WORD_BYTES))
     total = v.to_float(v.builder.sub(accumulators, v.builder.mul(column_sums, zero_point)))

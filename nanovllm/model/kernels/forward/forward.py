@@ -1,13 +1,19 @@
 """The compiled forward pass: the operations of nanovllm/model/gpt2.py in the same order.
 
-Several threads run it at once, each with its number. Every operation is a phase (phase.py), takes
-the address of its phase and returns that of the next one, or ABORTED, with which every later
-operation returns at once.
+All threads of a run call `forward`, each with its own index, and share the work of every operation
+(phase.py). An operation takes the address of its phase and returns that of the next one, or ABORTED
+where the thread must not continue. An operation that is called with ABORTED returns it at once.
 
-A linear layer takes its input rows in the type of its weights. bfloat16 rows are converted by the
-operation that computes them. An int8 row's scale needs the whole row: layer_norm, where one thread
-computes a row, quantizes it at once. Rows that several threads compute are quantized by an
-operation of their own.
+A linear layer takes its input rows in the type of its weights:
+
+    float32   the rows as they are
+    bfloat16  converted by the operation that computes the rows
+    int8      quantized when the whole row is known, from which its scale follows: by layer_norm,
+              where one thread computes a row, but by an operation of their own after attention and
+              the activation, where several threads do
+
+Rows of hidden, gains, biases and position embeddings are float32 [d_model], padded with zeros to
+whole panels, so they share the stride hidden_stride_bytes. So does attn_out in any type.
 """
 
 from functools import cache
@@ -44,12 +50,13 @@ from nanovllm.model.kernels.threads.barrier import take_item
 
 @cache
 def make_forward(spec: Spec) -> Any:
-    """Return forward(record_ptr, thread), which computes a whole step.
+    """Return forward(record_ptr, thread): final hidden states of a batch.
 
-    record_ptr  address of the step's record (step_record.py)
-    thread      number of the calling thread
+    record_ptr  address of the arguments (step_record.py)
+    thread      index of the calling thread
 
-    The result is the step's array `final`: the final hidden states of its `logit_rows`.
+    The result [rows, d_model] is in the record's array `final`, a row for each of `logit_rows`. The
+    keys and values of the batch's tokens are written to the cache.
     """
     embed, layer_norm, final_norm = _make_embed(spec), _make_layer_norm(spec), _make_final(spec)
     store_keys_and_values, paged_attention = make_store(spec), make_paged_attention(spec)
@@ -62,7 +69,8 @@ def make_forward(spec: Spec) -> Any:
         hidden_ptr, hidden_stride_bytes = record.hidden_ptr, record.hidden_stride_bytes
         phase = embed(record, thread, record.phases_ptr)
         for layer in range(record.layers):
-            norm_bytes = layer * hidden_stride_bytes
+            norm_bytes = layer * hidden_stride_bytes  # from the gain or bias of layer 0 to this one
+            # Indices of linear layers; `attention_out` is the one that takes the rows `attn_out`.
             qkv, attention_out, up, down = linear_numbers(layer)
 
             # layer_norm(hidden) @ qkv_weight + qkv_bias -> qkv
@@ -124,7 +132,7 @@ def make_forward(spec: Spec) -> Any:
 
 @compiled
 def linear_numbers(layer: int) -> tuple[int, int, int, int]:
-    """Return the numbers of a block's linear layers, which are counted through all blocks."""
+    """Return the indices of a transformer block's four linear layers among those of all blocks."""
     first = layer * LINEARS_PER_LAYER
     return first + QKV, first + ATTENTION_OUT, first + UP, first + DOWN
 
@@ -136,7 +144,7 @@ def _make_embed(spec: Spec) -> Any:
 
     @compiled
     def embed(record: Any, thread: int, phase: int) -> int:
-        """hidden = token_embedding[token_ids] + position_embedding[positions]; padding is 0."""
+        """hidden = token_embedding[token_ids] + position_embedding[positions]."""
         if phase == ABORTED:
             return ABORTED
         size = rows_per_item(record, record.tokens)
@@ -148,7 +156,7 @@ def _make_embed(spec: Spec) -> Any:
                 hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
                 token_id = load_int(record.token_ids_ptr, token)
                 row_ptr = record.token_embedding_ptr + token_id * record.embedding_stride_bytes
-                clear(hidden_ptr, record.d_model)
+                clear(hidden_ptr, record.d_model)  # the padding of the last vector must be 0
                 if record.embedding_is_bfloat16:
                     widen_row(row_ptr, hidden_ptr, record.d_model)
                 else:
@@ -166,7 +174,7 @@ def _make_layer_norm(spec: Spec) -> Any:
     """Return layer_norm(record, thread, phase, gain_ptr, bias_ptr, number) -> next phase.
 
     gain_ptr, bias_ptr  float32 [d_model], padded to whole vectors
-    number              the linear layer that takes the rows
+    number              index of the linear layer that takes the result as its input rows
     """
     normalize_row = make_normalize_row(spec.target)
     convert_row = make_convert_row(spec.target, spec.weights)
@@ -188,6 +196,7 @@ def _make_layer_norm(spec: Spec) -> Any:
             for token in range(item * size, min(record.tokens, (item + 1) * size)):
                 hidden_ptr = record.hidden_ptr + token * record.hidden_stride_bytes
                 inputs_ptr = record.inputs_ptr + token * record.inputs_stride_bytes
+                # Normalized in float32; for other types in the thread's own row, then converted.
                 row_ptr = inputs_ptr if is_float32 else record.row_ptr + thread * record.row_bytes
                 normalize_row(
                     hidden_ptr, gain_ptr, bias_ptr, row_ptr, record.d_model, record.epsilon_ptr
@@ -207,7 +216,10 @@ def _make_final(spec: Spec) -> Any:
 
     @compiled
     def final_norm(record: Any, thread: int, phase: int) -> None:
-        """final = layer_norm(hidden[logit_rows]); a run's last phase needs no barrier."""
+        """final = layer_norm(hidden[logit_rows]).
+
+        No barrier follows: a run ends after its active threads have returned.
+        """
         if phase == ABORTED:
             return
         row = take_item(phase)
@@ -228,14 +240,17 @@ def _make_final(spec: Spec) -> Any:
 
 @cache
 def make_convert_inputs(spec: Spec) -> Any:
-    """Return convert_inputs(record, thread, phase, number, rows, d_in, rows_ptr, stride_bytes).
+    """Return convert_inputs, an operation: inputs = rows, as bfloat16 or quantized to int8.
 
-    number        the linear layer that takes the rows
-    rows, d_in    shape of the rows, which are float32
-    rows_ptr      their address
+    record        arguments of the forward pass (step_record.py)
+    thread        index of the calling thread
+    phase         address of this operation's phase
+    number        index of the linear layer that takes the result as its input rows
+    rows, d_in    number and length of the float32 rows
+    rows_ptr      the first row
     stride_bytes  bytes from one row to the next
 
-    It returns the next phase.
+    It returns the address of the next phase, or ABORTED.
     """
     convert_row = make_convert_row(spec.target, spec.weights)
 
@@ -244,7 +259,7 @@ def make_convert_inputs(spec: Spec) -> Any:
         record: Any, thread: int, phase: int, number: int, rows: int, d_in: int, rows_ptr: int,
         stride_bytes: int,
     ) -> int:  # fmt: skip
-        """inputs = rows, in the type of the linear layer's weights."""
+        """Convert `rows` rows to the record's array `inputs`."""
         if phase == ABORTED:
             return ABORTED
         linear = linear_at(record.linears_ptr + number * LINEAR_BYTES)

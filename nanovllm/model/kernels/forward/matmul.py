@@ -1,27 +1,35 @@
 """Linear layers: out = epilogue(inputs @ weight + bias), with the weight packed into panels.
 
-    weight [d_in, d_out]  ->  panels [d_out / width][steps][width], words of 32 bits
+    weight [d_in, d_out]  ->  panels [d_out / width][steps][width], 32-bit words
 
-A panel is `width` columns of the weight, a few vectors wide. A step of it is a row of words, which
-hold one float32, two bfloat16 or four int8 of each column (formats.py). The rest is zeros. A tile
-of up to 6 input rows walks down a panel and keeps its accumulators in registers (tiles.py).
+A panel holds `width` columns of the weight, a few vectors wide. A step of a panel is a row of
+words, one for each column. A word holds one float32, two bfloat16 or four int8, which lie below
+each other in the column (formats.py). Columns past d_out and rows past d_in are zeros.
 
-The threads take panels in turn. Of many input rows, they take blocks of ROW_BLOCK rows of a panel.
-A tile first walks down one piece of a long panel with all rows, while the piece is in the cache,
-and leaves its accumulators in memory. This changes no bit: a sum still adds its terms in the same
-order.
+The loops, from the outermost to the innermost:
 
-Until there are many rows, reading the weights takes most of the time. So a thread prefetches what
-it reads next while it computes:
+    item   one panel and up to ROW_BLOCK input rows; the threads take one item at a time
+    group  rows of the item that go through the epilogue together
+    piece  up to _PIECE_STEPS steps of the panel
+    tile   up to 6 rows of the group, with all accumulators in registers (tiles.py)
+    step   a row of words of the panel, times one word of each input row
 
-- one tile has all rows: a little ahead in the same panel, which is then read at memory speed;
+All tiles of a group walk down one piece, while it is in the second-level cache, before they walk
+down the next one. In between, their accumulators are in the thread's scratch memory. A sum adds its
+terms in the order of the steps, so pieces and tiles change none of its bits.
+
+With few rows, reading the weights takes most of the time. So each tile also prefetches a part of
+what the thread reads next:
+
+- one tile has all rows of the item: the same panel, _STREAM_BYTES ahead, at memory speed;
 - several tiles: the next piece of the panel, each tile a part of it;
-- at the end of a panel: this thread's next panel. After its last panel that is a panel of the next
-  linear layer, which arrives while the threads wait at the barrier.
+- at the end of a panel: the panel of this thread's next item. After its last item that is a panel
+  of the next linear layer, which arrives while the threads wait at the barrier.
 
-A weight is read once a step. A nontemporal prefetch keeps it from evicting what Python uses between
-two steps. Targets where that is slower do not use it. The cache lines of the output are prefetched
-too, because a write also has to fetch its line first.
+Where one tile has all rows, each weight is read once in a forward pass. A nontemporal prefetch then
+keeps the weights from evicting what Python uses between two forward passes; targets where it is
+slower do not use it. The cache lines of the output are prefetched too, because a write also has to
+fetch its line first.
 """
 
 from functools import cache
@@ -45,18 +53,22 @@ from nanovllm.model.kernels.step_record import (
 from nanovllm.model.kernels.threads.barrier import take_item
 
 LINEAR_BYTES = LINEAR.itemsize
-_PIECE_STEPS = 768  # 192 KiB: the second-level cache also holds the rows and the next piece
-_GROUP_ROWS = 2 * TILE_ROWS  # accumulators that stay in the first-level cache until the epilogue
-_STREAM_BYTES = 6144  # how far ahead one tile prefetches: some 130 ns of a core's memory bandwidth
-_THREE_TILES_ROWS = 3 * TILE_ROWS  # up to here a tile must prefetch 2 lines a step, then 1 will do
-_UNDIVIDED_ROWS = 64  # up to here reading the weights costs more than computing with them
+# 192 KiB with AVX-512, else 48 KiB: the rows and the next piece fit the second-level cache too.
+_PIECE_STEPS = 768
+_GROUP_ROWS = 2 * TILE_ROWS  # their accumulators stay in the first-level cache until the epilogue
+_STREAM_BYTES = 6144  # what a core reads from memory in some 130 ns
+# The tiles of an item together prefetch a whole panel, whose steps are 4 cache lines with AVX-512:
+# two or three tiles 2 lines a step each, more tiles 1.
+_THREE_TILES_ROWS = 3 * TILE_ROWS
+_UNDIVIDED_ROWS = 64  # up to here all rows are one block; no effect while ROW_BLOCK is larger
 
 
 @compiled
 def group_rows(linear: Any, rows_left: int) -> int:
-    """Return how many of the rows that are left go through the epilogue together.
+    """Return the number of rows in the next group, of `rows_left` rows of an item.
 
-    Two tiles, or a whole block where panels are long. One or two rows are not left over.
+    A panel of several pieces takes up to ROW_BLOCK rows, which share each piece. A panel of one
+    piece takes two tiles; a last one or two rows join them, because a tile of their own is slow.
     """
     if linear.steps <= _PIECE_STEPS and rows_left > _GROUP_ROWS + 2:
         return _GROUP_ROWS
@@ -65,16 +77,16 @@ def group_rows(linear: Any, rows_left: int) -> int:
 
 @cache
 def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
-    """Return panel_accumulate, the matmul of some rows with one panel.
+    """Return panel_accumulate: accumulators = inputs[first : first + rows] @ panel, for one group.
 
     linear            record of the linear layer (step_record.py)
-    panel             number of the panel
-    in_ptr            the matmul's first input row
+    panel             index of the panel
+    in_ptr            first input row of the item, in the type of the weights
     in_stride_bytes   bytes from one input row to the next
-    first, rows       the rows to compute: `rows` rows from number `first` on
-    all_rows          rows that the matmul has in all
-    accumulators_ptr  result [rows, width], float32 or int32
-    next_ptr          what this thread reads after the panel; every tile prefetches a part of it
+    first, rows       index of the group's first row in the item, and number of its rows
+    all_rows          number of rows of the item, which decides what the tiles prefetch
+    accumulators_ptr  result [rows, width], float32 or int32; overwritten
+    next_ptr          panel of the thread's next item, to be prefetched
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
@@ -90,7 +102,7 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
     up_to_three_tiles = make_tiles(target, panel_format, vectors, prefetch_lines=2)
     more_tiles = make_tiles(target, panel_format, vectors, prefetch_lines=1)
     clear = make_clear(target)
-    step_bytes, stream_steps = panel_format.input_bytes, _STREAM_BYTES // width_bytes
+    input_step_bytes, stream_steps = panel_format.input_bytes, _STREAM_BYTES // width_bytes
 
     @compiled
     def panel_accumulate(
@@ -102,11 +114,12 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
         panel_ptr = linear.weight_ptr + panel * panel_bytes
         is_stream = all_rows <= TILE_ROWS
         in_ptr += first * in_stride_bytes
-        # The tiles of the rows before `first` have prefetched so much of the next piece already.
+        # Each tile of the groups before has prefetched one line a step: continue where they ended.
         prefetched_bytes = first // TILE_ROWS * steps_left * LINE_BYTES % panel_bytes
         clear(accumulators_ptr, rows * width)
         while steps_left > 0:
             steps = min(_PIECE_STEPS, steps_left)
+            # The last _STREAM_BYTES of a panel have nothing ahead of them but the next panel.
             if is_stream and steps_left > stream_steps:
                 steps = min(steps, steps_left - stream_steps)
             steps_left -= steps
@@ -129,7 +142,7 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
                     accumulators_ptr, width_bytes, rows, prefetch_ptr + prefetched_bytes,
                 )  # fmt: skip
             panel_ptr += steps * width_bytes
-            in_ptr += steps * step_bytes
+            in_ptr += steps * input_step_bytes
 
     return panel_accumulate
 
@@ -138,23 +151,25 @@ def make_panel_accumulate(target: KernelTarget, weights: str) -> Any:
 def make_linear(target: KernelTarget, weights: str) -> Any:
     """Return linear, an operation (phase.py): out = epilogue(inputs @ weight + bias).
 
-    record            record of the step (step_record.py)
-    thread            number of the calling thread
-    phase             this operation's phase
-    number            number of the linear layer, counted through all blocks
+    record            arguments of the forward pass (step_record.py)
+    thread            index of the calling thread
+    phase             address of this operation's phase
+    number            index of the linear layer: 4 for each transformer block, then the output head
     rows              number of input rows
-    in_ptr            input rows in the type of the weights; int8 with their `row_quant`
+    in_ptr            input rows in the type of the weights; record.row_quant_ptr has the scales and
+                      zero points of int8 rows
     in_stride_bytes   bytes from one input row to the next
-    out_ptr           output rows, each as long as all panels together
+    out_ptr           output rows [panels * width], float32 or as epilogue.py says
     out_stride_bytes  bytes from one output row to the next
-    epilogue          STORE, RESIDUAL or the number of an activation (epilogue.py)
+    epilogue          STORE, RESIDUAL or the index of an activation (epilogue.py)
 
-    It returns the next phase.
+    It returns the address of the next phase, or ABORTED.
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
     panel_accumulate = make_panel_accumulate(target, weights)
-    finish, prefetch_output = make_epilogue(target, weights), make_prefetch_output(target, weights)
+    apply_epilogue = make_epilogue(target, weights)
+    prefetch_output = make_prefetch_output(target, weights)
 
     @compiled
     def linear(
@@ -163,6 +178,8 @@ def make_linear(target: KernelTarget, weights: str) -> Any:
     ) -> int:  # fmt: skip
         if phase == ABORTED:
             return ABORTED
+        # The records of this linear layer and of the one computed next; after the head comes the
+        # first one, of the next forward pass.
         this = linear_at(record.linears_ptr + number * LINEAR_BYTES)
         is_head = number == record.layers * LINEARS_PER_LAYER
         following = linear_at(record.linears_ptr + (0 if is_head else number + 1) * LINEAR_BYTES)
@@ -173,6 +190,7 @@ def make_linear(target: KernelTarget, weights: str) -> Any:
         done = 0
         item = take_item(phase)
         while item < items:
+            # All panels for the first block of rows, then all panels for the next block.
             row = item // panels * block_rows
             # The threads take items more or less in turn, so this thread's next one is predictable.
             next_item = item + record.threads
@@ -196,7 +214,10 @@ def make_linear(target: KernelTarget, weights: str) -> Any:
         this: Any, panel: int, all_rows: int, in_ptr: int, in_stride_bytes: int, row_quant_ptr: int,
         out_ptr: int, out_stride_bytes: int, epilogue: int, accumulators_ptr: int, next_ptr: int,
     ) -> None:  # fmt: skip
-        """Compute one panel's columns of the output, group by group of rows."""
+        """Compute an item: one panel's columns of `all_rows` output rows, group by group.
+
+        `in_ptr`, `row_quant_ptr` and `out_ptr` are of the item's first row.
+        """
         column = panel * width
         first = 0
         while first < all_rows:
@@ -207,7 +228,7 @@ def make_linear(target: KernelTarget, weights: str) -> Any:
                 this, panel, in_ptr, in_stride_bytes, first, rows, all_rows,
                 accumulators_ptr, next_ptr,
             )  # fmt: skip
-            finish(
+            apply_epilogue(
                 epilogue, accumulators_ptr, rows, this, column,
                 row_quant_ptr + first * ROW_QUANT_BYTES, group_ptr, out_stride_bytes,
             )  # fmt: skip

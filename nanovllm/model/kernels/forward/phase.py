@@ -1,8 +1,8 @@
-"""A phase: one operation of a step, shared by several threads.
+"""A phase: one operation of a run, shared by several threads.
 
-An operation divides its work into items, which the threads take in turn until none is left. The
-barrier at its end opens when all items are computed, because the next operation reads what this one
-wrote. Which thread computes an item changes nothing about how it is computed.
+An operation divides its work into items. A thread takes the next item until none is left, so a fast
+thread takes more of them. The barrier at the end opens when all items are computed, because the
+next operation reads what this one wrote. Which thread computes an item changes no bit of it.
 """
 
 from typing import Any
@@ -12,13 +12,16 @@ from nanovllm.model.kernels.build.layout import PHASE_BYTES
 from nanovllm.model.kernels.threads.barrier import barrier
 
 ABORTED = 0
-"""Instead of the next phase's address: the step has failed, and no operation runs any more."""
+"""Instead of the next phase's address: the run has failed, or has ended without this thread."""
 _ITEMS_PER_THREAD = 4  # cheap to hand out, and short enough that no thread waits long for another
 
 
 @compiled
 def end_phase(record: Any, thread: int, phase_ptr: int, done: int, items: int) -> int:
-    """Wait until all `items` are done, `done` of them by this thread; return the next phase."""
+    """Wait until all `items` are done, `done` of them by this thread.
+
+    Return the address of the next phase, or ABORTED.
+    """
     if barrier(record.job_ptr, phase_ptr, thread, done, items):
         return phase_ptr + PHASE_BYTES
     return ABORTED

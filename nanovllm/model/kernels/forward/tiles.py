@@ -1,16 +1,18 @@
-"""The innermost loops: up to 6 rows times a panel, with all accumulators in registers.
+"""The innermost loops: up to 6 input rows times a panel, with all accumulators in registers.
 
-A tile walks down a panel once, one step at a time:
+A tile walks down a panel once. A step of it is, with panels 4 vectors wide and 6 input rows:
 
-                       panel   | w0 w1 w2 w3 |  <- one step: 4 vector loads, in memory order,
-        6 input rows           | w0 w1 w2 w3 |     and 24 multiply-adds with 6 words of the inputs
-                               |     ...     |
+    panel row    | w0 w1 w2 w3 |  4 vectors of words, loaded in memory order
+    input row 0  | a0 |           one word of each input row, broadcast to a vector
+    ...
+    input row 5  | a5 |
+                                  24 multiply-adds: accumulators[row][vector] += a[row] * w[vector]
 
 An accumulator is one chain of multiply-adds down the panel, whatever the height of the tile. So a
 row's result has the same bits alone and among many rows.
 
-In a batched tile every row has a panel of its own, as every head has its own keys. It still gains
-something: its chains run in parallel, and several panels arrive from memory at once.
+In a batched tile every row has a panel of its own, as every head has its own keys. Rows then share
+no loads, but their chains still run in parallel, and several panels arrive from memory at once.
 """
 
 from collections.abc import Callable
@@ -35,13 +37,15 @@ def _make_tile(
     prefetch_lines: int,
     nontemporal: bool,
 ) -> Any:
-    """Return tile: out[rows, vectors] += inputs[rows, steps] @ panel[steps, vectors].
+    """Return tile: out[rows, columns] += inputs[rows, steps] @ panel[steps, columns].
 
-    in_ptr, in_stride_bytes        input rows
+    in_ptr, in_stride_bytes        input rows, and bytes from one to the next
     panel_ptr, panel_stride_bytes  the panel, and bytes from one step to the next
-    steps                          steps of the panel
-    out_ptr, out_stride_bytes      accumulators
-    prefetch_ptr                   every step prefetches the next `prefetch_lines` cache lines
+    steps                          number of steps
+    out_ptr, out_stride_bytes      rows of accumulators, float32 or int32
+    prefetch_ptr                   first cache line to prefetch
+
+    The panel is `vectors` vectors wide. Every step prefetches the next `prefetch_lines` lines.
     """
 
     def tile(
@@ -70,15 +74,15 @@ def _make_tile(
 
 
 def _make_batched_tile(target: KernelTarget, panel_format: Format, rows: int, vectors: int) -> Any:
-    """Return tile: out[r, vectors] += inputs[r, steps] @ panels[r, steps, vectors] of each row r.
+    """Return tile: out[r, columns] += inputs[r, steps] @ panels[r, steps, columns] of each row r.
 
-    in_ptr, in_stride_bytes    input rows
+    in_ptr, in_stride_bytes    input rows, and bytes from one to the next
     panel_ptr                  the first row's panel
     batch_stride_bytes         bytes from one row's panel to the next row's
-    panel_stride_bytes, steps  as those of a tile
-    out_ptr, out_stride_bytes  accumulators
-    prefetch_offset_bytes      words so far behind those being read are prefetched, where the
-                               target profits from it
+    panel_stride_bytes, steps  bytes from one step to the next, and number of steps
+    out_ptr, out_stride_bytes  rows of accumulators, float32
+    prefetch_offset_bytes      bytes from the words being read to those to prefetch, or negative;
+                               unused where the target does not prefetch_next_block
     """
 
     def tile(
@@ -125,14 +129,19 @@ def _walk(
     out_ptrs: list[Value],
     prefetch: Callable[[Value], None],
 ) -> None:
-    """Emit a tile, with one panel for all rows or one for each; `prefetch(k)` runs at step k."""
+    """Emit the loop of a tile; `prefetch(k)` emits the prefetches of step k.
+
+    `panel_ptrs` has one panel for all rows, or one for each row.
+    """
     load = v.load_words if panel_format.accumulates_int32 else v.load
-    entries = [
+    # The row of each accumulator, and its offset in the row. A batched tile loads its weights from
+    # the same places in the panels, so there a row is also a panel.
+    places = [
         (row, vector * v.lanes * WORD_BYTES)
         for row in range(len(in_ptrs))
         for vector in range(vectors)
     ]
-    accumulators = [load(out_ptrs[row], offset_bytes) for row, offset_bytes in entries]
+    accumulators = [load(out_ptrs[row], offset_bytes) for row, offset_bytes in places]
 
     def step(k: Value, accumulators: list[Value]) -> list[Value]:
         prefetch(k)
@@ -143,7 +152,7 @@ def _walk(
             (panel, offset_bytes): panel_format.widen(
                 v, v.load_words(step_ptrs[panel], offset_bytes)
             )
-            for panel, offset_bytes in entries
+            for panel, offset_bytes in places
             if panel < len(panel_ptrs)
         }
         inputs = [
@@ -151,7 +160,7 @@ def _walk(
             for in_ptr in in_ptrs
         ]
         results = []
-        for (row, offset_bytes), accumulator in zip(entries, accumulators, strict=True):
+        for (row, offset_bytes), accumulator in zip(places, accumulators, strict=True):
             total = accumulator
             row_weights = weights[row % len(panel_ptrs), offset_bytes]
             for value, weight in zip(inputs[row], row_weights, strict=True):
@@ -160,7 +169,7 @@ def _walk(
         return results
 
     results = v.loop(steps, 1, accumulators, step)
-    for (row, offset_bytes), total in zip(entries, results, strict=True):
+    for (row, offset_bytes), total in zip(places, results, strict=True):
         v.store(total, out_ptrs[row], offset_bytes)
 
 
@@ -172,10 +181,11 @@ def make_tiles(
     prefetch_lines: int,
     nontemporal: bool = False,
 ) -> Any:
-    """Return tiles: `rows` rows times one panel, in tiles of up to 6 rows.
+    """Return tiles: out += inputs @ panel of any number of rows, in tiles of up to 6 rows.
 
-    The arguments are those of a tile, with `rows` before `prefetch_ptr`. Each tile prefetches where
-    the one before has stopped, until as many bytes are prefetched as the panel has.
+    The arguments are those of a tile, with the number of rows before `prefetch_ptr`. Each tile
+    continues to prefetch where the one before ended. Once as many bytes are prefetched as the panel
+    has, the next tile begins at `prefetch_ptr` again.
     """
     tile1, tile2, tile3, tile4, tile5, tile6 = (
         _make_tile(
@@ -246,9 +256,10 @@ def make_tiles(
 
 
 def make_batched_tiles(target: KernelTarget, panel_format: Format, vectors: int) -> Any:
-    """Return tiles: each of `rows` rows times its own panel, in batched tiles of up to 3 rows.
+    """Return tiles: each of any number of rows times its own panel, in batched tiles of up to 3.
 
-    The arguments are those of a batched tile, with `rows` before `prefetch_offset_bytes`.
+    The arguments are those of a batched tile, with the number of rows before
+    `prefetch_offset_bytes`.
     """
     tile1, tile2, tile3 = (
         _make_batched_tile(target, panel_format, height, vectors) for height in (1, 2, 3)

@@ -6,13 +6,16 @@ vector code, through llvmlite:
 
     acc = v.fma(v.splat(v.load_scalar(a, k)), v.load(w, k), acc)
 
-A `Vectors` emits code where its `builder` stands. Kernels also use `builder` itself, llvmlite's
-IRBuilder, for integer arithmetic and comparisons. `lanes` is the number of float32 in a register:
-16 with AVX-512, 8 with AVX2, 4 with SSE and NEON. Addresses are 64-bit integers; offsets are in
-bytes.
+A method of `Vectors` emits LLVM instructions when Python calls it and returns the LLVM value of
+their result. So a Python loop emits its body once for each iteration, and a Python `if` chooses
+what is emitted; `loop` and `when_equal` emit loops and branches. Kernels also use `builder`,
+llvmlite's IRBuilder, for integer arithmetic and comparisons.
 
-Narrower values are packed in 32-bit words, one word a lane: two bfloat16 or four int8. A bfloat16
-is the upper half of a float32, so a shift widens it.
+`lanes` is the number of float32 in a register: 16 with AVX-512, 8 with AVX2, 4 with SSE and NEON.
+Addresses, counts and offsets are 64-bit integers. Offsets are in bytes.
+
+Narrower values are packed in 32-bit words, one word for each lane: two bfloat16 or four int8. A
+bfloat16 is the upper half of a float32, so a shift widens it.
 """
 
 import inspect
@@ -32,7 +35,7 @@ from nanovllm.model.kernels.build.target import KernelTarget
 F32 = ir.FloatType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 Value = Any  # llvmlite has no useful types for values
-_EXPONENT_SHIFT = 12582912.0 + 127.0
+_EXPONENT_SHIFT = 12582912.0 + 127.0  # 1.5 * 2**23 + 127; see `exp`
 
 
 class _Bfloat16(ir.Type):  # type: ignore[misc]
@@ -105,7 +108,7 @@ class Vectors:
         return self._load(base, I32, offset)
 
     def load_codes(self, base: Value, element: Any) -> Value:
-        """Load `lanes` unsigned integers of type `element`, zero-extended to 32 bits."""
+        """Load `lanes` adjacent integers of type `element`, zero-extended to 32 bits each."""
         pointer = self._checked_pointer(base, ir.VectorType(element, self.lanes), 0)
         codes = self.builder.load(pointer, align=element.width // 8)
         return codes if element == I32 else self.builder.zext(codes, self.i32s)
@@ -120,7 +123,10 @@ class Vectors:
     def prefetch(
         self, base: Value, offset: int = 0, *, nontemporal: bool = False, writes: bool = False
     ) -> None:
-        """Prefetch a cache line for reading or for writing; any address is allowed."""
+        """Prefetch a cache line for reading or for writing; any address is allowed.
+
+        LLVM's locality 2 is the second-level cache on x86 (prefetcht1), 0 is nontemporal.
+        """
         kinds = (I32(int(writes)), I32(0 if nontemporal else 2), I32(1))
         self._call("llvm.prefetch.p0", ir.VoidType(), self._pointer(base, I8, offset), *kinds)
 
@@ -139,7 +145,7 @@ class Vectors:
         return self._call(f"llvm.fma.v{self.lanes}f32", self.f32s, a, b, c)
 
     def dot_bfloat16(self, a: Value, b: Value, c: Value) -> Value:
-        """Return c + the dot product of the bfloat16 pairs of each word, as AVX512_BF16 rounds."""
+        """Return c + the dot product of the bfloat16 pairs of each word, rounded as AVX512_BF16."""
         kind = ir.VectorType(_Bfloat16(), 2 * self.lanes)
         a, b = self.builder.bitcast(a, kind), self.builder.bitcast(b, kind)
         return self._call(f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}", self.f32s, c, a, b)
@@ -158,7 +164,7 @@ class Vectors:
         return self.builder.add(c, self._call(f"llvm.x86.{names[self.lanes]}", self.i32s, a, b))
 
     def widen_bfloat16(self, words: Value) -> tuple[Value, Value]:
-        """Return the two bfloat16 of each word as float32; accepts a vector or one word."""
+        """Return the lower and the upper bfloat16 of each word as float32, or of a single word."""
         kind, constant = (F32, I32) if words.type == I32 else (self.f32s, self.integers)
         first = self.builder.bitcast(self.builder.shl(words, constant(16)), kind)
         return first, self.builder.bitcast(self.builder.and_(words, constant(-65536)), kind)
@@ -228,7 +234,10 @@ class Vectors:
         return self.builder.select(self.builder.fcmp_ordered("<", a, b), a, b)
 
     def first_lanes(self, count: Value) -> Value:
-        """Return a mask of the first `count` lanes; `count` is any value that fits int32."""
+        """Return a mask for `where` of the first `count` lanes.
+
+        It has none where count <= 0, all where count >= lanes. `count` must fit int32.
+        """
         numbers = ir.Constant(self.i32s, [I32(lane) for lane in range(self.lanes)])
         return self.builder.icmp_signed("<", numbers, self.splat(self.builder.trunc(count, I32)))
 
@@ -249,13 +258,16 @@ class Vectors:
         return self._fold(vector, self.minimum)
 
     def is_finite(self, x: Value) -> Value:
-        """Return an int32 mask: all bits are set in lanes that are neither infinite nor NaN."""
+        """Return an int32 mask: -1 in lanes that are neither infinite nor NaN, else 0.
+
+        Such masks are for `and_` and `every`; `where` takes masks of single bits.
+        """
         exponent = self.integers(0x7F800000)
         bits = self.builder.and_(self.builder.bitcast(x, self.i32s), exponent)
         return self.builder.sext(self.builder.icmp_signed("!=", bits, exponent), self.i32s)
 
     def every(self, mask: Value) -> Value:
-        """Return 1 where all bits of an int32 mask are set, else 0, as int64."""
+        """Return 1 as int64 if an int32 mask is -1 in every lane, else 0."""
         bits = self._fold(mask, self.builder.and_)
         return self.builder.zext(self.builder.icmp_signed("==", bits, I32(-1)), I64)
 
@@ -266,13 +278,13 @@ class Vectors:
     def exp(self, x: Value) -> Value:
         """Return exp(x) with a relative error of 2e-7 for x from -87.3 to 88.3.
 
-        Below it is 0, above infinity; NaN stays NaN. Cody and Waite's reduction: x = n ln 2 + r,
-        with ln 2 in two parts so that r is exact; a Taylor polynomial of degree 7 in r; times 2**n.
-        Adding 1.5 * 2**23 + 127 rounds x / ln 2 to an integer and leaves n + 127 in the low bits,
-        which become the exponent of 2**n; n = 128 gives infinity. No result is denormal, because
-        denormal numbers are slow on some CPUs.
+        A smaller x gives 0, a larger one infinity, NaN stays NaN. Cody and Waite's reduction:
+        x = n ln 2 + r, with ln 2 in two parts so that r is exact; a Taylor polynomial of degree 7
+        in r; times 2**n. Adding 1.5 * 2**23 + 127 rounds x / ln 2 to an integer and leaves n + 127
+        in the low bits, which become the exponent of 2**n; n = 128 gives infinity. No result is
+        denormal, because denormal numbers are slow on some CPUs.
         """
-        is_positive = self.builder.fcmp_unordered(">=", x, self.constant(-87.3))
+        is_normal = self.builder.fcmp_unordered(">=", x, self.constant(-87.3))
         x = self.minimum(self.constant(88.8), x)
         shifted = self.fma(x, self.constant(1.4426950408889634), self.constant(_EXPONENT_SHIFT))
         n = self.subtract(shifted, self.constant(_EXPONENT_SHIFT))
@@ -283,10 +295,10 @@ class Vectors:
             result = self.fma(result, r, self.constant(coefficient))
         exponent = self.builder.shl(self.builder.bitcast(shifted, self.i32s), self.integers(23))
         result = self.multiply(result, self.builder.bitcast(exponent, self.f32s))
-        return self.where(is_positive, result, self.constant(0.0))
+        return self.where(is_normal, result, self.constant(0.0))
 
     def when_equal(self, value: Value, number: int) -> AbstractContextManager[Any]:
-        """Return a context whose code runs `if value == number`."""
+        """Return a context manager: what is emitted inside runs where `value == number`."""
         return self.builder.if_then(self.builder.icmp_signed("==", value, I64(number)))
 
     def loop(
@@ -296,7 +308,10 @@ class Vectors:
         carried: Sequence[Value],
         body: Callable[[Value, list[Value]], Sequence[Value]],
     ) -> list[Value]:
-        """Emit `for i in range(0, count, step): carried = body(i, carried)`; return `carried`."""
+        """Emit `for i in range(0, count, step): carried = body(i, carried)`; return `carried`.
+
+        `body` is called once, to emit the code of an iteration.
+        """
         builder = self.builder
         before = builder.block
         head, inside, after = (
@@ -361,12 +376,12 @@ class Vectors:
 def kernel(
     target: KernelTarget, emit: Callable[..., Value | None], returns: Any = types.void
 ) -> Any:
-    """Make a function for compiled code whose body is vector code.
+    """Make a function that compiled code can call and whose body `emit` emits.
 
     Args:
         target: what the code is compiled for.
-        emit: emit(v, ...) emits the body through a Vectors. The other arguments are int64:
-            addresses, strides in bytes and counts.
+        emit: emit(v, ...) emits the body through a Vectors, at every call. Its other parameters
+            are those of the function, int64: addresses, strides in bytes and counts.
         returns: the Numba type of the result.
     """
     kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
