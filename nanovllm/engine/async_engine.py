@@ -185,7 +185,7 @@ class AsyncEngine:
 
         If the model is loading, the daemon thread is abandoned.
         """
-        is_loading = self._state is EngineState.LOADING
+        is_loading = self._engine is None and self._failure is None
         self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
         self._thread.stop()
         self._changed.set()

@@ -133,6 +133,9 @@ class RequestHandle:
                     yield index, delta
                 if is_finished:
                     self.release([index])
+        # The error may have come while the caller had a delta, and has released all prompts.
+        if self.error is not None and not self.is_finished:
+            raise self.error
 
     async def _wait_for_update(self) -> None:
         """Wait for an update of any prompt, or for `error`."""

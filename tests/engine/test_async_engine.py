@@ -12,11 +12,12 @@ from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.engine.input_processor import InputProcessor
 from nanovllm.engine.metrics import StepStats
-from nanovllm.engine.request_handle import RequestHandle
+from nanovllm.engine.request_handle import Deadline, RequestHandle
 from nanovllm.errors import (
     ContextLengthError,
     InvalidRequestError,
     QueueFullError,
+    RequestTimeoutError,
 )
 from tests.support.async_engines import (
     LONG,
@@ -211,6 +212,22 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
                 )
             ).finished
             engine.check_room(3)
+
+    run(test)
+
+
+def test_a_deadline_that_passes_while_a_delta_is_used_is_an_error(tiny_model: Path) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model, step_s=0.01)) as engine:
+            request = GenerationRequest(prompts=["the"], params=LONG)
+            deadline = Deadline.after(3600)
+            with engine.generate(engine.prepare(request), deadline=deadline) as handle:
+                async with aclosing(handle.deltas()) as deltas:
+                    await anext(deltas)
+                    engine._expire(deadline, handle)  # noqa: SLF001 - what the timer calls
+                    with pytest.raises(RequestTimeoutError):
+                        async for _ in deltas:
+                            pass
 
     run(test)
 

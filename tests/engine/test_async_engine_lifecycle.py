@@ -95,6 +95,7 @@ def test_an_engine_that_loads_is_stopped_at_once(tiny_model: Path) -> None:
         waiters = [asyncio.create_task(engine.wait_until_ready()) for _ in range(2)]
         await asyncio.sleep(0)
         await asyncio.wait_for(engine.stop(), 2)
+        await asyncio.wait_for(engine.stop(), 2)  # does not wait for the loading thread either
         for waiter in waiters:
             with pytest.raises(EngineNotReadyError, match="stopped while it was loading"):
                 await waiter
@@ -210,9 +211,6 @@ def test_a_complete_answer_survives_the_end_of_the_engine(tiny_model: Path, end:
         engine = AsyncEngine(loader(tiny_model))
         await engine.start()
         await engine.wait_until_ready()
-        handle = submit(engine, "the", SHORT)
-        task = asyncio.create_task(handle.wait())
-        await asyncio.sleep(0)
         ending: list[asyncio.Future[None]] = []
         real = engine._deliver  # noqa: SLF001 - what the engine's thread calls
 
@@ -226,6 +224,8 @@ def test_a_complete_answer_survives_the_end_of_the_engine(tiny_model: Path, end:
                 ending.append(asyncio.ensure_future(engine.stop()))
 
         engine._thread._on_output = deliver_and_end  # noqa: SLF001
+        handle = submit(engine, "the", SHORT)
+        task = asyncio.create_task(handle.wait())
         await task
         output = output_of(handle)
         assert (output.finished, len(output.outputs[0].token_ids)) == (True, 3)

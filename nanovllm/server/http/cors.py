@@ -26,7 +26,7 @@ class CORSMiddleware(StarletteCORSMiddleware):
             allowed_origins,
             allow_methods=("GET", "POST"),
             allow_headers=("*",),
-            expose_headers=("x-request-id", "retry-after"),
+            expose_headers=("x-request-id", "retry-after", "x-should-retry"),
         )
 
     def preflight_response(self, request_headers: Headers) -> Response:

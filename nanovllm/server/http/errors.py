@@ -41,7 +41,7 @@ class Error(TypedDict):
     """What went wrong."""
 
     message: str
-    type: Annotated[str, Field(json_schema_extra={"enum": list(_TYPES.values())})]
+    type: Annotated[str, Field(json_schema_extra={"enum": [*_TYPES.values(), "APIError"]})]
     param: Annotated[str | None, Field(description="the field at fault, where it is one")]
     code: Annotated[
         int, Field(json_schema_extra={"enum": list(_TYPES)}, description="the HTTP status")

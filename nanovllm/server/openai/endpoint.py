@@ -209,23 +209,25 @@ async def _respond(endpoint: Endpoint[B], request: Request, service: ModelServic
     write = work.writer(request)
     if call.searches:
         record.completion_tokens = 0  # unless the searches come to their end
-        outputs = await run_searches(call.searches, call.request, async_engine, request, write)
+        with client_field_names(body):
+            outputs = await run_searches(call.searches, call.request, async_engine, request, write)
         record.completion_tokens = sum(output.num_generated_tokens for output in outputs)
         return await _whole_response(call.renderer, outputs, service, write)
-    record.held.append(async_engine.hold_logprobs(call.prepared_requests))
     with client_field_names(body):
+        record.held.append(async_engine.hold_logprobs(call.prepared_requests))
         await _wait_for_grammar(request, call.prepared_requests)
-    handle = async_engine.generate(call.prepared_requests, deadline=deadline_of(request))
+        handle = async_engine.generate(call.prepared_requests, deadline=deadline_of(request))
 
     def release() -> None:
         handle.release()
         record.note_answers(call.prepared_requests)
 
     if body.is_streamed:
-        events = _events(call, handle, write)
+        events = _events(call, body, handle, write)
         return EventStream(events, release, service.stalled_client_s)
     try:
-        await unless_disconnected(request, handle.wait())
+        with client_field_names(body):
+            await unless_disconnected(request, handle.wait())
     finally:
         release()
     if call.is_embedding:  # which may have a million numbers
@@ -268,20 +270,21 @@ async def _compiled(grammar: CompiledGrammar) -> None:
 
 
 async def _events(
-    call: PreparedCall, handle: RequestHandle, write: Write
+    call: PreparedCall, body: GenerationBody, handle: RequestHandle, write: Write
 ) -> AsyncGenerator[bytes, None]:
     """Yield the events of a stream; large ones are written on a worker thread."""
     renderer = call.renderer
     try:
         if opening := renderer.begin():
             yield opening
-        async with aclosing(handle.deltas()) as deltas:
-            async for index, delta in deltas:
-                for part in _parts(delta):
-                    render = partial(renderer.delta, index, part)
-                    events = await write(render) if is_large([part]) else render()
-                    if events:
-                        yield events
+        with client_field_names(body):
+            async with aclosing(handle.deltas()) as deltas:
+                async for index, delta in deltas:
+                    for part in _parts(delta):
+                        render = partial(renderer.delta, index, part)
+                        events = await write(render) if is_large([part]) else render()
+                        if events:
+                            yield events
         yield renderer.end()
     except Exception as error:  # the status line is sent already
         if status_of(error) == 500:
