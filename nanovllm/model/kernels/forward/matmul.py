@@ -60,7 +60,6 @@ _STREAM_BYTES = 6144  # what a core reads from memory in some 130 ns
 # The tiles of an item together prefetch a whole panel, whose steps are 4 cache lines with AVX-512:
 # two or three tiles 2 lines a step each, more tiles 1.
 _THREE_TILES_ROWS = 3 * TILE_ROWS
-_UNDIVIDED_ROWS = 64  # up to here all rows are one block; no effect while ROW_BLOCK is larger
 
 
 @compiled
@@ -185,13 +184,12 @@ def make_linear(target: KernelTarget, weights: str) -> Any:
         following = linear_at(record.linears_ptr + (0 if is_head else number + 1) * LINEAR_BYTES)
         accumulators_ptr = record.scratch_ptr + thread * record.scratch_bytes
         panels, panel_bytes = this.panels, this.steps * width_bytes
-        block_rows = ROW_BLOCK if rows > _UNDIVIDED_ROWS else rows
-        items = panels * ((rows + block_rows - 1) // block_rows)
+        items = panels * ((rows + ROW_BLOCK - 1) // ROW_BLOCK)
         done = 0
         item = take_item(phase)
         while item < items:
             # All panels for the first block of rows, then all panels for the next block.
-            row = item // panels * block_rows
+            row = item // panels * ROW_BLOCK
             # The threads take items more or less in turn, so this thread's next one is predictable.
             next_item = item + record.threads
             next_ptr = this.weight_ptr + next_item % panels * panel_bytes
@@ -199,7 +197,7 @@ def make_linear(target: KernelTarget, weights: str) -> Any:
                 panel = min(next_item - items, following.panels - 1)
                 next_ptr = following.weight_ptr + panel * following.steps * width_bytes
             linear_panel(
-                this, item % panels, min(block_rows, rows - row),
+                this, item % panels, min(ROW_BLOCK, rows - row),
                 in_ptr + row * in_stride_bytes, in_stride_bytes,
                 record.row_quant_ptr + row * ROW_QUANT_BYTES,
                 out_ptr + row * out_stride_bytes, out_stride_bytes, epilogue,
