@@ -1,4 +1,4 @@
-"""GenerationRequest: what every endpoint, run-batch and AsyncLLM ask of the engine, in one form."""
+"""GenerationRequest: prompts and settings, the same for all endpoints, run-batch and AsyncLLM."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,7 +15,7 @@ from nanovllm.sampling_params import SamplingParams, TruncationSide
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingParams:
-    """Settings of a prompt that is embedded; the last three are those of SamplingParams."""
+    """Settings of an embedding. The last three are as in SamplingParams."""
 
     pooling: Pooling = "last"
     normalize: bool = True
@@ -26,16 +26,16 @@ class PoolingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One or several prompts with the settings that they share.
+    """One or several prompts with common settings.
 
     Attributes:
-        prompts: the prompts; each has `n` choices.
-        params: what is done with them: sampling, beam search or embedding.
-        n: choices of a beam search that are returned; None for all beams.
-        request_id: part of the ids of its sequences, which are unique.
-        priority: lower is served first.
-        cache_salt: prefixes are shared in the cache among requests of one salt.
-        must_fit: refuse a prompt with which max_tokens exceeds the context, instead of
+        prompts: the prompts.
+        params: settings of sampling, beam search or embedding; their type selects the operation.
+        n: number of beams to return from a beam search; None for all. Sampling uses `params.n`.
+        request_id: part of the ids of the sequences, which are unique.
+        priority: lower runs first.
+        cache_salt: requests share cached prefixes only with requests of the same salt.
+        must_fit: refuse a prompt whose tokens plus max_tokens exceed the context, instead of
             generating fewer tokens.
     """
 
@@ -53,7 +53,7 @@ def prepare_requests(
 ) -> tuple[PreparedRequest, ...]:
     """Check and tokenize every prompt of a request that samples or embeds.
 
-    Raises InvalidRequestError, which names the prompt where there are several.
+    Raises InvalidRequestError, which contains the index of the prompt if there are several.
     """
     prepared: list[PreparedRequest] = []
     try:
@@ -61,7 +61,7 @@ def prepare_requests(
             with naming_prompt(index, len(request.prompts)):
                 prepared.append(prepare_prompt(prompt, request, input_processor))
     except NanovllmError:
-        prepared.clear()  # the traceback would keep their grammars, which would go on compiling
+        prepared.clear()  # the traceback keeps `prepared`, whose grammars would go on compiling
         raise
     return tuple(prepared)
 
@@ -71,7 +71,7 @@ def prepare_prompt(
 ) -> PreparedRequest:
     """Check and tokenize one prompt under the settings of `request`; raises InvalidRequestError.
 
-    A beam is a prompt that generates one token.
+    With BeamSearchParams, the prompt is that of one beam, and generates one token.
     """
     params = request.params
     sequence_id = input_processor.new_request_id(request.request_id)
