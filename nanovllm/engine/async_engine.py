@@ -206,7 +206,7 @@ class AsyncEngine:
         give_up_s = time.monotonic() + MAX_STEP_END_S
         while self._thread.is_alive:
             if time.monotonic() >= give_up_s:
-                logger.warning("a step is still under way after %g s; it is left", MAX_STEP_END_S)
+                logger.warning("the step still runs after %g s; not waiting for it", MAX_STEP_END_S)
                 return
             await asyncio.sleep(0.005)
 

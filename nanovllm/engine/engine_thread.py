@@ -108,7 +108,7 @@ class EngineThread:
             self._serve(engine)
         except BaseException as error:
             logger.critical(
-                "the engine has broken down; the server must be started again", exc_info=error
+                "the engine failed; restart the server", exc_info=error
             )
             self._post(self._on_failure, error)
         finally:
