@@ -107,9 +107,7 @@ class EngineThread:
         try:
             self._serve(engine)
         except BaseException as error:
-            logger.critical(
-                "the engine failed; restart the server", exc_info=error
-            )
+            logger.critical("the engine failed; restart the server", exc_info=error)
             self._post(self._on_failure, error)
         finally:
             engine.close()

@@ -34,5 +34,5 @@ def load_sampling_defaults(folder: Path) -> SamplingDefaults:
         SamplingParams(**defaults)
     except InvalidRequestError as error:
         path = folder / "generation_config.json"
-        raise CheckpointError(f"{path} is wrong: {error}; correct the file, or delete it") from None
+        raise CheckpointError(f"{path} is invalid: {error}; correct or delete it") from None
     return defaults

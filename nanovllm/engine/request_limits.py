@@ -1,4 +1,4 @@
-"""Limits: limits of a single request, checked before it is queued."""
+"""Limits of a single request, checked before it is queued."""
 
 from dataclasses import dataclass
 
