@@ -1,8 +1,8 @@
-"""Admission control: limits on unfinished answers and tokens, and when to retry after a refusal.
+"""Admission control: limits on unfinished choices and tokens, and when to retry after a refusal.
 
-Room for all parts of a request is reserved before any of them is queued. Each part releases its
-reservation once, however it ends. One thread checks and reserves without yielding in between, so no
-burst exceeds a limit.
+An answer here is one choice of one prompt. The room for all prompts of a request is reserved before
+any of them is queued. Each prompt releases its reservation once, for whatever reason it ends. One
+thread checks and reserves without yielding in between, so no burst exceeds a limit.
 """
 
 import math
@@ -15,16 +15,16 @@ from nanovllm.errors import InvalidRequestError, QueueFullError
 
 MAX_QUEUED_REQUESTS = 1024
 QUEUED_CACHES = 16
-"""Default limit of unfinished tokens, as a multiple of what fits the KV cache."""
+"""Default maximum of unfinished tokens, as a multiple of the KV cache's capacity."""
 MAX_LOGPROBS_BYTES = 256 << 20
 MIN_RETRY_S, MAX_RETRY_S = 1, 60
 MEMORY_RETRY_S = 5
 _WINDOW_S = 30.0
-"""Period over which the rate of released room is measured."""
+"""Period over which the rate of releases is measured."""
 
 
 def check_answers(count: int, limit: int) -> None:
-    """Raise InvalidRequestError for a request with more answers than the limit."""
+    """Raise InvalidRequestError if a request has more answers than the limit."""
     if count > limit:
         raise InvalidRequestError(
             f"the request asks for {count} answers at once, the limit is {limit} "
@@ -33,25 +33,25 @@ def check_answers(count: int, limit: int) -> None:
 
 
 class Reservation:
-    """Room for `answers` answers and `tokens` tokens, until it is released."""
+    """A reservation of `answers` answers and `tokens` tokens, until it is released."""
 
     __slots__ = ("_admission", "answers", "tokens")
 
     def __init__(self, admission: "Admission", answers: int, tokens: int) -> None:
-        """Made by `Admission.reserve`."""
+        """Create a reservation; only `Admission.reserve` calls this."""
         self._admission: Admission | None = admission
         self.answers = answers
         self.tokens = tokens
 
     def release(self) -> None:
-        """Give the room back. Calling it twice is harmless."""
+        """Release the reservation. A second call has no effect."""
         admission, self._admission = self._admission, None
         if admission is not None:
             admission.add_released(self)
 
 
 class Admission:
-    """Counts unfinished answers and tokens against two limits. For one thread."""
+    """Counts unfinished answers and tokens against two limits. For use by one thread."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Admission:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start with nothing reserved; with `max_tokens` None, tokens are not limited (yet)."""
+        """Start with nothing reserved. `max_tokens` None means no limit; it may be set later."""
         self.max_answers = max_answers
         self.max_tokens = max_tokens
         self.answers = 0
@@ -68,21 +68,21 @@ class Admission:
         self._refused = {"requests": 0, "tokens": 0}
         self._clock = clock
         self._busy_since_s = clock()
-        # (time, answers, tokens), where an entry sums up what was released within a second.
+        # (time, answers, tokens): each entry is the sum of the releases within one second.
         self._released: deque[tuple[float, int, int]] = deque()
 
     def stats(self) -> AdmissionStats:
-        """Return what is reserved, and the number of refusals."""
+        """Return the reserved amounts, the limits and the numbers of refusals."""
         return AdmissionStats(
             self.answers, self.tokens, self.max_answers, self.max_tokens, dict(self._refused)
         )
 
     def check(self, answers: int, tokens: int = 0) -> None:
-        """Check whether so much can be reserved now.
+        """Check whether `answers` and `tokens` can be reserved now.
 
         Raises:
-            InvalidRequestError: it exceeds a limit by itself.
-            QueueFullError: there is no room now; says when to retry.
+            InvalidRequestError: they exceed a limit by themselves.
+            QueueFullError: there is no room now; `retry_after_s` says when to retry.
         """
         check_answers(answers, self.max_answers)
         if self.max_tokens is not None and tokens > self.max_tokens:
@@ -105,12 +105,12 @@ class Admission:
             raise self._refusal("tokens", reason, answers, tokens)
 
     def reserve(self, parts: Sequence[tuple[int, int]]) -> list[Reservation]:
-        """Reserve room for all parts, each (answers, tokens); raises as `check`."""
+        """Reserve room for all parts, each (answers, tokens), or for none; raises as `check`."""
         answers, tokens = (
             (sum(amounts) for amounts in zip(*parts, strict=True)) if parts else (0, 0)
         )
         self.check(answers, tokens)
-        if self.answers == 0:  # the rate is that of a busy server
+        if self.answers == 0:  # measure the rate of releases only while the server is busy
             self._busy_since_s = self._clock()
             self._released.clear()
         self.answers += answers
@@ -118,7 +118,7 @@ class Admission:
         return [Reservation(self, *part) for part in parts]
 
     def add_released(self, reservation: Reservation) -> None:
-        """Take the room of a reservation back; only its `release` calls this."""
+        """Subtract a released reservation; only `Reservation.release` calls this."""
         self.answers -= reservation.answers
         self.tokens -= reservation.tokens
         now = self._clock()
@@ -132,9 +132,9 @@ class Admission:
             self._forget(now)
 
     def retry_after_s(self, answers: int, tokens: int) -> int:
-        """Estimate in how many seconds, 1 to 60, so much more room is free, at the recent rate.
+        """Estimate the seconds, 1 to 60, until this room is released at the recent rate.
 
-        If nothing was released recently, the estimate is the time for which that has been so.
+        If nothing was released recently, the estimate is the time since which that is the case.
         """
         now = self._clock()
         self._forget(now)
@@ -159,33 +159,33 @@ class Admission:
 
 
 class HeldMemory:
-    """Part of a MemoryBudget, until it is released."""
+    """Reserved bytes of a MemoryBudget, until they are released."""
 
     __slots__ = ("_budget", "num_bytes")
 
     def __init__(self, budget: "MemoryBudget", num_bytes: int) -> None:
-        """Made by `MemoryBudget.hold`."""
+        """Create a reservation of memory; only `MemoryBudget.hold` calls this."""
         self._budget: MemoryBudget | None = budget
         self.num_bytes = num_bytes
 
     def release(self) -> None:
-        """Give the memory back. Calling it twice is harmless."""
+        """Release the memory. A second call has no effect."""
         budget, self._budget = self._budget, None
         if budget is not None:
             budget.held_bytes -= self.num_bytes
 
 
 class MemoryBudget:
-    """Memory for log-probabilities of answers that are not written yet. For one thread."""
+    """Memory for log-probabilities of unwritten responses. For use by one thread."""
 
     def __init__(self, max_bytes: int) -> None:
-        """Start with nothing held."""
+        """Start with nothing reserved."""
         self.max_bytes = max_bytes
         self.held_bytes = 0
         self.num_refused = 0
 
     def hold(self, num_bytes: int) -> HeldMemory:
-        """Reserve so many bytes.
+        """Reserve `num_bytes` bytes.
 
         Raises:
             InvalidRequestError: they exceed the budget by themselves.

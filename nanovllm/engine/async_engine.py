@@ -1,13 +1,12 @@
-"""AsyncEngine: an engine on a thread of its own, for any number of asyncio tasks.
+"""AsyncEngine: an engine on its own thread, for any number of asyncio tasks.
 
-    request  -> prepare, on any thread: PreparedRequest for each prompt
+    request  -> prepare, on any thread: a PreparedRequest for each prompt
              -> generate, on the event loop: queue all prompts or none, return a RequestHandle
-    step     -> on the event loop: each update is added to its output, and its handle is notified
-    handle   -> wait, or deltas; release aborts what is unfinished
+    step     -> on the event loop: add each update to its output, and notify its handle
+    handle   -> wait(), or deltas(); release() aborts unfinished prompts
 
-Only the engine's thread touches the engine (engine_thread.py). Text is decoded on the event loop.
-Statistics count what handles get: tokens that the engine computes before it learns of a stop string
-are left out.
+Only the engine's thread uses the engine (engine_thread.py). Text is decoded on the event loop. A
+stop string is found there, so the engine may compute tokens after it; statistics do not count them.
 """
 
 import asyncio
@@ -51,13 +50,14 @@ logger = logging.getLogger(__name__)
 
 
 MAX_STEP_END_S = 10.0
-"""How long `stop` waits for the current step."""
+"""Maximum time that `stop` waits for the current step."""
 
 
 class EngineState(Enum):
-    """LOADING until a first step has run, then READY.
+    """State of the engine.
 
-    STOPPED by the caller; FAILED where loading raised, or the engine's thread broke down.
+    LOADING until a first step has run, then READY. STOPPED by the caller. FAILED if an exception
+    ended loading or the engine's thread.
     """
 
     LOADING = "loading"
@@ -67,7 +67,7 @@ class EngineState(Enum):
 
 
 class AsyncEngine:
-    """An engine for a server, to be used from one event loop.
+    """An engine for a server, used from one event loop.
 
     >>> await async_engine.start()
     >>> await async_engine.wait_until_ready()
@@ -87,15 +87,16 @@ class AsyncEngine:
         max_logprobs_bytes: int = MAX_LOGPROBS_BYTES,
         on_step: Callable[[StepStats], None] | None = None,
     ) -> None:
-        """Prepare to load an engine by `load` on the engine's thread.
+        """Create the engine's thread; `start` starts it.
 
         Args:
-            max_queued_requests: maximum number of unfinished answers; one more raises
-                QueueFullError. Equal answers that are computed once, and those that best_of
-                leaves out, count too.
-            max_queued_tokens: maximum total tokens (prompt + max_tokens of every answer) over all
+            load: returns the engine; called on the engine's thread.
+            max_queued_requests: maximum number of unfinished choices; one more raises
+                QueueFullError. Greedy choices that are computed once, and choices that best_of
+                discards, count too.
+            max_queued_tokens: maximum total tokens (prompt + max_tokens of every choice) over all
                 unfinished requests; by default 16 times the capacity of the KV cache.
-            max_logprobs_bytes: memory for the log-probabilities of responses that are not written.
+            max_logprobs_bytes: maximum memory for log-probabilities of unwritten responses.
             on_step: called on the event loop with the statistics of each step.
         """
         self._thread = EngineThread(
@@ -116,12 +117,12 @@ class AsyncEngine:
 
     @property
     def state(self) -> EngineState:
-        """Whether requests can be answered."""
+        """The state; only a READY engine accepts requests."""
         return self._state
 
     @property
     def failure(self) -> BaseException | None:
-        """What loading raised, or what ended the engine's thread."""
+        """The exception of loading, or the one that ended the engine's thread; otherwise None."""
         return self._failure
 
     @property
@@ -149,29 +150,29 @@ class AsyncEngine:
         return replace(self._thread.snapshot, generation_tokens=self._generation_tokens)
 
     def admission_stats(self) -> AdmissionStats:
-        """Return what unfinished requests have reserved, and how many were refused."""
+        """Return the reservations of unfinished requests, and the numbers of refusals."""
         stats = self._admission.stats()
         return replace(stats, refused={**stats.refused, "memory": self._logprobs.num_refused})
 
     def hold_logprobs(self, prepared_requests: Sequence[PreparedRequest]) -> HeldMemory:
         """Reserve memory for the log-probabilities of a request; the caller releases it.
 
-        Raises as `check_room`.
+        Raises InvalidRequestError or QueueFullError as `MemoryBudget.hold`.
         """
         return self._logprobs.hold(sum(prepared.logprobs_bytes for prepared in prepared_requests))
 
     @property
     def timeouts(self) -> dict[str, int]:
-        """Number of requests that exceeded their deadline while queued, and while running."""
+        """Numbers of requests that exceeded their deadline, by "queued" and "running"."""
         return dict(self._timeouts)
 
     async def start(self) -> None:
-        """Start the engine's thread, which loads the model; returns at once."""
+        """Start the engine's thread, which loads the model; return without waiting for it."""
         self._loop = asyncio.get_running_loop()
         self._thread.start(self._loop)
 
     async def wait_until_ready(self) -> None:
-        """Wait until the model is loaded and one step has run; raises what loading raised."""
+        """Wait until the model is loaded and one step has run; raises the exception of loading."""
         while self._state is EngineState.LOADING:
             self._changed.clear()
             await self._changed.wait()
@@ -181,9 +182,9 @@ class AsyncEngine:
             raise EngineNotReadyError("the engine was stopped while it was loading")
 
     async def stop(self) -> None:
-        """End all requests and the thread; harmless twice.
+        """End all requests and the thread. A second call has no effect.
 
-        If the model is loading, the daemon thread is abandoned.
+        While the model is loading, `stop` does not wait for the thread, which is a daemon.
         """
         is_loading = self._engine is None and self._failure is None
         self._state = EngineState.STOPPED if self._state is not EngineState.FAILED else self._state
@@ -197,15 +198,15 @@ class AsyncEngine:
             await self._join()
 
     def abandon(self) -> None:
-        """End the thread after its step, without waiting; for a finalizer."""
+        """End the thread after the current step, without waiting; for a finalizer."""
         self._thread.stop()
 
     async def _join(self) -> None:
-        """Wait for the end of the current step, for MAX_STEP_END_S at most."""
+        """Wait for the end of the current step, at most MAX_STEP_END_S."""
         give_up_s = time.monotonic() + MAX_STEP_END_S
         while self._thread.is_alive:
             if time.monotonic() >= give_up_s:
-                logger.warning("a step is still under way after %g s; it is left", MAX_STEP_END_S)
+                logger.warning("the step still runs after %g s; not waiting for it", MAX_STEP_END_S)
                 return
             await asyncio.sleep(0.005)
 
@@ -222,14 +223,14 @@ class AsyncEngine:
         return prepare_requests(request, self.engine.input_processor)
 
     def check_room(self, answers: int, tokens: int = 0) -> None:
-        """Raise QueueFullError where there is no room for so many answers more now.
+        """Check whether there is room for more choices and tokens.
 
-        Raises InvalidRequestError where there never is.
+        Raises QueueFullError if there is no room now, and InvalidRequestError if there never is.
         """
         self._admission.check(answers, tokens)
 
     def reserve(self, answers: int, tokens: int) -> Reservation:
-        """Return room for requests that are queued later; the caller releases it.
+        """Reserve room for requests that are queued later; the caller releases it.
 
         Raises as `check_room`.
         """
@@ -246,12 +247,12 @@ class AsyncEngine:
         """Queue the prompts of one request, all or none. The caller releases the handle.
 
         Args:
-            prepared_requests: what `prepare` returned.
-            deadline: when the request is due; what is unfinished then raises RequestTimeoutError.
-            reservation: room that was reserved for the request before.
+            prepared_requests: the result of `prepare`.
+            deadline: deadline of the request; unfinished prompts then raise RequestTimeoutError.
+            reservation: room that `reserve` returned for this request before.
 
         Raises:
-            InvalidRequestError: a prepared request is queued already, or the request never fits.
+            InvalidRequestError: a sequence id is in use, or the request can never fit the queue.
             QueueFullError: there is no room for the request now.
             RequestTimeoutError: the deadline has passed.
             EngineNotReadyError: the engine is still loading, or stopped.
@@ -280,7 +281,7 @@ class AsyncEngine:
         return handle
 
     def _check_ids(self, prepared_requests: Sequence[PreparedRequest]) -> None:
-        """Raise InvalidRequestError where two sequences would have one id."""
+        """Raise InvalidRequestError if two sequences would have the same id."""
         seen: set[str] = set()
         for prepared in prepared_requests:
             for request in prepared.requests:
@@ -292,7 +293,7 @@ class AsyncEngine:
                 seen.add(request.request_id)
 
     def _expire(self, deadline: Deadline, handle: RequestHandle) -> None:
-        """End what is unfinished of a request that exceeds its deadline."""
+        """Abort the unfinished prompts of a request that exceeds its deadline."""
         late = handle.unfinished
         if not late or handle.error is not None:
             return
@@ -310,8 +311,8 @@ class AsyncEngine:
         """Count a request that exceeds its deadline, and return its error.
 
         Args:
-            tokens: number of tokens that it has generated.
-            sizes: the room that it needs, each (answers, tokens).
+            tokens: number of tokens that the request has generated.
+            sizes: the room that the request needs, each (answers, tokens).
         """
         self._timeouts["running" if deadline.has_begun else "queued"] += 1
         retry_after_s = self._admission.retry_after_s(
@@ -324,7 +325,7 @@ class AsyncEngine:
         return self._timeout_error(deadline, 0, ())
 
     def _on_release(self, handle: RequestHandle, indices: Sequence[int]) -> None:
-        """Abort what is unfinished of these prompts of a request, and forget them."""
+        """Abort the unfinished sequences of these prompts, and remove all of their sequences."""
         for index in indices:
             output_processor = handle.prepared_requests[index].output_processor
             unfinished = tuple(output_processor.unfinished_ids)
@@ -334,7 +335,7 @@ class AsyncEngine:
                 self._sequences.pop(sequence_id, None)
 
     def _deliver(self, output: StepOutput) -> None:
-        """On the event loop: hand a step's updates to their handles, and count what they get."""
+        """Pass a step's updates to their handles, and count them; runs on the event loop."""
         for update in output.updates:
             handle, index = self._sequences.get(update.request_id, (None, 0))
             if handle is None:
@@ -361,7 +362,7 @@ class AsyncEngine:
     def _add_update(
         self, prepared: PreparedRequest, update: SequenceUpdate, stats: StepStats
     ) -> None:
-        """Add an update to its output, and to the step's statistics what it changed."""
+        """Add an update to its output and to the step's statistics."""
         output_processor, index = prepared.output_processor, update.choice_index
         if output_processor.add_update(update):
             self._thread.finish((update.request_id,), FinishReason.STOP)
@@ -393,7 +394,7 @@ class AsyncEngine:
                 )
 
     def _set_ready(self, engine: Engine) -> None:
-        """On the event loop: the model is loaded."""
+        """Set the state READY when the model is loaded; runs on the event loop."""
         if self._state is EngineState.LOADING:
             self._engine, self._state = engine, EngineState.READY
             if self._admission.max_tokens is None:
@@ -401,7 +402,7 @@ class AsyncEngine:
         self._changed.set()
 
     def _fail(self, error: BaseException) -> None:
-        """On the event loop: loading raised, or the thread broke down."""
+        """Set the state FAILED and fail all requests; runs on the event loop."""
         if self._state is not EngineState.STOPPED:
             self._state, self._failure = EngineState.FAILED, error
         for handle in {handle for handle, _ in self._sequences.values()}:

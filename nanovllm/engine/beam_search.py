@@ -1,15 +1,16 @@
 """Beam search: maximize the probability of the whole output instead of that of each token.
 
-    beam      tokens so far and their cumulative log-probability; at most `beam_width`, equally long
-    advance   continue each beam with its 2 * beam_width most likely tokens; the end-of-text token
-              completes a beam, and the best `beam_width` of the others continue
+    beam      tokens so far and their cumulative log-probability; there are at most `beam_width`
+              beams, all of the same length
+    advance   extend each beam by each of its 2 * beam_width most likely tokens; the end-of-text
+              token completes a beam, and the best `beam_width` of the others continue
     result    completed beams, and those that reached max_tokens, ordered by
               cumulative log-probability / length ** length_penalty
 
-Twice the width, because one continuation of each beam may be the end-of-text token. A beam is
-continued by a request for one token with the log-probabilities of the most likely ones. The engine
-batches it with other requests, and finds the tokens that beams share in its prefix cache. The
-search itself is arithmetic on the results and depends on neither engine nor threads.
+Twice `beam_width` candidates suffice, because one continuation of each beam may be the end-of-text
+token. A beam is extended by a request for one token with the log-probabilities of the most likely
+tokens. The engine batches it with other requests and finds common prefixes of beams in its prefix
+cache. The search itself is arithmetic on the results and depends on neither engine nor threads.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,7 +26,9 @@ from nanovllm.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BeamSearchParams:
-    """Settings of a search; raises InvalidRequestError naming the value and the limit.
+    """Settings of a beam search.
+
+    An invalid setting raises InvalidRequestError with the value and the limit.
 
     Attributes:
         beam_width: number of beams.
@@ -60,7 +63,7 @@ class BeamSearchParams:
 
     @property
     def step_params(self) -> SamplingParams:
-        """Settings of the request that continues a beam."""
+        """Settings of the request that extends a beam."""
         return SamplingParams(
             max_tokens=1,
             temperature=0.0,
@@ -90,7 +93,7 @@ class BeamSearch:
         *,
         prompt: str | None = None,
     ) -> None:
-        """Start with one empty beam. `prompt` is the prompt's text, None for token ids."""
+        """Start with one empty beam. `prompt` is the prompt's text; None for token ids."""
         self.prompt_token_ids = list(prompt_token_ids)
         self._prompt = prompt
         self.params = params
@@ -106,11 +109,11 @@ class BeamSearch:
 
     @property
     def is_finished(self) -> bool:
-        """Whether no beam is left to continue."""
+        """Whether there is no beam to continue."""
         return not self._beams
 
     def prompts(self) -> list[list[int]]:
-        """Return the prompt with the tokens of each beam; each needs one more token."""
+        """Return the prompt plus the tokens of each beam, as the prompts of the next requests."""
         return [[*self.prompt_token_ids, *beam.token_ids] for beam in self._beams]
 
     @property
@@ -119,9 +122,9 @@ class BeamSearch:
         return len(self._beams)
 
     def advance(self, logprobs: Sequence[PositionLogprobs]) -> None:
-        """Continue the beams by one token.
+        """Extend the beams by one token.
 
-        `logprobs` are those of each beam's most likely next tokens, in the order of `prompts`.
+        `logprobs` has the most likely next tokens of each beam, in the order of `prompts`.
         """
         num_candidates = 2 * self.params.beam_width
         candidates: list[tuple[float, Beam, int]] = []
@@ -182,7 +185,7 @@ def begin_searches(
 ) -> list[BeamSearch]:
     """Return a search for each prompt, after checking all of them.
 
-    Raises InvalidRequestError where a search could not run to its end.
+    Raises InvalidRequestError if a prompt is invalid, or if its search does not fit the limits.
     """
     read = [input_processor.read_prompt(prompt) for prompt in prompts]
     for _, token_ids in read:
@@ -194,7 +197,7 @@ def begin_searches(
 
 
 def only_position(output: RequestOutput) -> PositionLogprobs:
-    """Return the log-probabilities of an output of one token."""
+    """Return the log-probabilities of an output that has exactly one token."""
     (completion,) = output.outputs
     assert completion.logprobs is not None
     return completion.logprobs[0]

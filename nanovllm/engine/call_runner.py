@@ -1,13 +1,13 @@
 """CallRunner: blocking calls from any number of threads, run by one engine in one batch.
 
 A call passes its requests to a worker thread and waits until all of them have ended. The worker
-steps the engine for all calls; it ends when there are none, so an idle engine has no thread.
-Nothing else touches the engine meanwhile. An exception in the calling thread, such as
+steps the engine for all calls. It ends when there are none, so an idle engine has no thread. No
+other thread uses the engine meanwhile. An exception in the calling thread, such as
 KeyboardInterrupt, never interrupts a step: it ends the requests of that call only.
 
-The garbage collector may close an abandoned stream in any thread at any moment, also while that
-thread holds the lock below. So the worker takes the lock only to end, when no call waits for it.
-It wakes threads by queues, whose `put` never waits for a thread that is in `get`.
+The garbage collector may close an abandoned stream in any thread at any time, even while that
+thread holds `_lock`. The worker therefore takes the lock only before it ends, when no call waits
+for it. It wakes threads through queues, whose `put` does not block while a thread is in `get`.
 """
 
 import contextlib
@@ -27,24 +27,25 @@ from nanovllm.errors import EngineNotReadyError
 from nanovllm.outputs import RequestOutput
 
 _POLL_S = 0.1
-"""Longest wait of a call at once: on Windows a wait without a limit cannot be interrupted."""
+"""Maximum time of one wait: on Windows a wait without a timeout cannot be interrupted."""
 
 OnStep: TypeAlias = Callable[[StepStats, int], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """The requests of one call, and what its thread waits for.
+    """The requests of one call, and the state that its thread waits for.
 
     Attributes:
-        unfinished: its unfinished sequences by id, each with the request that it belongs to.
-        steps: statistics of each new step, and how many requests of the call it ended.
-        streamed: the output of a stream, None for other calls.
-        deltas: what each step added to it, until the thread takes it.
+        unfinished: the prepared request of each unfinished sequence, by sequence id.
+        wants_steps: whether the call needs `steps`.
+        streamed: the output processor of a stream; None for other calls.
+        steps: statistics of each new step, and the number of requests of the call that it ended.
+        deltas: deltas of the stream that the thread has not taken yet.
         num_ended: requests that have ended since the last step that was reported.
-        changed: the worker puts an item into it to wake the thread.
-        has_ended: the engine has none of its sequences any more.
-        error: the exception that ended it early.
+        changed: queue into which the worker puts an item to wake the thread.
+        has_ended: whether the engine has removed all sequences of the call.
+        error: the exception that ended the call early.
     """
 
     unfinished: dict[str, PreparedRequest]
@@ -65,31 +66,31 @@ class _Call:
                 self.changed.get_nowait()
 
     def wake(self) -> None:
-        """Wake the thread, unless it is woken already."""
+        """Wake the thread, unless a wake-up is pending."""
         if self.changed.empty():
             self.changed.put(None)
 
 
 class CallRunner:
-    """Runs calls on an engine, which nobody else may step meanwhile."""
+    """Runs calls on an engine, which no other code may step meanwhile."""
 
     def __init__(self, engine: Engine) -> None:
         """Start without a thread."""
         self._engine = engine
         self._joining: deque[_Call] = deque()
         self._leaving: deque[_Call] = deque()
-        self._lock = threading.RLock()  # never held for long; guards the next two
+        self._lock = threading.RLock()  # held briefly; guards _worker and _is_closed
         self._worker: threading.Thread | None = None
         self._is_closed = False
-        self._calls: dict[str, _Call] = {}  # by sequence id; for the worker alone
+        self._calls: dict[str, _Call] = {}  # by sequence id; only the worker uses it
 
     def run(
         self, prepared_requests: Sequence[PreparedRequest], on_step: OnStep | None = None
     ) -> None:
         """Return when all requests have ended, with their updates in their output processors.
 
-        An error that ends one request is in its output processor and is not raised. Unfinished
-        requests are aborted if this raises.
+        An error that ends one request is stored in its output processor and not raised. If this
+        method raises, unfinished requests are aborted.
 
         Args:
             prepared_requests: the requests.
@@ -97,7 +98,7 @@ class CallRunner:
                 requests that it ended.
 
         Raises:
-            EngineNotReadyError: this object is closed.
+            EngineNotReadyError: the CallRunner is closed.
         """
         call = _Call(_by_request_id(prepared_requests), wants_steps=on_step is not None)
         if not call.unfinished:
@@ -107,9 +108,9 @@ class CallRunner:
                 on_step(*call.steps.popleft())
 
     def stream(self, prepared: PreparedRequest) -> Generator[RequestOutput, None, None]:
-        """Yield what each step adds to the answer. Closing the generator aborts the request.
+        """Yield the deltas of one request. Closing the generator aborts the request.
 
-        Raises the error that ended the answer, and EngineNotReadyError if this object is closed.
+        Raises the error of the request, and EngineNotReadyError if the CallRunner is closed.
         """
         call = _Call(_by_request_id([prepared]), streamed=prepared.output_processor)
         with contextlib.closing(self._wait_for(call)) as changes:
@@ -120,21 +121,21 @@ class CallRunner:
     def close(self) -> None:
         """End every call with EngineNotReadyError, refuse new ones, and wait for the current step.
 
-        Calling it twice is harmless.
+        A second call has no effect.
         """
         with self._lock:
             self._is_closed = True
         worker = self._worker
         while worker is not None and worker.is_alive() and worker is not threading.current_thread():
             worker.join(_POLL_S)
-            worker = self._worker  # None again after a caller that was its own worker
+            worker = self._worker  # None after a calling thread that acted as the worker
         with contextlib.suppress(AttributeError):
             del self._engine  # frees its memory
 
     def _wait_for(self, call: _Call) -> Generator[None, None, None]:
-        """Run a call; yield when something may have changed, and raise what ended it early.
+        """Run a call; yield after each possible change, and raise the error that ended it early.
 
-        Closing the generator aborts what is unfinished.
+        Closing the generator aborts unfinished requests.
         """
         try:
             self._enter(call)
@@ -169,13 +170,13 @@ class CallRunner:
             self._worker = None
 
     def _leave(self, call: _Call) -> None:
-        """End the call, and wait until the engine has none of it: at most the current step."""
+        """End the call, and wait, at most for the current step, until its requests are aborted."""
         if call.has_ended:
             return
         self._leaving.append(call)
         worker = self._worker
         if worker is threading.current_thread():
-            return  # a generator was collected in the worker, which ends it before its next step
+            return  # the worker collected a generator; it ends the call before its next step
         while not call.has_ended and worker is not None and worker.is_alive():
             call.wait()
 
@@ -184,13 +185,13 @@ class CallRunner:
         while self._exchange():
             try:
                 self._step()
-            except BaseException as error:  # noqa: BLE001 - it is raised in every thread that waits
+            except BaseException as error:  # noqa: BLE001 - raised in every waiting thread
                 for call in set(self._calls.values()):
                     self._end(call, error)
 
     def _exchange(self) -> bool:
-        """Start new calls and end those whose threads have left; False where none is left."""
-        leaving = _take_all(self._leaving)  # first: a call that leaves has joined before
+        """Start joining calls and end leaving ones; return False if there is no call any more."""
+        leaving = _take_all(self._leaving)  # before _joining: a leaving call may still be in it
         joining = _take_all(self._joining)
         is_closed = self._is_closed
         if not (joining or leaving or self._calls):
@@ -215,7 +216,7 @@ class CallRunner:
         return True
 
     def _step(self) -> None:
-        """Step the engine once, and deliver its updates to their calls."""
+        """Step the engine once, and pass its updates to their calls."""
         if not self._calls:
             return
         output = self._engine.step()
@@ -257,7 +258,7 @@ class CallRunner:
             call.wake()
 
     def _end(self, call: _Call, error: BaseException | None) -> None:
-        """Abort what is unfinished of a call, and wake its thread."""
+        """Abort the unfinished sequences of a call, and wake its thread."""
         try:
             for request_id in call.unfinished:
                 self._calls.pop(request_id, None)

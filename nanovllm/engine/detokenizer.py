@@ -1,6 +1,7 @@
-"""Incremental text of an output: complete characters only, and no part of a stop string.
+"""Incremental detokenization: release complete characters only, and no part of a stop string.
 
-The released pieces, joined, equal the text of all tokens decoded at once, cut at the stop string.
+The concatenation of the released pieces equals the text of all tokens decoded at once, cut at the
+stop string.
 """
 
 import codecs
@@ -19,8 +20,8 @@ class IncrementalDecoder:
         self._tokenizer = tokenizer
         self._skipped = tokenizer.special_token_ids if skip_special_tokens else frozenset[int]()
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        # Only for tokenizers that are not byte-level: the tokens of the last released text, then
-        # the pending ones, whose text is not complete.
+        # Used only if the tokenizer is not byte-level: the tokens of the last released text,
+        # followed by pending tokens, whose text is incomplete.
         self._window: list[int] = []
         self._window_text = ""  # text of the window without its pending tokens
         self._num_pending = 0
@@ -45,7 +46,7 @@ class IncrementalDecoder:
         return "" if self._is_unfinished(text) else text[len(self._window_text) :]
 
     def flush(self) -> str:
-        """Return U+FFFD for an incomplete character at the end of the sequence."""
+        """Return the remaining text; an incomplete character at the end becomes U+FFFD."""
         if self._tokenizer.is_byte_level:
             return self._utf8.decode(b"", final=True)
         text = self._tokenizer.decode(self._window, skip_special_tokens=False)
@@ -54,11 +55,11 @@ class IncrementalDecoder:
         return rest
 
     def _push_by_difference(self, token_id: int) -> str:
-        """Return the difference of the window's text with and without its pending tokens.
+        """Return what the pending tokens add to the text of the window.
 
         Tokenizers that are not byte-level may insert characters between tokens, depending on the
-        neighbours. The window keeps all tokens of the text released last: a character may span
-        several tokens, and the last of them alone would not decode.
+        neighbours. The window contains all tokens of the last released text, because a character
+        may span several tokens, and its last token alone cannot be decoded.
         """
         self._window.append(token_id)
         self._num_pending += 1
@@ -76,7 +77,7 @@ class IncrementalDecoder:
 
 
 class StopStrings:
-    """Holds text back while its end may be the beginning of a stop string.
+    """Holds back the end of a text while it may be the beginning of a stop string.
 
     Each stop string is matched as in Knuth, Morris and Pratt (1977): the cost of a character does
     not depend on the length of the stop strings or of the held text.
@@ -89,10 +90,10 @@ class StopStrings:
         include_in_output: bool = False,
         failures: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        """Match any of `stops`, none of them empty. `failures` are their failure functions."""
+        """Match any of `stops`, none of them empty; `failures` are their failure functions."""
         self._stops = tuple(stops)
         self._failures = tuple(map(_failure, self._stops)) if failures is None else failures
-        self._matched = [0] * len(self._stops)  # length of the prefix that the text ends with
+        self._matched = [0] * len(self._stops)  # length of the prefix that ends the text
         self._include = include_in_output
         self._held = ""
 
@@ -103,9 +104,9 @@ class StopStrings:
     def push(self, text: str, *, may_stop: bool = True) -> tuple[str, str | None]:
         """Return the text that can be released, and the stop string if one is complete.
 
-        Of several, that is the one that ends first, and of those the longest. With
-        `may_stop=False` none counts as complete in this text, but one may begin in it. The held
-        text is always shorter than the longest stop string.
+        If several are complete, the stop string that ends first is returned, and the longest of
+        those that end there. With `may_stop=False`, stop strings that end in `text` are ignored,
+        but one may begin in it. The held text is always shorter than the longest stop string.
         """
         if not self._stops:
             return text, None

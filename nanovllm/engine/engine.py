@@ -1,6 +1,6 @@
-"""Engine: a scheduler over a KV cache, a model runner, and step().
+"""Engine: a scheduler, a KV cache and a model runner, run step by step.
 
-    plan    = scheduler.schedule()          who runs, how many tokens each, which blocks and copies
+    plan    = scheduler.schedule()          sequences, tokens of each, blocks and copies
     arrays  = batching.build(plan)          flat arrays, no padding
     output  = runner.run(*arrays)           forward pass, then sampling
     results = scheduler.commit(plan, ...)   append tokens, finish requests, free blocks
@@ -43,15 +43,15 @@ _ALL_FORBIDDEN = (
 _FAULT = "a step of the engine failed; the log has the reason"
 _NOT_A_NUMBER = "the network's output is not a number; is the checkpoint sound?"
 _BLOCKED_WAIT_S = 0.002
-"""How long to wait for masks where no request can run; commands for the engine wait as long."""
+"""Maximum wait for masks if no request can run; commands to the engine wait as long."""
 _MASK_GRACE = 0.25
-"""How long a step waits for masks that are about to come, as a share of the last step's time."""
+"""Maximum wait of a step for masks in progress, as a fraction of the last step's time."""
 _MIN_MASK_GRACE_S, _MAX_MASK_GRACE_S = 0.0003, 0.002
 
 
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a step did; `fault` is the exception that it raised, which ended its requests."""
+    """The output of a step; `fault` is the exception that ended its requests, if it raised one."""
 
     updates: tuple[SequenceUpdate, ...]
     stats: StepStats
@@ -68,7 +68,7 @@ class Engine:
         tokenizer: Tokenizer,
         sampling_defaults: SamplingDefaults | None = None,
     ) -> None:
-        """Allocate the KV cache; raises ValueError where the settings do not fit the model."""
+        """Allocate the KV cache; raises ValueError if the settings do not fit the model."""
         model = runner.config
         self.config = config
         self.model = model
@@ -94,7 +94,7 @@ class Engine:
         )
         self.input_processor = InputProcessor(model, tokenizer, limits, seed=config.seed)
         self._times: dict[str, RequestTimes] = {}
-        self._deadlines: dict[str, float] = {}  # of the requests that have one
+        self._deadlines: dict[str, float] = {}  # by id; only requests with a deadline
         self._prompt_tokens = 0
         self._prompt_tokens_cached = 0
         self._prompt_tokens_computed = 0
@@ -105,14 +105,14 @@ class Engine:
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
         """Load a model folder.
 
-        Raises CheckpointError where the folder is not valid, and ValueError where the settings do
-        not fit the model.
+        Raises CheckpointError if the folder is not valid, and ValueError if the settings do not fit
+        the model.
         """
         config = config or EngineConfig()
         cls.check(folder, config)
         tokenizer = Tokenizer.load(folder)
         if config.dtype == "auto":
-            is_numpy = config.backend == "numpy"  # computes in float32 only
+            is_numpy = config.backend == "numpy"  # supports float32 only
             config = replace(config, dtype="float32" if is_numpy else stored_dtype(folder))
         options = LoadOptions(
             dtype=config.dtype,
@@ -126,13 +126,13 @@ class Engine:
 
     @staticmethod
     def check(folder: Path, config: EngineConfig) -> None:
-        """Raise the errors of `load` that can be found without reading the weights."""
+        """Raise those errors of `load` that need no weights."""
         _max_model_len(config, GPT2Config.load(folder))
         load_sampling_defaults(folder)
 
     @property
     def cache_tokens(self) -> int:
-        """Tokens that fit the KV cache."""
+        """Capacity of the KV cache in tokens."""
         return self.blocks.num_blocks * self.blocks.block_size
 
     @property
@@ -141,7 +141,7 @@ class Engine:
         return self.scheduler.has_work
 
     def stats(self) -> EngineSnapshot:
-        """Return a snapshot of the engine's numbers, for any thread; called on the engine's own."""
+        """Return a snapshot of the statistics. Call it on the engine's thread; any may read it."""
         scheduler = self.scheduler
         return EngineSnapshot(
             num_requests_running=len(scheduler.running),
@@ -160,12 +160,13 @@ class Engine:
     def add_request(
         self, request: Request, arrival_s: float | None = None, deadline_s: float | None = None
     ) -> None:
-        """Queue a sequence of the input processor; raises InvalidRequestError for an id in use.
+        """Queue a sequence; raises InvalidRequestError if its id is in use.
 
         Args:
-            request: the sequence.
-            arrival_s: when its request arrived, by `time.monotonic()`; by default now.
-            deadline_s: when it is aborted. No update reports that; the caller has its own timer.
+            request: a sequence that the input processor has prepared.
+            arrival_s: arrival of its request, by `time.monotonic()`; by default now.
+            deadline_s: time at which it is aborted. No update reports this, because the caller has
+                its own timer.
         """
         self.scheduler.add(request)
         if deadline_s is not None:
@@ -175,9 +176,9 @@ class Engine:
         )
 
     def finish_request(self, request_id: str, reason: FinishReason) -> SequenceUpdate | None:
-        """End a sequence in any state; None where no unfinished one has that id.
+        """Finish a waiting or running sequence; return None if there is none with that id.
 
-        The reason is STOP where its text has reached a stop string, which only the caller knows.
+        The reason is STOP if the text contains a stop string, which only the caller can detect.
         """
         request = self.scheduler.finish(request_id, reason)
         if request is None:
@@ -192,11 +193,11 @@ class Engine:
         )
 
     def abort_request(self, request_id: str) -> SequenceUpdate | None:
-        """End a sequence with the reason ABORT, as `finish_request`."""
+        """Call `finish_request` with the reason ABORT."""
         return self.finish_request(request_id, FinishReason.ABORT)
 
     def step(self, on_planned: Callable[[], None] | None = None) -> StepOutput:
-        """Run one step, if there is work; `on_planned` is called before the forward pass."""
+        """Run one step if any request can run; call `on_planned` before the forward pass."""
         started = time.monotonic()
         self._abort_overdue(started)
         failed = self._finish_failed_grammars()
@@ -225,17 +226,17 @@ class Engine:
         return StepOutput((*failed, *updates), stats, fault)
 
     def _compute(self, plan: StepPlan) -> tuple[list[SequenceResult], Exception | None]:
-        """Run a plan and commit it; return its results, and the exception where it raised."""
+        """Run and commit a plan; return its results and the exception that it raised, or None."""
         try:
             if plan.copies:
                 self.runner.backend.copy_blocks(plan.copies)
             output = self.runner.run(*batching.build(plan, self.config.block_size))
             results = self.scheduler.commit(plan, batching.split(plan, output, self.model.vocab))
-            # Masks are computed while this thread reports the step.
+            # The worker processes compute masks while this thread reports the step.
             self.input_processor.grammars.flush()
         except Exception as error:  # noqa: BLE001 - the engine continues with the other requests
             return self.scheduler.fail(plan), error
-        except BaseException:  # KeyboardInterrupt: nobody will compute the plan
+        except BaseException:  # such as KeyboardInterrupt: the plan is never computed
             for result in self.scheduler.fail(plan):
                 self._forget(result.request.request_id)
             raise
@@ -288,11 +289,11 @@ class Engine:
         assert self._deadlines.keys() <= self._times.keys()
 
     def close(self) -> None:
-        """End the processes that compile grammars. Calling it twice is harmless."""
+        """End the processes that compile grammars. A second call has no effect."""
         self.input_processor.grammars.close()
 
     def _forget(self, request_id: str) -> RequestTimes:
-        """Drop what is kept about a sequence that has ended; return its times."""
+        """Remove the deadline and the times of a sequence that has ended; return the times."""
         self._deadlines.pop(request_id, None)
         return self._times.pop(request_id)
 
@@ -302,7 +303,7 @@ class Engine:
                 self.abort_request(request_id)
 
     def _finish_failed_grammars(self) -> tuple[SequenceUpdate, ...]:
-        """Receive the masks of grammars, and end the requests whose grammar has failed."""
+        """Receive the masks of grammars, and finish the requests whose grammar has failed."""
         grace_s = min(max(_MASK_GRACE * self._last_step_s, _MIN_MASK_GRACE_S), _MAX_MASK_GRACE_S)
         self.input_processor.grammars.poll(grace_s)
         updates = []
@@ -315,7 +316,7 @@ class Engine:
     def _to_update(
         self, result: SequenceResult, now: float, fault: Exception | None
     ) -> SequenceUpdate:
-        """Note the times of a result, and copy what other threads may see of it."""
+        """Record the times of a result, and return it as values that other threads may read."""
         request = result.request
         times = self._times[request.request_id]
         inter_token_latency_s = None
@@ -351,13 +352,13 @@ class Engine:
         )
 
     def _count_prompt(self, request: Request) -> None:
-        """Count a prompt that has been read to its end for the first time."""
+        """Count a prompt that has been computed to its end for the first time."""
         self._prompt_tokens += request.num_prompt_tokens
         self._prompt_tokens_cached += request.num_reused_tokens
 
 
 def _error_of(result: SequenceResult, fault: Exception | None) -> NanovllmError:
-    """Return the error of a request that a step ended; its cause is not for clients."""
+    """Return the error of a request that a step ended; a server hides its `__cause__`."""
     cause = fault or result.error
     if cause is not None:
         error = EngineFaultError(_FAULT)
@@ -369,7 +370,7 @@ def _error_of(result: SequenceResult, fault: Exception | None) -> NanovllmError:
 
 
 def _max_model_len(config: EngineConfig, model: GPT2Config) -> int:
-    """Return the context of requests; raises ValueError where the model has less."""
+    """Return the maximum tokens of a request; raises ValueError if the model supports fewer."""
     if config.max_model_len is None:
         return model.max_positions
     if config.max_model_len > model.max_positions:

@@ -1,7 +1,7 @@
-"""EngineThread: the thread that loads an engine and steps it. Nothing else touches the engine.
+"""EngineThread: the thread that loads an engine and steps it. No other thread uses the engine.
 
-Commands (add, finish, stop) enter by one queue, which is drained between steps. Outputs leave by
-callbacks, which the thread schedules on the event loop. A frozen snapshot of the engine's numbers
+Commands (add, finish, stop) enter through one queue, which is drained between steps. Outputs leave
+through callbacks, which the thread schedules on the event loop. A frozen snapshot of the statistics
 is published when a step is planned and when it has ended; any thread may read it.
 """
 
@@ -66,7 +66,7 @@ class EngineThread:
 
     @property
     def snapshot(self) -> EngineSnapshot:
-        """The engine's numbers as of its last step or command, once it is ready."""
+        """The engine's statistics as of its last step or command, once it is ready."""
         assert self._snapshot is not None
         return self._snapshot
 
@@ -83,7 +83,7 @@ class EngineThread:
         self._commands.put(_Add(requests, arrival_s, deadline_s))
 
     def finish(self, request_ids: tuple[str, ...], reason: FinishReason) -> None:
-        """End those of the sequences that are unfinished."""
+        """Finish those of the sequences that are unfinished."""
         self._commands.put(_Finish(request_ids, reason))
 
     def stop(self) -> None:
@@ -107,9 +107,7 @@ class EngineThread:
         try:
             self._serve(engine)
         except BaseException as error:
-            logger.critical(
-                "the engine has broken down; the server must be started again", exc_info=error
-            )
+            logger.critical("the engine failed; restart the server", exc_info=error)
             self._post(self._on_failure, error)
         finally:
             engine.close()
@@ -117,7 +115,7 @@ class EngineThread:
             del self._load, self._on_ready, self._on_output, self._on_failure
 
     def _serve(self, engine: Engine) -> None:
-        """Step while there is work, until the command to stop."""
+        """Step while there is work, until a command stops the thread."""
 
         def publish() -> None:
             self._snapshot = engine.stats()
@@ -129,7 +127,7 @@ class EngineThread:
                 self._post(self._on_output, output)
 
     def _drain_commands(self, engine: Engine) -> bool:
-        """Run the queued commands, and wait for one if there is no work; False for `stop`."""
+        """Run the queued commands, or wait for one if there is no work; return False for `stop`."""
         has_changed = False
         while True:
             try:
@@ -152,7 +150,7 @@ class EngineThread:
             has_changed = True
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
-        """Call on the event loop, unless it is closed, as at the end of a program."""
+        """Call `function` on the event loop, unless it is closed, as at the end of a program."""
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(function, *args)

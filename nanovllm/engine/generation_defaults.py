@@ -20,10 +20,10 @@ class SamplingDefaults(TypedDict, total=False):
 
 
 def load_sampling_defaults(folder: Path) -> SamplingDefaults:
-    """Return the sampling defaults of a model folder; empty where it has none.
+    """Return the sampling defaults of a model folder; empty if it has none.
 
-    Settings of null are left out, because they say nothing. Raises CheckpointError where a setting
-    is invalid, because every request that does not set it itself would fail.
+    Null settings are omitted. Raises CheckpointError if a setting is invalid, because every request
+    that uses the default would fail.
     """
     config: Mapping[str, Any] = load_generation_config(folder)
     names = SamplingDefaults.__annotations__
@@ -34,5 +34,5 @@ def load_sampling_defaults(folder: Path) -> SamplingDefaults:
         SamplingParams(**defaults)
     except InvalidRequestError as error:
         path = folder / "generation_config.json"
-        raise CheckpointError(f"{path} is wrong: {error}; correct the file, or delete it") from None
+        raise CheckpointError(f"{path} is invalid: {error}; correct or delete it") from None
     return defaults

@@ -1,4 +1,4 @@
-"""GenerationRequest: what every endpoint, run-batch and AsyncLLM ask of the engine, in one form."""
+"""GenerationRequest: prompts and settings, the same for all endpoints, run-batch and AsyncLLM."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -15,9 +15,9 @@ from nanovllm.sampling_params import SamplingParams, TruncationSide
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingParams:
-    """Settings of a prompt that is embedded.
+    """Settings of an embedding.
 
-    The last three are those of SamplingParams, except that truncation keeps the first tokens by
+    The last three are as in SamplingParams, except that truncation keeps the first tokens by
     default.
     """
 
@@ -30,18 +30,17 @@ class PoolingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationRequest:
-    """One or several prompts with the settings that they share.
+    """One or several prompts with common settings.
 
     Attributes:
         prompts: the prompts.
-        params: what is done with them: sampling, beam search or embedding.
-        n: choices of each prompt that a beam search returns; None for all beams. Sampling has its
-            own n, in SamplingParams.
-        request_id: part of the ids of its sequences, which are unique without it.
-        priority: lower is served first.
-        cache_salt: prefixes are shared in the cache among requests of one salt.
-        must_fit: refuse a prompt with which max_tokens exceeds the context, instead of
-            generating fewer tokens; for sampling only.
+        params: settings of sampling, beam search or embedding; their type selects the operation.
+        n: number of beams to return from a beam search; None for all. Sampling uses `params.n`.
+        request_id: part of the ids of the sequences, which are unique without it.
+        priority: lower runs first.
+        cache_salt: requests share cached prefixes only with requests of the same salt.
+        must_fit: refuse a prompt whose tokens plus max_tokens exceed the context, instead of
+            generating fewer tokens.
     """
 
     prompts: Sequence[Prompt]
@@ -58,7 +57,7 @@ def prepare_requests(
 ) -> tuple[PreparedRequest, ...]:
     """Check and tokenize every prompt of a request that samples or embeds.
 
-    Raises InvalidRequestError, which names the prompt where there are several.
+    Raises InvalidRequestError, which contains the index of the prompt if there are several.
     """
     prepared: list[PreparedRequest] = []
     try:
@@ -66,7 +65,7 @@ def prepare_requests(
             with naming_prompt(index, len(request.prompts)):
                 prepared.append(prepare_prompt(prompt, request, input_processor))
     except NanovllmError:
-        prepared.clear()  # the traceback would keep their grammars, which would go on compiling
+        prepared.clear()  # the traceback keeps `prepared`, whose grammars would go on compiling
         raise
     return tuple(prepared)
 
@@ -76,7 +75,7 @@ def prepare_prompt(
 ) -> PreparedRequest:
     """Check and tokenize one prompt under the settings of `request`; raises InvalidRequestError.
 
-    A beam is a prompt that generates one token.
+    With BeamSearchParams, the prompt is that of one beam, and generates one token.
     """
     params = request.params
     sequence_id = input_processor.new_request_id(request.request_id)

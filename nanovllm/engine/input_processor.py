@@ -25,17 +25,17 @@ from nanovllm.prompts import Prompt, to_list, to_python_ids
 from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unicode
 
 MAX_TRUNCATED_BYTES = 1 << 18
-"""Of a text that is truncated: all of it is tokenized, which takes 200 times its memory."""
+"""Maximum bytes of a text that is truncated. All of it is tokenized, in 200 times its memory."""
 
 _FAR_TOO_LONG = 16
-"""Times the context: the ids of a prompt of so many tokens are not checked one by one."""
+"""Multiple of the context above which a prompt is refused before its token ids are checked."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
     """A checked prompt: its sequences for the engine, and the processor of their updates.
 
-    `grammar` may still be compiling. Wait for it to learn of its errors before the request runs.
+    `grammar` may still be compiling; wait for it to get its errors before the request runs.
     """
 
     requests: tuple[Request, ...]
@@ -44,18 +44,18 @@ class PreparedRequest:
 
     @property
     def num_answers(self) -> int:
-        """Choices, with those that best_of drops and those that share a sequence."""
+        """Number of choices, including those that best_of drops and those that share a sequence."""
         return self.requests[0].sampling.num_candidates
 
     @property
     def num_tokens(self) -> int:
-        """Maximum total tokens: the prompt, once, and max_tokens of all choices."""
+        """Maximum total tokens: the prompt once, and max_tokens of each choice."""
         first = self.requests[0]
         return first.num_prompt_tokens + self.num_answers * first.max_new_tokens
 
     @property
     def logprobs_bytes(self) -> int:
-        """Maximum memory of its log-probabilities."""
+        """Maximum memory for log-probabilities, in bytes."""
         first = self.requests[0]
         sampling = first.sampling
         reported = [
@@ -86,7 +86,7 @@ class InputProcessor:
     def __init__(
         self, model: GPT2Config, tokenizer: Tokenizer, limits: Limits, *, seed: int | None = None
     ) -> None:
-        """`seed` makes the seeds of requests that have none repeatable."""
+        """Create an input processor; `seed` seeds the seeds of requests that have none."""
         self.model = model
         self.tokenizer = tokenizer
         self.limits = limits
@@ -98,14 +98,14 @@ class InputProcessor:
         self._latest_rules = None
 
     def new_request_id(self, name: str) -> str:
-        """Return an id with `name` in it that no other request of the engine has.
+        """Return a unique id that contains `name`.
 
-        All ids are made here. The number comes first, so no `name` can make two ids equal.
+        It starts with a counter, so ids differ for all names.
         """
         return f"{next(self._ids)}-{name}"
 
     def reseed(self, seed: str) -> None:
-        """Seed the generator of seeds with a text."""
+        """Seed the generator of seeds for requests without a seed."""
         self._random.seed(seed)
 
     def submit(
@@ -144,7 +144,7 @@ class InputProcessor:
             if params.structured_outputs is None
             else self.grammars.begin(params.structured_outputs)
         )
-        # The output processor needs log-probabilities for best_of; it does not show these.
+        # best_of ranks by log-probabilities; the output does not contain these.
         needs_scores = params.ranks_choices and params.logprobs is None
         sampling = replace(params, logprobs=0) if needs_scores else params
         requests = tuple(
@@ -237,15 +237,15 @@ class InputProcessor:
     def read_prompt(
         self, prompt: Prompt, *, add_special_tokens: bool = True, kept: slice | None = None
     ) -> tuple[str | None, list[int]]:
-        """Return a prompt's text, None for token ids, and its token ids.
+        """Return a prompt's text (None for a prompt of token ids) and its token ids.
 
         Args:
             prompt: text or token ids, in any form of `Prompt`.
             add_special_tokens: add the tokens that the tokenizer puts around every text.
-            kept: the part of the tokens to keep, with its text; None for all of them.
+            kept: slice of the tokens to keep, for truncation; None for all of them.
 
         Raises:
-            InvalidRequestError: the prompt cannot be read.
+            InvalidRequestError: the prompt is invalid.
         """
         text, whole = self._read_whole(prompt, add_special_tokens, is_truncated=kept is not None)
         token_ids = whole if kept is None else whole[kept]
@@ -282,7 +282,7 @@ class InputProcessor:
             raise InvalidRequestError(
                 "the prompt is empty; give at least one token", param="prompt"
             )
-        # Do not look at millions of token ids.
+        # Refuse millions of token ids without checking each of them.
         if not is_truncated and len(content) > _FAR_TOO_LONG * self.limits.max_model_len:
             self.limits.check_prompt_length(len(content))
         token_ids = to_python_ids(content)
@@ -362,9 +362,9 @@ class InputProcessor:
         return latest[1], latest[2]
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
-        """Return the token ids of each bad word, at the start of a text and after a space.
+        """Return the token ids of each bad word, with and without a leading space.
 
-        BPE spells them differently. Spellings with tokens that the model does not have are dropped.
+        BPE encodes the two differently. Encodings with token ids outside the model are dropped.
         """
         spellings = [
             spelling for word in params.bad_words or () for spelling in (word, " " + word.lstrip())

@@ -1,7 +1,7 @@
-"""Log-probabilities packed into arrays, and unpacked position by position when they are read.
+"""Log-probabilities packed into arrays, and unpacked position by position on access.
 
-A position with 20 top tokens takes 0.7 KB packed, and 5 KB as a dictionary of numbers and texts.
-An output may have hundreds of thousands of positions; most are read once, to be written as JSON.
+A position with 20 top tokens takes 0.7 KB packed, and 5 KB as a dictionary of numbers and texts. An
+output may have hundreds of thousands of positions, and most are read only once, to write JSON.
 """
 
 from array import array
@@ -12,13 +12,13 @@ from nanovllm.model.sampling import TokenLogprobs
 from nanovllm.outputs import Logprob, PositionLogprobs
 
 POSITION_BYTES = 512
-"""Memory of a packed position without its tokens."""
+"""Memory of a packed position without its tokens, in bytes."""
 ENTRY_BYTES = 24
-"""Memory of each token of a packed position."""
+"""Memory of each token of a packed position, in bytes."""
 
 
 class PackedLogprobs(NamedTuple):
-    """TokenLogprobs in arrays."""
+    """TokenLogprobs of one position, packed into arrays."""
 
     token_ids: "array[int]"
     logprobs: "array[float]"
@@ -35,14 +35,14 @@ class PackedLogprobs(NamedTuple):
 
 
 class LogprobList(Sequence[Any]):
-    """A sequence of {token id: Logprob} or None, each unpacked when read; equal to such a list."""
+    """A sequence of {token id: Logprob} or None, unpacked on access; equal to such a list."""
 
     __slots__ = ("_positions", "_text_of")
 
     def __init__(
         self, positions: Sequence[PackedLogprobs | None], text_of: Callable[[int], str]
     ) -> None:
-        """Unpack `positions`; `text_of` gives the text of a token."""
+        """Wrap `positions`; `text_of` returns the text of a token id."""
         self._positions = positions
         self._text_of = text_of
 

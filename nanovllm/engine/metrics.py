@@ -1,6 +1,6 @@
-"""Statistics of the engine as plain numbers; the server turns them into Prometheus metrics.
+"""Statistics of the engine as plain numbers; the server exports them as Prometheus metrics.
 
-Times are seconds of `time.monotonic()`, taken by the engine's thread between steps.
+Times are in seconds of `time.monotonic()`, measured on the engine's thread between steps.
 """
 
 from dataclasses import dataclass, field
@@ -10,17 +10,20 @@ from nanovllm.outputs import RequestMetrics
 
 @dataclass(frozen=True, slots=True)
 class EngineSnapshot:
-    """The engine at one moment, for other threads than its own. Counters only increase.
+    """Statistics of the engine at one moment, which any thread may read.
+
+    The first four are gauges, the others counters.
 
     Attributes:
+        num_requests_running, num_requests_waiting: numbers of sequences.
         num_requests_deferred: waiting sequences that wait for the mask of a grammar.
-        kv_cache_usage: used share of the KV cache, from 0 to 1.
-        prompt_tokens: prompt tokens of the sequences whose prompt has been read.
+        kv_cache_usage: used fraction of the KV cache, from 0 to 1.
+        prompt_tokens: prompt tokens of the sequences whose prompt is completely computed.
         prompt_tokens_cached: those of them whose keys and values came from the prefix cache or from
             another choice of the prompt.
-        prompt_tokens_computed: tokens computed by prefill, also of unfinished prompts, and again
-            after a preemption.
-        prefix_cache_queries, prefix_cache_hits: in tokens.
+        prompt_tokens_computed: tokens computed by prefill, including incomplete prompts and
+            recomputation after preemption.
+        prefix_cache_queries, prefix_cache_hits: prompt tokens looked up, and found.
     """
 
     num_requests_running: int
@@ -38,9 +41,9 @@ class EngineSnapshot:
 
 @dataclass(frozen=True, slots=True)
 class AdmissionStats:
-    """Reservations of unfinished requests, their limits, and refusals by the name of the limit.
+    """Reservations of unfinished requests, their limits, and numbers of refusals by limit.
 
-    `max_tokens` is None where tokens are not limited.
+    An answer is one choice of one prompt. `max_tokens` is None if tokens are not limited.
     """
 
     answers: int
@@ -61,7 +64,7 @@ class RequestTimes:
     _summary: RequestMetrics | None = None
 
     def summary(self, finished_s: float | None = None) -> RequestMetrics:
-        """Return the times for the output; the same object until one of them changes."""
+        """Return the times for the output; the object is reused until a time changes."""
         summary = self._summary
         if (
             summary is None
@@ -77,13 +80,13 @@ class RequestTimes:
 
 @dataclass(frozen=True, slots=True)
 class FinishedRequest:
-    """One sequence that ended, for the histograms of requests.
+    """A finished sequence, for the histograms of requests.
 
     Attributes:
-        generation_tokens: tokens that the caller gets.
-        max_tokens: its maximum; 0 for a request that only reads the prompt.
-        prompt_tokens_cached: prompt tokens that were not computed for it.
-        times: with `finished_s`.
+        generation_tokens: tokens that the caller receives.
+        max_tokens: maximum tokens to generate; 0 for a request that only computes the prompt.
+        prompt_tokens_cached: prompt tokens that were cached, or computed by another choice.
+        times: times of the sequence; `finished_s` is not None.
     """
 
     finish_reason: str
@@ -97,7 +100,7 @@ class FinishedRequest:
 
 @dataclass(frozen=True, slots=True)
 class FinishedPrompt:
-    """One prompt whose choices have all ended.
+    """A prompt whose choices have all ended.
 
     Attributes:
         n: number of choices.
@@ -110,10 +113,10 @@ class FinishedPrompt:
 
 @dataclass(slots=True)
 class StepStats:
-    """One step, for the histograms of steps and tokens.
+    """Statistics of one step, for the histograms of steps and tokens.
 
-    AsyncEngine fills the lists when it delivers the step's updates. Tokens that were computed after
-    a stop string are not in them.
+    AsyncEngine fills the lists when it delivers the step's updates. They exclude tokens that were
+    computed after a stop string.
     """
 
     num_tokens: int
@@ -127,14 +130,14 @@ class StepStats:
 
     @property
     def num_generated_tokens(self) -> int:
-        """Sampled tokens that callers get."""
+        """Number of sampled tokens that callers receive."""
         return len(self.times_to_first_token_s) + len(self.inter_token_latencies_s)
 
 
 class TokenRates:
     """Prefill and decode tokens per second, for a progress bar.
 
-    The time of a step that did both is divided in proportion to its tokens.
+    The time of a step with both kinds of tokens is divided in proportion to their numbers.
     """
 
     def __init__(self) -> None:

@@ -1,10 +1,9 @@
-"""From the engine's updates to what callers see: text, token ids and log-probabilities.
+"""OutputProcessor: convert the engine's updates to text, token ids and log-probabilities.
 
-An OutputProcessor belongs to one prompt and its n choices. Each choice is a sequence of its own,
-with two exceptions: greedy choices are equal and share one sequence; with `best_of` the choices are
-the n best of more sequences, known once all have ended. It holds the decoders, so detokenization
-runs on the caller's thread and not on the engine's. Its memory grows with the output only: deltas
-that nobody fetches merge into one.
+An OutputProcessor belongs to one prompt and its n choices. Each choice is one sequence, with two
+exceptions. Greedy choices are equal and share one sequence. With `best_of` there are more sequences
+than choices, and the n best are known only when all have ended. Detokenization runs on the thread
+that calls `add_update`. Unread deltas merge into one, so memory grows only with the output.
 """
 
 import math
@@ -33,18 +32,19 @@ from nanovllm.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class SequenceUpdate:
-    """What a step changed for one sequence: plain values that may cross to another thread.
+    """The changes of one sequence in a step, as plain values that another thread may read.
 
     Attributes:
-        token_ids: new tokens, at most one today.
-        logprobs: an entry for each of them, or empty where none are reported.
+        token_ids: new tokens, currently at most one.
+        logprobs: an entry for each new token, or empty if none are requested.
         metrics: times of the sequence; `finished_s` is None unless the engine has ended it.
-        error: what to raise where `finish_reason` is ERROR.
+        error: the exception to raise if `finish_reason` is ERROR.
         hidden: final hidden states [tokens, d_model] of a prompt that is embedded.
-        time_s: when the step ended.
-        inter_token_latency_s: time since the previous token; None for the first, or without one.
-        num_preemptions: how often the sequence was preempted.
-        num_reused_tokens: prompt tokens that were not computed for it.
+        time_s: end of the step.
+        inter_token_latency_s: time since the previous token; None for the first token, and if there
+            is no new one.
+        num_preemptions: number of preemptions of the sequence.
+        num_reused_tokens: prompt tokens that were cached, or computed by another choice.
     """
 
     request_id: str
@@ -66,7 +66,7 @@ class SequenceUpdate:
 
 @dataclass(slots=True)
 class _Sequence:
-    """Output of one sequence so far; `text_sent` and `tokens_sent` count what deltas have had."""
+    """Output of one sequence so far; `text_sent` and `tokens_sent` are the lengths already sent."""
 
     request_id: str
     decoder: IncrementalDecoder
@@ -84,7 +84,7 @@ class _Sequence:
 
     @property
     def has_delta(self) -> bool:
-        """Whether there is more of it than deltas have had."""
+        """Whether there is output that no delta has contained."""
         has_ended = self.finish_reason is not None and not self.finish_sent
         return (
             has_ended or len(self.token_ids) > self.tokens_sent or len(self.text) > self.text_sent
@@ -92,9 +92,9 @@ class _Sequence:
 
     @property
     def mean_logprob(self) -> float:
-        """What best_of ranks by, independent of length.
+        """Mean log-probability per token, by which best_of ranks.
 
-        NaN counts as minus infinity, and so does a sequence that ended with an error.
+        It is minus infinity instead of NaN, and for a sequence that ended with an error.
         """
         if self.finish_reason is FinishReason.ERROR:
             return -math.inf
@@ -102,7 +102,7 @@ class _Sequence:
         return -math.inf if math.isnan(mean) else mean
 
     def mark_sent(self) -> None:
-        """Note that a delta has had all of it."""
+        """Record that deltas have contained all output so far."""
         self.has_begun = True
         self.text_sent, self.tokens_sent, self.finish_sent = (
             len(self.text),
@@ -112,7 +112,7 @@ class _Sequence:
 
 
 def describe_error(error: NanovllmError) -> str:
-    """Return an error's message for an output, with its cause, which a server keeps to itself."""
+    """Return an error's message with its cause. For Python callers; a server hides the cause."""
     cause = error.__cause__
     return str(error) if cause is None else f"{error} ({type(cause).__name__}: {cause})"
 
@@ -130,9 +130,9 @@ class OutputProcessor:
         sequence_ids: list[str],
         pooler: Pooler | None = None,
     ) -> None:
-        """Expect updates for the sequences, whose ids are ordered by choice index.
+        """Create the outputs of `sequence_ids`, which are ordered by choice index.
 
-        `pooler` is for a prompt that is embedded, None for one that is continued.
+        `pooler` is None unless the prompt is embedded.
         """
         self.request_id = request_id
         self.error: NanovllmError | None = None
@@ -165,7 +165,7 @@ class OutputProcessor:
 
     @property
     def sequence_ids(self) -> list[str]:
-        """Ids of all its sequences."""
+        """Ids of all sequences."""
         return [sequence.request_id for sequence in self._sequences]
 
     @property
@@ -177,36 +177,36 @@ class OutputProcessor:
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens of all choices so far; those of a shared sequence count n times."""
+        """Number of tokens of all choices so far; tokens of a shared sequence count n times."""
         computed = sum(len(sequence.token_ids) for sequence in self._sequences)
         return computed * (self._params.num_candidates // len(self._sequences))
 
     @property
     def max_output_tokens(self) -> int:
-        """Tokens of the longest sequence so far."""
+        """Number of tokens of the longest sequence so far."""
         return max(len(sequence.token_ids) for sequence in self._sequences)
 
     def ended(self, choice_index: int) -> tuple[FinishReason, int] | None:
-        """Return why a sequence has ended and its number of tokens; None while it has not."""
+        """Return the finish reason and the number of tokens of a sequence, or None."""
         sequence = self._sequences[choice_index]
         if sequence.finish_reason is None:
             return None
         return sequence.finish_reason, len(sequence.token_ids)
 
     def add_update(self, update: SequenceUpdate) -> bool:
-        """Add an update; True when a stop string has ended the sequence before the engine did.
+        """Add an update; return True if a stop string ends a sequence that the engine still runs.
 
-        The caller then tells the engine to finish the sequence.
+        The caller must then finish the sequence in the engine.
         """
         sequence = self._sequences[update.choice_index]
         if sequence.finish_reason is not None:
-            return False  # the engine computed it before it learned of a stop string
+            return False  # computed before the engine was told of a stop string
         if self._pooler is not None and update.hidden is not None:
             self._pooler.add(update.hidden)
         if update.choice_index == 0:
             if self._prompt_logprobs is not None:
                 self._prompt_logprobs += map(PackedLogprobs.pack, update.prompt_logprobs)
-            # The first choice's alone: the others find its blocks in the cache.
+            # Only of the first choice: the others share its blocks.
             self._num_cached_tokens = update.num_cached_tokens
         stop = None
         for index, token_id in enumerate(update.token_ids):
@@ -239,10 +239,10 @@ class OutputProcessor:
         logprobs: TokenLogprobs | None,
         finish_reason: FinishReason | None,
     ) -> str | None:
-        """Append a token, and the text that can be released; return a stop string that it ends.
+        """Append a token and the text that it releases; return the stop string that it completes.
 
-        `finish_reason` says why the engine ended the sequence with this token. A stop token has no
-        text, unless it is to be included.
+        `finish_reason` is set if the engine ended the sequence with this token. The text of a stop
+        token is omitted, unless include_stop_str_in_output is set.
         """
         params = self._params
         sequence.token_ids.append(token_id)
@@ -260,9 +260,9 @@ class OutputProcessor:
         return stop
 
     def output(self, *, packed: bool = False) -> RequestOutput:
-        """Return everything so far; with best_of it is final once all sequences have ended.
+        """Return the output so far; with best_of the choices may change until all sequences end.
 
-        Log-probabilities are lists, or with `packed` sequences that unpack what is read.
+        Log-probabilities are lists, or with `packed` LogprobLists, which unpack on access.
         """
         choices = [
             self._completion(index, sequence, 0, 0)
@@ -277,9 +277,9 @@ class OutputProcessor:
         return output
 
     def embedding(self) -> EmbeddingRequestOutput:
-        """Return the embedding of a prompt that has been read to its end.
+        """Return the embedding of a prompt that is completely computed.
 
-        Raises the error that ended the request, or EngineFaultError where a number is not finite.
+        Raises the error that ended the request, or EngineFaultError if a value is not finite.
         """
         assert self._pooler is not None
         if self.error is not None:
@@ -292,7 +292,7 @@ class OutputProcessor:
         return self._embedding_output(vector, None)
 
     def embedding_or_error(self) -> EmbeddingRequestOutput:
-        """Return the embedding, or an empty one with the error."""
+        """Return the embedding; after an error, return an empty one with the error's message."""
         try:
             return self.embedding()
         except NanovllmError as error:
@@ -311,10 +311,10 @@ class OutputProcessor:
         )
 
     def take_delta(self) -> RequestOutput | None:
-        """Return the new text and tokens of each choice that has some; None where none has.
+        """Return the choices that have new output, with that output; None if there are none.
 
-        Prompt log-probabilities come with the first delta of every choice, which waits until they
-        are complete. With best_of there is no delta before all sequences have ended.
+        There is no delta before the prompt log-probabilities are complete. The first delta of a
+        choice contains them. With best_of there is no delta before all sequences have ended.
         """
         if self._prompt_logprobs_pending or (self._params.ranks_choices and not self.is_finished):
             return None
@@ -335,7 +335,7 @@ class OutputProcessor:
         return self._output(deltas, self._prompt_logprobs if is_first else None)
 
     def _choices(self) -> list[_Sequence]:
-        """Return the sequence of each of the n choices; with best_of in descending order."""
+        """Return the sequence of each of the n choices; with best_of, best first."""
         if self._params.ranks_choices:
             return sorted(
                 self._sequences, key=lambda sequence: sequence.mean_logprob, reverse=True
@@ -390,5 +390,5 @@ class OutputProcessor:
         )
 
     def _unpacked(self, positions: Sequence[PackedLogprobs | None]) -> LogprobList:
-        """Return a list that unpacks the positions that are read, with the tokens' texts."""
+        """Return the positions as a LogprobList with the tokens' texts."""
         return LogprobList(positions, self._tokenizer.token_text)

@@ -1,6 +1,6 @@
 """Pool the final hidden states of a prompt into one vector: the last token's, or the mean of all.
 
-The last token of a decoder attends to the whole text; the mean weighs all tokens equally.
+In a decoder, the last token attends to the whole text. The mean weighs all tokens equally.
 Muennighoff (2022, arXiv:2202.08904) compares the two for GPT models. Rows are added one by one in
 float64 and in token order, so the result does not depend on the chunks of the prefill.
 """
@@ -12,22 +12,22 @@ import numpy.typing as npt
 
 
 class Pooler:
-    """Adds up a prompt's rows as steps compute them. The mean of one row is the row."""
+    """Averages hidden states as steps compute them; with pooling "last" there is only one."""
 
     def __init__(self, *, normalize: bool) -> None:
-        """With `normalize` the vector has length 1: the dot product of two is their cosine."""
+        """Start without rows; `normalize` scales the vector to length 1."""
         self._normalize = normalize
         self._total: npt.NDArray[np.float64] | None = None
         self._count = 0
 
     def add(self, hidden: npt.NDArray[np.float32]) -> None:
-        """Add the next tokens' hidden states [tokens, d_model]."""
+        """Add hidden states [tokens, d_model], in token order."""
         for row in hidden:
             self._total = row.astype(np.float64) if self._total is None else self._total + row
             self._count += 1
 
     def embedding(self) -> list[float] | None:
-        """Return the vector as float32 values; None where one of them is not finite."""
+        """Return the vector [d_model], rounded to float32; None if a hidden state is not finite."""
         assert self._total is not None, "a request finishes after its rows"
         if not np.isfinite(self._total).all():
             return None

@@ -1,4 +1,4 @@
-"""RequestHandle: one request in the engine, for the task on the event loop that waits for it."""
+"""RequestHandle: a request in the engine, as seen by the asyncio task that waits for it."""
 
 import asyncio
 import time
@@ -16,13 +16,13 @@ from nanovllm.outputs import RequestOutput
 
 @dataclass(slots=True, eq=False)
 class Deadline:
-    """When a request is due.
+    """The time by which a request must be complete.
 
     Attributes:
-        timeout_s: seconds from its arrival.
-        at_s: the time on the clock of `time.monotonic()`.
-        has_begun: the engine has computed a step of the request.
-        has_passed: the request was not complete in time.
+        timeout_s: seconds after the arrival of the request.
+        at_s: the same as a time of `time.monotonic()`.
+        has_begun: whether the engine has run a step of the request.
+        has_passed: whether the request exceeded the deadline.
     """
 
     timeout_s: float
@@ -36,7 +36,7 @@ class Deadline:
         return cls(timeout_s, (time.monotonic() if arrived_s is None else arrived_s) + timeout_s)
 
     def error(self, *, tokens: int, retry_after_s: int) -> RequestTimeoutError:
-        """Return the error of a request that has generated `tokens` when its deadline passes."""
+        """Return the error of a request that exceeds its deadline after `tokens` tokens."""
         self.has_passed = True
         progress = (
             f"{tokens} tokens of its answer were generated" if tokens else "it was being worked on"
@@ -52,17 +52,16 @@ class Deadline:
 
 @dataclass(slots=True, eq=False)
 class RequestHandle:
-    """The prompts of one request, and the task that waits for their outputs.
+    """The prompts of one request, for the task that waits for their outputs.
 
-    Use it in a `with` statement, or call `release`: what is unfinished then is aborted.
+    Use it in a `with` statement, or call `release`. Both abort unfinished prompts.
 
     Attributes:
         prepared_requests: the prompts.
-        reservations: the queue's room for each prompt; None where it is reserved elsewhere.
-        on_release: called with the indices of the prompts that are released.
-        deadline: when the request is due, if ever.
-        timer: ends at the deadline what is unfinished then.
-        error: why there are no more outputs.
+        reservations: reservation in the queue for each prompt; None if the caller holds it.
+        on_release: called with the handle and the indices of the prompts that are released.
+        deadline, timer: deadline of the request and its timer; None without a deadline.
+        error: the exception for unfinished prompts, if there are no more outputs.
     """
 
     prepared_requests: Sequence[PreparedRequest]
@@ -96,7 +95,7 @@ class RequestHandle:
 
     @property
     def unfinished(self) -> list[int]:
-        """The indices of the prompts that are neither released nor complete."""
+        """Indices of the prompts that are neither released nor complete."""
         return [
             index
             for index in sorted(self._held)
@@ -113,9 +112,9 @@ class RequestHandle:
             self.release([index])
 
     async def deltas(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
-        """Yield what is new of each prompt, with the prompt's index; raises the first error.
+        """Yield (index of a prompt, its delta); raises the first error.
 
-        Outputs that come while the caller is busy are merged.
+        Updates that arrive while the caller is busy merge into one delta.
         """
         while self._held:
             if not self._updated:
@@ -151,20 +150,20 @@ class RequestHandle:
             raise self.error
 
     def notify(self, index: int) -> None:
-        """Wake the task: there is an update of this prompt."""
+        """Wake the task, because this prompt has an update."""
         self._updated.add(index)
         self._wakeup.set()
 
     def fail(self, error: NanovllmError) -> None:
-        """Wake the task, which gets `error` for what is unfinished; a complete request has none."""
+        """Wake the task, which raises `error` for unfinished prompts, unless all are complete."""
         if self.error is None and not self.is_finished:
             self.error = error
             self._wakeup.set()
 
     def release(self, indices: Sequence[int] | None = None) -> None:
-        """Abort what is unfinished and give back what is held, by default of every prompt.
+        """Abort unfinished prompts and release the reservations, by default of every prompt.
 
-        The last prompt that is released stops the clock. Harmless twice.
+        Releasing the last prompt cancels the timer. A second call has no effect.
         """
         indices = sorted(self._held) if indices is None else indices
         held = [index for index in indices if index in self._held]

@@ -1,4 +1,4 @@
-"""Limits: what a request must fit, checked before it is queued."""
+"""Limits of a single request, checked before it is queued."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from nanovllm.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a request must fit, so that it can always run to its end.
+    """Limits of a request, which ensure that it can always run to its end.
 
     Attributes:
         max_model_len: maximum tokens of prompt and output together.
         cache_tokens: tokens that fit the KV cache.
-        max_logprobs: maximum log-probabilities at a position.
+        max_logprobs: maximum log-probabilities per position.
         has_priorities: whether a request may have a priority other than 0.
     """
 
@@ -23,7 +23,7 @@ class Limits:
     has_priorities: bool = False
 
     def check_prompt_length(self, num_tokens: int) -> None:
-        """Raise ContextLengthError for a prompt that is longer than the context."""
+        """Raise ContextLengthError if a prompt is longer than the context."""
         if num_tokens > self.max_model_len:
             raise ContextLengthError(
                 f"the prompt has {num_tokens} tokens, the limit is {self.max_model_len}; "
@@ -32,10 +32,10 @@ class Limits:
             )
 
     def max_new_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
-        """Return how many tokens to generate at most; raises ContextLengthError.
+        """Return the maximum number of tokens to generate; raises ContextLengthError.
 
-        That is max_tokens within the context. Without max_tokens the KV cache limits it too; with
-        it, an output that does not fit the cache is an error.
+        It is max_tokens, limited by the context. If max_tokens is None, the KV cache limits it too.
+        Otherwise an output that does not fit the KV cache is an error.
         """
         limit = self.max_model_len
         room = limit - num_prompt_tokens
@@ -49,7 +49,7 @@ class Limits:
         if max_tokens is None:
             max_tokens = max(self.cache_tokens - num_prompt_tokens + 1, 1)
         max_new_tokens = min(max_tokens, room)
-        # The keys and values of the last token are never used.
+        # The last token is never an input, so its keys and values need no slot.
         needed = num_prompt_tokens + max(max_new_tokens - 1, 0)
         if needed > self.cache_tokens:
             raise ContextLengthError(
@@ -61,7 +61,7 @@ class Limits:
         return max_new_tokens
 
     def truncation(self, params: SamplingParams) -> slice | None:
-        """Return which of a prompt's tokens to read; None for all of them."""
+        """Return the slice of a prompt's tokens to keep; None for all of them."""
         count = params.truncate_prompt_tokens
         if count is None:
             return None
@@ -77,7 +77,7 @@ class Limits:
         return slice(-count, None) if params.truncation_side == "left" else slice(count)
 
     def _max_prompt_tokens(self, params: SamplingParams) -> int:
-        """Return how many tokens of a prompt fit the context and the KV cache."""
+        """Return the maximum prompt tokens that fit, with max_tokens, context and KV cache."""
         max_tokens = 1 if params.max_tokens is None else params.max_tokens
         count = min(self.max_model_len - max_tokens, self.cache_tokens - max(max_tokens - 1, 0))
         if count < 1:
@@ -89,7 +89,7 @@ class Limits:
         return count
 
     def check_logprobs(self, params: SamplingParams) -> None:
-        """Raise InvalidRequestError where too many log-probabilities are asked for."""
+        """Raise InvalidRequestError if more log-probabilities than the limit are requested."""
         for name in ("logprobs", "prompt_logprobs"):
             count = getattr(params, name)
             if count is not None and count > self.max_logprobs:
@@ -99,7 +99,7 @@ class Limits:
                 )
 
     def check_priority(self, priority: int) -> None:
-        """Raise InvalidRequestError for a priority that is not a number, or not allowed."""
+        """Raise InvalidRequestError if a priority is not an integer, or not allowed."""
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidRequestError(
                 f"priority is {describe_value(priority)} but must be a whole number",

@@ -1,8 +1,8 @@
-"""Encode text to token ids and decode them, by the `tokenizers` library.
+"""Tokenizer: encode text to token ids and decode them, with the `tokenizers` library.
 
 A model folder has tokenizer.json, or GPT-2's vocab.json and merges.txt (byte-level BPE, Radford et
-al. 2019, section 2.2). Text from users is only ever text: a literal `<|endoftext|>` in it becomes
-ordinary tokens, unless the caller sets `allow_special`.
+al. 2019, section 2.2). Text from users never becomes a special token: a literal `<|endoftext|>` is
+encoded as ordinary characters, unless the caller sets `allow_special`.
 """
 
 import json
@@ -22,7 +22,7 @@ _SAMPLE = "Hello, world 1"
 
 @dataclass(frozen=True, slots=True)
 class ControlToken:
-    """An added token, and whether it absorbs the white space to its left and right."""
+    """An added token, and whether it removes the white space to its left and right."""
 
     token_id: int
     strips_left: bool
@@ -58,7 +58,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> "Tokenizer":
         """Load the tokenizer of a model folder.
 
-        Raises CheckpointError that names what is missing or damaged.
+        Raises CheckpointError if a file is missing or invalid.
         """
         names = ("tokenizer.json", "vocab.json", "merges.txt")
         tokenizer_json, vocab, merges = (folder / name for name in names)
@@ -101,8 +101,8 @@ class Tokenizer:
     def max_token_bytes(self) -> int | None:
         """Maximum number of bytes of text in one token.
 
-        None where there is no maximum: a normalizer may remove text, and an unknown character
-        sequence of any length may become one token.
+        None if there is no maximum, because a normalizer may remove text, or because an unknown
+        character sequence of any length may become one token.
         """
         vocab = self._plain.get_vocab(with_added_tokens=True)
         if (
@@ -121,7 +121,7 @@ class Tokenizer:
         Args:
             add_special_tokens: add the tokens that the tokenizer puts around every text, if any.
                 GPT-2 has none.
-            allow_special: read names such as `<|endoftext|>` in the text as special tokens.
+            allow_special: encode names such as `<|endoftext|>` in the text as special tokens.
 
         Raises:
             InvalidRequestError: the tokenizer cannot encode the text.
@@ -151,9 +151,9 @@ class Tokenizer:
         return encoding.ids[:begin], encoding.ids[end:]
 
     def encode_text(self, text: str) -> list[int]:
-        """Return the token ids of a text without reading any part of it as a control token.
+        """Return the token ids of a text, none of which is a control token.
 
-        Raises InvalidRequestError where the tokenizer cannot do that.
+        Raises InvalidRequestError if the tokenizer cannot encode the text so.
         """
         library, renumbered = self._without_control
         (encoding,) = library.encode_batch([text], add_special_tokens=False)
@@ -171,7 +171,7 @@ class Tokenizer:
 
     @cached_property
     def _without_control(self) -> tuple[LibraryTokenizer, dict[int, int]]:
-        """The tokenizer without control tokens, and {its id: our id} of its other added tokens."""
+        """The tokenizer without control tokens, and {its id: our id} of the other added tokens."""
         described = json.loads(self.as_json())
         described["added_tokens"] = [
             token
@@ -218,7 +218,7 @@ class Tokenizer:
 
 
 def _is_white_space(token: AddedToken) -> bool:
-    """Return whether an added token is plain white space, such as indentation, and so text."""
+    """Return whether an added token is white space, such as indentation, and counts as text."""
     return not token.special and str(token.content).isspace()
 
 
@@ -234,7 +234,8 @@ def _byte_level_bpe(vocab: Path, merges: Path) -> LibraryTokenizer:
 def _byte_characters() -> Iterable[tuple[str, bytes]]:
     """Yield GPT-2's printable character for each byte.
 
-    Visible Latin-1 characters stand for themselves, all other bytes for U+0100 and following.
+    Visible Latin-1 characters represent their own byte. The other bytes are represented by U+0100
+    and the following characters.
     """
     visible = [
         *range(ord("!"), ord("~") + 1),

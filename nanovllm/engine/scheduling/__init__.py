@@ -1,12 +1,12 @@
-"""Which requests run in the next step, and in which blocks of the KV cache.
+"""Scheduling: select the requests of each step and allocate their blocks of the KV cache.
 
 In reading order:
 
 request           a sequence and its states
-token_rules       a request's settings about single tokens
-step_plan         the plan of a step, and its results
-scheduler         policy: plans a step and commits its results
+token_rules       allowed, biased and banned tokens, and token counts for penalties
+step_plan         the plan of a step and its results
+scheduler         scheduling policy: plans a step and commits its results
 kv_cache_manager  block tables, prefix sharing, forks and copy-on-write
 block_manager     block ids, reference counts and the prefix cache
-batching          from a plan to flat arrays, and from the runner's output to results
+batching          converts a plan to flat arrays, and the runner's output to results
 """

@@ -1,6 +1,6 @@
-"""Convert a step's plan to flat arrays for the runner, and its output to results.
+"""Convert a step's plan to flat arrays for the runner, and the runner's output to results.
 
-Below this module there are only arrays and frozen dataclasses, no requests.
+The runner and the model get only arrays and frozen dataclasses, never a Request.
 """
 
 import math
@@ -19,7 +19,7 @@ from nanovllm.runner.native_model_runner import RunnerOutput
 
 D = TypeVar("D", bound=np.generic)
 Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"
-"""Whether each token of the vocabulary may come next."""
+"""Whether each token of the vocabulary is allowed next, [vocab]."""
 Int64s: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.int64]]"
 
 _SEED_MASK = 2**64 - 1
@@ -38,14 +38,15 @@ _SETTINGS = np.dtype(
     + [(name, np.int64) for name in ("top_k", "num_logprobs", "choices")]
     + [("seeds", np.uint64)]
 )
-"""Settings of a request that are the same at every step."""
+"""Sampling settings of a request, which are the same at every step."""
 
 
 def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, SamplingSettings]:
-    """Return the plan as arrays.
+    """Return the plan as arrays: the batch, the use of its logit rows, and sampling settings.
 
     The logit rows of a sequence are its prompt log-probability rows, its hidden rows and its
     sampled row, in this order. A fork computes no tokens; it samples from its source's last row.
+    The batch has no padding, except that shorter block tables are padded with 0.
     """
     computed = [sequence for sequence in plan.sequences if sequence.count > 0]
     token_ids: list[int] = []
@@ -77,7 +78,7 @@ def build(plan: StepPlan, block_size: int) -> tuple[ForwardBatch, LogitRows, Sam
 
 
 def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResult]:
-    """Return the runner's output as one result a planned sequence; `vocab` is the vocabulary size."""
+    """Return a result for each planned sequence; `vocab` is the vocabulary size."""
     results: list[SequenceResult] = []
     sampled_row = prompt_row = hidden_row = 0
     for sequence in plan.sequences:
@@ -91,7 +92,7 @@ def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResu
         if sequence.samples:
             token_id, token_logprobs = output.token_ids[sampled_row], output.logprobs[sampled_row]
             sampled_row += 1
-            if token_id is None:  # the settings forbid all tokens, or the logits are not finite
+            if token_id is None:  # the settings ban all tokens, or the logits are not finite
                 is_finite = not allowed_mask(sequence.request, vocab).any()
             else:
                 token_ids = (token_id,)
@@ -111,7 +112,10 @@ def split(plan: StepPlan, output: RunnerOutput, vocab: int) -> list[SequenceResu
 def _rows(
     sequences: Sequence[PlannedSequence], starts: list[int]
 ) -> tuple[list[int], LogitRows, list[Request]]:
-    """Return the rows that need logits or hidden states, their use, and the sampled requests."""
+    """Return the rows that need logits or hidden states, their use, and the sampled requests.
+
+    `starts` are the first rows of the sequences that compute tokens.
+    """
     logit_rows: list[int] = []
     sampled: list[Request] = []
     sampled_rows: list[int] = []
@@ -180,9 +184,9 @@ def _sampling_settings(requests: list[Request]) -> SamplingSettings:
 
 
 def _pack_settings(request: Request) -> bytes:
-    """Return a request's settings as a row of _SETTINGS, and keep the row with the request.
+    """Return a request's settings as an item of _SETTINGS, and cache it in the request.
 
-    Joining rows is faster than reading every setting at every step.
+    Joining the cached bytes is faster than reading every setting at every step.
     """
     params = request.sampling
     values: dict[str, float] = {
@@ -203,10 +207,10 @@ def _pack_settings(request: Request) -> bytes:
 def _edits(
     requests: list[Request], by_grammar: Mapping[int, Int64s]
 ) -> "tuple[list[array[int]], list[array[float]]]":
-    """Return the tokens and values of each request's biases and forbidden tokens.
+    """Return the ids and values of each request's logit edits: biases, and minus infinity for bans.
 
-    `by_grammar` has the allowed tokens of rows with a grammar, which need no edits to forbid the
-    others, except where no token is allowed: an empty list of allowed tokens means all.
+    `by_grammar` maps the rows with a grammar to their allowed tokens. Such a row needs no edits to
+    ban the other tokens, unless no token is allowed: an empty list would allow all tokens.
     """
     ids: list[array[int]] = []
     values: list[array[float]] = []
@@ -227,7 +231,7 @@ def _edits(
 
 
 def allowed_mask(request: Request, vocab: int) -> Mask:
-    """Return the tokens that all settings of a request together allow next."""
+    """Return a mask [vocab] of the tokens that all settings of a request together allow next."""
     mask = _restricted(
         request,
         request.grammar.allowed_mask()
@@ -245,7 +249,7 @@ def allowed_mask(request: Request, vocab: int) -> Mask:
 
 
 def _allowed_by_grammar(request: Request) -> Int64s:
-    """Return the tokens that a request's grammar and other settings allow, biases aside."""
+    """Return the ids that a request's grammar and other settings allow, ignoring biases."""
     assert request.grammar is not None
     if request.rules.allowed is None and not forbidden_tokens(request):
         return request.grammar.allowed_ids()
@@ -253,7 +257,7 @@ def _allowed_by_grammar(request: Request) -> Int64s:
 
 
 def _restricted(request: Request, mask: Mask) -> Mask:
-    """Return a mask without the tokens that a request's settings forbid, biases aside."""
+    """Clear the tokens of `mask` that a request's settings ban, ignoring biases; return it."""
     mask[list(forbidden_tokens(request))] = False
     if request.rules.allowed is not None:
         others = np.zeros_like(mask)
@@ -263,10 +267,10 @@ def _restricted(request: Request, mask: Mask) -> Mask:
 
 
 def forbidden_tokens(request: Request) -> set[int]:
-    """Return the tokens that a request must not get next.
+    """Return the tokens that are banned at this step only.
 
-    They are stop tokens and the end of text before min_tokens, and tokens that would complete a bad
-    word. Bad words of one token are biases already.
+    These are the stop tokens and the end-of-text token before min_tokens, and the tokens that would
+    complete a bad word. Bad words of one token are biases, see TokenRules.
     """
     forbidden: set[int] = set()
     if request.rules.has_bad_sequences:
@@ -279,7 +283,7 @@ def forbidden_tokens(request: Request) -> set[int]:
 
 
 def _token_lists(lists: Sequence[Sized], token_ids: Int64s) -> TokenLists:
-    """Return the lists whose tokens, one list after the other, are `token_ids`."""
+    """Return ragged lists with the lengths of `lists`; `token_ids` is their concatenation."""
     starts = np.zeros(len(lists) + 1, dtype=np.int64)
     np.cumsum([len(tokens) for tokens in lists], out=starts[1:])
     return TokenLists(starts, token_ids)
@@ -288,7 +292,7 @@ def _token_lists(lists: Sequence[Sized], token_ids: Int64s) -> TokenLists:
 def _joined(
     lists: "Sequence[array[int]] | Sequence[array[float]]", dtype: type[D]
 ) -> "np.ndarray[tuple[int], np.dtype[D]]":
-    """Plain arrays one after the other, copied: an array that is looked into cannot grow."""
+    """Return the arrays concatenated, as a copy: an array with an exported buffer cannot grow."""
     return np.frombuffer(b"".join(lists), dtype=dtype)
 
 

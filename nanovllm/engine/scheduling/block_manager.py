@@ -1,12 +1,12 @@
-"""Blocks of the KV cache: ids, reference counts and the prefix cache. No tensors.
+"""BlockManager: ids, reference counts and prefix cache of the KV cache's blocks. No tensors.
 
-A full block is found by the hash of its tokens and of its parent's hash, so prompts with a common
+The key of a full block is the hash of its tokens and of its parent's key, so prompts with a common
 prefix find the same blocks. A block that no request holds stays cached until its memory is needed:
-blocks without cached contents are allocated first, then the least recently used ones. The idea is
-that of vLLM's automatic prefix caching.
+blocks without cached contents are allocated first, then the least recently used ones. The design
+follows vLLM's automatic prefix caching.
 
-Each cached block has the name of the request that computed it, so that the blocks of a request
-whose numbers were not finite can be invalidated.
+Each cached block has the name of the request that computed it (its writer). If the hidden states or
+logits of a request are not finite, the blocks that it wrote are invalidated.
 """
 
 from array import array
@@ -15,7 +15,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
-# A collision would give one request another's keys and values. 128 bits rule out deliberate ones.
+# A collision would give a request the keys and values of another. With 128 bits, an attacker cannot
+# construct one.
 _HASH_BYTES = 16
 
 
@@ -34,9 +35,9 @@ class _CachedBlock:
     """A block in the prefix cache.
 
     Attributes:
-        block_hash, parent: its hash, and that of the block before it.
-        writer: name of the request that computes it.
-        is_proven: a request has read the block and got finite numbers.
+        block_hash, parent: hash of this block, and of the block before it.
+        writer: name of the request that computes the block (`Request.writer`).
+        is_proven: attention over the block has given finite outputs.
     """
 
     block_hash: bytes
@@ -55,7 +56,7 @@ class BlockManager:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        # In the order of allocation.
+        # Keys are free blocks, in the order in which they are allocated.
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self._references = [0] * num_blocks
         self._cached: dict[int, _CachedBlock] = {}
@@ -63,17 +64,17 @@ class BlockManager:
 
     @property
     def num_free(self) -> int:
-        """Blocks that can be allocated, with those that are cached."""
+        """Number of blocks that can be allocated, including cached blocks that no request holds."""
         return len(self._free)
 
     @property
     def num_used(self) -> int:
-        """Blocks that requests hold."""
+        """Number of blocks that requests hold."""
         return self.num_blocks - len(self._free)
 
     @property
     def usage(self) -> float:
-        """Share of the blocks in use, from 0 to 1."""
+        """Fraction of the blocks that requests hold, from 0 to 1."""
         return self.num_used / self.num_blocks
 
     def blocks_for(self, tokens: int) -> int:
@@ -81,7 +82,7 @@ class BlockManager:
         return -(-tokens // self.block_size)
 
     def allocate(self, count: int) -> list[int]:
-        """Take `count` free blocks, with one reference each, out of the prefix cache."""
+        """Take `count` free blocks, with one reference each; evict them from the prefix cache."""
         assert count <= len(self._free), "the caller checks num_free first"
         taken = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in taken:
@@ -90,7 +91,7 @@ class BlockManager:
         return taken
 
     def is_writable(self, block: int) -> bool:
-        """Return whether one request alone holds the block, and the cache does not have it."""
+        """Return whether exactly one request holds the block and it is not in the prefix cache."""
         return self._references[block] == 1 and block not in self._cached
 
     def share(self, block: int) -> None:
@@ -100,9 +101,9 @@ class BlockManager:
         self._references[block] += 1
 
     def free(self, blocks: Iterable[int]) -> None:
-        """Drop one reference to each of a request's blocks.
+        """Drop one reference to each of a request's blocks, given in order.
 
-        The last block will be reused before the first, which more prompts may share.
+        The last blocks are reused first, because more prompts share the first ones.
         """
         for block in reversed(list(blocks)):
             assert self._references[block] > 0, f"block {block} is free already"
@@ -115,7 +116,7 @@ class BlockManager:
     def register(
         self, block: int, block_hash: bytes, parent: bytes = b"", writer: str = ""
     ) -> None:
-        """Add a full block to the prefix cache, unless one with that hash is in it.
+        """Add a full block to the prefix cache, unless it has a block with that hash.
 
         Args:
             parent: hash of the block before it.
@@ -130,22 +131,22 @@ class BlockManager:
             self._cached[block] = _CachedBlock(block_hash, parent, writer)
 
     def unregister(self, block: int, block_hash: bytes) -> None:
-        """Undo `register`, if the cached block of that hash is this one."""
+        """Remove the block from the prefix cache, if it is cached under that hash."""
         cached = self._cached.get(block)
         if cached is not None and cached.block_hash == block_hash:
             self._forget(block)
 
     def mark_proven(self, block: int) -> None:
-        """Note that a request has read a block and got finite numbers."""
+        """Record that attention over a block has given finite outputs."""
         cached = self._cached.get(block)
         if cached is not None:
             cached.is_proven = True
 
     def invalidate(self, writer: str, held: Iterable[int]) -> set[int]:
-        """Drop the cached blocks that `writer` computed, and those of `held` that are not proven.
+        """Uncache the blocks that `writer` computed, and the blocks of `held` that are not proven.
 
-        Blocks that continue them are dropped too, because they were computed from them. Returns all
-        of these blocks; requests may hold some of them.
+        Their descendants were computed from them and are removed too. Returns all removed blocks;
+        requests may still hold some of them.
         """
         roots = {block for block, cached in self._cached.items() if cached.writer == writer}
         roots |= {
@@ -168,16 +169,16 @@ class BlockManager:
         return dropped
 
     def find(self, block_hash: bytes) -> int | None:
-        """Return the cached block with that hash, in use or free; None where there is none."""
+        """Return the cached block with that hash, held or free; None if there is none."""
         return self._block_of.get(block_hash)
 
     def reset_prefix_cache(self) -> None:
-        """Drop every cached block."""
+        """Remove every block from the prefix cache."""
         self._block_of.clear()
         self._cached.clear()
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
-        """Assert that counts and lists agree; `held` are the block tables of all requests."""
+        """Assert that the state is consistent; `held` are the block tables of all requests."""
         counts = [0] * self.num_blocks
         for block_ids in held:
             assert len(set(block_ids)) == len(block_ids), (

@@ -1,13 +1,13 @@
-"""Block tables: which blocks of the KV cache each request holds, and which of them it shares.
+"""KVCacheManager: the block table of each request, prefix sharing, forks and copy-on-write.
 
-A request's block table (`Request.block_ids`) has the block of every `block_size` tokens. Requests
-share blocks in two ways. Requests that begin alike find each other's full blocks in the prefix
-cache. Choices of one prompt fork from the one that has read the prompt: a fork holds the same
-blocks, also the last, partly filled one. A request that writes to a block which it does not hold
-alone gets a copy first (copy-on-write), so no choice ever writes into another's block.
+A request's block table (`Request.block_ids`) has one block for every `block_size` tokens. Requests
+share blocks in two ways. Requests with a common prefix find each other's full blocks in the prefix
+cache. Choices of one prompt fork from the choice that has computed the prompt: a fork holds the
+same blocks, including the last, partly filled one. Before a request writes to a shared block, it
+gets a copy (copy-on-write), so no choice ever writes to a block of another.
 
-The name and the verbs are those of vLLM's KVCacheManager. There are only ids and counts here:
-the manager plans copies and the engine makes them.
+The class and its methods are named as in vLLM. This module handles only ids and counts: it plans
+copies, and the engine makes them.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ from nanovllm.engine.scheduling.request import Request
 
 
 class KVCacheManager:
-    """Gives requests their blocks and takes them back.
+    """Allocates and frees the blocks of requests.
 
     Attributes:
         prefix_cache_queries, prefix_cache_hits: prompt tokens looked up and found, for metrics.
@@ -37,23 +37,23 @@ class KVCacheManager:
         return tuple(self._copies.values())
 
     def begin_step(self) -> None:
-        """Forget the copies of the step before, which have been made."""
+        """Clear the copies of the previous step, which have been made."""
         self._copies = {}
 
     def blocks_needed(self, request: Request) -> int:
-        """Return how many more blocks all known tokens of a request need, a copy included."""
+        """Return how many more blocks a request needs for all known tokens, including a copy."""
         num_blocks = self.blocks.blocks_for(len(request.tokens))
         return max(0, num_blocks - len(request.block_ids)) + self._needs_copy(request)
 
     def max_tokens(self, request: Request) -> int:
-        """Return the tokens that fit a request's blocks and all free ones."""
+        """Return the number of tokens that fit a request's blocks and all free blocks."""
         return (self.blocks.num_free + len(request.block_ids)) * self._block_size
 
     def allocate_slots(self, request: Request, count: int) -> bool:
         """Give a request writable blocks for its next `count` tokens.
 
-        Returns False, and changes nothing, where too few blocks are free. Call it once a step for
-        a request; the blocks that the request is to fill may be shared afterwards.
+        Returns False without any change if too few blocks are free. Call it at most once per step
+        and request, because requests planned later may share the blocks that this one fills.
         """
         needs_copy = self._needs_copy(request)
         num_blocks = self.blocks.blocks_for(request.num_computed_tokens + count)
@@ -65,13 +65,13 @@ class KVCacheManager:
         return True
 
     def extend_slots(self, request: Request, count: int) -> None:
-        """Append the blocks that a request lacks for its next `count` tokens; they must be free."""
+        """Append the blocks missing for the next `count` tokens; the caller checks num_free."""
         num_blocks = self.blocks.blocks_for(request.num_computed_tokens + count)
         if num_blocks > len(request.block_ids):
             request.block_ids += self.blocks.allocate(num_blocks - len(request.block_ids))
 
     def free(self, request: Request) -> None:
-        """Take all blocks of a request back; nothing of it counts as computed any more."""
+        """Free all blocks of a request and reset its computed tokens to 0."""
         self.blocks.free(request.block_ids)
         request.block_ids = []
         request.num_computed_tokens = 0
@@ -80,10 +80,10 @@ class KVCacheManager:
         self._copies.pop(request.request_id, None)
 
     def take_computed(self, request: Request, siblings: Iterable[Request]) -> None:
-        """Share the blocks that hold a request's next tokens already.
+        """Share computed blocks that hold a request's next tokens.
 
-        They are those of a sibling that has read the whole prompt, or of the prefix cache. At least
-        one token is left to compute.
+        They come from a sibling (another choice of the prompt) that has computed the whole prompt,
+        or from the prefix cache. At least one token is left to compute.
         """
         if request.can_fork and request.num_prompt_tokens > 1:
             for other in siblings:
@@ -94,7 +94,7 @@ class KVCacheManager:
         self._take_cached_blocks(request)
 
     def fork(self, request: Request, source: Request, num_computed_tokens: int) -> None:
-        """Share the prompt's blocks of a sibling, of which `num_computed_tokens` tokens count."""
+        """Share the prompt's blocks of `source`, and set the number of computed tokens."""
         num_blocks = self.blocks.blocks_for(request.num_prompt_tokens)
         request.block_ids = source.block_ids[:num_blocks]
         for block in request.block_ids:
@@ -108,14 +108,14 @@ class KVCacheManager:
         request.num_shared_tokens = num_computed_tokens
 
     def count_prefix_hits(self, request: Request) -> None:
-        """Count the cached tokens of a request's prompt, the first time that it is admitted."""
+        """Count the cached tokens of a request's prompt, at its first admission only."""
         if request.num_cached_tokens is None:
             request.num_cached_tokens = min(request.num_computed_tokens, request.num_prompt_tokens)
             self.prefix_cache_queries += request.num_prompt_tokens
             self.prefix_cache_hits += request.num_cached_tokens
 
     def cache_blocks(self, request: Request, num_tokens: int) -> None:
-        """Add the blocks to the prefix cache that are full once `num_tokens` tokens are computed.
+        """Cache the blocks of a request that are full once `num_tokens` tokens are computed.
 
         Requests planned later in the same step may share them, because every layer stores all keys
         and values of a batch before any query reads them.
@@ -130,21 +130,21 @@ class KVCacheManager:
         request.num_registered_blocks = num_full
 
     def uncache_blocks(self, request: Request, start: int) -> set[int]:
-        """Undo `cache_blocks` from position `start` on; return the blocks."""
+        """Undo `cache_blocks` from position `start` on; return the removed blocks."""
         indices = range(start // self._block_size, request.num_registered_blocks)
         for index in indices:
             self.blocks.unregister(request.block_ids[index], request.block_hashes[index])
         return {request.block_ids[index] for index in indices}
 
     def mark_proven(self, request: Request) -> None:
-        """Note that all computed tokens of a request have led to finite numbers."""
+        """Record that attention over all computed tokens of a request has given finite outputs."""
         num_full = request.num_computed_tokens // self._block_size
         for index in range(request.num_proven_blocks, num_full):
             self.blocks.mark_proven(request.block_ids[index])
         request.num_proven_blocks = max(request.num_proven_blocks, num_full)
 
     def invalidate(self, request: Request) -> set[int]:
-        """Drop the cached blocks that may hold a request's numbers, which are not finite."""
+        """Uncache the blocks that may hold keys or values that are not finite; return them."""
         return self.blocks.invalidate(request.writer, request.block_ids)
 
     def check_integrity(self, requests: Iterable[Request]) -> None:
@@ -156,14 +156,14 @@ class KVCacheManager:
         self.blocks.check_integrity(tables)
 
     def _needs_copy(self, request: Request) -> bool:
-        """Whether the block of a request's next token exists but must not be written to."""
+        """Return whether the block of a request's next token exists but is not writable."""
         index = request.num_computed_tokens // self._block_size
         if index >= len(request.block_ids):
             return False
         return not self.blocks.is_writable(request.block_ids[index])
 
     def _copy_on_write(self, request: Request) -> None:
-        """Replace the shared block of a request's next token by a copy."""
+        """Replace the shared block of a request's next token by a new block, and plan the copy."""
         index = request.num_computed_tokens // self._block_size
         shared = request.block_ids[index]
         (copy,) = self.blocks.allocate(1)

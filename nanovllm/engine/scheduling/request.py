@@ -1,11 +1,11 @@
-"""One sequence that the engine works on, and its states.
+"""Request: one sequence in the engine, and its states.
 
     WAITING --admitted--> RUNNING --done, stopped, failed--> FINISHED
        ^                     |
-       +----- preempted -----+         an abort leads from every state to FINISHED
+       +----- preempted -----+         an abort leads from WAITING or RUNNING to FINISHED
 
-A prompt with n choices is n requests that differ in their choice index. Requests hold plain Python
-values only, no tensors.
+A prompt with n choices is n requests that differ in their choice index; they are called siblings.
+A request contains only plain Python values, no tensors.
 """
 
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ from nanovllm.engine.scheduling.token_rules import SeenTokens, TokenRules
 from nanovllm.sampling_params import SamplingParams
 
 Pooling: TypeAlias = Literal["last", "mean"]
-"""Final hidden states that make a prompt's embedding: the last token's, or the mean of all."""
+"""How hidden states become an embedding: the last token's state, or the mean over all tokens."""
 
 
 class RequestState(Enum):
@@ -47,36 +47,36 @@ ALLOWED_MOVES: dict[RequestState, frozenset[RequestState]] = {
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class Request:
-    """One sequence: its settings, its progress and its blocks.
+    """One sequence: settings, progress and blocks.
 
     Attributes:
         prompt_token_ids: at least one.
-        max_new_tokens: most tokens to generate, within the context; 0 only reads the prompt.
-        stop_token_ids: tokens that end the sequence, with end of text unless it is ignored.
-        eos_token_ids: those of them that are the end of text, which is no stop_reason.
-        ignored_eos_token_ids: the end of text where it does not end the sequence. As in vLLM, it is
-            not sampled before min_tokens either.
-        bad_words: token sequences that must not be completed.
-        seed: 64 bits, random unless the caller gave one.
-        priority: lower goes first. `arrival`, which the scheduler sets, breaks ties.
-        cache_salt: requests share cached prefixes only with those of the same salt.
-        parent_id: id of the prompt, whose choices compute it once; empty for a single choice.
-        pooling: hidden states of the prompt to report, with max_new_tokens 0; None to generate.
+        max_new_tokens: maximum tokens to generate, within the context; 0 only computes the prompt.
+        stop_token_ids: tokens that end the sequence, including end-of-text unless it is ignored.
+        eos_token_ids: the end-of-text tokens among them, for which stop_reason is None.
+        ignored_eos_token_ids: end-of-text tokens that do not end the sequence (ignore_eos). As in
+            vLLM, they are banned before min_tokens too.
+        bad_words: token sequences that must not be generated.
+        seed: 64-bit seed, random unless the caller sets one.
+        priority: lower runs first. `arrival`, which the scheduler sets, breaks ties.
+        cache_salt: requests share cached prefixes only with requests of the same salt.
+        parent_id: id that all choices of a prompt have in common; empty for a single choice.
+        pooling: how to embed the prompt, with max_new_tokens 0; None to generate.
         tokens: prompt and output so far.
-        seen: the distinct tokens, where the request has penalties.
-        grammar: state of the grammar that the output must follow; None for any text.
-        rules: settings about single tokens; `shared_rules` are those of a sibling.
+        seen: the distinct tokens and their counts; empty without penalties.
+        grammar: state of the grammar that constrains the output; None without a constraint.
+        rules: allowed, biased and banned tokens; `shared_rules` are those of a sibling.
         num_computed_tokens: leading tokens whose keys and values are in the cache.
         num_cached_tokens: prompt tokens found in the prefix cache at the first admission; None
             before it.
-        num_shared_tokens: prompt tokens that a sibling has computed for it.
-        packed_settings: sampling settings as batching.py packs them, once they are needed.
+        num_shared_tokens: prompt tokens that a sibling has computed.
+        packed_settings: sampling settings as packed by batching.py; empty until first used.
         next_prompt_logprob: first prompt position whose log-probability is not reported yet.
-        next_hidden: first prompt position whose hidden state is wanted and not reported yet.
+        next_hidden: first prompt position whose hidden state is requested and not reported yet.
         block_ids: the block table.
-        block_hashes: hashes of its leading full blocks.
-        num_registered_blocks: leading blocks that are in the prefix cache.
-        num_proven_blocks: leading blocks that were read with finite results.
+        block_hashes: hashes of the leading full blocks that are computed so far.
+        num_registered_blocks: leading blocks that were added to the prefix cache.
+        num_proven_blocks: leading blocks over which attention has given finite outputs.
     """
 
     request_id: str
@@ -129,32 +129,32 @@ class Request:
 
     @property
     def sort_key(self) -> tuple[int, int]:
-        """What requests are ordered by: smaller first."""
+        """Sort key of the scheduling order; smaller runs first."""
         return (self.priority, self.arrival)
 
     @property
     def writer(self) -> str:
-        """Name under which it computes blocks, the same for all choices of a prompt."""
+        """Name of the request as a writer of blocks; the same for all choices of a prompt."""
         return self.parent_id or self.request_id
 
     @property
     def num_prompt_tokens(self) -> int:
-        """Tokens of the prompt."""
+        """Number of prompt tokens."""
         return len(self.prompt_token_ids)
 
     @property
     def num_reused_tokens(self) -> int:
-        """Prompt tokens that were not computed for this request."""
+        """Number of prompt tokens that were cached, or computed by a sibling."""
         return max(self.num_cached_tokens or 0, self.num_shared_tokens)
 
     @property
     def num_output_tokens(self) -> int:
-        """Tokens generated so far."""
+        """Number of tokens generated so far."""
         return len(self.tokens) - len(self.prompt_token_ids)
 
     @property
     def num_uncomputed_tokens(self) -> int:
-        """Known tokens that still need the forward pass."""
+        """Number of known tokens that are not computed yet."""
         return len(self.tokens) - self.num_computed_tokens
 
     @property
@@ -164,28 +164,28 @@ class Request:
 
     @property
     def can_fork(self) -> bool:
-        """Whether it may take the computed prompt of a sibling."""
+        """Whether the request may share the computed prompt of a sibling."""
         is_fresh = bool(self.parent_id) and self.num_computed_tokens == 0
         return is_fresh and not self.needs_whole_prompt
 
     @property
     def wants_prompt_logprobs(self) -> bool:
-        """Whether it reports log-probabilities of the prompt: the first of the choices does."""
+        """Whether to report log-probabilities of the prompt; only the first choice does."""
         return self.sampling.prompt_logprobs is not None and self.choice_index == 0
 
     @property
     def needs_whole_prompt(self) -> bool:
-        """Whether it reports something of every prompt token, so that none may be cached."""
+        """Whether every prompt token must be computed, because an output of each is reported."""
         return self.wants_prompt_logprobs or self.pooling == "mean"
 
     @property
     def is_blocked(self) -> bool:
-        """Whether it cannot run because its grammar's mask for the next token is missing."""
+        """Whether the request cannot run because its grammar's next mask is not computed yet."""
         return self.grammar is not None and not self.grammar.is_ready
 
     @property
     def is_late(self) -> bool:
-        """Whether it has been blocked for so long that it may be preempted."""
+        """Whether the request has been blocked for so long that it may be preempted."""
         return self.grammar is not None and self.grammar.is_late
 
     def move_to(self, state: RequestState) -> None:
@@ -198,7 +198,7 @@ class Request:
             self.grammar.close()
 
     def append(self, token_ids: Sequence[int]) -> int:
-        """Append generated tokens up to the one that ends the sequence; return how many."""
+        """Append generated tokens up to the one that ends the sequence; return their number."""
         for count, token_id in enumerate(token_ids, 1):
             self.tokens.append(token_id)
             if self.sampling.has_penalties:

@@ -1,17 +1,17 @@
 """Scheduling policy: which requests run in the next step, and how many tokens of each.
 
-Every step has one token budget. Decoding requests come first, with one token each. Prompts are read
-next in (priority, arrival) order, in chunks as large as the budget leaves (Sarathi-Serve, Agrawal
-et al. 2024, arXiv:2403.02310). Waiting requests are admitted last, in the same order. Out of
-blocks, the running request that comes last in that order is preempted: its blocks are freed and it
-is recomputed later. The first request in the order therefore always makes progress. Since every
-accepted request could run alone, all of them finish.
+Every step has one token budget. Decoding requests come first, with one token each. Then running
+prompts are computed in (priority, arrival) order, in chunks that fit the remaining budget
+(Sarathi-Serve, Agrawal et al. 2024, arXiv:2403.02310). Waiting requests are admitted last, in the
+same order. When no block is free, the running request that is last in that order is preempted: its
+blocks are freed, and it is recomputed later. The first request in the order therefore always makes
+progress. Since every accepted request could run alone, all of them finish.
 
-The n choices of one prompt compute the prompt once. One of them reads it; its siblings, which are
-admitted already, wait and then fork from it.
+The n choices of one prompt (siblings) compute the prompt once. The first of them computes it. The
+others are admitted too, wait for it, and then fork from it.
 
-The scheduler uses no arrays, clock, threads or I/O, so tests drive it with integers. Block tables
-are in kv_cache_manager.py.
+The scheduler uses no arrays, clock, threads or I/O, so tests need only integers. The block tables
+are managed by kv_cache_manager.py.
 """
 
 import heapq
@@ -30,22 +30,22 @@ class Scheduler:
     def __init__(
         self, kv_cache: KVCacheManager, *, max_num_seqs: int, max_num_batched_tokens: int
     ) -> None:
-        """Schedule at most `max_num_seqs` sequences and `max_num_batched_tokens` tokens a step."""
+        """Schedule up to `max_num_seqs` sequences and `max_num_batched_tokens` tokens per step."""
         self.kv_cache = kv_cache
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Request] = []
         self.num_preemptions = 0
         self._requests: dict[str, Request] = {}
-        self._structured: dict[str, Request] = {}  # those with a grammar
-        # A heap. Requests that were aborted while waiting stay in it until they come up.
+        self._structured: dict[str, Request] = {}  # requests with a grammar
+        # A heap. Requests that were aborted while waiting stay in it until they reach the top.
         self._queue: list[tuple[tuple[int, int], Request]] = []
         self._num_arrivals = 0
-        self._committing: list[SequenceResult] = []  # of a commit that has not returned
+        self._committing: list[SequenceResult] = []  # results of a commit that has not returned
 
     @property
     def num_waiting(self) -> int:
-        """Unfinished requests that hold no blocks: not admitted yet, or preempted."""
+        """Number of unfinished requests that are not running: not admitted yet, or preempted."""
         return len(self._requests) - len(self.running)
 
     @property
@@ -55,7 +55,7 @@ class Scheduler:
 
     @property
     def num_deferred(self) -> int:
-        """Waiting requests that wait for the mask of their grammar."""
+        """Number of requests in the state WAITING that wait for the mask of their grammar."""
         return sum(
             request.state is RequestState.WAITING and request.is_blocked
             for request in self._structured.values()
@@ -63,7 +63,7 @@ class Scheduler:
 
     @property
     def has_blocked(self) -> bool:
-        """Whether a request waits for the mask of its grammar."""
+        """Whether any request, running or not, waits for the mask of its grammar."""
         return any(request.is_blocked for request in self._structured.values())
 
     @property
@@ -81,7 +81,7 @@ class Scheduler:
         ]
 
     def add(self, request: Request) -> None:
-        """Queue a checked request; raises InvalidRequestError where its id is in use."""
+        """Queue a checked request; raises InvalidRequestError if its id is in use."""
         if request.request_id in self._requests:
             raise InvalidRequestError(
                 f"the request id {request.request_id!r} is in use by an unfinished request"
@@ -94,20 +94,20 @@ class Scheduler:
         heapq.heappush(self._queue, (request.sort_key, request))
 
     def finish(self, request_id: str, reason: FinishReason) -> Request | None:
-        """End a request in any state and return it; None where no unfinished one has that id."""
+        """Finish a waiting or running request and return it; None if there is none with that id."""
         request = self._requests.get(request_id)
         if request is None:
             return None
         request.finish_reason = reason
         self._finish(request)
-        # A burst of requests that are aborted while another waits must not accumulate.
+        # Requests that are aborted while another one waits must not accumulate in the heap.
         if len(self._queue) > 2 * self.num_waiting + 64:
             self._queue = [entry for entry in self._queue if entry[1].state is RequestState.WAITING]
             heapq.heapify(self._queue)
         return request
 
     def schedule(self) -> StepPlan:
-        """Plan the next step and allocate its blocks; the plan is empty where nothing can run."""
+        """Plan the next step and allocate its blocks; the plan is empty if no request can run."""
         preemptions = self.num_preemptions
         planned: dict[str, PlannedSequence] = {}
         self.kv_cache.begin_step()
@@ -131,16 +131,17 @@ class Scheduler:
     def commit(self, plan: StepPlan, results: Iterable[SequenceResult]) -> list[SequenceResult]:
         """Append the tokens of a step, finish requests and free their blocks.
 
-        Returns the results of the requests that were still running, with the tokens that they have
-        accepted; `Request.finish_reason` says which of them have ended. All tokens are appended
-        before the first request is finished. If this raises, `fail` reports each request once.
+        Returns the results of the requests that were still running, with the tokens that were
+        appended. `Request.finish_reason` is set for those that have ended. All tokens are appended
+        before the first request is finished, so that `fail` can report each request exactly once if
+        this method raises.
         """
         results = list(results)
         if len(results) != len(plan.sequences):
             raise ValueError(f"{len(results)} results for {len(plan.sequences)} planned sequences")
         accepted: list[SequenceResult] = []
         self._committing = accepted
-        for sequence in plan.sequences:  # before a request ends and frees the blocks they share
+        for sequence in plan.sequences:  # before a source ends and frees the shared blocks
             if (
                 sequence.source is not None
                 and sequence.source.state is sequence.request.state is RequestState.RUNNING
@@ -148,7 +149,7 @@ class Scheduler:
                 self.kv_cache.fork(sequence.request, sequence.source, sequence.start)
         for sequence, result in zip(plan.sequences, results, strict=True):
             request = sequence.request
-            # Otherwise the request, or the source of its fork, was aborted after it was planned.
+            # False if the request, or the source of its fork, was aborted after it was planned.
             is_current = request.num_computed_tokens == sequence.start
             if request.state is RequestState.RUNNING and is_current:
                 accepted.append(self._advance(sequence, result))
@@ -163,7 +164,7 @@ class Scheduler:
         return accepted
 
     def _advance(self, sequence: PlannedSequence, result: SequenceResult) -> SequenceResult:
-        """Apply one result to its request; return it with the tokens that were accepted."""
+        """Apply one result to its request; return the result with the tokens that were appended."""
         request = sequence.request
         request.next_prompt_logprob += len(sequence.prompt_logprob_positions)
         request.next_hidden += len(sequence.hidden_positions)
@@ -189,9 +190,10 @@ class Scheduler:
         return result
 
     def fail(self, plan: StepPlan) -> list[SequenceResult]:
-        """End the requests of a step that raised, and drop the prefix cache.
+        """Finish the requests of a step that raised, and reset the prefix cache.
 
-        Requests that `commit` finished before it raised keep the results that it gave them.
+        Requests that `commit` finished before it raised keep their results. All other running
+        requests are preempted.
         """
         results = [
             result for result in self._committing if result.request.state is RequestState.FINISHED
@@ -204,7 +206,7 @@ class Scheduler:
                 self._finish(request)
                 results.append(SequenceResult(request))
         self.kv_cache.blocks.reset_prefix_cache()
-        for request in list(self.running):  # it may share a block that the step was to fill
+        for request in list(self.running):  # they may share blocks that the step did not fill
             self._preempt(request, {})
         return results
 
@@ -218,11 +220,11 @@ class Scheduler:
             assert request.state is RequestState.RUNNING or not request.block_ids
 
     def _tokens_left(self, planned: dict[str, PlannedSequence]) -> int:
-        """Return what is left of the step's token budget."""
+        """Return the remaining token budget of the step."""
         return self.max_num_batched_tokens - sum(sequence.count for sequence in planned.values())
 
     def _chunk_size(self, request: Request, planned: dict[str, PlannedSequence]) -> int:
-        """Return how many tokens of a prompt to read: at most half of the budget if others wait."""
+        """Return the chunk size of a prompt: at most half of the budget if other prompts wait."""
         left = self._tokens_left(planned)
         num_reading = sum(not other.is_decoding for other in self.running)
         others_wait = self.num_waiting > 0 or num_reading > 1
@@ -240,14 +242,14 @@ class Scheduler:
             self._plan(request, count, planned)
 
     def _plan(self, request: Request, count: int, planned: dict[str, PlannedSequence]) -> None:
-        """Put a request with allocated blocks into the step."""
+        """Add a request with allocated blocks to the plan."""
         sequence = planned[request.request_id] = PlannedSequence.of(request, count)
         self.kv_cache.cache_blocks(request, sequence.start + count)
 
     def _admit(self, planned: dict[str, PlannedSequence]) -> None:
-        """Admit waiting requests in order, but for those that wait for the mask of a grammar.
+        """Admit waiting requests in order, except those that wait for the mask of a grammar.
 
-        Running requests whose mask is long overdue are preempted while others wait.
+        While others wait, running requests whose mask is late (`Request.is_late`) are preempted.
         """
         blocked = self._remove_blocked()
         self._admit_unblocked(planned)
@@ -260,7 +262,7 @@ class Scheduler:
             heapq.heappush(self._queue, (request.sort_key, request))
 
     def _remove_blocked(self) -> dict[str, Request]:
-        """Remove the requests from the queue that wait for the mask of a grammar; return them."""
+        """Remove and return the queued requests that wait for the mask of a grammar."""
         blocked = {
             request_id: request
             for request_id, request in self._structured.items()
@@ -272,7 +274,7 @@ class Scheduler:
         return blocked
 
     def _admit_unblocked(self, planned: dict[str, PlannedSequence]) -> None:
-        """Admit requests from the queue, strictly in order, while tokens and blocks suffice."""
+        """Admit requests from the queue, strictly in order, while budget and blocks suffice."""
         while (
             self._queue and len(self.running) < self.max_num_seqs and self._tokens_left(planned) > 0
         ):
@@ -283,7 +285,7 @@ class Scheduler:
             is_waiting = self._waits_for_sibling(request)
             if not is_waiting:
                 self.kv_cache.take_computed(request, self._siblings(request))
-            # One more block for each running request: admission must not lead to preemption.
+            # Leave one free block per running request: admission should rarely cause preemption.
             reserved = sum(map(self._blocks_needed, self.running)) + len(self.running)
             if self._blocks_needed(request) > self.kv_cache.blocks.num_free - reserved:
                 self.kv_cache.free(request)
@@ -299,11 +301,11 @@ class Scheduler:
                 self._plan(request, count, planned)
 
     def _blocks_needed(self, request: Request) -> int:
-        """Return how many more blocks a request needs; one that will fork copies a block."""
+        """Return how many more blocks a request needs; a fork needs one, for copy-on-write."""
         return 1 if self._waits_for_sibling(request) else self.kv_cache.blocks_needed(request)
 
     def _use_leftover_budget(self, planned: dict[str, PlannedSequence]) -> None:
-        """Give tokens that no other request can use to prompts whose chunk was limited."""
+        """Extend chunks that were limited, with the budget that no other request uses."""
         for sequence in list(planned.values()):
             request, count = sequence.request, sequence.count
             missing = request.num_uncomputed_tokens - count
@@ -318,9 +320,9 @@ class Scheduler:
     def _allocate_slots(
         self, request: Request, count: int, planned: dict[str, PlannedSequence]
     ) -> bool:
-        """Allocate blocks for `count` tokens, preempting the last request in order if necessary.
+        """Allocate blocks for `count` tokens, preempting the last requests in order if necessary.
 
-        Returns False where that is the request itself.
+        Returns False if the request itself was preempted.
         """
         while request.state is RequestState.RUNNING:
             if self.kv_cache.allocate_slots(request, count):
@@ -331,7 +333,8 @@ class Scheduler:
     def _preempt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
         """Free a request's blocks and queue it again.
 
-        Requests that share a block which it was to fill in this step are preempted too.
+        Other requests that share a block which this request would have filled in this step are
+        preempted too.
         """
         sequence = planned.pop(request.request_id, None)
         never_filled: set[int] = set()
@@ -348,7 +351,7 @@ class Scheduler:
                 self._preempt(other, planned)
 
     def _preempt_readers(self, source: Request, blocks: set[int]) -> None:
-        """Preempt the requests that have read `blocks`, or others that `source` has computed."""
+        """Preempt the requests that hold any of `blocks`, and the siblings of `source`."""
         for other in list(self.running):
             is_reader = other.writer == source.writer or not blocks.isdisjoint(other.block_ids)
             if other is not source and is_reader and other.state is RequestState.RUNNING:
@@ -363,7 +366,7 @@ class Scheduler:
         self._structured.pop(request.request_id, None)
 
     def _siblings(self, request: Request) -> list[Request]:
-        """Return the running requests of the same prompt, without the request itself."""
+        """Return the other running requests of the same prompt."""
         if not request.parent_id:
             return []
         return [
@@ -373,7 +376,7 @@ class Scheduler:
         ]
 
     def _waits_for_sibling(self, request: Request) -> bool:
-        """Whether a sibling earlier in the order is reading their prompt."""
+        """Return whether a sibling earlier in the order is still computing their prompt."""
         if not request.can_fork:
             return False
         siblings = self._siblings(request)
@@ -381,7 +384,7 @@ class Scheduler:
         return not has_read and any(other.sort_key < request.sort_key for other in siblings)
 
     def _forks(self, planned: dict[str, PlannedSequence]) -> list[PlannedSequence]:
-        """Return the forks of requests that read their prompt to the end in this step."""
+        """Return forks of the requests whose prompt is completed in this step."""
         forks: dict[str, PlannedSequence] = {}
         for sequence in planned.values():
             source = sequence.request

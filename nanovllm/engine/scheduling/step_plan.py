@@ -1,4 +1,4 @@
-"""Messages of a step: the scheduler's plan, and what the step computed for each sequence."""
+"""The scheduler's plan of a step, and the result of the step for each sequence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,15 +12,15 @@ from nanovllm.model.sampling import TokenLogprobs
 
 @dataclass(frozen=True, slots=True)
 class PlannedSequence:
-    """A request's share of a step: `count` tokens from position `start`.
+    """The part of a step that belongs to one request: `count` tokens from position `start`.
 
     Attributes:
-        samples: the step computes all known tokens, so the next one is sampled.
+        samples: whether the step computes the last known token, so that the next is sampled.
         prompt_logprob_positions: prompt positions whose log-probability the step reports; each is
-            computed from the row before it.
+            computed from the logits of the position before it.
         hidden_positions: prompt positions whose final hidden state the step reports.
-        source: of a fork, the request whose prompt ends in this step. The fork computes no tokens
-            and samples from the same row.
+        source: the sibling from which a fork starts, whose prompt is completed in this step. A
+            fork computes no tokens and samples from the same row. None for other sequences.
     """
 
     request: Request
@@ -48,7 +48,7 @@ class PlannedSequence:
 
     @classmethod
     def fork(cls, request: Request, source: Request) -> "PlannedSequence":
-        """Plan the first token of a choice whose prompt `source` reads to its end in this step."""
+        """Plan the first token of a choice whose prompt `source` completes in this step."""
         start = source.num_prompt_tokens
         return cls(request, start, 0, True, _NO_POSITIONS, _NO_POSITIONS, source)
 
@@ -67,22 +67,22 @@ class StepPlan:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens that the step computes."""
+        """Number of tokens that the step computes."""
         return sum(sequence.count for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceResult:
-    """What a step computed for one sequence. The scheduler only looks at the tokens.
+    """The result of a step for one sequence.
 
     Attributes:
-        token_ids: sampled tokens, at most one today; empty where none was or could be sampled.
-        logprobs: an entry for each token, or empty where the request does not ask for them.
+        token_ids: sampled tokens, currently at most one; empty if none was sampled.
+        logprobs: an entry for each token, or empty if the request has no logprobs.
         prompt_logprobs: an entry for each planned prompt position.
         hidden: final hidden states [hidden_positions, d_model]; None without such positions.
-        is_finite: the network's output was finite. If not, no block that the request computed may
-            be found in the prefix cache again.
-        error: the exception that ended this request alone.
+        is_finite: whether the network's output is finite. If not, all blocks that the request
+            computed leave the prefix cache.
+        error: the exception that ended this request and no other.
     """
 
     request: Request

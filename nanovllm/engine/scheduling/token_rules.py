@@ -1,8 +1,8 @@
-"""Per-token sampling settings of a request, laid out once for all of its steps.
+"""Sampling settings of a request that concern single tokens, packed once for all of its steps.
 
-Logit biases, allowed tokens and penalties hardly change from one token to the next. They are kept
-in standard-library arrays, which a step joins with those of other requests by copying memory. Bad
-words are looked up by their last token but one.
+Logit biases and allowed tokens are constant, and counts for penalties change by one token per step.
+They are stored in `array.array`, which a step concatenates with those of other requests by copying
+memory. Bad words are indexed by their second-to-last token.
 """
 
 from array import array
@@ -25,7 +25,7 @@ class TokenRules:
     __slots__ = ("_bad_words", "allowed", "bias_ids", "bias_values")
 
     def __init__(self, params: SamplingParams, bad_words: Iterable[Sequence[int]]) -> None:
-        """Lay out the settings. `bad_words` are token ids, at least one per bad word."""
+        """Pack the settings. `bad_words` are token ids, at least one per bad word."""
         self.allowed = (
             None if params.allowed_token_ids is None else array("q", params.allowed_token_ids)
         )
@@ -47,7 +47,7 @@ class TokenRules:
     def banned_next_tokens(self, tokens: Sequence[int], num_output_tokens: int) -> list[int]:
         """Return the tokens that would complete a bad word of more than one token.
 
-        The prefix of the bad word must lie in the output, the last `num_output_tokens` of `tokens`.
+        Only the output counts, which is the last `num_output_tokens` of `tokens`.
         """
         return [
             last
@@ -61,7 +61,7 @@ class SeenTokens:
 
     Attributes:
         ids: int64 ids, each token once.
-        counts: int64 numbers of occurrences in the output.
+        counts: int64 occurrences of each token in the output.
     """
 
     __slots__ = ("_indices", "counts", "ids")
