@@ -266,6 +266,12 @@ def images() -> None:
     client.chat.completions.create(model=MODEL, messages=[{"role": "user", "content": [part]}])
 
 
-@refused("the endpoint does not exist", naming="/v1/responses")
+@works
 def responses() -> None:
-    client.responses.create(model=MODEL, input=PROMPT)
+    answer = client.responses.create(model=MODEL, input=PROMPT, max_output_tokens=8, temperature=0)
+    assert answer.output_text
+    events = client.responses.create(
+        model=MODEL, input=PROMPT, max_output_tokens=8, temperature=0, stream=True
+    )
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == answer.output_text
