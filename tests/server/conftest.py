@@ -1,4 +1,4 @@
-"""One server of a backend for all tests that leave it as they found it, and the official client for it."""
+"""One server per backend, shared by all tests that do not change it, and its official client."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The queue is bounded in tokens too: what is refused, what is told, and that every way out gives the room back."""
+"""The queue is bounded in tokens too: refusals, their messages, and how the room is given back."""
 
 import threading
 from collections.abc import Iterator

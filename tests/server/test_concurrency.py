@@ -1,4 +1,4 @@
-"""Many connections at once: really batched, each with its own answer, refused above the limit, and leaving no memory behind."""
+"""Many connections at once: batched, each with its own answer, limited, and without leaks."""
 
 import gc
 import sys
@@ -33,7 +33,7 @@ PROMPTS = [
 
 
 class Watch:
-    """Looks at a server's metrics all the time, as a context manager; `most` is the largest number of unfinished, or running, answers seen."""
+    """Watches a server's metrics; `most` is the largest sum of the named ones that was seen."""
 
     def __init__(self, server: RunningServer, *names: str) -> None:
         self.most = 0.0
@@ -173,7 +173,7 @@ def test_the_official_client_tries_again_when_it_is_told_to(small: RunningServer
 
 
 def test_long_prompts_and_a_small_cache_change_no_answer(tiny_model: Path) -> None:
-    """Prompts are read in chunks beside the answers of others, and sixteen sequences fit by turns into the cache of two."""
+    """Prompts are read in chunks beside others' answers; 16 sequences share the cache of two."""
     settings: dict[str, Any] = {"max_tokens": 30, "temperature": 0, "ignore_eos": True}
     jobs = [[i % 200 + 1] * (90 if i % 5 == 4 else 3) for i in range(16)]
     with RunningServer(

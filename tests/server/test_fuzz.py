@@ -1,4 +1,4 @@
-"""A short run of the fuzzer of `make fuzz`, with a seed: schemathesis finds no fault of the server, no answer that is not documented."""
+"""A short, seeded run of `make fuzz`: schemathesis finds no fault and no undocumented answer."""
 
 import logging
 from collections.abc import Iterator
@@ -40,7 +40,7 @@ def test_nothing_that_is_sent_gets_a_fault_or_an_answer_that_is_not_documented(
 
 
 def test_the_fuzzer_finds_what_is_wrong(tiny_model: Path, fuzzed: RunningServer) -> None:
-    """A server without a key under the document of one with a key, that lies about an answer besides."""
+    """A server without a key, under a document that asks for one and describes a wrong answer."""
     document = narrowed(fuzzed.http.get("/openapi.json").json())
     document["components"]["schemas"]["Version"]["required"].append("date")
     options = [

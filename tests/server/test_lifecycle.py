@@ -1,4 +1,4 @@
-"""The server before its model is loaded, when loading fails, when a step fails, and when it ends."""
+"""The server before its model is loaded, when loading or a step fails, and when it ends."""
 
 import threading
 import time
@@ -273,7 +273,7 @@ def test_an_engine_that_stops_ends_what_it_was_doing(fresh: RunningServer) -> No
 def test_a_request_that_is_being_read_while_the_engine_stops_is_refused(
     fresh: RunningServer,
 ) -> None:
-    """Between the check of a request and its place in the queue there is time for the engine to go."""
+    """The engine can stop after a request was checked and before it is queued."""
     engine = fresh.engine
 
     async def run() -> None:

@@ -1,4 +1,4 @@
-"""The document of the API tells the truth: real answers of every route, good and bad, are what it describes."""
+"""The API document is right: real answers of every route, good and bad, are as it describes."""
 
 import threading
 from collections.abc import Iterator

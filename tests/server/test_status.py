@@ -1,4 +1,4 @@
-"""Everything beside completions: models, version, health, the description of the API, and metrics after known traffic."""
+"""Everything beside completions: models, version, health, the API description, and metrics."""
 
 import re
 import socket
@@ -31,10 +31,13 @@ COUNTERS = (
     "prefix_cache_hits_total",
 )
 HISTOGRAMS = (
-    "time_to_first_token_seconds", "inter_token_latency_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
-    "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds", "request_prompt_tokens",
-    "request_generation_tokens", "iteration_tokens_total", "request_inference_time_seconds", "request_num_preemptions",
-    "request_params_n", "request_params_max_tokens", "request_max_num_generation_tokens", "request_prefill_kv_computed_tokens",
+    "time_to_first_token_seconds", "inter_token_latency_seconds",
+    "request_time_per_output_token_seconds", "e2e_request_latency_seconds",
+    "request_queue_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
+    "request_prompt_tokens", "request_generation_tokens", "iteration_tokens_total",
+    "request_inference_time_seconds", "request_num_preemptions", "request_params_n",
+    "request_params_max_tokens", "request_max_num_generation_tokens",
+    "request_prefill_kv_computed_tokens",
 )  # fmt: skip
 
 
@@ -290,7 +293,7 @@ def test_a_sequence_that_waits_for_its_grammar_is_deferred(
 
 
 def test_an_answer_that_a_stop_string_ends_counts_as_stopped(tiny_model: Path) -> None:
-    """The engine is told to end it, as it is where a client goes away; that one counts as nothing."""
+    """The engine cancels it as for a client that left, but a client that left does not count."""
     body = {"allowed_token_ids": [ord("k") - 33], "max_tokens": 100, "n": 2}
     with RunningServer(loader(tiny_model, step_s=0.02)) as running:
         for choice in running.complete("the", stop="kkk", **body)["choices"]:

@@ -78,12 +78,16 @@ def test_a_float_without_a_fraction_is_an_integer_in_every_field_of_integers() -
 
 def test_extra_fields_of_an_assistant_message_are_accepted() -> None:
     answer: dict[str, Any] = {
-        "role": "assistant", "content": "b", "refusal": "no", "annotations": [], "audio": {"id": "x"},
-        "function_call": None, "tool_calls": [], "reasoning_content": "c", "reasoning": "d",
-        "provider_specific_fields": {"refusal": None}, "tool_call_id": None, "images": [],
+        "role": "assistant", "content": "b", "refusal": "no", "annotations": [],
+        "audio": {"id": "x"}, "function_call": None, "tool_calls": [], "reasoning_content": "c",
+        "reasoning": "d", "provider_specific_fields": {"refusal": None}, "tool_call_id": None,
+        "images": [],
     }  # fmt: skip
     checked = check_body({"messages": [MESSAGE, answer, MESSAGE]}, ChatRequest)
-    assert checked.messages[1].model_dump(exclude_none=True) == {"role": "assistant", "content": "b"}  # fmt: skip
+    assert checked.messages[1].model_dump(exclude_none=True) == {
+        "role": "assistant",
+        "content": "b",
+    }
     wrongs: list[Any] = [[{"id": "1"}], {}, False, "x"]
     for wrong in wrongs:
         with pytest.raises(InvalidRequestError, match="tool_calls is not supported"):
@@ -94,8 +98,8 @@ def test_fields_of_openai_that_change_nothing_are_accepted(
     server: RunningServer, client: OpenAI
 ) -> None:
     unused: dict[str, Any] = {
-        "store": False, "metadata": {"run": "7"}, "service_tier": "default", "safety_identifier": "u",
-        "prompt_cache_key": "k", "user": "u",
+        "store": False, "metadata": {"run": "7"}, "service_tier": "default",
+        "safety_identifier": "u", "prompt_cache_key": "k", "user": "u",
     }  # fmt: skip
     settings: dict[str, Any] = {"max_tokens": 5, "temperature": 0}
     expected = server.complete("the", **settings)["choices"][0]["text"]

@@ -13,7 +13,10 @@ import pytest
 from tests.support.serving import RunningServer, loader
 
 BODY = b'{"prompt": "a", "max_tokens": 1}'
-CHUNKED = b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+CHUNKED = (
+    b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +49,7 @@ def request(line: str, *headers: str, body: bytes = b"") -> bytes:
 
 
 def exchange(server: RunningServer, *parts: bytes) -> list[tuple[int, dict[str, str], bytes]]:
-    """Send these bytes and read to the end of the connection: (status, headers, body) of each answer."""
+    """Send these bytes, read to the connection's end: (status, headers, body) of each answer."""
     with (
         socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection,
         connection.makefile("rb") as answer,
@@ -88,9 +91,13 @@ NOT_HTTP: dict[str, bytes] = {
     "HTTP/0.9": b"GET /version\r\n\r\n",
     "no host": b"GET /version HTTP/1.1\r\n\r\n",
     "two hosts": b"GET /version HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n",
-    "two lengths": b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}",
+    "two lengths": (
+        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\n{}"
+    ),
     "a length below 0": b"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: -2\r\n\r\n{}",
-    "another encoding of the body": b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    "another encoding of the body": (
+        b"POST /tokenize HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked\r\n\r\n"
+    ),
     "a header without a colon": b"GET /version HTTP/1.1\r\nHost: x\r\nxyz\r\n\r\n",
     "NUL in a header": b"GET /version HTTP/1.1\r\nHost: x\r\nX: a\0b\r\n\r\n",
     "a path that is not ASCII": "GET /é HTTP/1.1\r\nHost: x\r\n\r\n".encode(),

@@ -45,7 +45,7 @@ ROUTES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def slow(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server that takes seconds for what is asked here, and reads a few tokens of a prompt at a time."""
+    """A slow server: it reads a few prompt tokens at a time, so that an answer takes seconds."""
     with RunningServer(
         loader(tiny_model, step_s=0.05, max_num_seqs=16, max_num_batched_tokens=20),
         chat_template=TEMPLATE,

@@ -47,7 +47,10 @@ def send_request(server: RunningServer, **body: Any) -> socket.socket:
     """A connection on which a completion has been asked for."""
     content = json.dumps({**LONG, **body}).encode()
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=10)
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
     connection.sendall(head.encode() + content)
     return connection
 
@@ -133,8 +136,10 @@ class Client:
             (b"content-length", str(len(self._body)).encode()),
         ]
         scope = {
-            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http", "path": "/v1/completions",
-            "raw_path": b"/v1/completions", "query_string": b"", "root_path": "", "headers": headers, "client": ("x", 1), "server": ("x", 2),
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST",
+            "scheme": "http", "path": "/v1/completions", "raw_path": b"/v1/completions",
+            "query_string": b"", "root_path": "", "headers": headers, "client": ("x", 1),
+            "server": ("x", 2),
         }  # fmt: skip
         await self._server.app(scope, self._receive, self._send)
 

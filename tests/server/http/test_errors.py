@@ -21,19 +21,29 @@ from tests.support.serving import MODEL, TIMEOUT_S, RunningServer, read_error, r
 LONGEST_ANSWER_BYTES = 6000
 
 BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
-    "unknown field": ({"tempreature": 1}, "tempreature", "not supported; did you mean temperature?"),
+    "unknown field": (
+        {"tempreature": 1}, "tempreature", "not supported; did you mean temperature?",
+    ),
     "unknown field in capitals": ({"maxTokens": 1}, "maxTokens", "did you mean max_tokens?"),
-    "a field of chats": ({"max_completion_tokens": 1}, "max_completion_tokens", "did you mean max_tokens?"),
+    "a field of chats": (
+        {"max_completion_tokens": 1}, "max_completion_tokens", "did you mean max_tokens?",
+    ),
     "a field of llama.cpp": ({"n_predict": 1}, "n_predict", "did you mean max_tokens?"),
-    "a field of old vLLM": ({"guided_choice": ["a"]}, "guided_choice", "did you mean structured_outputs?"),
-    "unknown field a little like others": ({"cache_prompt": True}, "cache_prompt", "cache_prompt: not supported (given: true)"),
+    "a field of old vLLM": (
+        {"guided_choice": ["a"]}, "guided_choice", "did you mean structured_outputs?",
+    ),
+    "unknown field a little like others": (
+        {"cache_prompt": True}, "cache_prompt", "cache_prompt: not supported (given: true)",
+    ),
     "unknown field like no other": ({"zzz": 1}, "zzz", "zzz: not supported (given: 1)"),
     "suffix": ({"suffix": "x"}, "suffix", "not supported"),
     "best_of below n": ({"best_of": 2, "n": 3}, "best_of", "3"),
     "best_of too large": ({"best_of": 21}, "best_of", "20"),
     "best_of 0": ({"best_of": 0}, "best_of", "1"),
     "best_of above n in a stream": ({"best_of": 3, "n": 2, "stream": True}, "best_of", "stream"),
-    "a greedy best_of in a stream": ({"best_of": 3, "temperature": 0, "stream": True}, "best_of", "stream"),
+    "a greedy best_of in a stream": (
+        {"best_of": 3, "temperature": 0, "stream": True}, "best_of", "stream",
+    ),
     "n too small": ({"n": 0}, "n", "must be at least 1 (given: 0)"),
     "n too large": ({"n": 129}, "n", "128"),
     "n of another type": ({"n": "2"}, "n", 'n: must be a whole number (given: "2")'),
@@ -42,7 +52,9 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "n not a number": ({"n": float("nan")}, "n", "must be a whole number (given: NaN)"),
     "temperature too high": ({"temperature": 2.1}, "temperature", "2"),
     "temperature below 0": ({"temperature": -0.1}, "temperature", "0"),
-    "temperature a text": ({"temperature": "hot"}, "temperature", 'must be a number (given: "hot")'),
+    "temperature a text": (
+        {"temperature": "hot"}, "temperature", 'must be a number (given: "hot")',
+    ),
     "top_p 0": ({"top_p": 0}, "top_p", "greater than 0"),
     "top_p too large": ({"top_p": 1.1}, "top_p", "1"),
     "top_k": ({"top_k": -2}, "top_k", "-1"),
@@ -52,63 +64,131 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "frequency_penalty": ({"frequency_penalty": -2.5}, "frequency_penalty", "-2"),
     "max_tokens below 0": ({"max_tokens": -1}, "max_tokens", "0"),
     "max_tokens 0 without echo": ({"max_tokens": 0}, "max_tokens", "echo"),
-    "max_tokens a list": ({"max_tokens": [1]}, "max_tokens", "must be a whole number (given: a list of 1)"),
+    "max_tokens a list": (
+        {"max_tokens": [1]}, "max_tokens", "must be a whole number (given: a list of 1)",
+    ),
     "min_tokens above max_tokens": ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "9"),
     "too many logprobs": ({"logprobs": 21}, "logprobs", "20"),
-    "logprobs a truth value": ({"logprobs": True}, "logprobs", "must be a whole number (given: true)"),
+    "logprobs a truth value": (
+        {"logprobs": True}, "logprobs", "must be a whole number (given: true)",
+    ),
     "too many prompt_logprobs": ({"prompt_logprobs": 21}, "prompt_logprobs", "20"),
     "truncate_prompt_tokens 0": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
-    "truncate_prompt_tokens below -1": ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-2"),
-    "truncate_prompt_tokens too large": ({"truncate_prompt_tokens": 2**31}, "truncate_prompt_tokens", str(2**31 - 1)),
-    "truncate_prompt_tokens a text": ({"truncate_prompt_tokens": "5"}, "truncate_prompt_tokens", 'given: "5"'),
-    "no room for a truncated prompt": ({"truncate_prompt_tokens": -1, "max_tokens": 128}, "max_tokens", "128"),
-    "return_token_ids a number": ({"return_token_ids": 1}, "return_token_ids", "must be true or false (given: 1)"),
-    "return_tokens_as_token_ids a text": ({"return_tokens_as_token_ids": "yes", "logprobs": 1}, "return_tokens_as_token_ids", 'given: "yes"'),
-    "return_tokens_as_token_ids without logprobs": ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
+    "truncate_prompt_tokens below -1": (
+        {"truncate_prompt_tokens": -2}, "truncate_prompt_tokens", "-2",
+    ),
+    "truncate_prompt_tokens too large": (
+        {"truncate_prompt_tokens": 2**31}, "truncate_prompt_tokens", str(2**31 - 1),
+    ),
+    "truncate_prompt_tokens a text": (
+        {"truncate_prompt_tokens": "5"}, "truncate_prompt_tokens", 'given: "5"',
+    ),
+    "no room for a truncated prompt": (
+        {"truncate_prompt_tokens": -1, "max_tokens": 128}, "max_tokens", "128",
+    ),
+    "return_token_ids a number": (
+        {"return_token_ids": 1}, "return_token_ids", "must be true or false (given: 1)",
+    ),
+    "return_tokens_as_token_ids a text": (
+        {"return_tokens_as_token_ids": "yes", "logprobs": 1}, "return_tokens_as_token_ids",
+        'given: "yes"',
+    ),
+    "return_tokens_as_token_ids without logprobs": (
+        {"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs",
+    ),
     "seed of more than 64 bits": ({"seed": 2**63}, "seed", str(2**63 - 1)),
     "seed of thousands of digits": ({"seed": 10**4000}, "seed", "more than 300 digits"),
     "stop a number": ({"stop": 5}, "stop", "5"),
     "stop with a number": ({"stop": ["a", 5]}, "stop", "5"),
     "an empty stop": ({"stop": ["a", ""]}, "stop", "not empty"),
     "too many stops": ({"stop": ["a"] * 17}, "stop", "16"),
-    "stop token outside the vocabulary": ({"stop_token_ids": [1, 267]}, "stop_token_ids", "0 to 266"),
-    "stop token a text": ({"stop_token_ids": ["a"]}, "stop_token_ids", 'stop_token_ids.0: must be a whole number (given: "a")'),
-    "stop token with a fraction": ({"stop_token_ids": [5.0, 5.5]}, "stop_token_ids", "stop_token_ids.1: must be a whole number (given: 5.5)"),
+    "stop token outside the vocabulary": (
+        {"stop_token_ids": [1, 267]}, "stop_token_ids", "0 to 266",
+    ),
+    "stop token a text": (
+        {"stop_token_ids": ["a"]}, "stop_token_ids",
+        'stop_token_ids.0: must be a whole number (given: "a")',
+    ),
+    "stop token with a fraction": (
+        {"stop_token_ids": [5.0, 5.5]}, "stop_token_ids",
+        "stop_token_ids.1: must be a whole number (given: 5.5)",
+    ),
     "stop tokens a number": ({"stop_token_ids": 3}, "stop_token_ids", "list"),
-    "logit_bias a list": ({"logit_bias": [1]}, "logit_bias", "must be an object (given: a list of 1)"),
+    "logit_bias a list": (
+        {"logit_bias": [1]}, "logit_bias", "must be an object (given: a list of 1)",
+    ),
     "logit_bias for a word": ({"logit_bias": {"the": 1}}, "logit_bias", '"the"'),
     "logit_bias below 0": ({"logit_bias": {"-1": 1}}, "logit_bias", '"-1"'),
     "logit_bias outside the vocabulary": ({"logit_bias": {"267": 1}}, "logit_bias", "0 to 266"),
     "logit_bias for a very large id": ({"logit_bias": {"9" * 400: 1}}, "logit_bias", "99999"),
     "logit_bias of digits of another script": ({"logit_bias": {"٣": 1}}, "logit_bias", "token ids"),
-    "logit_bias too large": ({"logit_bias": {"1": 101}}, "logit_bias", "logit_bias of token 1 is 101.0 but must be a number, from -100.0 to 100.0"),
-    "logit_bias a text": ({"logit_bias": {"1": "x"}}, "logit_bias", 'logit_bias.1: must be a number (given: "x")'),
-    "logit_bias too large for a float": ({"logit_bias": {"1": 10**400}}, "logit_bias", "more than 300 digits"),
+    "logit_bias too large": (
+        {"logit_bias": {"1": 101}}, "logit_bias",
+        "logit_bias of token 1 is 101.0 but must be a number, from -100.0 to 100.0",
+    ),
+    "logit_bias a text": (
+        {"logit_bias": {"1": "x"}}, "logit_bias", 'logit_bias.1: must be a number (given: "x")',
+    ),
+    "logit_bias too large for a float": (
+        {"logit_bias": {"1": 10**400}}, "logit_bias", "more than 300 digits",
+    ),
     "too much logit_bias": ({"logit_bias": {str(i): 0 for i in range(5000)}}, "logit_bias", "1024"),
-    "allowed token outside the vocabulary": ({"allowed_token_ids": [-1]}, "allowed_token_ids", "-1"),
+    "allowed token outside the vocabulary": (
+        {"allowed_token_ids": [-1]}, "allowed_token_ids", "-1",
+    ),
     "no token allowed": ({"allowed_token_ids": []}, "allowed_token_ids", "empty"),
     "max_tokens of thousands of digits": ({"max_tokens": 10**4299}, "max_tokens", str(2**31 - 1)),
     "min_tokens of thousands of digits": ({"min_tokens": 10**4299}, "min_tokens", str(2**31 - 1)),
     "logprobs of thousands of digits": ({"logprobs": 10**4299}, "logprobs", str(2**31 - 1)),
-    "a long bad word": ({"bad_words": ["a", "b" * 1001]}, "bad_words", "1001 characters, the limit is 1000"),
-    "many long bad words": ({"bad_words": ["b" * 1000] * 66}, "bad_words", "66000 characters in total"),
+    "a long bad word": (
+        {"bad_words": ["a", "b" * 1001]}, "bad_words", "1001 characters, the limit is 1000",
+    ),
+    "many long bad words": (
+        {"bad_words": ["b" * 1000] * 66}, "bad_words", "66000 characters in total",
+    ),
     "too many bad words": ({"bad_words": ["b"] * 1025}, "bad_words", "1024"),
     "too many allowed tokens": ({"allowed_token_ids": [1] * 262145}, "allowed_token_ids", "262144"),
     "a long user": ({"user": "u" * 1025}, "user", "1024"),
-    "long texts to be truncated": ({"prompt": ["a " * 50000] * 11, "truncate_prompt_tokens": 5}, "prompt", "1048576"),
+    "long texts to be truncated": (
+        {"prompt": ["a " * 50000] * 11, "truncate_prompt_tokens": 5}, "prompt", "1048576",
+    ),
     "an empty bad word": ({"bad_words": [""]}, "bad_words", "not empty"),
     "echo a text": ({"echo": "yes"}, "echo", 'must be true or false (given: "yes")'),
     "stream a number": ({"stream": 1}, "stream", "1"),
-    "stream_options without stream": ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
-    "stream_options with another field": ({"stream": True, "stream_options": {"usge": 1}}, "stream_options", "usge: not supported (given: 1)"),
-    "a misspelt field of stream_options": ({"stream": True, "stream_options": {"include_usge": 1}}, "stream_options", "did you mean include_usage?"),
-    "stream_options of another type": ({"stream": True, "stream_options": True}, "stream_options", "must be an object (given: true)"),
-    "include_usage of another type": ({"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "include_usage"),
-    "a tier of its own": ({"service_tier": "priority"}, "service_tier", 'must be "auto" or "default" (given: "priority")'),
+    "stream_options without stream": (
+        {"stream_options": {"include_usage": True}}, "stream_options", "stream",
+    ),
+    "stream_options with another field": (
+        {"stream": True, "stream_options": {"usge": 1}}, "stream_options",
+        "usge: not supported (given: 1)",
+    ),
+    "a misspelt field of stream_options": (
+        {"stream": True, "stream_options": {"include_usge": 1}}, "stream_options",
+        "did you mean include_usage?",
+    ),
+    "stream_options of another type": (
+        {"stream": True, "stream_options": True}, "stream_options",
+        "must be an object (given: true)",
+    ),
+    "include_usage of another type": (
+        {"stream": True, "stream_options": {"include_usage": 1}}, "stream_options", "include_usage",
+    ),
+    "a tier of its own": (
+        {"service_tier": "priority"}, "service_tier",
+        'must be "auto" or "default" (given: "priority")',
+    ),
     "metadata a text": ({"metadata": "a"}, "metadata", "must be an object"),
-    "an empty salt": ({"cache_salt": ""}, "cache_salt", 'must be text that is not empty (given: "")'),
-    "ignore_eos with a form": ({"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "with response_format"),
-    "a schema that is a number": ({"structured_outputs": {"json": 5}}, "structured_outputs", "structured_outputs.json: must be a JSON schema"),
+    "an empty salt": (
+        {"cache_salt": ""}, "cache_salt", 'must be text that is not empty (given: "")',
+    ),
+    "ignore_eos with a form": (
+        {"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos",
+        "with response_format",
+    ),
+    "a schema that is a number": (
+        {"structured_outputs": {"json": 5}}, "structured_outputs",
+        "structured_outputs.json: must be a JSON schema",
+    ),
     "priority": ({"priority": 2**31}, "priority", str(2**31)),
     "a priority without the policy": ({"priority": -1}, "priority", "--scheduling-policy priority"),
     "request_id with a line break": ({"request_id": "a\nb"}, "request_id", "pattern"),
@@ -116,7 +196,9 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "model a number": ({"model": 5}, "model", "5"),
     "half a character in stop": ({"stop": "\ud800"}, "stop", "surrogate"),
     "half a character in bad_words": ({"bad_words": ["a\udfff"]}, "bad_words", "surrogate"),
-    "half a character in cache_salt": ({"cache_salt": "\ud800" * 40, "prompt": "in the end" * 8}, "cache_salt", "unicode"),
+    "half a character in cache_salt": (
+        {"cache_salt": "\ud800" * 40, "prompt": "in the end" * 8}, "cache_salt", "unicode",
+    ),
     "half a character in logit_bias": ({"logit_bias": {"\ud800": 1}}, "logit_bias", "token ids"),
     "half a character in a field's name": ({"\ud800": 1}, None, "unicode"),
 }  # fmt: skip
@@ -154,7 +236,9 @@ BAD_PROMPTS: dict[str, tuple[Any, str]] = {
     "truth values": ([True], "entry 0 of the list is true"),
     "an object": ({"prompt": "a"}, "object of 1"),
     "list of null": ([None], "custom_prefix_token_id"),
-    "null among ids as lm-eval sends it": ([[None, 5]], "entry 0 of list 0 is null, which is no token id; lm-eval sends null"),
+    "null among ids as lm-eval sends it": (
+        [[None, 5]], "entry 0 of list 0 is null, which is no token id; lm-eval sends null",
+    ),
     "fractions": ([1.0, 1.5], "entry 1 of the list is 1.5, which is no token id"),
     "text and ids": (["a", "b", 1], 'entry 0 is "a" and entry 2 is 1'),
     "ids and lists of ids": ([1, [2]], "entry 0 is 1 and entry 1 is a list of 1"),
@@ -194,14 +278,22 @@ BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "something after it": (b'{"prompt": "a"} x', "not valid JSON"),
     "not UTF-8": (b'{"prompt": "\xff"}', "cannot be read"),
     "not a number": (b'{"prompt": "a", "temperature": NaN}', "finite"),
-    "infinity": (b'{"prompt": "a", "top_p": Infinity}', "must be a finite number (given: Infinity)"),
+    "infinity": (
+        b'{"prompt": "a", "top_p": Infinity}', "must be a finite number (given: Infinity)",
+    ),
     "minus infinity": (b'{"prompt": "a", "logit_bias": {"1": -Infinity}}', "finite"),
     "not a number among the ids": (b'{"prompt": [NaN]}', "list"),
-    "too large for a float": (b'{"prompt": "a", "temperature": 1e999}', "must be a finite number (given: Infinity)"),
+    "too large for a float": (
+        b'{"prompt": "a", "temperature": 1e999}', "must be a finite number (given: Infinity)",
+    ),
     "an integer of too many digits": (b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}", "digits"),
-    "nested a hundred thousand times": (b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "cannot be read"),
+    "nested a hundred thousand times": (
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "cannot be read",
+    ),
     "nested a hundred times": (b'{"prompt": ' + b"[" * 100 + b"]" * 100 + b"}", "prompt"),
-    "objects nested a hundred times": (b'{"prompt": ' + b'{"a":' * 100 + b"1" + b"}" * 100 + b"}", "prompt"),
+    "objects nested a hundred times": (
+        b'{"prompt": ' + b'{"a":' * 100 + b"1" + b"}" * 100 + b"}", "prompt",
+    ),
 }  # fmt: skip
 
 
@@ -335,9 +427,13 @@ FLOODS: dict[str, dict[str, Any]] = {
     "many bad words of another type": {"bad_words": [[]] * 400_000},
     "many tokens outside the vocabulary": {"allowed_token_ids": [300] * 400_000},
     "many unknown fields": {f"k{i}": 0 for i in range(200_000)},
-    "many unknown stream options": {"stream": True, "stream_options": {f"k{i}": 0 for i in range(200_000)}},
+    "many unknown stream options": {
+        "stream": True, "stream_options": {f"k{i}": 0 for i in range(200_000)},
+    },
     "many unknown structured outputs": {"structured_outputs": {f"k{i}": 0 for i in range(200_000)}},
-    "many unknown fields of a format": {"response_format": {"type": "text", **{f"k{i}": 0 for i in range(200_000)}}},
+    "many unknown fields of a format": {
+        "response_format": {"type": "text", **{f"k{i}": 0 for i in range(200_000)}},
+    },
     "many bad choices": {"structured_outputs": {"choice": [1] * 600_000}},
     "many bad biases": {"logit_bias": {str(i): "x" for i in range(200_000)}},
     "many prompts of the wrong kind": {"prompt": [["x"]] * 300_000},
@@ -387,10 +483,11 @@ json_values = st.recursive(
     max_leaves=8,
 )
 field_names = st.sampled_from([
-    "prompt", "model", "max_tokens", "temperature", "top_p", "n", "best_of", "logprobs", "echo", "stop", "presence_penalty", "logit_bias", "seed",
-    "stream_options", "suffix", "user", "top_k", "stop_token_ids", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
-    "prompt_logprobs", "priority", "cache_salt", "request_id", "truncate_prompt_tokens", "add_special_tokens", "return_token_ids",
-    "return_tokens_as_token_ids", "truncation_side",
+    "prompt", "model", "max_tokens", "temperature", "top_p", "n", "best_of", "logprobs", "echo",
+    "stop", "presence_penalty", "logit_bias", "seed", "stream_options", "suffix", "user", "top_k",
+    "stop_token_ids", "min_tokens", "bad_words", "allowed_token_ids", "skip_special_tokens",
+    "prompt_logprobs", "priority", "cache_salt", "request_id", "truncate_prompt_tokens",
+    "add_special_tokens", "return_token_ids", "return_tokens_as_token_ids", "truncation_side",
 ])  # fmt: skip
 
 
@@ -449,7 +546,9 @@ def test_a_body_of_a_million_lists_is_refused_unread(server: RunningServer) -> N
     """Reading them would take a second, in which nothing else could happen."""
     for part in (b"[],", b"[[[[]]]],", b'{"a":{}},'):
         content = b'{"prompt": "a", "user": [' + part * (3_900_000 // len(part)) + b"0]}"
-        assert "more than 65536 arrays and objects" in read_error(server.post(content), 400)["message"]  # fmt: skip
+        assert (
+            "more than 65536 arrays and objects" in read_error(server.post(content), 400)["message"]
+        )
 
 
 def test_a_thousand_prompts_of_token_ids_are_read(server: RunningServer) -> None:

@@ -36,7 +36,9 @@ def test_comments_stand_between_events_only(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(event_stream, "MAX_WRITE_BYTES", 4)
     events = [f"data: {number:020}\n\n".encode() for number in range(20)]
     parts = collect(events, keep_alive_s=0.0).split(b"\n\n")
-    assert [part for part in parts if part and not part.startswith(b":")] == [event.strip() for event in events]  # fmt: skip
+    assert [part for part in parts if part and not part.startswith(b":")] == [
+        event.strip() for event in events
+    ]
     assert parts.count(KEEP_ALIVE_COMMENT.strip()) >= len(events)
     assert collect(events, keep_alive_s=100.0) == b"".join(events)
 

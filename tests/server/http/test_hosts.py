@@ -23,7 +23,8 @@ def ask(server: RunningServer, host: str, path: str = "/version") -> httpx.Respo
 
 @pytest.mark.parametrize(
     "host",
-    ["localhost", "LOCALHOST:8000", "a.localhost", "127.0.0.1:1", "[::1]:8000", "192.168.1.5", "gpu.example", "GPU.example.:80"],
+    ["localhost", "LOCALHOST:8000", "a.localhost", "127.0.0.1:1", "[::1]:8000", "192.168.1.5",
+     "gpu.example", "GPU.example.:80"],
 )  # fmt: skip
 def test_names_that_dns_cannot_rebind_are_answered(checking: RunningServer, host: str) -> None:
     assert ask(checking, host).status_code == 200
@@ -31,8 +32,9 @@ def test_names_that_dns_cannot_rebind_are_answered(checking: RunningServer, host
 
 @pytest.mark.parametrize(
     "host",
-    ["evil.example", "gpu.example.evil.example", "127.0.0.1.nip.io", "localhost.evil.example", "xlocalhost", "[evil]", "127.1x",
-     "[::1].evil.example", "[localhost]", "localhost:80.evil.example"],
+    ["evil.example", "gpu.example.evil.example", "127.0.0.1.nip.io", "localhost.evil.example",
+     "xlocalhost", "[evil]", "127.1x", "[::1].evil.example", "[localhost]",
+     "localhost:80.evil.example"],
 )  # fmt: skip
 @pytest.mark.parametrize("path", ["/version", "/health", "/nope"])
 def test_other_hosts_are_refused_with_the_remedy(

@@ -9,7 +9,10 @@ import pytest
 from nanovllm.server.http import json_reader
 from nanovllm.server.http.json_reader import MalformedJSONError, read_json
 
-PARTS = ("[", "]", "{", "}", ",", ":", '"', "\\", "1", "a", " ", '"a":', "[1,2]", '{"b":3}', '"x\\"y"', "\\\\", "null", "é")  # fmt: skip
+PARTS = (
+    "[", "]", "{", "}", ",", ":", '"', "\\", "1", "a", " ", '"a":', "[1,2]", '{"b":3}',
+    '"x\\"y"', "\\\\", "null", "é",
+)  # fmt: skip
 LEAVES: tuple[Any, ...] = (1, -2.5, "a,b", 'q"]\\', "", None, True, 'é\\"[{', 10**40)
 
 
@@ -67,7 +70,11 @@ def test_a_long_string_agrees_with_json_loads() -> None:
 
 @pytest.mark.usefixtures("small_pieces")
 def test_a_fault_is_found_at_its_character() -> None:
-    for text in ('["é", "é", "é", "é", nul, 1]', '{"a": 1, "b": "é", "cccc": 2, "d": tru }', "[1,2,3,4,5,6,7,8,,9]"):  # fmt: skip
+    for text in (
+        '["é", "é", "é", "é", nul, 1]',
+        '{"a": 1, "b": "é", "cccc": 2, "d": tru }',
+        "[1,2,3,4,5,6,7,8,,9]",
+    ):
         with pytest.raises(json.JSONDecodeError) as expected:
             json.loads(text)
         with pytest.raises(MalformedJSONError) as found:

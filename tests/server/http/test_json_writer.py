@@ -12,10 +12,16 @@ from nanovllm.server.http import json_writer
 from nanovllm.server.http.json_writer import PIECE_ITEMS, json_pieces, write_json
 
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=3),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=30,
-)  # fmt: skip
+)
 
 
 def plain(value: Any) -> bytes:
@@ -30,7 +36,9 @@ def test_it_agrees_with_json_dumps(value: Any) -> None:
 
 
 def test_large_values_have_small_pieces() -> None:
-    position = {str(token): {"logprob": -1.5, "rank": 1, "decoded_token": " the"} for token in range(21)}  # fmt: skip
+    position = {
+        str(token): {"logprob": -1.5, "rank": 1, "decoded_token": " the"} for token in range(21)
+    }
     logprobs = {"tokens": ["a"] * 1024, "top_logprobs": [None, *[position] * 1023]}
     body = {
         "id": "x",

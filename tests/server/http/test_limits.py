@@ -39,9 +39,11 @@ def bearer(key: str, scheme: str = "Bearer") -> dict[bytes, bytes]:
 
 
 WRONG_KEYS: dict[str, dict[bytes, bytes]] = {
-    "none": {}, "empty": {b"authorization": b"Bearer"}, "another": bearer("secret"), "longer": bearer(KEY + "x"), "another case": bearer(KEY.upper()),
-    "a part of one": bearer("the last"), "two at once": bearer("first,first"), "all": bearer(",".join(KEYS)),
-    "no scheme": {b"authorization": KEY.encode()}, "basic": bearer(KEY, "Basic"), "no UTF-8": {b"authorization": b"Bearer \xff"},
+    "none": {}, "empty": {b"authorization": b"Bearer"}, "another": bearer("secret"),
+    "longer": bearer(KEY + "x"), "another case": bearer(KEY.upper()),
+    "a part of one": bearer("the last"), "two at once": bearer("first,first"),
+    "all": bearer(",".join(KEYS)), "no scheme": {b"authorization": KEY.encode()},
+    "basic": bearer(KEY, "Basic"), "no UTF-8": {b"authorization": b"Bearer \xff"},
 }  # fmt: skip
 
 
@@ -155,7 +157,10 @@ def test_a_body_over_the_limit_is_refused(
 def test_after_a_body_over_the_limit_the_connection_is_still_good(guarded: RunningServer) -> None:
     """Closing it while the client sends would reset it, and the answer could be lost on the way."""
     size = 100 * LIMIT
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\nContent-Length: {size}\r\n\r\n".encode()
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+        f"Content-Length: {size}\r\n\r\n"
+    ).encode()
     with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as connection:
         connection.sendall(
             head + b" " * size + b"GET /health HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
@@ -198,8 +203,8 @@ def test_a_client_that_leaves_before_its_body_is_complete_leaves_nothing_behind(
     for _ in range(3):
         with socket.create_connection(("127.0.0.1", guarded.port), timeout=10) as connection:
             head = (
-                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nAuthorization: Bearer "
-                + KEY.encode()
+                b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Authorization: Bearer " + KEY.encode()
             )
             connection.sendall(head + b'\r\nContent-Length: 100\r\n\r\n{"prompt": ')
     with httpx.Client(base_url=guarded.url, headers=bearer(KEY)) as client:

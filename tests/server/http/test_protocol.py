@@ -25,7 +25,10 @@ def busy(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
 def request(body: dict[str, Any], extra: str = "") -> bytes:
     """A completion as it is sent."""
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{extra}Content-Length: {len(content)}\r\n\r\n"
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"{extra}Content-Length: {len(content)}\r\n\r\n"
+    )
     return head.encode() + content
 
 
@@ -80,7 +83,10 @@ def test_two_framings_of_one_body_are_refused_and_the_connection_closes(
 ) -> None:
     """RFC 9112, section 6.1: request smuggling by two framings."""
     smuggled = "GET /version HTTP/1.1\r\nHost: x\r\n\r\n"
-    body = f"POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n{smuggled}"
+    body = (
+        "POST /tokenize HTTP/1.1\r\nHost: x\r\nContent-Length: 6\r\nTransfer-Encoding: chunked\r\n"
+        f"\r\n0\r\n\r\n{smuggled}"
+    )
     received = read_to_end(connect(server, body.encode()))
     assert received.startswith(b"HTTP/1.1 400 ")
     assert received.count(b"HTTP/1.1 ") == 1
@@ -92,18 +98,26 @@ def test_a_body_in_chunks_of_single_bytes_ends_the_connection(
     server: RunningServer, path: str
 ) -> None:
     """Also where it was answered before: each chunk costs as much as one of 64 KiB."""
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        "Transfer-Encoding: chunked\r\n\r\n"
+    )
     with connect(server, head.encode()) as connection:
         assert not can_send(connection, b"1\r\na\r\n" * 10_000, 400)
     assert server.http.get("/health").status_code == 200
 
 
 def test_a_body_in_small_chunks_is_read(server: RunningServer) -> None:
-    content = json.dumps({"prompt": "a", "max_tokens": 1, "user": "u" * 500}).encode().ljust(600_000)  # fmt: skip
+    content = (
+        json.dumps({"prompt": "a", "max_tokens": 1, "user": "u" * 500}).encode().ljust(600_000)
+    )
     chunks = b"".join(b"80\r\n" + content[at : at + 128] + b"\r\n" for at in range(0, 600_000, 128))
     tail = content[600_000 - 600_000 % 128 :]
     chunks = chunks[: chunks.rindex(b"80\r\n")] + f"{len(tail):x}\r\n".encode() + tail + b"\r\n"
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Connection: close\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )
     assert read_to_end(connect(server, head + chunks + b"0\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
 
 
@@ -117,7 +131,9 @@ def test_the_rest_of_an_answered_body_is_not_taken_without_end(
         assert not can_send(connection, chunk * 16, 50)
 
 
-@pytest.mark.parametrize("early", [b"\r\n", b"G", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n", b" " * 200_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "early", [b"\r\n", b"G", b"GET /version HTTP/1.1\r\nHost: x\r\n\r\n", b" " * 200_000]
+)
 def test_bytes_that_come_early_do_not_hide_that_the_client_left(
     busy: RunningServer, early: bytes
 ) -> None:
@@ -180,7 +196,9 @@ def test_at_the_limit_of_connections_the_one_idle_longest_is_closed(tiny_model: 
         working = connect(running, request(LONG))
         wait_until(lambda: is_working(running))
         idle = [connect(running) for _ in range(20)]
-        connection = connect(running, b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")  # fmt: skip
+        connection = connect(
+            running, b"GET /version HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        )
         assert b'"version"' in read_to_end(connection)
         for one in idle[:15]:
             assert is_closed(one)

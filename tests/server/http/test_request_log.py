@@ -61,7 +61,7 @@ class LogLines:
         ]
 
     def about(self, request_id: str) -> dict[str, Any]:
-        """The only line about a request; it is written after the answer's last byte, so it may have to be waited for."""
+        """Wait for the only line about a request, which is written after the answer's last byte."""
         wait_until(lambda: any(request_id in text for text in self.texts()))
         (found,) = [
             line for line in map(json.loads, self.texts()) if line["request_id"] == request_id
@@ -77,7 +77,7 @@ def log(caplog: pytest.LogCaptureFixture) -> LogLines:
 
 @pytest.fixture(scope="module")
 def logged(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server that logs its requests; a step takes 5 ms, so that a client can go before its answer has ended."""
+    """A server with a request log. A step takes 5 ms, so that clients can leave before the end."""
     settings: dict[str, Any] = {
         "log_requests": True,
         "api_keys": (KEY,),
@@ -463,7 +463,7 @@ async def start(send: Send) -> None:
 
 
 async def answers(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers in two pieces, and looks afterwards whether the client is still there, as servers report that it is not."""
+    """Answers in two pieces and then receives, as servers report there that the client has left."""
     await start(send)
     await send({"type": "http.response.body", "body": b"a", "more_body": True})
     await send({"type": "http.response.body", "body": b"b"})

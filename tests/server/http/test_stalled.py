@@ -42,7 +42,7 @@ HEAVY: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def strict(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
-    """A server that gives clients half a second, and whose system keeps little of what they do not read."""
+    """A server with a stall limit of half a second and small send buffers."""
     with RunningServer(
         loader(tiny_model, step_s=0.005), stalled_client_s=LIMIT_S, max_body_bytes=4096
     ) as running:
@@ -64,9 +64,9 @@ def request(body: dict[str, Any]) -> bytes:
     """A completion as it is sent."""
     content = json.dumps(body).encode()
     return (
-        f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n".encode()
-        + content
-    )
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    ).encode() + content
 
 
 def read_to_end(connection: socket.socket) -> bytes:
@@ -316,7 +316,7 @@ def test_a_client_may_wait_for_a_slow_response() -> None:
 
 
 def test_after_a_polite_end_the_rest_must_be_taken_too() -> None:
-    """A closed transport of asyncio stays until its last byte is taken; somebody must still look after it."""
+    """The limit still applies to a closed asyncio transport until its last byte is read."""
     watched = Watched()
     watched.protocol.transport.write(b"the whole answer")
     watched.protocol.transport.close()

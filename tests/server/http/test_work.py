@@ -58,7 +58,10 @@ def blocked(monkeypatch: pytest.MonkeyPatch) -> Iterator[Blocked]:
 
 def send(server: RunningServer, body: dict[str, Any]) -> socket.socket:
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
     connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
     connection.sendall(head.encode() + content)
     return connection
@@ -145,7 +148,13 @@ def test_memory_is_given_back_where_the_client_leaves(
 
 def test_a_large_answer_has_the_json_of_a_small_one(server: RunningServer) -> None:
     """It comes in pieces; those of one choice and of many must be the same."""
-    settings: dict[str, Any] = {"max_tokens": 3, "echo": True, "logprobs": 5, "prompt_logprobs": 3, "temperature": 0}  # fmt: skip
+    settings: dict[str, Any] = {
+        "max_tokens": 3,
+        "echo": True,
+        "logprobs": 5,
+        "prompt_logprobs": 3,
+        "temperature": 0,
+    }
     prompts = [[(7 * i + j) % 250 for j in range(60)] for i in range(6)]
     response = server.post({"prompt": prompts, **settings})
     assert "content-length" not in response.headers

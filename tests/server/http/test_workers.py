@@ -68,7 +68,15 @@ def test_clients_take_turns() -> None:
             await asyncio.gather(*tasks)
             return held.begun[1:]
 
-    assert asyncio.run(run()) == ["many 0", "few 0", "many 1", "few 1", "many 2", "many 3", "many 4"]  # fmt: skip
+    assert asyncio.run(run()) == [
+        "many 0",
+        "few 0",
+        "many 1",
+        "few 1",
+        "many 2",
+        "many 3",
+        "many 4",
+    ]
 
 
 def test_a_cancelled_call_never_begins() -> None:
@@ -105,7 +113,9 @@ def test_a_deadline_holds_while_a_call_waits_and_while_it_runs() -> None:
     async def run() -> None:
         async with Held() as held:
             deadline_s = asyncio.get_running_loop().time() + 0.02
-            waiting = held.pool.run("a", lambda: held.begun.append("never"), deadline_s=deadline_s, timeout_error=late)  # fmt: skip
+            waiting = held.pool.run(
+                "a", lambda: held.begun.append("never"), deadline_s=deadline_s, timeout_error=late
+            )
             with pytest.raises(RequestTimeoutError):
                 await asyncio.wait_for(waiting, TIMEOUT_S)
             held.let_go()

@@ -1,4 +1,4 @@
-"""use_beam_search over HTTP: the answers of LLM.beam_search, and a clear refusal of what says nothing about a search."""
+"""use_beam_search over HTTP: the answers of LLM.beam_search, and refusals of unrelated settings."""
 
 import threading
 from typing import Any
@@ -71,7 +71,7 @@ def test_a_length_penalty_without_a_search_is_refused(server: RunningServer) -> 
 def test_a_wide_search_of_many_prompts_leaves_room_for_others(
     server: RunningServer, llm: LLM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its beams never fill more than one step, and nothing between two tokens is computed on the event loop."""
+    """Beams fill at most one step, and the event loop computes nothing between two tokens."""
     engine = server.engine
     in_flight: list[int] = []
     threads: list[threading.Thread] = []

@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions: a chat is the completion of its rendered messages, in OpenAI's chat form, whole and streamed."""
+"""POST /v1/chat/completions: a chat completes its rendered messages, whole and streamed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -183,7 +183,14 @@ def test_a_stream_adds_up_to_the_answer_that_is_not_streamed(
     events = stream(chat_server, **body)
     found: dict[int, dict[str, Any]] = {}
     for choice in (choice for event in events for choice in event["choices"]):
-        assert choice.keys() == {"index", "delta", "logprobs", "finish_reason", "stop_reason", "token_ids"}  # fmt: skip
+        assert choice.keys() == {
+            "index",
+            "delta",
+            "logprobs",
+            "finish_reason",
+            "stop_reason",
+            "token_ids",
+        }
         is_first = choice["index"] not in found
         before = found.setdefault(
             choice["index"],
@@ -231,7 +238,9 @@ def test_what_was_not_asked_for_is_null_for_the_official_client(chat_client: Ope
     names = ("prompt_logprobs", "prompt_token_ids", "service_tier", "system_fingerprint")
     assert {name: sent.get(name, "missing") for name in names} == dict.fromkeys(names)
     (choice,) = sent["choices"]
-    assert {name: choice["message"].get(name, "missing") for name in UNUSED} == dict.fromkeys(UNUSED)  # fmt: skip
+    assert {name: choice["message"].get(name, "missing") for name in UNUSED} == dict.fromkeys(
+        UNUSED
+    )
     assert (choice["token_ids"], choice["logprobs"]) == (None, None)
 
 
@@ -273,7 +282,7 @@ def test_an_answer_may_fill_the_context(chat_server: RunningServer, llm: LLM) ->
 
 
 def test_a_turn_ends_with_the_templates_end_of_text(tmp_path: Path, backend: str) -> None:
-    """Whatever config.json says, which in a model that was trained to chat later often names another."""
+    """The eos_token_id of config.json does not matter: in chat models it is often another."""
     pytest.importorskip("jinja2")
     folder = write_tiny_model(tmp_path, config={"eos_token_id": 5})
     with RunningServer(loader(folder), chat_template=TEMPLATE) as running:
@@ -326,56 +335,119 @@ BAD: dict[str, tuple[dict[str, Any], str, str]] = {
     "a message that is text": ({"messages": ["the"]}, "messages", "messages.0"),
     "role": ({"messages": [{"role": "wizard", "content": "a"}]}, "messages", "assistant"),
     "no content": ({"messages": [{"role": "user"}]}, "messages", "content"),
-    "content null": ({"messages": [{"role": "assistant", "content": None}]}, "messages", "messages.0.content: must be text (given: null)"),
-    "an image": (with_part({"type": "image_url", "image_url": {"url": "x"}}), "messages", 'part 0 has the type "image_url", which is not supported'),
+    "content null": (
+        {"messages": [{"role": "assistant", "content": None}]}, "messages",
+        "messages.0.content: must be text (given: null)",
+    ),
+    "an image": (
+        with_part({"type": "image_url", "image_url": {"url": "x"}}), "messages",
+        'part 0 has the type "image_url", which is not supported',
+    ),
     "a part that is text": (with_part("a"), "messages", 'part 0 is no object (given: "a")'),
     "a part without text": (with_part({"type": "text"}), "messages", "part 0 has no text"),
-    "a part with another field": (with_part({"type": "text", "text": "a", "cache": 1}), "messages", 'part 0 has the field "cache"'),
-    "half a character": ({"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate"),
-    "half a character in a part": ({"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]}, "messages", "surrogate"),
-    "a tool call": ({"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]}, "messages", "tool_calls is not supported"),
-    "an old tool call": ({"messages": [{"role": "assistant", "content": "", "function_call": {}}]}, "messages", "function_call is not supported"),
-    "an unknown key": ({"messages": [{"role": "user", "content": "a", "contents": 1}]}, "messages", "did you mean content?"),
-    "refused by the template": ({"messages": [{"role": "user", "content": "refuse me"}]}, "messages", "refuses the messages: no"),
-    "longer than the context": ({"messages": [{"role": "user", "content": "x" * 200}]}, "messages", "context of 128"),
-    "far longer": ({"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages", "at least"),
+    "a part with another field": (
+        with_part({"type": "text", "text": "a", "cache": 1}), "messages",
+        'part 0 has the field "cache"',
+    ),
+    "half a character": (
+        {"messages": [{"role": "user", "content": "\ud800"}]}, "messages", "surrogate",
+    ),
+    "half a character in a part": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}]},
+        "messages", "surrogate",
+    ),
+    "a tool call": (
+        {"messages": [{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]},
+        "messages", "tool_calls is not supported",
+    ),
+    "an old tool call": (
+        {"messages": [{"role": "assistant", "content": "", "function_call": {}}]}, "messages",
+        "function_call is not supported",
+    ),
+    "an unknown key": (
+        {"messages": [{"role": "user", "content": "a", "contents": 1}]}, "messages",
+        "did you mean content?",
+    ),
+    "refused by the template": (
+        {"messages": [{"role": "user", "content": "refuse me"}]}, "messages",
+        "refuses the messages: no",
+    ),
+    "longer than the context": (
+        {"messages": [{"role": "user", "content": "x" * 200}]}, "messages", "context of 128",
+    ),
+    "far longer": (
+        {"messages": [{"role": "user", "content": "x" * 200_000}]}, "messages", "at least",
+    ),
     "answer longer than the context": ({"max_tokens": 120}, "max_tokens", "context of 128"),
-    "answer longer than the context by its other name": ({"max_completion_tokens": 120}, "max_completion_tokens", "max_completion_tokens is 120"),
+    "answer longer than the context by its other name": (
+        {"max_completion_tokens": 120}, "max_completion_tokens", "max_completion_tokens is 120",
+    ),
     "max_tokens 0": ({"max_tokens": 0}, "max_tokens", "1"),
     "two limits": ({"max_tokens": 3, "max_completion_tokens": 4}, "max_completion_tokens", "4"),
-    "tools": ({"tools": [{"type": "function"}]}, "tools", "not supported: this server calls no tools"),
+    "tools": (
+        {"tools": [{"type": "function"}]}, "tools", "not supported: this server calls no tools",
+    ),
     "a choice of tools": ({"tool_choice": "auto"}, "tool_choice", 'must be "none"'),
     "sound": ({"modalities": ["text", "audio"]}, "modalities", "at most 1"),
     "sound alone": ({"modalities": ["audio"]}, "modalities", 'must be "text"'),
-    "a field of another spelling": ({"max_completion_token": 5}, "max_completion_token", "did you mean max_completion_tokens?"),
+    "a field of another spelling": (
+        {"max_completion_token": 5}, "max_completion_token", "did you mean max_completion_tokens?",
+    ),
     "response_format": ({"response_format": {"type": "xml"}}, "response_format", "json_schema"),
     "a template": ({"chat_template": "{{ messages }}"}, "chat_template", "not supported"),
-    "two ends of the prompt": ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message", "both true"),
+    "two ends of the prompt": (
+        {"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message",
+        "both true",
+    ),
     "truncated to 0": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
-    "truncated to more than the context": ({"truncate_prompt_tokens": 129}, "truncate_prompt_tokens", "128"),
-    "another side": ({"truncate_prompt_tokens": 5, "truncation_side": "middle"}, "truncation_side", "right"),
-    "no room for a truncated prompt": ({"truncate_prompt_tokens": -1, "max_completion_tokens": 128}, "max_completion_tokens", "128"),
+    "truncated to more than the context": (
+        {"truncate_prompt_tokens": 129}, "truncate_prompt_tokens", "128",
+    ),
+    "another side": (
+        {"truncate_prompt_tokens": 5, "truncation_side": "middle"}, "truncation_side", "right",
+    ),
+    "no room for a truncated prompt": (
+        {"truncate_prompt_tokens": -1, "max_completion_tokens": 128}, "max_completion_tokens",
+        "128",
+    ),
     "too many prompt_logprobs": ({"prompt_logprobs": 21}, "prompt_logprobs", "20"),
     "all prompt_logprobs": ({"prompt_logprobs": -1}, "prompt_logprobs", "0"),
-    "token ids for texts without logprobs": ({"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs"),
-    "token ids for texts with logprobs off": ({"return_tokens_as_token_ids": True, "logprobs": False}, "return_tokens_as_token_ids", "logprobs"),
+    "token ids for texts without logprobs": (
+        {"return_tokens_as_token_ids": True}, "return_tokens_as_token_ids", "logprobs",
+    ),
+    "token ids for texts with logprobs off": (
+        {"return_tokens_as_token_ids": True, "logprobs": False}, "return_tokens_as_token_ids",
+        "logprobs",
+    ),
     "best_of below n": ({"best_of": 2, "n": 3}, "best_of", "3"),
     "best_of in a stream": ({"best_of": 3, "stream": True}, "best_of", "stream"),
-    "a length_penalty without beams": ({"length_penalty": 1.0}, "length_penalty", "use_beam_search"),
+    "a length_penalty without beams": (
+        {"length_penalty": 1.0}, "length_penalty", "use_beam_search",
+    ),
     "streamed beams": ({"use_beam_search": True, "stream": True}, "stream", "use_beam_search"),
     "sampled beams": ({"use_beam_search": True, "seed": 1}, "seed", "use_beam_search"),
     "echoed beams": ({"use_beam_search": True, "echo": True}, "echo", "use_beam_search"),
     "too many beams": ({"use_beam_search": True, "n": 11}, "n", "10"),
-    "beams longer than the context": ({"use_beam_search": True, "max_completion_tokens": 128}, "max_completion_tokens", "128"),
-    "beams for a long prompt": ({"use_beam_search": True, "messages": [{"role": "user", "content": "x" * 200}]}, "messages", "no room"),
+    "beams longer than the context": (
+        {"use_beam_search": True, "max_completion_tokens": 128}, "max_completion_tokens", "128",
+    ),
+    "beams for a long prompt": (
+        {"use_beam_search": True, "messages": [{"role": "user", "content": "x" * 200}]}, "messages",
+        "no room",
+    ),
     "n": ({"n": 129}, "n", "128"),
     "logprobs a number": ({"logprobs": 2}, "logprobs", "true or false"),
     "top_logprobs alone": ({"top_logprobs": 2}, "top_logprobs", "logprobs"),
     "too many top_logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "20"),
     "stop": ({"stop": [""]}, "stop", "not empty"),
     "logit_bias": ({"logit_bias": {"267": 1}}, "logit_bias", "0 to 266"),
-    "min_tokens": ({"min_tokens": 9, "max_completion_tokens": 8}, "min_tokens", "9 but max_completion_tokens only 8"),
-    "stream_options without stream": ({"stream_options": {"include_usage": True}}, "stream_options", "stream"),
+    "min_tokens": (
+        {"min_tokens": 9, "max_completion_tokens": 8}, "min_tokens",
+        "9 but max_completion_tokens only 8",
+    ),
+    "stream_options without stream": (
+        {"stream_options": {"include_usage": True}}, "stream_options", "stream",
+    ),
     "temperature": ({"temperature": 2.5}, "temperature", "2"),
 }  # fmt: skip
 

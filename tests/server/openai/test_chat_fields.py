@@ -1,7 +1,7 @@
-"""Fields of vLLM's chat: the prompt that messages make, what of it the answer shows, and how answers are chosen.
+"""Fields of vLLM's chat: the prompt, what the answer shows of it, and how answers are chosen.
 
-Below the messages a chat is a completion of token ids, so that most tests compare the two. Tests named
-after vLLM have the assertions of its own tests.
+Below the messages a chat is a completion of token ids, so that most tests compare the two. Tests
+named after vLLM have the assertions of its own tests.
 """
 
 from typing import Any
@@ -37,7 +37,7 @@ def prompt_ids(server: RunningServer, **body: Any) -> list[int]:
     return ids
 
 
-# The prompt ------------------------------------------------------------------------------------------------------------------------
+# The prompt ---------------------------------------------------------------------------------------
 
 
 def test_the_last_message_goes_on(chat_server: RunningServer, llm: LLM) -> None:
@@ -82,12 +82,15 @@ def test_a_long_conversation_may_be_truncated_to_what_fits(chat_server: RunningS
     assert len(prompt_ids(chat_server, **fitting, max_tokens=28)) == 100
     usage = ask(chat_server, **fitting, ignore_eos=True)["usage"]
     assert (usage["prompt_tokens"], usage["completion_tokens"]) == (127, 1)
-    error = read_error(post(chat_server, **{**fitting, "messages": [{**messages[0], "content": "x" * 300_000}]}), 400)  # fmt: skip
+    error = read_error(
+        post(chat_server, **{**fitting, "messages": [{**messages[0], "content": "x" * 300_000}]}),
+        400,
+    )
     assert error["param"] == "messages"
     assert "262144" in error["message"]
 
 
-# What the answer shows -----------------------------------------------------------------------------------------------------------
+# What the answer shows ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -198,7 +201,9 @@ def test_tokens_join_to_the_text_and_bytes_to_its_bytes(
     text = text_of(ask(chat_server, **body))
     parts = stream(chat_server, **body) if streams else [ask(chat_server, **body)]
     choices = [choice for part in parts for choice in part["choices"]]
-    entries = [entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]]  # fmt: skip
+    entries = [
+        entry for choice in choices for entry in (choice["logprobs"] or {"content": []})["content"]
+    ]
     assert "".join(entry["token"] for entry in entries) == text
     assert any(entry["token"] == "" for entry in entries)
     data = b"".join(bytes(entry["bytes"]) for entry in entries)
@@ -206,7 +211,7 @@ def test_tokens_join_to_the_text_and_bytes_to_its_bytes(
     assert all(entry["bytes"] for entry in entries)
 
 
-# Which answers -------------------------------------------------------------------------------------------------------------------
+# Which answers ------------------------------------------------------------------------------------
 
 
 def test_the_best_of_more_are_those_of_the_completion(chat_server: RunningServer, llm: LLM) -> None:
@@ -251,7 +256,7 @@ def test_beams_fill_the_context(chat_server: RunningServer) -> None:
     assert answer["usage"]["total_tokens"] == chat_server.engine.engine.max_model_len
 
 
-# The assertions of vLLM's tests ----------------------------------------------------------------------------------------------
+# The assertions of vLLM's tests -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("echo", [True, False])

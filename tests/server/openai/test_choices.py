@@ -1,4 +1,4 @@
-"""Which answers a prompt gets: the best of more, several equal ones, and answers to the end of a prompt, in texts and in token ids."""
+"""Which answers a prompt gets: best_of, equal answers, truncated prompts, texts and token ids."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +45,7 @@ def mean(choice: dict[str, Any]) -> float:
     return score(choice) / len(choice["logprobs"]["token_logprobs"])
 
 
-# The best of more -------------------------------------------------------------------------------------------------------------------
+# The best of more ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3, 4])
@@ -148,7 +148,7 @@ def test_all_that_are_generated_count_in_the_queue(server: RunningServer) -> Non
         )
 
 
-# Equal answers ----------------------------------------------------------------------------------------------------------------------
+# Equal answers ------------------------------------------------------------------------------------
 
 GREEDY: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -237,7 +237,7 @@ def test_siblings_do_not_make_a_new_prompt_a_cached_one(server: RunningServer, l
     ] == [0, 32]
 
 
-# The end of a prompt ----------------------------------------------------------------------------------------------------------------
+# The end of a prompt ------------------------------------------------------------------------------
 
 LONG = "in the café: 漢字 and then the end of the word, on the way in"
 
@@ -250,7 +250,8 @@ def test_a_truncated_prompt_is_the_prompt_of_its_last_tokens(
     ids = llm.tokenizer.encode(LONG)
     assert 40 < len(ids) < 70
     settings = {
-        "max_tokens": 6, "temperature": 0, "echo": True, "logprobs": 2, "prompt_logprobs": 1, "return_token_ids": True, "ignore_eos": True,
+        "max_tokens": 6, "temperature": 0, "echo": True, "logprobs": 2, "prompt_logprobs": 1,
+        "return_token_ids": True, "ignore_eos": True,
     }  # fmt: skip
     cut = server.complete(LONG if form == "text" else ids, truncate_prompt_tokens=kept, **settings)
     sent = server.complete(ids[-kept:], **settings)
@@ -346,7 +347,7 @@ def test_what_is_cut_off_is_checked_too(server: RunningServer) -> None:
     )
 
 
-# Special tokens ---------------------------------------------------------------------------------------------------------------------
+# Special tokens -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -416,7 +417,7 @@ def test_an_echo_has_the_text_without_them_and_offsets_point_into_it(
     assert choice["logprobs"]["text_offset"] == [0, 0, 3, 4, 5, 6]
 
 
-# Token ids in the answer ------------------------------------------------------------------------------------------------------------
+# Token ids in the answer --------------------------------------------------------------------------
 
 
 def test_token_ids_come_with_every_choice(server: RunningServer, llm: LLM) -> None:
@@ -438,8 +439,9 @@ def test_token_ids_come_with_every_choice(server: RunningServer, llm: LLM) -> No
 def test_token_ids_of_a_stream_add_up(slow_server: RunningServer, llm: LLM, *, echo: bool) -> None:
     """Also where tokens have no text yet: half characters, and what may become a stop string."""
     settings: dict[str, Any] = {
-        "n": 2, "seed": 4, "temperature": 2.0, "max_tokens": 30, "return_token_ids": True, "echo": echo, "ignore_eos": True,
-        "stop": "\x00" * 5, "allowed_token_ids": [*llm.tokenizer.encode("漢字 "), *llm.tokenizer.encode("\x00")],
+        "n": 2, "seed": 4, "temperature": 2.0, "max_tokens": 30, "return_token_ids": True,
+        "echo": echo, "ignore_eos": True, "stop": "\x00" * 5,
+        "allowed_token_ids": [*llm.tokenizer.encode("漢字 "), *llm.tokenizer.encode("\x00")],
     }  # fmt: skip
     whole = slow_server.complete(["the", "a cat"], **settings)
     pieces = [
@@ -461,7 +463,7 @@ def test_token_ids_of_a_stream_add_up(slow_server: RunningServer, llm: LLM, *, e
 def test_logprobs_name_tokens_by_their_ids(
     server: RunningServer, llm: LLM, *, stream: bool
 ) -> None:
-    """Parts of characters all read U+FFFD; by their ids they can be told apart, and none hides another."""
+    """Parts of characters all read U+FFFD. Their ids tell them apart, and none hides another."""
     settings: dict[str, Any] = {
         "seed": 2,
         "temperature": 1.0,

@@ -1,4 +1,4 @@
-"""POST /v1/completions, mostly through the official client: prompts in every form, choices, ends, usage, and settings of each request."""
+"""POST /v1/completions, mostly through the official client: prompts, choices, ends and settings."""
 
 from typing import Any
 
@@ -167,7 +167,7 @@ def test_the_stop_string_that_ends_first_wins_and_may_be_kept(server: RunningSer
 def test_of_stop_strings_that_end_together_the_longest_wins(
     server: RunningServer, *, turned: bool
 ) -> None:
-    """Whatever their order, so that nothing of it stays in the text; vLLM takes the first of the list."""
+    """Their order does not matter, so no part of a stop string stays. vLLM takes the first one."""
     text = texts(words(server))[0]
     end = next(end for end in range(6, 40) if text.index(text[end - 2 : end]) == end - 2)
     stops = [text[end - 2 : end], text[end - 5 : end]]
@@ -335,7 +335,7 @@ def test_settings_are_each_requests_own_in_a_mixed_batch(server: RunningServer) 
 
 
 def test_penalties_count_what_was_said(server: RunningServer) -> None:
-    """Among a few letters the greedy answer repeats itself; what was said often becomes less likely, and others get their turn."""
+    """Among a few letters the greedy answer repeats itself, and penalties make it vary."""
     letters = [ord(letter) - 33 for letter in "abcdef"]
 
     def answer(**settings: float) -> str:

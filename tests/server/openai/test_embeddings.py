@@ -1,4 +1,4 @@
-"""POST /v1/embeddings: the official client, every form of input, LLM's own vectors, refusals, and clients that go away."""
+"""POST /v1/embeddings: the official client, inputs, LLM's vectors, refusals, disconnects."""
 
 import base64
 import json
@@ -133,7 +133,7 @@ LONG_TEXT = "in the end, " * 30
 @pytest.mark.parametrize("form", ["text", "ids"])
 @pytest.mark.parametrize("count", [10, -1])
 def test_vllm_truncation(client: OpenAI, llm: LLM, form: str, count: int) -> None:
-    """The first tokens are read, 128 at most, as by `vllm bench serve --backend openai-embeddings`."""
+    """At most 128 tokens are read, as by `vllm bench serve --backend openai-embeddings`."""
     ids = llm.tokenizer.encode(LONG_TEXT)
     given: Any = LONG_TEXT if form == "text" else ids
     extra = {"truncate_prompt_tokens": count}

@@ -1,4 +1,4 @@
-"""What evaluation programs and clients read is what `LLM` computes: lm-eval's requests as they are sent, the official client, plain HTTP."""
+"""Evaluation programs read what `LLM` computes: lm-eval, the official client, plain HTTP."""
 
 import http.client
 import json
@@ -17,13 +17,14 @@ pytestmark = pytest.mark.both_backends
 CLOSE = 1e-4
 END = 266
 CASES: list[tuple[list[int], list[int]]] = [
-    ([5, 6, 7], [8]), ([40, 41], [42, 43, 44, 45]), ([END], [70, 71, 72]), ([9] * 100, [1, 2] * 13), ([3, 1, 4, 1, 5], [9, 2, 6]),
+    ([5, 6, 7], [8]), ([40, 41], [42, 43, 44, 45]), ([END], [70, 71, 72]), ([9] * 100, [1, 2] * 13),
+    ([3, 1, 4, 1, 5], [9, 2, 6]),
 ]  # fmt: skip
-"""(context, continuation); one after the end of a text, as rolling windows begin, and one that leaves room for a single token."""
+"""(context, continuation): one begins a rolling window, one leaves room for a single token."""
 
 
 def lm_eval_asks(server: RunningServer, **body: Any) -> dict[str, Any]:
-    """A request of lm-eval's local-completions (0.4.12), whose header names a key even where there is none."""
+    """Send a request as lm-eval's local-completions (0.4.12) does, with an empty API key."""
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
     content = json.dumps({"model": MODEL, "seed": 1234, **body})
     connection.request(
@@ -42,7 +43,7 @@ def lm_eval_asks(server: RunningServer, **body: Any) -> dict[str, Any]:
 def lm_eval_reads(
     answer: dict[str, Any], context_lengths: Sequence[int]
 ) -> list[tuple[float, bool]]:
-    """The sum of what follows the context, less the token that had to be generated; greedy where each is as likely as the likeliest shown."""
+    """Sum the continuation without the generated token; greedy if each token is the likeliest."""
     found = []
     for choice, length in zip(
         sorted(answer["choices"], key=lambda choice: choice["index"]), context_lengths, strict=True
@@ -122,11 +123,11 @@ def test_lm_evals_generations_are_those_of_llm(server: RunningServer, llm: LLM) 
 
 
 def test_lm_eval_finds_that_the_server_tokenises(server: RunningServer, llm: LLM) -> None:
-    """What its `tokenizer_backend=auto` asks. It takes the texts of special tokens for their ids, which they are not here, so it gets none."""
+    """What `tokenizer_backend=auto` asks. No bos or eos is named: it takes their texts for ids."""
     facts = server.http.get("/tokenizer_info").json()
     assert facts == {
-        "bos_token": None, "eos_token": None, "eos_token_ids": [END], "special_tokens": {"<|endoftext|>": END},
-        "vocab_size": 267, "model_max_length": 128,
+        "bos_token": None, "eos_token": None, "eos_token_ids": [END],
+        "special_tokens": {"<|endoftext|>": END}, "vocab_size": 267, "model_max_length": 128,
     }  # fmt: skip
     tokens = server.http.post(
         "/tokenize", json={"prompt": "test", "add_special_tokens": False}
@@ -138,7 +139,7 @@ def test_lm_eval_finds_that_the_server_tokenises(server: RunningServer, llm: LLM
     assert refused.status_code == 400, "a window without its first token is no prompt"
 
 
-# Clients ----------------------------------------------------------------------------------------------------------------------------
+# Clients ------------------------------------------------------------------------------------------
 
 
 def by_the_official_client(

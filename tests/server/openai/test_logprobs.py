@@ -1,4 +1,4 @@
-"""Log-probabilities over HTTP: parallel arrays, offsets into the text, echoed prompts, and scores that are LLM's own."""
+"""Log-probabilities over HTTP: parallel arrays, text offsets, echoed prompts, and LLM's scores."""
 
 import json
 from itertools import pairwise
@@ -30,7 +30,7 @@ def logprobs_of(body: dict[str, Any], place: int = 0) -> dict[str, list[Any]]:
 
 
 def offsets_of(llm: LLM, token_ids: list[int]) -> list[int]:
-    """Where the text of each token begins: the number of whole characters that the tokens before it decode to."""
+    """Where each token's text begins: the number of whole characters of the tokens before it."""
     offsets = []
     for count in range(len(token_ids)):
         data = b"".join(map(llm.tokenizer.token_bytes, token_ids[:count]))
@@ -43,14 +43,14 @@ def offsets_of(llm: LLM, token_ids: list[int]) -> list[int]:
 
 
 def shown_of(llm: LLM, token_ids: list[int]) -> list[str]:
-    """What stands for each token: the part of the text that begins at its offset and ends at the next, for special tokens their names."""
+    """Each token's text from its offset to the next one; for special tokens their names."""
     text = llm.tokenizer.decode(token_ids, skip_special_tokens=False)
     offsets = [*offsets_of(llm, token_ids), len(text)]
     return [text[start:end] for start, end in pairwise(offsets)]
 
 
 def is_begun(data: bytes) -> bool:
-    """Whether `data` is the beginning of one character, and not the whole of it: some bytes after it complete it."""
+    """Whether `data` is the beginning of one character that further bytes complete."""
     for byte in (0x80, 0x90, 0xA0):
         for missing in (1, 2, 3):
             try:

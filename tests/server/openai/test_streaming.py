@@ -1,4 +1,4 @@
-"""Streams: what every chunk carries, that they add up to the answer that is not streamed, and usage on the way."""
+"""Streams: the fields of every chunk, their sum being the unstreamed answer, and usage."""
 
 import itertools
 from typing import Any
@@ -114,7 +114,7 @@ def test_text_comes_in_pieces(slow_server: RunningServer) -> None:
 
 
 def test_half_a_character_is_held_back(slow_server: RunningServer, llm: LLM) -> None:
-    """Bytes of the alphabet E6 BC A2 make a 漢 now and then; until one is whole, or cannot become one, nothing of it is sent."""
+    """The bytes E6 BC A2 can make a 漢. A part is not sent while it can still become whole."""
     settings = {
         "max_tokens": 60,
         "temperature": 2.0,

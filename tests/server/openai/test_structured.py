@@ -89,7 +89,7 @@ def test_what_cannot_be_is_a_400_that_names_the_field(
     assert answer.json()["error"]["param"] == param
 
 
-# Chats ------------------------------------------------------------------------------------------------------------------------------
+# Chats --------------------------------------------------------------------------------------------
 
 TEMPLATE = ChatTemplate("{% for m in messages %}{{ m.content }}\n{% endfor %}", "test")
 MESSAGES: list[Any] = [{"role": "user", "content": "the end"}]
@@ -168,7 +168,7 @@ def test_a_chat_follows_every_form(
 
 
 def test_a_chat_may_fill_the_context_with_json(chat_client: OpenAI) -> None:
-    """Without max_tokens: the answer ends where the object does, or is cut off where the context ends."""
+    """Without max_tokens the answer ends with the object or with the context."""
     (choice,) = chat_client.chat.completions.create(
         model=MODEL, messages=MESSAGES, seed=2, response_format={"type": "json_object"}
     ).choices

@@ -1,4 +1,4 @@
-"""Grammars over HTTP that would end the server or hold up everybody: they get a 400, others notice nothing."""
+"""Grammars that would crash or block the server get a 400, and other requests notice nothing."""
 
 import threading
 import time

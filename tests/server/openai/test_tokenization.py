@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize: the ids that a completion would compute, text and back again, and what is refused."""
+"""POST /tokenize and /detokenize: the ids of a completion, text and back again, and refusals."""
 
 import importlib.util
 import json
@@ -220,7 +220,7 @@ def test_others_are_answered_meanwhile(
     method: str,
     body: dict[str, Any],
 ) -> None:
-    """The tokenizer goes on only after another request has been answered, which it never is if the event loop waits for the tokenizer."""
+    """The event loop answers another request while the tokenizer is busy."""
     begun, may_go_on = threading.Event(), threading.Event()
     tokenizer = server.engine.engine.tokenizer
     whole = getattr(tokenizer, method)
@@ -249,17 +249,34 @@ BAD_BODIES: dict[str, tuple[str, Any, str | None, str]] = {
     "several texts": ("/tokenize", {"prompt": ["a", "b"]}, "prompt", "a list of 2"),
     "a number": ("/tokenize", {"prompt": 5}, "prompt", "5"),
     "half a character": ("/tokenize", {"prompt": "ab\ud800"}, "prompt", "surrogate"),
-    "a text and messages": ("/tokenize", {"prompt": "a", "messages": MESSAGES}, "messages", "leave one of them out"),
+    "a text and messages": (
+        "/tokenize", {"prompt": "a", "messages": MESSAGES}, "messages", "leave one of them out",
+    ),
     "no messages": ("/tokenize", {"messages": []}, "messages", "at least 1"),
-    "two ends": ("/tokenize", {"messages": MESSAGES, **TWO_ENDS}, "continue_final_message", "both true"),
-    "an end of a text": ("/tokenize", {"prompt": "a", "continue_final_message": True}, "continue_final_message", "about messages"),
-    "a template": ("/tokenize", {"messages": MESSAGES, "chat_template": "x"}, "chat_template", "not supported"),
-    "an unknown field": ("/tokenize", {"prompt": "a", "add_special": True}, "add_special", "not supported"),
-    "add_special_tokens a text": ("/tokenize", {"prompt": "a", "add_special_tokens": "yes"}, "add_special_tokens", '"yes"'),
-    "return_token_strs a text": ("/tokenize", {"prompt": "a", "return_token_strs": "yes"}, "return_token_strs", "yes"),
+    "two ends": (
+        "/tokenize", {"messages": MESSAGES, **TWO_ENDS}, "continue_final_message", "both true",
+    ),
+    "an end of a text": (
+        "/tokenize", {"prompt": "a", "continue_final_message": True}, "continue_final_message",
+        "about messages",
+    ),
+    "a template": (
+        "/tokenize", {"messages": MESSAGES, "chat_template": "x"}, "chat_template", "not supported",
+    ),
+    "an unknown field": (
+        "/tokenize", {"prompt": "a", "add_special": True}, "add_special", "not supported",
+    ),
+    "add_special_tokens a text": (
+        "/tokenize", {"prompt": "a", "add_special_tokens": "yes"}, "add_special_tokens", '"yes"',
+    ),
+    "return_token_strs a text": (
+        "/tokenize", {"prompt": "a", "return_token_strs": "yes"}, "return_token_strs", "yes",
+    ),
     "model a number": ("/tokenize", {"prompt": "a", "model": 5}, "model", "5"),
     "a list": ("/tokenize", ["a"], None, "JSON object"),
-    "many unknown fields": ("/tokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields"),
+    "many unknown fields": (
+        "/tokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields",
+    ),
     "no ids": ("/detokenize", {}, "tokens", "required"),
     "ids null": ("/detokenize", {"tokens": None}, "tokens", "null"),
     "one id": ("/detokenize", {"tokens": 5}, "tokens", "5"),
@@ -267,14 +284,21 @@ BAD_BODIES: dict[str, tuple[str, Any, str | None, str]] = {
     "a text among ids": ("/detokenize", {"tokens": [1, "2"]}, "tokens", '"2"'),
     "a truth value among ids": ("/detokenize", {"tokens": [True]}, "tokens", "true"),
     "a fraction among ids": ("/detokenize", {"tokens": [1.5]}, "tokens", "1.5"),
-    "an id above the vocabulary": ("/detokenize", {"tokens": [1, 267]}, "tokens", "267 but the vocabulary goes from 0 to 266"),
+    "an id above the vocabulary": (
+        "/detokenize", {"tokens": [1, 267]}, "tokens", "267 but the vocabulary goes from 0 to 266",
+    ),
     "an id below 0": ("/detokenize", {"tokens": [-1]}, "tokens", "-1"),
     "an id of thousands of digits": ("/detokenize", {"tokens": [10**4000]}, "tokens", "10000"),
     "ids in a list": ("/detokenize", {"tokens": [[1]]}, "tokens", "a list of 1"),
     "too many ids": ("/detokenize", {"tokens": [1] * (MAX_TOKENS + 1)}, "tokens", str(MAX_TOKENS)),
     "many texts for ids": ("/detokenize", {"tokens": ["x"] * 400_000}, "tokens", '"x"'),
-    "another unknown field": ("/detokenize", {"tokens": [1], "skip_special_tokens": True}, "skip_special_tokens", "not supported"),
-    "many other unknown fields": ("/detokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields"),
+    "another unknown field": (
+        "/detokenize", {"tokens": [1], "skip_special_tokens": True}, "skip_special_tokens",
+        "not supported",
+    ),
+    "many other unknown fields": (
+        "/detokenize", {f"k{i}": 0 for i in range(100_000)}, None, "100000 fields",
+    ),
 }  # fmt: skip
 
 

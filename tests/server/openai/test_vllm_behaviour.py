@@ -1,4 +1,4 @@
-"""What the tests of vLLM's own server assert of a client's view, where nanovllm once answered otherwise.
+"""Assertions of vLLM's own server tests, where nanovllm once answered otherwise.
 
 The other cases of this kind are named test_vllm_* and stand beside what they test.
 """
@@ -30,9 +30,10 @@ def test_the_counts_of_metrics_are_those_of_vllm(server: RunningServer) -> None:
     generated = requests * tokens
     once_a_request = (
         "time_to_first_token_seconds", "e2e_request_latency_seconds", "request_queue_time_seconds",
-        "request_inference_time_seconds", "request_prefill_time_seconds", "request_decode_time_seconds",
-        "request_prompt_tokens", "request_generation_tokens", "request_params_n", "request_params_max_tokens",
-        "request_time_per_output_token_seconds", "request_max_num_generation_tokens",
+        "request_inference_time_seconds", "request_prefill_time_seconds",
+        "request_decode_time_seconds", "request_prompt_tokens", "request_generation_tokens",
+        "request_params_n", "request_params_max_tokens", "request_time_per_output_token_seconds",
+        "request_max_num_generation_tokens",
     )  # fmt: skip
     expected = {
         **{f"{name}_count": requests for name in once_a_request},
