@@ -62,7 +62,8 @@ class LLM:
         config = self._engine.config
         quantization = f", quantization={config.quantization!r}" if config.quantization else ""
         return (
-            f"LLM({self._name!r}, dtype={config.dtype!r}{quantization}, backend={config.backend!r}, "
+            f"LLM({self._name!r}, dtype={config.dtype!r}{quantization}, "
+            f"backend={config.backend!r}, "
             f"max_model_len={self._engine.max_model_len}, "
             f"num_parameters={self._engine.model.num_parameters})"
         )

@@ -1,4 +1,4 @@
-"""What all tests share: shape annotations that are checked, how hypothesis searches, a tiny model, and both backends."""
+"""What all tests share: checked shapes, hypothesis's settings, a tiny model, and both backends."""
 
 import os
 import signal
@@ -9,8 +9,8 @@ import pytest
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
-# From here on every array that enters or leaves a function of these packages must have the shape and dtype that its annotation states.
-# It has to happen before they are first imported; the rest of the tests' imports therefore come later.
+# From here on, arrays that enter or leave a function of these packages must have the annotated
+# shape and dtype. This must precede their first import, so the other imports come later.
 # The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
 _MODEL = [
     f"nanovllm.model.{path.stem}"
@@ -49,9 +49,9 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, begin with the files that have slow ones, so that none is left for the end.
+    """Begin with the files that have slow tests where several processes share the tests.
 
-    A process takes a file at a time, in this order: what is compiled and started for a file is then made once.
+    A process takes a file at a time, in this order. What a file needs is compiled and started once.
     """
     if hasattr(config, "workerinput"):
         slow = {item.path for item in items if item.get_closest_marker("slow")}
@@ -60,13 +60,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the smallest complete model: two blocks of random weights, and its tokenizer."""
+    """Return a folder with the smallest model: two blocks of random weights, and a tokenizer."""
     return write_tiny_model(tmp_path_factory.mktemp("tiny-model"))
 
 
 @pytest.fixture(scope="session", params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each backend's name in turn, which is in ENGINE_SETTINGS meanwhile: what asks for this fixture runs with both."""
+    """Run the test once with each backend, which is set in ENGINE_SETTINGS, and give its name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(ENGINE_SETTINGS, "backend", request.param)
         yield request.param

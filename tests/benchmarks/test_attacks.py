@@ -187,7 +187,8 @@ def good_row() -> dict[str, Any]:
     return {
         "name": "any", "outcomes": {"400": 3}, "stream_ms": 20.0, "health_ms": 5.0,
         "completion_ms": 9.0, "own_delay_ms": 2.0, "bystanders": {OK: 100}, "before_mib": 180,
-        "peak_mib": 200, "after_mib": 185, "log_mb": 0.1, "alive": "yes", "log_is_clean": True, "exit_code": 0, "exit_s": 0.5, "integrity": "clean",
+        "peak_mib": 200, "after_mib": 185, "log_mb": 0.1, "alive": "yes",
+        "log_is_clean": True, "exit_code": 0, "exit_s": 0.5, "integrity": "clean",
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ Start = Callable[..., Contender]
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Start]:
-    """start(answer, ready) starts a worker that is a script: it says `ready`, then runs `answer` for each line."""
+    """start(answer, ready) runs a script that says `ready`, then runs `answer` for each line."""
     running = []
 
     def begin(
@@ -34,7 +34,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
         body = answer.strip().replace("\n", "\n    ")
         tell = "def tell(message): print(json.dumps(message), flush=True)"
         script.write_text(
-            f"#!{sys.executable}\nimport json, sys\n{tell}\nprint('{ready}', flush=True)\nfor line in sys.stdin:\n    {body}\n"
+            f"#!{sys.executable}\nimport json, sys\n{tell}\nprint('{ready}', flush=True)\n"
+            f"for line in sys.stdin:\n    {body}\n"
         )
         script.chmod(0o755)
         running.append(

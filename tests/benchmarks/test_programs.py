@@ -32,7 +32,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], model: Path, tmp_path: Path) -> Run:
-    """run(program, *arguments) gives the JSON of its last line, which is in the file of --json too."""
+    """run(program, *arguments) returns the JSON of its last line, also written to --json's file."""
 
     def run(
         program: Callable[[Sequence[str]], int], *arguments: object, code: int = 0
@@ -301,7 +301,8 @@ def test_plots_are_drawn(run: Run, tmp_path: Path) -> None:
 def test_tables_go_between_their_markers(run: Run, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
-        "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n<!-- soak: begin -->\n<!-- soak: end -->\n",
+        "before\n<!-- compare: begin -->\nold\n<!-- compare: end -->\nafter\n"
+        "<!-- soak: begin -->\n<!-- soak: end -->\n",
         encoding="utf-8",
     )
     run(

@@ -28,7 +28,7 @@ SOAK_MINUTES = 1 / 3
 
 @pytest.mark.slow
 def test_a_server_stands_a_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The same program that soaks for ten minutes; what a busy machine makes slow is not judged here."""
+    """Run a short soak. It does not judge times, which a busy machine makes longer."""
     report = tmp_path / "soak.json"
     code = server_soak.main(
         [
@@ -217,7 +217,10 @@ def test_a_stream_and_a_whole_answer_have_one_essence() -> None:
 
 
 def test_metrics_are_read_by_their_names() -> None:
-    page = 'nanovllm:num_requests_running{model_name="x"} 3.0\nnanovllm:num_requests_running_total{model_name="x"} 9.0\n'
+    page = (
+        'nanovllm:num_requests_running{model_name="x"} 3.0\n'
+        'nanovllm:num_requests_running_total{model_name="x"} 9.0\n'
+    )
     assert gauge(page, "num_requests_running") == 3
     with pytest.raises(RuntimeError, match="has no waiting"):
         gauge(page, "waiting")

@@ -48,15 +48,16 @@ def test_accept_errors_are_logged_once_and_in_one_line(
         limit_accept_errors(loop)
         for _ in range(1000):
             loop.call_exception_handler({
-                "message": "socket.accept() out of system resource", "exception": OSError(24, "Too many open files"),
+                "message": "socket.accept() out of system resource",
+                "exception": OSError(24, "Too many open files"),
             })  # fmt: skip
         loop.call_exception_handler({"message": "another"})
 
     with caplog.at_level(logging.WARNING):
         asyncio.run(run())
-    assert [record.getMessage() for record in caplog.records if "accept" in record.getMessage()] == [
-        "a connection cannot be accepted: too many files are open; raise the limit (ulimit -n)"
-    ]  # fmt: skip
+    assert [
+        record.getMessage() for record in caplog.records if "accept" in record.getMessage()
+    ] == ["a connection cannot be accepted: too many files are open; raise the limit (ulimit -n)"]
     assert any("another" in record.getMessage() for record in caplog.records)
 
 

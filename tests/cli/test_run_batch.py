@@ -143,7 +143,8 @@ def test_unsupported_lines_are_errors_and_the_others_run(
     }  # fmt: skip
     urls = "/v1/completions, /v1/chat/completions, /v1/embeddings"
     assert answers["images"]["error"] == {
-        "code": "unsupported_url", "message": f"url is \"/v1/images\", which a batch does not answer; it answers {urls}",
+        "code": "unsupported_url",
+        "message": f"url is \"/v1/images\", which a batch does not answer; it answers {urls}",
     }  # fmt: skip
     assert answers["get"]["error"] == {
         "code": "unsupported_method",

@@ -17,7 +17,10 @@ from tests.support.batch_files import (
 )
 from tests.support.serving import RunningServer, loader
 
-TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}\n{% endfor %}assistant:"
+TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}{{ eos_token }}\n"
+    "{% endfor %}assistant:"
+)
 NAMES = ("--served-model-name", "tiny", "--served-model-name", "alias")
 MESSAGES = [{"role": "system", "content": "in"}, {"role": "user", "content": "the end"}]
 CHAT, EMBEDDINGS, COMPLETIONS = "/v1/chat/completions", "/v1/embeddings", "/v1/completions"

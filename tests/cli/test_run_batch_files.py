@@ -304,7 +304,10 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
             answers = AnswerFile(path, file)
             with pytest.raises(
                 OSError,
-                match=r"out\.jsonl cannot be written \(No space left on device\); its responses are kept: fix",
+                match=(
+                    r"out\.jsonl cannot be written \(No space left on device\); "
+                    r"its responses are kept: fix"
+                ),
             ) as caught:
                 append_all(answers, lines)
             answers.sync()

@@ -109,9 +109,9 @@ def test_after_a_signal_it_goes_on_where_it_was(
     if number is not signal.SIGKILL:
         assert f"{answered} requests answered" in errors
         assert (
-            f"ended by {number.name}; run the same command again to answer the {REQUESTS - answered} that are left"
-            in errors
-        )
+            f"ended by {number.name}; run the same command again to answer the "
+            f"{REQUESTS - answered} that are left"
+        ) in errors
         assert "Traceback" not in errors
         assert len(read_answers(output)) == answered, "no line is half"
     assert run_batch(tiny_model, requests, output) == 0

@@ -45,7 +45,8 @@ def test_without_a_key_there_is_none() -> None:
 def test_flags_and_a_file_add_up_and_the_environment_stays_out(tmp_path: Path) -> None:
     file = tmp_path / "keys"
     file.write_text(
-        "\ufeff# keys of the team\n\n  first  \nwith,comma\n   # and of the others\nwith # inside\r\nfirst\n",
+        "\ufeff# keys of the team\n\n  first  \nwith,comma\n"
+        "   # and of the others\nwith # inside\r\nfirst\n",
         encoding="utf-8",
     )
     assert read_api_keys(None, file, {API_KEY_VARIABLE: "variable"}) == (
@@ -119,8 +120,10 @@ def test_a_key_that_no_header_carries_is_refused_without_being_shown(key: str) -
 @pytest.mark.parametrize(("values", "expected"), [
     (None, ()),
     (["*"], ("*",)),
-    (["https://a.example", "http://localhost:3000"], ("https://a.example", "http://localhost:3000")),
-    (['["https://a.example", "http://b.example"]', "http://c.example"], ("https://a.example", "http://b.example", "http://c.example")),
+    (["https://a.example", "http://localhost:3000"],
+     ("https://a.example", "http://localhost:3000")),
+    (['["https://a.example", "http://b.example"]', "http://c.example"],
+     ("https://a.example", "http://b.example", "http://c.example")),
     (["[]"], ()),
     (["http://[::1]:8080", "app://host", "https://xn--bcher-kva.example", " https://a.example\n"],
      ("http://[::1]:8080", "app://host", "https://xn--bcher-kva.example", "https://a.example")),
@@ -133,8 +136,10 @@ def test_origins_may_be_given_one_by_one_or_as_a_list(
 
 
 @pytest.mark.parametrize("origin", [
-    "", "a.example", "https://a.example/", "https://a.example/path", "https://", "https://A.example", "HTTPS://a.example", "https://*.example",
-    "https://a.example:443", "http://a.example:80", "https://a.example,https://b.example", "https://a b", "null", "https://user@a.example",
+    "", "a.example", "https://a.example/", "https://a.example/path", "https://",
+    "https://A.example", "HTTPS://a.example", "https://*.example", "https://a.example:443",
+    "http://a.example:80", "https://a.example,https://b.example", "https://a b", "null",
+    "https://user@a.example",
     "https://bücher.example", '["https://a.example/"]', '["*", 5]', '["https://a.example"', "[5]",
 ])  # fmt: skip
 def test_an_invalid_origin_is_refused(origin: str) -> None:
@@ -260,7 +265,9 @@ def test_hosts_are_checked_on_loopback_without_keys(
     assert read_hosts(values, host, has_keys=has_keys) == expected
 
 
-@pytest.mark.parametrize("value", ["", "https://a.example", "a.example:80", "a b", "*.example", "a/b"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value", ["", "https://a.example", "a.example:80", "a b", "*.example", "a/b"]
+)
 def test_an_invalid_host_name_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="--allowed-hosts has"):
         read_hosts([value], "127.0.0.1", has_keys=False)

@@ -170,9 +170,8 @@ def test_requests_beyond_the_shutdown_timeout_get_an_error(timeout_s: str) -> No
         ]
         readers[0].start()
         assert begun.wait(TIMEOUT_S)
-        readers[
-            1
-        ].start()  # not before: with all seats taken by its answers, the stream would begin when these have ended
+        # This starts after the stream has begun: its answers would take all seats before it.
+        readers[1].start()
         wait_until(lambda: serving.ask("/load")[1]["queued_requests"] > 100)
         if has_second_signal:
             serving.process.send_signal(signal.SIGINT)
@@ -214,7 +213,10 @@ def test_a_client_that_does_not_read_does_not_keep_the_server_from_ending() -> N
         "prompt_logprobs": 20,
     }
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(content)}\r\n\r\n"
+    )
     with Serving("--shutdown-timeout-s", "1") as serving, socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(TIMEOUT_S)
@@ -318,9 +320,14 @@ def test_over_tls_with_keys_from_a_file_every_request_is_logged(
     assert code == 0, errors
     assert "Traceback" not in errors
     lines = [json.loads(line) for line in errors.splitlines() if line.startswith('{"time"')]
-    assert [(line["request_id"], line["path"], line["status"], line["completion_tokens"]) for line in lines] == [
-        ("tls", "/v1/completions", 200, 3), ("tls", "/v1/completions", 200, 3), ("tls", "/v1/completions", 401, None),
-    ]  # fmt: skip
+    assert [
+        (line["request_id"], line["path"], line["status"], line["completion_tokens"])
+        for line in lines
+    ] == [
+        ("tls", "/v1/completions", 200, 3),
+        ("tls", "/v1/completions", 200, 3),
+        ("tls", "/v1/completions", 401, None),
+    ]
     for hidden in ("secret", "private"):
         assert hidden not in errors
         assert hidden not in "".join(serving.startup_lines)

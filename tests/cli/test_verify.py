@@ -253,7 +253,10 @@ def test_an_impossible_comparison_exits_with_2(
 
 @pytest.mark.parametrize("missing", ["torch", "transformers"])
 def test_without_transformers_it_says_how_to_install_them(tiny_model: Path, missing: str) -> None:
-    program = f"import sys; sys.modules[{missing!r}] = None; from nanovllm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    program = (
+        f"import sys; sys.modules[{missing!r}] = None; "
+        "from nanovllm.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program, "verify", str(tiny_model)],
         capture_output=True,
@@ -274,8 +277,9 @@ def test_the_help_lists_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_the_conditions_of_agreement() -> None:
     good = Comparison(
-        prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True, logprob_difference=1e-4, target_difference=1e-4,
-        greedy_tokens=8, greedy_equal=8, first_close_step=None, gap_where_different=None,
+        prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True,
+        logprob_difference=1e-4, target_difference=1e-4, greedy_tokens=8, greedy_equal=8,
+        first_close_step=None, gap_where_different=None,
     )  # fmt: skip
     assert good.agrees(1e-4)
     assert replace(good, is_tokenized_alike=None).agrees(1e-4), "there was nothing to compare with"

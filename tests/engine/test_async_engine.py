@@ -275,7 +275,7 @@ def test_the_same_request_id_may_be_used_twice_at_once(tiny_model: Path) -> None
 def test_an_id_that_is_in_use_is_refused_before_it_is_queued(
     tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ids come from one counter and never clash; where they did, no assertion would end the engine."""
+    """Ids come from one counter. If two were equal, the second would be refused with no crash."""
     monkeypatch.setattr(InputProcessor, "new_request_id", lambda self, name: f"0-{name}")
 
     async def test() -> None:
@@ -295,7 +295,7 @@ def test_an_id_that_is_in_use_is_refused_before_it_is_queued(
 
 
 def test_metrics_say_stop_where_the_answer_does_on_the_last_token(tiny_model: Path) -> None:
-    """The stop string is complete with the last token that is allowed, where the engine itself sees the length."""
+    """The last allowed token completes the stop string. The engine itself sees only the length."""
     reported: list[StepStats] = []
 
     async def test() -> None:

@@ -181,7 +181,7 @@ def test_a_thread_that_breaks_down_wakes_everybody(
 
 
 def test_results_that_come_after_the_event_loop_is_closed_are_dropped(tiny_model: Path) -> None:
-    """A program that ends without stopping its engine: the thread has nobody to tell and must not raise, which would be an error here."""
+    """The thread must not raise where a program ends without stopping its engine."""
     engines: list[AsyncEngine] = []
 
     async def begin() -> None:
@@ -235,7 +235,7 @@ def test_a_complete_answer_survives_the_end_of_the_engine(tiny_model: Path, end:
 
 
 def test_the_first_part_that_fails_ends_the_whole_request(tiny_model: Path) -> None:
-    """The second of three prompts cannot be answered; nobody waits for the first one's hundred tokens."""
+    """The second of three prompts fails. Nobody waits for the first one's hundred tokens."""
 
     async def test() -> None:
         async with started(loader(tiny_model, step_s=0.02)) as engine:

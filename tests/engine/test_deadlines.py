@@ -1,4 +1,4 @@
-"""Deadlines without HTTP: the engine begins nothing that is overdue, and readers are told whatever happens first."""
+"""Deadlines without HTTP: nothing overdue begins, and readers are told what happens first."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""What is refused, and how the error says it: the value, the limit, the remedy, the field. What passes can run to its end."""
+"""What is refused, and that errors name value, limit, remedy and field. What passes can finish."""
 
 import array
 import time
@@ -61,7 +61,7 @@ def submit(input_processor: InputProcessor, prompt: Any = "hi", **settings: Any)
     return input_processor.submit("r", prompt, SamplingParams(**settings))
 
 
-# Prompts ----------------------------------------------------------------------------------------------------------------------------
+# Prompts ------------------------------------------------------------------------------------------
 
 
 def test_every_form_of_prompt_is_read(
@@ -175,7 +175,7 @@ def test_a_special_token_in_the_prompt_is_text(input_processor: InputProcessor) 
     assert len(token_ids) == len(END_OF_TEXT)
 
 
-# Truncated prompts ------------------------------------------------------------------------------------------------------------------
+# Truncated prompts --------------------------------------------------------------------------------
 
 
 @given(
@@ -267,20 +267,26 @@ def test_an_answer_that_leaves_no_room_for_a_prompt_is_refused(
 ) -> None:
     with pytest.raises(
         ContextLengthError,
-        match=f"max_tokens is {CONTEXT}, which leaves no room for a prompt.*of {CONTEXT} tokens.*; lower it",
+        match=(
+            f"max_tokens is {CONTEXT}, which leaves no room for a prompt.*of {CONTEXT} tokens.*"
+            "; lower it"
+        ),
     ) as caught:
         submit(input_processor, truncate_prompt_tokens=-1, max_tokens=CONTEXT)
     assert caught.value.param == "max_tokens"
 
 
 def test_text_that_is_to_be_truncated_has_a_limit(input_processor: InputProcessor) -> None:
-    said = f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; send the part to be read"
+    said = (
+        f"has {2 * MAX_TRUNCATED_BYTES} bytes, the limit .* is {MAX_TRUNCATED_BYTES}; "
+        "send the part to be read"
+    )
     with pytest.raises(InvalidRequestError, match=said) as caught:
         submit(input_processor, "é" * MAX_TRUNCATED_BYTES, truncate_prompt_tokens=3)
     assert caught.value.param == "prompt"
 
 
-# Length -----------------------------------------------------------------------------------------------------------------------------
+# Length -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -368,7 +374,7 @@ def test_what_passes_fits_the_context_and_the_cache(
     assert max_tokens == 0 or request.max_new_tokens > 0
 
 
-# Settings ---------------------------------------------------------------------------------------------------------------------------
+# Settings -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["logprobs", "prompt_logprobs"])
@@ -500,7 +506,7 @@ def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:
 def test_a_priority_is_refused_where_requests_are_served_by_arrival(
     input_processor: InputProcessor,
 ) -> None:
-    """As vLLM does, so that no client overtakes the others and takes their blocks unless the operator allows it."""
+    """As in vLLM, no client overtakes others or takes their blocks unless the operator permits."""
     assert input_processor.submit("r", "hi", SamplingParams(), priority=0).requests[0].priority == 0
     with pytest.raises(InvalidRequestError, match="--scheduling-policy priority") as caught:
         input_processor.submit("r", "hi", SamplingParams(), priority=-1)
@@ -512,7 +518,7 @@ def test_a_priority_is_refused_where_requests_are_served_by_arrival(
 def test_ids_are_unlike_each_other_whatever_names_they_are_made_of(
     input_processor: InputProcessor,
 ) -> None:
-    """With several answers a sequence's id has its choice behind; names that end alike must not make two equal."""
+    """A sequence's id ends with its choice. Names that end alike must not make two ids equal."""
     ids: list[str] = []
     for name in ("x", "x-0", "x-0-0", "0", "0-x", ""):
         prepared = input_processor.submit(

@@ -356,7 +356,10 @@ def not_a_hub(hub: FakeHub) -> dict[str, Any]:
         (
             "gpt2",
             nowhere,
-            r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: .*check the network, set HF_ENDPOINT to a mirror, or download ",
+            (
+                r"no connection to http://127\.0\.0\.1:\d+ \(ConnectError: "
+                r".*check the network, set HF_ENDPOINT to a mirror, or download "
+            ),
         ),
         (
             "gpt2",
@@ -378,7 +381,10 @@ def not_a_hub(hub: FakeHub) -> dict[str, Any]:
         (
             "someone/gated",
             lambda hub: {},
-            r"someone/gated is gated: accept its terms at http://127\.0\.0\.1:\d+/someone/gated, then set HF_TOKEN",
+            (
+                r"someone/gated is gated: accept its terms at "
+                r"http://127\.0\.0\.1:\d+/someone/gated, then set HF_TOKEN"
+            ),
         ),
     ],
 )

@@ -116,7 +116,10 @@ def test_a_path_without_a_checkpoint_is_an_error(
     (tmp_path / "gpt2").mkdir()
     with pytest.raises(
         CheckpointError,
-        match=r"gpt2 is a folder without config\.json.*give the full name \(openai-community/gpt2\)",
+        match=(
+            r"gpt2 is a folder without config\.json.*"
+            r"give the full name \(openai-community/gpt2\)"
+        ),
     ):
         resolve_model("gpt2")
     (tmp_path / "model.safetensors").touch()
@@ -209,20 +212,24 @@ def test_an_unknown_name_is_an_error_with_the_attempts(
 ) -> None:
     told = resolve("no/such").stderr
     assert told.startswith(
-        "ModelNotFoundError: there is no folder no/such here, and it could not be fetched: http://127.0.0.1:"
+        "ModelNotFoundError: there is no folder no/such here, "
+        "and it could not be fetched: http://127.0.0.1:"
     )
     assert "has no model no/such" in told
     shutil.copytree(tiny_model, tmp_path / "here" / "models" / "gpt2")
     told = resolve("gpt2", HF_ENDPOINT="http://127.0.0.1:9").stderr
     assert (
-        "models/gpt2 exists, but no model_info.json says that it is openai-community/gpt2; to use it, give that path"
-        in told
-    )
+        "models/gpt2 exists, but no model_info.json says that it is openai-community/gpt2; "
+        "to use it, give that path"
+    ) in told
     assert "no connection to http://127.0.0.1:9 " in told
 
 
 def test_importing_the_room_does_not_import_the_hubs_library() -> None:
-    code = "import sys, nanovllm.hub; print({'huggingface_hub', 'httpx', 'httpx2', 'filelock'} & sys.modules.keys())"
+    code = (
+        "import sys, nanovllm.hub; "
+        "print({'huggingface_hub', 'httpx', 'httpx2', 'filelock'} & sys.modules.keys())"
+    )
     result = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

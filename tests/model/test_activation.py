@@ -49,10 +49,13 @@ def softplus(x: float) -> float:
 
 
 FORMULAS: dict[str, Callable[[float], float]] = {
-    "gelu": gelu, "gelu_python": gelu, "gelu_new": gelu_new, "gelu_fast": gelu_new, "gelu_pytorch_tanh": gelu_new, "gelu_accurate": gelu_new,
-    "quick_gelu": lambda x: x * sigmoid(1.702 * x), "relu": lambda x: max(x, 0.0), "relu2": lambda x: max(x, 0.0) ** 2,
-    "relu6": lambda x: min(max(x, 0.0), 6.0), "leaky_relu": lambda x: x if x > 0 else 0.01 * x, "silu": lambda x: x * sigmoid(x),
-    "swish": lambda x: x * sigmoid(x), "sigmoid": sigmoid, "tanh": math.tanh, "mish": lambda x: x * math.tanh(softplus(x)), "linear": lambda x: x,
+    "gelu": gelu, "gelu_python": gelu, "gelu_new": gelu_new, "gelu_fast": gelu_new,
+    "gelu_pytorch_tanh": gelu_new, "gelu_accurate": gelu_new,
+    "quick_gelu": lambda x: x * sigmoid(1.702 * x), "relu": lambda x: max(x, 0.0),
+    "relu2": lambda x: max(x, 0.0) ** 2, "relu6": lambda x: min(max(x, 0.0), 6.0),
+    "leaky_relu": lambda x: x if x > 0 else 0.01 * x, "silu": lambda x: x * sigmoid(x),
+    "swish": lambda x: x * sigmoid(x), "sigmoid": sigmoid, "tanh": math.tanh,
+    "mish": lambda x: x * math.tanh(softplus(x)), "linear": lambda x: x,
 }  # fmt: skip
 
 

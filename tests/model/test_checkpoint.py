@@ -44,7 +44,8 @@ def load(folder: Path) -> GPT2Weights:
 def by_name(weights: GPT2Weights) -> dict[str, np.ndarray]:
     """The loaded tree by the names of the file, written out a second time."""
     named = {
-        "wte.weight": weights.token_embedding, "wpe.weight": weights.position_embedding, "lm_head.weight": weights.head,
+        "wte.weight": weights.token_embedding, "wpe.weight": weights.position_embedding,
+        "lm_head.weight": weights.head,
         "ln_f.weight": weights.final_norm.gain, "ln_f.bias": weights.final_norm.bias,
     }  # fmt: skip
     for index, layer in enumerate(weights.layers):
@@ -270,7 +271,10 @@ def test_a_tensor_that_is_in_two_shards(tmp_path: Path) -> None:
     second.write_bytes((tmp_path / "model-00001-of-00002.safetensors").read_bytes())
     with pytest.raises(
         CheckpointError,
-        match=r"twice, in model-00001-of-00002\.safetensors and in model-00002-of-00002\.safetensors",
+        match=(
+            r"twice, in model-00001-of-00002\.safetensors "
+            r"and in model-00002-of-00002\.safetensors"
+        ),
     ):
         load(tmp_path)
 

@@ -17,11 +17,14 @@ from tests.reference.cases import CASES, options_of
 from tests.support.checkpoints import tiny_config, tiny_tensors, write_json
 
 PUBLISHED_GPT2 = {
-    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1, "bos_token_id": 50256, "embd_pdrop": 0.1,
-    "eos_token_id": 50256, "initializer_range": 0.02, "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768,
-    "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1, "summary_activation": None, "summary_first_dropout": 0.1,
+    "activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1,
+    "bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768,
+    "n_head": 12, "n_layer": 12, "n_positions": 1024, "resid_pdrop": 0.1,
+    "summary_activation": None, "summary_first_dropout": 0.1,
     "summary_proj_to_labels": True, "summary_type": "cls_index", "summary_use_proj": True,
-    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "vocab_size": 50257,
+    "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "vocab_size": 50257,
 }  # fmt: skip
 
 JSON_VALUES = st.recursive(
@@ -45,8 +48,8 @@ def checked_by_the_config_alone() -> Iterator[None]:
 def test_the_published_config() -> None:
     config = GPT2Config.from_dict(PUBLISHED_GPT2)
     assert config == GPT2Config(
-        vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072, epsilon=1e-5, activation="gelu_new",
-        eos_token_ids=(50256,),
+        vocab=50257, max_positions=1024, d_model=768, layers=12, heads=12, d_ff=3072,
+        epsilon=1e-5, activation="gelu_new", eos_token_ids=(50256,),
     )  # fmt: skip
     assert (
         config.head_dim,

@@ -81,7 +81,7 @@ def load(folder: Path, *, kind: str = "fast") -> Backend:
 
 
 def our_logprobs(backend: Backend, *args: Any, **options: Any) -> np.ndarray:
-    """Log-probabilities [rows, vocab] of a step; the softmax is in float64, the logits as computed."""
+    """Return the log-probabilities [rows, vocab] of a step, with the softmax in float64."""
     logits = backend.logits(backend.forward(make_batch(*args, block_size=BLOCK_SIZE, **options)))
     assert logits.dtype == np.float32
     shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The configurations and file forms in which our numbers are compared with the reference implementation's, and the prompts used.
+"""The configurations, file forms and prompts with which we compare against the reference.
 
 Each case is a set of arguments for `tests.support.checkpoints.write_checkpoint`.
 """
@@ -10,13 +10,14 @@ import numpy as np
 
 GREEDY_TOKENS = 24
 GREEDY_PROMPT = 3
-"""Which prompt is continued: the one of 31 tokens, so that the continuation crosses the end of a block of 32."""
+"""The index of the prompt to continue: its 31 tokens make the continuation leave a block of 32."""
 TOP_EVERY = 32
 """The likeliest tokens are recorded at every so many positions of a prompt, from the first."""
 
 ACTIVATIONS = (
-    "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_accurate", "quick_gelu",
-    "relu", "relu2", "relu6", "leaky_relu", "silu", "swish", "sigmoid", "tanh", "mish", "linear",
+    "gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "gelu_python", "gelu_accurate",
+    "quick_gelu", "relu", "relu2", "relu6", "leaky_relu", "silu", "swish", "sigmoid", "tanh",
+    "mish", "linear",
 )  # fmt: skip
 SMALL_EMBEDDING = {"wte.weight": 0.05, "wpe.weight": 0.05}
 OUTLIER_SIZES = {"n_embd": 64, "n_layer": 3}
@@ -78,7 +79,7 @@ def options_of(name: str) -> dict[str, Any]:
 
 
 def prompts_of(vocab: int, max_positions: int = 128) -> list[np.ndarray]:
-    """Prompts of 1, 2, 31, 32 and 33 tokens, a long one and one as long as the context: around the edges of blocks and of the model."""
+    """Return prompts of lengths around the edges of blocks and of the context, and a long one."""
     lengths = [1, 2, 33, 31, 32, 100, max_positions]
     bits = np.random.PCG64(vocab)
     return [

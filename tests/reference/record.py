@@ -1,10 +1,11 @@
-"""Record what transformers computes for every case of cases.py, for machines that have no transformers.
+"""Record what transformers computes for the cases of cases.py, for machines that lack it.
 
     PYTHONPATH=. python tests/reference/record.py
 
-needs torch and transformers, and writes recorded.npz and recorded.json beside this file. Each model is computed in float32 with eager
-attention, and once more in float64: a case whose two results differ by more than a quarter of our tolerance is refused, since it
-would test the reference's rounding and not ours.
+needs torch and transformers, and writes recorded.npz and recorded.json beside this file. Each model
+is computed in float32 with eager attention, and once more in float64. A case whose two results
+differ by more than a quarter of our tolerance is refused. It would test the reference's rounding
+and not ours.
 """
 
 import json
@@ -44,7 +45,7 @@ def load_reference(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def reference_logprobs(model: Any, token_ids: np.ndarray) -> np.ndarray:
-    """Log-probabilities [tokens, vocab] after every token, without a cache; the softmax is taken in float64."""
+    """Return log-probabilities [tokens, vocab] without a cache, with the softmax in float64."""
     with torch.no_grad():
         logits = model(input_ids=torch.from_numpy(token_ids)[None], use_cache=False).logits[0]
     logprobs: np.ndarray = torch.log_softmax(logits.double(), dim=-1).numpy()
@@ -54,7 +55,7 @@ def reference_logprobs(model: Any, token_ids: np.ndarray) -> np.ndarray:
 def reference_greedy(
     model: Any, token_ids: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The `count` likeliest next tokens one after the other, and how far each one's log-probability is above the second best."""
+    """Return `count` greedy tokens, and how far each log-probability exceeds the next best one."""
     tokens, gaps = list(token_ids), []
     for _ in range(count):
         logprobs = reference_logprobs(model, np.asarray(tokens, dtype=np.int64))[-1]
@@ -76,7 +77,8 @@ def record_case(name: str, folder: Path) -> tuple[dict[str, np.ndarray], dict[st
     )
     if noise > NOISE_LIMIT:
         raise SystemExit(
-            f"{name}: the reference's own rounding is {noise:.1e}, above {NOISE_LIMIT:.1e}; make the case better conditioned"
+            f"{name}: the reference's own rounding is {noise:.1e}, above {NOISE_LIMIT:.1e}; "
+            "make the case better conditioned"
         )
     sampled = np.concatenate([values[::TOP_EVERY] for values in logprobs])
     top_ids = np.argsort(-sampled, axis=1, kind="stable")[:, :TOP]
@@ -102,7 +104,7 @@ def record_case(name: str, folder: Path) -> tuple[dict[str, np.ndarray], dict[st
 
 
 def describe(model: Any, prompts: list[np.ndarray], logprobs: list[np.ndarray]) -> dict[str, float]:
-    """How lively a case is: the spread of its log-probabilities, and the largest number in its residual stream."""
+    """Return the spread of a case's log-probabilities, and its residual stream's largest number."""
     with torch.no_grad():
         hidden = model(
             input_ids=torch.from_numpy(prompts[-1])[None], output_hidden_states=True

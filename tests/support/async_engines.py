@@ -32,7 +32,8 @@ async def started(load: Callable[[], Engine], **settings: Any) -> AsyncIterator[
         await until(lambda: not inner.has_work)
     finally:
         await engine.stop()
-    inner.check_integrity()  # once its thread has ended, which may free blocks after the last request
+    # The thread may free blocks after the last request. It has ended here.
+    inner.check_integrity()
     assert inner.blocks.num_used == 0
 
 
@@ -74,7 +75,7 @@ async def stream(
 
 
 async def until(condition: Callable[[], bool], *, looks: int = 2000) -> None:
-    """Wait on the event loop until `condition` holds; fails when it does not in so many looks, 2 ms apart."""
+    """Wait on the event loop until `condition` holds. Fail after so many looks, 2 ms apart."""
     for _ in range(looks):
         if condition():
             return
@@ -92,5 +93,5 @@ def run(test: Callable[[], Awaitable[None]]) -> None:
 
 
 def engine_threads() -> set[threading.Thread]:
-    """Return the threads of all engines; other tests' servers, which go on running, have some too."""
+    """Return the threads of all engines, also those of other tests' servers that still run."""
     return {thread for thread in threading.enumerate() if thread.name == "nanovllm-engine"}

@@ -1,4 +1,4 @@
-"""What processes that share a cache of compiled code do: apart from the tests, whose imports take each process a second."""
+"""Work for processes that share a kernel cache. The tests' own imports would take each a second."""
 
 import time
 from pathlib import Path
@@ -9,7 +9,7 @@ KEY = "0" * 64
 
 
 def save_and_load(folder: str, number: int) -> bool:
-    """Write over what other processes write, for half a second; whether all that was found was whole."""
+    """Overwrite other processes' entries for half a second. Return whether all found were whole."""
     store, images = ObjectCache(Path(folder)), {bytes([first]) * 100_000 for first in range(4)}
     end = time.monotonic() + 0.5
     while time.monotonic() < end:

@@ -28,9 +28,11 @@ _DTYPE_NAMES = {"float32": "F32", "float16": "F16", "int64": "I64", "bool": "BOO
 def tiny_config(**overrides: Any) -> dict[str, Any]:
     """Return the config.json of a GPT-2 with two small blocks; `...` removes a key."""
     config: dict[str, Any] = {
-        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 97, "n_positions": 128, "n_embd": 32, "n_layer": 2,
-        "n_head": 4, "n_inner": None, "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-        "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False, "add_cross_attention": False,
+        "model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "vocab_size": 97,
+        "n_positions": 128, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_inner": None,
+        "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+        "scale_attn_by_inverse_layer_idx": False, "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
         "bos_token_id": 0, "eos_token_id": 0,
     }  # fmt: skip
     return {key: value for key, value in {**config, **overrides}.items() if value is not ...}

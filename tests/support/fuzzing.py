@@ -1,10 +1,11 @@
-"""Fuzz the HTTP interface: schemathesis sends what the OpenAPI document allows and what it forbids to a real server of a tiny model.
+"""Fuzz a real server of a tiny model with what its OpenAPI document allows and what it forbids.
 
     make fuzz                              # three minutes
     make fuzz ARGS="--seconds 3600"        # longer
-    make fuzz ARGS="--seed 7 -- --include-path /tokenize"   # options after -- are schemathesis's own
+    make fuzz ARGS="--seed 7 -- --include-path /tokenize"
 
-A failure is shown with a curl line that repeats it, and the seed that draws it again. Exit code 1 then.
+Options after -- are schemathesis's own. A failure is shown with a curl line that repeats it, and
+the seed that draws it again. The exit code is then 1.
 """
 
 import argparse
@@ -26,7 +27,10 @@ from tests.support.serving import MODEL, RunningServer, loader
 
 KEY = "the-key"
 TEMPLATE = ChatTemplate(
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}assistant:",
+    (
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n"
+        "{% endfor %}assistant:"
+    ),
     "the fuzzer's",
 )
 ROOT = Path(__file__).parents[2]
@@ -34,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 
 @contextmanager
 def fuzzed_server(folder: Path, **changes: Any) -> Iterator[RunningServer]:
-    """A server with a key, a chat template, priorities, and room for few answers and short ones, so that many fit into a run."""
+    """Run a server with a key, a chat template and priorities. Answers are few and short."""
     load = loader(folder, max_model_len=48, scheduling_policy="priority", **changes)
     with RunningServer(
         load, max_queued_requests=32, api_keys=(KEY,), chat_template=TEMPLATE
@@ -44,7 +48,7 @@ def fuzzed_server(folder: Path, **changes: Any) -> Iterator[RunningServer]:
 
 
 def narrowed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document closed, with the name of the served model: almost no other name that might be drawn is one."""
+    """Return the document closed, and fix the model's name, which would rarely be drawn."""
     copied = closed(document)
     for schema in copied["components"]["schemas"].values():
         if (
@@ -65,7 +69,7 @@ def fuzz(
     *,
     timeout_s: float | None = None,
 ) -> tuple[int, str]:
-    """Run schemathesis with these options; its exit code, and, where there is a time limit, what it printed."""
+    """Run schemathesis; return its exit code, and what it printed where there is a time limit."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "openapi.json"
         file.write_text(json.dumps(document))

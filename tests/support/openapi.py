@@ -23,7 +23,7 @@ class SomeResponse(Protocol):
 
 
 def closed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """The document with every object that it describes shut, so that a field it does not name is found; readers are to allow more."""
+    """Return the document with no additional fields allowed, so that a field it lacks is found."""
     copied: dict[str, Any] = copy.deepcopy(dict(document))
     for schema in copied["components"]["schemas"].values():
         if schema.get("type") == "object" and "properties" in schema:
@@ -54,10 +54,11 @@ class Contract:
         return {int(status) for status in self._operation(method, path)["responses"]}
 
     def check(self, method: str, path: str, response: SomeResponse) -> None:
-        """Fail unless the operation's description has this answer: its status, headers, media type and content."""
+        """Fail unless the operation describes the answer's status, headers, type and content."""
         described = self._operation(method, path)["responses"].get(str(response.status_code))
         assert described is not None, (
-            f"{method} {path} does not say that it answers {response.status_code}: {response.content[:500]!r}"
+            f"{method} {path} does not say that it answers {response.status_code}: "
+            f"{response.content[:500]!r}"
         )
         for name, header in described.get("headers", {}).items():
             value = _first(response.headers.get(name))

@@ -1,4 +1,4 @@
-"""Servers for tests: the real application around a real engine, behind uvicorn on a free port of this machine, in a thread."""
+"""Servers for tests: the real application and engine behind uvicorn on a free port, in a thread."""
 
 import asyncio
 import json
@@ -42,7 +42,10 @@ ENGINE_SETTINGS: dict[str, Any] = {
     "block_size": 16,
     "num_threads": 1,
 }
-"""For a tiny model; `batch_invariant`, so that an answer has the same bits alone and beside others. The fixture `backend` adds one."""
+"""Settings for a tiny model. The fixture `backend` adds one.
+
+`batch_invariant` makes an answer have the same bits alone and beside others.
+"""
 
 
 class SlowRunner(NativeModelRunner):
@@ -72,7 +75,7 @@ def loader(folder: Path, *, step_s: float = 0.0, **changes: Any) -> Callable[[],
 
 
 class RunningServer:
-    """A server in a thread, as a context manager. Calls that touch the application go through `on_loop`."""
+    """A server in a thread, as a context manager. Use `on_loop` to call into the application."""
 
     def __init__(
         self,
@@ -137,7 +140,7 @@ class RunningServer:
         return self._server.servers[0].sockets[0]
 
     def unsent_bytes(self) -> dict[int, int]:
-        """What waits to be taken by each client that is connected, by a number for each connection."""
+        """Return how many bytes each client has yet to read, by a number for its connection."""
 
         async def look() -> dict[int, int]:
             return {
@@ -182,7 +185,7 @@ class RunningServer:
         return read_error(self.post(body, **headers), status)
 
     def samples(self) -> dict[str, float]:
-        """What /metrics says, by name without the prefix; labels other than model_name follow the name."""
+        """Return /metrics by name without the prefix, followed by labels other than model_name."""
         return read_metrics(self.http.get("/metrics").text)
 
     def is_idle(self) -> bool:
@@ -219,7 +222,7 @@ class RunningServer:
 
 
 class _ServerInThread(uvicorn.Server):
-    """Says when it has started, and ends at once when it is told to, instead of looking ten times a second."""
+    """Says when it has started, and ends at once when told to. Uvicorn polls ten times a second."""
 
     def __init__(self, config: uvicorn.Config, has_started: threading.Event) -> None:
         super().__init__(config)
@@ -278,7 +281,7 @@ def whole_choices(body: dict[str, Any]) -> dict[int, Answer]:
 
 
 def read_error(response: httpx.Response, status: int) -> dict[str, Any]:
-    """The error object of a response, which must have this status, the one form and the request's name."""
+    """Return a response's error after checks of its status, its form and the request's id."""
     assert response.status_code == status, response.text
     assert response.headers["x-request-id"]
     assert response.headers["content-type"] == "application/json"
@@ -317,7 +320,7 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
 
 
 def run_threads(functions: list[Callable[[], T]]) -> list[T]:
-    """Call all of them at once, each in a thread of its own, and give their results in order; raises what one of them raised."""
+    """Call all at once, each in its own thread. Return the results in order, or raise an error."""
     results: dict[int, T] = {}
     errors: list[BaseException] = []
     barrier = threading.Barrier(len(functions))

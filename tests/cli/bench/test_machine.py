@@ -1,4 +1,4 @@
-"""The benchmark of the machine's limits: it does the work that it times, and results are positive."""
+"""Tests that the machine's benchmark does the work that it times and gives positive results."""
 
 import numpy as np
 import pytest

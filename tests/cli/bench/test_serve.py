@@ -23,8 +23,8 @@ STATISTICS = [
     for statistic in ("mean", "median", "std", "p99")
 ]
 SERVE_FIELDS = {
-    "duration", "completed", "failed", "total_input_tokens", "total_output_tokens", "request_throughput", "output_throughput",
-    "total_token_throughput", *STATISTICS,
+    "duration", "completed", "failed", "total_input_tokens", "total_output_tokens",
+    "request_throughput", "output_throughput", "total_token_throughput", *STATISTICS,
 }  # fmt: skip
 KEY = "a-key-for-tests"
 
@@ -148,7 +148,7 @@ def test_serve_measures_a_running_server(capsys: pytest.CaptureFixture[str], ser
     ) == (6 * 10, 6 * 9, 0)
     assert record["output_throughput"] * record["duration"] == pytest.approx(6 * 9)
     assert all(record[name] >= 0 for name in STATISTICS if "itl" not in name)
-    # An answer that is ready before its first piece is read comes in one piece, and then there is nothing between pieces.
+    # An answer that is ready before its first piece is read comes in one piece. It has no itl.
     assert all(record[name] is None or record[name] >= 0 for name in STATISTICS if "itl" in name)
     assert 0 < record["mean_ttft_ms"] <= record["mean_e2el_ms"]
     assert record["mean_tpot_ms"] == pytest.approx(
@@ -218,7 +218,8 @@ class _Fake(ThreadingHTTPServer):
 class _FakeHandler(BaseHTTPRequestHandler):
     server: _Fake
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the name is the library's
+    # The library chose the parameter's name.
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
         pass
 
     def do_GET(self) -> None:

@@ -16,10 +16,15 @@ def benchmark(path: str) -> None:
         ran = subprocess.run(
             [
                 str(Path(sys.executable).parent / "guidellm"), "run", "--disable-console",
-                "--backend", f"kind=openai_http,target={URL},model={MODEL},api_key={KEY},request_format={path}",
+                "--backend",
+                (
+                    f"kind=openai_http,target={URL},model={MODEL},"
+                    f"api_key={KEY},request_format={path}"
+                ),
                 "--tokenizer", f"kind=huggingface_auto,model={FOLDER}",
                 "--data", "kind=synthetic_text,prompt_tokens=32,output_tokens=8",
-                "--profile", "kind=concurrent,streams=4", "--constraint", "kind=max_requests,count=20",
+                "--profile", "kind=concurrent,streams=4",
+                "--constraint", "kind=max_requests,count=20",
                 "--output", f"kind=json,path={report}",
             ],
             env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=300,

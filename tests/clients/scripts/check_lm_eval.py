@@ -26,11 +26,14 @@ def lm_eval(
     with tempfile.TemporaryDirectory() as folder:
         ran = subprocess.run(
             [
-                str(Path(sys.executable).parent / "lm_eval"), "run", "--model", kind, "--include_path", "tasks",
-                "--tasks", tasks, "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items()),
-                "--output_path", folder, *(["--apply_chat_template"] if chat else ["--batch_size", "4"]),
+                str(Path(sys.executable).parent / "lm_eval"), "run", "--model", kind,
+                "--include_path", "tasks", "--tasks", tasks,
+                "--model_args", ",".join(f"{k}={v}" for k, v in arguments.items()),
+                "--output_path", folder,
+                *(["--apply_chat_template"] if chat else ["--batch_size", "4"]),
             ],
-            cwd=EXAMPLES, env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=400,
+            cwd=EXAMPLES, env={**os.environ, **OFFLINE},
+            capture_output=True, text=True, check=False, timeout=400,
         )  # fmt: skip
         assert ran.returncode == 0, ran.stdout + ran.stderr
         (results,) = Path(folder).rglob("results_*.json")

@@ -33,8 +33,9 @@ def users_for_some_seconds() -> None:
         script.write_text(USERS, encoding="utf-8")
         ran = subprocess.run(
             [
-                str(Path(sys.executable).parent / "locust"), "-f", str(script), "--headless", "-u", "4", "-r", "4",
-                "-t", "10s", "--host", URL, "--csv", str(Path(folder) / "locust"), "--only-summary",
+                str(Path(sys.executable).parent / "locust"), "-f", str(script), "--headless",
+                "-u", "4", "-r", "4", "-t", "10s", "--host", URL,
+                "--csv", str(Path(folder) / "locust"), "--only-summary",
             ],
             capture_output=True, text=True, check=False, timeout=120,
         )  # fmt: skip

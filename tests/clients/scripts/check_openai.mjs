@@ -42,12 +42,16 @@ await works("chat streams", async () => {
 });
 
 await works("the stream helper", async () => {
-  const runner = client.chat.completions.stream({ model: MODEL, messages: MESSAGES, max_tokens: 8 });
+  const runner = client.chat.completions.stream({
+    model: MODEL, messages: MESSAGES, max_tokens: 8,
+  });
   assert((await runner.finalChatCompletion()).choices[0].message.content);
 });
 
 await works("conversations", async () => {
-  const first = await client.chat.completions.create({ model: MODEL, messages: MESSAGES, max_tokens: 8 });
+  const first = await client.chat.completions.create({
+    model: MODEL, messages: MESSAGES, max_tokens: 8,
+  });
   const messages = [...MESSAGES, first.choices[0].message, { role: "user", content: "And then?" }];
   await client.chat.completions.create({ model: MODEL, messages, max_tokens: 8 });
 });
@@ -89,7 +93,9 @@ await works("aborts and time limits", async () => {
 await works("errors have their classes", async () => {
   const other = await client.models.retrieve("other").catch((e) => e);
   assert(other instanceof OpenAI.NotFoundError && other.error.message);
-  const bad = await client.completions.create({ model: MODEL, prompt: PROMPT, n: 0 }).catch((e) => e);
+  const bad = await client.completions
+    .create({ model: MODEL, prompt: PROMPT, n: 0 })
+    .catch((e) => e);
   assert(bad instanceof OpenAI.BadRequestError && bad.param === "n");
   const denied = await client.withOptions({ apiKey: "no" }).models.list().catch((e) => e);
   assert(denied instanceof OpenAI.AuthenticationError);

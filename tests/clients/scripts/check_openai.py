@@ -121,8 +121,8 @@ def harmless_fields() -> None:
 @works
 def null_for_every_field() -> None:
     names = [
-        "temperature", "top_p", "n", "stop", "presence_penalty", "frequency_penalty", "logit_bias", "seed",
-        "stream", "stream_options", "user",
+        "temperature", "top_p", "n", "stop", "presence_penalty", "frequency_penalty",
+        "logit_bias", "seed", "stream", "stream_options", "user",
     ]  # fmt: skip
     nothing = dict.fromkeys(names)
     client.completions.create(model=MODEL, prompt=PROMPT, max_tokens=2, **nothing)

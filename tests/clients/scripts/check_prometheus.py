@@ -1,4 +1,4 @@
-"""The official Prometheus parser reads /metrics, whose names and types Grafana's dashboard needs."""
+"""Check /metrics with the official parser of Prometheus, for the names that a dashboard needs."""
 
 import requests
 from checks import KEY, URL, works
@@ -21,7 +21,10 @@ def counters_gauges_and_histograms() -> None:
 
 @works
 def the_series_of_vllm() -> None:
-    histograms = "request_params_n request_params_max_tokens request_inference_time_seconds request_num_preemptions request_max_num_generation_tokens"
+    histograms = (
+        "request_params_n request_params_max_tokens request_inference_time_seconds "
+        "request_num_preemptions request_max_num_generation_tokens"
+    )
     types = scrape()
     missing = [name for name in histograms.split() if f"nanovllm:{name}" not in types]
     assert not missing, f"missing: {missing}"

@@ -30,9 +30,10 @@ def benchmark(backend: str, path: str, *more: str, requests: int = 8) -> None:
     with tempfile.TemporaryDirectory() as folder:
         ran = subprocess.run(
             [
-                sys.executable, "-c", COMMAND, "bench", "serve", "--backend", backend, "--base-url", URL,
-                "--endpoint", path, "--model", MODEL, "--tokenizer", FOLDER, "--dataset-name", "random",
-                "--random-input-len", "32", "--random-output-len", "8", "--num-prompts", str(requests),
+                sys.executable, "-c", COMMAND, "bench", "serve", "--backend", backend,
+                "--base-url", URL, "--endpoint", path, "--model", MODEL, "--tokenizer", FOLDER,
+                "--dataset-name", "random", "--random-input-len", "32", "--random-output-len", "8",
+                "--num-prompts", str(requests),
                 "--save-result", "--result-dir", folder, *more,
             ],
             env={**os.environ, **OFFLINE}, capture_output=True, text=True, check=False, timeout=300,

@@ -1,4 +1,5 @@
-// What all node scripts share: the server's address, and checks whose outcomes are recorded, as in checks.py.
+// What all node scripts share: the server's address, and checks whose outcomes are recorded.
+// It does what checks.py does.
 import { appendFileSync } from "node:fs";
 
 export const URL = process.env.NANOVLLM_URL;

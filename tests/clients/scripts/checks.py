@@ -1,6 +1,7 @@
 """What all client scripts share: the server's address, and checks whose outcomes are recorded.
 
-A script runs in the environment of its client, with this folder first on its path. Only the standard library is imported.
+A script runs in the environment of its client, with this folder first on its path. Only the
+standard library is imported.
 """
 
 import asyncio
@@ -50,7 +51,7 @@ def works(check: Callable[[], Any]) -> None:
 
 
 def refused(reason: str, *, naming: str) -> Callable[[Callable[[], Any]], None]:
-    """Run a check that the server must refuse, in an error whose text has `naming`; `reason` goes into the documentation."""
+    """Run a check that the server must refuse, with `naming` in the error; document `reason`."""
 
     def decorate(check: Callable[[], Any]) -> None:
         try:

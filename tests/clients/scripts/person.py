@@ -4,7 +4,7 @@ from pydantic import BaseModel, Field
 
 
 class Person(BaseModel):
-    """A person; both fields are bounded, since the small model would go on with a text or a number without end."""
+    """A person. Both fields are bounded, since the small model may never end a text or a number."""
 
     name: str = Field(max_length=12)
     age: int = Field(ge=0, le=120)

@@ -1,10 +1,11 @@
-"""Record how GPT-2 splits some texts, and the small part of its tokenizer that splits them the same way.
+"""Record how GPT-2 splits some texts, and the small part of its tokenizer that suffices for them.
 
     python tests/data/gpt2_subset/record.py FOLDER
 
-FOLDER has the vocab.json and merges.txt of the published gpt2. The reference is the algorithm of GPT-2's own encoder.py, written out
-below; it needs the `regex` package and nothing of this project. A merge is kept when a text has what it makes: no other can be applied
-to these texts, so the part gives the same ids as the whole.
+FOLDER has the vocab.json and merges.txt of the published gpt2. The reference is the algorithm of
+GPT-2's own encoder.py, written out below. It needs the `regex` package and nothing of this project.
+A merge is kept when a text has what it makes. No other merge can be applied to these texts, so the
+part gives the same ids as the whole.
 """
 
 import itertools
