@@ -40,7 +40,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bodies = [
         {
             "prompt": "the"[: i % 3 + 1],
-            "max_tokens": 30 + i % 60,
+            "max_tokens": 15 + i % 30,
             "ignore_eos": True,
             **({"temperature": 0} if i % 2 else {"seed": i}),
         }

@@ -25,8 +25,6 @@ from tests.support.serving import (
     wait_until,
 )
 
-pytestmark = pytest.mark.both_backends
-
 PROMPTS = [
     f"{word} {number}" for number in range(8) for word in ("the", "a cat", "in the end", "who")
 ]
