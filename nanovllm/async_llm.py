@@ -21,7 +21,7 @@ from nanovllm.hub import BUNDLED_MODEL, resolve_model
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams, list_params
-from nanovllm.vllm_settings import unknown_setting_error
+from nanovllm.vllm_settings import takes_settings
 
 
 class RequestOptions(TypedDict, total=False):
@@ -44,6 +44,7 @@ class AsyncLLM:
     ...     print(output.outputs[0].text)
     """
 
+    @takes_settings(EngineConfig)
     def __init__(
         self, model: str | os.PathLike[str] = BUNDLED_MODEL, **settings: Unpack[EngineSettings]
     ) -> None:
@@ -51,10 +52,6 @@ class AsyncLLM:
 
         What is wrong with the weights is raised by `start`.
         """
-        known = EngineSettings.__annotations__.keys()
-        for name in settings:
-            if name not in known:
-                raise unknown_setting_error("AsyncLLM", name, known)
         config = EngineConfig(**settings)
         self._name = os.fspath(model)
         folder = resolve_model(model)

@@ -68,7 +68,7 @@ class SamplingSettings:
 
 
 class TokenLogprobs(NamedTuple):
-    """Log-probabilities at one position: of the chosen token, then of the likeliest in order.
+    """Log-probabilities at one position: of the chosen token, then of the most likely in order.
 
     They are those of the model itself, before all settings, as vLLM and transformers report them.
     Ranks count from 1 and follow the logits, on ties the lower id first: where no setting changes
@@ -109,5 +109,5 @@ class Sampler(Protocol):
         token_ids: Int64[np.ndarray, " rows"],
         num_logprobs: Int64[np.ndarray, " rows"],
     ) -> list[TokenLogprobs]:
-        """Return the log-probabilities of each row's token and its `num_logprobs` likeliest."""
+        """Return the log-probabilities of each row's token and its top `num_logprobs`."""
         ...

@@ -18,7 +18,7 @@ def token_logprobs(
     token_ids: Int64[np.ndarray, " rows"],
     num_logprobs: Int64[np.ndarray, " rows"],
 ) -> list[TokenLogprobs]:
-    """Return log-probability and rank of each row's token and its `num_logprobs` likeliest."""
+    """Return log-probability and rank of each row's token and its top `num_logprobs`."""
     logprobs = log_softmax(logits)
     rows = []
     counts = num_logprobs.tolist()

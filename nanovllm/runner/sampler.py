@@ -36,7 +36,7 @@ class NumpySampler:
         token_ids: Int64[np.ndarray, " rows"],
         num_logprobs: Int64[np.ndarray, " rows"],
     ) -> list[TokenLogprobs]:
-        """Return the log-probabilities of each row's token and its `num_logprobs` likeliest."""
+        """Return the log-probabilities of each row's token and its top `num_logprobs`."""
         return token_logprobs(logits, token_ids, num_logprobs)
 
 
@@ -110,7 +110,7 @@ def apply_filters(
 
 
 def _nucleus_threshold(scores: Float32[np.ndarray, " vocab"], top_p: float) -> float:
-    """Return the lowest score in the nucleus, the smallest set of likeliest tokens whose
+    """Return the lowest score in the nucleus, the smallest set of most likely tokens whose
     probabilities sum to top_p (Holtzman et al. 2020, arXiv:1904.09751).
 
     Tokens less likely than (1 - top_p) / vocab cannot sum to 1 - top_p, so none of them is in the

@@ -225,7 +225,7 @@ def test_an_unknown_name_is_an_error_with_the_attempts(
     assert "no connection to http://127.0.0.1:9 " in told
 
 
-def test_importing_the_room_does_not_import_the_hubs_library() -> None:
+def test_importing_the_package_does_not_import_the_hubs_library() -> None:
     code = (
         "import sys, nanovllm.hub; "
         "print({'huggingface_hub', 'httpx', 'httpx2', 'filelock'} & sys.modules.keys())"

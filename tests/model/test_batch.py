@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,15 +14,7 @@ from nanovllm.model.batch import ForwardBatch
 from tests.support.batches import make_batch
 
 VOCAB, MAX_POSITIONS, BLOCKS, BLOCK_SIZE = 50, 24, 12, 4
-FIELDS = (
-    "token_ids",
-    "positions",
-    "query_starts",
-    "context_lens",
-    "block_tables",
-    "slots",
-    "logit_rows",
-)
+FIELDS = tuple(field.name for field in fields(ForwardBatch))
 
 
 def check(batch: ForwardBatch) -> None:

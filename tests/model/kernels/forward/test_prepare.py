@@ -1,6 +1,6 @@
 """The compiled check of a batch against ForwardBatch.check, and the items of attention."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,7 @@ from tests.support.batches import make_batch
 from tests.support.checkpoints import write_checkpoint
 
 BLOCKS, BLOCK_SIZE = 20, 4
-FIELDS = (
-    "token_ids",
-    "positions",
-    "query_starts",
-    "context_lens",
-    "block_tables",
-    "slots",
-    "logit_rows",
-)
+FIELDS = tuple(field.name for field in fields(ForwardBatch))
 LONG = list(range(PREFILL_QUERIES + 2))
 BATCH = make_batch(
     [[1, 2, 3], [4], LONG, [5, 6]], computed=[1, 0, 0, 1], block_size=BLOCK_SIZE, all_rows=True
