@@ -12,6 +12,7 @@ llm                 LLM, the Python API
 async_llm           AsyncLLM, the same for asyncio
 server              the OpenAI-compatible HTTP API
 batch               files of requests
+training            from text files to a checkpoint
 hub                 from model names to folders
 cli                 the nanovllm command
 config              settings of an engine
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         NanovllmError,
         QueueFullError,
         RequestTimeoutError,
+        TrainingError,
     )
     from nanovllm.llm import LLM
     from nanovllm.outputs import (
@@ -90,6 +92,7 @@ __all__ = [
     "TextPrompt",
     "Tokenizer",
     "TokensPrompt",
+    "TrainingError",
     "__version__",
 ]
 

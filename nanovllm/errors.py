@@ -5,6 +5,7 @@ NanovllmError
 │   └── ContextLengthError             prompt and max_tokens exceed the context or the KV cache
 ├── CheckpointError (ValueError)       a model folder cannot be loaded: lists all of its problems
 ├── ModelNotFoundError                 a model is neither on this machine nor on the hub
+├── TrainingError (ValueError)         training cannot begin or go on: names the value and remedy
 └── EngineError                        the engine cannot process the request
     ├── EngineNotReadyError            the engine is loading or has stopped
     ├── QueueFullError                 too many requests wait; try again later
@@ -41,6 +42,10 @@ class CheckpointError(NanovllmError, ValueError):
 
 class ModelNotFoundError(NanovllmError):
     """A model is neither on this machine nor on the hub."""
+
+
+class TrainingError(NanovllmError, ValueError):
+    """Training cannot begin or go on: a setting, the data or the loss is unusable."""
 
 
 class EngineError(NanovllmError):
