@@ -8,5 +8,9 @@ operations            the fused operations, each beside its backward pass: the s
 activation_gradients  derivatives of the activation functions
 dropout               dropout masks that are recomputed, not stored
 parameters            parameters and gradients as named views of flat arrays
+samples               text that a network generates during training
+checkpoint            files of checkpoints, written to a temporary name and renamed
+config                the settings of a run
+stopping              Ctrl-C ends a run between two steps
 optimizer             AdamW, gradient clipping, and the learning rate schedule
 """

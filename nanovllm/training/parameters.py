@@ -22,41 +22,7 @@ from nanovllm.training.autograd import Tensor
 
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights in GPT-2."""
-POSITIONS = ("learned", "sinusoidal")
-
 Flat = Float[np.ndarray, " size"]
-
-
-def parameter_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each parameter by its name in Hugging Face's checkpoints.
-
-    A tied head is wte.weight, and has no name of its own.
-    """
-    d_model, d_ff = config.d_model, config.d_ff
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte.weight": (config.vocab, d_model),
-        "wpe.weight": (config.max_positions, d_model),
-    }
-    for layer in range(config.layers):
-        block = f"h.{layer}"
-        shapes |= {
-            f"{block}.ln_1.weight": (d_model,),
-            f"{block}.ln_1.bias": (d_model,),
-            f"{block}.attn.c_attn.weight": (d_model, 3 * d_model),
-            f"{block}.attn.c_attn.bias": (3 * d_model,),
-            f"{block}.attn.c_proj.weight": (d_model, d_model),
-            f"{block}.attn.c_proj.bias": (d_model,),
-            f"{block}.ln_2.weight": (d_model,),
-            f"{block}.ln_2.bias": (d_model,),
-            f"{block}.mlp.c_fc.weight": (d_model, d_ff),
-            f"{block}.mlp.c_fc.bias": (d_ff,),
-            f"{block}.mlp.c_proj.weight": (d_ff, d_model),
-            f"{block}.mlp.c_proj.bias": (d_model,),
-        }
-    shapes |= {"ln_f.weight": (d_model,), "ln_f.bias": (d_model,)}
-    if not config.tied_head:
-        shapes["lm_head.weight"] = (config.vocab, d_model)
-    return shapes
 
 
 def is_decayed(name: str) -> bool:
@@ -96,7 +62,10 @@ class Parameters:
         constant: frozenset[str] = frozenset(),
         dtype: type[np.floating] = np.float32,
     ) -> None:
-        """Lay out parameters of zeros; those in `constant` are not trained."""
+        """Lay out parameters of zeros; those in `constant` are not trained.
+
+        `shapes` is `checkpoint.expected_shapes` of a network.
+        """
         trained = [name for name in shapes if name not in constant]
         ordered = sorted(trained, key=lambda name: not is_decayed(name))
         self._starts: dict[str, int] = {}
