@@ -122,7 +122,7 @@ def load_counters(folder: Path) -> dict[str, Any]:
     return counters
 
 
-def load_arrays(folder: Path, into: Mapping[str, np.ndarray]) -> None:
+def load_state(folder: Path, into: Mapping[str, np.ndarray]) -> None:
     """Copy the arrays of a saved state into those of `into`.
 
     Raises:

@@ -78,7 +78,7 @@ def test_a_damaged_toml_file_is_named(tmp_path: Path, text: str) -> None:
     path.write_text(text)
     with pytest.raises(TrainingError, match=r"run\.toml cannot be read"):
         read_toml(path)
-    with pytest.raises(TrainingError, match="missing.toml"):
+    with pytest.raises(TrainingError, match=r"missing\.toml"):
         read_toml(tmp_path / "missing.toml")
 
 
