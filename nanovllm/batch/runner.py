@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from nanovllm.batch.input import BatchRequest
 from nanovllm.batch.output import Answer
-from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_answers
+from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_choices
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.input_processor import PreparedRequest
@@ -137,7 +137,7 @@ class BatchRunner:
                 "stream is true but a batch has whole answers only; leave it out", param="stream"
             )
         model = served_name(body.model, self._model_names)
-        check_answers(body.num_choices, MAX_QUEUED_REQUESTS)
+        check_choices(body.num_choices, MAX_QUEUED_REQUESTS)
         call = prepare_call(endpoint, body, self._engine, self._chat_template, model)
         if call.searches:
             raise InvalidRequestError(

@@ -43,7 +43,7 @@ class PreparedRequest:
     grammar: CompiledGrammar | None = None
 
     @property
-    def num_answers(self) -> int:
+    def num_choices(self) -> int:
         """Number of choices, including those that best_of drops and those that share a sequence."""
         return self.requests[0].sampling.num_candidates
 
@@ -51,7 +51,7 @@ class PreparedRequest:
     def num_tokens(self) -> int:
         """Maximum total tokens: the prompt once, and max_tokens of each choice."""
         first = self.requests[0]
-        return first.num_prompt_tokens + self.num_answers * first.max_new_tokens
+        return first.num_prompt_tokens + self.num_choices * first.max_new_tokens
 
     @property
     def logprobs_bytes(self) -> int:

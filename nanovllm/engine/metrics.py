@@ -43,12 +43,12 @@ class EngineSnapshot:
 class AdmissionStats:
     """Reservations of unfinished requests, their limits, and numbers of refusals by limit.
 
-    An answer is one choice of one prompt. `max_tokens` is None if tokens are not limited.
+    `choices` counts the choices of all prompts. `max_tokens` is None if tokens are not limited.
     """
 
-    answers: int
+    choices: int
     tokens: int
-    max_answers: int
+    max_choices: int
     max_tokens: int | None
     refused: dict[str, int]
 

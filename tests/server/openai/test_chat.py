@@ -532,7 +532,7 @@ def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
 
 
 def test_chats_have_their_place_in_the_queue(sluggish: RunningServer) -> None:
-    assert "4 answers at once, the limit is 3" in read_error(post(sluggish, n=4), 400)["message"]
+    assert "4 choices at once, the limit is 3" in read_error(post(sluggish, n=4), 400)["message"]
 
     def wait_and_ask() -> httpx.Response:
         wait_until(lambda: sluggish.samples()["num_requests_running"] == 3)
