@@ -27,8 +27,8 @@ from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unico
 MAX_TRUNCATED_BYTES = 1 << 18
 """Maximum bytes of a text that is truncated. All of it is tokenized, in 200 times its memory."""
 
-_FAR_TOO_LONG = 16
-"""Multiple of the context above which a prompt is refused before its token ids are checked."""
+_MAX_CHECKED_CONTEXTS = 16
+"""Contexts of token ids that are checked; a longer prompt is refused before."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ class InputProcessor:
                 "the prompt is empty; give at least one token", param="prompt"
             )
         # Refuse millions of token ids without checking each of them.
-        if not is_truncated and len(content) > _FAR_TOO_LONG * self.limits.max_model_len:
+        if not is_truncated and len(content) > _MAX_CHECKED_CONTEXTS * self.limits.max_model_len:
             self.limits.check_prompt_length(len(content))
         token_ids = to_python_ids(content)
         wrong = [item for item in token_ids if not isinstance(item, int) or isinstance(item, bool)]

@@ -142,7 +142,7 @@ def _emit(module: Any, table: _Table) -> Any:
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     address, size, substitute = function.args
-    entry, head, compare, advance, found, missing, done = (
+    entry, head, compare, advance, inside, outside, done = (
         function.append_basic_block() for _ in range(7)
     )
     builder = ir.IRBuilder(entry)
@@ -161,7 +161,7 @@ def _emit(module: Any, table: _Table) -> Any:
     builder.position_at_end(head)
     region = builder.phi(_INTEGER)
     region.add_incoming(list_start, entry)
-    builder.cbranch(builder.icmp_unsigned("<", region, list_end), compare, missing)
+    builder.cbranch(builder.icmp_unsigned("<", region, list_end), compare, outside)
 
     builder.position_at_end(compare)
     start = builder.load(pointer(region))
@@ -170,16 +170,16 @@ def _emit(module: Any, table: _Table) -> Any:
         builder.icmp_unsigned(">=", address, start), builder.icmp_unsigned("<=", address, end)
     )
     fits = builder.icmp_unsigned(">=", builder.sub(end, address), size)
-    builder.cbranch(builder.and_(begins_inside, fits), found, advance)
+    builder.cbranch(builder.and_(begins_inside, fits), inside, advance)
 
     builder.position_at_end(advance)
     region.add_incoming(builder.add(region, _INTEGER(2 * _INT_BYTES)), advance)
     builder.branch(head)
 
-    builder.position_at_end(found)
+    builder.position_at_end(inside)
     builder.ret(address)
 
-    builder.position_at_end(missing)
+    builder.position_at_end(outside)
     faults_before = builder.atomic_rmw("add", field(_FAULTS), _INTEGER(1), "seq_cst")
     with builder.if_then(builder.icmp_unsigned("==", faults_before, _INTEGER(0))):
         for index, value in ((_ADDRESS, address), (_BYTES, size), (_SUBSTITUTE, substitute)):
