@@ -15,7 +15,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget, Spec, host_target
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
@@ -276,7 +276,7 @@ def test_a_kernel_that_goes_one_vector_too_far_is_caught_and_does_no_harm() -> N
     memory[:] = 1.0
     numbers, behind = memory[:32], memory[32:]
     checked_run(numbers, 32)
-    end = numbers.ctypes.data + 32 * F32_BYTES
+    end = numbers.ctypes.data + 32 * WORD_BYTES
     with pytest.raises(
         RuntimeError,
         match=f"double read {HOST.lanes * F32_BYTES} bytes at address {end:#x}.*; 3 accesses",

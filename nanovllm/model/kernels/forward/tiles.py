@@ -19,11 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.formats import Format
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
-from nanovllm.model.kernels.step_record import WORD_BYTES
 
 TILE_ROWS = 6
 
