@@ -49,10 +49,6 @@ from nanovllm.errors import (
 logger = logging.getLogger(__name__)
 
 
-MAX_STEP_END_S = 10.0
-"""Maximum time that `stop` waits for the current step."""
-
-
 class EngineState(Enum):
     """State of the engine.
 
@@ -195,20 +191,11 @@ class AsyncEngine:
         for call in self._when_stopped:
             call()
         if not is_loading:
-            await self._join()
+            await self._thread.join()
 
     def abandon(self) -> None:
         """End the thread after the current step, without waiting; for a finalizer."""
         self._thread.stop()
-
-    async def _join(self) -> None:
-        """Wait for the end of the current step, at most MAX_STEP_END_S."""
-        give_up_s = time.monotonic() + MAX_STEP_END_S
-        while self._thread.is_alive:
-            if time.monotonic() >= give_up_s:
-                logger.warning("the step still runs after %g s; not waiting for it", MAX_STEP_END_S)
-                return
-            await asyncio.sleep(0.005)
 
     def when_stopped(self, call: Callable[[], None]) -> None:
         """Call `call` on the event loop whenever the engine is stopped."""
