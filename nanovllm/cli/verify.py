@@ -246,14 +246,8 @@ def _compare_one(
         start += len(theirs)
     ours_chosen = output.outputs[0].token_ids
     chosen, gaps = reference.greedy(prompt.kept_ids, len(ours_chosen))
-    equal = next(
-        (
-            step
-            for step, pair in enumerate(zip(ours_chosen, chosen, strict=True))
-            if pair[0] != pair[1]
-        ),
-        len(chosen),
-    )
+    is_equal = [own == other for own, other in zip(ours_chosen, chosen, strict=True)]
+    equal = [*is_equal, False].index(False)
     expected = reference.encode(prompt.text)
     return Comparison(
         prompt=prompt.name,
@@ -275,10 +269,9 @@ def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
     engine, backend = llm.engine, llm.engine.runner.backend
     block_table = np.arange(-(-len(token_ids) // engine.config.block_size), dtype=np.int64)[None]
     hidden = []
-    for start in range(0, len(token_ids), engine.config.max_num_batched_tokens):
-        chunk = np.asarray(
-            token_ids[start : start + engine.config.max_num_batched_tokens], dtype=np.int64
-        )
+    chunk_size = engine.config.max_num_batched_tokens
+    for start in range(0, len(token_ids), chunk_size):
+        chunk = np.asarray(token_ids[start : start + chunk_size], dtype=np.int64)
         positions = np.arange(start, start + len(chunk), dtype=np.int64)
         batch = ForwardBatch(
             token_ids=chunk,
@@ -341,9 +334,7 @@ def _report(
             f"{reference.tokenizer_problem}"
         )
     different = [
-        comparison.prompt
-        for comparison in comparisons
-        if not comparison.agrees(bound.tolerance, bound.divergence)
+        one.prompt for one in comparisons if not one.agrees(bound.tolerance, bound.divergence)
     ]
     verdict = (
         f"DIFFERENT in {len(different)} of {len(comparisons)} prompts: {', '.join(different)}"
@@ -374,13 +365,9 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
         else f"{comparison.tokens} of {comparison.tokens_of_prompt}"
     )
     tokenized = {True: "alike", False: "DIFFERENT", None: "-"}[comparison.is_tokenized_alike]
+    values = comparison.logprob_difference, comparison.target_difference, comparison.divergence
     everywhere, prompt, divergence = (
-        "not finite" if value is None else f"{value:.1e}"
-        for value in (
-            comparison.logprob_difference,
-            comparison.target_difference,
-            comparison.divergence,
-        )
+        "not finite" if value is None else f"{value:.1e}" for value in values
     )
     return (
         comparison.prompt,
