@@ -55,9 +55,9 @@ def name_of(target: KernelTarget) -> str:
 
 @pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
 def target(request: pytest.FixtureRequest) -> KernelTarget:
-    found = request.param
-    assert isinstance(found, KernelTarget)
-    return found
+    kernel_target = request.param
+    assert isinstance(kernel_target, KernelTarget)
+    return kernel_target
 
 
 @cache
