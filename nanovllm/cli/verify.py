@@ -230,7 +230,7 @@ def _compare_one(
     llm: LLM, reference: Reference, prompt: Prompt, output: RequestOutput, close: float
 ) -> Comparison:
     next_ids = np.asarray(prompt.kept_ids[1:], dtype=np.int64)
-    everywhere, of_targets, divergences = [], [], []
+    differences, target_differences, divergences = [], [], []
     reported = _reported_logprobs(output)
     start = 0
     for ours, theirs in zip(
@@ -238,28 +238,29 @@ def _compare_one(
         reference.logprobs(prompt.kept_ids, _CHUNK_ROWS),
         strict=True,
     ):
-        everywhere.append(np.abs(ours - theirs).max())
+        differences.append(np.abs(ours - theirs).max())
         divergences.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
-        here = slice(start, start + len(theirs))
-        own = theirs[np.arange(len(next_ids[here])), next_ids[here]]
-        of_targets.append(np.abs(reported[here] - own).max(initial=0.0))
+        targets = next_ids[start : start + len(theirs)]
+        of_targets = theirs[np.arange(len(targets)), targets]
+        ours_of_targets = reported[start : start + len(theirs)]
+        target_differences.append(np.abs(ours_of_targets - of_targets).max(initial=0.0))
         start += len(theirs)
-    ours_chosen = output.outputs[0].token_ids
-    chosen, gaps = reference.greedy(prompt.kept_ids, len(ours_chosen))
-    is_equal = [own == other for own, other in zip(ours_chosen, chosen, strict=True)]
-    equal = [*is_equal, False].index(False)
-    expected = reference.encode(prompt.text)
+    tokens = output.outputs[0].token_ids
+    reference_tokens, gaps = reference.greedy(prompt.kept_ids, len(tokens))
+    is_equal = [ours == theirs for ours, theirs in zip(tokens, reference_tokens, strict=True)]
+    num_equal = [*is_equal, False].index(False)
+    reference_ids = reference.encode(prompt.text)
     return Comparison(
         prompt=prompt.name,
         tokens=prompt.kept,
         tokens_of_prompt=len(prompt.token_ids),
-        is_tokenized_alike=None if expected is None else expected == prompt.token_ids,
-        logprob_difference=_largest(everywhere),
-        target_difference=_largest(of_targets),
-        greedy_tokens=len(chosen),
-        greedy_equal=equal,
+        is_tokenized_alike=None if reference_ids is None else reference_ids == prompt.token_ids,
+        logprob_difference=_largest(differences),
+        target_difference=_largest(target_differences),
+        greedy_tokens=len(tokens),
+        greedy_equal=num_equal,
         first_close_step=next((step for step, gap in enumerate(gaps) if gap < close), None),
-        gap_where_different=gaps[equal] if equal < len(chosen) else None,
+        gap_where_different=gaps[num_equal] if num_equal < len(tokens) else None,
         divergence=_largest([np.concatenate(divergences).mean()]),
     )
 
