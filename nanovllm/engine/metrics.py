@@ -61,7 +61,7 @@ class RequestTimes:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
-    _summary: RequestMetrics | None = None
+    _summary: RequestMetrics | None = field(init=False, default=None)
 
     def summary(self, finished_s: float | None = None) -> RequestMetrics:
         """Return the times for the output; the object is reused until a time changes."""
