@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from nanovllm.batch.input import BatchRequest
 from nanovllm.batch.output import Answer
-from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_answers
+from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_choices
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.input_processor import PreparedRequest
@@ -85,7 +85,7 @@ class BatchRunner:
                 answers += self._add_updates(self._engine.step())
                 yield answers
         finally:
-            self._end(list(self._sequences))
+            self._remove_sequences(list(self._sequences))
 
     def _begin(self, request: BatchRequest) -> Answer | None:
         """Queue a request; return its answer if it is refused."""
@@ -137,7 +137,7 @@ class BatchRunner:
                 "stream is true but a batch has whole answers only; leave it out", param="stream"
             )
         model = served_name(body.model, self._model_names)
-        check_answers(body.num_choices, MAX_QUEUED_REQUESTS)
+        check_choices(body.num_choices, MAX_QUEUED_REQUESTS)
         call = prepare_call(endpoint, body, self._engine, self._chat_template, model)
         if call.searches:
             raise InvalidRequestError(
@@ -172,7 +172,7 @@ class BatchRunner:
             found_stop = prepared.output_processor.add_update(update)
         except Exception:  # the other requests go on
             logger.exception("the answer to %r could not be put together", running.custom_id)
-            self._end(list(running.unfinished))
+            self._remove_sequences(list(running.unfinished))
             return _failed(
                 running.custom_id,
                 EngineFaultError("the answer could not be put together; the log has the reason"),
@@ -180,11 +180,11 @@ class BatchRunner:
         if found_stop:
             self._engine.finish_request(update.request_id, FinishReason.STOP)
         if found_stop or update.finish_reason is not None:
-            self._end([update.request_id])
+            self._remove_sequences([update.request_id])
         return None if running.unfinished else _complete(running)
 
-    def _end(self, sequence_ids: list[str]) -> None:
-        """Forget sequences, and abort those that are unfinished."""
+    def _remove_sequences(self, sequence_ids: list[str]) -> None:
+        """Remove sequences, and abort those that are unfinished."""
         for sequence_id in sequence_ids:
             running, _ = self._sequences.pop(sequence_id)
             running.unfinished.discard(sequence_id)

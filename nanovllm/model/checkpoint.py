@@ -156,18 +156,18 @@ def _read_checked(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return the folder's tensors as stored, by name without the prefix, without causal masks."""
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in _checkpoint_files(folder):
         for name, tensor in _read_header(path):
             short = name.removeprefix(_PREFIX)
-            if short in found:
+            if short in tensors:
                 raise CheckpointError(
-                    f"{folder}: {printable(short)} is there twice, in {found[short].path.name} "
+                    f"{folder}: {printable(short)} is there twice, in {tensors[short].path.name} "
                     f"and in {tensor.path.name}"
                 )
             if not _BUFFERS.fullmatch(short):
-                found[short] = tensor
-    return found
+                tensors[short] = tensor
+    return tensors
 
 
 def stored_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
@@ -352,10 +352,10 @@ def _check_tensors(
                 f"config.json asks for {list(shapes[name])}"
             )
     if problems:
-        told = problems[:40] + (
+        shown = problems[:40] + (
             [f"... and {len(problems) - 40} more"] if len(problems) > 40 else []
         )
         raise CheckpointError(
             f"{folder} does not hold the model that its config.json describes:\n  "
-            + "\n  ".join(told)
+            + "\n  ".join(shown)
         )

@@ -250,7 +250,7 @@ class _EngineCollector(Collector):
     def _admission(self) -> Iterator[Metric]:
         room = self._engine.admission_stats()
         for name, help_text, amount in (
-            ("queued_requests", "Unfinished answers, of --max-queued-requests.", room.answers),
+            ("queued_requests", "Unfinished choices, of --max-queued-requests.", room.choices),
             ("queued_tokens", "Maximum total tokens of their requests.", room.tokens),
             ("queued_tokens_limit", "Maximum of queued_tokens.", room.max_tokens or 0),
         ):

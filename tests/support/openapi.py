@@ -115,5 +115,5 @@ class Contract:
 
 def _first(value: Any) -> str | None:
     """A header's value; schemathesis gives a list of them."""
-    found: str | None = value[0] if isinstance(value, list) else value
-    return found
+    text: str | None = value[0] if isinstance(value, list) else value
+    return text
