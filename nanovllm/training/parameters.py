@@ -17,7 +17,8 @@ import numpy as np
 from jaxtyping import Float
 
 from nanovllm.model.config import GPT2Config
-from nanovllm.model.kernels.build.packing import ALIGNMENT, aligned_zeros, round_up
+from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 from nanovllm.training.autograd import Tensor
 
 INITIAL_STD = 0.02
@@ -73,7 +74,7 @@ class Parameters:
         stop, decayed_stop = 0, 0
         for name in ordered:
             self._starts[name] = stop
-            stop += round_up(math.prod(shapes[name]), ALIGNMENT // 4)
+            stop += round_up(math.prod(shapes[name]), LINE_BYTES // 4)
             decayed_stop = stop if is_decayed(name) else decayed_stop
         self.values, self.gradients = _zeros(stop, dtype), _zeros(stop, dtype)
         self.groups = (Group(0, decayed_stop, True), Group(decayed_stop, stop, False))
