@@ -5,4 +5,5 @@ The modules in reading order:
 operations            the fused operations, each beside its backward pass: the specification
 activation_gradients  derivatives of the activation functions
 dropout               dropout masks that are recomputed, not stored
+kernels               the operations, compiled
 """
