@@ -352,10 +352,10 @@ def _check_tensors(
                 f"config.json asks for {list(shapes[name])}"
             )
     if problems:
-        shown = problems[:40] + (
+        listed = problems[:40] + (
             [f"... and {len(problems) - 40} more"] if len(problems) > 40 else []
         )
         raise CheckpointError(
             f"{folder} does not hold the model that its config.json describes:\n  "
-            + "\n  ".join(shown)
+            + "\n  ".join(listed)
         )

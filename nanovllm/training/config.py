@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -95,8 +95,8 @@ class TrainingConfig:
         num_threads: threads of the compiled kernels; None for all usable cores.
     """
 
-    data: tuple[str, ...] = ()
-    output: str = ""
+    data: str | Path | Sequence[str | Path] = ()
+    output: str | Path = ""
     pattern: str = "*.txt"
     layers: int | None = None
     heads: int | None = None
@@ -131,9 +131,8 @@ class TrainingConfig:
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.data, str):
-            object.__setattr__(self, "data", (self.data,))
-        object.__setattr__(self, "data", tuple(map(str, self.data)))
+        data = (self.data,) if isinstance(self.data, str | Path) else self.data
+        object.__setattr__(self, "data", tuple(map(str, data)))
         object.__setattr__(self, "output", str(self.output))
         problems = [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
         if problems:
@@ -230,7 +229,14 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return {**asdict(self), "data": list(self.data)}
+        return {**asdict(self), "data": list(map(str, self.data_paths))}
+
+    @property
+    def data_paths(self) -> tuple[Path, ...]:
+        """`data` as paths."""
+        return (
+            (Path(self.data),) if isinstance(self.data, str | Path) else tuple(map(Path, self.data))
+        )
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> Any:

@@ -1,8 +1,9 @@
 """The compiled functions, loaded from the cache or compiled.
 
+A library is a collection of entry points: those of inference are here, and training has its own.
 The cache key is a digest of everything that the machine code depends on. The sources are read once,
-when this module is imported together with them: code compiled from one state of the files is never
-stored under the key of another.
+when the modules are imported: code compiled from one state of the files is never stored under the
+key of another.
 """
 
 import hashlib
@@ -10,7 +11,9 @@ import os
 import platform
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from importlib.abc import Traversable
 from importlib.metadata import version
 from importlib.resources import files
@@ -24,43 +27,80 @@ from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCach
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, Spec
 from nanovllm.progress import shows_progress
 
-ENTRIES = (
-    "prepare_attention",
-    "forward",
-    "logits",
-    "greedy",
-    "sample_rows",
-    "prepare_job",
-    "run_job",
-    "help_job",
-    "wake_helpers",
-    "spin",
-)
+POOL_ENTRIES = ("prepare_job", "run_job", "help_job", "wake_helpers", "spin")
+"""The functions of ThreadPool, a part of each library."""
+ENTRIES = ("prepare_attention", "forward", "logits", "greedy", "sample_rows", *POOL_ENTRIES)
 """Functions that Python calls, as function(record_ptr, thread) -> status, 0 for success."""
 
 
+@dataclass(frozen=True, slots=True)
+class EntryPoints:
+    """The functions of one library.
+
+    Attributes:
+        package: its module `entries` has make_entries(spec), which returns the functions.
+        names: names of the functions.
+        sources: digest of the package's sources when it was imported.
+    """
+
+    package: str
+    names: tuple[str, ...]
+    sources: str
+
+
+def digest_of_sources(package: str = __package__) -> str:
+    """Return a digest of the files of a package and of its subpackages."""
+    digest = hashlib.sha256()
+    for name, file in sorted(_sources(files(package))):
+        content = file.read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
+
+
+def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
+    """Yield the path below the package, and the file, of each Python source."""
+    for entry in folder.iterdir():
+        name = prefix + entry.name
+        if entry.is_dir():
+            yield from _sources(entry, f"{name}/")
+        elif name.endswith(".py"):
+            yield name, entry
+
+
+SOURCES = digest_of_sources()
+INFERENCE = EntryPoints(__package__, ENTRIES, SOURCES)
+
+
 @cache
-def load_library(spec: Spec) -> Library:
+def load_library(spec: Spec, entry_points: EntryPoints = INFERENCE) -> Library:
     """Return the functions for these types on this CPU; they are loaded once in a process."""
-    return Library(load_image(spec, user_cache()), ENTRIES)
+    return Library(load_image(spec, user_cache(), entry_points), entry_points.names)
 
 
-def load_image(spec: Spec, store: ObjectCache) -> bytes:
+def load_image(spec: Spec, store: ObjectCache, entry_points: EntryPoints = INFERENCE) -> bytes:
     """Return the object file of these functions, from `store` or compiled and stored there."""
     cpu = host_cpu()
     if spec.target.check or CHECKS_ADDRESSES:
-        return _compile(spec, cpu)  # the code has an address of this process in it (bounds.py)
-    key = cache_key(spec, cpu)
+        # the code has an address of this process in it (bounds.py)
+        return _compile(spec, cpu, entry_points)
+    key = cache_key(spec, cpu, entry_points)
     image = store.load(key)
     if image is None:
         with store.exclusive(key):
             image = store.load(key)  # another process may have compiled it meanwhile
             if image is None:
                 _announce_compilation(store)
-                image = _compile(spec, cpu)
-                if digest_of_sources() == SOURCES and not store.save(key, image):
+                image = _compile(spec, cpu, entry_points)
+                if _is_unchanged(entry_points) and not store.save(key, image):
                     _warn_about_cache(store)
     return image
+
+
+def _is_unchanged(entry_points: EntryPoints) -> bool:
+    """Return whether the sources are those that were imported."""
+    if digest_of_sources() != SOURCES:
+        return False
+    return digest_of_sources(entry_points.package) == entry_points.sources
 
 
 def _announce_compilation(store: ObjectCache) -> None:
@@ -84,14 +124,15 @@ def _warn_about_cache(store: ObjectCache) -> None:
     )
 
 
-def _compile(spec: Spec, cpu: LLVMCpu) -> bytes:
+def _compile(spec: Spec, cpu: LLVMCpu, entry_points: EntryPoints) -> bytes:
     # Numba is imported only to compile.
-    from nanovllm.model.kernels.entries import compile_entries  # noqa: PLC0415
+    from nanovllm.model.kernels.build.entry_compiler import compile_entries  # noqa: PLC0415
 
-    return compile_entries(spec, cpu)
+    module = import_module(f"{entry_points.package}.entries")
+    return compile_entries(module.make_entries(spec), cpu)
 
 
-def cache_key(spec: Spec, cpu: LLVMCpu) -> str:
+def cache_key(spec: Spec, cpu: LLVMCpu, entry_points: EntryPoints = INFERENCE) -> str:
     """Return a digest of all that the machine code depends on."""
     numba_settings = sorted(item for item in os.environ.items() if item[0].startswith("NUMBA_"))
     llvm = ".".join(map(str, binding.llvm_version_info))
@@ -103,26 +144,5 @@ def cache_key(spec: Spec, cpu: LLVMCpu) -> str:
         platform.python_implementation(),
         platform.python_version(),
     )
-    return hashlib.sha256(repr((SOURCES, versions, cpu, numba_settings, spec)).encode()).hexdigest()
-
-
-def digest_of_sources() -> str:
-    """Return a digest of the files of this package and of its subpackages."""
-    digest = hashlib.sha256()
-    for name, file in sorted(_sources(files(__package__))):
-        content = file.read_bytes()
-        digest.update(f"{name} {len(content)}\n".encode() + content)
-    return digest.hexdigest()
-
-
-def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, Traversable]]:
-    """Yield the path below the package, and the file, of each Python source."""
-    for entry in folder.iterdir():
-        name = prefix + entry.name
-        if entry.is_dir():
-            yield from _sources(entry, f"{name}/")
-        elif name.endswith(".py"):
-            yield name, entry
-
-
-SOURCES = digest_of_sources()
+    parts = (SOURCES, entry_points, versions, cpu, numba_settings, spec)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

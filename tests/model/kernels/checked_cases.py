@@ -279,7 +279,7 @@ def test_a_kernel_that_goes_one_vector_too_far_is_caught_and_does_no_harm() -> N
     end = numbers.ctypes.data + 32 * WORD_BYTES
     with pytest.raises(
         RuntimeError,
-        match=f"double read {HOST.lanes * F32_BYTES} bytes at address {end:#x}.*; 3 accesses",
+        match=f"double read {HOST.lanes * WORD_BYTES} bytes at address {end:#x}.*; 3 accesses",
     ):
         checked_run(numbers, 32 + HOST.lanes)
     assert (numbers == 4.0).all()

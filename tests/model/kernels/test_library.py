@@ -314,16 +314,14 @@ def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
 def test_code_is_not_kept_when_sources_changed_while_it_was_compiled(
     store: ObjectCache, monkeypatch: pytest.MonkeyPatch, image: bytes
 ) -> None:
-    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: image)
+    monkeypatch.setattr(library_module, "_compile", lambda *_: image)
     monkeypatch.setattr(library_module, "digest_of_sources", lambda: "edited meanwhile")
     assert load_image(SPEC, store) == image
     assert [path.suffix for path in files_of(store)] == [".lock"]
     monkeypatch.undo()
-    monkeypatch.setattr("nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: image)
+    monkeypatch.setattr(library_module, "_compile", lambda *_: image)
     assert load_image(SPEC, store) == image
-    monkeypatch.setattr(
-        "nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: b"compiled again"
-    )
+    monkeypatch.setattr(library_module, "_compile", lambda *_: b"compiled again")
     assert load_image(SPEC, store) == image
 
 
@@ -348,7 +346,7 @@ def test_of_processes_that_lack_the_same_code_one_compiles_it(store: ObjectCache
 def test_a_cache_that_cannot_be_written_is_told_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(library_module, "_compile", lambda spec, cpu: b"code")
+    monkeypatch.setattr(library_module, "_compile", lambda *_: b"code")
     (tmp_path / "file").write_text("no folder")
     assert load_image(SPEC, ObjectCache(tmp_path / "file" / "kernels")) == b"code"
     compiling, told = capsys.readouterr().err.splitlines()
@@ -360,7 +358,7 @@ def test_a_cache_that_cannot_be_written_is_told_in_one_line(
 def test_the_first_start_is_told_where_no_bar_shows_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(library_module, "_compile", lambda spec, cpu: b"code")
+    monkeypatch.setattr(library_module, "_compile", lambda *_: b"code")
     store = ObjectCache(tmp_path / "good")
     assert load_image(SPEC, store) == load_image(SPEC, store) == b"code"
     told = capsys.readouterr().err

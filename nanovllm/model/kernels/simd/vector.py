@@ -271,9 +271,10 @@ class Vectors:
         bits = self._fold(mask, self.builder.and_)
         return self.builder.zext(self.builder.icmp_signed("==", bits, I32(-1)), I64)
 
-    def sqrt(self, scalar: Value) -> Value:
-        """Return the square root of a float32 scalar."""
-        return self._call("llvm.sqrt.f32", F32, scalar)
+    def sqrt(self, x: Value) -> Value:
+        """Return the square root of a float32, or of each lane."""
+        suffix = "f32" if x.type == F32 else f"v{self.lanes}f32"
+        return self._call(f"llvm.sqrt.{suffix}", x.type, x)
 
     def exp(self, x: Value) -> Value:
         """Return exp(x) with a relative error of 2e-7 for x from -87.3 to 88.3.

@@ -27,6 +27,7 @@ from nanovllm.model.kernels.threads.barrier import (
     activate,
     deactivate,
     open_run,
+    spin,
     wait_for_helpers,
     wait_for_run,
     wake,
@@ -92,3 +93,13 @@ def help_job(job: int, thread: int) -> None:
         if is_open and activate(job, thread, generation):
             _work(job, thread)
             deactivate(job, thread)
+
+
+POOL_FUNCTIONS: dict[str, Any] = {
+    "prepare_job": prepare_job,
+    "run_job": run_job,
+    "help_job": help_job,
+    "wake_helpers": wake_helpers,
+    "spin": spin,
+}
+"""The entries that ThreadPool calls, a part of each library."""

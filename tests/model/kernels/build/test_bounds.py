@@ -62,9 +62,7 @@ def test_the_environment_asks_for_the_check(tmp_path: Path, value: str, expected
 def test_code_that_checks_is_neither_kept_nor_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "nanovllm.model.kernels.entries.compile_entries", lambda spec, cpu: b"compiled"
-    )
+    monkeypatch.setattr("nanovllm.model.kernels.library._compile", lambda *_: b"compiled")
     store, spec = ObjectCache(tmp_path / "kernels"), Spec(TARGET)
     assert load_image(spec, store) == b"compiled"
     assert not store.folder.exists()

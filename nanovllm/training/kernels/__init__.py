@@ -1,0 +1,16 @@
+"""The compiled operations of training: the twin of nanovllm/training/operations.py.
+
+They are compiled as the forward pass of nanovllm/model/kernels is, to a library of their own. Each
+line imports only from lines below it (the contract in pyproject.toml):
+
+    operations  CompiledOperations, the subclass of NumpyOperations
+    runner      calls a compiled operation with its arguments on the threads
+    array_pool  arrays whose memory is used again
+    library     loads the compiled operations from the cache, or compiles them
+    entries     the functions that Python calls
+
+    optimizer   AdamW, and the sum of squares that clipping needs
+
+    elementwise loops over the elements of arrays, in vectors and a rest of scalars
+    records     the arguments of each operation
+"""

@@ -1,0 +1,69 @@
+"""Arrays whose memory is used again, so that a step after the first allocates none.
+
+The operating system clears each new page on its first write, which takes longer than most
+elementwise operations. Here the memory of an array returns to the pool when the last reference to
+the array and its views ends, and the next array of about that size takes it.
+"""
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
+
+_FLOAT32 = np.dtype(np.float32)
+_MAX_WASTE = 1.5  # memory may be this factor larger than the array that takes it
+
+
+class ArrayPool:
+    """Makes arrays aligned to a cache line, and keeps the memory of those no longer used."""
+
+    def __init__(self) -> None:
+        """Begin without memory."""
+        self._sizes: list[tuple[int, int]] = []  # bytes and address of unused memory, ascending
+        self._unused: dict[int, np.ndarray] = {}
+        self.allocated_bytes = 0
+
+    def empty(self, *shape: int, dtype: np.dtype[Any] = _FLOAT32) -> np.ndarray:
+        """Return an array with arbitrary contents."""
+        size_bytes = round_up(max(math.prod(shape), 1) * dtype.itemsize, LINE_BYTES)
+        index = bisect_left(self._sizes, (size_bytes, 0))
+        if index < len(self._sizes) and self._sizes[index][0] <= _MAX_WASTE * size_bytes:
+            _, address = self._sizes.pop(index)
+            memory = self._unused.pop(address)
+        else:
+            memory = aligned_zeros(size_bytes // _FLOAT32.itemsize)
+            self.allocated_bytes += size_bytes
+        return np.asarray(_Lease(self, memory, shape, dtype))
+
+    def give_back(self, memory: np.ndarray) -> None:
+        """Keep memory for a later array."""
+        address = memory.ctypes.data
+        self._unused[address] = memory
+        insort(self._sizes, (memory.nbytes, address))
+
+    def unused(self) -> Iterator[np.ndarray]:
+        """Yield the memory that no array has."""
+        yield from self._unused.values()
+
+
+class _Lease:
+    """The base of an array, which lives as long as the array or a view of it."""
+
+    def __init__(
+        self, pool: ArrayPool, memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]
+    ) -> None:
+        self._pool, self._memory = pool, memory
+        self.__array_interface__ = {
+            "version": 3,
+            "shape": shape,
+            "typestr": dtype.str,
+            "data": (memory.ctypes.data, False),
+        }
+
+    def __del__(self) -> None:
+        self._pool.give_back(self._memory)

@@ -1,0 +1,114 @@
+"""AdamW in one pass over parameters, gradients and moments, and the sum of squares for clipping."""
+
+from typing import Any
+
+from llvmlite import ir
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.simd.scalar import F64
+from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.training.kernels.elementwise import float_argument, map_elements
+from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
+
+_adamw_record_at = record_at(RECORDS["adamw"])
+_sum_record_at = record_at(RECORDS["sum_of_squares"])
+_SUM_BYTES = 8
+
+
+def make_adamw(target: KernelTarget) -> Any:
+    """Return the entry adamw(record_ptr, thread); see NumpyOperations.adamw."""
+    update = kernel(target, _update)
+
+    @compiled
+    def adamw(record_ptr: int, thread: int) -> None:
+        record = _adamw_record_at(record_ptr)
+        first = take_item(record.phases_ptr) * ITEM_ELEMENTS
+        while first < record.count:
+            offset_bytes = first * WORD_BYTES
+            update(
+                min(ITEM_ELEMENTS, record.count - first),
+                record.parameters_ptr + offset_bytes, record.gradients_ptr + offset_bytes,
+                record.first_moment_ptr + offset_bytes, record.second_moment_ptr + offset_bytes,
+                record.gradient_scale_bits, record.first_rate_bits, record.second_rate_bits,
+                record.first_correction_bits, record.second_correction_bits,
+                record.learning_rate_bits, record.decay_bits, record.epsilon_bits,
+            )  # fmt: skip
+            first = take_item(record.phases_ptr) * ITEM_ELEMENTS
+
+    return adamw
+
+
+def _update(
+    v: Vectors, count: Value, parameters_ptr: Value, gradients_ptr: Value, first_ptr: Value,
+    second_ptr: Value, gradient_scale: Value, first_rate: Value, second_rate: Value,
+    first_correction: Value, second_correction: Value, learning_rate: Value, decay: Value,
+    epsilon: Value,
+) -> None:  # fmt: skip
+    """Emit the update of `count` elements; the factors are the bits of float32."""
+    scale, m_rate, v_rate, m_factor, v_factor, rate, kept, floor = (
+        float_argument(v, bits)
+        for bits in (
+            gradient_scale, first_rate, second_rate, first_correction, second_correction,
+            learning_rate, decay, epsilon,
+        )
+    )  # fmt: skip
+
+    def compute(p: Value, g: Value, m: Value, s: Value) -> list[Value]:
+        g = v.multiply(g, scale)
+        m = v.fma(m_rate, v.subtract(g, m), m)
+        s = v.fma(v_rate, v.subtract(v.multiply(g, g), s), s)
+        root = v.add(v.sqrt(v.multiply(s, v_factor)), floor)
+        change = v.divide(v.multiply(rate, v.multiply(m, m_factor)), root)
+        return [v.subtract(v.multiply(p, kept), change), v.constant(0.0), m, s]
+
+    arrays = (parameters_ptr, gradients_ptr, first_ptr, second_ptr)
+    map_elements(v, count, arrays, arrays, compute)
+
+
+def make_sum_of_squares(target: KernelTarget) -> Any:
+    """Return the entry sum_of_squares(record_ptr, thread): a float64 for each ITEM_ELEMENTS.
+
+    So neither the number of threads nor their order changes a bit of the sum of these.
+    """
+    sum_squares = kernel(target, _sum_squares)
+
+    @compiled
+    def sum_of_squares(record_ptr: int, thread: int) -> None:
+        record = _sum_record_at(record_ptr)
+        item = take_item(record.phases_ptr)
+        while item * ITEM_ELEMENTS < record.count:
+            first = item * ITEM_ELEMENTS
+            sum_squares(
+                record.values_ptr + first * WORD_BYTES,
+                min(ITEM_ELEMENTS, record.count - first),
+                record.partial_sums_ptr + item * _SUM_BYTES,
+            )
+            item = take_item(record.phases_ptr)
+
+    return sum_of_squares
+
+
+def _sum_squares(v: Vectors, values_ptr: Value, count: Value, out_ptr: Value) -> None:
+    """Emit out = the sum of the squares of `count` float32, in float64."""
+    doubles = ir.VectorType(F64, v.lanes)
+    whole = v.builder.and_(count, I64(-v.lanes))
+
+    def square(value: Value, kind: Any) -> Value:
+        wide = v.builder.fpext(value, kind)
+        return v.builder.fmul(wide, wide)
+
+    def vector(i: Value, total: list[Value]) -> list[Value]:
+        return [v.add(total[0], square(v.load(v.element(values_ptr, i)), doubles))]
+
+    def rest(i: Value, total: list[Value]) -> list[Value]:
+        value = v.load_scalar(v.element(values_ptr, v.builder.add(whole, i)))
+        return [v.add(total[0], square(value, F64))]
+
+    zeros = ir.Constant(doubles, [ir.Constant(F64, 0.0)] * v.lanes)
+    total = v.sum(v.loop(whole, v.lanes, [zeros], vector)[0])
+    total = v.loop(v.builder.sub(count, whole), 1, [total], rest)[0]
+    v.store(total, out_ptr)

@@ -1,0 +1,38 @@
+"""The arguments of each compiled operation: a record of 64-bit integers. Needs no Numba.
+
+A field that ends in `_ptr` is an address, one that ends in `_bits` the bits of a float32, and every
+other one a count or a number. runner.py writes them.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from nanovllm.model.kernels.step_record import record_dtype
+
+_COMMON = "job_ptr phases_ptr threads"
+
+RECORDS: Mapping[str, np.dtype] = {
+    name: record_dtype(f"{_COMMON} {fields}")
+    for name, fields in {
+        "adamw": """
+            parameters_ptr gradients_ptr first_moment_ptr second_moment_ptr count
+            gradient_scale_bits first_rate_bits second_rate_bits first_correction_bits
+            second_correction_bits learning_rate_bits decay_bits epsilon_bits
+        """,
+        "sum_of_squares": "values_ptr partial_sums_ptr count",
+    }.items()
+}
+"""The record of each operation, by the name of its entry."""
+
+DTYPES: Mapping[str, np.dtype] = {
+    "partial_sums": np.dtype(np.float64),
+    "token_ids": np.dtype(np.int64),
+    "targets": np.dtype(np.int64),
+}
+"""Types of the arrays that are not float32."""
+
+MAX_PHASES = 16
+"""Most phases (forward/phase.py) of an operation."""
+ITEM_ELEMENTS = 1 << 14
+"""Elements of a flat array that a thread takes at a time."""

@@ -1,0 +1,108 @@
+"""Calls of compiled operations: their records, the threads, and the memory of their results."""
+
+import struct
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from nanovllm.model.kernels.build.bounds import watch
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.threads.pool import ThreadPool
+from nanovllm.training.kernels.array_pool import ArrayPool
+from nanovllm.training.kernels.library import load_operations
+from nanovllm.training.kernels.records import DTYPES, MAX_PHASES, RECORDS
+
+_SHARED_WORK = 500_000
+"""Arithmetic operations below which one thread is faster than several."""
+_FLOAT32 = np.dtype(np.float32)
+
+Argument = np.ndarray | float | None
+
+
+class OperationRunner:
+    """Runs compiled operations on a pool of threads; for one caller at a time.
+
+    Attributes:
+        arrays: makes the arrays of results and of working memory.
+        target: what the operations are compiled for.
+    """
+
+    def __init__(self, num_threads: int, target: KernelTarget) -> None:
+        """Load or compile the operations, and start the threads."""
+        self.arrays = ArrayPool()
+        self.target = target
+        self._library = load_operations(target)
+        self._pool = ThreadPool(num_threads, self._library, phases=MAX_PHASES)
+        self._records = {name: _Record(dtype) for name, dtype in RECORDS.items()}
+
+    @property
+    def threads(self) -> int:
+        """Threads that compute a large operation."""
+        return self._pool.threads
+
+    def run(self, name: str, work: int, **arguments: Argument) -> None:
+        """Run an operation to its end.
+
+        Args:
+            name: name of the entry.
+            work: about how many arithmetic operations it has.
+            arguments: the fields of its record, without `_ptr` and `_bits`. None is address 0.
+
+        Raises:
+            TypeError: an array has another type than the operation reads, or is not C-contiguous.
+        """
+        pool, record = self._pool, self._records[name]
+        threads = pool.choose_threads(name, work) if work >= _SHARED_WORK else 1
+        record.write(pool.job, pool.phases, threads, arguments)
+        with watch(self.target, name, self._memory(record, arguments)):
+            pool.run(self._library.addresses[name], record.address, threads)
+
+    def close(self) -> None:
+        """End the helper threads."""
+        self._pool.close()
+
+    def _memory(
+        self, record: "_Record", arguments: Mapping[str, Argument]
+    ) -> Iterator[tuple[str, np.ndarray]]:
+        """Yield all memory that an operation may access."""
+        yield "the record", record.integers
+        for name, argument in arguments.items():
+            if isinstance(argument, np.ndarray):
+                yield name, argument
+
+
+class _Record:
+    """The record of an operation. It keeps no arrays, whose memory ends with their last use."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        _, _, _, *self._fields = dtype.names or ()
+        self.integers = np.zeros(len(self._fields) + 3, dtype=np.int64)
+        self.address = self.integers.ctypes.data
+
+    def write(
+        self, job_ptr: int, phases_ptr: int, threads: int, arguments: Mapping[str, Argument]
+    ) -> None:
+        values = [job_ptr, phases_ptr, threads]
+        for field in self._fields:
+            if field.endswith("_ptr"):
+                name = field[:-4]
+                values.append(_address(name, arguments[name]))
+            elif field.endswith("_bits"):
+                values.extend(struct.unpack("i", struct.pack("f", arguments[field[:-5]])))
+            else:
+                values.append(int(arguments[field]))  # type: ignore[arg-type]
+        self.integers[:] = values
+
+
+def _address(name: str, array: Argument) -> int:
+    """Return the address of an array that an operation can read."""
+    if array is None:
+        return 0
+    assert isinstance(array, np.ndarray)
+    if array.dtype is not DTYPES.get(name, _FLOAT32) or not array.flags.c_contiguous:
+        order = "C order" if array.flags.c_contiguous else "another order"
+        raise TypeError(
+            f"{name} is {array.dtype} in {order}; compiled operations take "
+            f"{DTYPES.get(name, _FLOAT32)} in C order"
+        )
+    return array.ctypes.data
