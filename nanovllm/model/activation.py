@@ -2,7 +2,7 @@
 
 GPT-2 uses `gelu_new`, the tanh approximation of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 The other names and formulas are those of transformers' ACT2FN table. Each is a pure elementwise
-function, float32 in and out. Operations in place save memory traffic.
+function, in the type of its argument. Operations in place save memory traffic.
 """
 
 import math
@@ -10,9 +10,9 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float
 
-Values = Float32[np.ndarray, "..."]
+Values = Float[np.ndarray, "..."]
 
 _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 

@@ -113,6 +113,17 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
         CheckpointError: there is no safetensors file, a file is damaged, or tensors are missing,
             unexpected, or of the wrong shape or type.
     """
+    arrays = load_arrays(folder, config)
+    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
+    return build_tree(arrays, layers, config)
+
+
+def load_arrays(folder: Path, config: GPT2Config) -> dict[str, Float32[np.ndarray, "..."]]:
+    """Read all weights of a folder as float32, by their names in `expected_shapes`.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
     stored = _read_checked(folder, config)
     total = sum(tensor.num_bytes for tensor in stored.values())
     arrays: dict[str, np.ndarray] = {}
@@ -122,8 +133,7 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
         for name, tensor in stored.items():
             arrays[name] = tensor.read()
             progress.update(tensor.num_bytes)
-    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
-    return build_tree(arrays, layers, config)
+    return arrays
 
 
 def open_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
