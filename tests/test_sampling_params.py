@@ -102,7 +102,7 @@ def test_edges_of_whole_numbers(name: str, value: int, is_allowed: bool) -> None
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("value", [1.0, "1", True, [1], math.nan, np.float64(1)])
 def test_what_is_no_whole_number(name: str, value: object) -> None:
-    assert "whole number" in refuse(name, value)
+    assert "integer" in refuse(name, value)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -177,7 +177,7 @@ def test_token_ids(name: str) -> None:
     assert getattr(params(name, [5, 3, 5, 0]), name) == (5, 3, 0), "each once, in order"
     assert "must be a list" in refuse(name, 5)
     for wrong in ([-1], [True], [1.0], ["1"], "12", [None]):
-        assert "whole number" in refuse(name, wrong)
+        assert "integer" in refuse(name, wrong)
 
 
 def test_a_list_that_allows_nothing_is_refused() -> None:
