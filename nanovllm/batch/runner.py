@@ -85,7 +85,7 @@ class BatchRunner:
                 answers += self._add_updates(self._engine.step())
                 yield answers
         finally:
-            self._end(list(self._sequences))
+            self._finish(list(self._sequences))
 
     def _begin(self, request: BatchRequest) -> Answer | None:
         """Queue a request; return its answer if it is refused."""
@@ -172,7 +172,7 @@ class BatchRunner:
             found_stop = prepared.output_processor.add_update(update)
         except Exception:  # the other requests go on
             logger.exception("the answer to %r could not be put together", running.custom_id)
-            self._end(list(running.unfinished))
+            self._finish(list(running.unfinished))
             return _failed(
                 running.custom_id,
                 EngineFaultError("the answer could not be put together; the log has the reason"),
@@ -180,10 +180,10 @@ class BatchRunner:
         if found_stop:
             self._engine.finish_request(update.request_id, FinishReason.STOP)
         if found_stop or update.finish_reason is not None:
-            self._end([update.request_id])
+            self._finish([update.request_id])
         return None if running.unfinished else _complete(running)
 
-    def _end(self, sequence_ids: list[str]) -> None:
+    def _finish(self, sequence_ids: list[str]) -> None:
         """Forget sequences, and abort those that are unfinished."""
         for sequence_id in sequence_ids:
             running, _ = self._sequences.pop(sequence_id)
