@@ -128,6 +128,11 @@ def _retry_headers(error: Exception) -> dict[str, str]:
     )
 
 
+def error_of(error: Exception) -> Error:
+    """Return the error object for an exception."""
+    return error_body(*problem_of(error))["error"]
+
+
 def problem_of(error: Exception) -> tuple[int, str, str | None]:
     """Return the status, the message and the field at fault of an exception."""
     message = (
