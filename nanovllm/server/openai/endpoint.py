@@ -155,7 +155,8 @@ def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) ->
             generation_config.json.
     """
     sent = {name: value for name, value in fields.items() if value is not None}
-    return SamplingParams(**{**engine.sampling_defaults, **sent, "max_tokens": max_tokens})
+    settings: dict[str, Any] = {**engine.sampling_defaults, **sent, "max_tokens": max_tokens}
+    return SamplingParams(**settings)
 
 
 def prepare_call(
