@@ -1,6 +1,7 @@
 """The charts of a page: losses, learning rate, gradient norm and throughput."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from nanovllm.training.report.chart import Axis, Chart, Line, render_chart
 from nanovllm.training.report.formatting import format_count, format_loss
@@ -60,7 +61,7 @@ def render_compared_curves(runs: Sequence[Run], names: Sequence[str]) -> Markup:
             name,
             title,
             _LOSS,
-            _loss_panels(runs, lambda x_name, unit, name=name: lines(name, x_name, unit)),
+            _loss_panels(runs, partial(lines, name)),
             is_large=True,
         )
         for name, title in (("val_loss", "Validation loss"), ("train_loss", "Training loss"))
