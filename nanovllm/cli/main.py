@@ -23,6 +23,7 @@ def build_parser() -> "argparse.ArgumentParser":
         models,
         run_batch,
         serve,
+        train_report,
         verify,
     )
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
@@ -43,7 +44,16 @@ def build_parser() -> "argparse.ArgumentParser":
     subparsers = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", prog="nanovllm"
     )
-    for command in (serve, generate, run_batch, download, models, bench, verify):
+    for command in (
+        serve,
+        generate,
+        run_batch,
+        download,
+        models,
+        bench,
+        verify,
+        train_report,
+    ):
         command.add_parser(subparsers)
     return parser
 

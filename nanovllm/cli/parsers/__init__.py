@@ -10,4 +10,5 @@ run_batch         `nanovllm run-batch`
 models            `nanovllm list`, `show`, `remove` and `env`
 bench             `nanovllm bench latency|throughput|serve`
 verify            `nanovllm verify`
+train_report      `nanovllm train-report`
 """

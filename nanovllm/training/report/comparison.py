@@ -104,14 +104,13 @@ def _render_best_commands(runs: Sequence[Run], names: Sequence[str]) -> Markup:
     """Return the commands that use the best run; empty if their losses cannot be compared."""
     if _has_different_texts(runs):
         return Markup()
-    scores = {
-        index: run.best.val_loss * (run.bits_per_byte_factor or 1.0)
-        for index, run in enumerate(runs)
-        if run.best is not None and run.best.val_loss is not None
-    }
-    if not scores:
+    bits = [run.bits_per_byte for run in runs]
+    losses = [None if run.best is None else run.best.val_loss for run in runs]
+    scores = losses if None in bits else bits
+    known = [(score, index) for index, score in enumerate(scores) if score is not None]
+    if not known:
         return Markup()
-    best = min(scores, key=lambda index: scores[index])
+    _, best = min(known)
     return render_commands(runs[best], f"Use the best model, {names[best]}")
 
 

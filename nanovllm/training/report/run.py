@@ -145,13 +145,18 @@ class Run:
         return next((value for value in values if value is not None), None)
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is the output folder of a run."""
+    return any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE))
+
+
 def load_run(folder: Path) -> Run:
     """Read a run's folder; raises TrainingError if it is none."""
     folder = Path(folder)
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
         raise TrainingError(f"{folder} {kind}; name the output folder of a `nanovllm train` run")
-    if not any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE)):
+    if not is_run(folder):
         raise TrainingError(
             f"{folder} has neither {METRICS_FILE} nor {RUN_FILE}; it is not the output folder of a "
             "`nanovllm train` run"
