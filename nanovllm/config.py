@@ -115,7 +115,7 @@ class EngineConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be True or False")
         if self.seed is not None and not _is_int(self.seed):
             raise ValueError(
-                f"seed is {self.seed!r} but must be a whole number, or None for a random one"
+                f"seed is {self.seed!r} but must be an integer, or None for a random one"
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
@@ -139,7 +139,7 @@ class EngineConfig:
             self._check_numpy_types()
         if not _is_int(self.max_logprobs) or self.max_logprobs < 0:
             raise ValueError(
-                f"max_logprobs is {self.max_logprobs!r} but must be a whole number of at least 0"
+                f"max_logprobs is {self.max_logprobs!r} but must be an integer of at least 0"
             )
         parse_bytes(self.kv_cache_memory)
 
@@ -196,4 +196,4 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 def _check_positive(name: str, value: object) -> None:
     if not _is_int(value) or value < 1:
-        raise ValueError(f"{name} is {value!r} but must be a whole number of at least 1")
+        raise ValueError(f"{name} is {value!r} but must be an integer of at least 1")

@@ -25,6 +25,7 @@ from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
 from nanovllm.server.openai.endpoint import Endpoint, PreparedCall, prepare_call
+from nanovllm.server.openai.responses import RESPONSES
 from nanovllm.server.openai.schemas import GenerationBody
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ B = TypeVar("B", bound=GenerationBody)
 _MAX_FAULTS = 3  # consecutive steps that may fail because of their requests
 
 ENDPOINTS: dict[str, Endpoint[Any]] = {
-    endpoint.path: endpoint for endpoint in (COMPLETIONS, CHAT, EMBEDDINGS)
+    endpoint.path: endpoint for endpoint in (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
 }
 
 

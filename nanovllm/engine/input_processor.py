@@ -310,7 +310,7 @@ class InputProcessor:
             remedy = "; give one prompt, not a list of prompts" if is_list else ""
             raise InvalidRequestError(
                 f"the prompt has {describe_value(wrong[0])} among its token ids, which must be "
-                f"whole numbers{remedy}",
+                f"integers{remedy}",
                 param="prompt",
             )
         self._check_ids("prompt", token_ids)

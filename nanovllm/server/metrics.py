@@ -75,7 +75,7 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "e2e_request_latency_seconds": ("From arrival to the end.", _SECONDS),
     "request_queue_time_seconds": ("From arrival to the first step.", _SECONDS),
     "request_prefill_time_seconds": ("From the first step to the first token.", _SECONDS),
-    "request_decode_time_seconds": ("From the first token to the last.", _SECONDS),
+    "request_decode_time_seconds": ("From the first to the last generated token.", _SECONDS),
     "request_inference_time_seconds": ("From the first step to the end.", _SECONDS),
     "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
     "request_prefill_kv_computed_tokens": (

@@ -105,8 +105,8 @@ class TrainingConfig:
     activation: str | None = None
     positions: str | None = None
     preset: str | None = None
-    init_from: str | None = None
-    tokenizer: str | None = None
+    init_from: str | Path | None = None
+    tokenizer: str | Path | None = None
     vocab_size: int | None = None
     batch_size: int = 12
     grad_accumulation: int = 1
@@ -133,7 +133,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         data = (self.data,) if isinstance(self.data, str | Path) else self.data
         object.__setattr__(self, "data", tuple(map(str, data)))
-        object.__setattr__(self, "output", str(self.output))
+        for name in ("output", "init_from", "tokenizer"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
         problems = [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
         if problems:
             raise TrainingError("these settings cannot be used:\n  " + "\n  ".join(problems))

@@ -318,7 +318,7 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
             isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
         ):
             raise ValueError(
-                f"{name}: max_tokens is {max_tokens!r} but must be a whole number of at least 1"
+                f"{name}: max_tokens is {max_tokens!r} but must be an integer of at least 1"
             )
         jobs.append(Job(name, item["prompt"], output_len if max_tokens is None else max_tokens))
     if not jobs:

@@ -334,7 +334,19 @@ class IncompleteDetails(TypedDict):
 class ResponseError(TypedDict):
     """Why a response failed."""
 
-    code: Literal["server_error"]
+    code: Annotated[
+        str,
+        Field(
+            description="server_error for a 500, otherwise the `type` of other endpoints' errors",
+            json_schema_extra={
+                "enum": [
+                    "server_error",
+                    *("BadRequestError", "RateLimitError"),
+                    *("ServiceUnavailableError", "TimeoutError"),
+                ]
+            },
+        ),
+    ]
     message: str
 
 

@@ -242,7 +242,7 @@ def test_a_dataset_says_prompts_and_lengths(
         ('{"text": "a"}', "line 1 must be an object with a prompt"),
         (
             '{"prompt": "a", "max_tokens": 0}',
-            "line 1: max_tokens is 0 but must be a whole number of at least 1",
+            "line 1: max_tokens is 0 but must be an integer of at least 1",
         ),
         ('{"prompt": "a", "max_tokens": true}', "line 1: max_tokens is True"),
     ],
