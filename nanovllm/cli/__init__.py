@@ -20,4 +20,5 @@ env               `nanovllm env`
 bench/            `nanovllm bench`
 verify            `nanovllm verify`
 verify_reference  the transformers reference of `verify`
+train_report      `nanovllm train-report`
 """

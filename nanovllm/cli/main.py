@@ -24,6 +24,7 @@ def build_parser() -> "argparse.ArgumentParser":
         run_batch,
         serve,
         train,
+        train_report,
         verify,
     )
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
@@ -44,7 +45,17 @@ def build_parser() -> "argparse.ArgumentParser":
     subparsers = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", prog="nanovllm"
     )
-    for command in (serve, generate, run_batch, train, download, models, bench, verify):
+    for command in (
+        serve,
+        generate,
+        run_batch,
+        train,
+        train_report,
+        download,
+        models,
+        bench,
+        verify,
+    ):
         command.add_parser(subparsers)
     return parser
 

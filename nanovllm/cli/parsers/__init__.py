@@ -11,4 +11,5 @@ train             `nanovllm train`
 models            `nanovllm list`, `show`, `remove` and `env`
 bench             `nanovllm bench latency|throughput|serve`
 verify            `nanovllm verify`
+train_report      `nanovllm train-report`
 """

@@ -45,9 +45,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """An axis: its title with the unit, and how its scale is chosen (see `fit_scale`)."""
+    """An axis: its title with the unit, and how its scale is chosen (see `fit_scale`).
+
+    `is_whole` is for counts: their ticks are integers.
+    """
 
     title: str
+    is_whole: bool = False
     from_zero: bool = False
     may_be_log: bool = False
 
@@ -85,7 +89,7 @@ def render_chart(chart: Chart) -> Markup:
         element("div", _render_panel(chart, axis, lines, y_scale), class_=f"panel panel-{number}")
         for number, (axis, lines) in enumerate(panels)
     ]
-    legend = _render_legend(panels[0][1])
+    legend = _render_legend(panels[0][1]) if len(panels[0][1]) > 1 else ""
     size = " large" if chart.is_large else ""
     return element(
         "figure",
@@ -152,7 +156,8 @@ def _render_panel(chart: Chart, axis: Axis, lines: Sequence[Line], y_scale: Scal
     x_scale = Scale(x_low, x_high)
     limit = _MAX_POINTS_PER_CHART // len(lines)
     limit = min(_MAX_POINTS_PER_LINE, max(_MIN_POINTS_PER_LINE, limit))
-    x_ticks, y_ticks = x_scale.ticks(_X_TICKS), y_scale.ticks(_Y_TICKS)
+    x_ticks = x_scale.ticks(_X_TICKS, min_step=1.0 if axis.is_whole else 0.0)
+    y_ticks = y_scale.ticks(_Y_TICKS)
     drawn = join(_render_line(line, x_scale, y_scale, limit) for line in lines)
     grid = "".join(f"M0 {_y(y_scale, tick)}H{_WIDTH}" for tick in y_ticks)
     plot = element(
@@ -197,46 +202,34 @@ def _render_labels(scale: Scale, ticks: list[float], kind: str) -> Markup:
 
 
 def _render_line(line: Line, x_scale: Scale, y_scale: Scale, limit: int) -> Markup:
-    """Return the path of a line, with its values for the read-out, and its mark."""
+    """Return the path of a line, with its values for the read-out; points without neighbours and
+    the marked point are dots.
+    """
     points = [line.points[index] for index in downsample([y for _, y in line.points], limit)]
-    path = element(
+    pieces: list[list[str]] = [[]]
+    for x, y in points:
+        if y is None:
+            pieces.append([])
+        else:
+            pieces[-1].append(f"{_x(x_scale, x)} {_y(y_scale, y)}")
+    drawn = element(
         "path",
-        d=_path(points, x_scale, y_scale),
+        d="".join(f"M{'L'.join(piece)}" for piece in pieces if len(piece) > 1),
         class_=line.style,
         data_name=line.name,
         data_x=" ".join(f"{x:.7g}" for x, y in points if y is not None),
         data_y=" ".join(f"{y:.5g}" for _, y in points if y is not None),
     )
-    if line.mark is None:
-        return path
-    x, y, label = line.mark
-    dot = element(
-        "path",
-        element("title", label),
-        d=f"M{_x(x_scale, x)} {_y(y_scale, y)}h.01",
-        class_=f"{line.style} mark",
-    )
-    return join((path, dot))
-
-
-def _path(points: Sequence[tuple[float, float | None]], x_scale: Scale, y_scale: Scale) -> str:
-    """Return the path's data; a point without neighbours is a dot."""
-    commands: list[str] = []
-    run_length = 0
-    for x, y in points:
-        if y is None:
-            run_length = _end_piece(commands, run_length)
-            continue
-        commands.append(f"{'L' if run_length else 'M'}{_x(x_scale, x)} {_y(y_scale, y)}")
-        run_length += 1
-    _end_piece(commands, run_length)
-    return "".join(commands)
-
-
-def _end_piece(commands: list[str], run_length: int) -> int:
-    if run_length == 1:
-        commands.append("h.01")
-    return 0
+    parts = [drawn]
+    if any(len(piece) == 1 for piece in pieces):
+        # A short stroke with round ends is a dot, also in a stretched view box.
+        dots = "".join(f"M{piece[0]}h.01" for piece in pieces if len(piece) == 1)
+        parts.append(element("path", d=dots, class_=f"{line.style} single"))
+    if line.mark is not None:
+        x, y, label = line.mark
+        dot = f"M{_x(x_scale, x)} {_y(y_scale, y)}h.01"
+        parts.append(element("path", element("title", label), d=dot, class_=f"{line.style} marked"))
+    return join(parts)
 
 
 def _x(scale: Scale, value: float) -> str:

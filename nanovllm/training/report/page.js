@@ -54,7 +54,7 @@ function addReadOut(plot) {
       const value = document.createElement("i");
       row.className = line.style;
       row.textContent = line.name;
-      value.textContent = formatted(lineY);
+      value.textContent = formatted(lineY) + (lineX === current ? "" : ` at ${formatted(lineX)}`);
       box.append(row, value);
       const dot = document.createElement("div");
       dot.className = `dot ${line.style}`;
@@ -141,6 +141,18 @@ function addSlider(samples) {
   show();
 }
 
+function warnOfSilence(time) {
+  const ageSeconds = (Date.now() - Date.parse(time.dateTime)) / 1000;
+  if (ageSeconds < Number(time.dataset.silenceS)) return;
+  const warning = document.createElement("p");
+  warning.className = "notice";
+  warning.textContent =
+    `The last evaluation was ${Math.round(ageSeconds / 60)} minutes ago. ` +
+    "The process may have been killed.";
+  document.querySelector("header").append(warning);
+}
+
+document.querySelectorAll("time[data-silence-s]").forEach(warnOfSilence);
 document.querySelectorAll(".plot").forEach(addReadOut);
 document.querySelectorAll("#samples").forEach(addSlider);
 document.querySelectorAll("input.choice").forEach((choice) => {

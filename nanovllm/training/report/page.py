@@ -39,7 +39,6 @@ def render_report(runs: Sequence[Run]) -> str:
         raise TrainingError(f"a report shows 1 to {MAX_RUNS} runs, not {len(runs)}")
     is_live = len(runs) == 1 and runs[0].state == "running"
     content = render_run(runs[0]) if len(runs) == 1 else render_comparison(runs)
-    written = datetime.now(timezone.utc)
     script, style = _asset("page.js"), _asset("page.css")
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; "
@@ -56,12 +55,7 @@ def render_report(runs: Sequence[Run]) -> str:
         element("title", _title(runs)),
         element("style", style),
     )
-    footer = element(
-        "footer",
-        "Written ",
-        element("time", f"{written:%Y-%m-%d %H:%M:%S} UTC", datetime=written.isoformat()),
-        ". This page reloads itself while the run goes on." if is_live else ".",
-    )
+    footer = _render_footer(runs[0] if is_live else None)
     body = element("body", element("main", content), footer, element("script", script))
     return join((Markup("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), "\n"))
 
@@ -77,13 +71,29 @@ def write_page(page: str, path: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _render_footer(live: Run | None) -> Markup:
+    """Return when the page was written; the script warns if a live run stays silent for long."""
+    written = datetime.now(timezone.utc)
+    # Three intervals between evaluations, and a minute for an evaluation itself.
+    times = [one.elapsed_s for one in live.evaluations if one.elapsed_s] if live else []
+    silence_s = 60 + 3 * (times[-1] / len(times) if times else 60)
+    time = element(
+        "time",
+        f"{written:%Y-%m-%d %H:%M:%S} UTC",
+        datetime=written.isoformat(timespec="seconds"),
+        data_silence_s=f"{silence_s:.0f}" if live else None,
+    )
+    live_note = " This page reloads itself while the run goes on." if live else ""
+    return element("footer", "Written ", time, ".", live_note)
+
+
 def _title(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} runs compared"
     run = runs[0]
     parts = [run.name, STATES[run.state].lower()]
     if run.state == "running" and run.total_steps:
-        parts[1] += f" {run.step / run.total_steps:.0%}"
+        parts[1] += f" {100 * run.step // run.total_steps} %"
     if run.best is not None:
         parts.append(f"loss {format_loss(run.best.val_loss)}")
     return " · ".join(parts)

@@ -24,6 +24,7 @@ _MAX_RUN_BYTES = 4 << 20
 _MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
 _MAX_SAMPLES_BYTES = 16 << 20
 _MAX_STEP = 1 << 53
+_ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in run.json
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ class Run:
     @property
     def total_steps(self) -> int | None:
         """Return the number of steps that the run will take, from `steps` or `epochs`."""
-        steps = self.number("config", "steps")
+        steps = _number(self.info.get("steps")) or self.number("config", "steps")
         epochs = self.number("config", "epochs")
         if steps is None and epochs is not None:
             tokens = self.number("data", "train_tokens")
@@ -108,26 +109,45 @@ class Run:
         measured = [one for one in self.evaluations if one.val_loss is not None]
         best = min(measured, key=lambda one: one.val_loss or 0.0, default=None)
         step, loss = (_number(self.info.get(name)) for name in ("best_step", "best_val_loss"))
-        if step is None or loss is None or (best is not None and (best.val_loss or 0.0) <= loss):
+        if step is None or loss is None:
             return best
-        return Evaluation(int(step), val_loss=loss)
+        # run.json knows better only if lines of metrics.jsonl are missing.
+        is_listed = best is not None and (best.val_loss or 0.0) <= loss + _ROUNDING
+        return best if is_listed else Evaluation(int(step), val_loss=loss)
 
     @property
-    def bits_per_byte(self) -> float | None:
-        """Return the best validation loss in bits per byte of the validation text.
+    def bits_per_byte_factor(self) -> float | None:
+        """Return the factor from a loss in nats per token to bits per byte of validation text.
 
-        It is loss / ln 2 * tokens / bytes, which is comparable between tokenizers.
+        It is tokens / bytes / ln 2. Bits per byte are comparable between tokenizers.
         """
         tokens = self.number("data", "validation_tokens")
         size_bytes = self.number("data", "validation_bytes")
-        if self.best is None or self.best.val_loss is None or not tokens or not size_bytes:
+        return tokens / size_bytes / math.log(2) if tokens and size_bytes else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Return the best validation loss in bits per byte."""
+        factor, best = self.bits_per_byte_factor, self.best
+        if factor is None or best is None or best.val_loss is None:
             return None
-        return self.best.val_loss / math.log(2) * tokens / size_bytes
+        return best.val_loss * factor
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Return the median throughput; None before it is measured."""
+        rates = sorted(one.tokens_per_s for one in self.evaluations if one.tokens_per_s is not None)
+        return rates[len(rates) // 2] if rates else None
 
     def last(self, name: str) -> float | None:
         """Return the last known value of a metric."""
         values = (getattr(one, name) for one in reversed(self.evaluations))
         return next((value for value in values if value is not None), None)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is the output folder of a run."""
+    return any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE))
 
 
 def load_run(folder: Path) -> Run:
@@ -136,7 +156,7 @@ def load_run(folder: Path) -> Run:
     if not folder.is_dir():
         kind = "is a file" if folder.exists() else "does not exist"
         raise TrainingError(f"{folder} {kind}; name the output folder of a `nanovllm train` run")
-    if not any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE)):
+    if not is_run(folder):
         raise TrainingError(
             f"{folder} has neither {METRICS_FILE} nor {RUN_FILE}; it is not the output folder of a "
             "`nanovllm train` run"

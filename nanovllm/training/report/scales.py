@@ -24,11 +24,11 @@ class Scale:
         # Halves, because the difference of two large floats overflows.
         return (value / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
 
-    def ticks(self, count: int) -> list[float]:
-        """Return about `count` round values within the range."""
+    def ticks(self, count: int, min_step: float = 0.0) -> list[float]:
+        """Return about `count` round values within the range, at least `min_step` apart."""
         if self.is_log:
             return _log_ticks(self.low, self.high, count)
-        step = _nice_step((self.high / 2 - self.low / 2) * 2 / count)
+        step = max(min_step, _nice_step((self.high / 2 - self.low / 2) / count * 2))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
@@ -49,8 +49,8 @@ def fit_scale(
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= max(abs(low), abs(high)) * 1e-9 + _MIN_RANGE:
-        half = abs(low) * 0.05 or 0.5
-        return Scale(low - half, high + half)
+        half = abs(low) * 0.05
+        return Scale(low - half, high + half) if half > _MIN_RANGE else Scale(0.0, 1.0)
     margin = (high / 2 - low / 2) * 0.1
     return Scale(
         low if from_zero and low == 0 else max(low - margin, -1e308),

@@ -10,7 +10,8 @@ from nanovllm.training.report.run import Run
 
 _GROUPS = {"config": "Training", "model": "Model", "data": "Data"}
 _OTHER = "Run"
-_SHOWN_ELSEWHERE = {*_GROUPS, "state", "message", "best_step", "best_val_loss"}
+_SHOWN_ELSEWHERE = {*_GROUPS, "state", "message", "best_step", "best_val_loss", "steps"}
+_NOT_COMPARED = {"output", "started", "message"}
 _MAX_ROWS = 100
 _MAX_CHARACTERS = 300
 _MAX_ITEMS = 8
@@ -34,12 +35,16 @@ def differing_settings(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
             for key in ("config", "model", "data")
             for name, value in run.group(key).items()
         }
-        | {name: format_setting(value) for name, value in _other(run).items() if name != "started"}
+        | {name: format_setting(value) for name, value in _other(run).items()}
         for run in runs
     ]
-    names = list(dict.fromkeys(name for settings in flat for name in settings))
+    names = dict.fromkeys(name for settings in flat for name in settings)
     rows = [(name, [settings.get(name, MISSING) for settings in flat]) for name in names]
-    return [(name, values) for name, values in rows if len(set(values)) > 1][:_MAX_ROWS]
+    return [
+        (name, values)
+        for name, values in rows
+        if len(set(values)) > 1 and name not in _NOT_COMPARED
+    ][:_MAX_ROWS]
 
 
 def format_setting(value: Any) -> str:

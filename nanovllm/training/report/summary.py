@@ -1,7 +1,6 @@
 """The page's content about one run."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TypeVar
 
 from nanovllm.training.report.curves import render_run_curves
@@ -25,6 +24,11 @@ STATES = {
     "stopped": "Stopped",
     "failed": "Failed",
     "unknown": "State unknown",
+}
+_RESUME_LABELS = {
+    "running": "Continue this run if its process was killed",
+    "stopped": "Continue this run",
+    "failed": "Continue this run from its last checkpoint",
 }
 _MAX_SAMPLES = 50
 _MAX_SAMPLE_CHARACTERS = 4000
@@ -53,7 +57,7 @@ def render_run(run: Run) -> Markup:
             _render_tiles(run),
             render_run_curves(run),
             render_samples(run),
-            _render_commands(run),
+            render_commands(run),
             render_settings(run),
             _render_table(run.evaluations),
         )
@@ -66,7 +70,7 @@ def render_state(run: Run) -> Markup:
 
 
 def render_notices(run: Run) -> Markup:
-    """Return the run's message and what could not be read."""
+    """Return why the run ended, and what could not be read."""
     message = run.message
     if len(message) > _MAX_MESSAGE_CHARACTERS:
         message = f"{message[:_MAX_MESSAGE_CHARACTERS]}…"
@@ -95,7 +99,7 @@ def _render_header(run: Run) -> Markup:
     total = run.total_steps
     place = f"step {format_count(run.step)}"
     if total is not None:
-        place += f" of {format_count(total)} · {run.step / total:.0%}"
+        place += f" of {format_count(total)} · {100 * run.step // total} %"
     elapsed_s = run.last("elapsed_s")
     if run.state == "running" and total is not None and run.step and elapsed_s:
         left_s = elapsed_s / run.step * (total - run.step)
@@ -121,9 +125,10 @@ def _render_tiles(run: Run) -> Markup:
     best = run.best
     loss = None if best is None else best.val_loss
     bits = run.bits_per_byte
-    rates = sorted(one.tokens_per_s for one in run.evaluations if one.tokens_per_s is not None)
     total = run.total_steps
     at_step = "" if best is None else f"at step {format_count(best.step)}"
+    layers, width = (run.number("config", name) for name in ("layers", "width"))
+    sizes = "" if layers is None or width is None else f"{layers:g} layers, {width:g} wide"
     tiles = (
         ("Best validation loss", format_loss(loss), at_step),
         ("Perplexity", format_perplexity(loss), "of the best checkpoint"),
@@ -132,11 +137,11 @@ def _render_tiles(run: Run) -> Markup:
         ("Tokens", format_compact(run.last("tokens")), "seen in training"),
         (
             "Tokens per second",
-            format_count(rates[len(rates) // 2]) if rates else MISSING,
+            format_count(run.tokens_per_s),
             f"median; last {format_count(run.last('tokens_per_s'))}",
         ),
-        ("Time", format_duration(run.last("elapsed_s")), ""),
-        ("Parameters", format_compact(run.number("model", "parameters")), ""),
+        ("Time", format_duration(run.last("elapsed_s")), "of training and evaluation"),
+        ("Parameters", format_compact(run.number("model", "parameters")), sizes),
     )
     return element(
         "section",
@@ -148,7 +153,7 @@ def _render_tiles(run: Run) -> Markup:
                     "div",
                     element("dt", label),
                     element("dd", value),
-                    element("dd", note, class_="note") if note else "",
+                    element("dd", note, class_="note") if note and value != MISSING else "",
                     class_="tile card",
                 )
                 for label, value, note in tiles
@@ -183,14 +188,17 @@ def render_samples(run: Run) -> Markup:
     )
 
 
-def _render_commands(run: Run) -> Markup:
-    folder = quote_path(Path(run.folder))
+def render_commands(run: Run, title: str = "Use the model") -> Markup:
+    """Return the commands that use the checkpoint; empty if there is none yet."""
+    if run.best is None:
+        return Markup()
+    folder = quote_path(run.folder)
     commands = {
         "Serve the best checkpoint over HTTP": f"nanovllm serve {folder}",
         "Continue a prompt on the terminal": f"nanovllm generate --model {folder}",
     }
-    if run.state not in {"finished", "running"}:
-        commands["Continue this run from its last checkpoint"] = f"nanovllm train --resume {folder}"
+    if run.state in _RESUME_LABELS:
+        commands[_RESUME_LABELS[run.state]] = f"nanovllm train --resume {folder}"
     rows = [
         part
         for label, command in commands.items()
@@ -198,7 +206,7 @@ def _render_commands(run: Run) -> Markup:
     ]
     return element(
         "section",
-        element("h2", "Use the model"),
+        element("h2", title),
         element("dl", *rows, class_="card commands"),
     )
 
