@@ -1,8 +1,9 @@
 """evaluate: loss, perplexity and bits per byte of a checkpoint on text.
 
-The text of each file is tokenized and scored on its own, so that no window spans two files. Windows
-and the context of each prediction are defined in nanovllm/training/scoring.py: every token but a
-text's first is predicted exactly once. With N predictions p[i] and B bytes,
+Each text is tokenized and scored on its own, so that no window spans two files. A literal
+`<|endoftext|>` is encoded as the special token, as in training. Windows and the context of each
+prediction are defined in nanovllm/training/scoring.py: every token but a text's first is predicted
+exactly once. With N probabilities p[i] of predicted tokens and B bytes,
 
     loss          = sum(-ln p[i]) / N            nats per token
     perplexity    = exp(loss)
@@ -10,8 +11,8 @@ text's first is predicted exactly once. With N predictions p[i] and B bytes,
                                                  "The Pile", section 3.1)
 
 The sums are float64. B counts the UTF-8 bytes of the predicted tokens only: without a text's first
-token, and without the tokens after `max_tokens`. Where bytes of a character belong to several
-tokens, a byte-level tokenizer counts those of the predicted tokens.
+token, and without the tokens after `max_tokens`. Line ends of files are normalized. A tokenizer
+that is not byte-level counts a character of several tokens with the first of them.
 
 This module is above the engine, not in nanovllm/training, because it needs model names and the
 engine's loading of checkpoints and tokenizers. The scores come from the backend directly: the
@@ -246,7 +247,7 @@ def _read_documents(paths: Sequence[Path], pattern: str) -> list[str]:
 def _read_text(path: Path) -> str:
     try:
         content = path.read_bytes()
-        text = content.decode("utf-8-sig")
+        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
@@ -293,19 +294,20 @@ def _encode_all(
 
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the token ids of a text, and the UTF-8 bytes of the text up to each token's end."""
-    ids, character_ends = tokenizer.encode_with_ends(text)
-    token_ids = np.array(ids, dtype=np.int64)
     if tokenizer.max_token_bytes is not None:  # the tokens are exactly the text's bytes
+        ids = tokenizer.encode(text, add_special_tokens=False, allow_special=True)
+        token_ids = np.array(ids, dtype=np.int64)
         unique, index = np.unique(token_ids, return_inverse=True)
         sizes = np.array([len(tokenizer.token_bytes(i)) for i in unique.tolist()], dtype=np.int64)
         ends = np.cumsum(sizes[index])
         # A tokenizer with add_prefix_space adds a byte at the beginning.
         return token_ids, ends - (ends[-1:] - len(text.encode()))
+    ids, character_ends = tokenizer.encode_with_ends(text)
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     # UTF-8 needs 1 byte up to U+007F, 2 up to U+07FF, 3 up to U+FFFF.
     sizes = 1 + np.searchsorted([0x80, 0x800, 0x10000], code_points, side="right")
     ends = np.concatenate([[0], np.cumsum(sizes)])
-    return token_ids, ends[np.array(character_ends, dtype=np.int64)]
+    return np.array(ids, dtype=np.int64), ends[np.array(character_ends, dtype=np.int64)]
 
 
 def _bos_token(model: GPT2Config) -> int:

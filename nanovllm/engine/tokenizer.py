@@ -130,11 +130,12 @@ class Tokenizer:
         return list(_encode(library, text, add_special_tokens=add_special_tokens).ids)
 
     def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the token ids of `text` alone, and the index of the character after each token.
+        """Return the token ids of `text`, and the index of the character after each token.
 
+        Names such as `<|endoftext|>` in the text are special tokens, and no others are added.
         Raises InvalidRequestError if the tokenizer cannot encode the text.
         """
-        encoding = _encode(self._plain, text, add_special_tokens=False)
+        encoding = _encode(self._with_special, text, add_special_tokens=False)
         return list(encoding.ids), [end for _, end in encoding.offsets]
 
     @cached_property

@@ -50,17 +50,15 @@ class TokenScores:
 
 
 def cut_windows(
-    token_ids: Int64[np.ndarray, " tokens"], context: int, stride: int | None = None
+    token_ids: Int64[np.ndarray, " tokens"], context: int, stride: int
 ) -> Iterator[Window]:
     """Yield the windows of one text, as views; a text of fewer than two tokens has none.
 
     Args:
         context: maximum number of inputs of a window, at least 1.
-        stride: distance between the starts of windows, from 1 to `context`, which is the default.
+        stride: distance between the starts of windows, from 1 to `context`.
     """
-    stride = context if stride is None else stride
-    if not 1 <= stride <= context:
-        raise ValueError(f"stride is {stride} but must be from 1 to the context of {context}")
+    assert 1 <= stride <= context
     start, scored = 0, 1
     while scored < len(token_ids):
         stop = min(start + context + 1, len(token_ids))
