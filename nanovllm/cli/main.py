@@ -27,6 +27,7 @@ def build_parser() -> "argparse.ArgumentParser":
         train_report,
         verify,
     )
+    from nanovllm.cli.parsers import eval as evaluate  # noqa: PLC0415
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
 
     parser = CommandParser(
@@ -54,6 +55,7 @@ def build_parser() -> "argparse.ArgumentParser":
         download,
         models,
         bench,
+        evaluate,
         verify,
     ):
         command.add_parser(subparsers)

@@ -132,6 +132,15 @@ class Tokenizer:
         library = self._with_special if allow_special else self._plain
         return list(self._encode(library, text, add_special_tokens=add_special_tokens).ids)
 
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of `text`, and the index of the character after each token.
+
+        Names such as `<|endoftext|>` in the text are special tokens, and no others are added.
+        Raises InvalidRequestError if the tokenizer cannot encode the text.
+        """
+        encoding = self._encode(self._with_special, text, add_special_tokens=False)
+        return list(encoding.ids), [end for _, end in encoding.offsets]
+
     def _encode(
         self, library: LibraryTokenizer, text: str, *, add_special_tokens: bool
     ) -> Encoding:

@@ -22,4 +22,5 @@ checkpoint            files of checkpoints, written to a temporary name and rena
 samples               text that a network generates during training
 run_files             metrics.jsonl, samples.jsonl and run.json
 report                the HTML report of a run, or of several
+scoring               the loss of every token of a text, by a loaded network
 """

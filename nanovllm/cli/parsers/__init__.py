@@ -10,6 +10,7 @@ run_batch         `nanovllm run-batch`
 train             `nanovllm train`
 models            `nanovllm list`, `show`, `remove` and `env`
 bench             `nanovllm bench latency|throughput|serve`
+eval              `nanovllm eval`
 verify            `nanovllm verify`
 train_report      `nanovllm train-report`
 """
