@@ -10,6 +10,7 @@ runner              runs a batch: the forward pass, then the sampler
 engine              continuous batching: scheduler, KV cache, requests
 llm                 LLM, the Python API
 async_llm           AsyncLLM, the same for asyncio
+evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 training            from text files to a checkpoint
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         TrainingError,
     )
+    from nanovllm.evaluation import EvaluationResult, evaluate
     from nanovllm.llm import LLM
     from nanovllm.outputs import (
         CompletionOutput,
@@ -78,6 +80,7 @@ __all__ = [
     "EngineError",
     "EngineFaultError",
     "EngineNotReadyError",
+    "EvaluationResult",
     "InvalidRequestError",
     "Logprob",
     "ModelNotFoundError",
@@ -94,6 +97,7 @@ __all__ = [
     "TokensPrompt",
     "TrainingError",
     "__version__",
+    "evaluate",
 ]
 
 _EXPORTS = {
@@ -103,6 +107,7 @@ _EXPORTS = {
     "nanovllm.engine.beam_search": ["BeamSearchParams"],
     "nanovllm.engine.tokenizer": ["Tokenizer"],
     "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
+    "nanovllm.evaluation": ["EvaluationResult", "evaluate"],
     "nanovllm.llm": ["LLM"],
     "nanovllm.outputs": [
         "CompletionOutput",

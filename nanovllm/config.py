@@ -9,12 +9,15 @@ DType: TypeAlias = Literal["float32", "bfloat16", "auto"]
 Quantization: TypeAlias = Literal["int8"]
 KVCacheDType: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
 SchedulingPolicy: TypeAlias = Literal["fcfs", "priority"]
+Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 DTYPES: tuple[DType, ...] = get_args(DType)
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 KV_CACHE_DTYPES: tuple[KVCacheDType, ...] = get_args(KVCacheDType)
 SCHEDULING_POLICIES: tuple[SchedulingPolicy, ...] = get_args(SchedulingPolicy)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Types of the weights, by dtype or by quantization."""
 
 BUNDLED_MODEL = "tiny-books"
 

@@ -25,6 +25,7 @@ def build_parser() -> "argparse.ArgumentParser":
         serve,
         verify,
     )
+    from nanovllm.cli.parsers import eval as evaluate  # noqa: PLC0415
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
 
     parser = CommandParser(
@@ -43,7 +44,7 @@ def build_parser() -> "argparse.ArgumentParser":
     subparsers = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", prog="nanovllm"
     )
-    for command in (serve, generate, run_batch, download, models, bench, verify):
+    for command in (serve, generate, run_batch, download, models, bench, evaluate, verify):
         command.add_parser(subparsers)
     return parser
 

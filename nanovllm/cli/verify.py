@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nanovllm.cli.argument_types import print_message, read_lines
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.parsers.verify import AGREES, DIFFERS, NOT_COMPARED
+from nanovllm.cli.table import print_table
 from nanovllm.cli.verify_reference import Reference, import_libraries
 from nanovllm.config import EngineConfig
 from nanovllm.errors import EngineFaultError, NanovllmError
@@ -323,12 +324,8 @@ def _report(
         ("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "KL", "greedy"),
         *map(_row, comparisons),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"{parsed.model} against {reference.title}, float32\n")
-    for row in rows:
-        print(
-            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    print_table(rows)
     if reference.tokenizer_problem is not None:
         print(
             "\nTokenization was not compared, since transformers cannot load the tokenizer: "

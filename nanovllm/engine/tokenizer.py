@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Encoding, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanovllm.errors import CheckpointError, InvalidRequestError, printable
@@ -127,18 +127,16 @@ class Tokenizer:
             InvalidRequestError: the tokenizer cannot encode the text.
         """
         library = self._with_special if allow_special else self._plain
-        try:
-            # Unlike `encode`, `encode_batch` releases the GIL.
-            (encoding,) = library.encode_batch([text], add_special_tokens=add_special_tokens)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:
-            raise InvalidRequestError(
-                f"the model's tokenizer cannot encode this text: {printable(str(error)[:200])}; "
-                "change the text",
-                param="prompt",
-            ) from error
-        return list(encoding.ids)
+        return list(_encode(library, text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of `text`, and the index of the character after each token.
+
+        Names such as `<|endoftext|>` in the text are special tokens, and no others are added.
+        Raises InvalidRequestError if the tokenizer cannot encode the text.
+        """
+        encoding = _encode(self._with_special, text, add_special_tokens=False)
+        return list(encoding.ids), [end for _, end in encoding.offsets]
 
     @cached_property
     def tokens_around_text(self) -> tuple[list[int], list[int]]:
@@ -215,6 +213,22 @@ class Tokenizer:
         if token is None:
             return b""
         return b"".join(_BYTE_OF.get(character, character.encode()) for character in token)
+
+
+def _encode(library: LibraryTokenizer, text: str, *, add_special_tokens: bool) -> Encoding:
+    """Encode one text; raise InvalidRequestError if the library cannot."""
+    try:
+        # Unlike `encode`, `encode_batch` releases the GIL.
+        (encoding,) = library.encode_batch([text], add_special_tokens=add_special_tokens)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise InvalidRequestError(
+            f"the model's tokenizer cannot encode this text: {printable(str(error)[:200])}; "
+            "change the text",
+            param="prompt",
+        ) from error
+    return encoding
 
 
 def _is_white_space(token: AddedToken) -> bool:

@@ -13,4 +13,5 @@ checkpoint            files of checkpoints, written to a temporary name and rena
 config                the settings of a run
 stopping              Ctrl-C ends a run between two steps
 optimizer             AdamW, gradient clipping, and the learning rate schedule
+scoring               the loss of every token of a text, by a loaded network
 """

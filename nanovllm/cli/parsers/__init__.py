@@ -9,5 +9,6 @@ generate          `nanovllm generate`
 run_batch         `nanovllm run-batch`
 models            `nanovllm list`, `show`, `remove` and `env`
 bench             `nanovllm bench latency|throughput|serve`
+eval              `nanovllm eval`
 verify            `nanovllm verify`
 """
