@@ -71,7 +71,7 @@ def test_bytes_are_those_of_the_predicted_tokens(tiny_model: Path, max_tokens: i
 
 
 def test_a_character_level_tokenizer_counts_bytes_too(tmp_path: Path) -> None:
-    characters = sorted(set(TEXT))
+    characters = sorted(set(TEXT + "Hello, world 1"))  # loading encodes these
     write_tiny_model(tmp_path, config={"vocab_size": len(characters), "eos_token_id": None})
     library = LibraryTokenizer(models.WordLevel({name: i for i, name in enumerate(characters)}))
     library.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")

@@ -78,7 +78,7 @@ def test_help_shows_defaults_and_environment_variables(
     options = re.split(r"\n(?=  -)", text.partition("\nenvironment")[0])[1:]
     silent = [option for option in options if "default:" not in option]
     names = {option.split()[0].strip(",") for option in silent}
-    assert names <= {"-h", "-i", "-o", "--model"}, silent
+    assert names <= {"-h", "-i", "-o", "--model", "--data"}, silent
     help_lines = [re.findall(r"(?m)^ {32}\S|\S {2,}\S", option) for option in options]
     assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"
 

@@ -52,9 +52,9 @@ def test_dtype_and_quantization_select_one_precision(
     capsys: pytest.CaptureFixture[str], tiny_model: Path, file: Path
 ) -> None:
     arguments = (tiny_model, "--data", file, "--json", "--max-tokens", 20)
-    out, _ = run(capsys, *arguments, "--quantization", "int8", "--kv-cache-dtype", "float32")
+    out, _ = run(capsys, *arguments, "--quantization", "int8", "--dtype", "bfloat16")
     (result,) = json.loads(out)["results"]
-    assert (result["precision"], result["kv_cache_dtype"]) == ("int8", "float32")
+    assert (result["precision"], result["kv_cache_dtype"]) == ("int8", "bfloat16")
     assert result["loss_difference"] is None
     out, _ = run(
         capsys, *arguments, "--backend", "numpy", "--context", 16, "--stride", 8, "--add-bos-token"
