@@ -9,6 +9,7 @@ line imports only from lines below it (the contract in pyproject.toml):
     library              loads the compiled operations from the cache, or compiles them
     entries              the functions that Python calls
 
+    cross_entropy        the loss and its gradients, a chunk of rows at a time
     linear               linear layers and their gradients
     optimizer            AdamW, and the sum of squares that clipping needs
 

@@ -1,5 +1,8 @@
 """The operations of training on compiled kernels; the ones not listed here are NumPy's."""
 
+import numpy as np
+from jaxtyping import Int64
+
 from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.kernels.build.packing import round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
@@ -10,6 +13,8 @@ from nanovllm.training.kernels.records import (
     ITEM_ELEMENTS,
     KINDS,
     LINEAR,
+    LOGITS_FLOATS,
+    MAX_PIECE,
     SCRATCH_FLOATS,
 )
 from nanovllm.training.kernels.runner import OperationRunner
@@ -102,6 +107,76 @@ class CompiledOperations(NumpyOperations):
             kind=_kind(activation),
         )
         return grad_x
+
+    def cross_entropy(
+        self, hidden: Rows, head: Array, targets: Int64[np.ndarray, " tokens"]
+    ) -> float:
+        """Return the sum over rows of -log softmax(hidden @ head^T)[target]."""
+        return self._cross_entropy(hidden, head, targets, 0.0, None, None)
+
+    def cross_entropy_backward(
+        self,
+        hidden: Rows,
+        head: Array,
+        targets: Int64[np.ndarray, " tokens"],
+        scale: float,
+        grad_head: Array,
+    ) -> tuple[float, Rows]:
+        """Return the sum of the losses, and `scale` times its gradient with respect to hidden."""
+        grad_hidden = self._empty(*hidden.shape)
+        loss = self._cross_entropy(hidden, head, targets, scale, grad_head, grad_hidden)
+        return loss, grad_hidden
+
+    def _cross_entropy(
+        self,
+        hidden: Rows,
+        head: Array,
+        targets: Int64[np.ndarray, " tokens"],
+        scale: float,
+        grad_head: Array | None,
+        grad_hidden: Rows | None,
+    ) -> float:
+        tokens, (vocab, d_model) = len(targets), head.shape
+        if targets.min() < 0 or targets.max() >= vocab:
+            raise IndexError(f"a target is not in the vocabulary of {vocab} tokens")
+        transposed_panels = self._panels(d_model, vocab)
+        panels = None if grad_head is None else self._panels(vocab, d_model)
+        self._runner.run(
+            "pack_head",
+            2 * head.size,
+            head=head,
+            transposed_panels=transposed_panels,
+            panels=panels,
+            vocab=vocab,
+            d_model=d_model,
+        )
+        chunk_rows = min(tokens, max(1, LOGITS_FLOATS // (vocab * MAX_PIECE)) * MAX_PIECE)
+        logits = self._empty(chunk_rows, vocab)
+        hidden_panels = None if grad_head is None else self._panels(chunk_rows, d_model)
+        sums, target_logits = self._empty(tokens), self._empty(tokens)
+        for first in range(0, tokens, chunk_rows):
+            rows = slice(first, first + chunk_rows)
+            count = len(targets[rows])
+            self._runner.run(
+                "cross_entropy",
+                (2 if grad_head is None else 6) * count * head.size,
+                hidden=hidden[rows],
+                targets=targets[rows],
+                transposed_panels=transposed_panels,
+                panels=panels,
+                hidden_panels=hidden_panels,
+                logits=logits,
+                grad_hidden=None if grad_hidden is None else grad_hidden[rows],
+                grad_head=grad_head,
+                sums=sums[rows],
+                target_logits=target_logits[rows],
+                scratch=self._scratch(),
+                rows=count,
+                vocab=vocab,
+                d_model=d_model,
+                scale=scale,
+            )
+        return float((np.log(sums) - target_logits).sum(dtype=np.float64))
 
     def sum_of_squares(self, array: Array) -> float:
         """Return the sum of the squares of all elements, in float64."""

@@ -28,6 +28,12 @@ RECORDS: Mapping[str, np.dtype] = {
             grad_out_ptr z_ptr x_ptr weight_ptr grad_weight_ptr grad_bias_ptr grad_x_ptr
             grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr rows d_in d_out kind
         """,
+        "pack_head": "head_ptr transposed_panels_ptr panels_ptr vocab d_model",
+        "cross_entropy": """
+            hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr logits_ptr
+            grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
+            rows vocab d_model scale_bits
+        """,
     }.items()
 }
 """The record of each operation, by the name of its entry."""
@@ -56,3 +62,5 @@ SCRATCH_FLOATS = BLOCK_ROWS * MAX_PIECE + 1024
 """Working memory of a thread in a matmul."""
 GRADIENT_ROWS = 32
 """Rows of a gradient that are packed together (linear.py): they fit the second-level cache."""
+LOGITS_FLOATS = 1 << 20
+"""Logits in memory at a time (cross_entropy.py), if these are at least MAX_PIECE rows."""

@@ -88,6 +88,42 @@ def test_activations(compiled: list[CompiledOperations], activation: str) -> Non
     assert np.isnan(grad[-1]) == np.isnan(gradient[-1])
 
 
+@pytest.mark.parametrize("shape", [(1, 5, 3), (37, 33, 65), (500, 20, 3001)])
+def test_cross_entropy(compiled: list[CompiledOperations], shape: tuple[int, int, int]) -> None:
+    """The last shape has several chunks of rows."""
+    rows, d_model, vocab = shape
+    hidden, head = random(rows, d_model), random(vocab, d_model, seed=1)
+    targets = np.random.default_rng(2).integers(0, vocab, rows)
+    losses, results = [], []
+    for operations in (NUMPY, *compiled):
+        grad_head = random(vocab, d_model, seed=3)
+        loss, grad_hidden = operations.cross_entropy_backward(hidden, head, targets, 0.1, grad_head)
+        assert loss == pytest.approx(operations.cross_entropy(hidden, head, targets), rel=1e-7)
+        losses.append(loss)
+        results.append([grad_hidden, grad_head])
+    check_equal(results[1:], results[0], rtol=3e-6)
+    assert losses[1:] == [losses[1]] * 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_cross_entropy_of_nonfinite_logits(compiled: list[CompiledOperations]) -> None:
+    """A row that is not finite has no finite loss, and leaves the gradients of others finite."""
+    head, targets = random(40, 8, seed=1), np.array([1, 2, 39])
+    for value in (np.nan, np.inf):
+        hidden = random(3, 8)
+        hidden[1, 3] = value
+        loss, grad_hidden = compiled[1].cross_entropy_backward(
+            hidden, head, targets, 1.0, np.zeros_like(head)
+        )
+        assert np.isnan(loss)
+        assert np.isfinite(grad_hidden).all(axis=1).tolist() == [True, False, True]
+
+
+def test_target_outside_the_vocabulary_is_refused(compiled: list[CompiledOperations]) -> None:
+    with pytest.raises(IndexError, match="not in the vocabulary of 4 tokens"):
+        compiled[0].cross_entropy(random(2, 3), random(4, 3), np.array([0, 4]))
+
+
 @pytest.mark.parametrize("count", [1, 5, 16, 16384, 100_003])
 def test_sum_of_squares(compiled: list[CompiledOperations], count: int) -> None:
     values = random(count)
