@@ -1,10 +1,24 @@
 """The operations of training on compiled kernels; the ones not listed here are NumPy's."""
 
+import numpy as np
+from jaxtyping import Int64
+
+from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.kernels.build.packing import round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.model.kernels.threads.cores import default_threads
-from nanovllm.training.kernels.records import DTYPES, ITEM_ELEMENTS
+from nanovllm.training.kernels.records import (
+    DTYPES,
+    GRADIENT_ROWS,
+    ITEM_ELEMENTS,
+    KINDS,
+    LINEAR,
+    LOGITS_FLOATS,
+    MAX_PIECE,
+    SCRATCH_FLOATS,
+)
 from nanovllm.training.kernels.runner import OperationRunner
-from nanovllm.training.operations import AdamWStep, Array, NumpyOperations
+from nanovllm.training.operations import AdamWStep, Array, NumpyOperations, Rows
 
 
 class CompiledOperations(NumpyOperations):
@@ -33,6 +47,136 @@ class CompiledOperations(NumpyOperations):
     def close(self) -> None:
         """End the helper threads."""
         self._runner.close()
+
+    def linear(
+        self, x: Rows, weight: Array, bias: Array, activation: str
+    ) -> tuple[Rows, Rows | None]:
+        """Return f(z) with z = x @ weight + bias, and z, or None where f is the identity."""
+        rows, (d_in, d_out) = len(x), weight.shape
+        z = self._empty(rows, d_out)
+        kind = _kind(activation)
+        out = z if kind == LINEAR else self._empty(rows, d_out)
+        self._runner.run(
+            "linear",
+            2 * rows * weight.size,
+            x=x,
+            weight=weight,
+            bias=bias,
+            z=z,
+            out=out,
+            panels=self._panels(d_in, d_out),
+            scratch=self._scratch(),
+            rows=rows,
+            d_in=d_in,
+            d_out=d_out,
+            kind=kind,
+        )
+        return out, None if kind == LINEAR else z
+
+    def linear_backward(
+        self,
+        grad_out: Rows,
+        x: Rows,
+        weight: Array,
+        activation: str,
+        activation_input: Rows | None,
+        grad_weight: Array,
+        grad_bias: Array,
+    ) -> Rows:
+        """Return grad_x; overwrites grad_out where there is an activation."""
+        rows, (d_in, d_out) = len(x), weight.shape
+        grad_x = self._empty(rows, d_in)
+        blocks = -(-rows // GRADIENT_ROWS)
+        self._runner.run(
+            "linear_backward",
+            4 * rows * weight.size,
+            grad_out=grad_out,
+            z=activation_input,
+            x=x,
+            weight=weight,
+            grad_weight=grad_weight,
+            grad_bias=grad_bias,
+            grad_x=grad_x,
+            grad_panels=self._panels(rows, d_out),
+            weight_panels=self._panels(d_out, d_in),
+            bias_sums=self._panels(blocks, d_out),
+            scratch=self._scratch(),
+            rows=rows,
+            d_in=d_in,
+            d_out=d_out,
+            kind=_kind(activation),
+        )
+        return grad_x
+
+    def cross_entropy(
+        self, hidden: Rows, head: Array, targets: Int64[np.ndarray, " tokens"]
+    ) -> float:
+        """Return the sum over rows of -log softmax(hidden @ head^T)[target]."""
+        return self._cross_entropy(hidden, head, targets, 0.0, None, None)
+
+    def cross_entropy_backward(
+        self,
+        hidden: Rows,
+        head: Array,
+        targets: Int64[np.ndarray, " tokens"],
+        scale: float,
+        grad_head: Array,
+    ) -> tuple[float, Rows]:
+        """Return the sum of the losses, and `scale` times its gradient with respect to hidden."""
+        grad_hidden = self._empty(*hidden.shape)
+        loss = self._cross_entropy(hidden, head, targets, scale, grad_head, grad_hidden)
+        return loss, grad_hidden
+
+    def _cross_entropy(
+        self,
+        hidden: Rows,
+        head: Array,
+        targets: Int64[np.ndarray, " tokens"],
+        scale: float,
+        grad_head: Array | None,
+        grad_hidden: Rows | None,
+    ) -> float:
+        tokens, (vocab, d_model) = len(targets), head.shape
+        if targets.min() < 0 or targets.max() >= vocab:
+            raise IndexError(f"a target is not in the vocabulary of {vocab} tokens")
+        transposed_panels = self._panels(d_model, vocab)
+        panels = None if grad_head is None else self._panels(vocab, d_model)
+        self._runner.run(
+            "pack_head",
+            2 * head.size,
+            head=head,
+            transposed_panels=transposed_panels,
+            panels=panels,
+            vocab=vocab,
+            d_model=d_model,
+        )
+        chunk_rows = min(tokens, max(1, LOGITS_FLOATS // (vocab * MAX_PIECE)) * MAX_PIECE)
+        logits = self._empty(chunk_rows, vocab)
+        hidden_panels = None if grad_head is None else self._panels(chunk_rows, d_model)
+        sums, target_logits = self._empty(tokens), self._empty(tokens)
+        for first in range(0, tokens, chunk_rows):
+            rows = slice(first, first + chunk_rows)
+            count = len(targets[rows])
+            self._runner.run(
+                "cross_entropy",
+                (2 if grad_head is None else 6) * count * head.size,
+                hidden=hidden[rows],
+                targets=targets[rows],
+                transposed_panels=transposed_panels,
+                panels=panels,
+                hidden_panels=hidden_panels,
+                logits=logits,
+                grad_hidden=None if grad_hidden is None else grad_hidden[rows],
+                grad_head=grad_head,
+                sums=sums[rows],
+                target_logits=target_logits[rows],
+                scratch=self._scratch(),
+                rows=count,
+                vocab=vocab,
+                d_model=d_model,
+                scale=scale,
+            )
+        return float((np.log(sums) - target_logits).sum(dtype=np.float64))
 
     def sum_of_squares(self, array: Array) -> float:
         """Return the sum of the squares of all elements, in float64."""
@@ -72,3 +216,19 @@ class CompiledOperations(NumpyOperations):
             decay=1.0 - settings.learning_rate * settings.weight_decay,
             epsilon=settings.epsilon,
         )
+
+    def _panels(self, steps: int, columns: int) -> Array:
+        """Return memory for the panels of a matrix [steps, columns]."""
+        return self._empty(steps, round_up(columns, self._runner.target.panel_width))
+
+    def _scratch(self) -> Array:
+        """Return the working memory of the threads in a matmul."""
+        return self._empty(self._runner.threads, SCRATCH_FLOATS)
+
+
+_FUNCTION_NAMES = {name: function.__name__ for name, function in ACTIVATIONS.items()}
+
+
+def _kind(activation: str) -> int:
+    """Return the number of an activation that a checkpoint names."""
+    return KINDS.index(_FUNCTION_NAMES[activation])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nanovllm.model.kernels.step_record import record_dtype
+from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, record_dtype
 
 _COMMON = "job_ptr phases_ptr threads"
 
@@ -21,6 +21,19 @@ RECORDS: Mapping[str, np.dtype] = {
             second_correction_bits learning_rate_bits decay_bits epsilon_bits
         """,
         "sum_of_squares": "values_ptr partial_sums_ptr count",
+        "linear": """
+            x_ptr weight_ptr bias_ptr z_ptr out_ptr panels_ptr scratch_ptr rows d_in d_out kind
+        """,
+        "linear_backward": """
+            grad_out_ptr z_ptr x_ptr weight_ptr grad_weight_ptr grad_bias_ptr grad_x_ptr
+            grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr rows d_in d_out kind
+        """,
+        "pack_head": "head_ptr transposed_panels_ptr panels_ptr vocab d_model",
+        "cross_entropy": """
+            hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr logits_ptr
+            grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
+            rows vocab d_model scale_bits
+        """,
     }.items()
 }
 """The record of each operation, by the name of its entry."""
@@ -36,3 +49,18 @@ MAX_PHASES = 16
 """Most phases (forward/phase.py) of an operation."""
 ITEM_ELEMENTS = 1 << 14
 """Elements of a flat array that a thread takes at a time."""
+
+KINDS = ("store", *ACTIVATION_NAMES)
+"""An epilogue (epilogue.py) is a number: STORE, or the kind of an activation."""
+STORE, LINEAR = KINDS.index("store"), KINDS.index("linear")
+
+BLOCK_ROWS = 96
+"""Most rows of a block of a matmul (matmul.py)."""
+MAX_PIECE = 384
+"""Most steps of a piece of a matmul."""
+SCRATCH_FLOATS = BLOCK_ROWS * MAX_PIECE + 1024
+"""Working memory of a thread in a matmul."""
+GRADIENT_ROWS = 32
+"""Rows of a gradient that are packed together (linear.py): they fit the second-level cache."""
+LOGITS_FLOATS = 1 << 20
+"""Logits in memory at a time (cross_entropy.py), if these are at least MAX_PIECE rows."""
