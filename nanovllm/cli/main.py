@@ -44,16 +44,7 @@ def build_parser() -> "argparse.ArgumentParser":
     subparsers = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", prog="nanovllm"
     )
-    for command in (
-        serve,
-        generate,
-        run_batch,
-        download,
-        models,
-        bench,
-        verify,
-        train_report,
-    ):
+    for command in (serve, generate, run_batch, download, models, bench, verify, train_report):
         command.add_parser(subparsers)
     return parser
 
