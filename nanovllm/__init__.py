@@ -61,6 +61,8 @@ if TYPE_CHECKING:
     from nanovllm.prompts import Prompt, TextPrompt, TokensPrompt
     from nanovllm.sampling_params import SamplingParams
     from nanovllm.structured_outputs import StructuredOutputs
+    from nanovllm.training.config import TrainingConfig
+    from nanovllm.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -92,6 +94,8 @@ __all__ = [
     "TextPrompt",
     "Tokenizer",
     "TokensPrompt",
+    "Trainer",
+    "TrainingConfig",
     "TrainingError",
     "__version__",
 ]
@@ -115,6 +119,8 @@ _EXPORTS = {
     "nanovllm.prompts": ["Prompt", "TextPrompt", "TokensPrompt"],
     "nanovllm.sampling_params": ["SamplingParams"],
     "nanovllm.structured_outputs": ["StructuredOutputs"],
+    "nanovllm.training.config": ["TrainingConfig"],
+    "nanovllm.training.trainer": ["Trainer"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -13,6 +13,7 @@ security_options  API keys, hosts, origins and TLS of the server
 generate          `nanovllm generate`
 repl              the interactive prompt of `generate`
 run_batch         `nanovllm run-batch`
+train             `nanovllm train`
 download          `nanovllm download`
 models            `nanovllm list`, `show` and `remove`
 env               `nanovllm env`

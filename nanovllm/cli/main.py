@@ -23,6 +23,7 @@ def build_parser() -> "argparse.ArgumentParser":
         models,
         run_batch,
         serve,
+        train,
         train_report,
         verify,
     )
@@ -31,7 +32,7 @@ def build_parser() -> "argparse.ArgumentParser":
     parser = CommandParser(
         prog="nanovllm",
         usage="%(prog)s COMMAND [options]",
-        description="GPT-2 inference on CPUs.",
+        description="GPT-2 inference and training on CPUs.",
         epilog="nanovllm COMMAND --help describes a command.",
     )
     parser.add_argument(
@@ -44,7 +45,17 @@ def build_parser() -> "argparse.ArgumentParser":
     subparsers = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", prog="nanovllm"
     )
-    for command in (serve, generate, run_batch, download, models, bench, verify, train_report):
+    for command in (
+        serve,
+        generate,
+        run_batch,
+        train,
+        train_report,
+        download,
+        models,
+        bench,
+        verify,
+    ):
         command.add_parser(subparsers)
     return parser
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from typing_extensions import Self
+
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
 
@@ -241,7 +243,7 @@ class TrainingConfig:
         )
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> Any:
+    def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> Self:
         """Return a config; raise TrainingError for a name that is none of a setting."""
         names = {field.name for field in fields(cls)}
         unknown = [name for name in settings if name not in names]

@@ -7,6 +7,7 @@ security_options  options for API keys, hosts, origins and TLS
 serve             `nanovllm serve`
 generate          `nanovllm generate`
 run_batch         `nanovllm run-batch`
+train             `nanovllm train`
 models            `nanovllm list`, `show`, `remove` and `env`
 bench             `nanovllm bench latency|throughput|serve`
 verify            `nanovllm verify`

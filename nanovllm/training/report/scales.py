@@ -85,9 +85,12 @@ def _nice_step(step: float) -> float:
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Return powers of ten, or 1, 2 and 5 times them if there are few."""
+    """Return powers of ten, with multiples between them if there is room for these."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1, 2, 5) if len(exponents) * 2 <= count else (1,)
-    ticks = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    return ticks[:: max(1, math.ceil(len(ticks) / count))]
+    ticks: list[float] = []
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= count + 1:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / count)]

@@ -31,7 +31,8 @@ def test_every_value_lies_on_its_axis(
         (Scale(1.58, 4.3), ["2", "3", "4"]),
         (Scale(0, 3.2e-5), ["0", "1e-5", "2e-5", "3e-5"]),
         (Scale(0.09, 1100, is_log=True), ["0.1", "1", "10", "100", "1000"]),
-        (Scale(0.9, 12, is_log=True), ["1", "10"]),
+        (Scale(0.9, 12, is_log=True), ["1", "2", "5", "10"]),
+        (Scale(0.9, 1e12, is_log=True), ["1", "1k", "1M", "1B", "1T"]),
     ],
 )
 def test_ticks_are_round(scale: Scale, ticks: list[str]) -> None:
