@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 INFO: Mapping[str, Any] = {
-    "config": {"steps": 40, "lr": 1e-3, "layers": 2, "width": 32, "tokenizer": "char"},
-    "model": {"parameters": 123_456},
+    "config": {"steps": 40, "lr": 1e-3, "tokenizer": "char"},
+    "model": {"layers": 2, "width": 32, "parameters": 123_456},
     "data": {"validation_tokens": 500, "validation_bytes": 1000, "files": ["a.txt", "b.txt"]},
     "state": "finished",
 }

@@ -67,7 +67,7 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_ticks(ticks: list[float]) -> list[str]:
-    """Return the labels of an axis, all in one unit: 0, 5k, 10k."""
+    """Return the labels of a linear axis, all in one unit: 0, 5k, 10k."""
     largest = max(map(abs, ticks), default=0.0)
     unit, suffix = next(
         ((unit, suffix) for unit, suffix in _SUFFIXES if largest >= max(unit, 10_000)), (1.0, "")

@@ -88,8 +88,9 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Return the step of the last evaluation; 0 before the first."""
-        return self.evaluations[-1].step if self.evaluations else 0
+        """Return the last known step: of run.json or of the last evaluation."""
+        evaluated = self.evaluations[-1].step if self.evaluations else 0
+        return max(evaluated, _step(self.info) or 0)
 
     @property
     def total_steps(self) -> int | None:
@@ -248,7 +249,7 @@ def _sample(row: dict[str, Any]) -> Sample | None:
     return None if step is None or not isinstance(text, str) else Sample(step, text)
 
 
-def _step(row: dict[str, Any]) -> int | None:
+def _step(row: Mapping[str, Any]) -> int | None:
     step = _number(row.get("step"))
     return int(step) if step is not None and 0 <= step < _MAX_STEP else None
 

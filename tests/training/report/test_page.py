@@ -221,6 +221,12 @@ def test_losses_of_different_tokenizers_are_compared_per_byte(tmp_path: Path) ->
     assert "bits per byte" in page.texts["p"]
 
 
+def test_the_message_of_a_finished_run_says_why_it_ended_early(tmp_path: Path) -> None:
+    info = {**INFO, "message": "no lower loss in 5 evaluations"}
+    assert info["message"] in page_of(tmp_path / "early", metrics([0, 20]), info=info).texts["p"]
+    assert info["message"] not in page_of(tmp_path, metrics([0, 40]), info=info).texts["p"]
+
+
 @pytest.mark.parametrize("count", [0, 25])
 def test_the_number_of_runs_is_bounded(tmp_path: Path, count: int) -> None:
     run = load_run(write_run(tmp_path, metrics([0])))

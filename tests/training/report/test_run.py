@@ -66,6 +66,12 @@ def test_the_best_loss_of_run_json_counts_where_metrics_are_lost(tmp_path: Path)
     assert run.best == Evaluation(5, val_loss=0.5)
 
 
+def test_a_run_may_be_past_its_last_evaluation(tmp_path: Path) -> None:
+    info = {**INFO, "step": 15, "steps": 30, "state": "stopped"}
+    run = load_run(write_run(tmp_path, metrics([0, 10]), info=info))
+    assert (run.step, run.total_steps) == (15, 30)
+
+
 def test_steps_follow_from_epochs(tmp_path: Path) -> None:
     config = {"steps": None, "epochs": 3, "batch_size": 4, "context": 10, "grad_accumulation": 2}
     info = {"config": config, "data": {"train_tokens": 8000}}
