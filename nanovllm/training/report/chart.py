@@ -192,7 +192,9 @@ def _render_panel(chart: Chart, axis: Axis, lines: Sequence[Line], y_scale: Scal
 def _render_labels(scale: Scale, ticks: list[float], kind: str) -> Markup:
     """Return the tick labels of one axis, positioned by percentages."""
     labels = []
-    for tick, label in zip(ticks, format_ticks(ticks), strict=True):
+    # On a logarithmic axis each label has its own unit.
+    shown = [format_ticks([tick])[0] for tick in ticks] if scale.is_log else format_ticks(ticks)
+    for tick, label in zip(ticks, shown, strict=True):
         if kind == "x-ticks":
             position = {"x": f"{scale.fraction(tick) * 100:.2f}%", "y": "15", "dy": None}
         else:

@@ -140,10 +140,10 @@ def _render_warning(runs: Sequence[Run]) -> Markup:
     """Return a note if the losses are of different tokens or texts."""
     if _has_different_texts(runs):
         note = "The runs have different validation texts, so their losses cannot be compared."
-    elif has_different_tokens(runs):
+    elif has_different_tokens(runs) and all(run.bits_per_byte_factor for run in runs):
         note = (
             "The runs have different tokenizers, so their losses per token cannot be compared. "
-            "The curves show bits per byte."
+            "The losses below are in bits per byte."
         )
     else:
         return Markup()

@@ -57,10 +57,10 @@ def render_compared_curves(runs: Sequence[Run], names: Sequence[str]) -> Markup:
 
     Losses of different tokenizers are shown in bits per byte.
     """
-    factors = [run.bits_per_byte_factor for run in runs]
     scales, unit = [1.0] * len(runs), "nats per token"
-    if has_different_tokens(runs) and None not in factors:
-        scales, unit = [factor or 1.0 for factor in factors], "bits per byte"
+    factors = [factor for run in runs if (factor := run.bits_per_byte_factor) is not None]
+    if has_different_tokens(runs) and len(factors) == len(runs):
+        scales, unit = factors, "bits per byte"
     losses = [
         Chart(
             metric,

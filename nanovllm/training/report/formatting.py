@@ -28,18 +28,16 @@ def format_compact(value: float | None) -> str:
 
 
 def format_loss(value: float | None) -> str:
-    """Return a loss with four decimals, or in scientific form if it is 1,000 or more."""
-    if value is None:
-        return MISSING
-    return f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    """Return a loss with four decimals; without decimals if it is 1,000 or more."""
+    return f"{value:.4f}" if value is not None and abs(value) < 1000 else format_number(value)
 
 
 def format_number(value: float | None) -> str:
     """Return a number with five significant digits: 0.0003, 21,400, 3e-5."""
     if value is None:
         return MISSING
-    if abs(value) >= 1000:
-        return f"{value:,.0f}" if abs(value) < 1e15 else _short_exponent(f"{value:.4e}")
+    if 1000 <= abs(value) < 1e15:
+        return f"{value:,.0f}"
     return _short_exponent(f"{value:.5g}")
 
 
@@ -69,7 +67,7 @@ def format_duration(seconds: float | None) -> str:
 
 
 def format_ticks(ticks: list[float]) -> list[str]:
-    """Return the labels of an axis, all in one unit: 0, 5k, 10k."""
+    """Return the labels of a linear axis, all in one unit: 0, 5k, 10k."""
     largest = max(map(abs, ticks), default=0.0)
     unit, suffix = next(
         ((unit, suffix) for unit, suffix in _SUFFIXES if largest >= max(unit, 10_000)), (1.0, "")

@@ -144,11 +144,11 @@ function addSlider(samples) {
 function warnOfSilence(time) {
   const ageSeconds = (Date.now() - Date.parse(time.dateTime)) / 1000;
   if (ageSeconds < Number(time.dataset.silenceS)) return;
+  const minutes = Math.round(ageSeconds / 60);
+  const age = minutes < 120 ? `${minutes} minutes` : `${Math.round(minutes / 60)} hours`;
   const warning = document.createElement("p");
   warning.className = "notice";
-  warning.textContent =
-    `The last evaluation was ${Math.round(ageSeconds / 60)} minutes ago. ` +
-    "The process may have been killed.";
+  warning.textContent = `The last evaluation was ${age} ago. The process may have been killed.`;
   document.querySelector("header").append(warning);
 }
 

@@ -24,6 +24,7 @@ _MAX_RUN_BYTES = 4 << 20
 _MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
 _MAX_SAMPLES_BYTES = 16 << 20
 _MAX_STEP = 1 << 53
+_MAX_NUMBER = 1e100  # so that sums and differences do not overflow
 _ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in run.json
 
 
@@ -87,8 +88,9 @@ class Run:
 
     @property
     def step(self) -> int:
-        """Return the step of the last evaluation; 0 before the first."""
-        return self.evaluations[-1].step if self.evaluations else 0
+        """Return the last known step: of run.json or of the last evaluation."""
+        evaluated = self.evaluations[-1].step if self.evaluations else 0
+        return max(evaluated, _step(self.info) or 0)
 
     @property
     def total_steps(self) -> int | None:
@@ -247,17 +249,17 @@ def _sample(row: dict[str, Any]) -> Sample | None:
     return None if step is None or not isinstance(text, str) else Sample(step, text)
 
 
-def _step(row: dict[str, Any]) -> int | None:
+def _step(row: Mapping[str, Any]) -> int | None:
     step = _number(row.get("step"))
     return int(step) if step is not None and 0 <= step < _MAX_STEP else None
 
 
 def _number(value: object) -> float | None:
-    """Return a JSON value as a finite number; None if it is none."""
+    """Return a JSON value as a number of at most `_MAX_NUMBER`; None if it is none."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         number = float(value)
     except OverflowError:
         return None
-    return number if math.isfinite(number) else None
+    return number if abs(number) <= _MAX_NUMBER else None

@@ -21,14 +21,13 @@ class Scale:
         """Return the position of a value: 0 at `low`, 1 at `high`."""
         if self.is_log:
             return math.log(value / self.low) / math.log(self.high / self.low)
-        # Halves, because the difference of two large floats overflows.
-        return (value / 2 - self.low / 2) / (self.high / 2 - self.low / 2)
+        return (value - self.low) / (self.high - self.low)
 
     def ticks(self, count: int, min_step: float = 0.0) -> list[float]:
         """Return about `count` round values within the range, at least `min_step` apart."""
         if self.is_log:
             return _log_ticks(self.low, self.high, count)
-        step = max(min_step, _nice_step((self.high / 2 - self.low / 2) / count * 2))
+        step = max(min_step, _nice_step((self.high - self.low) / count))
         first = math.ceil(self.low / step - 1e-9)
         last = math.floor(self.high / step + 1e-9)
         return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
@@ -40,21 +39,21 @@ def fit_scale(
     """Return a scale that contains the values, with a margin around them.
 
     `from_zero` puts one end of the axis at zero. `may_be_log` chooses a logarithmic axis for
-    positive values that span a factor of 50 or more.
+    positive values that span a factor of 50 or more. Values are at most 1e100.
     """
     low, high = min(values), max(values)
     if may_be_log and low > _MIN_RANGE and high / low >= _MIN_LOG_RATIO:
         margin = (high / low) ** 0.04
-        return Scale(low / margin, min(high * margin, 1e308), is_log=True)
+        return Scale(low / margin, high * margin, is_log=True)
     if from_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if high - low <= max(abs(low), abs(high)) * 1e-9 + _MIN_RANGE:
         half = abs(low) * 0.05
         return Scale(low - half, high + half) if half > _MIN_RANGE else Scale(0.0, 1.0)
-    margin = (high / 2 - low / 2) * 0.1
+    margin = (high - low) * 0.05
     return Scale(
-        low if from_zero and low == 0 else max(low - margin, -1e308),
-        high if from_zero and high == 0 else min(high + margin, 1e308),
+        low if from_zero and low == 0 else low - margin,
+        high if from_zero and high == 0 else high + margin,
     )
 
 
@@ -86,9 +85,12 @@ def _nice_step(step: float) -> float:
 
 
 def _log_ticks(low: float, high: float, count: int) -> list[float]:
-    """Return powers of ten, or 1, 2 and 5 times them if there are few."""
+    """Return powers of ten, with multiples between them if there is room for these."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    digits = (1, 2, 5) if len(exponents) * 2 <= count else (1,)
-    ticks = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
-    ticks = [tick for tick in ticks if low <= tick <= high]
-    return ticks[:: max(1, math.ceil(len(ticks) / count))]
+    ticks: list[float] = []
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        ticks = [float(f"{digit}e{exponent}") for exponent in exponents for digit in digits]
+        ticks = [tick for tick in ticks if low <= tick <= high]
+        if len(ticks) <= count + 1:
+            return ticks
+    return ticks[:: math.ceil(len(ticks) / count)]

@@ -10,8 +10,17 @@ from nanovllm.training.report.run import Run
 
 _GROUPS = {"config": "Training", "model": "Model", "data": "Data"}
 _OTHER = "Run"
-_SHOWN_ELSEWHERE = {*_GROUPS, "state", "message", "best_step", "best_val_loss", "steps"}
-_NOT_COMPARED = {"output", "started", "message"}
+_PROGRESS = {
+    "state",
+    "message",
+    "step",
+    "steps",
+    "best_step",
+    "best_val_loss",
+    "elapsed_s",
+    "written",
+}
+_NOT_COMPARED = {"output", "started"}
 _MAX_ROWS = 100
 _MAX_CHARACTERS = 300
 _MAX_ITEMS = 8
@@ -70,8 +79,8 @@ def _groups(run: Run) -> dict[str, Mapping[str, Any]]:
 
 
 def _other(run: Run) -> dict[str, Any]:
-    """Return what run.json has outside of its groups, such as the backend."""
-    return {name: value for name, value in run.info.items() if name not in _SHOWN_ELSEWHERE}
+    """Return the settings that run.json has outside of its groups, such as the backend."""
+    return {name: value for name, value in run.info.items() if name not in {*_GROUPS, *_PROGRESS}}
 
 
 def _render_table(title: str, settings: Mapping[str, Any]) -> Markup:

@@ -75,7 +75,9 @@ def render_notices(run: Run) -> Markup:
     if len(message) > _MAX_MESSAGE_CHARACTERS:
         message = f"{message[:_MAX_MESSAGE_CHARACTERS]}…"
     kind = "notice failed" if run.state == "failed" else "notice"
-    shown = [element("p", message, class_=kind)] if message else []
+    # A finished run's message says that all steps were taken.
+    is_shown = message and not (run.state == "finished" and run.step == run.total_steps)
+    shown = [element("p", message, class_=kind)] if is_shown else []
     return join([*shown, *(element("p", notice, class_="notice") for notice in run.notices)])
 
 
@@ -127,7 +129,7 @@ def _render_tiles(run: Run) -> Markup:
     bits = run.bits_per_byte
     total = run.total_steps
     at_step = "" if best is None else f"at step {format_count(best.step)}"
-    layers, width = (run.number("config", name) for name in ("layers", "width"))
+    layers, width = (run.number("model", name) for name in ("layers", "width"))
     sizes = "" if layers is None or width is None else f"{layers:g} layers, {width:g} wide"
     tiles = (
         ("Best validation loss", format_loss(loss), at_step),
