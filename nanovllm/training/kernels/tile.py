@@ -15,7 +15,7 @@ height of the tile nor the thread.
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import WORD_BYTES, LINE_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 
@@ -74,28 +74,16 @@ def make_tile(target: KernelTarget) -> Any:
         out_ptr: int, c_ptr: int, c_row_bytes: int,
     ) -> None:  # fmt: skip
         if rows == 6:
-            tile6(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes
-            )
+            tile6(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 5:
-            tile5(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes
-            )
+            tile5(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 4:
-            tile4(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes
-            )
+            tile4(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 3:
-            tile3(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes
-            )
+            tile3(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 2:
-            tile2(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes
-            )
+            tile2(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         else:
-            tile1(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes
-            )
+            tile1(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
 
     return tile
