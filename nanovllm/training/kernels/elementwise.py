@@ -30,20 +30,60 @@ def map_elements(
         outputs: addresses of the results of `compute`; they may be inputs too.
         compute: emits the code of one vector; called twice.
     """
+    map_indexed(v, count, inputs, outputs, lambda _, *vectors: compute(*vectors))
+
+
+def map_indexed(
+    v: Vectors,
+    count: Value,
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    compute: Callable[..., Sequence[Value]],
+) -> None:
+    """Emit map_elements with the index of the first lane as first argument of `compute`."""
     whole = v.builder.and_(count, I64(-v.lanes))
 
     def vector(i: Value, _: list[Value]) -> list[Value]:
-        results = compute(*(v.load(v.element(base, i)) for base in inputs))
+        results = compute(i, *(v.load(v.element(base, i)) for base in inputs))
         for result, base in zip(results, outputs, strict=True):
             v.store(result, v.element(base, i))
         return []
 
     def rest(i: Value, _: list[Value]) -> list[Value]:
         index = v.builder.add(whole, i)
-        results = compute(*(v.splat(v.load_scalar(v.element(base, index))) for base in inputs))
+        values = (v.splat(v.load_scalar(v.element(base, index))) for base in inputs)
+        results = compute(index, *values)
         for result, base in zip(results, outputs, strict=True):
             v.store(v.builder.extract_element(result, I32(0)), v.element(base, index))
         return []
 
     v.loop(whole, v.lanes, [], vector)
     v.loop(v.builder.sub(count, whole), 1, [], rest)
+
+
+def sum_elements(
+    v: Vectors,
+    count: Value,
+    inputs: Sequence[Value],
+    results: int,
+    compute: Callable[..., Sequence[Value]],
+) -> list[Value]:
+    """Return the sums of compute(inputs[i]) over each i below `count`, as scalars.
+
+    `results` is the number of values of `compute`, which is called twice. The order of addition
+    depends on `count` alone.
+    """
+    whole = v.builder.and_(count, I64(-v.lanes))
+
+    def vector(i: Value, totals: list[Value]) -> list[Value]:
+        terms = compute(*(v.load(v.element(base, i)) for base in inputs))
+        return [v.add(total, term) for total, term in zip(totals, terms, strict=True)]
+
+    def rest(i: Value, totals: list[Value]) -> list[Value]:
+        index = v.builder.add(whole, i)
+        terms = compute(*(v.splat(v.load_scalar(v.element(base, index))) for base in inputs))
+        scalars = [v.builder.extract_element(term, I32(0)) for term in terms]
+        return [v.add(total, term) for total, term in zip(totals, scalars, strict=True)]
+
+    totals = v.loop(whole, v.lanes, [v.constant(0.0)] * results, vector)
+    return v.loop(v.builder.sub(count, whole), 1, [v.sum(total) for total in totals], rest)

@@ -4,6 +4,8 @@ from typing import Any
 
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.threads.worker import POOL_FUNCTIONS
+from nanovllm.training.kernels.attention import make_attention
+from nanovllm.training.kernels.dropout import make_add_dropout
 from nanovllm.training.kernels.optimizer import make_adamw, make_sum_of_squares
 
 
@@ -13,5 +15,7 @@ def make_entries(spec: Spec) -> dict[str, Any]:
     return {
         "adamw": make_adamw(target),
         "sum_of_squares": make_sum_of_squares(target),
+        "add_dropout": make_add_dropout(target),
+        "attention": make_attention(target),
         **POOL_FUNCTIONS,
     }

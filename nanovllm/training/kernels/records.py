@@ -11,6 +11,10 @@ import numpy as np
 from nanovllm.model.kernels.step_record import record_dtype
 
 _COMMON = "job_ptr phases_ptr threads"
+_ATTENTION = """
+    batch context heads head_dim scale_bits key_low key_high threshold factor_bits
+    scratch_ptr scratch_bytes
+"""
 
 RECORDS: Mapping[str, np.dtype] = {
     name: record_dtype(f"{_COMMON} {fields}")
@@ -21,6 +25,27 @@ RECORDS: Mapping[str, np.dtype] = {
             second_correction_bits learning_rate_bits decay_bits epsilon_bits
         """,
         "sum_of_squares": "values_ptr partial_sums_ptr count",
+        "add_dropout": """
+            residual_ptr x_ptr out_ptr count key_low key_high threshold factor_bits
+        """,
+        "attention": f"{_ATTENTION} qkv_ptr out_ptr logsumexp_ptr",
+        "attention_backward": (
+            f"{_ATTENTION} grad_out_ptr qkv_ptr out_ptr logsumexp_ptr grad_qkv_ptr"
+        ),
+        "layer_norm": """
+            x_ptr gain_ptr bias_ptr out_ptr mean_ptr inverse_ptr rows d_model epsilon_bits
+        """,
+        "layer_norm_backward": """
+            grad_out_ptr x_ptr gain_ptr mean_ptr inverse_ptr onto_ptr out_ptr partial_ptr
+            grad_gain_ptr grad_bias_ptr rows d_model
+        """,
+        "embed": """
+            token_ids_ptr token_embedding_ptr position_embedding_ptr out_ptr rows context d_model
+        """,
+        "embed_backward": """
+            grad_out_ptr token_ids_ptr grad_token_embedding_ptr grad_position_embedding_ptr
+            rows context d_model
+        """,
     }.items()
 }
 """The record of each operation, by the name of its entry."""
