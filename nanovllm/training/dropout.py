@@ -35,11 +35,11 @@ def site_key(seed: int, step: int, site: int) -> int:
 
 def threshold(rate: float) -> int:
     """Return the smallest 32-bit word that keeps an element: `rate` of all words are below."""
-    return round(rate * MAX_ELEMENTS)
+    return min(round(rate * MAX_ELEMENTS), MAX_ELEMENTS - 1)
 
 
 def keep_mask(key: int, rate: float, shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
     """Return whether each element of a site is kept, for elements numbered in C order."""
     index = np.arange(np.prod(shape, dtype=np.int64)).astype(np.uint32)
     words = mix(mix(index ^ np.uint32(key & 0xFFFFFFFF)) + np.uint32(key >> 32))
-    return (words >= np.uint32(min(threshold(rate), MAX_ELEMENTS - 1))).reshape(shape)
+    return (words >= np.uint32(threshold(rate))).reshape(shape)

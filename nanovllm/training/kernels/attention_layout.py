@@ -1,11 +1,18 @@
 """The working memory of attention, in bytes; computed alike by Python and by compiled code."""
 
 from nanovllm.model.kernels.build.layout import F32_BYTES, LINE_BYTES
+from nanovllm.model.kernels.build.target import KernelTarget
 
 QUERIES = 24
 """Queries that attention computes together."""
 KEYS = 24
 """Keys that the backward pass computes together."""
+PANEL_VECTORS = 2
+
+
+def panel_width(target: KernelTarget) -> int:
+    """Return the columns of a panel."""
+    return PANEL_VECTORS * target.lanes
 
 
 def attention_layout(

@@ -24,15 +24,10 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import F32_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.training.kernels.attention_layout import PANEL_VECTORS, panel_width
 
-PANEL_VECTORS = 2
 _HEIGHTS = (6, 4, 2, 1)
 SQUARE, HEAD, TAIL = "square", "head", "tail"
-
-
-def panel_width(target: KernelTarget) -> int:
-    """Return the columns of a panel."""
-    return PANEL_VECTORS * target.lanes
 
 
 def _make_tile(

@@ -1,6 +1,6 @@
 """Dropout in vectors: the masks of nanovllm/training/dropout.py, bit for bit."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -12,7 +12,7 @@ from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
 from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
-from nanovllm.training.kernels.elementwise import float_argument, map_indexed
+from nanovllm.training.kernels.elementwise import float_argument
 from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
 
 _record_at = record_at(RECORDS["add_dropout"])
@@ -98,14 +98,26 @@ def _make_emit(*, has_residual: bool, drops: bool) -> Any:
         key = integer_argument(v, key_low), integer_argument(v, key_high)
         least, scale = integer_argument(v, threshold), float_argument(v, factor)
 
-        def compute(index: Value, x: Value, *residual: Value) -> list[Value]:
-            if drops:
-                indices = count_up(v, v.address(first, index), I64(1))
-                kept = is_kept(v, indices, key, least)
-                x = v.where(kept, v.multiply(x, scale), v.constant(0.0))
-            return [v.add(residual[0], x) if residual else x]
+        whole = v.builder.and_(count, I64(-v.lanes))
 
-        inputs = (x_ptr, residual_ptr) if has_residual else (x_ptr,)
-        map_indexed(v, count, inputs, (out_ptr,), compute)
+        def compute(i: Value, load: Callable[[Value], Value]) -> Value:
+            x = load(v.element(x_ptr, i))
+            if drops:
+                kept = is_kept(v, count_up(v, v.address(first, i), I64(1)), key, least)
+                x = v.where(kept, v.multiply(x, scale), v.constant(0.0))
+            return v.add(load(v.element(residual_ptr, i)), x) if has_residual else x
+
+        def vector(i: Value, _: list[Value]) -> list[Value]:
+            v.store(compute(i, v.load), v.element(out_ptr, i))
+            return []
+
+        def rest(i: Value, _: list[Value]) -> list[Value]:
+            index = v.builder.add(whole, i)
+            value = compute(index, lambda x_ptr: v.splat(v.load_scalar(x_ptr)))
+            v.store(v.builder.extract_element(value, I32(0)), v.element(out_ptr, index))
+            return []
+
+        v.loop(whole, v.lanes, [], vector)
+        v.loop(v.builder.sub(count, whole), 1, [], rest)
 
     return emit

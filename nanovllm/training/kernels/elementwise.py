@@ -8,10 +8,57 @@ from collections.abc import Callable, Sequence
 
 from nanovllm.model.kernels.simd.vector import F32, I32, I64, Value, Vectors
 
+Keep = Callable[[Value], Value]
+"""Keep(x) -> x where the lane has an element of its own, 0 where it has a copy."""
+
 
 def float_argument(v: Vectors, bits: Value) -> Value:
     """Return a float32 in every lane from the argument that has its bits."""
     return v.splat(v.builder.bitcast(v.builder.trunc(bits, I32), F32))
+
+
+def fold_elements(
+    v: Vectors,
+    count: Value,
+    inputs: Sequence[Value],
+    outputs: Sequence[Value],
+    carried: Sequence[Value],
+    compute: Callable[[list[Value], list[Value], Keep], tuple[list[Value], list[Value]]],
+) -> list[Value]:
+    """Emit outputs[i], carried = compute(inputs[i], carried, keep) for each i below `count`.
+
+    Args:
+        v: emits the code.
+        count: number of elements.
+        inputs: addresses of float32 arrays.
+        outputs: addresses of the results; they may be inputs too.
+        carried: values before the first element.
+        compute: emits the code of one vector; called twice.
+
+    Returns:
+        The carried values after the last element.
+    """
+    whole = v.builder.and_(count, I64(-v.lanes))
+
+    def vector(i: Value, carried: list[Value]) -> list[Value]:
+        values = [v.load(v.element(base, i)) for base in inputs]
+        results, carried = compute(values, carried, lambda x: x)
+        for result, base in zip(results, outputs, strict=True):
+            v.store(result, v.element(base, i))
+        return carried
+
+    def rest(i: Value, carried: list[Value]) -> list[Value]:
+        index = v.builder.add(whole, i)
+        values = [v.splat(v.load_scalar(v.element(base, index))) for base in inputs]
+        results, carried = compute(
+            values, carried, lambda x: v.where(v.first_lanes(I64(1)), x, v.constant(0.0))
+        )
+        for result, base in zip(results, outputs, strict=True):
+            v.store(v.builder.extract_element(result, I32(0)), v.element(base, index))
+        return carried
+
+    carried = v.loop(whole, v.lanes, carried, vector)
+    return v.loop(v.builder.sub(count, whole), 1, carried, rest)
 
 
 def map_elements(
@@ -19,71 +66,24 @@ def map_elements(
     count: Value,
     inputs: Sequence[Value],
     outputs: Sequence[Value],
-    compute: Callable[..., Sequence[Value]],
+    compute: Callable[..., list[Value]],
 ) -> None:
-    """Emit outputs[i] = compute(inputs[i]) for each i below `count`.
-
-    Args:
-        v: emits the code.
-        count: number of elements.
-        inputs: addresses of float32 arrays, the vector arguments of `compute`.
-        outputs: addresses of the results of `compute`; they may be inputs too.
-        compute: emits the code of one vector; called twice.
-    """
-    map_indexed(v, count, inputs, outputs, lambda _, *vectors: compute(*vectors))
-
-
-def map_indexed(
-    v: Vectors,
-    count: Value,
-    inputs: Sequence[Value],
-    outputs: Sequence[Value],
-    compute: Callable[..., Sequence[Value]],
-) -> None:
-    """Emit map_elements with the index of the first lane as first argument of `compute`."""
-    whole = v.builder.and_(count, I64(-v.lanes))
-
-    def vector(i: Value, _: list[Value]) -> list[Value]:
-        results = compute(i, *(v.load(v.element(base, i)) for base in inputs))
-        for result, base in zip(results, outputs, strict=True):
-            v.store(result, v.element(base, i))
-        return []
-
-    def rest(i: Value, _: list[Value]) -> list[Value]:
-        index = v.builder.add(whole, i)
-        values = (v.splat(v.load_scalar(v.element(base, index))) for base in inputs)
-        results = compute(index, *values)
-        for result, base in zip(results, outputs, strict=True):
-            v.store(v.builder.extract_element(result, I32(0)), v.element(base, index))
-        return []
-
-    v.loop(whole, v.lanes, [], vector)
-    v.loop(v.builder.sub(count, whole), 1, [], rest)
+    """Emit outputs[i] = compute(*inputs[i]) for each i below `count`; see `fold_elements`."""
+    fold_elements(v, count, inputs, outputs, [], lambda values, _, keep: (compute(*values), []))
 
 
 def sum_elements(
     v: Vectors,
     count: Value,
     inputs: Sequence[Value],
-    results: int,
+    sums: int,
     compute: Callable[..., Sequence[Value]],
 ) -> list[Value]:
-    """Return the sums of compute(inputs[i]) over each i below `count`, as scalars.
+    """Return the `sums` sums of compute(*inputs[i]) over each i below `count`, as scalars."""
 
-    `results` is the number of values of `compute`, which is called twice. The order of addition
-    depends on `count` alone.
-    """
-    whole = v.builder.and_(count, I64(-v.lanes))
+    def add(values: list[Value], totals: list[Value], keep: Keep) -> tuple[list[Value], list[Value]]:
+        terms = compute(*values)
+        return [], [v.add(total, keep(term)) for total, term in zip(totals, terms, strict=True)]
 
-    def vector(i: Value, totals: list[Value]) -> list[Value]:
-        terms = compute(*(v.load(v.element(base, i)) for base in inputs))
-        return [v.add(total, term) for total, term in zip(totals, terms, strict=True)]
-
-    def rest(i: Value, totals: list[Value]) -> list[Value]:
-        index = v.builder.add(whole, i)
-        terms = compute(*(v.splat(v.load_scalar(v.element(base, index))) for base in inputs))
-        scalars = [v.builder.extract_element(term, I32(0)) for term in terms]
-        return [v.add(total, term) for total, term in zip(totals, scalars, strict=True)]
-
-    totals = v.loop(whole, v.lanes, [v.constant(0.0)] * results, vector)
-    return v.loop(v.builder.sub(count, whole), 1, [v.sum(total) for total in totals], rest)
+    totals = fold_elements(v, count, inputs, (), [v.constant(0.0)] * sums, add)
+    return [v.sum(total) for total in totals]

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from nanovllm.model.kernels.step_record import record_dtype
+from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, record_dtype
 
 _COMMON = "job_ptr phases_ptr threads"
 _ATTENTION = """
@@ -36,8 +36,8 @@ RECORDS: Mapping[str, np.dtype] = {
             x_ptr gain_ptr bias_ptr out_ptr mean_ptr inverse_ptr rows d_model epsilon_bits
         """,
         "layer_norm_backward": """
-            grad_out_ptr x_ptr gain_ptr mean_ptr inverse_ptr onto_ptr out_ptr partial_ptr
-            grad_gain_ptr grad_bias_ptr rows d_model
+            grad_out_ptr x_ptr gain_ptr mean_ptr inverse_ptr onto_ptr grad_x_ptr
+            partial_ptr grad_gain_ptr grad_bias_ptr rows d_model
         """,
         "embed": """
             token_ids_ptr token_embedding_ptr position_embedding_ptr out_ptr rows context d_model
@@ -45,6 +45,19 @@ RECORDS: Mapping[str, np.dtype] = {
         "embed_backward": """
             grad_out_ptr token_ids_ptr grad_token_embedding_ptr grad_position_embedding_ptr
             rows context d_model
+        """,
+        "linear": """
+            x_ptr weight_ptr bias_ptr z_ptr out_ptr panels_ptr scratch_ptr rows d_in d_out kind
+        """,
+        "linear_backward": """
+            grad_out_ptr z_ptr x_ptr weight_ptr grad_weight_ptr grad_bias_ptr grad_x_ptr
+            grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr rows d_in d_out kind
+        """,
+        "pack_head": "head_ptr transposed_panels_ptr panels_ptr vocab d_model",
+        "cross_entropy": """
+            hidden_ptr targets_ptr transposed_panels_ptr panels_ptr hidden_panels_ptr logits_ptr
+            grad_hidden_ptr grad_head_ptr sums_ptr target_logits_ptr scratch_ptr
+            rows vocab d_model scale_bits
         """,
     }.items()
 }
@@ -61,3 +74,22 @@ MAX_PHASES = 16
 """Most phases (forward/phase.py) of an operation."""
 ITEM_ELEMENTS = 1 << 14
 """Elements of a flat array that a thread takes at a time."""
+ITEM_ROWS = 64
+"""Rows that a thread takes at a time in a layer normalization or an embedding."""
+STRIP = 32
+"""Columns that a thread takes at a time where it adds up rows."""
+
+KINDS = ("store", *ACTIVATION_NAMES)
+"""An epilogue (epilogue.py) is a number: STORE, or the kind of an activation."""
+STORE, LINEAR = KINDS.index("store"), KINDS.index("linear")
+
+BLOCK_ROWS = 96
+"""Most rows of a block of a matmul (matmul.py)."""
+MAX_PIECE = 384
+"""Most steps of a piece of a matmul."""
+SCRATCH_FLOATS = BLOCK_ROWS * MAX_PIECE + 1024
+"""Working memory of a thread in a matmul."""
+GRADIENT_ROWS = 32
+"""Rows of a gradient that are packed together (linear.py): they fit the second-level cache."""
+LOGITS_FLOATS = 1 << 20
+"""Logits in memory at a time (cross_entropy.py), if these are at least MAX_PIECE rows."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from nanovllm.training.activation_gradients import ACTIVATION_GRADIENTS
 from nanovllm.training.kernels.operations import CompiledOperations
 from nanovllm.training.operations import AdamWStep, NumpyOperations
 
@@ -22,6 +23,105 @@ def compiled() -> Iterator[list[CompiledOperations]]:
 
 def random(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+SHAPES = [(1, 1, 1), (5, 7, 3), (96, 32, 48), (203, 130, 49), (400, 16, 35), (33, 801, 17)]
+
+
+def check_equal(results: list[list[np.ndarray]], expected: list[np.ndarray], rtol: float) -> None:
+    """Compare results of all thread counts with NumPy's, and bit by bit with each other."""
+    for arrays in results:
+        for array, other, first in zip(arrays, expected, results[0], strict=True):
+            np.testing.assert_allclose(array, other, rtol=rtol, atol=rtol * np.abs(other).max())
+            np.testing.assert_array_equal(array.view(np.int32), first.view(np.int32))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ["gelu_new", "linear"])
+def test_linear(
+    compiled: list[CompiledOperations], shape: tuple[int, int, int], activation: str
+) -> None:
+    rows, d_in, d_out = shape
+    x, weight, bias = random(rows, d_in), random(d_in, d_out, seed=1), random(d_out, seed=2)
+    expected, expected_z = NUMPY.linear(x, weight, bias, activation)
+    results = [operations.linear(x, weight, bias, activation) for operations in compiled]
+    if expected_z is None:
+        assert all(z is None for _, z in results)
+        check_equal([[out] for out, _ in results], [expected], rtol=2e-6)
+    else:
+        check_equal([list(result) for result in results], [expected, expected_z], rtol=2e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("activation", ["gelu_new", "linear"])
+def test_linear_backward(
+    compiled: list[CompiledOperations], shape: tuple[int, int, int], activation: str
+) -> None:
+    rows, d_in, d_out = shape
+    results = []
+    for operations in (NUMPY, *compiled):
+        grad_out, x, weight = random(rows, d_out), random(rows, d_in, seed=1), random(d_in, d_out)
+        grad_weight, grad_bias = random(d_in, d_out, seed=3), random(d_out, seed=4)
+        z = None if activation == "linear" else random(rows, d_out, seed=5)
+        grad_x = operations.linear_backward(
+            grad_out, x, weight, activation, z, grad_weight, grad_bias
+        )
+        results.append([grad_x, grad_weight, grad_bias])
+    check_equal(results[1:], results[0], rtol=3e-6)
+
+
+@pytest.mark.parametrize("activation", ACTIVATION_GRADIENTS)
+def test_activations(compiled: list[CompiledOperations], activation: str) -> None:
+    """Values from the flat parts of each function to its steep ones, and values that are none."""
+    x = np.array([*np.linspace(-12.0, 12.0, 995), 0.0, -100.0, 100.0, -np.inf, np.inf, np.nan])
+    x = x.astype(np.float32)[:, None]
+    one, zero = np.ones((1, 1), dtype=np.float32), np.zeros(1, dtype=np.float32)
+    with np.errstate(all="ignore"):
+        expected, _ = NUMPY.linear(x, one, zero, activation)
+        gradient = ACTIVATION_GRADIENTS[activation](x)
+    out, z = compiled[0].linear(x, one, zero, activation)
+    np.testing.assert_allclose(out, expected, rtol=2e-6, atol=1e-6)
+    grad_out = np.ones_like(x)
+    grad = compiled[0].linear_backward(grad_out, x, one, activation, z, one * 0.0, zero)
+    finite = np.isfinite(x)
+    np.testing.assert_allclose(grad[finite], gradient[finite], rtol=2e-6, atol=2e-6)
+    assert np.isnan(grad[-1]) == np.isnan(gradient[-1])
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3), (37, 33, 65), (500, 20, 3001)])
+def test_cross_entropy(compiled: list[CompiledOperations], shape: tuple[int, int, int]) -> None:
+    """The last shape has several chunks of rows."""
+    rows, d_model, vocab = shape
+    hidden, head = random(rows, d_model), random(vocab, d_model, seed=1)
+    targets = np.random.default_rng(2).integers(0, vocab, rows)
+    losses, results = [], []
+    for operations in (NUMPY, *compiled):
+        grad_head = random(vocab, d_model, seed=3)
+        loss, grad_hidden = operations.cross_entropy_backward(hidden, head, targets, 0.1, grad_head)
+        assert loss == pytest.approx(operations.cross_entropy(hidden, head, targets), rel=1e-7)
+        losses.append(loss)
+        results.append([grad_hidden, grad_head])
+    check_equal(results[1:], results[0], rtol=3e-6)
+    assert losses[1:] == [losses[1]] * 3
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_cross_entropy_of_nonfinite_logits(compiled: list[CompiledOperations]) -> None:
+    """A row that is not finite has no finite loss, and leaves the gradients of others finite."""
+    head, targets = random(40, 8, seed=1), np.array([1, 2, 39])
+    for value in (np.nan, np.inf):
+        hidden = random(3, 8)
+        hidden[1, 3] = value
+        loss, grad_hidden = compiled[1].cross_entropy_backward(
+            hidden, head, targets, 1.0, np.zeros_like(head)
+        )
+        assert np.isnan(loss)
+        assert np.isfinite(grad_hidden).all(axis=1).tolist() == [True, False, True]
+
+
+def test_target_outside_the_vocabulary_is_refused(compiled: list[CompiledOperations]) -> None:
+    with pytest.raises(IndexError, match="not in the vocabulary of 4 tokens"):
+        compiled[0].cross_entropy(random(2, 3), random(4, 3), np.array([0, 4]))
 
 
 @pytest.mark.parametrize("count", [1, 5, 16, 16384, 100_003])
@@ -47,16 +147,11 @@ def test_adamw(compiled: list[CompiledOperations], count: int) -> None:
     settings = AdamWStep(3, 1e-2, 0.1, 0.9, 0.99, 1e-8, gradient_scale=0.5)
     results = []
     for operations in (NUMPY, *compiled):
-        arrays = [random(count, seed=seed) for seed in range(4)]
-        arrays[3] **= 2
-        operations.adamw(*arrays, settings)
-        results.append(arrays)
-    expected, *found = results
-    for arrays in found:
-        for array, other in zip(arrays, expected, strict=True):
-            np.testing.assert_allclose(array, other, rtol=2e-6, atol=1e-7)
-        for array, first in zip(arrays, found[0], strict=True):
-            np.testing.assert_array_equal(array, first)
+        parameters, gradients, first, second = (random(count, seed=seed) for seed in range(4))
+        second **= 2
+        operations.adamw(parameters, gradients, first, second, settings)
+        results.append([parameters, gradients, first, second])
+    check_equal(results[1:], results[0], rtol=2e-6)
 
 
 def test_arrays_of_another_type_or_order_are_refused(compiled: list[CompiledOperations]) -> None:

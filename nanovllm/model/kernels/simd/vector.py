@@ -95,6 +95,10 @@ class Vectors:
         """Load `lanes` float32."""
         return self._load(base, self.f32s, offset)
 
+    def load_as(self, kind: Any, base: Value, offset: int = 0) -> Value:
+        """Load a value of an LLVM type of float32 or int32."""
+        return self._load(base, kind, offset)
+
     def load_scalar(self, base: Value, offset: int = 0) -> Value:
         """Load one float32."""
         return self._load(base, F32, offset)

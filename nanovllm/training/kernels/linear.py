@@ -1,0 +1,219 @@
+"""Linear layers: f(x @ weight + bias), and the gradients of x, weight and bias.
+
+Both operations are phases (forward/phase.py): first the operands are packed, then the threads share
+the items of the matmuls.
+
+    linear           pack weight
+                     z = x @ weight + bias, out = f(z)
+    linear_backward  grad_z = grad_out * f'(z), packed, with the sums of each block of its rows;
+                     pack weight^T
+                     grad_weight += x^T @ grad_z; grad_x = grad_z @ weight^T; grad_bias += sums
+"""
+
+from functools import cache
+from typing import Any
+
+from nanovllm.model.kernels.build.compiler import compiled, outlined
+from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
+from nanovllm.model.kernels.simd.move import record_at
+from nanovllm.model.kernels.simd.vector import F32, I64, Value, Vectors, kernel
+from nanovllm.model.kernels.threads.barrier import take_item
+from nanovllm.training.kernels.activation_gradient import ACTIVATION_GRADIENTS
+from nanovllm.training.kernels.elementwise import map_elements
+from nanovllm.training.kernels.matmul import make_matmul
+from nanovllm.training.kernels.pack import make_pack_panel, make_sum_and_pack
+from nanovllm.training.kernels.records import GRADIENT_ROWS, KINDS, RECORDS, SCRATCH_FLOATS, STORE
+
+_linear_record_at = record_at(RECORDS["linear"])
+_backward_record_at = record_at(RECORDS["linear_backward"])
+_SCRATCH_BYTES = SCRATCH_FLOATS * F32_BYTES
+
+
+@cache
+def make_pack_phase(target: KernelTarget) -> Any:
+    """Return pack_phase, which packs a matrix into panels and ends its phase.
+
+    record, thread     of the operation
+    phase              address of the phase
+    source_ptr         rows of float32
+    row_bytes          bytes from one row to the next
+    transposed         whether to pack the transpose: the rows are columns of B
+    steps, columns     size of B
+    panels_ptr         result
+
+    It returns the address of the next phase, or ABORTED.
+    """
+    width = target.panel_width
+    pack_panel = make_pack_panel(target)
+
+    @compiled
+    def pack_phase(
+        record: Any, thread: int, phase: int, source_ptr: int, row_bytes: int, transposed: int,
+        steps: int, columns: int, panels_ptr: int,
+    ) -> int:  # fmt: skip
+        panels = (columns + width - 1) // width
+        done = 0
+        panel = take_item(phase)
+        while panel < panels:
+            pack_panel(
+                source_ptr, row_bytes, transposed, steps, columns, panel,
+                panels_ptr + panel * steps * width * F32_BYTES,
+            )  # fmt: skip
+            done += 1
+            panel = take_item(phase)
+        return int(end_phase(record, thread, phase, done, panels))
+
+    return pack_phase
+
+
+def make_linear(target: KernelTarget) -> Any:
+    """Return the entry linear(record_ptr, thread); see NumpyOperations.linear."""
+    pack_phase = make_pack_phase(target)
+    count_items, multiply = make_matmul(target)
+
+    @compiled
+    def linear(record_ptr: int, thread: int) -> None:
+        record = _linear_record_at(record_ptr)
+        rows, d_in, d_out = record.rows, record.d_in, record.d_out
+        phase = pack_phase(
+            record, thread, record.phases_ptr, record.weight_ptr, d_out * F32_BYTES, 0,
+            d_in, d_out, record.panels_ptr,
+        )  # fmt: skip
+        if phase == ABORTED:
+            return
+        items = count_items(rows, d_out, record.threads)
+        item = take_item(phase)
+        while item < items:
+            multiply(
+                record.threads, item, rows, d_out, d_in,
+                record.x_ptr, d_in * F32_BYTES, F32_BYTES, record.panels_ptr,
+                record.z_ptr, record.out_ptr, record.bias_ptr, record.kind, 0,
+                record.scratch_ptr + thread * _SCRATCH_BYTES,
+            )  # fmt: skip
+            item = take_item(phase)
+
+    return linear
+
+
+def make_linear_backward(target: KernelTarget) -> Any:
+    """Return the entry linear_backward(record_ptr, thread); see NumpyOperations.linear_backward."""
+    width = target.panel_width
+    pack_panel = make_pack_panel(target)
+    sum_and_pack = make_sum_and_pack(target)
+    multiply_gradient = kernel(target, _multiply_gradient)
+    add_sums = kernel(target, _add_sums)
+    count_items, multiply = make_matmul(target)
+
+    @compiled
+    def linear_backward(record_ptr: int, thread: int) -> None:
+        record = _backward_record_at(record_ptr)
+        phase = record.phases_ptr
+        blocks = (record.rows + GRADIENT_ROWS - 1) // GRADIENT_ROWS
+        items = blocks + (record.d_in + width - 1) // width
+        done = 0
+        item = take_item(phase)
+        while item < items:
+            if item < blocks:
+                prepare_gradient(record, item)
+            else:
+                panel = item - blocks
+                pack_panel(
+                    record.weight_ptr, record.d_out * F32_BYTES, 1, record.d_out, record.d_in,
+                    panel, record.weight_panels_ptr + panel * record.d_out * width * F32_BYTES,
+                )  # fmt: skip
+            done += 1
+            item = take_item(phase)
+        phase = end_phase(record, thread, phase, done, items)
+        if phase != ABORTED:
+            multiply_all(record, phase, record.scratch_ptr + thread * _SCRATCH_BYTES)
+
+    @outlined
+    def prepare_gradient(record: Any, block: int) -> None:
+        """Multiply a block of rows of grad_out by f'(z), sum the columns, and pack it."""
+        first = block * GRADIENT_ROWS
+        rows = min(GRADIENT_ROWS, record.rows - first)
+        columns = (record.d_out + width - 1) // width * width
+        offset_bytes = first * record.d_out * F32_BYTES
+        if record.z_ptr != 0:
+            multiply_gradient(
+                record.kind, rows * record.d_out, record.grad_out_ptr + offset_bytes,
+                record.z_ptr + offset_bytes,
+            )  # fmt: skip
+        sum_and_pack(
+            record.grad_out_ptr + offset_bytes, rows, record.d_out,
+            record.grad_panels_ptr + first * width * F32_BYTES, record.rows * width * F32_BYTES,
+            record.bias_sums_ptr + block * columns * F32_BYTES,
+        )  # fmt: skip
+
+    @compiled
+    def multiply_all(record: Any, phase: int, scratch_ptr: int) -> None:
+        rows, d_in, d_out = record.rows, record.d_in, record.d_out
+        weight_items = count_items(d_in, d_out, record.threads)
+        items = weight_items + count_items(rows, d_in, record.threads)
+        columns = (d_out + width - 1) // width * width
+        item = take_item(phase)
+        while item <= items:
+            if item < weight_items:
+                multiply(
+                    record.threads, item, d_in, d_out, rows,
+                    record.x_ptr, F32_BYTES, d_in * F32_BYTES, record.grad_panels_ptr,
+                    record.grad_weight_ptr, 0, 0, STORE, 1, scratch_ptr,
+                )  # fmt: skip
+            elif item < items:
+                multiply(
+                    record.threads, item - weight_items, rows, d_in, d_out,
+                    record.grad_out_ptr, d_out * F32_BYTES, F32_BYTES, record.weight_panels_ptr,
+                    record.grad_x_ptr, 0, 0, STORE, 0, scratch_ptr,
+                )  # fmt: skip
+            else:
+                add_sums(
+                    record.bias_sums_ptr, (rows + GRADIENT_ROWS - 1) // GRADIENT_ROWS,
+                    columns * F32_BYTES, d_out, record.grad_bias_ptr,
+                )  # fmt: skip
+            item = take_item(phase)
+
+    return linear_backward
+
+
+def _multiply_gradient(
+    v: Vectors, kind: Value, count: Value, grad_ptr: Value, z_ptr: Value
+) -> None:
+    """Emit grad *= f'(z) for `count` elements and the activation f of number `kind`."""
+    for name, gradient in ACTIVATION_GRADIENTS.items():
+        with v.when_equal(kind, KINDS.index(name)):
+            map_elements(
+                v,
+                count,
+                [grad_ptr, z_ptr],
+                [grad_ptr],
+                lambda grad, z, gradient=gradient: [v.multiply(grad, gradient(v, z))],
+            )
+
+
+def _add_sums(
+    v: Vectors, sums_ptr: Value, blocks: Value, block_bytes: Value, count: Value, out_ptr: Value
+) -> None:
+    """Emit out += the sum over blocks of sums[block, count], added in the order of the blocks."""
+
+    def add_columns(i: Value, load: Any, zero: Value) -> None:
+        def block(index: Value, total: list[Value]) -> list[Value]:
+            block_ptr = v.address(sums_ptr, v.builder.mul(index, block_bytes))
+            return [v.add(total[0], load(v.element(block_ptr, i)))]
+
+        total = v.loop(blocks, 1, [zero], block)[0]
+        here_ptr = v.element(out_ptr, i)
+        v.store(v.add(load(here_ptr), total), here_ptr)
+
+    def vector(i: Value, _: list[Value]) -> list[Value]:
+        add_columns(i, v.load, v.constant(0.0))
+        return []
+
+    def rest(i: Value, _: list[Value]) -> list[Value]:
+        add_columns(v.builder.add(whole, i), v.load_scalar, F32(0.0))
+        return []
+
+    whole = v.builder.and_(count, I64(-v.lanes))
+    v.loop(whole, v.lanes, [], vector)
+    v.loop(v.builder.sub(count, whole), 1, [], rest)

@@ -1,0 +1,126 @@
+"""Matmuls of training: C = A @ B, C = A @ B^T and C += A^T @ B, with operands of any size.
+
+The layout is that of GotoBLAS (Goto and van de Geijn 2008, https://doi.org/10.1145/1356052.1356053).
+B is packed into panels before (pack.py). The loops, from the outermost to the innermost:
+
+    item   a block of up to BLOCK_ROWS rows of C, and a group of panels
+    piece  up to MAX_PIECE steps
+    panel  a few vectors of columns
+    tile   6 rows of the block, with all sums in registers (tile.py)
+    step   one element of each row of A, and a row of the panel
+
+The part of A that an item needs in a piece stays in the second-level cache, and is packed where A
+is transposed. A piece of a panel stays in the first-level cache. A sum takes its terms in the order
+of the steps: those of a piece from 0, and then the sums of the pieces one after another. How many
+steps a piece has depends only on the number of steps.
+"""
+
+from functools import cache
+from typing import Any
+
+from nanovllm.model.kernels.build.compiler import compiled, outlined
+from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.training.kernels.epilogue import make_epilogue
+from nanovllm.training.kernels.pack import SLIVER_STEP_BYTES, make_pack_slivers
+from nanovllm.training.kernels.records import BLOCK_ROWS, MAX_PIECE
+from nanovllm.training.kernels.tile import TILE_ROWS, make_tile
+
+_ITEMS_PER_THREAD = 4
+_TILE_FLOATS = TILE_ROWS * 64
+
+
+@compiled
+def block_rows(rows: int) -> int:
+    """Return the rows of a block: equal blocks, in whole tiles, of at most BLOCK_ROWS."""
+    blocks = (rows + BLOCK_ROWS - 1) // BLOCK_ROWS
+    return ((rows + blocks - 1) // blocks + TILE_ROWS - 1) // TILE_ROWS * TILE_ROWS
+
+
+@compiled
+def _count_groups(rows: int, panels: int, threads: int) -> int:
+    """Return the number of groups of panels: some items for each thread."""
+    height = block_rows(rows)
+    blocks = (rows + height - 1) // height
+    return max(1, min(panels, (_ITEMS_PER_THREAD * threads + blocks - 1) // blocks))
+
+
+@cache
+def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
+    """Return count_items and multiply, which computes an item.
+
+    count_items(rows, columns, threads) is the number of items. Arguments of multiply:
+
+    threads, item            number of threads, and index of the item
+    rows, columns, steps     C is [rows, columns], A [rows, steps], B [steps, columns]
+    a_ptr, a_row_bytes       A, and bytes from one row to the next
+    a_step_bytes             bytes from one step to the next; if not those of a float32, A is the
+                             transpose of an array whose rows are steps
+    panels_ptr               B as panels
+    c_ptr, out_ptr           C, and f(C); see epilogue.py
+    bias_ptr, kind, is_sum   kind of the epilogue, and whether to add to C
+    scratch_ptr              working memory of the thread, SCRATCH_FLOATS
+    """
+    width = target.panel_width
+    width_bytes = width * F32_BYTES
+    tile = make_tile(target)
+    epilogue = make_epilogue(target)
+    pack_slivers = make_pack_slivers(target)
+
+    @compiled
+    def count_items(rows: int, columns: int, threads: int) -> int:
+        height = block_rows(rows)
+        panels = (columns + width - 1) // width
+        return (rows + height - 1) // height * _count_groups(rows, panels, threads)
+
+    @outlined
+    def multiply(
+        threads: int, item: int, rows: int, columns: int, steps: int,
+        a_ptr: int, a_row_bytes: int, a_step_bytes: int, panels_ptr: int,
+        c_ptr: int, out_ptr: int, bias_ptr: int, kind: int, is_sum: int, scratch_ptr: int,
+    ) -> None:  # fmt: skip
+        panels = (columns + width - 1) // width
+        groups = _count_groups(rows, panels, threads)
+        height = block_rows(rows)
+        first_row, group = item // groups * height, item % groups
+        height = min(height, rows - first_row)
+        c_row_bytes = columns * F32_BYTES
+        a_ptr += first_row * a_row_bytes
+        c_ptr += first_row * c_row_bytes
+        out_ptr += first_row * c_row_bytes
+        pieces = (steps + MAX_PIECE - 1) // MAX_PIECE
+        piece_steps = (steps + pieces - 1) // pieces
+        slivers_ptr = scratch_ptr + _TILE_FLOATS * F32_BYTES
+        is_packed = a_step_bytes != F32_BYTES
+        for first_step in range(0, steps, piece_steps):
+            count = min(piece_steps, steps - first_step)
+            tile_ptr, row_bytes, step_bytes = a_ptr, a_row_bytes, a_step_bytes
+            if is_packed:
+                pack_slivers(
+                    a_ptr + first_step * a_step_bytes, a_step_bytes, height, count, slivers_ptr
+                )
+                tile_ptr, row_bytes, step_bytes = slivers_ptr, F32_BYTES, SLIVER_STEP_BYTES
+                tile_bytes = count * SLIVER_STEP_BYTES
+            else:
+                tile_ptr += first_step * a_step_bytes
+                tile_bytes = TILE_ROWS * a_row_bytes
+            adds = is_sum != 0 or first_step > 0
+            is_last = first_step + count == steps
+            for panel in range(panels * group // groups, panels * (group + 1) // groups):
+                column = panel * width
+                offset_bytes = column * F32_BYTES
+                panel_ptr = panels_ptr + (panel * steps + first_step) * width_bytes
+                for row in range(0, height, TILE_ROWS):
+                    tile_rows = min(TILE_ROWS, height - row)
+                    tile(
+                        tile_rows, tile_ptr + row // TILE_ROWS * tile_bytes, row_bytes, step_bytes,
+                        panel_ptr, count, scratch_ptr,
+                    )  # fmt: skip
+                    row_offset_bytes = row * c_row_bytes + offset_bytes
+                    epilogue(
+                        kind if is_last else 0, adds, scratch_ptr, tile_rows,
+                        min(width, columns - column), bias_ptr + offset_bytes,
+                        c_ptr + row_offset_bytes, out_ptr + row_offset_bytes, c_row_bytes,
+                    )  # fmt: skip
+
+    return count_items, multiply

@@ -1,0 +1,176 @@
+"""Copies of matmul operands in the order in which tiles read them.
+
+    panels    B [steps, columns]  ->  [columns / width][steps][width], padded with zero columns
+    slivers   A [rows, steps]     ->  [rows / 6][steps][6]
+
+Panels are those of nanovllm/model/kernels/build/packing.py. A transposed operand is transposed by
+its copy.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+
+from nanovllm.model.kernels.build.compiler import compiled, outlined
+from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.scalar import load_float, store_float
+from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
+from nanovllm.training.kernels.tile import TILE_ROWS
+
+SLIVER_STEP_BYTES = TILE_ROWS * F32_BYTES
+
+
+def make_pack_panel(target: KernelTarget) -> Any:
+    """Return pack_panel, which copies the columns of one panel.
+
+    source_ptr      B, or if transposed its transpose
+    row_bytes       bytes from one row of the source to the next
+    transposed      whether the rows of the source are columns of B
+    steps, columns  size of B
+    panel           index of the panel
+    out_ptr         the panel [steps, width]
+    """
+    width = target.panel_width
+    width_bytes = width * F32_BYTES
+
+    def copy_whole(
+        v: Vectors, source_ptr: Value, row_bytes: Value, steps: Value, out_ptr: Value
+    ) -> None:
+        def step(k: Value, _: list[Value]) -> list[Value]:
+            from_ptr = v.address(source_ptr, v.builder.mul(k, row_bytes))
+            to_ptr = v.address(out_ptr, v.times(k, width_bytes))
+            for offset_bytes in range(0, width_bytes, v.lanes * F32_BYTES):
+                v.store(v.load(from_ptr, offset_bytes), to_ptr, offset_bytes)
+            return []
+
+        v.loop(steps, 1, [], step)
+
+    copy_rows = kernel(target, copy_whole)
+
+    @outlined
+    def pack_panel(
+        source_ptr: int, row_bytes: int, transposed: int, steps: int, columns: int, panel: int,
+        out_ptr: int,
+    ) -> None:  # fmt: skip
+        source_ptr += panel * width * (F32_BYTES if transposed == 0 else row_bytes)
+        columns = min(width, columns - panel * width)
+        if transposed == 0 and columns == width:
+            copy_rows(source_ptr, row_bytes, steps, out_ptr)
+            return
+        for column in range(width):
+            if column >= columns:
+                for k in range(steps):
+                    store_float(out_ptr, k * width + column, np.float32(0.0))
+            elif transposed == 0:
+                for k in range(steps):
+                    value = load_float(source_ptr + k * row_bytes, column)
+                    store_float(out_ptr, k * width + column, value)
+            else:
+                for k in range(steps):
+                    value = load_float(source_ptr + column * row_bytes, k)
+                    store_float(out_ptr, k * width + column, value)
+
+    return pack_panel
+
+
+def make_pack_slivers(target: KernelTarget) -> Any:
+    """Return pack_slivers, which copies the transpose of the source.
+
+    source_ptr    first element of the first step
+    step_bytes    bytes from one step to the next; the rows are adjacent elements
+    rows, steps   numbers of rows and of steps
+    out_ptr       the slivers [rows / 6][steps][6]; a last one of fewer rows is not padded
+    """
+    pair = ir.VectorType(F32, 2)
+    four = ir.VectorType(F32, 4)
+
+    def copy_six(
+        v: Vectors, source_ptr: Value, step_bytes: Value, steps: Value, out_ptr: Value
+    ) -> None:
+        def step(k: Value, _: list[Value]) -> list[Value]:
+            from_ptr = v.address(source_ptr, v.builder.mul(k, step_bytes))
+            to_ptr = v.address(out_ptr, v.times(k, SLIVER_STEP_BYTES))
+            for kind, offset_bytes in ((four, 0), (pair, 4 * F32_BYTES)):
+                v.store(v.load_as(kind, from_ptr, offset_bytes), to_ptr, offset_bytes)
+            return []
+
+        v.loop(steps, 1, [], step)
+
+    copy_sliver = kernel(target, copy_six)
+
+    @compiled
+    def pack_slivers(source_ptr: int, step_bytes: int, rows: int, steps: int, out_ptr: int) -> None:
+        for first in range(0, rows, TILE_ROWS):
+            from_ptr = source_ptr + first * F32_BYTES
+            to_ptr = out_ptr + first * steps * F32_BYTES
+            if rows - first >= TILE_ROWS:
+                copy_sliver(from_ptr, step_bytes, steps, to_ptr)
+            else:
+                for k in range(steps):
+                    for row in range(rows - first):
+                        value = load_float(from_ptr + k * step_bytes, row)
+                        store_float(to_ptr, k * TILE_ROWS + row, value)
+
+    return pack_slivers
+
+
+def make_sum_and_pack(target: KernelTarget) -> Any:
+    """Return sum_and_pack, which sums the columns of some rows and packs these into all panels.
+
+    source_ptr     rows [rows, columns]
+    rows, columns  numbers of rows and of columns
+    panels_ptr     place of the first row in the first panel
+    panel_bytes    bytes from one panel to the next
+    sums_ptr       result [columns], padded to whole panels
+    """
+    width = target.panel_width
+    width_bytes = width * F32_BYTES
+
+    def whole_panel(
+        v: Vectors, source_ptr: Value, row_bytes: Value, rows: Value, out_ptr: Value,
+        sums_ptr: Value,
+    ) -> None:  # fmt: skip
+        offsets = [vector * v.lanes * F32_BYTES for vector in range(target.panel_vectors)]
+
+        def one_row(row: Value, sums: list[Value]) -> list[Value]:
+            from_ptr = v.address(source_ptr, v.builder.mul(row, row_bytes))
+            to_ptr = v.address(out_ptr, v.times(row, width_bytes))
+            values = [v.load(from_ptr, offset_bytes) for offset_bytes in offsets]
+            for value, offset_bytes in zip(values, offsets, strict=True):
+                v.store(value, to_ptr, offset_bytes)
+            return [v.add(total, value) for total, value in zip(sums, values, strict=True)]
+
+        sums = v.loop(rows, 1, [v.constant(0.0)] * len(offsets), one_row)
+        for total, offset_bytes in zip(sums, offsets, strict=True):
+            v.store(total, sums_ptr, offset_bytes)
+
+    sum_panel = kernel(target, whole_panel)
+
+    @compiled
+    def sum_and_pack(
+        source_ptr: int, rows: int, columns: int, panels_ptr: int, panel_bytes: int, sums_ptr: int
+    ) -> None:
+        row_bytes = columns * F32_BYTES
+        whole = columns // width
+        for panel in range(whole):
+            offset_bytes = panel * width_bytes
+            sum_panel(
+                source_ptr + offset_bytes, row_bytes, rows, panels_ptr + panel * panel_bytes,
+                sums_ptr + offset_bytes,
+            )  # fmt: skip
+        if whole * width == columns:
+            return
+        for lane in range(width):
+            column = whole * width + lane
+            total = np.float32(0.0)
+            for row in range(rows):
+                value = np.float32(0.0)
+                if column < columns:
+                    value = load_float(source_ptr + row * row_bytes, column)
+                store_float(panels_ptr + whole * panel_bytes, row * width + lane, value)
+                total += value
+            store_float(sums_ptr, column, total)
+
+    return sum_and_pack

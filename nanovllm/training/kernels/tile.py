@@ -1,0 +1,84 @@
+"""The innermost loop of a matmul: up to 6 rows of A times a panel of B, all sums in registers.
+
+A tile is that of nanovllm/model/kernels/forward/tiles.py, for operands that may be transposed. A
+step of it takes one element of each row of A, and a row of the panel:
+
+    panel row | w0 w1 |   a few vectors
+    A, row 0  | a0 |      broadcast to a vector
+    ...
+    A, row 5  | a5 |      sums[row][vector] += a[row] * w[vector]
+
+Each sum is one chain of multiply-adds in the order of the steps, so its bits depend on neither the
+height of the tile nor the thread.
+"""
+
+from typing import Any
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+
+TILE_ROWS = 6
+
+
+def _make_tile(target: KernelTarget, rows: int) -> Any:
+    """Return tile: out[rows, width] = A[rows, steps] @ panel[steps, width].
+
+    a_ptr, a_row_bytes, a_step_bytes  A, and bytes from one row, and one step, to the next
+    panel_ptr                         panel of B [steps, width]
+    steps                             number of steps
+    out_ptr                           result [rows, width]
+    """
+    width_bytes = target.panel_width * F32_BYTES
+
+    def tile(
+        v: Vectors, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value, panel_ptr: Value,
+        steps: Value, out_ptr: Value,
+    ) -> None:  # fmt: skip
+        row_ptrs = [v.address(a_ptr, v.builder.mul(a_row_bytes, I64(row))) for row in range(rows)]
+        vectors = range(target.panel_vectors)
+
+        def step(k: Value, sums: list[Value]) -> list[Value]:
+            b_ptr = v.address(panel_ptr, v.times(k, width_bytes))
+            b = [v.load(b_ptr, vector * v.lanes * F32_BYTES) for vector in vectors]
+            a_bytes = v.builder.mul(k, a_step_bytes)
+            a = [v.splat(v.load_scalar(v.address(row_ptr, a_bytes))) for row_ptr in row_ptrs]
+            return [
+                v.fma(a[row], b[vector], sums[row * len(vectors) + vector])
+                for row in range(rows)
+                for vector in vectors
+            ]
+
+        sums = v.loop(steps, 1, [v.constant(0.0)] * (rows * len(vectors)), step)
+        for index, total in enumerate(sums):
+            v.store(total, out_ptr, index * v.lanes * F32_BYTES)
+
+    return kernel(target, tile)
+
+
+def make_tile(target: KernelTarget) -> Any:
+    """Return tile, of `rows` <= 6 rows; its first argument is their number."""
+    tile1, tile2, tile3, tile4, tile5, tile6 = (
+        _make_tile(target, rows) for rows in range(1, TILE_ROWS + 1)
+    )
+
+    @compiled
+    def tile(
+        rows: int, a_ptr: int, a_row_bytes: int, a_step_bytes: int, panel_ptr: int, steps: int,
+        out_ptr: int,
+    ) -> None:  # fmt: skip
+        if rows == 6:
+            tile6(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+        elif rows == 5:
+            tile5(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+        elif rows == 4:
+            tile4(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+        elif rows == 3:
+            tile3(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+        elif rows == 2:
+            tile2(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+        else:
+            tile1(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+
+    return tile
