@@ -10,6 +10,7 @@ runner              runs a batch: the forward pass, then the sampler
 engine              continuous batching: scheduler, KV cache, requests
 llm                 LLM, the Python API
 async_llm           AsyncLLM, the same for asyncio
+evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 training            from text files to a checkpoint
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
         RequestTimeoutError,
         TrainingError,
     )
+    from nanovllm.evaluation import EvaluationResult, evaluate
     from nanovllm.llm import LLM
     from nanovllm.outputs import (
         CompletionOutput,
@@ -61,6 +63,8 @@ if TYPE_CHECKING:
     from nanovllm.prompts import Prompt, TextPrompt, TokensPrompt
     from nanovllm.sampling_params import SamplingParams
     from nanovllm.structured_outputs import StructuredOutputs
+    from nanovllm.training.config import TrainingConfig
+    from nanovllm.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -78,6 +82,7 @@ __all__ = [
     "EngineError",
     "EngineFaultError",
     "EngineNotReadyError",
+    "EvaluationResult",
     "InvalidRequestError",
     "Logprob",
     "ModelNotFoundError",
@@ -92,8 +97,11 @@ __all__ = [
     "TextPrompt",
     "Tokenizer",
     "TokensPrompt",
+    "Trainer",
+    "TrainingConfig",
     "TrainingError",
     "__version__",
+    "evaluate",
 ]
 
 _EXPORTS = {
@@ -103,6 +111,7 @@ _EXPORTS = {
     "nanovllm.engine.beam_search": ["BeamSearchParams"],
     "nanovllm.engine.tokenizer": ["Tokenizer"],
     "nanovllm.errors": [name for name in __all__ if name.endswith("Error")],
+    "nanovllm.evaluation": ["EvaluationResult", "evaluate"],
     "nanovllm.llm": ["LLM"],
     "nanovllm.outputs": [
         "CompletionOutput",
@@ -115,6 +124,8 @@ _EXPORTS = {
     "nanovllm.prompts": ["Prompt", "TextPrompt", "TokensPrompt"],
     "nanovllm.sampling_params": ["SamplingParams"],
     "nanovllm.structured_outputs": ["StructuredOutputs"],
+    "nanovllm.training.config": ["TrainingConfig"],
+    "nanovllm.training.trainer": ["Trainer"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

@@ -9,12 +9,15 @@ DType: TypeAlias = Literal["float32", "bfloat16", "auto"]
 Quantization: TypeAlias = Literal["int8"]
 KVCacheDType: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
 SchedulingPolicy: TypeAlias = Literal["fcfs", "priority"]
+Precision: TypeAlias = Literal["float32", "bfloat16", "int8"]
 
 BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
 DTYPES: tuple[DType, ...] = get_args(DType)
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 KV_CACHE_DTYPES: tuple[KVCacheDType, ...] = get_args(KVCacheDType)
 SCHEDULING_POLICIES: tuple[SchedulingPolicy, ...] = get_args(SchedulingPolicy)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+"""Types of the weights, by dtype or by quantization."""
 
 BUNDLED_MODEL = "tiny-books"
 
@@ -115,7 +118,7 @@ class EngineConfig:
                 raise ValueError(f"{name} is {getattr(self, name)!r} but must be True or False")
         if self.seed is not None and not _is_int(self.seed):
             raise ValueError(
-                f"seed is {self.seed!r} but must be a whole number, or None for a random one"
+                f"seed is {self.seed!r} but must be an integer, or None for a random one"
             )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise ValueError(
@@ -139,7 +142,7 @@ class EngineConfig:
             self._check_numpy_types()
         if not _is_int(self.max_logprobs) or self.max_logprobs < 0:
             raise ValueError(
-                f"max_logprobs is {self.max_logprobs!r} but must be a whole number of at least 0"
+                f"max_logprobs is {self.max_logprobs!r} but must be an integer of at least 0"
             )
         parse_bytes(self.kv_cache_memory)
 
@@ -196,4 +199,4 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 def _check_positive(name: str, value: object) -> None:
     if not _is_int(value) or value < 1:
-        raise ValueError(f"{name} is {value!r} but must be a whole number of at least 1")
+        raise ValueError(f"{name} is {value!r} but must be an integer of at least 1")

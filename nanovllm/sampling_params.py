@@ -352,7 +352,7 @@ def _check_int(name: str, value: object, low: int, high: int | None) -> None:
         or (high is not None and value > high)
     ):
         raise InvalidRequestError(
-            f"{name} is {_short(value)} but must be a whole number, {_range(low, high)}", param=name
+            f"{name} is {_short(value)} but must be an integer, {_range(low, high)}", param=name
         )
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from hypothesis import settings
-from jaxtyping import install_import_hook
+
+from tests.support.shape_checks import install_shape_checks
 
 # From here on, arrays that enter or leave a function of these packages must have the annotated
 # shape and dtype. This must precede their first import, so the other imports come later.
@@ -20,7 +21,7 @@ _ADAPTERS = [
     f"nanovllm.model.kernels.{name}"
     for name in ("backend", "packed_weights", "sampler", "record", "build.packing")
 ]
-install_import_hook([*_MODEL, *_ADAPTERS, "nanovllm.runner"], "beartype.beartype")
+install_shape_checks([*_MODEL, *_ADAPTERS, "nanovllm.runner"])
 
 from nanovllm.config import BACKENDS  # noqa: E402
 from nanovllm.model.kernels.threads.cores import usable_cpus  # noqa: E402

@@ -52,7 +52,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
 def test_counts_are_at_least_one(name: str) -> None:
     assert getattr(make(**{name: 1}), name) == 1
     for value in (0, -1, 1.0, "1", True):
-        with pytest.raises(ValueError, match=rf"{name} is .* whole number of at least 1"):
+        with pytest.raises(ValueError, match=rf"{name} is .* integer of at least 1"):
             make(**{name: value})
     if name in OPTIONAL:
         assert getattr(make(**{name: None}), name) is None
@@ -120,7 +120,7 @@ def test_seed_and_max_logprobs() -> None:
     ],
 )
 def test_what_is_no_seed_and_no_number_of_log_probabilities(name: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"{name} is .* whole number"):
+    with pytest.raises(ValueError, match=f"{name} is .* integer"):
         make(**{name: value})
 
 

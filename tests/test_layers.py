@@ -76,15 +76,15 @@ def report(copied: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
             file.write("\nimport nanovllm.config\n")
     (package / "model" / "planted_lazily.py").write_text("from nanovllm import LLM\n")
     (package / "unlisted.py").touch()
-    found = lint(folder)
-    assert found.returncode != 0
-    return found.stdout
+    result = lint(folder)
+    assert result.returncode != 0
+    return result.stdout
 
 
 def test_imports_go_downward(copied: Path) -> None:
     for folder in (ROOT, copied):
-        found = lint(folder)
-        assert found.returncode == 0, found.stdout + found.stderr
+        result = lint(folder)
+        assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("name", "upper"), UPWARD)
@@ -158,7 +158,7 @@ def test_exported_names_are_there() -> None:
         "import nanovllm; from nanovllm import *; "
         "print(*(name for name in nanovllm.__all__ if name in globals()))"
     )
-    found = subprocess.run(
+    names = subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
         capture_output=True,
@@ -166,7 +166,7 @@ def test_exported_names_are_there() -> None:
         timeout=60,
         check=True,
     ).stdout.split()
-    assert set(found) == {
+    assert set(names) == {
         "AsyncEngine",
         "AsyncLLM",
         "BeamSearchParams",

@@ -88,7 +88,7 @@ def test_an_interrupted_call_ends_its_own_requests_alone(
 ) -> None:
     """Ctrl-C comes while all of them run; the main thread, which waits, gets the exception."""
     expected = answers(llm.generate("the", LONG, use_tqdm=False))
-    step, found = llm.engine.step, []
+    step, concurrent = llm.engine.step, []
     interrupted: list[bool] = []
 
     def interrupting() -> StepOutput:
@@ -100,13 +100,13 @@ def test_an_interrupted_call_ends_its_own_requests_alone(
 
     monkeypatch.setattr(llm.engine, "step", interrupting)
     other = threading.Thread(
-        target=lambda: found.append(answers(llm.generate("the", LONG, use_tqdm=False)))
+        target=lambda: concurrent.append(answers(llm.generate("the", LONG, use_tqdm=False)))
     )
     other.start()
     with pytest.raises(KeyboardInterrupt):
         llm.generate(["a", "b", "c"], LONG, use_tqdm=False)
     other.join(30)
-    assert found == [expected]
+    assert concurrent == [expected]
     assert not llm.engine.has_work
     llm.engine.check_integrity()
 

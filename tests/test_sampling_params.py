@@ -87,7 +87,7 @@ def _whole_edges() -> Iterator[tuple[str, int, bool]]:
 
 
 @pytest.mark.parametrize(("name", "value", "is_allowed"), list(_whole_edges()))
-def test_edges_of_whole_numbers(name: str, value: int, is_allowed: bool) -> None:
+def test_edges_of_integers(name: str, value: int, is_allowed: bool) -> None:
     if is_allowed:
         assert getattr(params(name, value), name) == (
             0 if (name, value) == ("top_k", -1) else value
@@ -101,8 +101,8 @@ def test_edges_of_whole_numbers(name: str, value: int, is_allowed: bool) -> None
 
 @pytest.mark.parametrize("name", WHOLE)
 @pytest.mark.parametrize("value", [1.0, "1", True, [1], math.nan, np.float64(1)])
-def test_what_is_no_whole_number(name: str, value: object) -> None:
-    assert "whole number" in refuse(name, value)
+def test_what_is_no_integer(name: str, value: object) -> None:
+    assert "integer" in refuse(name, value)
 
 
 @pytest.mark.parametrize("name", WHOLE)
@@ -144,7 +144,7 @@ def test_what_is_no_number(name: str, value: object) -> None:
     assert "must be a number" in refuse(name, value)
 
 
-def test_whole_numbers_are_numbers() -> None:
+def test_integers_are_numbers() -> None:
     assert isinstance(SamplingParams(temperature=1, top_p=1).temperature, float)
     assert "above 0" in refuse("top_p", 0)
 
@@ -177,7 +177,7 @@ def test_token_ids(name: str) -> None:
     assert getattr(params(name, [5, 3, 5, 0]), name) == (5, 3, 0), "each once, in order"
     assert "must be a list" in refuse(name, 5)
     for wrong in ([-1], [True], [1.0], ["1"], "12", [None]):
-        assert "whole number" in refuse(name, wrong)
+        assert "integer" in refuse(name, wrong)
 
 
 def test_a_list_that_allows_nothing_is_refused() -> None:

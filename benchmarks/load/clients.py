@@ -20,6 +20,7 @@ from benchmarks.load.ledger import (
     check_error,
     check_shape,
     essence,
+    first_difference,
     must_be_whole,
     read_refusal,
 )
@@ -132,7 +133,7 @@ class Client:
             check_shape(ask, actual)
         elif actual != expected:
             raise WrongAnswerError(
-                f"other bits than alone: {_first_difference(expected, actual)} "
+                f"other bits than alone: {first_difference(expected, actual)} "
                 f"in answer to {ask.body}"
             )
         self._load.ledger.checked += expected is not None
@@ -361,30 +362,6 @@ class Client:
 
 def _streaming(ask: Ask) -> dict[str, Any]:
     return {**ask.body, "stream": True, "stream_options": {"include_usage": True}}
-
-
-def _first_difference(expected: Any, actual: Any, path: str = "") -> str:
-    """Return the first difference of two essences."""
-    if isinstance(expected, dict) and isinstance(actual, dict) and expected.keys() == actual.keys():
-        return next(
-            (
-                _first_difference(expected[key], actual[key], f"{path}.{key}")
-                for key in expected
-                if expected[key] != actual[key]
-            ),
-            path,
-        )
-    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
-        pairs = enumerate(zip(expected, actual, strict=True))
-        return next(
-            (
-                _first_difference(one, other, f"{path}[{at}]")
-                for at, (one, other) in pairs
-                if one != other
-            ),
-            path,
-        )
-    return f"{path}: {str(expected)[:150]} alone, {str(actual)[:150]} under load"
 
 
 WAYS: Mapping[str, Callable[[Client], Awaitable[None]]] = {

@@ -134,6 +134,30 @@ def essence(ask: Ask, body: bytes, *, streamed: bool) -> dict[str, Any]:
     return {"choices": choices, "tokens": (usage["prompt_tokens"], usage["completion_tokens"])}
 
 
+def first_difference(expected: Any, actual: Any, path: str = "") -> str:
+    """Return the first difference of two essences."""
+    if isinstance(expected, dict) and isinstance(actual, dict) and expected.keys() == actual.keys():
+        return next(
+            (
+                first_difference(expected[key], actual[key], f"{path}.{key}")
+                for key in expected
+                if expected[key] != actual[key]
+            ),
+            path,
+        )
+    if isinstance(expected, list) and isinstance(actual, list) and len(expected) == len(actual):
+        pairs = enumerate(zip(expected, actual, strict=True))
+        return next(
+            (
+                first_difference(one, other, f"{path}[{index}]")
+                for index, (one, other) in pairs
+                if one != other
+            ),
+            path,
+        )
+    return f"{path}: {str(expected)[:150]} alone, {str(actual)[:150]} under load"
+
+
 def read_events(body: bytes) -> Iterator[dict[str, Any]]:
     """Yield the JSON of a complete stream's events; raises WrongAnswerError.
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from nanovllm.batch.input import BatchRequest
 from nanovllm.batch.output import Answer
-from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_answers
+from nanovllm.engine.admission import MAX_QUEUED_REQUESTS, check_choices
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.input_processor import PreparedRequest
@@ -25,6 +25,7 @@ from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
 from nanovllm.server.openai.embeddings import EMBEDDINGS
 from nanovllm.server.openai.endpoint import Endpoint, PreparedCall, prepare_call
+from nanovllm.server.openai.responses import RESPONSES
 from nanovllm.server.openai.schemas import GenerationBody
 
 logger = logging.getLogger(__name__)
@@ -33,7 +34,7 @@ B = TypeVar("B", bound=GenerationBody)
 _MAX_FAULTS = 3  # consecutive steps that may fail because of their requests
 
 ENDPOINTS: dict[str, Endpoint[Any]] = {
-    endpoint.path: endpoint for endpoint in (COMPLETIONS, CHAT, EMBEDDINGS)
+    endpoint.path: endpoint for endpoint in (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
 }
 
 
@@ -85,7 +86,7 @@ class BatchRunner:
                 answers += self._add_updates(self._engine.step())
                 yield answers
         finally:
-            self._end(list(self._sequences))
+            self._remove_sequences(list(self._sequences))
 
     def _begin(self, request: BatchRequest) -> Answer | None:
         """Queue a request; return its answer if it is refused."""
@@ -137,7 +138,7 @@ class BatchRunner:
                 "stream is true but a batch has whole answers only; leave it out", param="stream"
             )
         model = served_name(body.model, self._model_names)
-        check_answers(body.num_choices, MAX_QUEUED_REQUESTS)
+        check_choices(body.num_choices, MAX_QUEUED_REQUESTS)
         call = prepare_call(endpoint, body, self._engine, self._chat_template, model)
         if call.searches:
             raise InvalidRequestError(
@@ -172,7 +173,7 @@ class BatchRunner:
             found_stop = prepared.output_processor.add_update(update)
         except Exception:  # the other requests go on
             logger.exception("the answer to %r could not be put together", running.custom_id)
-            self._end(list(running.unfinished))
+            self._remove_sequences(list(running.unfinished))
             return _failed(
                 running.custom_id,
                 EngineFaultError("the answer could not be put together; the log has the reason"),
@@ -180,11 +181,11 @@ class BatchRunner:
         if found_stop:
             self._engine.finish_request(update.request_id, FinishReason.STOP)
         if found_stop or update.finish_reason is not None:
-            self._end([update.request_id])
+            self._remove_sequences([update.request_id])
         return None if running.unfinished else _complete(running)
 
-    def _end(self, sequence_ids: list[str]) -> None:
-        """Forget sequences, and abort those that are unfinished."""
+    def _remove_sequences(self, sequence_ids: list[str]) -> None:
+        """Remove sequences, and abort those that are unfinished."""
         for sequence_id in sequence_ids:
             running, _ = self._sequences.pop(sequence_id)
             running.unfinished.discard(sequence_id)

@@ -7,16 +7,20 @@ parsers/          the commands' argument parsers, quick to import
 options           options shared by several commands
 argument_types    argument types, files and messages
 environment       environment variables
+table             tables on standard output
 serve             `nanovllm serve`
 listening         connection limits and sockets of the server
 security_options  API keys, hosts, origins and TLS of the server
 generate          `nanovllm generate`
 repl              the interactive prompt of `generate`
 run_batch         `nanovllm run-batch`
+train             `nanovllm train`
 download          `nanovllm download`
 models            `nanovllm list`, `show` and `remove`
 env               `nanovllm env`
 bench/            `nanovllm bench`
+eval              `nanovllm eval`
 verify            `nanovllm verify`
 verify_reference  the transformers reference of `verify`
+train_report      `nanovllm train-report`
 """

@@ -11,12 +11,12 @@ _LINE_CHARACTERS = 2000  # of a message; none of ours is longer
 
 
 def positive(text: str) -> int:
-    """Parse a whole number of at least 1."""
+    """Parse an integer of at least 1."""
     return _whole(text, 1)
 
 
 def not_negative(text: str) -> int:
-    """Parse a whole number of at least 0."""
+    """Parse an integer of at least 0."""
     return _whole(text, 0)
 
 
@@ -51,5 +51,5 @@ def print_message(message: str, command: str = "nanovllm") -> None:
 
 def _whole(text: str, low: int) -> int:
     if not (text.isascii() and text.isdigit()) or int(text) < low:
-        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least {low}")
+        raise argparse.ArgumentTypeError(f"{text} must be an integer of at least {low}")
     return int(text)

@@ -23,14 +23,17 @@ def build_parser() -> "argparse.ArgumentParser":
         models,
         run_batch,
         serve,
+        train,
+        train_report,
         verify,
     )
+    from nanovllm.cli.parsers import eval as evaluate  # noqa: PLC0415
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
 
     parser = CommandParser(
         prog="nanovllm",
         usage="%(prog)s COMMAND [options]",
-        description="GPT-2 inference on CPUs.",
+        description="GPT-2 inference and training on CPUs.",
         epilog="nanovllm COMMAND --help describes a command.",
     )
     parser.add_argument(
@@ -43,7 +46,18 @@ def build_parser() -> "argparse.ArgumentParser":
     subparsers = parser.add_subparsers(
         title="commands", required=True, metavar="COMMAND", prog="nanovllm"
     )
-    for command in (serve, generate, run_batch, download, models, bench, verify):
+    for command in (
+        serve,
+        generate,
+        run_batch,
+        train,
+        train_report,
+        download,
+        models,
+        bench,
+        evaluate,
+        verify,
+    ):
         command.add_parser(subparsers)
     return parser
 

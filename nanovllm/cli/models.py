@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 
+from nanovllm.cli.table import print_table
 from nanovllm.config import format_bytes
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.errors import CheckpointError, ModelNotFoundError, printable
@@ -35,7 +36,7 @@ def run_list(parsed: argparse.Namespace) -> int:
         )
         for item in stored_items()
     ]
-    _print_table(rows)
+    print_table(rows)
     return 0
 
 
@@ -123,15 +124,7 @@ def _print_files(files: Iterable[Path]) -> None:
     for path in files:
         status = path.stat()
         rows.append((printable(path.name), format_bytes(status.st_size), _date(status.st_mtime)))
-    _print_table(rows)
-
-
-def _print_table(rows: Sequence[Sequence[str]]) -> None:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        print(
-            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    print_table(rows)
 
 
 def _date(time_s: float | None) -> str:

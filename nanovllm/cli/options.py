@@ -95,32 +95,46 @@ _ENGINE_OPTIONS: dict[str, tuple[Callable[[str], Any], str]] = {
 }  # fmt: skip
 
 
+_ENGINE_CHOICES: dict[str, tuple[tuple[str, ...], str]] = {
+    "backend": (BACKENDS, "implementation of the forward pass; numpy is the readable one"),
+    "dtype": (DTYPES, "type of the weights in memory"),
+    "quantization": (QUANTIZATIONS, "quantize weights on load (default: none)"),
+    "kv_cache_dtype": (
+        KV_CACHE_DTYPES,
+        "type of the KV cache; auto is float32 for float32 weights, else bfloat16",
+    ),
+    "scheduling_policy": (
+        SCHEDULING_POLICIES,
+        "order of requests: by arrival, or by priority and then arrival",
+    ),
+}
+
+
+def add_precision_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of EngineConfig that choose the arithmetic of a forward pass."""
+    group = parser.add_argument_group("engine")
+    for name in ("backend", "dtype", "quantization", "kv_cache_dtype", "num_threads"):
+        _add_engine_option(group, name)
+
+
+def _add_engine_option(group: "argparse._ArgumentGroup", name: str) -> None:
+    (default,) = (field.default for field in fields(EngineConfig) if field.name == name)
+    if name in _ENGINE_CHOICES:
+        choices, text = _ENGINE_CHOICES[name]
+        group.add_argument(_option(name), choices=choices, default=default, help=text)
+    else:
+        kind, text = _ENGINE_OPTIONS[name]
+        metavar = name.rsplit("_", 1)[-1].upper()
+        group.add_argument(_option(name), type=kind, default=default, metavar=metavar, help=text)
+
+
 def add_engine_options(
     parser: argparse.ArgumentParser, *, seed: int | None = None, prefix_caching: bool = True
 ) -> None:
     """Add an option for each field of EngineConfig."""
-    defaults = {field.name: field.default for field in fields(EngineConfig)}
     group = parser.add_argument_group("engine")
-    choices: dict[str, tuple[tuple[str, ...], str]] = {
-        "backend": (BACKENDS, "implementation of the forward pass; numpy is the readable one"),
-        "dtype": (DTYPES, "type of the weights in memory"),
-        "quantization": (QUANTIZATIONS, "quantize weights on load (default: none)"),
-        "kv_cache_dtype": (
-            KV_CACHE_DTYPES,
-            "type of the KV cache; auto is float32 for float32 weights, else bfloat16",
-        ),
-        "scheduling_policy": (
-            SCHEDULING_POLICIES,
-            "order of requests: by arrival, or by priority and then arrival",
-        ),
-    }
-    for name, (values, text) in choices.items():
-        group.add_argument(_option(name), choices=values, default=defaults[name], help=text)
-    for name, (kind, text) in _ENGINE_OPTIONS.items():
-        metavar = name.rsplit("_", 1)[-1].upper()
-        group.add_argument(
-            _option(name), type=kind, default=defaults[name], metavar=metavar, help=text
-        )
+    for name in (*_ENGINE_CHOICES, *_ENGINE_OPTIONS):
+        _add_engine_option(group, name)
     group.add_argument(
         "--enable-prefix-caching",
         action=argparse.BooleanOptionalAction,

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nanovllm.cli.argument_types import print_message, read_lines
 from nanovllm.cli.options import engine_config
 from nanovllm.cli.parsers.verify import AGREES, DIFFERS, NOT_COMPARED
+from nanovllm.cli.table import print_table
 from nanovllm.cli.verify_reference import Reference, import_libraries
 from nanovllm.config import EngineConfig
 from nanovllm.errors import EngineFaultError, NanovllmError
@@ -230,7 +231,7 @@ def _compare_one(
     llm: LLM, reference: Reference, prompt: Prompt, output: RequestOutput, close: float
 ) -> Comparison:
     next_ids = np.asarray(prompt.kept_ids[1:], dtype=np.int64)
-    everywhere, of_targets, divergences = [], [], []
+    differences, target_differences, divergences = [], [], []
     reported = _reported_logprobs(output)
     start = 0
     for ours, theirs in zip(
@@ -238,34 +239,29 @@ def _compare_one(
         reference.logprobs(prompt.kept_ids, _CHUNK_ROWS),
         strict=True,
     ):
-        everywhere.append(np.abs(ours - theirs).max())
+        differences.append(np.abs(ours - theirs).max())
         divergences.append((np.exp(theirs) * (theirs - ours)).sum(axis=1))
-        here = slice(start, start + len(theirs))
-        own = theirs[np.arange(len(next_ids[here])), next_ids[here]]
-        of_targets.append(np.abs(reported[here] - own).max(initial=0.0))
+        targets = next_ids[start : start + len(theirs)]
+        of_targets = theirs[np.arange(len(targets)), targets]
+        ours_of_targets = reported[start : start + len(theirs)]
+        target_differences.append(np.abs(ours_of_targets - of_targets).max(initial=0.0))
         start += len(theirs)
-    ours_chosen = output.outputs[0].token_ids
-    chosen, gaps = reference.greedy(prompt.kept_ids, len(ours_chosen))
-    equal = next(
-        (
-            step
-            for step, pair in enumerate(zip(ours_chosen, chosen, strict=True))
-            if pair[0] != pair[1]
-        ),
-        len(chosen),
-    )
-    expected = reference.encode(prompt.text)
+    tokens = output.outputs[0].token_ids
+    reference_tokens, gaps = reference.greedy(prompt.kept_ids, len(tokens))
+    is_equal = [ours == theirs for ours, theirs in zip(tokens, reference_tokens, strict=True)]
+    num_equal = [*is_equal, False].index(False)
+    reference_ids = reference.encode(prompt.text)
     return Comparison(
         prompt=prompt.name,
         tokens=prompt.kept,
         tokens_of_prompt=len(prompt.token_ids),
-        is_tokenized_alike=None if expected is None else expected == prompt.token_ids,
-        logprob_difference=_largest(everywhere),
-        target_difference=_largest(of_targets),
-        greedy_tokens=len(chosen),
-        greedy_equal=equal,
+        is_tokenized_alike=None if reference_ids is None else reference_ids == prompt.token_ids,
+        logprob_difference=_largest(differences),
+        target_difference=_largest(target_differences),
+        greedy_tokens=len(tokens),
+        greedy_equal=num_equal,
         first_close_step=next((step for step, gap in enumerate(gaps) if gap < close), None),
-        gap_where_different=gaps[equal] if equal < len(chosen) else None,
+        gap_where_different=gaps[num_equal] if num_equal < len(tokens) else None,
         divergence=_largest([np.concatenate(divergences).mean()]),
     )
 
@@ -275,10 +271,9 @@ def _our_logprobs(llm: LLM, token_ids: list[int]) -> Iterator[np.ndarray]:
     engine, backend = llm.engine, llm.engine.runner.backend
     block_table = np.arange(-(-len(token_ids) // engine.config.block_size), dtype=np.int64)[None]
     hidden = []
-    for start in range(0, len(token_ids), engine.config.max_num_batched_tokens):
-        chunk = np.asarray(
-            token_ids[start : start + engine.config.max_num_batched_tokens], dtype=np.int64
-        )
+    chunk_size = engine.config.max_num_batched_tokens
+    for start in range(0, len(token_ids), chunk_size):
+        chunk = np.asarray(token_ids[start : start + chunk_size], dtype=np.int64)
         positions = np.arange(start, start + len(chunk), dtype=np.int64)
         batch = ForwardBatch(
             token_ids=chunk,
@@ -329,21 +324,15 @@ def _report(
         ("prompt", "tokens", "tokenized", "log-probs, all", "log-probs, prompt", "KL", "greedy"),
         *map(_row, comparisons),
     ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     print(f"{parsed.model} against {reference.title}, float32\n")
-    for row in rows:
-        print(
-            "  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+    print_table(rows)
     if reference.tokenizer_problem is not None:
         print(
             "\nTokenization was not compared, since transformers cannot load the tokenizer: "
             f"{reference.tokenizer_problem}"
         )
     different = [
-        comparison.prompt
-        for comparison in comparisons
-        if not comparison.agrees(bound.tolerance, bound.divergence)
+        one.prompt for one in comparisons if not one.agrees(bound.tolerance, bound.divergence)
     ]
     verdict = (
         f"DIFFERENT in {len(different)} of {len(comparisons)} prompts: {', '.join(different)}"
@@ -374,13 +363,9 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
         else f"{comparison.tokens} of {comparison.tokens_of_prompt}"
     )
     tokenized = {True: "alike", False: "DIFFERENT", None: "-"}[comparison.is_tokenized_alike]
+    values = comparison.logprob_difference, comparison.target_difference, comparison.divergence
     everywhere, prompt, divergence = (
-        "not finite" if value is None else f"{value:.1e}"
-        for value in (
-            comparison.logprob_difference,
-            comparison.target_difference,
-            comparison.divergence,
-        )
+        "not finite" if value is None else f"{value:.1e}" for value in values
     )
     return (
         comparison.prompt,

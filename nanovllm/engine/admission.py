@@ -1,8 +1,8 @@
 """Admission control: limits on unfinished choices and tokens, and when to retry after a refusal.
 
-An answer here is one choice of one prompt. The room for all prompts of a request is reserved before
-any of them is queued. Each prompt releases its reservation once, for whatever reason it ends. One
-thread checks and reserves without yielding in between, so no burst exceeds a limit.
+The room for all prompts of a request is reserved before any of them is queued. Each prompt releases
+its reservation once, for whatever reason it ends. One thread checks and reserves without yielding
+in between, so no burst exceeds a limit.
 """
 
 import math
@@ -23,24 +23,24 @@ _WINDOW_S = 30.0
 """Period over which the rate of releases is measured."""
 
 
-def check_answers(count: int, limit: int) -> None:
-    """Raise InvalidRequestError if a request has more answers than the limit."""
+def check_choices(count: int, limit: int) -> None:
+    """Raise InvalidRequestError if a request has more choices than the limit."""
     if count > limit:
         raise InvalidRequestError(
-            f"the request asks for {count} answers at once, the limit is {limit} "
+            f"the request asks for {count} choices at once, the limit is {limit} "
             "(max_queued_requests); send fewer prompts or a smaller n or best_of"
         )
 
 
 class Reservation:
-    """A reservation of `answers` answers and `tokens` tokens, until it is released."""
+    """A reservation of `choices` choices and `tokens` tokens, until it is released."""
 
-    __slots__ = ("_admission", "answers", "tokens")
+    __slots__ = ("_admission", "choices", "tokens")
 
-    def __init__(self, admission: "Admission", answers: int, tokens: int) -> None:
+    def __init__(self, admission: "Admission", choices: int, tokens: int) -> None:
         """Create a reservation; only `Admission.reserve` calls this."""
         self._admission: Admission | None = admission
-        self.answers = answers
+        self.choices = choices
         self.tokens = tokens
 
     def release(self) -> None:
@@ -51,110 +51,110 @@ class Reservation:
 
 
 class Admission:
-    """Counts unfinished answers and tokens against two limits. For use by one thread."""
+    """Counts unfinished choices and tokens against two limits. For use by one thread."""
 
     def __init__(
         self,
-        max_answers: int,
+        max_choices: int,
         max_tokens: int | None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start with nothing reserved. `max_tokens` None means no limit; it may be set later."""
-        self.max_answers = max_answers
+        self.max_choices = max_choices
         self.max_tokens = max_tokens
-        self.answers = 0
+        self.choices = 0
         self.tokens = 0
         self._refused = {"requests": 0, "tokens": 0}
         self._clock = clock
         self._busy_since_s = clock()
-        # (time, answers, tokens): each entry is the sum of the releases within one second.
+        # (time, choices, tokens): each entry is the sum of the releases within one second.
         self._released: deque[tuple[float, int, int]] = deque()
 
     def stats(self) -> AdmissionStats:
         """Return the reserved amounts, the limits and the numbers of refusals."""
         return AdmissionStats(
-            self.answers, self.tokens, self.max_answers, self.max_tokens, dict(self._refused)
+            self.choices, self.tokens, self.max_choices, self.max_tokens, dict(self._refused)
         )
 
-    def check(self, answers: int, tokens: int = 0) -> None:
-        """Check whether `answers` and `tokens` can be reserved now.
+    def check(self, choices: int, tokens: int = 0) -> None:
+        """Check whether `choices` and `tokens` can be reserved now.
 
         Raises:
             InvalidRequestError: they exceed a limit by themselves.
             QueueFullError: there is no room now; `retry_after_s` says when to retry.
         """
-        check_answers(answers, self.max_answers)
+        check_choices(choices, self.max_choices)
         if self.max_tokens is not None and tokens > self.max_tokens:
             raise InvalidRequestError(
-                f"the request may need {tokens} tokens, prompts and the max_tokens of {answers} "
-                f"answers together, the limit is {self.max_tokens}; lower max_tokens, n or "
+                f"the request may need {tokens} tokens, prompts and the max_tokens of {choices} "
+                f"choices together, the limit is {self.max_tokens}; lower max_tokens, n or "
                 "best_of, or send fewer prompts at once"
             )
-        if self.answers + answers > self.max_answers:
+        if self.choices + choices > self.max_choices:
             reason = (
-                f"{self.answers} requests are unfinished and {answers} more would pass the limit "
-                f"of {self.max_answers} (max_queued_requests)"
+                f"{self.choices} requests are unfinished and {choices} more would pass the limit "
+                f"of {self.max_choices} (max_queued_requests)"
             )
-            raise self._refusal("requests", reason, answers, tokens)
+            raise self._refusal("requests", reason, choices, tokens)
         if self.max_tokens is not None and self.tokens + tokens > self.max_tokens:
             reason = (
                 f"unfinished requests may need {self.tokens} tokens and {tokens} more would pass "
                 f"the limit of {self.max_tokens} (max_queued_tokens)"
             )
-            raise self._refusal("tokens", reason, answers, tokens)
+            raise self._refusal("tokens", reason, choices, tokens)
 
     def reserve(self, parts: Sequence[tuple[int, int]]) -> list[Reservation]:
-        """Reserve room for all parts, each (answers, tokens), or for none; raises as `check`."""
-        answers, tokens = (
+        """Reserve room for all parts, each (choices, tokens), or for none; raises as `check`."""
+        choices, tokens = (
             (sum(amounts) for amounts in zip(*parts, strict=True)) if parts else (0, 0)
         )
-        self.check(answers, tokens)
-        if self.answers == 0:  # measure the rate of releases only while the server is busy
+        self.check(choices, tokens)
+        if self.choices == 0:  # measure the rate of releases only while the server is busy
             self._busy_since_s = self._clock()
             self._released.clear()
-        self.answers += answers
+        self.choices += choices
         self.tokens += tokens
         return [Reservation(self, *part) for part in parts]
 
     def add_released(self, reservation: Reservation) -> None:
         """Subtract a released reservation; only `Reservation.release` calls this."""
-        self.answers -= reservation.answers
+        self.choices -= reservation.choices
         self.tokens -= reservation.tokens
         now = self._clock()
         if self._released and now - self._released[-1][0] < 1:
-            time_s, answers, tokens = self._released.pop()
+            time_s, choices, tokens = self._released.pop()
             self._released.append(
-                (time_s, answers + reservation.answers, tokens + reservation.tokens)
+                (time_s, choices + reservation.choices, tokens + reservation.tokens)
             )
         else:
-            self._released.append((now, reservation.answers, reservation.tokens))
-            self._forget(now)
+            self._released.append((now, reservation.choices, reservation.tokens))
+            self._drop_old_releases(now)
 
-    def retry_after_s(self, answers: int, tokens: int) -> int:
+    def retry_after_s(self, choices: int, tokens: int) -> int:
         """Estimate the seconds, 1 to 60, until this room is released at the recent rate.
 
         If nothing was released recently, the estimate is the time since which that is the case.
         """
         now = self._clock()
-        self._forget(now)
+        self._drop_old_releases(now)
         period_s = min(now - self._busy_since_s, _WINDOW_S)
         waits = [MIN_RETRY_S]
-        for needed, column in ((answers, 1), (tokens, 2)):
+        for needed, column in ((choices, 1), (tokens, 2)):
             released = sum(entry[column] for entry in self._released)
             if needed > 0:
                 wait_s = needed * period_s / released if released else period_s
                 waits.append(math.ceil(min(wait_s, MAX_RETRY_S)))
         return max(waits)
 
-    def _forget(self, now: float) -> None:
+    def _drop_old_releases(self, now: float) -> None:
         while self._released and self._released[0][0] < now - _WINDOW_S:
             self._released.popleft()
 
-    def _refusal(self, limit: str, reason: str, answers: int, tokens: int) -> QueueFullError:
+    def _refusal(self, limit: str, reason: str, choices: int, tokens: int) -> QueueFullError:
         self._refused[limit] += 1
         missing_tokens = 0 if self.max_tokens is None else self.tokens + tokens - self.max_tokens
-        wait_s = self.retry_after_s(self.answers + answers - self.max_answers, missing_tokens)
+        wait_s = self.retry_after_s(self.choices + choices - self.max_choices, missing_tokens)
         return QueueFullError(f"{reason}; try again in {wait_s} s", retry_after_s=wait_s)
 
 

@@ -49,10 +49,6 @@ from nanovllm.errors import (
 logger = logging.getLogger(__name__)
 
 
-MAX_STEP_END_S = 10.0
-"""Maximum time that `stop` waits for the current step."""
-
-
 class EngineState(Enum):
     """State of the engine.
 
@@ -195,20 +191,11 @@ class AsyncEngine:
         for call in self._when_stopped:
             call()
         if not is_loading:
-            await self._join()
+            await self._thread.join()
 
     def abandon(self) -> None:
         """End the thread after the current step, without waiting; for a finalizer."""
         self._thread.stop()
-
-    async def _join(self) -> None:
-        """Wait for the end of the current step, at most MAX_STEP_END_S."""
-        give_up_s = time.monotonic() + MAX_STEP_END_S
-        while self._thread.is_alive:
-            if time.monotonic() >= give_up_s:
-                logger.warning("the step still runs after %g s; not waiting for it", MAX_STEP_END_S)
-                return
-            await asyncio.sleep(0.005)
 
     def when_stopped(self, call: Callable[[], None]) -> None:
         """Call `call` on the event loop whenever the engine is stopped."""
@@ -222,19 +209,19 @@ class AsyncEngine:
         """
         return prepare_requests(request, self.engine.input_processor)
 
-    def check_room(self, answers: int, tokens: int = 0) -> None:
-        """Check whether there is room for more choices and tokens.
+    def check_room(self, choices: int) -> None:
+        """Check whether there is room for more choices.
 
         Raises QueueFullError if there is no room now, and InvalidRequestError if there never is.
         """
-        self._admission.check(answers, tokens)
+        self._admission.check(choices)
 
-    def reserve(self, answers: int, tokens: int) -> Reservation:
+    def reserve(self, choices: int, tokens: int) -> Reservation:
         """Reserve room for requests that are queued later; the caller releases it.
 
         Raises as `check_room`.
         """
-        (reservation,) = self._admission.reserve([(answers, tokens)])
+        (reservation,) = self._admission.reserve([(choices, tokens)])
         return reservation
 
     def generate(
@@ -259,7 +246,7 @@ class AsyncEngine:
         """
         self._check_ready()
         self._check_ids(prepared_requests)
-        sizes = [(prepared.num_answers, prepared.num_tokens) for prepared in prepared_requests]
+        sizes = [(prepared.num_choices, prepared.num_tokens) for prepared in prepared_requests]
         if deadline is not None and time.monotonic() >= deadline.at_s:
             raise self._timeout_error(deadline, 0, sizes)
         reservations: Sequence[Reservation | None] = [None] * len(sizes)
@@ -301,7 +288,7 @@ class AsyncEngine:
             prepared.output_processor.num_output_tokens for prepared in handle.prepared_requests
         )
         reservations = [handle.reservations[index] for index in late]
-        sizes = [(room.answers, room.tokens) for room in reservations if room is not None]
+        sizes = [(room.choices, room.tokens) for room in reservations if room is not None]
         handle.fail(self._timeout_error(deadline, tokens, sizes))
         handle.release(late)
 
@@ -312,11 +299,11 @@ class AsyncEngine:
 
         Args:
             tokens: number of tokens that the request has generated.
-            sizes: the room that the request needs, each (answers, tokens).
+            sizes: the room that the request needs, each (choices, tokens).
         """
         self._timeouts["running" if deadline.has_begun else "queued"] += 1
         retry_after_s = self._admission.retry_after_s(
-            sum(answers for answers, _ in sizes), sum(most_tokens for _, most_tokens in sizes)
+            sum(choices for choices, _ in sizes), sum(max_tokens for _, max_tokens in sizes)
         )
         return deadline.error(tokens=tokens, retry_after_s=retry_after_s)
 

@@ -48,7 +48,7 @@ class BeamSearchParams:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise InvalidRequestError(
-                    f"{name} is {value!r} but must be a whole number, at least 1", param=name
+                    f"{name} is {value!r} but must be an integer of at least 1", param=name
                 )
         penalty = self.length_penalty
         if (

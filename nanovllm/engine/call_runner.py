@@ -77,8 +77,8 @@ class CallRunner:
     def __init__(self, engine: Engine) -> None:
         """Start without a thread."""
         self._engine = engine
-        self._joining: deque[_Call] = deque()
-        self._leaving: deque[_Call] = deque()
+        self._submitted: deque[_Call] = deque()
+        self._cancelled: deque[_Call] = deque()
         self._lock = threading.RLock()  # held briefly; guards _worker and _is_closed
         self._worker: threading.Thread | None = None
         self._is_closed = False
@@ -138,24 +138,24 @@ class CallRunner:
         Closing the generator aborts unfinished requests.
         """
         try:
-            self._enter(call)
+            self._submit(call)
             has_ended = False
             while not has_ended:
                 call.wait()
                 has_ended = call.has_ended
                 yield
         finally:
-            self._leave(call)
+            self._cancel(call)
         if call.error is not None:
             raise call.error
 
-    def _enter(self, call: _Call) -> None:
+    def _submit(self, call: _Call) -> None:
         """Pass the call to the worker, and start one if there is none."""
         with self._lock:
             if self._is_closed:
                 call.has_ended = True
                 raise _closed_error()
-            self._joining.append(call)
+            self._submitted.append(call)
             if self._worker is not None and self._worker.is_alive():
                 return
             self._worker = threading.Thread(target=self._work, name="nanovllm-llm")
@@ -169,11 +169,11 @@ class CallRunner:
         finally:
             self._worker = None
 
-    def _leave(self, call: _Call) -> None:
-        """End the call, and wait, at most for the current step, until its requests are aborted."""
+    def _cancel(self, call: _Call) -> None:
+        """Abort the call's requests, which waits at most for the current step."""
         if call.has_ended:
             return
-        self._leaving.append(call)
+        self._cancelled.append(call)
         worker = self._worker
         if worker is threading.current_thread():
             return  # the worker collected a generator; it ends the call before its next step
@@ -182,37 +182,37 @@ class CallRunner:
 
     def _work(self) -> None:
         """Serve calls until there are none; the worker's main function."""
-        while self._exchange():
+        while self._update_calls():
             try:
                 self._step()
             except BaseException as error:  # noqa: BLE001 - raised in every waiting thread
                 for call in set(self._calls.values()):
-                    self._end(call, error)
+                    self._finish_call(call, error)
 
-    def _exchange(self) -> bool:
-        """Start joining calls and end leaving ones; return False if there is no call any more."""
-        leaving = _take_all(self._leaving)  # before _joining: a leaving call may still be in it
-        joining = _take_all(self._joining)
+    def _update_calls(self) -> bool:
+        """Start submitted calls and finish cancelled ones; return False if no call is left."""
+        cancelled = _take_all(self._cancelled)  # first: a cancelled call may still be submitted
+        submitted = _take_all(self._submitted)
         is_closed = self._is_closed
-        if not (joining or leaving or self._calls):
+        if not (submitted or cancelled or self._calls):
             with self._lock:
-                if not self._joining:
+                if not self._submitted:
                     self._worker = None
                     return False
             return True
-        for call in joining:
+        for call in submitted:
             self._calls |= dict.fromkeys(call.unfinished, call)
             try:
                 for prepared in dict.fromkeys(call.unfinished.values()):
                     for request in prepared.requests:
                         self._engine.add_request(request)
             except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
-                self._end(call, error)
-        for call in leaving:
-            self._end(call, None)
+                self._finish_call(call, error)
+        for call in cancelled:
+            self._finish_call(call, None)
         if is_closed:
             for call in set(self._calls.values()):
-                self._end(call, _closed_error())
+                self._finish_call(call, _closed_error())
         return True
 
     def _step(self) -> None:
@@ -229,7 +229,7 @@ class CallRunner:
             try:
                 found_stop = prepared.output_processor.add_update(update)
             except Exception as error:  # noqa: BLE001 - it is raised in the thread that waits
-                self._end(call, error)
+                self._finish_call(call, error)
                 continue
             if found_stop:
                 self._engine.finish_request(update.request_id, FinishReason.STOP)
@@ -248,7 +248,7 @@ class CallRunner:
             call.num_ended = 0
         if call.streamed is not None:
             if call.streamed.error is not None:
-                self._end(call, call.streamed.error)
+                self._finish_call(call, call.streamed.error)
                 return
             delta = call.streamed.take_delta()
             if delta is not None:
@@ -257,7 +257,7 @@ class CallRunner:
         if call.wants_steps or call.deltas or call.has_ended:
             call.wake()
 
-    def _end(self, call: _Call, error: BaseException | None) -> None:
+    def _finish_call(self, call: _Call, error: BaseException | None) -> None:
         """Abort the unfinished sequences of a call, and wake its thread."""
         try:
             for request_id in call.unfinished:

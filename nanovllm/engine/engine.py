@@ -188,7 +188,7 @@ class Engine:
             request_id,
             request.choice_index,
             finish_reason=reason,
-            metrics=self._forget(request_id).summary(now),
+            metrics=self._pop_times(request_id).summary(now),
             time_s=now,
         )
 
@@ -238,7 +238,7 @@ class Engine:
             return self.scheduler.fail(plan), error
         except BaseException:  # such as KeyboardInterrupt: the plan is never computed
             for result in self.scheduler.fail(plan):
-                self._forget(result.request.request_id)
+                self._pop_times(result.request.request_id)
             raise
         return results, None
 
@@ -292,7 +292,7 @@ class Engine:
         """End the processes that compile grammars. A second call has no effect."""
         self.input_processor.grammars.close()
 
-    def _forget(self, request_id: str) -> RequestTimes:
+    def _pop_times(self, request_id: str) -> RequestTimes:
         """Remove the deadline and the times of a sequence that has ended; return the times."""
         self._deadlines.pop(request_id, None)
         return self._times.pop(request_id)
@@ -332,7 +332,7 @@ class Engine:
         if finish_reason is not None:
             if times.first_token_s is None and finish_reason is not FinishReason.ERROR:
                 self._count_prompt(request)
-            self._forget(request.request_id)
+            self._pop_times(request.request_id)
         return SequenceUpdate(
             request_id=request.request_id,
             choice_index=request.choice_index,

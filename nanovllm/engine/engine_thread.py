@@ -9,6 +9,7 @@ import asyncio
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ from nanovllm.engine.metrics import EngineSnapshot
 from nanovllm.engine.scheduling.request import FinishReason, Request
 
 logger = logging.getLogger(__name__)
+
+MAX_STEP_END_S = 10.0
+"""Maximum time that `join` waits for the current step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +94,14 @@ class EngineThread:
         """End the thread after the current step."""
         self._commands.put(_Stop())
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread has started and has not ended."""
-        return self._thread is not None and self._thread.is_alive()
+    async def join(self) -> None:
+        """Wait for the end of the thread, at most MAX_STEP_END_S."""
+        give_up_s = time.monotonic() + MAX_STEP_END_S
+        while self._thread is not None and self._thread.is_alive():
+            if time.monotonic() >= give_up_s:
+                logger.warning("the step still runs after %g s; not waiting for it", MAX_STEP_END_S)
+                return
+            await asyncio.sleep(0.005)
 
     def _run(self) -> None:
         try:

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import get_args
+from typing import TypeAlias, get_args
 
 from nanovllm.engine.grammar.grammar import CompiledGrammar, Grammars
 from nanovllm.engine.logprobs import ENTRY_BYTES, POSITION_BYTES
@@ -27,8 +27,11 @@ from nanovllm.sampling_params import SamplingParams, TruncationSide, check_unico
 MAX_TRUNCATED_BYTES = 1 << 18
 """Maximum bytes of a text that is truncated. All of it is tokenized, in 200 times its memory."""
 
-_FAR_TOO_LONG = 16
-"""Multiple of the context above which a prompt is refused before its token ids are checked."""
+_MAX_CHECKED_CONTEXTS = 16
+"""Contexts of token ids that are checked; a longer prompt is refused before."""
+
+_Rules: TypeAlias = tuple[tuple[tuple[int, ...], ...], TokenRules]
+"""Token ids of bad words, and the allowed, biased and banned tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class PreparedRequest:
     grammar: CompiledGrammar | None = None
 
     @property
-    def num_answers(self) -> int:
+    def num_choices(self) -> int:
         """Number of choices, including those that best_of drops and those that share a sequence."""
         return self.requests[0].sampling.num_candidates
 
@@ -51,7 +54,7 @@ class PreparedRequest:
     def num_tokens(self) -> int:
         """Maximum total tokens: the prompt once, and max_tokens of each choice."""
         first = self.requests[0]
-        return first.num_prompt_tokens + self.num_answers * first.max_new_tokens
+        return first.num_prompt_tokens + self.num_choices * first.max_new_tokens
 
     @property
     def logprobs_bytes(self) -> int:
@@ -94,8 +97,7 @@ class InputProcessor:
         self._max_token_bytes = tokenizer.max_token_bytes
         self.grammars = Grammars(tokenizer, model.vocab, model.eos_token_ids)
         self._ids = itertools.count()
-        self._latest_rules: tuple[SamplingParams, tuple[tuple[int, ...], ...], TokenRules] | None
-        self._latest_rules = None
+        self._latest_rules: tuple[SamplingParams, _Rules] | None = None
 
     def new_request_id(self, name: str) -> str:
         """Return a unique id that contains `name`.
@@ -129,14 +131,9 @@ class InputProcessor:
             kept=self.limits.truncation(params),
         )
         max_new_tokens = self.limits.max_new_tokens(len(token_ids), params)
-        bad_words, rules = self._rules(params)
-        ends_text = frozenset(self.model.eos_token_ids)
-        eos, ignored_eos = (
-            (frozenset(), ends_text) if params.ignore_eos else (ends_text, frozenset())
-        )
+        rules = self._rules(params)
         seed = self._random.getrandbits(64) if params.seed is None else params.seed
-        self.limits.check_priority(priority)
-        self._check_salt(cache_salt)
+        self._check_queue_fields(priority, cache_salt)
         if check_length is not None:
             check_length(len(token_ids))
         grammar = (
@@ -144,13 +141,49 @@ class InputProcessor:
             if params.structured_outputs is None
             else self.grammars.begin(params.structured_outputs)
         )
+        requests = self._sequences(
+            request_id,
+            tuple(token_ids),
+            params,
+            rules,
+            grammar,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
+        sequence_ids = [request.request_id for request in requests]
+        output_processor = OutputProcessor(
+            request_id, text, token_ids, params, self.tokenizer, sequence_ids
+        )
+        return PreparedRequest(requests, output_processor, grammar)
+
+    def _sequences(
+        self,
+        request_id: str,
+        prompt_token_ids: tuple[int, ...],
+        params: SamplingParams,
+        rules: _Rules,
+        grammar: CompiledGrammar | None,
+        *,
+        max_new_tokens: int,
+        seed: int,
+        priority: int,
+        cache_salt: str,
+    ) -> tuple[Request, ...]:
+        """Return a request for each sequence of a prompt."""
+        ends_text = frozenset(self.model.eos_token_ids)
+        eos, ignored_eos = (
+            (frozenset(), ends_text) if params.ignore_eos else (ends_text, frozenset())
+        )
         # best_of ranks by log-probabilities; the output does not contain these.
         needs_scores = params.ranks_choices and params.logprobs is None
         sampling = replace(params, logprobs=0) if needs_scores else params
-        requests = tuple(
+        is_single = params.num_sequences == 1
+        return tuple(
             Request(
-                request_id=request_id if params.num_sequences == 1 else f"{request_id}-{choice}",
-                prompt_token_ids=tuple(token_ids),
+                request_id=request_id if is_single else f"{request_id}-{choice}",
+                prompt_token_ids=prompt_token_ids,
                 sampling=sampling,
                 max_new_tokens=max_new_tokens,
                 seed=seed,
@@ -158,24 +191,15 @@ class InputProcessor:
                 stop_token_ids=eos | frozenset(params.stop_token_ids or ()),
                 eos_token_ids=eos,
                 ignored_eos_token_ids=ignored_eos,
-                bad_words=bad_words,
-                shared_rules=rules,
+                bad_words=rules[0],
+                shared_rules=rules[1],
                 grammar=None if grammar is None else grammar.start(),
                 priority=priority,
                 cache_salt=cache_salt,
-                parent_id=request_id if params.num_sequences > 1 and max_new_tokens > 0 else "",
+                parent_id="" if is_single or max_new_tokens == 0 else request_id,
             )
             for choice in range(params.num_sequences)
         )
-        output_processor = OutputProcessor(
-            request_id,
-            text,
-            token_ids,
-            params,
-            self.tokenizer,
-            [request.request_id for request in requests],
-        )
-        return PreparedRequest(requests, output_processor, grammar)
 
     def embed(
         self,
@@ -201,8 +225,7 @@ class InputProcessor:
                 "normalize true or false",
                 param="pooling",
             )
-        self.limits.check_priority(priority)
-        self._check_salt(cache_salt)
+        self._check_queue_fields(priority, cache_salt)
         params = SamplingParams(
             max_tokens=0,
             add_special_tokens=add_special_tokens,
@@ -223,14 +246,9 @@ class InputProcessor:
             priority=priority,
             cache_salt=cache_salt,
         )
+        pooler = Pooler(normalize=normalize)
         output_processor = OutputProcessor(
-            request_id,
-            text,
-            token_ids,
-            params,
-            self.tokenizer,
-            [request_id],
-            Pooler(normalize=normalize),
+            request_id, text, token_ids, params, self.tokenizer, [request_id], pooler
         )
         return PreparedRequest((request,), output_processor)
 
@@ -283,7 +301,7 @@ class InputProcessor:
                 "the prompt is empty; give at least one token", param="prompt"
             )
         # Refuse millions of token ids without checking each of them.
-        if not is_truncated and len(content) > _FAR_TOO_LONG * self.limits.max_model_len:
+        if not is_truncated and len(content) > _MAX_CHECKED_CONTEXTS * self.limits.max_model_len:
             self.limits.check_prompt_length(len(content))
         token_ids = to_python_ids(content)
         wrong = [item for item in token_ids if not isinstance(item, int) or isinstance(item, bool)]
@@ -292,7 +310,7 @@ class InputProcessor:
             remedy = "; give one prompt, not a list of prompts" if is_list else ""
             raise InvalidRequestError(
                 f"the prompt has {describe_value(wrong[0])} among its token ids, which must be "
-                f"whole numbers{remedy}",
+                f"integers{remedy}",
                 param="prompt",
             )
         self._check_ids("prompt", token_ids)
@@ -331,7 +349,8 @@ class InputProcessor:
                 param="prompt",
             )
 
-    def _check_salt(self, cache_salt: str) -> None:
+    def _check_queue_fields(self, priority: int, cache_salt: str) -> None:
+        self.limits.check_priority(priority)
         if not isinstance(cache_salt, str):
             raise InvalidRequestError(
                 f"cache_salt is {describe_value(cache_salt)} but must be text", param="cache_salt"
@@ -349,7 +368,7 @@ class InputProcessor:
                 param=name,
             )
 
-    def _rules(self, params: SamplingParams) -> tuple[tuple[tuple[int, ...], ...], TokenRules]:
+    def _rules(self, params: SamplingParams) -> _Rules:
         """Check settings once for all prompts that share them; raises InvalidRequestError."""
         latest = self._latest_rules
         if latest is None or latest[0] is not params:
@@ -357,9 +376,9 @@ class InputProcessor:
             for name in ("logit_bias", "allowed_token_ids", "stop_token_ids"):
                 self._check_ids(name, getattr(params, name) or ())
             bad_words = self._bad_words(params)
-            latest = (params, bad_words, TokenRules(params, bad_words))
+            latest = (params, (bad_words, TokenRules(params, bad_words)))
             self._latest_rules = latest  # a race with another thread only costs time
-        return latest[1], latest[2]
+        return latest[1]
 
     def _bad_words(self, params: SamplingParams) -> tuple[tuple[int, ...], ...]:
         """Return the token ids of each bad word, with and without a leading space.

@@ -37,21 +37,21 @@ class PackedLogprobs(NamedTuple):
 class LogprobList(Sequence[Any]):
     """A sequence of {token id: Logprob} or None, unpacked on access; equal to such a list."""
 
-    __slots__ = ("_positions", "_text_of")
+    __slots__ = ("_positions", "_token_text")
 
     def __init__(
-        self, positions: Sequence[PackedLogprobs | None], text_of: Callable[[int], str]
+        self, positions: Sequence[PackedLogprobs | None], token_text: Callable[[int], str]
     ) -> None:
-        """Wrap `positions`; `text_of` returns the text of a token id."""
+        """Wrap `positions`; `token_text` returns the text of a token id."""
         self._positions = positions
-        self._text_of = text_of
+        self._token_text = token_text
 
     def __len__(self) -> int:
         return len(self._positions)
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return LogprobList(self._positions[index], self._text_of)
+            return LogprobList(self._positions[index], self._token_text)
         packed = self._positions[index]
         return None if packed is None else self._unpack(packed)
 
@@ -66,8 +66,8 @@ class LogprobList(Sequence[Any]):
         return repr(list(self))
 
     def _unpack(self, packed: PackedLogprobs) -> PositionLogprobs:
-        text_of = self._text_of
+        token_text = self._token_text
         return {
-            token_id: Logprob(logprob, rank, text_of(token_id))
+            token_id: Logprob(logprob, rank, token_text(token_id))
             for token_id, logprob, rank in zip(*packed, strict=True)
         }

@@ -43,12 +43,12 @@ class EngineSnapshot:
 class AdmissionStats:
     """Reservations of unfinished requests, their limits, and numbers of refusals by limit.
 
-    An answer is one choice of one prompt. `max_tokens` is None if tokens are not limited.
+    `choices` counts the choices of all prompts. `max_tokens` is None if tokens are not limited.
     """
 
-    answers: int
+    choices: int
     tokens: int
-    max_answers: int
+    max_choices: int
     max_tokens: int | None
     refused: dict[str, int]
 
@@ -61,7 +61,7 @@ class RequestTimes:
     first_scheduled_s: float | None = None
     first_token_s: float | None = None
     last_token_s: float | None = None
-    _summary: RequestMetrics | None = None
+    _summary: RequestMetrics | None = field(init=False, default=None)
 
     def summary(self, finished_s: float | None = None) -> RequestMetrics:
         """Return the times for the output; the object is reused until a time changes."""

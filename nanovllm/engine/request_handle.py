@@ -70,9 +70,9 @@ class RequestHandle:
     deadline: Deadline | None = None
     timer: asyncio.TimerHandle | None = None
     error: NanovllmError | None = None
-    _held: set[int] = field(default_factory=set)
-    _updated: set[int] = field(default_factory=set)
-    _wakeup: asyncio.Event = field(default_factory=asyncio.Event)
+    _held: set[int] = field(init=False)
+    _updated: set[int] = field(init=False, default_factory=set)
+    _wakeup: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self._held = set(range(len(self.prepared_requests)))
@@ -103,13 +103,13 @@ class RequestHandle:
         ]
 
     async def wait(self) -> None:
-        """Wait until every prompt has ended; raises the first error."""
-        for index, prepared in enumerate(self.prepared_requests):
-            while not prepared.output_processor.is_finished:
-                await self._wait_for_update()
+        """Wait until every prompt has ended; release each when it ends. Raises the first error."""
+        while self._held:
+            for index in await self._take_updated():
                 self._raise_error(index)
-            self._raise_error(index)
-            self.release([index])
+                if self.prepared_requests[index].output_processor.is_finished:
+                    self.release([index])
+        self._raise_late_error()
 
     async def deltas(self) -> AsyncGenerator[tuple[int, RequestOutput], None]:
         """Yield (index of a prompt, its delta); raises the first error.
@@ -117,13 +117,7 @@ class RequestHandle:
         Updates that arrive while the caller is busy merge into one delta.
         """
         while self._held:
-            if not self._updated:
-                await self._wait_for_update()
-            if not self._updated and self.error is not None:
-                raise self.error
-            updated = sorted(self._updated)
-            self._updated.clear()
-            for index in updated:
+            for index in await self._take_updated():
                 output_processor = self.prepared_requests[index].output_processor
                 is_finished = output_processor.is_finished
                 self._raise_error(index)
@@ -132,15 +126,23 @@ class RequestHandle:
                     yield index, delta
                 if is_finished:
                     self.release([index])
-        # The error may have come while the caller had a delta, and has released all prompts.
-        if self.error is not None and not self.is_finished:
-            raise self.error
+        self._raise_late_error()
 
-    async def _wait_for_update(self) -> None:
-        """Wait for an update of any prompt, or for `error`."""
-        if self.error is None:
+    async def _take_updated(self) -> list[int]:
+        """Wait for updates, and return the indices of their prompts; raises `error` without any."""
+        if not self._updated and self.error is None:
             await self._wakeup.wait()
             self._wakeup.clear()
+        if not self._updated and self.error is not None:
+            raise self.error
+        updated = sorted(self._updated)
+        self._updated.clear()
+        return updated
+
+    def _raise_late_error(self) -> None:
+        """Raise an error that came during the last delta, and has released all prompts."""
+        if self.error is not None and not self.is_finished:
+            raise self.error
 
     def _raise_error(self, index: int) -> None:
         output_processor = self.prepared_requests[index].output_processor

@@ -102,7 +102,7 @@ class Limits:
         """Raise InvalidRequestError if a priority is not an integer, or not allowed."""
         if isinstance(priority, bool) or not isinstance(priority, int):
             raise InvalidRequestError(
-                f"priority is {describe_value(priority)} but must be a whole number",
+                f"priority is {describe_value(priority)} but must be an integer",
                 param="priority",
             )
         if priority != 0 and not self.has_priorities:

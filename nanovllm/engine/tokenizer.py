@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Encoding, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanovllm.errors import CheckpointError, InvalidRequestError, printable
@@ -52,6 +52,9 @@ class Tokenizer:
             if not _is_white_space(token)
         }
         self.is_byte_level = isinstance(library.decoder, decoders.ByteLevel)
+        self._is_character_level = self.is_byte_level and isinstance(
+            library.model, models.WordLevel
+        )
         self._bytes_of: dict[int, bytes] = {}
 
     @classmethod
@@ -69,13 +72,13 @@ class Tokenizer:
             elif vocab.is_file() and merges.is_file():
                 tokenizer = cls(_byte_level_bpe(vocab, merges))
             if tokenizer is not None:
-                tokenizer.decode(tokenizer.encode(_SAMPLE))
+                tokenizer.decode(tokenizer.encode(tokenizer.sample))
                 return tokenizer
         except (KeyboardInterrupt, SystemExit):
             raise
         except InvalidRequestError as error:
             raise CheckpointError(
-                f"the tokenizer in {folder} cannot encode {_SAMPLE!r}: {error.__cause__}"
+                f"the tokenizer in {folder} cannot encode text: {error.__cause__}"
             ) from None
         except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException
             raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from None
@@ -127,23 +130,58 @@ class Tokenizer:
             InvalidRequestError: the tokenizer cannot encode the text.
         """
         library = self._with_special if allow_special else self._plain
+        return list(self._encode(library, text, add_special_tokens=add_special_tokens).ids)
+
+    def encode_with_ends(self, text: str) -> tuple[list[int], list[int]]:
+        """Return the token ids of `text`, and the index of the character after each token.
+
+        Names such as `<|endoftext|>` in the text are special tokens, and no others are added.
+        Raises InvalidRequestError if the tokenizer cannot encode the text.
+        """
+        encoding = self._encode(self._with_special, text, add_special_tokens=False)
+        return list(encoding.ids), [end for _, end in encoding.offsets]
+
+    def _encode(
+        self, library: LibraryTokenizer, text: str, *, add_special_tokens: bool
+    ) -> Encoding:
         try:
             # Unlike `encode`, `encode_batch` releases the GIL.
             (encoding,) = library.encode_batch([text], add_special_tokens=add_special_tokens)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
+            reason = self._missing_characters(text) or printable(str(error)[:200])
             raise InvalidRequestError(
-                f"the model's tokenizer cannot encode this text: {printable(str(error)[:200])}; "
-                "change the text",
+                f"the model's tokenizer cannot encode this text: {reason}; change the text",
                 param="prompt",
             ) from error
-        return list(encoding.ids)
+        return encoding
+
+    def _missing_characters(self, text: str) -> str:
+        """Return what a character-level vocabulary lacks; "" for other tokenizers."""
+        if not self._is_character_level:
+            return ""
+        missing = [
+            repr(character)
+            for character in dict.fromkeys(text)
+            if self._plain.token_to_id(_spelling(character)) is None
+        ]
+        return f"the vocabulary lacks {', '.join(missing[:5])}" if missing else ""
+
+    @cached_property
+    def sample(self) -> str:
+        """A text that can be encoded; a character-level vocabulary may lack digits."""
+        try:
+            self.encode(_SAMPLE)
+        except InvalidRequestError:
+            token_ids = self._plain.get_vocab(with_added_tokens=False).values()
+            return self.decode([min(token_ids, default=0)])
+        return _SAMPLE
 
     @cached_property
     def tokens_around_text(self) -> tuple[list[int], list[int]]:
         """Ids of the special tokens added before and after a text; GPT-2 has none."""
-        (encoding,) = self._plain.encode_batch([_SAMPLE], add_special_tokens=True)
+        encoding = self._encode(self._plain, self.sample, add_special_tokens=True)
         is_text = [not is_special for is_special in encoding.special_tokens_mask]
         if True not in is_text:
             return encoding.ids, []
@@ -156,7 +194,7 @@ class Tokenizer:
         Raises InvalidRequestError if the tokenizer cannot encode the text so.
         """
         library, renumbered = self._without_control
-        (encoding,) = library.encode_batch([text], add_special_tokens=False)
+        encoding = self._encode(library, text, add_special_tokens=False)
         token_ids = [renumbered.get(token_id, token_id) for token_id in encoding.ids]
         if not self._control_ids.isdisjoint(token_ids):
             raise InvalidRequestError(
@@ -247,4 +285,10 @@ def _byte_characters() -> Iterable[tuple[str, bytes]]:
     yield from ((chr(256 + index), bytes([byte])) for index, byte in enumerate(hidden))
 
 
+def _spelling(text: str) -> str:
+    """Return GPT-2's printable characters for the bytes of a text."""
+    return "".join(_CHARACTER_OF[byte] for byte in text.encode("utf-8", "surrogatepass"))
+
+
 _BYTE_OF = dict(_byte_characters())
+_CHARACTER_OF = {byte[0]: character for character, byte in _BYTE_OF.items()}

@@ -59,8 +59,9 @@ class ForwardBatch:
         )
 
     def one_token_batches(self) -> Iterator["ForwardBatch"]:
-        """Return the same computation as a batch for each token, every one with a logit row."""
+        """Return the same computation as a batch for each token."""
         sequences = np.repeat(np.arange(self.seqs, dtype=np.int64), np.diff(self.query_starts))
+        is_returned = np.isin(np.arange(self.tokens, dtype=np.int64), self.logit_rows)
         for token, seq in enumerate(sequences.tolist()):
             one = slice(token, token + 1)
             yield ForwardBatch(
@@ -70,7 +71,7 @@ class ForwardBatch:
                 context_lens=self.positions[one] + 1,
                 block_tables=self.block_tables[seq : seq + 1],
                 slots=self.slots[one],
-                logit_rows=np.zeros(1, dtype=np.int64),
+                logit_rows=np.flatnonzero(is_returned[one]),
             )
 
     @property

@@ -113,6 +113,17 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
         CheckpointError: there is no safetensors file, a file is damaged, or tensors are missing,
             unexpected, or of the wrong shape or type.
     """
+    arrays = load_arrays(folder, config)
+    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
+    return build_tree(arrays, layers, config)
+
+
+def load_arrays(folder: Path, config: GPT2Config) -> dict[str, Float32[np.ndarray, "..."]]:
+    """Read all weights of a folder as float32, by their names in `expected_shapes`.
+
+    Raises:
+        CheckpointError: as `load_weights`.
+    """
     stored = _read_checked(folder, config)
     total = sum(tensor.num_bytes for tensor in stored.values())
     arrays: dict[str, np.ndarray] = {}
@@ -122,8 +133,7 @@ def load_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
         for name, tensor in stored.items():
             arrays[name] = tensor.read()
             progress.update(tensor.num_bytes)
-    layers = tuple(build_layer(arrays, index) for index in range(config.layers))
-    return build_tree(arrays, layers, config)
+    return arrays
 
 
 def open_weights(folder: Path, config: GPT2Config) -> GPT2Weights:
@@ -146,18 +156,18 @@ def _read_checked(folder: Path, config: GPT2Config) -> dict[str, StoredTensor]:
 
 def read_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return the folder's tensors as stored, by name without the prefix, without causal masks."""
-    found: dict[str, StoredTensor] = {}
+    tensors: dict[str, StoredTensor] = {}
     for path in _checkpoint_files(folder):
         for name, tensor in _read_header(path):
             short = name.removeprefix(_PREFIX)
-            if short in found:
+            if short in tensors:
                 raise CheckpointError(
-                    f"{folder}: {printable(short)} is there twice, in {found[short].path.name} "
+                    f"{folder}: {printable(short)} is there twice, in {tensors[short].path.name} "
                     f"and in {tensor.path.name}"
                 )
             if not _BUFFERS.fullmatch(short):
-                found[short] = tensor
-    return found
+                tensors[short] = tensor
+    return tensors
 
 
 def stored_dtype(folder: Path) -> Literal["float32", "bfloat16"]:
@@ -342,10 +352,10 @@ def _check_tensors(
                 f"config.json asks for {list(shapes[name])}"
             )
     if problems:
-        told = problems[:40] + (
+        listed = problems[:40] + (
             [f"... and {len(problems) - 40} more"] if len(problems) > 40 else []
         )
         raise CheckpointError(
             f"{folder} does not hold the model that its config.json describes:\n  "
-            + "\n  ".join(told)
+            + "\n  ".join(listed)
         )

@@ -55,7 +55,7 @@ class GPT2Config:
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} is {_shown(getattr(self, name))} but must be a whole number from 1 to {limit}"
+            f"{name} is {_shown(getattr(self, name))} but must be an integer from 1 to {limit}"
             for name, limit in _LARGEST.items()
             if not _is_whole(getattr(self, name)) or not 1 <= getattr(self, name) <= limit
         ]

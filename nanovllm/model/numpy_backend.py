@@ -103,11 +103,11 @@ class NumpyBackend:
         )
         if not self._batch_invariant:
             return gpt2.forward(self._config, self._weights, batch, self._cache)
-        hidden = [
-            gpt2.forward(self._config, self._weights, token, self._cache)
-            for token in batch.one_token_batches()
-        ]
-        return np.concatenate(hidden)[batch.logit_rows]
+        final_hidden = np.empty((len(batch.logit_rows), self._config.d_model), dtype=np.float32)
+        for token, one in enumerate(batch.one_token_batches()):
+            hidden = gpt2.forward(self._config, self._weights, one, self._cache)
+            final_hidden[batch.logit_rows == token] = hidden  # no row, unless it is a logit row
+        return final_hidden
 
     def unscale_hidden(
         self, hidden: Float32[np.ndarray, "rows d_model"]

@@ -271,5 +271,5 @@ def _scale_norm(norm: LayerNorm, multipliers: Float32[np.ndarray, " d_model"]) -
 
 def _calibration_ids(vocab: int, tokens: int) -> Int64[np.ndarray, " tokens"]:
     """Return multiples of the golden ratio, which spread evenly over the vocabulary."""
-    places = np.arange(1, tokens + 1, dtype=np.int64)
-    return (places * 2654435769 % 2**32) * vocab // 2**32
+    factors = np.arange(1, tokens + 1, dtype=np.int64)
+    return (factors * 2654435769 % 2**32) * vocab // 2**32

@@ -101,8 +101,8 @@ class NativeModelRunner:
         if settings.is_plain_greedy:
             token_ids, has_token = self._backend.greedy(sampled)
         else:
-            found = self._sampler.sample(self._backend.logits(sampled), settings)
-            token_ids, has_token, logprobs = found.token_ids, found.has_token, found.logprobs
+            samples = self._sampler.sample(self._backend.logits(sampled), settings)
+            token_ids, has_token, logprobs = samples.token_ids, samples.has_token, samples.logprobs
         pairs = zip(token_ids.tolist(), has_token.tolist(), strict=True)
         tokens = [token if has else None for token, has in pairs]
         return RunnerOutput(tokens, logprobs, prompt_logprobs, hidden)

@@ -25,8 +25,8 @@ class NumpySampler:
         token_ids, has_token = sample(logits, settings)
         logprobs: list[TokenLogprobs | None] = [None] * len(logits)
         if reported.size:
-            found = self.logprobs(unchanged, token_ids[reported], settings.num_logprobs[reported])
-            for row, report in zip(reported.tolist(), found, strict=True):
+            reports = self.logprobs(unchanged, token_ids[reported], settings.num_logprobs[reported])
+            for row, report in zip(reported.tolist(), reports, strict=True):
                 logprobs[row] = report
         return SampledTokens(token_ids, has_token, logprobs)
 

@@ -187,8 +187,8 @@ def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics
         return JSONResponse(
             Load(
                 server_load=stats.num_requests_running + stats.num_requests_waiting,
-                queued_requests=room.answers,
-                max_queued_requests=room.max_answers,
+                queued_requests=room.choices,
+                max_queued_requests=room.max_choices,
                 queued_tokens=room.tokens,
                 max_queued_tokens=room.max_tokens or 0,
             )

@@ -75,7 +75,7 @@ _HISTOGRAMS: dict[str, tuple[str, tuple[float, ...]]] = {
     "e2e_request_latency_seconds": ("From arrival to the end.", _SECONDS),
     "request_queue_time_seconds": ("From arrival to the first step.", _SECONDS),
     "request_prefill_time_seconds": ("From the first step to the first token.", _SECONDS),
-    "request_decode_time_seconds": ("From the first token to the last.", _SECONDS),
+    "request_decode_time_seconds": ("From the first to the last generated token.", _SECONDS),
     "request_inference_time_seconds": ("From the first step to the end.", _SECONDS),
     "request_prompt_tokens": ("Tokens of a prompt.", _TOKENS),
     "request_prefill_kv_computed_tokens": (
@@ -250,7 +250,7 @@ class _EngineCollector(Collector):
     def _admission(self) -> Iterator[Metric]:
         room = self._engine.admission_stats()
         for name, help_text, amount in (
-            ("queued_requests", "Unfinished answers, of --max-queued-requests.", room.answers),
+            ("queued_requests", "Unfinished choices, of --max-queued-requests.", room.choices),
             ("queued_tokens", "Maximum total tokens of their requests.", room.tokens),
             ("queued_tokens_limit", "Maximum of queued_tokens.", room.max_tokens or 0),
         ):

@@ -49,7 +49,7 @@ _KEY_SCHEME = "api_key"
 
 
 def responses(
-    *errors: int, whole: Any = None, event: Any = None
+    *errors: int, whole: Any = None, event: Any = None, ends_with_done: bool = True
 ) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route.
 
@@ -57,17 +57,24 @@ def responses(
         errors: their statuses, without those that every route can have.
         whole: the type of the response; None if the route documents it otherwise.
         event: the type of an event's data, if the response can be streamed.
+        ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
+            otherwise its events have names, and the last one reports an error.
     """
     documented: dict[int | str, dict[str, Any]] = {status: _error(status) for status in errors}
     if whole is not None:
         documented[200] = {"model": whole, "description": "The response."}
     if event is not None:
-        documented[200]["description"] = (
-            "The response, whole or with `stream` as server-sent events, the last of which is an "
-            "error if something fails on the way. Comments (`: keep-alive`) may stand between "
-            "events."
+        end = (
+            "The last event is `[DONE]`; the one before it is an error if the response fails."
+            if ends_with_done
+            else "The last event is `response.failed` if the response fails."
         )
-        documented[200]["content"] = {"text/event-stream": {"itemSchema": _event_schema(event)}}
+        documented[200]["description"] = (
+            "The response, whole or with `stream` as server-sent events. "
+            f"{end} Comments (`: keep-alive`) may stand between events."
+        )
+        schema = _event_schema(event) if ends_with_done else _named_event_schema(event)
+        documented[200]["content"] = {"text/event-stream": {"itemSchema": schema}}
     return documented
 
 
@@ -155,15 +162,25 @@ def _error(status: int) -> dict[str, Any]:
 
 
 def _event_schema(event: Any) -> dict[str, Any]:
-    """Return the schema of a stream's events, as OpenAPI 3.2 has them."""
-    data = {
-        "anyOf": [
-            {"$ref": _REF.format(model=name)} for name in (event.__name__, ErrorAnswer.__name__)
-        ]
-    }
-    whole = {"type": "string", "contentMediaType": "application/json", "contentSchema": data}
+    """Return the schema of a stream's events, as OpenAPI 3.2 has them: data, errors and [DONE]."""
+    done = {"type": "string", "const": "[DONE]"}
     return {
         "type": "object",
         "required": ["data"],
-        "properties": {"data": {"anyOf": [{"type": "string", "const": "[DONE]"}, whole]}},
+        "properties": {"data": {"anyOf": [done, _json_schema(event, ErrorAnswer)]}},
     }
+
+
+def _named_event_schema(event: Any) -> dict[str, Any]:
+    """Return the schema of a stream's events that have names."""
+    return {
+        "type": "object",
+        "required": ["event", "data"],
+        "properties": {"event": {"type": "string"}, "data": _json_schema(event)},
+    }
+
+
+def _json_schema(*kinds: Any) -> dict[str, Any]:
+    """Return the schema of a text that is the JSON of one of these types."""
+    content = {"anyOf": [{"$ref": _REF.format(model=kind.__name__)} for kind in kinds]}
+    return {"type": "string", "contentMediaType": "application/json", "contentSchema": content}

@@ -67,6 +67,9 @@ class AdamWStep:
 class NumpyOperations:
     """The operations in NumPy; a faster implementation is a subclass."""
 
+    def close(self) -> None:
+        """Release what the operations hold, such as threads; here nothing."""
+
     def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
         """Return token_embedding[token] + position_embedding[position] of each token."""
         context = token_ids.shape[1]

@@ -17,7 +17,8 @@ ROOT = Path(__file__).parents[2]
 QUICK = """
 import sys
 from nanovllm.cli.main import main
-for command in ("", "serve", "generate", "run-batch", "bench serve", "verify", "download", "env"):
+for command in ("", "serve", "generate", "run-batch", "bench serve", "eval", "verify", "download",
+                "env"):
     try:
         main([*command.split(), "--help"])
     except SystemExit as end:
@@ -28,7 +29,7 @@ assert not slow, slow
 """
 
 
-COMMANDS = ("serve", "generate", "run-batch", "download", "verify", "bench latency",
+COMMANDS = ("serve", "generate", "run-batch", "download", "eval", "verify", "bench latency",
             "bench throughput", "bench serve", "list", "show", "remove", "env")  # fmt: skip
 
 
@@ -56,7 +57,11 @@ def test_the_package_is_the_command() -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_its_function(command: str) -> None:
-    required = {"run-batch": ["-i", "a", "-o", "b"], "remove": ["kernels"]}.get(command, [])
+    required = {
+        "run-batch": ["-i", "a", "-o", "b"],
+        "remove": ["kernels"],
+        "eval": ["--data", "a"],
+    }.get(command, [])
     assert callable(build_parser().parse_args([*command.split(), *required]).run.load())
 
 
@@ -73,7 +78,7 @@ def test_help_shows_defaults_and_environment_variables(
     options = re.split(r"\n(?=  -)", text.partition("\nenvironment")[0])[1:]
     silent = [option for option in options if "default:" not in option]
     names = {option.split()[0].strip(",") for option in silent}
-    assert names <= {"-h", "-i", "-o", "--model"}, silent
+    assert names <= {"-h", "-i", "-o", "--model", "--data"}, silent
     help_lines = [re.findall(r"(?m)^ {32}\S|\S {2,}\S", option) for option in options]
     assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"
 

@@ -202,7 +202,7 @@ def test_env_has_versions_and_no_secrets(
 
 
 def test_only_values_that_are_known_to_be_public_are_shown() -> None:
-    found = shown_variables(
+    actual = shown_variables(
         {
             "HF_ENDPOINT": "https://user:secret@mirror.example/x",
             "HF_SOMETHING_NEW": "secret",
@@ -212,7 +212,7 @@ def test_only_values_that_are_known_to_be_public_are_shown() -> None:
             "HOME": "/root",
         }
     )
-    assert found == {
+    assert actual == {
         "HF_ENDPOINT": "https://mirror.example/x",
         "HF_SOMETHING_NEW": "(set, not shown)",
         "HF_TOKEN": "(empty)",

@@ -141,7 +141,7 @@ def test_unsupported_lines_are_errors_and_the_others_run(
         "good 1": 200, "good 2": 200, "streamed": 400, "no body": 400,
         "images": None, "a list for a url": None, "get": None, "no method": None, "field": None,
     }  # fmt: skip
-    urls = "/v1/completions, /v1/chat/completions, /v1/embeddings"
+    urls = "/v1/completions, /v1/chat/completions, /v1/responses, /v1/embeddings"
     assert answers["images"]["error"] == {
         "code": "unsupported_url",
         "message": f"url is \"/v1/images\", which a batch does not answer; it answers {urls}",

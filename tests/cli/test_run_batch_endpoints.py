@@ -1,4 +1,4 @@
-"""`nanovllm run-batch`: chats and embeddings beside completions."""
+"""`nanovllm run-batch`: chats, responses and embeddings beside completions."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +24,7 @@ TEMPLATE = (
 NAMES = ("--served-model-name", "tiny", "--served-model-name", "alias")
 MESSAGES = [{"role": "system", "content": "in"}, {"role": "user", "content": "the end"}]
 CHAT, EMBEDDINGS, COMPLETIONS = "/v1/chat/completions", "/v1/embeddings", "/v1/completions"
+RESPONSES = "/v1/responses"
 
 GOOD: dict[str, tuple[str, Any]] = {
     "greedy chat": (CHAT, {"messages": MESSAGES, "temperature": 0, "max_tokens": 12}),
@@ -42,6 +43,7 @@ GOOD: dict[str, tuple[str, Any]] = {
         CHAT,
         {"messages": MESSAGES[1:], "seed": 6, "ignore_eos": True, "model": "alias"},
     ),
+    "response": (RESPONSES, {"input": "the end", "temperature": 0, "max_output_tokens": 12}),
     "embedding": (EMBEDDINGS, {"input": "the well"}),
     "embeddings": (
         EMBEDDINGS,
@@ -52,6 +54,7 @@ GOOD: dict[str, tuple[str, Any]] = {
 }
 BAD: dict[str, tuple[str, Any]] = {
     "streamed chat": (CHAT, {"messages": MESSAGES, "stream": True}),
+    "streamed response": (RESPONSES, {"input": "the", "stream": True}),
     "no messages": (CHAT, {"messages": []}),
     "a prompt for a chat": (CHAT, {"prompt": "the"}),
     "tools": (CHAT, {"messages": MESSAGES, "tools": [{"type": "function"}]}),
@@ -97,7 +100,7 @@ def test_answers_are_those_of_the_server(
     answers = read_answers(tmp_path / "out.jsonl")
     assert answers.keys() == asked.keys()
     for name, (url, body) in asked.items():
-        if name == "streamed chat":
+        if name in ("streamed chat", "streamed response"):
             assert answers[name]["response"]["body"]["error"]["param"] == "stream"
             continue
         served = server.http.post(url, json=body)

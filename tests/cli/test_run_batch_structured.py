@@ -25,11 +25,11 @@ def test_a_line_that_ends_its_worker_is_answered(
     answers = tmp_path / "answers.jsonl"
     for _ in range(2):
         assert run_batch(tiny_model, requests, answers) == 0
-    found = {name: answer["response"] for name, answer in read_answers(answers).items()}
-    assert found.keys() == bodies.keys()
-    refused = {name for name, response in found.items() if response["status_code"] == 400}
+    responses = {name: answer["response"] for name, answer in read_answers(answers).items()}
+    assert responses.keys() == bodies.keys()
+    refused = {name for name, response in responses.items() if response["status_code"] == 400}
     assert refused == {"deep", "panic"}
-    assert "nested too deeply" in found["deep"]["body"]["error"]["message"]
+    assert "nested too deeply" in responses["deep"]["body"]["error"]["message"]
     for i in range(1, 16):
-        assert len(found[f"good {i}"]["body"]["choices"][0]["text"]) == i
+        assert len(responses[f"good {i}"]["body"]["choices"][0]["text"]) == i
     assert "nothing is left to do" in capsys.readouterr().err

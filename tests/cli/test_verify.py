@@ -48,9 +48,9 @@ class FakeReference(Reference):
         return [token_id + self.ids_shift for token_id in self._ours.encode(text)]
 
     def logprobs(self, token_ids: list[int], rows: int) -> Iterator[np.ndarray]:
-        found = self._all_logprobs(token_ids)
-        found[-1, 17] += self.shift
-        yield from (found[start : start + rows] for start in range(0, len(found), rows))
+        logprobs = self._all_logprobs(token_ids)
+        logprobs[-1, 17] += self.shift
+        yield from (logprobs[start : start + rows] for start in range(0, len(logprobs), rows))
 
     def greedy(self, token_ids: list[int], count: int) -> tuple[list[int], list[float]]:
         tokens, gaps = list(token_ids), []
@@ -69,8 +69,8 @@ class FakeReference(Reference):
             self._backend.forward(make_batch([token_ids], block_size=256, all_rows=True))
         ).astype(np.float64)
         shifted = logits - logits.max(axis=1, keepdims=True)
-        found: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-        return found
+        logprobs: np.ndarray = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return logprobs
 
 
 @pytest.fixture
@@ -217,12 +217,12 @@ def test_prompts_of_a_file(
     file = tmp_path / "prompts.txt"
     file.write_text("one\n\n  two  \n" + "x" * 200, encoding="utf-8")
     record, out = run(capsys, tiny_model, "--prompts", file, "--max-tokens", 2, code=0)
-    found = [
+    compared = [
         (prompt["prompt"], prompt["tokens"], prompt["tokens_of_prompt"])
         for prompt in record["prompts"]
     ]
-    assert [name for name, *_ in found] == ["line 1", "line 3", "line 4"]
-    assert found[2] == ("line 4", CONTEXT - 2, 200)
+    assert [name for name, *_ in compared] == ["line 1", "line 3", "line 4"]
+    assert compared[2] == ("line 4", CONTEXT - 2, 200)
     assert "126 of 200" in out
 
 
@@ -304,15 +304,15 @@ def test_rounded_weights_are_judged_by_the_divergence() -> None:
     assert bfloat16.divergence < int8.divergence
     assert Bound.of(EngineConfig(), None) == Bound(1e-4, None, 2e-4)
     assert Bound.of(EngineConfig(quantization="int8"), 0.1) == Bound(0.1, None, 0.2)
-    found = Comparison(
+    comparison = Comparison(
         prompt="a", tokens=3, tokens_of_prompt=3, is_tokenized_alike=True,
         logprob_difference=0.4, target_difference=0.2, greedy_tokens=8, greedy_equal=8,
         first_close_step=None, gap_where_different=None, divergence=3e-4,
     )  # fmt: skip
-    assert found.agrees(int8.tolerance, int8.divergence)
-    assert not found.agrees(1e-4)
+    assert comparison.agrees(int8.tolerance, int8.divergence)
+    assert not comparison.agrees(1e-4)
     for change in ({"divergence": 6e-3}, {"divergence": None}, {"target_difference": 2.0}):
-        assert not replace(found, **change).agrees(int8.tolerance, int8.divergence)
+        assert not replace(comparison, **change).agrees(int8.tolerance, int8.divergence)
 
 
 def test_the_divergence_of_another_model_is_found(

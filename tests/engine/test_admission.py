@@ -31,17 +31,17 @@ def test_both_limits_hold_to_the_last_token() -> None:
     ):
         admission.reserve([(1, 41)])
     admission.reserve([(1, 40)])
-    assert (admission.answers, admission.tokens) == (3, 100)
+    assert (admission.choices, admission.tokens) == (3, 100)
     assert admission.stats().refused == {"requests": 1, "tokens": 1}
 
 
 def test_what_can_never_fit_is_told_so_also_when_nothing_is_reserved() -> None:
     admission = Admission(3, 100)
-    with pytest.raises(InvalidRequestError, match="4 answers at once, the limit is 3"):
+    with pytest.raises(InvalidRequestError, match="4 choices at once, the limit is 3"):
         admission.check(4)
     with pytest.raises(
         InvalidRequestError,
-        match=r"may need 101 tokens, .* of 2 answers together, the limit is 100; lower max_tokens",
+        match=r"may need 101 tokens, .* of 2 choices together, the limit is 100; lower max_tokens",
     ):
         admission.check(2, 101)
     assert admission.stats().refused == {"requests": 0, "tokens": 0}, (
@@ -56,17 +56,17 @@ def test_all_parts_are_reserved_or_none() -> None:
     admission.reserve([(1, 20)])
     with pytest.raises(QueueFullError):
         admission.reserve([(1, 50), (1, 40)])
-    assert (admission.answers, admission.tokens) == (1, 20)
+    assert (admission.choices, admission.tokens) == (1, 20)
 
 
-def test_before_the_engine_is_loaded_only_answers_count() -> None:
+def test_before_the_engine_is_loaded_only_choices_count() -> None:
     admission = Admission(2, None)
     admission.check(2, 10**9)
 
 
-def retry_after(admission: Admission, answers: int, tokens: int) -> int:
+def retry_after(admission: Admission, choices: int, tokens: int) -> int:
     with pytest.raises(QueueFullError) as caught:
-        admission.check(answers, tokens)
+        admission.check(choices, tokens)
     assert f"try again in {caught.value.retry_after_s} s" in str(caught.value)
     return caught.value.retry_after_s
 
@@ -79,7 +79,7 @@ def test_when_to_try_again_follows_from_how_fast_room_becomes_free() -> None:
         clock.now_s += 1
         held.pop().release()
         admission.reserve([(1, 10)])
-    assert retry_after(admission, 1, 10) == 1, "one answer and ten tokens a second"
+    assert retry_after(admission, 1, 10) == 1, "one choice and ten tokens a second"
     assert retry_after(admission, 7, 0) == 7
     assert retry_after(admission, 1, 250) == 25
     assert retry_after(admission, 100, 1000) == MAX_RETRY_S
@@ -125,19 +125,19 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @rule(parts=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 30)), max_size=4))
     def reserve(self, parts: list[tuple[int, int]]) -> None:
-        answers, tokens = sum(part[0] for part in parts), sum(part[1] for part in parts)
-        before = self.admission.answers, self.admission.tokens
-        fits_ever = answers <= 8 and tokens <= 50
-        fits_now = before[0] + answers <= 8 and before[1] + tokens <= 50
+        choices, tokens = sum(part[0] for part in parts), sum(part[1] for part in parts)
+        before = self.admission.choices, self.admission.tokens
+        fits_ever = choices <= 8 and tokens <= 50
+        fits_now = before[0] + choices <= 8 and before[1] + tokens <= 50
         if fits_now:
             got = self.admission.reserve(parts)
-            assert [(one.answers, one.tokens) for one in got] == parts
+            assert [(one.choices, one.tokens) for one in got] == parts
             self.held += got
             return
         with pytest.raises(QueueFullError if fits_ever else InvalidRequestError) as caught:
             self.admission.reserve(parts)
         assert 1 <= getattr(caught.value, "retry_after_s", 1) <= MAX_RETRY_S
-        assert (self.admission.answers, self.admission.tokens) == before
+        assert (self.admission.choices, self.admission.tokens) == before
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -158,7 +158,7 @@ class AdmissionMachine(RuleBasedStateMachine):
 
     @invariant()
     def books_balance(self) -> None:
-        assert self.admission.answers == sum(one.answers for one in self.held) <= 8
+        assert self.admission.choices == sum(one.choices for one in self.held) <= 8
         assert self.admission.tokens == sum(one.tokens for one in self.held) <= 50
         assert len(self.admission._released) <= 32, "what is remembered stays small"  # noqa: SLF001
 

@@ -193,7 +193,7 @@ def test_all_prompts_of_a_request_are_queued_or_none(tiny_model: Path) -> None:
                 engine.generate(engine.prepare(three))
             with pytest.raises(QueueFullError):
                 engine.check_room(3)
-            with pytest.raises(InvalidRequestError, match="4 answers at once, the limit is 3"):
+            with pytest.raises(InvalidRequestError, match="4 choices at once, the limit is 3"):
                 submit(engine, "a", SamplingParams(n=4))
             for params in (
                 SamplingParams(n=3, temperature=0),
@@ -289,7 +289,7 @@ def test_an_id_that_is_in_use_is_refused_before_it_is_queued(
                 engine.generate(engine.prepare(twice))
             assert (await first).finished
             assert (await generate(engine, "a", SHORT)).finished
-            assert engine.admission_stats().answers == 0
+            assert engine.admission_stats().choices == 0
 
     run(test)
 
@@ -364,5 +364,21 @@ def test_what_stats_say_is_one_moment_and_never_negative(tiny_model: Path) -> No
             await asyncio.gather(*tasks, return_exceptions=True)
             await until(lambda: engine.stats().num_requests_waiting == 0)
             assert engine.stats().num_requests_running == 0
+
+    run(test)
+
+
+def test_wait_releases_a_prompt_when_it_ends_whatever_its_index(tiny_model: Path) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model, step_s=0.01)) as engine:
+            prepared = [
+                *engine.prepare(GenerationRequest(prompts=["the"], params=LONG)),
+                *engine.prepare(GenerationRequest(prompts=["a"], params=SHORT)),
+            ]
+            with engine.generate(prepared) as handle:
+                task = asyncio.create_task(handle.wait())
+                await until(lambda: handle.unfinished == [0])
+                await until(lambda: engine.admission_stats().choices == 1)
+                task.cancel()
 
     run(test)

@@ -72,7 +72,7 @@ def test_what_is_over_before_it_is_queued_takes_no_room(tiny_model: Path) -> Non
         try:
             with pytest.raises(RequestTimeoutError):
                 submit(engine, "the", LONG, timeout_s=0.0)
-            assert engine.admission_stats().answers == 0
+            assert engine.admission_stats().choices == 0
         finally:
             await engine.stop()
 

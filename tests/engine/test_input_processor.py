@@ -473,7 +473,7 @@ def test_greedy_answers_are_one_sequence_and_count_as_many(input_processor: Inpu
     )
     assert len(prepared.output_processor.output().outputs) == 3
     assert [
-        submit(input_processor, temperature=0, **settings).num_answers
+        submit(input_processor, temperature=0, **settings).num_choices
         for settings in ({}, {"n": 3}, {"n": 2, "best_of": 5})
     ] == [1, 3, 5]
 
@@ -492,7 +492,7 @@ def test_the_best_of_more_is_found_by_their_log_probabilities(
         assert {
             request.sampling.logprobs for request in submit(input_processor, **settings).requests
         } == {None}, "nothing to rank"
-    assert (prepared.num_answers, len(prepared.output_processor.output().outputs)) == (4, 2)
+    assert (prepared.num_choices, len(prepared.output_processor.output().outputs)) == (4, 2)
 
 
 def test_priority_and_salt_are_passed_on(tokenizer: Tokenizer) -> None:

@@ -20,18 +20,18 @@ FOUND = TokenLogprobs([7, 50256, 3], [-0.1, -math.inf, -2.5e-30], [1, 50257, 2])
 
 def test_nothing_is_lost() -> None:
     positions = [None, PackedLogprobs.pack(FOUND)]
-    found = LogprobList(positions, str)
+    logprobs = LogprobList(positions, str)
     expected = {
         7: Logprob(-0.1, 1, "7"),
         50256: Logprob(-math.inf, 50257, "50256"),
         3: Logprob(-2.5e-30, 2, "3"),
     }
-    assert len(found) == 2
-    assert list(found) == found == [None, expected]
-    assert found[1:] == [expected]
-    assert found[-1] == expected
-    assert found != [None]
-    assert repr(found) == repr([None, expected])
+    assert len(logprobs) == 2
+    assert list(logprobs) == logprobs == [None, expected]
+    assert logprobs[1:] == [expected]
+    assert logprobs[-1] == expected
+    assert logprobs != [None]
+    assert repr(logprobs) == repr([None, expected])
 
 
 @pytest.mark.parametrize("count", [0, 1, 20, 100])

@@ -192,8 +192,8 @@ def test_the_best_answers_come_in_order_of_their_mean(
     assert output.num_generated_tokens == sum(map(len, scores))
 
     def mean(choice: int) -> float:
-        found = sum(scores[choice]) / len(scores[choice])
-        return -math.inf if math.isnan(found) else found
+        actual = sum(scores[choice]) / len(scores[choice])
+        return -math.inf if math.isnan(actual) else actual
 
     chosen = [one.token_ids[0] for one in output.outputs]
     assert len(set(chosen)) == n

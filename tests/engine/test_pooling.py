@@ -308,10 +308,10 @@ def test_rows_are_asked_for_where_they_are_and_cut_up_again() -> None:
     assert rows_used.hidden.tolist() == [0, 1, 2]
     assert rows_used.sampled.size == 0
     rows = np.arange(6, dtype=np.float32).reshape(3, 2)
-    found = [
+    parts = [
         result.hidden for result in batching.split(plan, RunnerOutput([], [], [], rows), vocab=64)
     ]
-    assert [part.tolist() if isinstance(part, np.ndarray) else part for part in found] == [
+    assert [part.tolist() if isinstance(part, np.ndarray) else part for part in parts] == [
         [[0, 1], [2, 3]],
         [[4, 5]],
         None,

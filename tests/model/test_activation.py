@@ -66,10 +66,10 @@ def test_every_activation_has_its_formula_here() -> None:
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_an_activation_is_its_formula(name: str) -> None:
     before = POINTS.copy()
-    found = ACTIVATIONS[name](POINTS)
+    actual = ACTIVATIONS[name](POINTS)
     expected = np.array([FORMULAS[name](x) for x in POINTS.tolist()], dtype=np.float64)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-6)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(POINTS, before, err_msg="it changed its argument")
 
 
@@ -88,9 +88,9 @@ def test_an_activation_hides_no_nan_and_touches_no_neighbour(name: str) -> None:
     expected = ACTIVATIONS[name](values).copy()
     values[35] = np.nan
     with np.errstate(invalid="ignore"):
-        found = ACTIVATIONS[name](values)
-    assert np.isnan(found[35])
-    np.testing.assert_array_equal(np.delete(found, 35), np.delete(expected, 35))
+        actual = ACTIVATIONS[name](values)
+    assert np.isnan(actual[35])
+    np.testing.assert_array_equal(np.delete(actual, 35), np.delete(expected, 35))
 
 
 def test_the_two_gelus_differ() -> None:

@@ -73,19 +73,22 @@ def test_attention_is_its_formula(
 ) -> None:
     queries, keys, values = random_sequence(seed, context, heads, head_dim, spread)
     queries = queries[max(context - count, 0) :]
-    found = attend(queries, keys, values, scale)
-    assert found.dtype == np.float32
+    actual = attend(queries, keys, values, scale)
+    assert actual.dtype == np.float32
     np.testing.assert_allclose(
-        found, naive(queries, keys, values, scale), rtol=1e-4, atol=1e-5 * spread * max(1.0, spread)
+        actual,
+        naive(queries, keys, values, scale),
+        rtol=1e-4,
+        atol=1e-5 * spread * max(1.0, spread),
     )
 
 
 @pytest.mark.parametrize(("count", "context"), [(1, 1), (65, 65), (131, 200)])
 def test_attention_is_its_formula_in_long_prompts(count: int, context: int) -> None:
     queries, keys, values = random_sequence(1, context)
-    found = attend(queries[context - count :], keys, values, SCALE)
+    actual = attend(queries[context - count :], keys, values, SCALE)
     np.testing.assert_allclose(
-        found, naive(queries[context - count :], keys, values, SCALE), rtol=1e-5, atol=1e-5
+        actual, naive(queries[context - count :], keys, values, SCALE), rtol=1e-5, atol=1e-5
     )
 
 
@@ -99,10 +102,10 @@ def test_a_token_does_not_see_the_future() -> None:
     expected = attend(queries, keys, values, SCALE)
     changed_keys, changed_values = keys.copy(), values.copy()
     changed_keys[50:], changed_values[50:] = 40.0, -1e6
-    found = attend(queries, changed_keys, changed_values, SCALE)
-    np.testing.assert_allclose(found[:50], expected[:50], rtol=1e-5, atol=1e-5)
-    found = attend(queries, keys, changed_values, SCALE)
-    assert (np.abs(found[50:] - expected[50:]).min(axis=(1, 2)) > 1).all(), "nor only the past"
+    actual = attend(queries, changed_keys, changed_values, SCALE)
+    np.testing.assert_allclose(actual[:50], expected[:50], rtol=1e-5, atol=1e-5)
+    actual = attend(queries, keys, changed_values, SCALE)
+    assert (np.abs(actual[50:] - expected[50:]).min(axis=(1, 2)) > 1).all(), "nor only the past"
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -114,10 +117,10 @@ def test_a_value_that_is_not_finite_reaches_no_earlier_token(bad: float, place: 
     changed = values.copy()
     changed[place, 1, 2] = bad
     with np.errstate(invalid="ignore"):
-        found = attend(queries, keys, changed, SCALE)
-    np.testing.assert_allclose(found[:place], expected[:place], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found[:, 0], expected[:, 0], rtol=1e-5, atol=1e-6)
-    assert not np.isfinite(found[place:, 1, 2]).any()
+        actual = attend(queries, keys, changed, SCALE)
+    np.testing.assert_allclose(actual[:place], expected[:place], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual[:, 0], expected[:, 0], rtol=1e-5, atol=1e-6)
+    assert not np.isfinite(actual[place:, 1, 2]).any()
 
 
 def test_large_scores_neither_overflow_nor_lose_the_best_key() -> None:
@@ -184,16 +187,16 @@ def test_through_scattered_blocks_it_is_the_same_and_stale_values_are_never_read
         data.draw(st.permutations(range(4 + sum(-(-length // BLOCK_SIZE) for length in lengths))))
     )
     tables = [[next(ids) for _ in range(-(-length // BLOCK_SIZE))] for length in lengths]
-    found = paged(sequences, computed, tables, fill=np.nan)
+    actual = paged(sequences, computed, tables, fill=np.nan)
     expected = np.concatenate(
         [
             attend(s[0, start:], s[1], s[2], SCALE)
             for s, start in zip(sequences, computed, strict=True)
         ]
     )
-    assert np.isfinite(found).all()
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(found, paged(sequences, computed, tables, fill=0.0))
+    assert np.isfinite(actual).all()
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(actual, paged(sequences, computed, tables, fill=0.0))
 
 
 def test_attention_computes_in_float32() -> None:

@@ -91,6 +91,8 @@ def test_a_batch_of_one_sequence_and_batches_of_one_token_pass() -> None:
     for batch in tokens:
         check(batch)
     assert [batch.slots[0] for batch in tokens] == sound_batch().slots.tolist()
+    rows = [token for token, batch in enumerate(tokens) if batch.logit_rows.size]
+    assert rows == sound_batch().logit_rows.tolist()
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ def exact_norm(hidden: np.ndarray, norm: LayerNorm, epsilon: float) -> np.ndarra
 def test_a_norm_is_its_formula(seed: int, tokens: int, d_model: int, epsilon: float) -> None:
     hidden, norm = 2 * normal(seed, tokens, d_model), random_norm(seed, d_model)
     before = hidden.copy()
-    found = layer_norm(hidden, norm, epsilon)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, exact_norm(hidden, norm, epsilon), rtol=1e-5, atol=1e-5)
+    actual = layer_norm(hidden, norm, epsilon)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, exact_norm(hidden, norm, epsilon), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(hidden, before)
 
 
@@ -86,8 +86,8 @@ def test_the_bits_of_a_norms_row_do_not_depend_on_the_rows_beside_it(d_model: in
         alone = layer_norm(hidden[row : row + 1], norm, EPSILON)
         np.testing.assert_array_equal(alone[0], together[row])
     hidden[5] = np.nan
-    found = layer_norm(hidden, norm, EPSILON)
-    np.testing.assert_array_equal(np.delete(found, 5, axis=0), np.delete(together, 5, axis=0))
+    actual = layer_norm(hidden, norm, EPSILON)
+    np.testing.assert_array_equal(np.delete(actual, 5, axis=0), np.delete(together, 5, axis=0))
 
 
 # Linear -------------------------------------------------------------------------------------------
@@ -107,10 +107,10 @@ def test_a_row_that_is_not_a_number_stays_alone() -> None:
     expected = linear(hidden, layer)
     np.testing.assert_array_equal(hidden, before)
     hidden[[0, 17, 39]] = np.nan
-    found = linear(hidden, layer)
-    assert np.isnan(found[[0, 17, 39]]).all()
+    actual = linear(hidden, layer)
+    assert np.isnan(actual[[0, 17, 39]]).all()
     others = np.delete(np.arange(40), [0, 17, 39])
-    np.testing.assert_allclose(found[others], expected[others], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[others], expected[others], rtol=1e-5, atol=1e-5)
 
 
 # The whole forward pass ---------------------------------------------------------------------------
@@ -224,10 +224,10 @@ def test_a_token_that_is_not_a_number_reaches_no_earlier_one_nor_another_sequenc
     expected, _, _ = run(config, weights, batch)
     embedding = weights.token_embedding.copy()
     embedding[12] = np.nan
-    found, _, _ = run(config, replace(weights, token_embedding=embedding), batch)
-    assert np.isnan(found[12:20]).all()
+    actual, _, _ = run(config, replace(weights, token_embedding=embedding), batch)
+    assert np.isnan(actual[12:20]).all()
     others = np.r_[0:12, 20:30]
-    np.testing.assert_allclose(found[others], expected[others], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual[others], expected[others], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", ["gelu_new", "gelu", "relu", "silu", "mish"])

@@ -64,5 +64,5 @@ def test_the_bits_of_logits_depend_on_the_row_alone(backend: NumpyBackend) -> No
     rows = np.random.default_rng(7).normal(0, 1, (19, backend.config.d_model)).astype(np.float32)
     together = backend.logits(rows)
     for part in (slice(0, 1), slice(3, 10), slice(18, None, -1)):
-        found = backend.logits(np.ascontiguousarray(rows[part]))
-        np.testing.assert_array_equal(found, together[part])
+        actual = backend.logits(np.ascontiguousarray(rows[part]))
+        np.testing.assert_array_equal(actual, together[part])

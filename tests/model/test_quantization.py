@@ -149,7 +149,7 @@ def test_a_product_errs_by_no_more_than_its_codes_allow(
     seed: int, rows: int, d_in: int, d_out: int
 ) -> None:
     inputs, linear = random_product(seed, rows, d_in, d_out)
-    found, quantized, scaled = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
+    actual, quantized, scaled = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
     weight = np.abs(quantized.codes * quantized.column_scales)
     inliers = scaled.copy()
     inliers[:, quantized.outliers] = 0
@@ -160,7 +160,7 @@ def test_a_product_errs_by_no_more_than_its_codes_allow(
     weight_error = np.abs(inliers).sum(axis=1)[:, None] * quantized.column_scales / 2
     exact = inputs.astype(np.float64) @ linear.weight + linear.bias
     rounding = 1e-5 * (np.abs(inputs) @ np.abs(linear.weight) + np.abs(linear.bias))
-    assert (np.abs(found - exact) <= row_error + weight_error + rounding).all()
+    assert (np.abs(actual - exact) <= row_error + weight_error + rounding).all()
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(1, 20), d_in=SIZES, d_out=SIZES)
@@ -184,12 +184,12 @@ def test_scaled_outputs_have_the_same_codes(
     inputs, linear = random_product(seed, 3, d_in, d_out)
     factors = np.exp2(np.resize(exponents, d_out)).astype(np.float32)
     peaks = np.abs(inputs).max(axis=0)
-    found, quantized, _ = rounded_product(inputs, linear, peaks)
+    actual, quantized, _ = rounded_product(inputs, linear, peaks)
     scaled, larger, _ = rounded_product(
         inputs, Linear(linear.weight * factors, linear.bias * factors), peaks
     )
     np.testing.assert_array_equal(larger.codes, quantized.codes)
-    np.testing.assert_array_equal(scaled, found * factors)
+    np.testing.assert_array_equal(scaled, actual * factors)
     for ours, theirs in zip(
         arrays_of(scale_columns(quantized, factors)), arrays_of(larger), strict=True
     ):
@@ -199,7 +199,7 @@ def test_scaled_outputs_have_the_same_codes(
 def test_a_scaled_channel_costs_nothing() -> None:
     inputs, linear = random_product(1, 50, 256, 300)
     exact = inputs @ linear.weight + linear.bias
-    found, _, _ = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
+    actual, _, _ = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
     factors = np.ones(256, dtype=np.float32)
     factors[[3, 70, 200]] = 1000
     larger = inputs * factors
@@ -207,14 +207,14 @@ def test_a_scaled_channel_costs_nothing() -> None:
         larger, Linear(linear.weight / factors[:, None], linear.bias), np.abs(larger).max(axis=0)
     )
     assert not np.isin([3, 70, 200], quantized.outliers).any()
-    assert np.square(scaled - exact).mean() < 1.1 * np.square(found - exact).mean()
+    assert np.square(scaled - exact).mean() < 1.1 * np.square(actual - exact).mean()
 
 
 def test_outliers_are_exact_and_leave_the_others_their_codes() -> None:
     inputs, linear = random_product(2, 50, 256, 300)
     inputs[:, [5, 100]] *= 1000
     peaks = np.abs(inputs).max(axis=0)
-    found, quantized, _ = rounded_product(inputs, linear, peaks)
+    actual, quantized, _ = rounded_product(inputs, linear, peaks)
     assert set(quantized.outliers.tolist()) >= {5, 100}
     assert not quantized.codes[quantized.outliers].any()
     others = inputs.copy()
@@ -224,7 +224,7 @@ def test_outliers_are_exact_and_leave_the_others_their_codes() -> None:
         inputs[:, quantized.outliers].astype(np.float64) @ linear.weight[quantized.outliers]
     )
     np.testing.assert_allclose(
-        found, alone + of_outliers, rtol=1e-5, atol=1e-5 * np.abs(of_outliers).max()
+        actual, alone + of_outliers, rtol=1e-5, atol=1e-5 * np.abs(of_outliers).max()
     )
 
 
@@ -233,9 +233,9 @@ def test_zeros_stay_zeros() -> None:
     inputs[[0, 5]] = 0
     linear.weight[[0, 7, 39]] = 0
     linear.weight[:, [0, 29]] = 0
-    found, quantized, _ = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
-    np.testing.assert_array_equal(found[[0, 5]], np.broadcast_to(linear.bias, (2, 30)))
-    np.testing.assert_array_equal(found[:, [0, 29]], np.broadcast_to(linear.bias[[0, 29]], (8, 2)))
+    actual, quantized, _ = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
+    np.testing.assert_array_equal(actual[[0, 5]], np.broadcast_to(linear.bias, (2, 30)))
+    np.testing.assert_array_equal(actual[:, [0, 29]], np.broadcast_to(linear.bias[[0, 29]], (8, 2)))
     assert all(np.isfinite(array).all() for array in arrays_of(quantized))
     nothing, _, _ = rounded_product(
         inputs, Linear(np.zeros_like(linear.weight), linear.bias), np.zeros(40, dtype=np.float32)
@@ -249,8 +249,8 @@ def test_tiny_numbers_stay_finite(tiny: float) -> None:
     linear.weight[3] *= np.float32(tiny)
     linear.weight[:, 4] *= np.float32(tiny)
     inputs[5] *= np.float32(tiny)
-    found, quantized, _ = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
-    assert all(np.isfinite(array).all() for array in [found, *arrays_of(quantized)])
+    actual, quantized, _ = rounded_product(inputs, linear, np.abs(inputs).max(axis=0))
+    assert all(np.isfinite(array).all() for array in [actual, *arrays_of(quantized)])
 
 
 def test_the_head_keeps_the_order_of_the_embedding() -> None:

@@ -26,9 +26,9 @@ def ints(*values: int) -> np.ndarray:
 @pytest.mark.parametrize("vocab", [1, 97, 50257])
 def test_log_softmax_is_that_of_float64(spread: float, vocab: int) -> None:
     logits = np.random.default_rng(1).normal(-50, spread, (5, vocab)).astype(np.float32)
-    found = log_softmax(logits)
-    assert found.dtype == np.float32
-    np.testing.assert_allclose(found, exact(logits), rtol=1e-6, atol=1e-5)
+    actual = log_softmax(logits)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, exact(logits), rtol=1e-6, atol=1e-5)
 
 
 @given(
@@ -42,24 +42,24 @@ def test_a_report_has_the_token_and_the_most_likely_in_order(
     tokens = [data.draw(st.integers(0, vocab - 1)) for _ in range(rows)]
     counts = [data.draw(st.integers(0, vocab + 3)) for _ in range(rows)]
     expected = exact(logits)
-    for row, found in enumerate(token_logprobs(logits, ints(*tokens), ints(*counts))):
+    for row, actual in enumerate(token_logprobs(logits, ints(*tokens), ints(*counts))):
         by_likelihood = sorted(
             range(vocab),
             key=lambda token, row=row: (-logits[row, token], token),  # type: ignore[misc]
         )
         best = by_likelihood[: counts[row]]
-        assert found.token_ids == [tokens[row], *best]
-        assert found.ranks == [1 + by_likelihood.index(token) for token in found.token_ids]
+        assert actual.token_ids == [tokens[row], *best]
+        assert actual.ranks == [1 + by_likelihood.index(token) for token in actual.token_ids]
         np.testing.assert_allclose(
-            found.logprobs, expected[row, found.token_ids], rtol=1e-5, atol=1e-5
+            actual.logprobs, expected[row, actual.token_ids], rtol=1e-5, atol=1e-5
         )
 
 
 def test_reports_are_plain_numbers() -> None:
-    (found,) = token_logprobs(np.zeros((1, 4), dtype=np.float32), ints(2), ints(1))
-    assert (found.token_ids, found.ranks) == ([2, 0], [3, 1])
-    assert found.logprobs == pytest.approx([-np.log(4)] * 2)
-    assert {type(value) for values in found for value in values} == {int, float}
+    (actual,) = token_logprobs(np.zeros((1, 4), dtype=np.float32), ints(2), ints(1))
+    assert (actual.token_ids, actual.ranks) == ([2, 0], [3, 1])
+    assert actual.logprobs == pytest.approx([-np.log(4)] * 2)
+    assert {type(value) for values in actual for value in values} == {int, float}
 
 
 @given(seed=st.integers(0, 1000))
@@ -67,9 +67,9 @@ def test_the_greedy_token_has_rank_one(seed: int) -> None:
     """Also where log-probabilities round to equal numbers while the logits differ."""
     logits = np.random.default_rng(seed).normal(0, 1e-7, (1, 50)).astype(np.float32)
     greedy = logits.argmax(axis=1)
-    (found,) = token_logprobs(logits, greedy, ints(3))
-    assert found.ranks[0] == 1
-    assert found.token_ids[1] == greedy[0]
+    (actual,) = token_logprobs(logits, greedy, ints(3))
+    assert actual.ranks[0] == 1
+    assert actual.token_ids[1] == greedy[0]
 
 
 def test_a_row_is_reported_as_it_is_alone() -> None:
@@ -89,7 +89,7 @@ def test_a_row_that_is_not_finite_disturbs_no_other() -> None:
     logits = np.random.default_rng(3).normal(0, 3, (4, 20)).astype(np.float32)
     expected = token_logprobs(logits, ints(1, 2, 3, 4), ints(2, 2, 2, 2))
     logits[1], logits[2, 5] = np.nan, np.inf
-    found = token_logprobs(logits, ints(1, 2, 3, 4), ints(2, 2, 2, 2))
-    assert (found[0], found[3]) == (expected[0], expected[3])
-    assert np.isnan(found[1].logprobs).all()
-    assert np.isnan(found[2].logprobs[0])
+    actual = token_logprobs(logits, ints(1, 2, 3, 4), ints(2, 2, 2, 2))
+    assert (actual[0], actual[3]) == (expected[0], expected[3])
+    assert np.isnan(actual[1].logprobs).all()
+    assert np.isnan(actual[2].logprobs[0])

@@ -146,18 +146,18 @@ def test_both_backends_sample_the_same_tokens_and_report_the_same(tiny_model: Pa
         )
     slow, fast = outputs
     assert fast.token_ids == slow.token_ids
-    for found, expected in zip(
+    for actual, expected in zip(
         [*fast.logprobs, *fast.prompt_logprobs],
         [*slow.logprobs, *slow.prompt_logprobs],
         strict=True,
     ):
-        assert (found is None) == (expected is None)
-        if found is not None and expected is not None:
-            assert (found.token_ids[0], len(found.token_ids)) == (
+        assert (actual is None) == (expected is None)
+        if actual is not None and expected is not None:
+            assert (actual.token_ids[0], len(actual.token_ids)) == (
                 expected.token_ids[0],
                 len(expected.token_ids),
             )
-            np.testing.assert_allclose(found.logprobs, expected.logprobs, rtol=0, atol=1e-4)
+            np.testing.assert_allclose(actual.logprobs, expected.logprobs, rtol=0, atol=1e-4)
 
 
 def test_prompt_rows_are_taken_in_slices(backend: CountingBackend, tiny_model: Path) -> None:
@@ -195,9 +195,9 @@ def test_rows_of_several_sequences_keep_their_places(
     step = make_step(rows, sampled=[2, 3, 4], prompt=([0, 1], prompts[0][3:5], [1, 0]))
     output = NativeModelRunner(backend).run(batch, *step)
     logits = [all_logits(tiny_model, prompt) for prompt in prompts]
-    assert output.token_ids == [int(found[-1].argmax()) for found in logits]
-    assert [found and len(found.token_ids) for found in output.logprobs] == [2, None, 1]
-    assert [found.token_ids[0] for found in output.prompt_logprobs] == prompts[0][3:5]
+    assert output.token_ids == [int(row_logits[-1].argmax()) for row_logits in logits]
+    assert [logprobs and len(logprobs.token_ids) for logprobs in output.logprobs] == [2, None, 1]
+    assert [logprobs.token_ids[0] for logprobs in output.prompt_logprobs] == prompts[0][3:5]
     expected = token_logprobs(
         logits[0][2:4], np.array(prompts[0][3:5], dtype=np.int64), np.array([1, 0], dtype=np.int64)
     )
@@ -221,16 +221,16 @@ def test_log_probabilities_are_those_of_the_model_before_all_settings(
     output = NativeModelRunner(backend).run(
         make_batch([prompt], block_size=BLOCK_SIZE), *make_step([row])
     )
-    (found,) = output.logprobs
-    assert found is not None
+    (report,) = output.logprobs
+    assert report is not None
     (token,) = output.token_ids
     assert token != best
     assert token is not None
     expected = token_logprobs(
         logits[None], np.array([token], dtype=np.int64), np.array([5], dtype=np.int64)
     )
-    assert found == expected[0]
-    assert found.token_ids[1] == best
+    assert report == expected[0]
+    assert report.token_ids[1] == best
 
 
 def test_a_row_without_a_token_says_so_and_the_others_go_on(backend: CountingBackend) -> None:
@@ -258,9 +258,11 @@ def test_a_network_that_is_not_a_number_has_no_token(tiny_model: Path) -> None:
         output = NativeModelRunner(backend).run(batch, *step)
     assert [token is None for token in output.token_ids] == [False, True, False]
     assert [
-        bool(np.isfinite(found.logprobs).all()) for found in output.logprobs if found is not None
+        bool(np.isfinite(logprobs.logprobs).all())
+        for logprobs in output.logprobs
+        if logprobs is not None
     ] == [True, False, True]
-    assert [bool(np.isfinite(found.logprobs).all()) for found in output.prompt_logprobs] == [
+    assert [bool(np.isfinite(logprobs.logprobs).all()) for logprobs in output.prompt_logprobs] == [
         True,
         True,
         False,

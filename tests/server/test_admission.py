@@ -121,5 +121,5 @@ def test_every_end_gives_the_room_back(
         assert failed == (end in ("fault", "timeout"))
     wait_until(lambda: is_free(bounded))
     monkeypatch.undo()
-    bounded.engine.check_room(1, 100)
+    bounded.engine.reserve(1, 100).release()
     assert bounded.complete("the", max_tokens=1)["choices"]

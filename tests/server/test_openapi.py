@@ -301,7 +301,7 @@ def test_keys_are_documented_where_they_are_needed(contract: Contract) -> None:
     assert open_to_all == {"/health"}
 
 
-def test_limits_of_whole_numbers_are_exact(contract: Contract) -> None:
+def test_limits_of_integers_are_exact(contract: Contract) -> None:
     """A float in between would make them one too many."""
     for name in SEED_FIELDS:
         seed = contract.document["components"]["schemas"][name]["properties"]["seed"]["anyOf"][0]

@@ -56,11 +56,12 @@ def lasting(answer: dict[str, Any]) -> tuple[int, Any]:
 
 def lasting_body(body: dict[str, Any]) -> dict[str, Any]:
     """Return a body without what differs between runs."""
-    kept = {name: value for name, value in body.items() if name not in ("id", "created")}
+    changing = ("id", "created", "created_at", "prompt_tokens_details", "input_tokens_details")
+    kept = {name: value for name, value in body.items() if name not in changing}
     if "usage" in kept:
-        kept["usage"] = {
-            name: value for name, value in kept["usage"].items() if name != "prompt_tokens_details"
-        }
+        kept["usage"] = lasting_body(kept["usage"])
+    if "output" in kept:
+        kept["output"] = [lasting_body(item) for item in kept["output"]]
     return kept
 
 

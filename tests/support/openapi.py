@@ -75,10 +75,7 @@ class Contract:
         )
         schema = described["content"][media_type]
         if media_type == "text/event-stream":
-            self._check_events(
-                schema["itemSchema"]["properties"]["data"]["anyOf"][1]["contentSchema"],
-                response.content,
-            )
+            self._check_events(schema["itemSchema"], response.content)
         elif media_type == "application/json":
             self._validate(schema["schema"], json.loads(response.content))
         else:
@@ -89,19 +86,25 @@ class Contract:
         return operation
 
     def _check_events(self, schema: dict[str, Any], content: bytes) -> None:
-        *parts, rest = content.split(b"\n\n")
-        assert rest == b""
-        events = [part for part in parts if not part.startswith(b":")]  # comments
-        data = [event.rpartition(b"data: ")[2] for event in events]
-        last = data.pop() if data[-1] == b"[DONE]" else json.loads(data[-1])["type"].encode()
-        assert last in (
-            b"[DONE]",
-            b"response.completed",
-            b"response.incomplete",
-            b"response.failed",
-        )
-        for one in data:
-            self._validate(schema, json.loads(one))
+        *parts, rest = content.decode().split("\n\n")
+        assert rest == ""
+        events = [
+            dict(line.split(": ", 1) for line in part.split("\n"))
+            for part in parts
+            if not part.startswith(":")  # comments
+        ]
+        for event in events:
+            self._validate(schema, event)
+        data = schema["properties"]["data"]
+        *_, encoded = data.get("anyOf", [data])
+        if "event" in schema["properties"]:
+            assert events[-1]["event"].partition(".")[2] in ("completed", "incomplete", "failed")
+        else:
+            assert events.pop()["data"] == "[DONE]"
+        for event in events:
+            content_value = json.loads(event["data"])
+            self._validate(encoded["contentSchema"], content_value)
+            assert event.get("event") == content_value.get("type")
 
     def _validate(self, schema: dict[str, Any], value: Any) -> None:
         validator = self._validators.get(id(schema))  # they live as long as the document
@@ -115,5 +118,5 @@ class Contract:
 
 def _first(value: Any) -> str | None:
     """A header's value; schemathesis gives a list of them."""
-    found: str | None = value[0] if isinstance(value, list) else value
-    return found
+    text: str | None = value[0] if isinstance(value, list) else value
+    return text

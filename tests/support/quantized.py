@@ -85,7 +85,7 @@ def quantized_linear(
     codes, row_scales, zero_points = quantize_rows(inliers)
     sums = codes.astype(np.float64) @ layer.codes.astype(
         np.float64
-    )  # exact: whole numbers far below 2**53
+    )  # exact: integers far below 2**53
     sums -= zero_points * layer.codes.sum(axis=0, dtype=np.int64)
     out: np.ndarray = sums.astype(np.float32) * (row_scales * layer.column_scales)
     out += layer.bias

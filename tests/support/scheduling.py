@@ -133,8 +133,8 @@ class CacheModel:
             self._check(request, request.num_computed_tokens)
 
     def _check(self, request: Request, count: int) -> None:
-        found = [self._slots.get(self._place(request, position)) for position in range(count)]
-        assert found == _names(request)[:count], (
+        names = [self._slots.get(self._place(request, position)) for position in range(count)]
+        assert names == _names(request)[:count], (
             f"{request.request_id} would read what is not its own"
         )
 

@@ -299,7 +299,7 @@ def read_error(response: httpx.Response, status: int) -> dict[str, Any]:
 
 def read_metrics(text: str) -> dict[str, float]:
     """Samples of a Prometheus page by name; every one of the engine must be of this model."""
-    found = {}
+    samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
             labels = dict(sample.labels)
@@ -307,8 +307,8 @@ def read_metrics(text: str) -> dict[str, float]:
                 assert labels.pop("model_name") == MODEL
                 assert sample.name.startswith("nanovllm:")
             suffix = "".join(f"{{{name}={value}}}" for name, value in labels.items())
-            found[sample.name.removeprefix("nanovllm:") + suffix] = float(sample.value)
-    return found
+            samples[sample.name.removeprefix("nanovllm:") + suffix] = float(sample.value)
+    return samples
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:

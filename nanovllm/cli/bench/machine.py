@@ -22,8 +22,7 @@ import numpy as np
 from numba import types
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
-from nanovllm.model.kernels.build.packing import ALIGNMENT
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import PER_WORD, KernelTarget, host_target
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
 
@@ -55,10 +54,10 @@ class MemoryReader:
             size_bytes: bytes of the array; by default ten times the cache, at least 256 MiB.
             streams: positions at which each thread reads at once.
         """
-        step_bytes = threads * streams * _VECTORS_PER_STREAM * ALIGNMENT
+        step_bytes = threads * streams * _VECTORS_PER_STREAM * LINE_BYTES
         self._streams = streams
         self._thread_bytes = (size_bytes or read_bytes()) // step_bytes * step_bytes // threads
-        array_bytes = threads * self._thread_bytes + ALIGNMENT
+        array_bytes = threads * self._thread_bytes + LINE_BYTES
         self._array = np.ones(array_bytes // 4, dtype=np.int32)  # zeros would all share one page
         self._read = make_read(host_target(), streams)
         self._threads = threads
@@ -75,7 +74,7 @@ class MemoryReader:
         self._pool.shutdown()
 
     def _run(self, passes: int) -> float:
-        start = self._array.ctypes.data + -self._array.ctypes.data % ALIGNMENT
+        start = self._array.ctypes.data + -self._array.ctypes.data % LINE_BYTES
 
         def read_part(thread: int) -> None:
             part = start + thread * self._thread_bytes
@@ -108,7 +107,7 @@ def measure_peak(kind: str, threads: int, *, target: KernelTarget | None = None)
         return None
     lanes, chains, spin = target.lanes, _chains(target), make_peak(kind, target)
     state = np.full((chains + 1) * lanes * threads, 1e-3, dtype=np.float32)
-    states = [state.ctypes.data + n * (chains + 1) * lanes * F32_BYTES for n in range(threads)]
+    states = [state.ctypes.data + n * (chains + 1) * lanes * WORD_BYTES for n in range(threads)]
     with ThreadPoolExecutor(threads) as pool:
 
         def run(count: int) -> float:
@@ -154,7 +153,7 @@ def make_read(target: KernelTarget, streams: int) -> Callable[[int, int, int], i
     """
 
     def add_up(v: Vectors, start: Value, stream_bytes: Value) -> Value:
-        vector_bytes = v.lanes * F32_BYTES
+        vector_bytes = v.lanes * WORD_BYTES
 
         def step(i: Value, sums: list[Value]) -> Sequence[Value]:
             updated = []
@@ -192,7 +191,7 @@ def make_peak(kind: str, target: KernelTarget) -> Callable[[int, int], None]:
     """
 
     def emit_spin(v: Vectors, state: Value, count: Value) -> None:
-        vector_bytes = v.lanes * F32_BYTES
+        vector_bytes = v.lanes * WORD_BYTES
         multiply_add = {"float32": v.fma, "bfloat16": v.dot_bfloat16, "int8": v.dot_int8}[kind]
         factor = v.load(state) if kind == "float32" else v.load_words(state)
         load = v.load_words if kind == "int8" else v.load

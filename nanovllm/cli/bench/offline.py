@@ -161,6 +161,14 @@ def run_latency(parsed: argparse.Namespace) -> int:
         for _ in tqdm(range(parsed.num_iters), desc="Batches", unit="batch", disable=None)
     ]
     limits = Limits.mean([*before, Limits.measure(config)]) if parsed.limits else None
+    _report_latency(parsed, measured, runs, limits)
+    return 0
+
+
+def _report_latency(
+    parsed: argparse.Namespace, measured: Bench, runs: Sequence[Totals], limits: Limits | None
+) -> None:
+    """Print a table and a line of JSON."""
     latencies = np.array([run.duration_s for run in runs], dtype=np.float64)
     figures = {
         "avg_latency_s": float(latencies.mean()),
@@ -174,7 +182,7 @@ def run_latency(parsed: argparse.Namespace) -> int:
         None
         if limits is None
         else fractions(
-            engine_costs(bench.engine), limits, measured.phases.prefill, measured.phases.decode
+            engine_costs(measured.engine), limits, measured.phases.prefill, measured.phases.decode
         )
     )
     work = (
@@ -183,7 +191,7 @@ def run_latency(parsed: argparse.Namespace) -> int:
     )
     show(
         {
-            **_about(parsed, bench.engine),
+            **_about(parsed, measured.engine),
             "work": f"{work} after {parsed.num_iters_warmup} to warm up",
         }
         | ({} if limits is None else {"limits": shown_limits(limits)}),
@@ -192,7 +200,7 @@ def run_latency(parsed: argparse.Namespace) -> int:
             for label in figures
             if label.endswith("latency_s")
         }
-        | _shown_phases(figures, bench.engine)
+        | _shown_phases(figures, measured.engine)
         | ({} if limits is None or reached is None else shown_fractions(reached, limits)),
     )
     lengths = {
@@ -214,11 +222,10 @@ def run_latency(parsed: argparse.Namespace) -> int:
             **figures,
             **compared,
             "latencies_s": latencies.tolist(),
-            **_record(parsed, bench.engine),
+            **_record(parsed, measured.engine),
         },
         parsed.json,
     )
-    return 0
 
 
 def run_throughput(parsed: argparse.Namespace) -> int:
@@ -311,7 +318,7 @@ def read_dataset(path: Path, limit: int | None, output_len: int) -> list[Job]:
             isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1
         ):
             raise ValueError(
-                f"{name}: max_tokens is {max_tokens!r} but must be a whole number of at least 1"
+                f"{name}: max_tokens is {max_tokens!r} but must be an integer of at least 1"
             )
         jobs.append(Job(name, item["prompt"], output_len if max_tokens is None else max_tokens))
     if not jobs:

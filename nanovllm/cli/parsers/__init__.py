@@ -7,7 +7,10 @@ security_options  options for API keys, hosts, origins and TLS
 serve             `nanovllm serve`
 generate          `nanovllm generate`
 run_batch         `nanovllm run-batch`
+train             `nanovllm train`
 models            `nanovllm list`, `show`, `remove` and `env`
 bench             `nanovllm bench latency|throughput|serve`
+eval              `nanovllm eval`
 verify            `nanovllm verify`
+train_report      `nanovllm train-report`
 """

@@ -57,7 +57,7 @@ def add_command(
         help=summary,
         usage=f"%(prog)s {arguments}".strip(),
         description=description,
-        epilog=variables_help(*variables),
+        epilog=variables_help(*variables) if variables else None,
     )
     parser.set_defaults(run=Command(target))
     return parser

@@ -37,13 +37,13 @@ class _CachedBlock:
     Attributes:
         block_hash, parent: hash of this block, and of the block before it.
         writer: name of the request that computes the block (`Request.writer`).
-        is_proven: attention over the block has given finite outputs.
+        is_finite: attention over the block has given finite outputs.
     """
 
     block_hash: bytes
     parent: bytes
     writer: str
-    is_proven: bool = False
+    is_finite: bool = False
 
 
 class BlockManager:
@@ -86,7 +86,7 @@ class BlockManager:
         assert count <= len(self._free), "the caller checks num_free first"
         taken = [self._free.popitem(last=False)[0] for _ in range(count)]
         for block in taken:
-            self._forget(block)
+            self._uncache(block)
             self._references[block] = 1
         return taken
 
@@ -134,23 +134,23 @@ class BlockManager:
         """Remove the block from the prefix cache, if it is cached under that hash."""
         cached = self._cached.get(block)
         if cached is not None and cached.block_hash == block_hash:
-            self._forget(block)
+            self._uncache(block)
 
-    def mark_proven(self, block: int) -> None:
+    def mark_finite(self, block: int) -> None:
         """Record that attention over a block has given finite outputs."""
         cached = self._cached.get(block)
         if cached is not None:
-            cached.is_proven = True
+            cached.is_finite = True
 
     def invalidate(self, writer: str, held: Iterable[int]) -> set[int]:
-        """Uncache the blocks that `writer` computed, and the blocks of `held` that are not proven.
+        """Uncache the blocks that `writer` computed, and the blocks of `held` that are not finite.
 
         Their descendants were computed from them and are removed too. Returns all removed blocks;
         requests may still hold some of them.
         """
         roots = {block for block, cached in self._cached.items() if cached.writer == writer}
         roots |= {
-            block for block in held if block in self._cached and not self._cached[block].is_proven
+            block for block in held if block in self._cached and not self._cached[block].is_finite
         }
         children: dict[bytes, list[int]] = defaultdict(list)
         for block, cached in self._cached.items():
@@ -163,7 +163,7 @@ class BlockManager:
                 dropped.add(block)
                 pending += children.get(self._cached[block].block_hash, ())
         for block in dropped:
-            self._forget(block)
+            self._uncache(block)
             if block in self._free:
                 self._free.move_to_end(block, last=False)
         return dropped
@@ -194,7 +194,8 @@ class BlockManager:
             cached.block_hash: block for block, cached in self._cached.items()
         } == self._block_of, "a block is not found by its own hash"
 
-    def _forget(self, block: int) -> None:
+    def _uncache(self, block: int) -> None:
+        """Remove a block from the prefix cache, if it is there."""
         cached = self._cached.pop(block, None)
         if cached is not None:
             del self._block_of[cached.block_hash]

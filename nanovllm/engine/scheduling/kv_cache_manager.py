@@ -76,7 +76,7 @@ class KVCacheManager:
         request.block_ids = []
         request.num_computed_tokens = 0
         request.num_registered_blocks = 0
-        request.num_proven_blocks = 0
+        request.num_finite_blocks = 0
         self._copies.pop(request.request_id, None)
 
     def take_computed(self, request: Request, siblings: Iterable[Request]) -> None:
@@ -136,12 +136,12 @@ class KVCacheManager:
             self.blocks.unregister(request.block_ids[index], request.block_hashes[index])
         return {request.block_ids[index] for index in indices}
 
-    def mark_proven(self, request: Request) -> None:
+    def mark_finite(self, request: Request) -> None:
         """Record that attention over all computed tokens of a request has given finite outputs."""
         num_full = request.num_computed_tokens // self._block_size
-        for index in range(request.num_proven_blocks, num_full):
-            self.blocks.mark_proven(request.block_ids[index])
-        request.num_proven_blocks = max(request.num_proven_blocks, num_full)
+        for index in range(request.num_finite_blocks, num_full):
+            self.blocks.mark_finite(request.block_ids[index])
+        request.num_finite_blocks = max(request.num_finite_blocks, num_full)
 
     def invalidate(self, request: Request) -> set[int]:
         """Uncache the blocks that may hold keys or values that are not finite; return them."""

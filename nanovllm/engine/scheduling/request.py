@@ -76,7 +76,7 @@ class Request:
         block_ids: the block table.
         block_hashes: hashes of the leading full blocks that are computed so far.
         num_registered_blocks: leading blocks that were added to the prefix cache.
-        num_proven_blocks: leading blocks over which attention has given finite outputs.
+        num_finite_blocks: leading blocks over which attention has given finite outputs.
     """
 
     request_id: str
@@ -113,7 +113,7 @@ class Request:
     block_ids: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
     num_registered_blocks: int = 0
-    num_proven_blocks: int = 0
+    num_finite_blocks: int = 0
 
     def __post_init__(self, shared_rules: TokenRules | None) -> None:
         assert self.prompt_token_ids, "the input processor refuses empty prompts"

@@ -186,7 +186,7 @@ class Scheduler:
         elif request.max_new_tokens == 0 and request.num_uncomputed_tokens == 0:
             request.finish_reason = FinishReason.LENGTH
         if result.is_finite and has_output:
-            self.kv_cache.mark_proven(request)
+            self.kv_cache.mark_finite(request)
         return result
 
     def fail(self, plan: StepPlan) -> list[SequenceResult]:

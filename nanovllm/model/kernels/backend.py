@@ -18,7 +18,7 @@ from nanovllm.model.checkpoint import open_weights
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.free_memory import return_freed_memory
 from nanovllm.model.kernels.build.bounds import watch
-from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, panel_steps, round_up, to_bfloat16
 from nanovllm.model.kernels.build.target import (
     CACHE_TYPES,
@@ -42,7 +42,6 @@ from nanovllm.model.kernels.step_record import (
     ROW_QUANT_BYTES,
     STEP_DTYPES,
     STEP_RECORD,
-    WORD_BYTES,
     best_bytes,
 )
 from nanovllm.model.kernels.threads.cores import default_threads

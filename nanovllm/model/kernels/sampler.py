@@ -5,7 +5,7 @@ from jaxtyping import Float32, Int64
 
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.codegen import Library
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.record import KernelMemory
@@ -46,7 +46,7 @@ class CompiledRowSampler:
         self._memory.set(vocab=vocab, **layout)
         self._memory.bind(
             work=np.zeros(1, dtype=np.int64),
-            scratch=aligned_zeros(pool.threads * layout["scratch_bytes"] // F32_BYTES),
+            scratch=aligned_zeros(pool.threads * layout["scratch_bytes"] // WORD_BYTES),
         )
         self._columns: dict[str, np.ndarray] = {}
         self._reserve(_MIN_ROWS)
@@ -116,7 +116,7 @@ class CompiledRowSampler:
         """Run the kernel; return the top ids and log-probabilities of each row."""
         rows, vocab = logits.shape
         assert vocab == self._memory["vocab"]
-        if logits.dtype != np.float32 or logits.strides[1] != F32_BYTES:
+        if logits.dtype != np.float32 or logits.strides[1] != WORD_BYTES:
             raise TypeError(f"logits are {logits.dtype} with strides {logits.strides}")
         max_logprobs = max(int(num_logprobs.max(initial=0)), 0)
         top_ids = np.empty((rows, max_logprobs), dtype=np.int64)

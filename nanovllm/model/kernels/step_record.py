@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nanovllm.model.kernels.build.layout import WORD_BYTES
+
 _COUNTS = """
     threads layers d_model d_ff heads head_dim vocab max_positions activation embedding_is_bfloat16
     block_size block_columns head_columns key_steps blocks max_blocks
@@ -81,7 +83,6 @@ LINEARS_PER_LAYER = 4
 QKV, ATTENTION_OUT, UP, DOWN = range(LINEARS_PER_LAYER)
 """The linear layers of a block, in the order of their records; the head comes after all blocks."""
 
-WORD_BYTES = 4
 ROW_QUANT_BYTES = 128
 """Bytes of a row's quantization (convert.py): 32 words."""
 ROW_QUANT_OUTLIERS = 16

@@ -128,6 +128,11 @@ def _retry_headers(error: Exception) -> dict[str, str]:
     )
 
 
+def error_of(error: Exception) -> Error:
+    """Return the error object for an exception."""
+    return error_body(*problem_of(error))["error"]
+
+
 def problem_of(error: Exception) -> tuple[int, str, str | None]:
     """Return the status, the message and the field at fault of an exception."""
     message = (
@@ -158,8 +163,6 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         detail = _unknown_path(app, request.url.path) if error.status_code == 404 else error.detail
         message = f"{request.method} {shorten(request.url.path)}: {detail}"
-        if error.status_code == 400 and error.__cause__ is not None:  # raised by json.loads
-            message = f"the body cannot be read as JSON: {shorten(str(error.__cause__))}"
         headers = dict(error.headers or {})
         if headers.get("Allow") == "GET":
             headers["Allow"] = "GET, HEAD"  # see HeadMiddleware

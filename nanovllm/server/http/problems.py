@@ -34,7 +34,7 @@ _OTHER_NAMES = {
 _REASONS = {
     "missing": "required",
     "bool_type": "must be true or false",
-    "int_type": "must be a whole number",
+    "int_type": "must be an integer",
     "float_type": "must be a number",
     "finite_number": "must be a finite number",
     "greater_than": "must be greater than {gt}",

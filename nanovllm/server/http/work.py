@@ -155,11 +155,6 @@ class FairThreadPool:
         self._num_waiting = 0
         self._is_closed = False
 
-    @property
-    def num_waiting(self) -> int:
-        """Number of calls that no thread has begun."""
-        return self._num_waiting
-
     async def run(
         self,
         client: str,

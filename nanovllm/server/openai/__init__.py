@@ -4,6 +4,7 @@ An endpoint parses its body into a GenerationRequest and renders outputs in its 
 
 endpoint        what all endpoints share between parser and renderer
 renderer        outputs as a response, whole or as server-sent events
+prompts         the field with the prompts, of completions and embeddings
 schemas         the fields of bodies: those of completions, and shared ones
 completions     POST /v1/completions
 structured      response_format and structured_outputs

@@ -15,8 +15,8 @@ from nanovllm.outputs import CompletionOutput, Logprob, RequestOutput
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
 from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
 from nanovllm.server.openai.chat_schemas import ChatRequest
-from nanovllm.server.openai.completions import generation_request, sampling_params
-from nanovllm.server.openai.endpoint import Endpoint
+from nanovllm.server.openai.completions import generation_request, sampling_fields
+from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.logprobs import TokenTexts, finite, prompt_logprobs, push_all, top
 from nanovllm.server.openai.renderer import ChoicesRenderer, ResponseContext
 from nanovllm.server.openai.response_types import (
@@ -65,13 +65,11 @@ def parse_chat(
             param="top_logprobs",
         )
     ends = [] if body.ignore_eos else stop_token_ids(template, engine)
-    settings = sampling_params(
-        body,
-        engine,
-        max_tokens=max_tokens,
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        stop_token_ids=[*(body.stop_token_ids or ()), *ends],
-    )
+    fields = sampling_fields(body) | {
+        "logprobs": (body.top_logprobs or 0) if body.logprobs else None,
+        "stop_token_ids": [*(body.stop_token_ids or ()), *ends],
+    }
+    settings = sampling_params(engine, max_tokens=max_tokens, **fields)
     return generation_request(body, [prompt], settings)
 
 

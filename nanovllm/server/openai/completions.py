@@ -14,7 +14,7 @@ from nanovllm.prompts import Prompt
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.problems import quote
 from nanovllm.server.openai.beams import beam_search_params, check_beam_fields
-from nanovllm.server.openai.endpoint import Endpoint
+from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.logprobs import (
     ShownPosition,
     TokenTexts,
@@ -52,14 +52,12 @@ def parse_completion(
         check_beam_fields(body)
         return generation_request(body, body.logged_prompts, beam_search_params(body, max_tokens))
     counts = [body.prompt_logprobs, body.logprobs if body.echo else None]
-    params = sampling_params(
-        body,
-        engine,
-        max_tokens=max_tokens,
-        logprobs=body.logprobs,
-        prompt_logprobs=max((count for count in counts if count is not None), default=None),
-        add_special_tokens=body.add_special_tokens,
-    )
+    fields = sampling_fields(body) | {
+        "logprobs": body.logprobs,
+        "prompt_logprobs": max((count for count in counts if count is not None), default=None),
+        "add_special_tokens": body.add_special_tokens,
+    }
+    params = sampling_params(engine, max_tokens=max_tokens, **fields)
     if params.truncate_prompt_tokens is not None:
         check_truncated("prompt", body.logged_prompts)
     return generation_request(body, body.logged_prompts, params)
@@ -79,23 +77,16 @@ def generation_request(
     )
 
 
-def sampling_params(
-    body: SamplingBody, engine: Engine, *, max_tokens: int | None, **others: Any
-) -> SamplingParams:
-    """Return the settings of a completion or a chat; raises InvalidRequestError.
+def sampling_fields(body: SamplingBody) -> dict[str, Any]:
+    """Return the values of the settings that completions and chats share.
 
-    Settings that the body leaves out are those of the model's generation_config.json. `others` are
-    settings whose fields differ between the two; None is left out.
+    Raises InvalidRequestError.
     """
-    settings: dict[str, Any] = {**engine.sampling_defaults}
-    sent = {name: getattr(body, name) for name in _SAME_FIELDS} | others
-    settings.update({name: value for name, value in sent.items() if value is not None})
-    settings["max_tokens"] = max_tokens
-    settings["logit_bias"] = _logit_bias(body.logit_bias)
-    settings["structured_outputs"] = structured_outputs(
-        body.response_format, body.structured_outputs
-    )
-    return SamplingParams(**settings)
+    return {
+        **{name: getattr(body, name) for name in _SAME_FIELDS},
+        "logit_bias": _logit_bias(body.logit_bias),
+        "structured_outputs": structured_outputs(body.response_format, body.structured_outputs),
+    }
 
 
 def _logit_bias(bias: dict[str, float] | None) -> dict[int, float] | None:

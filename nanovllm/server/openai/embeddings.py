@@ -18,6 +18,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import EmbeddingRequestOutput
 from nanovllm.server.openai.completions import check_truncated
 from nanovllm.server.openai.endpoint import Endpoint
+from nanovllm.server.openai.prompts import Prompts, check_prompts, list_prompts
 from nanovllm.server.openai.renderer import Renderer, ResponseContext
 from nanovllm.server.openai.response_types import Embedding, EmbeddingList
 from nanovllm.server.openai.schemas import (
@@ -27,11 +28,8 @@ from nanovllm.server.openai.schemas import (
     SPECIAL_TOKENS,
     GenerationBody,
     NotSupported,
-    Prompts,
     Side,
     TruncatePromptTokens,
-    check_prompts,
-    list_prompts,
 )
 
 

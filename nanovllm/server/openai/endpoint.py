@@ -40,6 +40,7 @@ from nanovllm.engine.input_processor import PreparedRequest
 from nanovllm.engine.request_handle import RequestHandle
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
+from nanovllm.sampling_params import SamplingParams
 from nanovllm.server.http.body import read_body
 from nanovllm.server.http.deadlines import deadline_of
 from nanovllm.server.http.errors import served_name, status_of
@@ -80,6 +81,8 @@ class Endpoint(Generic[B]):
         renderer: returns a new renderer for one response, whole or streamed.
         response: the type of a whole response.
         event: the type of an event's data in a stream; None if its bodies have no field `stream`.
+        ends_with_done: whether a stream ends with [DONE], with any error as the event before it;
+            otherwise its events have names, and the last one reports an error.
         is_guarded: whether parsing a body waits for a process, such as a template's.
         has_id: whether responses have the request's id.
     """
@@ -93,6 +96,7 @@ class Endpoint(Generic[B]):
     renderer: Callable[[ResponseContext, B], Renderer[Any]]
     response: Any
     event: Any = None
+    ends_with_done: bool = True
     is_guarded: Callable[[B], bool] = lambda _: False
     has_id: bool = True
 
@@ -142,6 +146,19 @@ class PreparedCall:
         return [processor.output(packed=True) for processor in processors]
 
 
+def sampling_params(engine: Engine, *, max_tokens: int | None, **fields: Any) -> SamplingParams:
+    """Return the settings of a request; raises InvalidRequestError.
+
+    Args:
+        max_tokens: maximum tokens to generate; None for what the context has room for.
+        fields: other settings by name; those that are None are the model's defaults, from its
+            generation_config.json.
+    """
+    sent = {name: value for name, value in fields.items() if value is not None}
+    settings: dict[str, Any] = {**engine.sampling_defaults, **sent, "max_tokens": max_tokens}
+    return SamplingParams(**settings)
+
+
 def prepare_call(
     endpoint: Endpoint[B],
     body: B,
@@ -188,7 +205,12 @@ def add_endpoint(app: FastAPI, endpoint: Endpoint[B], service: ModelService) -> 
         endpoint.path,
         name=endpoint.name,
         description=endpoint.description,
-        responses=responses(*errors, whole=endpoint.response, event=endpoint.event),
+        responses=responses(
+            *errors,
+            whole=endpoint.response,
+            event=endpoint.event,
+            ends_with_done=endpoint.ends_with_done,
+        ),
         openapi_extra=request_body(endpoint.body),
     )(respond)
 

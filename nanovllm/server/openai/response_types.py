@@ -34,7 +34,7 @@ class Load(TypedDict):
     """The load of the server."""
 
     server_load: Annotated[int, Field(ge=0, description="sequences that run or wait")]
-    queued_requests: Annotated[int, Field(ge=0, description="unfinished answers")]
+    queued_requests: Annotated[int, Field(ge=0, description="unfinished choices")]
     max_queued_requests: Annotated[int, Field(ge=1, description="maximum of queued_requests")]
     queued_tokens: Annotated[
         int, Field(ge=0, description="prompt and max_tokens of all unfinished requests")
@@ -334,7 +334,19 @@ class IncompleteDetails(TypedDict):
 class ResponseError(TypedDict):
     """Why a response failed."""
 
-    code: Literal["server_error"]
+    code: Annotated[
+        str,
+        Field(
+            description="server_error for a 500, otherwise the `type` of other endpoints' errors",
+            json_schema_extra={
+                "enum": [
+                    "server_error",
+                    *("BadRequestError", "RateLimitError"),
+                    *("ServiceUnavailableError", "TimeoutError"),
+                ]
+            },
+        ),
+    ]
     message: str
 
 

@@ -25,9 +25,9 @@ from nanovllm.engine.generation_request import GenerationRequest
 from nanovllm.errors import InvalidRequestError
 from nanovllm.outputs import RequestOutput
 from nanovllm.prompts import Prompt
-from nanovllm.sampling_params import MAX_PROMPT_TOKENS, SamplingParams
+from nanovllm.sampling_params import MAX_PROMPT_TOKENS
 from nanovllm.server.http.bounds import BoundedModel
-from nanovllm.server.http.errors import problem_of, shorten
+from nanovllm.server.http.errors import error_of, shorten
 from nanovllm.server.http.problems import quote
 from nanovllm.server.openai.chat_prompt import encode_prompt, stop_token_ids
 from nanovllm.server.openai.chat_schemas import (
@@ -40,7 +40,7 @@ from nanovllm.server.openai.chat_schemas import (
     join_parts,
     refuse,
 )
-from nanovllm.server.openai.endpoint import Endpoint
+from nanovllm.server.openai.endpoint import Endpoint, sampling_params
 from nanovllm.server.openai.renderer import Renderer, ResponseContext, usage_of
 from nanovllm.server.openai.response_types import (
     ModelResponse,
@@ -155,7 +155,6 @@ class ResponsesRequest(UnusedFields, GenerationBody):
         """The client's names of fields by the engine's, for error messages."""
         return {
             "max_tokens": "max_output_tokens",
-            "messages": "input",
             "structured_outputs.json": "text.format.schema",
             "structured_outputs": "text.format",
         }
@@ -178,12 +177,11 @@ def parse_response(
     else:
         end = PromptFields.model_validate({})
         prompt = encode_prompt(messages, end, template, engine.input_processor)
-    settings: dict[str, Any] = {**engine.sampling_defaults}
-    sent = {"temperature": body.temperature, "top_p": body.top_p}
-    settings |= {name: value for name, value in sent.items() if value is not None}
-    params = SamplingParams(
-        **settings,
+    params = sampling_params(
+        engine,
         max_tokens=body.max_output_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
         stop_token_ids=stop_token_ids(template, engine),
         structured_outputs=_structured_outputs(body.text),
     )
@@ -259,8 +257,10 @@ class ResponseRenderer(Renderer[RequestOutput]):
 
     def error(self, error: Exception) -> bytes:
         """Return the event of a response that failed."""
+        described = error_of(error)
+        code = "server_error" if described["code"] == 500 else described["type"]
         response = self._response("failed")
-        response["error"] = {"code": "server_error", "message": problem_of(error)[1]}
+        response["error"] = {"code": code, "message": described["message"]}
         return self._event("response.failed", response=response)
 
     def _event(self, event_type: str, **fields: Any) -> bytes:
@@ -332,5 +332,6 @@ RESPONSES = Endpoint(
     renderer=ResponseRenderer,
     response=ModelResponse,
     event=ResponseEvent,
+    ends_with_done=False,
     is_guarded=lambda _: True,
 )

@@ -65,14 +65,25 @@ class StructuredFields(BoundedModel):
 def structured_outputs(
     response_format: ResponseFormat | None, fields: StructuredFields | None
 ) -> StructuredOutputs | None:
-    """Return the settings of both fields; raises InvalidRequestError for a contradiction."""
-    if fields is not None:
-        if response_format is not None and response_format.type != "text":
+    """Return the settings of both fields; raises InvalidRequestError for a contradiction.
+
+    The type text is OpenAI's default: it sets nothing, also beside `structured_outputs`.
+    """
+    if response_format is not None:
+        if fields is not None and response_format.type != "text":
             raise InvalidRequestError(
                 "response_format and structured_outputs both say what the answer looks like; "
                 "leave one of them out",
                 param="response_format",
             )
+        for name, kind in (("value", "json_object"), ("json_schema", "json_schema")):
+            if getattr(response_format, name) is not None and response_format.type != kind:
+                raise InvalidRequestError(
+                    f"response_format.{name} is for the type {kind} only; set the type, or leave "
+                    "it out",
+                    param="response_format",
+                )
+    if fields is not None:
         return StructuredOutputs(
             json=fields.json_,
             json_object=fields.json_object,
@@ -81,16 +92,7 @@ def structured_outputs(
             grammar=fields.grammar,
             disable_additional_properties=fields.disable_additional_properties is not False,
         )
-    if response_format is None:
-        return None
-    for name, kind in (("value", "json_object"), ("json_schema", "json_schema")):
-        if getattr(response_format, name) is not None and response_format.type != kind:
-            raise InvalidRequestError(
-                f"response_format.{name} is for the type {kind} only; set the type, or leave it "
-                "out",
-                param="response_format",
-            )
-    if response_format.type == "text":
+    if response_format is None or response_format.type == "text":
         return None
     if response_format.value is not None:
         return StructuredOutputs(json=response_format.value)
@@ -126,11 +128,12 @@ def rename_fields(
 
     Args:
         names: the client's fields by the engine's names, for the message and `param`.
-        prompt_field: the field with the prompt, for `param` only.
+        prompt_field: the field with the prompt or the messages, for `param` only, because both are
+            also words of the message's prose.
     """
     message = str(error)
     if names:
         pattern = "|".join(rf"\b{re.escape(name)}\b" for name in names)
         message = re.sub(pattern, lambda match: names[match[0]], message)
     param = names.get(error.param or "", error.param)
-    return type(error)(message, param=prompt_field if param == "prompt" else param)
+    return type(error)(message, param=prompt_field if param in ("prompt", "messages") else param)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from nanovllm.model.kernels.build.packing import ALIGNMENT, aligned_zeros, round_up
+from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
 
 _FLOAT32 = np.dtype(np.float32)
 _MAX_WASTE = 1.5  # memory may be this factor larger than the array that takes it
@@ -29,7 +30,7 @@ class ArrayPool:
 
     def empty(self, *shape: int, dtype: np.dtype[Any] = _FLOAT32) -> np.ndarray:
         """Return an array with arbitrary contents."""
-        size_bytes = round_up(max(math.prod(shape), 1) * dtype.itemsize, ALIGNMENT)
+        size_bytes = round_up(max(math.prod(shape), 1) * dtype.itemsize, LINE_BYTES)
         index = bisect_left(self._sizes, (size_bytes, 0))
         if index < len(self._sizes) and self._sizes[index][0] <= _MAX_WASTE * size_bytes:
             _, address = self._sizes.pop(index)

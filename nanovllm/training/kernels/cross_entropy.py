@@ -9,7 +9,7 @@ cross_entropy  logits = hidden @ head^T of a chunk of rows
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.move import load_int, record_at
@@ -22,7 +22,7 @@ from nanovllm.training.kernels.records import RECORDS, SCRATCH_FLOATS, STORE
 
 _head_record_at = record_at(RECORDS["pack_head"])
 _record_at = record_at(RECORDS["cross_entropy"])
-_SCRATCH_BYTES = SCRATCH_FLOATS * F32_BYTES
+_SCRATCH_BYTES = SCRATCH_FLOATS * WORD_BYTES
 _ROWS_PER_ITEM = 8
 
 
@@ -42,12 +42,12 @@ def make_pack_head(target: KernelTarget) -> Any:
         while item < vocab_panels + panels:
             is_transposed = 1 if item < vocab_panels else 0
             panel, steps, columns = item, d_model, vocab
-            panel_ptr = record.transposed_panels_ptr + panel * steps * width * F32_BYTES
+            panel_ptr = record.transposed_panels_ptr + panel * steps * width * WORD_BYTES
             if is_transposed == 0:
                 panel, steps, columns = item - vocab_panels, vocab, d_model
-                panel_ptr = record.panels_ptr + panel * steps * width * F32_BYTES
+                panel_ptr = record.panels_ptr + panel * steps * width * WORD_BYTES
             pack_panel(
-                record.head_ptr, d_model * F32_BYTES, is_transposed, steps, columns, panel,
+                record.head_ptr, d_model * WORD_BYTES, is_transposed, steps, columns, panel,
                 panel_ptr,
             )  # fmt: skip
             item = take_item(record.phases_ptr)
@@ -85,7 +85,7 @@ def make_cross_entropy(target: KernelTarget) -> Any:
         while item < items:
             multiply(
                 record.threads, item, record.rows, record.vocab, record.d_model,
-                record.hidden_ptr, record.d_model * F32_BYTES, F32_BYTES,
+                record.hidden_ptr, record.d_model * WORD_BYTES, WORD_BYTES,
                 record.transposed_panels_ptr,
                 record.logits_ptr, 0, 0, STORE, 0, scratch_ptr,
             )  # fmt: skip
@@ -107,16 +107,16 @@ def make_cross_entropy(target: KernelTarget) -> Any:
                 first = item * _ROWS_PER_ITEM
                 for row in range(first, min(rows, first + _ROWS_PER_ITEM)):
                     softmax(
-                        record.logits_ptr + row * vocab * F32_BYTES, vocab,
+                        record.logits_ptr + row * vocab * WORD_BYTES, vocab,
                         load_int(record.targets_ptr, row), record.scale_bits,
-                        record.sums_ptr + row * F32_BYTES,
-                        record.target_logits_ptr + row * F32_BYTES,
+                        record.sums_ptr + row * WORD_BYTES,
+                        record.target_logits_ptr + row * WORD_BYTES,
                     )  # fmt: skip
             else:
                 panel = item - row_items
                 pack_panel(
-                    record.hidden_ptr, d_model * F32_BYTES, 0, rows, d_model, panel,
-                    record.hidden_panels_ptr + panel * rows * width * F32_BYTES,
+                    record.hidden_ptr, d_model * WORD_BYTES, 0, rows, d_model, panel,
+                    record.hidden_panels_ptr + panel * rows * width * WORD_BYTES,
                 )  # fmt: skip
             done += 1
             item = take_item(phase)
@@ -132,13 +132,13 @@ def make_cross_entropy(target: KernelTarget) -> Any:
             if item < head_items:
                 multiply(
                     record.threads, item, vocab, d_model, rows,
-                    record.logits_ptr, F32_BYTES, vocab * F32_BYTES, record.hidden_panels_ptr,
+                    record.logits_ptr, WORD_BYTES, vocab * WORD_BYTES, record.hidden_panels_ptr,
                     record.grad_head_ptr, 0, 0, STORE, 1, scratch_ptr,
                 )  # fmt: skip
             else:
                 multiply(
                     record.threads, item - head_items, rows, d_model, vocab,
-                    record.logits_ptr, vocab * F32_BYTES, F32_BYTES, record.panels_ptr,
+                    record.logits_ptr, vocab * WORD_BYTES, WORD_BYTES, record.panels_ptr,
                     record.grad_hidden_ptr, 0, 0, STORE, 0, scratch_ptr,
                 )  # fmt: skip
             item = take_item(phase)

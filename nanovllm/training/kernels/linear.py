@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled, outlined
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.move import record_at
@@ -28,7 +28,7 @@ from nanovllm.training.kernels.records import GRADIENT_ROWS, KINDS, RECORDS, SCR
 
 _linear_record_at = record_at(RECORDS["linear"])
 _backward_record_at = record_at(RECORDS["linear_backward"])
-_SCRATCH_BYTES = SCRATCH_FLOATS * F32_BYTES
+_SCRATCH_BYTES = SCRATCH_FLOATS * WORD_BYTES
 
 
 @cache
@@ -59,7 +59,7 @@ def make_pack_phase(target: KernelTarget) -> Any:
         while panel < panels:
             pack_panel(
                 source_ptr, row_bytes, transposed, steps, columns, panel,
-                panels_ptr + panel * steps * width * F32_BYTES,
+                panels_ptr + panel * steps * width * WORD_BYTES,
             )  # fmt: skip
             done += 1
             panel = take_item(phase)
@@ -78,7 +78,7 @@ def make_linear(target: KernelTarget) -> Any:
         record = _linear_record_at(record_ptr)
         rows, d_in, d_out = record.rows, record.d_in, record.d_out
         phase = pack_phase(
-            record, thread, record.phases_ptr, record.weight_ptr, d_out * F32_BYTES, 0,
+            record, thread, record.phases_ptr, record.weight_ptr, d_out * WORD_BYTES, 0,
             d_in, d_out, record.panels_ptr,
         )  # fmt: skip
         if phase == ABORTED:
@@ -88,7 +88,7 @@ def make_linear(target: KernelTarget) -> Any:
         while item < items:
             multiply(
                 record.threads, item, rows, d_out, d_in,
-                record.x_ptr, d_in * F32_BYTES, F32_BYTES, record.panels_ptr,
+                record.x_ptr, d_in * WORD_BYTES, WORD_BYTES, record.panels_ptr,
                 record.z_ptr, record.out_ptr, record.bias_ptr, record.kind, 0,
                 record.scratch_ptr + thread * _SCRATCH_BYTES,
             )  # fmt: skip
@@ -120,8 +120,8 @@ def make_linear_backward(target: KernelTarget) -> Any:
             else:
                 panel = item - blocks
                 pack_panel(
-                    record.weight_ptr, record.d_out * F32_BYTES, 1, record.d_out, record.d_in,
-                    panel, record.weight_panels_ptr + panel * record.d_out * width * F32_BYTES,
+                    record.weight_ptr, record.d_out * WORD_BYTES, 1, record.d_out, record.d_in,
+                    panel, record.weight_panels_ptr + panel * record.d_out * width * WORD_BYTES,
                 )  # fmt: skip
             done += 1
             item = take_item(phase)
@@ -135,7 +135,7 @@ def make_linear_backward(target: KernelTarget) -> Any:
         first = block * GRADIENT_ROWS
         rows = min(GRADIENT_ROWS, record.rows - first)
         columns = (record.d_out + width - 1) // width * width
-        offset_bytes = first * record.d_out * F32_BYTES
+        offset_bytes = first * record.d_out * WORD_BYTES
         if record.z_ptr != 0:
             multiply_gradient(
                 record.kind, rows * record.d_out, record.grad_out_ptr + offset_bytes,
@@ -143,8 +143,8 @@ def make_linear_backward(target: KernelTarget) -> Any:
             )  # fmt: skip
         sum_and_pack(
             record.grad_out_ptr + offset_bytes, rows, record.d_out,
-            record.grad_panels_ptr + first * width * F32_BYTES, record.rows * width * F32_BYTES,
-            record.bias_sums_ptr + block * columns * F32_BYTES,
+            record.grad_panels_ptr + first * width * WORD_BYTES, record.rows * width * WORD_BYTES,
+            record.bias_sums_ptr + block * columns * WORD_BYTES,
         )  # fmt: skip
 
     @compiled
@@ -158,19 +158,19 @@ def make_linear_backward(target: KernelTarget) -> Any:
             if item < weight_items:
                 multiply(
                     record.threads, item, d_in, d_out, rows,
-                    record.x_ptr, F32_BYTES, d_in * F32_BYTES, record.grad_panels_ptr,
+                    record.x_ptr, WORD_BYTES, d_in * WORD_BYTES, record.grad_panels_ptr,
                     record.grad_weight_ptr, 0, 0, STORE, 1, scratch_ptr,
                 )  # fmt: skip
             elif item < items:
                 multiply(
                     record.threads, item - weight_items, rows, d_in, d_out,
-                    record.grad_out_ptr, d_out * F32_BYTES, F32_BYTES, record.weight_panels_ptr,
+                    record.grad_out_ptr, d_out * WORD_BYTES, WORD_BYTES, record.weight_panels_ptr,
                     record.grad_x_ptr, 0, 0, STORE, 0, scratch_ptr,
                 )  # fmt: skip
             else:
                 add_sums(
                     record.bias_sums_ptr, (rows + GRADIENT_ROWS - 1) // GRADIENT_ROWS,
-                    columns * F32_BYTES, d_out, record.grad_bias_ptr,
+                    columns * WORD_BYTES, d_out, record.grad_bias_ptr,
                 )  # fmt: skip
             item = take_item(phase)
 

@@ -19,7 +19,7 @@ from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled, outlined
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.training.kernels.epilogue import make_epilogue
 from nanovllm.training.kernels.pack import SLIVER_STEP_BYTES, make_pack_slivers
@@ -62,7 +62,7 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
     scratch_ptr              working memory of the thread, SCRATCH_FLOATS
     """
     width = target.panel_width
-    width_bytes = width * F32_BYTES
+    width_bytes = width * WORD_BYTES
     tile = make_tile(target)
     epilogue = make_epilogue(target)
     pack_slivers = make_pack_slivers(target)
@@ -84,14 +84,14 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
         height = block_rows(rows)
         first_row, group = item // groups * height, item % groups
         height = min(height, rows - first_row)
-        c_row_bytes = columns * F32_BYTES
+        c_row_bytes = columns * WORD_BYTES
         a_ptr += first_row * a_row_bytes
         c_ptr += first_row * c_row_bytes
         out_ptr += first_row * c_row_bytes
         pieces = (steps + MAX_PIECE - 1) // MAX_PIECE
         piece_steps = (steps + pieces - 1) // pieces
-        slivers_ptr = scratch_ptr + _TILE_FLOATS * F32_BYTES
-        is_packed = a_step_bytes != F32_BYTES
+        slivers_ptr = scratch_ptr + _TILE_FLOATS * WORD_BYTES
+        is_packed = a_step_bytes != WORD_BYTES
         for first_step in range(0, steps, piece_steps):
             count = min(piece_steps, steps - first_step)
             tile_ptr, row_bytes, step_bytes = a_ptr, a_row_bytes, a_step_bytes
@@ -99,7 +99,7 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
                 pack_slivers(
                     a_ptr + first_step * a_step_bytes, a_step_bytes, height, count, slivers_ptr
                 )
-                tile_ptr, row_bytes, step_bytes = slivers_ptr, F32_BYTES, SLIVER_STEP_BYTES
+                tile_ptr, row_bytes, step_bytes = slivers_ptr, WORD_BYTES, SLIVER_STEP_BYTES
                 tile_bytes = count * SLIVER_STEP_BYTES
             else:
                 tile_ptr += first_step * a_step_bytes
@@ -108,7 +108,7 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
             is_last = first_step + count == steps
             for panel in range(panels * group // groups, panels * (group + 1) // groups):
                 column = panel * width
-                offset_bytes = column * F32_BYTES
+                offset_bytes = column * WORD_BYTES
                 panel_ptr = panels_ptr + (panel * steps + first_step) * width_bytes
                 for row in range(0, height, TILE_ROWS):
                     tile_rows = min(TILE_ROWS, height - row)

@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.scalar import F64
@@ -28,7 +28,7 @@ def make_adamw(target: KernelTarget) -> Any:
         record = _adamw_record_at(record_ptr)
         first = take_item(record.phases_ptr) * ITEM_ELEMENTS
         while first < record.count:
-            offset_bytes = first * F32_BYTES
+            offset_bytes = first * WORD_BYTES
             update(
                 min(ITEM_ELEMENTS, record.count - first),
                 record.parameters_ptr + offset_bytes, record.gradients_ptr + offset_bytes,
@@ -83,7 +83,7 @@ def make_sum_of_squares(target: KernelTarget) -> Any:
         while item * ITEM_ELEMENTS < record.count:
             first = item * ITEM_ELEMENTS
             sum_squares(
-                record.values_ptr + first * F32_BYTES,
+                record.values_ptr + first * WORD_BYTES,
                 min(ITEM_ELEMENTS, record.count - first),
                 record.partial_sums_ptr + item * _SUM_BYTES,
             )

@@ -13,13 +13,13 @@ import numpy as np
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled, outlined
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
 from nanovllm.training.kernels.tile import TILE_ROWS
 
-SLIVER_STEP_BYTES = TILE_ROWS * F32_BYTES
+SLIVER_STEP_BYTES = TILE_ROWS * WORD_BYTES
 
 
 def make_pack_panel(target: KernelTarget) -> Any:
@@ -33,7 +33,7 @@ def make_pack_panel(target: KernelTarget) -> Any:
     out_ptr         the panel [steps, width]
     """
     width = target.panel_width
-    width_bytes = width * F32_BYTES
+    width_bytes = width * WORD_BYTES
 
     def copy_whole(
         v: Vectors, source_ptr: Value, row_bytes: Value, steps: Value, out_ptr: Value
@@ -41,7 +41,7 @@ def make_pack_panel(target: KernelTarget) -> Any:
         def step(k: Value, _: list[Value]) -> list[Value]:
             from_ptr = v.address(source_ptr, v.builder.mul(k, row_bytes))
             to_ptr = v.address(out_ptr, v.times(k, width_bytes))
-            for offset_bytes in range(0, width_bytes, v.lanes * F32_BYTES):
+            for offset_bytes in range(0, width_bytes, v.lanes * WORD_BYTES):
                 v.store(v.load(from_ptr, offset_bytes), to_ptr, offset_bytes)
             return []
 
@@ -54,7 +54,7 @@ def make_pack_panel(target: KernelTarget) -> Any:
         source_ptr: int, row_bytes: int, transposed: int, steps: int, columns: int, panel: int,
         out_ptr: int,
     ) -> None:  # fmt: skip
-        source_ptr += panel * width * (F32_BYTES if transposed == 0 else row_bytes)
+        source_ptr += panel * width * (WORD_BYTES if transposed == 0 else row_bytes)
         columns = min(width, columns - panel * width)
         if transposed == 0 and columns == width:
             copy_rows(source_ptr, row_bytes, steps, out_ptr)
@@ -92,7 +92,7 @@ def make_pack_slivers(target: KernelTarget) -> Any:
         def step(k: Value, _: list[Value]) -> list[Value]:
             from_ptr = v.address(source_ptr, v.builder.mul(k, step_bytes))
             to_ptr = v.address(out_ptr, v.times(k, SLIVER_STEP_BYTES))
-            for kind, offset_bytes in ((four, 0), (pair, 4 * F32_BYTES)):
+            for kind, offset_bytes in ((four, 0), (pair, 4 * WORD_BYTES)):
                 v.store(v.load_as(kind, from_ptr, offset_bytes), to_ptr, offset_bytes)
             return []
 
@@ -103,8 +103,8 @@ def make_pack_slivers(target: KernelTarget) -> Any:
     @compiled
     def pack_slivers(source_ptr: int, step_bytes: int, rows: int, steps: int, out_ptr: int) -> None:
         for first in range(0, rows, TILE_ROWS):
-            from_ptr = source_ptr + first * F32_BYTES
-            to_ptr = out_ptr + first * steps * F32_BYTES
+            from_ptr = source_ptr + first * WORD_BYTES
+            to_ptr = out_ptr + first * steps * WORD_BYTES
             if rows - first >= TILE_ROWS:
                 copy_sliver(from_ptr, step_bytes, steps, to_ptr)
             else:
@@ -126,13 +126,13 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     sums_ptr       result [columns], padded to whole panels
     """
     width = target.panel_width
-    width_bytes = width * F32_BYTES
+    width_bytes = width * WORD_BYTES
 
     def whole_panel(
         v: Vectors, source_ptr: Value, row_bytes: Value, rows: Value, out_ptr: Value,
         sums_ptr: Value,
     ) -> None:  # fmt: skip
-        offsets = [vector * v.lanes * F32_BYTES for vector in range(target.panel_vectors)]
+        offsets = [vector * v.lanes * WORD_BYTES for vector in range(target.panel_vectors)]
 
         def one_row(row: Value, sums: list[Value]) -> list[Value]:
             from_ptr = v.address(source_ptr, v.builder.mul(row, row_bytes))
@@ -152,7 +152,7 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     def sum_and_pack(
         source_ptr: int, rows: int, columns: int, panels_ptr: int, panel_bytes: int, sums_ptr: int
     ) -> None:
-        row_bytes = columns * F32_BYTES
+        row_bytes = columns * WORD_BYTES
         whole = columns // width
         for panel in range(whole):
             offset_bytes = panel * width_bytes

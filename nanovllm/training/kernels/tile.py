@@ -15,7 +15,7 @@ height of the tile nor the thread.
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 
@@ -30,7 +30,7 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
     steps                             number of steps
     out_ptr                           result [rows, width]
     """
-    width_bytes = target.panel_width * F32_BYTES
+    width_bytes = target.panel_width * WORD_BYTES
 
     def tile(
         v: Vectors, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value, panel_ptr: Value,
@@ -41,7 +41,7 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
 
         def step(k: Value, sums: list[Value]) -> list[Value]:
             b_ptr = v.address(panel_ptr, v.times(k, width_bytes))
-            b = [v.load(b_ptr, vector * v.lanes * F32_BYTES) for vector in vectors]
+            b = [v.load(b_ptr, vector * v.lanes * WORD_BYTES) for vector in vectors]
             a_bytes = v.builder.mul(k, a_step_bytes)
             a = [v.splat(v.load_scalar(v.address(row_ptr, a_bytes))) for row_ptr in row_ptrs]
             return [
@@ -52,7 +52,7 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
 
         sums = v.loop(steps, 1, [v.constant(0.0)] * (rows * len(vectors)), step)
         for index, total in enumerate(sums):
-            v.store(total, out_ptr, index * v.lanes * F32_BYTES)
+            v.store(total, out_ptr, index * v.lanes * WORD_BYTES)
 
     return kernel(target, tile)
 

@@ -242,7 +242,7 @@ def test_a_dataset_says_prompts_and_lengths(
         ('{"text": "a"}', "line 1 must be an object with a prompt"),
         (
             '{"prompt": "a", "max_tokens": 0}',
-            "line 1: max_tokens is 0 but must be a whole number of at least 1",
+            "line 1: max_tokens is 0 but must be an integer of at least 1",
         ),
         ('{"prompt": "a", "max_tokens": true}', "line 1: max_tokens is True"),
     ],
@@ -375,12 +375,12 @@ def test_chunks_of_a_prompt_and_decodes_beside_them_are_all_counted(tiny_model: 
 
 def test_a_missing_peak_is_reported() -> None:
     limits = Limits(2, "int8", 5e10, None)
-    found = fractions(
+    reached = fractions(
         Costs(1000, 8.0, 10, 10, 10), limits, Phase(8, 0.5, 1, 8, 36, 1), Phase(4, 0.5, 4, 4, 42, 4)
     )
-    assert found["prefill_peak_fraction"] is None
-    assert found["decode_bandwidth_fraction"] == pytest.approx((4 * 1000 + 42 * 8) / 0.5 / 5e10)
-    assert shown_fractions(found, limits)["prefill, of int8 peak"] == "-"
+    assert reached["prefill_peak_fraction"] is None
+    assert reached["decode_bandwidth_fraction"] == pytest.approx((4 * 1000 + 42 * 8) / 0.5 / 5e10)
+    assert shown_fractions(reached, limits)["prefill, of int8 peak"] == "-"
     assert "no int8 instruction" in shown_limits(limits)
 
 

@@ -115,8 +115,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     ) as process:
         try:
             assert process.stdout is not None
-            found = (re.search(r"Serving on (http://\S+)", line) for line in process.stdout)
-            yield next(match[1] for match in found if match)
+            matches = (re.search(r"Serving on (http://\S+)", line) for line in process.stdout)
+            yield next(match[1] for match in matches if match)
         finally:
             process.terminate()
 

@@ -70,9 +70,9 @@ def history_of(settings: SamplingSettings, row: int) -> dict[int, int]:
 
 def dict_of(lists: TokenLists, values: np.ndarray, row: int) -> dict[int, Any]:
     part = slice(lists.starts[row], lists.starts[row + 1])
-    found = dict(zip(lists.token_ids[part].tolist(), values[part].tolist(), strict=True))
-    assert len(found) == part.stop - part.start, "no token twice in a row"
-    return found
+    values_by_token = dict(zip(lists.token_ids[part].tolist(), values[part].tolist(), strict=True))
+    assert len(values_by_token) == part.stop - part.start, "no token twice in a row"
+    return values_by_token
 
 
 # Places -------------------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ def test_answers_are_cut_up_in_the_order_of_the_plan() -> None:
 def test_each_setting_arrives_on_its_own_row_alone(column: str, name: str, value: float) -> None:
     default = getattr(sampling_of(request()), column)[0]
     setting: dict[str, Any] = {name: value}
-    found = getattr(sampling_of(request(), request(**setting), request()), column)
-    assert found.tolist() == [default, value, default]
+    column_values = getattr(sampling_of(request(), request(**setting), request()), column)
+    assert column_values.tolist() == [default, value, default]
     assert value != default
 
 

@@ -237,7 +237,7 @@ def sampled(n: int, **changes: object) -> SamplingParams:
 
 def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, list[object]]:
     """Tokens and log-probabilities; free uncached blocks are filled with NaN before every step."""
-    found: dict[str, list[object]] = {request.request_id: [] for request in requests}
+    outputs: dict[str, list[object]] = {request.request_id: [] for request in requests}
     for request in requests:
         engine.add_request(request)
     while engine.has_work:
@@ -245,10 +245,10 @@ def answer(engine: Engine, requests: Sequence[Request]) -> dict[str, list[object
         output = engine.step()
         assert output.fault is None, output.fault
         for update in output.updates:
-            found[update.request_id] += _bits(update)
+            outputs[update.request_id] += _bits(update)
         engine.check_integrity()
     assert engine.blocks.num_used == 0
-    return found
+    return outputs
 
 
 def _bits(update: SequenceUpdate) -> list[object]:
@@ -262,12 +262,12 @@ def _bits(update: SequenceUpdate) -> list[object]:
 def alone(config: EngineConfig, tiny_model: Path) -> dict[str, list[object]]:
     """What each answer is when it is computed by itself, from the first token of its prompt."""
     engine = Engine.load(tiny_model, replace(config, enable_prefix_caching=False))
-    found: dict[str, list[object]] = {}
+    outputs: dict[str, list[object]] = {}
     for name, tokens, params in JOBS:
         for request in engine.input_processor.submit(name, tokens, params).requests:
             request.parent_id = ""
-            found |= answer(engine, [request])
-    return found
+            outputs |= answer(engine, [request])
+    return outputs
 
 
 JOBS = [

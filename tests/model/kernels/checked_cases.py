@@ -15,7 +15,7 @@ from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.backend import NumbaBackend
 from nanovllm.model.kernels.build.bounds import watch
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget, Spec, host_target
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
@@ -66,21 +66,21 @@ def steps(backend: NumbaBackend, block_size: int) -> list[np.ndarray]:
     backend.allocate_cache(sum(blocks), block_size)
     backend.fill_blocks(list(range(sum(blocks))), np.nan)
     ends = [[0] * 4, LENGTHS, [43, 2, 37, 46], [63, 37, 38, 70], [len(seq) for seq in seqs]]
-    found = []
+    logits = []
     for before, after in itertools.pairwise(ends):
         now = [seq[:end] for seq, end in zip(seqs, after, strict=True)]
         batch = make_batch(
             now, computed=before, block_size=block_size, block_tables=tables, all_rows=True
         )
         hidden = backend.forward(batch).copy()
-        found.append(np.array(backend.logits(hidden)))
+        logits.append(np.array(backend.logits(hidden)))
         tokens, has_token = backend.greedy(hidden)
         assert has_token.all()
-        np.testing.assert_array_equal(tokens, found[-1].argmax(axis=1))
+        np.testing.assert_array_equal(tokens, logits[-1].argmax(axis=1))
     many = np.resize(hidden, (ROW_BLOCK + 1, config.d_model))
     tokens, _ = backend.greedy(many)
     np.testing.assert_array_equal(tokens, backend.logits(many).argmax(axis=1))
-    return found
+    return logits
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -173,12 +173,12 @@ def test_a_broken_batch_is_reported_and_the_next_one_runs(
         patch.setattr(backend, "_run", run_broken)
         with pytest.raises(RuntimeError, match=f"forward {message}"):
             backend.forward(BATCH)
-    found = backend.forward(BATCH)
+    actual = backend.forward(BATCH)
     if name not in {
         "slot beyond",
         "slot below",
     }:  # some of these accesses hit a neighbouring array, undetected
-        np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(actual, expected)
 
 
 ARRAYS = [
@@ -209,7 +209,7 @@ def test_an_array_that_is_too_short_is_reported(
         return watch(
             target,
             entry,
-            [(found, array[:-1] if found == name else array) for found, array in arrays],
+            [(other, array[:-1] if other == name else array) for other, array in arrays],
         )
 
     with monkeypatch.context() as patch:
@@ -276,10 +276,10 @@ def test_a_kernel_that_goes_one_vector_too_far_is_caught_and_does_no_harm() -> N
     memory[:] = 1.0
     numbers, behind = memory[:32], memory[32:]
     checked_run(numbers, 32)
-    end = numbers.ctypes.data + 32 * F32_BYTES
+    end = numbers.ctypes.data + 32 * WORD_BYTES
     with pytest.raises(
         RuntimeError,
-        match=f"double read {HOST.lanes * F32_BYTES} bytes at address {end:#x}.*; 3 accesses",
+        match=f"double read {HOST.lanes * WORD_BYTES} bytes at address {end:#x}.*; 3 accesses",
     ):
         checked_run(numbers, 32 + HOST.lanes)
     assert (numbers == 4.0).all()

@@ -189,9 +189,9 @@ def test_a_token_that_is_not_finite_spoils_only_what_comes_after_it(
     assert np.isfinite(expected).all()
     spoilt = np.zeros(len(expected), dtype=np.bool_)
     spoilt[PLACE : PLACE + 10] = True
-    found = run(BAD_TOKEN)
-    assert not np.isfinite(found[spoilt]).any()
-    np.testing.assert_array_equal(found[~spoilt], expected[~spoilt])
+    actual = run(BAD_TOKEN)
+    assert not np.isfinite(actual[spoilt]).any()
+    np.testing.assert_array_equal(actual[~spoilt], expected[~spoilt])
     np.testing.assert_array_equal(run(BAD_TOKEN - 1), expected)
 
 

@@ -290,9 +290,9 @@ def test_editing_any_source_changes_the_key(tmp_path: Path) -> None:
             check=True,
             timeout=60,
         )
-        file, found = answer.stdout.split()
+        file, key = answer.stdout.split()
         assert Path(file).parent == kernels
-        return found
+        return key
 
     first = digest()
     assert digest() == first

@@ -72,7 +72,7 @@ def test_a_float_without_a_fraction_is_an_integer_in_every_field_of_integers() -
     assert json.dumps(found) == "[[3], [4, 5], [[1], [2]]]"
     assert json.dumps(check_body({"tokens": [1.0]}, DetokenizeRequest).tokens) == "[1]"
     for name in INTEGERS:
-        with pytest.raises(InvalidRequestError, match=f"{name}: must be a whole number"):
+        with pytest.raises(InvalidRequestError, match=f"{name}: must be an integer"):
             check_body({"prompt": "a", name: 5.5}, CompletionRequest)
 
 

@@ -46,10 +46,10 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     ),
     "n too small": ({"n": 0}, "n", "must be at least 1 (given: 0)"),
     "n too large": ({"n": 129}, "n", "128"),
-    "n of another type": ({"n": "2"}, "n", 'n: must be a whole number (given: "2")'),
+    "n of another type": ({"n": "2"}, "n", 'n: must be an integer (given: "2")'),
     "n with a fraction": ({"n": 1.5}, "n", "1.5"),
-    "n a truth value": ({"n": True}, "n", "must be a whole number (given: true)"),
-    "n not a number": ({"n": float("nan")}, "n", "must be a whole number (given: NaN)"),
+    "n a truth value": ({"n": True}, "n", "must be an integer (given: true)"),
+    "n not a number": ({"n": float("nan")}, "n", "must be an integer (given: NaN)"),
     "temperature too high": ({"temperature": 2.1}, "temperature", "2"),
     "temperature below 0": ({"temperature": -0.1}, "temperature", "0"),
     "temperature a text": (
@@ -65,12 +65,12 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     "max_tokens below 0": ({"max_tokens": -1}, "max_tokens", "0"),
     "max_tokens 0 without echo": ({"max_tokens": 0}, "max_tokens", "echo"),
     "max_tokens a list": (
-        {"max_tokens": [1]}, "max_tokens", "must be a whole number (given: a list of 1)",
+        {"max_tokens": [1]}, "max_tokens", "must be an integer (given: a list of 1)",
     ),
     "min_tokens above max_tokens": ({"min_tokens": 9, "max_tokens": 8}, "min_tokens", "9"),
     "too many logprobs": ({"logprobs": 21}, "logprobs", "20"),
     "logprobs a truth value": (
-        {"logprobs": True}, "logprobs", "must be a whole number (given: true)",
+        {"logprobs": True}, "logprobs", "must be an integer (given: true)",
     ),
     "too many prompt_logprobs": ({"prompt_logprobs": 21}, "prompt_logprobs", "20"),
     "truncate_prompt_tokens 0": ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens", "-1"),
@@ -107,11 +107,11 @@ BAD_FIELDS: dict[str, tuple[dict[str, Any], str | None, str]] = {
     ),
     "stop token a text": (
         {"stop_token_ids": ["a"]}, "stop_token_ids",
-        'stop_token_ids.0: must be a whole number (given: "a")',
+        'stop_token_ids.0: must be an integer (given: "a")',
     ),
     "stop token with a fraction": (
         {"stop_token_ids": [5.0, 5.5]}, "stop_token_ids",
-        "stop_token_ids.1: must be a whole number (given: 5.5)",
+        "stop_token_ids.1: must be an integer (given: 5.5)",
     ),
     "stop tokens a number": ({"stop_token_ids": 3}, "stop_token_ids", "list"),
     "logit_bias a list": (

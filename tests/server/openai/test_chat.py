@@ -27,7 +27,7 @@ from tests.support.serving import (
 )
 
 
-def text_of(answer: dict[str, Any]) -> str:
+def content_of(answer: dict[str, Any]) -> str:
     (choice,) = answer["choices"]
     text: str = choice["message"]["content"]
     return text
@@ -83,7 +83,7 @@ def test_a_conversation_goes_on_with_the_answer_as_it_came(
         {"role": "assistant", "content": first.content},
         {"role": "user", "content": "why"},
     ]
-    assert second.choices[0].message.content == text_of(
+    assert second.choices[0].message.content == content_of(
         ask(chat_server, messages=spelled, max_tokens=5, temperature=0)
     )
 
@@ -105,7 +105,7 @@ def test_a_conversation_goes_on_with_the_answer_as_other_clients_keep_it(
     ]
     spelled = [*MESSAGES, whole, {"role": "user", "content": "why"}]
     expected = ask(chat_server, messages=spelled, **settings)
-    assert {turn.choices[0].message.content for turn in turns} == {text_of(expected)}
+    assert {turn.choices[0].message.content for turn in turns} == {content_of(expected)}
     assert {turn.usage.prompt_tokens for turn in turns if turn.usage} == {
         expected["usage"]["prompt_tokens"]
     }
@@ -121,9 +121,9 @@ def test_fields_of_openai_that_change_nothing_are_accepted(
     }  # fmt: skip
     settings: dict[str, Any] = {"model": MODEL, "messages": MESSAGES, "max_tokens": 4, "seed": 1}
     answer = chat_client.chat.completions.create(**settings, **unused)
-    assert answer.choices[0].message.content == text_of(ask(chat_server, **settings))
+    assert answer.choices[0].message.content == content_of(ask(chat_server, **settings))
     nothing = {"tools": None, "audio": None, "functions": None, "prediction": None, "top_a": None}
-    assert text_of(ask(chat_server, **settings, **nothing)) == answer.choices[0].message.content
+    assert content_of(ask(chat_server, **settings, **nothing)) == answer.choices[0].message.content
     searched = ask(chat_server, use_beam_search=True, **{**settings, **unused, "seed": None})
     assert searched.keys() == ask(chat_server, **settings).keys()
     assert searched["choices"][0].keys() == ask(chat_server, **settings)["choices"][0].keys()
@@ -309,7 +309,7 @@ def test_messages_may_be_in_parts_and_have_names(chat_server: RunningServer, llm
     expected = llm.generate(
         prompt_of(llm, whole), SamplingParams(max_tokens=5, temperature=0), use_tqdm=False
     )[0]
-    assert text_of(answer) == expected.outputs[0].text
+    assert content_of(answer) == expected.outputs[0].text
     assert answer["usage"]["prompt_tokens"] == len(expected.prompt_token_ids)
 
 
@@ -532,7 +532,7 @@ def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
 
 
 def test_chats_have_their_place_in_the_queue(sluggish: RunningServer) -> None:
-    assert "4 answers at once, the limit is 3" in read_error(post(sluggish, n=4), 400)["message"]
+    assert "4 choices at once, the limit is 3" in read_error(post(sluggish, n=4), 400)["message"]
 
     def wait_and_ask() -> httpx.Response:
         wait_until(lambda: sluggish.samples()["num_requests_running"] == 3)

@@ -24,7 +24,7 @@ CONTINUED: dict[str, Any] = {
 BYTES = {"max_tokens": 24, "temperature": 1.5, "seed": 1, "ignore_eos": True}
 
 
-def text_of(answer: dict[str, Any]) -> str:
+def content_of(answer: dict[str, Any]) -> str:
     text: str = answer["choices"][0]["message"]["content"]
     return text
 
@@ -46,7 +46,7 @@ def test_the_last_message_goes_on(chat_server: RunningServer, llm: LLM) -> None:
     assert text.endswith(f"\nassistant: {SAYING}")
     assert prompt_ids(chat_server, **CONTINUED, add_generation_prompt=False) == ids
     (choice,) = chat_server.complete(ids, max_tokens=6, temperature=0)["choices"]
-    assert text_of(ask(chat_server, **CONTINUED)) == choice["text"]
+    assert content_of(ask(chat_server, **CONTINUED)) == choice["text"]
 
 
 def test_the_generation_prompt_may_be_left_out(chat_server: RunningServer, llm: LLM) -> None:
@@ -115,7 +115,9 @@ def test_an_echo_puts_the_last_message_in_front(
 def test_an_echo_has_nothing_of_another_role(chat_server: RunningServer) -> None:
     """As in vLLM: an answer that begins a message of its own goes on with none."""
     settings: dict[str, Any] = {"max_tokens": 4, "temperature": 0}
-    assert text_of(ask(chat_server, echo=True, **settings)) == text_of(ask(chat_server, **settings))
+    assert content_of(ask(chat_server, echo=True, **settings)) == content_of(
+        ask(chat_server, **settings)
+    )
 
 
 @pytest.mark.parametrize("n", [1, 2])
@@ -198,7 +200,7 @@ def test_tokens_join_to_the_text_and_bytes_to_its_bytes(
         "logprobs": True,
         "top_logprobs": 1,
     }
-    text = text_of(ask(chat_server, **body))
+    text = content_of(ask(chat_server, **body))
     parts = stream(chat_server, **body) if streams else [ask(chat_server, **body)]
     choices = [choice for part in parts for choice in part["choices"]]
     entries = [
@@ -246,7 +248,7 @@ def test_beams_are_those_of_the_completion(chat_server: RunningServer, llm: LLM)
     ends = {"messages": OPEN_ENDED, "continue_final_message": True}
     ids = prompt_of(llm, OPEN_ENDED, add_generation_prompt=False, continue_final_message=True)
     assert (
-        text_of(ask(chat_server, **settings, **ends))
+        content_of(ask(chat_server, **settings, **ends))
         == (chat_server.complete(ids, **settings)["choices"][0]["text"])
     )
 

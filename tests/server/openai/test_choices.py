@@ -143,7 +143,7 @@ def test_all_that_are_generated_count_in_the_queue(server: RunningServer) -> Non
     prompts = ["a"] * 59 + ["x" * 5000]  # too long, which would be found later
     for settings in ({"best_of": 20}, {"n": 20, "temperature": 0}):
         assert (
-            "1200 answers at once, the limit is 1024"
+            "1200 choices at once, the limit is 1024"
             in server.error({"prompt": prompts, **settings})["message"]
         )
 

@@ -232,7 +232,7 @@ def sluggish(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
 
 def test_embeddings_have_their_place_in_the_queue(sluggish: RunningServer) -> None:
     assert (
-        "4 answers at once, the limit is 3"
+        "4 choices at once, the limit is 3"
         in read_error(post(sluggish, input=["a"] * 4), 400)["message"]
     )
 

@@ -5,10 +5,12 @@ from typing import Any
 
 import pytest
 from openai import OpenAI
+from pydantic import TypeAdapter
 
 from nanovllm import LLM, SamplingParams
-from nanovllm.errors import InvalidRequestError
+from nanovllm.errors import EngineFaultError, InvalidRequestError, RequestTimeoutError
 from nanovllm.server.openai.endpoint import prepare_call
+from nanovllm.server.openai.response_types import ResponseError
 from nanovllm.server.openai.responses import RESPONSES, ResponseRenderer, ResponsesRequest
 from tests.support.chats import MESSAGES, prompt_of
 from tests.support.serving import MODEL, RunningServer, read_error, wait_until
@@ -98,9 +100,27 @@ def test_without_a_template_text_is_the_prompt_itself(llm: LLM) -> None:
     assert call.prompt_tokens == len(llm.tokenizer.encode("the end"))
     for more in ({"instructions": "in"}, {"input": MESSAGES}):
         body = ResponsesRequest.model_validate({"input": "the end", **more})
-        with pytest.raises(InvalidRequestError, match="no chat template") as caught:
+        with pytest.raises(
+            InvalidRequestError, match="no chat template, so its messages"
+        ) as caught:
             prepare_call(RESPONSES, body, llm.engine, None, MODEL)
         assert caught.value.param == "input"
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (EngineFaultError("late"), "server_error"),
+        (RequestTimeoutError("late", has_begun=False), "ServiceUnavailableError"),
+        (RequestTimeoutError("late", has_begun=True), "TimeoutError"),
+    ],
+)
+def test_a_failed_response_has_the_code_of_its_error(llm: LLM, error: Exception, code: str) -> None:
+    body = ResponsesRequest.model_validate({"input": "the end", "stream": True})
+    event = prepare_call(RESPONSES, body, llm.engine, None, MODEL).renderer.error(error)
+    response = json.loads(event.partition(b"data: ")[2])["response"]
+    assert response["error"] == {"code": code, "message": "late"}
+    assert code in TypeAdapter(ResponseError).json_schema()["properties"]["code"]["enum"]
 
 
 @pytest.mark.parametrize(

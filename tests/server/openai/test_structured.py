@@ -75,6 +75,13 @@ def test_a_choice_is_streamed(client: OpenAI) -> None:
             {"response_format": {"type": "json_object"}, "structured_outputs": {"regex": "a"}},
             "response_format",
         ),
+        (
+            {
+                "response_format": {"type": "text", "json_schema": {"schema": SCHEMA}},
+                "structured_outputs": {"regex": "a"},
+            },
+            "response_format",
+        ),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs"),
         ({"structured_outputs": {"shape": "a"}}, "structured_outputs"),

@@ -31,13 +31,14 @@ import numpy as np
 from llvmlite import ir
 from numpy.lib.array_utils import byte_bounds
 
+from nanovllm.model.kernels.build.layout import INT_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros
 from nanovllm.model.kernels.build.target import KernelTarget
 
 PAGE_BYTES = 4096
 """Larger than any access."""
 _MAX_REGIONS = 1 << 14
-_INTEGER, _INT_BYTES = ir.IntType(64), 8
+_INTEGER = ir.IntType(64)
 _REGIONS, _FAULTS, _ADDRESS, _BYTES, _SUBSTITUTE = range(5)
 _HEADER_BYTES = 64
 _LIST_OFFSET = _HEADER_BYTES + 2 * PAGE_BYTES  # bytes before the regions
@@ -49,7 +50,7 @@ class _Table:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        table_bytes = _LIST_OFFSET + 2 * _INT_BYTES * _MAX_REGIONS
+        table_bytes = _LIST_OFFSET + 2 * INT_BYTES * _MAX_REGIONS
         self.integers = aligned_zeros(table_bytes // 4).view(np.int64)
         self.address = self.integers.ctypes.data
         self.zeros = self.address + _HEADER_BYTES
@@ -62,7 +63,7 @@ class _Table:
                 f"{len(regions)} arrays are more than the {_MAX_REGIONS} that NANOVLLM_CHECK=1 "
                 "supports; use a smaller model"
             )
-        first = _LIST_OFFSET // _INT_BYTES
+        first = _LIST_OFFSET // INT_BYTES
         self.integers[:first] = 0
         self.integers[first : first + regions.size] = regions.reshape(-1)
         self.integers[_REGIONS] = len(regions)
@@ -142,7 +143,7 @@ def _emit(module: Any, table: _Table) -> Any:
     function.linkage = "linkonce_odr"
     function.attributes.add("noinline")
     address, size, substitute = function.args
-    entry, head, compare, advance, found, missing, done = (
+    entry, head, compare, advance, inside, outside, done = (
         function.append_basic_block() for _ in range(7)
     )
     builder = ir.IRBuilder(entry)
@@ -151,35 +152,35 @@ def _emit(module: Any, table: _Table) -> Any:
         return builder.inttoptr(address, ir.PointerType(_INTEGER))
 
     def field(index: int) -> Any:
-        return pointer(_INTEGER(table.address + index * _INT_BYTES))
+        return pointer(_INTEGER(table.address + index * INT_BYTES))
 
     list_start = _INTEGER(table.address + _LIST_OFFSET)
     regions = builder.load(field(_REGIONS))
-    list_end = builder.add(builder.mul(regions, _INTEGER(2 * _INT_BYTES)), list_start)
+    list_end = builder.add(builder.mul(regions, _INTEGER(2 * INT_BYTES)), list_start)
     builder.branch(head)
 
     builder.position_at_end(head)
     region = builder.phi(_INTEGER)
     region.add_incoming(list_start, entry)
-    builder.cbranch(builder.icmp_unsigned("<", region, list_end), compare, missing)
+    builder.cbranch(builder.icmp_unsigned("<", region, list_end), compare, outside)
 
     builder.position_at_end(compare)
     start = builder.load(pointer(region))
-    end = builder.load(pointer(builder.add(region, _INTEGER(_INT_BYTES))))
+    end = builder.load(pointer(builder.add(region, _INTEGER(INT_BYTES))))
     begins_inside = builder.and_(
         builder.icmp_unsigned(">=", address, start), builder.icmp_unsigned("<=", address, end)
     )
     fits = builder.icmp_unsigned(">=", builder.sub(end, address), size)
-    builder.cbranch(builder.and_(begins_inside, fits), found, advance)
+    builder.cbranch(builder.and_(begins_inside, fits), inside, advance)
 
     builder.position_at_end(advance)
-    region.add_incoming(builder.add(region, _INTEGER(2 * _INT_BYTES)), advance)
+    region.add_incoming(builder.add(region, _INTEGER(2 * INT_BYTES)), advance)
     builder.branch(head)
 
-    builder.position_at_end(found)
+    builder.position_at_end(inside)
     builder.ret(address)
 
-    builder.position_at_end(missing)
+    builder.position_at_end(outside)
     faults_before = builder.atomic_rmw("add", field(_FAULTS), _INTEGER(1), "seq_cst")
     with builder.if_then(builder.icmp_unsigned("==", faults_before, _INTEGER(0))):
         for index, value in ((_ADDRESS, address), (_BYTES, size), (_SUBSTITUTE, substitute)):

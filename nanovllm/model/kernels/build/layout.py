@@ -11,15 +11,18 @@ change lie on cache lines of their own:
 
 import numpy as np
 
-F32_BYTES = 4
+WORD_BYTES = 4
+"""A 32-bit word: a float32, an int32, or narrower numbers packed together."""
+INT_BYTES = 8
+"""An int64."""
 LINE_BYTES = 64
-"""Fields a cache line apart are free of false sharing."""
+"""A cache line, and the widest vector. Fields a line apart are free of false sharing."""
 _PRIMITIVE_BYTES = 4 * LINE_BYTES  # more than a lock or a condition of any operating system
 
 _LINES = ("generation", "abort", "asleep", "idle", "stalled_ns", "function")
 _JOB_OFFSETS = {name: line * LINE_BYTES for line, name in enumerate(_LINES)}
 _JOB_OFFSETS |= {
-    name: _JOB_OFFSETS["function"] + 8 * index
+    name: _JOB_OFFSETS["function"] + INT_BYTES * index
     for index, name in enumerate(("argument", "threads", "spins", "idle_spins"), start=1)
 }
 LOCK = len(_LINES) * LINE_BYTES

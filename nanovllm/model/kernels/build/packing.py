@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Int8, UInt16, UInt32
 
-ALIGNMENT = 64  # bytes: a cache line, and the widest vector
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 
 
 def round_up(count: int, multiple: int) -> int:
@@ -15,9 +15,9 @@ def round_up(count: int, multiple: int) -> int:
 
 def aligned_zeros(count: int) -> Float32[np.ndarray, " count"]:
     """Return `count` float32 zeros, aligned to a cache line; pages become resident when written."""
-    spare = ALIGNMENT // 4
+    spare = LINE_BYTES // WORD_BYTES
     memory = np.zeros(count + spare, dtype=np.float32)
-    start = -memory.ctypes.data % ALIGNMENT // 4
+    start = -memory.ctypes.data % LINE_BYTES // WORD_BYTES
     return memory[start : start + count]
 
 
@@ -58,7 +58,7 @@ def pack_panels(
     """
     d_in, d_out = weight.shape
     dtype = np.dtype(np.uint16) if narrow else weight.dtype
-    per_word = 4 // dtype.itemsize
+    per_word = WORD_BYTES // dtype.itemsize
     panels, steps = round_up(d_out, width) // width, panel_steps(d_in, per_word)
     packed = (
         aligned_zeros(panels * steps * width).view(dtype).reshape(panels, steps, width, per_word)

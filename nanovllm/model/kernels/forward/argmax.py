@@ -15,7 +15,7 @@ from typing import Any
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.scalar import load_float, load_i32
 from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
@@ -33,7 +33,7 @@ def make_clear_best(target: KernelTarget) -> Any:
         def row(i: Value, _: list[Value]) -> list[Value]:
             row_ptr = v.address(best_ptr, v.times(i, row_bytes))
             v.store(v.constant(-_INFINITY), row_ptr)
-            v.store(v.integers(0), row_ptr, lanes * F32_BYTES)
+            v.store(v.integers(0), row_ptr, lanes * WORD_BYTES)
             return []
 
         v.loop(rows, 1, [], row)
@@ -59,7 +59,7 @@ def make_update_best(target: KernelTarget) -> Any:
         tokens_left = v.builder.sub(vocab, first_token)
         lane_numbers = ir.Constant(v.i32s, [I32(lane) for lane in range(lanes)])
         best = v.load(best_ptr)
-        best_token = v.builder.bitcast(v.load(best_ptr, lanes * F32_BYTES), v.i32s)
+        best_token = v.builder.bitcast(v.load(best_ptr, lanes * WORD_BYTES), v.i32s)
 
         def vector(i: Value, carried: list[Value]) -> list[Value]:
             best, best_token = carried
@@ -75,7 +75,7 @@ def make_update_best(target: KernelTarget) -> Any:
 
         best, best_token = v.loop(columns, lanes, [best, best_token], vector)
         v.store(best, best_ptr)
-        v.store(best_token, best_ptr, lanes * F32_BYTES)
+        v.store(best_token, best_ptr, lanes * WORD_BYTES)
 
     return kernel(target, update_best)
 

@@ -18,12 +18,12 @@ applied only to the tokens that a query sees.
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.attention_parts import AttentionParts
 from nanovllm.model.kernels.forward.kv_cache import block_index
 from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
-from nanovllm.model.kernels.step_record import WORD_BYTES
 
 
 def make_attend(target: KernelTarget, parts: AttentionParts, *, is_decode: bool) -> Any:

@@ -13,11 +13,12 @@ order, and an output a sum over the tokens in order, so both give the same bits.
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import INT_BYTES
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.attend import make_attend
 from nanovllm.model.kernels.forward.attention_parts import AttentionParts
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
-from nanovllm.model.kernels.simd.move import INT_BYTES, load_int
+from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS
 from nanovllm.model.kernels.threads.barrier import take_item
 

@@ -6,6 +6,7 @@ from typing import Any
 from numba import types
 
 from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.convert import make_round_row
 from nanovllm.model.kernels.forward.tiles import make_batched_tiles, make_tiles
@@ -13,7 +14,6 @@ from nanovllm.model.kernels.simd.formats import Format, cache_format
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.scalar import store_i32
 from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
-from nanovllm.model.kernels.step_record import WORD_BYTES
 
 
 class AttentionParts:

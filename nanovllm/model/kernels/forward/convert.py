@@ -20,7 +20,7 @@ from typing import Any
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy
 from nanovllm.model.kernels.simd.vector import F32, I8, I16, I32, I64, Value, Vectors, kernel
@@ -109,7 +109,7 @@ def make_quantize_row(target: KernelTarget) -> Any:
         zero_point = v.round_int32(v.splat(v.builder.fneg(v.builder.fmul(low, inverse))))
         scale = v.builder.fadd(v.builder.fdiv(extent, F32(255.0)), v.sum(zero_or_nan))
         v.store(scale, row_quant_ptr)
-        v.store(v.builder.extract_element(zero_point, I32(0)), row_quant_ptr, F32_BYTES)
+        v.store(v.builder.extract_element(zero_point, I32(0)), row_quant_ptr, WORD_BYTES)
         v.loop(count, v.lanes, [], convert)
 
     return kernel(target, quantize_row)
@@ -129,7 +129,7 @@ def _make_extract_outliers(target: KernelTarget) -> Any:
         v: Vectors, source_ptr: Value, factors_ptr: Value, columns_ptr: Value, count: Value,
         row_quant_ptr: Value,
     ) -> None:  # fmt: skip
-        outliers_ptr = v.address(row_quant_ptr, ROW_QUANT_OUTLIERS * F32_BYTES)
+        outliers_ptr = v.address(row_quant_ptr, ROW_QUANT_OUTLIERS * WORD_BYTES)
 
         def extract(i: Value, _: list[Value]) -> list[Value]:
             column = v.builder.zext(v.load_word(v.element(columns_ptr, i)), I64)

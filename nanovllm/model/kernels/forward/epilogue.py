@@ -23,7 +23,7 @@ from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.activation import ACTIVATIONS
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
@@ -33,7 +33,6 @@ from nanovllm.model.kernels.step_record import (
     ROW_QUANT_BYTES,
     ROW_QUANT_OUTLIERS,
     STORE,
-    WORD_BYTES,
 )
 
 _Finish = Callable[[Value, Value], Value]

@@ -4,6 +4,7 @@ from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.argmax import (
     make_choose_best,
@@ -21,13 +22,7 @@ from nanovllm.model.kernels.forward.matmul import (
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase, rows_per_item
 from nanovllm.model.kernels.simd.move import linear_at, step_record_at
 from nanovllm.model.kernels.simd.scalar import store_int
-from nanovllm.model.kernels.step_record import (
-    LINEARS_PER_LAYER,
-    ROW_QUANT_BYTES,
-    STORE,
-    WORD_BYTES,
-    best_bytes,
-)
+from nanovllm.model.kernels.step_record import LINEARS_PER_LAYER, ROW_QUANT_BYTES, STORE, best_bytes
 from nanovllm.model.kernels.threads.barrier import take_item
 
 

@@ -15,12 +15,12 @@ scale, in key_scales and value_scales [layers, blocks, heads][block_columns].
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.forward.convert import make_convert_kv, make_pack_value_row
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.formats import cache_format
 from nanovllm.model.kernels.simd.move import load_int, make_scatter
-from nanovllm.model.kernels.step_record import WORD_BYTES
 from nanovllm.model.kernels.threads.barrier import take_item
 
 

@@ -36,20 +36,14 @@ from functools import cache
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.epilogue import make_epilogue, make_prefetch_output
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.forward.tiles import TILE_ROWS, make_tiles
 from nanovllm.model.kernels.simd.formats import weight_format
 from nanovllm.model.kernels.simd.move import linear_at, make_clear
-from nanovllm.model.kernels.step_record import (
-    LINEAR,
-    LINEARS_PER_LAYER,
-    ROW_BLOCK,
-    ROW_QUANT_BYTES,
-    WORD_BYTES,
-)
+from nanovllm.model.kernels.step_record import LINEAR, LINEARS_PER_LAYER, ROW_BLOCK, ROW_QUANT_BYTES
 from nanovllm.model.kernels.threads.barrier import take_item
 
 LINEAR_BYTES = LINEAR.itemsize

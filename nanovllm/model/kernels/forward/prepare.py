@@ -13,7 +13,8 @@ to PREFILL_QUERIES tokens.
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.simd.move import INT_BYTES, load_int, step_record_at
+from nanovllm.model.kernels.build.layout import INT_BYTES
+from nanovllm.model.kernels.simd.move import load_int, step_record_at
 from nanovllm.model.kernels.simd.scalar import store_int
 from nanovllm.model.kernels.step_record import ITEM_FIELDS, PREFILL_QUERIES
 

@@ -19,11 +19,10 @@ from collections.abc import Callable
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import LINE_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.formats import Format
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
-from nanovllm.model.kernels.step_record import WORD_BYTES
 
 TILE_ROWS = 6
 
@@ -135,13 +134,13 @@ def _walk(
     """
     load = v.load_words if panel_format.accumulates_int32 else v.load
     # The row of each accumulator, and its offset in the row. A batched tile loads its weights from
-    # the same places in the panels, so there a row is also a panel.
-    places = [
+    # the same offsets in the panels, so there a row is also a panel.
+    row_offsets = [
         (row, vector * v.lanes * WORD_BYTES)
         for row in range(len(in_ptrs))
         for vector in range(vectors)
     ]
-    accumulators = [load(out_ptrs[row], offset_bytes) for row, offset_bytes in places]
+    accumulators = [load(out_ptrs[row], offset_bytes) for row, offset_bytes in row_offsets]
 
     def step(k: Value, accumulators: list[Value]) -> list[Value]:
         prefetch(k)
@@ -152,7 +151,7 @@ def _walk(
             (panel, offset_bytes): panel_format.widen(
                 v, v.load_words(step_ptrs[panel], offset_bytes)
             )
-            for panel, offset_bytes in places
+            for panel, offset_bytes in row_offsets
             if panel < len(panel_ptrs)
         }
         inputs = [
@@ -160,7 +159,7 @@ def _walk(
             for in_ptr in in_ptrs
         ]
         results = []
-        for (row, offset_bytes), accumulator in zip(places, accumulators, strict=True):
+        for (row, offset_bytes), accumulator in zip(row_offsets, accumulators, strict=True):
             total = accumulator
             row_weights = weights[row % len(panel_ptrs), offset_bytes]
             for value, weight in zip(inputs[row], row_weights, strict=True):
@@ -169,7 +168,7 @@ def _walk(
         return results
 
     results = v.loop(steps, 1, accumulators, step)
-    for (row, offset_bytes), total in zip(places, results, strict=True):
+    for (row, offset_bytes), total in zip(row_offsets, results, strict=True):
         v.store(total, out_ptrs[row], offset_bytes)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import INT_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.filters import make_find_kth
 from nanovllm.model.kernels.sampling.passes import (
@@ -22,7 +22,7 @@ from nanovllm.model.kernels.sampling.passes import (
 )
 from nanovllm.model.kernels.sampling.record import group_size
 from nanovllm.model.kernels.sampling.sort import sort_descending
-from nanovllm.model.kernels.simd.move import INT_BYTES, load_int
+from nanovllm.model.kernels.simd.move import load_int
 from nanovllm.model.kernels.simd.scalar import (
     float_to_bits,
     float_to_ordered,
@@ -47,7 +47,7 @@ def make_report_row(target: KernelTarget) -> Any:
 
     @compiled
     def report_row(record: Any, row: int, scratch: int) -> None:
-        logprobs = record.logprobs + row * (record.max_logprobs + 1) * F32_BYTES
+        logprobs = record.logprobs + row * (record.max_logprobs + 1) * WORD_BYTES
         token = load_int(record.tokens, row)
         logits = record.logits + row * record.logits_stride
         scale(logits, scratch, record.vocab, record.padded, float_to_bits(_ONE))

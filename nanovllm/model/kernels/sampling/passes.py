@@ -18,7 +18,7 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.record import GROUP_VECTORS
 from nanovllm.model.kernels.simd.scalar import F64, ordered_bits
@@ -121,7 +121,7 @@ def make_maxima(target: KernelTarget) -> Any:
             start = v.element(scores, v.times(g, GROUP_VECTORS * lanes))
             highest = v.load(start)
             for vector in range(1, GROUP_VECTORS):
-                highest = v.maximum(v.load(start, vector * lanes * F32_BYTES), highest)
+                highest = v.maximum(v.load(start, vector * lanes * WORD_BYTES), highest)
             v.store(highest, v.element(maxima, v.times(g, lanes)))
             return [v.maximum(highest, best[0])]
 

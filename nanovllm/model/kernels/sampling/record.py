@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 
 GROUP_VECTORS = 16
 """Vectors in a group of a row's scores, see passes.py."""
@@ -67,7 +67,7 @@ def scratch_layout(vocab: int, lanes: int) -> dict[str, int]:
     scores | keys | weights | maxima of columns | sums of groups | bins
     """
     groups = -(-vocab // group_size(lanes))
-    row_bytes = groups * group_size(lanes) * F32_BYTES
+    row_bytes = groups * group_size(lanes) * WORD_BYTES
     sums_offset = 3 * row_bytes + row_bytes // GROUP_VECTORS
     bins_offset = sums_offset + -(-groups * 8 // 64) * 64
     return {

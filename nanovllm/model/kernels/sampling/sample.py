@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.sampling.filters import make_find_threshold
 from nanovllm.model.kernels.sampling.logprobs import make_report_row
@@ -207,7 +207,7 @@ def _make_draw_token(target: KernelTarget) -> Any:
                 break
             running_sum += weight
             group += 1
-        weigh(scratch + chosen * size * F32_BYTES, size, low, high, weights)
+        weigh(scratch + chosen * size * WORD_BYTES, size, low, high, weights)
         token = 0
         for i in range(size):
             weight = load_float(weights, i)

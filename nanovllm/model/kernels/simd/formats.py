@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from llvmlite import ir
 
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import I16, Value, Vectors
 
@@ -65,7 +65,7 @@ def cache_format(target: KernelTarget, kind: str) -> Format:
 def _float32() -> Format:
     return Format(
         per_word=1,
-        input_bytes=F32_BYTES,
+        input_bytes=WORD_BYTES,
         accumulates_int32=False,
         widen=lambda v, words: [v.builder.bitcast(words, v.f32s)],
         inputs=lambda v, address: [v.splat(v.load_scalar(address))],
@@ -132,11 +132,11 @@ def _int8_by_int32() -> Format:
 def _int8_widened() -> Format:
     return Format(
         per_word=4,
-        input_bytes=4 * F32_BYTES,
+        input_bytes=4 * WORD_BYTES,
         accumulates_int32=False,
         widen=lambda v, words: [v.to_float(byte) for byte in _sign_extend_to_int32(v, words)],
         inputs=lambda v, address: [
-            v.splat(v.load_scalar(address, row * F32_BYTES)) for row in range(4)
+            v.splat(v.load_scalar(address, row * WORD_BYTES)) for row in range(4)
         ],
         multiply_add=lambda v, a, w, total: v.fma(a, w, total),
     )

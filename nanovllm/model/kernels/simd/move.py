@@ -13,8 +13,6 @@ from nanovllm.model.kernels.simd.scalar import make_load
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import LINEAR, STEP_RECORD
 
-INT_BYTES = 8
-
 
 def record_at(dtype: np.dtype) -> Any:
     """Make a function for compiled code that returns the record of a type at an address."""

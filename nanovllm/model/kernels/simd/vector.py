@@ -29,7 +29,7 @@ from numba.core import cgutils
 
 from nanovllm.model.kernels.build.bounds import checked, size_of
 from nanovllm.model.kernels.build.compiler import intrinsic
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 
 F32 = ir.FloatType()
@@ -85,7 +85,7 @@ class Vectors:
 
     def element(self, base: Value, index: Value) -> Value:
         """Return the address of element `index` of a float32 or int32 array."""
-        return self.address(base, self.times(index, F32_BYTES))
+        return self.address(base, self.times(index, WORD_BYTES))
 
     def times(self, value: Value, factor: int) -> Value:
         """Multiply a 64-bit integer by a constant."""
@@ -120,7 +120,7 @@ class Vectors:
     def store(self, value: Value, base: Value, offset: int = 0) -> None:
         """Store a vector or a scalar."""
         element = value.type.element if isinstance(value.type, ir.VectorType) else value.type
-        align = element.width // 8 if isinstance(element, ir.IntType) else F32_BYTES
+        align = element.width // 8 if isinstance(element, ir.IntType) else WORD_BYTES
         pointer = self._checked_pointer(base, value.type, offset, writes=True)
         self.builder.store(value, pointer, align=align)
 
@@ -348,8 +348,7 @@ class Vectors:
             count //= 2
             kind = ir.VectorType(I32, count)
             masks = [
-                ir.Constant(kind, [I32(start + lane) for lane in range(count)])
-                for start in (0, count)
+                ir.Constant(kind, [I32(start + i) for i in range(count)]) for start in (0, count)
             ]
             low, high = (self.builder.shuffle_vector(vector, vector, mask) for mask in masks)
             vector = combine(low, high)
@@ -370,7 +369,7 @@ class Vectors:
         return self._pointer(address, kind, 0)
 
     def _load(self, base: Value, kind: Any, offset: int) -> Value:
-        return self.builder.load(self._checked_pointer(base, kind, offset), align=F32_BYTES)
+        return self.builder.load(self._checked_pointer(base, kind, offset), align=WORD_BYTES)
 
     def _call(self, name: str, returns: Any, *arguments: Value) -> Value:
         kind = ir.FunctionType(returns, [argument.type for argument in arguments])

@@ -106,19 +106,19 @@ def barrier(job: int, phase: int, thread: int, count: int, total: int) -> bool:
 
 
 @compiled
-def enter(job: int, thread: int, generation: int) -> bool:
+def activate(job: int, thread: int, generation: int) -> bool:
     """Make a helper active in a run; return False, and leave it inactive, if the run is closed."""
     line = job + THREADS + thread * THREAD_BYTES
     atomic_store(line + ENTERED, generation)
     atomic_store(line + ACTIVE, 1)
     if atomic_load(job + GENERATION) == generation:
         return True
-    leave(job, thread)
+    deactivate(job, thread)
     return False
 
 
 @compiled
-def leave(job: int, thread: int) -> None:
+def deactivate(job: int, thread: int) -> None:
     """Make a helper inactive, and wake thread 0 if it has closed the run and may wait for it."""
     line = job + THREADS + thread * THREAD_BYTES
     atomic_store(line + ACTIVE, 0)
@@ -178,9 +178,9 @@ def _is_due(job: int, thread: int, generation: int) -> bool:
 def _wait_inactive(job: int, phase: int, thread: int, total: int) -> bool:
     """Wait at a barrier as an inactive helper; return whether its run is open and sound."""
     generation = atomic_load(job + THREADS + thread * THREAD_BYTES + ENTERED)
-    leave(job, thread)
+    deactivate(job, thread)
     stalled_ns = _wait_for_items(job, phase, thread, total, generation)
-    if not enter(job, thread, generation):
+    if not activate(job, thread, generation):
         return False
     if stalled_ns > 0:
         atomic_add(job + STALLED_NS, stalled_ns)

@@ -1,7 +1,7 @@
 """The loop in which helper threads stay inside compiled code between runs.
 
     thread 0   run_job:   open a generation       function(argument, 0)   close it, wait for helpers
-    helper n   help_job:  wait for a generation   enter, function(argument, n), leave   repeat
+    helper n   help_job:  wait for a generation   activate, function(argument, n), deactivate, again
 
 A helper returns when the job's field `abort` is set: a thread has failed, or the pool is closed.
 """
@@ -24,8 +24,8 @@ from nanovllm.model.kernels.simd.vector import I32, I64
 from nanovllm.model.kernels.threads import os_wait
 from nanovllm.model.kernels.threads.atomics import atomic_add, atomic_load, atomic_store
 from nanovllm.model.kernels.threads.barrier import (
-    enter,
-    leave,
+    activate,
+    deactivate,
     open_run,
     spin,
     wait_for_helpers,
@@ -90,9 +90,9 @@ def help_job(job: int, thread: int) -> None:
         if atomic_load(job + ABORT) != 0:
             return
         is_open = generation % 2 == 1 and thread < atomic_load(job + RUN_THREADS)
-        if is_open and enter(job, thread, generation):
+        if is_open and activate(job, thread, generation):
             _work(job, thread)
-            leave(job, thread)
+            deactivate(job, thread)
 
 
 POOL_FUNCTIONS: dict[str, Any] = {

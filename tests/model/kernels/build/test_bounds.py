@@ -107,10 +107,10 @@ def test_what_is_inside_an_array_and_nothing_else_passes(size: int, writes: bool
         message = ""
         try:
             with watch(TARGET, "look_up", arrays.items()):
-                found = look_up(size, writes=writes)(address)
+                returned = look_up(size, writes=writes)(address)
         except RuntimeError as error:
             message = str(error)
-        assert (found == address) == fits
+        assert (returned == address) == fits
         assert (message == "") == fits
         if message:
             assert message.startswith(

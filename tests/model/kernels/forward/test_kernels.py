@@ -11,7 +11,7 @@ import pytest
 
 from nanovllm.model import activation, gpt2
 from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled
-from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
+from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.packing import (
     aligned_zeros,
     pack_panels,
@@ -42,7 +42,6 @@ from nanovllm.model.kernels.step_record import (
     ROW_QUANT_OUTLIERS,
     STEP_RECORD,
     STORE,
-    WORD_BYTES,
 )
 from nanovllm.model.kernels.threads.os_wait import prepare_lock
 from nanovllm.model.weights import LayerNorm
@@ -56,9 +55,9 @@ def name_of(target: KernelTarget) -> str:
 
 @pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
 def target(request: pytest.FixtureRequest) -> KernelTarget:
-    found = request.param
-    assert isinstance(found, KernelTarget)
-    return found
+    kernel_target = request.param
+    assert isinstance(kernel_target, KernelTarget)
+    return kernel_target
 
 
 @cache

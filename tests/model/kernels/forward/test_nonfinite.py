@@ -52,9 +52,9 @@ SPECIAL = np.array([NAN, INF, -INF, 1e38, -1e38, 1e20, -1e20, 89, -89, 9, -9], d
 
 @pytest.fixture(scope="module", params=WIDTHS, ids=name_of)
 def target(request: pytest.FixtureRequest) -> KernelTarget:
-    found = request.param
-    assert isinstance(found, KernelTarget)
-    return found
+    kernel_target = request.param
+    assert isinstance(kernel_target, KernelTarget)
+    return kernel_target
 
 
 def kinds_of(values: np.ndarray) -> np.ndarray:
@@ -68,10 +68,10 @@ def test_activations_give_what_numpy_gives(target: KernelTarget, name: str) -> N
     with np.errstate(all="ignore"):
         expected = getattr(activation, name)(values)
     kind, width = ACTIVATION_NAMES.index(name), target.panel_width
-    found = np.concatenate([finish(target, kind, part) for part in values.reshape(-1, width)])
-    np.testing.assert_array_equal(kinds_of(found), kinds_of(expected))
+    actual = np.concatenate([finish(target, kind, part) for part in values.reshape(-1, width)])
+    np.testing.assert_array_equal(kinds_of(actual), kinds_of(expected))
     finite = np.isfinite(expected)
-    np.testing.assert_allclose(found[finite], expected[finite], rtol=2e-6, atol=1e-6)
+    np.testing.assert_allclose(actual[finite], expected[finite], rtol=2e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
@@ -121,13 +121,13 @@ def test_softmax_gives_what_numpy_gives(
         weights = (bits << np.uint32(16)).view(np.float32).reshape(scores.shape)
     assert not weights[:, block_size:].any(), "a masked weight is exactly zero"
     with np.errstate(invalid="ignore"):
-        found = weights[:, :block_size].reshape(-1) * inv_sum[0]
+        actual = weights[:, :block_size].reshape(-1) * inv_sum[0]
         expected = np.exp(row * scale - (row * scale).max())
         expected /= expected.sum(dtype=np.float32)
-    np.testing.assert_array_equal(np.isnan(found[:visible]), np.isnan(expected))
+    np.testing.assert_array_equal(np.isnan(actual[:visible]), np.isnan(expected))
     if np.isfinite(expected).all():
-        np.testing.assert_allclose(found[:visible], expected, rtol=1e-2, atol=1e-6)
-        assert not found[visible:].any()
+        np.testing.assert_allclose(actual[:visible], expected, rtol=1e-2, atol=1e-6)
+        assert not actual[visible:].any()
 
 
 def test_rounding_to_bfloat16_keeps_every_nan(target: KernelTarget) -> None:
@@ -279,10 +279,10 @@ def test_attention_keeps_the_past_from_the_future(cache_type: str, head_dim: int
         if cache_type == "int8" and part > 0:
             sound = is_before  # a byte could not tell: the whole key or value is NaN
         for name, cuts in CUTS.items():
-            found = kernels.attend(qkv, cuts)
+            actual = kernels.attend(qkv, cuts)
             told = f"part {part}, {bad} at {place}, {name}"
-            np.testing.assert_array_equal(np.isfinite(found).all(axis=2), sound, err_msg=told)
-            np.testing.assert_array_equal(found[is_before], expected[is_before], err_msg=told)
+            np.testing.assert_array_equal(np.isfinite(actual).all(axis=2), sound, err_msg=told)
+            np.testing.assert_array_equal(actual[is_before], expected[is_before], err_msg=told)
 
 
 @pytest.mark.parametrize("cache_type", CACHE_TYPES)

@@ -107,9 +107,9 @@ def test_selection_finds_where_the_weights_reach_the_goal(
     )
 )
 def test_the_sort_is_numpys(values: np.ndarray) -> None:
-    found = values.copy()
-    sort_descending(found.ctypes.data, found.size)
-    np.testing.assert_array_equal(found, np.sort(values)[::-1])
+    actual = values.copy()
+    sort_descending(actual.ctypes.data, actual.size)
+    np.testing.assert_array_equal(actual, np.sort(values)[::-1])
 
 
 @given(

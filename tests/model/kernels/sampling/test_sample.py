@@ -98,10 +98,10 @@ def compiled(
     sampler: CompiledRowSampler, logits: np.ndarray, rows: Sequence[Row]
 ) -> tuple[list[int | None], list[TokenLogprobs | None]]:
     before = logits.copy()
-    found = sampler.sample(logits, make_sampling(rows))
+    actual = sampler.sample(logits, make_sampling(rows))
     np.testing.assert_array_equal(logits, before)
-    pairs = zip(found.token_ids.tolist(), found.has_token.tolist(), strict=True)
-    return [token if has else None for token, has in pairs], found.logprobs
+    pairs = zip(actual.token_ids.tolist(), actual.has_token.tolist(), strict=True)
+    return [token if has else None for token, has in pairs], actual.logprobs
 
 
 def probabilities(changed: np.ndarray, row: Row) -> np.ndarray:
@@ -127,26 +127,26 @@ def draw_of(row: Row) -> float:
     return float(uniform(seeds, choices, positions)[0])
 
 
-def assert_same_token(found: int, expected: int, changed: np.ndarray, row: Row) -> None:
+def assert_same_token(actual: int, expected: int, changed: np.ndarray, row: Row) -> None:
     """Assert that tokens are equal, unless the draw or top_p is at a boundary within rounding."""
-    if found == expected:
+    if actual == expected:
         return
     shares = probabilities(changed, row)
     reached = np.cumsum(shares)
     draw = draw_of(row)
     if (
-        abs(reached[min(found, expected)] - draw) < 1e-6
-        and not shares[min(found, expected) + 1 : max(found, expected)].any()
+        abs(reached[min(actual, expected)] - draw) < 1e-6
+        and not shares[min(actual, expected) + 1 : max(actual, expected)].any()
     ):
         return
-    assert row.top_p < 1, (found, expected, draw, reached[found], reached[expected])
+    assert row.top_p < 1, (actual, expected, draw, reached[actual], reached[expected])
     whole = probabilities(changed, replace(row, top_p=1.0))
     by_likelihood = np.sort(whole)[::-1]
     assert np.abs(np.cumsum(by_likelihood) - np.float32(row.top_p)).min() < 1e-6, (
-        found,
+        actual,
         expected,
         draw,
-        reached[found],
+        reached[actual],
         reached[expected],
     )
 
@@ -157,14 +157,14 @@ def test_every_row_gets_the_numpy_runners_token_and_report(
     sampler: CompiledRowSampler, data: st.DataObject, rows: list[Row]
 ) -> None:
     logits = data.draw(logits_of(len(rows)))
-    found, reports = compiled(sampler, logits, rows)
+    actual, reports = compiled(sampler, logits, rows)
     changed = logits.copy()
     tokens, has_token = sample(
         changed, make_sampling([replace(row, temperature=0.0) for row in rows])
     )  # edits and penalties alone
     drawn, _ = sample(logits.copy(), make_sampling(rows))
     for i, row in enumerate(rows):
-        token = found[i]
+        token = actual[i]
         assert (token is not None) == has_token[i]
         if token is not None:
             assert_same_token(
@@ -200,13 +200,13 @@ def test_thousands_of_draws_are_those_of_numpy(sampler: CompiledRowSampler, row:
     draws = 1500
     logits = np.random.default_rng(3).standard_normal((draws, VOCAB), dtype=np.float32) * 3
     rows = [replace(row, seed=i, position=i) for i in range(draws)]
-    found, _ = compiled(sampler, logits, rows)
+    actual, _ = compiled(sampler, logits, rows)
     expected, _ = sample(logits.copy(), make_sampling(rows))
     for i in range(draws):
-        token = found[i]
+        token = actual[i]
         assert token is not None
         assert_same_token(token, int(expected[i]), logits[i], rows[i])
-    assert sum(a == b for a, b in zip(found, expected.tolist(), strict=True)) >= draws - 3
+    assert sum(a == b for a, b in zip(actual, expected.tolist(), strict=True)) >= draws - 3
 
 
 @given(data=st.data(), rows=st.lists(ROWS, min_size=2, max_size=9))
@@ -320,9 +320,9 @@ def test_vocabularies_of_any_size(vocab: int) -> None:
 
 def test_plain_rows_are_argmax(sampler: CompiledRowSampler) -> None:
     logits = np.round(np.random.default_rng(7).standard_normal((50, VOCAB), dtype=np.float32) * 2)
-    found = sampler.sample(logits, make_sampling([GREEDY] * 50))
-    np.testing.assert_array_equal(found.token_ids, logits.argmax(axis=1))
-    assert found.has_token.all()
+    actual = sampler.sample(logits, make_sampling([GREEDY] * 50))
+    np.testing.assert_array_equal(actual.token_ids, logits.argmax(axis=1))
+    assert actual.has_token.all()
 
 
 def test_reports_of_given_tokens_are_those_of_sampled_ones(sampler: CompiledRowSampler) -> None:
@@ -343,10 +343,10 @@ def test_tokens_that_are_nearly_impossible_come_up_when_their_draw_does(
     row = Row(seed=9, position=287581)
     assert draw_of(row) == pytest.approx(4.4775e-7, rel=1e-4)
     expected, _ = sample(logits.copy(), make_sampling([row]))
-    (found,), _ = compiled(sampler, logits, [row])
-    assert found is not None
-    assert abs(found - int(expected[0])) <= 1
-    assert 500 < found < 700
+    (actual,), _ = compiled(sampler, logits, [row])
+    assert actual is not None
+    assert abs(actual - int(expected[0])) <= 1
+    assert 500 < actual < 700
 
 
 @pytest.mark.parametrize(

@@ -63,13 +63,13 @@ def open_generation(job: int) -> None:
 
 
 @compiled
-def enter(job: int, thread: int, generation: int) -> bool:
-    return barrier.enter(job, thread, generation)
+def activate(job: int, thread: int, generation: int) -> bool:
+    return barrier.activate(job, thread, generation)
 
 
 @compiled
-def leave(job: int, thread: int) -> None:
-    barrier.leave(job, thread)
+def deactivate(job: int, thread: int) -> None:
+    barrier.deactivate(job, thread)
 
 
 @compiled
@@ -170,20 +170,20 @@ def test_helpers_are_woken_by_the_next_open_generation(spins: int) -> None:
 def test_a_helper_cannot_enter_a_run_that_is_closed() -> None:
     job = Job(spins=0)
     open_generation(job.address)
-    assert enter(job.address, 1, 1)
+    assert activate(job.address, 1, 1)
     open_generation(job.address)
-    assert not enter(job.address, 2, 1)
+    assert not activate(job.address, 2, 1)
     waiting = in_threads(1, lambda _: wait_for_helpers(job.address, 3))
     waiting[0].join(0.05)
     assert waiting[0].is_alive(), "helper 1 is active"
-    leave(job.address, 1)
+    deactivate(job.address, 1)
     join(waiting)
 
 
 def test_a_helper_that_waits_when_the_run_is_closed_is_not_waited_for_and_leaves() -> None:
     job = Job(spins=0)
     open_generation(job.address)
-    assert enter(job.address, 1, 1)
+    assert activate(job.address, 1, 1)
     went_on: list[bool] = []
 
     def wait(_number: int) -> None:

@@ -139,12 +139,12 @@ def repeat(pool: ThreadPool, compute: int, outcome: SimpleNamespace) -> None:
     for run in range(RUNS):
         record[RUN], record[VALUES:] = run, run * PHASES
         pool.run(compute, record.ctypes.data, 1 + run * 7 % pool.threads)
-        found = record.tolist()
+        values = record.tolist()
         record[RUN], record[VALUES:] = -1, -1
-        assert found[WRONG] == 0, f"run {run}: items out of order, or by a thread not in the run"
-        assert found[VALUES:] == [(run + 1) * PHASES] * ITEMS
+        assert values[WRONG] == 0, f"run {run}: items out of order, or by a thread not in the run"
+        assert values[VALUES:] == [(run + 1) * PHASES] * ITEMS
         assert (record[VALUES:] == -1).all(), "a helper writes after the run"
-    outcome.helped = found[HELPED]
+    outcome.helped = values[HELPED]
 
 
 @pytest.mark.parametrize(

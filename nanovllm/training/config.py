@@ -1,0 +1,279 @@
+"""TrainingConfig: the settings of a run, from Python, the command line or a TOML file."""
+
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from typing_extensions import Self
+
+from nanovllm.errors import TrainingError
+from nanovllm.model.activation import ACTIVATIONS
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+BACKENDS = ("numba", "numpy")
+POSITIONS = ("learned", "sinusoidal")
+PRESETS: Mapping[str, Mapping[str, int | str]] = MappingProxyType(
+    {
+        name: MappingProxyType(
+            {"layers": layers, "heads": heads, "width": width, "context": 1024, "tokenizer": "gpt2"}
+        )
+        for name, layers, heads, width in (
+            ("gpt2", 12, 12, 768),
+            ("gpt2-medium", 24, 16, 1024),
+            ("gpt2-large", 36, 20, 1280),
+            ("gpt2-xl", 48, 25, 1600),
+        )
+    }
+)
+"""Sizes of the published models (Radford et al. 2019, table 2)."""
+
+_COUNTS = (
+    "layers",
+    "heads",
+    "width",
+    "context",
+    "batch_size",
+    "epochs",
+    "grad_accumulation",
+    "eval_every",
+    "patience",
+    "stop_after",
+    "vocab_size",
+    "num_threads",
+    "max_eval_batches",
+)
+_LARGEST_SEED = 2**63 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingConfig:
+    """Settings of a run; TrainingError names every value that cannot be used.
+
+    A setting of None takes the value of the preset, of the checkpoint in `init_from`, or the
+    default that is given here.
+
+    Attributes:
+        data: text files, folders of them, or one prepared token file (.npy).
+        output: folder of the run: the checkpoint, metrics, report and the state for resuming.
+        pattern: file names to read from folders.
+        layers: number of transformer blocks (4).
+        heads: number of attention heads (4).
+        width: d_model, the width of the residual stream (128).
+        context: tokens of a sequence, the context length of the model (64).
+        activation: activation function of the feed-forward block (gelu_new).
+        positions: "learned", or "sinusoidal" for a constant position embedding (learned).
+        preset: sizes of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl.
+        init_from: model folder whose weights and tokenizer to begin with (fine-tuning).
+        tokenizer: "char", "bpe" (trained on the data), "gpt2", or a folder or tokenizer.json (bpe).
+        vocab_size: number of tokens of a "bpe" tokenizer (1024).
+        batch_size: sequences per forward pass.
+        grad_accumulation: forward passes per update.
+        steps: updates; None for `epochs`, or 2,000.
+        epochs: passes over the training tokens, instead of `steps`.
+        lr: peak learning rate (1e-3, with `init_from` 1e-4).
+        min_lr: learning rate at the end of the cosine; None for a tenth of `lr`.
+        warmup_steps: updates over which the learning rate rises to `lr`; None for a twentieth of
+            the steps, at most 100.
+        weight_decay: decay of the matrices; biases, gains and positions have none.
+        grad_clip: largest norm of the gradient; 0 for no limit.
+        beta1, beta2: decay rates of AdamW's moments.
+        dropout: rate of dropout.
+        seed: of initial weights, the order of the data, and dropout.
+        eval_every: updates between two evaluations; None for a tenth of the steps.
+        max_eval_batches: batches of an evaluation; None for the whole validation split.
+        patience: evaluations without a lower validation loss before the run ends; None for all.
+        stop_after: end after this update with the state saved, to resume later.
+        validation_fraction: part of the text, at its end, that is held out for validation.
+        sample_tokens: tokens to generate at each evaluation; 0 for no samples.
+        backend: "numba" for compiled kernels, "numpy" for the readable operations.
+        num_threads: threads of the compiled kernels; None for all usable cores.
+    """
+
+    data: str | Path | Sequence[str | Path] = ()
+    output: str | Path = ""
+    pattern: str = "*.txt"
+    layers: int | None = None
+    heads: int | None = None
+    width: int | None = None
+    context: int | None = None
+    activation: str | None = None
+    positions: str | None = None
+    preset: str | None = None
+    init_from: str | Path | None = None
+    tokenizer: str | Path | None = None
+    vocab_size: int | None = None
+    batch_size: int = 12
+    grad_accumulation: int = 1
+    steps: int | None = None
+    epochs: int | None = None
+    lr: float | None = None
+    min_lr: float | None = None
+    warmup_steps: int | None = None
+    weight_decay: float = 0.1
+    grad_clip: float = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.99
+    dropout: float = 0.0
+    seed: int = 0
+    eval_every: int | None = None
+    max_eval_batches: int | None = None
+    patience: int | None = None
+    stop_after: int | None = None
+    validation_fraction: float = 0.1
+    sample_tokens: int = 100
+    backend: str = "numba"
+    num_threads: int | None = None
+
+    def __post_init__(self) -> None:
+        data = (self.data,) if isinstance(self.data, str | Path) else self.data
+        object.__setattr__(self, "data", tuple(map(str, data)))
+        for name in ("output", "init_from", "tokenizer"):
+            if isinstance(getattr(self, name), Path):
+                object.__setattr__(self, name, str(getattr(self, name)))
+        problems = [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
+        if problems:
+            raise TrainingError("these settings cannot be used:\n  " + "\n  ".join(problems))
+
+    def _wrong_numbers(self) -> list[str]:
+        problems = [
+            f"{name} is {value!r} but must be an integer of at least 1"
+            for name in _COUNTS
+            if (value := getattr(self, name)) is not None and not _is_integer(value, 1)
+        ]
+        problems += [
+            f"{name} is {value!r} but must be an integer from 0 to {limit}"
+            for name, limit in (
+                ("steps", 2**40),
+                ("warmup_steps", 2**40),
+                ("seed", _LARGEST_SEED),
+                ("sample_tokens", 10_000),
+            )
+            if (value := getattr(self, name)) is not None
+            and not (_is_integer(value, 0) and value <= limit)
+        ]
+        for name, low, high in (
+            ("lr", 0.0, math.inf),
+            ("min_lr", 0.0, math.inf),
+            ("weight_decay", 0.0, math.inf),
+            ("grad_clip", 0.0, math.inf),
+            ("beta1", 0.0, 1.0),
+            ("beta2", 0.0, 1.0),
+            ("dropout", 0.0, 1.0),
+            ("validation_fraction", 0.0, 1.0),
+        ):
+            value = getattr(self, name)
+            if value is not None and not _is_number(value, low, high):
+                limit = "" if high == math.inf else f" and below {high:g}"
+                problems.append(
+                    f"{name} is {value!r} but must be a number of at least {low:g}{limit}"
+                )
+        return problems
+
+    def _wrong_choices(self) -> list[str]:
+        choices = {
+            "preset": tuple(PRESETS),
+            "positions": POSITIONS,
+            "backend": BACKENDS,
+            "activation": tuple(ACTIVATIONS),
+        }
+        return [
+            f"{name} is {value!r} but must be one of {', '.join(allowed)}"
+            for name, allowed in choices.items()
+            if (value := getattr(self, name)) is not None and value not in allowed
+        ]
+
+    def _contradictions(self) -> list[str]:
+        problems = []
+        if self.steps is not None and self.epochs is not None:
+            problems.append("steps and epochs are both given; leave one out")
+        if self.init_from is not None:
+            problems += [
+                f"{name} is given, but init_from has one; leave it out"
+                for name in (
+                    "layers",
+                    "heads",
+                    "width",
+                    "activation",
+                    "positions",
+                    "preset",
+                    "tokenizer",
+                    "vocab_size",
+                )
+                if getattr(self, name) is not None
+            ]
+        return problems
+
+    def resolved(self) -> "TrainingConfig":
+        """Return the settings with the preset's sizes and the defaults in place of None."""
+        preset = dict(PRESETS.get(self.preset or "", {}))
+        defaults: dict[str, Any] = {
+            "layers": 4,
+            "heads": 4,
+            "width": 128,
+            "context": 64,
+            "activation": "gelu_new",
+            "positions": "learned",
+            "tokenizer": "bpe",
+            "vocab_size": None,
+        }
+        chosen = {**defaults, **preset} if self.init_from is None else {}
+        if self.init_from is None and self.tokenizer in {None, "bpe"} and not preset:
+            chosen["vocab_size"] = 1024
+        chosen["lr"] = 1e-3 if self.init_from is None else 1e-4
+        missing = {name: value for name, value in chosen.items() if getattr(self, name) is None}
+        return replace(self, **missing)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON values."""
+        return {**asdict(self), "data": list(map(str, self.data_paths))}
+
+    @property
+    def data_paths(self) -> tuple[Path, ...]:
+        """`data` as paths."""
+        return (
+            (Path(self.data),) if isinstance(self.data, str | Path) else tuple(map(Path, self.data))
+        )
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> Self:
+        """Return a config; raise TrainingError for a name that is none of a setting."""
+        names = {field.name for field in fields(cls)}
+        unknown = [name for name in settings if name not in names]
+        if unknown:
+            raise TrainingError(
+                f"{source}: {', '.join(map(repr, unknown[:5]))} is no setting; the settings are "
+                f"{', '.join(sorted(names))}"
+            )
+        return cls(**settings)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Return the settings in a TOML file; dashes in names may be underscores.
+
+    Raises:
+        TrainingError: the file cannot be read, or is not TOML.
+    """
+    try:
+        with path.open("rb") as file:
+            raw = tomllib.load(file)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path} cannot be read: {error}") from None
+    return {name.replace("-", "_"): value for name, value in raw.items()}
+
+
+def _is_integer(value: object, low: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return low <= value < high

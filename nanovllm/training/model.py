@@ -1,0 +1,105 @@
+"""GPT-2's forward pass for training: the network of nanovllm/model/gpt2.py on a tape.
+
+The operations, their order and their names are those of gpt2.py. There is no KV cache: all tokens
+of a sequence are computed at once. Dropout is where GPT-2 has it: after the embedding, on the
+attention weights, and at the end of both residual branches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
+
+import numpy as np
+from jaxtyping import Int64
+
+from nanovllm.model.config import GPT2Config
+from nanovllm.training.autograd import Tape, Tensor
+from nanovllm.training.dropout import site_key
+from nanovllm.training.operations import AttentionShape, TokenIds
+from nanovllm.training.parameters import Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Rate and random numbers of a forward pass's dropout.
+
+    Attributes:
+        step: number of the forward pass in the run; each has masks of its own.
+    """
+
+    rate: float = 0.0
+    seed: int = 0
+    step: int = 0
+
+    def keys(self) -> Iterator[int]:
+        """Yield a key for each use of dropout in the forward pass."""
+        for site in count():
+            yield site_key(self.seed, self.step, site) if self.rate else 0
+
+
+NO_DROPOUT = Dropout()
+
+
+def forward(
+    tape: Tape,
+    config: GPT2Config,
+    parameters: Parameters,
+    token_ids: TokenIds,
+    dropout: Dropout = NO_DROPOUT,
+) -> Tensor:
+    """Return the final hidden states [batch * context, d_model]."""
+    weights, keys = parameters.tensors, dropout.keys()
+    batch, context = token_ids.shape
+    hidden = tape.embed(token_ids, weights["wte.weight"], weights["wpe.weight"])
+    if dropout.rate:
+        hidden = tape.dropout(hidden, dropout.rate, next(keys))
+    for layer in range(config.layers):
+        block = f"h.{layer}"
+        normed = _layer_norm(tape, config, weights, f"{block}.ln_1", hidden)
+        qkv = _linear(tape, weights, f"{block}.attn.c_attn", normed)
+        shape = AttentionShape(
+            batch,
+            context,
+            config.heads,
+            config.attention_scale(layer),
+            dropout.rate,
+            next(keys),
+        )
+        attn_out = _linear(tape, weights, f"{block}.attn.c_proj", tape.attention(qkv, shape))
+        hidden = tape.add_dropout(hidden, attn_out, dropout.rate, next(keys))
+        normed = _layer_norm(tape, config, weights, f"{block}.ln_2", hidden)
+        ffn_hidden = _linear(tape, weights, f"{block}.mlp.c_fc", normed, config.activation)
+        ffn_out = _linear(tape, weights, f"{block}.mlp.c_proj", ffn_hidden)
+        hidden = tape.add_dropout(hidden, ffn_out, dropout.rate, next(keys))
+    return _layer_norm(tape, config, weights, "ln_f", hidden)
+
+
+def loss_sum(
+    tape: Tape,
+    config: GPT2Config,
+    parameters: Parameters,
+    token_ids: TokenIds,
+    targets: Int64[np.ndarray, "batch context"],
+    *,
+    scale: float = 1.0,
+    dropout: Dropout = NO_DROPOUT,
+) -> float:
+    """Return the sum over tokens of the cross-entropy of the next token, in nats.
+
+    `tape.backward` then adds the gradients of `scale` times this sum.
+    """
+    hidden = forward(tape, config, parameters, token_ids, dropout)
+    head = parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
+    return tape.cross_entropy(hidden, head, targets.reshape(-1), scale)
+
+
+def _layer_norm(
+    tape: Tape, config: GPT2Config, weights: dict[str, Tensor], name: str, x: Tensor
+) -> Tensor:
+    return tape.layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.epsilon)
+
+
+def _linear(
+    tape: Tape, weights: dict[str, Tensor], name: str, x: Tensor, activation: str = "linear"
+) -> Tensor:
+    return tape.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"], activation)

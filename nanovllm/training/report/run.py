@@ -1,0 +1,265 @@
+"""A run's folder as `nanovllm train` writes it: run.json, metrics.jsonl and samples.jsonl.
+
+A run may have been killed at any moment. A last line that is cut off is ignored; other lines that
+cannot be read are counted in a notice. After a resume, the evaluations that the new process repeats
+replace the old ones.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, cast, get_args
+
+from nanovllm.errors import TrainingError
+
+State = Literal["running", "finished", "stopped", "failed", "unknown"]
+
+RUN_FILE = "run.json"
+METRICS_FILE = "metrics.jsonl"
+SAMPLES_FILE = "samples.jsonl"
+
+_MAX_RUN_BYTES = 4 << 20
+_MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
+_MAX_SAMPLES_BYTES = 16 << 20
+_MAX_STEP = 1 << 53
+_MAX_NUMBER = 1e100  # so that sums and differences do not overflow
+_ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in run.json
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """A line of metrics.jsonl. Losses are in nats per token; None is a missing or NaN value."""
+
+    step: int
+    train_loss: float | None = None
+    val_loss: float | None = None
+    lr: float | None = None
+    grad_norm: float | None = None
+    tokens_per_s: float | None = None
+    elapsed_s: float | None = None
+    tokens: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A line of samples.jsonl: text that the model generated after `step` steps."""
+
+    step: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What the folder of a run contains. `notices` lists what could not be read."""
+
+    folder: Path
+    info: Mapping[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    samples: tuple[Sample, ...] = ()
+    notices: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the name of the folder."""
+        return self.folder.resolve().name or str(self.folder)
+
+    @property
+    def state(self) -> State:
+        """Return the state in run.json."""
+        state = self.info.get("state")
+        return cast("State", state) if state in get_args(State) else "unknown"
+
+    @property
+    def message(self) -> str:
+        """Return the reason why the run stopped or failed; empty if there is none."""
+        message = self.info.get("message")
+        return message if isinstance(message, str) else ""
+
+    def group(self, name: str) -> Mapping[str, Any]:
+        """Return a group of run.json: "config", "model" or "data"."""
+        group = self.info.get(name)
+        return group if isinstance(group, dict) else {}
+
+    def number(self, group: str, name: str) -> float | None:
+        """Return a number of run.json; None if it is missing."""
+        return _number(self.group(group).get(name))
+
+    @property
+    def step(self) -> int:
+        """Return the last known step: of run.json or of the last evaluation."""
+        evaluated = self.evaluations[-1].step if self.evaluations else 0
+        return max(evaluated, _step(self.info) or 0)
+
+    @property
+    def total_steps(self) -> int | None:
+        """Return the number of steps that the run will take, from `steps` or `epochs`."""
+        steps = _number(self.info.get("steps")) or self.number("config", "steps")
+        epochs = self.number("config", "epochs")
+        if steps is None and epochs is not None:
+            tokens = self.number("data", "train_tokens")
+            sizes = [self.number("config", name) for name in ("batch_size", "context")]
+            step_tokens = math.prod(size or 0 for size in sizes)
+            step_tokens *= self.number("config", "grad_accumulation") or 1
+            steps = epochs * tokens / step_tokens if tokens and step_tokens else None
+        return None if steps is None or steps < 1 else max(int(steps), self.step)
+
+    @property
+    def best(self) -> Evaluation | None:
+        """Return the evaluation with the lowest validation loss; None before the first."""
+        measured = [one for one in self.evaluations if one.val_loss is not None]
+        best = min(measured, key=lambda one: one.val_loss or 0.0, default=None)
+        step, loss = (_number(self.info.get(name)) for name in ("best_step", "best_val_loss"))
+        if step is None or loss is None:
+            return best
+        # run.json knows better only if lines of metrics.jsonl are missing.
+        is_listed = best is not None and (best.val_loss or 0.0) <= loss + _ROUNDING
+        return best if is_listed else Evaluation(int(step), val_loss=loss)
+
+    @property
+    def bits_per_byte_factor(self) -> float | None:
+        """Return the factor from a loss in nats per token to bits per byte of validation text.
+
+        It is tokens / bytes / ln 2. Bits per byte are comparable between tokenizers.
+        """
+        tokens = self.number("data", "validation_tokens")
+        size_bytes = self.number("data", "validation_bytes")
+        return tokens / size_bytes / math.log(2) if tokens and size_bytes else None
+
+    @property
+    def bits_per_byte(self) -> float | None:
+        """Return the best validation loss in bits per byte."""
+        factor, best = self.bits_per_byte_factor, self.best
+        if factor is None or best is None or best.val_loss is None:
+            return None
+        return best.val_loss * factor
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Return the median throughput; None before it is measured."""
+        rates = sorted(one.tokens_per_s for one in self.evaluations if one.tokens_per_s is not None)
+        return rates[len(rates) // 2] if rates else None
+
+    def last(self, name: str) -> float | None:
+        """Return the last known value of a metric."""
+        values = (getattr(one, name) for one in reversed(self.evaluations))
+        return next((value for value in values if value is not None), None)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is the output folder of a run."""
+    return any((folder / name).is_file() for name in (RUN_FILE, METRICS_FILE))
+
+
+def load_run(folder: Path) -> Run:
+    """Read a run's folder; raises TrainingError if it is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        kind = "is a file" if folder.exists() else "does not exist"
+        raise TrainingError(f"{folder} {kind}; name the output folder of a `nanovllm train` run")
+    if not is_run(folder):
+        raise TrainingError(
+            f"{folder} has neither {METRICS_FILE} nor {RUN_FILE}; it is not the output folder of a "
+            "`nanovllm train` run"
+        )
+    notices: list[str] = []
+    info = _read_info(folder / RUN_FILE, notices)
+    evaluations = _read_rows(folder / METRICS_FILE, _MAX_METRICS_BYTES, _evaluation, notices)
+    samples = _read_rows(folder / SAMPLES_FILE, _MAX_SAMPLES_BYTES, _sample, notices)
+    return Run(folder, info, tuple(evaluations), tuple(samples), tuple(notices))
+
+
+class _Row(Protocol):
+    @property
+    def step(self) -> int: ...
+
+
+_R = TypeVar("_R", bound=_Row)
+
+
+def _read_rows(
+    path: Path, limit_bytes: int, parse: Callable[[dict[str, Any]], _R | None], notices: list[str]
+) -> list[_R]:
+    """Return the rows of a JSON Lines file with rising steps; a later row replaces earlier ones."""
+    rows: list[_R] = []
+    unreadable = 0
+    for line in _read_lines(path, limit_bytes, notices):
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError):
+            value = None
+        row = parse(value) if isinstance(value, dict) else None
+        if row is None:
+            unreadable += 1
+            continue
+        while rows and rows[-1].step >= row.step:
+            rows.pop()
+        rows.append(row)
+    if unreadable:
+        lines = "1 line" if unreadable == 1 else f"{unreadable:,} lines"
+        notices.append(f"{path.name}: {lines} could not be read.")
+    return rows
+
+
+def _read_lines(path: Path, limit_bytes: int, notices: list[str]) -> Iterator[bytes]:
+    """Yield the complete lines in the last `limit_bytes` of a file; none if it is missing.
+
+    The last line is complete if it ends with a line break or is valid JSON.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as file:
+        size_bytes = file.seek(0, 2)
+        file.seek(max(0, size_bytes - limit_bytes))
+        lines = file.read(limit_bytes).split(b"\n")
+    if size_bytes > limit_bytes:
+        del lines[0]
+        notices.append(f"{path.name}: only the last {limit_bytes >> 20} MiB are shown.")
+    yield from filter(bytes.strip, lines[:-1])
+    if lines and lines[-1].rstrip().endswith(b"}"):
+        yield lines[-1]
+
+
+def _read_info(path: Path, notices: list[str]) -> dict[str, Any]:
+    """Return run.json; empty, with a notice, if it is missing or damaged."""
+    if not path.is_file():
+        notices.append(f"{path.name} is missing: the settings are unknown.")
+        return {}
+    try:
+        if path.stat().st_size <= _MAX_RUN_BYTES:
+            info = json.loads(path.read_bytes())
+            if isinstance(info, dict):
+                return info
+    except (ValueError, RecursionError):
+        pass
+    notices.append(f"{path.name} could not be read: the settings are unknown.")
+    return {}
+
+
+def _evaluation(row: dict[str, Any]) -> Evaluation | None:
+    step = _step(row)
+    if step is None:
+        return None
+    return Evaluation(step, *(_number(row.get(field.name)) for field in fields(Evaluation)[1:]))
+
+
+def _sample(row: dict[str, Any]) -> Sample | None:
+    step, text = _step(row), row.get("text")
+    return None if step is None or not isinstance(text, str) else Sample(step, text)
+
+
+def _step(row: Mapping[str, Any]) -> int | None:
+    step = _number(row.get("step"))
+    return int(step) if step is not None and 0 <= step < _MAX_STEP else None
+
+
+def _number(value: object) -> float | None:
+    """Return a JSON value as a number of at most `_MAX_NUMBER`; None if it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:
+        return None
+    return number if abs(number) <= _MAX_NUMBER else None

@@ -1,0 +1,107 @@
+"""The records of a run: metrics.jsonl, samples.jsonl, run.json and report.html."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from nanovllm.errors import TrainingError
+from nanovllm.training.checkpoint import RESUME_FILE, write_atomically, write_json
+from nanovllm.training.report import write_report
+
+METRICS, SAMPLES, RUN = "metrics.jsonl", "samples.jsonl", "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evaluation:
+    """One line of metrics.jsonl.
+
+    Attributes:
+        step: updates so far.
+        train_loss: mean loss of the batches since the evaluation before, in nats per token; None
+            before the first update.
+        val_loss: mean loss of the validation split.
+        lr: learning rate of the next update.
+        grad_norm: mean norm of the gradient before clipping, of the same updates as train_loss.
+        tokens_per_s: training tokens per second since the evaluation before.
+        elapsed_s: time in the training loop, evaluations and interrupted parts of the run included.
+        tokens: training tokens so far.
+    """
+
+    step: int
+    train_loss: float | None
+    val_loss: float
+    lr: float
+    grad_norm: float | None
+    tokens_per_s: float | None
+    elapsed_s: float
+    tokens: int
+
+
+class RunFiles:
+    """Writes the records of one run to its folder."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Take the folder and what run.json says of the whole run."""
+        self.folder = folder
+        self._facts = dict(facts)
+
+    @staticmethod
+    def check_is_new(folder: Path) -> None:
+        """Raise TrainingError if the folder holds a run, which a new one would overwrite."""
+        taken = [name for name in (RESUME_FILE, RUN, METRICS) if (folder / name).exists()]
+        if taken:
+            raise TrainingError(
+                f"{folder} holds a run already ({', '.join(taken)}): continue it with "
+                f"--resume {folder}, or choose another --output"
+            )
+        if folder.exists() and not folder.is_dir():
+            raise TrainingError(f"{folder} is a file; --output needs a folder")
+        if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
+            raise TrainingError(
+                f"{folder} holds a checkpoint, which a run would overwrite; choose another --output"
+            )
+
+    def forget_after(self, step: int) -> None:
+        """Drop lines of later steps, which a killed run wrote after its last saved state."""
+        for name in (METRICS, SAMPLES):
+            path = self.folder / name
+            if path.exists():
+                lines = [line for line in _read_lines(path) if line.get("step", 0) <= step]
+                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+
+    def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
+        """Append an evaluation and a sample."""
+        _append(self.folder / METRICS, asdict(evaluation))
+        if sample is not None:
+            _append(self.folder / SAMPLES, {"step": evaluation.step, "text": sample})
+
+    def write_summary(self, state: str, **facts: Any) -> None:
+        """Write run.json and the report; `state` is running, stopped, finished or failed."""
+        self._facts |= {"state": state, **facts}
+        write_json(self.folder / RUN, self._facts)
+        write_report(self.folder)
+
+
+def _append(path: Path, value: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error}") from None
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a JSON Lines file; a last line that was cut off is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            value = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(value, dict):
+            lines.append(value)
+    return lines

@@ -1,0 +1,48 @@
+"""Folders of training runs as `nanovllm train` writes them."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+INFO: Mapping[str, Any] = {
+    "config": {"steps": 40, "lr": 1e-3, "tokenizer": "char"},
+    "model": {"layers": 2, "width": 32, "parameters": 123_456},
+    "data": {"validation_tokens": 500, "validation_bytes": 1000, "files": ["a.txt", "b.txt"]},
+    "state": "finished",
+}
+
+
+def metrics(steps: Iterable[int], **changes: Any) -> list[dict[str, Any]]:
+    """Return evaluations whose validation loss is 4 - step / 20."""
+    return [
+        {
+            "step": step,
+            "train_loss": 3.9 - step / 20,
+            "val_loss": 4.0 - step / 20,
+            "lr": 1e-3,
+            "grad_norm": 1.5,
+            "tokens_per_s": 1000.0,
+            "elapsed_s": step / 10,
+            "tokens": step * 100,
+            **changes,
+        }
+        for step in steps
+    ]
+
+
+def write_run(
+    folder: Path,
+    rows: Iterable[Mapping[str, Any]] = (),
+    samples: Iterable[Mapping[str, Any]] = (),
+    info: Mapping[str, Any] | None = INFO,
+) -> Path:
+    """Write the files of a run, without run.json if `info` is None, and return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, lines in (("metrics.jsonl", rows), ("samples.jsonl", samples)):
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        if text:
+            (folder / name).write_text(text, encoding="utf-8")
+    if info is not None:
+        (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
+    return folder

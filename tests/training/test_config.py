@@ -1,0 +1,87 @@
+"""Settings of a run: defaults, presets, TOML, and clear errors."""
+
+from pathlib import Path
+
+import pytest
+
+from nanovllm.errors import TrainingError
+from nanovllm.training.config import PRESETS, TrainingConfig, read_toml
+
+
+def test_defaults() -> None:
+    config = TrainingConfig(data="text.txt", output="run").resolved()
+    assert config.data == ("text.txt",)
+    assert (config.layers, config.heads, config.width, config.context) == (4, 4, 128, 64)
+    assert (config.tokenizer, config.vocab_size, config.lr) == ("bpe", 1024, 1e-3)
+
+
+def test_a_preset_gives_sizes_and_tokenizer_which_flags_change() -> None:
+    config = TrainingConfig(preset="gpt2-medium", context=256).resolved()
+    assert (config.layers, config.heads, config.width) == (24, 16, 1024)
+    assert (config.context, config.tokenizer, config.vocab_size) == (256, "gpt2", None)
+    assert set(PRESETS) == {"gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"}
+
+
+def test_fine_tuning_takes_the_sizes_of_the_checkpoint_and_a_smaller_learning_rate() -> None:
+    config = TrainingConfig(init_from="folder").resolved()
+    assert (config.layers, config.tokenizer, config.context, config.lr) == (None, None, None, 1e-4)
+
+
+def test_every_problem_is_named_at_once() -> None:
+    with pytest.raises(TrainingError) as raised:
+        TrainingConfig(
+            layers=0,
+            dropout=1.0,
+            lr=-1.0,
+            seed=-1,
+            preset="gpt5",
+            positions="rotary",
+            backend="torch",
+            activation="swoosh",
+            steps=5,
+            epochs=1,
+            batch_size=True,
+        )
+    message = str(raised.value)
+    for part in (
+        "layers is 0 but must be an integer of at least 1",
+        "dropout is 1.0 but must be a number of at least 0 and below 1",
+        "lr is -1.0",
+        "seed is -1",
+        "preset is 'gpt5' but must be one of gpt2, gpt2-medium, gpt2-large, gpt2-xl",
+        "positions is 'rotary'",
+        "backend is 'torch'",
+        "activation is 'swoosh'",
+        "steps and epochs are both given",
+        "batch_size is True",
+    ):
+        assert part in message
+
+
+@pytest.mark.parametrize("name", ["layers", "width", "vocab_size"])
+def test_sizes_cannot_be_given_beside_a_checkpoint(name: str) -> None:
+    with pytest.raises(TrainingError, match=f"{name} is given, but init_from has one"):
+        TrainingConfig.from_dict({"init_from": "folder", name: 8})
+
+
+def test_a_toml_file_has_the_same_settings(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('data = ["a.txt", "b.txt"]\nbatch-size = 3\nlr = 2e-4\npreset = "gpt2"\n')
+    config = TrainingConfig.from_dict(read_toml(path))
+    assert (config.data, config.batch_size, config.lr) == (("a.txt", "b.txt"), 3, 2e-4)
+    assert TrainingConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize("text", ["layers = ", "\x00"])
+def test_a_damaged_toml_file_is_named(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text(text)
+    with pytest.raises(TrainingError, match=r"run\.toml cannot be read"):
+        read_toml(path)
+    with pytest.raises(TrainingError, match=r"missing\.toml"):
+        read_toml(tmp_path / "missing.toml")
+
+
+def test_an_unknown_setting_is_named() -> None:
+    with pytest.raises(TrainingError, match=r"run\.toml: 'learning_rate' is no setting.* lr,"):
+        TrainingConfig.from_dict({"learning_rate": 1.0}, "run.toml")

@@ -1,0 +1,242 @@
+"""The training loop: it learns, stops, resumes to the same bits, and never loses a checkpoint."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from nanovllm.errors import TrainingError
+from nanovllm.llm import LLM
+from nanovllm.sampling_params import SamplingParams
+from nanovllm.training import trainer as trainer_module
+from nanovllm.training.checkpoint import RESUME_FILE
+from nanovllm.training.config import TrainingConfig
+from nanovllm.training.run_files import Evaluation
+from nanovllm.training.trainer import Trainer, TrainingResult
+
+TEXT = "she sells sea shells on the sea shore. " * 60
+SMALL: dict[str, Any] = {
+    "layers": 2,
+    "heads": 2,
+    "width": 16,
+    "context": 16,
+    "batch_size": 4,
+    "steps": 12,
+    "eval_every": 4,
+    "lr": 1e-2,
+    "warmup_steps": 2,
+    "tokenizer": "char",
+    "sample_tokens": 6,
+    "backend": "numpy",
+}
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return path
+
+
+def config(text: Path, output: Path, **changes: Any) -> TrainingConfig:
+    return TrainingConfig.from_dict({"data": text, "output": output, **SMALL, **changes})
+
+
+def train(text: Path, output: Path, **changes: Any) -> TrainingResult:
+    return Trainer(config(text, output, **changes)).train()
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    return dict(load_file(folder / "last" / "model.safetensors"))
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    expected = weights(first)
+    for name, array in weights(second).items():
+        np.testing.assert_array_equal(array, expected[name])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = train(text, folder, steps=120, eval_every=40)
+    assert (result.state, result.step) == ("finished", 120)
+    metrics = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == [0, 40, 80, 120]
+    assert metrics[0]["val_loss"] > 2.0
+    assert metrics[-1]["val_loss"] < 0.7
+    assert metrics[-1]["tokens"] == 120 * 4 * 16
+    assert len(lines(folder / "samples.jsonl")) == 4
+    summary = json.loads((folder / "run.json").read_text())
+    assert summary["state"] == "finished"
+    assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
+    with LLM(folder, backend="numpy") as llm:
+        sampling = SamplingParams(max_tokens=6, temperature=0)
+        assert llm.generate("she sells", sampling)[0].outputs[0].text == " sea s"
+
+
+@pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "grad_accumulation": 2}])
+def test_a_resumed_run_ends_with_the_same_bits(
+    text: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    """It stops between two evaluations, and is resumed twice."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(text, whole, **changes)
+    assert train(text, parts, stop_after=3, **changes).state == "stopped"
+    assert Trainer.resume(parts, stop_after=7).train().state == "stopped"
+    assert Trainer.resume(parts).train().state == "finished"
+    assert_same_weights(whole, parts)
+    for name in ("step", "train_loss", "val_loss", "lr", "grad_norm", "tokens"):
+        assert [line[name] for line in lines(parts / "metrics.jsonl")] == [
+            line[name] for line in lines(whole / "metrics.jsonl")
+        ]
+
+
+def test_lines_after_the_last_saved_state_are_dropped(text: Path, tmp_path: Path) -> None:
+    """A process may be killed between writing a line and saving the state."""
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=4)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 8, "val_loss": 1.0}\n{"step": 12, "val_lo')
+    Trainer.resume(folder).train()
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [0, 4, 8, 12]
+
+
+def test_an_interrupt_ends_after_the_step_and_saves(text: Path, tmp_path: Path) -> None:
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+
+    def interrupt(evaluation: Evaluation, _sample: str | None) -> None:
+        if evaluation.step == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    result = Trainer(config(text, folder)).train(interrupt)
+    assert (result.state, result.step) == ("stopped", 4)
+    assert "--resume" in result.message
+    assert signal.getsignal(signal.SIGINT) is before
+    Trainer.resume(folder).train()
+    train(text, whole)
+    assert_same_weights(whole, folder)
+
+
+def test_patience_ends_a_run_that_no_longer_improves(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = train(text, folder, lr=0.0, min_lr=0.0, patience=2, steps=100, eval_every=2)
+    assert (result.state, result.step, result.best_step) == ("finished", 4, 0)
+    assert "no lower validation loss for 2" in result.message
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    losses = iter([3.0, 1.0, 2.0, 2.5])
+    monkeypatch.setattr(Trainer, "validation_loss", lambda self: next(losses))
+    result = train(text, folder)
+    assert (result.best_step, result.best_val_loss) == (4, 1.0)
+    monkeypatch.undo()
+    train(text, tmp_path / "short", stop_after=4)
+    best = load_file(folder / "model.safetensors")
+    for name, array in weights(tmp_path / "short").items():
+        np.testing.assert_array_equal(best[name], array)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_checkpoint(
+    text: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    with (
+        np.errstate(all="ignore"),
+        pytest.raises(TrainingError, match=r"loss is .* at step \d+: lower the learning rate"),
+    ):
+        train(text, folder, lr=1e30, grad_clip=0.0, warmup_steps=0, eval_every=100)
+    assert json.loads((folder / "run.json").read_text())["state"] == "failed"
+    for name, array in load_file(folder / "model.safetensors").items():
+        assert np.isfinite(array).all(), name
+
+
+def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=4)
+    before = (folder / RESUME_FILE).read_bytes()
+
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nanovllm.training.checkpoint.save_file", no_room)
+    with pytest.raises(TrainingError, match=r"cannot be written.*No space left.*is kept"):
+        Trainer.resume(folder).train()
+    monkeypatch.undo()
+    assert (folder / RESUME_FILE).read_bytes() == before
+    Trainer.resume(folder).train()
+    train(text, tmp_path / "whole")
+    assert_same_weights(tmp_path / "whole", folder)
+
+
+def test_a_second_run_does_not_overwrite_the_first(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, steps=1)
+    with pytest.raises(TrainingError, match=r"holds a run already.*--resume"):
+        Trainer(config(text, folder))
+    other = tmp_path / "model"
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    with pytest.raises(TrainingError, match="holds a checkpoint, which a run would overwrite"):
+        Trainer(config(text, other))
+
+
+def test_resuming_with_other_data_or_settings_is_refused(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=4)
+    with pytest.raises(TrainingError, match="lr cannot change when a run is resumed"):
+        Trainer.resume(folder, lr=1.0)
+    text.write_text(TEXT.replace("sea", "see"), encoding="utf-8")
+    with pytest.raises(TrainingError, match="the data is not that of the run"):
+        Trainer.resume(folder)
+    with pytest.raises(TrainingError, match=r"has no resume\.safetensors"):
+        Trainer.resume(tmp_path / "nothing")
+
+
+def test_fine_tuning_starts_from_the_checkpoint_and_lowers_its_loss(
+    text: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "source"
+    train(text, source, steps=40, eval_every=40)
+    other = tmp_path / "other.txt"
+    other.write_text("the shells she sells are sea shells. " * 60, encoding="utf-8")
+    settings = {"data": other, "init_from": source, "steps": 30, "eval_every": 10, "lr": 3e-3}
+    settings |= {"output": tmp_path / "tuned", "backend": "numpy", "batch_size": 4}
+    result = Trainer(TrainingConfig.from_dict(settings)).train()
+    losses = [evaluation.val_loss for evaluation in result.evaluations]
+    assert losses[-1] < losses[0] - 0.2
+    assert GPT2_files(tmp_path / "tuned") == GPT2_files(source)
+
+
+def GPT2_files(folder: Path) -> str:  # noqa: N802
+    return (folder / "config.json").read_text() + (folder / "tokenizer.json").read_text()
+
+
+def test_an_epoch_is_every_window_once(text: Path, tmp_path: Path) -> None:
+    trainer = Trainer(config(text, tmp_path / "run", steps=None, epochs=3))
+    windows = trainer.setup.train.windows
+    assert trainer.steps == -(-3 * windows // 4)
+
+
+def test_sinusoidal_positions_are_saved_and_stay(text: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, positions="sinusoidal")
+    table = weights(folder)["transformer.wpe.weight"]
+    expected = trainer_module.Trainer(
+        config(text, tmp_path / "new", positions="sinusoidal")
+    ).setup.parameters.arrays()["wpe.weight"]
+    np.testing.assert_array_equal(table, expected)
