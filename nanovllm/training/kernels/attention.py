@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
@@ -59,13 +59,13 @@ def _make_attend_head(target: KernelTarget) -> Any:
     def attend_head(record: Any, thread: int, sequence: int, head: int) -> None:
         context, head_dim = record.context, record.head_dim
         d_model = record.heads * head_dim
-        qkv_stride_bytes, row = 3 * d_model * F32_BYTES, sequence * context
-        query_ptr = record.qkv_ptr + row * qkv_stride_bytes + head * head_dim * F32_BYTES
-        key_ptr = query_ptr + d_model * F32_BYTES
-        value_ptr = key_ptr + d_model * F32_BYTES
-        out_ptr = record.out_ptr + (row * d_model + head * head_dim) * F32_BYTES
+        qkv_stride_bytes, row = 3 * d_model * WORD_BYTES, sequence * context
+        query_ptr = record.qkv_ptr + row * qkv_stride_bytes + head * head_dim * WORD_BYTES
+        key_ptr = query_ptr + d_model * WORD_BYTES
+        value_ptr = key_ptr + d_model * WORD_BYTES
+        out_ptr = record.out_ptr + (row * d_model + head * head_dim) * WORD_BYTES
         number = sequence * record.heads + head
-        logsumexp_ptr = record.logsumexp_ptr + number * context * F32_BYTES
+        logsumexp_ptr = record.logsumexp_ptr + number * context * WORD_BYTES
 
         keys_ptr = record.scratch_ptr + thread * record.scratch_bytes
         values, scores, sums, factors, scores_stride_bytes, sums_stride_bytes, _ = _layout(
@@ -83,8 +83,8 @@ def _make_attend_head(target: KernelTarget) -> Any:
                 above = max(0, column - first)  # queries that see no key of this panel
                 matmul(
                     block_ptr + above * qkv_stride_bytes, qkv_stride_bytes, queries - above,
-                    keys_ptr + column * head_dim * F32_BYTES, head_dim,
-                    scores_ptr + above * scores_stride_bytes + column * F32_BYTES,
+                    keys_ptr + column * head_dim * WORD_BYTES, head_dim,
+                    scores_ptr + above * scores_stride_bytes + column * WORD_BYTES,
                     scores_stride_bytes,
                 )  # fmt: skip
             for query in range(queries):
@@ -92,18 +92,18 @@ def _make_attend_head(target: KernelTarget) -> Any:
                 softmax(
                     record, scores_ptr + query * scores_stride_bytes, position + 1,
                     (number * context + position) * context,
-                    logsumexp_ptr + position * F32_BYTES, factors_ptr + query * F32_BYTES,
+                    logsumexp_ptr + position * WORD_BYTES, factors_ptr + query * WORD_BYTES,
                 )  # fmt: skip
             for column in range(0, head_dim, width):
                 causal_matmul(
                     scores_ptr, scores_stride_bytes, queries,
-                    values_ptr + column * context * F32_BYTES, first,
-                    sums_ptr + column * F32_BYTES, sums_stride_bytes,
+                    values_ptr + column * context * WORD_BYTES, first,
+                    sums_ptr + column * WORD_BYTES, sums_stride_bytes,
                 )  # fmt: skip
             for query in range(queries):
                 write_row(
-                    sums_ptr + query * sums_stride_bytes, factors_ptr + query * F32_BYTES,
-                    out_ptr + (first + query) * d_model * F32_BYTES, head_dim,
+                    sums_ptr + query * sums_stride_bytes, factors_ptr + query * WORD_BYTES,
+                    out_ptr + (first + query) * d_model * WORD_BYTES, head_dim,
                 )  # fmt: skip
 
     return attend_head
@@ -186,8 +186,9 @@ def _make_exponentiate(*, drops: bool) -> Any:
             return [v.add(total[0], v.where(is_visible, weigh(whole), v.constant(0.0)))]
 
         lowest = [v.constant(float("-inf"))]
-        peaks = v.loop(rest, v.lanes, v.loop(whole, v.lanes, lowest, find_largest),
-                       find_largest_in_rest)
+        peaks = v.loop(
+            rest, v.lanes, v.loop(whole, v.lanes, lowest, find_largest), find_largest_in_rest
+        )
         largest_scalar = v.largest(peaks[0])
         largest = v.splat(largest_scalar)
         totals = v.loop(whole, v.lanes, [v.constant(0.0)], add)

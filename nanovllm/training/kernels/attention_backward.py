@@ -14,7 +14,7 @@ The rows of S^T are keys, so grad_V and grad_K are sums over a row, and only gra
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy, record_at
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
@@ -54,13 +54,13 @@ def make_attention_backward(target: KernelTarget) -> Any:
             row, head = item // record.heads * context, item % record.heads
             column = head * head_dim
             pack_queries(record, scratch_ptr, row, column, item)
-            clear(grad_queries_ptr, context * row_bytes // F32_BYTES)
+            clear(grad_queries_ptr, context * row_bytes // WORD_BYTES)
             for first in range(0, context, KEYS):
                 differentiate_keys(record, scratch_ptr, row, column, item, first)
             write_rows(
                 grad_queries_ptr, row_bytes, context, head_dim,
-                record.grad_qkv_ptr + (row * 3 * d_model + column) * F32_BYTES,
-                3 * d_model * F32_BYTES,
+                record.grad_qkv_ptr + (row * 3 * d_model + column) * WORD_BYTES,
+                3 * d_model * WORD_BYTES,
             )  # fmt: skip
             item = take_item(record.phases_ptr)
 
@@ -99,20 +99,20 @@ def _make_pack_queries(target: KernelTarget) -> Any:
         context, head_dim = record.context, record.head_dim
         d_model = record.heads * head_dim
         grads_t, queries, grads, _, lse, dots, _, _, _, _, _ = _layout(context, head_dim, width)
-        row_bytes = d_model * F32_BYTES
-        query_ptr = record.qkv_ptr + (3 * row * d_model + column) * F32_BYTES
-        grad_ptr = record.grad_out_ptr + (row * d_model + column) * F32_BYTES
-        out_ptr = record.out_ptr + (row * d_model + column) * F32_BYTES
+        row_bytes = d_model * WORD_BYTES
+        query_ptr = record.qkv_ptr + (3 * row * d_model + column) * WORD_BYTES
+        grad_ptr = record.grad_out_ptr + (row * d_model + column) * WORD_BYTES
+        out_ptr = record.out_ptr + (row * d_model + column) * WORD_BYTES
         transpose_panels(query_ptr, 3 * row_bytes, context, head_dim, scratch_ptr)
         transpose_panels(grad_ptr, row_bytes, context, head_dim, scratch_ptr + grads_t)
         copy_panels(query_ptr, 3 * row_bytes, context, head_dim, scratch_ptr + queries)
         copy_panels(grad_ptr, row_bytes, context, head_dim, scratch_ptr + grads)
-        logsumexp_ptr = record.logsumexp_ptr + number * context * F32_BYTES
+        logsumexp_ptr = record.logsumexp_ptr + number * context * WORD_BYTES
         copy(logsumexp_ptr, scratch_ptr + lse, context)
         for query in range(context):
             dot(
                 grad_ptr + query * row_bytes, out_ptr + query * row_bytes, head_dim,
-                scratch_ptr + dots + query * F32_BYTES,
+                scratch_ptr + dots + query * WORD_BYTES,
             )  # fmt: skip
 
     return pack_queries
@@ -135,7 +135,7 @@ def _make_differentiate_keys(target: KernelTarget) -> Any:
         record: Any, scratch_ptr: int, row: int, column: int, number: int, first: int
     ) -> None:
         context, head_dim = record.context, record.head_dim
-        row_bytes = record.heads * head_dim * F32_BYTES
+        row_bytes = record.heads * head_dim * WORD_BYTES
         keys = min(KEYS, context - first)
         later = context - first - keys  # queries that see all keys of the block
         (
@@ -145,19 +145,19 @@ def _make_differentiate_keys(target: KernelTarget) -> Any:
         scores_ptr = scratch_ptr + scores
         grad_scores_ptr = scores_ptr + KEYS * scores_stride_bytes
         sums_ptr = grad_scores_ptr + KEYS * scores_stride_bytes
-        key_ptr = record.qkv_ptr + 3 * (row + first) * row_bytes + row_bytes + column * F32_BYTES
+        key_ptr = record.qkv_ptr + 3 * (row + first) * row_bytes + row_bytes + column * WORD_BYTES
         value_ptr = key_ptr + row_bytes
 
         for query in range(first // width * width, context, width):
             seen = min(keys, query + width - first)  # keys that the panel's last query sees
-            panel = query * head_dim * F32_BYTES
+            panel = query * head_dim * WORD_BYTES
             matmul(
                 key_ptr, 3 * row_bytes, seen, scratch_ptr + panel, head_dim,
-                scores_ptr + query * F32_BYTES, scores_stride_bytes,
+                scores_ptr + query * WORD_BYTES, scores_stride_bytes,
             )  # fmt: skip
             matmul(
                 value_ptr, 3 * row_bytes, seen, scratch_ptr + grads_t + panel, head_dim,
-                grad_scores_ptr + query * F32_BYTES, scores_stride_bytes,
+                grad_scores_ptr + query * WORD_BYTES, scores_stride_bytes,
             )  # fmt: skip
         for key in range(keys):
             differentiate_row(
@@ -168,27 +168,27 @@ def _make_differentiate_keys(target: KernelTarget) -> Any:
 
         keys_ptr = scratch_ptr + key_panels
         copy_panels(key_ptr, 3 * row_bytes, keys, head_dim, keys_ptr)
-        block_ptr = scores_ptr + first * F32_BYTES
-        grad_block_ptr = grad_scores_ptr + first * F32_BYTES
+        block_ptr = scores_ptr + first * WORD_BYTES
+        grad_block_ptr = grad_scores_ptr + first * WORD_BYTES
         for panel_column in range(0, head_dim, width):
-            offset = panel_column * F32_BYTES
+            offset = panel_column * WORD_BYTES
             later_matmul(
                 block_ptr, scores_stride_bytes, keys,
-                scratch_ptr + grads + (panel_column * context + first * width) * F32_BYTES,
+                scratch_ptr + grads + (panel_column * context + first * width) * WORD_BYTES,
                 context - first, sums_ptr + offset, out_stride_bytes,
             )  # fmt: skip
             later_matmul(
                 grad_block_ptr, scores_stride_bytes, keys,
-                scratch_ptr + queries + (panel_column * context + first * width) * F32_BYTES,
+                scratch_ptr + queries + (panel_column * context + first * width) * WORD_BYTES,
                 context - first, sums_ptr + KEYS * out_stride_bytes + offset, out_stride_bytes,
             )  # fmt: skip
-            panel_ptr = keys_ptr + panel_column * keys * F32_BYTES
+            panel_ptr = keys_ptr + panel_column * keys * WORD_BYTES
             out_ptr = scratch_ptr + grad_queries + first * out_stride_bytes + offset
             add_causal_matmul(
                 grad_block_ptr, scores_stride_bytes, keys, panel_ptr, 0, out_ptr, out_stride_bytes
             )
             add_matmul(
-                grad_block_ptr + keys * F32_BYTES, scores_stride_bytes, later, panel_ptr, keys,
+                grad_block_ptr + keys * WORD_BYTES, scores_stride_bytes, later, panel_ptr, keys,
                 out_ptr + keys * out_stride_bytes, out_stride_bytes,
             )  # fmt: skip
         grad_key_ptr = record.grad_qkv_ptr + key_ptr - record.qkv_ptr
@@ -225,7 +225,7 @@ def _make_differentiate_row(target: KernelTarget) -> Any:
     ) -> None:  # fmt: skip
         context = record.context
         first = key // lanes * lanes
-        offset = first * F32_BYTES
+        offset = first * WORD_BYTES
         index = (number * context + first) * context + key
         if record.threshold > 0:
             differentiate_dropped(

@@ -1,6 +1,6 @@
 """The working memory of attention, in bytes; computed alike by Python and by compiled code."""
 
-from nanovllm.model.kernels.build.layout import F32_BYTES, LINE_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 
 QUERIES = 24
@@ -31,14 +31,14 @@ def attention_layout(
     Returns:
         Offsets of V, scores, sums and factors, strides of scores and of sums, total.
     """
-    row_bytes = -(-head_dim // width) * width * F32_BYTES
+    row_bytes = -(-head_dim // width) * width * WORD_BYTES
     # A row more than a power of two apart: rows of the same set of the cache would evict each other
-    scores_stride_bytes = -(-context // width) * width * F32_BYTES + LINE_BYTES
-    values = -(-context // width) * width * head_dim * F32_BYTES
+    scores_stride_bytes = -(-context // width) * width * WORD_BYTES + LINE_BYTES
+    values = -(-context // width) * width * head_dim * WORD_BYTES
     scores = values + context * row_bytes
     sums = scores + QUERIES * scores_stride_bytes
     factors = sums + QUERIES * row_bytes
-    total = factors + -(-QUERIES * F32_BYTES // LINE_BYTES) * LINE_BYTES
+    total = factors + -(-QUERIES * WORD_BYTES // LINE_BYTES) * LINE_BYTES
     return values, scores, sums, factors, scores_stride_bytes, row_bytes, total
 
 
@@ -63,15 +63,15 @@ def attention_backward_layout(
     """
     columns = -(-head_dim // width) * width
     queries = -(-context // width) * width
-    row_bytes = columns * F32_BYTES
-    scores_stride_bytes = queries * F32_BYTES + LINE_BYTES
-    grads_t = queries * head_dim * F32_BYTES
+    row_bytes = columns * WORD_BYTES
+    scores_stride_bytes = queries * WORD_BYTES + LINE_BYTES
+    grads_t = queries * head_dim * WORD_BYTES
     first = 2 * grads_t
     second = first + context * row_bytes
     grad_queries = second + context * row_bytes
     lse = grad_queries + context * row_bytes
-    dots = lse + queries * F32_BYTES
-    keys = dots + queries * F32_BYTES
+    dots = lse + queries * WORD_BYTES
+    keys = dots + queries * WORD_BYTES
     scores = keys + KEYS * row_bytes
     total = scores + 2 * KEYS * (scores_stride_bytes + row_bytes)
     return (

@@ -5,7 +5,7 @@ from typing import Any
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_copy, make_scatter
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
@@ -29,8 +29,8 @@ def make_copy_panels(target: KernelTarget) -> Any:
         for first in range(0, head_dim, width):
             columns = min(width, head_dim - first)
             for row in range(rows):
-                copy(in_ptr + row * in_stride_bytes + first * F32_BYTES, out_ptr, columns)
-                out_ptr += width * F32_BYTES
+                copy(in_ptr + row * in_stride_bytes + first * WORD_BYTES, out_ptr, columns)
+                out_ptr += width * WORD_BYTES
 
     return copy_panels
 
@@ -54,17 +54,17 @@ def make_transpose_panels(target: KernelTarget) -> Any:
     ) -> None:
         whole_dims = head_dim // lanes * lanes
         for first in range(0, rows, lanes):
-            panel_ptr = out_ptr + (first // width * head_dim * width + first % width) * F32_BYTES
+            panel_ptr = out_ptr + (first // width * head_dim * width + first % width) * WORD_BYTES
             count = min(lanes, rows - first)
             first_dim = 0
             if count == lanes:
-                block(in_ptr, in_stride_bytes, whole_dims, panel_ptr, width * F32_BYTES)
+                block(in_ptr, in_stride_bytes, whole_dims, panel_ptr, width * WORD_BYTES)
                 first_dim = whole_dims
             for row in range(count):
                 scatter(
-                    in_ptr + row * in_stride_bytes + first_dim * F32_BYTES,
-                    panel_ptr + (first_dim * width + row) * F32_BYTES,
-                    width * F32_BYTES,
+                    in_ptr + row * in_stride_bytes + first_dim * WORD_BYTES,
+                    panel_ptr + (first_dim * width + row) * WORD_BYTES,
+                    width * WORD_BYTES,
                     head_dim - first_dim,
                 )
             in_ptr += lanes * in_stride_bytes
@@ -80,9 +80,7 @@ def _transpose_block(
 
     def square(column: Value, _: list[Value]) -> list[Value]:
         rows = [
-            v.load(
-                v.element(v.address(in_ptr, v.builder.mul(in_stride_bytes, I64(row))), column)
-            )
+            v.load(v.element(v.address(in_ptr, v.builder.mul(in_stride_bytes, I64(row))), column))
             for row in range(v.lanes)
         ]
         square_ptr = v.address(out_ptr, v.builder.mul(column, out_stride_bytes))
@@ -111,4 +109,3 @@ def _transpose(v: Vectors, rows: list[Value]) -> list[Value]:
             for mask in masks
         ]
     return rows
-

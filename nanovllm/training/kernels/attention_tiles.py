@@ -21,7 +21,7 @@ there, and a NaN of a later token does not reach an earlier one, as 0 * NaN woul
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.training.kernels.attention_layout import PANEL_VECTORS, panel_width
@@ -40,8 +40,8 @@ def _make_tile(
     panel_ptr, steps  the panel, and the steps that all rows take
     out_ptr           receives [rows, WIDTH], or is added to if `accumulate`
     """
-    offsets_bytes = [vector * target.lanes * F32_BYTES for vector in range(PANEL_VECTORS)]
-    step_bytes = panel_width(target) * F32_BYTES
+    offsets_bytes = [vector * target.lanes * WORD_BYTES for vector in range(PANEL_VECTORS)]
+    step_bytes = panel_width(target) * WORD_BYTES
 
     def tile(
         v: Vectors, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value, steps: Value,
@@ -50,43 +50,42 @@ def _make_tile(
         def row_ptr(base_ptr: Value, row: int, stride_bytes: Value) -> Value:
             return v.address(base_ptr, v.builder.mul(stride_bytes, I64(row)))
 
+        def load_input(row: int, step: Value) -> Value:
+            if transposed:
+                column_ptr = v.address(in_ptr, v.builder.mul(step, in_stride_bytes))
+                return v.load_scalar(column_ptr, row * WORD_BYTES)
+            return v.load_scalar(v.element(in_ptrs[row], step))
+
         def multiply_add(step: Value, accumulators: list[Value], rows: range) -> list[Value]:
             """Add one step's products to the accumulators of some rows."""
             panel_row_ptr = v.address(panel_ptr, v.times(step, step_bytes))
             weights = [v.load(panel_row_ptr, offset) for offset in offsets_bytes]
             updated = list(accumulators)
             for row in rows:
-                if transposed:
-                    column_ptr = v.address(in_ptr, v.builder.mul(step, in_stride_bytes))
-                    value = v.load_scalar(column_ptr, row * F32_BYTES)
-                else:
-                    value = v.load_scalar(v.element(in_ptrs[row], step))
+                value = load_input(row, step)
                 for vector, weight in enumerate(weights):
                     index = row * PANEL_VECTORS + vector
                     updated[index] = v.fma(v.splat(value), weight, updated[index])
             return updated
 
-        in_ptrs = [] if transposed else [row_ptr(in_ptr, r, in_stride_bytes) for r in range(rows)]
+        in_ptrs = [row_ptr(in_ptr, row, in_stride_bytes) for row in range(rows)]
         out_ptrs = [row_ptr(out_ptr, row, out_stride_bytes) for row in range(rows)]
         accumulators = [
             v.load(out_ptr, offset) if accumulate else v.constant(0.0)
             for out_ptr in out_ptrs
             for offset in offsets_bytes
         ]
-        first = 0
-        if shape == HEAD:
-            for step in range(rows):
-                accumulators = multiply_add(I64(step), accumulators, range(step + 1))
-            first = rows
+        first = rows if shape == HEAD else 0
+        for step in range(first):
+            accumulators = multiply_add(I64(step), accumulators, range(step + 1))
         accumulators = v.loop(
             steps,
             1,
             accumulators,
             lambda k, totals: multiply_add(v.address(k, first), totals, range(rows)),
         )
-        if shape == TAIL:
-            for step in range(rows):
-                accumulators = multiply_add(v.address(steps, step), accumulators, range(step, rows))
+        for step in range(rows if shape == TAIL else 0):
+            accumulators = multiply_add(v.address(steps, step), accumulators, range(step, rows))
         for row, out_row_ptr in enumerate(out_ptrs):
             for vector, offset in enumerate(offsets_bytes):
                 v.store(accumulators[row * PANEL_VECTORS + vector], out_row_ptr, offset)
@@ -112,7 +111,7 @@ def make_matmul(
         for height in _HEIGHTS
     )
     is_head, is_tail = shape == HEAD, shape == TAIL
-    step_bytes = panel_width(target) * F32_BYTES
+    step_bytes = panel_width(target) * WORD_BYTES
 
     @compiled
     def matmul(
@@ -130,14 +129,14 @@ def make_matmul(
                 tile2(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
             else:
                 tile1(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
-            in_ptr += height * (F32_BYTES if transposed else in_stride_bytes)
+            in_ptr += height * (WORD_BYTES if transposed else in_stride_bytes)
             out_ptr += height * out_stride_bytes
             rows -= height
             if is_tail:
                 steps += height
             if is_head:
                 steps -= height
-                in_ptr += height * F32_BYTES
+                in_ptr += height * WORD_BYTES
                 panel_ptr += height * step_bytes
 
     return matmul

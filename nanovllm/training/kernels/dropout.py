@@ -6,7 +6,7 @@ from typing import Any
 from llvmlite import ir
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
@@ -65,7 +65,7 @@ def make_add_dropout(target: KernelTarget) -> Any:
         record = _record_at(record_ptr)
         first = take_item(record.phases_ptr) * ITEM_ELEMENTS
         while first < record.count:
-            offset_bytes = first * F32_BYTES
+            offset_bytes = first * WORD_BYTES
             count = min(ITEM_ELEMENTS, record.count - first)
             x_ptr, out_ptr = record.x_ptr + offset_bytes, record.out_ptr + offset_bytes
             residual_ptr = record.residual_ptr + offset_bytes

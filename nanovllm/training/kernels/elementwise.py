@@ -81,7 +81,9 @@ def sum_elements(
 ) -> list[Value]:
     """Return the `sums` sums of compute(*inputs[i]) over each i below `count`, as scalars."""
 
-    def add(values: list[Value], totals: list[Value], keep: Keep) -> tuple[list[Value], list[Value]]:
+    def add(
+        values: list[Value], totals: list[Value], keep: Keep
+    ) -> tuple[list[Value], list[Value]]:
         terms = compute(*values)
         return [], [v.add(total, keep(term)) for total, term in zip(totals, terms, strict=True)]
 

@@ -7,7 +7,7 @@ thread adds the strip of all rows, in order, and no two threads add to the same 
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import load_int, record_at
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
@@ -26,7 +26,7 @@ def make_embed(target: KernelTarget) -> Any:
     @compiled
     def embed(record_ptr: int, thread: int) -> None:
         record = _forward_record_at(record_ptr)
-        row_bytes = record.d_model * F32_BYTES
+        row_bytes = record.d_model * WORD_BYTES
         first = take_item(record.phases_ptr) * ITEM_ROWS
         while first < record.rows:
             for row in range(first, min(first + ITEM_ROWS, record.rows)):
@@ -52,10 +52,10 @@ def make_embed_backward(target: KernelTarget) -> Any:
     @compiled
     def embed_backward(record_ptr: int, thread: int) -> None:
         record = _backward_record_at(record_ptr)
-        row_bytes = record.d_model * F32_BYTES
+        row_bytes = record.d_model * WORD_BYTES
         first = take_item(record.phases_ptr) * STRIP
         while first < record.d_model:
-            count, offset_bytes = min(STRIP, record.d_model - first), first * F32_BYTES
+            count, offset_bytes = min(STRIP, record.d_model - first), first * WORD_BYTES
             for row in range(record.rows):
                 grad_ptr = record.grad_out_ptr + row * row_bytes + offset_bytes
                 token = load_int(record.token_ids_ptr, row)

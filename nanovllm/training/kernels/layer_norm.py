@@ -8,7 +8,7 @@ items, a strip of columns at a time. So no bit depends on which thread computed 
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.move import record_at
@@ -31,11 +31,11 @@ def make_layer_norm(target: KernelTarget) -> Any:
         first = take_item(record.phases_ptr) * ITEM_ROWS
         while first < record.rows:
             for row in range(first, min(first + ITEM_ROWS, record.rows)):
-                offset_bytes = row * record.d_model * F32_BYTES
+                offset_bytes = row * record.d_model * WORD_BYTES
                 normalize(
                     record.x_ptr + offset_bytes, record.gain_ptr, record.bias_ptr,
-                    record.out_ptr + offset_bytes, record.mean_ptr + row * F32_BYTES,
-                    record.inverse_ptr + row * F32_BYTES, record.d_model, record.epsilon_bits,
+                    record.out_ptr + offset_bytes, record.mean_ptr + row * WORD_BYTES,
+                    record.inverse_ptr + row * WORD_BYTES, record.d_model, record.epsilon_bits,
                 )  # fmt: skip
             first = take_item(record.phases_ptr) * ITEM_ROWS
 
@@ -80,7 +80,7 @@ def make_layer_norm_backward(target: KernelTarget) -> Any:
     @compiled
     def layer_norm_backward(record_ptr: int, thread: int) -> None:
         record = _backward_record_at(record_ptr)
-        row_bytes = record.d_model * F32_BYTES
+        row_bytes = record.d_model * WORD_BYTES
         items, done = (record.rows + ITEM_ROWS - 1) // ITEM_ROWS, 0
         item = take_item(record.phases_ptr)
         while item < items:
@@ -91,15 +91,15 @@ def make_layer_norm_backward(target: KernelTarget) -> Any:
                 if record.onto_ptr == 0:
                     differentiate(
                         record.grad_out_ptr + offset_bytes, record.x_ptr + offset_bytes,
-                        record.gain_ptr, record.mean_ptr + row * F32_BYTES,
-                        record.inverse_ptr + row * F32_BYTES, 0, record.grad_x_ptr + offset_bytes,
+                        record.gain_ptr, record.mean_ptr + row * WORD_BYTES,
+                        record.inverse_ptr + row * WORD_BYTES, 0, record.grad_x_ptr + offset_bytes,
                         sums_ptr, sums_ptr + row_bytes, record.d_model,
                     )  # fmt: skip
                 else:
                     differentiate_onto(
                         record.grad_out_ptr + offset_bytes, record.x_ptr + offset_bytes,
-                        record.gain_ptr, record.mean_ptr + row * F32_BYTES,
-                        record.inverse_ptr + row * F32_BYTES, record.onto_ptr + offset_bytes,
+                        record.gain_ptr, record.mean_ptr + row * WORD_BYTES,
+                        record.inverse_ptr + row * WORD_BYTES, record.onto_ptr + offset_bytes,
                         record.grad_x_ptr + offset_bytes, sums_ptr, sums_ptr + row_bytes,
                         record.d_model,
                     )  # fmt: skip
@@ -110,7 +110,7 @@ def make_layer_norm_backward(target: KernelTarget) -> Any:
             return
         first = take_item(phase_ptr) * STRIP
         while first < record.d_model:
-            count, offset_bytes = min(STRIP, record.d_model - first), first * F32_BYTES
+            count, offset_bytes = min(STRIP, record.d_model - first), first * WORD_BYTES
             for item in range(items):
                 sums_ptr = record.partial_ptr + item * 2 * row_bytes + offset_bytes
                 add(sums_ptr, record.grad_gain_ptr + offset_bytes, count)

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.kernels.build.layout import F32_BYTES
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.model.kernels.threads.cores import default_threads
@@ -28,7 +28,14 @@ from nanovllm.training.kernels.records import (
     SCRATCH_FLOATS,
 )
 from nanovllm.training.kernels.runner import OperationRunner
-from nanovllm.training.operations import AdamWStep, Array, AttentionShape, NumpyOperations, Rows, TokenIds
+from nanovllm.training.operations import (
+    AdamWStep,
+    Array,
+    AttentionShape,
+    NumpyOperations,
+    Rows,
+    TokenIds,
+)
 
 
 class CompiledOperations(NumpyOperations):
@@ -176,7 +183,11 @@ class CompiledOperations(NumpyOperations):
         return grad_qkv
 
     def _run_attention(
-        self, name: str, shape: AttentionShape, layout: Callable[..., tuple[int, ...]], **arrays: Array
+        self,
+        name: str,
+        shape: AttentionShape,
+        layout: Callable[..., tuple[int, ...]],
+        **arrays: Array,
     ) -> None:
         """Run an entry of attention with working memory for each thread."""
         d_model = arrays["out"].shape[1]
@@ -190,7 +201,7 @@ class CompiledOperations(NumpyOperations):
             heads=shape.heads,
             head_dim=head_dim,
             scale=shape.scale,
-            scratch=self._empty(self._runner.threads, scratch_bytes // F32_BYTES),
+            scratch=self._empty(self._runner.threads, scratch_bytes // WORD_BYTES),
             scratch_bytes=scratch_bytes,
             **_dropout_arguments(shape.dropout, shape.key),
             **arrays,
