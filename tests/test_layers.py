@@ -179,6 +179,7 @@ def test_exported_names_are_there() -> None:
         "EngineError",
         "EngineFaultError",
         "EngineNotReadyError",
+        "EvaluationResult",
         "InvalidRequestError",
         "LLM",
         "Logprob",
@@ -195,6 +196,7 @@ def test_exported_names_are_there() -> None:
         "Tokenizer",
         "TokensPrompt",
         "__version__",
+        "evaluate",
     }
 
 
