@@ -179,6 +179,7 @@ def test_exported_names_are_there() -> None:
         "EngineError",
         "EngineFaultError",
         "EngineNotReadyError",
+        "EvaluationResult",
         "InvalidRequestError",
         "LLM",
         "Logprob",
@@ -194,7 +195,11 @@ def test_exported_names_are_there() -> None:
         "TextPrompt",
         "Tokenizer",
         "TokensPrompt",
+        "Trainer",
+        "TrainingConfig",
+        "TrainingError",
         "__version__",
+        "evaluate",
     }
 
 

@@ -112,11 +112,11 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
                 panel_ptr = panels_ptr + (panel * steps + first_step) * width_bytes
                 for row in range(0, height, TILE_ROWS):
                     tile_rows = min(TILE_ROWS, height - row)
+                    row_offset_bytes = row * c_row_bytes + offset_bytes
                     tile(
                         tile_rows, tile_ptr + row // TILE_ROWS * tile_bytes, row_bytes, step_bytes,
-                        panel_ptr, count, scratch_ptr,
+                        panel_ptr, count, scratch_ptr, c_ptr + row_offset_bytes, c_row_bytes,
                     )  # fmt: skip
-                    row_offset_bytes = row * c_row_bytes + offset_bytes
                     epilogue(
                         kind if is_last else 0, adds, scratch_ptr, tile_rows,
                         min(width, columns - column), bias_ptr + offset_bytes,

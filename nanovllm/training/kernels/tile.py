@@ -15,7 +15,7 @@ height of the tile nor the thread.
 from typing import Any
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.layout import LINE_BYTES, WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 
@@ -29,13 +29,18 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
     panel_ptr                         panel of B [steps, width]
     steps                             number of steps
     out_ptr                           result [rows, width]
+    c_ptr, c_row_bytes                where the epilogue writes: prefetched meanwhile
     """
     width_bytes = target.panel_width * WORD_BYTES
 
     def tile(
         v: Vectors, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value, panel_ptr: Value,
-        steps: Value, out_ptr: Value,
+        steps: Value, out_ptr: Value, c_ptr: Value, c_row_bytes: Value,
     ) -> None:  # fmt: skip
+        for row in range(rows):
+            c_row_ptr = v.address(c_ptr, v.builder.mul(c_row_bytes, I64(row)))
+            for offset_bytes in range(0, width_bytes, LINE_BYTES):
+                v.prefetch(c_row_ptr, offset_bytes, writes=True)
         row_ptrs = [v.address(a_ptr, v.builder.mul(a_row_bytes, I64(row))) for row in range(rows)]
         vectors = range(target.panel_vectors)
 
@@ -66,19 +71,19 @@ def make_tile(target: KernelTarget) -> Any:
     @compiled
     def tile(
         rows: int, a_ptr: int, a_row_bytes: int, a_step_bytes: int, panel_ptr: int, steps: int,
-        out_ptr: int,
+        out_ptr: int, c_ptr: int, c_row_bytes: int,
     ) -> None:  # fmt: skip
         if rows == 6:
-            tile6(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+            tile6(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 5:
-            tile5(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+            tile5(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 4:
-            tile4(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+            tile4(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 3:
-            tile3(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+            tile3(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         elif rows == 2:
-            tile2(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+            tile2(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
         else:
-            tile1(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr)
+            tile1(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
 
     return tile

@@ -65,7 +65,8 @@ function addReadOut(plot) {
     plot.append(cursor, box);
     const room = plot.clientWidth - box.offsetWidth;
     const left = part * plot.clientWidth;
-    box.style.left = `${left + 12 <= room ? left + 12 : Math.max(0, left - 12 - box.offsetWidth)}px`;
+    const before = Math.max(0, left - 12 - box.offsetWidth);
+    box.style.left = `${left + 12 <= room ? left + 12 : before}px`;
   }
 
   function hide() {
