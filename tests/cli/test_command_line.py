@@ -29,7 +29,7 @@ assert not slow, slow
 """
 
 
-COMMANDS = ("serve", "generate", "run-batch", "download", "eval", "verify", "bench latency",
+COMMANDS = ("serve", "generate", "run-batch", "train", "train-report", "download", "eval", "verify", "bench latency",
             "bench throughput", "bench serve", "list", "show", "remove", "env")  # fmt: skip
 
 
@@ -61,6 +61,7 @@ def test_every_command_has_its_function(command: str) -> None:
         "run-batch": ["-i", "a", "-o", "b"],
         "remove": ["kernels"],
         "eval": ["--data", "a"],
+        "train-report": ["a"],
     }.get(command, [])
     assert callable(build_parser().parse_args([*command.split(), *required]).run.load())
 
@@ -74,11 +75,16 @@ def test_help_shows_defaults_and_environment_variables(
         main([*command.split(), "--help"])
     text = capsys.readouterr().out
     assert max(map(len, text.splitlines())) <= 100
-    assert any(variable in text.partition("environment variables:\n")[2] for variable in VARIABLES)
+    variables = text.partition("environment variables:\n")[2]
+    assert any(variable in variables for variable in VARIABLES) or command == "train-report"
     options = re.split(r"\n(?=  -)", text.partition("\nenvironment")[0])[1:]
     silent = [option for option in options if "default:" not in option]
     names = {option.split()[0].strip(",") for option in silent}
-    assert names <= {"-h", "-i", "-o", "--model", "--data"}, silent
+    without_default = {"-h", "-i", "-o", "--model", "--data"}
+    if command == "train":
+        without_default |= {"--output", "--config", "--resume", "--stop-after"}
+        without_default |= {"--preset", "--init-from", "--patience", "--epochs"}
+    assert names <= without_default, silent
     help_lines = [re.findall(r"(?m)^ {32}\S|\S {2,}\S", option) for option in options]
     assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"
 

@@ -1,16 +1,26 @@
 """The operations of training on compiled kernels; the ones not listed here are NumPy's."""
 
+from collections.abc import Callable
+
 import numpy as np
 from jaxtyping import Int64
 
 from nanovllm.model.activation import ACTIVATIONS
+from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.model.kernels.threads.cores import default_threads
+from nanovllm.training.dropout import threshold
+from nanovllm.training.kernels.attention_layout import (
+    attention_backward_layout,
+    attention_layout,
+    panel_width,
+)
 from nanovllm.training.kernels.records import (
     DTYPES,
     GRADIENT_ROWS,
     ITEM_ELEMENTS,
+    ITEM_ROWS,
     KINDS,
     LINEAR,
     LOGITS_FLOATS,
@@ -18,7 +28,14 @@ from nanovllm.training.kernels.records import (
     SCRATCH_FLOATS,
 )
 from nanovllm.training.kernels.runner import OperationRunner
-from nanovllm.training.operations import AdamWStep, Array, NumpyOperations, Rows
+from nanovllm.training.operations import (
+    AdamWStep,
+    Array,
+    AttentionShape,
+    NumpyOperations,
+    Rows,
+    TokenIds,
+)
 
 
 class CompiledOperations(NumpyOperations):
@@ -47,6 +64,169 @@ class CompiledOperations(NumpyOperations):
     def close(self) -> None:
         """End the helper threads."""
         self._runner.close()
+
+    def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
+        """Return token_embedding[token] + position_embedding[position] of each token."""
+        _check_tokens(token_ids, len(token_embedding))
+        d_model = token_embedding.shape[1]
+        out = self._empty(token_ids.size, d_model)
+        self._runner.run(
+            "embed",
+            out.size,
+            token_ids=token_ids,
+            token_embedding=token_embedding,
+            position_embedding=position_embedding,
+            out=out,
+            rows=token_ids.size,
+            context=token_ids.shape[1],
+            d_model=d_model,
+        )
+        return out
+
+    def embed_backward(
+        self,
+        grad_out: Rows,
+        token_ids: TokenIds,
+        grad_token_embedding: Array,
+        grad_position_embedding: Array | None,
+    ) -> None:
+        """Add each row's gradient to its token's embedding, and to its position's if learned."""
+        _check_tokens(token_ids, len(grad_token_embedding))
+        self._runner.run(
+            "embed_backward",
+            2 * grad_out.size,
+            grad_out=grad_out,
+            token_ids=token_ids,
+            grad_token_embedding=grad_token_embedding,
+            grad_position_embedding=grad_position_embedding,
+            rows=len(grad_out),
+            context=token_ids.shape[1],
+            d_model=grad_out.shape[1],
+        )
+
+    def layer_norm(
+        self, x: Rows, gain: Array, bias: Array, epsilon: float
+    ) -> tuple[Rows, Array, Array]:
+        """Return gain * n + bias with n = (x - mean) * inverse, and each row's mean and inverse."""
+        out, mean, inverse = self._empty(*x.shape), self._empty(len(x)), self._empty(len(x))
+        self._runner.run(
+            "layer_norm",
+            8 * x.size,
+            x=x,
+            gain=gain,
+            bias=bias,
+            out=out,
+            mean=mean,
+            inverse=inverse,
+            rows=len(x),
+            d_model=x.shape[1],
+            epsilon=epsilon,
+        )
+        return out, mean, inverse
+
+    def layer_norm_backward(
+        self,
+        grad_out: Rows,
+        x: Rows,
+        gain: Array,
+        mean: Array,
+        inverse: Array,
+        grad_gain: Array,
+        grad_bias: Array,
+        onto: Rows | None,
+    ) -> Rows:
+        """Return grad_x, added to `onto` in its memory if given."""
+        rows, d_model = x.shape
+        grad_x = self._empty(rows, d_model) if onto is None else onto
+        self._runner.run(
+            "layer_norm_backward",
+            16 * x.size,
+            grad_out=grad_out,
+            x=x,
+            gain=gain,
+            mean=mean,
+            inverse=inverse,
+            onto=onto,
+            grad_x=grad_x,
+            partial=self._empty(-(-rows // ITEM_ROWS), 2, d_model),
+            grad_gain=grad_gain,
+            grad_bias=grad_bias,
+            rows=rows,
+            d_model=d_model,
+        )
+        return grad_x
+
+    def attention(self, qkv: Rows, shape: AttentionShape) -> tuple[Rows, Array]:
+        """Return causal self-attention, and the logsumexp of each row of scores."""
+        out = self._empty(len(qkv), qkv.shape[1] // 3)
+        logsumexp = self._empty(shape.batch, shape.heads, shape.context)
+        self._run_attention(
+            "attention", shape, attention_layout, qkv=qkv, out=out, logsumexp=logsumexp
+        )
+        return out, logsumexp
+
+    def attention_backward(
+        self, grad_out: Rows, qkv: Rows, out: Rows, logsumexp: Array, shape: AttentionShape
+    ) -> Rows:
+        """Return grad_qkv."""
+        grad_qkv = self._empty(*qkv.shape)
+        self._run_attention(
+            "attention_backward",
+            shape,
+            attention_backward_layout,
+            grad_out=grad_out,
+            qkv=qkv,
+            out=out,
+            logsumexp=logsumexp,
+            grad_qkv=grad_qkv,
+        )
+        return grad_qkv
+
+    def _run_attention(
+        self,
+        name: str,
+        shape: AttentionShape,
+        layout: Callable[..., tuple[int, ...]],
+        **arrays: Array,
+    ) -> None:
+        """Run an entry of attention with working memory for each thread."""
+        d_model = arrays["out"].shape[1]
+        head_dim = d_model // shape.heads
+        *_, scratch_bytes = layout(shape.context, head_dim, panel_width(self._runner.target))
+        self._runner.run(
+            name,
+            4 * shape.context * arrays["out"].size,
+            batch=shape.batch,
+            context=shape.context,
+            heads=shape.heads,
+            head_dim=head_dim,
+            scale=shape.scale,
+            scratch=self._empty(self._runner.threads, scratch_bytes // WORD_BYTES),
+            scratch_bytes=scratch_bytes,
+            **_dropout_arguments(shape.dropout, shape.key),
+            **arrays,
+        )
+
+    def add_dropout(self, residual: Rows, x: Rows, rate: float, key: int) -> Rows:
+        """Return residual + dropout(x): the end of a residual branch."""
+        return self._add_dropout(residual, x, rate, key)
+
+    def dropout(self, x: Rows, rate: float, key: int) -> Rows:
+        """Return x with elements set to 0 at `rate`, the others divided by 1 - rate."""
+        return x if rate == 0.0 else self._add_dropout(None, x, rate, key)
+
+    def _add_dropout(self, residual: Rows | None, x: Rows, rate: float, key: int) -> Rows:
+        out = self._empty(*x.shape)
+        self._runner.run(
+            "add_dropout",
+            (2 if rate == 0.0 else 16) * x.size,
+            residual=residual,
+            x=x,
+            out=out,
+            count=x.size,
+            **_dropout_arguments(rate, key),
+        )
+        return out
 
     def linear(
         self, x: Rows, weight: Array, bias: Array, activation: str
@@ -224,6 +404,22 @@ class CompiledOperations(NumpyOperations):
     def _scratch(self) -> Array:
         """Return the working memory of the threads in a matmul."""
         return self._empty(self._runner.threads, SCRATCH_FLOATS)
+
+
+def _dropout_arguments(rate: float, key: int) -> dict[str, float]:
+    """Return the arguments of a use of dropout."""
+    return {
+        "key_low": key & 0xFFFFFFFF,
+        "key_high": key >> 32,
+        "threshold": threshold(rate),
+        "factor": 1.0 / (1.0 - rate),
+    }
+
+
+def _check_tokens(token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:
+    """Raise IndexError for a token that is not in the vocabulary."""
+    if token_ids.min() < 0 or token_ids.max() >= vocab:
+        raise IndexError(f"a token is not in the vocabulary of {vocab} tokens")
 
 
 _FUNCTION_NAMES = {name: function.__name__ for name, function in ACTIVATIONS.items()}
