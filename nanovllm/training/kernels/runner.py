@@ -107,5 +107,7 @@ def _address(name: str, array: Argument) -> int:
             f"{DTYPES.get(name, _FLOAT32)} in C order"
         )
     if array.flags.writeable and array.size:
-        return addressof(c_char.from_buffer(array))  # faster than array.ctypes, which is general
+        return addressof(
+            c_char.from_buffer(array.data)
+        )  # faster than array.ctypes, which is general
     return array.ctypes.data
