@@ -21,6 +21,7 @@ engine's prompt_logprobs are Python objects per token and lack float64 sums.
 
 import os
 import time
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,9 +38,14 @@ from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
 from nanovllm.progress import progress_bar
 from nanovllm.training.scoring import cut_windows, score_windows
+from nanovllm.training.text import pieces, read_documents
 
 TextSource: TypeAlias = str | os.PathLike[str]
 """A text, or the path of a file or folder of texts."""
+
+
+_PIECE_CHARACTERS = 2**20
+"""Characters that are encoded at once: the library needs about 100 MB for them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -148,7 +154,7 @@ def evaluate(
         CheckpointError: the folder is not valid.
         ValueError: a setting is wrong.
     """
-    texts = read_texts(data, pattern)
+    texts = _read_texts(data, pattern)
     config = EngineConfig(
         dtype=dtype,
         quantization=quantization,
@@ -213,51 +219,17 @@ def check_windows(folder: Path, context: int | None, stride: int | None) -> tupl
     return context, stride
 
 
-def read_texts(data: TextSource | Iterable[TextSource], pattern: str = "*.txt") -> list[str]:
-    """Return the texts of `data`, those of a folder in the order of their paths.
-
-    Raises TrainingError for a path that is missing, unreadable or not text, a folder without a file
-    of this pattern, and no text at all.
-    """
+def _read_texts(data: TextSource | Iterable[TextSource], pattern: str) -> list[str]:
+    """Return the texts among `data`, and then those of its files and folders."""
     sources = [data] if isinstance(data, str | os.PathLike) else list(data)
-    texts: list[str] = []
-    for source in sources:
-        if isinstance(source, str):
-            texts.append(source)
-        else:
-            texts += _read_documents([Path(source)], pattern)
-    if not any(texts):
-        raise TrainingError("the data has no text; give a text, or a file that is not empty")
+    texts = [source for source in sources if isinstance(source, str)]
+    paths = [Path(source) for source in sources if not isinstance(source, str)]
+    if paths:
+        corpus = read_documents(paths, pattern)
+        for warning in corpus.warnings:
+            warnings.warn(warning, stacklevel=3)
+        texts += [document.text for document in corpus.documents]
     return texts
-
-
-def _read_documents(paths: Sequence[Path], pattern: str) -> list[str]:
-    texts = []
-    for path in paths:
-        if not path.exists():
-            raise TrainingError(f"{path} does not exist; give a text file or a folder")
-        files = sorted(path.rglob(pattern)) if path.is_dir() else [path]
-        files = [file for file in files if not file.is_dir()]
-        if not files:
-            raise TrainingError(f"{path} has no file that matches {pattern!r}; change the pattern")
-        texts += [_read_text(file) for file in files]
-    return texts
-
-
-def _read_text(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-        text = content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
-    except OSError as error:
-        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise TrainingError(
-            f"{path} is not text in UTF-8: byte {error.start}; convert it"
-        ) from None
-    if "\0" in text:
-        offset = content.index(b"\0")
-        raise TrainingError(f"{path} is binary: byte {offset} is NUL; give a text file")
-    return text
 
 
 def _encode_all(
@@ -273,7 +245,7 @@ def _encode_all(
     for text in texts:
         if left == 0:
             break
-        token_ids, byte_ends = _encode(tokenizer, text)
+        token_ids, byte_ends = _encode(tokenizer, text, left)
         if bos_token is not None:
             token_ids = np.concatenate([[bos_token], token_ids])
             byte_ends = np.concatenate([[0], byte_ends])
@@ -292,16 +264,23 @@ def _encode_all(
     return encoded
 
 
-def _encode(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the token ids of a text, and the UTF-8 bytes of the text up to each token's end."""
+def _encode(
+    tokenizer: Tokenizer, text: str, max_tokens: int | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return token ids of a text, and the UTF-8 bytes of the text up to each token's end.
+
+    All token ids, or at least `max_tokens` + 1 of them: a long text is encoded in pieces.
+    """
     if tokenizer.max_token_bytes is not None:  # the tokens are exactly the text's bytes
-        ids = tokenizer.encode(text, add_special_tokens=False, allow_special=True)
+        ids = []
+        for piece in pieces(text, _PIECE_CHARACTERS):
+            ids += tokenizer.encode(piece, add_special_tokens=False, allow_special=True)
+            if max_tokens is not None and len(ids) > max_tokens:
+                break
         token_ids = np.array(ids, dtype=np.int64)
         unique, index = np.unique(token_ids, return_inverse=True)
         sizes = np.array([len(tokenizer.token_bytes(i)) for i in unique.tolist()], dtype=np.int64)
-        ends = np.cumsum(sizes[index])
-        # A tokenizer with add_prefix_space adds a byte at the beginning.
-        return token_ids, ends - (ends[-1:] - len(text.encode()))
+        return token_ids, np.cumsum(sizes[index])
     ids, character_ends = tokenizer.encode_with_ends(text)
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
     # UTF-8 needs 1 byte up to U+007F, 2 up to U+07FF, 3 up to U+FFFF.

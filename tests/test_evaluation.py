@@ -9,7 +9,7 @@ import pytest
 from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as LibraryTokenizer
 
-from nanovllm import EvaluationResult, TrainingError, evaluate
+from nanovllm import EvaluationResult, TrainingError, evaluate, evaluation
 from nanovllm.engine.tokenizer import Tokenizer
 from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.numpy_backend import NumpyBackend
@@ -70,6 +70,18 @@ def test_bytes_are_those_of_the_predicted_tokens(tiny_model: Path, max_tokens: i
     assert result.bytes == sum(len(tokenizer.token_bytes(token_id)) for token_id in token_ids)
 
 
+def test_a_long_text_is_encoded_in_pieces(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(tiny_model, TEXT, backend="numpy")
+    monkeypatch.setattr(evaluation, "_PIECE_CHARACTERS", 30)
+    pieces = run(tiny_model, TEXT, backend="numpy")
+    np.testing.assert_array_equal(pieces.losses, whole.losses)
+    assert pieces.bytes == whole.bytes
+    limited = run(tiny_model, TEXT, backend="numpy", max_tokens=10)
+    np.testing.assert_allclose(limited.losses, whole.losses[:10], atol=1e-5)
+
+
 def test_a_character_level_tokenizer_counts_bytes_too(tmp_path: Path) -> None:
     characters = sorted(set(TEXT + "Hello, world 1"))  # loading encodes these
     write_tiny_model(tmp_path, config={"vocab_size": len(characters), "eos_token_id": None})
@@ -99,8 +111,10 @@ def test_each_text_is_scored_on_its_own(tiny_model: Path, tmp_path: Path) -> Non
         together.losses, np.concatenate([part.losses for part in parts]), atol=1e-5
     )
     assert together.bytes == sum(part.bytes for part in parts)
-    files = run(tiny_model, [first, tmp_path / "folder"], backend="numpy", pattern="*.py")
-    np.testing.assert_array_equal(files.losses, together.losses)
+    (tmp_path / "folder" / "c.py").write_bytes(b"a\0b")
+    with pytest.warns(UserWarning, match="skipped 1 of 2 files"):
+        files = run(tiny_model, [first, tmp_path / "folder"], backend="numpy", pattern="*.py")
+    np.testing.assert_allclose(files.losses, together.losses, atol=1e-5)
     limit = parts[0].tokens + 3
     assert run(tiny_model, texts, backend="numpy", max_tokens=limit).tokens == limit
 
@@ -157,10 +171,10 @@ def test_the_bundled_model_has_the_loss_of_transformers(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "no text"),
+        (b"", "there is no text"),
         (b"a", "at least 2 are needed"),
-        (b"the \x00 end", "byte 4 is"),
-        (b"the \xff end", "byte 4"),
+        (b"the \x00 end", "byte 4 is zero"),
+        (b"the \xff end", "byte 4 is 0xff"),
     ],
 )
 def test_unusable_files_are_named(

@@ -8,16 +8,21 @@ import json
 import math
 from typing import Any
 
+from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.table import print_table
 from nanovllm.config import EngineConfig
-from nanovllm.evaluation import EvaluationResult, check_windows, evaluate, read_texts
+from nanovllm.evaluation import EvaluationResult, check_windows, evaluate
 from nanovllm.hub import resolve_model
+from nanovllm.training.text import read_documents
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Evaluate in every precision, and print a table or a JSON object."""
     configs = _configs(parsed)
-    texts = read_texts(parsed.data, parsed.pattern)
+    corpus = read_documents(parsed.data, parsed.pattern)
+    for warning in corpus.warnings:
+        print_message(warning)
+    texts = [document.text for document in corpus.documents]
     folder = resolve_model(parsed.model)
     check_windows(folder, parsed.context, parsed.stride)
     results = [

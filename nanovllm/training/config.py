@@ -8,8 +8,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from typing_extensions import Self
-
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
 
@@ -269,7 +267,9 @@ class TrainingConfig:
         )
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> Self:
+    def from_dict(
+        cls, settings: Mapping[str, Any], source: str = "the settings"
+    ) -> "TrainingConfig":
         """Return a config; raise TrainingError for a name that is none of a setting."""
         names = {field.name for field in fields(cls)}
         unknown = [name for name in settings if name not in names]

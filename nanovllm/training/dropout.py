@@ -8,17 +8,17 @@ an interruption changes a run. The mixer is lowbias32 of Chris Wellons' hash-pro
 import numpy as np
 from jaxtyping import Bool, UInt32
 
-_SHIFTS_AND_MULTIPLIERS = ((16, 0x7FEB352D), (15, 0x846CA68B))
-_LAST_SHIFT = 16
+SHIFTS_AND_MULTIPLIERS = ((16, 0x7FEB352D), (15, 0x846CA68B))
+LAST_SHIFT = 16
 MAX_ELEMENTS = 1 << 32
 """Elements of a site, which a 32-bit counter numbers."""
 
 
 def mix(words: UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
     """Return lowbias32 of each word: a bijection whose output bits are close to unbiased."""
-    for shift, multiplier in _SHIFTS_AND_MULTIPLIERS:
+    for shift, multiplier in SHIFTS_AND_MULTIPLIERS:
         words = (words ^ (words >> np.uint32(shift))) * np.uint32(multiplier)
-    return words ^ (words >> np.uint32(_LAST_SHIFT))
+    return words ^ (words >> np.uint32(LAST_SHIFT))
 
 
 def site_key(seed: int, step: int, site: int) -> int:
@@ -35,11 +35,11 @@ def site_key(seed: int, step: int, site: int) -> int:
 
 def threshold(rate: float) -> int:
     """Return the smallest 32-bit word that keeps an element: `rate` of all words are below."""
-    return round(rate * MAX_ELEMENTS)
+    return min(round(rate * MAX_ELEMENTS), MAX_ELEMENTS - 1)
 
 
 def keep_mask(key: int, rate: float, shape: tuple[int, ...]) -> Bool[np.ndarray, "..."]:
     """Return whether each element of a site is kept, for elements numbered in C order."""
     index = np.arange(np.prod(shape, dtype=np.int64)).astype(np.uint32)
     words = mix(mix(index ^ np.uint32(key & 0xFFFFFFFF)) + np.uint32(key >> 32))
-    return (words >= np.uint32(min(threshold(rate), MAX_ELEMENTS - 1))).reshape(shape)
+    return (words >= np.uint32(threshold(rate))).reshape(shape)

@@ -29,8 +29,10 @@ assert not slow, slow
 """
 
 
-COMMANDS = ("serve", "generate", "run-batch", "train", "train-report", "download", "eval", "verify", "bench latency",
-            "bench throughput", "bench serve", "list", "show", "remove", "env")  # fmt: skip
+COMMANDS = (
+    "serve", "generate", "run-batch", "train", "train-report", "download", "eval", "verify",
+    "bench latency", "bench throughput", "bench serve", "list", "show", "remove", "env",
+)  # fmt: skip
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -83,7 +85,7 @@ def test_help_shows_defaults_and_environment_variables(
     without_default = {"-h", "-i", "-o", "--model", "--data"}
     if command == "train":
         without_default |= {"--output", "--config", "--resume", "--stop-after"}
-        without_default |= {"--preset", "--init-from", "--patience"}
+        without_default |= {"--preset", "--init-from", "--patience", "--epochs"}
     assert names <= without_default, silent
     help_lines = [re.findall(r"(?m)^ {32}\S|\S {2,}\S", option) for option in options]
     assert max(map(len, help_lines)) <= 2, "a help text has more than two lines"

@@ -30,7 +30,9 @@ def test_all_precisions_are_rows_of_a_table(
     arguments = (tiny_model, "--data", file, "--num-threads", 1)
     out, err = run(capsys, *arguments, "--precision", "all")
     title, blank, header, *rows = out.splitlines()
-    assert (blank, err) == ("", "")
+    assert blank == ""
+    # with an empty cache, each precision announces its compilation
+    assert all(line.startswith("nanovllm: compiling kernels") for line in err.splitlines())
     assert "context 128, stride 128, backend numba, 1 thread" in title
     assert header.split()[:2] == ["precision", "KV"]
     assert [row.split()[:2] for row in rows] == [

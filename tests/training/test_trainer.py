@@ -79,8 +79,8 @@ def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path)
     assert summary["state"] == "finished"
     assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
     with LLM(folder, backend="numpy") as llm:
-        sampling = SamplingParams(max_tokens=6, temperature=0)
-        assert llm.generate("she sells", sampling)[0].outputs[0].text == " sea s"
+        sampling = SamplingParams(max_tokens=5, temperature=0)
+        assert llm.generate("on the s", sampling)[0].outputs[0].text == "ea sh"
 
 
 @pytest.mark.parametrize("changes", [{}, {"dropout": 0.2, "grad_accumulation": 2}])

@@ -57,8 +57,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     text.add_argument(
         "--add-bos-token",
         action="store_true",
-        help="begin every file with the model's end-of-text token, so that its first token is "
-        "predicted too, as in lm-evaluation-harness (default: no)",
+        help="begin each file with the end-of-text token, so that all its tokens are predicted "
+        "(default: no)",
     )
     windows = parser.add_argument_group("windows")
     windows.add_argument(
@@ -79,8 +79,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--precision",
         type=_precisions,
         metavar="LIST",
-        help=f"{', '.join(PRECISIONS)}, several with commas, or all: one row each "
-        "(default: --dtype and --quantization)",
+        help=f"{', '.join(PRECISIONS)}, several with commas, or all "
+        "(default: that of --dtype and --quantization)",
     )
     add_precision_options(parser)
 

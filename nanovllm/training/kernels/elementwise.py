@@ -70,3 +70,22 @@ def map_elements(
 ) -> None:
     """Emit outputs[i] = compute(*inputs[i]) for each i below `count`; see `fold_elements`."""
     fold_elements(v, count, inputs, outputs, [], lambda values, _, keep: (compute(*values), []))
+
+
+def sum_elements(
+    v: Vectors,
+    count: Value,
+    inputs: Sequence[Value],
+    sums: int,
+    compute: Callable[..., Sequence[Value]],
+) -> list[Value]:
+    """Return the `sums` sums of compute(*inputs[i]) over each i below `count`, as scalars."""
+
+    def add(
+        values: list[Value], totals: list[Value], keep: Keep
+    ) -> tuple[list[Value], list[Value]]:
+        terms = compute(*values)
+        return [], [v.add(total, keep(term)) for total, term in zip(totals, terms, strict=True)]
+
+    totals = fold_elements(v, count, inputs, (), [v.constant(0.0)] * sums, add)
+    return [v.sum(total) for total in totals]

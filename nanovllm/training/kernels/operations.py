@@ -7,10 +7,15 @@ from nanovllm.model.activation import ACTIVATIONS
 from nanovllm.model.kernels.build.packing import round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.model.kernels.threads.cores import default_threads
+from nanovllm.training.kernels.attention_operations import (
+    AttentionOperations,
+    dropout_arguments,
+)
 from nanovllm.training.kernels.records import (
     DTYPES,
     GRADIENT_ROWS,
     ITEM_ELEMENTS,
+    ITEM_ROWS,
     KINDS,
     LINEAR,
     LOGITS_FLOATS,
@@ -18,10 +23,15 @@ from nanovllm.training.kernels.records import (
     SCRATCH_FLOATS,
 )
 from nanovllm.training.kernels.runner import OperationRunner
-from nanovllm.training.operations import AdamWStep, Array, NumpyOperations, Rows
+from nanovllm.training.operations import (
+    AdamWStep,
+    Array,
+    Rows,
+    TokenIds,
+)
 
 
-class CompiledOperations(NumpyOperations):
+class CompiledOperations(AttentionOperations):
     """NumpyOperations in float32, compiled; for one caller at a time.
 
     Arguments must be C-contiguous. No bit of a result depends on the number of threads.
@@ -36,8 +46,7 @@ class CompiledOperations(NumpyOperations):
             num_threads: the default is one for each core that this process may use.
             target: what to compile for; the default is this CPU.
         """
-        self._runner = OperationRunner(num_threads or default_threads(), target or host_target())
-        self._empty = self._runner.arrays.empty
+        super().__init__(OperationRunner(num_threads or default_threads(), target or host_target()))
 
     @property
     def num_threads(self) -> int:
@@ -47,6 +56,118 @@ class CompiledOperations(NumpyOperations):
     def close(self) -> None:
         """End the helper threads."""
         self._runner.close()
+
+    def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
+        """Return token_embedding[token] + position_embedding[position] of each token."""
+        _check_tokens(token_ids, len(token_embedding))
+        d_model = token_embedding.shape[1]
+        out = self._empty(token_ids.size, d_model)
+        self._runner.run(
+            "embed",
+            out.size,
+            token_ids=token_ids,
+            token_embedding=token_embedding,
+            position_embedding=position_embedding,
+            out=out,
+            rows=token_ids.size,
+            context=token_ids.shape[1],
+            d_model=d_model,
+        )
+        return out
+
+    def embed_backward(
+        self,
+        grad_out: Rows,
+        token_ids: TokenIds,
+        grad_token_embedding: Array,
+        grad_position_embedding: Array | None,
+    ) -> None:
+        """Add each row's gradient to its token's embedding, and to its position's if learned."""
+        _check_tokens(token_ids, len(grad_token_embedding))
+        self._runner.run(
+            "embed_backward",
+            2 * grad_out.size,
+            grad_out=grad_out,
+            token_ids=token_ids,
+            grad_token_embedding=grad_token_embedding,
+            grad_position_embedding=grad_position_embedding,
+            rows=len(grad_out),
+            context=token_ids.shape[1],
+            d_model=grad_out.shape[1],
+        )
+
+    def layer_norm(
+        self, x: Rows, gain: Array, bias: Array, epsilon: float
+    ) -> tuple[Rows, Array, Array]:
+        """Return gain * n + bias with n = (x - mean) * inverse, and each row's mean and inverse."""
+        out, mean, inverse = self._empty(*x.shape), self._empty(len(x)), self._empty(len(x))
+        self._runner.run(
+            "layer_norm",
+            8 * x.size,
+            x=x,
+            gain=gain,
+            bias=bias,
+            out=out,
+            mean=mean,
+            inverse=inverse,
+            rows=len(x),
+            d_model=x.shape[1],
+            epsilon=epsilon,
+        )
+        return out, mean, inverse
+
+    def layer_norm_backward(
+        self,
+        grad_out: Rows,
+        x: Rows,
+        gain: Array,
+        mean: Array,
+        inverse: Array,
+        grad_gain: Array,
+        grad_bias: Array,
+        onto: Rows | None,
+    ) -> Rows:
+        """Return grad_x, added to `onto` in its memory if given."""
+        rows, d_model = x.shape
+        grad_x = self._empty(rows, d_model) if onto is None else onto
+        self._runner.run(
+            "layer_norm_backward",
+            16 * x.size,
+            grad_out=grad_out,
+            x=x,
+            gain=gain,
+            mean=mean,
+            inverse=inverse,
+            onto=onto,
+            grad_x=grad_x,
+            partial=self._empty(-(-rows // ITEM_ROWS), 2, d_model),
+            grad_gain=grad_gain,
+            grad_bias=grad_bias,
+            rows=rows,
+            d_model=d_model,
+        )
+        return grad_x
+
+    def add_dropout(self, residual: Rows, x: Rows, rate: float, key: int) -> Rows:
+        """Return residual + dropout(x): the end of a residual branch."""
+        return self._add_dropout(residual, x, rate, key)
+
+    def dropout(self, x: Rows, rate: float, key: int) -> Rows:
+        """Return x with elements set to 0 at `rate`, the others divided by 1 - rate."""
+        return x if rate == 0.0 else self._add_dropout(None, x, rate, key)
+
+    def _add_dropout(self, residual: Rows | None, x: Rows, rate: float, key: int) -> Rows:
+        out = self._empty(*x.shape)
+        self._runner.run(
+            "add_dropout",
+            (2 if rate == 0.0 else 16) * x.size,
+            residual=residual,
+            x=x,
+            out=out,
+            count=x.size,
+            **dropout_arguments(rate, key),
+        )
+        return out
 
     def linear(
         self, x: Rows, weight: Array, bias: Array, activation: str
@@ -224,6 +345,12 @@ class CompiledOperations(NumpyOperations):
     def _scratch(self) -> Array:
         """Return the working memory of the threads in a matmul."""
         return self._empty(self._runner.threads, SCRATCH_FLOATS)
+
+
+def _check_tokens(token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:
+    """Raise IndexError for a token that is not in the vocabulary."""
+    if token_ids.min() < 0 or token_ids.max() >= vocab:
+        raise IndexError(f"a token is not in the vocabulary of {vocab} tokens")
 
 
 _FUNCTION_NAMES = {name: function.__name__ for name, function in ACTIVATIONS.items()}

@@ -11,6 +11,10 @@ import numpy as np
 from nanovllm.model.kernels.step_record import ACTIVATION_NAMES, record_dtype
 
 _COMMON = "job_ptr phases_ptr threads"
+_ATTENTION = """
+    batch context heads head_dim scale_bits key_low key_high threshold factor_bits
+    scratch_ptr scratch_bytes
+"""
 
 RECORDS: Mapping[str, np.dtype] = {
     name: record_dtype(f"{_COMMON} {fields}")
@@ -21,6 +25,27 @@ RECORDS: Mapping[str, np.dtype] = {
             second_correction_bits learning_rate_bits decay_bits epsilon_bits
         """,
         "sum_of_squares": "values_ptr partial_sums_ptr count",
+        "add_dropout": """
+            residual_ptr x_ptr out_ptr count key_low key_high threshold factor_bits
+        """,
+        "attention": f"{_ATTENTION} qkv_ptr out_ptr logsumexp_ptr",
+        "attention_backward": (
+            f"{_ATTENTION} grad_out_ptr qkv_ptr out_ptr logsumexp_ptr grad_qkv_ptr"
+        ),
+        "layer_norm": """
+            x_ptr gain_ptr bias_ptr out_ptr mean_ptr inverse_ptr rows d_model epsilon_bits
+        """,
+        "layer_norm_backward": """
+            grad_out_ptr x_ptr gain_ptr mean_ptr inverse_ptr onto_ptr grad_x_ptr
+            partial_ptr grad_gain_ptr grad_bias_ptr rows d_model
+        """,
+        "embed": """
+            token_ids_ptr token_embedding_ptr position_embedding_ptr out_ptr rows context d_model
+        """,
+        "embed_backward": """
+            grad_out_ptr token_ids_ptr grad_token_embedding_ptr grad_position_embedding_ptr
+            rows context d_model
+        """,
         "linear": """
             x_ptr weight_ptr bias_ptr z_ptr out_ptr panels_ptr scratch_ptr rows d_in d_out kind
         """,
@@ -49,6 +74,10 @@ MAX_PHASES = 16
 """Most phases (forward/phase.py) of an operation."""
 ITEM_ELEMENTS = 1 << 14
 """Elements of a flat array that a thread takes at a time."""
+ITEM_ROWS = 64
+"""Rows that a thread takes at a time in a layer normalization or an embedding."""
+STRIP = 32
+"""Columns that a thread takes at a time where it adds up rows."""
 
 KINDS = ("store", *ACTIVATION_NAMES)
 """An epilogue (epilogue.py) is a number: STORE, or the kind of an activation."""

@@ -1,39 +1,17 @@
 """Every compiled operation against its NumPy twin, with the same bits for any number of threads."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import pytest
 
 from nanovllm.training.activation_gradients import ACTIVATION_GRADIENTS
 from nanovllm.training.kernels.operations import CompiledOperations
 from nanovllm.training.operations import AdamWStep, NumpyOperations
+from tests.training.kernels.comparison import check_equal, random
 
 NUMPY = NumpyOperations()
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Iterator[list[CompiledOperations]]:
-    """Return operations on 1, 2 and 3 threads."""
-    operations = [CompiledOperations(threads) for threads in (1, 2, 3)]
-    yield operations
-    for each in operations:
-        each.close()
-
-
-def random(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
-
-
 SHAPES = [(1, 1, 1), (5, 7, 3), (96, 32, 48), (203, 130, 49), (400, 16, 35), (33, 801, 17)]
-
-
-def check_equal(results: list[list[np.ndarray]], expected: list[np.ndarray], rtol: float) -> None:
-    """Compare results of all thread counts with NumPy's, and bit by bit with each other."""
-    for arrays in results:
-        for array, other, first in zip(arrays, expected, results[0], strict=True):
-            np.testing.assert_allclose(array, other, rtol=rtol, atol=rtol * np.abs(other).max())
-            np.testing.assert_array_equal(array.view(np.int32), first.view(np.int32))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
