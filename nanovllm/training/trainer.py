@@ -20,8 +20,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from typing_extensions import Self
-
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
 from nanovllm.training.autograd import Tape
@@ -174,7 +172,7 @@ class Trainer:
             f"step {self._counters.step:,} of {self._steps:,})"
         )
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Trainer":
         """Return the trainer."""
         return self
 

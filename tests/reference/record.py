@@ -9,6 +9,7 @@ and not ours.
 """
 
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import numpy as np
 import safetensors
 import torch
 import transformers
+from tokenizers import Tokenizer
 
+from nanovllm.hub.names import bundled_folder
 from tests.reference.cases import (
     CASES,
     GREEDY_PROMPT,
@@ -31,6 +34,11 @@ from tests.support.checkpoints import hash_folder, write_checkpoint
 FOLDER = Path(__file__).parent
 TOP = 8
 NOISE_LIMIT = 2.5e-5
+PASSAGE = (
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age "
+    "of foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the season "
+    "of Light, it was the season of Darkness, it was the spring of hope, it was the winter of despair."
+)
 
 
 def load_reference(folder: Path, dtype: torch.dtype) -> Any:
@@ -113,8 +121,24 @@ def describe(model: Any, prompts: list[np.ndarray], logprobs: list[np.ndarray]) 
     return {"logprob_std": round(float(logprobs[-1].std()), 2), "largest_hidden": round(largest, 1)}
 
 
+def record_loss() -> None:
+    """Record the training loss of the bundled model on a passage."""
+    folder = bundled_folder()
+    model = load_reference(folder, torch.float32)
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    token_ids = tokenizer.encode(PASSAGE, add_special_tokens=False).ids
+    ids = torch.tensor([token_ids])
+    with torch.no_grad():
+        loss = float(model(input_ids=ids, labels=ids).loss)
+    content = {"token_ids": token_ids, "loss": loss}
+    (FOLDER / "recorded_loss.json").write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
 def main() -> None:
-    """Record all cases."""
+    """Record all cases; with the argument `loss` only the bundled model's loss."""
+    record_loss()
+    if sys.argv[1:] == ["loss"]:
+        return
     arrays: dict[str, np.ndarray] = {}
     cases: dict[str, dict[str, Any]] = {}
     for name in CASES:
