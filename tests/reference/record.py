@@ -35,9 +35,10 @@ FOLDER = Path(__file__).parent
 TOP = 8
 NOISE_LIMIT = 2.5e-5
 PASSAGE = (
-    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age "
-    "of foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the season "
-    "of Light, it was the season of Darkness, it was the spring of hope, it was the winter of despair."
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the "
+    "age of foolishness, it was the epoch of belief, it was the epoch of incredulity, it was the "
+    "season of Light, it was the season of Darkness, it was the spring of hope, it was the winter "
+    "of despair."
 )
 
 

@@ -98,6 +98,7 @@ def test_loss_and_gradients_equal_those_of_torch(
     gradients = gradients_of(model)
     assert gradients.keys() == parameters.tensors.keys()
     for name, tensor in parameters:
+        assert tensor.grad is not None
         largest = np.abs(gradients[name]).max()
         np.testing.assert_allclose(
             tensor.grad, gradients[name], rtol=1e-4, atol=1e-4 * largest, err_msg=name
@@ -109,7 +110,7 @@ def test_an_update_equals_that_of_torch(
     torch: Any, transformers: Any, tmp_path: Path, grad_clip: float
 ) -> None:
     folder = write_checkpoint(tmp_path, seed=5)
-    config, parameters = load(folder)
+    _, parameters = load(folder)
     model, _ = reference_loss(transformers, torch, folder, TOKENS)
     named = {name.removeprefix("transformer."): one for name, one in model.named_parameters()}
     decayed = [one for name, one in named.items() if is_decayed(name)]
