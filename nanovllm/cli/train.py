@@ -1,11 +1,14 @@
 """`nanovllm train`: train or fine-tune a model on text."""
 
 import argparse
+import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from nanovllm.cli.argument_types import print_message
+from nanovllm.errors import TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.training.config import TrainingConfig, read_toml
 from nanovllm.training.run_files import Evaluation
@@ -16,23 +19,28 @@ def run(parsed: argparse.Namespace) -> int:
     """Train, and print each evaluation and how the run ended."""
     given = {name: value for name, value in vars(parsed).items() if name != "run"}
     file = given.pop("config", None)
-    settings = {**({} if file is None else read_toml(Path(file))), **given}
-    folder = settings.pop("resume", None)
-    if folder is not None:
-        settings.pop("output", None)
-        trainer = Trainer.resume(folder, **settings)
-    else:
-        trainer = Trainer(TrainingConfig.from_dict(_with_folders(settings), file or "train"))
-    try:
+    settings = _with_folders({**({} if file is None else read_toml(Path(file))), **given})
+    with _make_trainer(settings, file or "the command line") as trainer:
         _describe(trainer)
         result = trainer.train(_print_evaluation)
-    finally:
-        trainer.close()
     print(f"{result.state}: {result.message}")
     if result.best_val_loss is not None:
         print(f"best validation loss {result.best_val_loss:.4f} at step {result.best_step}")
     print(f"report: {result.folder / 'report.html'}\nserve:  nanovllm serve {result.folder}")
-    return 0 if result.state == "finished" or trainer.config.stop_after else 130
+    was_interrupted = result.state == "stopped" and result.step != trainer.config.stop_after
+    return 130 if was_interrupted else 0
+
+
+def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
+    folder = settings.pop("resume", None)
+    if folder is None:
+        return Trainer(TrainingConfig.from_dict(settings, source))
+    if not isinstance(folder, str):
+        raise TrainingError(f"{source}: resume is {folder!r} but must be the folder of a run")
+    output = settings.get("output")
+    if isinstance(output, str) and Path(output).absolute() == Path(folder).absolute():
+        del settings["output"]
+    return Trainer.resume(folder, **settings)
 
 
 def _with_folders(settings: dict[str, Any]) -> dict[str, Any]:
@@ -50,6 +58,8 @@ def _with_folders(settings: dict[str, Any]) -> dict[str, Any]:
 def _describe(trainer: Trainer) -> None:
     setup, config = trainer.setup, trainer.config
     model = setup.model
+    for notice in setup.notices:
+        print_message(notice)
     print(
         f"{model.num_parameters:,} parameters: {model.layers} layers, {model.heads} heads, "
         f"width {model.d_model}, context {setup.context}, vocabulary {model.vocab:,}"
@@ -57,7 +67,8 @@ def _describe(trainer: Trainer) -> None:
     per_step = config.batch_size * config.grad_accumulation * setup.context
     print(
         f"{len(setup.train.tokens):,} training and {len(setup.validation.tokens):,} validation "
-        f"tokens; {trainer.steps:,} steps of {per_step:,} tokens"
+        f"tokens; {trainer.steps:,} steps of {per_step:,} tokens",
+        flush=True,
     )
 
 
@@ -70,3 +81,4 @@ def _print_evaluation(evaluation: Evaluation, _sample: str | None) -> None:
     if evaluation.tokens_per_s is not None:
         parts.append(f"{evaluation.tokens_per_s:,.0f} tokens/s")
     tqdm.write("  ".join(parts))
+    sys.stdout.flush()  # a log shows the line at once

@@ -11,6 +11,7 @@ file, so weights, moments and counters always belong together:
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from nanovllm.errors import TrainingError
 from nanovllm.model.config import GPT2Config
 
 RESUME_FILE = "resume.safetensors"
+LAST = "last"
 _PREFIX = "transformer."
 
 
-def hugging_face_config(
-    config: GPT2Config, *, dropout: float, eos_token_id: int | None
-) -> dict[str, Any]:
+def hugging_face_config(config: GPT2Config, *, dropout: float) -> dict[str, Any]:
     """Return the config.json of a network, as transformers' GPT2Config reads it."""
+    ids = list(config.eos_token_ids)
+    eos_token_id = ids if len(ids) > 1 else ids[0] if ids else None
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -47,7 +49,7 @@ def hugging_face_config(
         "attn_pdrop": dropout,
         "resid_pdrop": dropout,
         "initializer_range": 0.02,
-        "bos_token_id": eos_token_id,
+        "bos_token_id": ids[0] if ids else None,
         "eos_token_id": eos_token_id,
         "dtype": "float32",
     }
@@ -70,17 +72,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise TrainingError(
-            f"{path} cannot be written: {error}; the last complete checkpoint in "
-            f"{path.parent} is kept"
-        ) from None
+        with suppress(OSError):
+            temporary.unlink()
+        kept = f"; the {path.name} from before is kept" if path.is_file() else ""
+        raise TrainingError(f"{path} cannot be written: {error}{kept}") from None
 
 
 def write_json(path: Path, value: object) -> None:
     """Write JSON atomically; raise as `write_atomically`."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def save_weights(folder: Path, config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> None:
@@ -110,7 +111,7 @@ def load_counters(folder: Path) -> dict[str, Any]:
         TrainingError: the folder has no state, or the file is damaged.
     """
     path = folder / RESUME_FILE
-    if not path.is_file():
+    if not path.exists():
         raise TrainingError(
             f"{folder} has no {RESUME_FILE} to resume from; give the output folder of a run that "
             "was stopped, or begin a run with --data and --output"

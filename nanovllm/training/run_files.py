@@ -1,6 +1,7 @@
 """The records of a run: metrics.jsonl, samples.jsonl, run.json and report.html."""
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -51,27 +52,31 @@ class RunFiles:
     @staticmethod
     def check_is_new(folder: Path) -> None:
         """Raise TrainingError if the folder holds a run, which a new one would overwrite."""
-        taken = [name for name in (RESUME_FILE, RUN, METRICS) if (folder / name).exists()]
-        if taken:
-            raise TrainingError(
-                f"{folder} holds a run already ({', '.join(taken)}): continue it with "
-                f"--resume {folder}, or choose another --output"
-            )
         if folder.exists() and not folder.is_dir():
             raise TrainingError(f"{folder} is a file; --output needs a folder")
-        if (folder / "config.json").exists() or (folder / "model.safetensors").exists():
+        if (folder / RESUME_FILE).exists():
             raise TrainingError(
-                f"{folder} holds a checkpoint, which a run would overwrite; choose another --output"
+                f"{folder} holds a run already: continue it with --resume {folder}, or choose "
+                "another --output"
             )
+        for name in ("config.json", "model.safetensors", RUN, METRICS):
+            if (folder / name).exists():
+                raise TrainingError(
+                    f"{folder} holds a checkpoint or a run that cannot be resumed ({name}), which "
+                    "a run would overwrite; choose another --output"
+                )
+        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not os.access(parent, os.W_OK):
+            raise TrainingError(f"{parent} is not writable; choose another --output")
 
     def forget_after(self, step: int) -> None:
-        """Drop lines of later steps, which a killed run wrote after its last saved state."""
+        """Drop evaluations of later steps, which a killed run wrote after its last saved state."""
         for name in (METRICS, SAMPLES):
             path = self.folder / name
             if path.exists():
                 lines = [line for line in _read_lines(path) if line.get("step", 0) <= step]
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
+                write_atomically(path, partial(Path.write_bytes, data=text.encode()))
 
     def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
         """Append an evaluation and a sample."""
@@ -83,12 +88,15 @@ class RunFiles:
         """Write run.json and the report; `state` is running, stopped, finished or failed."""
         self._facts |= {"state": state, **facts}
         write_json(self.folder / RUN, self._facts)
-        write_report(self.folder)
+        try:
+            write_report(self.folder)
+        except OSError as error:
+            raise TrainingError(f"the report cannot be written: {error}") from None
 
 
 def _append(path: Path, value: Mapping[str, Any]) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error}") from None
@@ -97,7 +105,7 @@ def _append(path: Path, value: Mapping[str, Any]) -> None:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a JSON Lines file; a last line that was cut off is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().split(b"\n"):  # text may have other line ends, such as U+2028
         try:
             value = json.loads(line)
         except ValueError:

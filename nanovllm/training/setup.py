@@ -1,7 +1,6 @@
 """Everything that a run needs before its first step: data, tokenizer, network and operations."""
 
 import hashlib
-import os
 import platform
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -9,19 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from nanovllm.errors import TrainingError
-from nanovllm.model.checkpoint import expected_shapes, load_arrays
-from nanovllm.model.config import GPT2Config
+from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
+from nanovllm.model.config import GPT2Config, load_generation_config, read_json
+from nanovllm.model.kernels.threads.cores import default_threads
 from nanovllm.training import samples
-from nanovllm.training.checkpoint import hugging_face_config, save_weights, write_json
+from nanovllm.training.checkpoint import LAST, hugging_face_config, save_weights, write_json
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.dataset import Dataset
 from nanovllm.training.operations import NumpyOperations
 from nanovllm.training.parameters import Parameters, initialize
 from nanovllm.training.prepare import PreparedData, prepare_data
-from nanovllm.training.tokenizer import END_OF_TEXT, save_tokenizer
+from nanovllm.training.tokenizer import save_tokenizer
 
 
 @dataclass(slots=True)
@@ -31,8 +30,11 @@ class Setup:
     Attributes:
         model: sizes of the network.
         context: tokens of a training sequence, at most the model's.
+        checkpoint: model folder whose settings are kept: that of `init_from`, or of a resumed run.
+        tokenizer_folder: folder that the tokenizer was loaded from; None if it was trained.
         data_digest: of both splits' tokens; a resumed run must have the same.
         facts: what run.json says of the run.
+        notices: for the user: files that were skipped, weights that are converted.
     """
 
     config: TrainingConfig
@@ -41,8 +43,11 @@ class Setup:
     parameters: Parameters
     operations: NumpyOperations
     data: PreparedData
+    checkpoint: Path | None
+    tokenizer_folder: Path | None
     data_digest: str
     facts: dict[str, Any]
+    notices: tuple[str, ...]
 
     @property
     def train(self) -> Dataset:
@@ -56,17 +61,16 @@ class Setup:
 
     def save_static_files(self, folder: Path) -> None:
         """Write the files of a checkpoint that do not change during the run."""
-        eos_token_id = self.data.tokenizer.token_to_id(END_OF_TEXT)
-        settings = hugging_face_config(
-            self.model, dropout=self.config.dropout, eos_token_id=eos_token_id
-        )
-        for target in (folder, folder / "last"):
-            write_json(target / "config.json", settings)
-            write_json(
-                target / "generation_config.json",
-                {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id},
-            )
-            save_tokenizer(self.data.tokenizer, target)
+        settings = hugging_face_config(self.model, dropout=self.config.dropout)
+        ids = ("bos_token_id", "eos_token_id", "pad_token_id")
+        generation = {name: settings[name] for name in ids if name in settings}
+        if self.checkpoint is not None:
+            kept = read_json(self.checkpoint / "config.json")
+            settings |= {name: kept[name] for name in ids if name in kept}
+            generation = load_generation_config(self.checkpoint) or generation
+        write_json(folder / "config.json", settings)
+        write_json(folder / "generation_config.json", generation)
+        save_tokenizer(self.data.tokenizer, folder, self.tokenizer_folder)
 
     def save_weights(self, folder: Path) -> None:
         """Write the parameters as model.safetensors."""
@@ -94,7 +98,9 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
     """
     if not config.data_paths:
         raise TrainingError("data is empty; give text files, folders or a token file (--data)")
-    source = None if config.init_from is None else Path(config.init_from)
+    # The folder in `init_from` may have changed or gone since the run began.
+    last = Path(config.output) / LAST if resumes else None
+    source = last or (None if config.init_from is None else Path(config.init_from))
     pretrained = None if source is None else GPT2Config.load(source)
     context = config.context or (64 if pretrained is None else pretrained.max_positions)
     if pretrained is not None and context > pretrained.max_positions:
@@ -102,7 +108,7 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
             f"context is {context}, but the positions of {source} end at "
             f"{pretrained.max_positions}; lower --context"
         )
-    tokenizer = str(config.output if resumes else source or config.tokenizer)
+    tokenizer = str(source or config.tokenizer)
     data = prepare_data(
         config.data_paths,
         pattern=config.pattern,
@@ -110,41 +116,65 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
         vocab_size=None if resumes else config.vocab_size,
         context=context,
         validation_fraction=config.validation_fraction,
+        end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
     )
-    model = pretrained or _new_model(config, context, data.tokenizer)
-    if data.tokenizer.get_vocab_size() > model.vocab:
+    vocab = max(data.tokenizer.get_vocab().values()) + 1
+    model = pretrained or _new_model(config, context, vocab, data.end_of_text_id)
+    if vocab > model.vocab:
         raise TrainingError(
-            f"the tokenizer of {source} has {data.tokenizer.get_vocab_size()} tokens, the model "
-            f"embeddings for {model.vocab}; the folder does not belong together"
+            f"the tokenizer of {source} has {vocab} tokens, the model embeddings for "
+            f"{model.vocab}; the folder does not belong together"
         )
+    try:
+        parameters = _parameters(config, model, None if resumes else source)
+    except MemoryError:
+        raise TrainingError(
+            f"{model.num_parameters:,} parameters do not fit into memory; lower --layers or --width"
+        ) from None
+    folder = Path(tokenizer) if Path(tokenizer).is_dir() else None
+    notices = data.warnings
+    if source is not None and not resumes and _is_narrow(source):
+        notices += (f"the 16-bit weights of {source} are trained, and saved, in float32",)
+    return Setup(
+        config=config,
+        model=model,
+        context=context,
+        parameters=parameters,
+        operations=_operations(config),
+        data=data,
+        checkpoint=source,
+        tokenizer_folder=folder,
+        data_digest=_digest(data),
+        facts=_facts(config, model, data),
+        notices=notices,
+    )
+
+
+def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:
+    """Return the weights in `source`, or else initial weights."""
     is_sinusoidal = config.positions == "sinusoidal"
     parameters = Parameters(
         expected_shapes(model),
         constant=frozenset({"wpe.weight"} if is_sinusoidal else ()),
     )
-    if source is None or resumes:
+    if source is None:
         initialize(parameters, model, config.positions or "learned", config.seed)
     else:
         for name, array in load_arrays(source, model).items():
             parameters.tensors[name].data[...] = array
-    operations = _operations(config)
-    return Setup(
-        config,
-        model,
-        context,
-        parameters,
-        operations,
-        data,
-        _digest(data),
-        _facts(config, model, data),
-    )
+    return parameters
 
 
-def _new_model(config: TrainingConfig, context: int, tokenizer: Tokenizer) -> GPT2Config:
+def _is_narrow(folder: Path) -> bool:
+    return any(tensor.dtype != "F32" for tensor in read_tensors(folder).values())
+
+
+def _new_model(
+    config: TrainingConfig, context: int, vocab: int, eos_token_id: int | None
+) -> GPT2Config:
     width = config.width or 0
-    eos_token_id = tokenizer.token_to_id(END_OF_TEXT)
     return GPT2Config(
-        vocab=tokenizer.get_vocab_size(),
+        vocab=vocab,
         max_positions=context,
         d_model=width,
         layers=config.layers or 0,
@@ -189,6 +219,6 @@ def _facts(config: TrainingConfig, model: GPT2Config, data: PreparedData) -> dic
         },
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "backend": config.backend,
-        "threads": config.num_threads or os.cpu_count(),
+        "threads": config.num_threads or default_threads(),
         "cpu": platform.processor() or platform.machine(),
     }

@@ -10,6 +10,7 @@
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
+from nanovllm.training.checkpoint import write_atomically
 from nanovllm.training.text import pieces
 
 END_OF_TEXT = "<|endoftext|>"
@@ -93,13 +95,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, source: Path | None = None) -> None:
     """Write tokenizer.json and tokenizer_config.json, which the server and transformers load.
 
-    Each file is written under a temporary name first, so that none is ever incomplete.
-
     Args:
         source: folder of the tokenizer, if it was loaded from one: its tokenizer_config.json and
             its chat template are copied.
+
+    Raises:
+        TrainingError: a file cannot be written; none is ever incomplete.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
@@ -114,9 +116,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, source: Path | None = Non
         if source is not None and (source / name).is_file():
             files[name] = (source / name).read_bytes()
     for name, data in files.items():
-        temporary = folder / f"{name}.tmp"
-        temporary.write_bytes(data)
-        temporary.replace(folder / name)
+        write_atomically(folder / name, partial(Path.write_bytes, data=data))
 
 
 def encode_texts(

@@ -14,15 +14,24 @@ and resumed ends with the same bits as one that was not.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
 from nanovllm.training.autograd import Tape
-from nanovllm.training.checkpoint import load_counters, load_state, save_state
+from nanovllm.training.checkpoint import (
+    LAST,
+    RESUME_FILE,
+    load_counters,
+    load_state,
+    save_state,
+)
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.dataset import Dataset
 from nanovllm.training.model import Dropout, loss_sum
@@ -58,6 +67,11 @@ class _Counters:
     updates: int = 0
     seconds: float = 0.0
 
+    @property
+    def evaluated_step(self) -> int:
+        """Step of the last evaluation; -1 before the first."""
+        return -1 if self.best_step is None else self.step - self.updates
+
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
@@ -82,13 +96,20 @@ class Trainer:
 
         result = Trainer(TrainingConfig(data="shakespeare.txt", output="run")).train()
 
+    As a context manager it ends its threads. Several trainers may exist, in any thread; Ctrl-C
+    is handled in the main thread only.
+
     Raises:
         TrainingError: a setting or the data cannot be used, or `output` holds a run already.
         CheckpointError: `init_from` is no GPT-2 checkpoint.
     """
 
     def __init__(self, config: TrainingConfig, *, resume: bool = False) -> None:
-        """Prepare data, tokenizer and network; nothing is written before `train`."""
+        """Prepare data, tokenizer and network; nothing is written before `train`.
+
+        Args:
+            resume: continue the run in `output`, whose settings these are; see `Trainer.resume`.
+        """
         config = config.resolved()
         if not config.output:
             raise TrainingError("output is empty; give the folder of the run")
@@ -96,6 +117,8 @@ class Trainer:
         if not resume:
             RunFiles.check_is_new(self.folder)
         self.config = config
+        self._resumes = resume
+        self._is_changing = False  # an update or the records of an evaluation are incomplete
         self._setup: Setup = prepare(config, resumes=resume)
         self._steps = self._number_of_steps()
         self._counters = _Counters()
@@ -112,9 +135,10 @@ class Trainer:
         floor = peak / 10 if config.min_lr is None else config.min_lr
         self._schedule = Schedule(peak, floor, warmup, self._steps)
         self._eval_every = config.eval_every or max(1, self._steps // 10)
-        self._files = RunFiles(self.folder, {**self._setup.facts, "config": config.to_dict()})
+        self._facts = {**self._setup.facts, "config": config.to_dict()}
         if resume:
             self._load()
+        self._files = RunFiles(self.folder, self._facts)
 
     @classmethod
     def resume(cls, folder: str | Path, **changes: Any) -> "Trainer":
@@ -124,16 +148,39 @@ class Trainer:
             folder: output folder of a run that was stopped or killed.
             changes: settings to change; only those that change no update may be.
         """
-        saved = load_counters(Path(folder))
-        fixed = [name for name in changes if name not in _CHANGEABLE]
+        path = Path(folder) / RESUME_FILE
+        settings = load_counters(Path(folder)).get("config")
+        if not isinstance(settings, dict):
+            raise TrainingError(f"{path} is damaged: it has no settings")
+        before = {**settings, "output": str(folder), "stop_after": None}
+        saved = TrainingConfig.from_dict(before, str(path))
+        config = TrainingConfig.from_dict({**before, **changes})
+        fixed = [
+            f"{name} is {value!r}"
+            for name in changes
+            if name not in _CHANGEABLE and (value := getattr(saved, name)) != getattr(config, name)
+        ]
         if fixed:
             raise TrainingError(
-                f"{', '.join(fixed)} cannot change when a run is resumed; leave it out, or begin a "
-                "new run"
+                f"{', '.join(fixed)} in the run in {folder}, and cannot change when it is resumed; "
+                "leave it out, or begin a new run"
             )
-        settings = {"stop_after": None, **changes, "output": str(folder)}
-        config = TrainingConfig.from_dict({**saved.get("config", {}), **settings}, f"{folder}")
         return cls(config, resume=True)
+
+    def __repr__(self) -> str:
+        """Show the run and its size."""
+        return (
+            f"Trainer({str(self.folder)!r}, {self.num_parameters:,} parameters, "
+            f"step {self._counters.step:,} of {self._steps:,})"
+        )
+
+    def __enter__(self) -> Self:
+        """Return the trainer."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the threads."""
+        self.close()
 
     @property
     def num_parameters(self) -> int:
@@ -160,7 +207,7 @@ class Trainer:
 
         Raises:
             TrainingError: the loss became infinite or NaN, or a file cannot be written. The last
-                checkpoints stay.
+                checkpoints stay. After any other error the state is saved.
         """
         evaluations: list[Evaluation] = []
 
@@ -169,15 +216,14 @@ class Trainer:
             if on_evaluation is not None:
                 on_evaluation(evaluation, sample)
 
-        self._setup.save_static_files(self.folder)
-        self._write_summary("running")
         try:
             with StopSignal() as stop:
+                self._begin()
                 state, message = self._loop(stop, report)
-        except TrainingError as error:
-            self._write_summary("failed", message=str(error))
+                self._write_summary(state, message=message)
+        except BaseException as error:
+            self._save_after(error)
             raise
-        self._write_summary(state, message=message)
         counters = self._counters
         return TrainingResult(
             self.folder,
@@ -193,6 +239,33 @@ class Trainer:
         """End the threads of the compiled kernels."""
         self._setup.close()
 
+    def _begin(self) -> None:
+        """Write what a resumed run needs before anything else, then the other files."""
+        if self._is_changing:
+            raise TrainingError(
+                f"the run failed during an update; continue it with Trainer.resume({self.folder})"
+            )
+        self._setup.parameters.gradients.fill(0.0)  # an interrupted pass may have left some
+        if not self._resumes:
+            RunFiles.check_is_new(self.folder)
+        self._setup.save_static_files(self.folder / LAST)
+        if not self._resumes:
+            self._save_state()
+        self._resumes = True
+        self._setup.save_static_files(self.folder)
+        self._files.forget_after(self._counters.evaluated_step)
+        self._write_summary("running")
+
+    def _save_after(self, error: BaseException) -> None:
+        """Save the state, where it is complete, and how the run ended; the error counts more."""
+        with suppress(Exception):
+            if not self._resumes:
+                return
+            if not isinstance(error, TrainingError) and not self._is_changing:
+                self._save_state()
+            state = "failed" if isinstance(error, Exception) else "stopped"
+            self._write_summary(state, message=f"{type(error).__name__}: {error}".rstrip(": "))
+
     def _loop(
         self, stop: StopSignal, report: Callable[[Evaluation, str | None], None]
     ) -> tuple[str, str]:
@@ -200,23 +273,21 @@ class Trainer:
         counters, config = self._counters, self.config
         last = self._steps if config.stop_after is None else min(self._steps, config.stop_after)
         with progress_bar(total=self._steps, initial=counters.step, unit="step") as line:
-            if counters.best_step is None:
-                self._evaluate(report)
-                self._save_state()
-            while counters.step < last and not stop.is_requested:
+            while not stop.is_requested:
+                is_due = counters.step % self._eval_every == 0 or counters.step == self._steps
+                if is_due and counters.step != counters.evaluated_step:
+                    self._evaluate(report)
+                    self._save_state()
+                if config.patience and counters.evaluations_since_best >= config.patience:
+                    best = f"the lowest was {counters.best_val_loss:.4f} at {counters.best_step}"
+                    return "finished", f"no lower validation loss for {config.patience}: {best}"
+                if counters.step >= self._steps:
+                    return "finished", f"all {self._steps} steps"
+                if counters.step >= last or stop.is_requested:
+                    break
                 loss, norm = self._update()
                 line.set_postfix(self._progress(loss, norm), refresh=False)
                 line.update()
-                if counters.step % self._eval_every == 0 or counters.step == self._steps:
-                    self._evaluate(report)
-                    self._save_state()
-                    if config.patience and counters.evaluations_since_best >= config.patience:
-                        best = (
-                            f"the lowest was {counters.best_val_loss:.4f} at {counters.best_step}"
-                        )
-                        return "finished", f"no lower validation loss for {config.patience}: {best}"
-        if counters.step >= self._steps:
-            return "finished", f"all {self._steps} steps"
         self._save_state()
         return "stopped", f"after step {counters.step}; continue with --resume {self.folder}"
 
@@ -243,6 +314,7 @@ class Trainer:
             )
             tape.backward()
         loss = total / tokens
+        self._is_changing = True
         norm = self._optimizer.update(self._schedule.learning_rate(counters.step))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             raise TrainingError(
@@ -257,6 +329,7 @@ class Trainer:
         seconds = time.perf_counter() - started_s
         counters.seconds += seconds
         counters.elapsed_s += seconds
+        self._is_changing = False
         return loss, norm
 
     def _evaluate(self, report: Callable[[Evaluation, str | None], None]) -> None:
@@ -265,6 +338,7 @@ class Trainer:
         started_s = time.perf_counter()
         val_loss = self.validation_loss()
         sample = self._setup.sample(self.config.sample_tokens, self.config.seed)
+        self._is_changing = True
         is_best = counters.best_val_loss is None or val_loss < counters.best_val_loss
         if is_best:
             self._setup.save_weights(self.folder)
@@ -287,6 +361,7 @@ class Trainer:
         counters.loss = counters.grad_norm = counters.seconds = 0.0
         counters.updates = 0
         self._files.add_evaluation(evaluation, sample)
+        self._is_changing = False
         self._write_summary("running")
         report(evaluation, sample)
 
@@ -344,14 +419,15 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Save what a resumed run needs, and the last weights as a checkpoint."""
-        counters = {name: getattr(self._counters, name) for name in _Counters.__slots__}
+        data = [str(path.absolute()) for path in self.config.data_paths]
         state = {
-            "counters": counters,
-            "config": self.config.to_dict(),
+            "counters": asdict(self._counters),
+            "config": {**self.config.to_dict(), "data": data},
             "data_digest": self._setup.data_digest,
+            "started": self._facts["started"],
         }
         save_state(self.folder, self._arrays(), state)
-        self._setup.save_weights(self.folder / "last")
+        self._setup.save_weights(self.folder / LAST)
 
     def _load(self) -> None:
         saved = load_counters(self.folder)
@@ -361,9 +437,14 @@ class Trainer:
                 "contents have changed; restore them, or begin a new run"
             )
         load_state(self.folder, self._arrays())
-        self._counters = _Counters(**saved["counters"])
+        try:
+            self._counters = _Counters(**saved["counters"])
+        except (KeyError, TypeError):
+            raise TrainingError(
+                f"{self.folder / RESUME_FILE} is damaged: it has no counters"
+            ) from None
         self._optimizer.updates = self._counters.step
-        self._files.forget_after(self._counters.step)
+        self._facts["started"] = saved.get("started", self._facts["started"])
 
     def _write_summary(self, state: str, message: str = "") -> None:
         counters = self._counters

@@ -25,7 +25,7 @@ def test_what_is_saved_loads_as_a_checkpoint(tmp_path: Path, tied_head: bool) ->
         name: generator.standard_normal(shape).astype(np.float32)
         for name, shape in expected_shapes(config).items()
     }
-    settings = checkpoint.hugging_face_config(config, dropout=0.1, eos_token_id=None)
+    settings = checkpoint.hugging_face_config(config, dropout=0.1)
     checkpoint.write_json(tmp_path / "config.json", settings)
     checkpoint.save_weights(tmp_path, config, arrays)
     assert GPT2Config.load(tmp_path) == config
