@@ -13,15 +13,16 @@ from tests.support.shape_checks import install_shape_checks
 # From here on, arrays that enter or leave a function of these packages must have the annotated
 # shape and dtype. This must precede their first import, so the other imports come later.
 # The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
-_MODEL = [
-    f"nanovllm.model.{path.stem}"
-    for path in (Path(__file__).parents[1] / "nanovllm" / "model").glob("[a-z]*.py")
+_MODULES = [
+    f"nanovllm.{package}.{path.stem}"
+    for package in ("model", "training")
+    for path in (Path(__file__).parents[1] / "nanovllm" / package).glob("[a-z]*.py")
 ]
 _ADAPTERS = [
     f"nanovllm.model.kernels.{name}"
     for name in ("backend", "packed_weights", "sampler", "record", "build.packing")
 ]
-install_shape_checks([*_MODEL, *_ADAPTERS, "nanovllm.runner"])
+install_shape_checks([*_MODULES, *_ADAPTERS, "nanovllm.runner"])
 
 from nanovllm.config import BACKENDS  # noqa: E402
 from nanovllm.model.kernels.threads.cores import usable_cpus  # noqa: E402

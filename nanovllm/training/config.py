@@ -2,13 +2,11 @@
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
-
-from typing_extensions import Self
 
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
@@ -35,22 +33,49 @@ PRESETS: Mapping[str, Mapping[str, int | str]] = MappingProxyType(
 )
 """Sizes of the published models (Radford et al. 2019, table 2)."""
 
-_COUNTS = (
-    "layers",
-    "heads",
-    "width",
-    "context",
-    "batch_size",
-    "epochs",
-    "grad_accumulation",
-    "eval_every",
-    "patience",
-    "stop_after",
-    "vocab_size",
-    "num_threads",
-    "max_eval_batches",
+_INTEGERS: Mapping[str, tuple[int, int]] = MappingProxyType(
+    {
+        "layers": (1, 2**10),
+        "heads": (1, 2**14),
+        "width": (1, 2**17),
+        "context": (1, 2**24),
+        "vocab_size": (1, 2**24),
+        "batch_size": (1, 2**24),
+        "grad_accumulation": (1, 2**24),
+        "steps": (0, 2**40),
+        "epochs": (1, 2**40),
+        "warmup_steps": (0, 2**40),
+        "seed": (0, 2**63 - 1),
+        "eval_every": (1, 2**40),
+        "max_eval_batches": (1, 2**40),
+        "patience": (1, 2**40),
+        "stop_after": (1, 2**40),
+        "sample_tokens": (0, 10_000),
+        "num_threads": (1, 2**10),
+    }
 )
-_LARGEST_SEED = 2**63 - 1
+"""Smallest and largest values; a size of the network has the limit of GPT2Config."""
+_NUMBERS: Mapping[str, float] = MappingProxyType(
+    {
+        "lr": math.inf,
+        "min_lr": math.inf,
+        "weight_decay": math.inf,
+        "grad_clip": math.inf,
+        "beta1": 1.0,
+        "beta2": 1.0,
+        "dropout": 1.0,
+        "validation_fraction": 1.0,
+    }
+)
+"""Numbers from 0 to below this one."""
+_CHOICES: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "preset": tuple(PRESETS),
+        "positions": POSITIONS,
+        "backend": BACKENDS,
+        "activation": tuple(ACTIVATIONS),
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,7 +98,8 @@ class TrainingConfig:
         preset: sizes of a published model: gpt2, gpt2-medium, gpt2-large, gpt2-xl.
         init_from: model folder whose weights and tokenizer to begin with (fine-tuning).
         tokenizer: "char", "bpe" (trained on the data), "gpt2", or a folder or tokenizer.json (bpe).
-        vocab_size: number of tokens of a "bpe" tokenizer (1024).
+        vocab_size: number of tokens of a "bpe" tokenizer; None for 1,024, or as many as the text
+            gives.
         batch_size: sequences per forward pass.
         grad_accumulation: forward passes per update.
         steps: updates; None for `epochs`, or 2,000.
@@ -134,60 +160,51 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         data = (self.data,) if isinstance(self.data, str | Path) else self.data
-        object.__setattr__(self, "data", tuple(map(str, data)))
+        paths = isinstance(data, Sequence) and all(isinstance(one, str | Path) for one in data)
+        object.__setattr__(self, "data", tuple(map(str, data)) if paths else data)
         for name in ("output", "init_from", "tokenizer"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
-        problems = [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
+        problems = [] if paths else [f"data is {data!r} but must be paths of text"]
+        problems += [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
+        problems += [] if problems else self._wrong_pairs()
         if problems:
             raise TrainingError("these settings cannot be used:\n  " + "\n  ".join(problems))
 
+    def _given(self, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+        """Yield the settings of these names that must have a value, or have one."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in names and not (value is None and field.default is None):
+                yield field.name, value
+
     def _wrong_numbers(self) -> list[str]:
         problems = [
-            f"{name} is {value!r} but must be an integer of at least 1"
-            for name in _COUNTS
-            if (value := getattr(self, name)) is not None and not _is_integer(value, 1)
+            f"{name} is {value!r} but must be an integer from {low} to {high}"
+            for name, value in self._given(_INTEGERS)
+            for low, high in [_INTEGERS[name]]
+            if not (_is_number(value, int) and low <= value <= high)
         ]
-        problems += [
-            f"{name} is {value!r} but must be an integer from 0 to {limit}"
-            for name, limit in (
-                ("steps", 2**40),
-                ("warmup_steps", 2**40),
-                ("seed", _LARGEST_SEED),
-                ("sample_tokens", 10_000),
-            )
-            if (value := getattr(self, name)) is not None
-            and not (_is_integer(value, 0) and value <= limit)
-        ]
-        for name, low, high in (
-            ("lr", 0.0, math.inf),
-            ("min_lr", 0.0, math.inf),
-            ("weight_decay", 0.0, math.inf),
-            ("grad_clip", 0.0, math.inf),
-            ("beta1", 0.0, 1.0),
-            ("beta2", 0.0, 1.0),
-            ("dropout", 0.0, 1.0),
-            ("validation_fraction", 0.0, 1.0),
-        ):
-            value = getattr(self, name)
-            if value is not None and not _is_number(value, low, high):
+        for name, value in self._given(_NUMBERS):
+            high = _NUMBERS[name]
+            if not (_is_number(value, int | float) and 0.0 <= value < high):
                 limit = "" if high == math.inf else f" and below {high:g}"
-                problems.append(
-                    f"{name} is {value!r} but must be a number of at least {low:g}{limit}"
-                )
+                problems.append(f"{name} is {value!r} but must be a number of at least 0{limit}")
         return problems
 
     def _wrong_choices(self) -> list[str]:
-        choices = {
-            "preset": tuple(PRESETS),
-            "positions": POSITIONS,
-            "backend": BACKENDS,
-            "activation": tuple(ACTIVATIONS),
-        }
+        texts = self._given(("output", "pattern", "init_from", "tokenizer"))
         return [
-            f"{name} is {value!r} but must be one of {', '.join(allowed)}"
-            for name, allowed in choices.items()
-            if (value := getattr(self, name)) is not None and value not in allowed
+            *(
+                f"{name} is {value!r} but must be text"
+                for name, value in texts
+                if not isinstance(value, str)
+            ),
+            *(
+                f"{name} is {value!r} but must be one of {', '.join(_CHOICES[name])}"
+                for name, value in self._given(_CHOICES)
+                if value not in _CHOICES[name]
+            ),
         ]
 
     def _contradictions(self) -> list[str]:
@@ -211,6 +228,16 @@ class TrainingConfig:
             ]
         return problems
 
+    def _wrong_pairs(self) -> list[str]:
+        problems = []
+        if self.width is not None and self.heads is not None and self.width % self.heads:
+            problems.append(
+                f"width is {self.width}, which {self.heads} heads do not divide; choose a multiple"
+            )
+        if self.min_lr is not None and self.lr is not None and self.min_lr > self.lr:
+            problems.append(f"min_lr is {self.min_lr!r} but must be at most lr, {self.lr!r}")
+        return problems
+
     def resolved(self) -> "TrainingConfig":
         """Return the settings with the preset's sizes and the defaults in place of None."""
         preset = dict(PRESETS.get(self.preset or "", {}))
@@ -222,11 +249,8 @@ class TrainingConfig:
             "activation": "gelu_new",
             "positions": "learned",
             "tokenizer": "bpe",
-            "vocab_size": None,
         }
         chosen = {**defaults, **preset} if self.init_from is None else {}
-        if self.init_from is None and self.tokenizer in {None, "bpe"} and not preset:
-            chosen["vocab_size"] = 1024
         chosen["lr"] = 1e-3 if self.init_from is None else 1e-4
         missing = {name: value for name, value in chosen.items() if getattr(self, name) is None}
         return replace(self, **missing)
@@ -243,7 +267,9 @@ class TrainingConfig:
         )
 
     @classmethod
-    def from_dict(cls, settings: Mapping[str, Any], source: str = "the settings") -> Self:
+    def from_dict(
+        cls, settings: Mapping[str, Any], source: str = "the settings"
+    ) -> "TrainingConfig":
         """Return a config; raise TrainingError for a name that is none of a setting."""
         names = {field.name for field in fields(cls)}
         unknown = [name for name in settings if name not in names]
@@ -269,11 +295,5 @@ def read_toml(path: Path) -> dict[str, Any]:
     return {name.replace("-", "_"): value for name, value in raw.items()}
 
 
-def _is_integer(value: object, low: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= low
-
-
-def _is_number(value: object, low: float, high: float) -> bool:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    return low <= value < high
+def _is_number(value: object, kinds: Any) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)

@@ -23,6 +23,17 @@ from nanovllm.training.dropout import keep_mask
 
 Array = Float[np.ndarray, "..."]
 Rows = Float[np.ndarray, "tokens d_model"]
+Inputs = Float[np.ndarray, "tokens d_in"]
+Outputs = Float[np.ndarray, "tokens d_out"]
+Weight = Float[np.ndarray, "d_in d_out"]
+Bias = Float[np.ndarray, " d_out"]
+QKV = Float[np.ndarray, "tokens d_qkv"]
+PerChannel = Float[np.ndarray, " d_model"]
+PerToken = Float[np.ndarray, " tokens"]
+TokenTable = Float[np.ndarray, "vocab d_model"]
+PositionTable = Float[np.ndarray, "positions d_model"]
+LogSumExp = Float[np.ndarray, "batch heads context"]
+Targets = Int64[np.ndarray, " tokens"]
 TokenIds = Int64[np.ndarray, "batch context"]
 
 _CHUNK_ROWS = 256  # rows of logits in memory at a time
@@ -70,7 +81,9 @@ class NumpyOperations:
     def close(self) -> None:
         """Release what the operations hold, such as threads; here nothing."""
 
-    def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
+    def embed(
+        self, token_ids: TokenIds, token_embedding: TokenTable, position_embedding: PositionTable
+    ) -> Rows:
         """Return token_embedding[token] + position_embedding[position] of each token."""
         context = token_ids.shape[1]
         hidden = token_embedding[token_ids] + position_embedding[:context]
@@ -80,8 +93,8 @@ class NumpyOperations:
         self,
         grad_out: Rows,
         token_ids: TokenIds,
-        grad_token_embedding: Array,
-        grad_position_embedding: Array | None,
+        grad_token_embedding: TokenTable,
+        grad_position_embedding: PositionTable | None,
     ) -> None:
         """Add each row's gradient to its token's embedding, and to its position's if learned."""
         np.add.at(grad_token_embedding, token_ids.reshape(-1), grad_out)
@@ -91,8 +104,8 @@ class NumpyOperations:
             grad_position_embedding[:context] += per_position
 
     def layer_norm(
-        self, x: Rows, gain: Array, bias: Array, epsilon: float
-    ) -> tuple[Rows, Array, Array]:
+        self, x: Rows, gain: PerChannel, bias: PerChannel, epsilon: float
+    ) -> tuple[Rows, PerToken, PerToken]:
         """Return gain * n + bias with n = (x - mean) * inverse, and each row's mean and inverse.
 
         inverse = 1 / sqrt(variance + epsilon).
@@ -106,11 +119,11 @@ class NumpyOperations:
         self,
         grad_out: Rows,
         x: Rows,
-        gain: Array,
-        mean: Array,
-        inverse: Array,
-        grad_gain: Array,
-        grad_bias: Array,
+        gain: PerChannel,
+        mean: PerToken,
+        inverse: PerToken,
+        grad_gain: PerChannel,
+        grad_bias: PerChannel,
         onto: Rows | None,
     ) -> Rows:
         """Return grad_x, added to `onto` if given, whose memory it may take.
@@ -131,8 +144,8 @@ class NumpyOperations:
         return grad_x if onto is None else onto + grad_x
 
     def linear(
-        self, x: Rows, weight: Array, bias: Array, activation: str
-    ) -> tuple[Rows, Rows | None]:
+        self, x: Inputs, weight: Weight, bias: Bias, activation: str
+    ) -> tuple[Outputs, Outputs | None]:
         """Return f(z) with z = x @ weight + bias, and z, or None where f is the identity."""
         z = x @ weight + bias
         if activation == "linear":
@@ -141,14 +154,14 @@ class NumpyOperations:
 
     def linear_backward(
         self,
-        grad_out: Rows,
-        x: Rows,
-        weight: Array,
+        grad_out: Outputs,
+        x: Inputs,
+        weight: Weight,
         activation: str,
-        activation_input: Rows | None,
-        grad_weight: Array,
-        grad_bias: Array,
-    ) -> Rows:
+        activation_input: Outputs | None,
+        grad_weight: Weight,
+        grad_bias: Bias,
+    ) -> Inputs:
         """Return grad_x; may overwrite grad_out where there is an activation.
 
         grad_z = grad_y * f'(z)
@@ -162,7 +175,7 @@ class NumpyOperations:
         grad_bias += grad_z.sum(axis=0)
         return grad_z @ weight.T
 
-    def attention(self, qkv: Rows, shape: AttentionShape) -> tuple[Rows, Array]:
+    def attention(self, qkv: QKV, shape: AttentionShape) -> tuple[Rows, LogSumExp]:
         """Return causal self-attention, and the logsumexp of each row of scores.
 
             S = scale * Q @ K^T, masked above the diagonal
@@ -180,8 +193,8 @@ class NumpyOperations:
         return _join_heads(weights @ values), logsumexp[..., 0]
 
     def attention_backward(
-        self, grad_out: Rows, qkv: Rows, out: Rows, logsumexp: Array, shape: AttentionShape
-    ) -> Rows:
+        self, grad_out: Rows, qkv: QKV, out: Rows, logsumexp: LogSumExp, shape: AttentionShape
+    ) -> QKV:
         """Return grad_qkv, by the formulas of FlashAttention (Dao et al. 2022, arXiv:2205.14135).
 
         With M the factors of dropout (0 or 1 / (1 - rate)) and D = rowsum(grad_out * out):
@@ -223,9 +236,7 @@ class NumpyOperations:
             x.dtype, copy=False
         )
 
-    def cross_entropy(
-        self, hidden: Rows, head: Array, targets: Int64[np.ndarray, " tokens"]
-    ) -> float:
+    def cross_entropy(self, hidden: Rows, head: TokenTable, targets: Targets) -> float:
         """Return the sum over rows of -log softmax(hidden @ head^T)[target]."""
         total = 0.0
         for start in range(0, len(targets), _CHUNK_ROWS):
@@ -236,10 +247,10 @@ class NumpyOperations:
     def cross_entropy_backward(
         self,
         hidden: Rows,
-        head: Array,
-        targets: Int64[np.ndarray, " tokens"],
+        head: TokenTable,
+        targets: Targets,
         scale: float,
-        grad_head: Array,
+        grad_head: TokenTable,
     ) -> tuple[float, Rows]:
         """Return the sum of the losses, and `scale` times its gradient with respect to hidden.
 
@@ -299,7 +310,7 @@ def _heads(rows: Rows, shape: AttentionShape) -> Float[np.ndarray, "batch heads 
     return split.transpose(0, 2, 1, 3)
 
 
-def _split_heads(qkv: Rows, shape: AttentionShape) -> tuple[Array, Array, Array]:
+def _split_heads(qkv: QKV, shape: AttentionShape) -> tuple[Array, Array, Array]:
     """Return views of queries, keys and values, each [batch, heads, context, head_dim]."""
     queries, keys, values = np.split(qkv, 3, axis=1)
     return _heads(queries, shape), _heads(keys, shape), _heads(values, shape)
@@ -327,7 +338,7 @@ def _dropout_factors(shape: AttentionShape, dtype: np.dtype) -> Array:
     return keep_mask(shape.key, shape.dropout, square).astype(dtype) / (1.0 - shape.dropout)
 
 
-def _losses(logits: Array, targets: Int64[np.ndarray, " rows"]) -> tuple[Array, Array]:
+def _losses(logits: Array, targets: Targets) -> tuple[Array, Array]:
     """Return -log softmax(logits)[target] of each row, and the softmax."""
     logits = logits - logits.max(axis=1, keepdims=True)
     target_logits = logits[np.arange(len(targets)), targets]

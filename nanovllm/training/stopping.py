@@ -5,8 +5,6 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any
 
-from typing_extensions import Self
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -21,7 +19,7 @@ class StopSignal:
         self.is_requested = False
         self._previous: dict[signal.Signals, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "StopSignal":
         """Catch the signals."""
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}

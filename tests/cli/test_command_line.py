@@ -29,8 +29,10 @@ assert not slow, slow
 """
 
 
-COMMANDS = ("serve", "generate", "run-batch", "train", "train-report", "download", "eval", "verify", "bench latency",
-            "bench throughput", "bench serve", "list", "show", "remove", "env")  # fmt: skip
+COMMANDS = (
+    "serve", "generate", "run-batch", "train", "train-report", "download", "eval", "verify",
+    "bench latency", "bench throughput", "bench serve", "list", "show", "remove", "env",
+)  # fmt: skip
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -12,7 +12,7 @@ def test_defaults() -> None:
     config = TrainingConfig(data="text.txt", output="run").resolved()
     assert config.data == ("text.txt",)
     assert (config.layers, config.heads, config.width, config.context) == (4, 4, 128, 64)
-    assert (config.tokenizer, config.vocab_size, config.lr) == ("bpe", 1024, 1e-3)
+    assert (config.tokenizer, config.vocab_size, config.lr) == ("bpe", None, 1e-3)
 
 
 def test_a_preset_gives_sizes_and_tokenizer_which_flags_change() -> None:
@@ -44,7 +44,7 @@ def test_every_problem_is_named_at_once() -> None:
         )
     message = str(raised.value)
     for part in (
-        "layers is 0 but must be an integer of at least 1",
+        "layers is 0 but must be an integer from 1 to 1024",
         "dropout is 1.0 but must be a number of at least 0 and below 1",
         "lr is -1.0",
         "seed is -1",

@@ -4,6 +4,7 @@ They are compiled as the forward pass of nanovllm/model/kernels is, to a library
 line imports only from lines below it (the contract in pyproject.toml):
 
     operations           CompiledOperations, the subclass of NumpyOperations
+    attention_operations its operations of attention
     runner               calls a compiled operation with its arguments on the threads
     array_pool           arrays whose memory is used again
     library              loads the compiled operations from the cache, or compiles them

@@ -37,12 +37,12 @@ class ArrayPool:
             memory = self._unused.pop(address)
         else:
             memory = aligned_zeros(size_bytes // _FLOAT32.itemsize)
+            address = memory.ctypes.data  # takes longer than the rest of this function
             self.allocated_bytes += size_bytes
-        return np.asarray(_Lease(self, memory, shape, dtype))
+        return np.asarray(_Lease(self, address, memory, shape, dtype))
 
-    def give_back(self, memory: np.ndarray) -> None:
-        """Keep memory for a later array."""
-        address = memory.ctypes.data
+    def give_back(self, address: int, memory: np.ndarray) -> None:
+        """Keep memory at an address for a later array."""
         self._unused[address] = memory
         insort(self._sizes, (memory.nbytes, address))
 
@@ -55,15 +55,20 @@ class _Lease:
     """The base of an array, which lives as long as the array or a view of it."""
 
     def __init__(
-        self, pool: ArrayPool, memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype[Any]
+        self,
+        pool: ArrayPool,
+        address: int,
+        memory: np.ndarray,
+        shape: tuple[int, ...],
+        dtype: np.dtype[Any],
     ) -> None:
-        self._pool, self._memory = pool, memory
+        self._pool, self._address, self._memory = pool, address, memory
         self.__array_interface__ = {
             "version": 3,
             "shape": shape,
             "typestr": dtype.str,
-            "data": (memory.ctypes.data, False),
+            "data": (address, False),
         }
 
     def __del__(self) -> None:
-        self._pool.give_back(self._memory)
+        self._pool.give_back(self._address, self._memory)

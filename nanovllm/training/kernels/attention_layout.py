@@ -32,7 +32,7 @@ def attention_layout(
         Offsets of V, scores, sums and factors, strides of scores and of sums, total.
     """
     row_bytes = -(-head_dim // width) * width * WORD_BYTES
-    # A row more than a power of two apart: rows of the same set of the cache would evict each other
+    # Rows a power of two apart would share a set of the cache, and evict each other.
     scores_stride_bytes = -(-context // width) * width * WORD_BYTES + LINE_BYTES
     values = -(-context // width) * width * head_dim * WORD_BYTES
     scores = values + context * row_bytes

@@ -47,9 +47,6 @@ def _make_tile(
         v: Vectors, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value, steps: Value,
         out_ptr: Value, out_stride_bytes: Value,
     ) -> None:  # fmt: skip
-        def row_ptr(base_ptr: Value, row: int, stride_bytes: Value) -> Value:
-            return v.address(base_ptr, v.builder.mul(stride_bytes, I64(row)))
-
         def load_input(row: int, step: Value) -> Value:
             if transposed:
                 column_ptr = v.address(in_ptr, v.builder.mul(step, in_stride_bytes))
@@ -68,8 +65,8 @@ def _make_tile(
                     updated[index] = v.fma(v.splat(value), weight, updated[index])
             return updated
 
-        in_ptrs = [row_ptr(in_ptr, row, in_stride_bytes) for row in range(rows)]
-        out_ptrs = [row_ptr(out_ptr, row, out_stride_bytes) for row in range(rows)]
+        in_ptrs = _row_pointers(v, in_ptr, in_stride_bytes, rows)
+        out_ptrs = _row_pointers(v, out_ptr, out_stride_bytes, rows)
         accumulators = [
             v.load(out_ptr, offset) if accumulate else v.constant(0.0)
             for out_ptr in out_ptrs
@@ -91,6 +88,10 @@ def _make_tile(
                 v.store(accumulators[row * PANEL_VECTORS + vector], out_row_ptr, offset)
 
     return kernel(target, tile)
+
+
+def _row_pointers(v: Vectors, base_ptr: Value, stride_bytes: Value, rows: int) -> list[Value]:
+    return [v.address(base_ptr, v.builder.mul(stride_bytes, I64(row))) for row in range(rows)]
 
 
 def make_matmul(

@@ -62,10 +62,9 @@ def make_cross_entropy(target: KernelTarget) -> Any:
     writes what the loss of each row consists of: the sum of exp(logit - peak), where the peak is
     the row's largest logit, and the target's logit - peak.
     """
-    width = target.panel_width
-    count_items, multiply = make_matmul(target)
-    pack_panel = make_pack_panel(target)
-    softmax = kernel(target, _softmax)
+    compute_logits = _make_compute_logits(target)
+    compute_softmax = _make_compute_softmax(target)
+    multiply_gradients = _make_multiply_gradients(target)
 
     @compiled
     def cross_entropy(record_ptr: int, thread: int) -> None:
@@ -76,6 +75,13 @@ def make_cross_entropy(target: KernelTarget) -> Any:
             phase = compute_softmax(record, thread, phase)
         if phase != ABORTED and record.grad_head_ptr != 0:
             multiply_gradients(record, phase, scratch_ptr)
+
+    return cross_entropy
+
+
+def _make_compute_logits(target: KernelTarget) -> Any:
+    """Return compute_logits(record, thread, phase, scratch_ptr), the first phase."""
+    count_items, multiply = make_matmul(target)
 
     @compiled
     def compute_logits(record: Any, thread: int, phase: int, scratch_ptr: int) -> int:
@@ -92,6 +98,15 @@ def make_cross_entropy(target: KernelTarget) -> Any:
             done += 1
             item = take_item(phase)
         return int(end_phase(record, thread, phase, done, items))
+
+    return compute_logits
+
+
+def _make_compute_softmax(target: KernelTarget) -> Any:
+    """Return compute_softmax(record, thread, phase), the second phase."""
+    width = target.panel_width
+    pack_panel = make_pack_panel(target)
+    softmax = kernel(target, _softmax)
 
     @compiled
     def compute_softmax(record: Any, thread: int, phase: int) -> int:
@@ -122,6 +137,13 @@ def make_cross_entropy(target: KernelTarget) -> Any:
             item = take_item(phase)
         return int(end_phase(record, thread, phase, done, items))
 
+    return compute_softmax
+
+
+def _make_multiply_gradients(target: KernelTarget) -> Any:
+    """Return multiply_gradients(record, phase, scratch_ptr), the last phase."""
+    count_items, multiply = make_matmul(target)
+
     @compiled
     def multiply_gradients(record: Any, phase: int, scratch_ptr: int) -> None:
         rows, vocab, d_model = record.rows, record.vocab, record.d_model
@@ -143,7 +165,7 @@ def make_cross_entropy(target: KernelTarget) -> Any:
                 )  # fmt: skip
             item = take_item(phase)
 
-    return cross_entropy
+    return multiply_gradients
 
 
 def _softmax(

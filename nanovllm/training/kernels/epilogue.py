@@ -7,6 +7,8 @@ f is stored beside C because the backward pass needs both. Without an activation
 is stored.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from nanovllm.model.kernels.build.target import KernelTarget
@@ -29,56 +31,59 @@ def make_epilogue(target: KernelTarget) -> Any:
     """
     width = target.panel_width
 
-    def finish_rows(
+    def finish_tile(
         v: Vectors, kind: Value, adds: Value, sums_ptr: Value, rows: Value, columns: Value,
         bias_ptr: Value, c_ptr: Value, out_ptr: Value, row_bytes: Value,
     ) -> None:  # fmt: skip
         is_sum = v.builder.icmp_signed("!=", adds, I64(0))
 
-        def add(total: Value, c: Value) -> Value:
-            return v.builder.select(is_sum, v.add(c, total), total)
+        def finish_row(number: int, row: Value, *, is_whole: bool) -> None:
+            row_sums_ptr = v.element(sums_ptr, v.times(row, width))
+            offset_bytes = v.builder.mul(row, row_bytes)
+            row_c_ptr, row_out_ptr = (
+                v.address(c_ptr, offset_bytes),
+                v.address(out_ptr, offset_bytes),
+            )
 
-        def emit_rows(number: int, count: int | None) -> None:
-            """Emit one kind for whole vectors, or for `columns` single elements (None)."""
-
-            def element(row: Value, i: Value, *, is_vector: bool) -> None:
-                here_ptr = v.address(c_ptr, v.builder.mul(row, row_bytes))
-                result_ptr = v.element(here_ptr, i)
-                load = v.load if is_vector else v.load_scalar
-                index = v.builder.add(v.times(row, width), i)
-                value = add(load(v.element(sums_ptr, index)), load(result_ptr))
+            def finish(
+                i: Value, load: Callable[[Value], Value], store: Callable[..., None]
+            ) -> None:
+                here_ptr, total = v.element(row_c_ptr, i), load(v.element(row_sums_ptr, i))
+                value = v.builder.select(is_sum, v.add(load(here_ptr), total), total)
                 if number != STORE:
                     value = v.add(value, load(v.element(bias_ptr, i)))
-                v.store(value, result_ptr)
+                store(value, here_ptr)
                 if number not in {STORE, LINEAR}:
-                    vector = value if is_vector else v.splat(value)
-                    result = ACTIVATIONS[KINDS[number]](v, vector)
-                    if not is_vector:
-                        result = v.builder.extract_element(result, I32(0))
-                    out_row_ptr = v.address(out_ptr, v.builder.mul(row, row_bytes))
-                    v.store(result, v.element(out_row_ptr, i))
+                    result = ACTIVATIONS[KINDS[number]](v, value)
+                    store(result, v.element(row_out_ptr, i))
 
+            def finish_element(i: Value, _: list[Value]) -> list[Value]:
+                finish(i, lambda base: v.splat(v.load_scalar(base)), partial(_store_first, v))
+                return []
+
+            if is_whole:
+                for vector in range(target.panel_vectors):
+                    finish(I64(vector * v.lanes), v.load, v.store)
+            else:
+                v.loop(columns, 1, [], finish_element)
+
+        def finish_rows(number: int, *, is_whole: bool) -> None:
             def one_row(row: Value, _: list[Value]) -> list[Value]:
-                if count is not None:
-                    for vector in range(count):
-                        element(row, I64(vector * v.lanes), is_vector=True)
-                else:
-
-                    def one(i: Value, _: list[Value]) -> list[Value]:
-                        element(row, i, is_vector=False)
-                        return []
-
-                    v.loop(columns, 1, [], one)
+                finish_row(number, row, is_whole=is_whole)
                 return []
 
             v.loop(rows, 1, [], one_row)
 
-        is_whole = v.builder.icmp_signed("==", columns, I64(width))
+        has_whole_vectors = v.builder.icmp_signed("==", columns, I64(width))
         for number in range(len(KINDS)):
-            with v.when_equal(kind, number), v.builder.if_else(is_whole) as (whole, part):
+            with v.when_equal(kind, number), v.builder.if_else(has_whole_vectors) as (whole, part):
                 with whole:
-                    emit_rows(number, target.panel_vectors)
+                    finish_rows(number, is_whole=True)
                 with part:
-                    emit_rows(number, None)
+                    finish_rows(number, is_whole=False)
 
-    return kernel(target, finish_rows)
+    return kernel(target, finish_tile)
+
+
+def _store_first(v: Vectors, vector: Value, base: Value) -> None:
+    v.store(v.builder.extract_element(vector, I32(0)), base)

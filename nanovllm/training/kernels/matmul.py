@@ -23,7 +23,7 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.training.kernels.epilogue import make_epilogue
 from nanovllm.training.kernels.pack import SLIVER_STEP_BYTES, make_pack_slivers
-from nanovllm.training.kernels.records import BLOCK_ROWS, MAX_PIECE
+from nanovllm.training.kernels.records import BLOCK_ROWS, MAX_PIECE, STORE
 from nanovllm.training.kernels.tile import TILE_ROWS, make_tile
 
 _ITEMS_PER_THREAD = 4
@@ -105,22 +105,27 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
                 tile_ptr += first_step * a_step_bytes
                 tile_bytes = TILE_ROWS * a_row_bytes
             adds = is_sum != 0 or first_step > 0
-            is_last = first_step + count == steps
+            end = kind if first_step + count == steps else STORE
             for panel in range(panels * group // groups, panels * (group + 1) // groups):
-                column = panel * width
-                offset_bytes = column * WORD_BYTES
-                panel_ptr = panels_ptr + (panel * steps + first_step) * width_bytes
+                offset_bytes = panel * width_bytes
+                tile_columns = min(width, columns - panel * width)
+                is_direct = end == STORE and tile_columns == width
                 for row in range(0, height, TILE_ROWS):
                     tile_rows = min(TILE_ROWS, height - row)
                     row_offset_bytes = row * c_row_bytes + offset_bytes
+                    tile_c_ptr = c_ptr + row_offset_bytes
                     tile(
                         tile_rows, tile_ptr + row // TILE_ROWS * tile_bytes, row_bytes, step_bytes,
-                        panel_ptr, count, scratch_ptr, c_ptr + row_offset_bytes, c_row_bytes,
+                        panels_ptr + (panel * steps + first_step) * width_bytes, count,
+                        tile_c_ptr if is_direct else scratch_ptr,
+                        c_row_bytes if is_direct else width_bytes, is_direct and adds,
+                        tile_c_ptr, c_row_bytes,
                     )  # fmt: skip
-                    epilogue(
-                        kind if is_last else 0, adds, scratch_ptr, tile_rows,
-                        min(width, columns - column), bias_ptr + offset_bytes,
-                        c_ptr + row_offset_bytes, out_ptr + row_offset_bytes, c_row_bytes,
-                    )  # fmt: skip
+                    if not is_direct:
+                        epilogue(
+                            end, adds, scratch_ptr, tile_rows, tile_columns,
+                            bias_ptr + offset_bytes, tile_c_ptr, out_ptr + row_offset_bytes,
+                            c_row_bytes,
+                        )  # fmt: skip
 
     return count_items, multiply

@@ -1,20 +1,15 @@
 """The operations of training on compiled kernels; the ones not listed here are NumPy's."""
 
-from collections.abc import Callable
-
 import numpy as np
 from jaxtyping import Int64
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.packing import round_up
 from nanovllm.model.kernels.build.target import KernelTarget, host_target
 from nanovllm.model.kernels.threads.cores import default_threads
-from nanovllm.training.dropout import threshold
-from nanovllm.training.kernels.attention_layout import (
-    attention_backward_layout,
-    attention_layout,
-    panel_width,
+from nanovllm.training.kernels.attention_operations import (
+    AttentionOperations,
+    dropout_arguments,
 )
 from nanovllm.training.kernels.records import (
     DTYPES,
@@ -31,14 +26,12 @@ from nanovllm.training.kernels.runner import OperationRunner
 from nanovllm.training.operations import (
     AdamWStep,
     Array,
-    AttentionShape,
-    NumpyOperations,
     Rows,
     TokenIds,
 )
 
 
-class CompiledOperations(NumpyOperations):
+class CompiledOperations(AttentionOperations):
     """NumpyOperations in float32, compiled; for one caller at a time.
 
     Arguments must be C-contiguous. No bit of a result depends on the number of threads.
@@ -53,8 +46,7 @@ class CompiledOperations(NumpyOperations):
             num_threads: the default is one for each core that this process may use.
             target: what to compile for; the default is this CPU.
         """
-        self._runner = OperationRunner(num_threads or default_threads(), target or host_target())
-        self._empty = self._runner.arrays.empty
+        super().__init__(OperationRunner(num_threads or default_threads(), target or host_target()))
 
     @property
     def num_threads(self) -> int:
@@ -156,57 +148,6 @@ class CompiledOperations(NumpyOperations):
         )
         return grad_x
 
-    def attention(self, qkv: Rows, shape: AttentionShape) -> tuple[Rows, Array]:
-        """Return causal self-attention, and the logsumexp of each row of scores."""
-        out = self._empty(len(qkv), qkv.shape[1] // 3)
-        logsumexp = self._empty(shape.batch, shape.heads, shape.context)
-        self._run_attention(
-            "attention", shape, attention_layout, qkv=qkv, out=out, logsumexp=logsumexp
-        )
-        return out, logsumexp
-
-    def attention_backward(
-        self, grad_out: Rows, qkv: Rows, out: Rows, logsumexp: Array, shape: AttentionShape
-    ) -> Rows:
-        """Return grad_qkv."""
-        grad_qkv = self._empty(*qkv.shape)
-        self._run_attention(
-            "attention_backward",
-            shape,
-            attention_backward_layout,
-            grad_out=grad_out,
-            qkv=qkv,
-            out=out,
-            logsumexp=logsumexp,
-            grad_qkv=grad_qkv,
-        )
-        return grad_qkv
-
-    def _run_attention(
-        self,
-        name: str,
-        shape: AttentionShape,
-        layout: Callable[..., tuple[int, ...]],
-        **arrays: Array,
-    ) -> None:
-        """Run an entry of attention with working memory for each thread."""
-        d_model = arrays["out"].shape[1]
-        head_dim = d_model // shape.heads
-        *_, scratch_bytes = layout(shape.context, head_dim, panel_width(self._runner.target))
-        self._runner.run(
-            name,
-            4 * shape.context * arrays["out"].size,
-            batch=shape.batch,
-            context=shape.context,
-            heads=shape.heads,
-            head_dim=head_dim,
-            scale=shape.scale,
-            scratch=self._empty(self._runner.threads, scratch_bytes // WORD_BYTES),
-            scratch_bytes=scratch_bytes,
-            **_dropout_arguments(shape.dropout, shape.key),
-            **arrays,
-        )
-
     def add_dropout(self, residual: Rows, x: Rows, rate: float, key: int) -> Rows:
         """Return residual + dropout(x): the end of a residual branch."""
         return self._add_dropout(residual, x, rate, key)
@@ -224,7 +165,7 @@ class CompiledOperations(NumpyOperations):
             x=x,
             out=out,
             count=x.size,
-            **_dropout_arguments(rate, key),
+            **dropout_arguments(rate, key),
         )
         return out
 
@@ -404,16 +345,6 @@ class CompiledOperations(NumpyOperations):
     def _scratch(self) -> Array:
         """Return the working memory of the threads in a matmul."""
         return self._empty(self._runner.threads, SCRATCH_FLOATS)
-
-
-def _dropout_arguments(rate: float, key: int) -> dict[str, float]:
-    """Return the arguments of a use of dropout."""
-    return {
-        "key_low": key & 0xFFFFFFFF,
-        "key_high": key >> 32,
-        "threshold": threshold(rate),
-        "factor": 1.0 / (1.0 - rate),
-    }
 
 
 def _check_tokens(token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:

@@ -23,41 +23,46 @@ TILE_ROWS = 6
 
 
 def _make_tile(target: KernelTarget, rows: int) -> Any:
-    """Return tile: out[rows, width] = A[rows, steps] @ panel[steps, width].
+    """Return tile: out[rows, width] = [out +] A[rows, steps] @ panel[steps, width].
 
     a_ptr, a_row_bytes, a_step_bytes  A, and bytes from one row, and one step, to the next
     panel_ptr                         panel of B [steps, width]
     steps                             number of steps
-    out_ptr                           result [rows, width]
-    c_ptr, c_row_bytes                where the epilogue writes: prefetched meanwhile
+    out_ptr, out_row_bytes            result, and bytes from one row to the next
+    adds                              whether to add to `out`
+    c_ptr, c_row_bytes                rows that are written next, which are prefetched
     """
     width_bytes = target.panel_width * WORD_BYTES
 
     def tile(
         v: Vectors, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value, panel_ptr: Value,
-        steps: Value, out_ptr: Value, c_ptr: Value, c_row_bytes: Value,
+        steps: Value, out_ptr: Value, out_row_bytes: Value, adds: Value, c_ptr: Value,
+        c_row_bytes: Value,
     ) -> None:  # fmt: skip
-        for row in range(rows):
-            c_row_ptr = v.address(c_ptr, v.builder.mul(c_row_bytes, I64(row)))
+        def row_pointers(base_ptr: Value, row_bytes: Value) -> list[Value]:
+            return [v.address(base_ptr, v.builder.mul(row_bytes, I64(row))) for row in range(rows)]
+
+        for c_row_ptr in row_pointers(c_ptr, c_row_bytes):
             for offset_bytes in range(0, width_bytes, LINE_BYTES):
                 v.prefetch(c_row_ptr, offset_bytes, writes=True)
-        row_ptrs = [v.address(a_ptr, v.builder.mul(a_row_bytes, I64(row))) for row in range(rows)]
-        vectors = range(target.panel_vectors)
+        row_ptrs = row_pointers(a_ptr, a_row_bytes)
+        offsets = range(0, width_bytes, v.lanes * WORD_BYTES)
 
         def step(k: Value, sums: list[Value]) -> list[Value]:
             b_ptr = v.address(panel_ptr, v.times(k, width_bytes))
-            b = [v.load(b_ptr, vector * v.lanes * WORD_BYTES) for vector in vectors]
+            b = [v.load(b_ptr, offset_bytes) for offset_bytes in offsets]
             a_bytes = v.builder.mul(k, a_step_bytes)
             a = [v.splat(v.load_scalar(v.address(row_ptr, a_bytes))) for row_ptr in row_ptrs]
-            return [
-                v.fma(a[row], b[vector], sums[row * len(vectors) + vector])
-                for row in range(rows)
-                for vector in vectors
-            ]
+            products = [(x, y) for x in a for y in b]
+            return [v.fma(x, y, total) for (x, y), total in zip(products, sums, strict=True)]
 
-        sums = v.loop(steps, 1, [v.constant(0.0)] * (rows * len(vectors)), step)
-        for index, total in enumerate(sums):
-            v.store(total, out_ptr, index * v.lanes * WORD_BYTES)
+        sums = iter(v.loop(steps, 1, [v.constant(0.0)] * (rows * len(offsets)), step))
+        is_sum = v.builder.icmp_signed("!=", adds, I64(0))
+        for out_row_ptr in row_pointers(out_ptr, out_row_bytes):
+            for offset_bytes in offsets:
+                total = next(sums)
+                sum_with_out = v.add(v.load(out_row_ptr, offset_bytes), total)
+                v.store(v.builder.select(is_sum, sum_with_out, total), out_row_ptr, offset_bytes)
 
     return kernel(target, tile)
 
@@ -71,19 +76,37 @@ def make_tile(target: KernelTarget) -> Any:
     @compiled
     def tile(
         rows: int, a_ptr: int, a_row_bytes: int, a_step_bytes: int, panel_ptr: int, steps: int,
-        out_ptr: int, c_ptr: int, c_row_bytes: int,
+        out_ptr: int, out_row_bytes: int, adds: int, c_ptr: int, c_row_bytes: int,
     ) -> None:  # fmt: skip
         if rows == 6:
-            tile6(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
+            tile6(
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
+                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+            )  # fmt: skip
         elif rows == 5:
-            tile5(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
+            tile5(
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
+                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+            )  # fmt: skip
         elif rows == 4:
-            tile4(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
+            tile4(
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
+                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+            )  # fmt: skip
         elif rows == 3:
-            tile3(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
+            tile3(
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
+                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+            )  # fmt: skip
         elif rows == 2:
-            tile2(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
+            tile2(
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
+                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+            )  # fmt: skip
         else:
-            tile1(a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, out_ptr, c_ptr, c_row_bytes)
+            tile1(
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
+                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+            )  # fmt: skip
 
     return tile

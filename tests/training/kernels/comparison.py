@@ -1,4 +1,4 @@
-"""What the tests of compiled operations share: random arrays, and the comparison with NumPy."""
+"""Random arrays, and the comparison of results with those of NumPy."""
 
 import numpy as np
 

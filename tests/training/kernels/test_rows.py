@@ -77,7 +77,7 @@ def test_token_outside_the_vocabulary_is_refused(
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 7), (300, 333)])
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.999])
-def test_dropout_is_numpy_s_bit_for_bit(
+def test_dropout_has_the_bits_of_numpy(
     compiled: list[CompiledOperations], shape: tuple[int, int], rate: float
 ) -> None:
     residual, x = random(*shape), random(*shape, seed=1)

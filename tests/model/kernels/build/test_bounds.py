@@ -1,8 +1,5 @@
 """The check of every address: the accesses that it allows, and whole steps under it."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -16,29 +13,13 @@ from numba import types
 from nanovllm.model.kernels.build.bounds import checked, size_of, watch
 from nanovllm.model.kernels.build.codegen import host_cpu
 from nanovllm.model.kernels.build.compiler import compiled, intrinsic
-from nanovllm.model.kernels.build.object_cache import CACHE_VARIABLE, ObjectCache
+from nanovllm.model.kernels.build.object_cache import ObjectCache
 from nanovllm.model.kernels.build.target import Spec, host_target
 from nanovllm.model.kernels.library import cache_key, load_image
+from tests.support.checked import run_checked
 
-ROOT = Path(__file__).parents[4]
 TARGET = replace(host_target(), check=True)
 CASES = "tests/model/kernels/checked_cases.py"
-
-
-def run_checked(*command: str, check: str = "1", folder: Path) -> str:
-    """Run Python with NANOVLLM_CHECK set and return its output."""
-    env = os.environ | {"NANOVLLM_CHECK": check, CACHE_VARIABLE: str(folder)}
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.slow

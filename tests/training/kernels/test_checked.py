@@ -1,0 +1,16 @@
+"""Operations under NANOVLLM_CHECK=1: no kernel touches memory outside its arrays."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.checked import run_checked
+
+CASES = "tests/training/kernels/test_operations.py"
+
+
+@pytest.mark.slow
+def test_operations_under_the_check(tmp_path: Path) -> None:
+    """The checked library is compiled in another process, which saves no code."""
+    run_checked("-m", "pytest", "-q", "-x", CASES, folder=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
