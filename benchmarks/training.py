@@ -35,7 +35,7 @@ TORCH = "torch"
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A contender's figures in one round: the median time of a step, its loss, and peak memory."""
 

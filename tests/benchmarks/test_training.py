@@ -18,6 +18,7 @@ from nanovllm import TrainingConfig
 from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.config import read_toml
+from nanovllm.training.optimizer import Schedule
 
 TINY = Setting(layers=2, heads=2, width=8, context=4, batch=3, vocab=11)
 TURNS = {"nanovllm": [0.02, 0.03, 0.01], "torch": [0.03, 0.09, 0.03], "torch bfloat16": [0.1] * 3}
@@ -91,6 +92,23 @@ def test_torch_computes_the_same_network() -> None:
     )
     loss = model(torch.from_numpy(tokens[:, :-1]), torch.from_numpy(tokens[:, 1:])).item()
     assert total / TINY.tokens == pytest.approx(loss, abs=1e-6)
+
+
+def test_torch_trains_by_the_same_recipe(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    from benchmarks.peers import nanogpt_torch
+
+    settings = {**read_toml(nanogpt.RECIPE), "seed": 1, "steps": 40, "warmup_steps": 4}
+    schedule = Schedule(1e-3, 1e-4, 4, 40)
+    for step in (0, 3, 4, 20, 39):
+        rate = nanogpt_torch.learning_rate(step, settings)
+        assert rate == pytest.approx(schedule.learning_rate(step))
+    small = {"layers": 1, "heads": 2, "width": 8, "context": 4, "batch_size": 8, "eval_every": 20}
+    nanogpt_torch.train("to be or not to be " * 20, {**settings, **small})
+    first, second, third = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first["step"], second["step"], third["step"]) == (0, 20, 40)
+    assert first["train_loss"] is None
+    assert first["val_loss"] > second["val_loss"] > third["val_loss"]
 
 
 class FakeContender:
