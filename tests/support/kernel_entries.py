@@ -15,6 +15,11 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.entry_compiler import compile_entries
 from nanovllm.model.kernels.build.object_cache import ObjectCache, user_cache_folder
 from nanovllm.model.kernels.build.target import CHECKS_ADDRESSES, KernelTarget, Spec
+from nanovllm.model.kernels.forward.argmax import (
+    make_choose_best,
+    make_clear_best,
+    make_update_best,
+)
 from nanovllm.model.kernels.forward.attention import make_paged_attention
 from nanovllm.model.kernels.forward.attention_parts import make_softmax
 from nanovllm.model.kernels.forward.convert import (
@@ -31,6 +36,8 @@ from nanovllm.model.kernels.forward.matmul import make_linear
 from nanovllm.model.kernels.forward.prepare import prepare_attention
 from nanovllm.model.kernels.library import EntryPoints, cache_key
 from nanovllm.model.kernels.simd.move import linear_at, load_int, step_record_at
+from nanovllm.model.kernels.simd.scalar import store_int
+from nanovllm.model.kernels.step_record import best_bytes
 
 Entries = Mapping[str, Any]
 _SOURCE = Path(__file__).read_text(encoding="utf-8")
@@ -58,6 +65,14 @@ def linear_kernel(target: KernelTarget, weights: str) -> Callable[[int, int], in
 def attention_kernel(spec: Spec) -> Callable[[int, int], int]:
     """Return run(record_ptr, thread): the operations between two linear layers."""
     return _load(_attention_entries, spec).functions["attention"]
+
+
+def argmax_kernel(target: KernelTarget) -> Callable[[int, int], int]:
+    """Return run(values_ptr, thread): the int64 values are the arguments, all threads' in turn.
+
+    They are scores_ptr, rows, vocab, padded, threads, best_ptr and tokens_ptr.
+    """
+    return _load(_argmax_entries, Spec(target)).functions["argmax"]
 
 
 @cache
@@ -129,6 +144,32 @@ def _attention_entries(spec: Spec) -> Entries:
         paged_attention(record, thread, phase, 0)
 
     return {"attention": attention}
+
+
+def _argmax_entries(spec: Spec) -> Entries:
+    target = spec.target
+    clear_best, update_best = make_clear_best(target), make_update_best(target)
+    choose_best = make_choose_best(target)
+    row_bytes, width = best_bytes(target.lanes), 4 * target.lanes
+
+    @compiled
+    def argmax(values_ptr: int, _thread: int) -> None:
+        scores_ptr, rows = load_int(values_ptr, 0), load_int(values_ptr, 1)
+        vocab, padded = load_int(values_ptr, 2), load_int(values_ptr, 3)
+        threads, best_ptr = load_int(values_ptr, 4), load_int(values_ptr, 5)
+        tokens_ptr = load_int(values_ptr, 6)
+        for thread in range(threads):
+            clear_best(best_ptr + thread * rows * row_bytes, rows)
+        for panel in range(padded // width):
+            for row in range(rows):
+                row_best = best_ptr + (panel % threads * rows + row) * row_bytes
+                panel_scores = scores_ptr + (row * padded + panel * width) * 4
+                update_best(panel_scores, width, panel * width, vocab, row_best)
+        for row in range(rows):
+            token = choose_best(best_ptr + row * row_bytes, threads, rows * row_bytes)
+            store_int(tokens_ptr, row, token)
+
+    return {"argmax": argmax}
 
 
 def _taking(count: int, kernel: Any) -> Any:
