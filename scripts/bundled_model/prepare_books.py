@@ -5,7 +5,8 @@ Run: python scripts/bundled_model/prepare_books.py BOOKS OUTPUT --held-out carro
 - The first paragraph, which is the title, and headings are dropped.
 - Wrapped lines are joined; lines of verse, which are indented, stay lines.
 - A hyphen at a line's end is dropped if the book has the word without it.
-- Underscores around emphasized words are dropped, and runs of spaces become one space.
+- Underscores around emphasized words are dropped, curly quotes become straight, and runs of spaces
+  become one space.
 
 The held-out books are the last files by name, so that they are the validation split of
 `nanovllm train`. The last line of output is the --validation-fraction that splits the text there.
@@ -18,13 +19,13 @@ from pathlib import Path
 
 _LONGEST_HEADING = 60
 _NUMBERED = re.compile(r"(chapter|letter|stave|adventure) \S+|[ivxl\d]+(\.|:|--)", re.IGNORECASE)
-_STRAIGHT = str.maketrans({"‘": "'", "’": "'", "“": '"', "”": '"', "—": "--", "_": None})
+_PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "_": None})
 
 
 def clean(text: str) -> str:
     """Return the prose of a book: paragraphs of one line, with an empty line between two."""
     words = set(re.findall(r"[a-z]+", text.lower()))
-    paragraphs = re.split(r"\n\s*\n", text.translate(_STRAIGHT).strip())[1:]
+    paragraphs = re.split(r"\n\s*\n", text.translate(_PLAIN).strip())[1:]
     kept = [_unwrap(paragraph.split("\n"), words) for paragraph in paragraphs]
     return "\n\n".join(paragraph for paragraph in kept if not _is_heading(paragraph)) + "\n"
 
