@@ -17,12 +17,12 @@ TEST := $(VENV)/.installed-test
 DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test fuzz check format bench compare charts soak attack clients wheel
-.PHONY: build clean
+.PHONY: help install serve test fuzz check format bench compare compare-training charts soak attack
+.PHONY: clients wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z ]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' \
+	@awk -F ':.*## ' '/^[a-z -]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' \
 		$(firstword $(MAKEFILE_LIST))
 
 install: $(RUN)  ## install nanovllm into .venv
@@ -52,6 +52,9 @@ bench: $(RUN)  ## measure prefill and decode speed; MODEL=folder-or-name ARGS="m
 
 compare: $(RUN)  ## compare with other engines (docs/performance.md); ARGS="--peers llamacpp,vllm"
 	@$(BIN)/python benchmarks/compare.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
+
+compare-training: $(RUN)  ## compare training with PyTorch; ARGS="--torch-python PATH"
+	@$(BIN)/python benchmarks/training.py $(ARGS)
 
 charts: $(RUN)  ## draw the comparison chart and record the terminal session of the README
 	@$(BIN)/python benchmarks/comparison_chart.py

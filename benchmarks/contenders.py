@@ -83,14 +83,17 @@ class Contender:
     listener: threading.Thread = field(init=False)
 
     @classmethod
-    def start(cls, entry: Entry, model: Path, threads: int, timeout_s: float) -> "Contender":
-        """Start the worker and wait until its model is loaded; raises WorkerError."""
+    def start(cls, entry: Entry, model: Path | str, threads: int, timeout_s: float) -> "Contender":
+        """Start the worker and wait until its model is loaded; raises WorkerError.
+
+        `model` is a checkpoint's folder, or the name of a setting of benchmarks/training_worker.py.
+        """
         log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         command = [
             entry.python,
             "-m",
             f"benchmarks.peers.{entry.module}",
-            str(model.resolve()),
+            str(model.resolve() if isinstance(model, Path) else model),
             entry.variant,
             "--threads",
             str(threads),
@@ -128,18 +131,7 @@ class Contender:
         self, prompts: list[list[int]], lengths: list[int], timeout_s: float, **more: Any
     ) -> Answer:
         """Run a workload and stop the worker again; raises WorkerError, also for missing tokens."""
-        assert self.process.stdin is not None
-        self._signal("SIGCONT")
-        try:
-            self.process.stdin.write(
-                json.dumps({"prompts": prompts, "lengths": lengths, **more}) + "\n"
-            )
-            self.process.stdin.flush()
-            answer = self._receive(timeout_s)
-        except OSError as error:
-            raise WorkerError(f"it ended: {self._last_log_line()}") from error
-        finally:
-            self._signal("SIGSTOP")
+        answer = self.request(timeout_s, prompts=prompts, lengths=lengths, **more)
         counts = [len(tokens) for tokens in answer["token_ids"]]
         if counts != lengths:
             raise WorkerError(f"it did other work: {counts} tokens instead of {lengths}")
@@ -148,6 +140,19 @@ class Contender:
                 f"{answer['cached_tokens']} tokens came from a cache, but all must be computed"
             )
         return answer
+
+    def request(self, timeout_s: float, **message: Any) -> dict[str, Any]:
+        """Send a request, return its answer and stop the worker again; raises WorkerError."""
+        assert self.process.stdin is not None
+        self._signal("SIGCONT")
+        try:
+            self.process.stdin.write(json.dumps(message) + "\n")
+            self.process.stdin.flush()
+            return self._receive(timeout_s)
+        except OSError as error:
+            raise WorkerError(f"it ended: {self._last_log_line()}") from error
+        finally:
+            self._signal("SIGSTOP")
 
     def close(self) -> None:
         """Kill the worker."""

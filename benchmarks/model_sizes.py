@@ -27,6 +27,7 @@ from benchmarks.contenders import CLASSES, OUR_OPTIONS, ROOT
 from benchmarks.make_model import SIZES
 from benchmarks.options import add_common_options, ensure_model, finish, heading, names_of, tell
 from benchmarks.soak import resident_bytes
+from benchmarks.worker import peak_bytes
 from nanovllm import LLM, RequestOutput, SamplingParams
 
 PREFILL_TOKENS = 512
@@ -125,15 +126,6 @@ def measure(model: Path, options: dict[str, Any], seed: int, scale: int) -> dict
         "decode_tokens_per_s": statistics.median(decodes),
         "prefill_tokens_per_s": statistics.median(prefills),
     }
-
-
-def peak_bytes() -> int | None:
-    """Return the maximum resident memory of this process; None where the system has no record."""
-    status = Path("/proc/self/status")
-    if not status.is_file():
-        return None
-    lines = status.read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def shown(point: dict[str, Any]) -> str:

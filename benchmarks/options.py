@@ -20,7 +20,7 @@ from nanovllm.model.kernels.threads.cores import default_threads
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of all benchmarks."""
+    """Add the options of all benchmarks that load a checkpoint."""
     default_model = ROOT / "models" / "gpt2-random"
     parser.add_argument(
         "--model",
@@ -28,19 +28,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         default=default_model,
         help="folder of a checkpoint; made with random weights where it is missing",
     )
-    parser.add_argument(
-        "--threads",
-        type=positive,
-        default=default_threads(),
-        help="threads of each run (%(default)s)",
-    )
-    seed = os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED))
-    parser.add_argument(
-        "--seed",
-        type=not_negative,
-        default=seed,
-        help="draws the requests; also WORKLOAD_SEED (%(default)s)",
-    )
+    add_run_options(parser)
     parser.add_argument(
         "--scale",
         type=positive,
@@ -53,6 +41,23 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         default={},
         metavar="JSON",
         help='further options of LLM, such as {"kv_cache_dtype": "int8"}',
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of all benchmarks."""
+    parser.add_argument(
+        "--threads",
+        type=positive,
+        default=default_threads(),
+        help="threads of each run (%(default)s)",
+    )
+    seed = os.environ.get("WORKLOAD_SEED", str(DEFAULT_SEED))
+    parser.add_argument(
+        "--seed",
+        type=not_negative,
+        default=seed,
+        help="draws the tokens; also WORKLOAD_SEED (%(default)s)",
     )
     parser.add_argument(
         "--json",
@@ -90,25 +95,21 @@ def heading(parsed: argparse.Namespace) -> str:
     """Return the first lines of a report: machine and run."""
     machine = describe_machine()
     now = datetime.datetime.now(datetime.timezone.utc)
+    model = f", {parsed.model}" if "model" in parsed else ""
     return (
         f"machine    {machine['cpu']}, {machine['cores']} cores, {machine['os']}\n"
-        f"run        {now:%Y-%m-%d %H:%M} UTC, {parsed.threads} threads, seed {parsed.seed}, "
-        f"{parsed.model}\n"
+        f"run        {now:%Y-%m-%d %H:%M} UTC, {parsed.threads} threads, seed {parsed.seed}"
+        f"{model}\n"
     )
 
 
 def finish(record: Mapping[str, Any], parsed: argparse.Namespace) -> None:
     """Print the record, the settings and the machine as a line of JSON; write it to --json."""
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    about = {
-        "date": now,
-        "model": str(parsed.model),
-        "threads": parsed.threads,
-        "seed": parsed.seed,
-        "scale": parsed.scale,
-        "ours": parsed.ours,
-    }
-    line = json.dumps({**record, **about, "machine": describe_machine()}, allow_nan=False)
+    names = ("model", "threads", "seed", "scale", "ours")
+    about = {"date": now, **{name: getattr(parsed, name) for name in names if name in parsed}}
+    machine = describe_machine()
+    line = json.dumps({**record, **about, "machine": machine}, allow_nan=False, default=str)
     if parsed.json is not None:
         parsed.json.write_text(line + "\n", encoding="utf-8")
     print(line, flush=True)

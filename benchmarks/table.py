@@ -2,8 +2,9 @@
 
 Run: python benchmarks/table.py compare.json roofline.json --write docs/performance.md
 
-It reads the JSON of compare.py, roofline.py, soak.py, busy.py and model_sizes.py. In the page, the
-table of a benchmark is between <!-- compare: begin --> and <!-- compare: end -->, and so on.
+It reads the JSON of compare.py, roofline.py, soak.py, busy.py, model_sizes.py, training.py and
+nanogpt.py. In the page, the table of a benchmark is between <!-- compare: begin --> and
+<!-- compare: end -->, and so on.
 """
 
 import argparse
@@ -49,6 +50,8 @@ def markdown(record: Record) -> str:
         "soak": _soak,
         "busy": _busy,
         "sizes": _sizes,
+        "training": training_lines,
+        "nanogpt": nanogpt_lines,
     }
     machine = record["machine"]
     origin = (
@@ -169,6 +172,42 @@ def _sizes(record: Record) -> list[str]:
             f"{point['prefill_tokens_per_s']:,.0f}",
         ]
         lines.append(_row(point["size"], cells))
+    return lines
+
+
+def training_lines(record: Record) -> list[str]:
+    """Return the table of training.py."""
+    lines = [
+        "| | tokens/s | ms per step | share of peak | ratio to torch | peak memory |",
+        "|---|---|---|---|---|---|",
+    ]
+    for found in record["settings"]:
+        for number, (name, contender) in enumerate(found["contenders"].items()):
+            share, ratio = contender["share_of_peak"], contender["ratio_to_torch"]
+            memory = contender["peak_bytes"]
+            cells = [
+                f"{contender['tokens_per_s']:,.0f}",
+                f"{contender['step_s']['median'] * 1e3:,.1f}",
+                "-" if share is None else f"{share:.0%}",
+                "-" if ratio is None else f"{ratio:.2f}",
+                "-" if memory is None else f"{memory / 1e6:,.0f} MB",
+            ]
+            lines.append(_row(f"**{found['setting']}**: {name}" if number == 0 else name, cells))
+    return lines
+
+
+def nanogpt_lines(record: Record) -> list[str]:
+    """Return the table of nanogpt.py: validation losses at a few steps."""
+    runs = record["runs"]
+    steps = [one["step"] for one in next(iter(runs.values()))]
+    chosen = sorted({steps[round(part * (len(steps) - 1) / 4)] for part in range(5)})
+    lines = [
+        f"| validation loss at step | {' | '.join(f'{step:,}' for step in chosen)} |",
+        "|---" * (len(chosen) + 1) + "|",
+    ]
+    for name, evaluations in runs.items():
+        losses = {one["step"]: one["val_loss"] for one in evaluations}
+        lines.append(_row(name, [f"{losses[step]:.4f}" for step in chosen]))
     return lines
 
 

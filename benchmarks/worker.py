@@ -25,6 +25,8 @@ It may take further keywords of the request.
 """
 Load = Callable[[Path, str, int], tuple[Callable[..., Any], dict[str, Any]]]
 """load(model, variant, threads) returns a Generate, and details such as versions."""
+Answer = Callable[..., dict[str, Any]]
+"""answer(**request) returns the answer as JSON values."""
 
 
 def serve(load: Load) -> None:
@@ -34,7 +36,20 @@ def serve(load: Load) -> None:
     parser.add_argument("variant")
     parser.add_argument("--threads", type=int, required=True)
     parsed = parser.parse_args()
-    os.environ["OMP_NUM_THREADS"] = str(parsed.threads)
+
+    def start() -> tuple[Answer, dict[str, Any]]:
+        generate, about = load(parsed.model, parsed.variant, parsed.threads)
+        return lambda **request: _generate(generate, request), about
+
+    serve_requests(start, parsed.threads)
+
+
+def serve_requests(start: Callable[[], tuple[Answer, dict[str, Any]]], threads: int) -> None:
+    """Load what `start` loads, then answer requests until the input ends.
+
+    `start` returns a function that answers a request, and details such as versions.
+    """
+    os.environ["OMP_NUM_THREADS"] = str(threads)
     # What libraries print must not come between the lines of JSON.
     lines = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -44,7 +59,7 @@ def serve(load: Load) -> None:
         lines.flush()
 
     try:
-        generate, about = load(parsed.model, parsed.variant, parsed.threads)
+        answer, about = start()
     except ModuleNotFoundError as error:
         tell({"missing": str(error)})
         return
@@ -53,18 +68,27 @@ def serve(load: Load) -> None:
         return
     tell({"ready": about})
     for line in sys.stdin:
-        tell(_answer(generate, json.loads(line)))
+        try:
+            tell(answer(**json.loads(line)))
+        except Exception as error:  # noqa: BLE001 - as above
+            tell({"failed": f"{type(error).__name__}: {error}"[:2000]})
 
 
-def _answer(generate: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
+def _generate(generate: Callable[..., Any], request: dict[str, Any]) -> dict[str, Any]:
     started_s = time.perf_counter()
-    try:
-        answer = generate(**request)
-    except Exception as error:  # noqa: BLE001 - as above
-        return {"failed": f"{type(error).__name__}: {error}"[:2000]}
+    answer = generate(**request)
     seconds = time.perf_counter() - started_s
     token_ids, details = answer if isinstance(answer, tuple) else (answer, {})
     return {"seconds": seconds, "token_ids": token_ids, **details}
+
+
+def peak_bytes() -> int | None:
+    """Return the maximum resident memory of this process; None where the system has no record."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    lines = status.read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM"))
 
 
 def in_groups(

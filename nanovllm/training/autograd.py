@@ -19,34 +19,51 @@ import numpy as np
 from nanovllm.training.operations import Array, AttentionShape, NumpyOperations, TokenIds
 
 
+class Gradient:
+    """The gradient of the loss with respect to one array of the forward pass.
+
+    A backward pass holds the gradients of its inputs and its output. It does not hold their arrays,
+    unless its formula has them: other arrays are released during the forward pass.
+
+    Attributes:
+        array: None until an operation has added to it. A parameter's is there from the start, and
+            every backward pass adds to it.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: Array | None = None) -> None:
+        """Begin with nothing, or with the array of a parameter's gradient."""
+        self.array = array
+
+    def add(self, gradient: Array) -> None:
+        """Add to the gradient; the first array given becomes the gradient."""
+        if self.array is None:
+            self.array = gradient
+        else:
+            self.array += gradient
+
+    def take(self) -> Array:
+        """Return the gradient, which is complete, and release it."""
+        array, self.array = self.array, None
+        assert array is not None, "an output that the loss does not depend on"
+        return array
+
+
 class Tensor:
-    """An array of the forward pass, and the gradient of the loss with respect to it.
+    """An array of the forward pass, and its gradient.
 
     Attributes:
         data: the array.
-        grad: the gradient, of the same shape; None until an operation has added to it. A parameter
-            has an array from the start, to which every backward pass adds.
+        gradient: of the loss with respect to `data`, of the same shape.
     """
 
-    __slots__ = ("data", "grad")
+    __slots__ = ("data", "gradient")
 
-    def __init__(self, data: Array, grad: Array | None = None) -> None:
+    def __init__(self, data: Array, gradient: Array | None = None) -> None:
         """Take an array, and for a parameter the array of its gradient."""
         self.data = data
-        self.grad = grad
-
-    def add_gradient(self, gradient: Array) -> None:
-        """Add to the gradient; the first array given becomes the gradient."""
-        if self.grad is None:
-            self.grad = gradient
-        else:
-            self.grad += gradient
-
-    def take_gradient(self) -> Array:
-        """Return the gradient, which is complete, and release it."""
-        gradient, self.grad = self.grad, None
-        assert gradient is not None, "an output that the loss does not depend on"
-        return gradient
+        self.gradient = Gradient(gradient)
 
 
 class Tape:
@@ -81,36 +98,34 @@ class Tape:
 
         The position embedding is constant if it has no gradient.
         """
-        out = Tensor(
-            self._operations.embed(token_ids, token_embedding.data, position_embedding.data)
-        )
-
-        def backward() -> None:
-            self._operations.embed_backward(
-                out.take_gradient(),
-                token_ids,
-                _gradient_of(token_embedding),
-                position_embedding.grad,
+        operations = self._operations
+        out = Tensor(operations.embed(token_ids, token_embedding.data, position_embedding.data))
+        grad_out, grad_tokens = out.gradient, _array_of(token_embedding)
+        grad_positions = position_embedding.gradient.array
+        self._record(
+            lambda: operations.embed_backward(
+                grad_out.take(), token_ids, grad_tokens, grad_positions
             )
-
-        self._record(backward)
+        )
         return out
 
     def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, epsilon: float) -> Tensor:
         """Return the layer normalization of each row."""
-        data, mean, inverse = self._operations.layer_norm(x.data, gain.data, bias.data, epsilon)
-        out = Tensor(data)
+        operations, data = self._operations, x.data
+        out_data, mean, inverse = operations.layer_norm(data, gain.data, bias.data, epsilon)
+        out = Tensor(out_data)
+        grad_x, grad_out = x.gradient, out.gradient
 
         def backward() -> None:
-            x.grad = self._operations.layer_norm_backward(
-                out.take_gradient(),
-                x.data,
+            grad_x.array = operations.layer_norm_backward(
+                grad_out.take(),
+                data,
                 gain.data,
                 mean,
                 inverse,
-                _gradient_of(gain),
-                _gradient_of(bias),
-                x.grad,
+                _array_of(gain),
+                _array_of(bias),
+                grad_x.array,
             )
 
         self._record(backward)
@@ -118,45 +133,45 @@ class Tape:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor, activation: str = "linear") -> Tensor:
         """Return activation(x @ weight + bias)."""
-        data, activation_input = self._operations.linear(x.data, weight.data, bias.data, activation)
-        out = Tensor(data)
+        operations, data = self._operations, x.data
+        out_data, activation_input = operations.linear(data, weight.data, bias.data, activation)
+        out = Tensor(out_data)
+        grad_x, grad_out = x.gradient, out.gradient
 
         def backward() -> None:
-            gradient = self._operations.linear_backward(
-                out.take_gradient(),
-                x.data,
+            gradient = operations.linear_backward(
+                grad_out.take(),
+                data,
                 weight.data,
                 activation,
                 activation_input,
-                _gradient_of(weight),
-                _gradient_of(bias),
+                _array_of(weight),
+                _array_of(bias),
             )
-            x.add_gradient(gradient)
+            grad_x.add(gradient)
 
         self._record(backward)
         return out
 
     def attention(self, qkv: Tensor, shape: AttentionShape) -> Tensor:
         """Return causal self-attention."""
-        data, logsumexp = self._operations.attention(qkv.data, shape)
-        out = Tensor(data)
-
-        def backward() -> None:
-            qkv.add_gradient(
-                self._operations.attention_backward(
-                    out.take_gradient(), qkv.data, data, logsumexp, shape
-                )
+        operations, data = self._operations, qkv.data
+        out_data, logsumexp = operations.attention(data, shape)
+        out = Tensor(out_data)
+        grad_qkv, grad_out = qkv.gradient, out.gradient
+        self._record(
+            lambda: grad_qkv.add(
+                operations.attention_backward(grad_out.take(), data, out_data, logsumexp, shape)
             )
-
-        self._record(backward)
+        )
         return out
 
     def dropout(self, x: Tensor, rate: float, key: int) -> Tensor:
         """Return x with a part of its elements set to 0."""
-        out = Tensor(self._operations.dropout(x.data, rate, key))
-        self._record(
-            lambda: x.add_gradient(self._operations.dropout(out.take_gradient(), rate, key))
-        )
+        operations = self._operations
+        out = Tensor(operations.dropout(x.data, rate, key))
+        grad_x, grad_out = x.gradient, out.gradient
+        self._record(lambda: grad_x.add(operations.dropout(grad_out.take(), rate, key)))
         return out
 
     def add_dropout(self, residual: Tensor, x: Tensor, rate: float, key: int) -> Tensor:
@@ -165,14 +180,16 @@ class Tape:
         The gradient of the sum is passed on as the gradient of the residual, in the same memory:
         one array carries the gradient of the residual stream through the whole backward pass.
         """
-        out = Tensor(self._operations.add_dropout(residual.data, x.data, rate, key))
+        operations = self._operations
+        out = Tensor(operations.add_dropout(residual.data, x.data, rate, key))
+        grad_residual, grad_x, grad_out = residual.gradient, x.gradient, out.gradient
 
         def backward() -> None:
-            gradient = out.take_gradient()
+            gradient = grad_out.take()
             # Without dropout this is the residual's array too. What reads it, the branch's last
             # linear layer, runs its backward pass before anything is added to the residual's.
-            x.add_gradient(self._operations.dropout(gradient, rate, key))
-            residual.add_gradient(gradient)
+            grad_x.add(operations.dropout(gradient, rate, key))
+            grad_residual.add(gradient)
 
         self._record(backward)
         return out
@@ -184,12 +201,14 @@ class Tape:
         if not self._records:
             return self._operations.cross_entropy(hidden.data, head.data, targets)
         total, gradient = self._operations.cross_entropy_backward(
-            hidden.data, head.data, targets, scale, _gradient_of(head)
+            hidden.data, head.data, targets, scale, _array_of(head)
         )
-        hidden.add_gradient(gradient)
+        hidden.gradient.add(gradient)
         return total
 
 
-def _gradient_of(parameter: Tensor) -> Array:
-    assert parameter.grad is not None, "a parameter has a gradient from the start"
-    return parameter.grad
+def _array_of(parameter: Tensor) -> Array:
+    """Return the array of a parameter's gradient."""
+    array = parameter.gradient.array
+    assert array is not None, "a parameter has a gradient from the start"
+    return array

@@ -49,22 +49,30 @@ print(loaded, resident_bytes() - before)
 """
 
 
-@pytest.mark.parametrize("dtype", ["F16", "BF16"])
+@pytest.fixture(scope="module", params=["F16", "BF16"])
+def narrow_checkpoint(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A large model of narrow weights."""
+    folder = tmp_path_factory.mktemp("large")
+    return write_checkpoint(folder, config=SHAPE, dtype=request.param)
+
+
 @pytest.mark.parametrize("quantization", [None, "int8"])
 def test_a_narrow_checkpoint_is_never_whole_in_float32(
-    tmp_path: Path, dtype: str, quantization: str | None
+    tmp_path: Path, narrow_checkpoint: Path, quantization: str | None
 ) -> None:
     """Beside what is packed there are one block in float32 and the temporaries of packing it."""
     small = write_checkpoint(tmp_path / "small")  # what is imported or compiled is not measured
     NumbaBackend.load(
         small, LoadOptions(dtype="bfloat16", quantization=quantization, num_threads=1)
     )
-    folder = write_checkpoint(tmp_path / "large", config=SHAPE, dtype=dtype)
     gc.collect()
     tracemalloc.start()
     try:
         backend = NumbaBackend.load(
-            folder, LoadOptions(dtype="bfloat16", quantization=quantization, num_threads=1)
+            narrow_checkpoint,
+            LoadOptions(dtype="bfloat16", quantization=quantization, num_threads=1),
         )
         kept, peak = tracemalloc.get_traced_memory()
     finally:

@@ -137,7 +137,7 @@ def test_every_answer_of_a_request_counts_and_none_is_taken_without_the_others(
         in small.error({"prompt": ["a", "b", "c"], "stream": True, **body}, 429)["message"]
     )
     assert len(small.complete("the", n=2, max_tokens=1)["choices"]) == 2
-    assert "9 answers" in small.error({"prompt": "the", "n": 9}, 400)["message"]
+    assert "9 choices" in small.error({"prompt": "the", "n": 9}, 400)["message"]
     holding.join()
     assert len(small.complete(["a", "b"], n=4, max_tokens=1)["choices"]) == 8
 

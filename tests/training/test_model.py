@@ -131,7 +131,7 @@ def test_sinusoidal_positions_are_constant_and_those_of_the_paper() -> None:
     tape = Tape(OPERATIONS)
     loss_sum(tape, config, parameters, inputs, targets)
     tape.backward()
-    assert parameters.tensors["wpe.weight"].grad is None
+    assert parameters.tensors["wpe.weight"].gradient.array is None
     np.testing.assert_allclose(
         parameters.arrays()["wpe.weight"], sinusoidal_positions(8, 12), atol=1e-7
     )

@@ -555,7 +555,7 @@ def test_a_thousand_prompts_of_token_ids_are_read(server: RunningServer) -> None
     prompts = [[i % 250] * 120 for i in range(1024)]
     assert len(json.dumps(prompts)) > 1 << 18
     error = server.error({"prompt": prompts, "n": 2})
-    assert "asks for 2048 answers" in error["message"]
+    assert "asks for 2048 choices" in error["message"]
 
 
 def test_the_official_client_raises_its_own_exceptions(client: OpenAI) -> None:

@@ -1,7 +1,6 @@
 """Every kernel against its NumPy twin, at every vector width and in every type."""
 
 import itertools
-from collections.abc import Callable
 from functools import cache
 from threading import Thread
 from typing import Any
@@ -21,18 +20,6 @@ from nanovllm.model.kernels.build.packing import (
 )
 from nanovllm.model.kernels.build.target import PER_WORD, WEIGHT_TYPES, KernelTarget
 from nanovllm.model.kernels.forward.activation import ACTIVATIONS
-from nanovllm.model.kernels.forward.attention_parts import make_softmax
-from nanovllm.model.kernels.forward.convert import (
-    make_pack_value_row,
-    make_quantize_row,
-    make_quantize_signed,
-    make_round_row,
-    make_widen_row,
-)
-from nanovllm.model.kernels.forward.epilogue import make_epilogue
-from nanovllm.model.kernels.forward.layernorm import make_normalize_row
-from nanovllm.model.kernels.forward.matmul import make_linear
-from nanovllm.model.kernels.simd.move import linear_at, step_record_at
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
@@ -45,6 +32,7 @@ from nanovllm.model.kernels.step_record import (
 )
 from nanovllm.model.kernels.threads.os_wait import prepare_lock
 from nanovllm.model.weights import LayerNorm
+from tests.support.kernel_entries import linear_kernel, row_kernels
 from tests.support.targets import TARGETS, WIDTHS
 
 
@@ -60,28 +48,9 @@ def target(request: pytest.FixtureRequest) -> KernelTarget:
     return kernel_target
 
 
-@cache
-def call(make: Callable[..., Any], count: int, *arguments: Any, **options: Any) -> Any:
-    """Return a compiled function of `count` integers that calls the kernel that `make` returns."""
-    kernel = make(*arguments, **options)
-
-    def of_three(a: int, b: int, c: int) -> None:
-        kernel(a, b, c)
-
-    def of_four(a: int, b: int, c: int, d: int) -> None:
-        kernel(a, b, c, d)
-
-    def of_five(a: int, b: int, c: int, d: int, e: int) -> None:
-        kernel(a, b, c, d, e)
-
-    def of_six(a: int, b: int, c: int, d: int, e: int, f: int) -> None:
-        kernel(a, b, c, d, e, f)
-
-    def of_seven(a: int, b: int, c: int, d: int, e: int, f: int, g: int) -> None:
-        kernel(a, b, c, d, e, f, g)
-
-    kinds: dict[int, Any] = {3: of_three, 4: of_four, 5: of_five, 6: of_six, 7: of_seven}
-    return compiled(kinds[count])
+def call(target: KernelTarget, name: str, *values: int) -> None:
+    """Call a kernel for a row."""
+    row_kernels(target)(name, *values)
 
 
 def numbers(*shape: int, seed: int = 0) -> np.ndarray:
@@ -100,25 +69,7 @@ class Product:
 
     def __init__(self, target: KernelTarget, kind: str) -> None:
         self.target, self.kind = target, kind
-        linear = make_linear(target, kind)
-
-        def run(
-            record_ptr: int,
-            thread: int,
-            rows: int,
-            in_ptr: int,
-            in_stride_bytes: int,
-            out_ptr: int,
-            out_stride_bytes: int,
-            epilogue: int,
-        ) -> None:
-            record = step_record_at(record_ptr)
-            linear(
-                record, thread, record.phases_ptr, 0, rows, in_ptr, in_stride_bytes,
-                out_ptr, out_stride_bytes, epilogue,
-            )  # fmt: skip
-
-        self.run = compiled(run)
+        self.run = linear_kernel(target, kind)
         self._packed: tuple[np.ndarray, np.ndarray] | None = (
             None  # the last call's weight and its panels: the next call often has the same one
         )
@@ -175,11 +126,16 @@ class Product:
         out = aligned_zeros(rows.shape[0] * (biases.shape[1] + 16)).reshape(rows.shape[0], -1)
         out[:], out[:, -16:] = RESIDUAL_VALUE if epilogue == RESIDUAL else 0, BESIDE
 
-        def share(thread: int) -> None:
-            self.run(
-                record.ctypes.data, thread, rows.shape[0], padded.ctypes.data, padded.strides[0],
+        values = np.array(
+            [
+                record.ctypes.data, rows.shape[0], padded.ctypes.data, padded.strides[0],
                 out.ctypes.data, out.strides[0], epilogue,
-            )  # fmt: skip
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+
+        def share(thread: int) -> None:
+            assert self.run(values.ctypes.data, thread) == 0
 
         others = [Thread(target=share, args=(number,)) for number in range(1, threads)]
         for other in others:
@@ -342,11 +298,12 @@ def test_rounding_to_bfloat16_is_packings(target: KernelTarget) -> None:
         [numbers(77), [0.0, -0.0, 1e-40, 3e38, np.inf, -np.inf, 1.00390625, 1.01171875]]
     ).astype(np.float32)
     out = np.zeros(values.size + 1, dtype=np.uint16)
-    call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
+    call(target, "round_row", values.ctypes.data, out.ctypes.data, values.size)
     np.testing.assert_array_equal(out[:-1], to_bfloat16(values))
     assert out[-1] == 0, "exactly so many are written"
     back = np.zeros(round_up(values.size, 16), dtype=np.float32)
-    call(make_widen_row, 3, target)(np.resize(out, 96).ctypes.data, back.ctypes.data, values.size)
+    padded = np.resize(out, 96)
+    call(target, "widen_row", padded.ctypes.data, back.ctypes.data, values.size)
     np.testing.assert_array_equal(back[: values.size], widened(out[:-1]))
 
 
@@ -363,8 +320,7 @@ def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float
         row_quant.ctypes.data,
         count,
     )
-    run = call(make_quantize_row, 5, target)
-    run(*arguments)
+    call(target, "quantize_row", *arguments)
     values = source[:count] * factors[:count]
     extent = np.float32(max(values.max(), 0) - min(values.min(), 0))
     inverse = np.float32(255) / extent
@@ -376,10 +332,10 @@ def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float
         (out[:count] - zero_point) * row_quant[0], values, rtol=0, atol=0.51 * float(extent) / 255
     )
     source[0] = np.nan
-    run(*arguments)
+    call(target, "quantize_row", *arguments)
     assert np.isnan(row_quant[0]), "a row that is not finite must not look as if it were"
     source[:] = 0.0
-    run(*arguments)
+    call(target, "quantize_row", *arguments)
     assert row_quant[0] == 0
     assert not out[:count].any()
 
@@ -387,9 +343,7 @@ def test_rows_of_bytes_are_numpys(target: KernelTarget, count: int, shift: float
 @pytest.mark.parametrize("count", [1, 5, 64])
 def test_signed_bytes_are_numpys(target: KernelTarget, count: int) -> None:
     source, out, scale = numbers(64), np.zeros(64, dtype=np.int8), np.zeros(1, dtype=np.float32)
-    call(make_quantize_signed, 4, target)(
-        source.ctypes.data, out.ctypes.data, scale.ctypes.data, count
-    )
+    call(target, "quantize_signed", source.ctypes.data, out.ctypes.data, scale.ctypes.data, count)
     largest = np.abs(source[:count]).max()
     np.testing.assert_array_equal(
         out[:count], np.rint(source[:count] * (np.float32(127) / largest))
@@ -400,12 +354,11 @@ def test_signed_bytes_are_numpys(target: KernelTarget, count: int) -> None:
 
 @pytest.mark.parametrize(("per_word", "dtype"), [(1, np.uint32), (2, np.uint16), (4, np.uint8)])
 def test_a_word_is_filled_place_by_place(target: KernelTarget, per_word: int, dtype: type) -> None:
-    run = call(make_pack_value_row, 4, target, per_word)
     words = np.full(32, 0xFFFFFFFF, dtype=np.uint32)
     random = np.random.default_rng(0)
     rows = [random.integers(0, np.iinfo(dtype).max, 32, dtype=dtype) for _ in range(per_word)]
     for place, row in enumerate(rows):
-        run(row.ctypes.data, words.ctypes.data, place, 32)
+        call(target, f"pack_value_row_{per_word}", row.ctypes.data, words.ctypes.data, place, 32)
         np.testing.assert_array_equal(
             words.view(dtype).reshape(32, per_word)[:, : place + 1].T, rows[: place + 1]
         )
@@ -462,16 +415,6 @@ def test_activations_are_numpys(target: KernelTarget, name: str) -> None:
     assert {function.__name__ for function in activation.ACTIVATIONS.values()} == set(ACTIVATIONS)
 
 
-@cache
-def _finisher(target: KernelTarget) -> Any:
-    epilogue = make_epilogue(target, "float32")
-
-    def run(kind: int, accumulators_ptr: int, linear_ptr: int, out_ptr: int) -> None:
-        epilogue(kind, accumulators_ptr, 1, linear_at(linear_ptr), 0, 0, out_ptr, 0)
-
-    return compiled(run)
-
-
 def finish(
     target: KernelTarget,
     kind: int,
@@ -485,7 +428,7 @@ def finish(
     out = np.zeros_like(sums) if out is None else out
     linear = np.zeros(1, dtype=LINEAR)
     linear["bias_ptr"] = bias.ctypes.data
-    _finisher(target)(kind, sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
+    call(target, "finish", kind, sums.ctypes.data, linear.ctypes.data, out.ctypes.data)
     return out
 
 
@@ -511,8 +454,9 @@ def test_layer_norm_is_numpys(target: KernelTarget, d_model: int, mean: float) -
         )
     )
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
-    run = call(make_normalize_row, 6, target)
-    run(
+    call(
+        target,
+        "normalize_row",
         hidden.ctypes.data,
         gain.ctypes.data,
         bias.ctypes.data,
@@ -546,12 +490,12 @@ def test_softmax_masks_what_is_not_there(target: KernelTarget, visible: int, blo
         np.zeros(1, dtype=np.float32),
     )
     sizes = (visible, blocks, block_size, columns, scale.ctypes.data, inv_sum.ctypes.data)
-    call(make_softmax, 7, target, as_bfloat16=False)(scores.ctypes.data, *sizes)
+    call(target, "softmax", scores.ctypes.data, *sizes)
     np.testing.assert_allclose(scores, expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(inv_sum[0] * weights.sum(), 1, rtol=1e-6)
     assert (scores[expected == 0] == 0).all(), "a masked weight is exactly zero"
     inv_sum[:] = 0
-    call(make_softmax, 7, target, as_bfloat16=True)(narrow.ctypes.data, *sizes)
+    call(target, "softmax_to_bfloat16", narrow.ctypes.data, *sizes)
     np.testing.assert_array_equal(
         narrow.view(np.uint16).reshape(-1)[: scores.size], to_bfloat16(scores).reshape(-1)
     )

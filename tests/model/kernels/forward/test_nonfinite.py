@@ -4,31 +4,16 @@ A kernel that loses a NaN serves text that looks right; one that spreads it ends
 """
 
 import itertools
-from functools import cache
-from typing import Any
 
 import numpy as np
 import pytest
 
 from nanovllm.model import activation, gpt2
 from nanovllm.model.attention import attention_weights, weighted_sum
-from nanovllm.model.kernels.build.codegen import Library, host_cpu
-from nanovllm.model.kernels.build.compiler import ARGUMENTS, compiled, emit_object
 from nanovllm.model.kernels.build.layout import JOB, PHASE_BYTES, THREAD_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, pack_rows, panel_steps, round_up
 from nanovllm.model.kernels.build.target import CACHE_TYPES, PER_WORD, KernelTarget, Spec
-from nanovllm.model.kernels.forward.attention import make_paged_attention
-from nanovllm.model.kernels.forward.attention_parts import make_softmax
-from nanovllm.model.kernels.forward.convert import (
-    make_quantize_row,
-    make_quantize_signed,
-    make_round_row,
-)
-from nanovllm.model.kernels.forward.kv_cache import make_store
-from nanovllm.model.kernels.forward.layernorm import make_normalize_row
-from nanovllm.model.kernels.forward.prepare import prepare_attention
 from nanovllm.model.kernels.record import KernelMemory
-from nanovllm.model.kernels.simd.move import step_record_at
 from nanovllm.model.kernels.step_record import (
     ACTIVATION_NAMES,
     ITEM_FIELDS,
@@ -39,6 +24,7 @@ from nanovllm.model.kernels.step_record import (
 from nanovllm.model.weights import LayerNorm
 from tests.model.kernels.forward.test_kernels import call, finish, name_of, numbers
 from tests.support.batches import make_batch
+from tests.support.kernel_entries import attention_kernel
 from tests.support.targets import HOST, WIDTHS
 
 NAN, INF = np.float32(np.nan), np.float32(np.inf)
@@ -84,7 +70,7 @@ def test_layer_norm_of_a_row_that_is_not_finite_is_nan(
     hidden[place] = bad
     out, epsilon = aligned_zeros(hidden.size), np.array([1e-5], dtype=np.float32)
     addresses = [array.ctypes.data for array in (hidden, gain, bias, out)]
-    call(make_normalize_row, 6, target)(*addresses, count, epsilon.ctypes.data)
+    call(target, "normalize_row", *addresses, count, epsilon.ctypes.data)
     with np.errstate(invalid="ignore"):
         expected = gpt2.layer_norm(
             hidden[None, :count], LayerNorm(gain[:count], bias[:count]), 1e-5
@@ -114,7 +100,8 @@ def test_softmax_gives_what_numpy_gives(
     scale, inv_sum = np.array([0.5], dtype=np.float32), np.zeros(1, dtype=np.float32)
     addresses = scale.ctypes.data, inv_sum.ctypes.data
     sizes = (visible, blocks, block_size, columns)
-    call(make_softmax, 7, target, as_bfloat16=narrow)(scores.ctypes.data, *sizes, *addresses)
+    name = "softmax_to_bfloat16" if narrow else "softmax"
+    call(target, name, scores.ctypes.data, *sizes, *addresses)
     weights = scores
     if narrow:
         bits = scores.view(np.uint16).reshape(-1)[: scores.size].astype(np.uint32)
@@ -133,7 +120,7 @@ def test_softmax_gives_what_numpy_gives(
 def test_rounding_to_bfloat16_keeps_every_nan(target: KernelTarget) -> None:
     values = np.resize(BITS, 35).view(np.float32)
     out = np.zeros(values.size, dtype=np.uint16)
-    call(make_round_row, 3, target)(values.ctypes.data, out.ctypes.data, values.size)
+    call(target, "round_row", values.ctypes.data, out.ctypes.data, values.size)
     assert np.isnan((out.astype(np.uint32) << np.uint32(16)).view(np.float32)).all()
 
 
@@ -147,12 +134,10 @@ def test_a_row_of_bytes_that_is_not_finite_has_nan_for_its_scale(
         source[place] = bad
         out, row_quant = np.zeros(64, dtype=np.uint8), np.zeros(32, dtype=np.float32)
         addresses = [array.ctypes.data for array in (source, ones, out, row_quant)]
-        call(make_quantize_row, 5, target)(*addresses, 37)
+        call(target, "quantize_row", *addresses, 37)
         assert np.isnan(row_quant[0])
         scale = np.zeros(1, dtype=np.float32)
-        call(make_quantize_signed, 4, target)(
-            source.ctypes.data, out.ctypes.data, scale.ctypes.data, 37
-        )
+        call(target, "quantize_signed", source.ctypes.data, out.ctypes.data, scale.ctypes.data, 37)
         assert np.isnan(scale[0])
 
 
@@ -168,7 +153,7 @@ class Attention:
 
     def __init__(self, target: KernelTarget, cache: str, head_dim: int) -> None:
         self.target, self.cache, self.head_dim = target, cache, head_dim
-        self.run = _attention(Spec(target, "float32", cache))
+        self.run = attention_kernel(Spec(target, "float32", cache))
         self.blocks = -(-CONTEXT // BLOCK_SIZE)
         d_model, per_word = HEADS * head_dim, PER_WORD[cache]
         columns, head_columns = round_up(BLOCK_SIZE, target.lanes), round_up(head_dim, target.lanes)
@@ -227,22 +212,6 @@ class Attention:
             assert not memory["is_refused"]
             outputs.append(attn_out.reshape(tokens, HEADS, self.head_dim).copy())
         return np.concatenate(outputs)
-
-
-@cache
-def _attention(spec: Spec) -> Any:
-    """The operations between two linear layers, compiled as the library is."""
-    store_keys_and_values, paged_attention = make_store(spec), make_paged_attention(spec)
-
-    @compiled
-    def run(record_ptr: int, thread: int) -> None:
-        prepare_attention(record_ptr, thread)
-        record = step_record_at(record_ptr)
-        phase = store_keys_and_values(record, thread, record.phases_ptr, 0)
-        paged_attention(record, thread, phase, 0)
-
-    run.compile(ARGUMENTS)  # type: ignore[attr-defined]
-    return Library(emit_object({"run": run}, host_cpu()), ["run"]).functions["run"]
 
 
 CUTS = {

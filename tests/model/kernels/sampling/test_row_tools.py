@@ -9,11 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from nanovllm.model.kernels.build.compiler import compiled
-from nanovllm.model.kernels.forward.argmax import (
-    make_choose_best,
-    make_clear_best,
-    make_update_best,
-)
 from nanovllm.model.kernels.sampling import philox
 from nanovllm.model.kernels.sampling.record import BINS_BYTES
 from nanovllm.model.kernels.sampling.select import select
@@ -21,6 +16,7 @@ from nanovllm.model.kernels.sampling.sort import sort_descending
 from nanovllm.model.kernels.simd.scalar import float_to_bits, float_to_ordered, ordered_to_float
 from nanovllm.model.kernels.step_record import NO_TOKEN, best_bytes
 from nanovllm.runner.philox import uniform
+from tests.support.kernel_entries import argmax_kernel
 from tests.support.targets import WIDTHS
 
 KEYS = st.integers(-(2**31), 2**31 - 1)
@@ -131,27 +127,7 @@ def test_draws_are_the_numpy_generators_to_the_bit(seed: int, choice: int, posit
 def greedy(request: pytest.FixtureRequest) -> Any:
     """Return greedy(scores, threads), the token of each row; threads take panels in turn."""
     target = request.param
-    lanes = target.lanes
-    clear_best, update_best, choose_best = (
-        make_clear_best(target),
-        make_update_best(target),
-        make_choose_best(target),
-    )
-    row_bytes, width = best_bytes(lanes), 4 * lanes
-
-    @compiled
-    def run(
-        scores: int, rows: int, vocab: int, padded: int, threads: int, best: int, tokens: Any
-    ) -> None:
-        for thread in range(threads):
-            clear_best(best + thread * rows * row_bytes, rows)
-        for panel in range(padded // width):
-            for row in range(rows):
-                row_best = best + (panel % threads * rows + row) * row_bytes
-                panel_scores = scores + (row * padded + panel * width) * 4
-                update_best(panel_scores, width, panel * width, vocab, row_best)
-        for row in range(rows):
-            tokens[row] = choose_best(best + row * row_bytes, threads, rows * row_bytes)
+    run, width, row_bytes = argmax_kernel(target), 4 * target.lanes, best_bytes(target.lanes)
 
     def tokens_of(logits: np.ndarray, threads: int) -> list[int]:
         rows, vocab = logits.shape
@@ -160,7 +136,14 @@ def greedy(request: pytest.FixtureRequest) -> Any:
         scores[:, :vocab] = logits
         best = np.full((threads, rows, row_bytes // 4), np.nan, dtype=np.float32)
         tokens = np.zeros(rows, dtype=np.int64)
-        run(scores.ctypes.data, rows, vocab, padded, threads, best.ctypes.data, tokens)
+        values = np.array(
+            [
+                scores.ctypes.data, rows, vocab, padded, threads, best.ctypes.data,
+                tokens.ctypes.data,
+            ],
+            dtype=np.int64,
+        )  # fmt: skip
+        assert run(values.ctypes.data, 0) == 0
         return tokens.tolist()
 
     return tokens_of

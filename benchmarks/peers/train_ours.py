@@ -1,0 +1,82 @@
+"""Training in nanovllm, without data files and evaluations. benchmarks/training.py runs it.
+
+Options: {"backend": "numpy"} for the readable operations.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+
+import nanovllm
+from benchmarks.training_worker import (
+    BETAS,
+    GRAD_CLIP,
+    LEARNING_RATE,
+    WEIGHT_DECAY,
+    Setting,
+    serve,
+)
+from nanovllm.model.checkpoint import expected_shapes
+from nanovllm.model.config import GPT2Config
+from nanovllm.training.autograd import Tape
+from nanovllm.training.model import loss_sum
+from nanovllm.training.operations import NumpyOperations
+from nanovllm.training.optimizer import AdamW
+from nanovllm.training.parameters import Parameters, initialize
+
+
+def load(
+    setting: Setting, options: dict[str, Any], threads: int, seed: int
+) -> tuple[Any, dict[str, Any]]:
+    """Return a function that takes a step."""
+    operations = make_operations(options.get("backend", "numba"), threads)
+    config = GPT2Config(
+        vocab=setting.vocab,
+        max_positions=setting.context,
+        d_model=setting.width,
+        layers=setting.layers,
+        heads=setting.heads,
+        d_ff=4 * setting.width,
+    )
+    parameters = Parameters(expected_shapes(config))
+    initialize(parameters, config, "learned", seed)
+    optimizer = AdamW(
+        parameters,
+        operations,
+        weight_decay=WEIGHT_DECAY,
+        grad_clip=GRAD_CLIP,
+        beta1=BETAS[0],
+        beta2=BETAS[1],
+    )
+    generator = np.random.default_rng(seed)
+
+    def step() -> tuple[float, float]:
+        shape = (setting.batch, setting.context + 1)
+        tokens = generator.integers(setting.vocab, size=shape)
+        inputs, targets = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
+        started_s = time.perf_counter()
+        tape = Tape(operations)
+        scale = 1.0 / setting.tokens
+        loss = loss_sum(tape, config, parameters, inputs, targets, scale=scale)
+        tape.backward()
+        optimizer.update(LEARNING_RATE)
+        return time.perf_counter() - started_s, loss * scale
+
+    about = {"versions": {"nanovllm": nanovllm.__version__}}
+    return step, {**about, "parameters": config.num_parameters}
+
+
+def make_operations(backend: str, threads: int) -> NumpyOperations:
+    """Return the operations of a backend; the first compiled ones on a machine take a minute."""
+    if backend == "numpy":
+        return NumpyOperations()
+    from nanovllm.training.kernels.operations import (  # noqa: PLC0415 - loads the compiler
+        CompiledOperations,
+    )
+
+    return CompiledOperations(threads)
+
+
+if __name__ == "__main__":
+    serve(load)

@@ -1,0 +1,94 @@
+"""Prepare books with wrapped lines as training text: one file a book, one line a paragraph.
+
+Run: python scripts/bundled_model/prepare_books.py BOOKS OUTPUT --held-out carroll-alice
+
+- The first paragraph, which is the title, and headings are dropped.
+- Wrapped lines are joined; lines of verse, which are indented, stay lines.
+- A hyphen at a line's end is dropped if the book has the word without it.
+- Underscores around emphasized words are dropped, curly quotes become straight, and runs of spaces
+  become one space.
+
+The held-out books are the last files by name, so that they are the validation split of
+`nanovllm train`. The last line of output is the --validation-fraction that splits the text there.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+_LONGEST_HEADING = 60
+_NUMBERED = re.compile(r"(chapter|letter|stave|adventure) \S+|[ivxl\d]+(\.|:|--)", re.IGNORECASE)
+_PLAIN = str.maketrans({"\u2018": "'", "\u2019": "'", "\u201c": '"', "\u201d": '"', "_": None})
+
+
+def clean(text: str) -> str:
+    """Return the prose of a book: paragraphs of one line, with an empty line between two."""
+    words = set(re.findall(r"[a-z]+", text.lower()))
+    paragraphs = re.split(r"\n\s*\n", text.translate(_PLAIN).strip())[1:]
+    kept = [_unwrap(paragraph.split("\n"), words) for paragraph in paragraphs]
+    return "\n\n".join(paragraph for paragraph in kept if not _is_heading(paragraph)) + "\n"
+
+
+def _unwrap(lines: list[str], words: set[str]) -> str:
+    """Return a paragraph without line ends, or verse with them."""
+    stripped = [" ".join(line.split()) for line in lines if line.strip()]
+    if len(lines) > 1 and all(line.startswith("  ") for line in lines):
+        return "\n".join(stripped)
+    joined = ""
+    for line in stripped:
+        if not joined or joined.endswith("--"):
+            joined += line
+        elif joined.endswith("-"):
+            first = re.findall(r"[a-z]*$", joined[:-1].lower())[0]
+            second = re.findall(r"^[a-z]*", line.lower())[0]
+            joined = (joined[:-1] if first + second in words else joined) + line
+        else:
+            joined += " " + line
+    return joined
+
+
+def _is_heading(paragraph: str) -> bool:
+    """Return whether a paragraph is a heading, a signature or a line of asterisks."""
+    if not re.search(r"[a-z]", paragraph):
+        return True
+    if "\n" in paragraph or len(paragraph) > _LONGEST_HEADING:
+        return False
+    if paragraph.startswith("["):
+        return True
+    return bool(_NUMBERED.match(paragraph)) or paragraph[-1] not in ".!?\"':;,-)"
+
+
+def main() -> int:
+    """Write the books, and print their sizes and the fraction of the held-out ones."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("books", type=Path, help="folder of .txt files")
+    parser.add_argument("output", type=Path, help="folder to write; it must not exist")
+    parser.add_argument(
+        "--leave-out", nargs="+", default=[], metavar="NAME", help="books that are not used"
+    )
+    parser.add_argument(
+        "--held-out", nargs="+", required=True, metavar="NAME", help="books for validation"
+    )
+    parsed = parser.parse_args()
+    texts = {file.stem: clean(file.read_text("utf-8")) for file in parsed.books.glob("*.txt")}
+    unknown = {*parsed.held_out, *parsed.leave_out} - set(texts)
+    if unknown:
+        parser.error(f"{parsed.books} has no {', '.join(sorted(unknown))}")
+    for name in parsed.leave_out:
+        del texts[name]
+    parsed.output.mkdir(parents=True)
+    for name, text in sorted(texts.items()):
+        split = "validation" if name in parsed.held_out else "train"
+        (parsed.output / f"{split}-{name}.txt").write_text(text, encoding="utf-8", newline="\n")
+    total = sum(map(len, texts.values()))
+    held_out = sum(len(texts[name]) for name in parsed.held_out)
+    print(f"{len(texts)} books, {total:,} characters, {held_out:,} of them held out")
+    print(f"validation_fraction = {(held_out - 0.5) / total:.12f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
