@@ -98,10 +98,10 @@ def test_loss_and_gradients_equal_those_of_torch(
     gradients = gradients_of(model)
     assert gradients.keys() == parameters.tensors.keys()
     for name, tensor in parameters:
-        assert tensor.grad is not None
+        assert tensor.gradient is not None
         largest = np.abs(gradients[name]).max()
         np.testing.assert_allclose(
-            tensor.grad, gradients[name], rtol=1e-4, atol=1e-4 * largest, err_msg=name
+            tensor.gradient, gradients[name], rtol=1e-4, atol=1e-4 * largest, err_msg=name
         )
 
 
@@ -127,8 +127,8 @@ def test_an_update_equals_that_of_torch(
     )
     for _ in range(2):  # the second has moments of the first
         for name, tensor in parameters:
-            assert tensor.grad is not None
-            tensor.grad[...] = named[name].grad.numpy()
+            assert tensor.gradient is not None
+            tensor.gradient[...] = named[name].grad.numpy()
         limit = grad_clip or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), limit)
         reference.step()
