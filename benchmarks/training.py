@@ -126,7 +126,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--seconds",
         type=positive_number,
         default=10.0,
-        help="seconds of a turn after its warm-up of five steps (%(default)s)",
+        help="seconds of a turn after its warm-up (%(default)s)",
     )
     parser.add_argument(
         "--timeout-s",
@@ -216,7 +216,6 @@ def _round(
         name = contender.entry.name
         if name in results.problems:
             continue
-        tell(f"{results.setting}: round {number + 1} of {parsed.rounds}, {name}")
         try:
             answer = contender.request(parsed.timeout_s, seconds=parsed.seconds)
         except WorkerError as error:
@@ -224,6 +223,11 @@ def _round(
             continue
         step_s = statistics.median(answer["step_s"])
         results.turns.append(Turn(name, number, step_s, answer["loss"], answer["peak_bytes"]))
+        speed = SETTINGS[results.setting].tokens / step_s
+        tell(
+            f"{results.setting}: round {number + 1} of {parsed.rounds}, {name}: "
+            f"{speed:,.0f} tokens/s, {(answer['peak_bytes'] or 0) / 1e6:,.0f} MB"
+        )
 
 
 def _peaks(threads: int) -> dict[str, float | None]:
