@@ -135,7 +135,7 @@ class Product:
         )  # fmt: skip
 
         def share(thread: int) -> None:
-            self.run(values.ctypes.data, thread)
+            assert self.run(values.ctypes.data, thread) == 0
 
         others = [Thread(target=share, args=(number,)) for number in range(1, threads)]
         for other in others:
