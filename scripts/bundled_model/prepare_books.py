@@ -15,6 +15,7 @@ The held-out books are the last files by name, so that they are the validation s
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 _LONGEST_HEADING = 60
@@ -59,8 +60,24 @@ def _is_heading(paragraph: str) -> bool:
     return bool(_NUMBERED.match(paragraph)) or paragraph[-1] not in ".!?\"':;,-)"
 
 
+def write_books(
+    books: Path, output: Path, *, held_out: Sequence[str], leave_out: Sequence[str] = ()
+) -> tuple[int, int]:
+    """Write the books to a new folder; return the characters held out, and of all books."""
+    texts = {
+        file.stem: clean(file.read_text(encoding="utf-8"))
+        for file in sorted(books.glob("*.txt"))
+        if file.stem not in leave_out
+    }
+    output.mkdir(parents=True)
+    for name, text in texts.items():
+        split = "validation" if name in held_out else "train"
+        (output / f"{split}-{name}.txt").write_text(text, encoding="utf-8", newline="\n")
+    return sum(len(texts[name]) for name in held_out), sum(map(len, texts.values()))
+
+
 def main() -> int:
-    """Write the books, and print their sizes and the fraction of the held-out ones."""
+    """Write the books, and print the fraction of the held-out ones."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -73,19 +90,14 @@ def main() -> int:
         "--held-out", nargs="+", required=True, metavar="NAME", help="books for validation"
     )
     parsed = parser.parse_args()
-    texts = {file.stem: clean(file.read_text("utf-8")) for file in parsed.books.glob("*.txt")}
-    unknown = {*parsed.held_out, *parsed.leave_out} - set(texts)
-    if unknown:
-        parser.error(f"{parsed.books} has no {', '.join(sorted(unknown))}")
-    for name in parsed.leave_out:
-        del texts[name]
-    parsed.output.mkdir(parents=True)
-    for name, text in sorted(texts.items()):
-        split = "validation" if name in parsed.held_out else "train"
-        (parsed.output / f"{split}-{name}.txt").write_text(text, encoding="utf-8", newline="\n")
-    total = sum(map(len, texts.values()))
-    held_out = sum(len(texts[name]) for name in parsed.held_out)
-    print(f"{len(texts)} books, {total:,} characters, {held_out:,} of them held out")
+    for name in (*parsed.held_out, *parsed.leave_out):
+        if not (parsed.books / f"{name}.txt").is_file():
+            parser.error(f"{parsed.books} has no {name}.txt")
+    held_out, total = write_books(
+        parsed.books, parsed.output, held_out=parsed.held_out, leave_out=parsed.leave_out
+    )
+    print(f"{total:,} characters, {held_out:,} of them held out")
+    # Half a character less: the product with `total`, rounded down, is the number for training.
     print(f"validation_fraction = {(held_out - 0.5) / total:.12f}")
     return 0
 

@@ -1,0 +1,97 @@
+"""scripts/bundled_model: the text of books, the settings of both models, and float16 weights."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from nanovllm import TrainingConfig
+from nanovllm.model.config import GPT2Config
+from nanovllm.training.config import read_toml
+from scripts.bundled_model.convert import convert
+from scripts.bundled_model.prepare_books import clean, write_books
+
+SETTINGS = Path(__file__).parents[2] / "scripts" / "bundled_model"
+BOOK = """The Sea, by Nobody 1900
+
+CHAPTER I. THE CAPTAIN
+
+The old cap-
+tain had a _well-
+known_ ship.  "It is--
+mine," said he. \u201cNo!\u201d
+
+   The captain
+
+     Over the sea,
+     Under the tree.
+
+I. An Island
+
+I.
+
+[Illustration]
+
+THE END
+"""
+
+
+def test_the_prose_of_a_book_has_a_line_for_each_paragraph() -> None:
+    assert clean(BOOK) == (
+        'The old captain had a well-known ship. "It is--mine," said he. "No!"\n\n'
+        "Over the sea,\nUnder the tree.\n"
+    )
+
+
+def test_the_held_out_books_are_the_last(tmp_path: Path) -> None:
+    books, output = tmp_path / "books", tmp_path / "output"
+    books.mkdir()
+    for name, sentences in (("a", 5), ("b", 15), ("c", 30)):
+        text = "Title\n\n" + "It was a dark night. " * sentences
+        (books / f"{name}.txt").write_text(text, encoding="utf-8")
+    held_out, total = write_books(books, output, held_out=["a"], leave_out=["c"])
+    assert [file.name for file in sorted(output.iterdir())] == ["train-b.txt", "validation-a.txt"]
+    texts = [file.read_text(encoding="utf-8") for file in sorted(output.iterdir())]
+    assert (held_out, total) == (len(texts[1]), len(texts[0]) + len(texts[1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "vocab", "largest"), [("tiny-books", 2048, 8_000_000), ("tiny-books-draft", 2048, 1e6)]
+)
+def test_the_settings_give_a_model_that_is_small_enough(
+    name: str, vocab: int, largest: float
+) -> None:
+    settings = read_toml(SETTINGS / f"{name}.toml")
+    config = TrainingConfig.from_dict({**settings, "data": "books", "output": "run"}, name)
+    assert None not in {config.layers, config.heads, config.width, config.context}
+    model = GPT2Config(
+        vocab=vocab,
+        max_positions=config.context or 0,
+        d_model=config.width or 0,
+        layers=config.layers or 0,
+        heads=config.heads or 0,
+        d_ff=4 * (config.width or 0),
+    )
+    tokenizer_bytes = 130_000
+    assert 2 * model.num_parameters + tokenizer_bytes < largest
+
+
+def test_weights_are_converted_to_float16(tiny_model: Path, tmp_path: Path) -> None:
+    run, output = tmp_path / "run", tmp_path / "output"
+    run.mkdir()
+    for file in tiny_model.iterdir():
+        (run / file.name).write_bytes(file.read_bytes())
+    for name in ("generation_config.json", "tokenizer_config.json"):
+        (run / name).write_text("{}", encoding="utf-8")
+    weights = load_file(run / "model.safetensors")
+    size = convert(run, output)
+    assert size == sum(file.stat().st_size for file in output.iterdir())
+    assert GPT2Config.load(output) == GPT2Config.load(run)
+    for name, tensor in load_file(output / "model.safetensors").items():
+        np.testing.assert_array_equal(tensor, weights[name].astype(np.float16))
+    name = next(iter(weights))
+    weights[name] = np.full_like(weights[name], 1e6)
+    save_file(weights, run / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"{name} is not finite in float16"):
+        convert(run, output)
