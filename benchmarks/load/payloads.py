@@ -246,7 +246,13 @@ TEMPLATES = {
 def hostile_tokenizer(original: str) -> str:
     """The text of a tokenizer.json that loads and then panics in the library."""
     broken = json.loads(original)
-    broken["post_processor"]["single"].insert(0, {"SpecialToken": {"id": "[CLS]", "type_id": 0}})
+    text = {"Sequence": {"id": "A", "type_id": 0}}
+    broken["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, text],
+        "pair": [text, text],
+        "special_tokens": {},
+    }
     return json.dumps(broken)
 
 
