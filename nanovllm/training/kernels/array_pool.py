@@ -6,6 +6,7 @@ the array and its views ends, and the next array of about that size takes it.
 """
 
 import math
+import sys
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import Any
@@ -71,4 +72,5 @@ class _Lease:
         }
 
     def __del__(self) -> None:
-        self._pool.give_back(self._address, self._memory)
+        if not sys.is_finalizing():  # then modules that the pool uses may be gone
+            self._pool.give_back(self._address, self._memory)
