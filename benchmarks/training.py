@@ -29,7 +29,7 @@ from benchmarks.table import training_lines
 from benchmarks.training_worker import SETTINGS
 from nanovllm.cli.argument_types import positive, positive_number
 from nanovllm.cli.bench.machine import measure_peak
-from nanovllm.training.config import BACKENDS
+from nanovllm.config import BACKENDS
 
 TORCH = "torch"
 PYTHON_VARIABLE = "NANOVLLM_PEER_PYTHON"

@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from nanovllm.errors import TrainingError
 from nanovllm.model.config import GPT2Config
+from nanovllm.training.parameters import INITIAL_STD
 
 RESUME_FILE = "resume.safetensors"
 LAST = "last"
@@ -48,7 +49,7 @@ def hugging_face_config(config: GPT2Config, *, dropout: float) -> dict[str, Any]
         "embd_pdrop": dropout,
         "attn_pdrop": dropout,
         "resid_pdrop": dropout,
-        "initializer_range": 0.02,
+        "initializer_range": INITIAL_STD,
         "bos_token_id": ids[0] if ids else None,
         "eos_token_id": eos_token_id,
         "dtype": "float32",

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from nanovllm.config import BACKENDS
 from nanovllm.errors import TrainingError
 from nanovllm.model.activation import ACTIVATIONS
 
@@ -16,7 +17,6 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-BACKENDS = ("numba", "numpy")
 POSITIONS = ("learned", "sinusoidal")
 PRESETS: Mapping[str, Mapping[str, int | str]] = MappingProxyType(
     {

@@ -11,8 +11,7 @@ from typing import Any
 from nanovllm.errors import TrainingError
 from nanovllm.training.checkpoint import RESUME_FILE, write_atomically, write_json
 from nanovllm.training.report import write_report
-
-METRICS, SAMPLES, RUN = "metrics.jsonl", "samples.jsonl", "run.json"
+from nanovllm.training.report.run import METRICS_FILE, RUN_FILE, SAMPLES_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +58,7 @@ class RunFiles:
                 f"{folder} holds a run already: continue it with --resume {folder}, or choose "
                 "another --output"
             )
-        for name in ("config.json", "model.safetensors", RUN, METRICS):
+        for name in ("config.json", "model.safetensors", RUN_FILE, METRICS_FILE):
             if (folder / name).exists():
                 raise TrainingError(
                     f"{folder} holds a checkpoint or a run that cannot be resumed ({name}), which "
@@ -69,9 +68,9 @@ class RunFiles:
         if not os.access(parent, os.W_OK):
             raise TrainingError(f"{parent} is not writable; choose another --output")
 
-    def forget_after(self, step: int) -> None:
+    def drop_after(self, step: int) -> None:
         """Drop evaluations of later steps, which a killed run wrote after its last saved state."""
-        for name in (METRICS, SAMPLES):
+        for name in (METRICS_FILE, SAMPLES_FILE):
             path = self.folder / name
             if path.exists():
                 lines = [line for line in _read_lines(path) if line.get("step", 0) <= step]
@@ -80,14 +79,14 @@ class RunFiles:
 
     def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
         """Append an evaluation and a sample."""
-        _append(self.folder / METRICS, asdict(evaluation))
+        _append(self.folder / METRICS_FILE, asdict(evaluation))
         if sample is not None:
-            _append(self.folder / SAMPLES, {"step": evaluation.step, "text": sample})
+            _append(self.folder / SAMPLES_FILE, {"step": evaluation.step, "text": sample})
 
     def write_summary(self, state: str, **facts: Any) -> None:
         """Write run.json and the report; `state` is running, stopped, finished or failed."""
         self._facts |= {"state": state, **facts}
-        write_json(self.folder / RUN, self._facts)
+        write_json(self.folder / RUN_FILE, self._facts)
         try:
             write_report(self.folder)
         except OSError as error:

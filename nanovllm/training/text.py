@@ -144,10 +144,10 @@ def _files_of(path: Path, pattern: str) -> list[Path]:
         ) from None
     if not files:
         suffixes = Counter(file.suffix for file in path.rglob("*.*") if _is_file(file))
-        found = ", ".join(f"{count:,} *{name}" for name, count in suffixes.most_common(5))
+        listed = ", ".join(f"{count:,} *{name}" for name, count in suffixes.most_common(5))
         raise TrainingError(
             f"{path} has no file that matches {pattern!r}"
-            + (f" (it has {found})" if found else "")
+            + (f" (it has {listed})" if listed else "")
             + "; set the pattern (--pattern)"
         )
     return files

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -86,7 +86,7 @@ class TrainingResult:
     best_step: int | None
     best_val_loss: float | None
     message: str
-    evaluations: tuple[Evaluation, ...] = field(default=())
+    evaluations: tuple[Evaluation, ...] = ()
 
 
 class Trainer:
@@ -251,7 +251,7 @@ class Trainer:
             self._save_state()
         self._resumes = True
         self._setup.save_static_files(self.folder)
-        self._files.forget_after(self._counters.evaluated_step)
+        self._files.drop_after(self._counters.evaluated_step)
         self._write_summary("running")
 
     def _save_after(self, error: BaseException) -> None:

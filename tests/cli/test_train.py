@@ -11,9 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from nanovllm.cli.main import main
 from nanovllm.training import run_files
@@ -21,6 +19,7 @@ from nanovllm.training import trainer as trainer_module
 from nanovllm.training.checkpoint import RESUME_FILE
 from nanovllm.training.trainer import Trainer
 from tests.support.checkpoints import write_tiny_model
+from tests.support.training_runs import assert_same_weights
 
 TEXT = "she sells sea shells on the sea shore. " * 60
 SIZES = {
@@ -64,16 +63,6 @@ def refuse(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> str:
 
 def state(folder: Path) -> str:
     return str(json.loads((folder / "run.json").read_text(encoding="utf-8"))["state"])
-
-
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return dict(load_file(folder / "last" / "model.safetensors"))
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    expected = weights(first)
-    for name, array in weights(second).items():
-        np.testing.assert_array_equal(array, expected[name])
 
 
 def steps(folder: Path) -> list[int]:
@@ -217,7 +206,7 @@ def test_a_full_disk_is_a_message_and_the_run_can_be_resumed(
         assert "resume.safetensors cannot be written" in refuse(capsys, flags(text, folder))
     assert not (folder / "run.json").exists(), "the same command may be repeated"
     with monkeypatch.context() as full:
-        full.setattr(run_files, "METRICS", "missing/metrics.jsonl")
+        full.setattr(run_files, "METRICS_FILE", "missing/metrics.jsonl")
         assert "metrics.jsonl cannot be written" in refuse(capsys, flags(text, folder))
     assert state(folder) == "failed"
     resume = ["train", "--resume", str(folder)]

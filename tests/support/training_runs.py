@@ -5,6 +5,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 INFO: Mapping[str, Any] = {
     "config": {"steps": 40, "lr": 1e-3, "tokenizer": "char"},
     "model": {"layers": 2, "width": 32, "parameters": 123_456},
@@ -46,3 +49,15 @@ def write_run(
     if info is not None:
         (folder / "run.json").write_text(json.dumps(info), encoding="utf-8")
     return folder
+
+
+def weights(folder: Path) -> dict[str, np.ndarray]:
+    """Return the last weights of a run."""
+    return dict(load_file(folder / "last" / "model.safetensors"))
+
+
+def assert_same_weights(first: Path, second: Path) -> None:
+    """Compare the last weights of two runs bit for bit."""
+    expected = weights(first)
+    for name, array in weights(second).items():
+        np.testing.assert_array_equal(array, expected[name])

@@ -18,6 +18,7 @@ from nanovllm.training.checkpoint import RESUME_FILE
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.run_files import Evaluation
 from nanovllm.training.trainer import Trainer, TrainingResult
+from tests.support.training_runs import assert_same_weights, weights
 
 TEXT = "she sells sea shells on the sea shore. " * 60
 SMALL: dict[str, Any] = {
@@ -49,16 +50,6 @@ def config(text: Path, output: Path, **changes: Any) -> TrainingConfig:
 
 def train(text: Path, output: Path, **changes: Any) -> TrainingResult:
     return Trainer(config(text, output, **changes)).train()
-
-
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    return dict(load_file(folder / "last" / "model.safetensors"))
-
-
-def assert_same_weights(first: Path, second: Path) -> None:
-    expected = weights(first)
-    for name, array in weights(second).items():
-        np.testing.assert_array_equal(array, expected[name])
 
 
 def lines(path: Path) -> list[dict[str, Any]]:

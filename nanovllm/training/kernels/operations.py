@@ -59,7 +59,7 @@ class CompiledOperations(AttentionOperations):
 
     def embed(self, token_ids: TokenIds, token_embedding: Array, position_embedding: Array) -> Rows:
         """Return token_embedding[token] + position_embedding[position] of each token."""
-        _check_tokens(token_ids, len(token_embedding))
+        _check_tokens("token", token_ids, len(token_embedding))
         d_model = token_embedding.shape[1]
         out = self._empty(token_ids.size, d_model)
         self._runner.run(
@@ -83,7 +83,7 @@ class CompiledOperations(AttentionOperations):
         grad_position_embedding: Array | None,
     ) -> None:
         """Add each row's gradient to its token's embedding, and to its position's if learned."""
-        _check_tokens(token_ids, len(grad_token_embedding))
+        _check_tokens("token", token_ids, len(grad_token_embedding))
         self._runner.run(
             "embed_backward",
             2 * grad_out.size,
@@ -258,8 +258,7 @@ class CompiledOperations(AttentionOperations):
         grad_hidden: Rows | None,
     ) -> float:
         tokens, (vocab, d_model) = len(targets), head.shape
-        if targets.min() < 0 or targets.max() >= vocab:
-            raise IndexError(f"a target is not in the vocabulary of {vocab} tokens")
+        _check_tokens("target", targets, vocab)
         transposed_panels = self._panels(d_model, vocab)
         panels = None if grad_head is None else self._panels(vocab, d_model)
         self._runner.run(
@@ -347,10 +346,10 @@ class CompiledOperations(AttentionOperations):
         return self._empty(self._runner.threads, SCRATCH_FLOATS)
 
 
-def _check_tokens(token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:
-    """Raise IndexError for a token that is not in the vocabulary."""
+def _check_tokens(kind: str, token_ids: Int64[np.ndarray, "..."], vocab: int) -> None:
+    """Raise IndexError for a token, an input or a target, that is not in the vocabulary."""
     if token_ids.min() < 0 or token_ids.max() >= vocab:
-        raise IndexError(f"a token is not in the vocabulary of {vocab} tokens")
+        raise IndexError(f"a {kind} is not in the vocabulary of {vocab} tokens")
 
 
 _FUNCTION_NAMES = {name: function.__name__ for name, function in ACTIVATIONS.items()}

@@ -107,7 +107,6 @@ def _address(name: str, array: Argument) -> int:
             f"{DTYPES.get(name, _FLOAT32)} in C order"
         )
     if array.flags.writeable and array.size:
-        return addressof(
-            c_char.from_buffer(array.data)
-        )  # faster than array.ctypes, which is general
+        # several times as fast as array.ctypes
+        return addressof(c_char.from_buffer(array.data))
     return array.ctypes.data
