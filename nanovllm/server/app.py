@@ -23,7 +23,7 @@ from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.server import openapi
 from nanovllm.server.http import errors
-from nanovllm.server.http.auth import ApiKeyMiddleware, TrustedHostMiddleware
+from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
 from nanovllm.server.http.body import read_body
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
@@ -34,6 +34,7 @@ from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.work import Work
+from nanovllm.server.inspector import page
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
@@ -77,6 +78,7 @@ class ServerSettings:
         chat_template: renders messages as a prompt; without one, chats are refused.
         log_requests: log a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: include prompts in these lines.
+        has_inspector: serve the inspector's page at `/`, and its endpoints.
     """
 
     model_names: tuple[str, ...]
@@ -89,6 +91,7 @@ class ServerSettings:
     chat_template: ChatTemplate | None = None
     log_requests: bool = False
     log_prompts: bool = False
+    has_inspector: bool = True
 
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
@@ -134,7 +137,8 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         max_body_s=settings.stalled_client_s,
     )
     if settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
+        open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
+        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
     service = ModelService(
         engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
     )
@@ -143,7 +147,9 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
     _add_tokenization(app, service)
-    add_docs_pages(app)
+    add_docs_pages(app, has_index=not settings.has_inspector)
+    if settings.has_inspector:
+        page.add_page(app)
     openapi.install(
         app,
         _DOCUMENTED,
