@@ -2,7 +2,9 @@
 
     GET  / /docs /openapi.json /health /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
+         /v1/engine/state /v1/engine/events /v1/engine/steps
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
+         /v1/engine/control
 
 HEAD is answered where GET is. The application starts and stops the engine, and answers 503 while
 the model is loading.
@@ -35,6 +37,8 @@ from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import page
+from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
+from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
@@ -78,7 +82,10 @@ class ServerSettings:
         chat_template: renders messages as a prompt; without one, chats are refused.
         log_requests: log a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: include prompts in these lines.
-        has_inspector: serve the inspector's page at `/`, and its endpoints.
+        has_inspector: serve the inspector's page at `/`, and the state of the engine under
+            /v1/engine.
+        inspector_shows_prompts: include prompts in it.
+        inspector_controls: allow clients to pause and step the engine.
     """
 
     model_names: tuple[str, ...]
@@ -92,6 +99,8 @@ class ServerSettings:
     log_requests: bool = False
     log_prompts: bool = False
     has_inspector: bool = True
+    inspector_shows_prompts: bool = False
+    inspector_controls: bool = False
 
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
@@ -147,12 +156,23 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
     _add_tokenization(app, service)
+    documented = _DOCUMENTED
+    if settings.has_inspector:
+        inspector = InspectorSettings(
+            settings.model_names[0],
+            shows_prompts=settings.inspector_shows_prompts,
+            can_control=settings.inspector_controls,
+            allowed_origins=settings.allowed_origins,
+            stalled_client_s=settings.stalled_client_s,
+        )
+        add_state_routes(app, engine, metrics, inspector, work)
+        documented = (*documented, EngineStateEvent, ControlRequest)
     add_docs_pages(app, has_index=not settings.has_inspector)
     if settings.has_inspector:
         page.add_page(app)
     openapi.install(
         app,
-        _DOCUMENTED,
+        documented,
         has_keys=bool(settings.api_keys),
         checks_host=settings.allowed_hosts is not None,
     )
