@@ -4,6 +4,8 @@
          /tokenizer_info
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
 
+and the inspector's routes under /v1/inspect.
+
 HEAD is answered where GET is. The application starts and stops the engine, and answers 503 while
 the model is loading.
 """
@@ -12,6 +14,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
@@ -21,6 +24,7 @@ from starlette.types import ASGIApp
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.server import openapi
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import ApiKeyMiddleware, TrustedHostMiddleware
@@ -34,6 +38,7 @@ from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.work import Work
+from nanovllm.server.inspector import inspect_routes
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
@@ -77,6 +82,7 @@ class ServerSettings:
         chat_template: renders messages as a prompt; without one, chats are refused.
         log_requests: log a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: include prompts in these lines.
+        inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
     """
 
     model_names: tuple[str, ...]
@@ -89,6 +95,7 @@ class ServerSettings:
     chat_template: ChatTemplate | None = None
     log_requests: bool = False
     log_prompts: bool = False
+    inspected_folder: FilePath | None = None
 
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
@@ -143,10 +150,20 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
     _add_tokenization(app, service)
+    if settings.inspected_folder is not None:
+        inspect_routes.add_inspect_routes(
+            app,
+            engine,
+            work,
+            InspectionWorker(settings.inspected_folder),
+            stalled_client_s=settings.stalled_client_s,
+            allowed_origins=settings.allowed_origins,
+        )
     add_docs_pages(app)
+    has_inspector = settings.inspected_folder is not None
     openapi.install(
         app,
-        _DOCUMENTED,
+        (*_DOCUMENTED, *(inspect_routes.DOCUMENTED if has_inspector else ())),
         has_keys=bool(settings.api_keys),
         checks_host=settings.allowed_hosts is not None,
     )
