@@ -47,7 +47,6 @@ def project(
     limit: int = DEFAULT_POINTS,
     *,
     extra_ids: Sequence[int] = (),
-    shows_progress: bool = False,
 ) -> Projection:
     """Return the points of the tokens 0 to `limit` - 1, and of `extra_ids`.
 
@@ -64,7 +63,7 @@ def project(
     token_ids = list(dict.fromkeys([*range(count), *extra_ids]))
     rows = model.weights.token_embedding[np.array(token_ids, dtype=np.int64)]
     if method == "tsne":
-        return Projection(tuple(token_ids), tsne(rows, shows_progress=shows_progress), None)
+        return Projection(tuple(token_ids), tsne(rows), None)
     points, explained = pca(rows, 2)
     return Projection(tuple(token_ids), points, (float(explained[0]), float(explained[1])))
 
@@ -89,9 +88,7 @@ def pca(
     return points.astype(np.float32), (variances[:dimensions] / total).astype(np.float32)
 
 
-def tsne(
-    rows: Float32[np.ndarray, "tokens d_model"], *, shows_progress: bool = False
-) -> Float32[np.ndarray, "tokens 2"]:
+def tsne(rows: Float32[np.ndarray, "tokens d_model"]) -> Float32[np.ndarray, "tokens 2"]:
     """Return the coordinates of t-SNE, from the first 50 principal components.
 
     Raises InvalidRequestError where scikit-learn is missing.
@@ -113,7 +110,6 @@ def tsne(
             init="pca",
             random_state=_SEED,
             n_jobs=1,
-            verbose=2 if shows_progress else 0,
         )
         points: np.ndarray = projection.fit_transform(inputs)
     return points.astype(np.float32)

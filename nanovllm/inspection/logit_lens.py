@@ -53,12 +53,14 @@ def logit_lens(model: InspectedModel, token_ids: Sequence[int], top: int = 5) ->
     Raises InvalidRequestError unless `top` is 1 to MAX_TOP.
     """
     check_top(top)
+    last = model.config.layers - 1
     names: list[str] = []
     rows: list[tuple[Prediction, ...]] = []
 
     def observe(name: str, layer: int | None, array: np.ndarray) -> None:
         if name in ("embeddings", "hidden_after_ffn"):
-            names.append("embeddings" if layer is None else f"layer {layer}")
+            suffix = " (output)" if layer == last else ""
+            names.append("embeddings" if layer is None else f"after layer {layer}{suffix}")
             rows.append(tuple(predictions(model, array, token_ids, top)))
 
     model.forward(token_ids, observe)

@@ -6,19 +6,19 @@ Numbers have seven significant digits, as many as a float32.
 import base64
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, TypeAlias
 
 from nanovllm.errors import InvalidRequestError
-from nanovllm.inspection.attention import attention_weights, head_statistics
+from nanovllm.inspection.attention import HeadStatistics, attention_weights, head_statistics
 from nanovllm.inspection.embeddings import DEFAULT_POINTS, Method, neighbors, project
-from nanovllm.inspection.logit_lens import Prediction, logit_lens
+from nanovllm.inspection.logit_lens import LogitLens, Prediction, logit_lens
 from nanovllm.inspection.observe import InspectedModel
 
 JSON: TypeAlias = dict[str, Any]
 Prompt: TypeAlias = str | Sequence[int]
 
 LAYOUT = "lower-triangular rows, [layer, head, query, key<=query]"
-_STATISTICS = ("entropy", "previous_token", "first_token", "self", "distance", "induction")
 
 
 def attention(model: InspectedModel, prompt: Prompt, layer: int | None = None) -> JSON:
@@ -39,44 +39,42 @@ def attention(model: InspectedModel, prompt: Prompt, layer: int | None = None) -
 def overview(model: InspectedModel, prompt: Prompt) -> JSON:
     """Return the statistics of every head."""
     token_ids = model.encode(prompt)
-    heads = [
-        {
-            "layer": head.layer,
-            "head": head.head,
-            **{name: _rounded(getattr(head, name)) for name in _STATISTICS},
-        }
-        for head in head_statistics(model, token_ids)
-    ]
+    heads = [head_entry(one) for one in head_statistics(model, token_ids)]
     return {"tokens": tokens(model, token_ids), "heads": heads}
+
+
+def head_entry(statistics: HeadStatistics) -> JSON:
+    """Return the statistics of a head."""
+    return {name: _rounded(value) for name, value in asdict(statistics).items()}
 
 
 def lens(model: InspectedModel, prompt: Prompt, top: int = 5) -> JSON:
     """Return the prediction of every layer at every position."""
     token_ids = model.encode(prompt)
-    result = logit_lens(model, token_ids, top)
-    texts: dict[int, str] = {}
+    return lens_of(model, token_ids, logit_lens(model, token_ids, top))
 
-    def text(token_id: int) -> str:
-        if token_id not in texts:
-            texts[token_id] = model.tokenizer.token_text(token_id)
-        return texts[token_id]
 
-    def cell(prediction: Prediction) -> JSON:
-        logprob = prediction.next_logprob
-        return {
-            "top": [
-                {"id": token_id, "text": text(token_id), "p": _rounded(math.exp(value))}
-                for token_id, value in prediction.top
-            ],
-            "entropy": _rounded(prediction.entropy),
-            "rank_of_next": prediction.next_rank,
-            "p_of_next": None if logprob is None else _rounded(math.exp(logprob)),
-        }
-
+def lens_of(model: InspectedModel, token_ids: Sequence[int], result: LogitLens) -> JSON:
+    """Return a logit lens as the response of `lens`."""
     return {
         "tokens": tokens(model, token_ids),
         "layers": list(result.rows),
-        "cells": [[cell(prediction) for prediction in row] for row in result.predictions],
+        "cells": [[cell(model, prediction) for prediction in row] for row in result.predictions],
+    }
+
+
+def cell(model: InspectedModel, prediction: Prediction) -> JSON:
+    """Return a prediction."""
+    logprob = prediction.next_logprob
+    named = tokens(model, [token_id for token_id, _ in prediction.top])
+    return {
+        "top": [
+            {**token, "p": _rounded(math.exp(value))}
+            for token, (_, value) in zip(named, prediction.top, strict=True)
+        ],
+        "entropy": _rounded(prediction.entropy),
+        "rank_of_next": prediction.next_rank,
+        "p_of_next": None if logprob is None else _rounded(math.exp(logprob)),
     }
 
 
@@ -86,10 +84,9 @@ def embeddings(
     limit: int = DEFAULT_POINTS,
     *,
     extra_ids: Sequence[int] = (),
-    shows_progress: bool = False,
 ) -> JSON:
     """Return the points of tokens in the plane."""
-    result = project(model, method, limit, extra_ids=extra_ids, shows_progress=shows_progress)
+    result = project(model, method, limit, extra_ids=extra_ids)
     explained = result.explained
     named = tokens(model, result.token_ids)
     return {
@@ -155,4 +152,4 @@ def run(model: InspectedModel, name: str, arguments: Mapping[str, Any]) -> JSON:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else float(f"{value:.7g}")
+    return float(f"{value:.7g}") if isinstance(value, float) else value
