@@ -27,7 +27,7 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.server import openapi
 from nanovllm.server.http import errors
-from nanovllm.server.http.auth import ApiKeyMiddleware, TrustedHostMiddleware
+from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
 from nanovllm.server.http.body import read_body
 from nanovllm.server.http.body_limit import BodyLimitMiddleware
 from nanovllm.server.http.cors import CORSMiddleware
@@ -38,7 +38,7 @@ from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.work import Work
-from nanovllm.server.inspector import inspect_routes
+from nanovllm.server.inspector import inspect_routes, page
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
@@ -83,6 +83,7 @@ class ServerSettings:
         log_requests: log a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: include prompts in these lines.
         inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
+        has_inspector: serve the inspector's page at `/`, and its endpoints.
     """
 
     model_names: tuple[str, ...]
@@ -96,6 +97,7 @@ class ServerSettings:
     log_requests: bool = False
     log_prompts: bool = False
     inspected_folder: FilePath | None = None
+    has_inspector: bool = True
 
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
@@ -141,7 +143,8 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
         max_body_s=settings.stalled_client_s,
     )
     if settings.api_keys:
-        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys)
+        open_paths = OPEN_PATHS | (page.public_paths() if settings.has_inspector else frozenset())
+        app.add_middleware(ApiKeyMiddleware, api_keys=settings.api_keys, open_paths=open_paths)
     service = ModelService(
         engine, settings.model_names, settings.chat_template, settings.stalled_client_s, work
     )
@@ -150,20 +153,14 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
     _add_tokenization(app, service)
-    if settings.inspected_folder is not None:
-        inspect_routes.add_inspect_routes(
-            app,
-            engine,
-            work,
-            InspectionWorker(settings.inspected_folder),
-            stalled_client_s=settings.stalled_client_s,
-            allowed_origins=settings.allowed_origins,
-        )
-    add_docs_pages(app)
-    has_inspector = settings.inspected_folder is not None
+    add_docs_pages(app, has_index=not settings.has_inspector)
+    documented = _DOCUMENTED
+    if settings.has_inspector:
+        page.add_page(app)
+        documented += _add_inspection(app, service, settings)
     openapi.install(
         app,
-        (*_DOCUMENTED, *(inspect_routes.DOCUMENTED if has_inspector else ())),
+        documented,
         has_keys=bool(settings.api_keys),
         checks_host=settings.allowed_hosts is not None,
     )
@@ -210,6 +207,23 @@ def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics
                 max_queued_tokens=room.max_tokens or 0,
             )
         )
+
+
+def _add_inspection(
+    app: FastAPI, service: ModelService, settings: ServerSettings
+) -> tuple[type[Any], ...]:
+    """Add /v1/inspect where the model's folder is known; return the types of its bodies."""
+    if settings.inspected_folder is None:
+        return ()
+    inspect_routes.add_inspect_routes(
+        app,
+        service.async_engine,
+        service.work,
+        InspectionWorker(settings.inspected_folder),
+        stalled_client_s=service.stalled_client_s,
+        allowed_origins=settings.allowed_origins,
+    )
+    return inspect_routes.DOCUMENTED
 
 
 def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:

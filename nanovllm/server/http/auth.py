@@ -23,15 +23,18 @@ _HOST = re.compile(r"(?:\[([^\[\]]*)\]|([^\[\]:]*))(?::[0-9]*)?")
 
 
 class ApiKeyMiddleware:
-    """Answer 401 without `Authorization: Bearer KEY`; OPEN_PATHS need no key."""
+    """Answer 401 without `Authorization: Bearer KEY`, except for `open_paths`."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str]) -> None:
+    def __init__(
+        self, app: ASGIApp, api_keys: Sequence[str], open_paths: frozenset[str] = OPEN_PATHS
+    ) -> None:
         self._app = app
+        self._open_paths = open_paths
         self._digests = [_digest(key.encode()) for key in api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check the key, and record its digest as the client's identity."""
-        if scope["type"] == "http" and scope["path"] not in OPEN_PATHS:
+        if scope["type"] == "http" and scope["path"] not in self._open_paths:
             scheme, _, key = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
             digest = _digest(key.strip())
             if scheme.lower() != b"bearer" or not self._is_known(digest):

@@ -1,4 +1,4 @@
-"""Serve `/`, a page that lists the endpoints, and `/docs`, Swagger UI, without other hosts.
+"""Serve `/docs`, Swagger UI, and an index of endpoints, without other hosts.
 
 Swagger UI is part of the package (docs_assets/README.md), so that /docs works without a network.
 The pages contain neither keys nor user text. They are public also where calls need an API key,
@@ -28,7 +28,7 @@ _MEDIA_TYPES = {
 _ASSET_PATHS = {name: f"/docs/assets/{name}" for name in _MEDIA_TYPES}
 PUBLIC_PATHS = frozenset({"/", "/docs", "/openapi.json", *_ASSET_PATHS.values()})
 
-_HEADERS = {
+PAGE_HEADERS = {
     # The style sheet of Swagger UI contains images as data: addresses.
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
@@ -38,29 +38,30 @@ _HEADERS = {
     "x-content-type-options": "nosniff",
 }
 # The address of an asset contains its digest, so that a browser may keep it for ever.
-_ASSET_HEADERS = {**_HEADERS, "cache-control": "public, max-age=31536000, immutable"}
+ASSET_HEADERS = {**PAGE_HEADERS, "cache-control": "public, max-age=31536000, immutable"}
 
 _Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def add_docs_pages(app: FastAPI) -> None:
-    """Add `/`, `/docs` and the assets of both; the other routes must be there already."""
-    for path, page in (("/", _index(app)), ("/docs", _swagger_ui())):
-        app.add_route(path, _page_endpoint(page), include_in_schema=False)
+def add_docs_pages(app: FastAPI, *, has_index: bool = True) -> None:
+    """Add `/docs`, `/` with `has_index`, and assets; the other routes must be there already."""
+    app.add_route("/docs", _page_endpoint(_swagger_ui()), include_in_schema=False)
+    if has_index:
+        app.add_route("/", _page_endpoint(_index(app)), include_in_schema=False)
     for name, path in _ASSET_PATHS.items():
         app.add_route(path, _asset_endpoint(name), include_in_schema=False)
 
 
 def _page_endpoint(page: str) -> _Endpoint:
     async def send_page(request: Request) -> Response:
-        return HTMLResponse(page, headers=_HEADERS)
+        return HTMLResponse(page, headers=PAGE_HEADERS)
 
     return send_page
 
 
 def _asset_endpoint(name: str) -> _Endpoint:
     async def send_asset(request: Request) -> Response:
-        return FileResponse(_FOLDER / name, headers=_ASSET_HEADERS, media_type=_MEDIA_TYPES[name])
+        return FileResponse(_FOLDER / name, headers=ASSET_HEADERS, media_type=_MEDIA_TYPES[name])
 
     return send_asset
 

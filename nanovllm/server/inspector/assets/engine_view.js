@@ -1,0 +1,9 @@
+/** The view "Engine". */
+
+import { emptyState, h } from "./dom.js";
+
+/** @param {import("./main.js").Context} context */
+export function create(context) {
+  const empty = emptyState({ title: "Engine", text: "Not built yet." });
+  return { element: h("div", { class: "view" }, empty), show() {}, hide() {} };
+}

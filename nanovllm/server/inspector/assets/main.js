@@ -1,0 +1,222 @@
+/**
+ * The shell of the page: tabs, theme, API key and the state of the server.
+ *
+ * A view module exports `create(context)`, which returns `{element, show(), hide()}`. It is called
+ * when its tab is first opened. `context` is `{api, store, announce}`.
+ *
+ * @typedef {{element: HTMLElement, show: () => void, hide: () => void}} View
+ * @typedef {{api: typeof import("./api.js"), store: import("./store.js").Store,
+ *   announce: (text: string) => void}} Context
+ */
+
+import * as api from "./api.js";
+import { button, emptyState, errorMessage, field, h, icon, replace, rovingFocus } from "./dom.js";
+import { createStore } from "./store.js";
+import * as attention from "./attention_view.js";
+import * as embeddings from "./embeddings_view.js";
+import * as engine from "./engine_view.js";
+import * as lens from "./lens_view.js";
+import * as playground from "./playground.js";
+
+const VIEWS = [
+  { name: "playground", label: "Playground", module: playground },
+  { name: "engine", label: "Engine", module: engine },
+  { name: "attention", label: "Attention", module: attention },
+  { name: "lens", label: "Logit lens", module: lens },
+  { name: "embeddings", label: "Embeddings", module: embeddings },
+];
+const HEALTH_INTERVAL_MS = 5000;
+const HEALTH_TEXTS = { ready: "ready", loading: "loading the model", unreachable: "unreachable" };
+
+const store = createStore({ health: null, model: null, maxModelLen: null, prompt: "" });
+
+/** Have screen readers say a text. @param {string} text */
+function announce(text) {
+  document.getElementById("live").textContent = text;
+}
+
+/** @type {Context} */
+const context = { api, store, announce };
+
+function addTabs() {
+  const list = document.getElementById("tabs");
+  const main = document.getElementById("main");
+  replace(main);
+  /** @type {Map<string, View>} */
+  const opened = new Map();
+  /** @type {string | null} */
+  let current = null;
+
+  for (const { name, label } of VIEWS) {
+    const select = () => (location.hash = name);
+    const tab = h("button", {
+      type: "button", role: "tab", class: "tab", id: `tab-${name}`, text: label,
+      "aria-controls": `panel-${name}`, onclick: select, onfocus: select,
+    });
+    list.append(tab);
+    const panel = h("section", {
+      role: "tabpanel", class: "panel", id: `panel-${name}`, "aria-labelledby": `tab-${name}`,
+      hidden: true,
+    });
+    main.append(panel);
+  }
+  rovingFocus(list, ".tab");
+
+  function open() {
+    const hash = location.hash.slice(1);
+    const view = VIEWS.find(({ name }) => name === hash) ?? VIEWS[0];
+    if (view.name === current) return;
+    if (current) opened.get(current)?.hide();
+    current = view.name;
+    for (const { name } of VIEWS) {
+      const isSelected = name === current;
+      const tab = document.getElementById(`tab-${name}`);
+      tab.setAttribute("aria-selected", String(isSelected));
+      tab.tabIndex = isSelected ? 0 : -1;
+      document.getElementById(`panel-${name}`).hidden = !isSelected;
+      if (isSelected) tab.scrollIntoView({ block: "nearest", inline: "nearest" });
+    }
+    document.title = `${view.label} · nanovllm inspector`;
+    const panel = document.getElementById(`panel-${current}`);
+    try {
+      if (!opened.has(current)) {
+        opened.set(current, view.module.create(context));
+        replace(panel, opened.get(current).element);
+      }
+      opened.get(current).show();
+    } catch (error) {
+      replace(panel, errorMessage(`This view failed: ${error.message}`));
+      console.error(error);
+    }
+  }
+  window.addEventListener("hashchange", open);
+  open();
+}
+
+function addThemeButton() {
+  const toggle = button({ label: "Theme", icon: "moon", iconOnly: true,
+    kind: "quiet", small: true });
+  const update = () => {
+    const isDark = document.documentElement.dataset.theme === "dark";
+    const label = isDark ? "Use the light theme" : "Use the dark theme";
+    toggle.setAttribute("aria-label", label);
+    toggle.title = label;
+    replace(toggle, icon(isDark ? "sun" : "moon"));
+  };
+  toggle.addEventListener("click", () => document.dispatchEvent(new Event("themechoice")));
+  document.addEventListener("themechange", update);
+  document.getElementById("actions").append(toggle);
+  update();
+}
+
+/** Ask for an API key; resolves to it, or to null where the dialog is closed without one. */
+function askForKey() {
+  const input = h("input", {
+    type: "password", class: "input", autocomplete: "off", spellcheck: "false", required: true,
+    name: "key",
+  });
+  const wasWrong = api.hasKey();
+  const form = h(
+    "form",
+    { method: "dialog", class: "stack" },
+    h("h2", { id: "key-title", text: "API key" }),
+    h("p", {
+      class: "secondary",
+      text: "This server asks for a key. The page keeps it in memory until it is closed, and sends "
+        + "it to this server only.",
+    }),
+    wasWrong && errorMessage("The server does not accept this key."),
+    field({ label: "Key", control: input }),
+    h(
+      "div",
+      { class: "row end" },
+      button({ label: "Cancel", kind: "quiet", onclick: () => dialog.close("") }),
+      button({ label: "Use the key", kind: "primary", type: "submit" }),
+    ),
+  );
+  const dialog = h("dialog", { class: "dialog", "aria-labelledby": "key-title" }, form);
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    dialog.close(input.value.trim());
+  });
+  document.body.append(dialog);
+  dialog.showModal();
+  input.focus();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => {
+      const key = dialog.returnValue;
+      dialog.remove();
+      updateKeyButton(Boolean(key));
+      resolve(key || null);
+    });
+  });
+}
+
+/** Show the button that enters or forgets the key. @param {boolean} isSet */
+function updateKeyButton(isSet) {
+  const label = isSet ? "Forget the API key" : "Enter an API key";
+  document.getElementById("key-button")?.remove();
+  const key = button({
+    label, icon: "key", iconOnly: isSet, kind: isSet ? "quiet" : "", small: true,
+    id: "key-button",
+    onclick: async () => {
+      if (isSet) {
+        api.setKey(null);
+        updateKeyButton(false);
+        announce("The API key is forgotten.");
+      } else {
+        api.setKey(await askForKey());
+        checkHealth();
+      }
+    },
+  });
+  document.getElementById("actions").prepend(key);
+}
+
+function addStatus() {
+  const dot = h("span", { class: "dot", "aria-hidden": "true" });
+  const text = h("span", { class: "status-text" });
+  const model = h("span", { class: "status-model" });
+  replace(document.getElementById("status"), dot, model, text);
+  store.subscribe("health", (health) => {
+    dot.className = `dot ${health ?? ""}`;
+    text.textContent = health ? HEALTH_TEXTS[health] : "connecting";
+  });
+  store.subscribe("model", (name) => {
+    model.textContent = name ?? "";
+    model.title = name ?? "";
+  });
+  let isAsking = false;
+  const check = async () => {
+    if (document.hidden || isAsking) return;
+    isAsking = true;
+    await checkHealth();
+    isAsking = false;
+  };
+  setInterval(check, HEALTH_INTERVAL_MS);
+  document.addEventListener("visibilitychange", check);
+  check();
+}
+
+async function checkHealth() {
+  try {
+    await api.get("health");
+    store.set("health", "ready");
+  } catch (error) {
+    store.set("health", error.status ? "loading" : "unreachable");
+    return;
+  }
+  if (store.get("model")) return;
+  try {
+    const [model] = (await api.get("v1/models", { isBackground: true })).data;
+    store.set("maxModelLen", model.max_model_len);
+    store.set("model", model.id);
+  } catch (error) {
+    if (error.status !== 401) console.error(error);
+  }
+}
+
+api.onKeyNeeded(askForKey);
+addThemeButton();
+addTabs();
+addStatus();

@@ -1,0 +1,78 @@
+"""Serve the inspector's page at `/` and its assets under /inspector/DIGEST/.
+
+The digest is of all assets together. Modules import each other by relative addresses, so they all
+come from the same digest, and a browser may keep them for ever. The page contains neither keys nor
+user text and is public also where calls need an API key, which it asks for.
+"""
+
+import functools
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+
+from nanovllm import __version__
+from nanovllm.server.http.docs_page import ASSET_HEADERS, PAGE_HEADERS
+
+_FOLDER = Path(__file__).parent / "assets"
+_MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
+_POLICY = "; require-trusted-types-for 'script'; trusted-types 'none'"
+_OWN_HEADERS = {
+    # Trusted types make the browser refuse innerHTML and the like: text is only ever text.
+    "content-security-policy": PAGE_HEADERS["content-security-policy"] + _POLICY,
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+}
+
+
+def add_page(app: FastAPI) -> None:
+    """Add `/` and the assets of the inspector's page."""
+    page = _page()
+
+    async def send_page(request: Request) -> Response:
+        headers = {**PAGE_HEADERS, **_OWN_HEADERS, "cache-control": "no-cache"}
+        return HTMLResponse(page, headers=headers)
+
+    app.add_route("/", send_page, include_in_schema=False)
+    headers = {**ASSET_HEADERS, **_OWN_HEADERS}
+    for name, content in _assets().items():
+        media_type = _MEDIA_TYPES[Path(name).suffix]
+
+        async def send_asset(
+            request: Request, content: bytes = content, media_type: str = media_type
+        ) -> Response:
+            return Response(content, headers=headers, media_type=media_type)
+
+        app.add_route(f"/{_asset_folder()}{name}", send_asset, include_in_schema=False)
+
+
+def public_paths() -> frozenset[str]:
+    """Return the paths of the page and its assets, which need no API key."""
+    return frozenset({"/", *(f"/{_asset_folder()}{name}" for name in _assets())})
+
+
+def _page() -> str:
+    """Return the page with relative addresses, which also work behind a proxy's path prefix."""
+    template = (_FOLDER / "index.html").read_text(encoding="utf-8")
+    return template.replace("{assets}", _asset_folder()).replace("{version}", __version__)
+
+
+@functools.cache
+def _asset_folder() -> str:
+    digest = hashlib.sha256()
+    for name, content in _assets().items():
+        digest.update(b"%s %d\n%s" % (name.encode(), len(content), content))
+    return f"inspector/{digest.hexdigest()[:16]}/"
+
+
+@functools.cache
+def _assets() -> Mapping[str, bytes]:
+    """Return the scripts and style sheets by name."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(_FOLDER.iterdir())
+        if path.suffix in _MEDIA_TYPES
+    }
