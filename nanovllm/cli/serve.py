@@ -56,7 +56,8 @@ def run(parsed: argparse.Namespace) -> int:
     settings = server_settings(parsed)
     folder = resolve_model(parsed.model)
     Engine.check(folder, config)  # report errors before a port is opened
-    settings = replace(settings, chat_template=load_chat_template(folder, parsed))
+    template = load_chat_template(folder, parsed)
+    settings = replace(settings, chat_template=template, inspected_folder=folder)
     if settings.log_requests:
         write_log_to(sys.stderr)
     name = settings.model_names[0]

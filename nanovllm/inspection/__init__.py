@@ -1,0 +1,14 @@
+"""Inspection: the intermediates of one prompt's forward pass, as data and as pictures.
+
+The observing forward pass is model/gpt2.py in float32 NumPy. The package takes a model folder and
+uses neither the engine nor a running server.
+
+In reading order:
+
+observe      load a folder, encode a prompt, run the forward pass with an observer
+attention    attention weights, and statistics of each head
+logit_lens   the prediction of every layer
+embeddings   token embeddings in two dimensions, and nearest neighbours
+trace        each operation with its shapes and statistics
+responses    these results as JSON, for the server's endpoints and the HTML files
+"""
