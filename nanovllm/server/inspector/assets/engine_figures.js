@@ -21,7 +21,7 @@ const FIGURES = [
     value: (state) => countState(state, "waiting") + state.requests_omitted, text: String,
     note: (state) => {
       const first = state.requests.find((request) => request.state === "waiting");
-      return first ? "the list says why" : "none waits";
+      return first ? "the list below says why" : "none waits";
     },
   },
   {

@@ -35,14 +35,19 @@ export function create({ api, store, announce }) {
 
   const select = (id) => {
     selected = selected === id ? null : id;
-    for (const part of [requests, blocks, timeline, log]) part.select(selected);
+    for (const part of [running, waiting, blocks, timeline, log]) part.select(selected);
   };
   const watch = (step) => {
     history.watch(step);
     schedule();
   };
   const figures = engineFigures();
-  const requests = requestList({ names, onSelect: select });
+  const running = requestList({
+    names, label: "Running requests", onSelect: select, includes: ({ state }) => state === "running",
+  });
+  const waiting = requestList({
+    names, label: "Waiting requests", onSelect: select, includes: ({ state }) => state === "waiting",
+  });
   const blocks = blockGrid({ names, onSelect: select });
   const timeline = stepTimeline({ names, onWatch: watch, onSelect: select });
   const log = eventLog({ names, onSelect: select, onWatch: watch });
@@ -76,21 +81,28 @@ export function create({ api, store, announce }) {
     text: "Requests of every client of this server appear here. Send one from the Playground, or some samples.",
     action: button({ label: `Send ${NUM_SAMPLES} sample requests`, kind: "primary", onclick: sendSamples }),
   });
-  const waiting = h("p", { class: "v-waiting", hidden: true });
+  const noRunning = h("p", { class: "secondary", text: "No request runs." });
+  const noWaiting = h("p", { class: "secondary", text: "No request waits." });
   const stateNote = h("p", { class: "secondary small-text", hidden: true });
   const omitted = h("p", { class: "secondary small-text", hidden: true });
   const content = h(
     "div",
     { class: "stack", hidden: true },
     figures.element,
+    noRequests,
     h(
       "div",
       { class: "v-engine-columns" },
-      h("section", { class: "card v-requests-card", "aria-label": "Requests" },
-        h("div", { class: "card-header" }, h("h2", { text: "Requests" }), requestLegend()),
-        waiting, noRequests, requests.element, omitted),
-      h("section", { class: "card v-blocks-card", "aria-label": "KV cache blocks" },
-        h("h2", { text: "KV cache blocks" }), figures.blockNote, stateNote, blocks.element),
+      h("section", { class: "card", "aria-label": "Running requests" },
+        h("div", { class: "card-header" }, h("h2", { text: "Running requests" }), requestLegend()),
+        noRunning, running.element),
+      h("div", { class: "stack" },
+        h("section", { class: "card", "aria-label": "KV cache blocks" },
+          h("h2", { text: "KV cache blocks" }), figures.blockNote, stateNote, blocks.element),
+        h("section", { class: "card", "aria-label": "Waiting requests" },
+          h("h2", { text: "Waiting requests" }),
+          h("p", { class: "secondary v-lead", text: "In queue order, with the reason why each waits." }),
+          noWaiting, waiting.element, omitted)),
     ),
     h("section", { class: "card", "aria-label": "Steps" }, h("h2", { text: "Steps" }),
       h("p", { class: "secondary v-lead", text: "A column is one step of the engine, a row one request. Choose "
@@ -164,7 +176,8 @@ export function create({ api, store, announce }) {
     for (const { id } of state.requests) names.color(id);
     content.hidden = false;
     figures.update(state, history.frames());
-    requests.update(state);
+    running.update(state.requests);
+    waiting.update(state.requests);
     blocks.update(state);
     timeline.update({
       records: history.steps(), record, step: history.watched, maxTokens: state.config.max_num_batched_tokens,
@@ -174,9 +187,10 @@ export function create({ api, store, announce }) {
     itl.update(state.itl_s);
     controls.update(history, history.frames().at(-1));
     noRequests.hidden = state.requests.length > 0;
+    noRunning.hidden = !running.element.hidden;
+    noWaiting.hidden = !waiting.element.hidden;
     omitted.hidden = !state.requests_omitted;
     omitted.textContent = `${state.requests_omitted} more requests wait.`;
-    explainWaiting(waiting, state, names);
     stateNote.hidden = history.watched === null || state.step === history.watched;
     stateNote.textContent = `Requests and blocks as recorded after step ${state.step}.`;
   }
@@ -202,18 +216,6 @@ export function create({ api, store, announce }) {
       update();
     },
   };
-}
-
-/** Say above the list how many requests wait, and why the first of them does. */
-function explainWaiting(element, state, names) {
-  const waiting = state.requests.filter((request) => request.state === "waiting");
-  element.hidden = waiting.length === 0;
-  if (!waiting.length) return;
-  const count = waiting.length + state.requests_omitted;
-  const [first] = waiting;
-  const reason = first.reason ? names.shorten(first.reason) : "it can be admitted in the next step";
-  element.textContent = `${count} ${count === 1 ? "request waits" : "requests wait"}. The next one, `
-    + `${names.name(first.id, first.choice)}: ${reason.replace(/\.$/, "")}.`;
 }
 
 function requestLegend() {

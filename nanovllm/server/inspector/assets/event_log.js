@@ -23,7 +23,7 @@ export function eventLog({ names, onSelect, onWatch }) {
       ...record.cache_hits.map(({ id, tokens }) =>
         line("cache-hit", id, `found ${formatCount(tokens)} prompt tokens in the prefix cache`)),
       ...record.preempted.map(({ id, reason }) =>
-        line("preempted", id, names.shorten(reason).replace(/^(?!.*[Pp]reempted)/, "preempted: "))),
+        line("preempted", id, names.sentence(reason))),
       ...record.finished.map(({ id, reason }) => line("finished", id, `finished: ${reason}`)),
     ];
   }

@@ -3,7 +3,7 @@
 import { formatCount, formatDuration, h, hideTooltip, replace, s, showTooltip } from "./dom.js";
 
 const HEIGHT = 150;
-const MARGIN = { left: 44, right: 12, top: 10, bottom: 38 };
+const MARGIN = { left: 44, right: 26, top: 10, bottom: 38 };
 
 /**
  * Return a histogram of a time.

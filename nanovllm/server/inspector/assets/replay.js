@@ -84,8 +84,11 @@ export function createNames() {
     color: (id) => (numberOf(id) - 1) % 8,
     /** Return a short name such as #12, or #12.1 for the second choice. */
     name: (id, choice = 0) => (choice ? `#${numberOf(id)}.${choice}` : `#${numberOf(id)}`),
-    /** Replace the known ids in a sentence of the server by their names. @param {string} text */
-    shorten: (text) =>
-      text.replace(/[\w-]{6,}/g, (part) => (numbers.has(part) ? `#${numbers.get(part)}` : part)),
+    /** Return a reason of the server as a sentence, with the names of known requests for their ids. */
+    sentence: (reason) => {
+      const text = reason.replace(/[\w-]{6,}/g, (part) =>
+        numbers.has(part) ? `#${numbers.get(part)}` : part);
+      return `${text[0].toUpperCase()}${text.slice(1)}${/[.!]$/.test(text) ? "" : "."}`;
+    },
   };
 }
