@@ -68,8 +68,8 @@ def _report(
         if step.prediction is not None:
             name = "prediction" if step.name == "logits" else "lens"
             yield _prediction(model, step.prediction, name)
-    yield "\nnorm: mean Euclidean norm of the rows. lens: the prediction after the prompt, read from the"
-    yield "residual stream at this point. Heads are named if their mean weight is at least 0.3."
+    yield "\nnorm: mean Euclidean norm of the rows. lens: the prediction after the prompt, read at this"
+    yield "point of the residual stream. Heads are named if their mean weight is at least 0.3."
 
 
 def _wrap(name: str, texts: Sequence[str], count: int) -> Iterator[str]:
