@@ -60,7 +60,7 @@ def _report(
         numbers = (step.mean, step.std, step.min, step.max, step.norm)
         indent = "" if step.layer is None else "  "
         yield (
-            f"{indent + step.operation:38} {str(list(step.shape)):>14} "
+            f"{indent + step.operation:38} {list(step.shape)!s:>14} "
             + " ".join(f"{_number(value):>8}" for value in numbers)
         )
         if step.heads:
@@ -68,8 +68,8 @@ def _report(
         if step.prediction is not None:
             name = "prediction" if step.name == "logits" else "lens"
             yield _prediction(model, step.prediction, name)
-    yield "\nnorm: mean Euclidean norm of the rows. lens: the prediction after the prompt, read from"
-    yield "the residual stream at this point. Heads are named if their mean weight is at least 0.3."
+    yield "\nnorm: mean Euclidean norm of the rows. lens: the prediction after the prompt, read at this"
+    yield "point of the residual stream. Heads are named if their mean weight is at least 0.3."
 
 
 def _wrap(name: str, texts: Sequence[str], count: int) -> Iterator[str]:

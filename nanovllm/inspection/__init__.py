@@ -5,10 +5,16 @@ uses neither the engine nor a running server.
 
 In reading order:
 
-observe      load a folder, encode a prompt, run the forward pass with an observer
-attention    attention weights, and statistics of each head
-logit_lens   the prediction of every layer
-embeddings   token embeddings in two dimensions, and nearest neighbours
-trace        each operation with its shapes and statistics
-responses    these results as JSON, for the server's endpoints and the HTML files
+observe         load a folder, encode a prompt, run the forward pass with an observer
+attention       attention weights, and statistics of each head
+logit_lens      the prediction of every layer
+embeddings      token embeddings in two dimensions, and nearest neighbours
+trace           each operation with its shapes and statistics
+responses       these results as JSON, for the server's endpoints and the HTML files
+worker          a process that computes responses for a server
+worker_process  starts, limits and ends it
+html_file       self-contained pages
+bundle          joins the pages' ES modules to one script
+pictures        .png and .svg, by matplotlib
+assets/         style sheets and views of these pages and of the server's page
 """

@@ -27,6 +27,7 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection import responses
 from nanovllm.inspection.attention import HeadStatistics
 from nanovllm.inspection.bundle import bundle
+from nanovllm.inspection.logit_lens import LogitLens
 from nanovllm.inspection.observe import InspectedModel
 
 MAX_FILE_BYTES = 3_000_000
@@ -80,9 +81,9 @@ def attention_page(
     )
 
 
-def lens_page(model: InspectedModel, token_ids: Sequence[int], top: int) -> str:
+def lens_page(model: InspectedModel, token_ids: Sequence[int], lens: LogitLens) -> str:
     """Return the page of the logit lens; raises InvalidRequestError as `attention_page`."""
-    data = responses.lens(model, token_ids, top)
+    data = responses.lens_entry(model, token_ids, lens)
     return _checked(
         _render("logit-lens", model, token_ids, data), "shorten the prompt, or lower --top"
     )
@@ -136,7 +137,8 @@ def _render(
     theme, script, style = _asset("theme.js"), _bundle(), "\n".join(map(_asset, _STYLES))
     policy = (
         f"default-src 'none'; style-src '{_hash(style)}'; "
-        f"script-src '{_hash(theme)}' '{_hash(script)}'; img-src data:; base-uri 'none'; form-action 'none'"
+        f"script-src '{_hash(theme)}' '{_hash(script)}'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
     )
     config = model.config
     title = f"{_TITLES[kind]} · {model.name}"
@@ -161,10 +163,10 @@ def _render(
 <header class="file-header">
 <h1>{_escape(_TITLES[kind])}</h1>
 <p class="secondary">{_escape(f"{model.name}: {shape}")}</p>
-<button type="button" id="theme" class="button">Light or dark</button>
+<div id="actions"></div>
 </header>
 <main id="main" class="file-main">
-{f'<p class="file-prompt">{_escape(prompt)}</p>' if prompt else ""}
+{f'<p class="file-prompt" tabindex="0">{_escape(prompt)}</p>' if prompt else ""}
 <noscript><p>This page needs JavaScript.</p></noscript>
 </main>
 <script type="application/json" id="data">{content}</script>

@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.attention import HeadStatistics, attention_weights, head_statistics
-from nanovllm.inspection.embeddings import DEFAULT_POINTS, Method, neighbors, project
+from nanovllm.inspection.embeddings import DEFAULT_POINTS, Method, Projection, neighbors, project
 from nanovllm.inspection.logit_lens import LogitLens, Prediction, logit_lens
 from nanovllm.inspection.observe import InspectedModel
 
@@ -51,10 +51,10 @@ def head_entry(statistics: HeadStatistics) -> JSON:
 def lens(model: InspectedModel, prompt: Prompt, top: int = 5) -> JSON:
     """Return the prediction of every layer at every position."""
     token_ids = model.encode(prompt)
-    return lens_of(model, token_ids, logit_lens(model, token_ids, top))
+    return lens_entry(model, token_ids, logit_lens(model, token_ids, top))
 
 
-def lens_of(model: InspectedModel, token_ids: Sequence[int], result: LogitLens) -> JSON:
+def lens_entry(model: InspectedModel, token_ids: Sequence[int], result: LogitLens) -> JSON:
     """Return a logit lens as the response of `lens`."""
     return {
         "tokens": tokens(model, token_ids),
@@ -82,11 +82,13 @@ def embeddings(
     model: InspectedModel,
     method: Method = "pca",
     limit: int = DEFAULT_POINTS,
-    *,
-    extra_ids: Sequence[int] = (),
 ) -> JSON:
     """Return the points of tokens in the plane."""
-    result = project(model, method, limit, extra_ids=extra_ids)
+    return projection_entry(model, method, project(model, method, limit))
+
+
+def projection_entry(model: InspectedModel, method: str, result: Projection) -> JSON:
+    """Return a projection as the response of `embeddings`."""
     explained = result.explained
     named = tokens(model, result.token_ids)
     return {
@@ -120,15 +122,19 @@ def nearest_tokens(
             )
         token = token_ids[0]
     assert token is not None
-    found = neighbors(model, token, count)
-    named = tokens(model, [token_id for token_id, _ in found])
     return {
         "token": tokens(model, [token])[0],
-        "neighbors": [
-            {**neighbor, "cosine": _rounded(cosine)}
-            for neighbor, (_, cosine) in zip(named, found, strict=True)
-        ],
+        "neighbors": neighbor_entries(model, neighbors(model, token, count)),
     }
+
+
+def neighbor_entries(model: InspectedModel, found: Sequence[tuple[int, float]]) -> list[JSON]:
+    """Return tokens with their cosines, four digits each."""
+    named = tokens(model, [token_id for token_id, _ in found])
+    return [
+        {**token, "cosine": round(cosine, 4)}
+        for token, (_, cosine) in zip(named, found, strict=True)
+    ]
 
 
 def tokens(model: InspectedModel, token_ids: Sequence[int]) -> list[JSON]:

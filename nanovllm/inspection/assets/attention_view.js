@@ -49,11 +49,13 @@ export async function decodeWeights({ weights, dtype, encoding }) {
  */
 export function attentionExplorer({ attention, overview, loadLayer }) {
   const { tokens, heads } = overview;
-  const layers = Math.max(...heads.map(({ layer }) => layer)) + 1;
-  const headsPerLayer = heads.length / layers;
+  // All of the model's, or those that a file contains.
+  const layers = [...new Set(heads.map(({ layer }) => layer))];
+  const headNumbers = [...new Set(heads.map(({ head }) => head))];
   const size = tokens.length;
   const rowWeights = (size * (size + 1)) / 2;
-  const weightsOf = layerWeights({ attention, loadLayer, layerSize: headsPerLayer * rowWeights });
+  const layerSize = headNumbers.length * rowWeights;
+  const weightsOf = layerWeights({ attention, loadLayer, layers, layerSize });
   const best = findBest(heads);
   let selected = best.previous_token ?? heads[0];
   let query = size - 1;
@@ -75,8 +77,8 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
   });
   const topKeys = h("p", { class: "secondary" });
   const layerSelect = numberSelect(layers, (layer) => select(headOf(layer, selected.head)));
-  const headSelect = numberSelect(headsPerLayer, (head) => select(headOf(selected.layer, head)));
-  const grid = headGrid(heads, layers, headsPerLayer, (head) => select(head));
+  const headSelect = numberSelect(headNumbers, (head) => select(headOf(selected.layer, head)));
+  const grid = headGrid(heads, layers, headNumbers, (head) => select(head));
   const table = statisticsTable(heads, (head) => select(head), (head) => head === selected);
   const cards = HEAD_KINDS.map((kind) => finderCard(kind, best[kind.key], (head) => select(head)));
 
@@ -93,7 +95,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
     kinds.textContent = describeHead(head);
     const weights = await weightsOf(head.layer);
     if (selected !== head) return;
-    const start = head.head * rowWeights;
+    const start = headNumbers.indexOf(head.head) * rowWeights;
     weightAt = (row, key) => weights[start + (row * (row + 1)) / 2 + key];
     map.update(tokens, weightAt);
   }
@@ -124,10 +126,10 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
   }
 
   async function paintThumbnails() {
-    for (let layer = 0; layer < layers; layer += 1) {
+    for (const layer of layers) {
       const weights = await weightsOf(layer);
-      for (let head = 0; head < headsPerLayer; head += 1) {
-        const start = head * rowWeights;
+      for (const [index, head] of headNumbers.entries()) {
+        const start = index * rowWeights;
         grid.paint(layer, head, size, (row, key) => weights[start + (row * (row + 1)) / 2 + key]);
       }
     }
@@ -196,10 +198,13 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
  * Return a function from a layer to its weights. The last two layers are kept.
  * @param {{attention?: object, loadLayer?: (layer: number) => Promise<object>, layerSize: number}} source
  */
-function layerWeights({ attention, loadLayer, layerSize }) {
+function layerWeights({ attention, loadLayer, layers, layerSize }) {
   if (!loadLayer) {
     const all = decodeWeights(attention);
-    return async (layer) => (await all).subarray(layer * layerSize, (layer + 1) * layerSize);
+    return async (layer) => {
+      const start = layers.indexOf(layer) * layerSize;
+      return (await all).subarray(start, start + layerSize);
+    };
   }
   /** @type {Map<number, Promise<Float32Array>>} */
   const kept = new Map();
@@ -252,22 +257,22 @@ function finderCard({ key, name, what }, head, onSelect) {
   return { element, mark: (now) => element.setAttribute("aria-pressed", String(now === head)) };
 }
 
-function numberSelect(count, onSelect) {
-  const options = Array.from({ length: count }, (_, value) => h("option", { value, text: `${value}` }));
+function numberSelect(numbers, onSelect) {
+  const options = numbers.map((value) => h("option", { value, text: `${value}` }));
   const onchange = (event) => onSelect(Number(event.target.value));
   return h("select", { class: "select v-number", onchange }, options);
 }
 
-function headGrid(heads, layers, headsPerLayer, onSelect) {
+function headGrid(heads, layers, headNumbers, onSelect) {
   const tiles = new Map();
-  const element = h("div", { class: "v-grid", vars: { "--heads": headsPerLayer } });
+  const element = h("div", { class: "v-grid", vars: { "--heads": headNumbers.length } });
   append(element, [
     h("span", { class: "v-grid-corner", text: "layer" }),
-    Array.from({ length: headsPerLayer }, (_, head) =>
-      h("span", { class: "v-grid-label", text: head ? `${head}` : "head 0" }),
+    headNumbers.map((head, index) =>
+      h("span", { class: "v-grid-label", text: index ? `${head}` : `head ${head}` }),
     ),
   ]);
-  for (let layer = 0; layer < layers; layer += 1) {
+  for (const layer of layers) {
     element.append(h("span", { class: "v-grid-label", text: `${layer}` }));
     for (const head of heads.filter((one) => one.layer === layer)) {
       const canvas = h("canvas", { class: "v-thumbnail", width: 1, height: 1, "aria-hidden": "true" });
