@@ -111,7 +111,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
       h("strong", { text: weightAt(query, key).toFixed(4) }),
     );
     strip.shade(
-      (index) => (index <= query ? weightFraction(weightAt(query, index)) : null),
+      (index) => (index <= query ? weightFraction(weightAt(query, index)) : 0),
       (index) =>
         index <= query
           ? `${visibleText(tokens[index].text)}, position ${index}: ${weightAt(query, index).toFixed(4)}`

@@ -452,7 +452,7 @@ export function formatPercent(value) {
   const percent = value * 100;
   if (percent >= 99.95 && value < 1) return `>99.9${THIN_SPACE}%`;
   if (percent >= 10) return `${percent.toFixed(1)}${THIN_SPACE}%`;
-  if (percent >= 0.01) return `${Number(percent.toPrecision(2))}${THIN_SPACE}%`;
+  if (percent >= 0.0001) return `${Number(percent.toPrecision(2))}${THIN_SPACE}%`;
   return percent === 0 ? `0${THIN_SPACE}%` : `${percent.toExponential(0)}${THIN_SPACE}%`;
 }
 

@@ -30,12 +30,13 @@ const TSNE_NOTE = "t-SNE keeps near neighbours near. Distances between groups, t
 /**
  * Return an explorer of projections of the token embeddings.
  *
- * `load` fetches a projection that is absent, `neighborsOf` the nearest tokens of an id.
+ * `marked` are ids to bring out. `load` fetches a projection that is absent, `neighborsOf` the nearest
+ * tokens of an id.
  * @param {{projections: Record<string, object>, neighbors?: Record<string, object[]> | null,
- *   load?: (method: string) => Promise<object>, neighborsOf?: (id: number) => Promise<object[]>}} data
+ *   marked?: number[], load?: (method: string) => Promise<object>, neighborsOf?: (id: number) => Promise<object[]>}} data
  * @returns {HTMLElement}
  */
-export function embeddingsExplorer({ projections, neighbors = null, load, neighborsOf }) {
+export function embeddingsExplorer({ projections, neighbors = null, marked = [], load, neighborsOf }) {
   const known = new Map(Object.entries(projections));
   const plot = scatterPlot({ onSelect: (point) => select(point) });
   const note = h("p", { class: "secondary v-lead" });
@@ -73,7 +74,7 @@ export function embeddingsExplorer({ projections, neighbors = null, load, neighb
     const matches = text ? points.filter((point) => point.text.toLowerCase().includes(text)) : [];
     matches.sort((a, b) => a.text.trim().length - b.text.trim().length);
     found.textContent = text ? `${matches.length} of ${points.length} tokens` : "";
-    plot.highlight(matches.map(({ id }) => id));
+    plot.highlight(text ? matches.map(({ id }) => id) : marked);
     replace(results, matches.slice(0, MAX_RESULTS).map((point) => h("li", {}, tokenButton(point))));
   }
 
