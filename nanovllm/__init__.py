@@ -13,6 +13,7 @@ async_llm           AsyncLLM, the same for asyncio
 evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
 server              the OpenAI-compatible HTTP API
 batch               files of requests
+inspection          attention, logit lens and embeddings of one prompt
 training            from text files to a checkpoint
 hub                 from model names to folders
 cli                 the nanovllm command

@@ -23,9 +23,11 @@ def build_parser() -> "argparse.ArgumentParser":
         models,
         run_batch,
         serve,
+        trace,
         train,
         train_report,
         verify,
+        visualize,
     )
     from nanovllm.cli.parsers import eval as evaluate  # noqa: PLC0415
     from nanovllm.cli.parsers.parser import CommandParser  # noqa: PLC0415
@@ -57,6 +59,8 @@ def build_parser() -> "argparse.ArgumentParser":
         bench,
         evaluate,
         verify,
+        visualize,
+        trace,
     ):
         command.add_parser(subparsers)
     return parser

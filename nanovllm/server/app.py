@@ -2,7 +2,11 @@
 
     GET  / /docs /openapi.json /health /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
+         /v1/engine/state /v1/engine/events /v1/engine/steps
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
+         /v1/engine/control
+
+and the inspector's routes under /v1/inspect.
 
 HEAD is answered where GET is. The application starts and stops the engine, and answers 503 while
 the model is loading.
@@ -12,6 +16,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Path, Request
@@ -21,6 +26,7 @@ from starlette.types import ASGIApp
 from nanovllm import __version__
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.inspection.worker_process import InspectionWorker
 from nanovllm.server import openapi
 from nanovllm.server.http import errors
 from nanovllm.server.http.auth import OPEN_PATHS, ApiKeyMiddleware, TrustedHostMiddleware
@@ -34,7 +40,9 @@ from nanovllm.server.http.head import HeadMiddleware
 from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.work import Work
-from nanovllm.server.inspector import page
+from nanovllm.server.inspector import inspect_routes, page
+from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
+from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
@@ -79,6 +87,9 @@ class ServerSettings:
         log_requests: log a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: include prompts in these lines.
         has_inspector: serve the inspector's page at `/`, and its endpoints.
+        inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
+        inspector_shows_prompts: include prompts in the state of the engine.
+        inspector_controls: allow clients to pause and step the engine.
     """
 
     model_names: tuple[str, ...]
@@ -91,7 +102,10 @@ class ServerSettings:
     chat_template: ChatTemplate | None = None
     log_requests: bool = False
     log_prompts: bool = False
+    inspected_folder: FilePath | None = None
     has_inspector: bool = True
+    inspector_shows_prompts: bool = False
+    inspector_controls: bool = False
 
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
@@ -147,12 +161,23 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
     _add_tokenization(app, service)
-    add_docs_pages(app, has_index=not settings.has_inspector)
+    documented = _DOCUMENTED
     if settings.has_inspector:
+        inspector = InspectorSettings(
+            settings.model_names[0],
+            shows_prompts=settings.inspector_shows_prompts,
+            can_control=settings.inspector_controls,
+            allowed_origins=settings.allowed_origins,
+            stalled_client_s=settings.stalled_client_s,
+        )
+        add_state_routes(app, engine, metrics, inspector, work)
+        documented = (*documented, EngineStateEvent, ControlRequest)
+        documented += _add_inspection(app, service, settings)
         page.add_page(app)
+    add_docs_pages(app, has_index=not settings.has_inspector)
     openapi.install(
         app,
-        _DOCUMENTED,
+        documented,
         has_keys=bool(settings.api_keys),
         checks_host=settings.allowed_hosts is not None,
     )
@@ -199,6 +224,23 @@ def _add_status_routes(app: FastAPI, engine: AsyncEngine, metrics: ServerMetrics
                 max_queued_tokens=room.max_tokens or 0,
             )
         )
+
+
+def _add_inspection(
+    app: FastAPI, service: ModelService, settings: ServerSettings
+) -> tuple[type[Any], ...]:
+    """Add /v1/inspect where the model's folder is known; return the types of its bodies."""
+    if settings.inspected_folder is None:
+        return ()
+    inspect_routes.add_inspect_routes(
+        app,
+        service.async_engine,
+        service.work,
+        InspectionWorker(settings.inspected_folder),
+        stalled_client_s=service.stalled_client_s,
+        allowed_origins=settings.allowed_origins,
+    )
+    return inspect_routes.DOCUMENTED
 
 
 def _add_models(app: FastAPI, engine: AsyncEngine, settings: ServerSettings) -> None:

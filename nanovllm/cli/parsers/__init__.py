@@ -13,4 +13,6 @@ bench             `nanovllm bench latency|throughput|serve`
 eval              `nanovllm eval`
 verify            `nanovllm verify`
 train_report      `nanovllm train-report`
+visualize         `nanovllm visualize attention|embeddings|logit-lens`
+trace             `nanovllm trace`
 """

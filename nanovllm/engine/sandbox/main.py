@@ -12,13 +12,7 @@ from nanovllm.engine.sandbox.messages import Channel, MessageError
 
 def main(kind: str, number: int) -> None:
     """Run a worker of this kind until its socket, file descriptor `number`, closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
-    if sys.platform == "win32":
-        connection = socket.fromshare(sys.stdin.buffer.read())
-    else:
-        connection = socket.socket(fileno=number)
-    limit_resources()
-    channel = Channel(connection)
+    channel = open_channel(number)
     with contextlib.suppress(OSError, MessageError):  # the parent has ended
         if kind == "fork-server":
             from nanovllm.engine.sandbox.fork_server import serve_forks  # noqa: PLC0415
@@ -35,3 +29,14 @@ def main(kind: str, number: int) -> None:
 
             serve_template(channel)
     os._exit(0)
+
+
+def open_channel(number: int) -> Channel:
+    """Return the channel to the parent, with the limits of a worker applied to this process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent
+    if sys.platform == "win32":
+        connection = socket.fromshare(sys.stdin.buffer.read())
+    else:
+        connection = socket.socket(fileno=number)
+    limit_resources()
+    return Channel(connection)

@@ -4,26 +4,37 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 
 _START = (
-    "import sys; sys.path[:] = sys.argv[3:]; "
-    "from nanovllm.engine.sandbox.main import main; main(sys.argv[1], int(sys.argv[2]))"
+    "import sys; sys.path[:] = sys.argv[4:]; from importlib import import_module; "
+    "import_module(sys.argv[1]).main(sys.argv[2], int(sys.argv[3]))"
 )
 
 
-def spawn(kind: str) -> "tuple[subprocess.Popen[bytes], socket.socket]":
-    """Start a process that runs `kind` (see main.py). Return it with the parent's socket.
+def spawn(
+    kind: str,
+    module: str = "nanovllm.engine.sandbox.main",
+    variables: Mapping[str, str] | None = None,
+) -> "tuple[subprocess.Popen[bytes], socket.socket]":
+    """Start a process that runs `module.main(kind, number)`. Return it with the parent's socket.
 
     The process has this one's `sys.path` and its own session. It ends when its socket closes.
 
-    Raises OSError.
+    Args:
+        kind: what the process does; see main.py.
+        module: its entry point; `number` is the file descriptor of the socket.
+        variables: more environment variables.
+
+    Raises:
+        OSError: the process cannot be started.
     """
     ours, theirs = socket.socketpair()
     try:
         number = 0 if sys.platform == "win32" else theirs.fileno()
         # One arena: others would reserve address space, which counts towards the memory limit.
-        environment = {**os.environ, "MALLOC_ARENA_MAX": "1"}
-        command = [sys.executable, "-I", "-c", _START, kind, str(number), *sys.path]
+        environment = {**os.environ, "MALLOC_ARENA_MAX": "1", **(variables or {})}
+        command = [sys.executable, "-I", "-c", _START, module, kind, str(number), *sys.path]
         if sys.platform == "win32":
             process = subprocess.Popen(  # noqa: S603 - this Python, trusted arguments
                 command,

@@ -33,6 +33,8 @@ MAX_WAITING = 1024
 """Maximum waiting calls of a pool."""
 MAX_WAITING_LARGE = 64
 """Maximum waiting calls of the pool for large bodies, each of which is kept until it is read."""
+MAX_WAITING_INSPECTIONS = 4
+"""Maximum waiting calls of the pool for inspection, each of which may take half a minute."""
 _NUM_SMALL, _NUM_LARGE, _NUM_GUARDED, _NUM_WRITERS = 2, 2, 4, 2
 
 
@@ -46,6 +48,7 @@ class Work:
         self._large = FairThreadPool("nanovllm-large", _NUM_LARGE, MAX_WAITING_LARGE)
         self._guarded = FairThreadPool("nanovllm-guarded", _NUM_GUARDED, MAX_WAITING)
         self._writers = FairThreadPool("nanovllm-writer", _NUM_WRITERS, MAX_WAITING)
+        self._inspections = FairThreadPool("nanovllm-inspection", 1, MAX_WAITING_INSPECTIONS)
 
     async def read(
         self, request: Request, num_bytes: int, call: Callable[[], T], *, is_guarded: bool = False
@@ -61,7 +64,13 @@ class Work:
             QueueFullError: too many requests wait to be read.
         """
         pool = self._small if num_bytes <= SMALL_BYTES else self._large
-        pool = self._guarded if is_guarded else pool
+        return await self._run(self._guarded if is_guarded else pool, request, call)
+
+    async def inspect(self, request: Request, call: Callable[[], T]) -> T:
+        """Return the result of a call to the inspection worker; raises as `read`."""
+        return await self._run(self._inspections, request, call)
+
+    async def _run(self, pool: "FairThreadPool", request: Request, call: Callable[[], T]) -> T:
         deadline = deadline_of(request)
         client = record_of(request).client
         if deadline is None:
@@ -80,13 +89,23 @@ class Work:
         client = record_of(request).client
 
         async def write(call: Callable[[], T]) -> T:
-            return await self._writers.run(client, call)
+            return await self.write(client, call)
 
         return write
 
+    async def write(self, client: str, call: Callable[[], T]) -> T:
+        """Return the result of a call that writes a response, in the queue of `client`."""
+        return await self._writers.run(client, call)
+
     def close(self) -> None:
         """Close all pools; waits for no thread."""
-        for pool in (self._small, self._large, self._guarded, self._writers):
+        for pool in (
+            self._small,
+            self._large,
+            self._guarded,
+            self._writers,
+            self._inspections,
+        ):
             pool.close()
 
 

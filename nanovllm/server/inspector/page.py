@@ -1,8 +1,10 @@
 """Serve the inspector's page at `/` and its assets under /inspector/DIGEST/.
 
 The digest is of all assets together. Modules import each other by relative addresses, so they all
-come from the same digest, and a browser may keep them for ever. The page contains neither keys nor
-user text and is public also where calls need an API key, which it asks for.
+come from the same digest, and a browser may keep them for ever. The views are in
+nanovllm/inspection/assets, because HTML files contain them too; a browser sees one folder. The page
+contains neither keys nor user text and is public also where calls need an API key, which it asks
+for.
 """
 
 import functools
@@ -14,10 +16,11 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from nanovllm import __version__
+from nanovllm import __version__, inspection
 from nanovllm.server.http.docs_page import ASSET_HEADERS, PAGE_HEADERS
 
 _FOLDER = Path(__file__).parent / "assets"
+_SHARED_FOLDER = Path(inspection.__file__).parent / "assets"
 _MEDIA_TYPES = {".css": "text/css", ".js": "text/javascript"}
 _POLICY = "; require-trusted-types-for 'script'; trusted-types 'none'"
 _OWN_HEADERS = {
@@ -70,9 +73,9 @@ def _asset_folder() -> str:
 
 @functools.cache
 def _assets() -> Mapping[str, bytes]:
-    """Return the scripts and style sheets by name."""
+    """Return the scripts and style sheets by name, those of self-contained files included."""
     return {
         path.name: path.read_bytes()
-        for path in sorted(_FOLDER.iterdir())
+        for path in sorted([*_FOLDER.iterdir(), *_SHARED_FOLDER.iterdir()])
         if path.suffix in _MEDIA_TYPES
     }

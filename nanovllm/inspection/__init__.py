@@ -1,0 +1,20 @@
+"""Inspection: the intermediates of one prompt's forward pass, as data and as pictures.
+
+The observing forward pass is model/gpt2.py in float32 NumPy. The package takes a model folder and
+uses neither the engine nor a running server.
+
+In reading order:
+
+observe         load a folder, encode a prompt, run the forward pass with an observer
+attention       attention weights, and statistics of each head
+logit_lens      the prediction of every layer
+embeddings      token embeddings in two dimensions, and nearest neighbours
+trace           each operation with its shapes and statistics
+responses       these results as JSON, for the server's endpoints and the HTML files
+worker          a process that computes responses for a server
+worker_process  starts, limits and ends it
+html_file       self-contained pages
+bundle          joins the pages' ES modules to one script
+pictures        .png and .svg, by matplotlib
+assets/         style sheets and views of these pages and of the server's page
+"""

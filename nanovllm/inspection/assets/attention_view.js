@@ -1,0 +1,348 @@
+/** Attention: all heads of a prompt as small maps, one of them large, and its weights as shaded text. */
+
+import { append, field, formatNumber, formatPercent, h, icon, replace, visibleText } from "./dom.js";
+import {
+  heatMap, paintTriangle, sortableTable, tokenStrip, weightFraction, weightLegend,
+} from "./heatmap.js";
+import { promptForm } from "./prompt_form.js";
+
+const THUMBNAIL_PX = 64;
+const MAX_WHOLE_WEIGHTS = 16 * 2 ** 20; // 64 MiB; above it, weights are fetched layer by layer
+const CHIP_SHARE = 0.4; // a head whose mean weight of a kind is at least this is labelled with the kind
+const TOP_KEYS = 5;
+
+/** The kinds of head that the overview finds; the statistics are mean weights over the prompt. */
+const HEAD_KINDS = [
+  { key: "previous_token", name: "Previous token", chip: "previous", what: "the token just before" },
+  { key: "first_token", name: "First token", chip: "first", what: "the first token of the prompt" },
+  { key: "self", name: "Itself", chip: "self", what: "the token that looks" },
+  {
+    key: "induction", name: "Induction", chip: "induction",
+    what: "the token that followed the last time this one appeared",
+  },
+];
+
+/**
+ * Return the weights of a response of POST /v1/inspect/attention as one array.
+ * @param {{weights: string, dtype: string, encoding?: string}} attention
+ * @returns {Promise<Float32Array>}
+ */
+export async function decodeWeights({ weights, dtype, encoding }) {
+  const text = atob(weights);
+  let bytes = new Uint8Array(text.length);
+  for (let index = 0; index < text.length; index += 1) bytes[index] = text.charCodeAt(index);
+  if (encoding === "gzip") {
+    const unpacked = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    bytes = new Uint8Array(await new Response(unpacked).arrayBuffer());
+  }
+  if (dtype === "uint16") return Float32Array.from(new Uint16Array(bytes.buffer), (w) => w / 65535);
+  if (dtype === "uint8") return Float32Array.from(bytes, (w) => w / 255);
+  return new Float32Array(bytes.buffer);
+}
+
+/**
+ * Return an explorer of one prompt's attention weights.
+ *
+ * Without `loadLayer` the response contains all layers; with it, each layer is loaded when needed.
+ * @param {{attention?: object, overview: object, loadLayer?: (layer: number) => Promise<object>}} data
+ * @returns {HTMLElement}
+ */
+export function attentionExplorer({ attention, overview, loadLayer }) {
+  const { tokens, heads } = overview;
+  // All of the model's, or those that a file contains.
+  const layers = [...new Set(heads.map(({ layer }) => layer))];
+  const headNumbers = [...new Set(heads.map(({ head }) => head))];
+  const size = tokens.length;
+  const rowWeights = (size * (size + 1)) / 2;
+  const layerSize = headNumbers.length * rowWeights;
+  const weightsOf = layerWeights({ attention, loadLayer, layers, layerSize });
+  const best = findBest(heads);
+  let selected = best.previous_token ?? heads[0];
+  let query = size - 1;
+  /** @type {(query: number, key: number) => number} */
+  let weightAt = () => 0;
+
+  const title = h("h2", { tabindex: -1 });
+  const kinds = h("p", { class: "secondary" });
+  const reading = h("p", { class: "v-reading", "aria-live": "polite" });
+  const map = heatMap({
+    onRead(newQuery, key, isKept) {
+      query = newQuery;
+      describeRow(key, isKept);
+    },
+  });
+  const strip = tokenStrip(tokens, {
+    label: "The prompt, shaded by the weights of the chosen row",
+    onSelect: (index) => map.selectQuery(index),
+  });
+  const topKeys = h("p", { class: "secondary" });
+  const layerSelect = numberSelect(layers, (layer) => select(headOf(layer, selected.head)));
+  const headSelect = numberSelect(headNumbers, (head) => select(headOf(selected.layer, head)));
+  const grid = headGrid(heads, layers, headNumbers, (head) => select(head));
+  const table = statisticsTable(heads, (head) => select(head), (head) => head === selected);
+  const cards = HEAD_KINDS.map((kind) => finderCard(kind, best[kind.key], (head) => select(head)));
+
+  const headOf = (layer, head) => heads.find((one) => one.layer === layer && one.head === head);
+
+  async function select(head) {
+    selected = head;
+    grid.select(head);
+    cards.forEach((card) => card.mark(head));
+    table.render();
+    layerSelect.value = String(head.layer);
+    headSelect.value = String(head.head);
+    title.textContent = `Layer ${head.layer}, head ${head.head}`;
+    kinds.textContent = describeHead(head);
+    const weights = await weightsOf(head.layer);
+    if (selected !== head) return;
+    const start = headNumbers.indexOf(head.head) * rowWeights;
+    weightAt = (row, key) => weights[start + (row * (row + 1)) / 2 + key];
+    map.update(tokens, weightAt);
+  }
+
+  function describeRow(key, isKept) {
+    const name = (index) => `${visibleText(tokens[index].text)} (${index})`;
+    replace(
+      reading,
+      h("code", { text: name(query) }),
+      " looks at ",
+      h("code", { text: name(key) }),
+      " with weight ",
+      h("strong", { text: weightAt(query, key).toFixed(4) }),
+    );
+    strip.shade(
+      (index) => (index <= query ? weightFraction(weightAt(query, index)) : null),
+      (index) =>
+        index <= query
+          ? `${visibleText(tokens[index].text)}, position ${index}: ${weightAt(query, index).toFixed(4)}`
+          : `${visibleText(tokens[index].text)}, position ${index}: later than the chosen token`,
+      query,
+    );
+    if (!isKept) return;
+    const keys = Array.from({ length: query + 1 }, (_, index) => index);
+    keys.sort((a, b) => weightAt(query, b) - weightAt(query, a));
+    const texts = keys.slice(0, TOP_KEYS).map((at) => `${name(at)} ${weightAt(query, at).toFixed(4)}`);
+    topKeys.textContent = `Largest weights of this row: ${texts.join(", ")}. A row sums to 1.`;
+  }
+
+  async function paintThumbnails() {
+    for (const layer of layers) {
+      const weights = await weightsOf(layer);
+      for (const [index, head] of headNumbers.entries()) {
+        const start = index * rowWeights;
+        grid.paint(layer, head, size, (row, key) => weights[start + (row * (row + 1)) / 2 + key]);
+      }
+    }
+  }
+
+  const element = h(
+    "div",
+    { class: "v-attention stack" },
+    h(
+      "section",
+      { "aria-label": "Kinds of head" },
+      h("h2", { text: "Which head looks where" }),
+      h("p", { class: "secondary v-lead", text: "The strongest head of each kind in this prompt, with the "
+        + "mean weight that its tokens give. Layers and heads are counted from 0." }),
+      h("div", { class: "v-finders" }, cards.map((card) => card.element)),
+    ),
+    h(
+      "div",
+      { class: "v-columns" },
+      h(
+        "section",
+        { class: "card", "aria-label": "All heads" },
+        h("h2", { text: "All heads" }),
+        h("p", { class: "secondary v-lead", text: "Each square is a map of one head: a row is a token that "
+          + "looks, a column a token looked at." }),
+        grid.element,
+        h(
+          "details",
+          { class: "v-details" },
+          h("summary", {}, icon("chevron"), "Statistics of all heads, sortable"),
+          table.element,
+        ),
+      ),
+      h(
+        "section",
+        { class: "card v-head-card", "aria-label": "The chosen head" },
+        h(
+          "div",
+          { class: "card-header" },
+          h("div", {}, title, kinds),
+          h("div", { class: "row" }, field({ label: "Layer", control: layerSelect }),
+            field({ label: "Head", control: headSelect })),
+        ),
+        reading,
+        map.element,
+        weightLegend(),
+      ),
+    ),
+    h(
+      "section",
+      { class: "card", "aria-label": "Weights as text" },
+      h("h2", { text: "The same row as text" }),
+      h("p", { class: "secondary v-lead", text: "Choose a token to see what it looks at. Tokens after it have "
+        + "no weight: a token never looks ahead." }),
+      strip.element,
+      topKeys,
+    ),
+  );
+  document.addEventListener("themechange", () => element.isConnected && paintThumbnails());
+  select(selected);
+  paintThumbnails();
+  return element;
+}
+
+/**
+ * Return a function from a layer to its weights. The last two layers are kept.
+ * @param {{attention?: object, loadLayer?: (layer: number) => Promise<object>, layerSize: number}} source
+ */
+function layerWeights({ attention, loadLayer, layers, layerSize }) {
+  if (!loadLayer) {
+    const all = decodeWeights(attention);
+    return async (layer) => {
+      const start = layers.indexOf(layer) * layerSize;
+      return (await all).subarray(start, start + layerSize);
+    };
+  }
+  /** @type {Map<number, Promise<Float32Array>>} */
+  const kept = new Map();
+  return (layer) => {
+    const weights = kept.get(layer) ?? loadLayer(layer).then(decodeWeights);
+    kept.delete(layer);
+    kept.set(layer, weights);
+    if (kept.size > 2) kept.delete(kept.keys().next().value);
+    return weights;
+  };
+}
+
+/** Return the head with the largest statistic of each kind, where a prompt has one. */
+function findBest(heads) {
+  const best = {};
+  for (const { key } of HEAD_KINDS) {
+    const known = heads.filter((head) => head[key] !== null && head[key] !== undefined);
+    if (known.length) best[key] = known.reduce((a, b) => (b[key] > a[key] ? b : a));
+  }
+  return best;
+}
+
+function chipsOf(head) {
+  return HEAD_KINDS.filter(({ key }) => head[key] >= CHIP_SHARE);
+}
+
+function describeHead(head) {
+  const shares = HEAD_KINDS.filter(({ key }) => head[key] >= 0.1)
+    .sort((a, b) => head[b.key] - head[a.key])
+    .map(({ key, what }) => `${formatPercent(head[key])} on ${what}`);
+  const where = shares.length ? `On average ${shares.join(", ")}.` : "Its weights are spread out.";
+  return `${where} Mean distance ${formatNumber(head.distance)} tokens, `
+    + `mean entropy ${formatNumber(head.entropy)} nats.`;
+}
+
+function finderCard({ key, name, what }, head, onSelect) {
+  if (!head) {
+    const text = "This prompt repeats no token, so it cannot show.";
+    const element = h("div", { class: "v-finder" }, h("span", { class: "v-finder-name", text: name }),
+      h("span", { class: "secondary", text }));
+    return { element, mark: () => {} };
+  }
+  const element = h(
+    "button",
+    { type: "button", class: "v-finder", onclick: () => onSelect(head) },
+    h("span", { class: "v-finder-name", text: name }),
+    h("span", { class: "v-finder-head", text: `Layer ${head.layer}, head ${head.head}` }),
+    h("span", { class: "secondary", text: `${formatPercent(head[key])} of its weight on ${what}` }),
+  );
+  return { element, mark: (now) => element.setAttribute("aria-pressed", String(now === head)) };
+}
+
+function numberSelect(numbers, onSelect) {
+  const options = numbers.map((value) => h("option", { value, text: `${value}` }));
+  const onchange = (event) => onSelect(Number(event.target.value));
+  return h("select", { class: "select v-number", onchange }, options);
+}
+
+function headGrid(heads, layers, headNumbers, onSelect) {
+  const tiles = new Map();
+  const element = h("div", { class: "v-grid", vars: { "--heads": headNumbers.length } });
+  append(element, [
+    h("span", { class: "v-grid-corner", text: "layer" }),
+    headNumbers.map((head, index) =>
+      h("span", { class: "v-grid-label", text: index ? `${head}` : `head ${head}` }),
+    ),
+  ]);
+  for (const layer of layers) {
+    element.append(h("span", { class: "v-grid-label", text: `${layer}` }));
+    for (const head of heads.filter((one) => one.layer === layer)) {
+      const canvas = h("canvas", { class: "v-thumbnail", width: 1, height: 1, "aria-hidden": "true" });
+      const chips = chipsOf(head);
+      const names = chips.map(({ name }) => name.toLowerCase()).join(", ");
+      const tile = h(
+        "button",
+        {
+          type: "button", class: "v-head", onclick: () => onSelect(head),
+          "aria-label": `Layer ${head.layer}, head ${head.head}${names && `: ${names}`}`,
+          title: `Layer ${head.layer}, head ${head.head}\n${describeHead(head)}`,
+        },
+        canvas,
+        chips.length > 0 && h("span", { class: "v-chip", text: chips[0].chip }),
+      );
+      tiles.set(`${layer} ${head.head}`, { tile, canvas, head });
+      element.append(tile);
+    }
+  }
+  return {
+    element: h("div", { class: "v-grid-scroll", tabindex: 0, role: "region", "aria-label": "Maps of all heads" },
+      element),
+    select(selected) {
+      for (const { tile, head } of tiles.values()) {
+        tile.setAttribute("aria-pressed", String(head === selected));
+      }
+    },
+    paint(layer, head, size, weightAt) {
+      paintTriangle(tiles.get(`${layer} ${head}`).canvas, size, weightAt, Math.min(size, THUMBNAIL_PX));
+    },
+  };
+}
+
+function statisticsTable(heads, onSelect, isSelected) {
+  const percent = (value) => (value === null || value === undefined ? "–" : formatPercent(value));
+  const number = (value) => formatNumber(value);
+  return sortableTable({
+    caption: "Statistics of all heads",
+    columns: [
+      { key: "layer", label: "Layer", format: String },
+      { key: "head", label: "Head", format: String },
+      ...HEAD_KINDS.map(({ key, name, what }) => ({
+        key, label: name, title: `mean weight on ${what}`, format: percent,
+      })),
+      { key: "distance", label: "Distance", title: "mean distance in tokens", format: number },
+      { key: "entropy", label: "Entropy", title: "mean entropy of a row in nats", format: number },
+    ],
+    rows: heads, sortKey: "previous_token", onSelect, isSelected,
+  });
+}
+
+/**
+ * Return the tab.
+ * @param {import("./main.js").Context} context
+ */
+function createAttentionView(context) {
+  const form = promptForm({
+    context,
+    action: "Show attention",
+    hint: "At most 512 tokens. The server computes the weights in float32, beside its other requests.",
+    async compute(prompt, signal) {
+      const overview = await context.api.post("v1/inspect/overview", { prompt }, { signal });
+      const size = overview.tokens.length;
+      const load = (layer) => context.api.post("v1/inspect/attention", { prompt, layer }, { signal });
+      const isWhole = (overview.heads.length * size * (size + 1)) / 2 <= MAX_WHOLE_WEIGHTS;
+      if (!isWhole) return attentionExplorer({ overview, loadLayer: load });
+      return attentionExplorer({ overview, attention: await load(null) });
+    },
+  });
+  return { element: form.element, show: form.show, hide: () => {} };
+}
+
+export { createAttentionView as create };

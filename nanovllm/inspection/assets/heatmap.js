@@ -1,0 +1,371 @@
+/**
+ * Heat maps of attention weights on a canvas, thumbnails of them, and text shaded by weights.
+ *
+ * A weight w has the colour sqrt(w) of the sequential scale, so that small weights remain visible.
+ */
+
+import { h, replace, rovingFocus, s, sequentialTable, token, uniqueId, visibleText } from "./dom.js";
+
+const MIN_CELL_PX = 4;
+const MAX_CELL_PX = 30;
+const MAX_SIDE_PX = 640;
+const LABEL_STEP_PX = 13;
+const LABEL_FONT = "11px ui-monospace, Menlo, Consolas, monospace";
+const LEGEND_WEIGHTS = [0, 0.05, 0.25, 0.5, 1];
+
+/** Return the place on the colour scale of a weight from 0 to 1. @param {number} weight */
+export function weightFraction(weight) {
+  return Math.sqrt(Math.min(Math.max(weight, 0), 1));
+}
+
+/**
+ * Return the sequential scale as a function from 0 to 1 to a CSS colour.
+ * @returns {(fraction: number) => string}
+ */
+export function colorScale() {
+  const table = sequentialTable();
+  return (fraction) => {
+    const at = Math.round(Math.min(Math.max(fraction, 0), 1) * 255) * 3;
+    return `rgb(${table[at]} ${table[at + 1]} ${table[at + 2]})`;
+  };
+}
+
+/**
+ * Paint a lower triangle onto a canvas of `side` pixels; a pixel has the largest weight that it covers.
+ * @param {HTMLCanvasElement} canvas
+ * @param {number} size rows of the matrix
+ * @param {(query: number, key: number) => number} weightAt
+ * @param {number} [side]
+ */
+export function paintTriangle(canvas, size, weightAt, side = size) {
+  const peaks = new Float32Array(side * side).fill(-1);
+  for (let query = 0; query < size; query += 1) {
+    const row = Math.floor((query * side) / size) * side;
+    for (let key = 0; key <= query; key += 1) {
+      const at = row + Math.floor((key * side) / size);
+      const weight = weightAt(query, key);
+      if (weight > peaks[at]) peaks[at] = weight;
+    }
+  }
+  const table = sequentialTable();
+  const image = new ImageData(side, side);
+  peaks.forEach((weight, at) => {
+    if (weight < 0) return;
+    const color = Math.round(weightFraction(weight) * 255) * 3;
+    image.data.set(table.subarray(color, color + 3), at * 4);
+    image.data[at * 4 + 3] = 255;
+  });
+  canvas.width = side;
+  canvas.height = side;
+  canvas.getContext("2d").putImageData(image, 0, 0);
+}
+
+/** Return the legend of a scale. @param {{label: string, ticks: {at: number, text: string}[]}} scale */
+export function scaleLegend({ label, ticks }) {
+  const id = uniqueId("scale");
+  const stops = Array.from({ length: 9 }, (_, index) =>
+    s("stop", { offset: index / 8, class: `v-stop-${index}` }),
+  );
+  return h(
+    "div",
+    { class: "v-legend" },
+    h("span", { class: "v-legend-label", text: label }),
+    h(
+      "div",
+      { class: "v-scale" },
+      s(
+        "svg",
+        { class: "v-scale-bar", "aria-hidden": "true", preserveAspectRatio: "none" },
+        s("linearGradient", { id }, stops),
+        s("rect", { width: "100%", height: "100%", rx: 3, fill: `url(#${id})` }),
+      ),
+      h(
+        "div",
+        { class: "v-scale-ticks" },
+        ticks.map(({ at, text }) => h("span", { text, vars: { "--at": at } })),
+      ),
+    ),
+  );
+}
+
+/** Return the legend of attention weights. */
+export function weightLegend() {
+  const ticks = LEGEND_WEIGHTS.map((weight) => ({ at: weightFraction(weight), text: `${weight}` }));
+  return scaleLegend({ label: "attention weight", ticks });
+}
+
+/**
+ * Return a heat map whose rows are queries and whose columns are keys.
+ *
+ * Pointer or arrow keys choose a cell; `onRead` receives it. A click or a key keeps its row.
+ * @param {{onRead: (query: number, key: number, isKept: boolean) => void}} options
+ */
+export function heatMap({ onRead }) {
+  const help = uniqueId("heat-map-help");
+  const canvas = h("canvas", {
+    class: "v-map-canvas", tabindex: 0, role: "application", "aria-roledescription": "heat map",
+    "aria-label": "Attention weights", "aria-describedby": help,
+  });
+  const frame = h("div", { class: "v-map-frame" }, canvas);
+  const element = h(
+    "div",
+    { class: "v-map" },
+    h("p", { class: "v-axis", text: "key: the token that is looked at →" }),
+    frame,
+    h("p", { class: "v-axis", id: help, text: "rows ↓ query: the token that looks. Arrow keys move." }),
+  );
+  const image = document.createElement("canvas");
+  let labels = [];
+  let weightAt = (_query, _key) => 0;
+  let kept = { query: 0, key: 0 };
+  /** @type {{query: number, key: number} | null} */
+  let hovered = null;
+  let cell = MIN_CELL_PX;
+  let margin = 0;
+  let isScheduled = false;
+
+  function schedule() {
+    if (isScheduled) return;
+    isScheduled = true;
+    requestAnimationFrame(() => {
+      isScheduled = false;
+      draw();
+    });
+  }
+
+  function draw() {
+    if (!labels.length || !frame.clientWidth) return;
+    const context = canvas.getContext("2d");
+    context.font = LABEL_FONT;
+    const longest = Math.max(...labels.map((label) => context.measureText(label).width));
+    margin = Math.ceil(Math.min(frame.clientWidth < 480 ? 64 : 104, longest + 10));
+    const room = (Math.min(frame.clientWidth, MAX_SIDE_PX + margin) - margin - 2) / labels.length;
+    cell = Math.min(Math.max(Math.floor(room), MIN_CELL_PX), MAX_CELL_PX);
+    const side = margin + cell * labels.length + 1;
+    const ratio = window.devicePixelRatio || 1;
+    canvas.width = Math.round(side * ratio);
+    canvas.height = Math.round(side * ratio);
+    canvas.style.width = `${side}px`;
+    canvas.style.height = `${side}px`;
+    context.setTransform(ratio, 0, 0, ratio, 0, 0);
+    context.imageSmoothingEnabled = false;
+    context.drawImage(image, margin, margin, side - margin - 1, side - margin - 1);
+    drawGrid(context);
+    drawLabels(context);
+    drawMarks(context);
+  }
+
+  function drawGrid(context) {
+    if (cell < 10) return;
+    context.strokeStyle = token("--surface");
+    context.lineWidth = 1;
+    context.beginPath();
+    for (let index = 0; index <= labels.length; index += 1) {
+      const at = margin + index * cell + 0.5;
+      context.moveTo(margin, at);
+      context.lineTo(margin + Math.min(index + 1, labels.length) * cell, at);
+      context.moveTo(at, margin + Math.max(index - 1, 0) * cell);
+      context.lineTo(at, margin + labels.length * cell);
+    }
+    context.stroke();
+  }
+
+  function drawLabels(context) {
+    const every = Math.ceil(LABEL_STEP_PX / cell);
+    const { query, key } = hovered ?? kept;
+    context.font = LABEL_FONT;
+    context.textAlign = "right";
+    context.textBaseline = "middle";
+    labels.forEach((label, index) => {
+      const middle = margin + (index + 0.5) * cell;
+      const text = shorten(context, label, margin - 8);
+      const near = (chosen) => index !== chosen && Math.abs(index - chosen) < every && every > 1;
+      if ((index % every === 0 && !near(query)) || index === query) {
+        context.fillStyle = token(index === query ? "--accent" : "--text-2");
+        context.fillText(text, margin - 5, middle);
+      }
+      if ((index % every === 0 && !near(key)) || index === key) {
+        context.save();
+        context.translate(middle, margin - 5);
+        context.rotate(Math.PI / 2);
+        context.fillStyle = token(index === key ? "--accent" : "--text-2");
+        context.fillText(text, 0, 0);
+        context.restore();
+      }
+    });
+  }
+
+  function drawMarks(context) {
+    const { query, key } = hovered ?? kept;
+    context.lineWidth = 1.5;
+    context.strokeStyle = token("--text");
+    context.strokeRect(margin + 0.5, margin + query * cell + 0.5, (query + 1) * cell, cell);
+    context.lineWidth = 2;
+    context.strokeStyle = token("--accent");
+    context.strokeRect(margin + key * cell + 0.5, margin + query * cell + 0.5, cell, cell);
+  }
+
+  function read(cellAt, isKept) {
+    if (isKept) kept = cellAt;
+    hovered = isKept ? null : cellAt;
+    const { query, key } = hovered ?? kept;
+    canvas.setAttribute("aria-label", describe(query, key));
+    onRead(query, key, isKept);
+    schedule();
+  }
+
+  function describe(query, key) {
+    const weight = weightAt(query, key).toFixed(4);
+    return `Attention weight of ${labels[query]}, position ${query}, on ${labels[key]}, `
+      + `position ${key}: ${weight}`;
+  }
+
+  function cellOf(event) {
+    const query = Math.floor((event.offsetY - margin) / cell);
+    const key = Math.floor((event.offsetX - margin) / cell);
+    const isInside = query >= 0 && query < labels.length && key >= 0 && key <= query;
+    return isInside ? { query, key } : null;
+  }
+
+  canvas.addEventListener("pointermove", (event) => {
+    const found = cellOf(event);
+    if (found && (found.query !== hovered?.query || found.key !== hovered?.key)) read(found, false);
+    if (!found && hovered) read(kept, true);
+  });
+  canvas.addEventListener("pointerleave", () => hovered && read(kept, true));
+  canvas.addEventListener("click", (event) => {
+    const found = cellOf(event);
+    if (found) read(found, true);
+  });
+  canvas.addEventListener("keydown", (event) => {
+    const move = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    if (!move[event.key] || event.ctrlKey || event.altKey || event.metaKey) return;
+    event.preventDefault();
+    const [down, right] = move[event.key];
+    const query = Math.min(Math.max(kept.query + down, 0), labels.length - 1);
+    read({ query, key: Math.min(Math.max(kept.key + right, 0), query) }, true);
+  });
+  document.addEventListener("themechange", () => {
+    if (!labels.length || !canvas.isConnected) return;
+    paintTriangle(image, labels.length, weightAt);
+    schedule();
+  });
+  new ResizeObserver(schedule).observe(frame);
+
+  return {
+    element,
+    /**
+     * Show another matrix; the chosen cell stays if it exists.
+     * @param {{id: number, text: string}[]} tokens
+     * @param {(query: number, key: number) => number} weights
+     */
+    update(tokens, weights) {
+      if (tokens.length !== labels.length) kept = { query: tokens.length - 1, key: 0 };
+      labels = tokens.map(({ text }) => visibleText(text));
+      weightAt = weights;
+      paintTriangle(image, labels.length, weightAt);
+      read(kept, true);
+    },
+    /** Choose a row, and in it the key with the largest weight. @param {number} query */
+    selectQuery(query) {
+      let key = 0;
+      for (let other = 1; other <= query; other += 1) {
+        if (weightAt(query, other) > weightAt(query, key)) key = other;
+      }
+      read({ query, key }, true);
+    },
+  };
+}
+
+/** Return a text that is at most `width` pixels wide. */
+function shorten(context, text, width) {
+  if (context.measureText(text).width <= width) return text;
+  let length = text.length;
+  while (length > 1 && context.measureText(`${text.slice(0, length)}…`).width > width) length -= 1;
+  return `${text.slice(0, length)}…`;
+}
+
+/**
+ * Return the prompt as text whose tokens can be shaded and chosen.
+ * @param {{id: number, text: string}[]} tokens
+ * @param {{label: string, onSelect: (index: number) => void}} options
+ */
+export function tokenStrip(tokens, { label, onSelect }) {
+  const items = tokens.map(({ text }, index) =>
+    h("button", {
+      type: "button", class: "v-token v-shaded", tabindex: index ? -1 : 0, onclick: () => onSelect(index),
+      text: text.trim() ? text.replaceAll("\n", "↵") : visibleText(text),
+    }),
+  );
+  const element = h("div", { class: "v-strip", role: "group", "aria-label": label }, items);
+  rovingFocus(element, ".v-token");
+  return {
+    element,
+    /**
+     * Shade the tokens; `fractionOf` returns null for a token without a value.
+     * @param {(index: number) => number | null} fractionOf
+     * @param {(index: number) => string} describe
+     * @param {number} current
+     */
+    shade(fractionOf, describe, current) {
+      const colorOf = colorScale();
+      items.forEach((item, index) => {
+        const fraction = fractionOf(index);
+        item.style.setProperty("--shade", fraction === null ? "transparent" : colorOf(fraction));
+        item.title = describe(index);
+        item.setAttribute("aria-pressed", String(index === current));
+      });
+    },
+  };
+}
+
+/**
+ * Return a table whose rows can be sorted by a click on a column's name.
+ * @param {{caption: string, columns: {key: string, label: string, title?: string,
+ *   format: (value: any) => string}[], rows: object[], sortKey: string,
+ *   onSelect: (row: object) => void, isSelected: (row: object) => boolean}} options
+ */
+export function sortableTable({ caption, columns, rows, sortKey, onSelect, isSelected }) {
+  let key = sortKey;
+  let direction = -1;
+  const body = h("tbody");
+  const heads = columns.map((column) =>
+    h(
+      "th",
+      { scope: "col", title: column.title ?? null },
+      h("button", { type: "button", class: "v-sort", text: column.label, onclick: () => sort(column.key) }),
+    ),
+  );
+  function sort(next) {
+    direction = next === key ? -direction : -1;
+    key = next;
+    render();
+  }
+  function render() {
+    const sorted = [...rows].sort((a, b) => direction * ((a[key] ?? -1) - (b[key] ?? -1)));
+    heads.forEach((head, index) => {
+      const name = direction < 0 ? "descending" : "ascending";
+      head.setAttribute("aria-sort", columns[index].key === key ? name : "none");
+    });
+    replace(
+      body,
+      sorted.map((row) =>
+        h(
+          "tr",
+          { class: isSelected(row) ? "v-selected" : null, onclick: () => onSelect(row) },
+          columns.map((column) => h("td", { text: column.format(row[column.key]) })),
+        ),
+      ),
+    );
+  }
+  render();
+  const table = h(
+    "table",
+    { class: "v-table" },
+    h("caption", { class: "visually-hidden", text: caption }),
+    h("thead", {}, h("tr", {}, heads)),
+    body,
+  );
+  return { element: h("div", { class: "v-table-scroll", tabindex: 0, role: "region", "aria-label": caption },
+    table), render, sort };
+}

@@ -1,0 +1,355 @@
+/** Logit lens: what each layer would predict, and the probability of each token that follows. */
+
+import {
+  formatCount, formatNumber, formatPercent, h, hideTooltip, openPopover, replace, s, segmented,
+  showTooltip, visibleText,
+} from "./dom.js";
+import { colorScale, scaleLegend } from "./heatmap.js";
+import { promptForm } from "./prompt_form.js";
+
+const CHART_HEIGHT_PX = 200;
+const CHART_MARGIN = { left: 56, right: 16, top: 12, bottom: 64 };
+const MIN_LABEL_STEP_PX = 15;
+const MAX_LABEL_CHARACTERS = 10;
+const LOWEST_PROBABILITY = 1e-6;
+const NUM_SURPRISES = 3;
+const TOP = 5;
+
+/**
+ * Return an explorer of a response of POST /v1/inspect/logit_lens.
+ * @param {object} lens
+ * @returns {HTMLElement}
+ */
+export function lensExplorer(lens) {
+  const table = lensTable(lens);
+  const chart = probabilityChart(lens, (position) => table.choose(position));
+  const legend = h("div");
+  const show = (metric) => {
+    table.color(metric);
+    replace(legend, metricLegend(lens, metric));
+  };
+  const options = Object.entries(LENS_METRICS).map(([value, { label }]) => ({ value, label }));
+  show("p");
+  document.addEventListener("themechange", () => table.element.isConnected && table.recolor());
+  return h(
+    "div",
+    { class: "stack" },
+    h(
+      "section",
+      { class: "card", "aria-label": "Probability of the prompt" },
+      h("h2", { text: "Where the prompt surprises the model" }),
+      summary(lens, (position) => table.choose(position)),
+      chart,
+    ),
+    h(
+      "section",
+      { class: "card", "aria-label": "Predictions by layer" },
+      h("h2", { text: "What each layer predicts next" }),
+      h("p", { class: "secondary v-lead", text: "Below each token, the most likely next token if the forward "
+        + "pass ended after that layer. The last row is the model's prediction. Choose a cell for its "
+        + `${TOP} most likely tokens.` }),
+      h("div", { class: "row between v-lead" }, segmented({
+        label: "Colour the cells by", options, value: "p", onchange: show,
+      }), legend),
+      table.element,
+    ),
+  );
+}
+
+/** What colours a cell: its value, the value's place on the scale, and the ticks of the legend. */
+const LENS_METRICS = {
+  p: {
+    label: "Probability",
+    legend: "probability of the predicted token",
+    fraction: (cell) => cell.top[0].p,
+    ticks: () => [0, 0.25, 0.5, 0.75, 1].map((p) => ({ at: p, text: `${p * 100} %` })),
+  },
+  entropy: {
+    label: "Entropy",
+    legend: "entropy of the prediction, nats",
+    fraction: (cell, { maxEntropy }) => 1 - cell.entropy / maxEntropy,
+    ticks: ({ maxEntropy }) =>
+      [1, 0.5, 0].map((part) => ({ at: 1 - part, text: formatNumber(part * maxEntropy, 2) })),
+  },
+  rank: {
+    label: "Rank of the next token",
+    legend: "rank of the token that follows",
+    fraction: (cell, { maxRank }) =>
+      cell.rank_of_next === null ? null : 1 - Math.log(cell.rank_of_next) / Math.log(maxRank),
+    ticks: ({ maxRank }) =>
+      [maxRank, Math.round(Math.sqrt(maxRank)), 1].map((rank) => ({
+        at: 1 - Math.log(rank) / Math.log(maxRank), text: formatCount(rank),
+      })),
+  },
+};
+
+function lensExtremes({ cells }) {
+  const all = cells.flat();
+  return {
+    maxEntropy: Math.max(...all.map(({ entropy }) => entropy), 1e-9),
+    maxRank: Math.max(...all.map(({ rank_of_next: rank }) => rank ?? 1), 2),
+  };
+}
+
+function metricLegend(lens, metric) {
+  const { legend, ticks } = LENS_METRICS[metric];
+  return scaleLegend({ label: legend, ticks: ticks(lensExtremes(lens)) });
+}
+
+/** Return the model's probability of the token after each position; the last has none. */
+function nextProbabilities({ cells }) {
+  return cells.at(-1).slice(0, -1).map(({ p_of_next: p }) => p);
+}
+
+function summary(lens, onChoose) {
+  const probabilities = nextProbabilities(lens);
+  if (!probabilities.length) {
+    return h("p", { class: "secondary v-lead", text: "A prompt of one token has no next token to predict." });
+  }
+  const sum = probabilities.reduce((total, p) => total + Math.log(Math.max(p, 1e-30)), 0);
+  const order = probabilities.map((_, position) => position);
+  order.sort((a, b) => probabilities[a] - probabilities[b]);
+  const surprises = order.slice(0, NUM_SURPRISES).map((position) =>
+    h(
+      "button",
+      { type: "button", class: "v-surprise", onclick: () => onChoose(position) },
+      h("code", { text: visibleText(lens.tokens[position + 1].text) }),
+      h("strong", { text: formatPercent(probabilities[position]) }),
+      h("span", { class: "secondary", text: `position ${position + 1}` }),
+    ),
+  );
+  return h(
+    "div",
+    { class: "v-lead" },
+    h("p", { class: "secondary", text: "The line shows the probability that the model gave to each token of "
+      + "the prompt, after reading the tokens before it. It drops where the prompt becomes unlikely. "
+      + `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over `
+      + `${formatCount(probabilities.length)} tokens.` }),
+    h("p", { class: "v-surprises" }, h("span", { text: "Least expected:" }), surprises),
+  );
+}
+
+function lensTable(lens) {
+  const { tokens, layers, cells } = lens;
+  const extremes = lensExtremes(lens);
+  let metric = "p";
+  const rows = layers.map((name, row) =>
+    h(
+      "tr",
+      { class: row === layers.length - 1 ? "v-output-row" : null },
+      h("th", { scope: "row", text: name }),
+      cells[row].map((cell, position) =>
+        h("td", {
+          class: "v-shaded", tabindex: row || position ? -1 : 0, dataset: { row, position },
+          text: visibleText(cell.top[0].text),
+          "aria-label": `${name}, after ${visibleText(tokens[position].text)}: `
+            + `${visibleText(cell.top[0].text)}, ${formatPercent(cell.top[0].p)}`,
+        }),
+      ),
+    ),
+  );
+  const next = tokens.map((_, position) => tokens[position + 1]?.text);
+  const table = h(
+    "table",
+    { class: "v-lens", role: "grid", "aria-label": "Most likely next token by layer and position" },
+    h("thead", {}, h(
+      "tr", {}, h("th", { scope: "col", text: "token" }),
+      tokens.map(({ text }, position) =>
+        h("th", { scope: "col", title: `position ${position}`, text: visibleText(text) })),
+    )),
+    h("tbody", {}, rows),
+    h(
+      "tfoot",
+      {},
+      h("tr", {}, h("th", { scope: "row", text: "actual next" }),
+        next.map((text) => h("th", { text: text === undefined ? "–" : visibleText(text) }))),
+      h("tr", {}, h("th", { scope: "row", text: "its probability" }),
+        cells.at(-1).map(({ p_of_next: p }) => h("th", { text: p === null ? "–" : formatPercent(p) }))),
+    ),
+  );
+  const scroller = h("div", { class: "v-lens-scroll" }, table);
+  const cellAt = (row, position) => rows[row]?.children[position + 1];
+  const placeOf = (target) => ({ row: Number(target.dataset.row), position: Number(target.dataset.position) });
+
+  function recolor() {
+    const colorOf = colorScale();
+    const { fraction } = LENS_METRICS[metric];
+    cells.forEach((line, row) =>
+      line.forEach((cell, position) => {
+        const value = fraction(cell, extremes);
+        const shade = value === null ? "transparent" : colorOf(value);
+        cellAt(row, position).style.setProperty("--shade", shade);
+      }),
+    );
+  }
+  function open(target) {
+    hideTooltip();
+    const { row, position } = placeOf(target);
+    openPopover({
+      anchor: target, label: "Most likely next tokens", content: cellDetails(lens, row, position),
+    });
+  }
+  function focus(row, position) {
+    const target = cellAt(row, position);
+    if (!target) return;
+    table.querySelector('td[tabindex="0"]').tabIndex = -1;
+    target.tabIndex = 0;
+    target.focus();
+  }
+
+  table.addEventListener("click", (event) => {
+    const target = event.target.closest("td");
+    if (target) open(target);
+  });
+  table.addEventListener("keydown", (event) => {
+    const target = event.target.closest("td");
+    const moves = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] };
+    if (!target || (!moves[event.key] && event.key !== "Enter" && event.key !== " ")) return;
+    event.preventDefault();
+    if (!moves[event.key]) return open(target);
+    const { row, position } = placeOf(target);
+    focus(row + moves[event.key][0], Math.max(position + moves[event.key][1], 0));
+  });
+  table.addEventListener("pointerover", (event) => {
+    const target = event.target.closest("td");
+    if (!target) return hideTooltip();
+    const { row, position } = placeOf(target);
+    showTooltip(target, h("div", { text: target.getAttribute("aria-label") }),
+      h("div", { class: "secondary", text: nextText(lens, row, position) }));
+  });
+  table.addEventListener("pointerleave", hideTooltip);
+  return {
+    element: scroller,
+    recolor,
+    color(name) {
+      metric = name;
+      recolor();
+    },
+    /** Scroll to a position and focus the model's prediction there. */
+    choose(position) {
+      focus(layers.length - 1, position);
+      cellAt(layers.length - 1, position).scrollIntoView({ block: "nearest", inline: "center" });
+    },
+  };
+}
+
+function nextText({ tokens, cells }, row, position) {
+  const cell = cells[row][position];
+  if (cell.rank_of_next === null) return "The prompt ends here.";
+  return `The prompt goes on with ${visibleText(tokens[position + 1].text)}: rank `
+    + `${formatCount(cell.rank_of_next)}, ${formatPercent(cell.p_of_next)}.`;
+}
+
+function cellDetails(lens, row, position) {
+  const cell = lens.cells[row][position];
+  return h(
+    "div",
+    { class: "stack tight" },
+    h("h3", { text: `${lens.layers[row]}, position ${position}` }),
+    h("p", { class: "secondary", text: `After ${visibleText(lens.tokens[position].text)} the most likely are:` }),
+    h(
+      "ol",
+      { class: "v-top" },
+      cell.top.map(({ text, p }) =>
+        h(
+          "li",
+          {},
+          h("code", { text: visibleText(text) }),
+          h("span", { class: "v-bar", vars: { "--part": p } }),
+          h("span", { text: formatPercent(p) }),
+        ),
+      ),
+    ),
+    h("p", { text: nextText(lens, row, position) }),
+    h("p", { class: "secondary", text: `Entropy ${formatNumber(cell.entropy)} nats` }),
+  );
+}
+
+/** Return the chart of the probability of each token, on a logarithmic axis. */
+function probabilityChart(lens, onChoose) {
+  const probabilities = nextProbabilities(lens);
+  const frame = h("div", { class: "v-chart-frame" });
+  if (!probabilities.length) return frame;
+  const low = Math.max(Math.min(...probabilities), LOWEST_PROBABILITY);
+  const decades = Math.max(Math.ceil(-Math.log10(low)), 1);
+  const { left, right, top, bottom } = CHART_MARGIN;
+  const plotHeight = CHART_HEIGHT_PX - top - bottom;
+  const yOf = (p) => top + (Math.min(-Math.log10(Math.max(p, 1e-30)), decades) / decades) * plotHeight;
+
+  function draw() {
+    const width = frame.clientWidth;
+    if (!width) return;
+    const step = (width - left - right) / Math.max(probabilities.length, 1);
+    const xOf = (index) => left + (index + 0.5) * step;
+    const points = probabilities.map((p, index) => `${xOf(index)},${yOf(p)}`);
+    const every = Math.ceil(MIN_LABEL_STEP_PX / step);
+    const worst = probabilities.indexOf(Math.min(...probabilities));
+    const ticks = Array.from({ length: decades + 1 }, (_, decade) => 10 ** -decade);
+    replace(frame, s(
+      "svg",
+      {
+        class: "chart v-line-chart", width, height: CHART_HEIGHT_PX, role: "img",
+        "aria-label": `Probability of each token of the prompt. The lowest is `
+          + `${formatPercent(probabilities[worst])} at position ${worst + 1}.`,
+      },
+      ticks.map((p) => [
+        s("line", { class: "grid", x1: left, x2: width - right, y1: yOf(p), y2: yOf(p) }),
+        s("text", { x: left - 8, y: yOf(p) + 4, "text-anchor": "end", text: tickText(p) }),
+      ]).flat(),
+      s("polyline", { class: "v-line", points: points.join(" ") }),
+      probabilities.map((p, index) => s(
+        "circle", { class: index === worst ? "v-dot v-worst" : "v-dot", cx: xOf(index), cy: yOf(p),
+          r: index === worst ? 5 : Math.min(3, Math.max(step / 4, 1.2)) },
+      )),
+      probabilities.map((_, index) => index % every === 0 && s(
+        "text",
+        { class: "v-x-label", "text-anchor": "end",
+          transform: `translate(${xOf(index) + 4} ${CHART_HEIGHT_PX - bottom + 12}) rotate(-45)` },
+        shortLabel(visibleText(lens.tokens[index + 1].text)),
+      )),
+      probabilities.map((p, index) => s(
+        "rect",
+        {
+          class: "v-hit", x: left + index * step, y: top, width: step, height: plotHeight,
+          onclick: () => onChoose(index),
+          onpointerenter: (event) => showTooltip(event.target,
+            `${visibleText(lens.tokens[index + 1].text)}, position ${index + 1}: ${formatPercent(p)}`),
+          onpointerleave: hideTooltip,
+        },
+      )),
+    ));
+  }
+  new ResizeObserver(draw).observe(frame);
+  return h("div", { class: "v-chart" }, h("p", { class: "v-axis", text: "↑ probability (logarithmic)" }), frame,
+    h("p", { class: "v-axis v-axis-x", text: "token of the prompt →" }));
+}
+
+function tickText(p) {
+  const percent = p * 100;
+  return percent >= 0.001 ? `${Number(percent.toPrecision(1))} %` : `10⁻${superscript(-Math.log10(p))}`;
+}
+
+function superscript(value) {
+  return [...String(Math.round(value))].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)]).join("");
+}
+
+function shortLabel(text) {
+  return text.length > MAX_LABEL_CHARACTERS ? `${text.slice(0, MAX_LABEL_CHARACTERS - 1)}…` : text;
+}
+
+/**
+ * Return the tab.
+ * @param {import("./main.js").Context} context
+ */
+function createLensView(context) {
+  const form = promptForm({
+    context,
+    action: "Show logit lens",
+    hint: "Each layer's hidden state goes through the final normalization and the output head.",
+    compute: async (prompt, signal) =>
+      lensExplorer(await context.api.post("v1/inspect/logit_lens", { prompt, top: TOP }, { signal })),
+  });
+  return { element: form.element, show: form.show, hide: () => {} };
+}
+
+export { createLensView as create };

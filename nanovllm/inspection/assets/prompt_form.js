@@ -1,0 +1,73 @@
+/** The form above the views of one prompt: the prompt, where it can come from, and its errors. */
+
+import { button, busy, errorMessage, field, h, replace } from "./dom.js";
+
+const EXAMPLE =
+  "It was the best of times, it was the worst of times, it was the age of wisdom";
+
+/**
+ * Return a form that computes and shows something of a prompt.
+ *
+ * `compute` returns the element to show; a new prompt aborts the computation of the last one.
+ * @param {{context: import("./main.js").Context, action: string, hint: string,
+ *   compute: (prompt: string, signal: AbortSignal) => Promise<Node>}} options
+ */
+export function promptForm({ context, action, hint, compute }) {
+  const input = h("textarea", { class: "input", rows: 2, spellcheck: "false", value: EXAMPLE });
+  const result = h("div", { class: "v-output" });
+  /** @type {AbortController | null} */
+  let running = null;
+  let hasShown = false;
+
+  async function run() {
+    const prompt = input.value;
+    if (!prompt) return;
+    running?.abort();
+    const controller = new AbortController();
+    running = controller;
+    hasShown = true;
+    if (!result.childElementCount) replace(result, busy("Computing the forward pass"));
+    result.setAttribute("aria-busy", "true");
+    try {
+      replace(result, await compute(prompt, controller.signal));
+      context.announce(`${action}: done`);
+    } catch (error) {
+      if (controller.signal.aborted) return;
+      replace(result, errorMessage(error.message));
+    }
+    if (running === controller) result.removeAttribute("aria-busy");
+  }
+
+  const recent = button({
+    label: "Use the playground's text", small: true, kind: "quiet", hidden: true,
+    onclick: () => {
+      input.value = context.store.get("prompt");
+      run();
+    },
+  });
+  context.store.subscribe("prompt", (prompt) => (recent.hidden = !prompt));
+  const form = h(
+    "form",
+    { class: "card v-prompt" },
+    field({ label: "Prompt", control: input, hint }),
+    h("div", { class: "row" }, button({ label: action, kind: "primary", type: "submit" }), recent),
+  );
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    run();
+  });
+  input.addEventListener("keydown", (event) => {
+    if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey)) return;
+    event.preventDefault();
+    run();
+  });
+  return {
+    element: h("div", { class: "stack" }, form, result),
+    /** Compute the playground's text, or the example, when the view is first shown. */
+    show() {
+      if (hasShown) return;
+      input.value = context.store.get("prompt") || input.value;
+      run();
+    },
+  };
+}

@@ -1,0 +1,100 @@
+"""Run the forward pass of one prompt with an observer.
+
+The weights are read from the folder as float32, whatever type it stores, and one layer at a time:
+memory holds the embeddings and one layer (`checkpoint.open_weights`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import ContextLengthError, EngineFaultError, InvalidRequestError
+from nanovllm.model import gpt2
+from nanovllm.model.batch import ForwardBatch
+from nanovllm.model.checkpoint import open_weights
+from nanovllm.model.config import GPT2Config
+from nanovllm.model.kv_cache import KVCache
+from nanovllm.model.observer import Observer
+from nanovllm.model.weights import GPT2Weights
+
+MAX_PROMPT_TOKENS = 512
+MAX_PROMPT_CHARACTERS = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedModel:
+    """A model folder, ready to be observed.
+
+    Attributes:
+        name: name of the folder.
+        config: sizes of the network.
+        weights: float32; each layer is read from the folder when it is accessed.
+        tokenizer: the folder's tokenizer.
+    """
+
+    name: str
+    config: GPT2Config
+    weights: GPT2Weights
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(cls, folder: Path) -> "InspectedModel":
+        """Open a model folder; raises CheckpointError if it is not valid."""
+        config = GPT2Config.load(folder)
+        return cls(folder.name, config, open_weights(folder, config), Tokenizer.load(folder))
+
+    def encode(self, prompt: str | Sequence[int], max_tokens: int = MAX_PROMPT_TOKENS) -> list[int]:
+        """Return the token ids of a prompt, as /v1/completions encodes it.
+
+        Raises InvalidRequestError for an empty or too long prompt, and for an unknown token id.
+        """
+        if isinstance(prompt, str):
+            if len(prompt) > MAX_PROMPT_CHARACTERS:
+                raise InvalidRequestError(
+                    f"the prompt has {len(prompt)} characters, the limit is "
+                    f"{MAX_PROMPT_CHARACTERS}; shorten it",
+                    param="prompt",
+                )
+            token_ids = self.tokenizer.encode(prompt)
+        else:
+            token_ids = list(prompt)
+        if not token_ids:
+            raise InvalidRequestError(
+                "the prompt is empty; give at least one token", param="prompt"
+            )
+        limit = min(max_tokens, self.config.max_positions)
+        if len(token_ids) > limit:
+            raise ContextLengthError(
+                f"the prompt has {len(token_ids)} tokens, the limit is {limit}; shorten it",
+                param="prompt",
+            )
+        for token_id in token_ids:
+            self.check_token(token_id, "prompt")
+        return token_ids
+
+    def check_token(self, token_id: int, param: str) -> None:
+        """Raise InvalidRequestError unless the vocabulary has this token."""
+        if not 0 <= token_id < self.config.vocab:
+            raise InvalidRequestError(
+                f"the token id {token_id} is not in the vocabulary; give 0 to "
+                f"{self.config.vocab - 1}",
+                param=param,
+            )
+
+    def forward(
+        self, token_ids: Sequence[int], observe: Observer
+    ) -> Float32[np.ndarray, "tokens d_model"]:
+        """Run the forward pass and return the final hidden state of every token.
+
+        Raises EngineFaultError if it is not finite.
+        """
+        cache = KVCache.allocate(self.config, blocks=1, block_size=len(token_ids))
+        batch = ForwardBatch.single(token_ids, all_rows=True)
+        hidden = gpt2.forward(self.config, self.weights, batch, cache, observe)
+        if not np.isfinite(hidden).all():
+            raise EngineFaultError("the network's output is not a number; is the checkpoint sound?")
+        return hidden

@@ -1,0 +1,161 @@
+"""Results of inspection as JSON objects: the bodies of /v1/inspect/*, and the data of HTML files.
+
+Numbers have seven significant digits, as many as a float32.
+"""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, TypeAlias
+
+from nanovllm.errors import InvalidRequestError
+from nanovllm.inspection.attention import HeadStatistics, attention_weights, head_statistics
+from nanovllm.inspection.embeddings import DEFAULT_POINTS, Method, Projection, neighbors, project
+from nanovllm.inspection.logit_lens import LogitLens, Prediction, logit_lens
+from nanovllm.inspection.observe import InspectedModel
+
+JSON: TypeAlias = dict[str, Any]
+Prompt: TypeAlias = str | Sequence[int]
+
+LAYOUT = "lower-triangular rows, [layer, head, query, key<=query]"
+
+
+def attention(model: InspectedModel, prompt: Prompt, layer: int | None = None) -> JSON:
+    """Return the attention weights of one layer, or of all, in base64 of little-endian float32."""
+    token_ids = model.encode(prompt)
+    weights = attention_weights(model, token_ids, layer)
+    return {
+        "tokens": tokens(model, token_ids),
+        "layers": model.config.layers,
+        "heads": model.config.heads,
+        "dtype": "float32",
+        "layout": LAYOUT,
+        "layer": layer,
+        "weights": base64.b64encode(weights.astype("<f4").tobytes()).decode("ascii"),
+    }
+
+
+def overview(model: InspectedModel, prompt: Prompt) -> JSON:
+    """Return the statistics of every head."""
+    token_ids = model.encode(prompt)
+    heads = [head_entry(one) for one in head_statistics(model, token_ids)]
+    return {"tokens": tokens(model, token_ids), "heads": heads}
+
+
+def head_entry(statistics: HeadStatistics) -> JSON:
+    """Return the statistics of a head."""
+    return {name: _rounded(value) for name, value in asdict(statistics).items()}
+
+
+def lens(model: InspectedModel, prompt: Prompt, top: int = 5) -> JSON:
+    """Return the prediction of every layer at every position."""
+    token_ids = model.encode(prompt)
+    return lens_entry(model, token_ids, logit_lens(model, token_ids, top))
+
+
+def lens_entry(model: InspectedModel, token_ids: Sequence[int], result: LogitLens) -> JSON:
+    """Return a logit lens as the response of `lens`."""
+    return {
+        "tokens": tokens(model, token_ids),
+        "layers": list(result.rows),
+        "cells": [[cell(model, prediction) for prediction in row] for row in result.predictions],
+    }
+
+
+def cell(model: InspectedModel, prediction: Prediction) -> JSON:
+    """Return a prediction."""
+    logprob = prediction.next_logprob
+    named = tokens(model, [token_id for token_id, _ in prediction.top])
+    return {
+        "top": [
+            {**token, "p": _rounded(math.exp(value))}
+            for token, (_, value) in zip(named, prediction.top, strict=True)
+        ],
+        "entropy": _rounded(prediction.entropy),
+        "rank_of_next": prediction.next_rank,
+        "p_of_next": None if logprob is None else _rounded(math.exp(logprob)),
+    }
+
+
+def embeddings(
+    model: InspectedModel,
+    method: Method = "pca",
+    limit: int = DEFAULT_POINTS,
+) -> JSON:
+    """Return the points of tokens in the plane."""
+    return projection_entry(model, method, project(model, method, limit))
+
+
+def projection_entry(model: InspectedModel, method: str, result: Projection) -> JSON:
+    """Return a projection as the response of `embeddings`."""
+    explained = result.explained
+    named = tokens(model, result.token_ids)
+    return {
+        "method": method,
+        "explained": None if explained is None else [_rounded(part) for part in explained],
+        "vocab": model.config.vocab,
+        "points": [
+            {**token, "x": _rounded(x), "y": _rounded(y)}
+            for token, (x, y) in zip(named, result.points.tolist(), strict=True)
+        ],
+    }
+
+
+def nearest_tokens(
+    model: InspectedModel, token: int | None = None, text: str | None = None, count: int = 10
+) -> JSON:
+    """Return the nearest tokens of a token, by its id or by its text.
+
+    Raises InvalidRequestError unless exactly one of them is given, and the text is one token.
+    """
+    if (token is None) == (text is None):
+        raise InvalidRequestError("give one of token (an id) and text", param="token")
+    if text is not None:
+        token_ids = model.encode(text)
+        if len(token_ids) > 1:
+            first = model.tokenizer.token_text(token_ids[0])
+            raise InvalidRequestError(
+                f"the text is {len(token_ids)} tokens, the first of which is {first!r}; give the "
+                "text of one token",
+                param="text",
+            )
+        token = token_ids[0]
+    assert token is not None
+    return {
+        "token": tokens(model, [token])[0],
+        "neighbors": neighbor_entries(model, neighbors(model, token, count)),
+    }
+
+
+def neighbor_entries(model: InspectedModel, found: Sequence[tuple[int, float]]) -> list[JSON]:
+    """Return tokens with their cosines, four digits each."""
+    named = tokens(model, [token_id for token_id, _ in found])
+    return [
+        {**token, "cosine": round(cosine, 4)}
+        for token, (_, cosine) in zip(named, found, strict=True)
+    ]
+
+
+def tokens(model: InspectedModel, token_ids: Sequence[int]) -> list[JSON]:
+    """Return the id and text of each token."""
+    return [
+        {"id": token_id, "text": model.tokenizer.token_text(token_id)} for token_id in token_ids
+    ]
+
+
+def run(model: InspectedModel, name: str, arguments: Mapping[str, Any]) -> JSON:
+    """Return the response of the endpoint `name` to these arguments; raises as it does."""
+    functions = {
+        "attention": attention,
+        "overview": overview,
+        "logit_lens": lens,
+        "embeddings": embeddings,
+        "neighbors": nearest_tokens,
+    }
+    result: JSON = functions[name](model, **arguments)  # type: ignore[operator]
+    return result
+
+
+def _rounded(value: float | None) -> float | None:
+    return float(f"{value:.7g}") if isinstance(value, float) else value

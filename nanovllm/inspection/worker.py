@@ -1,0 +1,66 @@
+"""The worker process: observes prompts of one model folder, one job at a time.
+
+                                  <- ready
+    -> run  name, arguments       <- done; body: the response as JSON
+                                  <- failed: kind, message, param
+
+The messages are those of engine/sandbox/messages.py. `name` and `arguments` are those of
+`responses.run`. Jobs have the lowest priority and one thread, so a server beside them keeps its
+processor time. The process ends when its socket closes.
+"""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from nanovllm.engine.sandbox.main import open_channel
+from nanovllm.engine.sandbox.messages import Channel, MessageError
+from nanovllm.errors import CheckpointError, EngineFaultError, InvalidRequestError
+from nanovllm.inspection import responses
+from nanovllm.inspection.observe import InspectedModel
+
+ONE_THREAD = dict.fromkeys(
+    ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), "1"
+)
+"""Environment of the process: the libraries read these variables when they are loaded."""
+_NICE = 19
+
+
+def main(folder: str, number: int) -> None:
+    """Observe prompts of a model folder until the socket, file descriptor `number`, closes."""
+    channel = open_channel(number)
+    if hasattr(os, "nice"):
+        os.nice(_NICE)
+    with contextlib.suppress(OSError, MessageError):  # the parent has ended
+        _serve(channel, Path(folder))
+    os._exit(0)
+
+
+def _serve(channel: Channel, folder: Path) -> None:
+    try:
+        model = InspectedModel.load(folder)
+    except (CheckpointError, OSError) as error:
+        _send_error(channel, error)
+        return
+    channel.send({"op": "ready"})
+    while (received := channel.receive()) is not None:
+        header, _ = received
+        try:
+            body = encode(responses.run(model, header["name"], header["arguments"]))
+        except (InvalidRequestError, EngineFaultError, CheckpointError) as error:
+            _send_error(channel, error)
+        else:
+            channel.send({"op": "done"}, body)
+
+
+def encode(response: dict[str, Any]) -> bytes:
+    """Return a response as JSON."""
+    return json.dumps(response, separators=(",", ":"), allow_nan=False).encode("ascii")
+
+
+def _send_error(channel: Channel, error: Exception) -> None:
+    param = getattr(error, "param", None)
+    kind = "invalid" if isinstance(error, InvalidRequestError) else "fault"
+    channel.send({"op": "failed", "kind": kind, "message": str(error), "param": param})

@@ -1,9 +1,0 @@
-/** The view "Embeddings". */
-
-import { emptyState, h } from "./dom.js";
-
-/** @param {import("./main.js").Context} context */
-export function create(context) {
-  const empty = emptyState({ title: "Embeddings", text: "Not built yet." });
-  return { element: h("div", { class: "view" }, empty), show() {}, hide() {} };
-}

@@ -1,0 +1,289 @@
+"""/v1/inspect/*: attention, logit lens and embeddings of the served model.
+
+    POST /v1/inspect/attention /v1/inspect/overview /v1/inspect/logit_lens
+    GET  /v1/inspect/embeddings /v1/inspect/neighbors
+
+One worker process computes them, so that they slow generation down by at most a thread of the
+lowest priority. It sends the response as JSON, which is passed on as it is.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import Depends, FastAPI
+from pydantic import Field, WithJsonSchema, field_validator
+from starlette.requests import Request
+from starlette.responses import Response
+from typing_extensions import TypedDict
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.inspection.embeddings import DEFAULT_POINTS, MAX_NEIGHBORS, MAX_POINTS
+from nanovllm.inspection.logit_lens import MAX_TOP
+from nanovllm.inspection.observe import MAX_PROMPT_CHARACTERS, MAX_PROMPT_TOKENS
+from nanovllm.inspection.worker_process import InspectionWorker
+from nanovllm.server.http.body import check_body, read_body
+from nanovllm.server.http.bounds import BoundedModel, as_integer, types_of
+from nanovllm.server.http.event_stream import json_response
+from nanovllm.server.http.work import Work
+from nanovllm.server.inspector.same_origin import same_origin_check
+from nanovllm.server.openapi import request_body, responses
+
+_MAX_CACHED = 4  # projections, of up to 5,000 points each
+_MAX_TEXT_CHARACTERS = 1000  # of the text of one token
+_STATUSES = (400, 403, 429, 503, 504)
+
+InspectedPrompt = Annotated[
+    Any,
+    WithJsonSchema(
+        {
+            "oneOf": [
+                {"type": "string", "minLength": 1, "maxLength": MAX_PROMPT_CHARACTERS},
+                {
+                    "type": "array",
+                    "items": {"type": "integer", "minimum": 0},
+                    "minItems": 1,
+                    "maxItems": MAX_PROMPT_TOKENS,
+                },
+            ]
+        }
+    ),
+]
+
+
+class InspectRequest(BoundedModel):
+    """The body of POST /v1/inspect/overview."""
+
+    prompt: InspectedPrompt = Field(description="a text or a list of token ids")
+
+    @field_validator("prompt")
+    @classmethod
+    def _check_prompt(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return value
+        if isinstance(value, list) and len(value) <= MAX_PROMPT_TOKENS:
+            token_ids = [as_integer(item) for item in value]
+            if types_of(token_ids) <= {int}:
+                return token_ids
+        raise ValueError(f"must be text, or a list of up to {MAX_PROMPT_TOKENS} token ids")
+
+
+class AttentionRequest(InspectRequest):
+    """The body of POST /v1/inspect/attention."""
+
+    layer: int | None = Field(None, ge=0, description="one layer, from 0; null for all")
+
+
+class LogitLensRequest(InspectRequest):
+    """The body of POST /v1/inspect/logit_lens."""
+
+    top: int = Field(5, ge=1, le=MAX_TOP, description="most probable tokens of each prediction")
+
+
+class EmbeddingsQuery(BoundedModel):
+    """The query of GET /v1/inspect/embeddings."""
+
+    method: Literal["pca", "tsne"] = Field("pca", description="projection; tsne needs an extra")
+    limit: int = Field(
+        DEFAULT_POINTS, ge=3, le=MAX_POINTS, description="number of tokens, those of the lowest ids"
+    )
+
+
+class NeighborsQuery(BoundedModel):
+    """The query of GET /v1/inspect/neighbors."""
+
+    token: int | None = Field(None, ge=0, description="a token id")
+    text: str | None = Field(
+        None, min_length=1, max_length=_MAX_TEXT_CHARACTERS, description="the text of one token"
+    )
+    count: int = Field(10, ge=1, le=MAX_NEIGHBORS, description="number of neighbors")
+
+
+class InspectedToken(TypedDict):
+    """A token; its text is U+FFFD for a part of a character."""
+
+    id: int
+    text: str
+
+
+class AttentionWeights(TypedDict):
+    """Attention weights: base64 of little-endian float32, in the order of `layout`."""
+
+    tokens: list[InspectedToken]
+    layers: int
+    heads: int
+    dtype: str
+    layout: str
+    layer: int | None
+    weights: str
+
+
+class HeadStatistics(TypedDict):
+    """Means over the queries but the first; null where the prompt has no such queries."""
+
+    layer: int
+    head: int
+    entropy: Annotated[float | None, Field(description="in nats")]
+    previous_token: float | None
+    first_token: float | None
+    self: float | None
+    distance: Annotated[float | None, Field(description="in tokens")]
+    induction: float | None
+
+
+class AttentionOverview(TypedDict):
+    """Statistics of every head."""
+
+    tokens: list[InspectedToken]
+    heads: list[HeadStatistics]
+
+
+class LensToken(InspectedToken):
+    """A token and its probability."""
+
+    p: float
+
+
+class LensCell(TypedDict):
+    """A prediction: the last position has no next token."""
+
+    top: list[LensToken]
+    entropy: Annotated[float, Field(description="in nats")]
+    rank_of_next: int | None
+    p_of_next: float | None
+
+
+class LogitLens(TypedDict):
+    """Predictions [layer, position]; the last row is the model's own."""
+
+    tokens: list[InspectedToken]
+    layers: list[str]
+    cells: list[list[LensCell]]
+
+
+class EmbeddingPoint(InspectedToken):
+    """A token in the plane."""
+
+    x: float
+    y: float
+
+
+class EmbeddingPoints(TypedDict):
+    """Tokens in the plane; `explained` are parts of the variance, null for t-SNE."""
+
+    method: str
+    explained: list[float] | None
+    vocab: int
+    points: list[EmbeddingPoint]
+
+
+class Neighbor(InspectedToken):
+    """A token and its cosine."""
+
+    cosine: float
+
+
+class Neighbors(TypedDict):
+    """The nearest tokens, nearest first."""
+
+    token: InspectedToken
+    neighbors: list[Neighbor]
+
+
+DOCUMENTED = (
+    InspectRequest,
+    AttentionRequest,
+    LogitLensRequest,
+)
+
+
+def add_inspect_routes(
+    app: FastAPI,
+    engine: AsyncEngine,
+    work: Work,
+    worker: InspectionWorker,
+    *,
+    stalled_client_s: float,
+    allowed_origins: tuple[str, ...] = (),
+) -> None:
+    """Add the routes; `worker` ends with the engine."""
+    engine.when_stopped(worker.close)
+    projections: OrderedDict[tuple[str, int], bytes] = OrderedDict()
+    dependencies = [Depends(same_origin_check(allowed_origins))]
+
+    async def inspect(request: Request, name: str, arguments: Mapping[str, Any]) -> bytes:
+        _ = engine.engine  # 503 until the model is loaded
+        return await work.inspect(request, lambda: worker.run(name, arguments))
+
+    def add_post(name: str, kind: type[InspectRequest], answer: Any, description: str) -> None:
+        async def endpoint(request: Request) -> Response:
+            body, _ = await read_body(request, kind, work)
+            content = await inspect(request, name, body.model_dump())
+            return json_response(content, stalled_client_s)
+
+        app.post(
+            f"/v1/inspect/{name}",
+            name=name,
+            description=description,
+            responses=responses(*_STATUSES, whole=answer),
+            openapi_extra=request_body(kind),
+            dependencies=dependencies,
+        )(endpoint)
+
+    add_post(
+        "attention", AttentionRequest, AttentionWeights, "Attention weights of a prompt's tokens."
+    )
+    add_post("overview", InspectRequest, AttentionOverview, "Statistics of every attention head.")
+    add_post("logit_lens", LogitLensRequest, LogitLens, "The prediction of every layer.")
+
+    @app.get(
+        "/v1/inspect/embeddings",
+        responses=responses(*_STATUSES, whole=EmbeddingPoints),
+        openapi_extra=_parameters(EmbeddingsQuery),
+        dependencies=dependencies,
+    )
+    async def embedding_points(request: Request) -> Response:
+        """Token embeddings in two dimensions."""
+        query = check_body(_query(request, {"limit"}), EmbeddingsQuery)
+        key = (query.method, query.limit)
+        content = projections.get(key)
+        if content is None:
+            content = await inspect(request, "embeddings", query.model_dump())
+            projections[key] = content
+            if len(projections) > _MAX_CACHED:
+                projections.popitem(last=False)
+        projections.move_to_end(key)
+        return json_response(content, stalled_client_s)
+
+    @app.get(
+        "/v1/inspect/neighbors",
+        responses=responses(*_STATUSES, whole=Neighbors),
+        openapi_extra=_parameters(NeighborsQuery),
+        dependencies=dependencies,
+    )
+    async def nearest_neighbors(request: Request) -> Response:
+        """The tokens whose embeddings have the largest cosine with a token's."""
+        query = check_body(_query(request, {"token", "count"}), NeighborsQuery)
+        content = await inspect(request, "neighbors", query.model_dump())
+        return json_response(content, stalled_client_s)
+
+
+def _query(request: Request, integers: set[str]) -> dict[str, Any]:
+    """Return the query's parameters; those in `integers` as numbers where they are some."""
+    return {
+        name: int(text) if name in integers and text.isascii() and text.isdigit() else text
+        for name, text in request.query_params.items()
+    }
+
+
+def _parameters(kind: type[BoundedModel]) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route whose query is checked by `kind`."""
+    described = []
+    for name, field in kind.model_json_schema()["properties"].items():
+        description = field.pop("description", "")
+        options = [option for option in field.get("anyOf", ()) if option.get("type") != "null"]
+        schema = options[0] if options else field
+        described.append(
+            {"name": name, "in": "query", "schema": schema, "description": description}
+        )
+    return {"parameters": described}
