@@ -171,7 +171,7 @@ function scatterPlot({ onSelect }) {
   const hidden = new Set();
   /** @type {{id: number, text: string, x: number, y: number, kind: number}[]} */
   let points = [];
-  let scale = { x: 0, y: 0, size: 1 };
+  let scale = { x: 0, y: 0, width: 1, height: 1 }; // centre and size of the data
   let view = { zoom: 1, x: 0, y: 0 };
   let highlighted = new Set();
   let linked = new Set();
@@ -190,7 +190,8 @@ function scatterPlot({ onSelect }) {
 
   const width = () => frame.clientWidth;
   const height = () => frame.clientHeight;
-  const unit = () => (Math.min(width(), height()) - 2 * MARGIN_PX) * view.zoom * scale.size;
+  const unit = () => view.zoom
+    * Math.min((width() - 2 * MARGIN_PX) / scale.width, (height() - 2 * MARGIN_PX) / scale.height);
   const screenX = (x) => width() / 2 + (x - scale.x) * unit() + view.x;
   const screenY = (y) => height() / 2 - (y - scale.y) * unit() + view.y;
 
@@ -349,8 +350,10 @@ function scatterPlot({ onSelect }) {
       const range = (name) => points.reduce(
         ([low, high], point) => [Math.min(low, point[name]), Math.max(high, point[name])], [Infinity, -Infinity]);
       const [xs, ys] = [range("x"), range("y")];
-      const span = Math.max(xs[1] - xs[0], ys[1] - ys[0]) || 1;
-      scale = { x: (xs[0] + xs[1]) / 2, y: (ys[0] + ys[1]) / 2, size: 1 / span };
+      scale = {
+        x: (xs[0] + xs[1]) / 2, y: (ys[0] + ys[1]) / 2,
+        width: xs[1] - xs[0] || 1, height: ys[1] - ys[0] || 1,
+      };
       yAxis.textContent = `↑ ${yName}`;
       xAxis.textContent = `${xName} →`;
       schedule();

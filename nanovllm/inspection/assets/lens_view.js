@@ -72,7 +72,7 @@ const LENS_METRICS = {
       [1, 0.5, 0].map((part) => ({ at: 1 - part, text: formatNumber(part * maxEntropy, 2) })),
   },
   rank: {
-    label: "Rank of the next token",
+    label: "Rank of next",
     legend: "rank of the token that follows",
     fraction: (cell, { maxRank }) =>
       cell.rank_of_next === null ? null : 1 - Math.log(cell.rank_of_next) / Math.log(maxRank),
@@ -302,7 +302,7 @@ function probabilityChart(lens, onChoose) {
           r: index === worst ? 5 : Math.min(3, Math.max(step / 4, 1.2)) },
       )),
       s("text", {
-        class: "v-worst-label", x: xOf(worst) + (worst > probabilities.length / 2 ? -10 : 10), y: yOf(low) - 4,
+        class: "v-worst-label", x: xOf(worst) + (worst > probabilities.length / 2 ? -10 : 10), y: yOf(low) + 10,
         "text-anchor": worst > probabilities.length / 2 ? "end" : "start",
         text: `${shortLabel(visibleText(lens.tokens[worst + 1].text))} ${formatPercent(probabilities[worst])}`,
       }),

@@ -34,7 +34,7 @@ class Playground {
     this.announce = announce;
     this.vocabulary = new Vocabulary(api);
     this.settings = createSettings();
-    /** @type {{element: HTMLElement, input: HTMLTextAreaElement, results: HTMLElement}[]} */
+    /** @type {{element: HTMLElement, input: any, title: any, remove: HTMLButtonElement}[]} */
     this.columns = [];
     /** @type {Run | null} */
     this.run = null;
@@ -55,12 +55,18 @@ class Playground {
 
   #build() {
     this.grid = h("div", { class: "prompt-grid" });
+    this.resultGrid = h("div", { class: "prompt-grid", hidden: true });
+    this.hint = dom.emptyState({
+      title: "No tokens yet",
+      text: "Each token shows its probability, its rank and the alternatives. "
+        + "Choose an alternative to continue from there.",
+    });
     this.problem = h("div", { hidden: true });
     this.legend = h("div", { class: "legend-row" }, legend(this.coloring));
     this.historyList = h("ol", { class: "history" });
     this.startButton = button({
       label: "Generate", icon: "play", kind: "primary", onclick: () => this.#start(),
-      title: "Ctrl+Enter",
+      title: "Ctrl+Enter", "aria-keyshortcuts": "Control+Enter",
     });
     this.stopButton = button({
       label: "Stop", icon: "stop", kind: "danger", onclick: () => this.controller?.abort(),
@@ -77,18 +83,14 @@ class Playground {
       h(
         "div",
         { class: "playground-main stack" },
-        this.#toolbar(),
         this.grid,
-        this.problem,
         h(
           "div",
           { class: "row between actions-row" },
           h(
             "div",
             { class: "row" },
-            this.startButton, this.stopButton, this.addButton,
-            h("span", { class: "secondary small-text key-hint" }, h("kbd", { text: "Ctrl" }), " + ",
-              h("kbd", { text: "Enter" })),
+            this.#modeControl(), this.startButton, this.stopButton, this.addButton,
           ),
           h(
             "div",
@@ -97,6 +99,10 @@ class Playground {
             this.#copyButton("Copy as Python", "Python program", pythonProgram),
           ),
         ),
+        this.problem,
+        this.#colorRow(),
+        this.hint,
+        this.resultGrid,
       ),
       h(
         "aside",
@@ -108,17 +114,20 @@ class Playground {
     );
   }
 
-  #toolbar() {
-    const modes = dom.segmented({
+  #modeControl() {
+    this.modes = dom.segmented({
       label: "Mode",
       options: [
         { value: "generate", label: "Generate" },
-        { value: "score", label: "Score the prompt" },
+        { value: "score", label: "Score prompt" },
       ],
       value: this.mode,
       onchange: (value) => this.#setMode(value),
     });
-    this.modes = modes;
+    return this.modes;
+  }
+
+  #colorRow() {
     const colors = dom.segmented({
       label: "Colour of the tokens",
       options: [
@@ -136,7 +145,6 @@ class Playground {
     return h(
       "div",
       { class: "toolbar" },
-      modes,
       h("div", { class: "row" }, h("span", { class: "secondary", text: "Colour" }), colors),
       this.legend,
     );
@@ -166,12 +174,11 @@ class Playground {
   /** Add a prompt beside the others and return its input. @param {string} text */
   #addColumn(text) {
     const input = h("textarea", {
-      class: "textarea prompt-input", rows: 4, value: text, placeholder: "Enter a prompt",
+      class: "textarea prompt-input", rows: 3, value: text, placeholder: "Enter a prompt",
       onkeydown: (/** @type {KeyboardEvent} */ event) => {
         if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.#start();
       },
     });
-    const results = h("div", { class: "results" });
     const title = h("label", { class: "prompt-title" });
     const remove = button({
       label: "Remove this prompt", icon: "close", iconOnly: true, kind: "quiet", small: true,
@@ -185,12 +192,11 @@ class Playground {
     input.id = dom.uniqueId("prompt");
     title.htmlFor = input.id;
     const header = h("div", { class: "prompt-header" }, title, remove);
-    const element = h("section", { class: "card prompt-card" }, header, input, results);
-    const column = { element, input, results, title, remove };
+    const element = h("section", { class: "card prompt-card" }, header, input);
+    const column = { element, input, title, remove };
     this.columns.push(column);
     this.grid.append(element);
     this.#nameColumns();
-    this.#showHint(results);
     return input;
   }
 
@@ -202,18 +208,6 @@ class Playground {
       remove.hidden = isOne;
     });
     this.addButton.disabled = this.columns.length === MAX_PROMPTS;
-  }
-
-  /** @param {HTMLElement} results */
-  #showHint(results) {
-    replace(
-      results,
-      dom.emptyState({
-        title: "No tokens yet",
-        text: "Each token shows its probability, its rank and the alternatives. "
-          + "Choose an alternative to continue from there.",
-      }),
-    );
   }
 
   /** Return the request without the fields about streaming, or null after showing an error. */
@@ -343,15 +337,22 @@ class Playground {
     this.run = run;
     this.history = [run, ...this.history.filter((other) => other !== run)].slice(0, MAX_RUNS);
     this.views.clear();
-    this.columns.forEach(({ results }) => replace(results));
+    this.hint.hidden = true;
+    this.resultGrid.hidden = false;
+    const cards = run.prompts.map((_, index) => {
+      const label = run.prompts.length === 1 ? "Tokens" : `Tokens of prompt ${index + 1}`;
+      const title = h("h3", { class: "result-title", text: label });
+      return h("section", { class: "card prompt-card results", "aria-label": label }, title);
+    });
+    replace(this.resultGrid, cards);
     const perPrompt = run.choices.length / run.prompts.length;
     for (const choice of run.choices) {
-      const column = this.columns[choice.promptIndex];
+      const card = cards[choice.promptIndex];
       const number = perPrompt > 1 ? `Choice ${choice.index + 1}` : null;
       const view = new ChoiceView({
         vocabulary: this.vocabulary,
         title: number,
-        label: `Tokens, ${column.title.textContent}${number ? `, ${number}` : ""}`,
+        label: `${card.getAttribute("aria-label")}${number ? `, ${number.toLowerCase()}` : ""}`,
         onbranch: (position, id) => this.#branch(choice, { position, id }),
         onextend: () => this.#branch(choice, null),
         oninspect: (name, text) => {
@@ -360,7 +361,7 @@ class Playground {
         },
       });
       this.views.set(choice, view);
-      column.results.append(view.element);
+      card.append(view.element);
       this.#update(choice);
     }
     this.#showHistory();

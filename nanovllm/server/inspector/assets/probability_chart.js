@@ -190,9 +190,8 @@ export class ProbabilityChart {
     }
     return placed.map(({ x, y: height, name }) => {
       const isRight = x > this.width - 60;
-      const anchor = isRight ? "end" : x < MARGIN.left + 50 ? "start" : "middle";
-      const text = { x: isRight ? x + 6 : x, y: height - 9, "text-anchor": anchor };
-      return s("text", { ...text, class: "mark" }, name);
+      const text = { x: isRight ? x - 8 : x + 8, y: height + 4 };
+      return s("text", { ...text, class: "mark", "text-anchor": isRight ? "end" : "start" }, name);
     });
   }
 }

@@ -69,7 +69,7 @@ const SECTIONS = [
       { name: "cache_salt", label: "Cache salt", kind: "text",
         hint: "Prefixes are shared within a salt." },
       { name: "extra", label: "Other fields", kind: "json",
-        placeholder: '{"structured_outputs": …}', hint: "A JSON object that is added to the request." },
+        placeholder: '{"structured_outputs": …}', hint: "A JSON object, added to the request." },
     ],
   },
 ];
