@@ -15,7 +15,6 @@ import { stepTimeline } from "./step_timeline.js";
 
 const RETRY_MS = 2000;
 const MAX_STEPS = 512;
-const NUM_SAMPLES = 8;
 const MAX_FINISHED = 20;
 const SAMPLE_PREFIX = "It was the best of times, it was the worst of times, it was the age of wisdom, it was "
   + "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
@@ -85,8 +84,8 @@ export function create({ api, store, announce }) {
   const message = h("div", { class: "v-message" });
   const noRequests = emptyState({
     title: "No request is running",
-    text: "Requests of every client of this server appear here. Send one from the Playground, or some samples.",
-    action: button({ label: `Send ${NUM_SAMPLES} sample requests`, kind: "primary", onclick: sendSamples }),
+    text: "Requests of every client of this server appear here. Send one from the Playground, or some sample prompts.",
+    action: button({ label: `Send ${SAMPLE_ENDINGS.length} sample prompts`, kind: "primary", onclick: sendSamples }),
   });
   const noRunning = h("p", { class: "secondary", text: "No request runs." });
   const noWaiting = h("p", { class: "secondary", text: "No request waits." });
@@ -214,13 +213,14 @@ export function create({ api, store, announce }) {
     store.set("finished", [...entries, ...(store.get("finished") ?? [])].slice(0, MAX_FINISHED));
   }
 
+  /** Send one request with several prompts: the browser allows few connections, and a pause holds them. */
   async function sendSamples() {
-    const model = store.get("model");
-    const send = (ending) =>
-      api.post("v1/completions", { model, prompt: `${SAMPLE_PREFIX} ${ending}`, max_tokens: 64, temperature: 0.8 });
-    const results = await Promise.allSettled(SAMPLE_ENDINGS.slice(0, NUM_SAMPLES).map(send));
-    const failed = results.find(({ status }) => status === "rejected");
-    if (failed) toast(failed.reason.message, "error");
+    const prompt = SAMPLE_ENDINGS.map((ending) => `${SAMPLE_PREFIX} ${ending}`);
+    try {
+      await api.post("v1/completions", { model: store.get("model"), prompt, max_tokens: 64, temperature: 0.8 });
+    } catch (error) {
+      toast(error.message, "error");
+    }
   }
 
   return {
