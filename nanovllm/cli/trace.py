@@ -68,7 +68,7 @@ def _report(
         if step.prediction is not None:
             name = "prediction" if step.name == "logits" else "lens"
             yield _prediction(model, step.prediction, name)
-    yield "\nnorm: mean Euclidean norm of the rows. lens: the prediction after the prompt, read at this"
+    yield "\nnorm: mean Euclidean norm of the rows. lens: prediction after the prompt, read at this"
     yield "point of the residual stream. Heads are named if their mean weight is at least 0.3."
 
 

@@ -16,6 +16,7 @@ import { stepTimeline } from "./step_timeline.js";
 const RETRY_MS = 2000;
 const MAX_STEPS = 512;
 const NUM_SAMPLES = 8;
+const MAX_FINISHED = 20;
 const SAMPLE_PREFIX = "It was the best of times, it was the worst of times, it was the age of wisdom, it was "
   + "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
 const SAMPLE_ENDINGS = ["The king", "A ship", "In the morning", "She said", "The door", "He was", "My dear", "Once"];
@@ -32,6 +33,8 @@ export function create({ api, store, announce }) {
   let isShown = false;
   let isScheduled = false;
   let selected = null;
+  /** @type {Map<string, string>} prompts of unfinished requests by id */
+  let prompts = new Map();
 
   const select = (id) => {
     selected = selected === id ? null : id;
@@ -42,11 +45,15 @@ export function create({ api, store, announce }) {
     schedule();
   };
   const figures = engineFigures();
+  const inspect = (view, prompt) => {
+    store.set("prompt", prompt);
+    location.hash = view;
+  };
   const running = requestList({
-    names, label: "Running requests", onSelect: select, includes: ({ state }) => state === "running",
+    names, inspect, label: "Running requests", onSelect: select, includes: ({ state }) => state === "running",
   });
   const waiting = requestList({
-    names, label: "Waiting requests", onSelect: select, includes: ({ state }) => state === "waiting",
+    names, inspect, label: "Waiting requests", onSelect: select, includes: ({ state }) => state === "waiting",
   });
   const blocks = blockGrid({ names, onSelect: select });
   const timeline = stepTimeline({ names, onWatch: watch, onSelect: select });
@@ -75,7 +82,7 @@ export function create({ api, store, announce }) {
     },
     watch,
   });
-  const message = h("div", {});
+  const message = h("div", { class: "v-message" });
   const noRequests = emptyState({
     title: "No request is running",
     text: "Requests of every client of this server appear here. Send one from the Playground, or some samples.",
@@ -174,6 +181,7 @@ export function create({ api, store, announce }) {
     if (!shown) return;
     const { state, record } = shown;
     for (const { id } of state.requests) names.color(id);
+    keepFinishedPrompts();
     content.hidden = false;
     figures.update(state, history.frames());
     running.update(state.requests);
@@ -193,6 +201,17 @@ export function create({ api, store, announce }) {
     omitted.textContent = `${state.requests_omitted} more requests wait.`;
     stateNote.hidden = history.watched === null || state.step === history.watched;
     stateNote.textContent = `Requests and blocks as recorded after step ${state.step}.`;
+  }
+
+  /** Offer the prompts of finished requests to the other views, where the server shows prompts. */
+  function keepFinishedPrompts() {
+    const { requests } = history.frames().at(-1);
+    const unfinished = new Map(requests.filter(({ prompt }) => prompt).map(({ id, prompt }) => [id, prompt]));
+    const finished = [...prompts].filter(([id]) => !unfinished.has(id));
+    prompts = unfinished;
+    if (!finished.length) return;
+    const entries = finished.map(([id, prompt]) => ({ name: names.name(id), prompt }));
+    store.set("finished", [...entries, ...(store.get("finished") ?? [])].slice(0, MAX_FINISHED));
   }
 
   async function sendSamples() {

@@ -1,10 +1,11 @@
 /** Unfinished requests as rows: phase, progress, tokens, blocks, age, and why a request waits. */
 
-import { formatCount, formatDuration, h } from "./dom.js";
+import { button as actionButton, formatCount, formatDuration, h } from "./dom.js";
 
 const PHASE_TEXTS = {
   prefill: "prefill", decode: "decode", queued: "waiting", preempted: "preempted", blocked: "blocked",
 };
+const INSPECTING_VIEWS = { attention: "Attention", lens: "Logit lens" };
 const COLUMNS = [
   { name: "prompt", label: "Prompt", title: "prompt tokens computed or cached, and all" },
   { name: "output", label: "Generated", title: "tokens generated, and the maximum" },
@@ -15,9 +16,10 @@ const COLUMNS = [
 /**
  * Return a list of the requests that `includes` accepts. A row keeps its element while it is in the list.
  * @param {{names: ReturnType<typeof import("./replay.js").createNames>, label: string,
- *   includes: (request: any) => boolean, onSelect: (id: string) => void}} options
+ *   includes: (request: any) => boolean, onSelect: (id: string) => void,
+ *   inspect: (view: string, prompt: string) => void}} options `inspect` opens a view with a prompt
  */
-export function requestList({ names, label, includes, onSelect }) {
+export function requestList({ names, label, includes, onSelect, inspect }) {
   const list = h("ul", { class: "v-requests", "aria-label": label });
   const header = h("div", { class: "v-request v-request-header", "aria-hidden": "true" },
     h("span", { text: "Request" }), h("span", { text: "Phase" }), h("span", { text: "Progress" }),
@@ -36,7 +38,7 @@ export function requestList({ names, label, includes, onSelect }) {
       shown.forEach((request, index) => {
         const key = `${request.id} ${request.choice}`;
         keys.add(key);
-        if (!rows.has(key)) rows.set(key, requestRow(names, request, onSelect));
+        if (!rows.has(key)) rows.set(key, requestRow(names, request, onSelect, inspect));
         const row = rows.get(key);
         row.update(request, selected);
         if (list.children[index] !== row.element) list.insertBefore(row.element, list.children[index]);
@@ -55,7 +57,7 @@ export function requestList({ names, label, includes, onSelect }) {
   };
 }
 
-function requestRow(names, { id, choice }, onSelect) {
+function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   const phase = h("span", { class: "badge" });
   const cells = COLUMNS.map(({ label, title }) =>
     h("span", { class: "v-cell", title, dataset: { label } }));
@@ -70,13 +72,18 @@ function requestRow(names, { id, choice }, onSelect) {
       vars: { "--owner": `var(--cat-${names.color(id)})` } },
     h("span", { class: "v-name", text: names.name(id, choice) }), phase, bar, cells,
   );
-  const element = h("li", {}, button, prompt, reason);
+  const actions = h("div", { class: "v-request-actions", hidden: true },
+    Object.entries(INSPECTING_VIEWS).map(([view, label]) =>
+      actionButton({ label, small: true, onclick: () => inspect(view, text) })),
+    h("span", { class: "secondary small-text", text: "of at most the first 200 characters of the prompt" }));
+  const element = h("li", {}, button, prompt, reason, actions);
   const set = (target, text) => {
     if (target.textContent !== text) target.textContent = text;
   };
   const mark = (selected) => {
     button.setAttribute("aria-pressed", String(selected === id));
     element.classList.toggle("v-faded", selected !== null && selected !== id);
+    actions.hidden = selected !== id || !text;
   };
   return {
     element,

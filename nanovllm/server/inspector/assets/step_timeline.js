@@ -22,6 +22,7 @@ const KIND_TEXTS = {
 export function stepTimeline({ names, onWatch, onSelect }) {
   const canvas = h("canvas", { class: "v-timeline-canvas", role: "img" });
   const frame = h("div", { class: "v-timeline" }, canvas);
+  const budgetText = h("span", {});
   const details = h("div", { class: "v-step" });
   /** @type {any[]} */
   let records = [];
@@ -30,6 +31,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   let selected = null;
   let hovered = null;
   let budget = 1;
+  let peak = 1;
   let totalOmitted = 0;
 
   function visible() {
@@ -66,6 +68,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     };
     context.font = FONT;
     context.textBaseline = "middle";
+    peak = Math.min(Math.max(...shown.map(({ num_tokens: tokens }) => tokens), 8), budget);
     drawTotals(context, shown, palette);
     drawRows(context, shown, palette);
   }
@@ -73,7 +76,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   function drawTotals(context, shown, palette) {
     context.fillStyle = palette.text;
     context.textAlign = "right";
-    context.fillText(formatCount(budget), LABEL_PX - 6, 8);
+    context.fillText(formatCount(peak), LABEL_PX - 6, 8);
     context.fillText("0", LABEL_PX - 6, TOTAL_PX - 2);
     context.strokeStyle = palette.grid;
     line(context, LABEL_PX, 4.5, frame.clientWidth, 4.5);
@@ -85,8 +88,8 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         context.fillRect(x, 0, COLUMN_PX, canvas.height);
       }
       const full = TOTAL_PX - 5;
-      const prompt = (record.num_prompt_tokens / budget) * full;
-      const decode = (record.num_decode_tokens / budget) * full;
+      const prompt = (record.num_prompt_tokens / peak) * full;
+      const decode = (record.num_decode_tokens / peak) * full;
       context.fillStyle = palette.prompt;
       context.fillRect(x + 2, TOTAL_PX - prompt, COLUMN_PX - 4, prompt);
       context.fillStyle = palette.decode;
@@ -192,13 +195,15 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   new ResizeObserver(draw).observe(frame);
 
   return {
-    element: h("div", { class: "stack tight" }, timelineLegend(), frame, details),
+    element: h("div", { class: "stack tight" }, timelineLegend(budgetText), frame, details),
     draw,
     /** @param {{records: any[], record: any, step: number | null, maxTokens: number}} shown */
     update({ records: newRecords, record, step, maxTokens }) {
       records = newRecords;
       watched = step;
       budget = maxTokens;
+      budgetText.textContent = "Bars above: tokens of a step, prompt in colour, decode in grey; at most "
+        + `${formatCount(maxTokens)} a step.`;
       draw();
       showDetails(record);
     },
@@ -211,12 +216,12 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   };
 }
 
-function timelineLegend() {
+function timelineLegend(budgetText) {
   const item = (name, text) => h("span", {}, h("span", { class: `v-key ${name}` }), text);
   return h("div", { class: "legend" },
     item("v-key-prefill", "prefill"), item("v-key-chunk", "chunk of a prompt"), item("v-key-decode", "decode"),
     h("span", { text: "× preempted" }), h("span", { text: "▪ finished" }),
-    h("span", { text: "Bars above: tokens of a step (prompt in colour, decode in grey), up to the token budget" }));
+    budgetText);
 }
 
 function line(context, x1, y1, x2, y2) {
