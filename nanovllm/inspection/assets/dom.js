@@ -449,7 +449,7 @@ export function formatCount(value) {
 export function formatNumber(value, digits = 3) {
   if (!Number.isFinite(value)) return "–";
   if (Math.abs(value) >= 10 ** digits) return formatCount(value);
-  return Number(value.toPrecision(digits)).toString();
+  return Number(value.toPrecision(digits)).toString().replace("-", "−");
 }
 
 /** Return a probability in percent; small ones keep two digits. @param {number} value 0 to 1 */

@@ -62,7 +62,7 @@ class Playground {
         + "Choose an alternative to continue from there.",
     });
     this.problem = h("div", { hidden: true });
-    this.legend = h("div", { class: "legend-row" }, legend(this.coloring));
+    this.legend = h("div", {}, legend(this.coloring));
     this.historyList = h("ol", { class: "history" });
     this.startButton = button({
       label: "Generate", icon: "play", kind: "primary", onclick: () => this.#start(),

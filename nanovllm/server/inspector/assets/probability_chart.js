@@ -6,7 +6,7 @@ import { formatPercent, h, hideTooltip, replace, s, showTooltip } from "./dom.js
 import { colorIndex } from "./token_text.js";
 
 const HEIGHT = 156;
-const MARGIN = { top: 12, right: 12, bottom: 34, left: 72 };
+const MARGIN = { top: 12, right: 12, bottom: 34, left: 84 };
 const MAX_DECADES = 6;
 const NUM_LABELS = 3;
 
