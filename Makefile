@@ -18,7 +18,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test fuzz check format bench compare compare-training charts soak attack
-.PHONY: clients wheel build clean
+.PHONY: clients screenshots wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -59,6 +59,9 @@ compare-training: $(RUN)  ## compare training with PyTorch; ARGS="--torch-python
 charts: $(RUN)  ## draw the comparison chart and record the terminal session of the README
 	@$(BIN)/python benchmarks/comparison_chart.py
 	@$(BIN)/python benchmarks/terminal_session.py
+
+screenshots: $(DEV)  ## take the pictures of the inspector; ARGS="--only engine --no-animation"
+	@$(BIN)/python benchmarks/screenshots.py $(ARGS)
 
 soak: $(TEST)  ## overload and attack a server for ten minutes; ARGS="--minutes 1"
 	@$(BIN)/python benchmarks/server_soak.py --attacks all $(ARGS)

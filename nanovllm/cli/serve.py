@@ -117,6 +117,11 @@ def server_settings(parsed: argparse.Namespace) -> ServerSettings:
         stalled_client_s=parsed.stalled_client_s,
         log_requests=parsed.log_requests,
         log_prompts=parsed.log_prompts,
+        has_inspector=parsed.inspector,
+        inspector_shows_prompts=parsed.inspector_shows_prompts,
+        inspector_controls=is_loopback(parsed.host)
+        if parsed.inspector_controls is None
+        else parsed.inspector_controls,
     )
 
 
@@ -148,6 +153,8 @@ class _Server(uvicorn.Server):
         self.listening.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._engine.state is EngineState.READY:
+            self._engine.inspector.release()  # end its streams, and a pause
         stopping = asyncio.create_task(self._stop_engine_later())
         await super().shutdown(sockets)
         stopping.cancel()

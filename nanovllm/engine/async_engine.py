@@ -29,6 +29,7 @@ from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.engine_thread import EngineThread
 from nanovllm.engine.generation_request import GenerationRequest, prepare_requests
 from nanovllm.engine.input_processor import PreparedRequest
+from nanovllm.engine.inspection.inspector import Inspector
 from nanovllm.engine.metrics import (
     AdmissionStats,
     EngineSnapshot,
@@ -98,6 +99,7 @@ class AsyncEngine:
         self._thread = EngineThread(
             load, on_ready=self._set_ready, on_output=self._deliver, on_failure=self._fail
         )
+        self._inspector = Inspector(self._thread)
         self._admission = Admission(max_queued_requests, max_queued_tokens)
         self._logprobs = MemoryBudget(max_logprobs_bytes)
         self._timeouts = {"queued": 0, "running": 0}
@@ -130,6 +132,12 @@ class AsyncEngine:
         self._check_ready()
         assert self._engine is not None
         return self._engine
+
+    @property
+    def inspector(self) -> Inspector:
+        """Watches, pauses and steps the engine; raises EngineNotReadyError unless it is ready."""
+        self._check_ready()
+        return self._inspector
 
     def _check_ready(self) -> None:
         if self._state is not EngineState.READY:
@@ -188,6 +196,7 @@ class AsyncEngine:
         self._changed.set()
         for handle in {handle for handle, _ in self._sequences.values()}:
             handle.fail(EngineNotReadyError("the engine was stopped"))
+        self._thread.fail_calls(EngineNotReadyError("the engine was stopped"))
         for call in self._when_stopped:
             call()
         if not is_loading:
@@ -394,4 +403,5 @@ class AsyncEngine:
             self._state, self._failure = EngineState.FAILED, error
         for handle in {handle for handle, _ in self._sequences.values()}:
             handle.fail(EngineFaultError("the engine has broken down; the log has the reason"))
+        self._thread.fail_calls(EngineNotReadyError("the engine has broken down"))
         self._changed.set()

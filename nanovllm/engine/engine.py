@@ -100,6 +100,8 @@ class Engine:
         self._prompt_tokens_computed = 0
         self._generation_tokens = 0
         self._last_step_s = 0.0
+        self.started_s = time.monotonic()
+        self.num_steps = 0
 
     @classmethod
     def load(cls, folder: Path, config: EngineConfig | None = None) -> "Engine":
@@ -175,6 +177,10 @@ class Engine:
             time.monotonic() if arrival_s is None else arrival_s
         )
 
+    def arrival_s(self, request_id: str) -> float:
+        """Return the arrival of an unfinished sequence, by `time.monotonic()`."""
+        return self._times[request_id].arrival_s
+
     def finish_request(self, request_id: str, reason: FinishReason) -> SequenceUpdate | None:
         """Finish a waiting or running sequence; return None if there is none with that id.
 
@@ -221,6 +227,9 @@ class Engine:
             plan.num_tokens, plan.num_tokens - num_decode_tokens, num_decode_tokens, now - started
         )
         self._last_step_s = stats.duration_s
+        self.num_steps += 1
+        if self.scheduler.observer is not None:
+            self.scheduler.observer.on_step(plan, started, stats.duration_s)
         self._prompt_tokens_computed += stats.num_prompt_tokens
         updates = (self._to_update(result, now, fault) for result in results)
         return StepOutput((*failed, *updates), stats, fault)
@@ -278,7 +287,7 @@ class Engine:
         for _ in self.run([self.input_processor.submit("warm-up", [0], params)]):
             pass
         self._prompt_tokens = self._prompt_tokens_cached = self._prompt_tokens_computed = 0
-        self._generation_tokens = 0
+        self._generation_tokens = self.num_steps = 0
         kv_cache = self.scheduler.kv_cache
         kv_cache.prefix_cache_queries = kv_cache.prefix_cache_hits = 0
 

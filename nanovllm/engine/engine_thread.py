@@ -12,13 +12,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from nanovllm.engine.engine import Engine, StepOutput
 from nanovllm.engine.metrics import EngineSnapshot
 from nanovllm.engine.scheduling.request import FinishReason, Request
+from nanovllm.errors import EngineError
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
 MAX_STEP_END_S = 10.0
 """Maximum time that `join` waits for the current step."""
 
@@ -37,12 +40,23 @@ class _Finish:
 
 
 @dataclass(frozen=True, slots=True)
+class _Call:
+    call: Callable[[Engine], object]
+
+
+@dataclass(frozen=True, slots=True)
 class _Stop:
     pass
 
 
 class EngineThread:
-    """Runs one engine. Any thread may call its methods; callbacks run on the event loop."""
+    """Runs one engine. Any thread may call its methods; callbacks run on the event loop.
+
+    Attributes:
+        is_paused: whether the thread waits for commands although there is work. Only calls on the
+            engine's thread change it.
+        num_commands: number of commands that have changed the engine.
+    """
 
     def __init__(
         self,
@@ -63,8 +77,11 @@ class EngineThread:
         self._on_ready = on_ready
         self._on_output = on_output
         self._on_failure = on_failure
-        self._commands: queue.SimpleQueue[_Add | _Finish | _Stop] = queue.SimpleQueue()
+        self._commands: queue.SimpleQueue[_Add | _Finish | _Call | _Stop] = queue.SimpleQueue()
         self._snapshot: EngineSnapshot | None = None
+        self._calls: set[asyncio.Future[Any]] = set()
+        self.is_paused = False
+        self.num_commands = 0
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
 
@@ -89,6 +106,35 @@ class EngineThread:
     def finish(self, request_ids: tuple[str, ...], reason: FinishReason) -> None:
         """Finish those of the sequences that are unfinished."""
         self._commands.put(_Finish(request_ids, reason))
+
+    def run(self, call: Callable[[Engine], object]) -> None:
+        """Run a call on the engine's thread between two steps; it must not raise."""
+        self._commands.put(_Call(call))
+
+    async def call(self, call: Callable[[Engine], T]) -> T:
+        """Return the result of a call that runs on the engine's thread between two steps.
+
+        Raises EngineNotReadyError if the thread ends before, and the exception of the call.
+        """
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+        def run(engine: Engine) -> None:
+            try:
+                self._post(_set_result, future, call(engine))
+            except Exception as error:  # noqa: BLE001 - raised by the future
+                self._post(_set_exception, future, error)
+
+        self._calls.add(future)
+        try:
+            self.run(run)
+            return await future
+        finally:
+            self._calls.discard(future)
+
+    def fail_calls(self, error: EngineError) -> None:
+        """Make `call` raise `error`; call it on the event loop when the thread ends."""
+        for future in self._calls:
+            _set_exception(future, error)
 
     def stop(self) -> None:
         """End the thread after the current step."""
@@ -124,18 +170,25 @@ class EngineThread:
 
     def _serve(self, engine: Engine) -> None:
         """Step while there is work, until a command stops the thread."""
+        while self._drain_commands(engine):
+            self.step(engine)
+
+    def step(self, engine: Engine) -> None:
+        """Run one step and post its output; call it on the engine's thread only."""
 
         def publish() -> None:
             self._snapshot = engine.stats()
 
-        while self._drain_commands(engine):
-            output = engine.step(publish)
-            publish()
-            if output.updates or output.stats.num_tokens:
-                self._post(self._on_output, output)
+        output = engine.step(publish)
+        publish()
+        if output.updates or output.stats.num_tokens:
+            self._post(self._on_output, output)
 
     def _drain_commands(self, engine: Engine) -> bool:
-        """Run the queued commands, or wait for one if there is no work; return False for `stop`."""
+        """Run the queued commands; return False for `stop`.
+
+        Wait for a command if there is no work, or if the engine is paused.
+        """
         has_changed = False
         while True:
             try:
@@ -143,7 +196,7 @@ class EngineThread:
             except queue.Empty:
                 if has_changed:
                     self._snapshot = engine.stats()
-                if engine.has_work:
+                if engine.has_work and not self.is_paused:
                     return True
                 command = self._commands.get()
             match command:
@@ -153,8 +206,12 @@ class EngineThread:
                 case _Finish():
                     for request_id in command.request_ids:
                         engine.finish_request(request_id, command.reason)
+                case _Call():
+                    command.call(engine)
+                    continue
                 case _Stop():
                     return False
+            self.num_commands += 1
             has_changed = True
 
     def _post(self, function: Callable[..., None], *args: object) -> None:
@@ -164,3 +221,13 @@ class EngineThread:
             self._loop.call_soon_threadsafe(function, *args)
         except RuntimeError:
             logger.debug("the event loop is closed; the engine's output is dropped")
+
+
+def _set_result(future: "asyncio.Future[T]", result: T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: "asyncio.Future[Any]", error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

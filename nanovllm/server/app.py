@@ -2,7 +2,9 @@
 
     GET  / /docs /openapi.json /health /version /metrics /load /v1/models /v1/models/{id}
          /tokenizer_info
+         /v1/engine/state /v1/engine/events /v1/engine/steps
     POST /v1/completions /v1/chat/completions /v1/responses /v1/embeddings /tokenize /detokenize
+         /v1/engine/control
 
 and the inspector's routes under /v1/inspect.
 
@@ -39,6 +41,8 @@ from nanovllm.server.http.json_writer import write_json
 from nanovllm.server.http.request_log import RequestLogMiddleware
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector import inspect_routes, page
+from nanovllm.server.inspector.response_types import ControlRequest, EngineStateEvent
+from nanovllm.server.inspector.state_routes import InspectorSettings, add_state_routes
 from nanovllm.server.metrics import HttpMetricsMiddleware, ServerMetrics
 from nanovllm.server.openai.chat import CHAT
 from nanovllm.server.openai.completions import COMPLETIONS
@@ -82,8 +86,10 @@ class ServerSettings:
         chat_template: renders messages as a prompt; without one, chats are refused.
         log_requests: log a line of JSON about each request to the logger `nanovllm.requests`.
         log_prompts: include prompts in these lines.
-        inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
         has_inspector: serve the inspector's page at `/`, and its endpoints.
+        inspected_folder: the model's folder, for /v1/inspect; None to leave these routes out.
+        inspector_shows_prompts: include prompts in the state of the engine.
+        inspector_controls: allow clients to pause and step the engine.
     """
 
     model_names: tuple[str, ...]
@@ -98,6 +104,8 @@ class ServerSettings:
     log_prompts: bool = False
     inspected_folder: FilePath | None = None
     has_inspector: bool = True
+    inspector_shows_prompts: bool = False
+    inspector_controls: bool = False
 
 
 ENDPOINTS: tuple[Endpoint[Any], ...] = (COMPLETIONS, CHAT, RESPONSES, EMBEDDINGS)
@@ -153,11 +161,20 @@ def create_app(engine: AsyncEngine, settings: ServerSettings, metrics: ServerMet
     for endpoint in ENDPOINTS:
         add_endpoint(app, endpoint, service)
     _add_tokenization(app, service)
-    add_docs_pages(app, has_index=not settings.has_inspector)
     documented = _DOCUMENTED
     if settings.has_inspector:
-        page.add_page(app)
+        inspector = InspectorSettings(
+            settings.model_names[0],
+            shows_prompts=settings.inspector_shows_prompts,
+            can_control=settings.inspector_controls,
+            allowed_origins=settings.allowed_origins,
+            stalled_client_s=settings.stalled_client_s,
+        )
+        add_state_routes(app, engine, metrics, inspector, work)
+        documented = (*documented, EngineStateEvent, ControlRequest)
         documented += _add_inspection(app, service, settings)
+        page.add_page(app)
+    add_docs_pages(app, has_index=not settings.has_inspector)
     openapi.install(
         app,
         documented,

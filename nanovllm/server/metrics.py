@@ -8,7 +8,8 @@ small models answer in milliseconds.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import TypeAlias
+from itertools import pairwise
+from typing import Annotated, TypeAlias
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,12 +20,24 @@ from prometheus_client import (
 )
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from pydantic import Field
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from typing_extensions import TypedDict
 
 from nanovllm.engine.async_engine import AsyncEngine, EngineState
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.metrics import EngineSnapshot, FinishedRequest, StepStats
+
+
+class LatencyHistogram(TypedDict):
+    """A histogram since the start, with the buckets of /metrics."""
+
+    bounds: Annotated[list[float], Field(description="upper bounds in seconds")]
+    counts: Annotated[
+        list[int], Field(description="in each bucket; the last one is above the last bound")
+    ]
+
 
 _Series: TypeAlias = dict[str, tuple[str, Callable[[EngineSnapshot], float]]]
 
@@ -139,6 +152,16 @@ class ServerMetrics:
     def render(self) -> bytes:
         """Return the text that Prometheus scrapes."""
         return generate_latest(self._registry)
+
+    def histogram(self, name: str) -> LatencyHistogram:
+        """Return the upper bounds and the counts of a histogram's buckets.
+
+        The last count is of values above the last bound.
+        """
+        (metric,) = self._histograms[name].collect()
+        sums = [int(sample.value) for sample in metric.samples if sample.name.endswith("_bucket")]
+        counts = [after - before for before, after in pairwise([0, *sums])]
+        return {"bounds": list(_HISTOGRAMS[name][1]), "counts": counts}
 
     def count_http_request(self, method: str, status: int, handler: str) -> None:
         """Count an HTTP request; `handler` is the path of its route, never a client's text."""

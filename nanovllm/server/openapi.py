@@ -16,7 +16,7 @@ _REF = "#/components/schemas/{model}"
 _WHY = {
     400: "What is wrong with the request, field by field.",
     401: "The API key is missing or wrong.",
-    403: "The Host header names another host.",
+    403: "The Host header names another host, or the request is not allowed.",
     404: "The model is not served here.",
     408: "The body did not arrive in time.",
     413: "The body is larger than the server takes.",
@@ -76,6 +76,19 @@ def responses(
         schema = _event_schema(event) if ends_with_done else _named_event_schema(event)
         documented[200]["content"] = {"text/event-stream": {"itemSchema": schema}}
     return documented
+
+
+def event_responses(*errors: int, event: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route whose response is always a stream of named events."""
+    content = {"text/event-stream": {"itemSchema": _named_event_schema(event)}}
+    return {**responses(*errors), 200: {"description": "Server-sent events.", "content": content}}
+
+
+def query_parameter(name: str, limit: int, description: str) -> dict[str, Any]:
+    """Return the `openapi_extra` of a route with an optional number in its query."""
+    schema = {"type": "integer", "minimum": 1, "maximum": limit}
+    parameter = {"name": name, "in": "query", "schema": schema, "description": description}
+    return {"parameters": [parameter]}
 
 
 def request_body(kind: type[BaseModel]) -> dict[str, Any]:

@@ -93,6 +93,7 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
     ("POST", "/tokenize", {"prompt": "the", "return_token_strs": True}),
     ("POST", "/tokenize", {"messages": MESSAGES, "prompt": None}),
     ("POST", "/detokenize", {"tokens": [1, 2]}),
+    ("POST", "/detokenize", {"tokens": [1, 2], "return_token_strs": True}),
 ]
 SEED_FIELDS = ("CompletionRequest", "ChatRequest")
 

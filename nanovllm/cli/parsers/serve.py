@@ -54,6 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="store_true",
         help="with --log-requests: log prompts too, truncated (default: no)",
     )
+    _add_inspector(parser)
     add_security_options(parser)
     add_engine_options(parser)
 
@@ -106,6 +107,26 @@ def _add_limits(group: "argparse._ArgumentGroup") -> None:
         default=10,
         metavar="SECONDS",
         help="seconds for running requests to finish after a signal; 0 aborts them at once",
+    )
+
+
+def _add_inspector(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("inspector")
+    group.add_argument(
+        "--inspector",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="serve the state of the engine, under /v1/engine",
+    )
+    group.add_argument(
+        "--inspector-shows-prompts",
+        action="store_true",
+        help="include the prompts of all clients, truncated (default: no)",
+    )
+    group.add_argument(
+        "--inspector-controls",
+        action=argparse.BooleanOptionalAction,
+        help="allow clients to pause and step the engine (default: only on a loopback address)",
     )
 
 

@@ -11,7 +11,7 @@ logits of a request are not finite, the blocks that it wrote are invalidated.
 
 from array import array
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, KeysView, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -61,6 +61,7 @@ class BlockManager:
         self._references = [0] * num_blocks
         self._cached: dict[int, _CachedBlock] = {}
         self._block_of: dict[bytes, int] = {}
+        self._num_cached = 0
 
     @property
     def num_free(self) -> int:
@@ -76,6 +77,21 @@ class BlockManager:
     def usage(self) -> float:
         """Fraction of the blocks that requests hold, from 0 to 1."""
         return self.num_used / self.num_blocks
+
+    @property
+    def num_cached(self) -> int:
+        """Number of free blocks that the prefix cache can still find."""
+        return self._num_cached
+
+    @property
+    def references(self) -> Sequence[int]:
+        """Number of requests that hold each block; not to be changed."""
+        return self._references
+
+    @property
+    def cached_blocks(self) -> KeysView[int]:
+        """Blocks in the prefix cache, held or free."""
+        return self._cached.keys()
 
     def blocks_for(self, tokens: int) -> int:
         """Return the number of blocks that `tokens` tokens need."""
@@ -98,6 +114,7 @@ class BlockManager:
         """Add a reference to a block of the prefix cache, or to one that a sibling holds."""
         if self._references[block] == 0:
             del self._free[block]
+            self._num_cached -= 1
         self._references[block] += 1
 
     def free(self, blocks: Iterable[int]) -> None:
@@ -110,7 +127,9 @@ class BlockManager:
             self._references[block] -= 1
             if self._references[block] == 0:
                 self._free[block] = None
-                if block not in self._cached:
+                if block in self._cached:
+                    self._num_cached += 1
+                else:
                     self._free.move_to_end(block, last=False)
 
     def register(
@@ -176,6 +195,7 @@ class BlockManager:
         """Remove every block from the prefix cache."""
         self._block_of.clear()
         self._cached.clear()
+        self._num_cached = 0
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
         """Assert that the state is consistent; `held` are the block tables of all requests."""
@@ -193,9 +213,13 @@ class BlockManager:
         assert {
             cached.block_hash: block for block, cached in self._cached.items()
         } == self._block_of, "a block is not found by its own hash"
+        assert self._num_cached == sum(block in self._free for block in self._cached), (
+            "the number of cached free blocks is wrong"
+        )
 
     def _uncache(self, block: int) -> None:
         """Remove a block from the prefix cache, if it is there."""
         cached = self._cached.pop(block, None)
         if cached is not None:
             del self._block_of[cached.block_hash]
+            self._num_cached -= self._references[block] == 0

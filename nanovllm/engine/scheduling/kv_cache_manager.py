@@ -45,6 +45,28 @@ class KVCacheManager:
         num_blocks = self.blocks.blocks_for(len(request.tokens))
         return max(0, num_blocks - len(request.block_ids)) + self._needs_copy(request)
 
+    def free_blocks_needed(self, request: Request, siblings: Iterable[Request]) -> int:
+        """Return how many free blocks a request without blocks would take for all known tokens.
+
+        These are all of its blocks except those that it would share with running requests.
+        """
+        if request.can_fork and any(
+            other.num_computed_tokens >= request.num_prompt_tokens for other in siblings
+        ):
+            return (
+                1
+                + self.blocks.blocks_for(len(request.tokens))
+                - self.blocks.blocks_for(request.num_prompt_tokens)
+            )
+        num_held = 0
+        if not request.needs_whole_prompt and self.blocks.enable_prefix_caching:
+            for index in range((len(request.tokens) - 1) // self._block_size):
+                block = self.blocks.find(self._block_hash(request, index))
+                if block is None:
+                    break
+                num_held += self.blocks.references[block] > 0
+        return self.blocks.blocks_for(len(request.tokens)) - num_held
+
     def max_tokens(self, request: Request) -> int:
         """Return the number of tokens that fit a request's blocks and all free blocks."""
         return (self.blocks.num_free + len(request.block_ids)) * self._block_size

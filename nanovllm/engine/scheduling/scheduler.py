@@ -15,10 +15,11 @@ are managed by kv_cache_manager.py.
 """
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
+from nanovllm.engine.scheduling.observer import PreemptionCause, SchedulerObserver
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.step_plan import PlannedSequence, SequenceResult, StepPlan
 from nanovllm.errors import InvalidRequestError, NanovllmError
@@ -36,6 +37,7 @@ class Scheduler:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.running: list[Request] = []
         self.num_preemptions = 0
+        self.observer: SchedulerObserver | None = None
         self._requests: dict[str, Request] = {}
         self._structured: dict[str, Request] = {}  # requests with a grammar
         # A heap. Requests that were aborted while waiting stay in it until they reach the top.
@@ -67,9 +69,23 @@ class Scheduler:
         return any(request.is_blocked for request in self._structured.values())
 
     @property
+    def requests(self) -> Collection[Request]:
+        """The unfinished requests."""
+        return self._requests.values()
+
+    @property
     def request_ids(self) -> set[str]:
         """Ids of the unfinished requests."""
         return set(self._requests)
+
+    @property
+    def num_reserved_blocks(self) -> int:
+        """Number of free blocks that admission leaves to the running requests.
+
+        These are the blocks for their known tokens, and one more for each: admission should rarely
+        cause preemption.
+        """
+        return sum(map(self._blocks_needed, self.running)) + len(self.running)
 
     def failed_grammars(self) -> list[tuple[Request, NanovllmError]]:
         """Return the requests whose grammar has failed, each with the error."""
@@ -207,7 +223,7 @@ class Scheduler:
                 results.append(SequenceResult(request))
         self.kv_cache.blocks.reset_prefix_cache()
         for request in list(self.running):  # they may share blocks that the step did not fill
-            self._preempt(request, {})
+            self._preempt(request, {}, PreemptionCause.FAILED_STEP)
         return results
 
     def check_integrity(self) -> None:
@@ -233,10 +249,14 @@ class Scheduler:
 
     def _continue_prompt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
         """Plan the next chunk of a running request's prompt."""
-        if request.is_blocked or self._waits_for_sibling(request):
+        if request.is_blocked or self.waits_for_sibling(request):
             return
+        num_computed_tokens = request.num_computed_tokens
         self.kv_cache.take_computed(request, self._siblings(request))
         self.kv_cache.count_prefix_hits(request)
+        num_reused_tokens = request.num_computed_tokens - num_computed_tokens
+        if self.observer is not None and num_reused_tokens:
+            self.observer.on_reused(request, num_reused_tokens)
         count = self._chunk_size(request, planned)
         if count > 0 and self._allocate_slots(request, count, planned):
             self._plan(request, count, planned)
@@ -255,7 +275,7 @@ class Scheduler:
         self._admit_unblocked(planned)
         late = sorted((request for request in self.running if request.is_late), key=_sort_key)
         while late and self._queue and self._tokens_left(planned) > 0:
-            self._preempt(late.pop(), planned)
+            self._preempt(late.pop(), planned, PreemptionCause.LATE_MASK)
             blocked |= self._remove_blocked()
             self._admit_unblocked(planned)
         for request in blocked.values():
@@ -282,18 +302,19 @@ class Scheduler:
             if request.state is not RequestState.WAITING:
                 heapq.heappop(self._queue)
                 continue
-            is_waiting = self._waits_for_sibling(request)
+            is_waiting = self.waits_for_sibling(request)
             if not is_waiting:
                 self.kv_cache.take_computed(request, self._siblings(request))
-            # Leave one free block per running request: admission should rarely cause preemption.
-            reserved = sum(map(self._blocks_needed, self.running)) + len(self.running)
-            if self._blocks_needed(request) > self.kv_cache.blocks.num_free - reserved:
+            available = self.kv_cache.blocks.num_free - self.num_reserved_blocks
+            if self._blocks_needed(request) > available:
                 self.kv_cache.free(request)
                 return
             heapq.heappop(self._queue)
             count = self._chunk_size(request, planned)
             request.move_to(RequestState.RUNNING)
             self.running.append(request)
+            if self.observer is not None:
+                self.observer.on_admitted(request)
             if not is_waiting:
                 self.kv_cache.count_prefix_hits(request)
                 has_slots = self.kv_cache.allocate_slots(request, count)
@@ -302,7 +323,13 @@ class Scheduler:
 
     def _blocks_needed(self, request: Request) -> int:
         """Return how many more blocks a request needs; a fork needs one, for copy-on-write."""
-        return 1 if self._waits_for_sibling(request) else self.kv_cache.blocks_needed(request)
+        return 1 if self.waits_for_sibling(request) else self.kv_cache.blocks_needed(request)
+
+    def blocks_to_admit(self, request: Request) -> int:
+        """Return how many free blocks the admission of a waiting request needs now."""
+        if self.waits_for_sibling(request):
+            return 1
+        return self.kv_cache.free_blocks_needed(request, self._siblings(request))
 
     def _use_leftover_budget(self, planned: dict[str, PlannedSequence]) -> None:
         """Extend chunks that were limited, with the budget that no other request uses."""
@@ -327,15 +354,24 @@ class Scheduler:
         while request.state is RequestState.RUNNING:
             if self.kv_cache.allocate_slots(request, count):
                 return True
-            self._preempt(max(self.running, key=_sort_key), planned)
+            last = max(self.running, key=_sort_key)
+            self._preempt(last, planned, PreemptionCause.NO_FREE_BLOCK, request)
         return False
 
-    def _preempt(self, request: Request, planned: dict[str, PlannedSequence]) -> None:
-        """Free a request's blocks and queue it again.
+    def _preempt(
+        self,
+        request: Request,
+        planned: dict[str, PlannedSequence],
+        cause: PreemptionCause,
+        other: Request | None = None,
+    ) -> None:
+        """Free a request's blocks and queue it again; `cause` and `other` are for the observer.
 
         Other requests that share a block which this request would have filled in this step are
         preempted too.
         """
+        if self.observer is not None:
+            self.observer.on_preempted(request, cause, other)
         sequence = planned.pop(request.request_id, None)
         never_filled: set[int] = set()
         if sequence is not None:
@@ -346,21 +382,24 @@ class Scheduler:
         request.num_preemptions += 1
         self.num_preemptions += 1
         heapq.heappush(self._queue, (request.sort_key, request))
-        for other in list(self.running):
-            if other.state is RequestState.RUNNING and not never_filled.isdisjoint(other.block_ids):
-                self._preempt(other, planned)
+        for reader in list(self.running):
+            is_running = reader.state is RequestState.RUNNING
+            if is_running and not never_filled.isdisjoint(reader.block_ids):
+                self._preempt(reader, planned, PreemptionCause.UNFILLED_BLOCK, request)
 
     def _preempt_readers(self, source: Request, blocks: set[int]) -> None:
         """Preempt the requests that hold any of `blocks`, and the siblings of `source`."""
         for other in list(self.running):
             is_reader = other.writer == source.writer or not blocks.isdisjoint(other.block_ids)
             if other is not source and is_reader and other.state is RequestState.RUNNING:
-                self._preempt(other, {})
+                self._preempt(other, {}, PreemptionCause.NOT_FINITE, source)
 
     def _finish(self, request: Request) -> None:
         if request.state is RequestState.RUNNING:
             self.running.remove(request)
         request.move_to(RequestState.FINISHED)
+        if self.observer is not None:
+            self.observer.on_finished(request)
         self.kv_cache.free(request)
         del self._requests[request.request_id]
         self._structured.pop(request.request_id, None)
@@ -375,7 +414,7 @@ class Scheduler:
             if other.parent_id == request.parent_id and other is not request
         ]
 
-    def _waits_for_sibling(self, request: Request) -> bool:
+    def waits_for_sibling(self, request: Request) -> bool:
         """Return whether a sibling earlier in the order is still computing their prompt."""
         if not request.can_fork:
             return False

@@ -111,7 +111,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
       h("strong", { text: weightAt(query, key).toFixed(4) }),
     );
     strip.shade(
-      (index) => (index <= query ? weightFraction(weightAt(query, index)) : null),
+      (index) => (index <= query ? weightFraction(weightAt(query, index)) : 0),
       (index) =>
         index <= query
           ? `${visibleText(tokens[index].text)}, position ${index}: ${weightAt(query, index).toFixed(4)}`
@@ -177,15 +177,15 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
         map.element,
         weightLegend(),
       ),
-    ),
-    h(
-      "section",
-      { class: "card", "aria-label": "Weights as text" },
-      h("h2", { text: "The same row as text" }),
-      h("p", { class: "secondary v-lead", text: "Choose a token to see what it looks at. Tokens after it have "
-        + "no weight: a token never looks ahead." }),
-      strip.element,
-      topKeys,
+      h(
+        "section",
+        { class: "card v-text-card", "aria-label": "Weights as text" },
+        h("h2", { text: "The same row as text" }),
+        h("p", { class: "secondary v-lead", text: "Choose a token to see what it looks at. Tokens after it have "
+          + "no weight: a token never looks ahead." }),
+        strip.element,
+        topKeys,
+      ),
     ),
   );
   document.addEventListener("themechange", () => element.isConnected && paintThumbnails());

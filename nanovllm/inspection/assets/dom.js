@@ -60,7 +60,7 @@ function fill(element, attributes, children) {
  * @param {(Child | Child[])[]} children
  */
 export function append(parent, children) {
-  for (const child of children.flat()) {
+  for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
     parent.append(child instanceof Node ? child : String(child));
   }
@@ -347,9 +347,14 @@ function keepFocus(element, event) {
 function place(element, anchor) {
   const gap = 6;
   const edge = 8;
+  element.style.maxHeight = "";
   const { width, height } = element.getBoundingClientRect();
-  const below = anchor.bottom + gap + height <= innerHeight - edge;
-  const top = below ? anchor.bottom + gap : Math.max(edge, anchor.top - gap - height);
+  const roomAbove = anchor.top - gap - edge;
+  const roomBelow = innerHeight - anchor.bottom - gap - edge;
+  const isBelow = height <= roomBelow || roomBelow >= roomAbove;
+  const shownHeight = Math.min(height, Math.max(isBelow ? roomBelow : roomAbove, 120));
+  if (shownHeight < height) element.style.maxHeight = `${shownHeight}px`;
+  const top = isBelow ? anchor.bottom + gap : anchor.top - gap - shownHeight;
   const left = Math.min(Math.max(edge, anchor.left), Math.max(edge, innerWidth - width - edge));
   element.style.left = `${left}px`;
   element.style.top = `${top}px`;
@@ -444,7 +449,7 @@ export function formatCount(value) {
 export function formatNumber(value, digits = 3) {
   if (!Number.isFinite(value)) return "–";
   if (Math.abs(value) >= 10 ** digits) return formatCount(value);
-  return Number(value.toPrecision(digits)).toString();
+  return Number(value.toPrecision(digits)).toString().replace("-", "−");
 }
 
 /** Return a probability in percent; small ones keep two digits. @param {number} value 0 to 1 */
@@ -452,8 +457,8 @@ export function formatPercent(value) {
   const percent = value * 100;
   if (percent >= 99.95 && value < 1) return `>99.9${THIN_SPACE}%`;
   if (percent >= 10) return `${percent.toFixed(1)}${THIN_SPACE}%`;
-  if (percent >= 0.01) return `${Number(percent.toPrecision(2))}${THIN_SPACE}%`;
-  return percent === 0 ? `0${THIN_SPACE}%` : `${percent.toExponential(0)}${THIN_SPACE}%`;
+  if (percent >= 1e-4) return `${Number(percent.toPrecision(2))}${THIN_SPACE}%`;
+  return `${percent === 0 ? "0" : "<0.0001"}${THIN_SPACE}%`;
 }
 
 /** Return a duration with its unit. @param {number} seconds */

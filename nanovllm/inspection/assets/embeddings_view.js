@@ -30,12 +30,13 @@ const TSNE_NOTE = "t-SNE keeps near neighbours near. Distances between groups, t
 /**
  * Return an explorer of projections of the token embeddings.
  *
- * `load` fetches a projection that is absent, `neighborsOf` the nearest tokens of an id.
+ * `marked` are ids to bring out. `load` fetches a projection that is absent, `neighborsOf` the nearest
+ * tokens of an id.
  * @param {{projections: Record<string, object>, neighbors?: Record<string, object[]> | null,
- *   load?: (method: string) => Promise<object>, neighborsOf?: (id: number) => Promise<object[]>}} data
+ *   marked?: number[], load?: (method: string) => Promise<object>, neighborsOf?: (id: number) => Promise<object[]>}} data
  * @returns {HTMLElement}
  */
-export function embeddingsExplorer({ projections, neighbors = null, load, neighborsOf }) {
+export function embeddingsExplorer({ projections, neighbors = null, marked = [], load, neighborsOf }) {
   const known = new Map(Object.entries(projections));
   const plot = scatterPlot({ onSelect: (point) => select(point) });
   const note = h("p", { class: "secondary v-lead" });
@@ -73,7 +74,7 @@ export function embeddingsExplorer({ projections, neighbors = null, load, neighb
     const matches = text ? points.filter((point) => point.text.toLowerCase().includes(text)) : [];
     matches.sort((a, b) => a.text.trim().length - b.text.trim().length);
     found.textContent = text ? `${matches.length} of ${points.length} tokens` : "";
-    plot.highlight(matches.map(({ id }) => id));
+    plot.highlight(text ? matches.map(({ id }) => id) : marked);
     replace(results, matches.slice(0, MAX_RESULTS).map((point) => h("li", {}, tokenButton(point))));
   }
 
@@ -170,7 +171,7 @@ function scatterPlot({ onSelect }) {
   const hidden = new Set();
   /** @type {{id: number, text: string, x: number, y: number, kind: number}[]} */
   let points = [];
-  let scale = { x: 0, y: 0, size: 1 };
+  let scale = { x: 0, y: 0, width: 1, height: 1 }; // centre and size of the data
   let view = { zoom: 1, x: 0, y: 0 };
   let highlighted = new Set();
   let linked = new Set();
@@ -189,7 +190,8 @@ function scatterPlot({ onSelect }) {
 
   const width = () => frame.clientWidth;
   const height = () => frame.clientHeight;
-  const unit = () => (Math.min(width(), height()) - 2 * MARGIN_PX) * view.zoom * scale.size;
+  const unit = () => view.zoom
+    * Math.min((width() - 2 * MARGIN_PX) / scale.width, (height() - 2 * MARGIN_PX) / scale.height);
   const screenX = (x) => width() / 2 + (x - scale.x) * unit() + view.x;
   const screenY = (y) => height() / 2 - (y - scale.y) * unit() + view.y;
 
@@ -348,8 +350,10 @@ function scatterPlot({ onSelect }) {
       const range = (name) => points.reduce(
         ([low, high], point) => [Math.min(low, point[name]), Math.max(high, point[name])], [Infinity, -Infinity]);
       const [xs, ys] = [range("x"), range("y")];
-      const span = Math.max(xs[1] - xs[0], ys[1] - ys[0]) || 1;
-      scale = { x: (xs[0] + xs[1]) / 2, y: (ys[0] + ys[1]) / 2, size: 1 / span };
+      scale = {
+        x: (xs[0] + xs[1]) / 2, y: (ys[0] + ys[1]) / 2,
+        width: xs[1] - xs[0] || 1, height: ys[1] - ys[0] || 1,
+      };
       yAxis.textContent = `↑ ${yName}`;
       xAxis.textContent = `${xName} →`;
       schedule();

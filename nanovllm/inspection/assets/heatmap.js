@@ -214,6 +214,15 @@ export function heatMap({ onRead }) {
     schedule();
   }
 
+  /** Choose a row, and in it the key with the largest weight. @param {number} query */
+  function selectQuery(query) {
+    let key = 0;
+    for (let other = 1; other <= query; other += 1) {
+      if (weightAt(query, other) > weightAt(query, key)) key = other;
+    }
+    read({ query, key }, true);
+  }
+
   function describe(query, key) {
     const weight = weightAt(query, key).toFixed(4);
     return `Attention weight of ${labels[query]}, position ${query}, on ${labels[key]}, `
@@ -255,25 +264,18 @@ export function heatMap({ onRead }) {
   return {
     element,
     /**
-     * Show another matrix; the chosen cell stays if it exists.
+     * Show another matrix. The chosen row stays, or is the last one; its largest weight is read.
      * @param {{id: number, text: string}[]} tokens
      * @param {(query: number, key: number) => number} weights
      */
     update(tokens, weights) {
-      if (tokens.length !== labels.length) kept = { query: tokens.length - 1, key: 0 };
+      const query = tokens.length === labels.length ? kept.query : tokens.length - 1;
       labels = tokens.map(({ text }) => visibleText(text));
       weightAt = weights;
       paintTriangle(image, labels.length, weightAt);
-      read(kept, true);
+      selectQuery(query);
     },
-    /** Choose a row, and in it the key with the largest weight. @param {number} query */
-    selectQuery(query) {
-      let key = 0;
-      for (let other = 1; other <= query; other += 1) {
-        if (weightAt(query, other) > weightAt(query, key)) key = other;
-      }
-      read({ query, key }, true);
-    },
+    selectQuery,
   };
 }
 
@@ -293,7 +295,7 @@ function shorten(context, text, width) {
 export function tokenStrip(tokens, { label, onSelect }) {
   const items = tokens.map(({ text }, index) =>
     h("button", {
-      type: "button", class: "v-token v-shaded", tabindex: index ? -1 : 0, onclick: () => onSelect(index),
+      type: "button", class: "v-token", tabindex: index ? -1 : 0, onclick: () => onSelect(index),
       text: text.trim() ? text.replaceAll("\n", "↵") : visibleText(text),
     }),
   );
@@ -302,16 +304,14 @@ export function tokenStrip(tokens, { label, onSelect }) {
   return {
     element,
     /**
-     * Shade the tokens; `fractionOf` returns null for a token without a value.
-     * @param {(index: number) => number | null} fractionOf
+     * Shade the tokens by fractions from 0 to 1.
+     * @param {(index: number) => number} fractionOf
      * @param {(index: number) => string} describe
      * @param {number} current
      */
     shade(fractionOf, describe, current) {
-      const colorOf = colorScale();
       items.forEach((item, index) => {
-        const fraction = fractionOf(index);
-        item.style.setProperty("--shade", fraction === null ? "transparent" : colorOf(fraction));
+        item.style.setProperty("--part", String(fractionOf(index)));
         item.title = describe(index);
         item.setAttribute("aria-pressed", String(index === current));
       });

@@ -72,7 +72,7 @@ const LENS_METRICS = {
       [1, 0.5, 0].map((part) => ({ at: 1 - part, text: formatNumber(part * maxEntropy, 2) })),
   },
   rank: {
-    label: "Rank of the next token",
+    label: "Rank of next",
     legend: "rank of the token that follows",
     fraction: (cell, { maxRank }) =>
       cell.rank_of_next === null ? null : 1 - Math.log(cell.rank_of_next) / Math.log(maxRank),
@@ -93,7 +93,7 @@ function lensExtremes({ cells }) {
 
 function metricLegend(lens, metric) {
   const { legend, ticks } = LENS_METRICS[metric];
-  return scaleLegend({ label: legend, ticks: ticks(lensExtremes(lens)) });
+  return h("div", { class: "v-tinted" }, scaleLegend({ label: legend, ticks: ticks(lensExtremes(lens)) }));
 }
 
 /** Return the model's probability of the token after each position; the last has none. */
@@ -301,6 +301,11 @@ function probabilityChart(lens, onChoose) {
         "circle", { class: index === worst ? "v-dot v-worst" : "v-dot", cx: xOf(index), cy: yOf(p),
           r: index === worst ? 5 : Math.min(3, Math.max(step / 4, 1.2)) },
       )),
+      s("text", {
+        class: "v-worst-label", x: xOf(worst) + (worst > probabilities.length / 2 ? -10 : 10), y: yOf(low) + 10,
+        "text-anchor": worst > probabilities.length / 2 ? "end" : "start",
+        text: `${shortLabel(visibleText(lens.tokens[worst + 1].text))} ${formatPercent(probabilities[worst])}`,
+      }),
       probabilities.map((_, index) => index % every === 0 && s(
         "text",
         { class: "v-x-label", "text-anchor": "end",

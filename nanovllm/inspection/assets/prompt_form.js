@@ -2,6 +2,7 @@
 
 import { button, busy, errorMessage, field, h, replace } from "./dom.js";
 
+const MAX_NAME_CHARACTERS = 40;
 const EXAMPLE =
   "It was the best of times, it was the worst of times, it was the age of wisdom";
 
@@ -17,6 +18,7 @@ export function promptForm({ context, action, hint, compute }) {
   const result = h("div", { class: "v-output" });
   /** @type {AbortController | null} */
   let running = null;
+  let handedOver = "";
   let hasShown = false;
 
   async function run() {
@@ -46,11 +48,25 @@ export function promptForm({ context, action, hint, compute }) {
     },
   });
   context.store.subscribe("prompt", (prompt) => (recent.hidden = !prompt));
+  const finished = h("select", {
+    class: "select v-number", hidden: true, "aria-label": "Prompt of a finished request",
+    onchange: () => {
+      input.value = finished.value;
+      finished.value = "";
+      run();
+    },
+  });
+  context.store.subscribe("finished", (requests) => {
+    finished.hidden = !requests?.length;
+    replace(finished, h("option", { value: "", text: "Finished requests" }),
+      (requests ?? []).map(({ name, prompt }) =>
+        h("option", { value: prompt, text: `${name} ${prompt.slice(0, MAX_NAME_CHARACTERS)}` })));
+  });
   const form = h(
     "form",
     { class: "card v-prompt" },
     field({ label: "Prompt", control: input, hint }),
-    h("div", { class: "row" }, button({ label: action, kind: "primary", type: "submit" }), recent),
+    h("div", { class: "row" }, button({ label: action, kind: "primary", type: "submit" }), recent, finished),
   );
   form.addEventListener("submit", (event) => {
     event.preventDefault();
@@ -63,11 +79,12 @@ export function promptForm({ context, action, hint, compute }) {
   });
   return {
     element: h("div", { class: "stack" }, form, result),
-    /** Compute the playground's text, or the example, when the view is first shown. */
+    /** Compute the prompt that another view has handed over, or at first the example. */
     show() {
-      if (hasShown) return;
-      input.value = context.store.get("prompt") || input.value;
-      run();
+      const prompt = context.store.get("prompt");
+      const isNew = Boolean(prompt) && prompt !== handedOver;
+      if (isNew) input.value = handedOver = prompt;
+      if (isNew || !hasShown) run();
     },
   };
 }

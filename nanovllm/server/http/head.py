@@ -21,4 +21,5 @@ class HeadMiddleware:
                 message = {**message, "body": b""}
             await send(message)
 
-        await self._app({**scope, "method": "GET"}, receive, send_headers)
+        # A route whose stream does not end by itself ends it for HEAD.
+        await self._app({**scope, "method": "GET", "is_head": True}, receive, send_headers)

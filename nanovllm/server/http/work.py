@@ -89,9 +89,13 @@ class Work:
         client = record_of(request).client
 
         async def write(call: Callable[[], T]) -> T:
-            return await self._writers.run(client, call)
+            return await self.write(client, call)
 
         return write
+
+    async def write(self, client: str, call: Callable[[], T]) -> T:
+        """Return the result of a call that writes a response, in the queue of `client`."""
+        return await self._writers.run(client, call)
 
     def close(self) -> None:
         """Close all pools; waits for no thread."""

@@ -1,9 +1,14 @@
 """The inspector: the web page at `/` that shows the engine at work, and the endpoints behind it.
 
-- `page.py`: serves the page and its assets, which load nothing from other hosts.
-- `inspect_routes.py`: /v1/inspect/*, attention, logit lens and embeddings.
-- `same_origin.py`: refuses requests that pages of other origins send.
+page            serves the page and its assets, which load nothing from other hosts
+state_routes    GET /v1/engine/state, /v1/engine/events, /v1/engine/steps; POST /v1/engine/control
+event_stream    the stream of states, shared by all of its readers
+documents       the JSON of a state and of a step
+response_types  the types of responses, for the OpenAPI document
+origin          refuses requests of other web pages to /v1/engine/control
+inspect_routes  /v1/inspect/*: attention, logit lens and embeddings
+same_origin     refuses requests of other web pages to /v1/inspect
 
-`assets/` has the page and its scripts: ES modules without a build step. The style sheet, the
+`assets/` has the page and its scripts: ES modules without a build step. The style sheets, the
 elements and the views that self-contained files show too are in `nanovllm/inspection/assets/`.
 """

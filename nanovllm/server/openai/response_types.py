@@ -76,6 +76,12 @@ class Detokenized(TypedDict):
     """The text of token ids."""
 
     prompt: str
+    token_strs: NotRequired[
+        Annotated[
+            list[str],
+            Field(description="the tokens as the vocabulary spells them, if requested"),
+        ]
+    ]
 
 
 class TokenizerInfo(TypedDict):

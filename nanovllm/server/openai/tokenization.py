@@ -79,6 +79,9 @@ class DetokenizeRequest(Body):
     """The body of POST /detokenize."""
 
     tokens: BoundedTokenIds = Field(description="token ids of the model's vocabulary")
+    return_token_strs: bool | None = Field(
+        False, description="also return each token as the vocabulary spells it"
+    )
 
 
 def tokenize(
@@ -136,7 +139,11 @@ def detokenize(body: DetokenizeRequest, engine: Engine) -> Detokenized:
             f"tokens has the id {str(outside)[:24]} but the vocabulary goes from 0 to {last}",
             param="tokens",
         )
-    return {"prompt": engine.tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    tokenizer = engine.tokenizer
+    answer: Detokenized = {"prompt": tokenizer.decode(body.tokens, skip_special_tokens=False)}
+    if body.return_token_strs:
+        answer["token_strs"] = [tokenizer.token_name(token_id) for token_id in body.tokens]
+    return answer
 
 
 def tokenizer_info(engine: Engine) -> TokenizerInfo:

@@ -215,7 +215,8 @@ def test_whoever_shares_a_block_that_will_not_be_filled_is_set_back_too() -> Non
     scheduler.add(second)
     plan = scheduler.schedule()
     planned = {sequence.request.request_id: sequence for sequence in plan.sequences}
-    scheduler._preempt(first, planned)  # noqa: SLF001 - no schedule leads here
+    cause = PreemptionCause.NO_FREE_BLOCK
+    scheduler._preempt(first, planned, cause)  # noqa: SLF001 - no schedule leads here
     assert not planned
     assert {first.state, second.state} == {RequestState.WAITING}
     scheduler.check_integrity()

@@ -84,6 +84,8 @@ def test_token_strs_are_spelt_as_in_the_vocabulary(server: RunningServer, tiny_m
     found = ask(server, "/tokenize", prompt="in the é", return_token_strs=True)
     assert [vocab[name] for name in found["token_strs"]] == found["tokens"]
     assert found["token_strs"] == ["in", "Ġthe", "Ġ", "Ã", "©"]
+    back = ask(server, "/detokenize", tokens=found["tokens"], return_token_strs=True)
+    assert back == {"prompt": "in the é", "token_strs": found["token_strs"]}
 
 
 @pytest.mark.parametrize("text", TEXTS)

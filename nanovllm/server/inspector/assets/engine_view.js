@@ -1,9 +1,304 @@
-/** The view "Engine". */
+/**
+ * Engine: the scheduler and the KV cache, live from /v1/engine/events, with pause, step and replay.
+ *
+ * The stream is open only while the tab is visible: the server records steps only while it is watched.
+ */
 
-import { emptyState, h } from "./dom.js";
+import { button, emptyState, errorMessage, h, replace, toast } from "./dom.js";
+import { blockGrid } from "./block_grid.js";
+import { engineFigures } from "./engine_figures.js";
+import { eventLog } from "./event_log.js";
+import { timeHistogram } from "./histogram.js";
+import { createHistory, createNames } from "./replay.js";
+import { requestList } from "./request_list.js";
+import { stepTimeline } from "./step_timeline.js";
 
-/** @param {import("./main.js").Context} context */
-export function create(context) {
-  const empty = emptyState({ title: "Engine", text: "Not built yet." });
-  return { element: h("div", { class: "view" }, empty), show() {}, hide() {} };
+const RETRY_MS = 2000;
+const MAX_STEPS = 512;
+const MAX_FINISHED = 20;
+const SAMPLE_PREFIX = "It was the best of times, it was the worst of times, it was the age of wisdom, it was "
+  + "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
+const SAMPLE_ENDINGS = ["The king", "A ship", "In the morning", "She said", "The door", "He was", "My dear", "Once"];
+
+/**
+ * Return the tab.
+ * @param {import("./main.js").Context} context
+ */
+export function create({ api, store, announce }) {
+  const history = createHistory();
+  const names = createNames();
+  /** @type {AbortController | null} */
+  let connection = null;
+  let isShown = false;
+  let isScheduled = false;
+  let selected = null;
+  /** @type {Map<string, string>} prompts of unfinished requests by id */
+  let prompts = new Map();
+
+  const select = (id) => {
+    selected = selected === id ? null : id;
+    for (const part of [running, waiting, blocks, timeline, log]) part.select(selected);
+  };
+  const watch = (step) => {
+    history.watch(step);
+    schedule();
+  };
+  const figures = engineFigures();
+  const inspect = (view, prompt) => {
+    store.set("prompt", prompt);
+    location.hash = view;
+  };
+  const running = requestList({
+    names, inspect, label: "Running requests", onSelect: select, includes: ({ state }) => state === "running",
+  });
+  const waiting = requestList({
+    names, inspect, label: "Waiting requests", onSelect: select, includes: ({ state }) => state === "waiting",
+  });
+  const blocks = blockGrid({ names, onSelect: select });
+  const timeline = stepTimeline({ names, onWatch: watch, onSelect: select });
+  const log = eventLog({ names, onSelect: select, onWatch: watch });
+  const ttft = timeHistogram({
+    title: "Time to first token", explanation: "From the arrival of a request to its first token.",
+    unit: "first tokens",
+  });
+  const itl = timeHistogram({
+    title: "Inter-token latency", explanation: "Between two tokens of a sequence.", unit: "intervals",
+  });
+  const controls = controlBar({
+    act: async (action) => {
+      try {
+        const { is_paused: isPaused } = await api.post("v1/engine/control", { action });
+        if (action !== "step") announce(isPaused ? "The engine is paused." : "The engine runs.");
+        history.watch(null);
+        schedule();
+      } catch (error) {
+        toast(error.message, "error");
+      }
+    },
+    move: (count) => {
+      history.move(count);
+      schedule();
+    },
+    watch,
+  });
+  const message = h("div", { class: "v-message" });
+  const noRequests = emptyState({
+    title: "No request is running",
+    text: "Requests of every client of this server appear here. Send one from the Playground, or some sample prompts.",
+    action: button({ label: `Send ${SAMPLE_ENDINGS.length} sample prompts`, kind: "primary", onclick: sendSamples }),
+  });
+  const noRunning = h("p", { class: "secondary", text: "No request runs." });
+  const noWaiting = h("p", { class: "secondary", text: "No request waits." });
+  const stateNote = h("p", { class: "secondary small-text", hidden: true });
+  const omitted = h("p", { class: "secondary small-text", hidden: true });
+  const content = h(
+    "div",
+    { class: "stack", hidden: true },
+    figures.element,
+    noRequests,
+    h(
+      "div",
+      { class: "v-engine-columns" },
+      h("section", { class: "card", "aria-label": "Running requests" },
+        h("div", { class: "card-header" }, h("h2", { text: "Running requests" }), requestLegend()),
+        noRunning, running.element),
+      h("div", { class: "stack" },
+        h("section", { class: "card", "aria-label": "KV cache blocks" },
+          h("h2", { text: "KV cache blocks" }), figures.blockNote, stateNote, blocks.element),
+        h("section", { class: "card", "aria-label": "Waiting requests" },
+          h("h2", { text: "Waiting requests" }),
+          h("p", { class: "secondary v-lead", text: "In queue order, with the reason why each waits." }),
+          noWaiting, waiting.element, omitted)),
+    ),
+    h("section", { class: "card", "aria-label": "Steps" }, h("h2", { text: "Steps" }),
+      h("p", { class: "secondary v-lead", text: "A column is one step of the engine, a row one request. Choose "
+        + "a step to replay it; the left and right arrow keys move." }), timeline.element),
+    h("div", { class: "v-engine-thirds" },
+      h("section", { class: "card", "aria-label": "Events" }, h("h2", { text: "Events" }), log.element),
+      ttft.element, itl.element),
+  );
+  const element = h("div", { class: "stack v-engine" }, controls.element, message, content);
+
+  element.addEventListener("keydown", (event) => {
+    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const isTyping = /** @type {Element} */ (event.target).closest("input, textarea, select, canvas");
+    if (!move || isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+    event.preventDefault();
+    history.move(move);
+    schedule();
+  });
+  document.addEventListener("themechange", () => isShown && schedule());
+  document.addEventListener("visibilitychange", update);
+
+  /** Connect while the tab is visible, and only then. */
+  function update() {
+    const isWanted = isShown && !document.hidden;
+    if (isWanted && !connection) connect();
+    if (!isWanted && connection) {
+      connection.abort();
+      connection = null;
+    }
+  }
+
+  async function connect() {
+    const controller = new AbortController();
+    connection = controller;
+    const { signal } = controller;
+    while (!signal.aborted) {
+      try {
+        for await (const events of api.stream("v1/engine/events", { signal })) {
+          if (!history.frames().length) await loadSteps(signal);
+          for (const { event, data } of events) if (event === "state") history.addFrame(data);
+          replace(message);
+          schedule();
+        }
+      } catch (error) {
+        if (signal.aborted) return;
+        replace(message, errorMessage(`${error.message} The page tries again.`));
+        controls.disconnect();
+      }
+      await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+    }
+  }
+
+  async function loadSteps(signal) {
+    const { steps } = await api.get(`v1/engine/steps?last=${MAX_STEPS}`, { signal });
+    history.addSteps(steps);
+  }
+
+  function schedule() {
+    if (isScheduled || !isShown) return;
+    isScheduled = true;
+    requestAnimationFrame(() => {
+      isScheduled = false;
+      render();
+    });
+  }
+
+  function render() {
+    const shown = history.shown();
+    if (!shown) return;
+    const { state, record } = shown;
+    for (const { id } of state.requests) names.color(id);
+    keepFinishedPrompts();
+    content.hidden = false;
+    figures.update(state, history.frames());
+    running.update(state.requests);
+    waiting.update(state.requests);
+    blocks.update(state);
+    timeline.update({
+      records: history.steps(), record, step: history.watched, maxTokens: state.config.max_num_batched_tokens,
+    });
+    log.update(history.steps(), history.watched);
+    ttft.update(state.ttft_s);
+    itl.update(state.itl_s);
+    controls.update(history, history.frames().at(-1));
+    noRequests.hidden = state.requests.length > 0;
+    noRunning.hidden = !running.element.hidden;
+    noWaiting.hidden = !waiting.element.hidden;
+    omitted.hidden = !state.requests_omitted;
+    omitted.textContent = `${state.requests_omitted} more requests wait.`;
+    stateNote.hidden = history.watched === null || state.step === history.watched;
+    stateNote.textContent = `Requests and blocks as recorded after step ${state.step}.`;
+  }
+
+  /** Offer the prompts of finished requests to the other views, where the server shows prompts. */
+  function keepFinishedPrompts() {
+    const { requests } = history.frames().at(-1);
+    const unfinished = new Map(requests.filter(({ prompt }) => prompt).map(({ id, prompt }) => [id, prompt]));
+    const finished = [...prompts].filter(([id]) => !unfinished.has(id));
+    prompts = unfinished;
+    if (!finished.length) return;
+    const entries = finished.map(([id, prompt]) => ({ name: names.name(id), prompt }));
+    store.set("finished", [...entries, ...(store.get("finished") ?? [])].slice(0, MAX_FINISHED));
+  }
+
+  /** Send one request with several prompts: the browser allows few connections, and a pause holds them. */
+  async function sendSamples() {
+    const prompt = SAMPLE_ENDINGS.map((ending) => `${SAMPLE_PREFIX} ${ending}`);
+    try {
+      await api.post("v1/completions", { model: store.get("model"), prompt, max_tokens: 64, temperature: 0.8 });
+    } catch (error) {
+      toast(error.message, "error");
+    }
+  }
+
+  return {
+    element,
+    show() {
+      isShown = true;
+      update();
+      schedule();
+    },
+    hide() {
+      isShown = false;
+      update();
+    },
+  };
+}
+
+function requestLegend() {
+  const item = (part, text) => h("span", {}, h("span", { class: `swatch v-part-${part}` }), text);
+  return h("div", { class: "legend v-request-legend" }, item("cached", "prompt, cached"), item("computed", "prompt, computed"),
+    item("pending", "prompt, to compute"), item("generated", "generated"));
+}
+
+/** Return the buttons and the slider. */
+function controlBar({ act, move, watch }) {
+  const status = h("span", { class: "v-live" });
+  const pause = button({ label: "Pause", icon: "pause", small: true, onclick: () => act("pause") });
+  const resume = button({ label: "Resume", icon: "play", small: true, hidden: true, onclick: () => act("resume") });
+  const step = button({ label: "Step", icon: "step", small: true, disabled: true, onclick: () => act("step") });
+  const back = button({ label: "Previous step", icon: "back", iconOnly: true, small: true, onclick: () => move(-1) });
+  const forth = button({ label: "Next step", icon: "step", iconOnly: true, small: true, onclick: () => move(1) });
+  const live = button({ label: "Live", small: true, onclick: () => watch(null) });
+  const slider = h("input", {
+    type: "range", class: "v-slider", "aria-label": "Replay step", min: 0, max: 0, step: 1,
+    oninput: () => watch(Number(slider.value) >= Number(slider.max) ? null : Number(slider.value)),
+  });
+  const hint = h("p", { class: "secondary small-text v-control-hint", hidden: true });
+  const element = h(
+    "div",
+    { class: "card v-controls" },
+    h("div", { class: "row" }, status, pause, resume, step),
+    h("div", { class: "row v-replay", role: "group", "aria-label": "Replay" },
+      back, slider, forth, live),
+    hint,
+  );
+  return {
+    element,
+    disconnect() {
+      status.textContent = "Disconnected";
+      status.className = "v-live v-live-off";
+    },
+    /** @param {ReturnType<typeof createHistory>} history @param {any} newest */
+    update(history, newest) {
+      const { is_paused: isPaused, can_control: canControl } = newest;
+      const watched = history.watched;
+      const mode = watched !== null ? "replay" : isPaused ? "paused" : "on";
+      status.textContent = { replay: `Replay of step ${watched}`, paused: `Paused after step ${newest.step}`,
+        on: "Live" }[mode];
+      status.className = `v-live v-live-${mode}`;
+      pause.hidden = isPaused;
+      resume.hidden = !isPaused;
+      for (const control of [pause, resume]) control.disabled = !canControl;
+      step.disabled = !canControl || !isPaused;
+      const texts = canControl
+        ? isPaused ? "No request makes progress while the engine is paused. Step runs one step. The pause ends when "
+          + "no page watches." : ""
+        : "Pause and step are off on this server. Start it with --inspector-controls to turn them on.";
+      hint.textContent = texts;
+      hint.hidden = !texts;
+      const steps = history.steps();
+      const first = steps[0]?.step ?? 0;
+      const last = steps.at(-1)?.step ?? 0;
+      slider.min = String(first);
+      slider.max = String(last);
+      slider.value = String(watched ?? last);
+      slider.setAttribute("aria-valuetext", watched === null ? "live" : `step ${watched}`);
+      back.disabled = steps.length === 0 || (watched ?? last + 1) <= first;
+      forth.disabled = watched === null;
+      live.disabled = watched === null;
+    },
+  };
 }

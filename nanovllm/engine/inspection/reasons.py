@@ -1,0 +1,132 @@
+"""Why a request waits, and why it was preempted, as sentences with numbers.
+
+The reasons are derived from the scheduler's state when a snapshot is made, never during a step.
+They follow the rules of scheduler.py: requests are admitted in order, and the first one that does
+not fit keeps back the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nanovllm.engine.inspection.recorder import Preemption
+from nanovllm.engine.scheduling.observer import PreemptionCause
+from nanovllm.engine.scheduling.request import Request
+from nanovllm.engine.scheduling.scheduler import Scheduler
+
+_WAITS_FOR_MASK = "waits for its grammar's mask"
+_CAN_BE_ADMITTED = "can be admitted in the next step"
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What keeps the first request of the queue from running.
+
+    Attributes:
+        request: the first request that does not wait for a grammar; None if there is none.
+        reason: why it waits, without a subject.
+        holds_back: whether `reason` itself explains why the later requests wait too.
+    """
+
+    request: Request | None
+    reason: str
+    holds_back: bool = True
+
+
+def find_obstacle(scheduler: Scheduler, waiting: Sequence[Request]) -> Obstacle:
+    """Return what keeps the first of the waiting requests, given in order, from running."""
+    first = next((request for request in waiting if not request.is_blocked), None)
+    if first is None:
+        return Obstacle(None, _WAITS_FOR_MASK, holds_back=False)
+    max_num_seqs, max_tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+    if len(scheduler.running) >= max_num_seqs:
+        is_one = max_num_seqs == 1
+        slots = "the only slot is" if is_one else f"all {max_num_seqs} sequence slots are"
+        return Obstacle(first, f"{slots} running (--max-num-seqs {max_num_seqs})")
+    blocks, reserve = scheduler.kv_cache.blocks, scheduler.num_reserved_blocks
+    needed = scheduler.blocks_to_admit(first)
+    if needed > blocks.num_free - reserve:
+        return Obstacle(
+            first,
+            f"needs {_blocks(needed)}, and {max(blocks.num_free - reserve, 0)} of "
+            f"{blocks.num_blocks} are free beyond the reserve of {reserve} for running requests",
+            holds_back=False,
+        )
+    if sum(_next_tokens(request, scheduler) for request in scheduler.running) >= max_tokens:
+        return Obstacle(
+            first,
+            f"the running requests use all {max_tokens} tokens of the next step "
+            f"(--max-num-batched-tokens {max_tokens})",
+        )
+    return Obstacle(first, _CAN_BE_ADMITTED, holds_back=False)
+
+
+def waiting_reason(request: Request, position: int, obstacle: Obstacle) -> str:
+    """Return why a waiting request waits.
+
+    Args:
+        position: number of waiting requests before it that do not wait for a grammar.
+        obstacle: what keeps the first of the queue from running.
+    """
+    if request.is_blocked:
+        return _WAITS_FOR_MASK
+    first = obstacle.request
+    assert first is not None
+    if request is first:
+        return obstacle.reason + ("; it is the next" if obstacle.holds_back else "")
+    ahead = f"{position} request is ahead" if position == 1 else f"{position} requests are ahead"
+    if obstacle.holds_back:
+        return f"{obstacle.reason}; {ahead}"
+    subject = first.request_id if position == 1 else f"the first of them, {first.request_id},"
+    return f"{ahead}; {subject} {obstacle.reason}"
+
+
+def running_reason(request: Request, scheduler: Scheduler) -> str | None:
+    """Return why a running request is not part of every step; None if it is."""
+    if request.is_blocked:
+        return _WAITS_FOR_MASK
+    if scheduler.waits_for_sibling(request):
+        return f"waits for the prompt of choice {_first_choice(request, scheduler)} of its request"
+    return None
+
+
+def preemption_reason(preemption: Preemption) -> str:
+    """Return why and when a request was preempted, and what it lost."""
+    other = preemption.other_id
+    if other == preemption.request_id:
+        cause = "no block was free for it, and every other running request comes before it"
+    else:
+        cause = {
+            PreemptionCause.NO_FREE_BLOCK: f"no block was free for {other}, which comes before it",
+            PreemptionCause.UNFILLED_BLOCK: (
+                f"it shared a block that {other} had not filled when that was preempted"
+            ),
+            PreemptionCause.LATE_MASK: "its grammar's mask was late, and other requests waited",
+            PreemptionCause.NOT_FINITE: (
+                f"it shared blocks with {other}, whose output was not finite"
+            ),
+            PreemptionCause.FAILED_STEP: "a step failed, and the cache was reset",
+        }[preemption.cause]
+    tokens = preemption.num_computed_tokens
+    lost = f"{tokens} computed token is" if tokens == 1 else f"{tokens} computed tokens are"
+    return (
+        f"preempted at step {preemption.step}: {cause}; {lost} recomputed, except those whose "
+        "blocks are still cached"
+    )
+
+
+def _next_tokens(request: Request, scheduler: Scheduler) -> int:
+    """Return how many tokens of a running request are planned next while others wait."""
+    if running_reason(request, scheduler) is not None:
+        return 0
+    limit = 1 if request.is_decoding else max(scheduler.max_num_batched_tokens // 2, 1)
+    return min(request.num_uncomputed_tokens, limit)
+
+
+def _first_choice(request: Request, scheduler: Scheduler) -> int:
+    """Return the index of the choice that computes the prompt of a request."""
+    siblings = [other for other in scheduler.running if other.parent_id == request.parent_id]
+    return min(siblings, key=lambda sibling: sibling.sort_key).choice_index
+
+
+def _blocks(count: int) -> str:
+    return f"{count} block" if count == 1 else f"{count} blocks"

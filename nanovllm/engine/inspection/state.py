@@ -1,0 +1,235 @@
+"""InspectedEngine: a frozen copy of an engine's requests, blocks and statistics.
+
+`inspect_engine` runs on the engine's thread between two steps. The result contains only immutable
+values, so any thread may read it.
+"""
+
+import time
+from dataclasses import dataclass
+from itertools import chain, islice
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.inspection.reasons import (
+    find_obstacle,
+    preemption_reason,
+    running_reason,
+    waiting_reason,
+)
+from nanovllm.engine.inspection.recorder import StepRecord, StepRecorder
+from nanovllm.engine.metrics import EngineSnapshot
+from nanovllm.engine.scheduling.block_manager import BlockManager
+from nanovllm.engine.scheduling.request import Request, RequestState
+
+MAX_REQUESTS = 256
+MAX_CELLS = 4096
+FREE, CACHED, FIRST_OWNER = 0, 1, 2
+"""Cell values; -k is a block that k requests share, FIRST_OWNER + i one that requests[i] holds."""
+Phase: TypeAlias = Literal["prefill", "decode", "queued", "preempted", "blocked"]
+
+
+class InspectedRequest(NamedTuple):
+    """One unfinished request.
+
+    Attributes:
+        phase: "prefill" and "decode" for running requests, "queued" and "preempted" for waiting
+            ones, and "blocked" for either if it cannot run although there is room.
+        age_s: time since the request arrived.
+        num_reused_tokens: prompt tokens that were cached, or computed by another choice.
+        reason: why it waits or was preempted; None if it is part of every step.
+        prompt_token_ids: None unless prompts are shown.
+    """
+
+    request_id: str
+    choice_index: int
+    is_running: bool
+    phase: Phase
+    priority: int
+    age_s: float
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    num_output_tokens: int
+    max_tokens: int
+    num_reused_tokens: int
+    num_preemptions: int
+    num_blocks: int
+    reason: str | None
+    prompt_token_ids: tuple[int, ...] | None
+
+
+class InspectedBlocks(NamedTuple):
+    """The blocks of the KV cache.
+
+    Attributes:
+        used: blocks that requests hold; `shared` are those that at least two requests hold.
+        cached: blocks that no request holds and the prefix cache can find; `free` are the others.
+        cells: runs of equal cells, each (value, length).
+        blocks_per_cell: 1, or more if there are more than MAX_CELLS blocks; such a cell shows
+            its most used block.
+    """
+
+    total: int
+    used: int
+    cached: int
+    free: int
+    shared: int
+    cells: tuple[tuple[int, int], ...]
+    blocks_per_cell: int
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedEngine:
+    """The state of an engine between two steps.
+
+    Attributes:
+        num_steps: number of the last step.
+        uptime_s: time since the engine was created.
+        started_s: creation of the engine, by `time.monotonic()`.
+        requests: running requests in their order, then waiting ones; at most MAX_REQUESTS.
+        num_omitted: number of unfinished requests beyond them.
+        steps: records of the last steps, oldest first.
+        stats: the statistics at this moment.
+        build_s: processor time that this copy has taken on the engine's thread.
+    """
+
+    num_steps: int
+    uptime_s: float
+    started_s: float
+    is_paused: bool
+    requests: tuple[InspectedRequest, ...]
+    num_omitted: int
+    blocks: InspectedBlocks
+    steps: tuple[StepRecord, ...]
+    stats: EngineSnapshot
+    build_s: float
+
+
+def inspect_engine(
+    engine: Engine,
+    recorder: StepRecorder | None,
+    *,
+    max_steps: int,
+    after_step: int = 0,
+    is_paused: bool = False,
+    shows_prompts: bool = False,
+) -> InspectedEngine:
+    """Copy the state of an engine; call it on the engine's thread.
+
+    Args:
+        max_steps: maximum number of step records, of steps after `after_step`.
+        shows_prompts: include the prompts' token ids.
+    """
+    began_s, now = time.thread_time(), time.monotonic()
+    scheduler = engine.scheduler
+    running = sorted(scheduler.running, key=_sort_key)
+    waiting = [request for request in scheduler.requests if request.state is RequestState.WAITING]
+    waiting.sort(key=_sort_key)
+    obstacle = find_obstacle(scheduler, waiting)
+    shown: list[tuple[Request, Phase, str | None]] = []
+    for request in islice(running, MAX_REQUESTS):
+        reason = running_reason(request, scheduler)
+        phase: Phase = "decode" if request.is_decoding else "prefill"
+        shown.append((request, phase if reason is None else "blocked", reason))
+    position = 0  # in the queue
+    for request in islice(waiting, MAX_REQUESTS - len(shown)):
+        reason = waiting_reason(request, position, obstacle)
+        preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
+        if preemption is not None:
+            reason = f"{preemption_reason(preemption)}; now: {reason}"
+        position += not request.is_blocked
+        phase = "preempted" if request.num_preemptions else "queued"
+        shown.append((request, "blocked" if request.is_blocked else phase, reason))
+    return InspectedEngine(
+        num_steps=engine.num_steps,
+        uptime_s=now - engine.started_s,
+        started_s=engine.started_s,
+        is_paused=is_paused,
+        requests=tuple(
+            [
+                _inspect_request(
+                    request,
+                    phase,
+                    reason,
+                    now - engine.arrival_s(request.request_id),
+                    shows_prompts,
+                )
+                for request, phase, reason in shown
+            ]
+        ),
+        num_omitted=len(running) + len(waiting) - len(shown),
+        blocks=inspect_blocks(engine.blocks, running),
+        steps=() if recorder is None else recorder.last(max_steps, after_step),
+        stats=engine.stats(),
+        build_s=time.thread_time() - began_s,
+    )
+
+
+def inspect_blocks(blocks: BlockManager, running: list[Request]) -> InspectedBlocks:
+    """Copy the state of the blocks; `running` are the requests that hold them, in their order."""
+    references = np.array(blocks.references, dtype=np.int64)
+    values = np.zeros(blocks.num_blocks, dtype=np.int64)
+    values[np.fromiter(blocks.cached_blocks, np.int64, len(blocks.cached_blocks))] = CACHED
+    tables = [request.block_ids for request in running]
+    held = np.fromiter(chain.from_iterable(tables), np.int64, sum(map(len, tables)))
+    values[held] = np.repeat(np.arange(len(tables)) + FIRST_OWNER, [len(table) for table in tables])
+    is_shared = references > 1
+    values[is_shared] = -references[is_shared]
+    blocks_per_cell = -(-blocks.num_blocks // MAX_CELLS)
+    num_used = blocks.num_used
+    return InspectedBlocks(
+        total=blocks.num_blocks,
+        used=num_used,
+        cached=blocks.num_cached,
+        free=blocks.num_free - blocks.num_cached,
+        shared=int(np.count_nonzero(is_shared)),
+        cells=_runs(_merge(values, blocks_per_cell)),
+        blocks_per_cell=blocks_per_cell,
+    )
+
+
+def _merge(values: npt.NDArray[np.int64], per_cell: int) -> npt.NDArray[np.int64]:
+    """Return one value for each `per_cell` blocks: shared before owned, cached and free."""
+    if per_cell == 1:
+        return values
+    padded = np.zeros(-(-len(values) // per_cell) * per_cell, dtype=np.int64)
+    padded[: len(values)] = values
+    cells = padded.reshape(-1, per_cell)
+    lowest: npt.NDArray[np.int64] = cells.min(axis=1)
+    highest: npt.NDArray[np.int64] = cells.max(axis=1)
+    return np.where(lowest < 0, lowest, highest)
+
+
+def _runs(values: npt.NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
+    """Return the runs of equal values, each (value, length)."""
+    starts = np.flatnonzero(np.concatenate(([True], values[1:] != values[:-1])))
+    lengths = np.diff(starts, append=len(values))
+    return tuple(zip(values[starts].tolist(), lengths.tolist(), strict=True))
+
+
+def _inspect_request(
+    request: Request, phase: Phase, reason: str | None, age_s: float, shows_prompts: bool
+) -> InspectedRequest:
+    return InspectedRequest(
+        request.request_id,
+        request.choice_index,
+        request.state is RequestState.RUNNING,
+        phase,
+        request.priority,
+        age_s,
+        request.num_prompt_tokens,
+        request.num_computed_tokens,
+        request.num_output_tokens,
+        request.max_new_tokens,
+        request.num_reused_tokens,
+        request.num_preemptions,
+        len(request.block_ids),
+        reason,
+        request.prompt_token_ids if shows_prompts else None,
+    )
+
+
+def _sort_key(request: Request) -> tuple[int, int]:
+    return request.sort_key

@@ -1,0 +1,140 @@
+/** One choice of a run: its text, figures and chart. */
+
+import {
+  append, button, copyText, errorMessage, formatDuration, formatNumber, formatPercent, h,
+  replace,
+} from "./dom.js";
+import { endText, speed } from "./generation.js";
+import { ProbabilityChart } from "./probability_chart.js";
+import { TokenText } from "./token_text.js";
+
+/**
+ * @typedef {{promptText: string, isScore: boolean, coloring: import("./token_text.js").Coloring,
+ *   numAlternatives: number}} Appearance
+ */
+
+/** Shows a choice, which grows while it is generated. */
+export class ChoiceView {
+  /**
+   * @param {{vocabulary: import("./vocabulary.js").Vocabulary, label: string, title: string | null,
+   *   onbranch: (position: number, id: number) => void, onextend: () => void,
+   *   oninspect: (view: "attention" | "lens", text: string) => void}} options
+   */
+  constructor({ vocabulary, label, title, onbranch, onextend, oninspect }) {
+    this.vocabulary = vocabulary;
+    this.title = title;
+    this.onextend = onextend;
+    this.oninspect = oninspect;
+    this.figures = h("dl", { class: "figures" });
+    this.badges = h("div", { class: "row" });
+    this.actions = h("div", { class: "row" });
+    this.problem = h("div");
+    this.text = new TokenText({
+      vocabulary, label, onbranch, onpoint: (position) => this.chart.mark(position),
+    });
+    this.chart = new ProbabilityChart({
+      vocabulary,
+      onpoint: (position) => this.text.mark(position),
+      details: (token) => this.text.details(token),
+      onselect: (position) => this.text.at(position)?.focus(),
+    });
+    this.element = h(
+      "article",
+      { class: "choice", "aria-label": label },
+      this.badges, this.text.element, this.problem, this.chart.element, this.figures, this.actions,
+    );
+  }
+
+  /**
+   * @param {import("./generation.js").Choice} choice
+   * @param {Appearance} appearance
+   */
+  update(choice, appearance) {
+    const isRunning = choice.status === "running" || choice.status === "waiting";
+    this.element.classList.toggle("running", isRunning);
+    this.text.update({ tokens: choice.tokens, ...appearance });
+    this.chart.update(choice.tokens);
+    const progress = choice.status === "waiting" ? "waiting" : "generating";
+    const end = isRunning ? progress : endText(choice);
+    replace(
+      this.badges,
+      this.title && h("span", { class: "badge", text: this.title }),
+      end && h("span", { class: isRunning ? "badge accent" : "badge", text: end }),
+    );
+    this.badges.hidden = !this.badges.childElementCount;
+    replace(this.problem, choice.error && errorMessage(choice.error));
+    this.problem.hidden = !choice.error;
+    const figures = appearance.isScore ? scoreFigures(choice) : speedFigures(choice);
+    replace(
+      this.figures,
+      choice.tokens.length > 0
+        && figures.map(([name, value]) =>
+          h("div", { class: "figure" }, h("dt", { text: name }), h("dd", { text: value })),
+        ),
+    );
+    this.figures.hidden = !choice.tokens.length;
+    this.#updateActions(choice, appearance, isRunning);
+  }
+
+  /**
+   * @param {import("./generation.js").Choice} choice
+   * @param {Appearance} appearance
+   * @param {boolean} isRunning
+   */
+  #updateActions(choice, appearance, isRunning) {
+    this.actions.hidden = isRunning || !choice.tokens.length;
+    if (this.actions.hidden || this.actions.childElementCount) return;
+    const text = () =>
+      appearance.promptText + this.vocabulary.join(choice.tokens.map((token) => token.id));
+    const quiet = /** @type {const} */ ({ kind: "quiet", small: true });
+    append(this.actions, [
+      !appearance.isScore
+        && button({ label: "Continue", icon: "play", ...quiet, onclick: () => this.onextend() }),
+      button({
+        label: "Copy text", icon: "copy", ...quiet, onclick: () => copyText(text(), "text"),
+      }),
+      button({
+        label: "Attention", ...quiet, onclick: () => this.oninspect("attention", text()),
+      }),
+      button({ label: "Logit lens", ...quiet, onclick: () => this.oninspect("lens", text()) }),
+    ]);
+  }
+}
+
+/** @param {import("./generation.js").Choice} choice */
+function speedFigures(choice) {
+  const { count, ttftS, tokensPerS } = speed(choice);
+  return [
+    ["Tokens", String(count)],
+    ["Time to first token", ttftS === null ? "–" : formatDuration(ttftS)],
+    ["Speed", tokensPerS === null ? "–" : `${formatNumber(tokensPerS)}\u2009tokens/s`],
+    ...textFigures(choice),
+  ];
+}
+
+/** @param {import("./generation.js").Choice} choice */
+function scoreFigures(choice) {
+  const logprobs = choice.tokens.map((token) => token.logprob ?? 0);
+  const total = logprobs.reduce((sum, logprob) => sum + logprob, 0);
+  return [
+    ["Tokens", String(choice.tokens.length)],
+    ["Log-probability", formatNumber(total, 4)],
+    ...textFigures(choice),
+  ];
+}
+
+/**
+ * Return the perplexity and the token of the lowest probability.
+ * @param {import("./generation.js").Choice} choice
+ */
+function textFigures(choice) {
+  const scored = choice.tokens.filter((token) => token.logprob !== null);
+  if (!scored.length) return [];
+  const mean = scored.reduce((sum, token) => sum + token.logprob, 0) / scored.length;
+  const lowest = scored.reduce((low, token) => (token.logprob < low.logprob ? token : low));
+  const chance = formatPercent(Math.exp(lowest.logprob));
+  return [
+    ["Perplexity", formatNumber(Math.exp(-mean))],
+    ["Lowest probability", `${chance}, token ${choice.tokens.indexOf(lowest) + 1}`],
+  ];
+}

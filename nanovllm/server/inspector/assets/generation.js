@@ -1,0 +1,239 @@
+/**
+ * Runs of the Playground: requests to /v1/completions, and the tokens of their responses.
+ *
+ * Token ids come from `return_token_ids` and `return_tokens_as_token_ids`: texts would not tell
+ * tokens apart that look the same.
+ *
+ * @typedef {{id: number, logprob: number}} Alternative
+ * @typedef {{id: number, logprob: number | null, rank: number | null, alternatives: Alternative[],
+ *   origin: "prompt" | "kept" | "chosen" | "sampled"}} Token `rank` is null below the alternatives
+ * @typedef {{promptIndex: number, index: number, promptIds: number[], tokens: Token[],
+ *   firstNewToken: number, status: "waiting" | "running" | "done" | "stopped" | "failed",
+ *   finishReason: string | null, stopReason: string | number | null, error: string | null,
+ *   startedMs: number, firstTokenMs: number | null, lastTokenMs: number | null}} Choice
+ */
+
+/**
+ * Return a choice that has no tokens yet.
+ * @param {number} promptIndex
+ * @param {number} index
+ * @returns {Choice}
+ */
+export function newChoice(promptIndex, index) {
+  return {
+    promptIndex, index, promptIds: [], tokens: [], firstNewToken: 0, status: "waiting",
+    finishReason: null, stopReason: null, error: null,
+    startedMs: performance.now(), firstTokenMs: null, lastTokenMs: null,
+  };
+}
+
+/**
+ * Generate: fill the choices with tokens as they arrive.
+ * @param {{api: typeof import("./api.js"), vocabulary: import("./vocabulary.js").Vocabulary}} tools
+ * @param {object} body the request without the fields about streaming
+ * @param {Choice[]} choices by the index of the response
+ * @param {{signal: AbortSignal, onchange: (choice: Choice) => void}} options
+ */
+export async function generate({ api, vocabulary }, body, choices, { signal, onchange }) {
+  const request = {
+    ...body, stream: true, return_token_ids: true, return_tokens_as_token_ids: true,
+  };
+  await finish(choices, onchange, async () => {
+    for await (const events of api.stream("v1/completions", { body: request, signal })) {
+      const pieces = events.flatMap((event) => event.data.choices);
+      const arrivedMs = performance.now();
+      await vocabulary.load();
+      const changed = new Set();
+      for (const piece of pieces) {
+        const choice = choices[piece.index];
+        addPiece(choice, piece, arrivedMs);
+        changed.add(choice);
+      }
+      changed.forEach(onchange);
+    }
+  });
+}
+
+/**
+ * Score prompts: fill the choices with the tokens of the prompts and their probabilities.
+ * @param {{api: typeof import("./api.js"), vocabulary: import("./vocabulary.js").Vocabulary}} tools
+ * @param {object} body
+ * @param {Choice[]} choices by the index of the response
+ * @param {{signal: AbortSignal, onchange: (choice: Choice) => void}} options
+ */
+export async function score({ api, vocabulary }, body, choices, { signal, onchange }) {
+  await finish(choices, onchange, async () => {
+    const response = await api.post("v1/completions", body, { signal });
+    await vocabulary.load();
+    for (const scored of response.choices) {
+      const choice = choices[scored.index];
+      const positions = scored.prompt_logprobs ?? [];
+      choice.tokens = scored.prompt_token_ids.map((id, position) =>
+        scoredToken(id, positions[position]),
+      );
+      choice.status = "done";
+      onchange(choice);
+    }
+  });
+}
+
+/**
+ * Run a request; its end or error becomes that of the choices that are not done.
+ * @param {Choice[]} choices
+ * @param {(choice: Choice) => void} onchange
+ * @param {() => Promise<void>} run
+ */
+async function finish(choices, onchange, run) {
+  let status = /** @type {Choice["status"]} */ ("done");
+  let message = null;
+  try {
+    await run();
+  } catch (error) {
+    status = error.name === "AbortError" ? "stopped" : "failed";
+    if (status === "failed") message = error.message;
+  }
+  for (const choice of choices) {
+    if (choice.status === "done") continue;
+    choice.status = status;
+    choice.error = message;
+    onchange(choice);
+  }
+}
+
+/** @param {string} name such as "token_id:12" */
+function toId(name) {
+  return Number(name.slice(name.indexOf(":") + 1));
+}
+
+/**
+ * @param {Choice} choice
+ * @param {any} piece
+ * @param {number} arrivedMs
+ */
+function addPiece(choice, piece, arrivedMs) {
+  if (piece.prompt_token_ids && !choice.tokens.length) choice.promptIds = piece.prompt_token_ids;
+  (piece.token_ids ?? []).forEach((id, index) => {
+    const logprob = piece.logprobs?.token_logprobs[index] ?? null;
+    choice.tokens.push(sampledToken(id, logprob, piece.logprobs?.top_logprobs[index]));
+    choice.firstTokenMs ??= arrivedMs;
+    choice.lastTokenMs = arrivedMs;
+  });
+  choice.status = "running";
+  if (piece.finish_reason) {
+    choice.status = "done";
+    choice.finishReason = piece.finish_reason;
+    choice.stopReason = piece.stop_reason;
+  }
+}
+
+/**
+ * @param {number} id
+ * @param {number | null} logprob
+ * @param {Record<string, number> | null | undefined} top log-probabilities by "token_id:N"
+ * @returns {Token}
+ */
+function sampledToken(id, logprob, top) {
+  const entries = Object.entries(top ?? {}).map(([name, value]) => [toId(name), value]);
+  const alternatives = sorted(entries.map(([other, value]) => ({ id: other, logprob: value })));
+  return { id, logprob, rank: null, alternatives, origin: "sampled" };
+}
+
+/**
+ * @param {number} id
+ * @param {Record<string, {logprob: number, rank: number}> | null} entries by token id
+ * @returns {Token}
+ */
+function scoredToken(id, entries) {
+  const top = Object.entries(entries ?? {});
+  const alternatives = top.map(([other, entry]) => ({ id: Number(other), logprob: entry.logprob }));
+  const own = entries?.[id];
+  return {
+    id, logprob: own?.logprob ?? null, rank: own?.rank ?? null, alternatives: sorted(alternatives),
+    origin: "prompt",
+  };
+}
+
+/** @param {Alternative[]} alternatives */
+function sorted(alternatives) {
+  return alternatives.sort((first, second) => second.logprob - first.logprob);
+}
+
+/**
+ * Return the choice that keeps the tokens before a position and replaces the token there.
+ * @param {Choice} choice
+ * @param {number} position
+ * @param {number} id of the alternative
+ * @returns {Choice}
+ */
+export function branchAt(choice, position, id) {
+  const replaced = choice.tokens[position];
+  const kept = choice.tokens.slice(0, position);
+  const chosen = replaced.alternatives.find((other) => other.id === id);
+  const token = {
+    id, logprob: chosen?.logprob ?? null, rank: null, alternatives: replaced.alternatives,
+  };
+  return {
+    ...newChoice(choice.promptIndex, choice.index),
+    promptIds: choice.promptIds,
+    tokens: [
+      ...kept.map((each) => ({ ...each, origin: each.origin === "prompt" ? "prompt" : "kept" })),
+      { ...token, origin: "chosen" },
+    ],
+    firstNewToken: position + 1,
+  };
+}
+
+/** Return the token ids of a choice with its prompt. @param {Choice} choice */
+export function allIds(choice) {
+  return [...choice.promptIds, ...choice.tokens.map((token) => token.id)];
+}
+
+/**
+ * Return a token's rank as a text: exact in scored prompts, else its place among the alternatives.
+ * @param {Token} token
+ * @param {number} count number of alternatives that the request asked for
+ */
+export function rankText(token, count) {
+  if (token.rank !== null) return String(token.rank);
+  const place = token.alternatives.findIndex((other) => other.id === token.id);
+  if (place < 0) return "unknown";
+  return place < count ? String(place + 1) : `above ${count}`;
+}
+
+/**
+ * Return a lower bound of the entropy at a position, in bits: of the alternatives, and all other
+ * tokens counted as one.
+ * @param {Token} token
+ */
+export function entropyBits(token) {
+  if (!token.alternatives.length) return null;
+  const probabilities = token.alternatives.map((other) => Math.exp(other.logprob));
+  const rest = 1 - probabilities.reduce((sum, value) => sum + value, 0);
+  return [...probabilities, rest]
+    .filter((value) => value > 0)
+    .reduce((sum, value) => sum - value * Math.log2(value), 0);
+}
+
+/**
+ * Return what the response says about its speed.
+ * @param {Choice} choice
+ */
+export function speed(choice) {
+  const count = choice.tokens.length - choice.firstNewToken;
+  const { startedMs, firstTokenMs, lastTokenMs } = choice;
+  if (firstTokenMs === null) return { count, ttftS: null, tokensPerS: null };
+  const ttftS = (firstTokenMs - startedMs) / 1000;
+  const decodeS = (lastTokenMs - firstTokenMs) / 1000;
+  return { count, ttftS, tokensPerS: count > 1 && decodeS > 0 ? (count - 1) / decodeS : null };
+}
+
+/** Return why a choice ended, in words. @param {Choice} choice */
+export function endText(choice) {
+  if (choice.status === "stopped") return "stopped by you";
+  if (choice.finishReason === "length") return "length: max_tokens reached";
+  if (choice.finishReason !== "stop") return choice.finishReason ?? "";
+  const { stopReason } = choice;
+  if (stopReason === null) return "stop: end of text";
+  const isText = typeof stopReason === "string";
+  return isText ? `stop: ${JSON.stringify(stopReason)}` : `stop: token ${stopReason}`;
+}

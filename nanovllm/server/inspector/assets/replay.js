@@ -1,0 +1,94 @@
+/** What the engine view remembers: step records, and the frames of the event stream. */
+
+const MAX_STEPS = 512;
+const MAX_FRAMES = 300;
+
+/**
+ * Return an empty history. `watched` is the number of the step that is shown; null is live.
+ */
+export function createHistory() {
+  /** @type {Map<number, any>} step records by number, oldest first */
+  const steps = new Map();
+  /** @type {any[]} states of the engine, oldest first */
+  let frames = [];
+  /** @type {number | null} */
+  let watched = null;
+
+  /** @param {any[]} records */
+  function addSteps(records) {
+    const all = [...steps.values(), ...records.filter(({ step }) => !steps.has(step))];
+    all.sort((a, b) => a.step - b.step);
+    steps.clear();
+    for (const record of all.slice(-MAX_STEPS)) steps.set(record.step, record);
+  }
+
+  return {
+    addSteps,
+    /** Keep a frame of the event stream. A restarted server begins a new history. */
+    addFrame(frame) {
+      const last = frames.at(-1);
+      if (last && frame.step < last.step) {
+        steps.clear();
+        frames = [];
+        watched = null;
+      }
+      if (last && frame.step === last.step && frames.length) frames.pop();
+      frames.push(frame);
+      if (frames.length > MAX_FRAMES) frames.shift();
+      const records = frame.steps ?? [];
+      addSteps(frame.last_step ? [...records, frame.last_step] : records);
+    },
+    steps: () => [...steps.values()],
+    step: (number) => steps.get(number) ?? null,
+    frames: () => frames,
+    get watched() {
+      return watched;
+    },
+    /** Show a step, or the newest state with null. @param {number | null} step */
+    watch(step) {
+      watched = step;
+    },
+    /** Show the step `count` after the one that is shown; past the newest is live. */
+    move(count) {
+      const numbers = [...steps.keys()];
+      if (!numbers.length) return;
+      const from = watched === null ? numbers.length : numbers.indexOf(watched);
+      const next = Math.max(from + count, 0);
+      watched = next >= numbers.length ? null : numbers[next];
+    },
+    /**
+     * Return the state and the step to show. Between frames, the state is the first one recorded after
+     * the step.
+     */
+    shown() {
+      if (!frames.length) return null;
+      if (watched === null) return { state: frames.at(-1), record: [...steps.values()].at(-1) ?? null };
+      const state = frames.find(({ step }) => step >= watched) ?? frames.at(-1);
+      return { state, record: steps.get(watched) ?? null };
+    },
+  };
+}
+
+/**
+ * Return the name, number and colour of requests. A request keeps its number while the page is open.
+ */
+export function createNames() {
+  /** @type {Map<string, number>} */
+  const numbers = new Map();
+  const numberOf = (id) => {
+    if (!numbers.has(id)) numbers.set(id, numbers.size + 1);
+    return numbers.get(id);
+  };
+  return {
+    /** Return the number of the request's colour. @param {string} id */
+    color: (id) => (numberOf(id) - 1) % 8,
+    /** Return a short name such as #12, or #12.1 for the second choice. */
+    name: (id, choice = 0) => (choice ? `#${numberOf(id)}.${choice}` : `#${numberOf(id)}`),
+    /** Return a reason of the server as a sentence, with the names of known requests for their ids. */
+    sentence: (reason) => {
+      const text = reason.replace(/[\w-]{6,}/g, (part) =>
+        numbers.has(part) ? `#${numbers.get(part)}` : part);
+      return `${text[0].toUpperCase()}${text.slice(1)}${/[.!]$/.test(text) ? "" : "."}`;
+    },
+  };
+}

@@ -1,0 +1,106 @@
+/**
+ * The bytes and texts of token ids.
+ *
+ * A GPT-2 token is a sequence of bytes, which need not be valid UTF-8. The vocabulary spells each
+ * byte as one printable character. The server spells ids; this module turns spellings into bytes.
+ */
+
+import { visibleText } from "./dom.js";
+
+const BYTE_OF = byteAlphabet();
+const encoder = new TextEncoder();
+
+/** Return the byte of each character of GPT-2's alphabet. */
+function byteAlphabet() {
+  const bytes = new Map();
+  let next = 256;
+  for (let byte = 0; byte < 256; byte += 1) {
+    const isPrintable =
+      (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || (byte >= 174 && byte <= 255);
+    bytes.set(String.fromCharCode(isPrintable ? byte : next), byte);
+    if (!isPrintable) next += 1;
+  }
+  return bytes;
+}
+
+/** All tokens of the model. They are loaded once, before the first tokens are shown. */
+export class Vocabulary {
+  /** @param {typeof import("./api.js")} api */
+  constructor(api) {
+    this.api = api;
+    /** @type {Uint8Array[]} */
+    this.spelled = [];
+    /** @type {Promise<void> | null} */
+    this.loading = null;
+  }
+
+  /** Load the vocabulary, unless that is done or under way. */
+  load() {
+    this.loading ??= this.#load().catch((error) => {
+      this.loading = null;
+      throw error;
+    });
+    return this.loading;
+  }
+
+  async #load() {
+    const { vocab_size: count } = await this.api.get("tokenizer_info");
+    const tokens = Array.from({ length: count }, (_, id) => id);
+    const answer = await this.api.post("detokenize", { tokens, return_token_strs: true });
+    this.spelled = answer.token_strs.map(spelledBytes);
+  }
+
+  /** Return the bytes of a token. @param {number} id */
+  bytes(id) {
+    return this.spelled[id] ?? new Uint8Array();
+  }
+
+  /**
+   * Return the text of a token, or null if its bytes are not valid UTF-8 alone.
+   * @param {number} id
+   */
+  text(id) {
+    return decode(this.bytes(id));
+  }
+
+  /**
+   * Return a token in one line: its text with visible white space, or its bytes.
+   * @param {number} id
+   */
+  label(id) {
+    const text = this.text(id);
+    return text === null ? hex(this.bytes(id)) : visibleText(text);
+  }
+
+  /** Return the text of tokens; bytes that are no UTF-8 become U+FFFD. @param {number[]} ids */
+  join(ids) {
+    const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
+    const text = ids.map((id) => decoder.decode(this.bytes(id), { stream: true })).join("");
+    return text + decoder.decode();
+  }
+}
+
+/** @param {string} name a token as the vocabulary spells it */
+function spelledBytes(name) {
+  const bytes = [];
+  for (const character of name) {
+    const byte = BYTE_OF.get(character);
+    if (byte === undefined) bytes.push(...encoder.encode(character));
+    else bytes.push(byte);
+  }
+  return Uint8Array.from(bytes);
+}
+
+/** Return the text of bytes, or null if they are not valid UTF-8. @param {Uint8Array} bytes */
+export function decode(bytes) {
+  try {
+    return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch {
+    return null;
+  }
+}
+
+/** Return bytes in hexadecimal, such as "E2 80". @param {Uint8Array} bytes */
+export function hex(bytes) {
+  return [...bytes].map((byte) => byte.toString(16).toUpperCase().padStart(2, "0")).join(" ");
+}

@@ -1,0 +1,202 @@
+"""The JSON documents of a state and of a step."""
+
+from collections import deque
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.inspection.reasons import preemption_reason
+from nanovllm.engine.inspection.recorder import StepRecord
+from nanovllm.engine.inspection.state import InspectedEngine, InspectedRequest
+from nanovllm.server.inspector.response_types import (
+    EngineStateEvent,
+    InspectorConfig,
+    Rates,
+    RequestState,
+    Step,
+)
+from nanovllm.server.metrics import ServerMetrics
+
+MAX_PROMPT_CHARACTERS = 200
+_RATE_WINDOW_S = 1.0
+_MAX_SAMPLE_AGE_S = 5.0
+
+
+class StateDescriber:
+    """Describes the states of one engine as JSON documents. For the event loop."""
+
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        metrics: ServerMetrics,
+        model_name: str,
+        *,
+        can_control: bool,
+        shows_prompts: bool,
+    ) -> None:
+        """Describe `engine`, with latencies from `metrics`."""
+        self.shows_prompts = shows_prompts
+        self._engine = engine
+        self._metrics = metrics
+        self._model_name = model_name
+        self._can_control = can_control
+        self._config: InspectorConfig | None = None
+        self._prompts: dict[str, str] = {}
+        self._samples: deque[tuple[float, int, int, int]] = deque()
+
+    def describe(self, state: InspectedEngine) -> EngineStateEvent:
+        """Return the document of a state, with the rates since earlier ones."""
+        engine, blocks, stats = self._engine.engine, state.blocks, state.stats
+        # As in /metrics: the event loop knows which tokens come after a stop string.
+        generation_tokens = self._engine.stats().generation_tokens
+        if self._config is None:
+            self._config = _config(engine, self._model_name)
+        if self.shows_prompts:
+            self._decode_prompts(engine, state.requests)
+        return {
+            "step": state.num_steps,
+            "time_s": _round(state.uptime_s),
+            "is_paused": state.is_paused,
+            "can_control": self._can_control,
+            "shows_prompts": self.shows_prompts,
+            "config": self._config,
+            "requests": [self._request(request) for request in state.requests],
+            "requests_omitted": state.num_omitted,
+            "blocks": {
+                "total": blocks.total,
+                "used": blocks.used,
+                "cached": blocks.cached,
+                "free": blocks.free,
+                "shared": blocks.shared,
+                "cells": list(map(list, blocks.cells)),
+                "blocks_per_cell": blocks.blocks_per_cell,
+            },
+            "last_step": step_document(state.steps[-1], state.started_s) if state.steps else None,
+            "totals": {
+                "steps": state.num_steps,
+                "preemptions": stats.num_preemptions,
+                "prefix_cache_queries": stats.prefix_cache_queries,
+                "prefix_cache_hits": stats.prefix_cache_hits,
+                "prompt_tokens": stats.prompt_tokens,
+                "generation_tokens": generation_tokens,
+            },
+            "rates": self._rates(state, generation_tokens),
+            "ttft_s": self._metrics.histogram("time_to_first_token_seconds"),
+            "itl_s": self._metrics.histogram("inter_token_latency_seconds"),
+        }
+
+    def has_recent(self, state: InspectedEngine) -> bool:
+        """Whether rates can be computed now; if not, they can be a moment after this call."""
+        samples = self._samples
+        has_recent = bool(samples) and state.uptime_s - samples[-1][0] <= _MAX_SAMPLE_AGE_S
+        if not has_recent:
+            self._rates(state, self._engine.stats().generation_tokens)
+        return has_recent
+
+    def _request(self, request: InspectedRequest) -> RequestState:
+        return {
+            "id": request.request_id,
+            "choice": request.choice_index,
+            "state": "running" if request.is_running else "waiting",
+            "phase": request.phase,
+            "priority": request.priority,
+            "age_s": _round(request.age_s),
+            "prompt_tokens": request.num_prompt_tokens,
+            "computed_tokens": request.num_computed_tokens,
+            "output_tokens": request.num_output_tokens,
+            "max_tokens": request.max_tokens,
+            "reused_tokens": request.num_reused_tokens,
+            "preemptions": request.num_preemptions,
+            "num_blocks": request.num_blocks,
+            "reason": request.reason,
+            "prompt": self._prompts.get(request.request_id) if self.shows_prompts else None,
+        }
+
+    def _decode_prompts(self, engine: Engine, requests: tuple[InspectedRequest, ...]) -> None:
+        """Decode the prompts of new requests, and forget those of requests that have ended."""
+        known, self._prompts = self._prompts, {}
+        for request in requests:
+            text = known.get(request.request_id)
+            if text is None:
+                token_ids = (request.prompt_token_ids or ())[:MAX_PROMPT_CHARACTERS]
+                text = engine.tokenizer.decode(token_ids, skip_special_tokens=False)
+            self._prompts[request.request_id] = text[:MAX_PROMPT_CHARACTERS]
+
+    def _rates(self, state: InspectedEngine, generation_tokens: int) -> Rates:
+        """Return the rates since the latest state that is at least _RATE_WINDOW_S old."""
+        prompt_tokens = state.stats.prompt_tokens_computed
+        sample = (state.uptime_s, generation_tokens, prompt_tokens, state.num_steps)
+        samples = self._samples
+        while samples and (
+            state.uptime_s - samples[0][0] > _MAX_SAMPLE_AGE_S
+            or (len(samples) > 1 and state.uptime_s - samples[1][0] >= _RATE_WINDOW_S)
+        ):
+            samples.popleft()
+        first = samples[0] if samples else sample
+        samples.append(sample)
+        elapsed_s = sample[0] - first[0]
+        tokens, prompts, steps = (
+            round((now - before) / elapsed_s, 1) if elapsed_s > 0 else 0.0
+            for now, before in zip(sample[1:], first[1:], strict=True)
+        )
+        return {"tokens_per_s": tokens, "prompt_tokens_per_s": prompts, "steps_per_s": steps}
+
+
+def step_document(record: StepRecord, started_s: float) -> Step:
+    """Return the document of a step; `started_s` is the start of the engine."""
+    return {
+        "step": record.step,
+        "time_s": _round(record.started_s - started_s),
+        "duration_s": _round(record.duration_s),
+        "num_tokens": record.num_tokens,
+        "num_prompt_tokens": record.num_tokens - record.num_decode_tokens,
+        "num_decode_tokens": record.num_decode_tokens,
+        "sequences": [
+            {"id": request_id, "choice": choice, "start": start, "count": count, "kind": kind}
+            for request_id, choice, start, count, kind in record.sequences
+        ],
+        "admitted": list(record.admitted),
+        "preempted": [
+            {"id": preemption.request_id, "reason": preemption_reason(preemption)}
+            for preemption in record.preempted
+        ],
+        "finished": [
+            {"id": request_id, "reason": reason.value} for request_id, reason in record.finished
+        ],
+        "cache_hits": [
+            {"id": request_id, "tokens": tokens} for request_id, tokens in record.cache_hits
+        ],
+        "num_copies": record.num_copies,
+        "num_running": record.num_running,
+        "num_waiting": record.num_waiting,
+        "blocks": {
+            "used": record.num_used_blocks,
+            "cached": record.num_cached_blocks,
+            "free": record.num_free_blocks,
+        },
+    }
+
+
+def _config(engine: Engine, model_name: str) -> InspectorConfig:
+    config, model, backend = engine.config, engine.model, engine.runner.backend
+    return {
+        "model": model_name,
+        "max_num_seqs": config.max_num_seqs,
+        "max_num_batched_tokens": config.max_num_batched_tokens,
+        "block_size": config.block_size,
+        "num_blocks": engine.blocks.num_blocks,
+        "max_model_len": engine.max_model_len,
+        "layers": model.layers,
+        "heads": model.heads,
+        "d_model": model.d_model,
+        "vocab": model.vocab,
+        "dtype": config.dtype,
+        "quantization": config.quantization,
+        "kv_cache_dtype": backend.cache_dtype,
+        "num_threads": backend.num_threads,
+        "backend": config.backend,
+    }
+
+
+def _round(seconds: float) -> float:
+    """Round to microseconds, which shortens the JSON."""
+    return round(seconds, 6)

@@ -1,0 +1,142 @@
+"""StateFeed: one stream of states for all watchers.
+
+A frame is made at most ten times a second, and only after a change. It is made once for all
+watchers. Its interval grows with its cost, so that watching takes at most MAX_SHARE of one core.
+Each watcher has room for one frame: one that reads slowly misses frames, and memory does not grow.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.inspection.state import InspectedEngine
+from nanovllm.errors import EngineNotReadyError
+from nanovllm.server.http.work import Work
+from nanovllm.server.inspector.documents import StateDescriber, step_document
+
+MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 1.0
+MAX_SHARE = 0.01
+"""Maximum processor time of the frames, as a fraction of one core."""
+MAX_STEPS = 32
+_LARGE = 4096
+"""Items from which a frame is written on a worker thread."""
+_CLIENT = "inspector"  # the feed's queue among those of the clients
+
+logger = logging.getLogger(__name__)
+
+
+class StateFeed:
+    """Sends the states of one engine to its watchers. For the event loop."""
+
+    def __init__(self, engine: AsyncEngine, describer: StateDescriber, work: Work) -> None:
+        """Make no frame before the first watcher."""
+        self._engine = engine
+        self._describer = describer
+        self._work = work
+        self._watchers: set[asyncio.Queue[bytes | None]] = set()
+        self._task: asyncio.Task[None] | None = None
+        self._version: object = None
+        self._last_step: int | None = None
+        self._is_active = False
+
+    def open(self) -> "StateReader":
+        """Return a new reader of the stream, whose first frame comes at once.
+
+        Raises QueueFullError if too many watch, and EngineNotReadyError.
+        """
+        queue: asyncio.Queue[bytes | None] = asyncio.Queue(maxsize=1)
+        unwatch = self._engine.inspector.watch(lambda: _put(queue, None))
+
+        def close() -> None:
+            if queue in self._watchers:
+                self._watchers.discard(queue)
+                unwatch()
+
+        self._watchers.add(queue)
+        self._version = None
+        if self._task is None:
+            self._last_step = None
+            self._task = asyncio.create_task(self._run())
+        return StateReader(queue, close)
+
+    async def _run(self) -> None:
+        """Make frames while there are watchers."""
+        try:
+            while self._watchers:
+                interval_s = MIN_INTERVAL_S
+                version = self._engine.inspector.version
+                if version != self._version or self._is_active:
+                    self._version = version
+                    cost_s = await self._send()
+                    interval_s = min(max(cost_s / MAX_SHARE, MIN_INTERVAL_S), MAX_INTERVAL_S)
+                await asyncio.sleep(interval_s)
+        except EngineNotReadyError:
+            pass
+        except Exception:
+            logger.exception("the stream of the engine's states has failed")
+        finally:
+            self._task = None
+            for queue in self._watchers:
+                _put(queue, None)
+
+    async def _send(self) -> float:
+        """Send a frame to all watchers; return the processor time that it has taken."""
+        state = await self._engine.inspector.state(
+            max_steps=MAX_STEPS, shows_prompts=self._describer.shows_prompts
+        )
+        began_s = time.thread_time()
+        after = state.num_steps if self._last_step is None else self._last_step
+        self._last_step = state.num_steps
+        document: dict[str, Any] = {**self._describer.describe(state)}
+        steps = [record for record in state.steps if record.step > after]
+        document["steps"] = [step_document(record, state.started_s) for record in steps]
+        document["steps_omitted"] = state.num_steps - after - len(steps)
+        self._is_active = any(document["rates"].values())
+        if _num_items(state) >= _LARGE:
+            frame, write_s = await self._work.write(_CLIENT, lambda: _timed_frame(document))
+        else:
+            frame, write_s = _timed_frame(document)[0], 0.0  # this thread's time is measured here
+        for queue in self._watchers:
+            _put(queue, frame)
+        return state.build_s + time.thread_time() - began_s + write_s
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StateReader:
+    """One reader of the stream; the caller closes it. A second `close` has no effect."""
+
+    _queue: "asyncio.Queue[bytes | None]"
+    close: Callable[[], None]
+
+    async def frames(self, count: int | None = None) -> AsyncGenerator[bytes, None]:
+        """Yield at most `count` frames, until the engine is stopped."""
+        while count is None or count > 0:
+            frame = await self._queue.get()
+            if frame is None:
+                return
+            yield frame
+            count = None if count is None else count - 1
+
+
+def _timed_frame(document: dict[str, Any]) -> tuple[bytes, float]:
+    """Return the server-sent event of a document, and the processor time of writing it."""
+    began_s = time.thread_time()
+    frame = f"event: state\ndata: {json.dumps(document, separators=(',', ':'))}\n\n".encode()
+    return frame, time.thread_time() - began_s
+
+
+def _num_items(state: InspectedEngine) -> int:
+    sequences = sum(len(record.sequences) for record in state.steps)
+    return 15 * len(state.requests) + 2 * len(state.blocks.cells) + 5 * sequences
+
+
+def _put(queue: "asyncio.Queue[bytes | None]", frame: bytes | None) -> None:
+    """Put a frame into a watcher's queue; it replaces one that was not taken, except the end."""
+    if queue.full() and queue.get_nowait() is None:
+        frame = None
+    queue.put_nowait(frame)

@@ -1,0 +1,148 @@
+"""Routes of the engine's state: see it, follow it, pause it and step it."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fastapi import FastAPI, Request
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.inspection.recorder import MAX_RECORDS
+from nanovllm.errors import InvalidRequestError
+from nanovllm.server.http.body import read_body
+from nanovllm.server.http.errors import shorten
+from nanovllm.server.http.event_stream import EventStream
+from nanovllm.server.http.work import Work
+from nanovllm.server.inspector.documents import StateDescriber, step_document
+from nanovllm.server.inspector.event_stream import StateFeed
+from nanovllm.server.inspector.origin import check_origin
+from nanovllm.server.inspector.response_types import (
+    ControlRequest,
+    ControlResult,
+    EngineStateEvent,
+    StepList,
+)
+from nanovllm.server.metrics import ServerMetrics
+from nanovllm.server.openapi import event_responses, query_parameter, request_body, responses
+
+MAX_FRAMES = 1_000_000
+_FIRST_RATES_S = 0.1
+"""Time between the two states of which the first response has its rates."""
+
+
+class _EventResponse(Response):
+    """Documents the type of the stream."""
+
+    media_type = "text/event-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class InspectorSettings:
+    """Settings of the inspector.
+
+    Attributes:
+        model_name: name of the model in responses.
+        shows_prompts: whether responses contain prompts.
+        can_control: whether clients may pause and step the engine.
+        allowed_origins: origins of other web pages that may use it, or `*` for all.
+        stalled_client_s: time after which a watcher that reads nothing is disconnected.
+    """
+
+    model_name: str
+    shows_prompts: bool
+    can_control: bool
+    allowed_origins: Sequence[str]
+    stalled_client_s: float
+
+
+def add_state_routes(
+    app: FastAPI,
+    engine: AsyncEngine,
+    metrics: ServerMetrics,
+    settings: InspectorSettings,
+    work: Work,
+) -> None:
+    """Add the routes under /v1/engine."""
+    describer = StateDescriber(
+        engine,
+        metrics,
+        settings.model_name,
+        can_control=settings.can_control,
+        shows_prompts=settings.shows_prompts,
+    )
+    feed = StateFeed(engine, describer, work)
+
+    @app.get("/v1/engine/state", responses=responses(403, 503, whole=EngineStateEvent))
+    async def state(request: Request) -> Response:
+        """The requests, blocks and statistics of the engine between two steps."""
+        check_origin(request, settings.allowed_origins)
+        inspector = engine.inspector
+        if not describer.has_recent(await inspector.state(max_steps=0)):
+            await asyncio.sleep(_FIRST_RATES_S)
+        inspected = await inspector.state(max_steps=1, shows_prompts=settings.shows_prompts)
+        return JSONResponse(describer.describe(inspected))
+
+    @app.get(
+        "/v1/engine/events",
+        response_class=_EventResponse,
+        responses=event_responses(400, 403, 429, 503, event=EngineStateEvent),
+        openapi_extra=query_parameter(
+            "frames", MAX_FRAMES, "end the stream after this many events (default: never)"
+        ),
+    )
+    async def events(request: Request) -> Response:
+        """A stream of states, at most ten a second, whenever the state has changed."""
+        check_origin(request, settings.allowed_origins)
+        count = _number(request, "frames", MAX_FRAMES)
+        if request.scope.get("is_head"):
+            count = 0
+        reader = feed.open()
+        return EventStream(reader.frames(count), reader.close, settings.stalled_client_s)
+
+    @app.get(
+        "/v1/engine/steps",
+        responses=responses(400, 403, 503, whole=StepList),
+        openapi_extra=query_parameter(
+            "last", MAX_RECORDS, "maximum number of steps (default: all that are recorded)"
+        ),
+    )
+    async def steps(request: Request) -> Response:
+        """The last steps, recorded while somebody watches and for 10 s after that."""
+        check_origin(request, settings.allowed_origins)
+        count = _number(request, "last", MAX_RECORDS) or MAX_RECORDS
+        inspected = await engine.inspector.state(max_steps=count)
+        documents = [step_document(record, inspected.started_s) for record in inspected.steps]
+        return JSONResponse(StepList(steps=documents))
+
+    @app.post(
+        "/v1/engine/control",
+        responses=responses(400, 403, 503, whole=ControlResult),
+        openapi_extra=request_body(ControlRequest),
+    )
+    async def control(request: Request) -> Response:
+        """Pause or resume the engine, or pause it and run one step."""
+        check_origin(request, settings.allowed_origins)
+        body, _ = await read_body(request, ControlRequest, work)
+        if not settings.can_control:
+            raise HTTPException(
+                403,
+                "pause and step are off; start the server with --inspector-controls, or on a "
+                "loopback address",
+            )
+        is_paused, step = await engine.inspector.control(body.action)
+        return JSONResponse(ControlResult(is_paused=is_paused, step=step))
+
+
+def _number(request: Request, name: str, limit: int) -> int | None:
+    """Return a query parameter from 1 to `limit`, None without it; raises InvalidRequestError."""
+    text = request.query_params.get(name)
+    if text is None:
+        return None
+    value = int(text) if text.isascii() and text.isdigit() and len(text) <= 9 else 0
+    if not 1 <= value <= limit:
+        raise InvalidRequestError(
+            f"{name} is {shorten(text)!r} but must be an integer from 1 to {limit}", param=name
+        )
+    return value

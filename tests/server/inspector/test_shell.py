@@ -1,0 +1,131 @@
+"""The page's frame in Chromium: tabs, theme, the key dialog, and axe's checks of every tab."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.support.browser import open_page
+from tests.support.serving import RunningServer, loader
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+TABS = ["Playground", "Engine", "Attention", "Logit lens", "Embeddings"]
+KEY = "a secret key"
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+    with RunningServer(loader(tiny_model), api_keys=[KEY]) as running:
+        yield running
+
+
+def wait_for_model(page: "Page") -> None:
+    page.locator(".dot.ready").wait_for()
+    page.locator(".status-model", has_text="tiny").wait_for()
+
+
+def test_the_tabs_follow_the_keyboard_and_the_address(
+    browser: "Browser", server: RunningServer
+) -> None:
+    with open_page(browser, f"{server.url}/#attention") as page:
+        selected = page.locator('[role="tab"][aria-selected="true"]')
+        assert selected.text_content() == "Attention"
+        assert page.get_by_role("tab").all_text_contents() == TABS
+        selected.focus()
+        page.keyboard.press("ArrowRight")
+        page.locator("#panel-lens:visible").wait_for()
+        page.keyboard.press("Home")
+        page.locator("#panel-playground:visible").wait_for()
+        assert page.evaluate("location.hash") == "#playground"
+        assert page.locator("[role=tabpanel]:visible").count() == 1
+        page.go_back()
+        page.locator("#panel-lens:visible").wait_for()
+        assert page.title().startswith("Logit lens")
+
+
+def test_the_theme_is_the_systems_until_the_reader_chooses(
+    browser: "Browser", server: RunningServer
+) -> None:
+    with open_page(browser, server.url, color_scheme="dark") as page:
+        theme = "document.documentElement.dataset.theme"
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert page.evaluate(theme) == "dark"
+        page.get_by_role("button", name="Use the light theme").click()
+        assert page.evaluate(theme) == "light"
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") != dark
+        page.reload()
+        assert page.evaluate(theme) == "light"
+
+
+def test_a_key_is_asked_for_and_kept_in_memory_only(
+    browser: "Browser", guarded: RunningServer
+) -> None:
+    with open_page(browser, guarded.url, expected_errors=2) as page:
+        dialog = page.get_by_role("dialog")
+        dialog.get_by_label("Key").fill("a wrong key")
+        page.keyboard.press("Enter")
+        dialog.get_by_text("does not accept this key").wait_for()
+        dialog.get_by_label("Key").fill(KEY)
+        dialog.get_by_role("button", name="Use the key").click()
+        wait_for_model(page)
+        page.locator(".prompt-input").fill("the")
+        page.get_by_role("button", name="Generate").click()
+        page.locator(".choice .token").first.wait_for()
+        stored = "JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])"
+        assert KEY not in page.evaluate(stored)
+        assert KEY not in page.content()
+
+
+def test_a_declined_key_is_asked_for_again_only_by_the_reader(
+    browser: "Browser", guarded: RunningServer
+) -> None:
+    with open_page(browser, guarded.url, expected_errors=1) as page:
+        page.get_by_role("dialog").get_by_role("button", name="Cancel").click()
+        button = page.get_by_role("button", name="Enter an API key")
+        button.click()
+        page.get_by_role("dialog").get_by_label("Key").fill(KEY)
+        page.keyboard.press("Enter")
+        wait_for_model(page)
+        page.get_by_role("button", name="Forget the API key").click()
+        button.wait_for()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault_in_any_tab(
+    browser: "Browser", server: RunningServer, scheme: str
+) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    with open_page(browser, server.url, color_scheme=scheme) as page:
+        page.locator(".prompt-input").fill("the end")
+        page.locator("[name=max_tokens]").fill("12")
+        page.get_by_role("button", name="Generate").click()
+        page.locator(".choice:not(.running) .figures:not([hidden])").wait_for()
+        faults = {}
+        for tab in TABS:
+            page.get_by_role("tab", name=tab).click()
+            page.locator("[role=tabpanel]:visible > *").first.wait_for()
+            faults[tab] = serious(axe.run(page).response)
+        assert faults == {tab: [] for tab in TABS}
+
+
+def serious(response: dict[str, Any]) -> list[str]:
+    return [
+        f"{fault['id']}: {node['html'][:200]} {node['failureSummary'][:300]}"
+        for fault in response["violations"]
+        if fault["impact"] in {"serious", "critical"}
+        for node in fault["nodes"]
+    ]
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(
+    browser: "Browser", server: RunningServer
+) -> None:
+    size = {"width": 390, "height": 800}
+    with open_page(browser, server.url, viewport=size) as page:
+        for tab in TABS:
+            page.get_by_role("tab", name=tab).click()
+            page.locator("[role=tabpanel]:visible > *").first.wait_for()
+            assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab

@@ -1,0 +1,76 @@
+"""A page of the inspector in headless Chromium, and the checks that hold for every page."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+TIMEOUT_MS = 30_000
+_NAMES = ("chromium", "chromium-browser", "google-chrome")
+_OWN_SCHEMES = {"data", "blob"}
+
+
+@contextmanager
+def chromium() -> Iterator["Browser"]:
+    """Start the system's Chromium; skip the test where it or playwright is missing.
+
+    Playwright's synchronous interface keeps an event loop in this thread until it is closed, so
+    `asyncio.run` cannot be called meanwhile.
+    """
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra `browser`")
+    executable = next(filter(None, map(shutil.which, _NAMES)), None)
+    if executable is None:
+        pytest.skip("Chromium is not installed")
+    is_root = hasattr(os, "geteuid") and os.geteuid() == 0
+    with playwright.sync_playwright() as started:
+        arguments = ["--no-sandbox"] if is_root else []  # Chromium's sandbox refuses root
+        browser = started.chromium.launch(executable_path=executable, args=arguments)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def open_page(
+    browser: "Browser", url: str, *, expected_errors: int = 0, **context: Any
+) -> Iterator["Page"]:
+    """Open a page in a context of its own.
+
+    At the end no script has failed, nothing violated the content-security policy, all requests went
+    to the server, and the console has no errors but `expected_errors` responses with an error.
+    """
+    origin = urlsplit(url)[:2]
+    errors: list[str] = []
+    failed_loads: list[str] = []
+    strangers: list[str] = []
+
+    def on_console(message: Any) -> None:
+        if message.type == "error":
+            is_load = message.text.startswith("Failed to load resource: the server responded")
+            (failed_loads if is_load else errors).append(message.text)
+
+    def on_request(request: Any) -> None:
+        address = urlsplit(request.url)
+        if address.scheme not in _OWN_SCHEMES and address[:2] != origin:
+            strangers.append(request.url)
+
+    opened = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **context})
+    opened.set_default_timeout(TIMEOUT_MS)
+    page = opened.new_page()
+    page.on("console", on_console)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", on_request)
+    try:
+        page.goto(url)
+        yield page
+    finally:
+        opened.close()
+    assert errors == []
+    assert strangers == []
+    assert len(failed_loads) == expected_errors, failed_loads
