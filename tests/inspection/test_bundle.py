@@ -28,7 +28,7 @@ def test_modules_run_before_those_that_import_them(tmp_path: Path) -> None:
     assert script.count("const low_js") == 1
     assert "const { name: of } = low_js;" in script
     assert "return { name, later };" in script
-    assert "return {  loud: shout };" in script
+    assert "return { loud: shout };" in script
     node = shutil.which("node")
     if node is not None:
         command = [node, "-e", script]

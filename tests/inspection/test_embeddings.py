@@ -1,7 +1,6 @@
 """Projections of token embeddings, and nearest neighbours."""
 
 import sys
-from typing import Any
 
 import numpy as np
 import pytest
@@ -33,19 +32,10 @@ def test_extra_tokens_are_projected_once(model: InspectedModel) -> None:
     assert len(project(model, "pca", 5000).token_ids) == model.config.vocab
 
 
-@pytest.mark.parametrize(
-    ("method", "limit", "message"),
-    [
-        ("umap", 10, "method is 'umap' but must be pca or tsne"),
-        ("pca", 2, "limit is 2 but must be 3 to 5000"),
-        ("pca", 5001, "limit is 5001 but"),
-    ],
-)
-def test_invalid_settings_are_refused(
-    model: InspectedModel, method: Any, limit: int, message: str
-) -> None:
-    with pytest.raises(InvalidRequestError, match=message):
-        project(model, method, limit)
+@pytest.mark.parametrize("limit", [2, 5001])
+def test_the_number_of_points_is_limited(model: InspectedModel, limit: int) -> None:
+    with pytest.raises(InvalidRequestError, match=f"limit is {limit} but must be 3 to 5000"):
+        project(model, "pca", limit)
 
 
 def test_tsne_keeps_neighbours_together(model: InspectedModel) -> None:
@@ -74,7 +64,7 @@ def test_neighbours_have_the_largest_cosines(model: InspectedModel) -> None:
     np.testing.assert_allclose(
         [cosine for _, cosine in found], np.sort(-cosines)[:5] * -1, atol=1e-5
     )
-    assert nearest(model, [3, 7], 5)[1] == found
+    assert [token_id for token_id, _ in nearest(model, [3, 7], 5)[1]] == [i for i, _ in found]
     with pytest.raises(InvalidRequestError, match="count is 101"):
         neighbors(model, 7, 101)
     with pytest.raises(InvalidRequestError, match="token id 999 is not"):

@@ -156,7 +156,7 @@ def test_a_file_of_gpt2_s_heads_and_128_tokens_is_below_3_mb(model: InspectedMod
 
 
 def test_a_larger_file_names_the_options_that_make_it_smaller(model: InspectedModel) -> None:
-    weights, heads = dense_heads(200, 128)
+    weights, heads = dense_heads(288, 128)
     with pytest.raises(InvalidRequestError, match=r"limit is 3000000; .* --layers and --heads"):
         html_file.attention_page(model, list(range(128)), weights, heads)
 
