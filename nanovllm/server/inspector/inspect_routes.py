@@ -7,6 +7,7 @@ One worker process computes them, so that they slow generation down by at most a
 lowest priority. It sends the response as JSON, which is passed on as it is.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -26,11 +27,12 @@ from nanovllm.server.http.body import check_body, read_body
 from nanovllm.server.http.bounds import BoundedModel, as_integer, types_of
 from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.work import Work
-from nanovllm.server.inspector.same_origin import same_origin_check
+from nanovllm.server.inspector.origin import check_origin
 from nanovllm.server.openapi import request_body, responses
 
 _MAX_CACHED = 4  # projections, of up to 5,000 points each
 _MAX_TEXT_CHARACTERS = 1000  # of the text of one token
+_INTEGER = re.compile(r"[0-9]{1,12}")
 _STATUSES = (400, 403, 429, 503, 504)
 
 InspectedPrompt = Annotated[
@@ -209,7 +211,11 @@ def add_inspect_routes(
     """Add the routes; `worker` ends with the engine."""
     engine.when_stopped(worker.close)
     projections: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-    dependencies = [Depends(same_origin_check(allowed_origins))]
+
+    def check_page(request: Request) -> None:
+        check_origin(request, allowed_origins)
+
+    dependencies = [Depends(check_page)]
 
     async def inspect(request: Request, name: str, arguments: Mapping[str, Any]) -> bytes:
         _ = engine.engine  # 503 until the model is loaded
@@ -271,7 +277,7 @@ def add_inspect_routes(
 def _query(request: Request, integers: set[str]) -> dict[str, Any]:
     """Return the query's parameters; those in `integers` as numbers where they are some."""
     return {
-        name: int(text) if name in integers and text.isascii() and text.isdigit() else text
+        name: int(text) if name in integers and _INTEGER.fullmatch(text) else text
         for name, text in request.query_params.items()
     }
 
