@@ -4,5 +4,5 @@ state_routes    GET /v1/engine/state, /v1/engine/events, /v1/engine/steps; POST 
 event_stream    the stream of states, shared by all of its readers
 documents       the JSON of a state and of a step
 response_types  the types of responses, for the OpenAPI document
-origin          refuses requests of other web pages
+same_origin     refuses requests of other web pages
 """
