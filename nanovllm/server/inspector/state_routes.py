@@ -92,7 +92,7 @@ def add_state_routes(
         "/v1/engine/events",
         dependencies=dependencies,
         response_class=_EventResponse,
-        responses=event_responses(400, 403, 429, 503, event=EngineStateEvent),
+        responses=event_responses(400, 403, 429, 503, name="state", event=EngineStateEvent),
         openapi_extra=query_parameter(
             "frames", MAX_FRAMES, "end the stream after this many events (default: never)"
         ),
