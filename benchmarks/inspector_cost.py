@@ -59,6 +59,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tokens", type=positive, default=256, help="tokens of a response (%(default)s)"
     )
+    parser.add_argument("flags", nargs="*", help="options of `nanovllm serve`, after --")
     add_run_options(parser)
     return parser.parse_args(arguments)
 
@@ -67,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measure and report."""
     parsed = parse(arguments)
     print(heading(parsed), flush=True)
-    flags = [parsed.model, "--num-threads", str(parsed.threads), "--log-level", "warning"]
-    with ServerProcess(flags) as server:
+    flags = ["--num-threads", str(parsed.threads), "--log-level", "warning", *parsed.flags]
+    with ServerProcess([parsed.model, *flags]) as server:
         loads = {}
         for streams in parsed.streams:
             loads[str(streams)] = record = measure(server.port, streams, parsed)
