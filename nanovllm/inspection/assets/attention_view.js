@@ -1,6 +1,15 @@
 /** Attention: all heads of a prompt as small maps, one large, and its weights as shaded text. */
 
-import { field, formatNumber, formatPercent, h, icon, replace, visibleText } from "./dom.js";
+import {
+  field,
+  formatNumber,
+  formatPercent,
+  h,
+  icon,
+  onThemeChange,
+  replace,
+  visibleText,
+} from "./dom.js";
 import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
 import { HEAD_KINDS, describeHead, headGrid } from "./head_grid.js";
 import { promptForm } from "./prompt_form.js";
@@ -202,7 +211,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
       ),
     ),
   );
-  document.addEventListener("themechange", () => element.isConnected && paintThumbnails());
+  onThemeChange(element, paintThumbnails);
   select(selected);
   paintThumbnails();
   return Object.assign(element, { weightsOf }); // for scripts: the weights of a layer
