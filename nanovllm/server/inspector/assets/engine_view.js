@@ -212,9 +212,11 @@ export function create({ api, store, announce }) {
     connection = controller;
     const { signal } = controller;
     while (!signal.aborted) {
+      let hasSteps = false;
       try {
         for await (const events of api.stream("v1/engine/events", { signal })) {
-          if (!history.frames().length) await loadSteps(signal);
+          if (!hasSteps) await loadSteps(signal);
+          hasSteps = true;
           for (const { event, data } of events) if (event === "state") history.addFrame(data);
           replace(message);
           schedule();
