@@ -15,7 +15,7 @@ from tests.support.shape_checks import install_shape_checks
 # The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
 _MODULES = [
     f"nanovllm.{package}.{path.stem}"
-    for package in ("model", "training")
+    for package in ("model", "training", "inspection")
     for path in (Path(__file__).parents[1] / "nanovllm" / package).glob("[a-z]*.py")
 ]
 _MODULES.remove("nanovllm.training.config")  # checks the types of its settings itself

@@ -115,7 +115,7 @@ def describe_heads(
     seen = weights[:, 1:].astype(np.float64)  # without the first query
     rows = positions[:-1]
     with np.errstate(divide="ignore", invalid="ignore"):
-        entropies = -np.where(seen > 0, seen * np.log(seen), 0.0).sum(axis=2)
+        entropies = 0.0 - np.where(seen > 0, seen * np.log(seen), 0.0).sum(axis=2)
     distances = seen @ -positions.astype(np.float64) + seen.sum(axis=2) * positions[1:]
     follows = _follows_earlier_occurrence(token_ids)[1:]
     has_repeat = follows.any(axis=1)

@@ -17,7 +17,6 @@ from nanovllm.errors import InvalidRequestError
 from nanovllm.inspection.observe import InspectedModel
 
 Method: TypeAlias = Literal["pca", "tsne"]
-METHODS: tuple[Method, ...] = ("pca", "tsne")
 DEFAULT_POINTS = 2000
 MAX_POINTS = 5000
 MAX_NEIGHBORS = 100
@@ -52,11 +51,9 @@ def project(
 
     The ids of a BPE vocabulary are in the order of its merges, so low ids are frequent tokens.
 
-    Raises InvalidRequestError if `method` is unknown, `limit` is not 3 to MAX_POINTS, or t-SNE is
-    requested without scikit-learn.
+    Raises InvalidRequestError if `limit` is not 3 to MAX_POINTS, or t-SNE is requested without
+    scikit-learn.
     """
-    if method not in METHODS:
-        raise InvalidRequestError(f"method is {method!r} but must be pca or tsne", param="method")
     if not 3 <= limit <= MAX_POINTS:
         raise InvalidRequestError(f"limit is {limit} but must be 3 to {MAX_POINTS}", param="limit")
     count = min(limit, model.config.vocab)

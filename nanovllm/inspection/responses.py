@@ -157,5 +157,5 @@ def run(model: InspectedModel, name: str, arguments: Mapping[str, Any]) -> JSON:
     return result
 
 
-def _rounded(value: float | None) -> float | None:
+def _rounded(value: int | float | None) -> int | float | None:
     return float(f"{value:.7g}") if isinstance(value, float) else value

@@ -1,12 +1,14 @@
 """The worker process: observes prompts of one model folder, one job at a time.
 
                                   <- ready
-    -> run  name, arguments       <- done; body: the response as JSON
+    -> run  name, arguments,      <- done; body: the response as JSON
+            cpu_s
                                   <- failed: kind, message, param
 
 The messages are those of engine/sandbox/messages.py. `name` and `arguments` are those of
 `responses.run`. Jobs have the lowest priority and one thread, so a server beside them keeps its
-processor time. The process ends when its socket closes.
+processor time. A job that takes more than `cpu_s` of processor time ends the process. It also ends
+when its socket closes.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nanovllm.engine.sandbox.limits import limited_cpu
 from nanovllm.engine.sandbox.main import open_channel
 from nanovllm.engine.sandbox.messages import Channel, MessageError
 from nanovllm.errors import CheckpointError, EngineFaultError, InvalidRequestError
@@ -48,7 +51,8 @@ def _serve(channel: Channel, folder: Path) -> None:
     while (received := channel.receive()) is not None:
         header, _ = received
         try:
-            body = encode(responses.run(model, header["name"], header["arguments"]))
+            with limited_cpu(header["cpu_s"]):
+                body = encode(responses.run(model, header["name"], header["arguments"]))
         except (InvalidRequestError, EngineFaultError, CheckpointError) as error:
             _send_error(channel, error)
         else:

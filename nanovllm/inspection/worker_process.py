@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanovllm.engine.sandbox.limits import reached_limit
 from nanovllm.engine.sandbox.messages import Channel, Message, MessageError
 from nanovllm.engine.sandbox.spawn import end, spawn
 from nanovllm.errors import (
@@ -18,8 +19,11 @@ from nanovllm.errors import (
 )
 from nanovllm.inspection.worker import ONE_THREAD
 
-JOB_TIMEOUT_S = 30.0
+MAX_CPU_S = 30.0
+"""Processor time of a call."""
+MAX_TSNE_CPU_S = 120.0
 IDLE_TIMEOUT_S = 60.0
+_WALL_S_PER_CPU_S = 4.0  # a busy machine leaves a process of the lowest priority little time
 _START_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -45,18 +49,18 @@ class InspectionWorker:
         self,
         folder: Path,
         *,
-        job_timeout_s: float = JOB_TIMEOUT_S,
+        max_cpu_s: float = MAX_CPU_S,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
     ) -> None:
         """Start nothing yet.
 
         Args:
             folder: the model.
-            job_timeout_s: maximum time of a call, without the start of the process.
+            max_cpu_s: maximum processor time of a call; t-SNE has MAX_TSNE_CPU_S instead.
             idle_timeout_s: time without a call after which the process ends.
         """
         self._folder = folder
-        self._job_timeout_s = job_timeout_s
+        self._max_cpu_s = max_cpu_s
         self._idle_timeout_s = idle_timeout_s
         self._lock = threading.Lock()
         self._running: _Process | None = None
@@ -79,9 +83,11 @@ class InspectionWorker:
             if self._running is not None and self._running.process.poll() is not None:
                 self._end()  # it crashed while idle
             running = self._running or self._start()
-            header = {"op": "run", "name": name, "arguments": dict(arguments)}
+            is_tsne = arguments.get("method") == "tsne"
+            cpu_s = MAX_TSNE_CPU_S if is_tsne else self._max_cpu_s
+            header = {"op": "run", "name": name, "arguments": dict(arguments), "cpu_s": cpu_s}
             try:
-                reply, body = self._call(running, header, self._job_timeout_s)
+                reply, body = self._call(running, header, cpu_s * _WALL_S_PER_CPU_S)
             except BaseException:
                 self._end()
                 raise
@@ -107,7 +113,8 @@ class InspectionWorker:
     def pid(self) -> int | None:
         """Process id of the worker; None while there is none."""
         running = self._running
-        return None if running is None else running.process.pid
+        is_alive = running is not None and running.process.poll() is None
+        return running.process.pid if running is not None and is_alive else None
 
     def _start(self) -> _Process:
         """Start a process and wait until it has loaded the model."""
@@ -133,16 +140,14 @@ class InspectionWorker:
                 running.channel.send(header)
             reply = running.channel.receive()
         except TimeoutError:
-            raise RequestTimeoutError(
-                f"the inspection took longer than {timeout_s:g} s, the limit; shorten the prompt, "
-                "or ask for less",
-                has_begun=True,
-            ) from None
+            raise _timeout_error(timeout_s) from None
         except (OSError, MessageError):
             reply = None
         if reply is None:
             if self._is_closed:
                 raise EngineNotReadyError("the server is stopping")
+            if header is not None and reached_limit(_exit_code(running)) == "time":
+                raise _timeout_error(header["cpu_s"])
             raise EngineFaultError("the inspection process ended unexpectedly; try again")
         return reply
 
@@ -173,3 +178,19 @@ def _error(reply: Mapping[str, Any]) -> InvalidRequestError | EngineFaultError:
     if reply["kind"] == "invalid":
         return InvalidRequestError(reply["message"], param=reply["param"])
     return EngineFaultError(reply["message"])
+
+
+def _exit_code(running: _Process) -> int | None:
+    """Return the exit code of a process whose socket has closed; None if it still runs."""
+    try:
+        return running.process.wait(timeout=_CLOSE_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _timeout_error(limit_s: float) -> RequestTimeoutError:
+    return RequestTimeoutError(
+        f"the inspection took longer than {limit_s:g} s, the limit; shorten the prompt, or ask for "
+        "less",
+        has_begun=True,
+    )

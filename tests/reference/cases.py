@@ -72,6 +72,8 @@ CASES: dict[str, dict[str, Any]] = {
     "outliers-bfloat16": {**_config(**OUTLIER_SIZES), "outliers": True, "dtype": "BF16"},
 }
 
+ATTENTION_CASES = ("plain", "scores-unscaled-by-layer", "head_dim-5")
+
 
 def options_of(name: str) -> dict[str, Any]:
     """The arguments of a case, with a seed of its own, made from its name."""
@@ -86,3 +88,8 @@ def prompts_of(vocab: int, max_positions: int = 128) -> list[np.ndarray]:
         (np.asarray(bits.random_raw(length), dtype=np.uint64) % np.uint64(vocab)).astype(np.int64)
         for length in lengths
     ]
+
+
+def attention_prompt() -> np.ndarray:
+    """Return the prompt whose attention weights are recorded."""
+    return prompts_of(97)[2][:20]

@@ -5,9 +5,8 @@ state_routes    GET /v1/engine/state, /v1/engine/events, /v1/engine/steps; POST 
 event_stream    the stream of states, shared by all of its readers
 documents       the JSON of a state and of a step
 response_types  the types of responses, for the OpenAPI document
-origin          refuses requests of other web pages to /v1/engine/control
+same_origin     refuses requests of other web pages
 inspect_routes  /v1/inspect/*: attention, logit lens and embeddings
-same_origin     refuses requests of other web pages to /v1/inspect
 
 `assets/` has the page and its scripts: ES modules without a build step. The style sheets, the
 elements and the views that self-contained files show too are in `nanovllm/inspection/assets/`.

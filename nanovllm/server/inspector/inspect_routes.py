@@ -7,6 +7,7 @@ One worker process computes them, so that they slow generation down by at most a
 lowest priority. It sends the response as JSON, which is passed on as it is.
 """
 
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -31,6 +32,7 @@ from nanovllm.server.openapi import request_body, responses
 
 _MAX_CACHED = 4  # projections, of up to 5,000 points each
 _MAX_TEXT_CHARACTERS = 1000  # of the text of one token
+_INTEGER = re.compile(r"[0-9]{1,12}")
 _STATUSES = (400, 403, 429, 503, 504)
 
 InspectedPrompt = Annotated[
@@ -271,7 +273,7 @@ def add_inspect_routes(
 def _query(request: Request, integers: set[str]) -> dict[str, Any]:
     """Return the query's parameters; those in `integers` as numbers where they are some."""
     return {
-        name: int(text) if name in integers and text.isascii() and text.isdigit() else text
+        name: int(text) if name in integers and _INTEGER.fullmatch(text) else text
         for name, text in request.query_params.items()
     }
 
