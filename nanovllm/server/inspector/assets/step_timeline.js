@@ -22,7 +22,8 @@ const KIND_TEXTS = {
  *   onWatch: (step: number) => void, onSelect: (id: string) => void}} options
  */
 export function stepTimeline({ names, onWatch, onSelect }) {
-  const canvas = h("canvas", { class: "v-timeline-canvas", role: "img" });
+  const label = "No steps yet"; // until the first ones are drawn
+  const canvas = h("canvas", { class: "v-timeline-canvas", role: "img", "aria-label": label });
   const frame = h("div", { class: "v-timeline" }, canvas);
   const budgetText = h("span", {});
   const details = h("div", { class: "v-step" });
