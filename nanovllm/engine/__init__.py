@@ -16,6 +16,7 @@ pooling              embeddings from hidden states
 metrics              statistics of engine, steps and requests
 call_runner          runs blocking calls from many threads, for LLM
 engine_thread        the thread that steps an engine for AsyncEngine
+inspection/          state, step records and pauses of a running engine
 async_engine         an engine for asyncio tasks
 request_handle       a request that an asyncio task waits for
 admission            limits on unfinished requests

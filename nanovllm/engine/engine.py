@@ -229,7 +229,13 @@ class Engine:
         self._last_step_s = stats.duration_s
         self.num_steps += 1
         if self.scheduler.observer is not None:
-            self.scheduler.observer.on_step(plan, started, stats.duration_s)
+            self.scheduler.observer.on_step(
+                plan,
+                started_s=started,
+                duration_s=stats.duration_s,
+                num_tokens=stats.num_tokens,
+                num_decode_tokens=num_decode_tokens,
+            )
         self._prompt_tokens_computed += stats.num_prompt_tokens
         updates = (self._to_update(result, now, fault) for result in results)
         return StepOutput((*failed, *updates), stats, fault)

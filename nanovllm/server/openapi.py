@@ -78,10 +78,12 @@ def responses(
     return documented
 
 
-def event_responses(*errors: int, event: Any) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of a route whose response is always a stream of named events."""
-    content = {"text/event-stream": {"itemSchema": _named_event_schema(event)}}
-    return {**responses(*errors), 200: {"description": "Server-sent events.", "content": content}}
+def event_responses(*errors: int, name: str, event: Any) -> dict[int | str, dict[str, Any]]:
+    """Return the `responses` of a route whose response is a stream of events of one name."""
+    schema = _named_event_schema(event)
+    schema["properties"]["event"]["const"] = name
+    stream = {"text/event-stream": {"itemSchema": schema}}
+    return {**responses(*errors), 200: {"description": "Server-sent events.", "content": stream}}
 
 
 def query_parameter(name: str, limit: int, description: str) -> dict[str, Any]:

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from benchmarks import busy, compare, http_cost, model_sizes, roofline, soak, sweep, table
+from benchmarks import (
+    busy,
+    compare,
+    http_cost,
+    inspector_cost,
+    model_sizes,
+    roofline,
+    soak,
+    sweep,
+    table,
+)
 from benchmarks.make_model import SIZES, make_model
 from nanovllm import LLM, SamplingParams
 from nanovllm.model.config import GPT2Config
@@ -210,6 +220,20 @@ def test_http_cost_compares_the_same_tokens(run: Run) -> None:
         assert figures["tokens_per_s"] > 0
         assert len(figures["costs"]) == 2
     assert all(ways[way]["client_share"] > 0 for way in (http_cost.WHOLE, http_cost.STREAMS))
+
+
+def test_inspector_cost_compares_watched_with_unwatched_loads(
+    model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--streams", "2", "--rounds", "2", "--seconds", "0.2", "--tokens", "60")
+    arguments = ["--model", str(model), "--threads", "1", *flags, "--", "--backend", "numpy"]
+    assert inspector_cost.main(arguments) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    load = record["loads"]["2"]
+    assert len(load["ratios"]) == 2
+    assert all(ratio > 0 for ratio in load["ratios"])
+    assert load["frames_per_s"] > 0
+    assert load["frame_bytes"] > 1000
 
 
 def test_the_cost_is_the_loss_against_the_engine_in_the_same_round() -> None:

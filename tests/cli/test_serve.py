@@ -133,7 +133,15 @@ def test_a_signal_lets_a_stream_end_first(number: signal.Signals, backend: str) 
         )
         reader.start()
         assert begun.wait(TIMEOUT_S)
-        code, errors = serving.end(number)
+        with closing(
+            http.client.HTTPConnection("127.0.0.1", serving.port, timeout=TIMEOUT_S)
+        ) as watching:  # neither its stream nor its pause may delay the end
+            watching.request("GET", "/v1/engine/events")
+            events = watching.getresponse()
+            assert events.readline() == b"event: state\n"
+            assert serving.ask("/v1/engine/control", {"action": "pause"})[1]["is_paused"]
+            code, errors = serving.end(number)
+            assert events.read().endswith(b"\n\n")
         reader.join(TIMEOUT_S)
         assert code == 0, errors
         assert "Traceback" not in errors
@@ -497,6 +505,27 @@ def test_priorities_count_only_where_a_flag_says_so() -> None:
         assert engine_config(parse(command)).scheduling_policy == "fcfs"
         allowed = parse([*command, "--scheduling-policy", "priority"])
         assert engine_config(allowed).scheduling_policy == "priority"
+
+
+@pytest.mark.parametrize(
+    ("flags", "inspector"),
+    [
+        ((), (True, False, True)),
+        (("--host", "0.0.0.0"), (True, False, False)),
+        (("--host", "0.0.0.0", "--inspector-controls"), (True, False, True)),
+        (("--no-inspector-controls",), (True, False, False)),
+        (("--no-inspector", "--inspector-shows-prompts"), (False, True, True)),
+    ],
+)
+def test_controls_need_a_loopback_address_or_a_flag(
+    flags: tuple[str, ...], inspector: tuple[bool, bool, bool]
+) -> None:
+    settings = server_settings(build_parser().parse_args(["serve", *flags]))
+    assert (
+        settings.has_inspector,
+        settings.inspector_shows_prompts,
+        settings.inspector_controls,
+    ) == inspector
 
 
 def test_the_patience_with_clients_may_be_given() -> None:

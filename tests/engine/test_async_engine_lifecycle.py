@@ -64,6 +64,59 @@ def test_stopping_wakes_everybody(tiny_model: Path) -> None:
     run(test)
 
 
+def test_a_paused_engine_stops(tiny_model: Path) -> None:
+    async def test() -> None:
+        engine = AsyncEngine(loader(tiny_model))
+        await engine.start()
+        await engine.wait_until_ready()
+        inspector = engine.inspector
+        assert await inspector.control("pause") == (True, 0)
+        request = asyncio.ensure_future(generate(engine, "the", LONG))
+        await until(lambda: engine.stats().num_requests_waiting == 1)
+        assert await inspector.control("step") == (True, 1)
+        asked = asyncio.ensure_future(inspector.state(max_steps=1))
+        stopping = asyncio.ensure_future(engine.stop())
+        with pytest.raises(EngineNotReadyError, match="stopped"):
+            await request
+        await stopping
+        await asyncio.gather(asked, return_exceptions=True)  # it was answered, or refused
+        with pytest.raises(EngineNotReadyError, match="stopped"):
+            _ = engine.inspector
+
+    run(test)
+
+
+def test_a_pause_is_released_for_the_end_of_a_server(tiny_model: Path) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model)) as engine:
+            inspector, ended = engine.inspector, list[str]()
+            unwatch = inspector.watch(lambda: ended.append("stream"))
+            await inspector.control("pause")
+            request = asyncio.ensure_future(generate(engine, "the", SHORT))
+            await until(lambda: engine.stats().num_requests_waiting == 1)
+            inspector.release()
+            await request
+            assert ended == ["stream"]
+            assert not inspector.is_paused
+            unwatch()
+
+    run(test)
+
+
+def test_an_error_in_a_call_is_raised_to_its_caller_only(tiny_model: Path) -> None:
+    async def test() -> None:
+        async with started(loader(tiny_model)) as engine:
+
+            def fail(_: Engine) -> None:
+                raise ValueError("of the call")
+
+            with pytest.raises(ValueError, match="of the call"):
+                await engine._thread.call(fail)  # noqa: SLF001
+            await generate(engine, "the", SHORT)
+
+    run(test)
+
+
 def test_a_request_that_was_checked_before_the_stop_is_refused_after_it(tiny_model: Path) -> None:
     async def test() -> None:
         engine = AsyncEngine(loader(tiny_model))

@@ -35,7 +35,12 @@ GOOD: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/tokenizer_info", None),
     ("GET", "/v1/models", None),
     ("GET", "/v1/models/alias", None),
+    ("GET", "/v1/engine/state", None),
+    ("GET", "/v1/engine/events?frames=1", None),
     ("POST", "/v1/completions", {"prompt": "the"}),
+    ("GET", "/v1/engine/state", None),
+    ("GET", "/v1/engine/steps?last=3", None),
+    ("POST", "/v1/engine/control", {"action": "resume"}),
     (
         "POST",
         "/v1/completions",
@@ -103,7 +108,12 @@ def guarded(tiny_model: Path) -> Iterator[RunningServer]:
     """A server with a key, a chat template, a small limit of bodies and a short queue."""
     load = loader(tiny_model)
     with RunningServer(
-        load, api_keys=(KEY,), chat_template=TEMPLATE, max_body_bytes=LIMIT, max_queued_requests=8
+        load,
+        api_keys=(KEY,),
+        chat_template=TEMPLATE,
+        max_body_bytes=LIMIT,
+        max_queued_requests=8,
+        inspector_controls=True,
     ) as running:
         running.http.headers["authorization"] = f"Bearer {KEY}"
         yield running
@@ -116,7 +126,9 @@ def contract(guarded: RunningServer) -> Contract:
 
 
 def template_of(path: str) -> str:
-    return "/v1/models/{model_id}" if path.startswith("/v1/models/") else path
+    if path.startswith("/v1/models/"):
+        return "/v1/models/{model_id}"
+    return path.partition("?")[0]
 
 
 @pytest.mark.parametrize("place", range(len(GOOD)))
@@ -187,14 +199,16 @@ def test_errors_are_what_the_document_says(guarded: RunningServer, contract: Con
             "/v1/responses": "input",
             "/v1/embeddings": "input",
             "/detokenize": "tokens",
+            "/v1/engine/control": "action",
         }.get(path, "prompt")
-        good: Any = {"messages": MESSAGES, "tokens": [1]}.get(field, "a")
+        good: Any = {"messages": MESSAGES, "tokens": [1], "action": "resume"}.get(field, "a")
         found = {
             400: guarded.http.post(path, json={}),
             401: guarded.http.post(path, json={field: good}, headers={"authorization": "Bearer x"}),
-            404: guarded.http.post(path, json={field: good, "model": "other"}),
             413: guarded.http.post(path, content=b" " * (LIMIT + 1), headers=json_type),
         }
+        if path != "/v1/engine/control":  # which names no model
+            found[404] = guarded.http.post(path, json={field: good, "model": "other"})
         for status, response in found.items():
             assert response.status_code == status, response.text
             contract.check("POST", path, response)
@@ -262,7 +276,9 @@ def test_a_loading_server_answers_as_the_document_says(
         assert may_go_on.wait(30)
         return loader(tiny_model)()
 
-    with RunningServer(load, wait_until_ready=False, chat_template=TEMPLATE) as running:
+    with RunningServer(
+        load, wait_until_ready=False, chat_template=TEMPLATE, inspector_controls=True
+    ) as running:
         try:
             for method, path, body in GOOD:
                 response = running.http.request(method, path, json=body)

@@ -48,8 +48,12 @@ def fuzzed_server(folder: Path, **changes: Any) -> Iterator[RunningServer]:
 
 
 def narrowed(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the document closed, and fix the model's name, which would rarely be drawn."""
+    """Return the document closed, and fix the model's name, which would rarely be drawn.
+
+    The stream of the engine's events is left out: it has no end.
+    """
     copied = closed(document)
+    del copied["paths"]["/v1/engine/events"]
     for schema in copied["components"]["schemas"].values():
         if (
             "model" in schema.get("properties", {})

@@ -41,6 +41,11 @@ class Inspector:
         return self._thread.is_paused
 
     @property
+    def num_watchers(self) -> int:
+        """Number of open streams."""
+        return len(self._watchers)
+
+    @property
     def version(self) -> object:
         """A value that differs from an earlier one if the state has changed since."""
         return self._thread.num_commands, self._thread.is_paused, self._thread.snapshot

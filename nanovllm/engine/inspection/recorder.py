@@ -49,15 +49,30 @@ class Preemption(NamedTuple):
     num_blocks: int
 
 
+class _Events(NamedTuple):
+    """Events since the step before: see StepRecord."""
+
+    admitted: tuple[str, ...] = ()
+    preempted: tuple[Preemption, ...] = ()
+    finished: tuple[tuple[str, FinishReason], ...] = ()
+    cache_hits: tuple[tuple[str, int], ...] = ()
+
+
+_NO_EVENTS = _Events()
+
+
 class StepRecord(NamedTuple):
     """One step, and the events since the step before it.
 
     Attributes:
         step: number of the step, from 1.
         started_s: start of the step, by `time.monotonic()`.
-        admitted: ids of the requests that started to run.
-        finished: (id, reason) of the requests that ended.
-        cache_hits: (id, number of tokens) of the requests that found computed blocks.
+        mixed: all sequences, unless the step only decodes.
+        decoding: (id, choice index) of all sequences of a step that only decodes; consecutive
+            records share the tuple while it stays the same.
+        decode_starts: position of the token of each of them.
+        events: admitted requests, preemptions, (id, reason) of the requests that ended, and
+            (id, number of tokens) of those that found computed blocks.
         num_copies: number of blocks that were copied (copy-on-write).
         num_used_blocks, num_cached_blocks, num_free_blocks: blocks after the step that requests
             hold, that only the prefix cache can find, and that are empty.
@@ -68,17 +83,25 @@ class StepRecord(NamedTuple):
     duration_s: float
     num_tokens: int
     num_decode_tokens: int
-    sequences: tuple[StepSequence, ...]
-    admitted: tuple[str, ...]
-    preempted: tuple[Preemption, ...]
-    finished: tuple[tuple[str, FinishReason], ...]
-    cache_hits: tuple[tuple[str, int], ...]
+    mixed: tuple[StepSequence, ...]
+    decoding: tuple[tuple[str, int], ...]
+    decode_starts: tuple[int, ...]
+    events: _Events
     num_copies: int
     num_running: int
     num_waiting: int
     num_used_blocks: int
     num_cached_blocks: int
     num_free_blocks: int
+
+    @property
+    def sequences(self) -> tuple[StepSequence, ...]:
+        """All sequences of the step."""
+        decoding = zip(self.decoding, self.decode_starts, strict=True)
+        return self.mixed or tuple(
+            StepSequence(request_id, choice, start, 1, "decode")
+            for (request_id, choice), start in decoding
+        )
 
 
 class StepRecorder:
@@ -95,10 +118,9 @@ class StepRecorder:
         self.preemptions: dict[str, Preemption] = {}
         self._scheduler = scheduler
         self._records: deque[StepRecord] = deque(maxlen=MAX_RECORDS)
-        self._admitted: list[str] = []
-        self._preempted: list[Preemption] = []
-        self._finished: list[tuple[str, FinishReason]] = []
-        self._cache_hits: list[tuple[str, int]] = []
+        self._events = _NO_EVENTS
+        self._requests: list[Request] = []  # those that decoded in the last step
+        self._decoding: tuple[tuple[str, int], ...] = ()
 
     def last(self, count: int, after: int = 0) -> tuple[StepRecord, ...]:
         """Return at most `count` of the latest records, oldest first, of steps after `after`."""
@@ -107,13 +129,16 @@ class StepRecorder:
 
     def on_admitted(self, request: Request) -> None:
         """Record an admission, and the tokens that it found in computed blocks."""
-        self._admitted.append(request.request_id)
+        events = self._events
+        self._events = events._replace(admitted=(*events.admitted, request.request_id))
         if request.num_computed_tokens:
             self.on_reused(request, request.num_computed_tokens)
 
     def on_reused(self, request: Request, num_tokens: int) -> None:
         """Record the tokens that a request found in computed blocks."""
-        self._cache_hits.append((request.request_id, num_tokens))
+        events = self._events
+        hit = (request.request_id, num_tokens)
+        self._events = events._replace(cache_hits=(*events.cache_hits, hit))
 
     def on_preempted(self, request: Request, cause: PreemptionCause, other: Request | None) -> None:
         """Record a preemption as numbers; reasons.py describes it."""
@@ -125,53 +150,72 @@ class StepRecorder:
             request.num_computed_tokens,
             len(request.block_ids),
         )
-        self._preempted.append(preemption)
+        events = self._events
+        self._events = events._replace(preempted=(*events.preempted, preemption))
         self.preemptions[request.request_id] = preemption
 
     def on_finished(self, request: Request) -> None:
         """Record the end of a request."""
         assert request.finish_reason is not None
-        self._finished.append((request.request_id, request.finish_reason))
+        events, end = self._events, (request.request_id, request.finish_reason)
+        self._events = events._replace(finished=(*events.finished, end))
         self.preemptions.pop(request.request_id, None)
 
-    def on_step(self, plan: StepPlan, started_s: float, duration_s: float) -> None:
+    def on_step(
+        self,
+        plan: StepPlan,
+        *,
+        started_s: float,
+        duration_s: float,
+        num_tokens: int,
+        num_decode_tokens: int,
+    ) -> None:
         """Record a step and the events since the step before it."""
         self.num_steps += 1
+        sequences = plan.sequences
+        mixed: tuple[StepSequence, ...] = ()
+        if num_decode_tokens < len(sequences):
+            mixed = tuple(map(_step_sequence, sequences))
+            sequences = ()
+        requests = [sequence.request for sequence in sequences]
+        if requests != self._requests:
+            self._requests = requests
+            self._decoding = tuple(
+                [(request.request_id, request.choice_index) for request in requests]
+            )
         scheduler, blocks = self._scheduler, self._scheduler.kv_cache.blocks
-        sequences = tuple([_step_sequence(sequence) for sequence in plan.sequences])
-        num_free = blocks.num_free
+        num_free, num_cached = blocks.num_free, blocks.num_cached
         self._records.append(
             StepRecord(
                 self.num_steps,
                 started_s,
                 duration_s,
-                plan.num_tokens,
-                sum([sequence.kind == "decode" for sequence in sequences]),
-                sequences,
-                tuple(self._admitted),
-                tuple(self._preempted),
-                tuple(self._finished),
-                tuple(self._cache_hits),
+                num_tokens,
+                num_decode_tokens,
+                mixed,
+                self._decoding,
+                tuple([sequence.start for sequence in sequences]),
+                self._events,
                 len(plan.copies),
                 len(scheduler.running),
                 scheduler.num_waiting,
                 blocks.num_blocks - num_free,
-                blocks.num_cached,
-                num_free - blocks.num_cached,
+                num_cached,
+                num_free - num_cached,
             )
         )
-        for events in (self._admitted, self._preempted, self._finished, self._cache_hits):
-            events.clear()
+        self._events = _NO_EVENTS
 
 
 def _step_sequence(sequence: PlannedSequence) -> StepSequence:
     """Return the record of a planned sequence, whose request may have got a token since."""
     request, start, count = sequence.request, sequence.start, sequence.count
-    num_prompt_tokens = len(request.prompt_token_ids)
+    is_prompt_end = request.max_new_tokens == 0 and start + count == request.num_prompt_tokens
     kind: Kind = "chunk"
-    if sequence.samples:  # the step computes the last known token
-        is_decode = count == 1 and start >= num_prompt_tokens
-        kind = "decode" if is_decode else "prefill" if count else "fork"
-    elif request.max_new_tokens == 0 and start + count == num_prompt_tokens:
+    if count == 0:
+        kind = "fork"
+    elif sequence.samples and count == 1 and start >= request.num_prompt_tokens:
+        kind = "decode"
+    elif sequence.samples or is_prompt_end:
         kind = "prefill"
     return StepSequence(request.request_id, request.choice_index, start, count, kind)

@@ -5,6 +5,7 @@ values, so any thread may read it.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Literal, NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ from nanovllm.engine.inspection.recorder import StepRecord, StepRecorder
 from nanovllm.engine.metrics import EngineSnapshot
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.request import Request, RequestState
+from nanovllm.engine.scheduling.scheduler import Scheduler
 
 MAX_REQUESTS = 256
 MAX_CELLS = 4096
@@ -124,47 +126,55 @@ def inspect_engine(
     """
     began_s, now = time.thread_time(), time.monotonic()
     scheduler = engine.scheduler
-    running = sorted(scheduler.running, key=_sort_key)
-    waiting = [request for request in scheduler.requests if request.state is RequestState.WAITING]
-    waiting.sort(key=_sort_key)
-    obstacle = find_obstacle(scheduler, waiting)
-    shown: list[tuple[Request, Phase, str | None]] = []
-    for request in islice(running, MAX_REQUESTS):
-        reason = running_reason(request, scheduler)
-        phase: Phase = "decode" if request.is_decoding else "prefill"
-        shown.append((request, phase if reason is None else "blocked", reason))
-    position = 0  # in the queue
-    for request in islice(waiting, MAX_REQUESTS - len(shown)):
-        reason = waiting_reason(request, position, obstacle)
-        preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
-        if preemption is not None:
-            reason = f"{preemption_reason(preemption)}; now: {reason}"
-        position += not request.is_blocked
-        phase = "preempted" if request.num_preemptions else "queued"
-        shown.append((request, "blocked" if request.is_blocked else phase, reason))
+    requests = inspect_requests(
+        scheduler,
+        recorder,
+        age_s=lambda request_id: now - engine.arrival_s(request_id),
+        shows_prompts=shows_prompts,
+    )
     return InspectedEngine(
         num_steps=engine.num_steps,
         uptime_s=now - engine.started_s,
         started_s=engine.started_s,
         is_paused=is_paused,
-        requests=tuple(
-            [
-                _inspect_request(
-                    request,
-                    phase,
-                    reason,
-                    now - engine.arrival_s(request.request_id),
-                    shows_prompts,
-                )
-                for request, phase, reason in shown
-            ]
-        ),
-        num_omitted=len(running) + len(waiting) - len(shown),
-        blocks=inspect_blocks(engine.blocks, running),
+        requests=requests,
+        num_omitted=len(scheduler.requests) - len(requests),
+        blocks=inspect_blocks(engine.blocks, sorted(scheduler.running, key=_sort_key)),
         steps=() if recorder is None else recorder.last(max_steps, after_step),
         stats=engine.stats(),
         build_s=time.thread_time() - began_s,
     )
+
+
+def inspect_requests(
+    scheduler: Scheduler,
+    recorder: StepRecorder | None,
+    *,
+    age_s: Callable[[str], float],
+    shows_prompts: bool = False,
+) -> tuple[InspectedRequest, ...]:
+    """Copy the first MAX_REQUESTS unfinished requests; `age_s` returns the age of an id."""
+    running = sorted(scheduler.running, key=_sort_key)
+    waiting = [request for request in scheduler.requests if request.state is RequestState.WAITING]
+    waiting.sort(key=_sort_key)
+    obstacle = find_obstacle(scheduler, waiting)
+    inspected = []
+    for request in islice(running, MAX_REQUESTS):
+        reason = running_reason(request, scheduler)
+        phase: Phase = "decode" if request.is_decoding else "prefill"
+        phase = phase if reason is None else "blocked"
+        inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
+    position = 0  # in the queue
+    for request in islice(waiting, MAX_REQUESTS - len(inspected)):
+        reason = waiting_reason(request, position, obstacle)
+        preemption = None if recorder is None else recorder.preemptions.get(request.request_id)
+        if preemption is not None:
+            reason = f"{preemption_reason(preemption)}; now: {reason}"
+        phase = "preempted" if request.num_preemptions else "queued"
+        phase = "blocked" if request.is_blocked else phase
+        inspected.append(_inspect_request(request, phase, reason, age_s, shows_prompts))
+        position += not request.is_blocked
+    return tuple(inspected)
 
 
 def inspect_blocks(blocks: BlockManager, running: list[Request]) -> InspectedBlocks:
@@ -210,7 +220,11 @@ def _runs(values: npt.NDArray[np.int64]) -> tuple[tuple[int, int], ...]:
 
 
 def _inspect_request(
-    request: Request, phase: Phase, reason: str | None, age_s: float, shows_prompts: bool
+    request: Request,
+    phase: Phase,
+    reason: str | None,
+    age_s: Callable[[str], float],
+    shows_prompts: bool,
 ) -> InspectedRequest:
     return InspectedRequest(
         request.request_id,
@@ -218,7 +232,7 @@ def _inspect_request(
         request.state is RequestState.RUNNING,
         phase,
         request.priority,
-        age_s,
+        age_s(request.request_id),
         request.num_prompt_tokens,
         request.num_computed_tokens,
         request.num_output_tokens,

@@ -5,6 +5,7 @@ In reading order:
 request           a sequence and its states
 token_rules       allowed, biased and banned tokens, and token counts for penalties
 step_plan         the plan of a step and its results
+observer          receives the events of a scheduler, for the inspector
 scheduler         scheduling policy: plans a step and commits its results
 kv_cache_manager  block tables, prefix sharing, forks and copy-on-write
 block_manager     block ids, reference counts and the prefix cache

@@ -36,5 +36,13 @@ class SchedulerObserver(Protocol):
     def on_finished(self, request: Request) -> None:
         """Receive a request that has ended while it was waiting or running."""
 
-    def on_step(self, plan: StepPlan, started_s: float, duration_s: float) -> None:
+    def on_step(
+        self,
+        plan: StepPlan,
+        *,
+        started_s: float,
+        duration_s: float,
+        num_tokens: int,
+        num_decode_tokens: int,
+    ) -> None:
         """Receive the plan of a step that has been committed or has failed."""

@@ -5,7 +5,7 @@ state_routes    GET /v1/engine/state, /v1/engine/events, /v1/engine/steps; POST 
 event_stream    the stream of states, shared by all of its readers
 documents       the JSON of a state and of a step
 response_types  the types of responses, for the OpenAPI document
-origin          refuses requests of other web pages
+same_origin     refuses requests of other web pages
 inspect_routes  /v1/inspect/*: attention, logit lens and embeddings
 
 `assets/` has the page and its scripts: ES modules without a build step. The style sheets, the

@@ -154,16 +154,17 @@ def step_document(record: StepRecord, started_s: float) -> Step:
             {"id": request_id, "choice": choice, "start": start, "count": count, "kind": kind}
             for request_id, choice, start, count, kind in record.sequences
         ],
-        "admitted": list(record.admitted),
+        "admitted": list(record.events.admitted),
         "preempted": [
             {"id": preemption.request_id, "reason": preemption_reason(preemption)}
-            for preemption in record.preempted
+            for preemption in record.events.preempted
         ],
         "finished": [
-            {"id": request_id, "reason": reason.value} for request_id, reason in record.finished
+            {"id": request_id, "reason": reason.value}
+            for request_id, reason in record.events.finished
         ],
         "cache_hits": [
-            {"id": request_id, "tokens": tokens} for request_id, tokens in record.cache_hits
+            {"id": request_id, "tokens": tokens} for request_id, tokens in record.events.cache_hits
         ],
         "num_copies": record.num_copies,
         "num_running": record.num_running,

@@ -1,7 +1,8 @@
 """StateFeed: one stream of states for all watchers.
 
 A frame is made at most ten times a second, and only after a change. It is made once for all
-watchers. Its interval grows with its cost, so that watching takes at most MAX_SHARE of one core.
+watchers. While requests run, frames take at most MAX_SHARE of the processor time of the server;
+beyond that they become rarer, down to one a second.
 Each watcher has room for one frame: one that reads slowly misses frames, and memory does not grow.
 """
 
@@ -21,7 +22,7 @@ from nanovllm.server.inspector.documents import StateDescriber, step_document
 
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 1.0
 MAX_SHARE = 0.01
-"""Maximum processor time of the frames, as a fraction of one core."""
+"""Maximum processor time of the frames, as a fraction of that of the process."""
 MAX_STEPS = 32
 _LARGE = 4096
 """Items from which a frame is written on a worker thread."""
@@ -42,7 +43,7 @@ class StateFeed:
         self._task: asyncio.Task[None] | None = None
         self._version: object = None
         self._last_step: int | None = None
-        self._is_active = False
+        self._is_active = self._is_busy = False
 
     def open(self) -> "StateReader":
         """Return a new reader of the stream, whose first frame comes at once.
@@ -67,14 +68,19 @@ class StateFeed:
     async def _run(self) -> None:
         """Make frames while there are watchers."""
         try:
+            paid_s = late_s = 0.0  # when the last frame is paid, in processor time; or else
             while self._watchers:
-                interval_s = MIN_INTERVAL_S
-                version = self._engine.inspector.version
-                if version != self._version or self._is_active:
+                inspector = self._engine.inspector
+                version = inspector.version
+                is_paid = time.process_time() >= paid_s or time.monotonic() >= late_s
+                if (is_paid or inspector.is_paused) and (
+                    version != self._version or self._is_active
+                ):
                     self._version = version
                     cost_s = await self._send()
-                    interval_s = min(max(cost_s / MAX_SHARE, MIN_INTERVAL_S), MAX_INTERVAL_S)
-                await asyncio.sleep(interval_s)
+                    paid_s = time.process_time() + cost_s / MAX_SHARE
+                    late_s = time.monotonic() + (MAX_INTERVAL_S if self._is_busy else 0.0)
+                await asyncio.sleep(MIN_INTERVAL_S)
         except EngineNotReadyError:
             pass
         except Exception:
@@ -97,6 +103,7 @@ class StateFeed:
         document["steps"] = [step_document(record, state.started_s) for record in steps]
         document["steps_omitted"] = state.num_steps - after - len(steps)
         self._is_active = any(document["rates"].values())
+        self._is_busy = state.stats.num_requests_running > 0 and not state.is_paused
         if _num_items(state) >= _LARGE:
             frame, write_s = await self._work.write(_CLIENT, lambda: _timed_frame(document))
         else:

@@ -27,7 +27,7 @@ from nanovllm.server.http.body import check_body, read_body
 from nanovllm.server.http.bounds import BoundedModel, as_integer, types_of
 from nanovllm.server.http.event_stream import json_response
 from nanovllm.server.http.work import Work
-from nanovllm.server.inspector.origin import check_origin
+from nanovllm.server.inspector.same_origin import same_origin_check
 from nanovllm.server.openapi import request_body, responses
 
 _MAX_CACHED = 4  # projections, of up to 5,000 points each
@@ -212,10 +212,7 @@ def add_inspect_routes(
     engine.when_stopped(worker.close)
     projections: OrderedDict[tuple[str, int], bytes] = OrderedDict()
 
-    def check_page(request: Request) -> None:
-        check_origin(request, allowed_origins)
-
-    dependencies = [Depends(check_page)]
+    dependencies = [Depends(same_origin_check(allowed_origins))]
 
     async def inspect(request: Request, name: str, arguments: Mapping[str, Any]) -> bytes:
         _ = engine.engine  # 503 until the model is loaded

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
@@ -17,13 +17,13 @@ from nanovllm.server.http.event_stream import EventStream
 from nanovllm.server.http.work import Work
 from nanovllm.server.inspector.documents import StateDescriber, step_document
 from nanovllm.server.inspector.event_stream import StateFeed
-from nanovllm.server.inspector.origin import check_origin
 from nanovllm.server.inspector.response_types import (
     ControlRequest,
     ControlResult,
     EngineStateEvent,
     StepList,
 )
+from nanovllm.server.inspector.same_origin import same_origin_check
 from nanovllm.server.metrics import ServerMetrics
 from nanovllm.server.openapi import event_responses, query_parameter, request_body, responses
 
@@ -73,11 +73,15 @@ def add_state_routes(
         shows_prompts=settings.shows_prompts,
     )
     feed = StateFeed(engine, describer, work)
+    dependencies = [Depends(same_origin_check(settings.allowed_origins))]
 
-    @app.get("/v1/engine/state", responses=responses(403, 503, whole=EngineStateEvent))
-    async def state(request: Request) -> Response:
+    @app.get(
+        "/v1/engine/state",
+        dependencies=dependencies,
+        responses=responses(403, 503, whole=EngineStateEvent),
+    )
+    async def state() -> Response:
         """The requests, blocks and statistics of the engine between two steps."""
-        check_origin(request, settings.allowed_origins)
         inspector = engine.inspector
         if not describer.has_recent(await inspector.state(max_steps=0)):
             await asyncio.sleep(_FIRST_RATES_S)
@@ -86,15 +90,15 @@ def add_state_routes(
 
     @app.get(
         "/v1/engine/events",
+        dependencies=dependencies,
         response_class=_EventResponse,
-        responses=event_responses(400, 403, 429, 503, event=EngineStateEvent),
+        responses=event_responses(400, 403, 429, 503, name="state", event=EngineStateEvent),
         openapi_extra=query_parameter(
             "frames", MAX_FRAMES, "end the stream after this many events (default: never)"
         ),
     )
     async def events(request: Request) -> Response:
         """A stream of states, at most ten a second, whenever the state has changed."""
-        check_origin(request, settings.allowed_origins)
         count = _number(request, "frames", MAX_FRAMES)
         if request.scope.get("is_head"):
             count = 0
@@ -103,6 +107,7 @@ def add_state_routes(
 
     @app.get(
         "/v1/engine/steps",
+        dependencies=dependencies,
         responses=responses(400, 403, 503, whole=StepList),
         openapi_extra=query_parameter(
             "last", MAX_RECORDS, "maximum number of steps (default: all that are recorded)"
@@ -110,7 +115,6 @@ def add_state_routes(
     )
     async def steps(request: Request) -> Response:
         """The last steps, recorded while somebody watches and for 10 s after that."""
-        check_origin(request, settings.allowed_origins)
         count = _number(request, "last", MAX_RECORDS) or MAX_RECORDS
         inspected = await engine.inspector.state(max_steps=count)
         documents = [step_document(record, inspected.started_s) for record in inspected.steps]
@@ -118,12 +122,12 @@ def add_state_routes(
 
     @app.post(
         "/v1/engine/control",
+        dependencies=dependencies,
         responses=responses(400, 403, 503, whole=ControlResult),
         openapi_extra=request_body(ControlRequest),
     )
     async def control(request: Request) -> Response:
         """Pause or resume the engine, or pause it and run one step."""
-        check_origin(request, settings.allowed_origins)
         body, _ = await read_body(request, ControlRequest, work)
         if not settings.can_control:
             raise HTTPException(

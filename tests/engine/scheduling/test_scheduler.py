@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from nanovllm.engine.scheduling.block_manager import BlockManager, hash_block, hash_salt
+from nanovllm.engine.scheduling.observer import PreemptionCause
 from nanovllm.engine.scheduling.request import FinishReason, Request, RequestState
 from nanovllm.engine.scheduling.scheduler import Scheduler
 from nanovllm.engine.scheduling.step_plan import SequenceResult

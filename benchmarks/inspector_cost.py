@@ -1,0 +1,208 @@
+"""Measure the cost of watching the engine: processor time per token with and without a reader.
+
+Run: python benchmarks/inspector_cost.py --rounds 9
+
+A server process has a steady load of concurrent streams. In each round it is measured twice, with
+and without one reader of GET /v1/engine/events, in alternating order. The cost of a round is the
+ratio of the server's processor time per token. The result is the median of all rounds. The last
+line is JSON.
+"""
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.load.server_process import ServerProcess
+from benchmarks.options import add_run_options, finish, heading, tell
+from nanovllm.cli.argument_types import positive, positive_number
+
+_TIMEOUT_S = 120.0
+_JSON = {"Content-Type": "application/json"}
+
+
+@dataclass(slots=True)
+class Reader:
+    """What a reader of the events has received."""
+
+    frames: int = 0
+    num_bytes: int = 0
+    is_ended: threading.Event = field(default_factory=threading.Event)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="tiny-books", help="model of the server (%(default)s)")
+    parser.add_argument(
+        "--streams",
+        type=lambda text: [positive(part) for part in text.split(",")],
+        default=[1, 16],
+        help="numbers of concurrent streams (1,16)",
+    )
+    parser.add_argument("--rounds", type=positive, default=9, help="rounds of each (%(default)s)")
+    parser.add_argument(
+        "--seconds", type=positive_number, default=5.0, help="time of a measurement (%(default)s)"
+    )
+    parser.add_argument(
+        "--tokens", type=positive, default=256, help="tokens of a response (%(default)s)"
+    )
+    parser.add_argument("flags", nargs="*", help="options of `nanovllm serve`, after --")
+    add_run_options(parser)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and report."""
+    parsed = parse(arguments)
+    print(heading(parsed), flush=True)
+    flags = ["--num-threads", str(parsed.threads), "--log-level", "warning", *parsed.flags]
+    with ServerProcess([parsed.model, *flags]) as server:
+        loads = {}
+        for streams in parsed.streams:
+            loads[str(streams)] = record = measure(server.port, streams, parsed)
+            print(shown(streams, record), flush=True)
+    finish({"benchmark": "inspector_cost", "rounds": parsed.rounds, "loads": loads}, parsed)
+    return 0
+
+
+def measure(port: int, streams: int, parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return the processor times per token of all rounds, and the median of their ratios."""
+    times: dict[bool, list[float]] = {False: [], True: []}
+    frames_per_s: list[float] = []
+    frame_bytes: list[float] = []
+    run_load(port, streams, parsed.tokens, min(1.0, parsed.seconds))  # warm up
+    for number in range(parsed.rounds):
+        tell(f"{streams} streams: round {number + 1} of {parsed.rounds}")
+        for is_watched in (number % 2 == 0, number % 2 == 1):
+            began_s = time.monotonic()
+            with watching(port) if is_watched else contextlib.nullcontext() as reader:
+                times[is_watched].append(run_load(port, streams, parsed.tokens, parsed.seconds))
+            if reader is not None:
+                frames_per_s.append(reader.frames / (time.monotonic() - began_s))
+                frame_bytes.append(reader.num_bytes / max(reader.frames, 1))
+    ratios = [watched / alone for watched, alone in zip(times[True], times[False], strict=True)]
+    return {
+        "cost": statistics.median(ratios) - 1,
+        "ratios": ratios,
+        "cpu_s_per_token": statistics.median(times[False]),
+        "watched_cpu_s_per_token": statistics.median(times[True]),
+        "frames_per_s": statistics.median(frames_per_s),
+        "frame_bytes": statistics.median(frame_bytes),
+    }
+
+
+def run_load(port: int, streams: int, tokens: int, seconds: float) -> float:
+    """Keep `streams` streams busy; return the server's processor time per generated token."""
+    end_s = time.monotonic() + seconds
+    errors: list[BaseException] = []
+
+    def stream(number: int) -> None:
+        body = {
+            "prompt": [number + 1] * 8,
+            "max_tokens": tokens,
+            "ignore_eos": True,
+            "stream": True,
+        }
+        try:
+            while time.monotonic() < end_s:
+                fetch(port, "POST", "/v1/completions", body)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            errors.append(error)
+
+    before = counters(port)
+    threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    after = counters(port)
+    if errors:
+        raise errors[0]
+    return (after["cpu_s"] - before["cpu_s"]) / (after["tokens"] - before["tokens"])
+
+
+@contextlib.contextmanager
+def watching(port: int) -> Iterator[Reader]:
+    """Read the stream of events meanwhile."""
+    reader = Reader()
+    connection = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
+    connection.request("GET", "/v1/engine/events")
+    response = connection.getresponse()
+    if response.status != 200:
+        raise RuntimeError(f"the stream of events was answered with {response.status}")
+
+    def read() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            while not reader.is_ended.is_set():
+                line = response.readline()
+                reader.num_bytes += len(line)
+                reader.frames += line.startswith(b"data: ")
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield reader
+    finally:
+        reader.is_ended.set()
+        fetch(port, "POST", "/v1/completions", {"prompt": [1], "max_tokens": 1})  # a last event
+        thread.join()
+        response.close()
+        connection.close()
+
+
+def counters(port: int) -> dict[str, float]:
+    """Return the server's processor time and its number of generated tokens."""
+    values = dict(
+        line.rsplit(" ", 1)
+        for line in fetch(port, "GET", "/metrics").decode().splitlines()
+        if not line.startswith("#")
+    )
+    (tokens,) = (
+        value
+        for name, value in values.items()
+        if name.startswith("nanovllm:generation_tokens_total")
+    )
+    return {"cpu_s": float(values["process_cpu_seconds_total"]), "tokens": float(tokens)}
+
+
+def fetch(port: int, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:
+    """Return the content of a response; raises RuntimeError unless its status is 200."""
+    connection = HTTPConnection("127.0.0.1", port, timeout=_TIMEOUT_S)
+    try:
+        connection.request(method, path, None if body is None else json.dumps(body), _JSON)
+        response = connection.getresponse()
+        content = response.read()
+    finally:
+        connection.close()
+    if response.status != 200:
+        raise RuntimeError(
+            f"{method} {path} was answered with {response.status}: {content[:300]!r}"
+        )
+    return content
+
+
+def shown(streams: int, record: Mapping[str, Any]) -> str:
+    """Format the figures of a load as a line."""
+    alone, watched = record["cpu_s_per_token"], record["watched_cpu_s_per_token"]
+    return (
+        f"{streams:3} streams: {1e6 * alone:.1f} us of processor time per token, watched "
+        f"{1e6 * watched:.1f} us; cost {100 * record['cost']:+.2f}% "
+        f"({record['frames_per_s']:.1f} events/s of {record['frame_bytes'] / 1000:.1f} kB)"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

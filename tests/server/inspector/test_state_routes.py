@@ -1,0 +1,384 @@
+"""The engine's state over HTTP: right, bounded, private, and no way to hang a server."""
+
+import contextlib
+import http.client
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from nanovllm.engine.async_engine import AsyncEngine
+from nanovllm.engine.inspection.inspector import MAX_WATCHERS
+from nanovllm.server.app import ServerSettings, create_app
+from nanovllm.server.metrics import ServerMetrics
+from tests.support.async_engines import run
+from tests.support.serving import RunningServer, loader, read_error, wait_until
+
+STATE, EVENTS, STEPS, CONTROL = (
+    f"/v1/engine/{name}" for name in ("state", "events", "steps", "control")
+)
+KEY = "the-key"
+SECRET = "the<b>cat</b>"
+STALLED_S = 0.5
+LONG: dict[str, Any] = {"max_tokens": 60, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def controlled(tiny_model: Path) -> Iterator[RunningServer]:
+    """A server with controls, few slots and few blocks, and a short limit for stalled clients."""
+    load = loader(tiny_model, num_blocks=24, max_num_seqs=4)
+    with RunningServer(load, inspector_controls=True, stalled_client_s=STALLED_S) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def private(tiny_model: Path) -> Iterator[RunningServer]:
+    """A server with a key that shows prompts and has no controls."""
+    load = loader(tiny_model)
+    with RunningServer(load, inspector_shows_prompts=True, api_keys=(KEY,)) as running:
+        yield running
+
+
+def control(server: RunningServer, action: str, **headers: str) -> dict[str, Any]:
+    response = server.http.post(CONTROL, json={"action": action}, headers=headers)
+    assert response.status_code == 200, response.text
+    result: dict[str, Any] = response.json()
+    return result
+
+
+def state(server: RunningServer) -> dict[str, Any]:
+    response = server.http.get(STATE)
+    assert response.status_code == 200, response.text
+    found: dict[str, Any] = response.json()
+    return found
+
+
+@contextlib.contextmanager
+def paused(server: RunningServer) -> Iterator[None]:
+    """Pause the engine; resume it in the end and wait until it is idle."""
+    assert control(server, "pause")["is_paused"] is True
+    try:
+        yield
+    finally:
+        assert control(server, "resume")["is_paused"] is False
+        wait_until(server.is_idle)
+
+
+@contextlib.contextmanager
+def requests(server: RunningServer, *bodies: dict[str, Any]) -> Iterator[list[Any]]:
+    """Send requests to a paused engine, wait until all are queued, and yield their futures."""
+    with ThreadPoolExecutor(max_workers=8) as pool:
+        num_queued = 0
+        answers = []
+        for body in bodies:
+            answers.append(pool.submit(server.complete, **{"prompt": "the", **LONG, **body}))
+            num_queued += body.get("n", 1)
+            wait_until(lambda: len(state(server)["requests"]) == num_queued)  # noqa: B023
+        yield answers
+        control(server, "resume")
+        for answer in answers:
+            answer.result()
+
+
+@contextlib.contextmanager
+def events(server: RunningServer, query: str = "") -> Iterator[http.client.HTTPResponse]:
+    """Open the stream of events."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
+    try:
+        connection.request("GET", EVENTS + query)
+        yield connection.getresponse()
+    finally:
+        connection.close()
+
+
+def next_event(response: http.client.HTTPResponse) -> dict[str, Any]:
+    """Return the data of the next event."""
+    while not (line := response.readline()).startswith(b"data: "):
+        assert line, "the stream has ended"
+    event: dict[str, Any] = json.loads(line.removeprefix(b"data: "))
+    return event
+
+
+def test_the_state_equals_the_metrics_and_explains_every_wait(controlled: RunningServer) -> None:
+    bodies: list[dict[str, Any]] = [{"prompt": [5] * 40, "n": 2}, {"prompt": [5] * 40}]
+    bodies += [{"prompt": [7] * 20}] * 4
+    with paused(controlled), requests(controlled, *bodies):
+        for _ in range(12):
+            control(controlled, "step")
+        found, metrics = state(controlled), controlled.samples()
+        rows, blocks = found["requests"], found["blocks"]
+        running = [row for row in rows if row["state"] == "running"]
+        waiting = [row for row in rows if row["state"] == "waiting"]
+        assert rows == [*running, *waiting]
+        assert (len(running), len(waiting)) == (4, 3)
+        assert len(running) == metrics["num_requests_running"]
+        assert len(waiting) == metrics["num_requests_waiting"]
+        assert blocks["used"] / blocks["total"] == pytest.approx(metrics["kv_cache_usage_perc"])
+        assert blocks["used"] + blocks["cached"] + blocks["free"] == blocks["total"] == 24
+        assert blocks["shared"] > 0
+        values = [value for value, length in blocks["cells"] for _ in range(length)]
+        assert len(values) == blocks["total"]
+        for index, row in enumerate(rows):
+            is_shared_too = row["num_blocks"] - values.count(2 + index)
+            assert 0 <= is_shared_too <= blocks["shared"]
+        assert [row["reason"] for row in running] == [None] * 4
+        assert [row["reason"] for row in waiting] == [
+            "all 4 sequence slots are running (--max-num-seqs 4); it is the next",
+            "all 4 sequence slots are running (--max-num-seqs 4); 1 request is ahead",
+            "all 4 sequence slots are running (--max-num-seqs 4); 2 requests are ahead",
+        ]
+        totals = found["totals"]
+        assert totals["generation_tokens"] == metrics["generation_tokens_total"]
+        assert totals["prefix_cache_hits"] == metrics["prefix_cache_hits_total"]
+        assert sum(found["ttft_s"]["counts"]) == metrics["time_to_first_token_seconds_count"]
+        assert sum(found["itl_s"]["counts"]) == metrics["inter_token_latency_seconds_count"]
+        assert len(found["itl_s"]["counts"]) == len(found["itl_s"]["bounds"]) + 1
+        assert found["last_step"]["step"] == found["step"]
+    assert controlled.samples()["num_requests_waiting"] == 0
+
+
+def test_a_paused_engine_runs_one_step_for_each_command(controlled: RunningServer) -> None:
+    with paused(controlled), requests(controlled, {"prompt": [9] * 30}):
+        before = state(controlled)
+        assert before["is_paused"]
+        assert before["requests"][0]["reason"] == "can be admitted in the next step"
+        first = control(controlled, "step")
+        assert first == {"is_paused": True, "step": before["step"] + 1}
+        row = state(controlled)["requests"][0]
+        assert (row["phase"], row["computed_tokens"], row["output_tokens"]) == ("decode", 30, 1)
+        control(controlled, "step")
+        after = state(controlled)
+        assert after["step"] == before["step"] + 2
+        assert after["requests"][0]["output_tokens"] == 2
+        assert controlled.http.get("/health").status_code == 200
+        steps = controlled.http.get(STEPS, params={"last": 2}).json()["steps"]
+        assert [step["step"] for step in steps] == [first["step"], first["step"] + 1]
+        assert [step["sequences"][0]["kind"] for step in steps] == ["prefill", "decode"]
+        assert steps[0]["admitted"] == [row["id"]]
+        assert steps[0]["num_prompt_tokens"] == 30
+        assert steps[1]["num_decode_tokens"] == 1
+
+
+def test_a_preemption_has_its_reason_in_the_state_and_in_its_step(
+    controlled: RunningServer,
+) -> None:
+    long = {"max_tokens": 100, "ignore_eos": True}
+    bodies = [{"prompt": [index + 1] * 20, **long} for index in range(4)]
+    with paused(controlled), requests(controlled, *bodies):
+        for _ in range(100):
+            control(controlled, "step")
+            found = state(controlled)
+            if found["last_step"]["preempted"]:
+                break
+        (preempted,) = found["last_step"]["preempted"]
+        (row,) = (row for row in found["requests"] if row["id"] == preempted["id"])
+        assert (row["phase"], row["preemptions"]) == ("preempted", 1)
+        began = f"preempted at step {found['step']}: no block was free for "
+        assert preempted["reason"].startswith(began)
+        assert row["reason"].startswith(f"{preempted['reason']}; now: needs ")
+    assert controlled.samples()["num_preemptions_total"] >= 1
+
+
+def test_events_follow_a_request_to_its_end(controlled: RunningServer) -> None:
+    with events(controlled) as response:
+        assert response.headers["content-type"].startswith("text/event-stream")
+        first = next_event(response)
+        assert (first["requests"], first["steps"], first["steps_omitted"]) == ([], [], 0)
+        answer = controlled.complete("the", **LONG)
+        tokens = steps = 0
+        last = first
+        while last["requests"] or not tokens:
+            last = next_event(response)
+            steps += len(last["steps"]) + last["steps_omitted"]
+            tokens = last["totals"]["generation_tokens"] - first["totals"]["generation_tokens"]
+            assert len(last["steps"]) <= 32
+        assert tokens == answer["usage"]["completion_tokens"] == 60
+        assert last["step"] - first["step"] == steps
+        assert last["steps"][-1]["finished"][0]["reason"] == "length"
+        assert last["rates"]["tokens_per_s"] > 0
+        while next_event(response)["rates"]["steps_per_s"] > 0:
+            pass  # until the engine is shown as idle
+
+
+def test_a_stream_may_be_limited_and_head_ends_it(controlled: RunningServer) -> None:
+    response = controlled.http.get(EVENTS, params={"frames": 1})
+    assert response.content.startswith(b"event: state\ndata: {")
+    assert response.content.count(b"\n\n") == 1
+    assert controlled.http.head(EVENTS).status_code == 200
+    for path in (f"{EVENTS}?frames=0", f"{STEPS}?last=513", f"{STEPS}?last=x", f"{STEPS}?last="):
+        error = read_error(controlled.http.get(path), 400)
+        assert error["param"] in ("frames", "last")
+        assert "integer from 1 to" in error["message"]
+
+
+def test_there_are_at_most_16_streams(controlled: RunningServer) -> None:
+    with contextlib.ExitStack() as stack:
+        opened = [stack.enter_context(events(controlled)) for _ in range(MAX_WATCHERS)]
+        assert all("step" in next_event(response) for response in opened)
+        error = read_error(controlled.http.get(EVENTS), 429)
+        assert "16 streams" in error["message"]
+        assert controlled.http.get(STATE).status_code == 200
+
+    def is_accepted() -> bool:
+        return controlled.http.get(EVENTS, params={"frames": 1}).status_code == 200
+
+    wait_until(is_accepted)
+
+
+def test_a_pause_that_is_left_alone_ends(
+    controlled: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(controlled.engine.inspector, "lease_s", 0.05)
+    with events(controlled) as response:
+        next_event(response)
+        control(controlled, "pause")
+        while not next_event(response)["is_paused"]:
+            pass
+    assert controlled.complete("the", **LONG)["usage"]["completion_tokens"] == 60
+    wait_until(lambda: not controlled.engine.inspector.is_paused)
+    control(controlled, "pause")
+    assert controlled.complete("the", **LONG)["usage"]["completion_tokens"] == 60
+    wait_until(lambda: controlled.engine.engine.scheduler.observer is None)
+
+
+def test_a_request_may_be_aborted_and_expire_during_a_pause(controlled: RunningServer) -> None:
+    with paused(controlled):
+        body = {"prompt": "the", "stream": True, **LONG}
+        with controlled.http.stream("POST", "/v1/completions", json=body):
+            wait_until(lambda: len(state(controlled)["requests"]) == 1)
+            control(controlled, "step")
+        wait_until(lambda: state(controlled)["requests"] == [])
+        assert state(controlled)["blocks"]["used"] == 0
+        error = controlled.error({"prompt": "the"}, 503, **{"x-request-timeout-s": "0.05"})
+        assert "0.05 s" in error["message"]
+        wait_until(lambda: state(controlled)["requests"] == [])
+
+
+def test_a_reader_that_stalls_is_disconnected(controlled: RunningServer) -> None:
+    """Its first event is larger than what the system and the server take for it."""
+    buffer = socket.SOL_SOCKET, socket.SO_SNDBUF, 4096
+    before = controlled.listening.getsockopt(*buffer[:2])
+    controlled.listening.setsockopt(*buffer)
+    ended = threading.Event()
+    try:
+        with paused(controlled), socket.socket() as reader:
+            reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            reader.settimeout(30)
+            many = json.dumps({"prompt": ["a", "b", "c"], "n": 120, "stream": True}).encode()
+            with socket.create_connection(("127.0.0.1", controlled.port)) as client:
+                client.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+                    b"Content-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n%s" % (len(many), many)
+                )
+                wait_until(lambda: state(controlled)["requests_omitted"] == 360 - 256)
+                reader.connect(("127.0.0.1", controlled.port))
+                reader.sendall(f"GET {EVENTS} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+                watchers = controlled.engine.inspector
+                wait_until(lambda: watchers.num_watchers == 1)
+                wait_until(lambda: watchers.num_watchers == 0)
+                ended.set()
+    finally:
+        controlled.listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, before // 2)
+    assert ended.is_set()
+
+
+def test_prompts_are_hidden(controlled: RunningServer) -> None:
+    with (
+        paused(controlled),
+        requests(controlled, {"prompt": SECRET, "n": 2}, {"prompt": SECRET}),
+        events(controlled) as response,
+    ):
+        control(controlled, "step")
+        event = next_event(response)
+        texts = [controlled.http.get(path).text for path in (STATE, STEPS)] + [json.dumps(event)]
+        assert event["shows_prompts"] is False
+        assert [row["prompt"] for row in event["requests"]] == [None] * 3
+        assert not [text for text in texts if "cat" in text]
+
+
+def test_prompts_are_shown_where_the_operator_says_so(private: RunningServer) -> None:
+    headers = {"authorization": f"Bearer {KEY}"}
+    private.http.headers.update(headers)
+    with private.http.stream(
+        "POST", "/v1/completions", json={"prompt": SECRET * 30, "stream": True, **LONG}
+    ):
+        rows = state(private)["requests"]
+    # the request may have ended before; a prompt that is shown is cut
+    assert all(row["prompt"] == (SECRET * 30)[:200] for row in rows)
+    error = read_error(private.http.post(CONTROL, json={"action": "pause"}), 403)
+    assert "--inspector-controls" in error["message"]
+    assert state(private)["can_control"] is False
+    for path in (STATE, EVENTS, STEPS):
+        read_error(httpx.get(private.url + path), 401)
+    read_error(httpx.post(private.url + CONTROL, json={"action": "pause"}), 401)
+
+
+FOREIGN = [
+    {"origin": "http://evil.example"},
+    {"origin": "null"},
+    {"origin": "http://["},
+    {"origin": "http://127.0.0.1:1"},
+    {"sec-fetch-site": "cross-site"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN)
+def test_a_page_of_another_origin_is_refused(
+    controlled: RunningServer, headers: dict[str, str]
+) -> None:
+    for path in (STATE, EVENTS, STEPS):
+        error = read_error(controlled.http.get(path, headers=headers), 403)
+        assert "--allowed-origins" in error["message"]
+    response = controlled.http.post(CONTROL, json={"action": "pause"}, headers=headers)
+    read_error(response, 403)
+    assert not controlled.engine.inspector.is_paused
+    own = {"origin": controlled.url, "sec-fetch-site": "same-origin"}
+    assert controlled.http.get(STATE, headers=own).status_code == 200
+
+
+def test_a_command_must_be_json_and_known(controlled: RunningServer) -> None:
+    plain = {"content-type": "text/plain"}
+    body = b'{"action": "pause"}'
+    read_error(controlled.http.post(CONTROL, content=body, headers=plain), 400)
+    for wrong in ({}, {"action": "stop"}, {"action": "pause", "for": 1}):
+        read_error(controlled.http.post(CONTROL, json=wrong), 400)
+    assert not controlled.engine.inspector.is_paused
+
+
+def test_without_the_inspector_the_paths_do_not_exist(tiny_model: Path) -> None:
+    settings = ServerSettings(model_names=("tiny",), has_inspector=False)
+    app = create_app(AsyncEngine(loader(tiny_model)), settings, ServerMetrics("tiny"))
+
+    async def test() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for path in (STATE, EVENTS, STEPS):
+                read_error(await client.get(path), 404)
+            read_error(await client.post(CONTROL, json={"action": "pause"}), 404)
+            assert "/v1/engine" not in (await client.get("/openapi.json")).text
+
+    run(test)
+
+
+def test_before_the_engine_is_ready_it_is_a_503(tiny_model: Path) -> None:
+    app = create_app(
+        AsyncEngine(loader(tiny_model)),
+        ServerSettings(model_names=("tiny",), inspector_controls=True),
+        ServerMetrics("tiny"),
+    )
+
+    async def test() -> None:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for path in (STATE, EVENTS, STEPS):
+                read_error(await client.get(path), 503)
+            read_error(await client.post(CONTROL, json={"action": "pause"}), 503)
+
+    run(test)
