@@ -51,13 +51,14 @@ def test_the_last_row_of_the_lens_has_the_probabilities_of_completions(
 ) -> None:
     lens = post(server, "logit_lens", prompt=PROMPT, top=3)
     assert len(lens["cells"]) == len(lens["layers"]) == 3
-    completion = server.complete(PROMPT, max_tokens=1, temperature=0, echo=True, logprobs=3)
-    logprobs = completion["choices"][0]["logprobs"]
+    settings = {"max_tokens": 1, "echo": True, "return_tokens_as_token_ids": True}
+    logprobs = server.complete(PROMPT, logprobs=3, **settings)["choices"][0]["logprobs"]
     last = lens["cells"][-1]
     for position, cell in enumerate(last):
-        values = np.array(sorted(logprobs["top_logprobs"][position + 1].values())[-3:])
-        found = np.log([token["p"] for token in cell["top"]])
-        np.testing.assert_allclose(found, values[::-1], atol=2e-4)
+        served = logprobs["top_logprobs"][position + 1]
+        found = [np.log(token["p"]) for token in cell["top"]]
+        expected = [served[f"token_id:{token['id']}"] for token in cell["top"]]
+        np.testing.assert_allclose(found, expected, atol=2e-4)
     next_logprobs = [np.log(cell["p_of_next"]) for cell in last[:-1]]
     np.testing.assert_allclose(next_logprobs, logprobs["token_logprobs"][1:-1], atol=2e-4)
     assert last[-1]["rank_of_next"] is None
