@@ -1,26 +1,13 @@
-/** Attention: all heads of a prompt as small maps, one of them large, and its weights as shaded text. */
+/** Attention: all heads of a prompt as small maps, one large, and its weights as shaded text. */
 
-import { append, field, formatNumber, formatPercent, h, icon, replace, visibleText } from "./dom.js";
-import {
-  heatMap, paintTriangle, sortableTable, tokenStrip, weightFraction, weightLegend,
-} from "./heatmap.js";
+import { field, formatNumber, formatPercent, h, icon, replace, visibleText } from "./dom.js";
+import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
+import { HEAD_KINDS, describeHead, headGrid } from "./head_grid.js";
 import { promptForm } from "./prompt_form.js";
+import { sortableTable } from "./sortable_table.js";
 
-const THUMBNAIL_PX = 64;
 const MAX_WHOLE_WEIGHTS = 16 * 2 ** 20; // 64 MiB; above it, weights are fetched layer by layer
-const CHIP_SHARE = 0.4; // a head whose mean weight of a kind is at least this is labelled with the kind
 const TOP_KEYS = 5;
-
-/** The kinds of head that the overview finds; the statistics are mean weights over the prompt. */
-const HEAD_KINDS = [
-  { key: "previous_token", name: "Previous token", chip: "previous", what: "the token just before" },
-  { key: "first_token", name: "First token", chip: "first", what: "the first token of the prompt" },
-  { key: "self", name: "Itself", chip: "self", what: "the token that looks" },
-  {
-    key: "induction", name: "Induction", chip: "induction",
-    what: "the token that followed the last time this one appeared",
-  },
-];
 
 /**
  * Return the weights of a response of POST /v1/inspect/attention as one array.
@@ -44,7 +31,8 @@ export async function decodeWeights({ weights, dtype, encoding }) {
  * Return an explorer of one prompt's attention weights.
  *
  * Without `loadLayer` the response contains all layers; with it, each layer is loaded when needed.
- * @param {{attention?: object, overview: object, loadLayer?: (layer: number) => Promise<object>}} data
+ * @param {{attention?: object, overview: object,
+ *   loadLayer?: (layer: number) => Promise<object>}} data
  * @returns {HTMLElement}
  */
 export function attentionExplorer({ attention, overview, loadLayer }) {
@@ -79,7 +67,11 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
   const layerSelect = numberSelect(layers, (layer) => select(headOf(layer, selected.head)));
   const headSelect = numberSelect(headNumbers, (head) => select(headOf(selected.layer, head)));
   const grid = headGrid(heads, layers, headNumbers, (head) => select(head));
-  const table = statisticsTable(heads, (head) => select(head), (head) => head === selected);
+  const table = statisticsTable(
+    heads,
+    (head) => select(head),
+    (head) => head === selected,
+  );
   const cards = HEAD_KINDS.map((kind) => finderCard(kind, best[kind.key], (head) => select(head)));
 
   const headOf = (layer, head) => heads.find((one) => one.layer === layer && one.head === head);
@@ -114,14 +106,16 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
       (index) => (index <= query ? weightFraction(weightAt(query, index)) : 0),
       (index) =>
         index <= query
-          ? `${visibleText(tokens[index].text)}, position ${index}: ${weightAt(query, index).toFixed(4)}`
-          : `${visibleText(tokens[index].text)}, position ${index}: later than the chosen token`,
+          ? `${name(index)}: ${weightAt(query, index).toFixed(4)}`
+          : `${name(index)}: later than the chosen token`,
       query,
     );
     if (!isKept) return;
     const keys = Array.from({ length: query + 1 }, (_, index) => index);
     keys.sort((a, b) => weightAt(query, b) - weightAt(query, a));
-    const texts = keys.slice(0, TOP_KEYS).map((at) => `${name(at)} ${weightAt(query, at).toFixed(4)}`);
+    const texts = keys
+      .slice(0, TOP_KEYS)
+      .map((at) => `${name(at)} ${weightAt(query, at).toFixed(4)}`);
     topKeys.textContent = `Largest weights of this row: ${texts.join(", ")}. A row sums to 1.`;
   }
 
@@ -142,9 +136,17 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
       "section",
       { "aria-label": "Kinds of head" },
       h("h2", { text: "Which head looks where" }),
-      h("p", { class: "secondary v-lead", text: "The strongest head of each kind in this prompt, with the "
-        + "mean weight that its tokens give. Layers and heads are counted from 0." }),
-      h("div", { class: "v-finders" }, cards.map((card) => card.element)),
+      h("p", {
+        class: "secondary v-lead",
+        text:
+          "The strongest head of each kind in this prompt, with the " +
+          "mean weight that its tokens give. Layers and heads are counted from 0.",
+      }),
+      h(
+        "div",
+        { class: "v-finders" },
+        cards.map((card) => card.element),
+      ),
     ),
     h(
       "div",
@@ -153,8 +155,12 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
         "section",
         { class: "card", "aria-label": "All heads" },
         h("h2", { text: "All heads" }),
-        h("p", { class: "secondary v-lead", text: "Each square is a map of one head: a row is a token that "
-          + "looks, a column a token looked at." }),
+        h("p", {
+          class: "secondary v-lead",
+          text:
+            "Each square is a map of one head: a row is a token that " +
+            "looks, a column a token looked at.",
+        }),
         grid.element,
         h(
           "details",
@@ -170,8 +176,12 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
           "div",
           { class: "card-header" },
           h("div", {}, title, kinds),
-          h("div", { class: "row" }, field({ label: "Layer", control: layerSelect }),
-            field({ label: "Head", control: headSelect })),
+          h(
+            "div",
+            { class: "row" },
+            field({ label: "Layer", control: layerSelect }),
+            field({ label: "Head", control: headSelect }),
+          ),
         ),
         reading,
         map.element,
@@ -181,8 +191,12 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
         "section",
         { class: "card v-text-card", "aria-label": "Weights as text" },
         h("h2", { text: "The same row as text" }),
-        h("p", { class: "secondary v-lead", text: "Choose a token to see what it looks at. Tokens after it have "
-          + "no weight: a token never looks ahead." }),
+        h("p", {
+          class: "secondary v-lead",
+          text:
+            "Choose a token to see what it looks at. Tokens after it have " +
+            "no weight: a token never looks ahead.",
+        }),
         strip.element,
         topKeys,
       ),
@@ -191,12 +205,13 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
   document.addEventListener("themechange", () => element.isConnected && paintThumbnails());
   select(selected);
   paintThumbnails();
-  return element;
+  return Object.assign(element, { weightsOf }); // for scripts: the weights of a layer
 }
 
 /**
  * Return a function from a layer to its weights. The last two layers are kept.
- * @param {{attention?: object, loadLayer?: (layer: number) => Promise<object>, layerSize: number}} source
+ * @param {{attention?: object, loadLayer?: (layer: number) => Promise<object>, layers: number[],
+ *   layerSize: number}} source
  */
 function layerWeights({ attention, loadLayer, layers, layerSize }) {
   if (!loadLayer) {
@@ -227,24 +242,15 @@ function findBest(heads) {
   return best;
 }
 
-function chipsOf(head) {
-  return HEAD_KINDS.filter(({ key }) => head[key] >= CHIP_SHARE);
-}
-
-function describeHead(head) {
-  const shares = HEAD_KINDS.filter(({ key }) => head[key] >= 0.1)
-    .sort((a, b) => head[b.key] - head[a.key])
-    .map(({ key, what }) => `${formatPercent(head[key])} on ${what}`);
-  const where = shares.length ? `On average ${shares.join(", ")}.` : "Its weights are spread out.";
-  return `${where} Mean distance ${formatNumber(head.distance)} tokens, `
-    + `mean entropy ${formatNumber(head.entropy)} nats.`;
-}
-
 function finderCard({ key, name, what }, head, onSelect) {
   if (!head) {
     const text = "This prompt repeats no token, so it cannot show.";
-    const element = h("div", { class: "v-finder" }, h("span", { class: "v-finder-name", text: name }),
-      h("span", { class: "secondary", text }));
+    const element = h(
+      "div",
+      { class: "v-finder" },
+      h("span", { class: "v-finder-name", text: name }),
+      h("span", { class: "secondary", text }),
+    );
     return { element, mark: () => {} };
   }
   const element = h(
@@ -263,49 +269,6 @@ function numberSelect(numbers, onSelect) {
   return h("select", { class: "select v-number", onchange }, options);
 }
 
-function headGrid(heads, layers, headNumbers, onSelect) {
-  const tiles = new Map();
-  const element = h("div", { class: "v-grid", vars: { "--heads": headNumbers.length } });
-  append(element, [
-    h("span", { class: "v-grid-corner", text: "layer" }),
-    headNumbers.map((head, index) =>
-      h("span", { class: "v-grid-label", text: index ? `${head}` : `head ${head}` }),
-    ),
-  ]);
-  for (const layer of layers) {
-    element.append(h("span", { class: "v-grid-label", text: `${layer}` }));
-    for (const head of heads.filter((one) => one.layer === layer)) {
-      const canvas = h("canvas", { class: "v-thumbnail", width: 1, height: 1, "aria-hidden": "true" });
-      const chips = chipsOf(head);
-      const names = chips.map(({ name }) => name.toLowerCase()).join(", ");
-      const tile = h(
-        "button",
-        {
-          type: "button", class: "v-head", onclick: () => onSelect(head),
-          "aria-label": `Layer ${head.layer}, head ${head.head}${names && `: ${names}`}`,
-          title: `Layer ${head.layer}, head ${head.head}\n${describeHead(head)}`,
-        },
-        canvas,
-        chips.length > 0 && h("span", { class: "v-chip", text: chips[0].chip }),
-      );
-      tiles.set(`${layer} ${head.head}`, { tile, canvas, head });
-      element.append(tile);
-    }
-  }
-  return {
-    element: h("div", { class: "v-grid-scroll", tabindex: 0, role: "region", "aria-label": "Maps of all heads" },
-      element),
-    select(selected) {
-      for (const { tile, head } of tiles.values()) {
-        tile.setAttribute("aria-pressed", String(head === selected));
-      }
-    },
-    paint(layer, head, size, weightAt) {
-      paintTriangle(tiles.get(`${layer} ${head}`).canvas, size, weightAt, Math.min(size, THUMBNAIL_PX));
-    },
-  };
-}
-
 function statisticsTable(heads, onSelect, isSelected) {
   const percent = (value) => (value === null || value === undefined ? "–" : formatPercent(value));
   const number = (value) => formatNumber(value);
@@ -315,12 +278,18 @@ function statisticsTable(heads, onSelect, isSelected) {
       { key: "layer", label: "Layer", format: String },
       { key: "head", label: "Head", format: String },
       ...HEAD_KINDS.map(({ key, name, what }) => ({
-        key, label: name, title: `mean weight on ${what}`, format: percent,
+        key,
+        label: name,
+        title: `mean weight on ${what}`,
+        format: percent,
       })),
       { key: "distance", label: "Distance", title: "mean distance in tokens", format: number },
       { key: "entropy", label: "Entropy", title: "mean entropy of a row in nats", format: number },
     ],
-    rows: heads, sortKey: "previous_token", onSelect, isSelected,
+    rows: heads,
+    sortKey: "previous_token",
+    onSelect,
+    isSelected,
   });
 }
 
@@ -332,11 +301,12 @@ function createAttentionView(context) {
   const form = promptForm({
     context,
     action: "Show attention",
-    hint: "At most 512 tokens. The server computes the weights in float32, beside its other requests.",
+    hint: "At most 512 tokens. The server computes the weights beside its other requests.",
     async compute(prompt, signal) {
       const overview = await context.api.post("v1/inspect/overview", { prompt }, { signal });
       const size = overview.tokens.length;
-      const load = (layer) => context.api.post("v1/inspect/attention", { prompt, layer }, { signal });
+      const load = (layer) =>
+        context.api.post("v1/inspect/attention", { prompt, layer }, { signal });
       const isWhole = (overview.heads.length * size * (size + 1)) / 2 <= MAX_WHOLE_WEIGHTS;
       if (!isWhole) return attentionExplorer({ overview, loadLayer: load });
       return attentionExplorer({ overview, attention: await load(null) });

@@ -4,7 +4,7 @@
  * A weight w has the colour sqrt(w) of the sequential scale, so that small weights remain visible.
  */
 
-import { h, replace, rovingFocus, s, sequentialTable, token, uniqueId, visibleText } from "./dom.js";
+import { h, rovingFocus, s, sequentialTable, token, uniqueId, visibleText } from "./dom.js";
 
 const MIN_CELL_PX = 4;
 const MAX_CELL_PX = 30;
@@ -31,7 +31,7 @@ export function colorScale() {
 }
 
 /**
- * Paint a lower triangle onto a canvas of `side` pixels; a pixel has the largest weight that it covers.
+ * Paint a lower triangle onto a canvas of `side` pixels, each with the largest weight it covers.
  * @param {HTMLCanvasElement} canvas
  * @param {number} size rows of the matrix
  * @param {(query: number, key: number) => number} weightAt
@@ -60,7 +60,10 @@ export function paintTriangle(canvas, size, weightAt, side = size) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Return the legend of a scale. @param {{label: string, ticks: {at: number, text: string}[]}} scale */
+/**
+ * Return the legend of a scale.
+ * @param {{label: string, ticks: {at: number, text: string}[]}} scale
+ */
 export function scaleLegend({ label, ticks }) {
   const id = uniqueId("scale");
   const stops = Array.from({ length: 9 }, (_, index) =>
@@ -103,8 +106,12 @@ export function weightLegend() {
 export function heatMap({ onRead }) {
   const help = uniqueId("heat-map-help");
   const canvas = h("canvas", {
-    class: "v-map-canvas", tabindex: 0, role: "application", "aria-roledescription": "heat map",
-    "aria-label": "Attention weights", "aria-describedby": help,
+    class: "v-map-canvas",
+    tabindex: 0,
+    role: "application",
+    "aria-roledescription": "heat map",
+    "aria-label": "Attention weights",
+    "aria-describedby": help,
   });
   const frame = h("div", { class: "v-map-frame" }, canvas);
   const element = h(
@@ -112,7 +119,11 @@ export function heatMap({ onRead }) {
     { class: "v-map" },
     h("p", { class: "v-axis", text: "key: the token that is looked at →" }),
     frame,
-    h("p", { class: "v-axis", id: help, text: "rows ↓ query: the token that looks. Arrow keys move." }),
+    h("p", {
+      class: "v-axis",
+      id: help,
+      text: "rows ↓ query: the token that looks. Arrow keys move.",
+    }),
   );
   const image = document.createElement("canvas");
   let labels = [];
@@ -225,8 +236,10 @@ export function heatMap({ onRead }) {
 
   function describe(query, key) {
     const weight = weightAt(query, key).toFixed(4);
-    return `Attention weight of ${labels[query]}, position ${query}, on ${labels[key]}, `
-      + `position ${key}: ${weight}`;
+    return (
+      `Attention weight of ${labels[query]}, position ${query}, on ${labels[key]}, ` +
+      `position ${key}: ${weight}`
+    );
   }
 
   function cellOf(event) {
@@ -295,7 +308,10 @@ function shorten(context, text, width) {
 export function tokenStrip(tokens, { label, onSelect }) {
   const items = tokens.map(({ text }, index) =>
     h("button", {
-      type: "button", class: "v-token", tabindex: index ? -1 : 0, onclick: () => onSelect(index),
+      type: "button",
+      class: "v-token",
+      tabindex: index ? -1 : 0,
+      onclick: () => onSelect(index),
       text: text.trim() ? text.replaceAll("\n", "↵") : visibleText(text),
     }),
   );
@@ -317,55 +333,4 @@ export function tokenStrip(tokens, { label, onSelect }) {
       });
     },
   };
-}
-
-/**
- * Return a table whose rows can be sorted by a click on a column's name.
- * @param {{caption: string, columns: {key: string, label: string, title?: string,
- *   format: (value: any) => string}[], rows: object[], sortKey: string,
- *   onSelect: (row: object) => void, isSelected: (row: object) => boolean}} options
- */
-export function sortableTable({ caption, columns, rows, sortKey, onSelect, isSelected }) {
-  let key = sortKey;
-  let direction = -1;
-  const body = h("tbody");
-  const heads = columns.map((column) =>
-    h(
-      "th",
-      { scope: "col", title: column.title ?? null },
-      h("button", { type: "button", class: "v-sort", text: column.label, onclick: () => sort(column.key) }),
-    ),
-  );
-  function sort(next) {
-    direction = next === key ? -direction : -1;
-    key = next;
-    render();
-  }
-  function render() {
-    const sorted = [...rows].sort((a, b) => direction * ((a[key] ?? -1) - (b[key] ?? -1)));
-    heads.forEach((head, index) => {
-      const name = direction < 0 ? "descending" : "ascending";
-      head.setAttribute("aria-sort", columns[index].key === key ? name : "none");
-    });
-    replace(
-      body,
-      sorted.map((row) =>
-        h(
-          "tr",
-          { class: isSelected(row) ? "v-selected" : null, onclick: () => onSelect(row) },
-          columns.map((column) => h("td", { text: column.format(row[column.key]) })),
-        ),
-      ),
-    );
-  }
-  render();
-  const table = h(
-    "table",
-    { class: "v-table" },
-    h("caption", { class: "visually-hidden", text: caption }),
-    h("thead", {}, h("tr", {}, heads)),
-    body,
-  );
-  return { element: h("div", { class: "v-table-scroll", tabindex: 0, role: "region", "aria-label": caption },
-    table), render, sort };
 }

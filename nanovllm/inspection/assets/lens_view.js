@@ -1,17 +1,21 @@
 /** Logit lens: what each layer would predict, and the probability of each token that follows. */
 
 import {
-  formatCount, formatNumber, formatPercent, h, hideTooltip, openPopover, replace, s, segmented,
-  showTooltip, visibleText,
+  formatCount,
+  formatNumber,
+  formatPercent,
+  h,
+  hideTooltip,
+  openPopover,
+  replace,
+  segmented,
+  showTooltip,
+  visibleText,
 } from "./dom.js";
 import { colorScale, scaleLegend } from "./heatmap.js";
+import { nextProbabilities, nextTokenChart } from "./next_token_chart.js";
 import { promptForm } from "./prompt_form.js";
 
-const CHART_HEIGHT_PX = 200;
-const CHART_MARGIN = { left: 56, right: 16, top: 12, bottom: 64 };
-const MIN_LABEL_STEP_PX = 15;
-const MAX_LABEL_CHARACTERS = 10;
-const LOWEST_PROBABILITY = 1e-6;
 const NUM_SURPRISES = 3;
 const TOP = 5;
 
@@ -22,7 +26,7 @@ const TOP = 5;
  */
 export function lensExplorer(lens) {
   const table = lensTable(lens);
-  const chart = probabilityChart(lens, (position) => table.choose(position));
+  const chart = nextTokenChart(lens, (position) => table.choose(position));
   const legend = h("div");
   const show = (metric) => {
     table.color(metric);
@@ -45,12 +49,24 @@ export function lensExplorer(lens) {
       "section",
       { class: "card", "aria-label": "Predictions by layer" },
       h("h2", { text: "What each layer predicts next" }),
-      h("p", { class: "secondary v-lead", text: "Below each token, the most likely next token if the forward "
-        + "pass ended after that layer. The last row is the model's prediction. Choose a cell for its "
-        + `${TOP} most likely tokens.` }),
-      h("div", { class: "row between v-lead" }, segmented({
-        label: "Colour the cells by", options, value: "p", onchange: show,
-      }), legend),
+      h("p", {
+        class: "secondary v-lead",
+        text:
+          "Below each token, the most likely next token if the forward " +
+          "pass ended after that layer. The last row is the model's prediction. Choose a cell for " +
+          `its ${TOP} most likely tokens.`,
+      }),
+      h(
+        "div",
+        { class: "row between v-lead" },
+        segmented({
+          label: "Colour the cells by",
+          options,
+          value: "p",
+          onchange: show,
+        }),
+        legend,
+      ),
       table.element,
     ),
   );
@@ -78,7 +94,8 @@ const LENS_METRICS = {
       cell.rank_of_next === null ? null : 1 - Math.log(cell.rank_of_next) / Math.log(maxRank),
     ticks: ({ maxRank }) =>
       [maxRank, Math.round(Math.sqrt(maxRank)), 1].map((rank) => ({
-        at: 1 - Math.log(rank) / Math.log(maxRank), text: formatCount(rank),
+        at: 1 - Math.log(rank) / Math.log(maxRank),
+        text: formatCount(rank),
       })),
   },
 };
@@ -93,38 +110,46 @@ function lensExtremes({ cells }) {
 
 function metricLegend(lens, metric) {
   const { legend, ticks } = LENS_METRICS[metric];
-  return h("div", { class: "v-tinted" }, scaleLegend({ label: legend, ticks: ticks(lensExtremes(lens)) }));
-}
-
-/** Return the model's probability of the token after each position; the last has none. */
-function nextProbabilities({ cells }) {
-  return cells.at(-1).slice(0, -1).map(({ p_of_next: p }) => p);
+  return h(
+    "div",
+    { class: "v-tinted" },
+    scaleLegend({ label: legend, ticks: ticks(lensExtremes(lens)) }),
+  );
 }
 
 function summary(lens, onChoose) {
   const probabilities = nextProbabilities(lens);
   if (!probabilities.length) {
-    return h("p", { class: "secondary v-lead", text: "A prompt of one token has no next token to predict." });
+    return h("p", {
+      class: "secondary v-lead",
+      text: "A prompt of one token has no next token to predict.",
+    });
   }
   const sum = probabilities.reduce((total, p) => total + Math.log(Math.max(p, 1e-30)), 0);
   const order = probabilities.map((_, position) => position);
   order.sort((a, b) => probabilities[a] - probabilities[b]);
-  const surprises = order.slice(0, NUM_SURPRISES).map((position) =>
-    h(
-      "button",
-      { type: "button", class: "v-surprise", onclick: () => onChoose(position) },
-      h("code", { text: visibleText(lens.tokens[position + 1].text) }),
-      h("strong", { text: formatPercent(probabilities[position]) }),
-      h("span", { class: "secondary", text: `position ${position + 1}` }),
-    ),
-  );
+  const surprises = order
+    .slice(0, NUM_SURPRISES)
+    .map((position) =>
+      h(
+        "button",
+        { type: "button", class: "v-surprise", onclick: () => onChoose(position) },
+        h("code", { text: visibleText(lens.tokens[position + 1].text) }),
+        h("strong", { text: formatPercent(probabilities[position]) }),
+        h("span", { class: "secondary", text: `position ${position + 1}` }),
+      ),
+    );
   return h(
     "div",
     { class: "v-lead" },
-    h("p", { class: "secondary", text: "The line shows the probability that the model gave to each token of "
-      + "the prompt, after reading the tokens before it. It drops where the prompt becomes unlikely. "
-      + `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over `
-      + `${formatCount(probabilities.length)} tokens.` }),
+    h("p", {
+      class: "secondary",
+      text:
+        "The line shows the probability that the model gave to each token of " +
+        "the prompt, given the tokens before it. It drops where the prompt becomes unlikely. " +
+        `Perplexity ${formatNumber(Math.exp(-sum / probabilities.length))} over ` +
+        `${formatCount(probabilities.length)} tokens.`,
+    }),
     h("p", { class: "v-surprises" }, h("span", { text: "Least expected:" }), surprises),
   );
 }
@@ -140,10 +165,13 @@ function lensTable(lens) {
       h("th", { scope: "row", text: name }),
       cells[row].map((cell, position) =>
         h("td", {
-          class: "v-shaded", tabindex: row || position ? -1 : 0, dataset: { row, position },
+          class: "v-shaded",
+          tabindex: row || position ? -1 : 0,
+          dataset: { row, position },
           text: visibleText(cell.top[0].text),
-          "aria-label": `${name}, after ${visibleText(tokens[position].text)}: `
-            + `${visibleText(cell.top[0].text)}, ${formatPercent(cell.top[0].p)}`,
+          "aria-label":
+            `${name}, after ${visibleText(tokens[position].text)}: ` +
+            `${visibleText(cell.top[0].text)}, ${formatPercent(cell.top[0].p)}`,
         }),
       ),
     ),
@@ -152,24 +180,44 @@ function lensTable(lens) {
   const table = h(
     "table",
     { class: "v-lens", role: "grid", "aria-label": "Most likely next token by layer and position" },
-    h("thead", {}, h(
-      "tr", {}, h("th", { scope: "col", text: "token" }),
-      tokens.map(({ text }, position) =>
-        h("th", { scope: "col", title: `position ${position}`, text: visibleText(text) })),
-    )),
+    h(
+      "thead",
+      {},
+      h(
+        "tr",
+        {},
+        h("th", { scope: "col", text: "token" }),
+        tokens.map(({ text }, position) =>
+          h("th", { scope: "col", title: `position ${position}`, text: visibleText(text) }),
+        ),
+      ),
+    ),
     h("tbody", {}, rows),
     h(
       "tfoot",
       {},
-      h("tr", {}, h("th", { scope: "row", text: "actual next" }),
-        next.map((text) => h("th", { text: text === undefined ? "–" : visibleText(text) }))),
-      h("tr", {}, h("th", { scope: "row", text: "its probability" }),
-        cells.at(-1).map(({ p_of_next: p }) => h("th", { text: p === null ? "–" : formatPercent(p) }))),
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row", text: "actual next" }),
+        next.map((text) => h("th", { text: text === undefined ? "–" : visibleText(text) })),
+      ),
+      h(
+        "tr",
+        {},
+        h("th", { scope: "row", text: "its probability" }),
+        cells
+          .at(-1)
+          .map(({ p_of_next: p }) => h("th", { text: p === null ? "–" : formatPercent(p) })),
+      ),
     ),
   );
   const scroller = h("div", { class: "v-lens-scroll" }, table);
   const cellAt = (row, position) => rows[row]?.children[position + 1];
-  const placeOf = (target) => ({ row: Number(target.dataset.row), position: Number(target.dataset.position) });
+  const placeOf = (target) => ({
+    row: Number(target.dataset.row),
+    position: Number(target.dataset.position),
+  });
 
   function recolor() {
     const colorOf = colorScale();
@@ -186,7 +234,9 @@ function lensTable(lens) {
     hideTooltip();
     const { row, position } = placeOf(target);
     openPopover({
-      anchor: target, label: "Most likely next tokens", content: cellDetails(lens, row, position),
+      anchor: target,
+      label: "Most likely next tokens",
+      content: cellDetails(lens, row, position),
     });
   }
   function focus(row, position) {
@@ -214,8 +264,11 @@ function lensTable(lens) {
     const target = event.target.closest("td");
     if (!target) return hideTooltip();
     const { row, position } = placeOf(target);
-    showTooltip(target, h("div", { text: target.getAttribute("aria-label") }),
-      h("div", { class: "secondary", text: nextText(lens, row, position) }));
+    showTooltip(
+      target,
+      h("div", { text: target.getAttribute("aria-label") }),
+      h("div", { class: "secondary", text: nextText(lens, row, position) }),
+    );
   });
   table.addEventListener("pointerleave", hideTooltip);
   return {
@@ -236,8 +289,10 @@ function lensTable(lens) {
 function nextText({ tokens, cells }, row, position) {
   const cell = cells[row][position];
   if (cell.rank_of_next === null) return "The prompt ends here.";
-  return `The prompt goes on with ${visibleText(tokens[position + 1].text)}: rank `
-    + `${formatCount(cell.rank_of_next)}, ${formatPercent(cell.p_of_next)}.`;
+  return (
+    `The prompt goes on with ${visibleText(tokens[position + 1].text)}: rank ` +
+    `${formatCount(cell.rank_of_next)}, ${formatPercent(cell.p_of_next)}.`
+  );
 }
 
 function cellDetails(lens, row, position) {
@@ -246,7 +301,10 @@ function cellDetails(lens, row, position) {
     "div",
     { class: "stack tight" },
     h("h3", { text: `${lens.layers[row]}, position ${position}` }),
-    h("p", { class: "secondary", text: `After ${visibleText(lens.tokens[position].text)} the most likely are:` }),
+    h("p", {
+      class: "secondary",
+      text: `After ${visibleText(lens.tokens[position].text)} the most likely are:`,
+    }),
     h(
       "ol",
       { class: "v-top" },
@@ -265,83 +323,6 @@ function cellDetails(lens, row, position) {
   );
 }
 
-/** Return the chart of the probability of each token, on a logarithmic axis. */
-function probabilityChart(lens, onChoose) {
-  const probabilities = nextProbabilities(lens);
-  const frame = h("div", { class: "v-chart-frame" });
-  if (!probabilities.length) return frame;
-  const low = Math.max(Math.min(...probabilities), LOWEST_PROBABILITY);
-  const decades = Math.max(Math.ceil(-Math.log10(low)), 1);
-  const { left, right, top, bottom } = CHART_MARGIN;
-  const plotHeight = CHART_HEIGHT_PX - top - bottom;
-  const yOf = (p) => top + (Math.min(-Math.log10(Math.max(p, 1e-30)), decades) / decades) * plotHeight;
-
-  function draw() {
-    const width = frame.clientWidth;
-    if (!width) return;
-    const step = (width - left - right) / Math.max(probabilities.length, 1);
-    const xOf = (index) => left + (index + 0.5) * step;
-    const points = probabilities.map((p, index) => `${xOf(index)},${yOf(p)}`);
-    const every = Math.ceil(MIN_LABEL_STEP_PX / step);
-    const worst = probabilities.indexOf(Math.min(...probabilities));
-    const ticks = Array.from({ length: decades + 1 }, (_, decade) => 10 ** -decade);
-    replace(frame, s(
-      "svg",
-      {
-        class: "chart v-line-chart", width, height: CHART_HEIGHT_PX, role: "img",
-        "aria-label": `Probability of each token of the prompt. The lowest is `
-          + `${formatPercent(probabilities[worst])} at position ${worst + 1}.`,
-      },
-      ticks.map((p) => [
-        s("line", { class: "grid", x1: left, x2: width - right, y1: yOf(p), y2: yOf(p) }),
-        s("text", { x: left - 8, y: yOf(p) + 4, "text-anchor": "end", text: tickText(p) }),
-      ]).flat(),
-      s("polyline", { class: "v-line", points: points.join(" ") }),
-      probabilities.map((p, index) => s(
-        "circle", { class: index === worst ? "v-dot v-worst" : "v-dot", cx: xOf(index), cy: yOf(p),
-          r: index === worst ? 5 : Math.min(3, Math.max(step / 4, 1.2)) },
-      )),
-      s("text", {
-        class: "v-worst-label", x: xOf(worst) + (worst > probabilities.length / 2 ? -10 : 10), y: yOf(low) + 10,
-        "text-anchor": worst > probabilities.length / 2 ? "end" : "start",
-        text: `${shortLabel(visibleText(lens.tokens[worst + 1].text))} ${formatPercent(probabilities[worst])}`,
-      }),
-      probabilities.map((_, index) => index % every === 0 && s(
-        "text",
-        { class: "v-x-label", "text-anchor": "end",
-          transform: `translate(${xOf(index) + 4} ${CHART_HEIGHT_PX - bottom + 12}) rotate(-45)` },
-        shortLabel(visibleText(lens.tokens[index + 1].text)),
-      )),
-      probabilities.map((p, index) => s(
-        "rect",
-        {
-          class: "v-hit", x: left + index * step, y: top, width: step, height: plotHeight,
-          onclick: () => onChoose(index),
-          onpointerenter: (event) => showTooltip(event.target,
-            `${visibleText(lens.tokens[index + 1].text)}, position ${index + 1}: ${formatPercent(p)}`),
-          onpointerleave: hideTooltip,
-        },
-      )),
-    ));
-  }
-  new ResizeObserver(draw).observe(frame);
-  return h("div", { class: "v-chart" }, h("p", { class: "v-axis", text: "↑ probability (logarithmic)" }), frame,
-    h("p", { class: "v-axis v-axis-x", text: "token of the prompt →" }));
-}
-
-function tickText(p) {
-  const percent = p * 100;
-  return percent >= 0.001 ? `${Number(percent.toPrecision(1))} %` : `10⁻${superscript(-Math.log10(p))}`;
-}
-
-function superscript(value) {
-  return [...String(Math.round(value))].map((digit) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[Number(digit)]).join("");
-}
-
-function shortLabel(text) {
-  return text.length > MAX_LABEL_CHARACTERS ? `${text.slice(0, MAX_LABEL_CHARACTERS - 1)}…` : text;
-}
-
 /**
  * Return the tab.
  * @param {import("./main.js").Context} context
@@ -352,7 +333,9 @@ function createLensView(context) {
     action: "Show logit lens",
     hint: "Each layer's hidden state goes through the final normalization and the output head.",
     compute: async (prompt, signal) =>
-      lensExplorer(await context.api.post("v1/inspect/logit_lens", { prompt, top: TOP }, { signal })),
+      lensExplorer(
+        await context.api.post("v1/inspect/logit_lens", { prompt, top: TOP }, { signal }),
+      ),
   });
   return { element: form.element, show: form.show, hide: () => {} };
 }

@@ -3,8 +3,7 @@
 import { button, busy, errorMessage, field, h, replace } from "./dom.js";
 
 const MAX_NAME_CHARACTERS = 40;
-const EXAMPLE =
-  "It was the best of times, it was the worst of times, it was the age of wisdom";
+const EXAMPLE = "It was the best of times, it was the worst of times, it was the age of wisdom";
 
 /**
  * Return a form that computes and shows something of a prompt.
@@ -32,6 +31,7 @@ export function promptForm({ context, action, hint, compute }) {
     result.setAttribute("aria-busy", "true");
     try {
       replace(result, await compute(prompt, controller.signal));
+      result.dataset.prompt = prompt;
       context.announce(`${action}: done`);
     } catch (error) {
       if (controller.signal.aborted) return;
@@ -41,7 +41,10 @@ export function promptForm({ context, action, hint, compute }) {
   }
 
   const recent = button({
-    label: "Use the playground's text", small: true, kind: "quiet", hidden: true,
+    label: "Use the playground's text",
+    small: true,
+    kind: "quiet",
+    hidden: true,
     onclick: () => {
       input.value = context.store.get("prompt");
       run();
@@ -49,7 +52,9 @@ export function promptForm({ context, action, hint, compute }) {
   });
   context.store.subscribe("prompt", (prompt) => (recent.hidden = !prompt));
   const finished = h("select", {
-    class: "select v-number", hidden: true, "aria-label": "Prompt of a finished request",
+    class: "select v-number",
+    hidden: true,
+    "aria-label": "Prompt of a finished request",
     onchange: () => {
       input.value = finished.value;
       finished.value = "";
@@ -58,15 +63,25 @@ export function promptForm({ context, action, hint, compute }) {
   });
   context.store.subscribe("finished", (requests) => {
     finished.hidden = !requests?.length;
-    replace(finished, h("option", { value: "", text: "Finished requests" }),
+    replace(
+      finished,
+      h("option", { value: "", text: "Finished requests" }),
       (requests ?? []).map(({ name, prompt }) =>
-        h("option", { value: prompt, text: `${name} ${prompt.slice(0, MAX_NAME_CHARACTERS)}` })));
+        h("option", { value: prompt, text: `${name} ${prompt.slice(0, MAX_NAME_CHARACTERS)}` }),
+      ),
+    );
   });
   const form = h(
     "form",
     { class: "card v-prompt" },
     field({ label: "Prompt", control: input, hint }),
-    h("div", { class: "row" }, button({ label: action, kind: "primary", type: "submit" }), recent, finished),
+    h(
+      "div",
+      { class: "row" },
+      button({ label: action, kind: "primary", type: "submit" }),
+      recent,
+      finished,
+    ),
   );
   form.addEventListener("submit", (event) => {
     event.preventDefault();

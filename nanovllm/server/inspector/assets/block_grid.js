@@ -15,7 +15,10 @@ const FIRST_OWNER = 2;
  */
 export function blockGrid({ names, onSelect }) {
   const canvas = h("canvas", {
-    class: "v-blocks-canvas", tabindex: 0, role: "application", "aria-roledescription": "grid of blocks",
+    class: "v-blocks-canvas",
+    tabindex: 0,
+    role: "application",
+    "aria-roledescription": "grid of blocks",
   });
   const frame = h("div", { class: "v-blocks" }, canvas);
   const reading = h("p", { class: "v-reading small-text" });
@@ -41,12 +44,13 @@ export function blockGrid({ names, onSelect }) {
   }
 
   function ownerOf(value) {
-    return value >= FIRST_OWNER ? state.requests[value - FIRST_OWNER] ?? null : null;
+    return value >= FIRST_OWNER ? (state.requests[value - FIRST_OWNER] ?? null) : null;
   }
 
   function describe(value) {
     if (value === FREE) return "free";
-    if (value === CACHED) return "cached: no request holds it, and a prompt with the same prefix can use it";
+    if (value === CACHED)
+      return "cached: no request holds it, and a prompt with the same prefix can use it";
     if (value < 0) return `shared by ${-value} requests with the same prefix`;
     const owner = ownerOf(value);
     return owner ? `held by request ${names.name(owner.id, owner.choice)}` : "held by a request";
@@ -68,7 +72,9 @@ export function blockGrid({ names, onSelect }) {
     const context = canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const colors = {
-      free: token("--cell-free"), cached: token("--cell-cached"), shared: token("--text"),
+      free: token("--cell-free"),
+      cached: token("--cell-cached"),
+      shared: token("--text"),
       owners: Array.from({ length: 8 }, (_, index) => categoricalColor(index)),
     };
     const size = cell - (cell > 8 ? 2 : 1);
@@ -113,11 +119,14 @@ export function blockGrid({ names, onSelect }) {
   canvas.addEventListener("pointerleave", () => point(null));
   canvas.addEventListener("click", (event) => {
     const index = at(event);
-    onSelect(index === null ? null : ownerOf(cells[index])?.id ?? null);
+    onSelect(index === null ? null : (ownerOf(cells[index])?.id ?? null));
   });
   canvas.addEventListener("keydown", (event) => {
     const moves = {
-      ArrowLeft: -1, ArrowRight: 1, ArrowUp: -layout.columns, ArrowDown: layout.columns,
+      ArrowLeft: -1,
+      ArrowRight: 1,
+      ArrowUp: -layout.columns,
+      ArrowDown: layout.columns,
     };
     if (event.key === "Enter" && current !== null) onSelect(ownerOf(cells[current])?.id ?? null);
     if (!moves[event.key]) return;
@@ -144,8 +153,11 @@ export function blockGrid({ names, onSelect }) {
         blocks.blocks_per_cell > 1 &&
           h("span", { text: `A cell is ${blocks.blocks_per_cell} blocks.` }),
       );
-      canvas.setAttribute("aria-label", `KV cache blocks: ${blocks.used} used, ${blocks.shared} of them shared, `
-        + `${blocks.cached} cached, ${blocks.free} free, ${blocks.total} in total. Arrow keys move.`);
+      canvas.setAttribute(
+        "aria-label",
+        `KV cache blocks: ${blocks.used} used, ${blocks.shared} of them shared, ` +
+          `${blocks.cached} cached, ${blocks.free} free, ${blocks.total} in all. Arrow keys move.`,
+      );
       read();
       draw();
     },
@@ -158,8 +170,13 @@ export function blockGrid({ names, onSelect }) {
 }
 
 function legendItem(swatch, name, count) {
-  return h("span", {}, h("span", { class: `swatch ${swatch}` }), `${name} `,
-    h("strong", { text: formatCount(count) }));
+  return h(
+    "span",
+    {},
+    h("span", { class: `swatch ${swatch}` }),
+    `${name} `,
+    h("strong", { text: formatCount(count) }),
+  );
 }
 
 /** Return the cells of [value, length] runs. @param {[number, number][]} runs */

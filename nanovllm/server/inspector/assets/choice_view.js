@@ -8,6 +8,9 @@ import { endText, speed } from "./generation.js";
 import { ProbabilityChart } from "./probability_chart.js";
 import { TokenText } from "./token_text.js";
 
+/** Least time between two drawings of a chart that grows. */
+const CHART_INTERVAL_MS = 200;
+
 /**
  * @typedef {{promptText: string, isScore: boolean, coloring: import("./token_text.js").Coloring,
  *   numAlternatives: number}} Appearance
@@ -25,6 +28,7 @@ export class ChoiceView {
     this.title = title;
     this.onextend = onextend;
     this.oninspect = oninspect;
+    this.drawnMs = -Infinity;
     this.figures = h("dl", { class: "figures" });
     this.badges = h("div", { class: "row" });
     this.actions = h("div", { class: "row" });
@@ -53,7 +57,11 @@ export class ChoiceView {
     const isRunning = choice.status === "running" || choice.status === "waiting";
     this.element.classList.toggle("running", isRunning);
     this.text.update({ tokens: choice.tokens, ...appearance });
-    this.chart.update(choice.tokens);
+    const nowMs = performance.now();
+    if (!isRunning || nowMs - this.drawnMs >= CHART_INTERVAL_MS) {
+      this.drawnMs = nowMs;
+      this.chart.update(choice.tokens);
+    }
     const progress = choice.status === "waiting" ? "waiting" : "generating";
     const end = isRunning ? progress : endText(choice);
     replace(

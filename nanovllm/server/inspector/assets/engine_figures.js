@@ -8,36 +8,60 @@ const SPARK_FRAMES = 100;
 /** Each figure: its value in a state, its text, and the value at the upper edge of its line. */
 const FIGURES = [
   {
-    name: "tokens", label: "Generation", unit: "tokens/s", value: (state) => state.rates.tokens_per_s,
+    name: "tokens",
+    label: "Generation",
+    unit: "tokens/s",
+    value: (state) => state.rates.tokens_per_s,
     text: (value) => formatCount(value),
     note: (state) => `${formatCount(state.rates.prompt_tokens_per_s)} prompt tokens/s`,
   },
   {
-    name: "running", label: "Running", unit: "sequences", value: (state) => countState(state, "running"),
-    text: String, top: (state) => state.config.max_num_seqs, note: (state) => `of at most ${state.config.max_num_seqs}`,
+    name: "running",
+    label: "Running",
+    unit: "sequences",
+    value: (state) => countState(state, "running"),
+    text: String,
+    top: (state) => state.config.max_num_seqs,
+    note: (state) => `of at most ${state.config.max_num_seqs}`,
   },
   {
-    name: "waiting", label: "Waiting", unit: "sequences",
-    value: (state) => countState(state, "waiting") + state.requests_omitted, text: String,
+    name: "waiting",
+    label: "Waiting",
+    unit: "sequences",
+    value: (state) => countState(state, "waiting") + state.requests_omitted,
+    text: String,
     note: (state) => {
       const first = state.requests.find((request) => request.state === "waiting");
       return first ? "the list below says why" : "none waits";
     },
   },
   {
-    name: "blocks", label: "KV cache", unit: "blocks", value: (state) => state.blocks.used, text: formatCount,
+    name: "blocks",
+    label: "KV cache",
+    unit: "blocks",
+    value: (state) => state.blocks.used,
+    text: formatCount,
     top: (state) => state.blocks.total,
-    note: (state) => `${formatPercent(state.blocks.used / state.blocks.total)} of ${formatCount(state.blocks.total)}`,
+    note: (state) => partText(state.blocks),
   },
   {
-    name: "hits", label: "Prefix-cache hits", unit: "", value: hitRate, text: (value) => formatPercent(value),
+    name: "hits",
+    label: "Prefix-cache hits",
+    unit: "",
+    value: hitRate,
+    text: (value) => formatPercent(value),
     top: () => 1,
-    note: (state) => `${formatCount(state.totals.prefix_cache_hits)} of `
-      + `${formatCount(state.totals.prefix_cache_queries)} tokens`,
+    note: (state) =>
+      `${formatCount(state.totals.prefix_cache_hits)} of ` +
+      `${formatCount(state.totals.prefix_cache_queries)} tokens`,
   },
   {
-    name: "preemptions", label: "Preemptions", unit: "", value: (state) => state.totals.preemptions,
-    text: formatCount, note: () => "since the start",
+    name: "preemptions",
+    label: "Preemptions",
+    unit: "",
+    value: (state) => state.totals.preemptions,
+    text: formatCount,
+    note: () => "since the start",
   },
 ];
 
@@ -47,14 +71,28 @@ export function engineFigures() {
     const number = h("span", { dataset: { figure: name } });
     const note = h("dd", { class: "secondary small-text" });
     const line = sparkline();
-    const element = h("div", { class: "v-tile" }, h("dt", { text: label }),
-      h("dd", { class: "v-tile-value" }, number, unit && h("span", { class: "v-unit", text: ` ${unit}` })),
-      note, h("dd", {}, line.element));
+    const element = h(
+      "div",
+      { class: "v-tile" },
+      h("dt", { text: label }),
+      h(
+        "dd",
+        { class: "v-tile-value" },
+        number,
+        unit && h("span", { class: "v-unit", text: ` ${unit}` }),
+      ),
+      note,
+      h("dd", {}, line.element),
+    );
     return { element, number, note, line };
   });
   const blockNote = h("p", { class: "secondary v-lead" });
   return {
-    element: h("dl", { class: "v-tiles" }, tiles.map(({ element }) => element)),
+    element: h(
+      "dl",
+      { class: "v-tiles" },
+      tiles.map(({ element }) => element),
+    ),
     blockNote,
     /** @param {any} state @param {any[]} frames */
     update(state, frames) {
@@ -66,9 +104,14 @@ export function engineFigures() {
         tile.note.textContent = note(state);
         tile.line.update(recent.map(value), top?.(state));
       });
-      blockNote.textContent = `A block holds the keys and values of ${state.config.block_size} tokens.`;
+      const { block_size: blockSize } = state.config;
+      blockNote.textContent = `A block holds the keys and values of ${blockSize} tokens.`;
     },
   };
+}
+
+function partText({ used, total }) {
+  return `${formatPercent(used / total)} of ${formatCount(total)}`;
 }
 
 function countState(state, name) {

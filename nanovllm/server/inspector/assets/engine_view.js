@@ -1,11 +1,12 @@
 /**
  * Engine: the scheduler and the KV cache, live from /v1/engine/events, with pause, step and replay.
  *
- * The stream is open only while the tab is visible: the server records steps only while it is watched.
+ * The stream is open only while the tab is visible: the server records steps while it is watched.
  */
 
 import { button, emptyState, errorMessage, h, replace, toast } from "./dom.js";
 import { blockGrid } from "./block_grid.js";
+import { controlBar } from "./control_bar.js";
 import { engineFigures } from "./engine_figures.js";
 import { eventLog } from "./event_log.js";
 import { timeHistogram } from "./histogram.js";
@@ -16,9 +17,19 @@ import { stepTimeline } from "./step_timeline.js";
 const RETRY_MS = 2000;
 const MAX_STEPS = 512;
 const MAX_FINISHED = 20;
-const SAMPLE_PREFIX = "It was the best of times, it was the worst of times, it was the age of wisdom, it was "
-  + "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
-const SAMPLE_ENDINGS = ["The king", "A ship", "In the morning", "She said", "The door", "He was", "My dear", "Once"];
+const SAMPLE_PREFIX =
+  "It was the best of times, it was the worst of times, it was the age of wisdom, it was " +
+  "the age of foolishness, it was the epoch of belief, it was the epoch of incredulity.";
+const SAMPLE_ENDINGS = [
+  "The king",
+  "A ship",
+  "In the morning",
+  "She said",
+  "The door",
+  "He was",
+  "My dear",
+  "Once",
+];
 
 /**
  * Return the tab.
@@ -49,20 +60,31 @@ export function create({ api, store, announce }) {
     location.hash = view;
   };
   const running = requestList({
-    names, inspect, label: "Running requests", onSelect: select, includes: ({ state }) => state === "running",
+    names,
+    inspect,
+    label: "Running requests",
+    onSelect: select,
+    includes: ({ state }) => state === "running",
   });
   const waiting = requestList({
-    names, inspect, label: "Waiting requests", onSelect: select, includes: ({ state }) => state === "waiting",
+    names,
+    inspect,
+    label: "Waiting requests",
+    onSelect: select,
+    includes: ({ state }) => state === "waiting",
   });
   const blocks = blockGrid({ names, onSelect: select });
   const timeline = stepTimeline({ names, onWatch: watch, onSelect: select });
   const log = eventLog({ names, onSelect: select, onWatch: watch });
   const ttft = timeHistogram({
-    title: "Time to first token", explanation: "From the arrival of a request to its first token.",
+    title: "Time to first token",
+    explanation: "From the arrival of a request to its first token.",
     unit: "first tokens",
   });
   const itl = timeHistogram({
-    title: "Inter-token latency", explanation: "Between two tokens of a sequence.", unit: "intervals",
+    title: "Inter-token latency",
+    explanation: "Between two tokens of a sequence.",
+    unit: "intervals",
   });
   const controls = controlBar({
     act: async (action) => {
@@ -84,8 +106,12 @@ export function create({ api, store, announce }) {
   const message = h("div", { class: "v-message" });
   const noRequests = emptyState({
     title: "No request is running",
-    text: "Requests of every client of this server appear here. Send one from the Playground, or some sample prompts.",
-    action: button({ label: `Send ${SAMPLE_ENDINGS.length} sample prompts`, kind: "primary", onclick: sendSamples }),
+    text: "Requests of all clients appear here. Send one from the Playground, or sample prompts.",
+    action: button({
+      label: `Send ${SAMPLE_ENDINGS.length} sample prompts`,
+      kind: "primary",
+      onclick: sendSamples,
+    }),
   });
   const noRunning = h("p", { class: "secondary", text: "No request runs." });
   const noWaiting = h("p", { class: "secondary", text: "No request waits." });
@@ -99,29 +125,70 @@ export function create({ api, store, announce }) {
     h(
       "div",
       { class: "v-engine-columns" },
-      h("section", { class: "card", "aria-label": "Running requests" },
+      h(
+        "section",
+        { class: "card", "aria-label": "Running requests" },
         h("div", { class: "card-header" }, h("h2", { text: "Running requests" }), requestLegend()),
-        noRunning, running.element),
-      h("div", { class: "stack" },
-        h("section", { class: "card", "aria-label": "KV cache blocks" },
-          h("h2", { text: "KV cache blocks" }), figures.blockNote, stateNote, blocks.element),
-        h("section", { class: "card", "aria-label": "Waiting requests" },
+        noRunning,
+        running.element,
+      ),
+      h(
+        "div",
+        { class: "stack" },
+        h(
+          "section",
+          { class: "card", "aria-label": "KV cache blocks" },
+          h("h2", { text: "KV cache blocks" }),
+          figures.blockNote,
+          stateNote,
+          blocks.element,
+        ),
+        h(
+          "section",
+          { class: "card", "aria-label": "Waiting requests" },
           h("h2", { text: "Waiting requests" }),
-          h("p", { class: "secondary v-lead", text: "In queue order, with the reason why each waits." }),
-          noWaiting, waiting.element, omitted)),
+          h("p", {
+            class: "secondary v-lead",
+            text: "In queue order, with the reason why each waits.",
+          }),
+          noWaiting,
+          waiting.element,
+          omitted,
+        ),
+      ),
     ),
-    h("section", { class: "card", "aria-label": "Steps" }, h("h2", { text: "Steps" }),
-      h("p", { class: "secondary v-lead", text: "A column is one step of the engine, a row one request. Choose "
-        + "a step to replay it; the left and right arrow keys move." }), timeline.element),
-    h("div", { class: "v-engine-thirds" },
-      h("section", { class: "card", "aria-label": "Events" }, h("h2", { text: "Events" }), log.element),
-      ttft.element, itl.element),
+    h(
+      "section",
+      { class: "card", "aria-label": "Steps" },
+      h("h2", { text: "Steps" }),
+      h("p", {
+        class: "secondary v-lead",
+        text:
+          "A column is one step of the engine, a row one request. Choose " +
+          "a step to replay it; the left and right arrow keys move.",
+      }),
+      timeline.element,
+    ),
+    h(
+      "div",
+      { class: "v-engine-thirds" },
+      h(
+        "section",
+        { class: "card", "aria-label": "Events" },
+        h("h2", { text: "Events" }),
+        log.element,
+      ),
+      ttft.element,
+      itl.element,
+    ),
   );
   const element = h("div", { class: "stack v-engine" }, controls.element, message, content);
 
   element.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const isTyping = /** @type {Element} */ (event.target).closest("input, textarea, select, canvas");
+    const isTyping = /** @type {Element} */ (event.target).closest(
+      "input, textarea, select, canvas",
+    );
     if (!move || isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
     history.move(move);
@@ -187,7 +254,10 @@ export function create({ api, store, announce }) {
     waiting.update(state.requests);
     blocks.update(state);
     timeline.update({
-      records: history.steps(), record, step: history.watched, maxTokens: state.config.max_num_batched_tokens,
+      records: history.steps(),
+      record,
+      step: history.watched,
+      maxTokens: state.config.max_num_batched_tokens,
     });
     log.update(history.steps(), history.watched);
     ttft.update(state.ttft_s);
@@ -205,7 +275,9 @@ export function create({ api, store, announce }) {
   /** Offer the prompts of finished requests to the other views, where the server shows prompts. */
   function keepFinishedPrompts() {
     const { requests } = history.frames().at(-1);
-    const unfinished = new Map(requests.filter(({ prompt }) => prompt).map(({ id, prompt }) => [id, prompt]));
+    const unfinished = new Map(
+      requests.filter(({ prompt }) => prompt).map(({ id, prompt }) => [id, prompt]),
+    );
     const finished = [...prompts].filter(([id]) => !unfinished.has(id));
     prompts = unfinished;
     if (!finished.length) return;
@@ -213,11 +285,16 @@ export function create({ api, store, announce }) {
     store.set("finished", [...entries, ...(store.get("finished") ?? [])].slice(0, MAX_FINISHED));
   }
 
-  /** Send one request with several prompts: the browser allows few connections, and a pause holds them. */
+  /** Send one request with several prompts: a pause holds connections, and browsers have few. */
   async function sendSamples() {
     const prompt = SAMPLE_ENDINGS.map((ending) => `${SAMPLE_PREFIX} ${ending}`);
     try {
-      await api.post("v1/completions", { model: store.get("model"), prompt, max_tokens: 64, temperature: 0.8 });
+      await api.post("v1/completions", {
+        model: store.get("model"),
+        prompt,
+        max_tokens: 64,
+        temperature: 0.8,
+      });
     } catch (error) {
       toast(error.message, "error");
     }
@@ -239,66 +316,12 @@ export function create({ api, store, announce }) {
 
 function requestLegend() {
   const item = (part, text) => h("span", {}, h("span", { class: `swatch v-part-${part}` }), text);
-  return h("div", { class: "legend v-request-legend" }, item("cached", "prompt, cached"), item("computed", "prompt, computed"),
-    item("pending", "prompt, to compute"), item("generated", "generated"));
-}
-
-/** Return the buttons and the slider. */
-function controlBar({ act, move, watch }) {
-  const status = h("span", { class: "v-live" });
-  const pause = button({ label: "Pause", icon: "pause", small: true, onclick: () => act("pause") });
-  const resume = button({ label: "Resume", icon: "play", small: true, hidden: true, onclick: () => act("resume") });
-  const step = button({ label: "Step", icon: "step", small: true, disabled: true, onclick: () => act("step") });
-  const back = button({ label: "Previous step", icon: "back", iconOnly: true, small: true, onclick: () => move(-1) });
-  const forth = button({ label: "Next step", icon: "step", iconOnly: true, small: true, onclick: () => move(1) });
-  const live = button({ label: "Live", small: true, onclick: () => watch(null) });
-  const slider = h("input", {
-    type: "range", class: "v-slider", "aria-label": "Replay step", min: 0, max: 0, step: 1,
-    oninput: () => watch(Number(slider.value) >= Number(slider.max) ? null : Number(slider.value)),
-  });
-  const hint = h("p", { class: "secondary small-text v-control-hint", hidden: true });
-  const element = h(
+  return h(
     "div",
-    { class: "card v-controls" },
-    h("div", { class: "row" }, status, pause, resume, step),
-    h("div", { class: "row v-replay", role: "group", "aria-label": "Replay" },
-      back, slider, forth, live),
-    hint,
+    { class: "legend v-request-legend" },
+    item("cached", "prompt, cached"),
+    item("computed", "prompt, computed"),
+    item("pending", "prompt, to compute"),
+    item("generated", "generated"),
   );
-  return {
-    element,
-    disconnect() {
-      status.textContent = "Disconnected";
-      status.className = "v-live v-live-off";
-    },
-    /** @param {ReturnType<typeof createHistory>} history @param {any} newest */
-    update(history, newest) {
-      const { is_paused: isPaused, can_control: canControl } = newest;
-      const watched = history.watched;
-      const mode = watched !== null ? "replay" : isPaused ? "paused" : "on";
-      status.textContent = { replay: `Replay of step ${watched}`, paused: `Paused after step ${newest.step}`,
-        on: "Live" }[mode];
-      status.className = `v-live v-live-${mode}`;
-      pause.hidden = isPaused;
-      resume.hidden = !isPaused;
-      for (const control of [pause, resume]) control.disabled = !canControl;
-      step.disabled = !canControl || !isPaused;
-      const texts = canControl
-        ? isPaused ? "No request makes progress while the engine is paused. Step runs one step. The pause ends when "
-          + "no page watches." : ""
-        : "Pause and step are off on this server. Start it with --inspector-controls to turn them on.";
-      hint.textContent = texts;
-      hint.hidden = !texts;
-      const steps = history.steps();
-      const first = steps[0]?.step ?? 0;
-      const last = steps.at(-1)?.step ?? 0;
-      slider.min = String(first);
-      slider.max = String(last);
-      slider.value = String(watched ?? last);
-      slider.setAttribute("aria-valuetext", watched === null ? "live" : `step ${watched}`);
-      back.disabled = steps.length === 0 || (watched ?? last + 1) <= first;
-      forth.disabled = watched === null;
-      live.disabled = watched === null;
-    },
-  };
 }

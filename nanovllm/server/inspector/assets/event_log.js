@@ -1,4 +1,4 @@
-/** The log of what happened to requests: admitted, cache hits, preempted, finished; newest first. */
+/** The log of admissions, cache hits, preemptions and ends of requests, newest first. */
 
 import { formatCount, h, replace } from "./dom.js";
 
@@ -6,8 +6,8 @@ const MAX_LINES = 60;
 
 /**
  * Return the log.
- * @param {{names: ReturnType<typeof import("./replay.js").createNames>, onSelect: (id: string) => void,
- *   onWatch: (step: number) => void}} options
+ * @param {{names: ReturnType<typeof import("./replay.js").createNames>,
+ *   onSelect: (id: string) => void, onWatch: (step: number) => void}} options
  */
 export function eventLog({ names, onSelect, onWatch }) {
   const list = h("ol", { class: "v-log" });
@@ -21,35 +21,64 @@ export function eventLog({ names, onSelect, onWatch }) {
     return [
       ...record.admitted.map((id) => line("admitted", id, "admitted")),
       ...record.cache_hits.map(({ id, tokens }) =>
-        line("cache-hit", id, `found ${formatCount(tokens)} prompt tokens in the prefix cache`)),
-      ...record.preempted.map(({ id, reason }) =>
-        line("preempted", id, names.sentence(reason))),
+        line("cache-hit", id, `found ${formatCount(tokens)} prompt tokens in the prefix cache`),
+      ),
+      ...record.preempted.map(({ id, reason }) => line("preempted", id, names.sentence(reason))),
       ...record.finished.map(({ id, reason }) => line("finished", id, `finished: ${reason}`)),
     ];
   }
 
   function render() {
     empty.hidden = lines.length > 0;
-    replace(list, lines.map(({ step, kind, id, text }) =>
-      h(
-        "li",
-        { class: selected && selected !== id ? "v-faded" : null },
-        h("button", { type: "button", class: "v-log-step", text: formatCount(step),
-          "aria-label": `Replay step ${step}`, onclick: () => onWatch(step) }),
-        h("button", { type: "button", class: "v-name", text: names.name(id), title: id,
-          vars: { "--owner": `var(--cat-${names.color(id)})` }, onclick: () => onSelect(id) }),
-        h("span", { class: `v-log-${kind}`, text }),
-      )));
+    replace(
+      list,
+      lines.map(({ step, kind, id, text }) =>
+        h(
+          "li",
+          { class: selected && selected !== id ? "v-faded" : null },
+          h("button", {
+            type: "button",
+            class: "v-log-step",
+            text: formatCount(step),
+            "aria-label": `Replay step ${step}`,
+            onclick: () => onWatch(step),
+          }),
+          h("button", {
+            type: "button",
+            class: "v-name",
+            text: names.name(id),
+            title: id,
+            vars: { "--owner": `var(--cat-${names.color(id)})` },
+            onclick: () => onSelect(id),
+          }),
+          h("span", { class: `v-log-${kind}`, text }),
+        ),
+      ),
+    );
   }
 
   return {
-    element: h("div", {}, empty, h("div", { class: "v-log-scroll", tabindex: 0, role: "region",
-      "aria-label": "Events, newest first" }, list)),
+    element: h(
+      "div",
+      {},
+      empty,
+      h(
+        "div",
+        {
+          class: "v-log-scroll",
+          tabindex: 0,
+          role: "region",
+          "aria-label": "Events, newest first",
+        },
+        list,
+      ),
+    ),
     /** @param {any[]} records oldest first @param {number | null} watched */
     update(records, watched) {
       const newLines = [];
       for (let index = records.length - 1; index >= 0 && newLines.length < MAX_LINES; index -= 1) {
-        if (watched === null || records[index].step <= watched) newLines.push(...linesOf(records[index]).reverse());
+        if (watched === null || records[index].step <= watched)
+          newLines.push(...linesOf(records[index]).reverse());
       }
       lines = newLines.slice(0, MAX_LINES);
       const key = `${lines.length} ${lines[0]?.step} ${lines.at(-1)?.step}`;

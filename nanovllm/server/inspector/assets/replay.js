@@ -48,21 +48,22 @@ export function createHistory() {
     watch(step) {
       watched = step;
     },
-    /** Show the step `count` after the one that is shown; past the newest is live. */
+    /** Show the step `count` after the one that is shown; the newest is live. */
     move(count) {
       const numbers = [...steps.keys()];
       if (!numbers.length) return;
-      const from = watched === null ? numbers.length : numbers.indexOf(watched);
+      const from = watched === null ? numbers.length - 1 : numbers.indexOf(watched);
       const next = Math.max(from + count, 0);
-      watched = next >= numbers.length ? null : numbers[next];
+      watched = next >= numbers.length - 1 ? null : numbers[next];
     },
     /**
-     * Return the state and the step to show. Between frames, the state is the first one recorded after
-     * the step.
+     * Return the state and the step to show. Between frames, the state is the first one recorded
+     * after the step.
      */
     shown() {
       if (!frames.length) return null;
-      if (watched === null) return { state: frames.at(-1), record: [...steps.values()].at(-1) ?? null };
+      if (watched === null)
+        return { state: frames.at(-1), record: [...steps.values()].at(-1) ?? null };
       const state = frames.find(({ step }) => step >= watched) ?? frames.at(-1);
       return { state, record: steps.get(watched) ?? null };
     },
@@ -70,7 +71,7 @@ export function createHistory() {
 }
 
 /**
- * Return the name, number and colour of requests. A request keeps its number while the page is open.
+ * Return names and colours of requests. A request keeps them while the page is open.
  */
 export function createNames() {
   /** @type {Map<string, number>} */
@@ -84,10 +85,11 @@ export function createNames() {
     color: (id) => (numberOf(id) - 1) % 8,
     /** Return a short name such as #12, or #12.1 for the second choice. */
     name: (id, choice = 0) => (choice ? `#${numberOf(id)}.${choice}` : `#${numberOf(id)}`),
-    /** Return a reason of the server as a sentence, with the names of known requests for their ids. */
+    /** Return a reason as a sentence, with the names of known requests for their ids. */
     sentence: (reason) => {
       const text = reason.replace(/[\w-]{6,}/g, (part) =>
-        numbers.has(part) ? `#${numbers.get(part)}` : part);
+        numbers.has(part) ? `#${numbers.get(part)}` : part,
+      );
       return `${text[0].toUpperCase()}${text.slice(1)}${/[.!]$/.test(text) ? "" : "."}`;
     },
   };

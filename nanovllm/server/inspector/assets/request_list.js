@@ -3,7 +3,11 @@
 import { button as actionButton, formatCount, formatDuration, h } from "./dom.js";
 
 const PHASE_TEXTS = {
-  prefill: "prefill", decode: "decode", queued: "waiting", preempted: "preempted", blocked: "blocked",
+  prefill: "prefill",
+  decode: "decode",
+  queued: "waiting",
+  preempted: "preempted",
+  blocked: "blocked",
 };
 const INSPECTING_VIEWS = { attention: "Attention", lens: "Logit lens" };
 const COLUMNS = [
@@ -14,16 +18,21 @@ const COLUMNS = [
 ];
 
 /**
- * Return a list of the requests that `includes` accepts. A row keeps its element while it is in the list.
+ * Return a list of the requests that `includes` accepts. A listed request keeps its row.
  * @param {{names: ReturnType<typeof import("./replay.js").createNames>, label: string,
  *   includes: (request: any) => boolean, onSelect: (id: string) => void,
  *   inspect: (view: string, prompt: string) => void}} options `inspect` opens a view with a prompt
  */
 export function requestList({ names, label, includes, onSelect, inspect }) {
   const list = h("ul", { class: "v-requests", "aria-label": label });
-  const header = h("div", { class: "v-request v-request-header", "aria-hidden": "true" },
-    h("span", { text: "Request" }), h("span", { text: "Phase" }), h("span", { text: "Progress" }),
-    COLUMNS.map(({ label: text, title }) => h("span", { class: "v-cell", text, title })));
+  const header = h(
+    "div",
+    { class: "v-request v-request-header", "aria-hidden": "true" },
+    h("span", { text: "Request" }),
+    h("span", { text: "Phase" }),
+    h("span", { text: "Progress" }),
+    COLUMNS.map(({ label: text, title }) => h("span", { class: "v-cell", text, title })),
+  );
   const element = h("div", { class: "v-request-list" }, header, list);
   /** @type {Map<string, ReturnType<typeof requestRow>>} */
   const rows = new Map();
@@ -41,7 +50,8 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
         if (!rows.has(key)) rows.set(key, requestRow(names, request, onSelect, inspect));
         const row = rows.get(key);
         row.update(request, selected);
-        if (list.children[index] !== row.element) list.insertBefore(row.element, list.children[index]);
+        if (list.children[index] !== row.element)
+          list.insertBefore(row.element, list.children[index]);
       });
       for (const [key, row] of rows) {
         if (keys.has(key)) continue;
@@ -60,22 +70,39 @@ export function requestList({ names, label, includes, onSelect, inspect }) {
 function requestRow(names, { id, choice, prompt: text }, onSelect, inspect) {
   const phase = h("span", { class: "badge" });
   const cells = COLUMNS.map(({ label, title }) =>
-    h("span", { class: "v-cell", title, dataset: { label } }));
+    h("span", { class: "v-cell", title, dataset: { label } }),
+  );
   const reason = h("p", { class: "v-reason", hidden: true });
   const prompt = h("p", { class: "v-request-prompt secondary", hidden: true });
   const parts = ["cached", "computed", "pending", "generated"].map((part) =>
-    h("span", { class: `v-part v-part-${part}` }));
+    h("span", { class: `v-part v-part-${part}` }),
+  );
   const bar = h("span", { class: "v-progress", role: "img" }, parts);
   const button = h(
     "button",
-    { type: "button", class: "v-request", title: id, onclick: () => onSelect(id),
-      vars: { "--owner": `var(--cat-${names.color(id)})` } },
-    h("span", { class: "v-name", text: names.name(id, choice) }), phase, bar, cells,
+    {
+      type: "button",
+      class: "v-request",
+      title: id,
+      onclick: () => onSelect(id),
+      vars: { "--owner": `var(--cat-${names.color(id)})` },
+    },
+    h("span", { class: "v-name", text: names.name(id, choice) }),
+    phase,
+    bar,
+    cells,
   );
-  const actions = h("div", { class: "v-request-actions", hidden: true },
+  const actions = h(
+    "div",
+    { class: "v-request-actions", hidden: true },
     Object.entries(INSPECTING_VIEWS).map(([view, label]) =>
-      actionButton({ label, small: true, onclick: () => inspect(view, text) })),
-    h("span", { class: "secondary small-text", text: "of at most the first 200 characters of the prompt" }));
+      actionButton({ label, small: true, onclick: () => inspect(view, text) }),
+    ),
+    h("span", {
+      class: "secondary small-text",
+      text: "of at most the first 200 characters of the prompt",
+    }),
+  );
   const element = h("li", {}, button, prompt, reason, actions);
   const set = (target, text) => {
     if (target.textContent !== text) target.textContent = text;
@@ -120,6 +147,9 @@ function setProgress(parts, bar, request) {
   const widths = [cached, done, prompt - cached - done, output];
   const total = Math.max(prompt + request.max_tokens, 1);
   widths.forEach((tokens, index) => (parts[index].style.width = `${(100 * tokens) / total}%`));
-  bar.setAttribute("aria-label", `${cached} prompt tokens cached, ${done} computed, `
-    + `${prompt - cached - done} not computed, ${output} of at most ${request.max_tokens} generated`);
+  bar.setAttribute(
+    "aria-label",
+    `${cached} prompt tokens cached, ${done} computed, ` +
+      `${prompt - cached - done} pending, ${output} of at most ${request.max_tokens} generated`,
+  );
 }

@@ -10,14 +10,16 @@ const TOTAL_PX = 56;
 const AXIS_PX = 22;
 const FONT = "11px system-ui, sans-serif";
 const KIND_TEXTS = {
-  prefill: "prefill of the rest of the prompt", chunk: "chunk of the prompt", decode: "decode",
+  prefill: "prefill of the rest of the prompt",
+  chunk: "chunk of the prompt",
+  decode: "decode",
   fork: "fork of another choice",
 };
 
 /**
  * Return the timeline. `onWatch` receives the number of the chosen step, `onSelect` a request.
- * @param {{names: ReturnType<typeof import("./replay.js").createNames>, onWatch: (step: number) => void,
- *   onSelect: (id: string) => void}} options
+ * @param {{names: ReturnType<typeof import("./replay.js").createNames>,
+ *   onWatch: (step: number) => void, onSelect: (id: string) => void}} options
  */
 export function stepTimeline({ names, onWatch, onSelect }) {
   const canvas = h("canvas", { class: "v-timeline-canvas", role: "img" });
@@ -36,7 +38,8 @@ export function stepTimeline({ names, onWatch, onSelect }) {
 
   function visible() {
     const count = Math.max(Math.floor((frame.clientWidth - LABEL_PX) / COLUMN_PX), 1);
-    const last = watched === null ? records.length : records.findIndex(({ step }) => step === watched) + 1;
+    const last =
+      watched === null ? records.length : records.findIndex(({ step }) => step === watched) + 1;
     const end = Math.min(records.length, Math.max(last + Math.floor(count / 3), count));
     return records.slice(Math.max(end - count, 0), end);
   }
@@ -61,9 +64,15 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     const context = canvas.getContext("2d");
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const palette = {
-      text: token("--text-2"), strong: token("--text"), grid: token("--border"), accent: token("--accent"),
-      surface: token("--surface"), soft: token("--accent-soft"), danger: token("--danger"),
-      prompt: token("--accent"), decode: token("--border-strong"),
+      text: token("--text-2"),
+      strong: token("--text"),
+      grid: token("--border"),
+      accent: token("--accent"),
+      surface: token("--surface"),
+      soft: token("--accent-soft"),
+      danger: token("--danger"),
+      prompt: token("--accent"),
+      decode: token("--border-strong"),
       owners: Array.from({ length: 8 }, (_, index) => categoricalColor(index)),
     };
     context.font = FONT;
@@ -125,7 +134,10 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         mark(context, sequence, x, top + row * ROW_PX, palette.owners[names.color(sequence.id)]);
         context.globalAlpha = 1;
       }
-      const endMarks = [[record.preempted, "×", palette.danger], [record.finished, "▪", palette.strong]];
+      const endMarks = [
+        [record.preempted, "×", palette.danger],
+        [record.finished, "▪", palette.strong],
+      ];
       for (const [list, sign, color] of endMarks) {
         for (const { id } of list) {
           const row = rows.findIndex((one) => one.id === id);
@@ -145,7 +157,8 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     context.fillStyle = color;
     if (kind === "decode") context.fillRect(x + 2, y + 4, COLUMN_PX - 4, ROW_PX - 8);
     else if (kind === "fork") context.fillRect(x + COLUMN_PX / 2 - 1, y + 1, 2, ROW_PX - 3);
-    else context.fillRect(x + 1, y + 1, kind === "chunk" ? COLUMN_PX - 1 : COLUMN_PX - 4, ROW_PX - 3);
+    else
+      context.fillRect(x + 1, y + 1, kind === "chunk" ? COLUMN_PX - 1 : COLUMN_PX - 4, ROW_PX - 3);
   }
 
   function showDetails(record) {
@@ -154,20 +167,39 @@ export function stepTimeline({ names, onWatch, onSelect }) {
       return;
     }
     const list = record.sequences.map(({ id, choice, start, count, kind }) =>
-      h("li", {}, h("button", { type: "button", class: "v-name", onclick: () => onSelect(id),
-        vars: { "--owner": `var(--cat-${names.color(id)})` } }, names.name(id, choice)),
-      h("span", { text: kind }),
-      h("span", { class: "secondary", title: KIND_TEXTS[kind], text: count === 1
-        ? `token ${start}` : `tokens ${start} to ${start + count - 1}` })));
+      h(
+        "li",
+        {},
+        h(
+          "button",
+          {
+            type: "button",
+            class: "v-name",
+            onclick: () => onSelect(id),
+            vars: { "--owner": `var(--cat-${names.color(id)})` },
+          },
+          names.name(id, choice),
+        ),
+        h("span", { text: kind }),
+        h("span", {
+          class: "secondary",
+          title: KIND_TEXTS[kind],
+          text: count === 1 ? `token ${start}` : `tokens ${start} to ${start + count - 1}`,
+        }),
+      ),
+    );
     replace(
       details,
-      h("h3", { text: `Step ${formatCount(record.step)}: ${formatCount(record.num_prompt_tokens)} prompt tokens, `
-        + `${formatCount(record.num_decode_tokens)} decode tokens, ${record.sequences.length} sequences in `
-        + formatDuration(record.duration_s) }),
+      h("h3", {
+        text: stepText(record),
+      }),
       h("ul", { class: "v-sequences" }, list),
     );
-    canvas.setAttribute("aria-label", `Timeline of steps. Step ${record.step}: ${record.num_tokens} tokens of `
-      + `${record.sequences.length} sequences. The list below names them.`);
+    canvas.setAttribute(
+      "aria-label",
+      `Timeline of steps. Step ${record.step}: ${record.num_tokens} tokens of ` +
+        `${record.sequences.length} sequences. The list below names them.`,
+    );
   }
 
   function at(event) {
@@ -202,8 +234,9 @@ export function stepTimeline({ names, onWatch, onSelect }) {
       records = newRecords;
       watched = step;
       budget = maxTokens;
-      budgetText.textContent = "Bars above: tokens of a step, prompt in colour, decode in grey; at most "
-        + `${formatCount(maxTokens)} a step.`;
+      budgetText.textContent =
+        "Bars above: tokens of a step, prompt in colour, decode in grey; at most " +
+        `${formatCount(maxTokens)} a step.`;
       draw();
       showDetails(record);
     },
@@ -216,12 +249,26 @@ export function stepTimeline({ names, onWatch, onSelect }) {
   };
 }
 
+function stepText(record) {
+  const prompt = `${formatCount(record.num_prompt_tokens)} prompt tokens`;
+  const decode = `${formatCount(record.num_decode_tokens)} decode tokens`;
+  const sequences = `${record.sequences.length} sequences`;
+  const duration = formatDuration(record.duration_s);
+  return `Step ${formatCount(record.step)}: ${prompt}, ${decode}, ${sequences} in ${duration}`;
+}
+
 function timelineLegend(budgetText) {
   const item = (name, text) => h("span", {}, h("span", { class: `v-key ${name}` }), text);
-  return h("div", { class: "legend" },
-    item("v-key-prefill", "prefill"), item("v-key-chunk", "chunk of a prompt"), item("v-key-decode", "decode"),
-    h("span", { text: "× preempted" }), h("span", { text: "▪ finished" }),
-    budgetText);
+  return h(
+    "div",
+    { class: "legend" },
+    item("v-key-prefill", "prefill"),
+    item("v-key-chunk", "chunk of a prompt"),
+    item("v-key-decode", "decode"),
+    h("span", { text: "× preempted" }),
+    h("span", { text: "▪ finished" }),
+    budgetText,
+  );
 }
 
 function line(context, x1, y1, x2, y2) {

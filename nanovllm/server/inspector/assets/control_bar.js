@@ -1,0 +1,107 @@
+/** The bar above the engine view: its mode, pause, step and resume, and the slider of the replay. */
+
+import { button, h } from "./dom.js";
+
+/**
+ * Return the bar. `act` sends an action to the server, `move` and `watch` choose the shown step.
+ * @param {{act: (action: string) => void, move: (count: number) => void,
+ *   watch: (step: number | null) => void}} options
+ */
+export function controlBar({ act, move, watch }) {
+  const status = h("span", { class: "v-live" });
+  const pause = button({ label: "Pause", icon: "pause", small: true, onclick: () => act("pause") });
+  const resume = button({
+    label: "Resume",
+    icon: "play",
+    small: true,
+    hidden: true,
+    onclick: () => act("resume"),
+  });
+  const step = button({
+    label: "Step",
+    icon: "step",
+    small: true,
+    disabled: true,
+    onclick: () => act("step"),
+  });
+  const back = button({
+    label: "Previous step",
+    icon: "back",
+    iconOnly: true,
+    small: true,
+    onclick: () => move(-1),
+  });
+  const forth = button({
+    label: "Next step",
+    icon: "step",
+    iconOnly: true,
+    small: true,
+    onclick: () => move(1),
+  });
+  const live = button({ label: "Live", small: true, onclick: () => watch(null) });
+  const slider = h("input", {
+    type: "range",
+    class: "v-slider",
+    "aria-label": "Replay step",
+    min: 0,
+    max: 0,
+    step: 1,
+    oninput: () => watch(Number(slider.value) >= Number(slider.max) ? null : Number(slider.value)),
+  });
+  const hint = h("p", { class: "secondary small-text v-control-hint", hidden: true });
+  const element = h(
+    "div",
+    { class: "card v-controls" },
+    h("div", { class: "row" }, status, pause, resume, step),
+    h(
+      "div",
+      { class: "row v-replay", role: "group", "aria-label": "Replay" },
+      back,
+      slider,
+      forth,
+      live,
+    ),
+    hint,
+  );
+  return {
+    element,
+    disconnect() {
+      status.textContent = "Disconnected";
+      status.className = "v-live v-live-off";
+    },
+    /** @param {ReturnType<typeof import("./replay.js").createHistory>} history @param {any} newest */
+    update(history, newest) {
+      const { is_paused: isPaused, can_control: canControl } = newest;
+      const watched = history.watched;
+      const mode = watched !== null ? "replay" : isPaused ? "paused" : "on";
+      status.textContent = {
+        replay: `Replay of step ${watched}`,
+        paused: `Paused after step ${newest.step}`,
+        on: "Live",
+      }[mode];
+      status.className = `v-live v-live-${mode}`;
+      pause.hidden = isPaused;
+      resume.hidden = !isPaused;
+      for (const control of [pause, resume]) control.disabled = !canControl;
+      step.disabled = !canControl || !isPaused;
+      const texts = canControl
+        ? isPaused
+          ? "No request makes progress while the engine is paused. Step runs one step. The pause " +
+            "ends when no page watches."
+          : ""
+        : "Pause and step are off on this server. The flag --inspector-controls turns them on.";
+      hint.textContent = texts;
+      hint.hidden = !texts;
+      const steps = history.steps();
+      const first = steps[0]?.step ?? 0;
+      const last = steps.at(-1)?.step ?? 0;
+      slider.min = String(first);
+      slider.max = String(last);
+      slider.value = String(watched ?? last);
+      slider.setAttribute("aria-valuetext", watched === null ? "live" : `step ${watched}`);
+      back.disabled = steps.length === 0 || (watched ?? last) <= first;
+      forth.disabled = watched === null;
+      live.disabled = watched === null;
+    },
+  };
+}

@@ -1,0 +1,119 @@
+"""The engine view in Chromium: it follows the scheduler, and pauses, steps and replays."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.browser import open_page
+from tests.support.serving import RunningServer, loader, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+NUM_REQUESTS = 20
+MAX_NUM_SEQS = 8
+MARKUP = "<b>bold</b><img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def watched(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
+    """A server that a page may pause, with fewer sequence slots than requests."""
+    settings = {"inspector_controls": True, "inspector_shows_prompts": True}
+    with RunningServer(loader(tiny_model, max_num_seqs=MAX_NUM_SEQS), **settings) as running:
+        yield running
+
+
+def figure(page: "Page", name: str) -> int:
+    return int(page.locator(f"[data-figure={name}]").inner_text().replace("\u2009", ""))
+
+
+def rows(page: "Page", state: str) -> int:
+    return page.get_by_role("list", name=f"{state} requests").get_by_role("listitem").count()
+
+
+def page_equals_metrics(page: "Page", server: RunningServer) -> bool:
+    now = server.samples()
+    total = server.http.get("/v1/engine/state").json()["blocks"]["total"]
+    return (
+        figure(page, "running") == rows(page, "Running") == now["num_requests_running"]
+        and figure(page, "waiting") == rows(page, "Waiting") == now["num_requests_waiting"]
+        and figure(page, "blocks") == round(now["kv_cache_usage_perc"] * total)
+    )
+
+
+def click(page: "Page", name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+def status(page: "Page", text: str) -> None:
+    page.locator(".v-live", has_text=text).wait_for()
+
+
+def test_the_view_follows_concurrent_requests_and_replays_their_steps(
+    browser: "Browser", watched: RunningServer
+) -> None:
+    with (
+        open_page(browser, f"{watched.url}/#engine") as page,
+        ThreadPoolExecutor(NUM_REQUESTS) as clients,
+    ):
+        click(page, "Pause")
+        status(page, "Paused")
+        sent = [
+            clients.submit(watched.complete, MARKUP, max_tokens=24, ignore_eos=True)
+            for _ in range(NUM_REQUESTS)
+        ]
+        wait_until(lambda: figure(page, "waiting") == NUM_REQUESTS)
+        assert page_equals_metrics(page, watched)
+
+        for step in range(1, 4):
+            click(page, "Step")
+            status(page, f"Paused after step {step}")
+        wait_until(lambda: page_equals_metrics(page, watched))
+        assert figure(page, "running") == MAX_NUM_SEQS
+        waiting = page.get_by_role("list", name="Waiting requests")
+        assert f"--max-num-seqs {MAX_NUM_SEQS}" in waiting.inner_text()
+        assert page.get_by_text(MARKUP).first.is_visible()
+        assert page.locator("main img, main b").count() == 0
+
+        details = page.locator(".v-step h3")
+        click(page, "Previous step")
+        status(page, "Replay of step 2")
+        assert details.inner_text().startswith("Step 2:")
+        page.get_by_role("slider", name="Replay step").press("ArrowLeft")
+        status(page, "Replay of step 1")
+        assert details.inner_text().startswith("Step 1:")
+        click(page, "Next step")
+        status(page, "Replay of step 2")
+        click(page, "Live")
+        status(page, "Paused after step 3")
+
+        first = page.get_by_role("list", name="Running requests").locator("button.v-request").first
+        first.click()
+        assert first.get_attribute("aria-pressed") == "true"
+        click(page, "Resume")
+        answers = [request.result() for request in sent]
+        assert all(answer["usage"]["completion_tokens"] == 24 for answer in answers)
+        wait_until(lambda: figure(page, "blocks") == 0)
+        assert page_equals_metrics(page, watched)
+        events = page.get_by_role("region", name="Events, newest first")
+        assert "finished: length" in events.inner_text()
+
+
+def test_the_stream_is_open_only_while_the_view_is_shown(
+    browser: "Browser", watched: RunningServer
+) -> None:
+    with open_page(browser, f"{watched.url}/#engine") as page:
+        status(page, "Live")
+        with page.expect_event("requestfailed", lambda r: r.url.endswith("/v1/engine/events")):
+            page.get_by_role("tab", name="Playground").click()
+        with page.expect_request("**/v1/engine/events"):
+            page.get_by_role("tab", name="Engine").click()
+
+
+def test_a_server_without_controls_says_why(browser: "Browser", server: RunningServer) -> None:
+    with open_page(browser, f"{server.url}/#engine") as page:
+        page.get_by_text("--inspector-controls").wait_for()
+        assert page.get_by_role("button", name="Pause", exact=True).is_disabled()

@@ -1,0 +1,143 @@
+"""Attention, logit lens and embeddings in Chromium: the views show what the model computes."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanovllm.inspection import responses
+from nanovllm.inspection.observe import InspectedModel
+from tests.reference.cases import attention_prompt, options_of
+from tests.support.browser import open_page
+from tests.support.checkpoints import write_checkpoint, write_tokenizer
+from tests.support.serving import RunningServer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+RECORDED = Path(__file__).parents[2] / "reference" / "recorded_attention.npz"
+CASE = "plain"
+MARKUP = "<b>bold</b><img src=x onerror=alert(1)>"
+PROMPT = "the old man said to the young man: the end"
+
+
+def answer_for_case(page: "Page", folder: Path) -> None:
+    """Answer /v1/inspect with what the recorded model computes of the recorded prompt."""
+    write_checkpoint(folder, **options_of(CASE))
+    write_tokenizer(folder)
+    model = InspectedModel.load(folder)
+
+    def answer(route: "Route") -> None:
+        name = route.request.url.rsplit("/", 1)[1]
+        arguments = {**route.request.post_data_json, "prompt": attention_prompt().tolist()}
+        route.fulfill(json=responses.run(model, name, arguments))
+
+    page.route("**/v1/inspect/*", answer)
+
+
+def show(page: "Page", prompt: str, button: str) -> None:
+    """Show a prompt; wait for its tokens, since the view first shows an example."""
+    page.locator(".v-output:not([aria-busy])").wait_for()
+    page.get_by_role("textbox", name="Prompt").fill(prompt)
+    page.get_by_role("button", name=button).click()
+    page.wait_for_function(
+        "prompt => [...document.querySelectorAll('[role=tabpanel]:not([hidden]) .v-output')]"
+        ".some(output => output.dataset.prompt === prompt && !output.ariaBusy)",
+        arg=prompt,
+    )
+
+
+def test_weights_on_the_page_equal_those_of_transformers(
+    browser: "Browser", server: RunningServer, tmp_path: Path
+) -> None:
+    with np.load(RECORDED, allow_pickle=False) as arrays:
+        recorded = arrays[CASE]
+    layers, heads, size, _ = recorded.shape
+    with open_page(browser, server.url) as page:
+        answer_for_case(page, tmp_path)
+        page.get_by_role("tab", name="Attention").click()
+        page.locator(".v-map-canvas").wait_for()
+        packed = page.evaluate(
+            "async (layers) => Promise.all(layers.map(async (layer) =>"
+            " [...await document.querySelector('.v-attention').weightsOf(layer)]))",
+            list(range(layers)),
+        )
+        weights = np.zeros_like(recorded)
+        packed = np.asarray(packed, dtype=np.float32).reshape(layers, heads, -1)
+        queries, keys = np.tril_indices(size)
+        weights[..., queries, keys] = packed
+        np.testing.assert_allclose(weights, recorded, atol=1e-5, rtol=0)
+        np.testing.assert_allclose(weights.sum(axis=3), 1, atol=1e-5)
+
+        diagonals = recorded.diagonal(offset=-1, axis1=2, axis2=3).mean(axis=2)
+        layer, head = np.unravel_index(diagonals.argmax(), diagonals.shape)
+        card = page.get_by_role("button", name="Previous token").locator("visible=true")
+        assert f"Layer {layer}, head {head}" in (card.text_content() or "")
+        assert page.get_by_role("heading", name=f"Layer {layer}, head {head}").is_visible()
+        page.locator(".v-map-canvas").focus()
+        key = recorded[layer, head, size - 1].argmax()
+        page.keyboard.press("ArrowUp")
+        shown = f"{recorded[layer, head, -2, key]:.4f}"
+        page.locator(".v-reading strong", has_text=shown).wait_for()
+
+
+def test_the_logit_lens_marks_where_the_probability_of_the_prompt_collapses(
+    browser: "Browser", server: RunningServer
+) -> None:
+    tokens = server.http.post("/v1/inspect/logit_lens", json={"prompt": PROMPT}).json()
+    of_next = [cell["p_of_next"] for cell in tokens["cells"][-1][:-1]]
+    lowest = int(np.argmin(of_next))
+    with open_page(browser, f"{server.url}/#lens") as page:
+        show(page, PROMPT, "Show logit lens")
+        first = page.locator(".v-surprise").first
+        assert f"position {lowest + 1}" in (first.text_content() or "")
+        first.click()
+        chosen = page.locator(".v-output-row td").nth(lowest)
+        assert chosen.evaluate("cell => cell === document.activeElement")
+        page.keyboard.press("Enter")
+        details = page.get_by_role("dialog", name="Most likely next tokens")
+        assert details.locator("li").count() == 5
+        assert f"position {lowest}" in (details.text_content() or "")
+        page.keyboard.press("Escape")
+        assert chosen.evaluate("cell => cell === document.activeElement")
+        page.get_by_label("Rank of next").check(force=True)
+        page.get_by_text("rank of the token that follows").wait_for()
+
+
+def test_markup_in_prompts_is_shown_as_text(browser: "Browser", server: RunningServer) -> None:
+    with open_page(browser, f"{server.url}/#attention") as page:
+        show(page, MARKUP, "Show attention")
+        assert page.locator("#panel-attention .v-strip").text_content() == MARKUP
+        page.get_by_role("tab", name="Logit lens").click()
+        show(page, MARKUP, "Show logit lens")
+        shown = page.locator("#panel-lens thead th").all_text_contents()
+        assert "".join(shown[1:]).replace("␣", " ") == MARKUP
+        assert page.locator("main img, main b").count() == 0
+
+
+def test_embeddings_are_searched_by_text(browser: "Browser", server: RunningServer) -> None:
+    with open_page(browser, f"{server.url}/#embeddings") as page:
+        page.get_by_text("of the variance").first.wait_for()
+        page.get_by_label("Search tokens").fill("the")
+        result = page.locator(".v-results .v-result").first
+        result.wait_for()
+        token_id = int((result.get_attribute("title") or "").rsplit(" ", 1)[1])
+        result.click()
+        nearest = page.locator(".v-top li")
+        nearest.nth(9).wait_for()
+        response = server.http.get(f"/v1/inspect/neighbors?token={token_id}&count=10")
+        expected = [f"{one['cosine']:.3f}" for one in json.loads(response.text)["neighbors"]]
+        assert nearest.locator("span:last-child").all_text_contents() == expected
+
+
+def test_errors_of_the_server_are_shown(browser: "Browser", server: RunningServer) -> None:
+    body: dict[str, Any] = {"prompt": "a" * 600}
+    message = server.http.post("/v1/inspect/overview", json=body).json()["error"]["message"]
+    with open_page(browser, f"{server.url}/#attention", expected_errors=1) as page:
+        page.locator(".v-output:not([aria-busy]) .v-attention").wait_for()
+        page.get_by_role("textbox", name="Prompt").fill(body["prompt"])
+        page.get_by_role("button", name="Show attention").click()
+        alert = page.get_by_role("alert")
+        alert.wait_for()
+        assert alert.text_content() == message
