@@ -106,7 +106,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
     replace(
       reading,
       h("code", { text: name(query) }),
-      " looks at ",
+      " attends to ",
       h("code", { text: name(key) }),
       " with weight ",
       h("strong", { text: weightAt(query, key).toFixed(4) }),
@@ -144,12 +144,12 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
     h(
       "section",
       { "aria-label": "Kinds of head" },
-      h("h2", { text: "Which head looks where" }),
+      h("h2", { text: "What heads attend to" }),
       h("p", {
         class: "secondary v-lead",
         text:
-          "The strongest head of each kind in this prompt, with the " +
-          "mean weight that its tokens give. Layers and heads are counted from 0.",
+          "The strongest head of each kind in this prompt, with its mean " +
+          "attention weight. Layers and heads are counted from 0.",
       }),
       h(
         "div",
@@ -168,7 +168,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
           class: "secondary v-lead",
           text:
             "Each square is a map of one head: a row is a token that " +
-            "looks, a column a token looked at.",
+            "attends (query), a column a token attended to (key).",
         }),
         grid.element,
         h(
@@ -203,8 +203,8 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
         h("p", {
           class: "secondary v-lead",
           text:
-            "Choose a token to see what it looks at. Tokens after it have " +
-            "no weight: a token never looks ahead.",
+            "Choose a token to see what it attends to. Later tokens have " +
+            "no weight: attention is causal.",
         }),
         strip.element,
         topKeys,
