@@ -1,6 +1,7 @@
 /** Attention: all heads of a prompt as small maps, one large, and its weights as shaded text. */
 
 import {
+  errorMessage,
   field,
   formatNumber,
   formatPercent,
@@ -94,11 +95,21 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
     headSelect.value = String(head.head);
     title.textContent = `Layer ${head.layer}, head ${head.head}`;
     kinds.textContent = describeHead(head);
-    const weights = await weightsOf(head.layer);
-    if (selected !== head) return;
+    const weights = await load(head.layer);
+    if (selected !== head || !weights) return;
     const start = headNumbers.indexOf(head.head) * rowWeights;
     weightAt = (row, key) => weights[start + (row * (row + 1)) / 2 + key];
     map.update(tokens, weightAt);
+  }
+
+  /** Return a layer's weights; null if they cannot be loaded, which the view then says. */
+  async function load(layer) {
+    try {
+      return await weightsOf(layer);
+    } catch (error) {
+      if (error.name !== "AbortError") replace(reading, errorMessage(error.message));
+      return null;
+    }
   }
 
   function describeRow(key, isKept) {
@@ -130,7 +141,8 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
 
   async function paintThumbnails() {
     for (const layer of layers) {
-      const weights = await weightsOf(layer);
+      const weights = await load(layer);
+      if (!weights) return;
       for (const [index, head] of headNumbers.entries()) {
         const start = index * rowWeights;
         grid.paint(layer, head, size, (row, key) => weights[start + (row * (row + 1)) / 2 + key]);
@@ -237,6 +249,7 @@ function layerWeights({ attention, loadLayer, layers, layerSize }) {
     kept.delete(layer);
     kept.set(layer, weights);
     if (kept.size > 2) kept.delete(kept.keys().next().value);
+    weights.catch(() => kept.delete(layer));
     return weights;
   };
 }
