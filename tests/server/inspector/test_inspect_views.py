@@ -38,7 +38,7 @@ def answer_for_case(page: "Page", folder: Path) -> None:
 
 def show(page: "Page", prompt: str, button: str) -> None:
     """Show a prompt; wait for its tokens, since the view first shows an example."""
-    page.locator(".v-output:not([aria-busy])").wait_for()
+    page.locator("[role=tabpanel]:not([hidden]) .v-output:not([aria-busy])").wait_for()
     page.get_by_role("textbox", name="Prompt").fill(prompt)
     page.get_by_role("button", name=button).click()
     page.wait_for_function(
