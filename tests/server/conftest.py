@@ -32,8 +32,9 @@ def chosen_backend(backend: str) -> None:
 @pytest.fixture(scope="session")
 def server(tiny_model: Path, backend: str) -> Iterator[RunningServer]:
     """A server of the tiny model, with a chat template and the inspector's views."""
-    settings = {"chat_template": TEMPLATE, "inspected_folder": tiny_model}
-    with RunningServer(loader(tiny_model), **settings) as running:
+    with RunningServer(
+        loader(tiny_model), chat_template=TEMPLATE, inspected_folder=tiny_model
+    ) as running:
         yield running
 
 

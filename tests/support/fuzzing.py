@@ -41,7 +41,11 @@ def fuzzed_server(folder: Path, **changes: Any) -> Iterator[RunningServer]:
     """Run a server with a key, a chat template and priorities. Answers are few and short."""
     load = loader(folder, max_model_len=48, scheduling_policy="priority", **changes)
     with RunningServer(
-        load, max_queued_requests=32, api_keys=(KEY,), chat_template=TEMPLATE
+        load,
+        max_queued_requests=32,
+        api_keys=(KEY,),
+        chat_template=TEMPLATE,
+        inspected_folder=folder,
     ) as server:
         server.http.headers["authorization"] = f"Bearer {KEY}"
         yield server

@@ -15,7 +15,7 @@ export const HEAD_KINDS = [
     what: "the token just before",
   },
   { key: "first_token", name: "First token", chip: "first", what: "the first token of the prompt" },
-  { key: "self", name: "Itself", chip: "self", what: "the token that looks" },
+  { key: "self", name: "Same token", chip: "same", what: "the query token itself" },
   {
     key: "induction",
     name: "Induction",

@@ -126,12 +126,12 @@ export function heatMap({ onRead }) {
   const element = h(
     "div",
     { class: "v-map" },
-    h("p", { class: "v-axis", text: "key: the token that is looked at →" }),
+    h("p", { class: "v-axis", text: "key: the token attended to →" }),
     frame,
     h("p", {
       class: "v-axis",
       id: help,
-      text: "rows ↓ query: the token that looks. Arrow keys move.",
+      text: "rows ↓ query: the token that attends. Arrow keys move.",
     }),
   );
   const image = document.createElement("canvas");

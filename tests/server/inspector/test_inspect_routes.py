@@ -2,14 +2,13 @@
 
 import base64
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from nanovllm.server.http import work
-from tests.support.serving import RunningServer, loader, read_error
+from tests.support.serving import RunningServer, read_error
 
 PROMPT = "the cat in the hall"
 PATHS = ("attention", "overview", "logit_lens")
@@ -143,13 +142,3 @@ def test_more_jobs_than_the_queue_holds_are_refused(
         statuses = [future.result() for future in [pool.submit(status) for _ in range(16)]]
     assert set(statuses) <= {200, 429}
     assert statuses.count(200) >= work.MAX_WAITING_INSPECTIONS
-
-
-def test_without_the_inspector_there_are_no_such_paths(tiny_model: Path) -> None:
-    settings = {"has_inspector": False, "inspected_folder": tiny_model}
-    with RunningServer(loader(tiny_model), wait_until_ready=False, **settings) as server:
-        for path in PATHS:
-            assert server.http.post(f"/v1/inspect/{path}", json={"prompt": "a"}).status_code == 404
-        assert not [
-            path for path in server.http.get("/openapi.json").json()["paths"] if "inspect" in path
-        ]

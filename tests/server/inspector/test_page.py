@@ -74,13 +74,16 @@ def test_every_module_and_style_sheet_is_served(server: RunningServer) -> None:
 
 
 def test_without_the_inspector_an_index_of_endpoints_is_served(tiny_model: Path) -> None:
-    settings = ServerSettings(model_names=(MODEL,), has_inspector=False)
+    settings = ServerSettings(
+        model_names=(MODEL,), has_inspector=False, inspected_folder=tiny_model
+    )
     app = create_app(AsyncEngine(loader(tiny_model)), settings, ServerMetrics(MODEL))
 
     index = get(app, "/")
     assert f"<h1>nanovllm {nanovllm.__version__}</h1>" in index.text
     document = get(app, "/openapi.json").json()["paths"]
     assert document
+    assert not [path for path in document if path.startswith(("/v1/inspect", "/v1/engine"))]
     for path, operations in document.items():
         for method in operations:
             assert f"{method.upper()} {path}" in index.text
