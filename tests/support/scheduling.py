@@ -4,6 +4,7 @@ import random
 from itertools import accumulate
 from typing import Any
 
+from nanovllm.engine.inspection.recorder import StepRecorder
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.kv_cache_manager import KVCacheManager
 from nanovllm.engine.scheduling.request import Request
@@ -91,6 +92,21 @@ def step(scheduler: Scheduler) -> StepPlan:
     plan = scheduler.schedule()
     scheduler.commit(plan, answers(plan))
     scheduler.check_integrity()
+    return plan
+
+
+def record_step(scheduler: Scheduler, recorder: StepRecorder) -> StepPlan:
+    """Run a step and record it, as the engine does."""
+    plan = scheduler.schedule()
+    num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
+    scheduler.commit(plan, answers(plan))
+    recorder.on_step(
+        plan,
+        started_s=1.0,
+        duration_s=0.5,
+        num_tokens=plan.num_tokens,
+        num_decode_tokens=num_decode_tokens,
+    )
     return plan
 
 

@@ -179,14 +179,14 @@ def inspect_requests(
 
 def inspect_blocks(blocks: BlockManager, running: list[Request]) -> InspectedBlocks:
     """Copy the state of the blocks; `running` are the requests that hold them, in their order."""
-    references = np.array(blocks.references, dtype=np.int64)
     values = np.zeros(blocks.num_blocks, dtype=np.int64)
     values[np.fromiter(blocks.cached_blocks, np.int64, len(blocks.cached_blocks))] = CACHED
     tables = [request.block_ids for request in running]
     held = np.fromiter(chain.from_iterable(tables), np.int64, sum(map(len, tables)))
-    values[held] = np.repeat(np.arange(len(tables)) + FIRST_OWNER, [len(table) for table in tables])
-    is_shared = references > 1
-    values[is_shared] = -references[is_shared]
+    owners = np.repeat(np.arange(len(tables)) + FIRST_OWNER, [len(table) for table in tables])
+    used, first, counts = np.unique(held, return_index=True, return_counts=True)
+    is_shared = counts > 1
+    values[used] = np.where(is_shared, -counts, owners[first])
     blocks_per_cell = -(-blocks.num_blocks // MAX_CELLS)
     num_used = blocks.num_used
     return InspectedBlocks(

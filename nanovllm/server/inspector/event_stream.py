@@ -1,28 +1,29 @@
 """StateFeed: one stream of states for all watchers.
 
 A frame is made at most ten times a second, and only after a change. It is made once for all
-watchers. While requests run, frames take at most MAX_SHARE of the processor time of the server;
-beyond that they become rarer, down to one a second.
-Each watcher has room for one frame: one that reads slowly misses frames, and memory does not grow.
+watchers. While requests run, making frames takes at most MAX_SHARE of the processor time of the
+server; beyond that they become rarer, down to one a second. Each watcher has room for one frame:
+one that reads slowly misses frames, and memory does not grow.
 """
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from nanovllm.engine.async_engine import AsyncEngine
 from nanovllm.engine.inspection.state import InspectedEngine
 from nanovllm.errors import EngineNotReadyError
 from nanovllm.server.http.work import Work
-from nanovllm.server.inspector.documents import StateDescriber, step_document
+from nanovllm.server.inspector.documents import StateDescriber, step_json, write_compact
+from nanovllm.server.inspector.response_types import EngineStateEvent
 
 MIN_INTERVAL_S, MAX_INTERVAL_S = 0.1, 1.0
-MAX_SHARE = 0.01
-"""Maximum processor time of the frames, as a fraction of that of the process."""
+MAX_SHARE = 0.006
+"""Maximum processor time of making frames, as a fraction of that of the process.
+
+Sending them and recording the steps takes about as much again."""
 MAX_STEPS = 32
 _LARGE = 4096
 """Items from which a frame is written on a worker thread."""
@@ -98,16 +99,15 @@ class StateFeed:
         began_s = time.thread_time()
         after = state.num_steps if self._last_step is None else self._last_step
         self._last_step = state.num_steps
-        document: dict[str, Any] = {**self._describer.describe(state)}
-        steps = [record for record in state.steps if record.step > after]
-        document["steps"] = [step_document(record, state.started_s) for record in steps]
-        document["steps_omitted"] = state.num_steps - after - len(steps)
+        document = self._describer.describe(state)
         self._is_active = any(document["rates"].values())
         self._is_busy = state.stats.num_requests_running > 0 and not state.is_paused
         if _num_items(state) >= _LARGE:
-            frame, write_s = await self._work.write(_CLIENT, lambda: _timed_frame(document))
+            frame, write_s = await self._work.write(
+                _CLIENT, lambda: _timed_frame(document, state, after)
+            )
         else:
-            frame, write_s = _timed_frame(document)[0], 0.0  # this thread's time is measured here
+            frame, write_s = _frame(document, state, after), 0.0
         for queue in self._watchers:
             _put(queue, frame)
         return state.build_s + time.thread_time() - began_s + write_s
@@ -130,11 +130,25 @@ class StateReader:
             count = None if count is None else count - 1
 
 
-def _timed_frame(document: dict[str, Any]) -> tuple[bytes, float]:
-    """Return the server-sent event of a document, and the processor time of writing it."""
+def _timed_frame(
+    document: EngineStateEvent, state: InspectedEngine, after_step: int
+) -> tuple[bytes, float]:
+    """Return a frame, and the processor time of writing it."""
     began_s = time.thread_time()
-    frame = f"event: state\ndata: {json.dumps(document, separators=(',', ':'))}\n\n".encode()
+    frame = _frame(document, state, after_step)
     return frame, time.thread_time() - began_s
+
+
+def _frame(document: EngineStateEvent, state: InspectedEngine, after_step: int) -> bytes:
+    """Return the server-sent event of a document, with the steps after `after_step`."""
+    names: dict[object, list[str]] = {}
+    records = [record for record in state.steps if record.step > after_step]
+    steps = ",".join([step_json(record, state.started_s, names) for record in records])
+    num_omitted = state.num_steps - after_step - len(records)
+    return (
+        f"event: state\ndata: {write_compact(document)[:-1]},"
+        f'"steps":[{steps}],"steps_omitted":{num_omitted}}}\n\n'
+    ).encode()
 
 
 def _num_items(state: InspectedEngine) -> int:

@@ -21,23 +21,13 @@ from nanovllm.engine.inspection.state import (
 from nanovllm.engine.scheduling.block_manager import BlockManager
 from nanovllm.engine.scheduling.request import FinishReason, Request
 from nanovllm.engine.scheduling.scheduler import Scheduler
-from nanovllm.engine.scheduling.step_plan import StepPlan
-from tests.support.scheduling import answers, make_group, make_request, make_scheduler
-
-
-def record_step(scheduler: Scheduler, recorder: StepRecorder) -> StepPlan:
-    """Run a step and record it, as the engine does."""
-    plan = scheduler.schedule()
-    num_decode_tokens = sum(sequence.request.is_decoding for sequence in plan.sequences)
-    scheduler.commit(plan, answers(plan))
-    recorder.on_step(
-        plan,
-        started_s=1.0,
-        duration_s=0.5,
-        num_tokens=plan.num_tokens,
-        num_decode_tokens=num_decode_tokens,
-    )
-    return plan
+from tests.support.scheduling import (
+    answers,
+    make_group,
+    make_request,
+    make_scheduler,
+    record_step,
+)
 
 
 def recorded(scheduler: Scheduler) -> StepRecorder:
