@@ -10,7 +10,6 @@
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
+from nanovllm.training.atomic_files import write_bytes
 from nanovllm.training.data.text import pieces
-from nanovllm.training.run.checkpoint import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 _DEFAULT_VOCAB_SIZE = 1024
@@ -116,7 +115,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, source: Path | None = Non
         if source is not None and (source / name).is_file():
             files[name] = (source / name).read_bytes()
     for name, data in files.items():
-        write_atomically(folder / name, partial(Path.write_bytes, data=data))
+        write_bytes(folder / name, data)
 
 
 def encode_texts(

@@ -4,14 +4,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nanovllm.errors import TrainingError
+from nanovllm.training.atomic_files import write_bytes, write_json
 from nanovllm.training.report import write_report
 from nanovllm.training.report.run import METRICS_FILE, RUN_FILE, SAMPLES_FILE
-from nanovllm.training.run.checkpoint import RESUME_FILE, write_atomically, write_json
+from nanovllm.training.run.checkpoint import RESUME_FILE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class RunFiles:
             if path.exists():
                 lines = [line for line in _read_lines(path) if line.get("step", 0) <= step]
                 text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                write_atomically(path, partial(Path.write_bytes, data=text.encode()))
+                write_bytes(path, text.encode())
 
     def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
         """Append an evaluation and a sample."""
@@ -87,10 +87,7 @@ class RunFiles:
         """Write run.json and the report; `state` is running, stopped, finished or failed."""
         self._facts |= {"state": state, **facts}
         write_json(self.folder / RUN_FILE, self._facts)
-        try:
-            write_report(self.folder)
-        except OSError as error:
-            raise TrainingError(f"the report cannot be written: {error}") from None
+        write_report(self.folder)
 
 
 def _append(path: Path, value: Mapping[str, Any]) -> None:
