@@ -18,11 +18,24 @@ else:
     import tomli as tomllib
 
 POSITIONS = ("learned", "sinusoidal")
-PRESETS: Mapping[str, Mapping[str, int | str]] = MappingProxyType(
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """Settings of a new network and its tokenizer, and their defaults; see TrainingConfig."""
+
+    layers: int = 4
+    heads: int = 4
+    width: int = 128
+    context: int = 64
+    activation: str = "gelu_new"
+    positions: str = "learned"
+    tokenizer: str = "bpe"
+
+
+PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
     {
-        name: MappingProxyType(
-            {"layers": layers, "heads": heads, "width": width, "context": 1024, "tokenizer": "gpt2"}
-        )
+        name: NetworkSettings(layers, heads, width, context=1024, tokenizer="gpt2")
         for name, layers, heads, width in (
             ("gpt2", 12, 12, 768),
             ("gpt2-medium", 24, 16, 1024),
@@ -31,7 +44,7 @@ PRESETS: Mapping[str, Mapping[str, int | str]] = MappingProxyType(
         )
     }
 )
-"""Sizes of the published models (Radford et al. 2019, table 2)."""
+"""Settings of the published models (Radford et al. 2019, table 2)."""
 
 _INTEGERS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
@@ -238,22 +251,24 @@ class TrainingConfig:
             problems.append(f"min_lr is {self.min_lr!r} but must be at most lr, {self.lr!r}")
         return problems
 
+    @property
+    def network(self) -> NetworkSettings:
+        """Settings of a new network: those that are given, of the preset, or the defaults."""
+        preset = NetworkSettings() if self.preset is None else PRESETS[self.preset]
+        names = (field.name for field in fields(preset))
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(preset, **given)
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or its default."""
+        default = 1e-3 if self.init_from is None else 1e-4
+        return default if self.lr is None else self.lr
+
     def resolved(self) -> "TrainingConfig":
-        """Return the settings with the preset's sizes and the defaults in place of None."""
-        preset = dict(PRESETS.get(self.preset or "", {}))
-        defaults: dict[str, Any] = {
-            "layers": 4,
-            "heads": 4,
-            "width": 128,
-            "context": 64,
-            "activation": "gelu_new",
-            "positions": "learned",
-            "tokenizer": "bpe",
-        }
-        chosen = {**defaults, **preset} if self.init_from is None else {}
-        chosen["lr"] = 1e-3 if self.init_from is None else 1e-4
-        missing = {name: value for name, value in chosen.items() if getattr(self, name) is None}
-        return replace(self, **missing)
+        """Return the settings with those of the network and `lr` in place of None."""
+        network = asdict(self.network) if self.init_from is None else {}
+        return replace(self, **network, lr=self.peak_lr)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""

@@ -14,7 +14,7 @@ from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
 from nanovllm.model.config import GPT2Config, load_generation_config, read_json
 from nanovllm.model.kernels.threads.cores import default_threads
 from nanovllm.training.atomic_files import write_json
-from nanovllm.training.config import TrainingConfig
+from nanovllm.training.config import NetworkSettings, TrainingConfig
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.prepare import PreparedData, prepare_data
 from nanovllm.training.data.tokenizer import save_tokenizer
@@ -103,13 +103,16 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
     last = Path(config.output) / LAST if resumes else None
     source = last or (None if config.init_from is None else Path(config.init_from))
     pretrained = None if source is None else GPT2Config.load(source)
-    context = config.context or (64 if pretrained is None else pretrained.max_positions)
-    if pretrained is not None and context > pretrained.max_positions:
+    network = config.network
+    context = network.context
+    if pretrained is not None and config.context is None:
+        context = pretrained.max_positions
+    elif pretrained is not None and context > pretrained.max_positions:
         raise TrainingError(
             f"context is {context}, but the positions of {source} end at "
             f"{pretrained.max_positions}; lower --context"
         )
-    tokenizer = str(source or config.tokenizer)
+    tokenizer = str(source or network.tokenizer)
     data = prepare_data(
         config.data_paths,
         pattern=config.pattern,
@@ -120,7 +123,7 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
         end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
     )
     vocab = max(data.tokenizer.get_vocab().values()) + 1
-    model = pretrained or _new_model(config, context, vocab, data.end_of_text_id)
+    model = pretrained or _new_model(network, vocab, data.end_of_text_id)
     if vocab > model.vocab:
         raise TrainingError(
             f"the tokenizer of {source} has {vocab} tokens, the model embeddings for "
@@ -153,13 +156,13 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
 
 def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:
     """Return the weights in `source`, or else initial weights."""
-    is_sinusoidal = config.positions == "sinusoidal"
+    positions = config.network.positions
     parameters = Parameters(
         expected_shapes(model),
-        constant=frozenset({"wpe.weight"} if is_sinusoidal else ()),
+        constant=frozenset({"wpe.weight"} if positions == "sinusoidal" else ()),
     )
     if source is None:
-        initialize(parameters, model, config.positions or "learned", config.seed)
+        initialize(parameters, model, positions, config.seed)
     else:
         for name, array in load_arrays(source, model).items():
             parameters.tensors[name].data[...] = array
@@ -170,18 +173,15 @@ def _is_narrow(folder: Path) -> bool:
     return any(tensor.dtype != "F32" for tensor in read_tensors(folder).values())
 
 
-def _new_model(
-    config: TrainingConfig, context: int, vocab: int, eos_token_id: int | None
-) -> GPT2Config:
-    width = config.width or 0
+def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -> GPT2Config:
     return GPT2Config(
         vocab=vocab,
-        max_positions=context,
-        d_model=width,
-        layers=config.layers or 0,
-        heads=config.heads or 0,
-        d_ff=4 * width,
-        activation=config.activation or "gelu_new",
+        max_positions=network.context,
+        d_model=network.width,
+        layers=network.layers,
+        heads=network.heads,
+        d_ff=4 * network.width,
+        activation=network.activation,
         eos_token_ids=() if eos_token_id is None else (eos_token_id,),
     )
 

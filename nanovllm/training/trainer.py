@@ -128,7 +128,7 @@ class Trainer:
             beta1=config.beta1,
             beta2=config.beta2,
         )
-        peak = config.lr or 0.0
+        peak = config.peak_lr
         warmup = min(100, self._steps // 20) if config.warmup_steps is None else config.warmup_steps
         floor = peak / 10 if config.min_lr is None else config.min_lr
         self._schedule = Schedule(peak, floor, warmup, self._steps)
