@@ -11,7 +11,7 @@ from nanovllm.cli.argument_types import print_message
 from nanovllm.errors import TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.training.config import TrainingConfig, read_toml
-from nanovllm.training.run.files import Evaluation
+from nanovllm.training.metrics import Evaluation
 from nanovllm.training.trainer import Trainer
 
 
@@ -75,9 +75,9 @@ def _describe(trainer: Trainer) -> None:
 def _print_evaluation(evaluation: Evaluation, _sample: str | None) -> None:
     """Print an evaluation as a line above the progress bar."""
     parts = [f"step {evaluation.step:>6}"]
-    if evaluation.train_loss is not None:
-        parts.append(f"train {evaluation.train_loss:.4f}")
-    parts.append(f"validation {evaluation.val_loss:.4f}")
+    for name, loss in (("train", evaluation.train_loss), ("validation", evaluation.val_loss)):
+        if loss is not None:
+            parts.append(f"{name} {loss:.4f}")
     if evaluation.tokens_per_s is not None:
         parts.append(f"{evaluation.tokens_per_s:,.0f} tokens/s")
     tqdm.write("  ".join(parts))

@@ -9,6 +9,7 @@ config        the settings of a run
 setup         data, tokenizer and network before the first step
 trainer       the training loop
 run           the files of a run: checkpoints, metrics and samples
+metrics       the lines of metrics.jsonl and samples.jsonl
 report        the HTML report of a run, or of several
 atomic_files  files that are written to a temporary name and renamed
 scoring       the loss of every token of a text, by a loaded network

@@ -25,6 +25,7 @@ from nanovllm.progress import progress_bar
 from nanovllm.stop_signal import StopSignal
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.data.dataset import Dataset
+from nanovllm.training.metrics import Evaluation
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import Dropout, loss_sum
 from nanovllm.training.network.optimizer import AdamW, Schedule
@@ -35,7 +36,7 @@ from nanovllm.training.run.checkpoint import (
     load_state,
     save_state,
 )
-from nanovllm.training.run.files import Evaluation, RunFiles
+from nanovllm.training.run.files import RunFiles
 from nanovllm.training.setup import Setup, prepare
 
 _DEFAULT_STEPS = 2000

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 from nanovllm.errors import TrainingError
+from nanovllm.training.metrics import (
+    METRICS_FILE,
+    RUN_FILE,
+    SAMPLES_FILE,
+    Evaluation,
+    Sample,
+)
 
 State = Literal["running", "finished", "stopped", "failed", "unknown"]
-
-RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
-SAMPLES_FILE = "samples.jsonl"
 
 _MAX_RUN_BYTES = 4 << 20
 _MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
@@ -26,28 +29,6 @@ _MAX_SAMPLES_BYTES = 16 << 20
 _MAX_STEP = 1 << 53
 _MAX_NUMBER = 1e100  # so that sums and differences do not overflow
 _ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in run.json
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A line of metrics.jsonl. Losses are in nats per token; None is a missing or NaN value."""
-
-    step: int
-    train_loss: float | None = None
-    val_loss: float | None = None
-    lr: float | None = None
-    grad_norm: float | None = None
-    tokens_per_s: float | None = None
-    elapsed_s: float | None = None
-    tokens: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A line of samples.jsonl: text that the model generated after `step` steps."""
-
-    step: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,41 +3,15 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nanovllm.errors import TrainingError
 from nanovllm.training.atomic_files import write_bytes, write_json
+from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation
 from nanovllm.training.report import write_report
-from nanovllm.training.report.run import METRICS_FILE, RUN_FILE, SAMPLES_FILE
 from nanovllm.training.run.checkpoint import RESUME_FILE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """One line of metrics.jsonl.
-
-    Attributes:
-        step: updates so far.
-        train_loss: mean loss of the batches since the evaluation before, in nats per token; None
-            before the first update.
-        val_loss: mean loss of the validation split.
-        lr: learning rate of the next update.
-        grad_norm: mean norm of the gradient before clipping, of the same updates as train_loss.
-        tokens_per_s: training tokens per second since the evaluation before.
-        elapsed_s: time in the training loop, evaluations and interrupted parts of the run included.
-        tokens: training tokens so far.
-    """
-
-    step: int
-    train_loss: float | None
-    val_loss: float
-    lr: float
-    grad_norm: float | None
-    tokens_per_s: float | None
-    elapsed_s: float
-    tokens: int
 
 
 class RunFiles:
