@@ -56,7 +56,7 @@ def _with_folders(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _describe(trainer: Trainer) -> None:
-    setup, config = trainer.setup, trainer.config
+    setup = trainer.setup
     model = setup.model
     for notice in setup.notices:
         print_message(notice)
@@ -64,10 +64,9 @@ def _describe(trainer: Trainer) -> None:
         f"{model.num_parameters:,} parameters: {model.layers} layers, {model.heads} heads, "
         f"width {model.d_model}, context {setup.context}, vocabulary {model.vocab:,}"
     )
-    per_step = config.batch_size * config.grad_accumulation * setup.context
     print(
         f"{len(setup.train.tokens):,} training and {len(setup.validation.tokens):,} validation "
-        f"tokens; {trainer.steps:,} steps of {per_step:,} tokens",
+        f"tokens; {trainer.steps:,} steps of {setup.tokens_per_step:,} tokens",
         flush=True,
     )
 

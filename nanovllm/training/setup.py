@@ -60,6 +60,11 @@ class Setup:
         """The validation split."""
         return self.data.validation
 
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of an update."""
+        return self.config.batch_size * self.config.grad_accumulation * self.context
+
     def save_static_files(self, folder: Path) -> None:
         """Write the files of a checkpoint that do not change during the run."""
         settings = hugging_face_config(self.model, dropout=self.config.dropout)

@@ -24,6 +24,7 @@ from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
 from nanovllm.stop_signal import StopSignal
 from nanovllm.training.config import TrainingConfig
+from nanovllm.training.counters import Counters
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.metrics import Evaluation
 from nanovllm.training.network.autograd import Tape
@@ -42,34 +43,6 @@ from nanovllm.training.setup import Setup, prepare
 _DEFAULT_STEPS = 2000
 _CHANGEABLE = ("data", "stop_after", "num_threads", "patience", "sample_tokens", "max_eval_batches")
 """Settings that a resumed run may change: none of them changes an update."""
-
-
-@dataclass(slots=True)
-class _Counters:
-    """What a run counts; saved with its state.
-
-    Attributes:
-        step: updates so far.
-        best_step, best_val_loss: of the lowest validation loss; None before an evaluation.
-        evaluations_since_best: evaluations in a row that were not the lowest.
-        elapsed_s: time in the training loop.
-        loss, grad_norm, updates, seconds: sums since the last evaluation.
-    """
-
-    step: int = 0
-    best_step: int | None = None
-    best_val_loss: float | None = None
-    evaluations_since_best: int = 0
-    elapsed_s: float = 0.0
-    loss: float = 0.0
-    grad_norm: float = 0.0
-    updates: int = 0
-    seconds: float = 0.0
-
-    @property
-    def evaluated_step(self) -> int:
-        """Step of the last evaluation; -1 before the first."""
-        return -1 if self.best_step is None else self.step - self.updates
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +93,7 @@ class Trainer:
         self._is_changing = False  # an update or the records of an evaluation are incomplete
         self._setup: Setup = prepare(config, resumes=resume)
         self._steps = self._number_of_steps()
-        self._counters = _Counters()
+        self._counters = Counters()
         self._optimizer = AdamW(
             self._setup.parameters,
             self._setup.operations,
@@ -285,7 +258,15 @@ class Trainer:
                 if counters.step >= last or stop.is_requested:
                     break
                 loss, norm = self._update()
-                line.set_postfix(self._progress(loss, norm), refresh=False)
+                line.set_postfix(
+                    counters.progress(
+                        loss,
+                        norm,
+                        lr=self._schedule.learning_rate(counters.step - 1),
+                        tokens_per_step=self._setup.tokens_per_step,
+                    ),
+                    refresh=False,
+                )
                 line.update()
         self._save_state()
         return "stopped", f"after step {counters.step}; continue with --resume {self.folder}"
@@ -321,13 +302,7 @@ class Trainer:
                 "the learning rate (--lr), lengthen the warmup (--warmup-steps) or clip gradients "
                 f"(--grad-clip 1); the checkpoints in {self.folder} are those before it"
             )
-        counters.step += 1
-        counters.updates += 1
-        counters.loss += loss
-        counters.grad_norm += norm
-        seconds = time.perf_counter() - started_s
-        counters.seconds += seconds
-        counters.elapsed_s += seconds
+        counters.add_update(loss, norm, time.perf_counter() - started_s)
         self._is_changing = False
         return loss, norm
 
@@ -338,27 +313,14 @@ class Trainer:
         val_loss = self.validation_loss()
         sample = self._setup.sample(self.config.sample_tokens, self.config.seed)
         self._is_changing = True
-        is_best = counters.best_val_loss is None or val_loss < counters.best_val_loss
-        if is_best:
+        if counters.is_best(val_loss):
             self._setup.save_weights(self.folder)
-            counters.best_step, counters.best_val_loss = counters.step, val_loss
-            counters.evaluations_since_best = 0
-        else:
-            counters.evaluations_since_best += 1
-        counters.elapsed_s += time.perf_counter() - started_s
-        updates = counters.updates
-        evaluation = Evaluation(
-            step=counters.step,
-            train_loss=counters.loss / updates if updates else None,
-            val_loss=val_loss,
+        evaluation = counters.add_evaluation(
+            val_loss,
+            time.perf_counter() - started_s,
             lr=self._schedule.learning_rate(counters.step),
-            grad_norm=counters.grad_norm / updates if updates else None,
-            tokens_per_s=updates * self._tokens_per_step / counters.seconds if updates else None,
-            elapsed_s=counters.elapsed_s,
-            tokens=counters.step * self._tokens_per_step,
+            tokens_per_step=self._setup.tokens_per_step,
         )
-        counters.loss = counters.grad_norm = counters.seconds = 0.0
-        counters.updates = 0
         self._files.add_evaluation(evaluation, sample)
         self._is_changing = False
         self._write_summary("running")
@@ -382,11 +344,6 @@ class Trainer:
             )
         return loss
 
-    @property
-    def _tokens_per_step(self) -> int:
-        config = self.config
-        return config.batch_size * config.grad_accumulation * self._setup.context
-
     def _number_of_steps(self) -> int:
         config = self.config
         if config.steps is not None:
@@ -396,18 +353,6 @@ class Trainer:
         train: Dataset = self._setup.train
         windows = train.windows * config.epochs
         return max(1, math.ceil(windows / (config.batch_size * config.grad_accumulation)))
-
-    def _progress(self, loss: float, norm: float) -> dict[str, str]:
-        counters = self._counters
-        speed = counters.updates * self._tokens_per_step / max(counters.seconds, 1e-9)
-        best = counters.best_val_loss
-        return {
-            "loss": f"{loss:.3f}",
-            "best_val": "-" if best is None else f"{best:.3f}",
-            "lr": f"{self._schedule.learning_rate(counters.step - 1):.1e}",
-            "grad_norm": f"{norm:.2f}",
-            "tok/s": f"{speed:,.0f}",
-        }
 
     def _arrays(self) -> dict[str, Any]:
         return {
@@ -437,7 +382,7 @@ class Trainer:
             )
         load_state(self.folder, self._arrays())
         try:
-            self._counters = _Counters(**saved["counters"])
+            self._counters = Counters(**saved["counters"])
         except (KeyError, TypeError):
             raise TrainingError(
                 f"{self.folder / RESUME_FILE} is damaged: it has no counters"
