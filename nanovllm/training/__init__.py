@@ -8,6 +8,7 @@ data          text files, tokenizers and batches
 config        the settings of a run
 setup         data, tokenizer and network before the first step
 trainer       the training loop
+resume        the saved state of a run, from which it continues
 counters      sums between two evaluations, and the best validation loss
 run           the files of a run: checkpoints, metrics and samples
 metrics       the lines of metrics.jsonl and samples.jsonl

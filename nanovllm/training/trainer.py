@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,16 @@ from nanovllm.progress import progress_bar
 from nanovllm.stop_signal import StopSignal
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
-from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.metrics import Evaluation
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import Dropout, loss_sum
 from nanovllm.training.network.optimizer import AdamW, Schedule
-from nanovllm.training.run.checkpoint import (
-    LAST,
-    RESUME_FILE,
-    load_counters,
-    load_state,
-    save_state,
-)
+from nanovllm.training.resume import load_run, resumed_config, save_run
+from nanovllm.training.run.checkpoint import LAST
 from nanovllm.training.run.files import RunFiles
 from nanovllm.training.setup import Setup, prepare
 
 _DEFAULT_STEPS = 2000
-_CHANGEABLE = ("data", "stop_after", "num_threads", "patience", "sample_tokens", "max_eval_batches")
-"""Settings that a resumed run may change: none of them changes an update."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +83,7 @@ class Trainer:
         self.config = config
         self._resumes = resume
         self._is_changing = False  # an update or the records of an evaluation are incomplete
-        self._setup: Setup = prepare(config, resumes=resume)
+        self._setup = prepare(config, resumes=resume)
         self._steps = self._number_of_steps()
         self._counters = Counters()
         self._optimizer = AdamW(
@@ -107,10 +99,9 @@ class Trainer:
         floor = peak / 10 if config.min_lr is None else config.min_lr
         self._schedule = Schedule(peak, floor, warmup, self._steps)
         self._eval_every = config.eval_every or max(1, self._steps // 10)
-        self._facts = {**self._setup.facts, "config": config.to_dict()}
         if resume:
-            self._load()
-        self._files = RunFiles(self.folder, self._facts)
+            self._counters = load_run(self.folder, self._setup, self._optimizer)
+        self._files = RunFiles(self.folder, {**self._setup.facts, "config": config.to_dict()})
 
     @classmethod
     def resume(cls, folder: str | Path, **changes: Any) -> "Trainer":
@@ -120,24 +111,7 @@ class Trainer:
             folder: output folder of a run that was stopped or killed.
             changes: settings to change; only those that change no update may be.
         """
-        path = Path(folder) / RESUME_FILE
-        settings = load_counters(Path(folder)).get("config")
-        if not isinstance(settings, dict):
-            raise TrainingError(f"{path} is damaged: it has no settings")
-        before = {**settings, "output": str(folder), "stop_after": None}
-        saved = TrainingConfig.from_dict(before, str(path))
-        config = TrainingConfig.from_dict({**before, **changes})
-        fixed = [
-            f"{name} is {value!r}"
-            for name in changes
-            if name not in _CHANGEABLE and (value := getattr(saved, name)) != getattr(config, name)
-        ]
-        if fixed:
-            raise TrainingError(
-                f"{', '.join(fixed)} in the run in {folder}, and cannot change when it is resumed; "
-                "leave it out, or begin a new run"
-            )
-        return cls(config, resume=True)
+        return cls(resumed_config(Path(folder), changes), resume=True)
 
     def __repr__(self) -> str:
         """Show the run and its size."""
@@ -227,6 +201,9 @@ class Trainer:
         self._setup.save_static_files(self.folder)
         self._files.drop_after(self._counters.evaluated_step)
         self._write_summary("running")
+
+    def _save_state(self) -> None:
+        save_run(self.folder, self._setup, self._optimizer, self._counters)
 
     def _save_after(self, error: BaseException) -> None:
         """Save the state, where it is complete, and how the run ended; the error counts more."""
@@ -350,45 +327,8 @@ class Trainer:
             return config.steps
         if config.epochs is None:
             return _DEFAULT_STEPS
-        train: Dataset = self._setup.train
-        windows = train.windows * config.epochs
+        windows = self._setup.train.windows * config.epochs
         return max(1, math.ceil(windows / (config.batch_size * config.grad_accumulation)))
-
-    def _arrays(self) -> dict[str, Any]:
-        return {
-            "parameters": self._setup.parameters.values,
-            "first_moment": self._optimizer.first_moment,
-            "second_moment": self._optimizer.second_moment,
-        }
-
-    def _save_state(self) -> None:
-        """Save what a resumed run needs, and the last weights as a checkpoint."""
-        data = [str(path.absolute()) for path in self.config.data_paths]
-        state = {
-            "counters": asdict(self._counters),
-            "config": {**self.config.to_dict(), "data": data},
-            "data_digest": self._setup.data_digest,
-            "started": self._facts["started"],
-        }
-        save_state(self.folder, self._arrays(), state)
-        self._setup.save_weights(self.folder / LAST)
-
-    def _load(self) -> None:
-        saved = load_counters(self.folder)
-        if saved.get("data_digest") != self._setup.data_digest:
-            raise TrainingError(
-                f"the data is not that of the run in {self.folder}: files, pattern or their "
-                "contents have changed; restore them, or begin a new run"
-            )
-        load_state(self.folder, self._arrays())
-        try:
-            self._counters = Counters(**saved["counters"])
-        except (KeyError, TypeError):
-            raise TrainingError(
-                f"{self.folder / RESUME_FILE} is damaged: it has no counters"
-            ) from None
-        self._optimizer.updates = self._counters.step
-        self._facts["started"] = saved.get("started", self._facts["started"])
 
     def _write_summary(self, state: str, message: str = "") -> None:
         counters = self._counters
