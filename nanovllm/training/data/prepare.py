@@ -4,7 +4,7 @@ Memory: the whole text (see text.py) until it is encoded, about 100 MB while it 
 token afterwards, or 4 with a vocabulary above 65,536. A token file stays on disk, memory-mapped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from nanovllm.training.data.tokenizer import (
 )
 
 _TOKEN_SUFFIXES = (".npy", ".bin")
-_CHUNK = 2**22  # tokens of a memory-mapped file that are looked at together
+_CHUNK = 2**22  # tokens of a memory-mapped file that are read together
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +149,7 @@ def _from_token_file(
     tokenizer = make_tokenizer(spec, (), vocab_size)
     tokens = load_tokens(path)
     lengths = token_lengths(tokenizer)
-    chunks = [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
-    for chunk in chunks:
+    for chunk in _chunks(tokens):
         if chunk.min() < 0 or chunk.max() >= len(lengths):
             wrong = chunk[(chunk < 0) | (chunk >= len(lengths))][0]
             raise TrainingError(
@@ -160,10 +159,7 @@ def _from_token_file(
     boundary = int(len(tokens) * (1 - validation_fraction))
     train, validation = tokens[:boundary], tokens[boundary:]
     _check_lengths(train, validation, context)
-    num_bytes = sum(
-        int(lengths[validation[start : start + _CHUNK]].sum())
-        for start in range(0, len(validation), _CHUNK)
-    )
+    num_bytes = sum(int(lengths[chunk].sum()) for chunk in _chunks(validation))
     return PreparedData(
         tokenizer,
         Dataset(train, context),
@@ -173,6 +169,11 @@ def _from_token_file(
         (path,),
         (),
     )
+
+
+def _chunks(tokens: Integer[np.ndarray, " tokens"]) -> Iterator[np.ndarray]:
+    for start in range(0, len(tokens), _CHUNK):
+        yield tokens[start : start + _CHUNK]
 
 
 def _check_lengths(
