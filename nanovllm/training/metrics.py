@@ -1,6 +1,8 @@
 """The records of a run: the names of its files, and the lines of those in JSON Lines."""
 
+import json
 from dataclasses import dataclass
+from typing import Any
 
 RUN_FILE = "run.json"
 METRICS_FILE = "metrics.jsonl"
@@ -39,3 +41,12 @@ class Sample:
 
     step: int
     text: str
+
+
+def parse_object(text: bytes) -> dict[str, Any] | None:
+    """Return the object that is JSON in `text`; None if it is damaged or cut off."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

@@ -5,7 +5,6 @@ cannot be read are counted in a notice. After a resume, the evaluations that the
 replace the old ones.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -19,6 +18,7 @@ from nanovllm.training.metrics import (
     SAMPLES_FILE,
     Evaluation,
     Sample,
+    parse_object,
 )
 
 State = Literal["running", "finished", "stopped", "failed", "unknown"]
@@ -166,11 +166,8 @@ def _read_rows(
     rows: list[_R] = []
     unreadable = 0
     for line in _read_lines(path, limit_bytes, notices):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        row = parse(value) if isinstance(value, dict) else None
+        value = parse_object(line)
+        row = None if value is None else parse(value)
         if row is None:
             unreadable += 1
             continue
@@ -207,13 +204,9 @@ def _read_info(path: Path, notices: list[str]) -> dict[str, Any]:
     if not path.is_file():
         notices.append(f"{path.name} is missing: the settings are unknown.")
         return {}
-    try:
-        if path.stat().st_size <= _MAX_RUN_BYTES:
-            info = json.loads(path.read_bytes())
-            if isinstance(info, dict):
-                return info
-    except (ValueError, RecursionError):
-        pass
+    info = parse_object(path.read_bytes()) if path.stat().st_size <= _MAX_RUN_BYTES else None
+    if info is not None:
+        return info
     notices.append(f"{path.name} could not be read: the settings are unknown.")
     return {}
 

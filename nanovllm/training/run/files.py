@@ -9,7 +9,7 @@ from typing import Any
 
 from nanovllm.errors import TrainingError
 from nanovllm.training.atomic_files import write_bytes, write_json
-from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation
+from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation, parse_object
 from nanovllm.training.report import write_report
 from nanovllm.training.run.checkpoint import RESUME_FILE
 
@@ -47,8 +47,9 @@ class RunFiles:
         for name in (METRICS_FILE, SAMPLES_FILE):
             path = self.folder / name
             if path.exists():
-                lines = [line for line in _read_lines(path) if line.get("step", 0) <= step]
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+                rows = map(parse_object, path.read_bytes().split(b"\n"))
+                kept = [row for row in rows if row is not None and row.get("step", 0) <= step]
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
                 write_bytes(path, text.encode())
 
     def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
@@ -70,16 +71,3 @@ def _append(path: Path, value: Mapping[str, Any]) -> None:
             file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error}") from None
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON Lines file; a last line that was cut off is left out."""
-    lines = []
-    for line in path.read_bytes().split(b"\n"):  # text may have other line ends, such as U+2028
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
