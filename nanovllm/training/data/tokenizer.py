@@ -97,7 +97,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, source: Path | None = Non
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     files = {
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer.json": tokenizer.to_str().encode(),
         "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
     }
     for name in _COPIED_FILES:

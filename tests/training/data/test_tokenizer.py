@@ -163,6 +163,7 @@ def test_a_vocabulary_larger_than_the_data_allows_is_an_error(
 
 def test_a_tokenizer_is_loaded_from_a_file_or_a_folder(bpe: Tokenizer, tmp_path: Path) -> None:
     save_tokenizer(bpe, tmp_path)
+    assert "\n" not in (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         assert make_tokenizer(str(path), []).to_str() == bpe.to_str()
     bpe.model.save(str(tmp_path))
