@@ -1,6 +1,7 @@
 """`nanovllm train`: train or fine-tune a model on text."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,16 @@ from tqdm import tqdm
 
 from nanovllm.cli.argument_types import print_message
 from nanovllm.errors import TrainingError
-from nanovllm.hub import resolve_model
+from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig, read_toml
 from nanovllm.training.metrics import Evaluation
-from nanovllm.training.trainer import Trainer
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Train, and print each evaluation and how the run ended."""
     given = {name: value for name, value in vars(parsed).items() if name != "run"}
     file = given.pop("config", None)
-    settings = _with_folders({**({} if file is None else read_toml(Path(file))), **given})
+    settings = {**({} if file is None else read_toml(Path(file))), **given}
     with _make_trainer(settings, file or "the command line") as trainer:
         _describe(trainer)
         result = trainer.train(_print_evaluation)
@@ -27,7 +27,8 @@ def run(parsed: argparse.Namespace) -> int:
     if result.best_val_loss is not None:
         print(f"best validation loss {result.best_val_loss:.4f} at step {result.best_step}")
     print(f"report: {result.folder / 'report.html'}\nserve:  nanovllm serve {result.folder}")
-    was_interrupted = result.state == "stopped" and result.step != trainer.config.stop_after
+    stop_after = trainer.config.stop_after
+    was_interrupted = result.state == "stopped" and (stop_after or math.inf) > result.step
     return 130 if was_interrupted else 0
 
 
@@ -41,18 +42,6 @@ def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
     if isinstance(output, str) and Path(output).absolute() == Path(folder).absolute():
         del settings["output"]
     return Trainer.resume(folder, **settings)
-
-
-def _with_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Replace names of models by their folders, which are fetched where they are not here yet."""
-    if isinstance(settings.get("init_from"), str):
-        settings["init_from"] = str(resolve_model(settings["init_from"]))
-    uses_gpt2 = settings.get("tokenizer") == "gpt2" or (
-        "preset" in settings and "tokenizer" not in settings
-    )
-    if uses_gpt2:
-        settings["tokenizer"] = str(resolve_model("gpt2"))
-    return settings
 
 
 def _describe(trainer: Trainer) -> None:
