@@ -17,6 +17,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_PATHS = ("data", "validation_data")
+_VALIDATION_FRACTION = 0.1
+
 POSITIONS = ("learned", "sinusoidal")
 
 
@@ -100,6 +103,8 @@ class TrainingConfig:
 
     Attributes:
         data: text files, folders of them, or one prepared token file (.npy).
+        validation_data: the same, to validate on instead of the end of `data`; files of it that are
+            also in `data` are left out of the training text.
         output: folder of the run: the checkpoint, metrics, report and the state for resuming.
         pattern: file names to read from folders.
         layers: number of transformer blocks (4).
@@ -137,6 +142,7 @@ class TrainingConfig:
     """
 
     data: str | Path | Sequence[str | Path] = ()
+    validation_data: str | Path | Sequence[str | Path] = ()
     output: str | Path = ""
     pattern: str = "*.txt"
     layers: int | None = None
@@ -166,19 +172,23 @@ class TrainingConfig:
     max_eval_batches: int | None = None
     patience: int | None = None
     stop_after: int | None = None
-    validation_fraction: float = 0.1
+    validation_fraction: float = _VALIDATION_FRACTION
     sample_tokens: int = 100
     backend: str = "numba"
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        data = (self.data,) if isinstance(self.data, str | Path) else self.data
-        paths = isinstance(data, Sequence) and all(isinstance(one, str | Path) for one in data)
-        object.__setattr__(self, "data", tuple(map(str, data)) if paths else data)
+        problems = []
+        for name in _PATHS:
+            given = getattr(self, name)
+            paths = [given] if isinstance(given, str | Path) else given
+            if isinstance(paths, Sequence) and all(map(_is_text, paths)):
+                object.__setattr__(self, name, tuple(map(str, paths)))
+            else:
+                problems.append(f"{name} is {given!r} but must be paths of text")
         for name in ("output", "init_from", "tokenizer"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
-        problems = [] if paths else [f"data is {data!r} but must be paths of text"]
         problems += [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
         problems += [] if problems else self._wrong_pairs()
         if problems:
@@ -206,12 +216,12 @@ class TrainingConfig:
         return problems
 
     def _wrong_choices(self) -> list[str]:
-        texts = self._given(("output", "pattern", "init_from", "tokenizer"))
+        texts = self._given(("output", "pattern", "init_from", "tokenizer"))  # output may be empty
         return [
             *(
                 f"{name} is {value!r} but must be text"
                 for name, value in texts
-                if not isinstance(value, str)
+                if not (_is_text(value) or (name, value) == ("output", ""))
             ),
             *(
                 f"{name} is {value!r} but must be one of {', '.join(_CHOICES[name])}"
@@ -224,6 +234,8 @@ class TrainingConfig:
         problems = []
         if self.steps is not None and self.epochs is not None:
             problems.append("steps and epochs are both given; leave one out")
+        if self.validation_data and self.validation_fraction != _VALIDATION_FRACTION:
+            problems.append("validation_data and validation_fraction are both given; leave one out")
         if self.init_from is not None:
             problems += [
                 f"{name} is given, but init_from has one; leave it out"
@@ -272,14 +284,25 @@ class TrainingConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return {**asdict(self), "data": list(map(str, self.data_paths))}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _PATHS}}
+
+    def absolute(self) -> "TrainingConfig":
+        """Return the settings with absolute paths of the data."""
+        return replace(
+            self,
+            data=[path.absolute() for path in self.data_paths],
+            validation_data=[path.absolute() for path in self.validation_paths],
+        )
 
     @property
     def data_paths(self) -> tuple[Path, ...]:
         """`data` as paths."""
-        return (
-            (Path(self.data),) if isinstance(self.data, str | Path) else tuple(map(Path, self.data))
-        )
+        return _to_paths(self.data)
+
+    @property
+    def validation_paths(self) -> tuple[Path, ...]:
+        """`validation_data` as paths."""
+        return _to_paths(self.validation_data)
 
     @classmethod
     def from_dict(
@@ -303,11 +326,21 @@ def read_toml(path: Path) -> dict[str, Any]:
         TrainingError: the file cannot be read, or is not TOML.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may have no end
+            raise OSError("it is no regular file")
         with path.open("rb") as file:
             raw = tomllib.load(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} cannot be read: {error}") from None
     return {name.replace("-", "_"): value for name, value in raw.items()}
+
+
+def _to_paths(value: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    return (Path(value),) if isinstance(value, str | Path) else tuple(map(Path, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
 
 
 def _is_number(value: object, kinds: Any) -> bool:

@@ -1,7 +1,6 @@
 """Everything that a run needs before its first step: data, tokenizer, network and operations."""
 
 import hashlib
-import platform
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 from nanovllm.errors import TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
 from nanovllm.model.config import GPT2Config, load_generation_config, read_json
-from nanovllm.model.kernels.threads.cores import default_threads
+from nanovllm.model.kernels.threads.cores import cpu_name, default_threads
 from nanovllm.training.atomic_files import write_json
 from nanovllm.training.config import NetworkSettings, TrainingConfig
 from nanovllm.training.data.dataset import Dataset
@@ -107,6 +106,8 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
     # The folder in `init_from` may have changed or gone since the run began.
     last = Path(config.output) / LAST if resumes else None
     source = last or (None if config.init_from is None else Path(config.init_from))
+    if last is not None and not (last / "config.json").exists():
+        raise TrainingError(f"{last} is missing or incomplete; the run cannot be resumed")
     pretrained = None if source is None else GPT2Config.load(source)
     network = config.network
     context = network.context
@@ -118,15 +119,24 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
             f"{pretrained.max_positions}; lower --context"
         )
     tokenizer = str(source or network.tokenizer)
-    data = prepare_data(
-        config.data_paths,
-        pattern=config.pattern,
-        tokenizer=tokenizer,
-        vocab_size=None if resumes else config.vocab_size,
-        context=context,
-        validation_fraction=config.validation_fraction,
-        end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
-    )
+    try:
+        data = prepare_data(
+            config.data_paths,
+            validation_paths=config.validation_paths,
+            pattern=config.pattern,
+            tokenizer=tokenizer,
+            vocab_size=None if resumes else config.vocab_size,
+            context=context,
+            validation_fraction=config.validation_fraction,
+            end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
+        )
+    except TrainingError as error:
+        if not resumes:
+            raise
+        raise TrainingError(
+            f"the run in {config.output} needs the data that it began with, or its new path "
+            f"(--data): {error}"
+        ) from None
     vocab = max(data.tokenizer.get_vocab().values()) + 1
     model = pretrained or _new_model(network, vocab, data.end_of_text_id)
     if vocab > model.vocab:
@@ -226,5 +236,5 @@ def _facts(config: TrainingConfig, model: GPT2Config, data: PreparedData) -> dic
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "backend": config.backend,
         "threads": config.num_threads or default_threads(),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
     }
