@@ -33,6 +33,7 @@ def write_atomically(
     temporary = path.with_name(f".{path.name}{process}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.unlink(missing_ok=True)  # a link would be followed
         temporary.touch()
         mode = temporary.stat().st_mode  # safetensors writes files that nobody else may read
         write(temporary)

@@ -331,7 +331,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             raw = tomllib.load(file)
     except (OSError, ValueError, RecursionError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(f"{path} cannot be read: {reason}") from None
     return {name.replace("-", "_"): value for name, value in raw.items()}
 
 

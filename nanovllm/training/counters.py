@@ -1,5 +1,6 @@
 """Counters: what a run counts between its evaluations, and its best validation loss."""
 
+import math
 from dataclasses import dataclass
 
 from nanovllm.training.metrics import Evaluation
@@ -26,6 +27,15 @@ class Counters:
     grad_norm: float = 0.0
     updates: int = 0
     seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for counters that no run has saved."""
+        counts = (self.step, self.best_step or 0, self.evaluations_since_best, self.updates)
+        sums = (self.best_val_loss or 0.0, self.elapsed_s, self.loss, self.grad_norm, self.seconds)
+        if not all(type(one) is int and one >= 0 for one in counts):
+            raise ValueError("a count is no natural number")
+        if not all(math.isfinite(one) for one in sums):
+            raise ValueError("a sum is not finite")
 
     @property
     def evaluated_step(self) -> int:

@@ -18,9 +18,18 @@ from nanovllm.training.run.checkpoint import (
     load_state,
     save_state,
 )
+from nanovllm.training.run.lock import lock_folder
 from nanovllm.training.setup import Setup
 
-_CHANGEABLE = ("data", "stop_after", "num_threads", "patience", "sample_tokens", "max_eval_batches")
+_CHANGEABLE = (
+    "data",
+    "validation_data",
+    "stop_after",
+    "num_threads",
+    "patience",
+    "sample_tokens",
+    "max_eval_batches",
+)
 """Settings that a resumed run may change: none of them changes an update."""
 
 
@@ -28,9 +37,13 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     """Return the settings of the run in `folder` with these changes.
 
     Raises:
-        TrainingError: the folder has no state, or a setting that changes an update would change.
+        TrainingError: the folder has no state, another process continues the run, or a setting that
+            changes an update would change.
     """
     path = folder / RESUME_FILE
+    if path.exists():
+        with lock_folder(folder):
+            pass  # refuses a run that is in use before the data is read
     settings = load_counters(folder).get("config")
     if not isinstance(settings, dict):
         raise TrainingError(f"{path} is damaged: it has no settings")
@@ -45,7 +58,7 @@ def resumed_config(folder: Path, changes: Mapping[str, Any]) -> TrainingConfig:
     if fixed:
         raise TrainingError(
             f"{', '.join(fixed)} in the run in {folder}, and cannot change when it is resumed; "
-            "leave it out, or begin a new run"
+            f"leave it out, or begin a new run with its weights (--init-from {folder})"
         )
     return config
 
@@ -56,10 +69,9 @@ def save_run(folder: Path, setup: Setup, optimizer: AdamW, counters: Counters) -
     Raises:
         TrainingError: a file cannot be written.
     """
-    data = [str(path.absolute()) for path in setup.config.data_paths]
     state = {
         "counters": asdict(counters),
-        "config": {**setup.config.to_dict(), "data": data},
+        "config": setup.config.absolute().to_dict(),
         "data_digest": setup.data_digest,
         "started": setup.facts["started"],
     }
@@ -82,11 +94,16 @@ def load_run(folder: Path, setup: Setup, optimizer: AdamW) -> Counters:
     load_state(folder, _arrays(setup, optimizer))
     try:
         counters = Counters(**saved["counters"])
-    except (KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise TrainingError(f"{folder / RESUME_FILE} is damaged: it has no counters") from None
     optimizer.updates = counters.step
     setup.facts["started"] = saved.get("started", setup.facts["started"])
     return counters
+
+
+def is_current(folder: Path, counters: Counters) -> bool:
+    """Return whether the saved state has these counters."""
+    return load_counters(folder).get("counters") == asdict(counters)
 
 
 def _arrays(setup: Setup, optimizer: AdamW) -> dict[str, np.ndarray]:

@@ -12,16 +12,15 @@ and resumed ends with the same bits as one that was not.
 """
 
 import math
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nanovllm.errors import TrainingError
-from nanovllm.progress import progress_bar
+from nanovllm.progress import step_progress
 from nanovllm.stop_signal import StopSignal
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
@@ -29,12 +28,15 @@ from nanovllm.training.metrics import Evaluation
 from nanovllm.training.network.autograd import Tape
 from nanovllm.training.network.model import Dropout, loss_sum
 from nanovllm.training.network.optimizer import AdamW, Schedule
-from nanovllm.training.resume import load_run, resumed_config, save_run
+from nanovllm.training.resume import is_current, load_run, resumed_config, save_run
 from nanovllm.training.run.checkpoint import LAST
+from nanovllm.training.run.clock import RunClock
 from nanovllm.training.run.files import RunFiles
+from nanovllm.training.run.lock import lock_folder
 from nanovllm.training.setup import Setup, prepare
 
 _DEFAULT_STEPS = 2000
+_T = TypeVar("_T", bound="Trainer")  # Self, which beartype does not check in a method
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,7 @@ class Trainer:
         self._resumes = resume
         self._is_changing = False  # an update or the records of an evaluation are incomplete
         self._setup = prepare(config, resumes=resume)
+        self._clock = RunClock()
         self._steps = self._number_of_steps()
         self._counters = Counters()
         self._optimizer = AdamW(
@@ -104,7 +107,7 @@ class Trainer:
         self._files = RunFiles(self.folder, {**self._setup.facts, "config": config.to_dict()})
 
     @classmethod
-    def resume(cls, folder: str | Path, **changes: Any) -> "Trainer":
+    def resume(cls: type[_T], folder: str | Path, **changes: Any) -> _T:
         """Return a trainer that continues the run in `folder`.
 
         Args:
@@ -120,7 +123,7 @@ class Trainer:
             f"step {self._counters.step:,} of {self._steps:,})"
         )
 
-    def __enter__(self) -> "Trainer":
+    def __enter__(self: _T) -> _T:
         """Return the trainer."""
         return self
 
@@ -152,9 +155,16 @@ class Trainer:
             on_evaluation: is called with each evaluation and its sample.
 
         Raises:
-            TrainingError: the loss became infinite or NaN, or a file cannot be written. The last
-                checkpoints stay. After any other error the state is saved.
+            TrainingError: another process writes to the folder, the loss became infinite or NaN, or
+                a file cannot be written. The last checkpoints stay. After any other error the state
+                is saved.
         """
+        with lock_folder(self.folder):
+            return self._train(on_evaluation)
+
+    def _train(
+        self, on_evaluation: Callable[[Evaluation, str | None], object] | None
+    ) -> TrainingResult:
         evaluations: list[Evaluation] = []
 
         def report(evaluation: Evaluation, sample: str | None) -> None:
@@ -163,10 +173,16 @@ class Trainer:
                 on_evaluation(evaluation, sample)
 
         try:
-            with StopSignal() as stop:
+            with StopSignal() as stop, self._clock:
                 self._begin()
                 state, message = self._loop(stop, report)
                 self._write_summary(state, message=message)
+        except MemoryError as error:
+            self._save_after(error)
+            raise TrainingError(
+                f"memory ran out at step {self._counters.step}: lower --batch-size and raise "
+                "--grad-accumulation, or lower --context, --width or --layers"
+            ) from None
         except BaseException as error:
             self._save_after(error)
             raise
@@ -194,6 +210,8 @@ class Trainer:
         self._setup.parameters.gradients.fill(0.0)  # an interrupted pass may have left some
         if not self._resumes:
             RunFiles.check_is_new(self.folder)
+        elif not is_current(self.folder, self._counters):  # another process has continued the run
+            self._counters = load_run(self.folder, self._setup, self._optimizer)
         self._setup.save_static_files(self.folder / LAST)
         if not self._resumes:
             self._save_state()
@@ -221,7 +239,7 @@ class Trainer:
         """Run updates; return the state in which the run ends, and why."""
         counters, config = self._counters, self.config
         last = self._steps if config.stop_after is None else min(self._steps, config.stop_after)
-        with progress_bar(total=self._steps, initial=counters.step, unit="step") as line:
+        with step_progress(total=self._steps, initial=counters.step, unit="step") as line:
             while not stop.is_requested:
                 is_due = counters.step % self._eval_every == 0 or counters.step == self._steps
                 if is_due and counters.step != counters.evaluated_step:
@@ -251,7 +269,7 @@ class Trainer:
     def _update(self) -> tuple[float, float]:
         """Compute the gradients of a step and apply them; return the loss and the gradient norm."""
         counters, config, setup = self._counters, self.config, self._setup
-        started_s = time.perf_counter()
+        started_s = self._clock.read_s()
         total, tokens = 0.0, 0
         for part in range(config.grad_accumulation):
             number = counters.step * config.grad_accumulation + part
@@ -279,14 +297,14 @@ class Trainer:
                 "the learning rate (--lr), lengthen the warmup (--warmup-steps) or clip gradients "
                 f"(--grad-clip 1); the checkpoints in {self.folder} are those before it"
             )
-        counters.add_update(loss, norm, time.perf_counter() - started_s)
+        counters.add_update(loss, norm, self._clock.read_s() - started_s)
         self._is_changing = False
         return loss, norm
 
     def _evaluate(self, report: Callable[[Evaluation, str | None], None]) -> None:
         """Compute the validation loss; keep the weights if it is the lowest."""
         counters = self._counters
-        started_s = time.perf_counter()
+        started_s = self._clock.read_s()
         val_loss = self.validation_loss()
         sample = self._setup.sample(self.config.sample_tokens, self.config.seed)
         self._is_changing = True
@@ -294,7 +312,7 @@ class Trainer:
             self._setup.save_weights(self.folder)
         evaluation = counters.add_evaluation(
             val_loss,
-            time.perf_counter() - started_s,
+            self._clock.read_s() - started_s,
             lr=self._schedule.learning_rate(counters.step),
             tokens_per_step=self._setup.tokens_per_step,
         )

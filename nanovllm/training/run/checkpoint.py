@@ -90,7 +90,7 @@ def load_counters(folder: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             counters = json.loads((file.metadata() or {})["state"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is damaged: {error}; the run cannot be resumed") from None
     if not isinstance(counters, dict):
         raise TrainingError(f"{path} is damaged: its state is no object")

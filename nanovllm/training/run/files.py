@@ -10,8 +10,21 @@ from typing import Any
 from nanovllm.errors import TrainingError
 from nanovllm.training.atomic_files import write_bytes, write_json
 from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation, parse_object
-from nanovllm.training.report import write_report
-from nanovllm.training.run.checkpoint import RESUME_FILE
+from nanovllm.training.report import REPORT_FILE, write_report
+from nanovllm.training.run.checkpoint import LAST, RESUME_FILE
+
+_WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    RUN_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    REPORT_FILE,
+)
+"""Files of the output folder that a run writes after its first saved state."""
 
 
 class RunFiles:
@@ -24,31 +37,31 @@ class RunFiles:
 
     @staticmethod
     def check_is_new(folder: Path) -> None:
-        """Raise TrainingError if the folder holds a run, which a new one would overwrite."""
-        if folder.exists() and not folder.is_dir():
-            raise TrainingError(f"{folder} is a file; --output needs a folder")
+        """Raise TrainingError if the folder holds files that a new run would overwrite."""
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise TrainingError(f"{existing} is a file; --output needs a folder")
         if (folder / RESUME_FILE).exists():
             raise TrainingError(
                 f"{folder} holds a run already: continue it with --resume {folder}, or choose "
                 "another --output"
             )
-        for name in ("config.json", "model.safetensors", RUN_FILE, METRICS_FILE):
-            if (folder / name).exists():
-                raise TrainingError(
-                    f"{folder} holds a checkpoint or a run that cannot be resumed ({name}), which "
-                    "a run would overwrite; choose another --output"
-                )
-        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not os.access(parent, os.W_OK):
-            raise TrainingError(f"{parent} is not writable; choose another --output")
+        taken = [name for name in _WRITTEN if os.path.lexists(folder / name)]
+        if taken or (folder / LAST).is_file():
+            raise TrainingError(
+                f"{folder} holds a checkpoint or other files ({', '.join(taken) or LAST}), which a "
+                "run would overwrite; choose another --output"
+            )
+        if not os.access(existing, os.W_OK):
+            raise TrainingError(f"{existing} is not writable; choose another --output")
 
     def drop_after(self, step: int) -> None:
         """Drop evaluations of later steps, which a killed run wrote after its last saved state."""
         for name in (METRICS_FILE, SAMPLES_FILE):
             path = self.folder / name
             if path.exists():
-                rows = map(parse_object, path.read_bytes().split(b"\n"))
-                kept = [row for row in rows if row is not None and row.get("step", 0) <= step]
+                rows = map(parse_object, _read(path).split(b"\n"))
+                kept = [row for row in rows if _is_until(row, step)]
                 text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
                 write_bytes(path, text.encode())
 
@@ -71,3 +84,16 @@ def _append(path: Path, value: Mapping[str, Any]) -> None:
             file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _is_until(row: Mapping[str, Any] | None, step: int) -> bool:
+    """Return whether a row is readable, and its step at most `step`."""
+    value = None if row is None else row.get("step")
+    return isinstance(value, int) and value <= step
