@@ -21,7 +21,7 @@ from nanovllm.training.report import load_run, render_report
 
 PICTURE = ROOT / "docs" / "images" / "training-report.png"
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_WIDTH, _HEIGHT = 1100, 980  # pixels
+_WIDTH, _HEIGHT = 1100, 960  # pixels
 _TIMEOUT_S = 60.0
 
 
