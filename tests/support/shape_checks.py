@@ -49,7 +49,8 @@ def _check_function(function: Any) -> Callable[..., Any]:
 
     @functools.cache
     def call_and_check() -> Callable[..., Any]:
-        return jaxtyped(function, typechecker=beartype.beartype)
+        check: Callable[..., Any] = jaxtyped(function, typechecker=beartype.beartype)
+        return check
 
     @functools.cache
     def check_result() -> Callable[..., Any]:
