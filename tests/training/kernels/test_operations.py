@@ -10,6 +10,7 @@ from tests.training.kernels.comparison import check_equal, random
 
 NUMPY = NumpyOperations()
 
+pytestmark = pytest.mark.slow(25)
 
 SHAPES = [(1, 1, 1), (5, 7, 3), (96, 32, 48), (203, 130, 49), (400, 16, 35), (33, 801, 17)]
 
