@@ -6,7 +6,7 @@ attention weights, and at the end of both residual branches.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -15,8 +15,11 @@ from jaxtyping import Int64
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.autograd import Tape, Tensor
 from nanovllm.training.dropout import site_key
-from nanovllm.training.operations import AttentionShape, TokenIds
+from nanovllm.training.operations import AttentionShape, NumpyOperations, TokenIds
 from nanovllm.training.parameters import Parameters
+
+GROUP_TOKENS = 1024
+"""Tokens of a batch whose activations are in memory together, but at least a sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +27,19 @@ class Dropout:
     """Rate and random numbers of a forward pass's dropout.
 
     Attributes:
-        step: number of the forward pass in the run; each has masks of its own.
+        step: number of the batch in the run.
+        group: number of the forward pass in the batch; each has masks of its own.
     """
 
     rate: float = 0.0
     seed: int = 0
     step: int = 0
+    group: int = 0
 
     def keys(self) -> Iterator[int]:
         """Yield a key for each use of dropout in the forward pass."""
         for site in count():
-            yield site_key(self.seed, self.step, site) if self.rate else 0
+            yield site_key(self.seed, self.step, self.group, site) if self.rate else 0
 
 
 NO_DROPOUT = Dropout()
@@ -91,6 +96,41 @@ def loss_sum(
     hidden = forward(tape, config, parameters, token_ids, dropout)
     head = parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
     return tape.cross_entropy(hidden, head, targets.reshape(-1), scale)
+
+
+def batch_loss(
+    operations: NumpyOperations,
+    config: GPT2Config,
+    parameters: Parameters,
+    token_ids: TokenIds,
+    targets: Int64[np.ndarray, "batch context"],
+    *,
+    scale: float | None = None,
+    dropout: Dropout = NO_DROPOUT,
+) -> float:
+    """Return the `loss_sum` of a batch; with a `scale`, also add its gradients.
+
+    The sequences of a batch are independent, and their gradients add up. So they are computed in
+    groups of about GROUP_TOKENS tokens, and only the activations of one group are in memory. The
+    groups depend on the shape of the batch alone, so every run adds in the same order.
+    """
+    batch, context = token_ids.shape
+    groups = -(-batch // max(1, GROUP_TOKENS // context))
+    total = 0.0
+    for group in range(groups):
+        sequences = slice(batch * group // groups, batch * (group + 1) // groups)
+        tape = Tape(operations, records=scale is not None)
+        total += loss_sum(
+            tape,
+            config,
+            parameters,
+            token_ids[sequences],
+            targets[sequences],
+            scale=scale or 0.0,
+            dropout=replace(dropout, group=group),
+        )
+        tape.backward()
+    return total
 
 
 def _layer_norm(

@@ -2,7 +2,7 @@
 
     for step in range(steps):
         for batch in the step's batches:            grad_accumulation of them
-            loss = model(batch); tape.backward()    gradients add up
+            loss += batch_loss(batch)               gradients add up
         optimizer.update(learning rate of step)     clip, AdamW, zero the gradients
         every eval_every steps: validation loss, best checkpoint, sample, report, state
 
@@ -22,7 +22,6 @@ from typing import Any
 
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
-from nanovllm.training.autograd import Tape
 from nanovllm.training.checkpoint import (
     LAST,
     RESUME_FILE,
@@ -32,7 +31,7 @@ from nanovllm.training.checkpoint import (
 )
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.dataset import Dataset
-from nanovllm.training.model import Dropout, loss_sum
+from nanovllm.training.model import Dropout, batch_loss
 from nanovllm.training.optimizer import AdamW, Schedule
 from nanovllm.training.run_files import Evaluation, RunFiles
 from nanovllm.training.setup import Setup, prepare
@@ -299,18 +298,15 @@ class Trainer:
             batch = setup.train.batch(number, config.batch_size, config.seed)
             tokens += batch.targets.size
             scale = 1.0 / (batch.targets.size * config.grad_accumulation)
-            tape = Tape(setup.operations)
-            dropout = Dropout(config.dropout, config.seed, number)
-            total += loss_sum(
-                tape,
+            total += batch_loss(
+                setup.operations,
                 setup.model,
                 setup.parameters,
                 batch.inputs,
                 batch.targets,
                 scale=scale,
-                dropout=dropout,
+                dropout=Dropout(config.dropout, config.seed, number),
             )
-            tape.backward()
         loss = total / tokens
         self._is_changing = True
         norm = self._optimizer.update(self._schedule.learning_rate(counters.step))
@@ -370,8 +366,9 @@ class Trainer:
         for batch in setup.validation.validation_batches(
             config.batch_size, config.max_eval_batches
         ):
-            tape = Tape(setup.operations, records=False)
-            total += loss_sum(tape, setup.model, setup.parameters, batch.inputs, batch.targets)
+            total += batch_loss(
+                setup.operations, setup.model, setup.parameters, batch.inputs, batch.targets
+            )
             tokens += batch.targets.size
         loss = total / tokens
         if not math.isfinite(loss):
