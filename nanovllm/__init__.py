@@ -24,6 +24,7 @@ outputs             what requests return
 vllm_settings       advice for arguments that vLLM's LLM has
 errors              the public exceptions
 progress            progress bars
+stop_signal         stopping at Ctrl-C
 """
 
 from importlib import import_module

@@ -14,8 +14,8 @@ from tests.support.shape_checks import install_shape_checks
 # shape and dtype. This must precede their first import, so the other imports come later.
 # The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
 _MODULES = [
-    f"nanovllm.{package}.{path.stem}"
-    for package in ("model", "training")
+    f"nanovllm.{package.replace('/', '.')}.{path.stem}"
+    for package in ("model", "training", "training/data", "training/network", "training/run")
     for path in (Path(__file__).parents[1] / "nanovllm" / package).glob("[a-z]*.py")
 ]
 _MODULES.remove("nanovllm.training.config")  # checks the types of its settings itself

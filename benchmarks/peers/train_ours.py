@@ -19,10 +19,10 @@ from benchmarks.training_worker import (
 )
 from nanovllm.model.checkpoint import expected_shapes
 from nanovllm.model.config import GPT2Config
-from nanovllm.training.model import batch_loss
-from nanovllm.training.operations import NumpyOperations
-from nanovllm.training.optimizer import AdamW
-from nanovllm.training.parameters import Parameters, initialize
+from nanovllm.training.network.model import batch_loss
+from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.optimizer import AdamW
+from nanovllm.training.network.parameters import Parameters, initialize
 
 
 def load(

@@ -11,7 +11,7 @@ from nanovllm.cli.argument_types import print_message
 from nanovllm.errors import TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.training.config import TrainingConfig, read_toml
-from nanovllm.training.run_files import Evaluation
+from nanovllm.training.run.files import Evaluation
 from nanovllm.training.trainer import Trainer
 
 

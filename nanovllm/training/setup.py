@@ -13,14 +13,14 @@ from nanovllm.errors import TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
 from nanovllm.model.config import GPT2Config, load_generation_config, read_json
 from nanovllm.model.kernels.threads.cores import default_threads
-from nanovllm.training import samples
-from nanovllm.training.checkpoint import LAST, hugging_face_config, save_weights, write_json
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.dataset import Dataset
-from nanovllm.training.operations import NumpyOperations
-from nanovllm.training.parameters import Parameters, initialize
-from nanovllm.training.prepare import PreparedData, prepare_data
-from nanovllm.training.tokenizer import save_tokenizer
+from nanovllm.training.data.dataset import Dataset
+from nanovllm.training.data.prepare import PreparedData, prepare_data
+from nanovllm.training.data.tokenizer import save_tokenizer
+from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.parameters import Parameters, initialize
+from nanovllm.training.run import samples
+from nanovllm.training.run.checkpoint import LAST, hugging_face_config, save_weights, write_json
 
 
 @dataclass(slots=True)

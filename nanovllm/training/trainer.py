@@ -22,20 +22,20 @@ from typing import Any
 
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
-from nanovllm.training.checkpoint import (
+from nanovllm.stop_signal import StopSignal
+from nanovllm.training.config import TrainingConfig
+from nanovllm.training.data.dataset import Dataset
+from nanovllm.training.network.model import Dropout, batch_loss
+from nanovllm.training.network.optimizer import AdamW, Schedule
+from nanovllm.training.run.checkpoint import (
     LAST,
     RESUME_FILE,
     load_counters,
     load_state,
     save_state,
 )
-from nanovllm.training.config import TrainingConfig
-from nanovllm.training.dataset import Dataset
-from nanovllm.training.model import Dropout, batch_loss
-from nanovllm.training.optimizer import AdamW, Schedule
-from nanovllm.training.run_files import Evaluation, RunFiles
+from nanovllm.training.run.files import Evaluation, RunFiles
 from nanovllm.training.setup import Setup, prepare
-from nanovllm.training.stopping import StopSignal
 
 _DEFAULT_STEPS = 2000
 _CHANGEABLE = ("data", "stop_after", "num_threads", "patience", "sample_tokens", "max_eval_batches")

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from nanovllm.cli.main import main
-from nanovllm.training import run_files
 from nanovllm.training import trainer as trainer_module
-from nanovllm.training.checkpoint import RESUME_FILE
+from nanovllm.training.run import files as run_files
+from nanovllm.training.run.checkpoint import RESUME_FILE
 from nanovllm.training.trainer import Trainer
 from tests.support.checkpoints import write_tiny_model
 from tests.support.training_runs import assert_same_weights
@@ -202,7 +202,7 @@ def test_a_full_disk_is_a_message_and_the_run_can_be_resumed(
 
     folder, whole = tmp_path / "run", tmp_path / "whole"
     with monkeypatch.context() as full:
-        full.setattr("nanovllm.training.checkpoint.save_file", no_room)
+        full.setattr("nanovllm.training.run.checkpoint.save_file", no_room)
         assert "resume.safetensors cannot be written" in refuse(capsys, flags(text, folder))
     assert not (folder / "run.json").exists(), "the same command may be repeated"
     with monkeypatch.context() as full:

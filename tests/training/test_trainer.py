@@ -14,9 +14,9 @@ from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.training import trainer as trainer_module
-from nanovllm.training.checkpoint import RESUME_FILE
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.run_files import Evaluation
+from nanovllm.training.run.checkpoint import RESUME_FILE
+from nanovllm.training.run.files import Evaluation
 from nanovllm.training.trainer import Trainer, TrainingResult
 from tests.support.training_runs import assert_same_weights, weights
 
@@ -164,7 +164,7 @@ def test_a_full_disk_ends_the_run_and_keeps_the_checkpoint(
     def no_room(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("nanovllm.training.checkpoint.save_file", no_room)
+    monkeypatch.setattr("nanovllm.training.run.checkpoint.save_file", no_room)
     with pytest.raises(TrainingError, match=r"cannot be written.*No space left.*is kept"):
         Trainer.resume(folder).train()
     monkeypatch.undo()

@@ -1,4 +1,5 @@
-"""Derivatives of activation functions on vectors, twins of those in activation_gradients.py.
+"""Derivatives of activation functions on vectors, twins of those in
+nanovllm/training/network/activation_gradients.py.
 
 Formulas are written so that NaN stays NaN and infinite inputs give the limits of the derivatives.
 """

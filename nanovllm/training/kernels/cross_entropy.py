@@ -16,8 +16,8 @@ from nanovllm.model.kernels.simd.move import load_int, record_at
 from nanovllm.model.kernels.simd.vector import I32, Value, Vectors, kernel
 from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.elementwise import Keep, float_argument, fold_elements
-from nanovllm.training.kernels.matmul import make_matmul
-from nanovllm.training.kernels.pack import make_pack_panel
+from nanovllm.training.kernels.matmul.matmul import make_matmul
+from nanovllm.training.kernels.matmul.pack import make_pack_panel
 from nanovllm.training.kernels.records import RECORDS, SCRATCH_FLOATS, STORE
 
 _head_record_at = record_at(RECORDS["pack_head"])

@@ -22,8 +22,8 @@ from nanovllm.model.kernels.simd.vector import F32, I64, Value, Vectors, kernel
 from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.activation_gradient import ACTIVATION_GRADIENTS
 from nanovllm.training.kernels.elementwise import map_elements
-from nanovllm.training.kernels.matmul import make_matmul
-from nanovllm.training.kernels.pack import make_pack_panel, make_sum_and_pack
+from nanovllm.training.kernels.matmul.matmul import make_matmul
+from nanovllm.training.kernels.matmul.pack import make_pack_panel, make_sum_and_pack
 from nanovllm.training.kernels.records import GRADIENT_ROWS, KINDS, RECORDS, SCRATCH_FLOATS, STORE
 
 _linear_record_at = record_at(RECORDS["linear"])

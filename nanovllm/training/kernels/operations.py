@@ -23,7 +23,7 @@ from nanovllm.training.kernels.records import (
     SCRATCH_FLOATS,
 )
 from nanovllm.training.kernels.runner import OperationRunner
-from nanovllm.training.operations import (
+from nanovllm.training.network.operations import (
     AdamWStep,
     Array,
     Rows,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from nanovllm.training.activation_gradients import ACTIVATION_GRADIENTS
 from nanovllm.training.kernels.operations import CompiledOperations
-from nanovllm.training.operations import AdamWStep, NumpyOperations
+from nanovllm.training.network.activation_gradients import ACTIVATION_GRADIENTS
+from nanovllm.training.network.operations import AdamWStep, NumpyOperations
 from tests.training.kernels.comparison import check_equal, random
 
 NUMPY = NumpyOperations()

@@ -20,8 +20,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
-from nanovllm.training.checkpoint import write_atomically
-from nanovllm.training.text import pieces
+from nanovllm.training.data.text import pieces
+from nanovllm.training.run.checkpoint import write_atomically
 
 END_OF_TEXT = "<|endoftext|>"
 _DEFAULT_VOCAB_SIZE = 1024

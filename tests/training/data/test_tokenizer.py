@@ -12,9 +12,9 @@ from tokenizers import Tokenizer
 from nanovllm.engine.detokenizer import IncrementalDecoder
 from nanovllm.engine.tokenizer import Tokenizer as EngineTokenizer
 from nanovllm.errors import InvalidRequestError, TrainingError
-from nanovllm.training import tokenizer as training_tokenizer
-from nanovllm.training.text import pieces
-from nanovllm.training.tokenizer import (
+from nanovllm.training.data import tokenizer as training_tokenizer
+from nanovllm.training.data.text import pieces
+from nanovllm.training.data.tokenizer import (
     END_OF_TEXT,
     encode_texts,
     load_tokenizer,

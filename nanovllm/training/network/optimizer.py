@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanovllm.training.operations import AdamWStep, NumpyOperations
-from nanovllm.training.parameters import Parameters
+from nanovllm.training.network.operations import AdamWStep, NumpyOperations
+from nanovllm.training.network.parameters import Parameters
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from nanovllm.model.kernels.build.compiler import compiled
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
-from nanovllm.training.kernels.attention_layout import PANEL_VECTORS, panel_width
+from nanovllm.training.kernels.attention.layout import PANEL_VECTORS, panel_width
 
 _HEIGHTS = (6, 4, 2, 1)
 SQUARE, HEAD, TAIL = "square", "head", "tail"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.prepare import load_tokens, prepare_data
-from nanovllm.training.tokenizer import make_tokenizer, save_tokenizer
+from nanovllm.training.data.prepare import load_tokens, prepare_data
+from nanovllm.training.data.tokenizer import make_tokenizer, save_tokenizer
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from safetensors.numpy import save_file
 
 from nanovllm.errors import TrainingError
 from nanovllm.model.config import GPT2Config
-from nanovllm.training.parameters import INITIAL_STD
+from nanovllm.training.network.parameters import INITIAL_STD
 
 RESUME_FILE = "resume.safetensors"
 LAST = "last"

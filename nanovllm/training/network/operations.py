@@ -18,8 +18,8 @@ import numpy as np
 from jaxtyping import Float, Int64
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.training.activation_gradients import ACTIVATION_GRADIENTS
-from nanovllm.training.dropout import keep_mask
+from nanovllm.training.network.activation_gradients import ACTIVATION_GRADIENTS
+from nanovllm.training.network.dropout import keep_mask
 
 Array = Float[np.ndarray, "..."]
 Rows = Float[np.ndarray, "tokens d_model"]

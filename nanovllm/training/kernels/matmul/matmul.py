@@ -21,10 +21,10 @@ from typing import Any
 from nanovllm.model.kernels.build.compiler import compiled, outlined
 from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
-from nanovllm.training.kernels.epilogue import make_epilogue
-from nanovllm.training.kernels.pack import SLIVER_STEP_BYTES, make_pack_slivers
+from nanovllm.training.kernels.matmul.epilogue import make_epilogue
+from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, make_pack_slivers
+from nanovllm.training.kernels.matmul.tile import TILE_ROWS, make_tile
 from nanovllm.training.kernels.records import BLOCK_ROWS, MAX_PIECE, STORE
-from nanovllm.training.kernels.tile import TILE_ROWS, make_tile
 
 _ITEMS_PER_THREAD = 4
 _TILE_FLOATS = TILE_ROWS * 64

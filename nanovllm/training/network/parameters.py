@@ -19,7 +19,7 @@ from jaxtyping import Float
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kernels.build.layout import LINE_BYTES
 from nanovllm.model.kernels.build.packing import aligned_zeros, round_up
-from nanovllm.training.autograd import Tensor
+from nanovllm.training.network.autograd import Tensor
 
 INITIAL_STD = 0.02
 """Standard deviation of the initial weights in GPT-2."""

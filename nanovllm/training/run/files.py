@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.checkpoint import RESUME_FILE, write_atomically, write_json
 from nanovllm.training.report import write_report
 from nanovllm.training.report.run import METRICS_FILE, RUN_FILE, SAMPLES_FILE
+from nanovllm.training.run.checkpoint import RESUME_FILE, write_atomically, write_json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

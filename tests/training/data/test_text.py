@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.text import Document, pieces, read_documents, split_documents
+from nanovllm.training.data.text import Document, pieces, read_documents, split_documents
 
 
 def test_folders_are_searched_by_pattern_and_files_read_once(tmp_path: Path) -> None:

@@ -19,13 +19,13 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_clear, make_copy, record_at
 from nanovllm.model.kernels.simd.vector import Value, Vectors, kernel
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.attention_layout import (
+from nanovllm.training.kernels.attention.layout import (
     KEYS,
     attention_backward_layout,
     panel_width,
 )
-from nanovllm.training.kernels.attention_panels import make_copy_panels, make_transpose_panels
-from nanovllm.training.kernels.attention_tiles import HEAD, TAIL, make_matmul
+from nanovllm.training.kernels.attention.panels import make_copy_panels, make_transpose_panels
+from nanovllm.training.kernels.attention.tiles import HEAD, TAIL, make_matmul
 from nanovllm.training.kernels.dropout import count_up, integer_argument, is_kept
 from nanovllm.training.kernels.elementwise import float_argument, sum_elements
 from nanovllm.training.kernels.records import RECORDS

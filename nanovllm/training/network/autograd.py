@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from nanovllm.training.operations import Array, AttentionShape, NumpyOperations, TokenIds
+from nanovllm.training.network.operations import Array, AttentionShape, NumpyOperations, TokenIds
 
 
 class Gradient:

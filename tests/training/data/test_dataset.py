@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanovllm.training.dataset import Batch, Dataset
+from nanovllm.training.data.dataset import Batch, Dataset
 
 sizes = st.integers(1, 9).flatmap(
     lambda context: st.tuples(st.just(context), st.integers(context + 1, 60))

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from nanovllm.model.activation import ACTIVATIONS
-from nanovllm.training.activation_gradients import ACTIVATION_GRADIENTS
-from nanovllm.training.dropout import MAX_ELEMENTS, keep_mask, mix, site_key
-from nanovllm.training.operations import AdamWStep, AttentionShape, NumpyOperations
+from nanovllm.training.network.activation_gradients import ACTIVATION_GRADIENTS
+from nanovllm.training.network.dropout import MAX_ELEMENTS, keep_mask, mix, site_key
+from nanovllm.training.network.operations import AdamWStep, AttentionShape, NumpyOperations
 from tests.support.gradients import numeric_gradient
 
 OPERATIONS = NumpyOperations()

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from nanovllm.training.operations import NumpyOperations
-from nanovllm.training.optimizer import AdamW, Schedule
-from nanovllm.training.parameters import Parameters
+from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.optimizer import AdamW, Schedule
+from nanovllm.training.network.parameters import Parameters
 
 SHAPES = {"h.0.mlp.c_fc.weight": (3, 4), "h.0.mlp.c_fc.bias": (4,)}
 

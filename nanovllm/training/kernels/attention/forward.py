@@ -22,9 +22,9 @@ from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.attention_layout import QUERIES, attention_layout, panel_width
-from nanovllm.training.kernels.attention_panels import make_copy_panels, make_transpose_panels
-from nanovllm.training.kernels.attention_tiles import TAIL, make_matmul
+from nanovllm.training.kernels.attention.layout import QUERIES, attention_layout, panel_width
+from nanovllm.training.kernels.attention.panels import make_copy_panels, make_transpose_panels
+from nanovllm.training.kernels.attention.tiles import TAIL, make_matmul
 from nanovllm.training.kernels.dropout import count_up, integer_argument, is_kept
 from nanovllm.training.kernels.elementwise import float_argument, map_elements
 from nanovllm.training.kernels.records import RECORDS

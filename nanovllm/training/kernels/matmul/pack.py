@@ -17,7 +17,7 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
-from nanovllm.training.kernels.tile import TILE_ROWS
+from nanovllm.training.kernels.matmul.tile import TILE_ROWS
 
 SLIVER_STEP_BYTES = TILE_ROWS * WORD_BYTES
 

@@ -13,9 +13,9 @@ from jaxtyping import Integer
 from tokenizers import Tokenizer
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.dataset import Dataset
-from nanovllm.training.text import check_fraction, read_documents, split_documents
-from nanovllm.training.tokenizer import (
+from nanovllm.training.data.dataset import Dataset
+from nanovllm.training.data.text import check_fraction, read_documents, split_documents
+from nanovllm.training.data.tokenizer import (
     END_OF_TEXT,
     encode_texts,
     make_tokenizer,

@@ -9,7 +9,7 @@ from nanovllm.model.kernels.build.layout import WORD_BYTES
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import make_copy, make_scatter
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
-from nanovllm.training.kernels.attention_layout import panel_width
+from nanovllm.training.kernels.attention.layout import panel_width
 
 
 def make_copy_panels(target: KernelTarget) -> Any:

@@ -8,7 +8,7 @@ import pytest
 from nanovllm.errors import TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays
 from nanovllm.model.config import GPT2Config
-from nanovllm.training import checkpoint
+from nanovllm.training.run import checkpoint
 
 CONFIG = GPT2Config(
     vocab=11, max_positions=8, d_model=12, layers=2, heads=3, d_ff=20, eos_token_ids=(4,)

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Int64
 
 from nanovllm.model.config import GPT2Config
-from nanovllm.training.autograd import Tape, Tensor
-from nanovllm.training.dropout import site_key
-from nanovllm.training.operations import AttentionShape, NumpyOperations, TokenIds
-from nanovllm.training.parameters import Parameters
+from nanovllm.training.network.autograd import Tape, Tensor
+from nanovllm.training.network.dropout import site_key
+from nanovllm.training.network.operations import AttentionShape, NumpyOperations, TokenIds
+from nanovllm.training.network.parameters import Parameters
 
 GROUP_TOKENS = 1024
 """Tokens of a batch whose activations are in memory together, but at least a sequence."""

@@ -8,11 +8,11 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_layer, build_tree, expected_shapes
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
-from nanovllm.training import model
-from nanovllm.training.autograd import Tape
-from nanovllm.training.model import Dropout, batch_loss, forward, loss_sum
-from nanovllm.training.operations import NumpyOperations
-from nanovllm.training.parameters import (
+from nanovllm.training.network import model
+from nanovllm.training.network.autograd import Tape
+from nanovllm.training.network.model import Dropout, batch_loss, forward, loss_sum
+from nanovllm.training.network.operations import NumpyOperations
+from nanovllm.training.network.parameters import (
     INITIAL_STD,
     Parameters,
     initialize,

@@ -1,4 +1,4 @@
-"""Ending a run between two steps when the user presses Ctrl-C."""
+"""End a run between two steps when the user presses Ctrl-C."""
 
 import signal
 import threading
