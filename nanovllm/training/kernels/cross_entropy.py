@@ -18,7 +18,7 @@ from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.elementwise import Keep, float_argument, fold_elements
 from nanovllm.training.kernels.matmul.matmul import make_matmul
 from nanovllm.training.kernels.matmul.pack import make_pack_panel
-from nanovllm.training.kernels.records import RECORDS, SCRATCH_FLOATS, STORE
+from nanovllm.training.kernels.records import LINEAR, RECORDS, SCRATCH_FLOATS
 
 _head_record_at = record_at(RECORDS["pack_head"])
 _record_at = record_at(RECORDS["cross_entropy"])
@@ -93,7 +93,7 @@ def _make_compute_logits(target: KernelTarget) -> Any:
                 record.threads, item, record.rows, record.vocab, record.d_model,
                 record.hidden_ptr, record.d_model * WORD_BYTES, WORD_BYTES,
                 record.transposed_panels_ptr,
-                record.logits_ptr, 0, 0, STORE, 0, scratch_ptr,
+                record.logits_ptr, 0, 0, LINEAR, 0, scratch_ptr,
             )  # fmt: skip
             done += 1
             item = take_item(phase)
@@ -155,13 +155,14 @@ def _make_multiply_gradients(target: KernelTarget) -> Any:
                 multiply(
                     record.threads, item, vocab, d_model, rows,
                     record.logits_ptr, WORD_BYTES, vocab * WORD_BYTES, record.hidden_panels_ptr,
-                    record.grad_head_ptr, 0, 0, STORE, 1, scratch_ptr,
+                    record.grad_head_ptr, 0, 0, LINEAR, record.grad_head_ptr,
+                    scratch_ptr,
                 )  # fmt: skip
             else:
                 multiply(
                     record.threads, item - head_items, rows, d_model, vocab,
                     record.logits_ptr, vocab * WORD_BYTES, WORD_BYTES, record.panels_ptr,
-                    record.grad_hidden_ptr, 0, 0, STORE, 0, scratch_ptr,
+                    record.grad_hidden_ptr, 0, 0, LINEAR, 0, scratch_ptr,
                 )  # fmt: skip
             item = take_item(phase)
 

@@ -55,6 +55,14 @@ def forward(
     """Return the final hidden states [batch * context, d_model]."""
     weights, keys = parameters.tensors, dropout.keys()
     batch, context = token_ids.shape
+
+    def add_branch(name: str, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return the sum of the residual stream and a branch, whose last linear layer is `name`."""
+        if not dropout.rate:
+            return _linear(tape, weights, name, x, residual=hidden)
+        branch = _linear(tape, weights, name, x)
+        return tape.add_dropout(hidden, branch, dropout.rate, next(keys))
+
     hidden = tape.embed(token_ids, weights["wte.weight"], weights["wpe.weight"])
     if dropout.rate:
         hidden = tape.dropout(hidden, dropout.rate, next(keys))
@@ -70,12 +78,11 @@ def forward(
             dropout.rate,
             next(keys),
         )
-        attn_out = _linear(tape, weights, f"{block}.attn.c_proj", tape.attention(qkv, shape))
-        hidden = tape.add_dropout(hidden, attn_out, dropout.rate, next(keys))
+        attn_out = tape.attention(qkv, shape)
+        hidden = add_branch(f"{block}.attn.c_proj", attn_out, hidden)
         normed = _layer_norm(tape, config, weights, f"{block}.ln_2", hidden)
         ffn_hidden = _linear(tape, weights, f"{block}.mlp.c_fc", normed, config.activation)
-        ffn_out = _linear(tape, weights, f"{block}.mlp.c_proj", ffn_hidden)
-        hidden = tape.add_dropout(hidden, ffn_out, dropout.rate, next(keys))
+        hidden = add_branch(f"{block}.mlp.c_proj", ffn_hidden, hidden)
     return _layer_norm(tape, config, weights, "ln_f", hidden)
 
 
@@ -140,6 +147,11 @@ def _layer_norm(
 
 
 def _linear(
-    tape: Tape, weights: dict[str, Tensor], name: str, x: Tensor, activation: str = "linear"
+    tape: Tape,
+    weights: dict[str, Tensor],
+    name: str,
+    x: Tensor,
+    activation: str = "linear",
+    residual: Tensor | None = None,
 ) -> Tensor:
-    return tape.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"], activation)
+    return tape.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"], activation, residual)

@@ -34,11 +34,9 @@ def test_linear(activation: str) -> None:
     def weighted_sum() -> float:
         return float((OPERATIONS.linear(x, weight, bias, activation)[0] * grad_out).sum())
 
-    _, z = OPERATIONS.linear(x, weight, bias, activation)
+    _, slope = OPERATIONS.linear(x, weight, bias, activation)
     grad_weight, grad_bias = np.ones_like(weight), np.ones_like(bias)  # gradients are added
-    grad_x = OPERATIONS.linear_backward(
-        grad_out.copy(), x, weight, activation, z, grad_weight, grad_bias
-    )
+    grad_x = OPERATIONS.linear_backward(grad_out.copy(), x, weight, slope, grad_weight, grad_bias)
     np.testing.assert_allclose(grad_x, numeric_gradient(weighted_sum, x), atol=TOLERANCE)
     np.testing.assert_allclose(
         grad_weight - 1.0, numeric_gradient(weighted_sum, weight), atol=TOLERANCE
