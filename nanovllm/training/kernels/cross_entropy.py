@@ -85,7 +85,7 @@ def _make_compute_logits(target: KernelTarget) -> Any:
 
     @compiled
     def compute_logits(record: Any, thread: int, phase: int, scratch_ptr: int) -> int:
-        items = count_items(record.rows, record.vocab, record.threads)
+        items = count_items(record.rows, record.vocab, record.threads, False)
         done = 0
         item = take_item(phase)
         while item < items:
@@ -147,8 +147,8 @@ def _make_multiply_gradients(target: KernelTarget) -> Any:
     @compiled
     def multiply_gradients(record: Any, phase: int, scratch_ptr: int) -> None:
         rows, vocab, d_model = record.rows, record.vocab, record.d_model
-        head_items = count_items(vocab, d_model, record.threads)
-        items = head_items + count_items(rows, d_model, record.threads)
+        head_items = count_items(vocab, d_model, record.threads, True)
+        items = head_items + count_items(rows, d_model, record.threads, False)
         item = take_item(phase)
         while item < items:
             if item < head_items:

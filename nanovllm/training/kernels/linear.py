@@ -81,7 +81,7 @@ def make_linear(target: KernelTarget) -> Any:
         )  # fmt: skip
         if phase == ABORTED:
             return
-        items = count_items(rows, d_out, record.threads)
+        items = count_items(rows, d_out, record.threads, False)
         item = take_item(phase)
         while item < items:
             multiply(
@@ -144,8 +144,8 @@ def make_linear_backward(target: KernelTarget) -> Any:
     @compiled
     def multiply_all(record: Any, phase: int, scratch_ptr: int) -> None:
         rows, d_in, d_out = record.rows, record.d_in, record.d_out
-        weight_items = count_items(d_in, d_out, record.threads)
-        items = weight_items + count_items(rows, d_in, record.threads)
+        weight_items = count_items(d_in, d_out, record.threads, True)
+        items = weight_items + count_items(rows, d_in, record.threads, False)
         columns = (d_out + width - 1) // width * width
         item = take_item(phase)
         while item <= items:

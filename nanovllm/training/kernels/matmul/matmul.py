@@ -27,7 +27,8 @@ from nanovllm.training.kernels.matmul.pack import SLIVER_STEP_BYTES, make_pack_s
 from nanovllm.training.kernels.matmul.tile import TILE_ROWS, make_tile
 from nanovllm.training.kernels.records import BLOCK_ROWS, LINEAR, MAX_PIECE
 
-_ITEMS_PER_THREAD = 4
+_ITEMS_PER_THREAD = 12  # so that no thread waits long for the last item
+_TRANSPOSED_ITEMS_PER_THREAD = 2  # each packs its rows of A; other items follow
 _TILE_FLOATS = TILE_ROWS * 64
 
 
@@ -39,18 +40,20 @@ def block_rows(rows: int) -> int:
 
 
 @compiled
-def _count_groups(rows: int, panels: int, threads: int) -> int:
+def _count_groups(rows: int, panels: int, threads: int, transposed: bool) -> int:
     """Return the number of groups of panels: some items for each thread."""
     height = block_rows(rows)
     blocks = (rows + height - 1) // height
-    return max(1, min(panels, (_ITEMS_PER_THREAD * threads + blocks - 1) // blocks))
+    items = threads * (_TRANSPOSED_ITEMS_PER_THREAD if transposed else _ITEMS_PER_THREAD)
+    return max(1, min(panels, (items + blocks - 1) // blocks))
 
 
 @cache
 def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
     """Return count_items and multiply, which computes an item.
 
-    count_items(rows, columns, threads) is the number of items. Arguments of multiply:
+    count_items(rows, columns, threads, transposed) is the number of items, where A is transposed or
+    not. Arguments of multiply:
 
     threads, item            number of threads, and index of the item
     rows, columns, steps     C is [rows, columns], A [rows, steps], B [steps, columns]
@@ -71,10 +74,10 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
     first_sums = _make_first_sums(target)
 
     @compiled
-    def count_items(rows: int, columns: int, threads: int) -> int:
+    def count_items(rows: int, columns: int, threads: int, transposed: bool) -> int:
         height = block_rows(rows)
         panels = (columns + width - 1) // width
-        return (rows + height - 1) // height * _count_groups(rows, panels, threads)
+        return (rows + height - 1) // height * _count_groups(rows, panels, threads, transposed)
 
     @outlined
     def multiply(
@@ -83,7 +86,8 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
         c_ptr: int, out_ptr: int, bias_ptr: int, kind: int, addend_ptr: int, scratch_ptr: int,
     ) -> None:  # fmt: skip
         panels = (columns + width - 1) // width
-        groups = _count_groups(rows, panels, threads)
+        is_packed = a_step_bytes != WORD_BYTES
+        groups = _count_groups(rows, panels, threads, is_packed)
         height = block_rows(rows)
         first_row, group = item // groups * height, item % groups
         height = min(height, rows - first_row)
@@ -97,7 +101,6 @@ def make_matmul(target: KernelTarget) -> tuple[Any, Any]:
         piece_steps = (steps + pieces - 1) // pieces
         sums_ptr = scratch_ptr
         slivers_ptr = sums_ptr + 2 * _TILE_FLOATS * WORD_BYTES
-        is_packed = a_step_bytes != WORD_BYTES
         for first_step in range(0, steps, piece_steps):
             count = min(piece_steps, steps - first_step)
             tile_ptr, row_bytes, step_bytes = a_ptr, a_row_bytes, a_step_bytes
