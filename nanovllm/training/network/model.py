@@ -19,7 +19,7 @@ from nanovllm.training.network.operations import AttentionShape, NumpyOperations
 from nanovllm.training.network.parameters import Parameters
 
 GROUP_TOKENS = 1024
-"""Tokens of a batch whose activations are in memory together, but at least a sequence."""
+"""Most tokens whose activations are in memory together; more only in a single sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def batch_loss(
     """Return the `loss_sum` of a batch; with a `scale`, also add its gradients.
 
     The sequences of a batch are independent, and their gradients add up. So they are computed in
-    groups of about GROUP_TOKENS tokens, and only the activations of one group are in memory. The
+    groups of up to GROUP_TOKENS tokens, and only the activations of one group are in memory. The
     groups depend on the shape of the batch alone, so every run adds in the same order.
     """
     batch, context = token_ids.shape
