@@ -2,7 +2,7 @@
 
     for step in range(steps):
         for batch in the step's batches:            grad_accumulation of them
-            loss = model(batch); tape.backward()    gradients add up
+            loss += batch_loss(batch)               gradients add up
         optimizer.update(learning rate of step)     clip, AdamW, zero the gradients
         every eval_every steps: validation loss, best checkpoint, sample, report, state
 
@@ -25,8 +25,7 @@ from nanovllm.stop_signal import StopSignal
 from nanovllm.training.config import TrainingConfig
 from nanovllm.training.counters import Counters
 from nanovllm.training.metrics import Evaluation
-from nanovllm.training.network.autograd import Tape
-from nanovllm.training.network.model import Dropout, loss_sum
+from nanovllm.training.network.model import Dropout, batch_loss
 from nanovllm.training.network.optimizer import AdamW, Schedule
 from nanovllm.training.resume import is_current, load_run, resumed_config, save_run
 from nanovllm.training.run.checkpoint import LAST
@@ -180,8 +179,8 @@ class Trainer:
         except MemoryError as error:
             self._save_after(error)
             raise TrainingError(
-                f"memory ran out at step {self._counters.step}: lower --batch-size and raise "
-                "--grad-accumulation, or lower --context, --width or --layers"
+                f"memory ran out at step {self._counters.step}: lower --context, --width or "
+                "--layers"
             ) from None
         except BaseException as error:
             self._save_after(error)
@@ -276,18 +275,15 @@ class Trainer:
             batch = setup.train.batch(number, config.batch_size, config.seed)
             tokens += batch.targets.size
             scale = 1.0 / (batch.targets.size * config.grad_accumulation)
-            tape = Tape(setup.operations)
-            dropout = Dropout(config.dropout, config.seed, number)
-            total += loss_sum(
-                tape,
+            total += batch_loss(
+                setup.operations,
                 setup.model,
                 setup.parameters,
                 batch.inputs,
                 batch.targets,
                 scale=scale,
-                dropout=dropout,
+                dropout=Dropout(config.dropout, config.seed, number),
             )
-            tape.backward()
         loss = total / tokens
         self._is_changing = True
         norm = self._optimizer.update(self._schedule.learning_rate(counters.step))
@@ -328,8 +324,9 @@ class Trainer:
         for batch in setup.validation.validation_batches(
             config.batch_size, config.max_eval_batches
         ):
-            tape = Tape(setup.operations, records=False)
-            total += loss_sum(tape, setup.model, setup.parameters, batch.inputs, batch.targets)
+            total += batch_loss(
+                setup.operations, setup.model, setup.parameters, batch.inputs, batch.targets
+            )
             tokens += batch.targets.size
         loss = total / tokens
         if not math.isfinite(loss):

@@ -242,7 +242,8 @@ def fail_at(number: int, function: Callable[..., Any], error: BaseException) -> 
 
 @pytest.mark.parametrize("error", [RuntimeError("a kernel failed"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
-    ("owner", "name", "number"), [(trainer_module, "loss_sum", 20), (Trainer, "validation_loss", 1)]
+    ("owner", "name", "number"),
+    [(trainer_module, "batch_loss", 20), (Trainer, "validation_loss", 1)],
 )
 def test_any_other_error_saves_the_state(
     monkeypatch: pytest.MonkeyPatch,

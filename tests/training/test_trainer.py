@@ -239,8 +239,8 @@ def test_too_little_memory_is_a_message(
     def fail(*_: object, **__: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(trainer_module, "loss_sum", fail)
-    with pytest.raises(TrainingError, match=r"memory ran out at step 0: lower --batch-size"):
+    monkeypatch.setattr(trainer_module, "batch_loss", fail)
+    with pytest.raises(TrainingError, match=r"memory ran out at step 0: lower --context"):
         train(text, tmp_path / "run")
 
 
