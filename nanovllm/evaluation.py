@@ -37,8 +37,8 @@ from nanovllm.errors import TrainingError
 from nanovllm.hub import resolve_model
 from nanovllm.model.config import GPT2Config
 from nanovllm.progress import progress_bar
+from nanovllm.training.data.text import pieces, read_documents
 from nanovllm.training.scoring import cut_windows, score_windows
-from nanovllm.training.text import pieces, read_documents
 
 TextSource: TypeAlias = str | os.PathLike[str]
 """A text, or the path of a file or folder of texts."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,8 +15,11 @@ from tests.support.shape_checks import install_shape_checks
 # shape and dtype. This must precede their first import, so the other imports come later.
 # The kernels are compiled by Numba and not run by Python; what lays out their arrays is.
 _MODULES = [
-    f"nanovllm.{package}.{path.stem}"
-    for package in ("model", "training", "inspection")
+    f"nanovllm.{package.replace('/', '.')}.{path.stem}"
+    for package in (
+        *("model", "inspection"),
+        *("training", "training/data", "training/network", "training/run"),
+    )
     for path in (Path(__file__).parents[1] / "nanovllm" / package).glob("[a-z]*.py")
 ]
 _MODULES.remove("nanovllm.training.config")  # checks the types of its settings itself
@@ -52,13 +56,16 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests where several processes share the tests.
+    """Run the files with slow tests first, the slowest first, in a parallel run.
 
     A process takes a file at a time, in this order. What a file needs is compiled and started once.
     """
     if hasattr(config, "workerinput"):
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        seconds: Counter[Path] = Counter()
+        for item in items:
+            for mark in item.iter_markers("slow"):
+                seconds[item.path] = max(seconds[item.path], *mark.args)
+        items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from nanovllm.cli.table import print_table
 from nanovllm.config import EngineConfig
 from nanovllm.evaluation import EvaluationResult, check_windows, evaluate
 from nanovllm.hub import resolve_model
-from nanovllm.training.text import read_documents
+from nanovllm.training.data.text import read_documents
 
 
 def run(parsed: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from nanovllm import TrainingConfig
 from nanovllm.cli.bench.roofline import Costs
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.config import read_toml
-from nanovllm.training.optimizer import Schedule
+from nanovllm.training.network.optimizer import Schedule
 
 TINY = Setting(layers=2, heads=2, width=8, context=4, batch=3, vocab=11)
 TURNS = {"nanovllm": [0.02, 0.03, 0.01], "torch": [0.03, 0.09, 0.03], "torch bfloat16": [0.1] * 3}
@@ -66,10 +66,10 @@ def test_torch_computes_the_same_network() -> None:
     torch = pytest.importorskip("torch")
     from benchmarks.peers.torch_gpt2 import GPT2, make_optimizer
     from nanovllm.model.checkpoint import expected_shapes
-    from nanovllm.training.autograd import Tape
-    from nanovllm.training.model import loss_sum
-    from nanovllm.training.operations import NumpyOperations
-    from nanovllm.training.parameters import Parameters, initialize, is_decayed
+    from nanovllm.training.network.autograd import Tape
+    from nanovllm.training.network.model import loss_sum
+    from nanovllm.training.network.operations import NumpyOperations
+    from nanovllm.training.network.parameters import Parameters, initialize, is_decayed
 
     config = GPT2Config(vocab=11, max_positions=4, d_model=8, layers=2, heads=2, d_ff=32)
     parameters = Parameters(expected_shapes(config))

@@ -1,4 +1,4 @@
-"""The compiled operations of training: the twin of nanovllm/training/operations.py.
+"""The compiled operations of training: the twin of nanovllm/training/network/operations.py.
 
 They are compiled as the forward pass of nanovllm/model/kernels is, to a library of their own. Each
 line imports only from lines below it (the contract in pyproject.toml):
@@ -10,23 +10,17 @@ line imports only from lines below it (the contract in pyproject.toml):
     library               loads the compiled operations from the cache, or compiles them
     entries               the functions that Python calls
 
-    attention             causal self-attention, a block of queries at a time
-    attention_backward    its gradients, a block of keys at a time
+    attention             causal self-attention and its gradients
     layer_norm            layer normalization and its gradients
     embedding             token and position embeddings and their gradients
     cross_entropy         the loss and its gradients, a chunk of rows at a time
     linear                linear layers and their gradients
     optimizer             AdamW, and the sum of squares that clipping needs
 
-    matmul                C = A @ B, A @ B^T and A^T @ B, divided into items for the threads
-    epilogue              the end of a matmul: sums of parts, bias and activation
-    pack                  matmul operands in the order in which tiles read them
-    attention_panels      copies of a head's rows for the tiles of attention
-    attention_tiles       matmuls of attention, also along the causal diagonal
+    matmul                C = A @ B, A @ B^T and A^T @ B
     dropout               dropout masks in vectors
-    tile                  the innermost loop of a matmul
     activation_gradient   derivatives of the activation functions
     elementwise           loops over the elements of arrays, in vectors and a rest of scalars
-    attention_layout      the working memory of attention
+    transpose             transposition of rows in squares of vectors
     records               the arguments of each operation
 """

@@ -3,14 +3,14 @@
 from collections.abc import Callable
 
 from nanovllm.model.kernels.build.layout import WORD_BYTES
-from nanovllm.training.dropout import threshold
-from nanovllm.training.kernels.attention_layout import (
+from nanovllm.training.kernels.attention.layout import (
     attention_backward_layout,
     attention_layout,
     panel_width,
 )
 from nanovllm.training.kernels.runner import OperationRunner
-from nanovllm.training.operations import Array, AttentionShape, NumpyOperations, Rows
+from nanovllm.training.network.dropout import threshold
+from nanovllm.training.network.operations import Array, AttentionShape, NumpyOperations, Rows
 
 
 class AttentionOperations(NumpyOperations):

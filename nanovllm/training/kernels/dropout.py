@@ -1,4 +1,4 @@
-"""Dropout in vectors: the masks of nanovllm/training/dropout.py, bit for bit."""
+"""Dropout in vectors: the masks of nanovllm/training/network/dropout.py, bit for bit."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,9 +11,9 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
 from nanovllm.training.kernels.elementwise import float_argument
 from nanovllm.training.kernels.records import ITEM_ELEMENTS, RECORDS
+from nanovllm.training.network.dropout import LAST_SHIFT, SHIFTS_AND_MULTIPLIERS
 
 _record_at = record_at(RECORDS["add_dropout"])
 

@@ -4,8 +4,8 @@ from typing import Any
 
 from nanovllm.model.kernels.build.target import Spec
 from nanovllm.model.kernels.threads.worker import POOL_FUNCTIONS
-from nanovllm.training.kernels.attention import make_attention
-from nanovllm.training.kernels.attention_backward import make_attention_backward
+from nanovllm.training.kernels.attention.backward import make_attention_backward
+from nanovllm.training.kernels.attention.forward import make_attention
 from nanovllm.training.kernels.cross_entropy import make_cross_entropy, make_pack_head
 from nanovllm.training.kernels.dropout import make_add_dropout
 from nanovllm.training.kernels.embedding import make_embed, make_embed_backward

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from nanovllm.training.kernels.operations import CompiledOperations
-from nanovllm.training.operations import AttentionShape, NumpyOperations
+from nanovllm.training.network.operations import AttentionShape, NumpyOperations
 from tests.training.kernels.comparison import check_equal, random
 
 NUMPY = NumpyOperations()

@@ -1,0 +1,9 @@
+"""From text files to batches of tokens.
+
+The modules in reading order:
+
+text       text files, and their split into training and validation
+tokenizer  character-level and byte-level BPE tokenizers
+dataset    batches without padding
+prepare    from files to the two splits of a run
+"""

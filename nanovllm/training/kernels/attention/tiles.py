@@ -1,0 +1,143 @@
+"""The matmuls of attention: tiles of up to 6 rows times a panel, also along the causal diagonal.
+
+A panel is two vectors wide. It has a row for each step, one after another in memory:
+
+    out[rows, WIDTH] (+)= inputs[rows, steps] @ panel[steps, WIDTH]
+
+The weights P of causal attention are a triangle. A tile of rows r, r + 1, ... on its diagonal has
+some steps that all rows take, and as many steps as it has rows that only some rows take:
+
+    TAIL: out = P @ V      row r sees the keys up to r        | x x x . . |   first all rows,
+                                                              | x x x x . |   then row i takes
+                                                              | x x x x x |   the steps up to i
+    HEAD: grad_V = P^T @ grad_out                             | x x x x x |   row i begins
+          the row of key r is used by the queries from r on   | . x x x x |   at step i
+                                                              | . . x x x |
+
+These steps are emitted one by one, without the products above the diagonal. So no time is spent
+there, and a NaN of a later token does not reach an earlier one, as 0 * NaN would.
+"""
+
+from typing import Any
+
+from nanovllm.model.kernels.build.compiler import compiled
+from nanovllm.model.kernels.build.layout import WORD_BYTES
+from nanovllm.model.kernels.build.target import KernelTarget
+from nanovllm.model.kernels.simd.vector import I64, Value, Vectors, kernel
+from nanovllm.training.kernels.attention.layout import PANEL_VECTORS, panel_width
+
+_HEIGHTS = (6, 4, 2, 1)
+SQUARE, HEAD, TAIL = "square", "head", "tail"
+
+
+def _make_tile(
+    target: KernelTarget, rows: int, shape: str, *, transposed: bool, accumulate: bool
+) -> Any:
+    """Return tile(in_ptr, in_stride_bytes, panel_ptr, steps, out_ptr, out_stride_bytes).
+
+    in_ptr            inputs [rows, steps], or [steps, rows] if `transposed`
+    in_stride_bytes   bytes from one row of these to the next
+    panel_ptr, steps  the panel, and the steps that all rows take
+    out_ptr           receives [rows, WIDTH], or is added to if `accumulate`
+    """
+    offsets_bytes = [vector * target.lanes * WORD_BYTES for vector in range(PANEL_VECTORS)]
+    step_bytes = panel_width(target) * WORD_BYTES
+
+    def tile(
+        v: Vectors, in_ptr: Value, in_stride_bytes: Value, panel_ptr: Value, steps: Value,
+        out_ptr: Value, out_stride_bytes: Value,
+    ) -> None:  # fmt: skip
+        def load_input(row: int, step: Value) -> Value:
+            if transposed:
+                column_ptr = v.address(in_ptr, v.builder.mul(step, in_stride_bytes))
+                return v.load_scalar(column_ptr, row * WORD_BYTES)
+            return v.load_scalar(v.element(in_ptrs[row], step))
+
+        def multiply_add(step: Value, accumulators: list[Value], rows: range) -> list[Value]:
+            """Add one step's products to the accumulators of some rows."""
+            panel_row_ptr = v.address(panel_ptr, v.times(step, step_bytes))
+            weights = [v.load(panel_row_ptr, offset) for offset in offsets_bytes]
+            updated = list(accumulators)
+            for row in rows:
+                value = load_input(row, step)
+                for vector, weight in enumerate(weights):
+                    index = row * PANEL_VECTORS + vector
+                    updated[index] = v.fma(v.splat(value), weight, updated[index])
+            return updated
+
+        in_ptrs = _row_pointers(v, in_ptr, in_stride_bytes, rows)
+        out_ptrs = _row_pointers(v, out_ptr, out_stride_bytes, rows)
+        accumulators = [
+            v.load(out_ptr, offset) if accumulate else v.constant(0.0)
+            for out_ptr in out_ptrs
+            for offset in offsets_bytes
+        ]
+        first = rows if shape == HEAD else 0
+        for step in range(first):
+            accumulators = multiply_add(I64(step), accumulators, range(step + 1))
+        accumulators = v.loop(
+            steps,
+            1,
+            accumulators,
+            lambda k, totals: multiply_add(v.address(k, first), totals, range(rows)),
+        )
+        for step in range(rows if shape == TAIL else 0):
+            accumulators = multiply_add(v.address(steps, step), accumulators, range(step, rows))
+        for row, out_row_ptr in enumerate(out_ptrs):
+            for vector, offset in enumerate(offsets_bytes):
+                v.store(accumulators[row * PANEL_VECTORS + vector], out_row_ptr, offset)
+
+    return kernel(target, tile)
+
+
+def _row_pointers(v: Vectors, base_ptr: Value, stride_bytes: Value, rows: int) -> list[Value]:
+    return [v.address(base_ptr, v.builder.mul(stride_bytes, I64(row))) for row in range(rows)]
+
+
+def make_matmul(
+    target: KernelTarget, shape: str = SQUARE, *, transposed: bool = False, accumulate: bool = False
+) -> Any:
+    """Return matmul: out[rows, WIDTH] (+)= inputs[rows, steps] @ panel, in tiles of some rows.
+
+    in_ptr, in_stride_bytes    inputs, as in a tile; for HEAD from the first row's first step
+    rows                       number of rows
+    panel_ptr                  the panel's row of the first step
+    steps                      SQUARE: of all rows; HEAD: of the first row, and one less for each
+                               following row; TAIL: of the first row without its last, and one more
+                               for each following row
+    out_ptr, out_stride_bytes  result
+    """
+    tile6, tile4, tile2, tile1 = (
+        _make_tile(target, height, shape, transposed=transposed, accumulate=accumulate)
+        for height in _HEIGHTS
+    )
+    is_head, is_tail = shape == HEAD, shape == TAIL
+    step_bytes = panel_width(target) * WORD_BYTES
+
+    @compiled
+    def matmul(
+        in_ptr: int, in_stride_bytes: int, rows: int, panel_ptr: int, steps: int,
+        out_ptr: int, out_stride_bytes: int,
+    ) -> None:  # fmt: skip
+        while rows > 0:
+            height = 6 if rows >= 6 else 4 if rows >= 4 else 2 if rows >= 2 else 1
+            common = steps - height if is_head else steps
+            if height == 6:
+                tile6(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
+            elif height == 4:
+                tile4(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
+            elif height == 2:
+                tile2(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
+            else:
+                tile1(in_ptr, in_stride_bytes, panel_ptr, common, out_ptr, out_stride_bytes)
+            in_ptr += height * (WORD_BYTES if transposed else in_stride_bytes)
+            out_ptr += height * out_stride_bytes
+            rows -= height
+            if is_tail:
+                steps += height
+            if is_head:
+                steps -= height
+                in_ptr += height * WORD_BYTES
+                panel_ptr += height * step_bytes
+
+    return matmul

@@ -1,0 +1,224 @@
+"""Reverse-mode automatic differentiation over the fused operations.
+
+A Tape computes the forward pass, and records for every operation a function that computes its
+backward pass. `Tape.backward` calls these functions in reverse order. Each takes the gradient of
+its operation's output and adds to the gradients of the inputs:
+
+    forward     x --layer_norm--> n --linear--> y --cross_entropy--> loss
+    backward    grad_x <--------- grad_n <---- grad_y <------------- 1
+
+When an operation's turn comes, every operation that uses its output has already added its part to
+the output's gradient, because it was recorded later. That is the whole algorithm (Linnainmaa 1970;
+Baydin et al. 2018, arXiv:1502.05767, is a survey).
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from nanovllm.training.network.operations import Array, AttentionShape, NumpyOperations, TokenIds
+
+
+class Gradient:
+    """The gradient of the loss with respect to one array of the forward pass.
+
+    A backward pass holds the gradients of its inputs and its output. It does not hold their arrays,
+    unless its formula has them: other arrays are released during the forward pass.
+
+    Attributes:
+        array: None until an operation has added to it. A parameter's is there from the start, and
+            every backward pass adds to it.
+    """
+
+    __slots__ = ("array",)
+
+    def __init__(self, array: Array | None = None) -> None:
+        """Begin with nothing, or with the array of a parameter's gradient."""
+        self.array = array
+
+    def add(self, gradient: Array) -> None:
+        """Add to the gradient; the first array given becomes the gradient."""
+        if self.array is None:
+            self.array = gradient
+        else:
+            self.array += gradient
+
+    def take(self) -> Array:
+        """Return the gradient, which is complete, and release it."""
+        array, self.array = self.array, None
+        assert array is not None, "an output that the loss does not depend on"
+        return array
+
+
+class Tensor:
+    """An array of the forward pass, and its gradient.
+
+    Attributes:
+        data: the array.
+        gradient: of the loss with respect to `data`, of the same shape.
+    """
+
+    __slots__ = ("data", "gradient")
+
+    def __init__(self, data: Array, gradient: Array | None = None) -> None:
+        """Take an array, and for a parameter the array of its gradient."""
+        self.data = data
+        self.gradient = Gradient(gradient)
+
+
+class Tape:
+    """Records operations, and runs their backward passes in reverse.
+
+    Each method is an operation of operations.py on tensors. The memory of an operation's arrays is
+    released as soon as its backward pass has run.
+    """
+
+    def __init__(self, operations: NumpyOperations, *, records: bool = True) -> None:
+        """Compute with `operations`; without `records` there is no backward pass."""
+        self._operations = operations
+        self._records = records
+        self._backward: list[Callable[[], None]] = []
+
+    def backward(self) -> None:
+        """Add the gradients of the recorded loss to all parameters."""
+        while self._backward:
+            self._backward.pop()()
+
+    def _record(self, function: Callable[[], None]) -> None:
+        if self._records:
+            self._backward.append(function)
+
+    def embed(
+        self,
+        token_ids: TokenIds,
+        token_embedding: Tensor,
+        position_embedding: Tensor,
+    ) -> Tensor:
+        """Return the sum of token and position embeddings.
+
+        The position embedding is constant if it has no gradient.
+        """
+        operations = self._operations
+        out = Tensor(operations.embed(token_ids, token_embedding.data, position_embedding.data))
+        grad_out, grad_tokens = out.gradient, _array_of(token_embedding)
+        grad_positions = position_embedding.gradient.array
+        self._record(
+            lambda: operations.embed_backward(
+                grad_out.take(), token_ids, grad_tokens, grad_positions
+            )
+        )
+        return out
+
+    def layer_norm(self, x: Tensor, gain: Tensor, bias: Tensor, epsilon: float) -> Tensor:
+        """Return the layer normalization of each row."""
+        operations, data = self._operations, x.data
+        out_data, mean, inverse = operations.layer_norm(data, gain.data, bias.data, epsilon)
+        out = Tensor(out_data)
+        grad_x, grad_out = x.gradient, out.gradient
+
+        def backward() -> None:
+            grad_x.array = operations.layer_norm_backward(
+                grad_out.take(),
+                data,
+                gain.data,
+                mean,
+                inverse,
+                _array_of(gain),
+                _array_of(bias),
+                grad_x.array,
+            )
+
+        self._record(backward)
+        return out
+
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        activation: str = "linear",
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return activation(x @ weight + bias), or residual + x @ weight + bias.
+
+        The gradient of the sum is passed on as that of the residual; see `add_dropout`.
+        """
+        operations, data = self._operations, x.data
+        added = None if residual is None else residual.data
+        out_data, slope = operations.linear(data, weight.data, bias.data, activation, added)
+        out = Tensor(out_data)
+        grad_x, grad_out = x.gradient, out.gradient
+        grad_residual = None if residual is None else residual.gradient
+
+        def backward() -> None:
+            gradient = grad_out.take()
+            grad_x.add(
+                operations.linear_backward(
+                    gradient, data, weight.data, slope, _array_of(weight), _array_of(bias)
+                )
+            )
+            if grad_residual is not None:
+                grad_residual.add(gradient)
+
+        self._record(backward)
+        return out
+
+    def attention(self, qkv: Tensor, shape: AttentionShape) -> Tensor:
+        """Return causal self-attention."""
+        operations, data = self._operations, qkv.data
+        out_data, logsumexp = operations.attention(data, shape)
+        out = Tensor(out_data)
+        grad_qkv, grad_out = qkv.gradient, out.gradient
+        self._record(
+            lambda: grad_qkv.add(
+                operations.attention_backward(grad_out.take(), data, out_data, logsumexp, shape)
+            )
+        )
+        return out
+
+    def dropout(self, x: Tensor, rate: float, key: int) -> Tensor:
+        """Return x with a part of its elements set to 0."""
+        operations = self._operations
+        out = Tensor(operations.dropout(x.data, rate, key))
+        grad_x, grad_out = x.gradient, out.gradient
+        self._record(lambda: grad_x.add(operations.dropout(grad_out.take(), rate, key)))
+        return out
+
+    def add_dropout(self, residual: Tensor, x: Tensor, rate: float, key: int) -> Tensor:
+        """Return residual + dropout(x).
+
+        The gradient of the sum is passed on as the gradient of the residual, in the same memory:
+        one array carries the gradient of the residual stream through the whole backward pass.
+        """
+        operations = self._operations
+        out = Tensor(operations.add_dropout(residual.data, x.data, rate, key))
+        grad_residual, grad_x, grad_out = residual.gradient, x.gradient, out.gradient
+
+        def backward() -> None:
+            gradient = grad_out.take()
+            # Without dropout this is the residual's array too. What reads it, the branch's last
+            # linear layer, runs its backward pass before anything is added to the residual's.
+            grad_x.add(operations.dropout(gradient, rate, key))
+            grad_residual.add(gradient)
+
+        self._record(backward)
+        return out
+
+    def cross_entropy(
+        self, hidden: Tensor, head: Tensor, targets: np.ndarray, scale: float
+    ) -> float:
+        """Return the sum of the losses of all rows; the gradient is that of `scale` * sum."""
+        if not self._records:
+            return self._operations.cross_entropy(hidden.data, head.data, targets)
+        total, gradient = self._operations.cross_entropy_backward(
+            hidden.data, head.data, targets, scale, _array_of(head)
+        )
+        hidden.gradient.add(gradient)
+        return total
+
+
+def _array_of(parameter: Tensor) -> Array:
+    """Return the array of a parameter's gradient."""
+    array = parameter.gradient.array
+    assert array is not None, "a parameter has a gradient from the start"
+    return array

@@ -1,0 +1,157 @@
+"""GPT-2's forward pass for training: the network of nanovllm/model/gpt2.py on a tape.
+
+The operations, their order and their names are those of gpt2.py. There is no KV cache: all tokens
+of a sequence are computed at once. Dropout is where GPT-2 has it: after the embedding, on the
+attention weights, and at the end of both residual branches.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+from jaxtyping import Int64
+
+from nanovllm.model.config import GPT2Config
+from nanovllm.training.network.autograd import Tape, Tensor
+from nanovllm.training.network.dropout import site_key
+from nanovllm.training.network.operations import AttentionShape, NumpyOperations, TokenIds
+from nanovllm.training.network.parameters import Parameters
+
+GROUP_TOKENS = 1024
+"""Most tokens whose activations are in memory together; more only in a single sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dropout:
+    """Rate and random numbers of a forward pass's dropout.
+
+    Attributes:
+        step: number of the batch in the run.
+        group: number of the forward pass in the batch; each has masks of its own.
+    """
+
+    rate: float = 0.0
+    seed: int = 0
+    step: int = 0
+    group: int = 0
+
+    def keys(self) -> Iterator[int]:
+        """Yield a key for each use of dropout in the forward pass."""
+        for site in count():
+            yield site_key(self.seed, self.step, self.group, site) if self.rate else 0
+
+
+NO_DROPOUT = Dropout()
+
+
+def forward(
+    tape: Tape,
+    config: GPT2Config,
+    parameters: Parameters,
+    token_ids: TokenIds,
+    dropout: Dropout = NO_DROPOUT,
+) -> Tensor:
+    """Return the final hidden states [batch * context, d_model]."""
+    weights, keys = parameters.tensors, dropout.keys()
+    batch, context = token_ids.shape
+
+    def add_branch(name: str, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return the sum of the residual stream and a branch, whose last linear layer is `name`."""
+        if not dropout.rate:
+            return _linear(tape, weights, name, x, residual=hidden)
+        branch = _linear(tape, weights, name, x)
+        return tape.add_dropout(hidden, branch, dropout.rate, next(keys))
+
+    hidden = tape.embed(token_ids, weights["wte.weight"], weights["wpe.weight"])
+    if dropout.rate:
+        hidden = tape.dropout(hidden, dropout.rate, next(keys))
+    for layer in range(config.layers):
+        block = f"h.{layer}"
+        normed = _layer_norm(tape, config, weights, f"{block}.ln_1", hidden)
+        qkv = _linear(tape, weights, f"{block}.attn.c_attn", normed)
+        shape = AttentionShape(
+            batch,
+            context,
+            config.heads,
+            config.attention_scale(layer),
+            dropout.rate,
+            next(keys),
+        )
+        attn_out = tape.attention(qkv, shape)
+        hidden = add_branch(f"{block}.attn.c_proj", attn_out, hidden)
+        normed = _layer_norm(tape, config, weights, f"{block}.ln_2", hidden)
+        ffn_hidden = _linear(tape, weights, f"{block}.mlp.c_fc", normed, config.activation)
+        hidden = add_branch(f"{block}.mlp.c_proj", ffn_hidden, hidden)
+    return _layer_norm(tape, config, weights, "ln_f", hidden)
+
+
+def loss_sum(
+    tape: Tape,
+    config: GPT2Config,
+    parameters: Parameters,
+    token_ids: TokenIds,
+    targets: Int64[np.ndarray, "batch context"],
+    *,
+    scale: float = 1.0,
+    dropout: Dropout = NO_DROPOUT,
+) -> float:
+    """Return the sum over tokens of the cross-entropy of the next token, in nats.
+
+    `tape.backward` then adds the gradients of `scale` times this sum.
+    """
+    hidden = forward(tape, config, parameters, token_ids, dropout)
+    head = parameters.tensors["wte.weight" if config.tied_head else "lm_head.weight"]
+    return tape.cross_entropy(hidden, head, targets.reshape(-1), scale)
+
+
+def batch_loss(
+    operations: NumpyOperations,
+    config: GPT2Config,
+    parameters: Parameters,
+    token_ids: TokenIds,
+    targets: Int64[np.ndarray, "batch context"],
+    *,
+    scale: float | None = None,
+    dropout: Dropout = NO_DROPOUT,
+) -> float:
+    """Return the `loss_sum` of a batch; with a `scale`, also add its gradients.
+
+    The sequences of a batch are independent, and their gradients add up. So they are computed in
+    groups of up to GROUP_TOKENS tokens, and only the activations of one group are in memory. The
+    groups depend on the shape of the batch alone, so every run adds in the same order.
+    """
+    batch, context = token_ids.shape
+    groups = -(-batch // max(1, GROUP_TOKENS // context))
+    total = 0.0
+    for group in range(groups):
+        sequences = slice(batch * group // groups, batch * (group + 1) // groups)
+        tape = Tape(operations, records=scale is not None)
+        total += loss_sum(
+            tape,
+            config,
+            parameters,
+            token_ids[sequences],
+            targets[sequences],
+            scale=scale or 0.0,
+            dropout=replace(dropout, group=group),
+        )
+        tape.backward()
+    return total
+
+
+def _layer_norm(
+    tape: Tape, config: GPT2Config, weights: dict[str, Tensor], name: str, x: Tensor
+) -> Tensor:
+    return tape.layer_norm(x, weights[f"{name}.weight"], weights[f"{name}.bias"], config.epsilon)
+
+
+def _linear(
+    tape: Tape,
+    weights: dict[str, Tensor],
+    name: str,
+    x: Tensor,
+    activation: str = "linear",
+    residual: Tensor | None = None,
+) -> Tensor:
+    return tape.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"], activation, residual)

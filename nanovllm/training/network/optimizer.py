@@ -1,0 +1,93 @@
+"""AdamW with gradient clipping, and the learning rate schedule."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from nanovllm.training.network.operations import AdamWStep, NumpyOperations
+from nanovllm.training.network.parameters import Parameters
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Linear warmup, then a cosine from `peak` to `floor` (Loshchilov and Hutter 2017).
+
+    Attributes:
+        steps: updates of the whole run; later updates keep the floor.
+    """
+
+    peak: float
+    floor: float
+    warmup_steps: int
+    steps: int
+
+    def learning_rate(self, step: int) -> float:
+        """Return the learning rate of an update, counted from 0."""
+        if step < self.warmup_steps:
+            return self.peak * (step + 1) / (self.warmup_steps + 1)
+        if step >= self.steps:
+            return self.floor
+        progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
+        return self.floor + 0.5 * (1.0 + math.cos(math.pi * progress)) * (self.peak - self.floor)
+
+
+class AdamW:
+    """Updates parameters from their gradients.
+
+    Attributes:
+        updates: number of updates so far.
+        first_moment, second_moment: flat arrays in the layout of the parameters.
+    """
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        operations: NumpyOperations,
+        *,
+        weight_decay: float,
+        grad_clip: float,
+        beta1: float = 0.9,
+        beta2: float = 0.99,
+        epsilon: float = 1e-8,
+    ) -> None:
+        """Begin with moments of 0; `grad_clip` is the largest norm of the gradient, 0 for any."""
+        self._parameters = parameters
+        self._operations = operations
+        self._weight_decay = weight_decay
+        self._grad_clip = grad_clip
+        self._beta1, self._beta2, self._epsilon = beta1, beta2, epsilon
+        self.updates = 0
+        self.first_moment = np.zeros_like(parameters.values)
+        self.second_moment = np.zeros_like(parameters.values)
+
+    def update(self, learning_rate: float) -> float:
+        """Apply the gradients and set them to 0; return their norm before clipping.
+
+        Nothing is updated where the norm is not finite.
+        """
+        norm = math.sqrt(self._operations.sum_of_squares(self._parameters.gradients))
+        if not math.isfinite(norm):
+            return norm
+        scale = 1.0
+        if self._grad_clip and norm > self._grad_clip:
+            scale = self._grad_clip / norm
+        self.updates += 1
+        for group in self._parameters.groups:
+            settings = AdamWStep(
+                step=self.updates,
+                learning_rate=learning_rate,
+                weight_decay=self._weight_decay if group.is_decayed else 0.0,
+                beta1=self._beta1,
+                beta2=self._beta2,
+                epsilon=self._epsilon,
+                gradient_scale=scale,
+            )
+            self._operations.adamw(
+                self._parameters.values[group.range],
+                self._parameters.gradients[group.range],
+                self.first_moment[group.range],
+                self.second_moment[group.range],
+                settings,
+            )
+        return norm

@@ -1,0 +1,99 @@
+"""The records of a run: metrics.jsonl, samples.jsonl, run.json and report.html."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from nanovllm.errors import TrainingError
+from nanovllm.training.atomic_files import write_bytes, write_json
+from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation, parse_object
+from nanovllm.training.report import REPORT_FILE, write_report
+from nanovllm.training.run.checkpoint import LAST, RESUME_FILE
+
+_WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    RUN_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    REPORT_FILE,
+)
+"""Files of the output folder that a run writes after its first saved state."""
+
+
+class RunFiles:
+    """Writes the records of one run to its folder."""
+
+    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
+        """Take the folder and what run.json says of the whole run."""
+        self.folder = folder
+        self._facts = dict(facts)
+
+    @staticmethod
+    def check_is_new(folder: Path) -> None:
+        """Raise TrainingError if the folder holds files that a new run would overwrite."""
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise TrainingError(f"{existing} is a file; --output needs a folder")
+        if (folder / RESUME_FILE).exists():
+            raise TrainingError(
+                f"{folder} holds a run already: continue it with --resume {folder}, or choose "
+                "another --output"
+            )
+        taken = [name for name in _WRITTEN if os.path.lexists(folder / name)]
+        if taken or (folder / LAST).is_file():
+            raise TrainingError(
+                f"{folder} holds a checkpoint or other files ({', '.join(taken) or LAST}), which a "
+                "run would overwrite; choose another --output"
+            )
+        if not os.access(existing, os.W_OK):
+            raise TrainingError(f"{existing} is not writable; choose another --output")
+
+    def drop_after(self, step: int) -> None:
+        """Drop evaluations of later steps, which a killed run wrote after its last saved state."""
+        for name in (METRICS_FILE, SAMPLES_FILE):
+            path = self.folder / name
+            if path.exists():
+                rows = map(parse_object, _read(path).split(b"\n"))
+                kept = [row for row in rows if _is_until(row, step)]
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+                write_bytes(path, text.encode())
+
+    def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
+        """Append an evaluation and a sample."""
+        _append(self.folder / METRICS_FILE, asdict(evaluation))
+        if sample is not None:
+            _append(self.folder / SAMPLES_FILE, {"step": evaluation.step, "text": sample})
+
+    def write_summary(self, state: str, **facts: Any) -> None:
+        """Write run.json and the report; `state` is running, stopped, finished or failed."""
+        self._facts |= {"state": state, **facts}
+        write_json(self.folder / RUN_FILE, self._facts)
+        write_report(self.folder)
+
+
+def _append(path: Path, value: Mapping[str, Any]) -> None:
+    try:
+        with path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n")
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be written: {error}") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _is_until(row: Mapping[str, Any] | None, step: int) -> bool:
+    """Return whether a row is readable, and its step at most `step`."""
+    value = None if row is None else row.get("step")
+    return isinstance(value, int) and value <= step

@@ -1,0 +1,108 @@
+"""Documents from files and folders, the split, and the parts that a text is encoded in."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nanovllm.errors import TrainingError
+from nanovllm.training.data.text import Document, pieces, read_documents, split_documents
+
+
+def test_folders_are_searched_by_pattern_and_files_read_once(tmp_path: Path) -> None:
+    files = {
+        "b.py": b"print()\r\nx\r",
+        "a/z.py": "\ufeffé = 1\n".encode(),
+        "a/__init__.py": b"",
+        "notes.txt": b"no",
+        "c.py/inside.txt": b"a folder",
+    }
+    for name, data in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(data)
+    corpus = read_documents([tmp_path, tmp_path / "b.py", tmp_path / "a"], "*.py")
+    assert [(document.path.name, document.text) for document in corpus.documents] == [
+        ("z.py", "é = 1\n"),
+        ("b.py", "print()\nx\n"),
+    ]
+    assert corpus.warnings == ()
+
+
+def test_files_of_a_folder_that_are_not_text_are_skipped_with_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "b.txt").write_bytes(b"\0")
+    (tmp_path / "c.txt").write_bytes(b"text")
+    corpus = read_documents([tmp_path])
+    assert [document.path.name for document in corpus.documents] == ["c.txt"]
+    (warning,) = corpus.warnings
+    assert "skipped 2 of 3 files" in warning
+    assert "a.txt is not UTF-8" in warning
+    (tmp_path / "c.txt").unlink()
+    with pytest.raises(TrainingError, match=r"there is no text\n.*skipped 2 of 2"):
+        read_documents([tmp_path])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "there is no text"),
+        (b"ab\0c", "binary data: byte 2 is zero"),
+        (b"caf\xe9", "not UTF-8: byte 3 is 0xe9"),
+        (b"\xef\xbb\xbfcaf\xe9", "not UTF-8: byte 6 is 0xe9"),
+        ("text".encode("utf-16"), "UTF-16"),
+    ],
+)
+def test_a_named_file_that_is_no_text_is_an_error(
+    tmp_path: Path, data: bytes, message: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(data)
+    with pytest.raises(TrainingError, match=message):
+        read_documents([path])
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern", "message"),
+    [
+        ("missing", "*.txt", "does not exist"),
+        ("", "*.txt", r"no file that matches '\*\.txt' \(it has 2 \*\.py\)"),
+        ("", "/etc/*", "must be a glob pattern"),
+    ],
+)
+def test_paths_and_patterns_without_files_are_errors(
+    tmp_path: Path, name: str, pattern: str, message: str
+) -> None:
+    for number in range(2):
+        (tmp_path / f"{number}.py").write_bytes(b"pass")
+    with pytest.raises(TrainingError, match=message):
+        read_documents([tmp_path / name], pattern)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "train", "validation"),
+    [
+        (0.1, ["abcd", "ef", "ghi"], ["j"]),
+        (0.5, ["abcd", "e"], ["f", "ghij"]),
+        (0.4, ["abcd", "ef"], ["ghij"]),
+        (0.99, [], ["abcd", "ef", "ghij"]),
+    ],
+)
+def test_the_end_of_the_text_is_held_out(
+    fraction: float, train: list[str], validation: list[str]
+) -> None:
+    documents = [Document(Path(text), text) for text in ("abcd", "ef", "ghij")]
+    assert split_documents(documents, fraction) == (train, validation)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -1.0, float("nan")])
+def test_a_split_needs_two_sides(fraction: float) -> None:
+    with pytest.raises(TrainingError, match="above 0 and below 1"):
+        split_documents([Document(Path("a"), "text")], fraction)
+
+
+@given(st.text(alphabet="ab \n\t", max_size=60), st.integers(1, 8))
+def test_pieces_are_the_text_and_no_longer_than_allowed(text: str, max_length: int) -> None:
+    parts = list(pieces(text, max_length))
+    assert "".join(parts) == text
+    assert max(map(len, parts)) <= max_length
