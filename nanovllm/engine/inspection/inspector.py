@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.engine_thread import EngineThread
-from nanovllm.engine.inspection.recorder import MAX_RECORDS, StepRecord, StepRecorder
+from nanovllm.engine.inspection.recorder import StepRecorder
 from nanovllm.engine.inspection.state import InspectedEngine, inspect_engine
 from nanovllm.errors import QueueFullError
 
@@ -70,13 +70,11 @@ class Inspector:
 
         return unwatch
 
-    async def state(
-        self, *, max_steps: int, after_step: int = 0, shows_prompts: bool = False
-    ) -> InspectedEngine:
+    async def state(self, *, max_steps: int, shows_prompts: bool = False) -> InspectedEngine:
         """Return the state of the engine; raises EngineNotReadyError if it is stopped.
 
         Args:
-            max_steps: maximum number of step records, of steps after `after_step`.
+            max_steps: maximum number of step records; at most MAX_RECORDS are kept.
             shows_prompts: include the prompts' token ids.
         """
         self._renew()
@@ -85,15 +83,10 @@ class Inspector:
                 engine,
                 self._recorder,
                 max_steps=max_steps,
-                after_step=after_step,
                 is_paused=self._thread.is_paused,
                 shows_prompts=shows_prompts,
             )
         )
-
-    async def steps(self, count: int) -> tuple[StepRecord, ...]:
-        """Return at most `count` of the last MAX_RECORDS steps, oldest first."""
-        return (await self.state(max_steps=min(count, MAX_RECORDS))).steps
 
     async def control(self, action: Action) -> tuple[bool, int]:
         """Pause or resume the engine, or pause it and run one step.

@@ -122,10 +122,9 @@ class StepRecorder:
         self._requests: list[Request] = []  # those that decoded in the last step
         self._decoding: tuple[tuple[str, int], ...] = ()
 
-    def last(self, count: int, after: int = 0) -> tuple[StepRecord, ...]:
-        """Return at most `count` of the latest records, oldest first, of steps after `after`."""
-        newest = islice(reversed(self._records), count)
-        return tuple(record for record in newest if record.step > after)[::-1]
+    def last(self, count: int) -> tuple[StepRecord, ...]:
+        """Return at most `count` of the latest records, oldest first."""
+        return tuple(islice(reversed(self._records), count))[::-1]
 
     def on_admitted(self, request: Request) -> None:
         """Record an admission, and the tokens that it found in computed blocks."""

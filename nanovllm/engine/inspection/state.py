@@ -114,14 +114,13 @@ def inspect_engine(
     recorder: StepRecorder | None,
     *,
     max_steps: int,
-    after_step: int = 0,
     is_paused: bool = False,
     shows_prompts: bool = False,
 ) -> InspectedEngine:
     """Copy the state of an engine; call it on the engine's thread.
 
     Args:
-        max_steps: maximum number of step records, of steps after `after_step`.
+        max_steps: maximum number of step records.
         shows_prompts: include the prompts' token ids.
     """
     began_s, now = time.thread_time(), time.monotonic()
@@ -140,7 +139,7 @@ def inspect_engine(
         requests=requests,
         num_omitted=len(scheduler.requests) - len(requests),
         blocks=inspect_blocks(engine.blocks, sorted(scheduler.running, key=_sort_key)),
-        steps=() if recorder is None else recorder.last(max_steps, after_step),
+        steps=() if recorder is None else recorder.last(max_steps),
         stats=engine.stats(),
         build_s=time.thread_time() - began_s,
     )
