@@ -4,8 +4,9 @@ Run: python benchmarks/inspector_cost.py --rounds 9
 
 A server process has a steady load of concurrent streams. In each round it is measured twice, with
 and without one reader of GET /v1/engine/events, in alternating order. The cost of a round is the
-ratio of the server's processor time per token. The result is the median of all rounds. The last
-line is JSON.
+ratio of the server's processor time per token. The result is the median of all rounds. The server
+records steps until LEASE_S after its last reader, so a measurement without a reader begins later.
+The last line is JSON.
 """
 
 import argparse
@@ -26,6 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.load.server_process import ServerProcess
 from benchmarks.options import add_run_options, finish, heading, tell
 from nanovllm.cli.argument_types import positive, positive_number
+from nanovllm.engine.inspection.inspector import LEASE_S
 
 _TIMEOUT_S = 120.0
 _JSON = {"Content-Type": "application/json"}
@@ -72,25 +74,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ServerProcess([parsed.model, *flags]) as server:
         loads = {}
         for streams in parsed.streams:
-            loads[str(streams)] = record = measure(server.port, streams, parsed)
+            loads[str(streams)] = record = measure(server, streams, parsed)
             print(shown(streams, record), flush=True)
     finish({"benchmark": "inspector_cost", "rounds": parsed.rounds, "loads": loads}, parsed)
     return 0
 
 
-def measure(port: int, streams: int, parsed: argparse.Namespace) -> dict[str, Any]:
+def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the processor times per token of all rounds, and the median of their ratios."""
     times: dict[bool, list[float]] = {False: [], True: []}
     frames_per_s: list[float] = []
     frame_bytes: list[float] = []
-    run_load(port, streams, parsed.tokens, min(1.0, parsed.seconds))  # warm up
+    last_watched_s = -LEASE_S
+    run_load(server, streams, parsed.tokens, min(1.0, parsed.seconds))  # warm up
     for number in range(parsed.rounds):
         tell(f"{streams} streams: round {number + 1} of {parsed.rounds}")
         for is_watched in (number % 2 == 0, number % 2 == 1):
+            if not is_watched:
+                time.sleep(max(0.0, last_watched_s + LEASE_S + 0.5 - time.monotonic()))
             began_s = time.monotonic()
-            with watching(port) if is_watched else contextlib.nullcontext() as reader:
-                times[is_watched].append(run_load(port, streams, parsed.tokens, parsed.seconds))
+            with watching(server.port) if is_watched else contextlib.nullcontext() as reader:
+                times[is_watched].append(run_load(server, streams, parsed.tokens, parsed.seconds))
             if reader is not None:
+                last_watched_s = time.monotonic()
                 frames_per_s.append(reader.frames / (time.monotonic() - began_s))
                 frame_bytes.append(reader.num_bytes / max(reader.frames, 1))
     ratios = [watched / alone for watched, alone in zip(times[True], times[False], strict=True)]
@@ -104,7 +110,7 @@ def measure(port: int, streams: int, parsed: argparse.Namespace) -> dict[str, An
     }
 
 
-def run_load(port: int, streams: int, tokens: int, seconds: float) -> float:
+def run_load(server: ServerProcess, streams: int, tokens: int, seconds: float) -> float:
     """Keep `streams` streams busy; return the server's processor time per generated token."""
     end_s = time.monotonic() + seconds
     errors: list[BaseException] = []
@@ -118,17 +124,17 @@ def run_load(port: int, streams: int, tokens: int, seconds: float) -> float:
         }
         try:
             while time.monotonic() < end_s:
-                fetch(port, "POST", "/v1/completions", body)
+                fetch(server.port, "POST", "/v1/completions", body)
         except BaseException as error:  # noqa: BLE001 - raised below
             errors.append(error)
 
-    before = counters(port)
+    before = counters(server)
     threads = [threading.Thread(target=stream, args=(number,)) for number in range(streams)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    after = counters(port)
+    after = counters(server)
     if errors:
         raise errors[0]
     return (after["cpu_s"] - before["cpu_s"]) / (after["tokens"] - before["tokens"])
@@ -163,11 +169,11 @@ def watching(port: int) -> Iterator[Reader]:
         connection.close()
 
 
-def counters(port: int) -> dict[str, float]:
+def counters(server: ServerProcess) -> dict[str, float]:
     """Return the server's processor time and its number of generated tokens."""
     values = dict(
         line.rsplit(" ", 1)
-        for line in fetch(port, "GET", "/metrics").decode().splitlines()
+        for line in fetch(server.port, "GET", "/metrics").decode().splitlines()
         if not line.startswith("#")
     )
     (tokens,) = (
@@ -175,7 +181,15 @@ def counters(port: int) -> dict[str, float]:
         for name, value in values.items()
         if name.startswith("nanovllm:generation_tokens_total")
     )
-    return {"cpu_s": float(values["process_cpu_seconds_total"]), "tokens": float(tokens)}
+    cpu_s = precise_cpu_s(server.pid) or float(values["process_cpu_seconds_total"])
+    return {"cpu_s": cpu_s, "tokens": float(tokens)}
+
+
+def precise_cpu_s(pid: int) -> float | None:
+    """Return a process's processor time to the nanosecond; None where the system does not say."""
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
+    times_ns = [int(file.read_text().split()[0]) for file in files]
+    return sum(times_ns) / 1e9 or None
 
 
 def fetch(port: int, method: str, path: str, body: Mapping[str, Any] | None = None) -> bytes:

@@ -33,16 +33,16 @@ SIZES = {"": (1280, 900), "-narrow": (390, 844)}
 SCHEMES = {"": "light", "-dark": "dark"}
 ANIMATION_SIZE, ANIMATION_WIDTH = (1120, 780), 840
 MAX_ANIMATION_BYTES = 1_500_000
-_SERVER_SETTINGS = ("--kv-cache-memory", "8MiB", "--max-num-seqs", "8", "--block-size", "16")
+_SERVER_SETTINGS = ("--kv-cache-memory", "5MiB", "--max-num-seqs", "8", "--block-size", "16")
 _PROMPTS = (
-    "Once upon a time, there was a",
+    "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age",
+    "It was the best of times, it was the worst of times, it was the season of light and the old",
     "The old man looked at the sea and",
-    "It was a dark and stormy night;",
     "In the morning the children",
 )
 _START_TIMEOUT_S, _ACTION_TIMEOUT_MS, _REQUEST_TIMEOUT_S = 120.0, 60_000, 120.0
 _NUM_CLIENTS = 14
-_COLORS = 160
+_COLORS = 255
 _LONGEST_FRAME_MS, _LAST_FRAME_MS = 400, 2000
 
 

@@ -145,6 +145,9 @@ def _complete_operation(operation: dict[str, Any], *, needs_key: bool, checks_ho
     """Add the responses of middleware; drop the framework's 422, which is a 400 here."""
     documented = operation["responses"]
     documented.pop("422", None)
+    content = documented["200"].get("content", {})
+    if "text/event-stream" in content and content.get("application/json") == {"schema": {}}:
+        del content["application/json"]  # the framework's default, of a route that only streams
     everywhere = (
         413,
         500,

@@ -116,7 +116,7 @@ def _add_inspector(parser: argparse.ArgumentParser) -> None:
         "--inspector",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="serve the state of the engine, under /v1/engine",
+        help="serve the inspector: the page / and the endpoints under /v1/engine and /v1/inspect",
     )
     group.add_argument(
         "--inspector-shows-prompts",

@@ -1,6 +1,16 @@
 /** Attention: all heads of a prompt as small maps, one large, and its weights as shaded text. */
 
-import { field, formatNumber, formatPercent, h, icon, replace, visibleText } from "./dom.js";
+import {
+  errorMessage,
+  field,
+  formatNumber,
+  formatPercent,
+  h,
+  icon,
+  onThemeChange,
+  replace,
+  visibleText,
+} from "./dom.js";
 import { heatMap, tokenStrip, weightFraction, weightLegend } from "./heatmap.js";
 import { HEAD_KINDS, describeHead, headGrid } from "./head_grid.js";
 import { promptForm } from "./prompt_form.js";
@@ -85,11 +95,21 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
     headSelect.value = String(head.head);
     title.textContent = `Layer ${head.layer}, head ${head.head}`;
     kinds.textContent = describeHead(head);
-    const weights = await weightsOf(head.layer);
-    if (selected !== head) return;
+    const weights = await load(head.layer);
+    if (selected !== head || !weights) return;
     const start = headNumbers.indexOf(head.head) * rowWeights;
     weightAt = (row, key) => weights[start + (row * (row + 1)) / 2 + key];
     map.update(tokens, weightAt);
+  }
+
+  /** Return a layer's weights; null if they cannot be loaded, which the view then says. */
+  async function load(layer) {
+    try {
+      return await weightsOf(layer);
+    } catch (error) {
+      if (error.name !== "AbortError") replace(reading, errorMessage(error.message));
+      return null;
+    }
   }
 
   function describeRow(key, isKept) {
@@ -97,7 +117,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
     replace(
       reading,
       h("code", { text: name(query) }),
-      " looks at ",
+      " attends to ",
       h("code", { text: name(key) }),
       " with weight ",
       h("strong", { text: weightAt(query, key).toFixed(4) }),
@@ -121,7 +141,8 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
 
   async function paintThumbnails() {
     for (const layer of layers) {
-      const weights = await weightsOf(layer);
+      const weights = await load(layer);
+      if (!weights) return;
       for (const [index, head] of headNumbers.entries()) {
         const start = index * rowWeights;
         grid.paint(layer, head, size, (row, key) => weights[start + (row * (row + 1)) / 2 + key]);
@@ -135,12 +156,12 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
     h(
       "section",
       { "aria-label": "Kinds of head" },
-      h("h2", { text: "Which head looks where" }),
+      h("h2", { text: "What heads attend to" }),
       h("p", {
         class: "secondary v-lead",
         text:
-          "The strongest head of each kind in this prompt, with the " +
-          "mean weight that its tokens give. Layers and heads are counted from 0.",
+          "The strongest head of each kind in this prompt, with its mean " +
+          "attention weight. Layers and heads are counted from 0.",
       }),
       h(
         "div",
@@ -159,7 +180,7 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
           class: "secondary v-lead",
           text:
             "Each square is a map of one head: a row is a token that " +
-            "looks, a column a token looked at.",
+            "attends (query), a column a token attended to (key).",
         }),
         grid.element,
         h(
@@ -194,15 +215,15 @@ export function attentionExplorer({ attention, overview, loadLayer }) {
         h("p", {
           class: "secondary v-lead",
           text:
-            "Choose a token to see what it looks at. Tokens after it have " +
-            "no weight: a token never looks ahead.",
+            "Choose a token to see what it attends to. Later tokens have " +
+            "no weight: attention is causal.",
         }),
         strip.element,
         topKeys,
       ),
     ),
   );
-  document.addEventListener("themechange", () => element.isConnected && paintThumbnails());
+  onThemeChange(element, paintThumbnails);
   select(selected);
   paintThumbnails();
   return Object.assign(element, { weightsOf }); // for scripts: the weights of a layer
@@ -228,6 +249,7 @@ function layerWeights({ attention, loadLayer, layers, layerSize }) {
     kept.delete(layer);
     kept.set(layer, weights);
     if (kept.size > 2) kept.delete(kept.keys().next().value);
+    weights.catch(() => kept.delete(layer));
     return weights;
   };
 }

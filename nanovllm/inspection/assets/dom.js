@@ -389,6 +389,28 @@ export function rovingFocus(parent, selector) {
 // Colours are defined in style.css; canvases read them here. They change with the theme, which
 // dispatches "themechange" on the document.
 
+/** @type {WeakMap<Element, () => void>} */
+const redraws = new WeakMap();
+
+/**
+ * Call `redraw` when the theme changes, as long as something else keeps the element alive.
+ * @param {Element} element
+ * @param {() => void} redraw
+ */
+export function onThemeChange(element, redraw) {
+  redraws.set(element, redraw);
+  listenForTheme(new WeakRef(element));
+}
+
+/** @param {WeakRef<Element>} reference */
+function listenForTheme(reference) {
+  document.addEventListener("themechange", function listener() {
+    const element = reference.deref();
+    if (element) redraws.get(element)();
+    else document.removeEventListener("themechange", listener);
+  });
+}
+
 /** Return the value of a CSS custom property. @param {string} name such as "--accent" */
 export function token(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();

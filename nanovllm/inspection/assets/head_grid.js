@@ -15,7 +15,7 @@ export const HEAD_KINDS = [
     what: "the token just before",
   },
   { key: "first_token", name: "First token", chip: "first", what: "the first token of the prompt" },
-  { key: "self", name: "Itself", chip: "self", what: "the token that looks" },
+  { key: "self", name: "Same token", chip: "same", what: "the query token itself" },
   {
     key: "induction",
     name: "Induction",
@@ -49,12 +49,13 @@ function chipsOf(head) {
  */
 export function headGrid(heads, layers, headNumbers, onSelect) {
   const tiles = new Map();
-  const element = h("div", { class: "v-grid", vars: { "--heads": headNumbers.length } });
+  const element = h("div", {
+    class: headNumbers.length > 8 ? "v-grid v-grid-many" : "v-grid",
+    vars: { "--heads": headNumbers.length },
+  });
   append(element, [
-    h("span", { class: "v-grid-corner", text: "layer" }),
-    headNumbers.map((head, index) =>
-      h("span", { class: "v-grid-label", text: index ? `${head}` : `head ${head}` }),
-    ),
+    h("span", { class: "v-grid-corner", text: "layer \\ head" }),
+    headNumbers.map((head) => h("span", { class: "v-grid-label", text: `${head}` })),
   ]);
   for (const layer of layers) {
     element.append(h("span", { class: "v-grid-label", text: `${layer}` }));

@@ -4,7 +4,16 @@
  * A weight w has the colour sqrt(w) of the sequential scale, so that small weights remain visible.
  */
 
-import { h, rovingFocus, s, sequentialTable, token, uniqueId, visibleText } from "./dom.js";
+import {
+  h,
+  onThemeChange,
+  rovingFocus,
+  s,
+  sequentialTable,
+  token,
+  uniqueId,
+  visibleText,
+} from "./dom.js";
 
 const MIN_CELL_PX = 4;
 const MAX_CELL_PX = 30;
@@ -117,12 +126,12 @@ export function heatMap({ onRead }) {
   const element = h(
     "div",
     { class: "v-map" },
-    h("p", { class: "v-axis", text: "key: the token that is looked at →" }),
+    h("p", { class: "v-axis", text: "key: the token attended to →" }),
     frame,
     h("p", {
       class: "v-axis",
       id: help,
-      text: "rows ↓ query: the token that looks. Arrow keys move.",
+      text: "rows ↓ query: the token that attends. Arrow keys move.",
     }),
   );
   const image = document.createElement("canvas");
@@ -267,8 +276,8 @@ export function heatMap({ onRead }) {
     const query = Math.min(Math.max(kept.query + down, 0), labels.length - 1);
     read({ query, key: Math.min(Math.max(kept.key + right, 0), query) }, true);
   });
-  document.addEventListener("themechange", () => {
-    if (!labels.length || !canvas.isConnected) return;
+  onThemeChange(canvas, () => {
+    if (!labels.length) return;
     paintTriangle(image, labels.length, weightAt);
     schedule();
   });

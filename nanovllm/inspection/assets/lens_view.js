@@ -6,6 +6,7 @@ import {
   formatPercent,
   h,
   hideTooltip,
+  onThemeChange,
   openPopover,
   replace,
   segmented,
@@ -34,7 +35,7 @@ export function lensExplorer(lens) {
   };
   const options = Object.entries(LENS_METRICS).map(([value, { label }]) => ({ value, label }));
   show("p");
-  document.addEventListener("themechange", () => table.element.isConnected && table.recolor());
+  onThemeChange(table.element, table.recolor);
   return h(
     "div",
     { class: "stack" },

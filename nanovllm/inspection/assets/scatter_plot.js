@@ -1,6 +1,6 @@
 /** A scatter plot of tokens on a canvas, with zoom, panning, labels and a legend. */
 
-import { button, categoricalColor, h, token, visibleText } from "./dom.js";
+import { button, categoricalColor, h, onThemeChange, token, visibleText } from "./dom.js";
 
 const POINT_PX = 2.5;
 const MARGIN_PX = 24;
@@ -194,7 +194,7 @@ export function scatterPlot({ onSelect }) {
     event.preventDefault();
     actions[event.key]();
   });
-  document.addEventListener("themechange", schedule);
+  onThemeChange(canvas, schedule);
   new ResizeObserver(schedule).observe(frame);
 
   const legend = h(

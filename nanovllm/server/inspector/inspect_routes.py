@@ -211,7 +211,6 @@ def add_inspect_routes(
     """Add the routes; `worker` ends with the engine."""
     engine.when_stopped(worker.close)
     projections: OrderedDict[tuple[str, int], bytes] = OrderedDict()
-
     dependencies = [Depends(same_origin_check(allowed_origins))]
 
     async def inspect(request: Request, name: str, arguments: Mapping[str, Any]) -> bytes:

@@ -32,12 +32,6 @@ _FIRST_RATES_S = 0.1
 """Time between the two states of which the first response has its rates."""
 
 
-class _EventResponse(Response):
-    """Documents the type of the stream."""
-
-    media_type = "text/event-stream"
-
-
 @dataclass(frozen=True, slots=True)
 class InspectorSettings:
     """Settings of the inspector.
@@ -91,7 +85,6 @@ def add_state_routes(
     @app.get(
         "/v1/engine/events",
         dependencies=dependencies,
-        response_class=_EventResponse,
         responses=event_responses(400, 403, 429, 503, name="state", event=EngineStateEvent),
         openapi_extra=query_parameter(
             "frames", MAX_FRAMES, "end the stream after this many events (default: never)"

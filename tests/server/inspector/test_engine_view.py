@@ -31,7 +31,8 @@ def figure(page: "Page", name: str) -> int:
 
 
 def rows(page: "Page", state: str) -> int:
-    return page.get_by_role("list", name=f"{state} requests").get_by_role("listitem").count()
+    listed = page.get_by_role("list", name=f"{state} requests").get_by_role("listitem")
+    return int(listed.count())
 
 
 def page_equals_metrics(page: "Page", server: RunningServer) -> bool:

@@ -51,7 +51,13 @@ export function create({ api, store, announce }) {
     for (const part of [running, waiting, blocks, timeline, log]) part.select(selected);
   };
   const watch = (step) => {
+    if (history.watched === null) fillGaps();
     history.watch(step);
+    schedule();
+  };
+  const move = (count) => {
+    if (history.watched === null) fillGaps();
+    history.move(count);
     schedule();
   };
   const figures = engineFigures();
@@ -97,10 +103,7 @@ export function create({ api, store, announce }) {
         toast(error.message, "error");
       }
     },
-    move: (count) => {
-      history.move(count);
-      schedule();
-    },
+    move,
     watch,
   });
   const message = h("div", { class: "v-message" });
@@ -185,14 +188,13 @@ export function create({ api, store, announce }) {
   const element = h("div", { class: "stack v-engine" }, controls.element, message, content);
 
   element.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const count = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     const isTyping = /** @type {Element} */ (event.target).closest(
       "input, textarea, select, canvas",
     );
-    if (!move || isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!count || isTyping || event.ctrlKey || event.metaKey || event.altKey) return;
     event.preventDefault();
-    history.move(move);
-    schedule();
+    move(count);
   });
   document.addEventListener("themechange", () => isShown && schedule());
   document.addEventListener("visibilitychange", update);
@@ -212,9 +214,11 @@ export function create({ api, store, announce }) {
     connection = controller;
     const { signal } = controller;
     while (!signal.aborted) {
+      let hasSteps = false;
       try {
         for await (const events of api.stream("v1/engine/events", { signal })) {
-          if (!history.frames().length) await loadSteps(signal);
+          if (!hasSteps) await loadSteps(signal);
+          hasSteps = true;
           for (const { event, data } of events) if (event === "state") history.addFrame(data);
           replace(message);
           schedule();
@@ -231,6 +235,17 @@ export function create({ api, store, announce }) {
   async function loadSteps(signal) {
     const { steps } = await api.get(`v1/engine/steps?last=${MAX_STEPS}`, { signal });
     history.addSteps(steps);
+  }
+
+  /** Load the steps that frames have omitted: a frame contains the newest 32. */
+  async function fillGaps() {
+    if (!connection) return;
+    try {
+      await loadSteps(connection.signal);
+      schedule();
+    } catch {
+      // The replay then has the steps of the frames.
+    }
   }
 
   function schedule() {

@@ -2,6 +2,7 @@
 
 const MAX_STEPS = 512;
 const MAX_FRAMES = 300;
+const MAX_NAMES = 10000;
 
 /**
  * Return an empty history. `watched` is the number of the step that is shown; null is live.
@@ -76,8 +77,10 @@ export function createHistory() {
 export function createNames() {
   /** @type {Map<string, number>} */
   const numbers = new Map();
+  let last = 0;
   const numberOf = (id) => {
-    if (!numbers.has(id)) numbers.set(id, numbers.size + 1);
+    if (!numbers.has(id)) numbers.set(id, (last += 1));
+    if (numbers.size > MAX_NAMES) numbers.delete(numbers.keys().next().value);
     return numbers.get(id);
   };
   return {

@@ -22,7 +22,8 @@ const KIND_TEXTS = {
  *   onWatch: (step: number) => void, onSelect: (id: string) => void}} options
  */
 export function stepTimeline({ names, onWatch, onSelect }) {
-  const canvas = h("canvas", { class: "v-timeline-canvas", role: "img" });
+  const label = "No steps yet"; // until the first ones are drawn
+  const canvas = h("canvas", { class: "v-timeline-canvas", role: "img", "aria-label": label });
   const frame = h("div", { class: "v-timeline" }, canvas);
   const budgetText = h("span", {});
   const details = h("div", { class: "v-step" });
@@ -80,6 +81,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
     peak = Math.min(Math.max(...shown.map(({ num_tokens: tokens }) => tokens), 8), budget);
     drawTotals(context, shown, palette);
     drawRows(context, shown, palette);
+    drawGaps(context, shown, palette);
   }
 
   function drawTotals(context, shown, palette) {
@@ -110,6 +112,17 @@ export function stepTimeline({ names, onWatch, onSelect }) {
         context.fillText(formatCount(record.step), x + COLUMN_PX / 2, TOTAL_PX + 11);
       }
     });
+  }
+
+  /** Mark where steps are missing between two columns. */
+  function drawGaps(context, shown, palette) {
+    context.strokeStyle = palette.text;
+    context.setLineDash([2, 3]);
+    shown.forEach(({ step }, column) => {
+      const x = LABEL_PX + column * COLUMN_PX + 0.5;
+      if (column && step !== shown[column - 1].step + 1) line(context, x, 0, x, canvas.height);
+    });
+    context.setLineDash([]);
   }
 
   function drawRows(context, shown, palette) {
