@@ -60,7 +60,9 @@ def run_embeddings(parsed: argparse.Namespace) -> int:
     marked = [] if parsed.prompt is None else model.encode(parsed.prompt)
     projection = _project(model, parsed.method, parsed.limit, marked)
     if _is_html(parsed):
-        methods = {"pca": _project(model, "pca", parsed.limit, marked), parsed.method: projection}
+        methods = {parsed.method: projection}
+        if parsed.method != "pca":
+            methods = {"pca": _project(model, "pca", parsed.limit, marked), **methods}
         token_ids = projection.token_ids
         found = nearest(model, token_ids, _NUM_NEIGHBORS)
         neighbors = {

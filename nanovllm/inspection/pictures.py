@@ -109,7 +109,9 @@ def _draw_grid(
     figure.suptitle(f"{model.name}: attention of {count} tokens", fontsize=11)
     figure.supxlabel("position of the key (token that is read)", fontsize=9)
     figure.supylabel("position of the query (token that reads)", fontsize=9)
-    bar = figure.colorbar(image, ax=grid.ravel().tolist(), shrink=0.6, ticks=[0.0, 0.5**0.5, 1.0])
+    bar = figure.colorbar(
+        image, ax=grid.ravel().tolist(), shrink=0.6, aspect=40, ticks=[0.0, 0.5**0.5, 1.0]
+    )
     bar.ax.set_yticklabels(["0", "0.5", "1"])
     bar.set_label("attention weight")
     _save(figure, path)
@@ -177,12 +179,12 @@ def draw_embeddings(
     for token_id in dict.fromkeys(marked):
         x, y = points[rows[token_id]]
         axes.scatter([x], [y], s=28, color="#c8501e", zorder=3)
-    texts = [model.tokenizer.token_text(token_id) for token_id in projection.token_ids]
-    is_text = ["\ufffd" not in text for text in texts]
+    labels = [_label(model, token_id) for token_id in projection.token_ids]
+    is_text = [label.isascii() or label.lstrip("␣").isalpha() for label in labels]
     for index in _spread(points, [rows[token_id] for token_id in dict.fromkeys(marked)], is_text):
         token_id = projection.token_ids[index]
         axes.annotate(
-            _label(model, token_id),
+            labels[index],
             points[index],
             xytext=(3, 3),
             textcoords="offset points",

@@ -97,9 +97,9 @@ def test_statistics_of_a_head_that_reads_the_previous_token() -> None:
 
 def test_statistics_of_a_head_with_equal_weights() -> None:
     head = one_head([[1], [1 / 2] * 2, [1 / 3] * 3, [1 / 4] * 4], [5, 6, 7, 8])
-    mean = pytest.approx((1 / 2 + 1 / 3 + 1 / 4) / 3)
+    mean = (1 / 2 + 1 / 3 + 1 / 4) / 3
     assert head.entropy == pytest.approx(np.log([2, 3, 4]).mean())
-    assert (head.previous_token, head.first_token, head.self) == (mean, mean, mean)
+    assert [head.previous_token, head.first_token, head.self] == pytest.approx([mean] * 3)
     assert head.distance == pytest.approx((0.5 + 1 + 1.5) / 3)
 
 

@@ -14,7 +14,8 @@ TOKENS = list(range(70, 140))  # more than are computed at a time
 
 def softmax(logits: np.ndarray) -> np.ndarray:
     exponentials = np.exp(logits.astype(np.float64) - logits.max())
-    return exponentials / exponentials.sum()
+    probabilities: np.ndarray = exponentials / exponentials.sum()
+    return probabilities
 
 
 def test_the_last_row_is_the_prediction_of_the_model(model: InspectedModel) -> None:
