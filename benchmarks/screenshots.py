@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 from playwright.sync_api import Browser, Page, ViewportSize, sync_playwright
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "docs" / "images"
 VIEWS = ("playground", "engine", "attention", "lens", "embeddings")
 SIZES = {"": (1280, 900), "-narrow": (390, 844)}
-SCHEMES = {"": "light", "-dark": "dark"}
+SCHEMES: dict[str, Literal["light", "dark"]] = {"": "light", "-dark": "dark"}
 ANIMATION_SIZE, ANIMATION_WIDTH = (1120, 780), 840
 MAX_ANIMATION_BYTES = 1_500_000
 _SERVER_SETTINGS = ("--kv-cache-memory", "5MiB", "--max-num-seqs", "8", "--block-size", "16")

@@ -23,4 +23,6 @@ eval              `nanovllm eval`
 verify            `nanovllm verify`
 verify_reference  the transformers reference of `verify`
 train_report      `nanovllm train-report`
+visualize         `nanovllm visualize`
+trace             `nanovllm trace`
 """

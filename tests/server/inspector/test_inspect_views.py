@@ -30,7 +30,8 @@ def answer_for_case(page: "Page", folder: Path) -> None:
 
     def answer(route: "Route") -> None:
         name = route.request.url.rsplit("/", 1)[1]
-        arguments = {**route.request.post_data_json, "prompt": attention_prompt().tolist()}
+        body: Any = route.request.post_data_json
+        arguments = {**body, "prompt": attention_prompt().tolist()}
         route.fulfill(json=responses.run(model, name, arguments))
 
     page.route("**/v1/inspect/*", answer)

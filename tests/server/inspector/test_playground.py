@@ -46,7 +46,7 @@ def test_generation_streams_into_tokens_with_their_figures(
     with open_page(browser, server.url) as page:
         with page.expect_request("**/v1/completions") as request:
             tokens = run(page, "the end")
-        body = request.value.post_data_json
+        body: Any = request.value.post_data_json
         assert body["stream"] is True
         assert (body["prompt"], body["max_tokens"], body["logprobs"]) == ("the end", 8, 10)
         assert tokens.count() == 8
@@ -99,7 +99,7 @@ def test_an_alternative_continues_by_keyboard_and_keeps_the_text_before(
         assert after[:3] == before[:3]
         assert after[3] == chosen != before[3]
         assert len(after) == 3 + 1 + 8
-        body = request.value.post_data_json
+        body: Any = request.value.post_data_json
         ids = server.http.post("/tokenize", json={"prompt": "the end"}).json()["tokens"]
         assert body["prompt"][: len(ids)] == ids
         assert len(body["prompt"]) == len(ids) + 4
@@ -138,7 +138,7 @@ def test_several_prompts_are_one_request_and_html_stays_text(
         with page.expect_request("**/v1/completions") as request:
             run(page, texts[0], n=2, max_tokens=4)
         page.locator(DONE).nth(3).wait_for()
-        assert request.value.post_data_json["prompt"] == texts
+        assert json.loads(request.value.post_data or "")["prompt"] == texts
         shown = page.locator(".choice .prompt-text").all_text_contents()
         assert shown == [texts[0], texts[0], texts[1], texts[1]]
         page.locator(".segment", has_text="Score prompt").click()
@@ -182,13 +182,13 @@ def test_copied_requests_work_where_they_are_pasted(
     browser: "Browser", server: RunningServer
 ) -> None:
     prompt = 'it\'s "the" $HOME\n\\end é'
-    settings = {"top_k": 5, "logit_bias": "5: 2.5", "stop": "\\n", "seed": 7}
+    settings: dict[str, Any] = {"top_k": 5, "logit_bias": "5: 2.5", "stop": "\\n", "seed": 7}
     with open_page(browser, server.url, permissions=["clipboard-read", "clipboard-write"]) as page:
         for title in ("Stop", "Tokens"):
             page.locator("summary", has_text=title).click()
         with page.expect_request("**/v1/completions") as request:
             run(page, prompt, **settings, temperature=1)
-        sent = request.value.post_data_json
+        sent: Any = request.value.post_data_json
         copied = {}
         for name in ("curl", "Python"):
             page.get_by_role("button", name=f"Copy as {name}").click()
