@@ -327,7 +327,7 @@ def test_perplexity_stays(
     rounded = logprobs_of(config, quantize(config, weights), windows)
     assert perplexity(exact, windows) < 50, "the text is not what the model can read"
     assert abs(perplexity(rounded, windows) / perplexity(exact, windows) - 1) < 0.005
-    # Q8_0 has a scale for 32 weights, here there is one for a channel; without outliers it is finer.
+    # Without outliers Q8_0 is finer: it has a scale for 32 weights, not for a whole channel.
     assert without < 1.6 * divergence(exact, logprobs_of(config, weights, windows, q8_0=True))
     assert without < 1e-3
 
