@@ -216,7 +216,9 @@ def test_source_archive_holds_each_file_once(dist: Path) -> None:
         for name in ("tests/conftest.py", "Makefile", "LICENSE", "README.md", "pyproject.toml")
     } <= set(names)
     assert not entries_of(names, top) & {"runner", "model", "server", ".venv", "models"}
-    assert len([name for name in names if name.endswith("/model.safetensors")]) == 1
+    weights = [name for name in names if name.endswith("/model.safetensors")]
+    models = ("tiny-books", "tiny-books-draft")
+    assert sorted(weights) == [f"{top}/nanovllm/bundled/{m}/model.safetensors" for m in models]
 
 
 def test_library_works_from_another_folder(
