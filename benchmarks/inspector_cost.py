@@ -4,11 +4,9 @@ Run: python benchmarks/inspector_cost.py --rounds 9
 
 A server process has a steady load of concurrent streams. In each round it is measured twice, with
 and without one reader of GET /v1/engine/events, in alternating order. The cost of a round is the
-ratio of the server's processor time per token. The result is the median of all rounds. The time of
-the engine's thread varies by several percent from run to run. The difference of the main thread
-alone, whose event loop writes and sends the events, is reported too, as a share of the server's
-time. The server records steps until LEASE_S after its last reader, so a measurement without a
-reader begins later. The last line is JSON.
+ratio of the server's processor time per token. The result is the median of all rounds. The server
+records steps until LEASE_S after its last reader, so a measurement without a reader begins later.
+The last line is JSON.
 """
 
 import argparse
@@ -84,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the processor times per token of all rounds, and the median of their ratios."""
-    times: dict[bool, list[dict[str, float]]] = {False: [], True: []}
+    times: dict[bool, list[float]] = {False: [], True: []}
     frames_per_s: list[float] = []
     frame_bytes: list[float] = []
     last_watched_s = -LEASE_S
@@ -101,24 +99,19 @@ def measure(server: ServerProcess, streams: int, parsed: argparse.Namespace) -> 
                 last_watched_s = time.monotonic()
                 frames_per_s.append(reader.frames / (time.monotonic() - began_s))
                 frame_bytes.append(reader.num_bytes / max(reader.frames, 1))
-    pairs = list(zip(times[True], times[False], strict=True))
-    ratios = [watched["cpu_s"] / alone["cpu_s"] for watched, alone in pairs]
-    cpu_s = statistics.median(alone["cpu_s"] for alone in times[False])
-    loop_costs = [(watched["loop_s"] - alone["loop_s"]) / cpu_s for watched, alone in pairs]
+    ratios = [watched / alone for watched, alone in zip(times[True], times[False], strict=True)]
     return {
         "cost": statistics.median(ratios) - 1,
         "ratios": ratios,
-        "event_loop_cost": statistics.median(loop_costs),
-        "event_loop_costs": loop_costs,
-        "cpu_s_per_token": cpu_s,
-        "watched_cpu_s_per_token": statistics.median(watched["cpu_s"] for watched in times[True]),
+        "cpu_s_per_token": statistics.median(times[False]),
+        "watched_cpu_s_per_token": statistics.median(times[True]),
         "frames_per_s": statistics.median(frames_per_s),
         "frame_bytes": statistics.median(frame_bytes),
     }
 
 
-def run_load(server: ServerProcess, streams: int, tokens: int, seconds: float) -> dict[str, float]:
-    """Keep `streams` streams busy; return the server's processor times per generated token."""
+def run_load(server: ServerProcess, streams: int, tokens: int, seconds: float) -> float:
+    """Keep `streams` streams busy; return the server's processor time per generated token."""
     end_s = time.monotonic() + seconds
     errors: list[BaseException] = []
 
@@ -144,8 +137,7 @@ def run_load(server: ServerProcess, streams: int, tokens: int, seconds: float) -
     after = counters(server)
     if errors:
         raise errors[0]
-    num_tokens = after["tokens"] - before["tokens"]
-    return {name: (after[name] - before[name]) / num_tokens for name in ("cpu_s", "loop_s")}
+    return (after["cpu_s"] - before["cpu_s"]) / (after["tokens"] - before["tokens"])
 
 
 @contextlib.contextmanager
@@ -178,7 +170,7 @@ def watching(port: int) -> Iterator[Reader]:
 
 
 def counters(server: ServerProcess) -> dict[str, float]:
-    """Return the server's processor time, that of its event loop, and its generated tokens."""
+    """Return the server's processor time and its number of generated tokens."""
     values = dict(
         line.rsplit(" ", 1)
         for line in fetch(server.port, "GET", "/metrics").decode().splitlines()
@@ -190,13 +182,12 @@ def counters(server: ServerProcess) -> dict[str, float]:
         if name.startswith("nanovllm:generation_tokens_total")
     )
     cpu_s = precise_cpu_s(server.pid) or float(values["process_cpu_seconds_total"])
-    loop_s = precise_cpu_s(server.pid, str(server.pid)) or 0.0  # in the main thread
-    return {"cpu_s": cpu_s, "loop_s": loop_s, "tokens": float(tokens)}
+    return {"cpu_s": cpu_s, "tokens": float(tokens)}
 
 
-def precise_cpu_s(pid: int, threads: str = "*") -> float | None:
+def precise_cpu_s(pid: int) -> float | None:
     """Return a process's processor time to the nanosecond; None where the system does not say."""
-    files = Path(f"/proc/{pid}/task").glob(f"{threads}/schedstat")
+    files = Path(f"/proc/{pid}/task").glob("*/schedstat")
     times_ns = [int(file.read_text().split()[0]) for file in files]
     return sum(times_ns) / 1e9 or None
 
@@ -222,8 +213,7 @@ def shown(streams: int, record: Mapping[str, Any]) -> str:
     alone, watched = record["cpu_s_per_token"], record["watched_cpu_s_per_token"]
     return (
         f"{streams:3} streams: {1e6 * alone:.1f} us of processor time per token, watched "
-        f"{1e6 * watched:.1f} us; cost {100 * record['cost']:+.2f}%, of the event loop "
-        f"{100 * record['event_loop_cost']:+.2f}% "
+        f"{1e6 * watched:.1f} us; cost {100 * record['cost']:+.2f}% "
         f"({record['frames_per_s']:.1f} events/s of {record['frame_bytes'] / 1000:.1f} kB)"
     )
 
