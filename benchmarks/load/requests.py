@@ -9,6 +9,7 @@ from benchmarks.load.wire import HOST_HEADER, head, post
 
 COMPLETIONS, EMBEDDINGS = "/v1/completions", "/v1/embeddings"
 MAX_BODY_BYTES = 1 << 17  # of the server under load
+CONTEXT, VOCAB = 512, 2048  # of the bundled model
 _TEXT = (
     "the a and of to was in he she it that had once upon time king old house sea night child went "
     "said little great would could forest river window morning mother father door light never "
@@ -168,7 +169,7 @@ def text_ask(draw: random.Random) -> Ask:
             {"prompt": words(draw, 1, 2000), "return_token_strs": draw.random() < 0.3},
         )
     return Ask(
-        "detokenize", "/detokenize", {"tokens": draw.choices(range(4000), k=draw.randint(1, 2000))}
+        "detokenize", "/detokenize", {"tokens": draw.choices(range(VOCAB), k=draw.randint(1, 2000))}
     )
 
 
