@@ -11,6 +11,7 @@ engine              continuous batching: scheduler, KV cache, requests
 llm                 LLM, the Python API
 async_llm           AsyncLLM, the same for asyncio
 evaluation          evaluate: loss, perplexity and bits per byte of a checkpoint
+trainer             Trainer: trains a model by folder or name
 server              the OpenAI-compatible HTTP API
 batch               files of requests
 training            from text files to a checkpoint
@@ -64,8 +65,8 @@ if TYPE_CHECKING:
     from nanovllm.prompts import Prompt, TextPrompt, TokensPrompt
     from nanovllm.sampling_params import SamplingParams
     from nanovllm.structured_outputs import StructuredOutputs
+    from nanovllm.trainer import Trainer
     from nanovllm.training.config import TrainingConfig
-    from nanovllm.training.trainer import Trainer
 
 __version__ = "0.1.0"
 
@@ -125,8 +126,8 @@ _EXPORTS = {
     "nanovllm.prompts": ["Prompt", "TextPrompt", "TokensPrompt"],
     "nanovllm.sampling_params": ["SamplingParams"],
     "nanovllm.structured_outputs": ["StructuredOutputs"],
+    "nanovllm.trainer": ["Trainer"],
     "nanovllm.training.config": ["TrainingConfig"],
-    "nanovllm.training.trainer": ["Trainer"],
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}
 

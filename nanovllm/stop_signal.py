@@ -1,4 +1,4 @@
-"""End a run between two steps when the user presses Ctrl-C."""
+"""End a run between two steps at Ctrl-C, or when the process is asked to terminate."""
 
 import signal
 import threading
@@ -9,20 +9,28 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopSignal:
-    """While it is entered, the first SIGINT or SIGTERM sets `is_requested`; a second one acts.
+    """Within its context, the first SIGINT or SIGTERM is recorded; a second one acts as usual.
 
-    Signals can be caught in the main thread only; elsewhere nothing is changed.
+    Signals can be caught in the main thread only. In other threads nothing changes.
+
+    Attributes:
+        number: number of the signal; None before it.
     """
 
     def __init__(self) -> None:
-        """Not requested."""
-        self.is_requested = False
+        """Record no signal yet."""
+        self.number: int | None = None
         self._previous: dict[signal.Signals, Any] = {}
+
+    @property
+    def is_requested(self) -> bool:
+        """Whether a signal has arrived."""
+        return self.number is not None
 
     def __enter__(self) -> "StopSignal":
         """Catch the signals."""
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._request) for number in _SIGNALS}
+            self._previous = {number: signal.signal(number, self._record) for number in _SIGNALS}
         return self
 
     def __exit__(
@@ -31,14 +39,15 @@ class StopSignal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """Restore what was before."""
+        """Restore the previous handlers."""
         self._restore()
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self.is_requested = True
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
         self._restore()
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
+            # A handler of None was installed by C code and cannot be restored.
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
         self._previous = {}

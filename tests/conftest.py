@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,13 +53,16 @@ def pytest_xdist_auto_num_workers() -> int:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Begin with the files that have slow tests where several processes share the tests.
+    """Run the files with slow tests first, the slowest first, in a parallel run.
 
     A process takes a file at a time, in this order. What a file needs is compiled and started once.
     """
     if hasattr(config, "workerinput"):
-        slow = {item.path for item in items if item.get_closest_marker("slow")}
-        items.sort(key=lambda item: item.path not in slow)
+        seconds: Counter[Path] = Counter()
+        for item in items:
+            for mark in item.iter_markers("slow"):
+                seconds[item.path] = max(seconds[item.path], *mark.args)
+        items.sort(key=lambda item: -seconds[item.path])
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from nanovllm.progress import progress_bar, shows_progress
+from nanovllm.progress import ProgressLines, progress_bar, shows_progress
 
 
 class Terminal(io.StringIO):
@@ -49,3 +49,18 @@ def test_a_terminal_and_a_notebook_get_one_unless_it_is_not_wanted(
 def test_without_standard_error_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)  # as in pythonw
     assert not shows_progress()
+
+
+def test_a_log_gets_a_line_at_intervals(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", log)
+    clock = iter([0.0, 30.0, 60.0, 90.0, 125.0])
+    monkeypatch.setattr("nanovllm.progress.time.monotonic", lambda: next(clock))
+    with ProgressLines(total=50, initial=10, unit="step", every_s=60.0) as lines:
+        for loss in ("4.0", "3.5", "3.4", "3.3"):
+            lines.set_postfix({"loss": loss})
+            lines.update()
+    assert log.getvalue().splitlines() == [
+        "step     12 of 50  loss 3.5  19:00 left",
+        "step     14 of 50  loss 3.3  18:45 left",
+    ]

@@ -61,3 +61,10 @@ def test_items_and_strings_are_checked_each_time() -> None:
         reduce([TWO_BY_THREE[0]], "sum")
     with pytest.raises(TypeCheckError):
         reduce([TWO_BY_THREE], "product")  # type: ignore[arg-type]
+
+
+def test_a_function_within_a_function_is_not_wrapped() -> None:
+    def halve(matrix: Matrix) -> Matrix:
+        return matrix / 2
+
+    assert check_once_per_case(halve) is halve

@@ -19,8 +19,7 @@ from benchmarks.training_worker import (
 )
 from nanovllm.model.checkpoint import expected_shapes
 from nanovllm.model.config import GPT2Config
-from nanovllm.training.network.autograd import Tape
-from nanovllm.training.network.model import loss_sum
+from nanovllm.training.network.model import batch_loss
 from nanovllm.training.network.operations import NumpyOperations
 from nanovllm.training.network.optimizer import AdamW
 from nanovllm.training.network.parameters import Parameters, initialize
@@ -56,10 +55,8 @@ def load(
         tokens = generator.integers(setting.vocab, size=shape)
         inputs, targets = np.ascontiguousarray(tokens[:, :-1]), np.ascontiguousarray(tokens[:, 1:])
         started_s = time.perf_counter()
-        tape = Tape(operations)
         scale = 1.0 / setting.tokens
-        loss = loss_sum(tape, config, parameters, inputs, targets, scale=scale)
-        tape.backward()
+        loss = batch_loss(operations, config, parameters, inputs, targets, scale=scale)
         optimizer.update(LEARNING_RATE)
         return time.perf_counter() - started_s, loss * scale
 

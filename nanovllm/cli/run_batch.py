@@ -6,12 +6,11 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from nanovllm.batch.input import BatchInput, CustomIds
 from nanovllm.batch.output import AnswerFile, open_answers, write_answers
@@ -22,9 +21,9 @@ from nanovllm.engine.chat.template import ChatTemplate
 from nanovllm.engine.engine import Engine
 from nanovllm.hub import resolve_model
 from nanovllm.progress import progress_bar
+from nanovllm.stop_signal import StopSignal
 
 STANDARD_STREAM = Path("-")
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -139,7 +138,7 @@ class _Run:
         )
         runner = BatchRunner(self.engine, model_names, chat_template)
         with (
-            _Signals() as signals,
+            StopSignal() as stop,
             bar as progress,
             closing(runner.run(batch.requests(self.ids))) as steps,
         ):
@@ -154,9 +153,9 @@ class _Run:
                 if not progress.disable:
                     progress.set_postfix_str(f"{self._tokens_per_s:.0f} tok/s", refresh=False)
                     progress.update(len(answers))
-                if signals.number is not None:
+                if stop.is_requested:
                     break
-        return signals.number
+        return stop.number
 
     @property
     def summary(self) -> str:
@@ -176,28 +175,3 @@ class _Run:
     @property
     def _tokens_per_s(self) -> float:
         return self.engine.stats().generation_tokens / self.duration_s if self.duration_s else 0.0
-
-
-class _Signals:
-    """Record the first termination signal; a second one has its usual effect."""
-
-    def __init__(self) -> None:
-        self.number: int | None = None
-        self._previous: Mapping[int, Any] = {}
-
-    def __enter__(self) -> "_Signals":
-        self._previous = {number: signal.signal(number, self._keep) for number in _SIGNALS}
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _keep(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self.__exit__(None, None, None)

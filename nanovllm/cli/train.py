@@ -1,6 +1,7 @@
 """`nanovllm train`: train or fine-tune a model on text."""
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,16 @@ from tqdm import tqdm
 
 from nanovllm.cli.argument_types import print_message
 from nanovllm.errors import TrainingError
-from nanovllm.hub import resolve_model
+from nanovllm.trainer import Trainer
 from nanovllm.training.config import TrainingConfig, read_toml
-from nanovllm.training.run.files import Evaluation
-from nanovllm.training.trainer import Trainer
+from nanovllm.training.metrics import Evaluation
 
 
 def run(parsed: argparse.Namespace) -> int:
     """Train, and print each evaluation and how the run ended."""
     given = {name: value for name, value in vars(parsed).items() if name != "run"}
     file = given.pop("config", None)
-    settings = _with_folders({**({} if file is None else read_toml(Path(file))), **given})
+    settings = {**({} if file is None else read_toml(Path(file))), **given}
     with _make_trainer(settings, file or "the command line") as trainer:
         _describe(trainer)
         result = trainer.train(_print_evaluation)
@@ -27,7 +27,8 @@ def run(parsed: argparse.Namespace) -> int:
     if result.best_val_loss is not None:
         print(f"best validation loss {result.best_val_loss:.4f} at step {result.best_step}")
     print(f"report: {result.folder / 'report.html'}\nserve:  nanovllm serve {result.folder}")
-    was_interrupted = result.state == "stopped" and result.step != trainer.config.stop_after
+    stop_after = trainer.config.stop_after
+    was_interrupted = result.state == "stopped" and (stop_after or math.inf) > result.step
     return 130 if was_interrupted else 0
 
 
@@ -43,20 +44,8 @@ def _make_trainer(settings: dict[str, Any], source: str) -> Trainer:
     return Trainer.resume(folder, **settings)
 
 
-def _with_folders(settings: dict[str, Any]) -> dict[str, Any]:
-    """Replace names of models by their folders, which are fetched where they are not here yet."""
-    if isinstance(settings.get("init_from"), str):
-        settings["init_from"] = str(resolve_model(settings["init_from"]))
-    uses_gpt2 = settings.get("tokenizer") == "gpt2" or (
-        "preset" in settings and "tokenizer" not in settings
-    )
-    if uses_gpt2:
-        settings["tokenizer"] = str(resolve_model("gpt2"))
-    return settings
-
-
 def _describe(trainer: Trainer) -> None:
-    setup, config = trainer.setup, trainer.config
+    setup = trainer.setup
     model = setup.model
     for notice in setup.notices:
         print_message(notice)
@@ -64,10 +53,9 @@ def _describe(trainer: Trainer) -> None:
         f"{model.num_parameters:,} parameters: {model.layers} layers, {model.heads} heads, "
         f"width {model.d_model}, context {setup.context}, vocabulary {model.vocab:,}"
     )
-    per_step = config.batch_size * config.grad_accumulation * setup.context
     print(
         f"{len(setup.train.tokens):,} training and {len(setup.validation.tokens):,} validation "
-        f"tokens; {trainer.steps:,} steps of {per_step:,} tokens",
+        f"tokens; {trainer.steps:,} steps of {setup.tokens_per_step:,} tokens",
         flush=True,
     )
 
@@ -75,9 +63,9 @@ def _describe(trainer: Trainer) -> None:
 def _print_evaluation(evaluation: Evaluation, _sample: str | None) -> None:
     """Print an evaluation as a line above the progress bar."""
     parts = [f"step {evaluation.step:>6}"]
-    if evaluation.train_loss is not None:
-        parts.append(f"train {evaluation.train_loss:.4f}")
-    parts.append(f"validation {evaluation.val_loss:.4f}")
+    for name, loss in (("train", evaluation.train_loss), ("validation", evaluation.val_loss)):
+        if loss is not None:
+            parts.append(f"{name} {loss:.4f}")
     if evaluation.tokens_per_s is not None:
         parts.append(f"{evaluation.tokens_per_s:,.0f} tokens/s")
     tqdm.write("  ".join(parts))

@@ -1,8 +1,7 @@
 """Tokenizer: encode text to token ids and decode them, with the `tokenizers` library.
 
-A model folder has tokenizer.json, or GPT-2's vocab.json and merges.txt (byte-level BPE, Radford et
-al. 2019, section 2.2). Text from users never becomes a special token: a literal `<|endoftext|>` is
-encoded as ordinary characters, unless the caller sets `allow_special`.
+nanovllm/model/tokenizer_files.py reads the files. Text from users never becomes a special token: a
+literal `<|endoftext|>` is encoded as ordinary characters, unless the caller sets `allow_special`.
 """
 
 import json
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from tokenizers import AddedToken, Encoding, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Encoding, decoders, models
 from tokenizers import Tokenizer as LibraryTokenizer
 
 from nanovllm.errors import CheckpointError, InvalidRequestError, printable
+from nanovllm.model.tokenizer_files import load_tokenizer_files
 
-_END_OF_TEXT = "<|endoftext|>"
 _SAMPLE = "Hello, world 1"
 
 
@@ -63,17 +62,14 @@ class Tokenizer:
 
         Raises CheckpointError if a file is missing or invalid.
         """
-        names = ("tokenizer.json", "vocab.json", "merges.txt")
-        tokenizer_json, vocab, merges = (folder / name for name in names)
+        library = load_tokenizer_files(folder)
+        if library is None:
+            raise CheckpointError(
+                f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
+            )
         try:
-            tokenizer = None
-            if tokenizer_json.is_file():
-                tokenizer = cls(LibraryTokenizer.from_file(str(tokenizer_json)))
-            elif vocab.is_file() and merges.is_file():
-                tokenizer = cls(_byte_level_bpe(vocab, merges))
-            if tokenizer is not None:
-                tokenizer.decode(tokenizer.encode(tokenizer.sample))
-                return tokenizer
+            tokenizer = cls(library)
+            tokenizer.decode(tokenizer.encode(tokenizer.sample))
         except (KeyboardInterrupt, SystemExit):
             raise
         except InvalidRequestError as error:
@@ -82,9 +78,7 @@ class Tokenizer:
             ) from None
         except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException
             raise CheckpointError(f"the tokenizer in {folder} cannot be read: {error}") from None
-        raise CheckpointError(
-            f"{folder} has no tokenizer: it needs tokenizer.json, or vocab.json and merges.txt"
-        )
+        return tokenizer
 
     @property
     def vocab(self) -> int:
@@ -258,15 +252,6 @@ class Tokenizer:
 def _is_white_space(token: AddedToken) -> bool:
     """Return whether an added token is white space, such as indentation, and counts as text."""
     return not token.special and str(token.content).isspace()
-
-
-def _byte_level_bpe(vocab: Path, merges: Path) -> LibraryTokenizer:
-    library = LibraryTokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    library.decoder = decoders.ByteLevel()
-    if library.token_to_id(_END_OF_TEXT) is not None:
-        library.add_special_tokens([AddedToken(_END_OF_TEXT, special=True, normalized=False)])
-    return library
 
 
 def _byte_characters() -> Iterable[tuple[str, bytes]]:

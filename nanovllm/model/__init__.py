@@ -2,19 +2,20 @@
 
 The modules in reading order:
 
-gpt2            the forward pass: embed, layer_norm, self_attention, feed_forward, linear, logits
-attention       causal attention over the paged KV cache
-activation      the activation functions of GPT-2 checkpoints
-kv_cache        keys and values of all computed tokens, in blocks
-batch           ForwardBatch, the input of a forward pass
-observer        what an observer of the forward pass receives
-config          GPT2Config, the sizes and options of a network
-weights         the tree of a network's weights
-checkpoint      weights from safetensors files
-sampling        SamplingSettings and the protocol of a sampler
-backend         the protocol of a backend, and LoadOptions
-numpy_backend   backend="numpy": gpt2.py behind that protocol
-quantization    int8 weights: scales, multipliers, outliers
-kernels         backend="numba": the compiled forward pass and sampler
-free_memory     returns freed memory to the operating system
+gpt2             the forward pass: embed, layer_norm, self_attention, feed_forward, linear, logits
+attention        causal attention over the paged KV cache
+activation       the activation functions of GPT-2 checkpoints
+kv_cache         keys and values of all computed tokens, in blocks
+batch            ForwardBatch, the input of a forward pass
+observer         what an observer of the forward pass receives
+config           GPT2Config, the sizes and options of a network
+weights          the tree of a network's weights
+tokenizer_files  the tokenizer of a model folder
+checkpoint       weights from safetensors files
+sampling         SamplingSettings and the protocol of a sampler
+backend          the protocol of a backend, and LoadOptions
+numpy_backend    backend="numpy": gpt2.py behind that protocol
+quantization     int8 weights: scales, multipliers, outliers
+kernels          backend="numba": the compiled forward pass and sampler
+free_memory      returns freed memory to the operating system
 """

@@ -17,12 +17,28 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+_PATHS = ("data", "validation_data")
+_VALIDATION_FRACTION = 0.1
+
 POSITIONS = ("learned", "sinusoidal")
-PRESETS: Mapping[str, Mapping[str, int | str]] = MappingProxyType(
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkSettings:
+    """Settings of a new network and its tokenizer, and their defaults; see TrainingConfig."""
+
+    layers: int = 4
+    heads: int = 4
+    width: int = 128
+    context: int = 64
+    activation: str = "gelu_new"
+    positions: str = "learned"
+    tokenizer: str = "bpe"
+
+
+PRESETS: Mapping[str, NetworkSettings] = MappingProxyType(
     {
-        name: MappingProxyType(
-            {"layers": layers, "heads": heads, "width": width, "context": 1024, "tokenizer": "gpt2"}
-        )
+        name: NetworkSettings(layers, heads, width, context=1024, tokenizer="gpt2")
         for name, layers, heads, width in (
             ("gpt2", 12, 12, 768),
             ("gpt2-medium", 24, 16, 1024),
@@ -31,7 +47,7 @@ PRESETS: Mapping[str, Mapping[str, int | str]] = MappingProxyType(
         )
     }
 )
-"""Sizes of the published models (Radford et al. 2019, table 2)."""
+"""Settings of the published models (Radford et al. 2019, table 2)."""
 
 _INTEGERS: Mapping[str, tuple[int, int]] = MappingProxyType(
     {
@@ -87,6 +103,8 @@ class TrainingConfig:
 
     Attributes:
         data: text files, folders of them, or one prepared token file (.npy).
+        validation_data: the same, to validate on instead of the end of `data`; files of it that are
+            also in `data` are left out of the training text.
         output: folder of the run: the checkpoint, metrics, report and the state for resuming.
         pattern: file names to read from folders.
         layers: number of transformer blocks (4).
@@ -124,6 +142,7 @@ class TrainingConfig:
     """
 
     data: str | Path | Sequence[str | Path] = ()
+    validation_data: str | Path | Sequence[str | Path] = ()
     output: str | Path = ""
     pattern: str = "*.txt"
     layers: int | None = None
@@ -153,19 +172,23 @@ class TrainingConfig:
     max_eval_batches: int | None = None
     patience: int | None = None
     stop_after: int | None = None
-    validation_fraction: float = 0.1
+    validation_fraction: float = _VALIDATION_FRACTION
     sample_tokens: int = 100
     backend: str = "numba"
     num_threads: int | None = None
 
     def __post_init__(self) -> None:
-        data = (self.data,) if isinstance(self.data, str | Path) else self.data
-        paths = isinstance(data, Sequence) and all(isinstance(one, str | Path) for one in data)
-        object.__setattr__(self, "data", tuple(map(str, data)) if paths else data)
+        problems = []
+        for name in _PATHS:
+            given = getattr(self, name)
+            paths = [given] if isinstance(given, str | Path) else given
+            if isinstance(paths, Sequence) and all(map(_is_text, paths)):
+                object.__setattr__(self, name, tuple(map(str, paths)))
+            else:
+                problems.append(f"{name} is {given!r} but must be paths of text")
         for name in ("output", "init_from", "tokenizer"):
             if isinstance(getattr(self, name), Path):
                 object.__setattr__(self, name, str(getattr(self, name)))
-        problems = [] if paths else [f"data is {data!r} but must be paths of text"]
         problems += [*self._wrong_numbers(), *self._wrong_choices(), *self._contradictions()]
         problems += [] if problems else self._wrong_pairs()
         if problems:
@@ -193,12 +216,12 @@ class TrainingConfig:
         return problems
 
     def _wrong_choices(self) -> list[str]:
-        texts = self._given(("output", "pattern", "init_from", "tokenizer"))
+        texts = self._given(("output", "pattern", "init_from", "tokenizer"))  # output may be empty
         return [
             *(
                 f"{name} is {value!r} but must be text"
                 for name, value in texts
-                if not isinstance(value, str)
+                if not (_is_text(value) or (name, value) == ("output", ""))
             ),
             *(
                 f"{name} is {value!r} but must be one of {', '.join(_CHOICES[name])}"
@@ -211,6 +234,8 @@ class TrainingConfig:
         problems = []
         if self.steps is not None and self.epochs is not None:
             problems.append("steps and epochs are both given; leave one out")
+        if self.validation_data and self.validation_fraction != _VALIDATION_FRACTION:
+            problems.append("validation_data and validation_fraction are both given; leave one out")
         if self.init_from is not None:
             problems += [
                 f"{name} is given, but init_from has one; leave it out"
@@ -238,33 +263,46 @@ class TrainingConfig:
             problems.append(f"min_lr is {self.min_lr!r} but must be at most lr, {self.lr!r}")
         return problems
 
+    @property
+    def network(self) -> NetworkSettings:
+        """Settings of a new network: those that are given, of the preset, or the defaults."""
+        preset = NetworkSettings() if self.preset is None else PRESETS[self.preset]
+        names = (field.name for field in fields(preset))
+        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return replace(preset, **given)
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, or its default."""
+        default = 1e-3 if self.init_from is None else 1e-4
+        return default if self.lr is None else self.lr
+
     def resolved(self) -> "TrainingConfig":
-        """Return the settings with the preset's sizes and the defaults in place of None."""
-        preset = dict(PRESETS.get(self.preset or "", {}))
-        defaults: dict[str, Any] = {
-            "layers": 4,
-            "heads": 4,
-            "width": 128,
-            "context": 64,
-            "activation": "gelu_new",
-            "positions": "learned",
-            "tokenizer": "bpe",
-        }
-        chosen = {**defaults, **preset} if self.init_from is None else {}
-        chosen["lr"] = 1e-3 if self.init_from is None else 1e-4
-        missing = {name: value for name, value in chosen.items() if getattr(self, name) is None}
-        return replace(self, **missing)
+        """Return the settings with those of the network and `lr` in place of None."""
+        network = asdict(self.network) if self.init_from is None else {}
+        return replace(self, **network, lr=self.peak_lr)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON values."""
-        return {**asdict(self), "data": list(map(str, self.data_paths))}
+        return {**asdict(self), **{name: list(getattr(self, name)) for name in _PATHS}}
+
+    def absolute(self) -> "TrainingConfig":
+        """Return the settings with absolute paths of the data."""
+        return replace(
+            self,
+            data=[path.absolute() for path in self.data_paths],
+            validation_data=[path.absolute() for path in self.validation_paths],
+        )
 
     @property
     def data_paths(self) -> tuple[Path, ...]:
         """`data` as paths."""
-        return (
-            (Path(self.data),) if isinstance(self.data, str | Path) else tuple(map(Path, self.data))
-        )
+        return _to_paths(self.data)
+
+    @property
+    def validation_paths(self) -> tuple[Path, ...]:
+        """`validation_data` as paths."""
+        return _to_paths(self.validation_data)
 
     @classmethod
     def from_dict(
@@ -288,11 +326,22 @@ def read_toml(path: Path) -> dict[str, Any]:
         TrainingError: the file cannot be read, or is not TOML.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe or a device may have no end
+            raise OSError("it is no regular file")
         with path.open("rb") as file:
             raw = tomllib.load(file)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read: {error}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise TrainingError(f"{path} cannot be read: {reason}") from None
     return {name.replace("-", "_"): value for name, value in raw.items()}
+
+
+def _to_paths(value: str | Path | Sequence[str | Path]) -> tuple[Path, ...]:
+    return (Path(value),) if isinstance(value, str | Path) else tuple(map(Path, value))
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str | Path) and str(value) != "" and "\0" not in str(value)
 
 
 def _is_number(value: object, kinds: Any) -> bool:

@@ -1,7 +1,6 @@
 """Everything that a run needs before its first step: data, tokenizer, network and operations."""
 
 import hashlib
-import platform
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -12,15 +11,16 @@ import numpy as np
 from nanovllm.errors import TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays, read_tensors
 from nanovllm.model.config import GPT2Config, load_generation_config, read_json
-from nanovllm.model.kernels.threads.cores import default_threads
-from nanovllm.training.config import TrainingConfig
+from nanovllm.model.kernels.threads.cores import cpu_name, default_threads
+from nanovllm.training.atomic_files import write_json
+from nanovllm.training.config import NetworkSettings, TrainingConfig
 from nanovllm.training.data.dataset import Dataset
 from nanovllm.training.data.prepare import PreparedData, prepare_data
 from nanovllm.training.data.tokenizer import save_tokenizer
 from nanovllm.training.network.operations import NumpyOperations
 from nanovllm.training.network.parameters import Parameters, initialize
 from nanovllm.training.run import samples
-from nanovllm.training.run.checkpoint import LAST, hugging_face_config, save_weights, write_json
+from nanovllm.training.run.checkpoint import LAST, hugging_face_config, save_weights
 
 
 @dataclass(slots=True)
@@ -58,6 +58,11 @@ class Setup:
     def validation(self) -> Dataset:
         """The validation split."""
         return self.data.validation
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Training tokens of an update."""
+        return self.config.batch_size * self.config.grad_accumulation * self.context
 
     def save_static_files(self, folder: Path) -> None:
         """Write the files of a checkpoint that do not change during the run."""
@@ -101,25 +106,39 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
     # The folder in `init_from` may have changed or gone since the run began.
     last = Path(config.output) / LAST if resumes else None
     source = last or (None if config.init_from is None else Path(config.init_from))
+    if last is not None and not (last / "config.json").exists():
+        raise TrainingError(f"{last} is missing or incomplete; the run cannot be resumed")
     pretrained = None if source is None else GPT2Config.load(source)
-    context = config.context or (64 if pretrained is None else pretrained.max_positions)
-    if pretrained is not None and context > pretrained.max_positions:
+    network = config.network
+    context = network.context
+    if pretrained is not None and config.context is None:
+        context = pretrained.max_positions
+    elif pretrained is not None and context > pretrained.max_positions:
         raise TrainingError(
             f"context is {context}, but the positions of {source} end at "
             f"{pretrained.max_positions}; lower --context"
         )
-    tokenizer = str(source or config.tokenizer)
-    data = prepare_data(
-        config.data_paths,
-        pattern=config.pattern,
-        tokenizer=tokenizer,
-        vocab_size=None if resumes else config.vocab_size,
-        context=context,
-        validation_fraction=config.validation_fraction,
-        end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
-    )
+    tokenizer = str(source or network.tokenizer)
+    try:
+        data = prepare_data(
+            config.data_paths,
+            validation_paths=config.validation_paths,
+            pattern=config.pattern,
+            tokenizer=tokenizer,
+            vocab_size=None if resumes else config.vocab_size,
+            context=context,
+            validation_fraction=config.validation_fraction,
+            end_of_text_id=next(iter(pretrained.eos_token_ids), None) if pretrained else None,
+        )
+    except TrainingError as error:
+        if not resumes:
+            raise
+        raise TrainingError(
+            f"the run in {config.output} needs the data that it began with, or its new path "
+            f"(--data): {error}"
+        ) from None
     vocab = max(data.tokenizer.get_vocab().values()) + 1
-    model = pretrained or _new_model(config, context, vocab, data.end_of_text_id)
+    model = pretrained or _new_model(network, vocab, data.end_of_text_id)
     if vocab > model.vocab:
         raise TrainingError(
             f"the tokenizer of {source} has {vocab} tokens, the model embeddings for "
@@ -152,13 +171,13 @@ def prepare(config: TrainingConfig, *, resumes: bool) -> Setup:
 
 def _parameters(config: TrainingConfig, model: GPT2Config, source: Path | None) -> Parameters:
     """Return the weights in `source`, or else initial weights."""
-    is_sinusoidal = config.positions == "sinusoidal"
+    positions = config.network.positions
     parameters = Parameters(
         expected_shapes(model),
-        constant=frozenset({"wpe.weight"} if is_sinusoidal else ()),
+        constant=frozenset({"wpe.weight"} if positions == "sinusoidal" else ()),
     )
     if source is None:
-        initialize(parameters, model, config.positions or "learned", config.seed)
+        initialize(parameters, model, positions, config.seed)
     else:
         for name, array in load_arrays(source, model).items():
             parameters.tensors[name].data[...] = array
@@ -169,18 +188,15 @@ def _is_narrow(folder: Path) -> bool:
     return any(tensor.dtype != "F32" for tensor in read_tensors(folder).values())
 
 
-def _new_model(
-    config: TrainingConfig, context: int, vocab: int, eos_token_id: int | None
-) -> GPT2Config:
-    width = config.width or 0
+def _new_model(network: NetworkSettings, vocab: int, eos_token_id: int | None) -> GPT2Config:
     return GPT2Config(
         vocab=vocab,
-        max_positions=context,
-        d_model=width,
-        layers=config.layers or 0,
-        heads=config.heads or 0,
-        d_ff=4 * width,
-        activation=config.activation or "gelu_new",
+        max_positions=network.context,
+        d_model=network.width,
+        layers=network.layers,
+        heads=network.heads,
+        d_ff=4 * network.width,
+        activation=network.activation,
         eos_token_ids=() if eos_token_id is None else (eos_token_id,),
     )
 
@@ -220,5 +236,5 @@ def _facts(config: TrainingConfig, model: GPT2Config, data: PreparedData) -> dic
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "backend": config.backend,
         "threads": config.num_threads or default_threads(),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
     }

@@ -26,7 +26,7 @@ from benchmarks.load.wire import Answer, parse
 SOAK_MINUTES = 1 / 3
 
 
-@pytest.mark.slow
+@pytest.mark.slow(30)
 def test_a_server_stands_a_soak(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Run a short soak. It does not judge times, which a busy machine makes longer."""
     report = tmp_path / "soak.json"

@@ -124,7 +124,11 @@ def test_a_stopped_run_is_resumed_to_the_same_bits(text: Path, tmp_path: Path) -
         ({"heads": 3}, "width is 16, which 3 heads do not divide"),
         ({"layers": 10**6}, "layers is 1000000 but must be an integer from 1 to 1024"),
         ({"output": "text.txt"}, "is a file; --output needs a folder"),
-        ({"output": "text.txt/run"}, "text.txt"),
+        ({"output": "text.txt/run"}, "text.txt is a file"),
+        ({"data": os.devnull}, "is a pipe or a device"),
+        ({"tokenizer": "text.txt", "data": "pipe.npy"}, "cannot be read"),
+        ({"data": "text.txt", "validation-data": "text.txt"}, "is validation data; give other"),
+        ({"config": os.devnull}, "cannot be read: it is no regular file"),
         ({"output": None}, "output is empty"),
         ({"data": None}, "data is empty"),
         ({"resume": "run", "output": None}, "to resume from"),
@@ -188,7 +192,10 @@ def test_damaged_states_and_other_data_are_refused_when_resuming(
         assert "resume.safetensors is damaged" in refuse(capsys, resume)
     file.write_bytes(content)
     other.write_text(TEXT, encoding="utf-8")
+    text.unlink()
+    assert "needs the data that it began with, or its new path" in refuse(capsys, resume)
     assert main([*resume, "--data", str(other)]) == 0, "a moved file has the same data"
+    assert main([*resume, "--data", str(other), "--stop-after", "1"]) == 0, "it is beyond this step"
 
 
 def test_a_full_disk_is_a_message_and_the_run_can_be_resumed(
@@ -210,9 +217,11 @@ def test_a_full_disk_is_a_message_and_the_run_can_be_resumed(
         assert "metrics.jsonl cannot be written" in refuse(capsys, flags(text, folder))
     assert state(folder) == "failed"
     resume = ["train", "--resume", str(folder)]
-    with monkeypatch.context() as full:
-        full.setattr(run_files, "write_report", no_room)
-        assert "the report cannot be written" in refuse(capsys, resume)
+    report = folder / "report.html"
+    report.unlink()
+    report.mkdir()
+    assert "report.html cannot be written" in refuse(capsys, resume)
+    report.rmdir()
     assert main(resume) == 0
     assert main(flags(text, whole)) == 0
     assert_same_weights(whole, folder)
@@ -233,7 +242,8 @@ def fail_at(number: int, function: Callable[..., Any], error: BaseException) -> 
 
 @pytest.mark.parametrize("error", [RuntimeError("a kernel failed"), KeyboardInterrupt()])
 @pytest.mark.parametrize(
-    ("owner", "name", "number"), [(trainer_module, "loss_sum", 20), (Trainer, "validation_loss", 1)]
+    ("owner", "name", "number"),
+    [(trainer_module, "batch_loss", 20), (Trainer, "validation_loss", 1)],
 )
 def test_any_other_error_saves_the_state(
     monkeypatch: pytest.MonkeyPatch,
@@ -290,7 +300,7 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are those of POSIX")
 def test_interrupted_and_killed_processes_resume_to_the_same_bits(
-    text: Path, tmp_path: Path
+    capsys: pytest.CaptureFixture[str], text: Path, tmp_path: Path
 ) -> None:
     """Ctrl-C once, then kill -9 at moments that no test chooses."""
     folder, whole = tmp_path / "run", tmp_path / "whole"
@@ -302,6 +312,8 @@ def test_interrupted_and_killed_processes_resume_to_the_same_bits(
         while not line.startswith("step"):  # a pipe has it at once
             line = process.stdout.readline()
             assert line, "the process has ended"
+        message = refuse(capsys, ["train", "--resume", str(folder)])
+        assert f"in use by another run (process {process.pid} on" in message
         process.send_signal(signal.SIGINT)
         rest, _ = process.communicate(timeout=TIMEOUT_S)
     finally:

@@ -17,7 +17,7 @@ SETTINGS = {"until": ["W"], "max_gen_toks": 5}
 LM_EVAL = os.environ.get(compare.VARIABLE) or shutil.which("lm_eval")
 
 
-@pytest.mark.slow
+@pytest.mark.slow(60)
 @pytest.mark.skipif(
     LM_EVAL is None,
     reason=(

@@ -22,7 +22,7 @@ def fuzzed(tiny_model: Path) -> Iterator[RunningServer]:
         yield running
 
 
-@pytest.mark.slow
+@pytest.mark.slow(40)
 def test_nothing_that_is_sent_gets_a_fault_or_an_answer_that_is_not_documented(
     fuzzed: RunningServer, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -26,28 +26,42 @@ def install_shape_checks(modules: Sequence[str]) -> None:
 
 
 def check_once_per_case(checked: T) -> T:
-    """Return the function, or the class if it is a dataclass, with checks of its calls."""
+    """Return the function, or the class if it is a dataclass, with checks of its calls.
+
+    A function within a function is returned as it is: each call creates a new one, and wrapping it
+    takes milliseconds.
+    """
     if isinstance(checked, type):
         if dataclasses.is_dataclass(checked):
             checked.__init__ = _check_function(checked.__init__)  # type: ignore[method-assign]
+        return checked
+    if "<locals>" in checked.__qualname__:  # type: ignore[attr-defined]
         return checked
     return _check_function(checked)  # type: ignore[return-value]
 
 
 def _check_function(function: Any) -> Callable[..., Any]:
-    """jaxtyping binds the names of dimensions in a call, so that arguments and result agree."""
-    call_and_check = jaxtyped(function, typechecker=beartype.beartype)
+    """jaxtyping binds the names of dimensions in a call, so that arguments and result agree.
+
+    The checks are made when they are first needed: most modules have functions that no test calls.
+    """
     local = threading.local()
 
-    def take_result(*_args: Any, **_kwargs: Any) -> Any:
-        return local.result
+    @functools.cache
+    def call_and_check() -> Callable[..., Any]:
+        check: Callable[..., Any] = jaxtyped(function, typechecker=beartype.beartype)
+        return check
 
-    stand_in = FunctionType(
-        take_result.__code__, function.__globals__, closure=take_result.__closure__
-    )
-    check_result = jaxtyped(
-        functools.update_wrapper(stand_in, function), typechecker=beartype.beartype
-    )
+    @functools.cache
+    def check_result() -> Callable[..., Any]:
+        def take_result(*_args: Any, **_kwargs: Any) -> Any:
+            return local.result
+
+        stand_in = FunctionType(
+            take_result.__code__, function.__globals__, closure=take_result.__closure__
+        )
+        return jaxtyped(functools.update_wrapper(stand_in, function), typechecker=beartype.beartype)
+
     passed_arguments: set[Hashable] = set()
     passed_calls: set[Hashable] = set()
 
@@ -56,9 +70,9 @@ def _check_function(function: Any) -> Callable[..., Any]:
         try:
             case = (*map(_summary, args), *kwargs, *map(_summary, kwargs.values()))
         except _ContainerError:
-            return call_and_check(*args, **kwargs)
+            return call_and_check()(*args, **kwargs)
         if case not in passed_arguments:
-            result = call_and_check(*args, **kwargs)
+            result = call_and_check()(*args, **kwargs)
             passed_arguments.add(case)
             return result
         result = function(*args, **kwargs)
@@ -68,7 +82,7 @@ def _check_function(function: Any) -> Callable[..., Any]:
             whole_case = None
         if whole_case not in passed_calls:
             local.result = result
-            check_result(*args, **kwargs)
+            check_result()(*args, **kwargs)
             del local.result
             if whole_case is not None:
                 passed_calls.add(whole_case)

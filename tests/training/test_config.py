@@ -1,5 +1,6 @@
 """Settings of a run: defaults, presets, TOML, and clear errors."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,10 @@ def test_every_problem_is_named_at_once() -> None:
             steps=5,
             epochs=1,
             batch_size=True,
+            pattern="",
+            tokenizer="a\0b",
+            validation_data=[""],
+            validation_fraction=0.2,
         )
     message = str(raised.value)
     for part in (
@@ -54,8 +59,13 @@ def test_every_problem_is_named_at_once() -> None:
         "activation is 'swoosh'",
         "steps and epochs are both given",
         "batch_size is True",
+        "pattern is '' but must be text",
+        "tokenizer is 'a\\x00b'",
+        "validation_data is [''] but must be paths",
     ):
         assert part in message
+    with pytest.raises(TrainingError, match="validation_data and validation_fraction are both"):
+        TrainingConfig(validation_data="a.txt", validation_fraction=0.2)
 
 
 @pytest.mark.parametrize("name", ["layers", "width", "vocab_size"])
@@ -72,7 +82,7 @@ def test_a_toml_file_has_the_same_settings(tmp_path: Path) -> None:
     assert TrainingConfig.from_dict(config.to_dict()) == config
 
 
-@pytest.mark.parametrize("text", ["layers = ", "\x00"])
+@pytest.mark.parametrize("text", ["layers = ", "\x00", "layers = " + "[" * 10_000])
 def test_a_damaged_toml_file_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "run.toml"
     path.write_text(text)
@@ -80,6 +90,8 @@ def test_a_damaged_toml_file_is_named(tmp_path: Path, text: str) -> None:
         read_toml(path)
     with pytest.raises(TrainingError, match=r"missing\.toml"):
         read_toml(tmp_path / "missing.toml")
+    with pytest.raises(TrainingError, match="no regular file"):
+        read_toml(Path(os.devnull))
 
 
 def test_an_unknown_setting_is_named() -> None:

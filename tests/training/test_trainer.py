@@ -1,6 +1,7 @@
 """The training loop: it learns, stops, resumes to the same bits, and never loses a checkpoint."""
 
 import json
+import math
 import os
 import signal
 from pathlib import Path
@@ -8,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from nanovllm.errors import TrainingError
 from nanovllm.llm import LLM
+from nanovllm.model.kernels.threads.cores import cpu_name
 from nanovllm.sampling_params import SamplingParams
 from nanovllm.training import trainer as trainer_module
 from nanovllm.training.config import TrainingConfig
-from nanovllm.training.run.checkpoint import RESUME_FILE
-from nanovllm.training.run.files import Evaluation
+from nanovllm.training.metrics import Evaluation
+from nanovllm.training.run.checkpoint import RESUME_FILE, load_counters
 from nanovllm.training.trainer import Trainer, TrainingResult
 from tests.support.training_runs import assert_same_weights, weights
 
@@ -67,7 +69,7 @@ def test_a_run_learns_and_its_folder_is_a_checkpoint(text: Path, tmp_path: Path)
     assert metrics[-1]["tokens"] == 120 * 4 * 16
     assert len(lines(folder / "samples.jsonl")) == 4
     summary = json.loads((folder / "run.json").read_text())
-    assert summary["state"] == "finished"
+    assert (summary["state"], summary["cpu"]) == ("finished", cpu_name())
     assert "<svg" in (folder / "report.html").read_text(encoding="utf-8")
     with LLM(folder, backend="numpy") as llm:
         sampling = SamplingParams(max_tokens=5, temperature=0)
@@ -96,7 +98,7 @@ def test_lines_after_the_last_saved_state_are_dropped(text: Path, tmp_path: Path
     folder = tmp_path / "run"
     train(text, folder, stop_after=4)
     with (folder / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 8, "val_loss": 1.0}\n{"step": 12, "val_lo')
+        file.write('{"step": 8, "val_loss": 1.0}\n{"step": null}\n[[\n{"step": 12, "val_lo')
     Trainer.resume(folder).train()
     assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [0, 4, 8, 12]
 
@@ -186,6 +188,60 @@ def test_a_second_run_does_not_overwrite_the_first(text: Path, tmp_path: Path) -
         TrainingError, match=r"holds a checkpoint .*\(config\.json\), which a run would"
     ):
         Trainer(config(text, other))
+    (other / "config.json").rename(other / "report.html")
+    with pytest.raises(TrainingError, match=r"report\.html"):
+        Trainer(config(text, other))
+
+
+def test_validation_data_is_recorded_and_checked_when_resuming(text: Path, tmp_path: Path) -> None:
+    folder, held_out = tmp_path / "run", tmp_path / "held-out.txt"
+    held_out.write_text("sea shells", encoding="utf-8")
+    train(text, folder, stop_after=4, validation_data=held_out)
+    summary = json.loads((folder / "run.json").read_text())
+    assert summary["config"]["validation_data"] == [str(held_out)]
+    assert summary["data"]["validation_tokens"] == 10
+    held_out.write_text("sea", encoding="utf-8")
+    with pytest.raises(TrainingError, match="the data is not that of the run"):
+        Trainer.resume(folder)
+    moved = tmp_path / "moved.txt"
+    moved.write_text("sea shells", encoding="utf-8")
+    assert Trainer.resume(folder, validation_data=moved).train().state == "finished"
+
+
+@pytest.mark.parametrize(
+    "change", [{"step": "4"}, {"updates": -1}, {"seconds": math.inf}, {"x": 1}]
+)
+def test_damaged_counters_are_refused(text: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = tmp_path / "run"
+    train(text, folder, stop_after=2)
+    state = load_counters(folder)
+    state["counters"] |= change
+    arrays = load_file(folder / RESUME_FILE)
+    save_file(arrays, folder / RESUME_FILE, metadata={"state": json.dumps(state)})
+    with pytest.raises(TrainingError, match=r"resume\.safetensors is damaged: it has no counters"):
+        Trainer.resume(folder)
+
+
+def test_a_run_that_another_process_continued_is_loaded_again(text: Path, tmp_path: Path) -> None:
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    train(text, folder, stop_after=2)
+    earlier = Trainer.resume(folder)
+    Trainer.resume(folder, stop_after=5).train()
+    assert earlier.train().state == "finished"
+    train(text, whole)
+    assert_same_weights(whole, folder)
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [0, 4, 8, 12]
+
+
+def test_too_little_memory_is_a_message(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(trainer_module, "batch_loss", fail)
+    with pytest.raises(TrainingError, match=r"memory ran out at step 0: lower --context"):
+        train(text, tmp_path / "run")
 
 
 def test_resuming_with_other_data_or_settings_is_refused(text: Path, tmp_path: Path) -> None:
@@ -212,7 +268,7 @@ def test_fine_tuning_starts_from_the_checkpoint_and_lowers_its_loss(
     settings = {"data": other, "init_from": source, "steps": 30, "eval_every": 10, "lr": 3e-3}
     settings |= {"output": tmp_path / "tuned", "backend": "numpy", "batch_size": 4}
     result = Trainer(TrainingConfig.from_dict(settings)).train()
-    losses = [evaluation.val_loss for evaluation in result.evaluations]
+    losses = [one.val_loss for one in result.evaluations if one.val_loss is not None]
     assert losses[-1] < losses[0] - 0.2
     assert GPT2_files(tmp_path / "tuned") == GPT2_files(source)
 

@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 from nanovllm import __version__
+from nanovllm.model.kernels.threads.cores import cpu_name
 
 
 def describe_machine() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def describe_machine() -> dict[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     return {
-        "cpu": _cpu_name(),
+        "cpu": cpu_name(),
         "cores": usable,
         "os": platform.platform(),
         "python": platform.python_version(),
@@ -67,25 +67,6 @@ def rate(count: float, seconds: float) -> float | None:
 def shown(value: float | None, unit: str = "", digits: int = 2) -> str:
     """Format a figure; None is a dash."""
     return "-" if value is None else f"{value:,.{digits}f}{' ' * bool(unit)}{unit}"
-
-
-def _cpu_name() -> str:
-    if Path("/proc/cpuinfo").is_file():
-        for line in (
-            Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-        ):
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    if platform.system() == "Darwin":
-        result = subprocess.run(
-            ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if result.returncode == 0 and result.stdout.strip():
-            return result.stdout.strip()
-    return platform.processor() or platform.machine()
 
 
 def _blas_name() -> str:

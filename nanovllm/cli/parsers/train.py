@@ -46,6 +46,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="text files, folders of them, or one token file (.npy)",
     )
+    _add(
+        group,
+        "--validation-data",
+        nargs="+",
+        metavar="PATH",
+        help="text or a token file to validate on (default: the end of --data)",
+    )
     _add(group, "--output", metavar="DIR", help="new folder for checkpoint, metrics and report")
     _add(group, "--pattern", metavar="GLOB", help="files to read from folders (default: *.txt)")
     _add(group, "--config", metavar="FILE", help="TOML file with any of these settings")

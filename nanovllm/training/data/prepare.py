@@ -4,7 +4,7 @@ Memory: the whole text (see text.py) until it is encoded, about 100 MB while it 
 token afterwards, or 4 with a vocabulary above 65,536. A token file stays on disk, memory-mapped.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,17 +13,24 @@ from jaxtyping import Integer
 from tokenizers import Tokenizer
 
 from nanovllm.errors import TrainingError
+from nanovllm.model.tokenizer_files import END_OF_TEXT
 from nanovllm.training.data.dataset import Dataset
-from nanovllm.training.data.text import check_fraction, read_documents, split_documents
+from nanovllm.training.data.text import (
+    Corpus,
+    check_fraction,
+    check_is_regular,
+    read_documents,
+    split_documents,
+    without,
+)
 from nanovllm.training.data.tokenizer import (
-    END_OF_TEXT,
     encode_texts,
     make_tokenizer,
     token_lengths,
 )
 
 _TOKEN_SUFFIXES = (".npy", ".bin")
-_CHUNK = 2**22  # tokens of a memory-mapped file that are looked at together
+_CHUNK = 2**22  # tokens of a memory-mapped file that are read together
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,7 @@ class PreparedData:
 def prepare_data(
     paths: Sequence[Path],
     *,
+    validation_paths: Sequence[Path] = (),
     tokenizer: str,
     context: int,
     pattern: str = "*.txt",
@@ -61,6 +69,8 @@ def prepare_data(
     Args:
         paths: text files and folders of them; or one token file, .npy, or .bin as nanoGPT writes it
             (uint16 without a header).
+        validation_paths: the same, for validation; none for the end of `paths`. Their files are
+            left out of the training text.
         tokenizer: "char", "bpe", or a path, as `make_tokenizer` takes it. A token file needs the
             path of the tokenizer that wrote it.
         context: tokens of a training sequence.
@@ -73,16 +83,24 @@ def prepare_data(
         TrainingError: the data, the tokenizer or a setting is unusable.
     """
     check_fraction(validation_fraction)
-    if any(path.suffix in _TOKEN_SUFFIXES for path in paths):
-        return _from_token_file(paths, tokenizer, vocab_size, context, validation_fraction)
+    if any(path.suffix in _TOKEN_SUFFIXES for path in (*paths, *validation_paths)):
+        return _from_token_files(
+            paths, validation_paths, tokenizer, vocab_size, context, validation_fraction
+        )
     corpus = read_documents(paths, pattern)
-    files = tuple(document.path for document in corpus.documents)
-    train, validation = split_documents(corpus.documents, validation_fraction)
+    if validation_paths:
+        held_out = read_documents(validation_paths, pattern)
+        corpus = without(corpus, held_out)
+        train, validation = corpus.texts, held_out.texts
+    else:
+        held_out = Corpus((), ())
+        train, validation = split_documents(corpus.documents, validation_fraction)
+    files = tuple(document.path for document in (*corpus.documents, *held_out.documents))
+    warnings = (*corpus.warnings, *held_out.warnings)
     # A character that occurs in the validation text alone must have a token, as in nanoGPT.
     learned_from = [*train, *validation] if tokenizer == "char" else train
     library = make_tokenizer(tokenizer, learned_from, vocab_size)
-    warnings = corpus.warnings
-    del corpus  # frees the document that was cut in two
+    del corpus, held_out  # frees the document that was cut in two
     if end_of_text_id is None:
         end_of_text_id = library.token_to_id(END_OF_TEXT)
     train_tokens = encode_texts(library, train, end_of_text_id, "Encoding the training text")
@@ -111,6 +129,7 @@ def load_tokens(path: Path) -> Integer[np.ndarray, " tokens"]:
         TrainingError: the file cannot be read, or has other contents.
     """
     try:
+        check_is_regular(path)
         if path.suffix == ".npy":
             tokens = np.load(path, mmap_mode="r", allow_pickle=False)
         elif path.stat().st_size % 2 == 0:
@@ -122,57 +141,70 @@ def load_tokens(path: Path) -> Integer[np.ndarray, " tokens"]:
     except (ValueError, EOFError) as error:
         if isinstance(error, TrainingError):
             raise
-        raise TrainingError(f"{path} is no token file: {error}") from None
+        reason = "it has no header of NumPy" if "pickle" in str(error) else error
+        raise TrainingError(f"{path} is no token file: {reason}") from None
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         kind = f"{tokens.dtype} {tokens.shape}" if isinstance(tokens, np.ndarray) else "an archive"
         raise TrainingError(f"{path} is {kind}, but must be one dimension of integers")
     return tokens
 
 
-def _from_token_file(
+def _from_token_files(
     paths: Sequence[Path],
+    validation_paths: Sequence[Path],
     spec: str,
     vocab_size: int | None,
     context: int,
     validation_fraction: float,
 ) -> PreparedData:
-    if len(paths) > 1:
-        raise TrainingError(
-            f"{paths[0]} and {paths[1]}: give one token file, or text files and folders only"
-        )
-    (path,) = paths
+    files = (*paths, *validation_paths)
+    has_text = any(path.suffix not in _TOKEN_SUFFIXES for path in files)
+    if has_text or len(paths) > 1 or len(validation_paths) > 1:
+        names = " and ".join(map(str, files[:2]))
+        raise TrainingError(f"{names}: give one token file, or text files and folders only")
+    if validation_paths and paths[0].resolve() == validation_paths[0].resolve():
+        raise TrainingError(f"{paths[0]} is training and validation data; give two files")
     if spec in {"char", "bpe"}:
         raise TrainingError(
-            f"{path} has tokens, from which no {spec} tokenizer can be made; give the tokenizer "
-            "that wrote them (--tokenizer gpt2 or PATH)"
+            f"{files[0]} has tokens, from which no {spec} tokenizer can be made; give the "
+            "tokenizer that wrote them (--tokenizer gpt2 or PATH)"
         )
     tokenizer = make_tokenizer(spec, (), vocab_size)
-    tokens = load_tokens(path)
     lengths = token_lengths(tokenizer)
-    chunks = [tokens[start : start + _CHUNK] for start in range(0, len(tokens), _CHUNK)]
-    for chunk in chunks:
-        if chunk.min() < 0 or chunk.max() >= len(lengths):
-            wrong = chunk[(chunk < 0) | (chunk >= len(lengths))][0]
-            raise TrainingError(
-                f"{path} has token {wrong}, but the tokenizer {spec} has tokens 0 to "
-                f"{len(lengths) - 1}; give the tokenizer that wrote the file (--tokenizer)"
-            )
-    boundary = int(len(tokens) * (1 - validation_fraction))
-    train, validation = tokens[:boundary], tokens[boundary:]
+    train, *held_out = (_load_checked(path, len(lengths), spec) for path in files)
+    if held_out:
+        (validation,) = held_out
+    else:
+        boundary = int(len(train) * (1 - validation_fraction))
+        train, validation = train[:boundary], train[boundary:]
     _check_lengths(train, validation, context)
-    num_bytes = sum(
-        int(lengths[validation[start : start + _CHUNK]].sum())
-        for start in range(0, len(validation), _CHUNK)
-    )
     return PreparedData(
         tokenizer,
         Dataset(train, context),
         Dataset(validation, context),
         tokenizer.token_to_id(END_OF_TEXT),
-        num_bytes,
-        (path,),
+        sum(int(lengths[chunk].sum()) for chunk in _chunks(validation)),
+        files,
         (),
     )
+
+
+def _load_checked(path: Path, vocab: int, spec: str) -> Integer[np.ndarray, " tokens"]:
+    """Return the tokens of a file; raise TrainingError if the tokenizer lacks one."""
+    tokens = load_tokens(path)
+    for chunk in _chunks(tokens):
+        if chunk.min() < 0 or chunk.max() >= vocab:
+            wrong = chunk[(chunk < 0) | (chunk >= vocab)][0]
+            raise TrainingError(
+                f"{path} has token {wrong}, but the tokenizer {spec} has tokens 0 to {vocab - 1}; "
+                "give the tokenizer that wrote the file (--tokenizer)"
+            )
+    return tokens
+
+
+def _chunks(tokens: Integer[np.ndarray, " tokens"]) -> Iterator[np.ndarray]:
+    for start in range(0, len(tokens), _CHUNK):
+        yield tokens[start : start + _CHUNK]
 
 
 def _check_lengths(

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISDIR, S_ISREG
 
 from nanovllm.errors import TrainingError
 from nanovllm.progress import progress_bar
@@ -29,6 +30,11 @@ class Corpus:
 
     documents: tuple[Document, ...]
     warnings: tuple[str, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        """The text of each document."""
+        return [document.text for document in self.documents]
 
 
 def read_documents(paths: Sequence[Path], pattern: str = "*.txt") -> Corpus:
@@ -67,6 +73,28 @@ def read_documents(paths: Sequence[Path], pattern: str = "*.txt") -> Corpus:
     return Corpus(with_text, tuple(warnings))
 
 
+def without(corpus: Corpus, held_out: Corpus) -> Corpus:
+    """Return the corpus without the files of another, and a warning that names one of them.
+
+    Raises:
+        TrainingError: no file is left.
+    """
+    others = {document.path.resolve() for document in held_out.documents}
+    kept = tuple(one for one in corpus.documents if one.path.resolve() not in others)
+    if len(kept) == len(corpus.documents):
+        return corpus
+    both = next(one.path for one in corpus.documents if one.path.resolve() in others)
+    if not kept:
+        raise TrainingError(
+            f"{both} and all other training text is validation data; give other text"
+        )
+    warning = (
+        f"{len(corpus.documents) - len(kept):,} of {len(corpus.documents):,} files are validation "
+        f"data and left out of the training text; the first: {both}"
+    )
+    return Corpus(kept, (*corpus.warnings, warning))
+
+
 def split_documents(
     documents: Sequence[Document], validation_fraction: float
 ) -> tuple[list[str], list[str]]:
@@ -95,6 +123,15 @@ def check_fraction(validation_fraction: float) -> None:
     if not 0 < validation_fraction < 1:
         raise TrainingError(
             f"validation_fraction is {validation_fraction} but must be above 0 and below 1"
+        )
+
+
+def check_is_regular(path: Path) -> None:
+    """Raise TrainingError for a pipe or a device, OSError if there is no such path."""
+    mode = path.stat().st_mode
+    if not (S_ISREG(mode) or S_ISDIR(mode)):
+        raise TrainingError(
+            f"{path} is a pipe or a device, which may have no end; save its contents to a file"
         )
 
 
@@ -129,7 +166,7 @@ def _files_of(path: Path, pattern: str) -> list[Path]:
     """Return a file itself, or the files of a folder that match, sorted."""
     try:
         if not path.is_dir():
-            path.stat()
+            check_is_regular(path)
             return [path]
         files = sorted(file for file in path.rglob(pattern) if _is_file(file))
     except FileNotFoundError:
@@ -138,6 +175,8 @@ def _files_of(path: Path, pattern: str) -> list[Path]:
         ) from None
     except OSError as error:
         raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
+    except TrainingError:
+        raise
     except (ValueError, NotImplementedError, IndexError) as error:
         raise TrainingError(
             f"pattern is {pattern!r} but must be a glob pattern such as *.txt or *.py: {error}"

@@ -10,20 +10,19 @@
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Integer
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from nanovllm.errors import TrainingError
+from nanovllm.errors import CheckpointError, TrainingError
+from nanovllm.model.tokenizer_files import END_OF_TEXT, byte_level, load_tokenizer_files
 from nanovllm.progress import progress_bar
+from nanovllm.training.atomic_files import write_bytes
 from nanovllm.training.data.text import pieces
-from nanovllm.training.run.checkpoint import write_atomically
 
-END_OF_TEXT = "<|endoftext|>"
 _DEFAULT_VOCAB_SIZE = 1024
 _SMALLEST_BPE = 257  # the bytes and `<|endoftext|>`
 _COPIED_FILES = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
@@ -69,26 +68,15 @@ def load_tokenizer(path: Path) -> Tokenizer:
     Raises:
         TrainingError: there is no tokenizer, or a file is invalid.
     """
-    file = path / "tokenizer.json" if path.is_dir() else path
-    vocab, merges = path / "vocab.json", path / "merges.txt"
     try:
-        if file.is_file():
-            tokenizer = Tokenizer.from_file(str(file))
-        elif vocab.is_file() and merges.is_file():
-            tokenizer = _byte_level(models.BPE.from_file(str(vocab), str(merges)))
-            if tokenizer.token_to_id(END_OF_TEXT) is not None:
-                tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
-        else:
-            raise TrainingError(
-                f"there is no tokenizer {str(path)!r}: give char, bpe, a tokenizer.json, or a "
-                "folder with tokenizer.json or with vocab.json and merges.txt"
-            )
-    except (KeyboardInterrupt, SystemExit, TrainingError):
-        raise
-    except BaseException as error:  # noqa: BLE001 - the library panics with a BaseException
-        raise TrainingError(f"the tokenizer in {path} cannot be read: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
+        tokenizer = load_tokenizer_files(path)
+    except CheckpointError as error:
+        raise TrainingError(str(error)) from None
+    if tokenizer is None:
+        raise TrainingError(
+            f"there is no tokenizer {str(path)!r}: give char, bpe, a tokenizer.json, or a folder "
+            "with tokenizer.json or with vocab.json and merges.txt"
+        )
     return tokenizer
 
 
@@ -109,14 +97,14 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path, source: Path | None = Non
     if tokenizer.token_to_id(END_OF_TEXT) is not None:
         settings |= {"bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT}
     files = {
-        "tokenizer.json": tokenizer.to_str(pretty=True).encode(),
+        "tokenizer.json": tokenizer.to_str().encode(),
         "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode(),
     }
     for name in _COPIED_FILES:
         if source is not None and (source / name).is_file():
             files[name] = (source / name).read_bytes()
     for name, data in files.items():
-        write_atomically(folder / name, partial(Path.write_bytes, data=data))
+        write_bytes(folder / name, data)
 
 
 def encode_texts(
@@ -180,7 +168,7 @@ def _train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
             f"vocab_size is {vocab_size} but must be at least {_SMALLEST_BPE} for bpe: the bytes "
             f"and {END_OF_TEXT} (--vocab-size)"
         )
-    tokenizer = _byte_level(models.BPE())
+    tokenizer = byte_level(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
         min_frequency=2,
@@ -197,13 +185,6 @@ def _train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
                     bar.update(len(part))
 
         tokenizer.train_from_iterator(parts(), trainer)
-    return tokenizer
-
-
-def _byte_level(model: models.Model) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 

@@ -16,13 +16,13 @@ _SQRT_2_OVER_PI = math.sqrt(2.0 / math.pi)
 
 def gelu_new(v: Vectors, x: Value) -> Value:
     """s + x s (1 - s) 2u' with s = sigmoid(2u), u = sqrt(2/pi) (x + 0.044715 x^3)."""
-    scale = 2.0 * _SQRT_2_OVER_PI
+    scale = -2.0 * _SQRT_2_OVER_PI
     square = v.multiply(x, x)
-    twice_u = v.multiply(x, v.fma(square, v.constant(scale * 0.044715), v.constant(scale)))
-    slope = v.fma(square, v.constant(3.0 * scale * 0.044715), v.constant(scale))
-    s = sigmoid_of(v, twice_u)
-    tail = v.multiply(s, v.subtract(v.constant(1.0), s))
-    return v.fma(v.multiply(x, slope), tail, s)
+    one = v.constant(1.0)
+    minus_2u = v.multiply(x, v.fma(square, v.constant(scale * 0.044715), v.constant(scale)))
+    minus_slope = v.fma(square, v.constant(3.0 * scale * 0.044715), v.constant(scale))
+    s = v.divide(one, v.add(one, v.exp(minus_2u)))  # as in the forward activation
+    return v.fma(v.multiply(x, minus_slope), v.multiply(s, v.subtract(s, one)), s)
 
 
 def gelu(v: Vectors, x: Value) -> Value:

@@ -18,7 +18,7 @@ from nanovllm.model.kernels.threads.barrier import take_item
 from nanovllm.training.kernels.elementwise import Keep, float_argument, fold_elements
 from nanovllm.training.kernels.matmul.matmul import make_matmul
 from nanovllm.training.kernels.matmul.pack import make_pack_panel
-from nanovllm.training.kernels.records import RECORDS, SCRATCH_FLOATS, STORE
+from nanovllm.training.kernels.records import LINEAR, RECORDS, SCRATCH_FLOATS
 
 _head_record_at = record_at(RECORDS["pack_head"])
 _record_at = record_at(RECORDS["cross_entropy"])
@@ -85,7 +85,7 @@ def _make_compute_logits(target: KernelTarget) -> Any:
 
     @compiled
     def compute_logits(record: Any, thread: int, phase: int, scratch_ptr: int) -> int:
-        items = count_items(record.rows, record.vocab, record.threads)
+        items = count_items(record.rows, record.vocab, record.threads, False)
         done = 0
         item = take_item(phase)
         while item < items:
@@ -93,7 +93,7 @@ def _make_compute_logits(target: KernelTarget) -> Any:
                 record.threads, item, record.rows, record.vocab, record.d_model,
                 record.hidden_ptr, record.d_model * WORD_BYTES, WORD_BYTES,
                 record.transposed_panels_ptr,
-                record.logits_ptr, 0, 0, STORE, 0, scratch_ptr,
+                record.logits_ptr, 0, 0, LINEAR, 0, scratch_ptr,
             )  # fmt: skip
             done += 1
             item = take_item(phase)
@@ -147,21 +147,22 @@ def _make_multiply_gradients(target: KernelTarget) -> Any:
     @compiled
     def multiply_gradients(record: Any, phase: int, scratch_ptr: int) -> None:
         rows, vocab, d_model = record.rows, record.vocab, record.d_model
-        head_items = count_items(vocab, d_model, record.threads)
-        items = head_items + count_items(rows, d_model, record.threads)
+        head_items = count_items(vocab, d_model, record.threads, True)
+        items = head_items + count_items(rows, d_model, record.threads, False)
         item = take_item(phase)
         while item < items:
             if item < head_items:
                 multiply(
                     record.threads, item, vocab, d_model, rows,
                     record.logits_ptr, WORD_BYTES, vocab * WORD_BYTES, record.hidden_panels_ptr,
-                    record.grad_head_ptr, 0, 0, STORE, 1, scratch_ptr,
+                    record.grad_head_ptr, 0, 0, LINEAR, record.grad_head_ptr,
+                    scratch_ptr,
                 )  # fmt: skip
             else:
                 multiply(
                     record.threads, item - head_items, rows, d_model, vocab,
                     record.logits_ptr, vocab * WORD_BYTES, WORD_BYTES, record.panels_ptr,
-                    record.grad_hidden_ptr, 0, 0, STORE, 0, scratch_ptr,
+                    record.grad_hidden_ptr, 0, 0, LINEAR, 0, scratch_ptr,
                 )  # fmt: skip
             item = take_item(phase)
 

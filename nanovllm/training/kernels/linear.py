@@ -4,8 +4,8 @@ Both operations are phases (forward/phase.py): first the operands are packed, th
 the items of the matmuls.
 
     linear           pack weight
-                     z = x @ weight + bias, out = f(z)
-    linear_backward  grad_z = grad_out * f'(z), packed, with the sums of each block of its rows;
+                     z = x @ weight + bias, out = f(z) or residual + z, slope = f'(z)
+    linear_backward  grad_z = grad_out * slope, packed, with the sums of each block of its rows;
                      pack weight^T
                      grad_weight += x^T @ grad_z; grad_x = grad_z @ weight^T; grad_bias += sums
 """
@@ -20,11 +20,9 @@ from nanovllm.model.kernels.forward.phase import ABORTED, end_phase
 from nanovllm.model.kernels.simd.move import record_at
 from nanovllm.model.kernels.simd.vector import F32, I64, Value, Vectors, kernel
 from nanovllm.model.kernels.threads.barrier import take_item
-from nanovllm.training.kernels.activation_gradient import ACTIVATION_GRADIENTS
-from nanovllm.training.kernels.elementwise import map_elements
 from nanovllm.training.kernels.matmul.matmul import make_matmul
 from nanovllm.training.kernels.matmul.pack import make_pack_panel, make_sum_and_pack
-from nanovllm.training.kernels.records import GRADIENT_ROWS, KINDS, RECORDS, SCRATCH_FLOATS, STORE
+from nanovllm.training.kernels.records import GRADIENT_ROWS, LINEAR, RECORDS, SCRATCH_FLOATS
 
 _linear_record_at = record_at(RECORDS["linear"])
 _backward_record_at = record_at(RECORDS["linear_backward"])
@@ -83,13 +81,14 @@ def make_linear(target: KernelTarget) -> Any:
         )  # fmt: skip
         if phase == ABORTED:
             return
-        items = count_items(rows, d_out, record.threads)
+        items = count_items(rows, d_out, record.threads, False)
         item = take_item(phase)
         while item < items:
             multiply(
                 record.threads, item, rows, d_out, d_in,
                 record.x_ptr, d_in * WORD_BYTES, WORD_BYTES, record.panels_ptr,
-                record.z_ptr, record.out_ptr, record.bias_ptr, record.kind, 0,
+                record.out_ptr if record.kind == LINEAR else record.slope_ptr, record.out_ptr,
+                record.bias_ptr, record.kind, record.residual_ptr,
                 record.scratch_ptr + thread * _SCRATCH_BYTES,
             )  # fmt: skip
             item = take_item(phase)
@@ -102,7 +101,6 @@ def make_linear_backward(target: KernelTarget) -> Any:
     width = target.panel_width
     pack_panel = make_pack_panel(target)
     sum_and_pack = make_sum_and_pack(target)
-    multiply_gradient = kernel(target, _multiply_gradient)
     add_sums = kernel(target, _add_sums)
     count_items, multiply = make_matmul(target)
 
@@ -131,18 +129,14 @@ def make_linear_backward(target: KernelTarget) -> Any:
 
     @outlined
     def prepare_gradient(record: Any, block: int) -> None:
-        """Multiply a block of rows of grad_out by f'(z), sum the columns, and pack it."""
+        """Multiply a block of rows of grad_out by the slopes, sum the columns, and pack it."""
         first = block * GRADIENT_ROWS
         rows = min(GRADIENT_ROWS, record.rows - first)
         columns = (record.d_out + width - 1) // width * width
         offset_bytes = first * record.d_out * WORD_BYTES
-        if record.z_ptr != 0:
-            multiply_gradient(
-                record.kind, rows * record.d_out, record.grad_out_ptr + offset_bytes,
-                record.z_ptr + offset_bytes,
-            )  # fmt: skip
+        slope_ptr = record.slope_ptr + offset_bytes if record.slope_ptr != 0 else 0
         sum_and_pack(
-            record.grad_out_ptr + offset_bytes, rows, record.d_out,
+            record.grad_out_ptr + offset_bytes, slope_ptr, rows, record.d_out,
             record.grad_panels_ptr + first * width * WORD_BYTES, record.rows * width * WORD_BYTES,
             record.bias_sums_ptr + block * columns * WORD_BYTES,
         )  # fmt: skip
@@ -150,8 +144,8 @@ def make_linear_backward(target: KernelTarget) -> Any:
     @compiled
     def multiply_all(record: Any, phase: int, scratch_ptr: int) -> None:
         rows, d_in, d_out = record.rows, record.d_in, record.d_out
-        weight_items = count_items(d_in, d_out, record.threads)
-        items = weight_items + count_items(rows, d_in, record.threads)
+        weight_items = count_items(d_in, d_out, record.threads, True)
+        items = weight_items + count_items(rows, d_in, record.threads, False)
         columns = (d_out + width - 1) // width * width
         item = take_item(phase)
         while item <= items:
@@ -159,13 +153,13 @@ def make_linear_backward(target: KernelTarget) -> Any:
                 multiply(
                     record.threads, item, d_in, d_out, rows,
                     record.x_ptr, WORD_BYTES, d_in * WORD_BYTES, record.grad_panels_ptr,
-                    record.grad_weight_ptr, 0, 0, STORE, 1, scratch_ptr,
+                    record.grad_weight_ptr, 0, 0, LINEAR, record.grad_weight_ptr, scratch_ptr,
                 )  # fmt: skip
             elif item < items:
                 multiply(
                     record.threads, item - weight_items, rows, d_in, d_out,
                     record.grad_out_ptr, d_out * WORD_BYTES, WORD_BYTES, record.weight_panels_ptr,
-                    record.grad_x_ptr, 0, 0, STORE, 0, scratch_ptr,
+                    record.grad_x_ptr, 0, 0, LINEAR, 0, scratch_ptr,
                 )  # fmt: skip
             else:
                 add_sums(
@@ -175,21 +169,6 @@ def make_linear_backward(target: KernelTarget) -> Any:
             item = take_item(phase)
 
     return linear_backward
-
-
-def _multiply_gradient(
-    v: Vectors, kind: Value, count: Value, grad_ptr: Value, z_ptr: Value
-) -> None:
-    """Emit grad *= f'(z) for `count` elements and the activation f of number `kind`."""
-    for name, gradient in ACTIVATION_GRADIENTS.items():
-        with v.when_equal(kind, KINDS.index(name)):
-            map_elements(
-                v,
-                count,
-                [grad_ptr, z_ptr],
-                [grad_ptr],
-                lambda grad, z, gradient=gradient: [v.multiply(grad, gradient(v, z))],
-            )
 
 
 def _add_sums(

@@ -170,20 +170,21 @@ class CompiledOperations(AttentionOperations):
         return out
 
     def linear(
-        self, x: Rows, weight: Array, bias: Array, activation: str
+        self, x: Rows, weight: Array, bias: Array, activation: str, residual: Rows | None = None
     ) -> tuple[Rows, Rows | None]:
-        """Return f(z) with z = x @ weight + bias, and z, or None where f is the identity."""
+        """Return f(z) or residual + z, and f'(z) or None; z = x @ weight + bias."""
         rows, (d_in, d_out) = len(x), weight.shape
-        z = self._empty(rows, d_out)
         kind = _kind(activation)
-        out = z if kind == LINEAR else self._empty(rows, d_out)
+        out = self._empty(rows, d_out)
+        slope = None if kind == LINEAR else self._empty(rows, d_out)
         self._runner.run(
             "linear",
             2 * rows * weight.size,
             x=x,
             weight=weight,
             bias=bias,
-            z=z,
+            residual=residual,
+            slope=slope,
             out=out,
             panels=self._panels(d_in, d_out),
             scratch=self._scratch(),
@@ -192,19 +193,18 @@ class CompiledOperations(AttentionOperations):
             d_out=d_out,
             kind=kind,
         )
-        return out, None if kind == LINEAR else z
+        return out, slope
 
     def linear_backward(
         self,
         grad_out: Rows,
         x: Rows,
         weight: Array,
-        activation: str,
-        activation_input: Rows | None,
+        slope: Rows | None,
         grad_weight: Array,
         grad_bias: Array,
     ) -> Rows:
-        """Return grad_x; overwrites grad_out where there is an activation."""
+        """Return grad_x; overwrites grad_out where there is a slope."""
         rows, (d_in, d_out) = len(x), weight.shape
         grad_x = self._empty(rows, d_in)
         blocks = -(-rows // GRADIENT_ROWS)
@@ -212,7 +212,7 @@ class CompiledOperations(AttentionOperations):
             "linear_backward",
             4 * rows * weight.size,
             grad_out=grad_out,
-            z=activation_input,
+            slope=slope,
             x=x,
             weight=weight,
             grad_weight=grad_weight,
@@ -225,7 +225,6 @@ class CompiledOperations(AttentionOperations):
             rows=rows,
             d_in=d_in,
             d_out=d_out,
-            kind=_kind(activation),
         )
         return grad_x
 

@@ -47,11 +47,12 @@ RECORDS: Mapping[str, np.dtype] = {
             rows context d_model
         """,
         "linear": """
-            x_ptr weight_ptr bias_ptr z_ptr out_ptr panels_ptr scratch_ptr rows d_in d_out kind
+            x_ptr weight_ptr bias_ptr residual_ptr slope_ptr out_ptr panels_ptr scratch_ptr
+            rows d_in d_out kind
         """,
         "linear_backward": """
-            grad_out_ptr z_ptr x_ptr weight_ptr grad_weight_ptr grad_bias_ptr grad_x_ptr
-            grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr rows d_in d_out kind
+            grad_out_ptr slope_ptr x_ptr weight_ptr grad_weight_ptr grad_bias_ptr grad_x_ptr
+            grad_panels_ptr weight_panels_ptr bias_sums_ptr scratch_ptr rows d_in d_out
         """,
         "pack_head": "head_ptr transposed_panels_ptr panels_ptr vocab d_model",
         "cross_entropy": """
@@ -79,9 +80,9 @@ ITEM_ROWS = 64
 STRIP = 32
 """Columns that a thread takes at a time where it adds up rows."""
 
-KINDS = ("store", *ACTIVATION_NAMES)
-"""An epilogue (epilogue.py) is a number: STORE, or the kind of an activation."""
-STORE, LINEAR = KINDS.index("store"), KINDS.index("linear")
+KINDS = ACTIVATION_NAMES
+"""An epilogue (epilogue.py) is the number of an activation."""
+LINEAR = KINDS.index("linear")
 
 BLOCK_ROWS = 96
 """Most rows of a block of a matmul (matmul.py)."""

@@ -35,6 +35,7 @@ class OperationRunner:
         self._library = load_operations(target)
         self._pool = ThreadPool(num_threads, self._library, phases=MAX_PHASES)
         self._records = {name: _Record(dtype) for name, dtype in RECORDS.items()}
+        self._phases_ptr = self._pool.phases
 
     @property
     def threads(self) -> int:
@@ -54,9 +55,13 @@ class OperationRunner:
         """
         pool, record = self._pool, self._records[name]
         threads = pool.choose_threads(name, work) if work >= _SHARED_WORK else 1
-        record.write(pool.job, pool.phases, threads, arguments)
+        record.write(pool.job, self._phases_ptr, threads, arguments)
+        entry = self._library.addresses[name]
+        if not self.target.check:
+            pool.run(entry, record.address, threads)
+            return
         with watch(self.target, name, self._memory(record, arguments)):
-            pool.run(self._library.addresses[name], record.address, threads)
+            pool.run(entry, record.address, threads)
 
     def close(self) -> None:
         """End the helper threads."""
@@ -76,37 +81,41 @@ class _Record:
     """The record of an operation. It keeps no arrays, whose memory ends with their last use."""
 
     def __init__(self, dtype: np.dtype) -> None:
-        _, _, _, *self._fields = dtype.names or ()
-        self.integers = np.zeros(len(self._fields) + 3, dtype=np.int64)
+        _, _, _, *fields = dtype.names or ()
+        self._fields: list[tuple[str, np.dtype | None]] = []  # by field; None is a number
+        layout = "<3q"  # a float32 is in the lower half of its integer
+        for field in fields:
+            name, _, kind = field.rpartition("_")
+            layout += "f4x" if kind == "bits" else "q"
+            if kind == "ptr":
+                self._fields.append((name, DTYPES.get(name, _FLOAT32)))
+            else:
+                self._fields.append((name if kind == "bits" else field, None))
+        self._struct = struct.Struct(layout)
+        self.integers = np.zeros(len(fields) + 3, dtype=np.int64)
         self.address = self.integers.ctypes.data
 
     def write(
         self, job_ptr: int, phases_ptr: int, threads: int, arguments: Mapping[str, Argument]
     ) -> None:
-        values = [job_ptr, phases_ptr, threads]
-        for field in self._fields:
-            if field.endswith("_ptr"):
-                name = field[:-4]
-                values.append(_address(name, arguments[name]))
-            elif field.endswith("_bits"):
-                values.extend(struct.unpack("i", struct.pack("f", arguments[field[:-5]])))
-            else:
-                values.append(int(arguments[field]))  # type: ignore[arg-type]
-        self.integers[:] = values
+        values = [
+            arguments[name] if dtype is None else _address(name, arguments[name], dtype)
+            for name, dtype in self._fields
+        ]
+        self._struct.pack_into(self.integers.data, 0, job_ptr, phases_ptr, threads, *values)
 
 
-def _address(name: str, array: Argument) -> int:
+def _address(name: str, array: Argument, dtype: np.dtype) -> int:
     """Return the address of an array that an operation can read."""
     if array is None:
         return 0
     assert isinstance(array, np.ndarray)
-    if array.dtype is not DTYPES.get(name, _FLOAT32) or not array.flags.c_contiguous:
-        order = "C order" if array.flags.c_contiguous else "another order"
+    flags = array.flags
+    if array.dtype is not dtype or not flags.c_contiguous:
+        order = "C order" if flags.c_contiguous else "another order"
         raise TypeError(
-            f"{name} is {array.dtype} in {order}; compiled operations take "
-            f"{DTYPES.get(name, _FLOAT32)} in C order"
+            f"{name} is {array.dtype} in {order}; compiled operations take {dtype} in C order"
         )
-    if array.flags.writeable and array.size:
-        # several times as fast as array.ctypes
-        return addressof(c_char.from_buffer(array.data))
+    if flags.writeable and array.size:
+        return addressof(c_char.from_buffer(array.data))  # several times as fast as array.ctypes
     return array.ctypes.data

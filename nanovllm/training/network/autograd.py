@@ -131,24 +131,34 @@ class Tape:
         self._record(backward)
         return out
 
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor, activation: str = "linear") -> Tensor:
-        """Return activation(x @ weight + bias)."""
+    def linear(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        activation: str = "linear",
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """Return activation(x @ weight + bias), or residual + x @ weight + bias.
+
+        The gradient of the sum is passed on as that of the residual; see `add_dropout`.
+        """
         operations, data = self._operations, x.data
-        out_data, activation_input = operations.linear(data, weight.data, bias.data, activation)
+        added = None if residual is None else residual.data
+        out_data, slope = operations.linear(data, weight.data, bias.data, activation, added)
         out = Tensor(out_data)
         grad_x, grad_out = x.gradient, out.gradient
+        grad_residual = None if residual is None else residual.gradient
 
         def backward() -> None:
-            gradient = operations.linear_backward(
-                grad_out.take(),
-                data,
-                weight.data,
-                activation,
-                activation_input,
-                _array_of(weight),
-                _array_of(bias),
+            gradient = grad_out.take()
+            grad_x.add(
+                operations.linear_backward(
+                    gradient, data, weight.data, slope, _array_of(weight), _array_of(bias)
+                )
             )
-            grad_x.add(gradient)
+            if grad_residual is not None:
+                grad_residual.add(gradient)
 
         self._record(backward)
         return out

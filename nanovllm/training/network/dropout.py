@@ -21,15 +21,16 @@ def mix(words: UInt32[np.ndarray, "..."]) -> UInt32[np.ndarray, "..."]:
     return words ^ (words >> np.uint32(LAST_SHIFT))
 
 
-def site_key(seed: int, step: int, site: int) -> int:
+def site_key(seed: int, step: int, group: int, site: int) -> int:
     """Return the 64-bit key of one use of dropout.
 
     Args:
         seed: of the run.
-        step: forward passes before this one.
+        step: batches before this one.
+        group: forward passes of the batch before this one.
         site: number of the use in the forward pass.
     """
-    words = np.random.SeedSequence((seed, step, site)).generate_state(1, np.uint64)
+    words = np.random.SeedSequence((seed, step, group, site)).generate_state(1, np.uint64)
     return int(words[0])
 
 

@@ -6,7 +6,7 @@ attention weights, and at the end of both residual branches.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -15,8 +15,11 @@ from jaxtyping import Int64
 from nanovllm.model.config import GPT2Config
 from nanovllm.training.network.autograd import Tape, Tensor
 from nanovllm.training.network.dropout import site_key
-from nanovllm.training.network.operations import AttentionShape, TokenIds
+from nanovllm.training.network.operations import AttentionShape, NumpyOperations, TokenIds
 from nanovllm.training.network.parameters import Parameters
+
+GROUP_TOKENS = 1024
+"""Most tokens whose activations are in memory together; more only in a single sequence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,17 +27,19 @@ class Dropout:
     """Rate and random numbers of a forward pass's dropout.
 
     Attributes:
-        step: number of the forward pass in the run; each has masks of its own.
+        step: number of the batch in the run.
+        group: number of the forward pass in the batch; each has masks of its own.
     """
 
     rate: float = 0.0
     seed: int = 0
     step: int = 0
+    group: int = 0
 
     def keys(self) -> Iterator[int]:
         """Yield a key for each use of dropout in the forward pass."""
         for site in count():
-            yield site_key(self.seed, self.step, site) if self.rate else 0
+            yield site_key(self.seed, self.step, self.group, site) if self.rate else 0
 
 
 NO_DROPOUT = Dropout()
@@ -50,6 +55,14 @@ def forward(
     """Return the final hidden states [batch * context, d_model]."""
     weights, keys = parameters.tensors, dropout.keys()
     batch, context = token_ids.shape
+
+    def add_branch(name: str, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return the sum of the residual stream and a branch, whose last linear layer is `name`."""
+        if not dropout.rate:
+            return _linear(tape, weights, name, x, residual=hidden)
+        branch = _linear(tape, weights, name, x)
+        return tape.add_dropout(hidden, branch, dropout.rate, next(keys))
+
     hidden = tape.embed(token_ids, weights["wte.weight"], weights["wpe.weight"])
     if dropout.rate:
         hidden = tape.dropout(hidden, dropout.rate, next(keys))
@@ -65,12 +78,11 @@ def forward(
             dropout.rate,
             next(keys),
         )
-        attn_out = _linear(tape, weights, f"{block}.attn.c_proj", tape.attention(qkv, shape))
-        hidden = tape.add_dropout(hidden, attn_out, dropout.rate, next(keys))
+        attn_out = tape.attention(qkv, shape)
+        hidden = add_branch(f"{block}.attn.c_proj", attn_out, hidden)
         normed = _layer_norm(tape, config, weights, f"{block}.ln_2", hidden)
         ffn_hidden = _linear(tape, weights, f"{block}.mlp.c_fc", normed, config.activation)
-        ffn_out = _linear(tape, weights, f"{block}.mlp.c_proj", ffn_hidden)
-        hidden = tape.add_dropout(hidden, ffn_out, dropout.rate, next(keys))
+        hidden = add_branch(f"{block}.mlp.c_proj", ffn_hidden, hidden)
     return _layer_norm(tape, config, weights, "ln_f", hidden)
 
 
@@ -93,6 +105,41 @@ def loss_sum(
     return tape.cross_entropy(hidden, head, targets.reshape(-1), scale)
 
 
+def batch_loss(
+    operations: NumpyOperations,
+    config: GPT2Config,
+    parameters: Parameters,
+    token_ids: TokenIds,
+    targets: Int64[np.ndarray, "batch context"],
+    *,
+    scale: float | None = None,
+    dropout: Dropout = NO_DROPOUT,
+) -> float:
+    """Return the `loss_sum` of a batch; with a `scale`, also add its gradients.
+
+    The sequences of a batch are independent, and their gradients add up. So they are computed in
+    groups of up to GROUP_TOKENS tokens, and only the activations of one group are in memory. The
+    groups depend on the shape of the batch alone, so every run adds in the same order.
+    """
+    batch, context = token_ids.shape
+    groups = -(-batch // max(1, GROUP_TOKENS // context))
+    total = 0.0
+    for group in range(groups):
+        sequences = slice(batch * group // groups, batch * (group + 1) // groups)
+        tape = Tape(operations, records=scale is not None)
+        total += loss_sum(
+            tape,
+            config,
+            parameters,
+            token_ids[sequences],
+            targets[sequences],
+            scale=scale or 0.0,
+            dropout=replace(dropout, group=group),
+        )
+        tape.backward()
+    return total
+
+
 def _layer_norm(
     tape: Tape, config: GPT2Config, weights: dict[str, Tensor], name: str, x: Tensor
 ) -> Tensor:
@@ -100,6 +147,11 @@ def _layer_norm(
 
 
 def _linear(
-    tape: Tape, weights: dict[str, Tensor], name: str, x: Tensor, activation: str = "linear"
+    tape: Tape,
+    weights: dict[str, Tensor],
+    name: str,
+    x: Tensor,
+    activation: str = "linear",
+    residual: Tensor | None = None,
 ) -> Tensor:
-    return tape.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"], activation)
+    return tape.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"], activation, residual)

@@ -144,33 +144,38 @@ class NumpyOperations:
         return grad_x if onto is None else onto + grad_x
 
     def linear(
-        self, x: Inputs, weight: Weight, bias: Bias, activation: str
+        self,
+        x: Inputs,
+        weight: Weight,
+        bias: Bias,
+        activation: str,
+        residual: Outputs | None = None,
     ) -> tuple[Outputs, Outputs | None]:
-        """Return f(z) with z = x @ weight + bias, and z, or None where f is the identity."""
+        """Return f(z) with z = x @ weight + bias, and f'(z), or None where f is the identity.
+
+        There, a `residual` is added to z.
+        """
         z = x @ weight + bias
         if activation == "linear":
-            return z, None
-        return ACTIVATIONS[activation](z), z
+            return (z if residual is None else residual + z), None
+        return ACTIVATIONS[activation](z), ACTIVATION_GRADIENTS[activation](z)
 
     def linear_backward(
         self,
         grad_out: Outputs,
         x: Inputs,
         weight: Weight,
-        activation: str,
-        activation_input: Outputs | None,
+        slope: Outputs | None,
         grad_weight: Weight,
         grad_bias: Bias,
     ) -> Inputs:
-        """Return grad_x; may overwrite grad_out where there is an activation.
+        """Return grad_x; may overwrite grad_out where there is a slope f'(z).
 
         grad_z = grad_y * f'(z)
         grad_weight = x^T @ grad_z     grad_bias = sum over rows of grad_z
         grad_x = grad_z @ weight^T
         """
-        grad_z = grad_out
-        if activation_input is not None:
-            grad_z = grad_out * ACTIVATION_GRADIENTS[activation](activation_input)
+        grad_z = grad_out if slope is None else grad_out * slope
         grad_weight += x.T @ grad_z
         grad_bias += grad_z.sum(axis=0)
         return grad_z @ weight.T

@@ -19,13 +19,11 @@ page        the whole page, and its file
 """
 
 from nanovllm.training.report.page import REPORT_FILE, render_report, write_page, write_report
-from nanovllm.training.report.run import Evaluation, Run, Sample, is_run, load_run
+from nanovllm.training.report.run import Run, is_run, load_run
 
 __all__ = [
     "REPORT_FILE",
-    "Evaluation",
     "Run",
-    "Sample",
     "is_run",
     "load_run",
     "render_report",

@@ -2,13 +2,13 @@
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
 
 from nanovllm.errors import TrainingError
+from nanovllm.training.atomic_files import write_atomically
 from nanovllm.training.report.comparison import render_comparison
 from nanovllm.training.report.formatting import format_loss
 from nanovllm.training.report.markup import Markup, element, join
@@ -24,8 +24,8 @@ _FOLDER = Path(__file__).parent
 def write_report(folder: Path) -> None:
     """Write the report of the run in a folder to its report.html.
 
-    Raises TrainingError if the folder is not that of a run, and OSError if the file cannot be
-    written; the old report is then kept.
+    Raises TrainingError if the folder is not that of a run, or if the file cannot be written; the
+    old report is then kept.
     """
     write_page(render_report([load_run(folder)]), Path(folder) / REPORT_FILE)
 
@@ -61,14 +61,9 @@ def render_report(runs: Sequence[Run]) -> str:
 
 
 def write_page(page: str, path: Path) -> None:
-    """Replace a file with the page at once: readers see the old page or the new one."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(page, encoding="utf-8", newline="\n")
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Replace a file with the page atomically; `nanovllm train-report` may write it as well."""
+    data = page.encode()
+    write_atomically(path, lambda file: file.write_bytes(data), has_other_writers=True)
 
 
 def _render_footer(live: Run | None) -> Markup:

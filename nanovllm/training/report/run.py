@@ -5,7 +5,6 @@ cannot be read are counted in a notice. After a resume, the evaluations that the
 replace the old ones.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
@@ -13,12 +12,16 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, cast, get_args
 
 from nanovllm.errors import TrainingError
+from nanovllm.training.metrics import (
+    METRICS_FILE,
+    RUN_FILE,
+    SAMPLES_FILE,
+    Evaluation,
+    Sample,
+    parse_object,
+)
 
 State = Literal["running", "finished", "stopped", "failed", "unknown"]
-
-RUN_FILE = "run.json"
-METRICS_FILE = "metrics.jsonl"
-SAMPLES_FILE = "samples.jsonl"
 
 _MAX_RUN_BYTES = 4 << 20
 _MAX_METRICS_BYTES = 64 << 20  # some 300,000 evaluations
@@ -26,28 +29,6 @@ _MAX_SAMPLES_BYTES = 16 << 20
 _MAX_STEP = 1 << 53
 _MAX_NUMBER = 1e100  # so that sums and differences do not overflow
 _ROUNDING = 1e-3  # by which a loss in metrics.jsonl may differ from the one in run.json
-
-
-@dataclass(frozen=True, slots=True)
-class Evaluation:
-    """A line of metrics.jsonl. Losses are in nats per token; None is a missing or NaN value."""
-
-    step: int
-    train_loss: float | None = None
-    val_loss: float | None = None
-    lr: float | None = None
-    grad_norm: float | None = None
-    tokens_per_s: float | None = None
-    elapsed_s: float | None = None
-    tokens: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """A line of samples.jsonl: text that the model generated after `step` steps."""
-
-    step: int
-    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +166,8 @@ def _read_rows(
     rows: list[_R] = []
     unreadable = 0
     for line in _read_lines(path, limit_bytes, notices):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError):
-            value = None
-        row = parse(value) if isinstance(value, dict) else None
+        value = parse_object(line)
+        row = None if value is None else parse(value)
         if row is None:
             unreadable += 1
             continue
@@ -226,13 +204,9 @@ def _read_info(path: Path, notices: list[str]) -> dict[str, Any]:
     if not path.is_file():
         notices.append(f"{path.name} is missing: the settings are unknown.")
         return {}
-    try:
-        if path.stat().st_size <= _MAX_RUN_BYTES:
-            info = json.loads(path.read_bytes())
-            if isinstance(info, dict):
-                return info
-    except (ValueError, RecursionError):
-        pass
+    info = parse_object(path.read_bytes()) if path.stat().st_size <= _MAX_RUN_BYTES else None
+    if info is not None:
+        return info
     notices.append(f"{path.name} could not be read: the settings are unknown.")
     return {}
 

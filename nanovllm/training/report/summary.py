@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TypeVar
 
+from nanovllm.training.metrics import Evaluation, Sample
 from nanovllm.training.report.curves import render_run_curves
 from nanovllm.training.report.formatting import (
     MISSING,
@@ -15,7 +16,7 @@ from nanovllm.training.report.formatting import (
     quote_path,
 )
 from nanovllm.training.report.markup import Markup, element, join
-from nanovllm.training.report.run import Evaluation, Run, Sample
+from nanovllm.training.report.run import Run
 from nanovllm.training.report.settings import render_settings
 
 STATES = {

@@ -2,7 +2,9 @@
 
 The modules in reading order:
 
-checkpoint  files of checkpoints, written to a temporary name and renamed
+checkpoint  files of checkpoints, and the state for resuming
 samples     text that a network generates during training
+clock       a clock for the speed of a run
+lock        a lock on the folder
 files       metrics.jsonl, samples.jsonl and run.json
 """

@@ -1,4 +1,4 @@
-"""The files of a run's checkpoints, each written to a temporary name and then renamed.
+"""The files of a run's checkpoints, each replaced atomically.
 
 A process that is killed at any moment leaves the last complete file. The state for resuming is one
 file, so weights, moments and counters always belong together:
@@ -9,9 +9,7 @@ file, so weights, moments and counters always belong together:
 """
 
 import json
-import os
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from safetensors.numpy import save_file
 
 from nanovllm.errors import TrainingError
 from nanovllm.model.config import GPT2Config
+from nanovllm.training.atomic_files import write_atomically
 from nanovllm.training.network.parameters import INITIAL_STD
 
 RESUME_FILE = "resume.safetensors"
@@ -54,35 +53,6 @@ def hugging_face_config(config: GPT2Config, *, dropout: float) -> dict[str, Any]
         "eos_token_id": eos_token_id,
         "dtype": "float32",
     }
-
-
-def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path beside `path`, then rename that to `path`.
-
-    Raises:
-        TrainingError: the file cannot be written, as on a full disk; `path` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors writes files that nobody else may read
-        write(temporary)
-        temporary.chmod(mode)
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            temporary.unlink()
-        kept = f"; the {path.name} from before is kept" if path.is_file() else ""
-        raise TrainingError(f"{path} cannot be written: {error}{kept}") from None
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON atomically; raise as `write_atomically`."""
-    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode()))
 
 
 def save_weights(folder: Path, config: GPT2Config, arrays: Mapping[str, np.ndarray]) -> None:
@@ -120,7 +90,7 @@ def load_counters(folder: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             counters = json.loads((file.metadata() or {})["state"])
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is damaged: {error}; the run cannot be resumed") from None
     if not isinstance(counters, dict):
         raise TrainingError(f"{path} is damaged: its state is no object")

@@ -3,41 +3,28 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.report import write_report
-from nanovllm.training.report.run import METRICS_FILE, RUN_FILE, SAMPLES_FILE
-from nanovllm.training.run.checkpoint import RESUME_FILE, write_atomically, write_json
+from nanovllm.training.atomic_files import write_bytes, write_json
+from nanovllm.training.metrics import METRICS_FILE, RUN_FILE, SAMPLES_FILE, Evaluation, parse_object
+from nanovllm.training.report import REPORT_FILE, write_report
+from nanovllm.training.run.checkpoint import LAST, RESUME_FILE
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Evaluation:
-    """One line of metrics.jsonl.
-
-    Attributes:
-        step: updates so far.
-        train_loss: mean loss of the batches since the evaluation before, in nats per token; None
-            before the first update.
-        val_loss: mean loss of the validation split.
-        lr: learning rate of the next update.
-        grad_norm: mean norm of the gradient before clipping, of the same updates as train_loss.
-        tokens_per_s: training tokens per second since the evaluation before.
-        elapsed_s: time in the training loop, evaluations and interrupted parts of the run included.
-        tokens: training tokens so far.
-    """
-
-    step: int
-    train_loss: float | None
-    val_loss: float
-    lr: float
-    grad_norm: float | None
-    tokens_per_s: float | None
-    elapsed_s: float
-    tokens: int
+_WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    RUN_FILE,
+    METRICS_FILE,
+    SAMPLES_FILE,
+    REPORT_FILE,
+)
+"""Files of the output folder that a run writes after its first saved state."""
 
 
 class RunFiles:
@@ -50,32 +37,33 @@ class RunFiles:
 
     @staticmethod
     def check_is_new(folder: Path) -> None:
-        """Raise TrainingError if the folder holds a run, which a new one would overwrite."""
-        if folder.exists() and not folder.is_dir():
-            raise TrainingError(f"{folder} is a file; --output needs a folder")
+        """Raise TrainingError if the folder holds files that a new run would overwrite."""
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise TrainingError(f"{existing} is a file; --output needs a folder")
         if (folder / RESUME_FILE).exists():
             raise TrainingError(
                 f"{folder} holds a run already: continue it with --resume {folder}, or choose "
                 "another --output"
             )
-        for name in ("config.json", "model.safetensors", RUN_FILE, METRICS_FILE):
-            if (folder / name).exists():
-                raise TrainingError(
-                    f"{folder} holds a checkpoint or a run that cannot be resumed ({name}), which "
-                    "a run would overwrite; choose another --output"
-                )
-        parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if not os.access(parent, os.W_OK):
-            raise TrainingError(f"{parent} is not writable; choose another --output")
+        taken = [name for name in _WRITTEN if os.path.lexists(folder / name)]
+        if taken or (folder / LAST).is_file():
+            raise TrainingError(
+                f"{folder} holds a checkpoint or other files ({', '.join(taken) or LAST}), which a "
+                "run would overwrite; choose another --output"
+            )
+        if not os.access(existing, os.W_OK):
+            raise TrainingError(f"{existing} is not writable; choose another --output")
 
     def drop_after(self, step: int) -> None:
         """Drop evaluations of later steps, which a killed run wrote after its last saved state."""
         for name in (METRICS_FILE, SAMPLES_FILE):
             path = self.folder / name
             if path.exists():
-                lines = [line for line in _read_lines(path) if line.get("step", 0) <= step]
-                text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-                write_atomically(path, partial(Path.write_bytes, data=text.encode()))
+                rows = map(parse_object, _read(path).split(b"\n"))
+                kept = [row for row in rows if _is_until(row, step)]
+                text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+                write_bytes(path, text.encode())
 
     def add_evaluation(self, evaluation: Evaluation, sample: str | None) -> None:
         """Append an evaluation and a sample."""
@@ -87,10 +75,7 @@ class RunFiles:
         """Write run.json and the report; `state` is running, stopped, finished or failed."""
         self._facts |= {"state": state, **facts}
         write_json(self.folder / RUN_FILE, self._facts)
-        try:
-            write_report(self.folder)
-        except OSError as error:
-            raise TrainingError(f"the report cannot be written: {error}") from None
+        write_report(self.folder)
 
 
 def _append(path: Path, value: Mapping[str, Any]) -> None:
@@ -101,14 +86,14 @@ def _append(path: Path, value: Mapping[str, Any]) -> None:
         raise TrainingError(f"{path} cannot be written: {error}") from None
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSON Lines file; a last line that was cut off is left out."""
-    lines = []
-    for line in path.read_bytes().split(b"\n"):  # text may have other line ends, such as U+2028
-        try:
-            value = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(value, dict):
-            lines.append(value)
-    return lines
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def _is_until(row: Mapping[str, Any] | None, step: int) -> bool:
+    """Return whether a row is readable, and its step at most `step`."""
+    value = None if row is None else row.get("step")
+    return isinstance(value, int) and value <= step

@@ -66,7 +66,7 @@ def load_narrow(folder: Path, kind: tuple[str, str | None, str], **options: Any)
     )
 
 
-@pytest.mark.slow  # where nothing was compiled before
+@pytest.mark.slow(60)  # where nothing was compiled before
 @pytest.mark.parametrize("kind", NARROW)
 @pytest.mark.parametrize("config", SHAPES)
 def test_narrow_types_are_near_float32(

@@ -92,7 +92,7 @@ def test_a_damaged_token_file_is_an_error(tmp_path: Path) -> None:
         ("a.bin", b"abc", "odd number of bytes"),
         ("b.bin", b"", "is no token file"),
         ("b.npy", b"", "is no token file"),
-        ("pickle.npy", b"\x80\x04N.", "is no token file"),
+        ("pickle.npy", b"\x80\x04N.", "is no token file: it has no header"),
     ):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(TrainingError, match=message):
@@ -113,3 +113,35 @@ def test_text_shorter_than_the_context_and_mixed_data_are_errors(tmp_path: Path)
         prepare_data([path], tokenizer="char", context=18)
     with pytest.raises(TrainingError, match="one token file"):
         prepare_data([tmp_path / "a.npy", path], tokenizer="char", context=3)
+
+
+def test_validation_data_replaces_the_end_of_the_training_text(tmp_path: Path) -> None:
+    """Its files are left out of the training text, however they are named."""
+    (tmp_path / "1.txt").write_text("abcabc", encoding="utf-8")
+    held_out = tmp_path / "2.txt"
+    held_out.write_text("é\n", encoding="utf-8")
+    same = tmp_path / ".." / tmp_path.name / "2.txt"
+    data = prepare_data([tmp_path], validation_paths=[same], tokenizer="char", context=3)
+    assert data.tokenizer.decode(data.train.tokens.tolist()) == "abcabc"
+    assert data.tokenizer.decode(data.validation.tokens.tolist()) == "é\n"
+    assert data.validation_bytes == 3
+    assert [file.name for file in data.files] == ["1.txt", "2.txt"]
+    assert "1 of 2 files are validation data and left out" in data.warnings[0]
+    with pytest.raises(TrainingError, match="all other training text is validation data"):
+        prepare_data([tmp_path], validation_paths=[tmp_path], tokenizer="char", context=3)
+    with pytest.raises(TrainingError, match="does not exist"):
+        prepare_data([held_out], validation_paths=[tmp_path / "3"], tokenizer="char", context=3)
+
+
+def test_validation_data_may_be_a_second_token_file(tmp_path: Path, tokenizer_folder: Path) -> None:
+    train, validation = tmp_path / "train.npy", tmp_path / "validation.npy"
+    np.save(train, np.array([0, 1] * 3))
+    np.save(validation, np.array([2, 1]))
+    data = prepare_data(
+        [train], validation_paths=[validation], tokenizer=str(tokenizer_folder), context=3
+    )
+    assert (len(data.train.tokens), data.validation.tokens.tolist()) == (6, [2, 1])
+    assert (data.validation_bytes, data.files) == (3, (train, validation))
+    for other, message in ((train, "is training and validation data"), (tmp_path, "or text files")):
+        with pytest.raises(TrainingError, match=message):
+            prepare_data([train], validation_paths=[other], tokenizer="char", context=3)

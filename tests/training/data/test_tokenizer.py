@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from nanovllm.engine.detokenizer import IncrementalDecoder
 from nanovllm.engine.tokenizer import Tokenizer as EngineTokenizer
 from nanovllm.errors import InvalidRequestError, TrainingError
+from nanovllm.model.tokenizer_files import END_OF_TEXT
 from nanovllm.training.data import tokenizer as training_tokenizer
 from nanovllm.training.data.text import pieces
 from nanovllm.training.data.tokenizer import (
-    END_OF_TEXT,
     encode_texts,
     load_tokenizer,
     make_tokenizer,
@@ -163,6 +163,7 @@ def test_a_vocabulary_larger_than_the_data_allows_is_an_error(
 
 def test_a_tokenizer_is_loaded_from_a_file_or_a_folder(bpe: Tokenizer, tmp_path: Path) -> None:
     save_tokenizer(bpe, tmp_path)
+    assert "\n" not in (tmp_path / "tokenizer.json").read_text(encoding="utf-8")
     for path in (tmp_path, tmp_path / "tokenizer.json"):
         assert make_tokenizer(str(path), []).to_str() == bpe.to_str()
     bpe.model.save(str(tmp_path))

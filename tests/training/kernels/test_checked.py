@@ -9,7 +9,7 @@ from tests.support.checked import run_checked
 CASES = "tests/training/kernels/test_operations.py"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(24)
 def test_operations_under_the_check(tmp_path: Path) -> None:
     """The checked library is compiled in another process, which saves no code."""
     run_checked("-m", "pytest", "-q", "-x", CASES, folder=tmp_path / "cache")

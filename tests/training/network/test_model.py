@@ -8,8 +8,9 @@ from nanovllm.model.batch import ForwardBatch
 from nanovllm.model.checkpoint import build_layer, build_tree, expected_shapes
 from nanovllm.model.config import GPT2Config
 from nanovllm.model.kv_cache import KVCache
+from nanovllm.training.network import model
 from nanovllm.training.network.autograd import Tape
-from nanovllm.training.network.model import Dropout, forward, loss_sum
+from nanovllm.training.network.model import Dropout, batch_loss, forward, loss_sum
 from nanovllm.training.network.operations import NumpyOperations
 from nanovllm.training.network.parameters import (
     INITIAL_STD,
@@ -91,16 +92,31 @@ def test_gradients_of_all_parameters(tied_head: bool, rate: float) -> None:
         assert (gradients[name] * direction).sum() == pytest.approx(expected, abs=1e-6), name
 
 
-def test_gradients_of_two_batches_add_up() -> None:
+@pytest.mark.parametrize("rate", [0.0, 0.2])
+def test_groups_of_sequences_add_up_to_the_batch(
+    monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    """Without dropout to the same sums; with it, each group has masks of its own."""
     config = small_config()
-    inputs, targets = random_tokens(config, 4, 5)
-    whole, parts = random_parameters(config, np.float64), random_parameters(config, np.float64)
-    for parameters, batches in ((whole, [slice(0, 4)]), (parts, [slice(0, 2), slice(2, 4)])):
-        for batch in batches:
-            tape = Tape(OPERATIONS)
-            loss_sum(tape, config, parameters, inputs[batch], targets[batch], scale=0.05)
-            tape.backward()
-    np.testing.assert_allclose(parts.gradients, whole.gradients, atol=1e-12)
+    inputs, targets = random_tokens(config, 5, 5)
+    inputs[1:], targets[1:] = inputs[0], targets[0]
+    losses, gradients = [], []
+    for group_tokens in (100, 10, 1):
+        monkeypatch.setattr(model, "GROUP_TOKENS", group_tokens)
+        parameters = random_parameters(config, np.float64)
+        arguments = OPERATIONS, config, parameters, inputs, targets
+        loss = batch_loss(*arguments, scale=0.05, dropout=Dropout(rate))
+        assert loss == pytest.approx(batch_loss(*arguments, dropout=Dropout(rate)), rel=1e-12)
+        losses.append(loss)
+        gradients.append(parameters.gradients)
+    if rate:
+        first = batch_loss(
+            OPERATIONS, config, parameters, inputs[:1], targets[:1], dropout=Dropout(rate)
+        )
+        assert abs(losses[2] / 5 - first) > 1e-3
+    else:
+        assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
+        np.testing.assert_allclose(gradients[1:], [gradients[0]] * 2, atol=1e-12)
 
 
 def test_initial_weights_are_those_of_gpt2() -> None:

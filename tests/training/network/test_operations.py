@@ -34,11 +34,9 @@ def test_linear(activation: str) -> None:
     def weighted_sum() -> float:
         return float((OPERATIONS.linear(x, weight, bias, activation)[0] * grad_out).sum())
 
-    _, z = OPERATIONS.linear(x, weight, bias, activation)
+    _, slope = OPERATIONS.linear(x, weight, bias, activation)
     grad_weight, grad_bias = np.ones_like(weight), np.ones_like(bias)  # gradients are added
-    grad_x = OPERATIONS.linear_backward(
-        grad_out.copy(), x, weight, activation, z, grad_weight, grad_bias
-    )
+    grad_x = OPERATIONS.linear_backward(grad_out.copy(), x, weight, slope, grad_weight, grad_bias)
     np.testing.assert_allclose(grad_x, numeric_gradient(weighted_sum, x), atol=TOLERANCE)
     np.testing.assert_allclose(
         grad_weight - 1.0, numeric_gradient(weighted_sum, weight), atol=TOLERANCE
@@ -67,7 +65,7 @@ def test_layer_norm() -> None:
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_attention(dropout: float) -> None:
-    shape = AttentionShape(2, 5, 3, 0.5, dropout, key=site_key(1, 2, 3))
+    shape = AttentionShape(2, 5, 3, 0.5, dropout, key=site_key(1, 2, 0, 3))
     qkv, grad_out = normal(10, 36), normal(10, 12)
 
     def weighted_sum() -> float:
@@ -134,12 +132,14 @@ def test_cross_entropy_of_huge_logits_is_finite() -> None:
 
 def test_dropout_keeps_the_mean_and_is_its_own_backward_pass() -> None:
     x = np.ones((200, 100))
-    out = OPERATIONS.dropout(x, 0.3, site_key(0, 0, 0))
+    out = OPERATIONS.dropout(x, 0.3, site_key(0, 0, 0, 0))
     assert set(np.unique(out)) == {0.0, 1.0 / 0.7}
     assert abs((out == 0.0).mean() - 0.3) < 0.01
-    np.testing.assert_array_equal(OPERATIONS.dropout(x, 0.3, site_key(0, 0, 0)), out)
-    assert (OPERATIONS.dropout(x, 0.3, site_key(0, 1, 0)) != out).mean() > 0.3
-    np.testing.assert_array_equal(OPERATIONS.add_dropout(x, x, 0.3, site_key(0, 0, 0)), 1.0 + out)
+    np.testing.assert_array_equal(OPERATIONS.dropout(x, 0.3, site_key(0, 0, 0, 0)), out)
+    assert (OPERATIONS.dropout(x, 0.3, site_key(0, 1, 0, 0)) != out).mean() > 0.3
+    np.testing.assert_array_equal(
+        OPERATIONS.add_dropout(x, x, 0.3, site_key(0, 0, 0, 0)), 1.0 + out
+    )
 
 
 def test_masks_of_neighbouring_keys_and_elements_are_uncorrelated() -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nanovllm.errors import TrainingError
-from nanovllm.training.report import Evaluation, Sample, load_run, render_report
+from nanovllm.training.metrics import Evaluation, Sample
+from nanovllm.training.report import load_run, render_report
 from tests.support.training_runs import INFO, metrics, write_run
 
 

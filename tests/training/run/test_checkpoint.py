@@ -8,6 +8,7 @@ import pytest
 from nanovllm.errors import TrainingError
 from nanovllm.model.checkpoint import expected_shapes, load_arrays
 from nanovllm.model.config import GPT2Config
+from nanovllm.training.atomic_files import write_json
 from nanovllm.training.run import checkpoint
 
 CONFIG = GPT2Config(
@@ -26,26 +27,13 @@ def test_what_is_saved_loads_as_a_checkpoint(tmp_path: Path, tied_head: bool) ->
         for name, shape in expected_shapes(config).items()
     }
     settings = checkpoint.hugging_face_config(config, dropout=0.1)
-    checkpoint.write_json(tmp_path / "config.json", settings)
+    write_json(tmp_path / "config.json", settings)
     checkpoint.save_weights(tmp_path, config, arrays)
     assert GPT2Config.load(tmp_path) == config
     loaded = load_arrays(tmp_path, config)
     assert loaded.keys() == arrays.keys()
     for name, array in arrays.items():
         np.testing.assert_array_equal(loaded[name], array)
-
-
-def test_a_failed_write_keeps_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "file"
-    path.write_text("old")
-
-    def write(temporary: Path) -> None:
-        temporary.write_text("half")
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(TrainingError, match=r"file cannot be written.*No space left.*is kept"):
-        checkpoint.write_atomically(path, write)
-    assert [(one.name, one.read_text()) for one in tmp_path.iterdir()] == [("file", "old")]
 
 
 def test_state_is_restored(tmp_path: Path) -> None:

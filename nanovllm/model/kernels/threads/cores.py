@@ -1,4 +1,4 @@
-"""The default number of threads: one for each physical core that this process may use.
+"""The processor's name, and the default number of threads: one for each usable physical core.
 
 Two threads on the two hardware threads of a core share its arithmetic units and delay each other at
 every barrier. A container's share of the machine is in its control group (cgroup): `quota`
@@ -8,9 +8,31 @@ microseconds of CPU time every `period`.
 import ctypes
 import math
 import os
+import platform
+import subprocess
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
+
+
+def cpu_name() -> str:
+    """Return the name of the processor, such as "AMD Ryzen 7 5800X 8-Core Processor"."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+            for line in text.splitlines():
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    if sys.platform == "darwin":
+        with suppress(OSError, subprocess.SubprocessError):
+            return subprocess.run(
+                ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.strip()
+    return platform.processor() or platform.machine()
 
 
 def default_threads() -> int:

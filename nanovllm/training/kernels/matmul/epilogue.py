@@ -1,10 +1,9 @@
-"""The end of a matmul's tile: from the sums of a piece to C, and to f(C) of a linear layer.
+"""The end of a matmul's tile: from the sums z of a piece to C, and to an activation f of z.
 
-    STORE              C = sums               or C += sums
-    an activation f    C = [C +] sums + bias     out = f(C)
+    linear             C = [addend +] z
+    an activation f    C = f'(z), out = f(z)    where z has the addend too
 
-f is stored beside C because the backward pass needs both. Without an activation, `linear`, only C
-is stored.
+The backward pass needs f'(z) and not z. Both functions share an exp, which LLVM computes once.
 """
 
 from collections.abc import Callable
@@ -14,48 +13,45 @@ from typing import Any
 from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.forward.activation import ACTIVATIONS
 from nanovllm.model.kernels.simd.vector import I32, I64, Value, Vectors, kernel
-from nanovllm.training.kernels.records import KINDS, LINEAR, STORE
+from nanovllm.training.kernels.activation_gradient import ACTIVATION_GRADIENTS
+from nanovllm.training.kernels.records import KINDS, LINEAR
 
 
 def make_epilogue(target: KernelTarget) -> Any:
     """Return epilogue, of one tile.
 
-    kind           STORE or the kind of an activation (records.KINDS)
-    adds           whether C has a part of the sum already
-    sums_ptr       result of the tile [rows, width]
-    rows, columns  numbers of rows, and of columns that are not padding
-    bias_ptr       bias of the first column, unused for STORE
-    c_ptr          C from the tile's first element
-    out_ptr        f(C) from the tile's first element, used for activations other than `linear`
-    row_bytes      bytes from one row of C, and of f(C), to the next
+    kind              kind of the activation (records.KINDS)
+    adds, addend_ptr  whether to add an addend, which is read anyway
+    sums_ptr          result of the tile [rows, width]
+    rows, columns     numbers of rows, and of columns that are not padding
+    c_ptr             C from the tile's first element
+    out_ptr           f(z) from the tile's first element, unused for `linear`
+    row_bytes         bytes from one row of the addend, of C and of f(z) to the next
     """
     width = target.panel_width
 
     def finish_tile(
-        v: Vectors, kind: Value, adds: Value, sums_ptr: Value, rows: Value, columns: Value,
-        bias_ptr: Value, c_ptr: Value, out_ptr: Value, row_bytes: Value,
+        v: Vectors, kind: Value, adds: Value, addend_ptr: Value, sums_ptr: Value, rows: Value,
+        columns: Value, c_ptr: Value, out_ptr: Value, row_bytes: Value,
     ) -> None:  # fmt: skip
         is_sum = v.builder.icmp_signed("!=", adds, I64(0))
 
         def finish_row(number: int, row: Value, *, is_whole: bool) -> None:
             row_sums_ptr = v.element(sums_ptr, v.times(row, width))
             offset_bytes = v.builder.mul(row, row_bytes)
-            row_c_ptr, row_out_ptr = (
-                v.address(c_ptr, offset_bytes),
-                v.address(out_ptr, offset_bytes),
+            row_addend_ptr, row_c_ptr, row_out_ptr = (
+                v.address(base_ptr, offset_bytes) for base_ptr in (addend_ptr, c_ptr, out_ptr)
             )
 
             def finish(
                 i: Value, load: Callable[[Value], Value], store: Callable[..., None]
             ) -> None:
-                here_ptr, total = v.element(row_c_ptr, i), load(v.element(row_sums_ptr, i))
-                value = v.builder.select(is_sum, v.add(load(here_ptr), total), total)
-                if number != STORE:
-                    value = v.add(value, load(v.element(bias_ptr, i)))
-                store(value, here_ptr)
-                if number not in {STORE, LINEAR}:
-                    result = ACTIVATIONS[KINDS[number]](v, value)
-                    store(result, v.element(row_out_ptr, i))
+                total, addend = (load(v.element(p, i)) for p in (row_sums_ptr, row_addend_ptr))
+                value = v.builder.select(is_sum, v.add(addend, total), total)
+                if number != LINEAR:
+                    store(ACTIVATIONS[KINDS[number]](v, value), v.element(row_out_ptr, i))
+                    value = ACTIVATION_GRADIENTS[KINDS[number]](v, value)
+                store(value, v.element(row_c_ptr, i))
 
             def finish_element(i: Value, _: list[Value]) -> list[Value]:
                 finish(i, lambda base: v.splat(v.load_scalar(base)), partial(_store_first, v))

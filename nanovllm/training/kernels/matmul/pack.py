@@ -18,6 +18,7 @@ from nanovllm.model.kernels.build.target import KernelTarget
 from nanovllm.model.kernels.simd.scalar import load_float, store_float
 from nanovllm.model.kernels.simd.vector import F32, Value, Vectors, kernel
 from nanovllm.training.kernels.matmul.tile import TILE_ROWS
+from nanovllm.training.kernels.transpose import transpose_block
 
 SLIVER_STEP_BYTES = TILE_ROWS * WORD_BYTES
 
@@ -48,6 +49,8 @@ def make_pack_panel(target: KernelTarget) -> Any:
         v.loop(steps, 1, [], step)
 
     copy_rows = kernel(target, copy_whole)
+    transpose = kernel(target, transpose_block)
+    lanes = target.lanes
 
     @outlined
     def pack_panel(
@@ -59,18 +62,22 @@ def make_pack_panel(target: KernelTarget) -> Any:
         if transposed == 0 and columns == width:
             copy_rows(source_ptr, row_bytes, steps, out_ptr)
             return
+        whole_columns, whole_steps = 0, 0  # that `transpose` has packed
+        if transposed != 0:
+            whole_columns, whole_steps = columns // lanes * lanes, steps // lanes * lanes
+            for column in range(0, whole_columns, lanes):
+                transpose(
+                    source_ptr + column * row_bytes, row_bytes, whole_steps,
+                    out_ptr + column * WORD_BYTES, width_bytes,
+                )  # fmt: skip
         for column in range(width):
-            if column >= columns:
-                for k in range(steps):
-                    store_float(out_ptr, k * width + column, np.float32(0.0))
-            elif transposed == 0:
-                for k in range(steps):
-                    value = load_float(source_ptr + k * row_bytes, column)
-                    store_float(out_ptr, k * width + column, value)
-            else:
-                for k in range(steps):
+            for k in range(whole_steps if column < whole_columns else 0, steps):
+                value = np.float32(0.0)
+                if column < columns and transposed != 0:
                     value = load_float(source_ptr + column * row_bytes, k)
-                    store_float(out_ptr, k * width + column, value)
+                elif column < columns:
+                    value = load_float(source_ptr + k * row_bytes, column)
+                store_float(out_ptr, k * width + column, value)
 
     return pack_panel
 
@@ -120,6 +127,7 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     """Return sum_and_pack, which sums the columns of some rows and packs these into all panels.
 
     source_ptr     rows [rows, columns]
+    factors_ptr    if not 0, their factors [rows, columns]; the products replace the rows
     rows, columns  numbers of rows and of columns
     panels_ptr     place of the first row in the first panel
     panel_bytes    bytes from one panel to the next
@@ -127,39 +135,28 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
     """
     width = target.panel_width
     width_bytes = width * WORD_BYTES
-
-    def whole_panel(
-        v: Vectors, source_ptr: Value, row_bytes: Value, rows: Value, out_ptr: Value,
-        sums_ptr: Value,
-    ) -> None:  # fmt: skip
-        offsets = [vector * v.lanes * WORD_BYTES for vector in range(target.panel_vectors)]
-
-        def one_row(row: Value, sums: list[Value]) -> list[Value]:
-            from_ptr = v.address(source_ptr, v.builder.mul(row, row_bytes))
-            to_ptr = v.address(out_ptr, v.times(row, width_bytes))
-            values = [v.load(from_ptr, offset_bytes) for offset_bytes in offsets]
-            for value, offset_bytes in zip(values, offsets, strict=True):
-                v.store(value, to_ptr, offset_bytes)
-            return [v.add(total, value) for total, value in zip(sums, values, strict=True)]
-
-        sums = v.loop(rows, 1, [v.constant(0.0)] * len(offsets), one_row)
-        for total, offset_bytes in zip(sums, offsets, strict=True):
-            v.store(total, sums_ptr, offset_bytes)
-
-    sum_panel = kernel(target, whole_panel)
+    sum_panel = kernel(target, _make_sum_panel(has_factors=False))
+    multiply_panel = kernel(target, _make_sum_panel(has_factors=True))
 
     @compiled
     def sum_and_pack(
-        source_ptr: int, rows: int, columns: int, panels_ptr: int, panel_bytes: int, sums_ptr: int
-    ) -> None:
+        source_ptr: int, factors_ptr: int, rows: int, columns: int, panels_ptr: int,
+        panel_bytes: int, sums_ptr: int,
+    ) -> None:  # fmt: skip
         row_bytes = columns * WORD_BYTES
         whole = columns // width
         for panel in range(whole):
             offset_bytes = panel * width_bytes
-            sum_panel(
-                source_ptr + offset_bytes, row_bytes, rows, panels_ptr + panel * panel_bytes,
-                sums_ptr + offset_bytes,
-            )  # fmt: skip
+            if factors_ptr == 0:
+                sum_panel(
+                    source_ptr + offset_bytes, 0, row_bytes, rows,
+                    panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
+                )  # fmt: skip
+            else:
+                multiply_panel(
+                    source_ptr + offset_bytes, factors_ptr + offset_bytes, row_bytes, rows,
+                    panels_ptr + panel * panel_bytes, sums_ptr + offset_bytes,
+                )  # fmt: skip
         if whole * width == columns:
             return
         for lane in range(width):
@@ -169,8 +166,42 @@ def make_sum_and_pack(target: KernelTarget) -> Any:
                 value = np.float32(0.0)
                 if column < columns:
                     value = load_float(source_ptr + row * row_bytes, column)
+                    if factors_ptr != 0:
+                        value *= load_float(factors_ptr + row * row_bytes, column)
+                        store_float(source_ptr + row * row_bytes, column, value)
                 store_float(panels_ptr + whole * panel_bytes, row * width + lane, value)
                 total += value
             store_float(sums_ptr, column, total)
 
     return sum_and_pack
+
+
+def _make_sum_panel(*, has_factors: bool) -> Any:
+    def emit(
+        v: Vectors, source_ptr: Value, factors_ptr: Value, row_bytes: Value, rows: Value,
+        out_ptr: Value, sums_ptr: Value,
+    ) -> None:  # fmt: skip
+        """Emit the copy of some rows of one whole panel, and the sums of its columns."""
+        vectors = v.target.panel_vectors
+        offsets = [vector * v.lanes * WORD_BYTES for vector in range(vectors)]
+
+        def one_row(row: Value, sums: list[Value]) -> list[Value]:
+            offset_bytes = v.builder.mul(row, row_bytes)
+            from_ptr = v.address(source_ptr, offset_bytes)
+            to_ptr = v.address(out_ptr, v.times(row, v.target.panel_width * WORD_BYTES))
+            values = [v.load(from_ptr, offset) for offset in offsets]
+            if has_factors:
+                row_factors_ptr = v.address(factors_ptr, offset_bytes)
+                factors = [v.load(row_factors_ptr, offset) for offset in offsets]
+                values = [v.multiply(a, b) for a, b in zip(values, factors, strict=True)]
+                for value, offset in zip(values, offsets, strict=True):
+                    v.store(value, from_ptr, offset)
+            for value, offset in zip(values, offsets, strict=True):
+                v.store(value, to_ptr, offset)
+            return [v.add(total, value) for total, value in zip(sums, values, strict=True)]
+
+        sums = v.loop(rows, 1, [v.constant(0.0)] * vectors, one_row)
+        for total, offset in zip(sums, offsets, strict=True):
+            v.store(total, sums_ptr, offset)
+
+    return emit

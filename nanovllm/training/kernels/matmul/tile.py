@@ -23,21 +23,23 @@ TILE_ROWS = 6
 
 
 def _make_tile(target: KernelTarget, rows: int) -> Any:
-    """Return tile: out[rows, width] = [out +] A[rows, steps] @ panel[steps, width].
+    """Return tile: out[rows, width] = [addend +] (start + A[rows, steps] @ panel[steps, width]).
 
     a_ptr, a_row_bytes, a_step_bytes  A, and bytes from one row, and one step, to the next
     panel_ptr                         panel of B [steps, width]
     steps                             number of steps
+    start_ptr                         first values of the sums of each row [width]
     out_ptr, out_row_bytes            result, and bytes from one row to the next
-    adds                              whether to add to `out`
+    adds, addend_ptr, addend_row_bytes
+                                      whether to add an addend [rows, width], which is read anyway
     c_ptr, c_row_bytes                rows that are written next, which are prefetched
     """
     width_bytes = target.panel_width * WORD_BYTES
 
     def tile(
         v: Vectors, a_ptr: Value, a_row_bytes: Value, a_step_bytes: Value, panel_ptr: Value,
-        steps: Value, out_ptr: Value, out_row_bytes: Value, adds: Value, c_ptr: Value,
-        c_row_bytes: Value,
+        steps: Value, start_ptr: Value, out_ptr: Value, out_row_bytes: Value, adds: Value,
+        addend_ptr: Value, addend_row_bytes: Value, c_ptr: Value, c_row_bytes: Value,
     ) -> None:  # fmt: skip
         def row_pointers(base_ptr: Value, row_bytes: Value) -> list[Value]:
             return [v.address(base_ptr, v.builder.mul(row_bytes, I64(row))) for row in range(rows)]
@@ -56,13 +58,17 @@ def _make_tile(target: KernelTarget, rows: int) -> Any:
             products = [(x, y) for x in a for y in b]
             return [v.fma(x, y, total) for (x, y), total in zip(products, sums, strict=True)]
 
-        sums = iter(v.loop(steps, 1, [v.constant(0.0)] * (rows * len(offsets)), step))
+        start = [v.load(start_ptr, offset_bytes) for offset_bytes in offsets]
+        sums = iter(v.loop(steps, 1, start * rows, step))
         is_sum = v.builder.icmp_signed("!=", adds, I64(0))
-        for out_row_ptr in row_pointers(out_ptr, out_row_bytes):
+        out_ptrs = row_pointers(out_ptr, out_row_bytes)
+        addend_ptrs = row_pointers(addend_ptr, addend_row_bytes)
+        for out_row_ptr, addend_row_ptr in zip(out_ptrs, addend_ptrs, strict=True):
             for offset_bytes in offsets:
                 total = next(sums)
-                sum_with_out = v.add(v.load(out_row_ptr, offset_bytes), total)
-                v.store(v.builder.select(is_sum, sum_with_out, total), out_row_ptr, offset_bytes)
+                sum_with_addend = v.add(v.load(addend_row_ptr, offset_bytes), total)
+                value = v.builder.select(is_sum, sum_with_addend, total)
+                v.store(value, out_row_ptr, offset_bytes)
 
     return kernel(target, tile)
 
@@ -76,37 +82,38 @@ def make_tile(target: KernelTarget) -> Any:
     @compiled
     def tile(
         rows: int, a_ptr: int, a_row_bytes: int, a_step_bytes: int, panel_ptr: int, steps: int,
-        out_ptr: int, out_row_bytes: int, adds: int, c_ptr: int, c_row_bytes: int,
+        start_ptr: int, out_ptr: int, out_row_bytes: int, adds: int, addend_ptr: int,
+        addend_row_bytes: int, c_ptr: int, c_row_bytes: int,
     ) -> None:  # fmt: skip
         if rows == 6:
             tile6(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
-                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
+                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
             )  # fmt: skip
         elif rows == 5:
             tile5(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
-                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
+                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
             )  # fmt: skip
         elif rows == 4:
             tile4(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
-                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
+                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
             )  # fmt: skip
         elif rows == 3:
             tile3(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
-                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
+                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
             )  # fmt: skip
         elif rows == 2:
             tile2(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
-                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
+                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
             )  # fmt: skip
         else:
             tile1(
-                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps,
-                out_ptr, out_row_bytes, adds, c_ptr, c_row_bytes,
+                a_ptr, a_row_bytes, a_step_bytes, panel_ptr, steps, start_ptr, out_ptr,
+                out_row_bytes, adds, addend_ptr, addend_row_bytes, c_ptr, c_row_bytes,
             )  # fmt: skip
 
     return tile

@@ -22,7 +22,7 @@ TARGET = replace(host_target(), check=True)
 CASES = "tests/model/kernels/checked_cases.py"
 
 
-@pytest.mark.slow
+@pytest.mark.slow(80)
 def test_whole_steps_under_the_check(tmp_path: Path) -> None:
     """Check the addresses of whole steps in another process, which saves no code."""
     run_checked("-m", "pytest", "-q", CASES, folder=tmp_path / "cache")

@@ -11,7 +11,7 @@ PROMPT = "Once upon a time"
 GREEDY = SamplingParams(temperature=0, max_tokens=16)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(20)
 @pytest.mark.skipif(not OLDER, reason="no older x86 CPU")
 def test_older_processors_generate_the_same_text(monkeypatch: pytest.MonkeyPatch) -> None:
     def token_ids(backend: BackendName) -> list[int]:

@@ -35,6 +35,8 @@ from nanovllm.model.weights import LayerNorm
 from tests.support.kernel_entries import linear_kernel, row_kernels
 from tests.support.targets import TARGETS, WIDTHS
 
+pytestmark = pytest.mark.slow(35)
+
 
 def name_of(target: KernelTarget) -> str:
     dots = f"{'-dot' * target.bfloat16_dot}{'-bytes' * target.int8_dot}"
@@ -148,9 +150,21 @@ class Product:
         return out[:, :-16]
 
 
+class Products(dict[str, Product]):
+    """The linear layers of a target by type of weights, each compiled when it is first used."""
+
+    def __init__(self, target: KernelTarget) -> None:
+        super().__init__()
+        self._target = target
+
+    def __missing__(self, kind: str) -> Product:
+        self[kind] = Product(self._target, kind)
+        return self[kind]
+
+
 @cache
-def products_of(target: KernelTarget) -> dict[str, Product]:
-    return {kind: Product(target, kind) for kind in WEIGHT_TYPES}
+def products_of(target: KernelTarget) -> Products:
+    return Products(target)
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
-"""The default number of threads, on machines simulated by files."""
+"""The default number of threads, on machines simulated by files, and the processor's name."""
 
+import platform
+import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from nanovllm.model.kernels.threads.cores import default_threads, linux_threads
+from nanovllm.model.kernels.threads.cores import cpu_name, default_threads, linux_threads
 
 TOPOLOGY = "sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
 PAIRS = {TOPOLOGY.format(cpu=cpu): f"{cpu % 4},{cpu % 4 + 4}\n" for cpu in range(8)}
@@ -73,3 +76,9 @@ def test_the_older_control_groups_are_respected(
 
 def test_this_machine_has_at_least_one() -> None:
     assert default_threads() >= 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/cpuinfo")
+def test_the_processor_has_the_name_that_the_system_shows() -> None:
+    names = re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    assert cpu_name() == (names or [platform.processor() or platform.machine()])[0].strip()
