@@ -25,8 +25,8 @@ PICTURE = ROOT / "docs" / "images" / "terminal.svg"
 COMMANDS = (
     (
         "curl -s localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
-        """     -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0}'"""
-        " | jq .choices[0].text"
+        """     -d '{"prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.6,"""
+        """ "seed": 20}' | jq .choices[0].text"""
     ),
     'nanovllm generate "The old man" --max-tokens 32 --temperature 0',
 )

@@ -20,6 +20,8 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 """Types of the weights, by dtype or by quantization."""
 
 BUNDLED_MODEL = "tiny-books"
+BUNDLED_MODELS = (BUNDLED_MODEL, "tiny-books-draft")
+"""The default model, and a smaller one with its tokenizer, for speculative decoding."""
 
 _UNITS = {
     "": 1,

@@ -154,17 +154,17 @@ def test_a_loss_beyond_float64_is_an_infinite_perplexity(tiny_model: Path) -> No
 @pytest.mark.parametrize(
     ("context", "stride", "loss"),
     [
-        (512, None, 4.223597067626698),
-        (64, None, 4.099059064641167),
-        (299, 100, 4.104028841399246),  # the guide's loop with max_length=300, stride=100
+        (512, None, 3.6234261527934217),
+        (64, None, 3.696109069472929),
+        (299, 100, 3.6129707401313405),  # the guide's loop with max_length=300, stride=100
     ],
 )
 def test_the_bundled_model_has_the_loss_of_transformers(
     context: int, stride: int | None, loss: float
 ) -> None:
-    """Recorded with transformers 4 and torch, in float32 with eager attention."""
+    """Recorded with transformers 5 and torch, in float32 with eager attention."""
     result = run("tiny-books", HELD_OUT, context=context, stride=stride)
-    assert (result.tokens, result.bytes) == (847, 2858)
+    assert (result.tokens, result.bytes) == (972, 2858)
     assert result.loss == pytest.approx(loss, abs=1e-5)
 
 

@@ -13,7 +13,7 @@ from benchmarks.load.requests import COMPLETIONS
 from benchmarks.load.wire import HOST_HEADER, head, post
 
 CHAT = "/v1/chat/completions"
-CONTEXT, VOCAB = 512, 4096  # of the bundled model
+CONTEXT, VOCAB = 512, 2048  # of the bundled model
 CHAINED_RULES = 4500
 _LARGE_TEXT_CHARACTERS = 4_100_000
 _STRUCTURE_BYTES = 3_900_000

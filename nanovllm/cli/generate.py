@@ -12,9 +12,10 @@ from typing import Any
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.options import DEFAULT_MAX_TOKENS, engine_config, sampling_settings
 from nanovllm.cli.repl import Repl, read_lines_of
+from nanovllm.config import BUNDLED_MODELS
 from nanovllm.engine.engine import Engine
 from nanovllm.errors import EngineFaultError, InvalidRequestError
-from nanovllm.hub import BUNDLED_MODEL, resolve_model
+from nanovllm.hub import resolve_model
 from nanovllm.hub.downloads import full_name
 from nanovllm.sampling_params import SamplingParams
 
@@ -65,7 +66,7 @@ def model_and_prompt(parsed: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def _is_model_name(text: str) -> bool:
-    if text == BUNDLED_MODEL or full_name(text) != text:
+    if text in BUNDLED_MODELS or full_name(text) != text:
         return True
     try:
         return (Path(text) / "config.json").is_file()

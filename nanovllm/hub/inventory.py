@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nanovllm.config import BUNDLED_MODEL
+from nanovllm.config import BUNDLED_MODELS
 from nanovllm.errors import NanovllmError
 from nanovllm.hub.downloads import read_model_info
 from nanovllm.hub.names import bundled_folder
@@ -42,9 +42,9 @@ class StoredItem:
 
 
 def stored_items(models_dir: Path = Path("models")) -> list[StoredItem]:
-    """Return the bundled model, downloads, cached models and kernels."""
+    """Return the bundled models, downloads, cached models and kernels."""
     return [
-        _folder_item(BUNDLED_MODEL, BUNDLED, bundled_folder()),
+        *(_folder_item(name, BUNDLED, bundled_folder(name)) for name in BUNDLED_MODELS),
         *_downloads(models_dir),
         *_cached_models(),
         _compiled(),
@@ -74,7 +74,7 @@ def remove_item(item: StoredItem) -> None:
 
 
 def check_removable(item: StoredItem) -> None:
-    """Raise RemovalError for the bundled model and the user's folders."""
+    """Raise RemovalError for the bundled models and the user's folders."""
     if item.kind == BUNDLED:
         raise RemovalError(f"{item.name} is part of nanovllm and stays")
     if item.kind == FOLDER:

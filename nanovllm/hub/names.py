@@ -3,16 +3,16 @@
 import os
 from pathlib import Path
 
-from nanovllm.config import BUNDLED_MODEL
+from nanovllm.config import BUNDLED_MODEL, BUNDLED_MODELS
 from nanovllm.errors import CheckpointError, ModelNotFoundError
 from nanovllm.hub.downloads import MODEL_INFO, full_name, read_model_info
 
 _BUNDLED = Path(__file__).parent.parent / "bundled"
 
 
-def bundled_folder() -> Path:
-    """Return the folder of the bundled model."""
-    return _BUNDLED / BUNDLED_MODEL
+def bundled_folder(name: str = BUNDLED_MODEL) -> Path:
+    """Return the folder of a bundled model."""
+    return _BUNDLED / name
 
 
 def resolve_model(
@@ -20,8 +20,8 @@ def resolve_model(
 ) -> Path:
     """Return the folder of the model `name`.
 
-    The first match counts: the bundled model, "tiny-books" ("./tiny-books" is a folder); a folder
-    with a config.json; `models_dir/<last part of the name>`, if `download` made it from that
+    The first match counts: a bundled model, such as "tiny-books" ("./tiny-books" is a folder); a
+    folder with a config.json; `models_dir/<last part of the name>`, if `download` made it from that
     repository; the Hugging Face cache; the hub, if `may_fetch`.
 
     Raises:
@@ -34,8 +34,8 @@ def resolve_model(
             "the model's name is empty; give a folder, a name on the hub such as gpt2, "
             f"or {BUNDLED_MODEL}"
         )
-    if name == BUNDLED_MODEL:
-        return bundled_folder()
+    if isinstance(name, str) and name in BUNDLED_MODELS:
+        return bundled_folder(name)
     path = Path(text).expanduser()
     if path.exists():
         return _checked_folder(path)

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
+from tokenizers import Tokenizer
 
-_COPIED = ("generation_config.json", "tokenizer.json", "tokenizer_config.json")
+_COPIED = ("generation_config.json", "tokenizer_config.json")
 
 
 def convert(run: Path, output: Path) -> int:
@@ -35,6 +36,9 @@ def convert(run: Path, output: Path) -> int:
     (output / "config.json").write_text(text, encoding="utf-8")
     for name in _COPIED:
         shutil.copyfile(run / name, output / name)
+    Tokenizer.from_file(str(run / "tokenizer.json")).save(
+        str(output / "tokenizer.json"), pretty=False
+    )
     return sum(file.stat().st_size for file in output.iterdir())
 
 

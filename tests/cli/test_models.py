@@ -51,13 +51,13 @@ def test_list_has_everything_that_nanovllm_can_load(
     assert main(["list"]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in rows[1:]] == [
-        ["tiny-books", "bundled"], ["./models/mine", "download"],
-        ["owner/tale", "hub"], ["kernels", "compiled"],
+        ["tiny-books", "bundled"], ["tiny-books-draft", "bundled"],
+        ["./models/mine", "download"], ["owner/tale", "hub"], ["kernels", "compiled"],
     ]  # fmt: skip
     assert rows[-1][2:4] == ["4.0", "KiB"]
 
 
-def test_an_empty_machine_has_the_bundled_model(
+def test_an_empty_machine_has_the_bundled_models(
     machine: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -67,7 +67,7 @@ def test_an_empty_machine_has_the_bundled_model(
         shutil.rmtree(machine / folder)
     assert main(["list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
-        "NAME", "tiny-books", "kernels",
+        "NAME", "tiny-books", "tiny-books-draft", "kernels",
     ]  # fmt: skip
     assert not (machine / "cache").exists(), "looking makes no folder"
 

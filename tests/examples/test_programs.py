@@ -98,7 +98,7 @@ def test_openais_client(
 ) -> None:
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     run("openai_client.py", monkeypatch)
-    assert "2 vectors of 256 numbers" in capsys.readouterr().out
+    assert "2 vectors of 192 numbers" in capsys.readouterr().out
 
 
 def test_langchains_client(
@@ -107,4 +107,4 @@ def test_langchains_client(
     pytest.importorskip("langchain_openai", reason="pip install langchain-openai")
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     run("langchain_client.py", monkeypatch)
-    assert "256 numbers" in capsys.readouterr().out
+    assert "192 numbers" in capsys.readouterr().out

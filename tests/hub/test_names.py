@@ -72,6 +72,13 @@ def test_a_folder_is_itself(
     assert resolve_model(f"~/{BUNDLED_MODEL}") == tmp_path / BUNDLED_MODEL
 
 
+def test_the_draft_model_has_the_tokens_of_the_bundled_model() -> None:
+    main, draft = resolve_model(BUNDLED_MODEL), resolve_model("tiny-books-draft")
+    assert (main / "tokenizer.json").read_bytes() == (draft / "tokenizer.json").read_bytes()
+    assert sum(file.stat().st_size for file in main.iterdir()) < 8e6
+    assert sum(file.stat().st_size for file in draft.iterdir()) < 1e6
+
+
 def test_the_bundled_model_is_part_of_the_package(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
