@@ -1,6 +1,7 @@
 """CostModel: the time of an engine step, linear in its tokens, fitted to measured steps.
 
-    seconds = step + prompt * prompt tokens + decode * decoding sequences + context * tokens attended
+    seconds = step + prompt * prompt tokens + decode * decoding sequences
+              + context * positions attended
 
 Each coefficient has a meaning: the fixed cost of a step (the weights are read once), the arithmetic
 of a token, and the keys and values that attention reads. Non-negative least squares on relative

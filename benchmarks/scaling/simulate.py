@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from benchmarks.scaling.cost_model import CostModel, StepSize, fit, relative_errors
 from benchmarks.scaling.simulator import POLICIES, Result, simulate, step_size
-from benchmarks.scaling.trace import TraceSettings, draw
+from benchmarks.scaling.trace import Arrivals, TraceSettings, draw
 from nanovllm.config import BUNDLED_MODEL, EngineConfig
 from nanovllm.engine.engine import Engine
 from nanovllm.engine.scheduling.step_plan import StepPlan
@@ -117,9 +117,7 @@ def capacity(cost: CostModel, trace: TraceSettings, config: EngineConfig) -> flo
     Its steps are taken to be full of decoding sequences, and prompts to come in whole budgets.
     """
     context = trace.prefix_tokens + trace.own_tokens + trace.output_tokens // 2
-    decode_step = cost.seconds(
-        StepSize(0, config.max_num_seqs, config.max_num_seqs * context)
-    )
+    decode_step = cost.seconds(StepSize(0, config.max_num_seqs, config.max_num_seqs * context))
     prompt = trace.prefix_tokens + trace.own_tokens
     prefill_s = cost.prompt * prompt + cost.context * prompt * prompt / 2
     return 1 / (prefill_s + trace.output_tokens * decode_step / config.max_num_seqs)
@@ -134,9 +132,10 @@ def _runs(
     num_blocks: int,
 ) -> Iterator[dict[str, Any]]:
     """Yield the result of each arrival process, number of replicas and policy."""
+    processes: tuple[Arrivals, ...] = ("poisson", "bursts")
     cases = [
         (arrivals, count, policy)
-        for arrivals in ("poisson", "bursts")
+        for arrivals in processes
         for count in replicas
         for policy in POLICIES
     ]

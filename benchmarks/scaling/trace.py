@@ -66,9 +66,7 @@ def draw(settings: TraceSettings) -> Iterator[Arrival]:
     for time_s in _times(settings, generator):
         prefix = prefixes[generator.choice(settings.prefixes, p=popularity)]
         own = generator.integers(0, settings.vocab, _length(generator, settings.own_tokens))
-        yield Arrival(
-            time_s, (*prefix, *own.tolist()), _length(generator, settings.output_tokens)
-        )
+        yield Arrival(time_s, (*prefix, *own.tolist()), _length(generator, settings.output_tokens))
 
 
 def _times(settings: TraceSettings, generator: np.random.Generator) -> Iterator[float]:

@@ -50,7 +50,7 @@ class Lifespan:
         """Start the application; raises RuntimeError with its message if it cannot start."""
         scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
         call = self._app(scope, self._received.get, self._sent.put)
-        self._task = asyncio.ensure_future(call)  # type: ignore[arg-type]
+        self._task = asyncio.ensure_future(call)
         await self._exchange("startup")
 
     async def stop(self) -> None:

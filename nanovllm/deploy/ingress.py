@@ -69,7 +69,7 @@ class Ingress:
         self._by_name = {name: served for served in self._served for name in served.names}
         self._max_body_bytes = max(served.max_body_bytes for served in self._served)
 
-    def __serve_build_asgi_app__(self) -> ASGIApp:  # noqa: PLW3201 - a name of Ray Serve
+    def __serve_build_asgi_app__(self) -> ASGIApp:
         """Return the application that Ray Serve runs."""
 
         async def app(scope: Scope, receive: Receive, send: Send) -> None:  # not a method: see
@@ -154,23 +154,21 @@ def merge_metrics(pages: Sequence[str]) -> str:
 
     Each metric's HELP and TYPE lines appear once, followed by the samples of all pages.
     """
-    comments: dict[str, list[str]] = {}
+    comments: dict[str, dict[str, str]] = {}  # by metric, then HELP or TYPE
     samples: dict[str, list[str]] = {}
     for replica, page in enumerate(pages):
-        family = ""
+        metric = ""
         for line in page.splitlines():
             if line.startswith("#"):
-                name = line.split(" ", 3)[2]
-                if name not in comments or f"# {line.split(' ', 2)[1]}" not in "".join(
-                    comments[name]
-                ):
-                    comments.setdefault(name, []).append(line)
-                family = name
+                kind, metric = line.split(" ", 3)[1:3]
+                comments.setdefault(metric, {}).setdefault(kind, line)
             elif (match := _SAMPLE.fullmatch(line)) is not None:
                 labels = f'replica="{replica}"' + (f",{match[2]}" if match[2] else "")
-                samples.setdefault(family, []).append(f"{match[1]}{{{labels}}} {match[3]}")
+                samples.setdefault(metric, []).append(f"{match[1]}{{{labels}}} {match[3]}")
     lines = [
-        line for name, head in comments.items() for line in (*head, *samples.get(name, ()))
+        line
+        for metric, head in comments.items()
+        for line in (*head.values(), *samples.get(metric, ()))
     ]
     return "\n".join(lines) + "\n"
 
@@ -217,5 +215,3 @@ async def _send_content(send: Send, content: bytes, media_type: bytes) -> None:
     headers = [(b"content-type", media_type), (b"content-length", str(len(content)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": content, "more_body": False})
-
-

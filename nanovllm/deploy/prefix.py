@@ -52,9 +52,7 @@ class PrefixReader:
         if isinstance(prompt, str):
             # One token has a byte at least, so the cut leaves more than MAX_BLOCKS need.
             has_special = body.get("add_special_tokens") is not False
-            return self._tokenizer.encode(
-                prompt[:_MAX_TEXT_BYTES], add_special_tokens=has_special
-            )
+            return self._tokenizer.encode(prompt[:_MAX_TEXT_BYTES], add_special_tokens=has_special)
         is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
         return prompt if is_ids and isinstance(prompt, list) else ()
 

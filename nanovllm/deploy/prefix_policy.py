@@ -57,7 +57,7 @@ class PrefixPolicy(Generic[R]):
 
     def cached_blocks(self, replica: R, hashes: Sequence[bytes]) -> int:
         """Return how many leading blocks of a prompt the replica has probably cached."""
-        blocks = self._blocks.get(replica, {})
+        blocks = self._blocks.get(replica) or OrderedDict()
         for count, block_hash in enumerate(hashes):
             if block_hash not in blocks:
                 return count

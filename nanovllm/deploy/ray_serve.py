@@ -45,7 +45,7 @@ def build(args: dict[str, Any]) -> serve.Application:
         for model, name in zip(settings.models, names, strict=True)
     ]
     ingress = serve.deployment(
-        serve.ingress()(Ingress),  # type: ignore[arg-type]
+        serve.ingress()(Ingress),
         name="ingress",
         num_replicas=settings.ingress_replicas,
         max_ongoing_requests=_INGRESS_MAX_ONGOING,
@@ -69,9 +69,7 @@ def _check_models(settings: AppSettings) -> None:
         Engine.check(resolve_model(model.model), config)
         name = model.name or model.model.rstrip("/").rsplit("/", 1)[-1]
         if name in names:
-            raise ValueError(
-                f"two models have the name {name!r}; give one of them another `name`"
-            )
+            raise ValueError(f"two models have the name {name!r}; give one of them another `name`")
         names.add(name)
 
 

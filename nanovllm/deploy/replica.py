@@ -78,7 +78,7 @@ class EngineReplica:
             "queue_share": share,
         }
 
-    async def __del__(self) -> None:  # noqa: PLE0101
+    async def __del__(self) -> None:
         """Stop the engine; Ray Serve awaits this when it stops the replica."""
         lifespan: Any = getattr(self, "_lifespan", None)
         if lifespan is not None:

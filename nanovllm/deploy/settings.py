@@ -1,6 +1,6 @@
 """The `args` of a Ray Serve config file: which models to serve, on how many replicas.
 
-    args:
+Args:
       models:
         - model: tiny-books
           replicas: 2

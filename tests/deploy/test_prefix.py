@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from nanovllm.config import EngineConfig
 from nanovllm.deploy.prefix import MAX_BLOCKS, PrefixReader, block_hashes
 from nanovllm.engine.engine import Engine
-from nanovllm.config import EngineConfig
 from nanovllm.hub import resolve_model
 from nanovllm.sampling_params import SamplingParams
 
