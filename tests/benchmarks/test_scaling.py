@@ -34,10 +34,9 @@ def test_a_trace_is_reproducible_and_has_its_rate() -> None:
 def test_the_cost_model_is_recovered_from_steps() -> None:
     generator = np.random.default_rng(0)
     sizes = [StepSize(*generator.integers(1, 500, 3).tolist()) for _ in range(50)]
-    fitted = fit(sizes, [COST.seconds(size) for size in sizes])
-    assert (
-        np.abs(relative_errors(fitted, sizes, [COST.seconds(size) for size in sizes])).max() < 1e-6
-    )
+    seconds = [COST.seconds(size) for size in sizes]
+    fitted = fit(sizes, seconds)
+    assert np.abs(relative_errors(fitted, sizes, seconds)).max() < 1e-6
     assert fitted.decode == pytest.approx(COST.decode)
 
 
