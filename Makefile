@@ -18,7 +18,7 @@ DEV := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test fuzz check format bench compare compare-training charts soak attack
-.PHONY: clients screenshots wheel build clean
+.PHONY: clients screenshots ray wheel build clean
 .NOTPARALLEL:
 
 help:  ## list the targets
@@ -71,6 +71,10 @@ attack: $(TEST)  ## run known attacks against a server; ARGS="--only bad-words,c
 
 clients: $(TEST)  ## run client libraries, write docs/clients.md; ONLY=litellm,openai
 	@$(BIN)/python -m tests.clients.run --only "$(ONLY)"
+
+ray: $(RUN)  ## serve two replicas by Ray Serve; CONFIG=examples/ray/two-replicas.yaml
+	@$(PIP) -e ".[ray]"
+	@$(BIN)/serve run $(or $(CONFIG),examples/ray/two-replicas.yaml)
 
 wheel: $(TEST)  ## build the source archive and the wheel into dist/
 	@$(BIN)/python -m build --outdir dist .

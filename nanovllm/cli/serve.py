@@ -13,9 +13,10 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from nanovllm.cli.argument_types import print_message
 from nanovllm.cli.environment import API_KEY_VARIABLE
@@ -50,8 +51,20 @@ _DRAIN_S = 2
 """Time to send the last bytes after the engine has stopped; then connections are closed."""
 
 
-def run(parsed: argparse.Namespace) -> int:
-    """Serve until a signal arrives; return 1 if the model or the port cannot be used."""
+@dataclass(frozen=True, slots=True)
+class LoadedServer:
+    """The parts of a server: the engine, which its application starts and stops."""
+
+    engine: AsyncEngine
+    app: ASGIApp
+    settings: ServerSettings
+
+
+def load_server(parsed: argparse.Namespace) -> LoadedServer:
+    """Return the server of the options, whose model is loaded when the application starts.
+
+    Raises NanovllmError or ValueError if the model or an option is not valid.
+    """
     config = engine_config(parsed)
     settings = server_settings(parsed)
     folder = resolve_model(parsed.model)
@@ -60,8 +73,7 @@ def run(parsed: argparse.Namespace) -> int:
     settings = replace(settings, chat_template=template, inspected_folder=folder)
     if settings.log_requests:
         write_log_to(sys.stderr)
-    name = settings.model_names[0]
-    metrics = ServerMetrics(name)
+    metrics = ServerMetrics(settings.model_names[0])
     engine = AsyncEngine(
         lambda: Engine.load(folder, config),
         max_queued_requests=parsed.max_queued_requests,
@@ -70,9 +82,17 @@ def run(parsed: argparse.Namespace) -> int:
         on_step=metrics.on_step,
     )
     sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    return LoadedServer(engine, create_app(engine, settings, metrics), settings)
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Serve until a signal arrives; return 1 if the model or the port cannot be used."""
+    loaded = load_server(parsed)
+    engine, settings = loaded.engine, loaded.settings
+    name = settings.model_names[0]
     max_connections, backlog = connection_limits(raise_open_files_limit())
     http = uvicorn.Config(
-        create_app(engine, settings, metrics),
+        loaded.app,
         http=watched_protocol(settings.stalled_client_s, max_connections),
         backlog=backlog,
         proxy_headers=False,  # any client can forge them

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks import attacks as program
-from benchmarks.load import payloads, watch
+from benchmarks.load import payloads, requests, watch
 from benchmarks.load.attack import Attack, Target, ask, flood, outcome_of
 from benchmarks.load.attacks import ATTACKS, FOR_ANY_SERVER, half_close, rest, take_turns
 from benchmarks.load.bystanders import OK, Session, Stopwatch
@@ -85,7 +85,7 @@ def test_prepared_models_differ_from_the_bundled_one_in_one_file(name: str, tmp_
     assert prepare is not None
     path = Path(prepare(tmp_path)[-1])
     if path.is_dir():
-        assert GPT2Config.load(path).vocab == payloads.VOCAB
+        assert GPT2Config.load(path).vocab == requests.VOCAB
     else:
         assert path.read_text(encoding="utf-8") == payloads.SPECIAL_TOKEN_TEMPLATE
 

@@ -1,0 +1,54 @@
+# The server of nanovllm in a container.
+#
+#   docker build -t nanovllm .
+#   docker run --read-only --tmpfs /tmp -v nanovllm-cache:/cache -p 127.0.0.1:8000:8000 nanovllm
+#
+# The kernels are compiled for the machine's CPU at the first start (10 to 20 s) and kept in /cache.
+# To build them into the image for one kind of CPU, which the building machine must have too:
+#
+#   docker build --target built-in --build-arg CPU=x86-64-v3 -t nanovllm:x86-64-v3 .
+
+# With EXTRAS=ray the image has Ray Serve too (deploy/kubernetes/ray).
+
+ARG PYTHON=3.12
+
+FROM python:${PYTHON}-slim AS build
+ARG EXTRAS=
+WORKDIR /source
+COPY pyproject.toml README.md LICENSE ./
+COPY nanovllm nanovllm
+RUN python -m venv /opt/nanovllm \
+    && /opt/nanovllm/bin/pip install --no-cache-dir --no-compile ".[${EXTRAS}]" \
+    && find /opt/nanovllm -name tests -type d -prune -exec rm -rf {} + \
+    && /opt/nanovllm/bin/pip uninstall --yes pip
+
+FROM python:${PYTHON}-slim AS runtime
+RUN useradd --uid 10001 --no-create-home --home-dir /cache --shell /usr/sbin/nologin nanovllm \
+    && install -d -o nanovllm -g nanovllm /cache /cache/kernels /cache/models
+COPY --from=build /opt/nanovllm /opt/nanovllm
+ENV PATH=/opt/nanovllm/bin:$PATH \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1 \
+    NANOVLLM_CACHE_DIR=/cache/kernels \
+    HF_HOME=/cache/models
+USER 10001:10001
+WORKDIR /cache
+VOLUME /cache
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+# Compiling and loading happen before /health answers 200.
+HEALTHCHECK --interval=10s --timeout=3s --start-period=120s --retries=3 \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=2)"]
+ENTRYPOINT ["nanovllm"]
+CMD ["serve", "--host", "0.0.0.0"]
+
+FROM runtime AS built-in
+ARG CPU=x86-64-v3
+ENV NUMBA_CPU_NAME=${CPU} NANOVLLM_CACHE_DIR=/opt/kernels
+USER root
+RUN install -d /opt/kernels \
+    && nanovllm generate --prompt "Once upon a time" --max-tokens 2 > /dev/null \
+    && nanovllm generate --quantization int8 --prompt "Once upon a time" --max-tokens 2 > /dev/null
+USER 10001:10001
+
+FROM runtime

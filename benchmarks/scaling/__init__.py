@@ -1,0 +1,7 @@
+"""How throughput and latency grow with the number of replicas, measured and simulated.
+
+trace        arrivals of requests, Poisson or in bursts, whose prompts share prefixes
+cost_model   the time of an engine step from its tokens, fitted to measured steps
+simulator    replicas in simulated time: the project's scheduler, the router's policy
+simulate     the program: fit, simulate 1 to 256 replicas, write the results
+"""

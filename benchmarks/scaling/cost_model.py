@@ -1,0 +1,88 @@
+"""CostModel: the time of an engine step, linear in its tokens, fitted to measured steps.
+
+    seconds = step + prompt * prompt tokens + decode * decoding sequences
+              + context * positions attended
+
+Each coefficient has a meaning: the fixed cost of a step (the weights are read once), the arithmetic
+of a token, and the keys and values that attention reads. Non-negative least squares on relative
+errors, so that short steps count as much as long ones.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class StepSize:
+    """The size of a step: tokens of prompts, decoding sequences, and positions attended to."""
+
+    prompt_tokens: int
+    decodes: int
+    context_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class CostModel:
+    """Seconds of each part of a step, and of a request beside the engine's steps (`request`)."""
+
+    step: float
+    prompt: float
+    decode: float
+    context: float
+    request: float = 0.0
+
+    def seconds(self, size: StepSize) -> float:
+        """Return the time of a step."""
+        return (
+            self.step
+            + self.prompt * size.prompt_tokens
+            + self.decode * size.decodes
+            + self.context * size.context_tokens
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the coefficients as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "CostModel":
+        """Read what `save` has written."""
+        return cls(**json.loads(path.read_text(encoding="utf-8")))
+
+
+def fit(sizes: Sequence[StepSize], seconds: Sequence[float]) -> CostModel:
+    """Return the model with the least relative errors; raises ValueError for too few steps."""
+    if len(sizes) < 8 or len(sizes) != len(seconds):
+        raise ValueError(
+            f"{len(sizes)} steps and {len(seconds)} times cannot be fitted; measure 8 steps or more"
+        )
+    times = np.asarray(seconds, np.float64)
+    rows = np.array(
+        [[1, size.prompt_tokens, size.decodes, size.context_tokens] for size in sizes], np.float64
+    )
+    return CostModel(*_nonnegative(rows / times[:, None]).tolist())
+
+
+def relative_errors(
+    model: CostModel, sizes: Sequence[StepSize], seconds: Sequence[float]
+) -> npt.NDArray[np.float64]:
+    """Return predicted / measured - 1 of each step."""
+    predicted = np.array([model.seconds(size) for size in sizes])
+    return predicted / np.asarray(seconds, np.float64) - 1
+
+
+def _nonnegative(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return x >= 0 with the least |rows @ x - 1|: drop the most negative until none is left."""
+    active = list(range(rows.shape[1]))
+    while True:
+        part, *_ = np.linalg.lstsq(rows[:, active], np.ones(len(rows)), rcond=None)
+        if part.min() >= 0:
+            solution = np.zeros(rows.shape[1])
+            solution[active] = part
+            return solution
+        del active[int(part.argmin())]

@@ -1,0 +1,165 @@
+"""Simulate 1 to 256 replicas under Poisson and bursty arrivals, for each routing policy.
+
+Run: python -m benchmarks.scaling.simulate --json scaling.json     (after make install)
+
+Measures engine steps of the model first, and fits the cost model to them; --cost takes the
+coefficients of an earlier run instead. Each number of replicas gets the same load per replica, a
+share of the capacity that one replica has without its prefix cache.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.scaling.cost_model import CostModel, StepSize, fit, relative_errors
+from benchmarks.scaling.simulator import POLICIES, Result, simulate, step_size
+from benchmarks.scaling.trace import Arrivals, TraceSettings, draw
+from nanovllm.config import BUNDLED_MODEL, EngineConfig
+from nanovllm.engine.engine import Engine
+from nanovllm.engine.scheduling.step_plan import StepPlan
+from nanovllm.hub import resolve_model
+from nanovllm.sampling_params import SamplingParams
+
+REPLICAS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_REQUESTS_PER_REPLICA = 150
+_MAX_REQUESTS = 12_000
+"""Of one simulation: 256 replicas get fewer requests each, so that it ends within minutes."""
+_MEASURED_REQUESTS = 120
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fit, simulate, print a table and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--model", default=BUNDLED_MODEL, help="folder or name")
+    parser.add_argument("--quantization", choices=("int8",), help="of the weights")
+    parser.add_argument("--num-threads", type=int, default=1, metavar="THREADS")
+    parser.add_argument("--cost", type=Path, metavar="FILE", help="coefficients of an earlier run")
+    parser.add_argument("--save-cost", type=Path, metavar="FILE")
+    parser.add_argument("--load", type=float, default=0.8, help="share of a replica's capacity")
+    parser.add_argument("--cache-blocks", type=int, default=96, metavar="BLOCKS")
+    parser.add_argument("--replicas", type=int, nargs="+", default=REPLICAS, metavar="N")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results")
+    parsed = parser.parse_args(arguments)
+    config = EngineConfig(num_threads=parsed.num_threads, quantization=parsed.quantization)
+    trace = TraceSettings(rate=1, requests=1)
+    record: dict[str, Any] = {"model": parsed.model, "load": parsed.load}
+    if parsed.cost is not None:
+        cost = CostModel.load(parsed.cost)
+    else:
+        cost, errors = measure(resolve_model(parsed.model), config, trace)
+        record["fit"] = {"median_error": float(np.median(np.abs(errors))), "steps": len(errors)}
+        print(f"cost model of {len(errors)} steps, median error "
+              f"{np.median(np.abs(errors)):.1%}: {cost}")  # fmt: skip
+    if parsed.save_cost is not None:
+        cost.save(parsed.save_cost)
+    rate = parsed.load * capacity(cost, trace, config)
+    record |= {"rate_per_replica": rate, "runs": []}
+    for run in _runs(parsed.replicas, rate, trace, cost, config, parsed.cache_blocks):
+        record["runs"].append(run)
+        print(_line(run))
+    if parsed.json is not None:
+        parsed.json.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(
+    folder: Path, config: EngineConfig, trace: TraceSettings
+) -> tuple[CostModel, np.ndarray[Any, np.dtype[np.float64]]]:
+    """Run requests of the trace through an engine; return the fit and its relative errors."""
+    engine = Engine.load(folder, config)
+    engine.warm_up()
+    plans: list[StepPlan] = []
+    schedule = engine.scheduler.schedule
+
+    def recorded() -> StepPlan:
+        plans.append(schedule())
+        return plans[-1]
+
+    engine.scheduler.schedule = recorded  # type: ignore[method-assign]
+    sizes: list[StepSize] = []
+    seconds: list[float] = []
+    waiting = list(draw(trace.at_rate(1, _MEASURED_REQUESTS)))
+    generator = np.random.default_rng(0)
+    vocab = engine.model.vocab
+    try:
+        while waiting or engine.has_work:
+            for arrival in waiting[: int(generator.integers(0, 4))]:
+                params = SamplingParams(max_tokens=arrival.output_tokens, ignore_eos=True)
+                prompt = [token % vocab for token in arrival.prompt]
+                prepared = engine.input_processor.submit(str(len(waiting)), prompt, params)
+                del waiting[0]
+                for request in prepared.requests:
+                    engine.add_request(request)
+            if not engine.has_work:
+                continue
+            plans.clear()
+            # The size must be taken before the step: it changes the requests of its plan.
+            size: list[StepSize] = []
+            output = engine.step(lambda: size.append(step_size(plans[-1])))  # noqa: B023
+            if size:
+                sizes += size
+                seconds.append(output.stats.duration_s)
+    finally:
+        engine.close()
+    cost = fit(sizes, seconds)
+    return cost, relative_errors(cost, sizes, seconds)
+
+
+def capacity(cost: CostModel, trace: TraceSettings, config: EngineConfig) -> float:
+    """Return the requests per second that one replica completes without a prefix cache.
+
+    Its steps are taken to be full of decoding sequences, and prompts to come in whole budgets.
+    """
+    context = trace.prefix_tokens + trace.own_tokens + trace.output_tokens // 2
+    decode_step = cost.seconds(StepSize(0, config.max_num_seqs, config.max_num_seqs * context))
+    prompt = trace.prefix_tokens + trace.own_tokens
+    prefill_s = cost.prompt * prompt + cost.context * prompt * prompt / 2
+    return 1 / (prefill_s + trace.output_tokens * decode_step / config.max_num_seqs)
+
+
+def _runs(
+    replicas: Sequence[int],
+    rate: float,
+    trace: TraceSettings,
+    cost: CostModel,
+    config: EngineConfig,
+    num_blocks: int,
+) -> Iterator[dict[str, Any]]:
+    """Yield the result of each arrival process, number of replicas and policy."""
+    processes: tuple[Arrivals, ...] = ("poisson", "bursts")
+    cases = [
+        (arrivals, count, policy)
+        for arrivals in processes
+        for count in replicas
+        for policy in POLICIES
+    ]
+    for arrivals, count, policy in tqdm(cases, unit="run", disable=not sys.stderr.isatty()):
+        requests = min(_REQUESTS_PER_REPLICA * count, _MAX_REQUESTS)
+        settings = TraceSettings(
+            rate=rate * count, requests=requests, arrivals=arrivals, prefixes=32 * count,
+            prefix_tokens=trace.prefix_tokens, own_tokens=trace.own_tokens,
+            output_tokens=trace.output_tokens,
+        )  # fmt: skip
+        result: Result = simulate(
+            draw(settings), count, policy, cost, config=config, num_blocks=num_blocks
+        )
+        yield {"arrivals": arrivals, "replicas": count, "policy": policy, **result.summary()}
+
+
+def _line(run: dict[str, Any]) -> str:
+    return (
+        f"{run['arrivals']:8} {run['replicas']:4} {run['policy']:13} "
+        f"{run['tokens_per_s']:10,.0f} tokens/s  TTFT p50 {1000 * run['ttft_p50_s']:7.1f} ms  "
+        f"p99 {1000 * run['ttft_p99_s']:8.1f} ms  hits {run['hit_rate']:.0%}  "
+        f"max/mean {run['max_over_mean_requests']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,12 @@
+"""Replicas of the server on several machines, by Ray Serve (the extra `nanovllm[ray]`).
+
+settings        the models of an application, from the `args` of a Ray Serve config file
+prefix_policy   which replica a request goes to; no Ray, so that the simulator uses it too
+ray_router      the policy as a request router of Ray Serve
+asgi            running an ASGI application without a socket
+replica         one replica: the unchanged server, called by the ingress
+relay           calling a replica for one HTTP request, and what a client sees when that fails
+ingress         the HTTP side: finds the model and the prefix of a request, merges /metrics
+scaling         the autoscaling policy: ongoing requests, and the replicas' own admission
+ray_serve       build(args): the application for `serve run`
+"""

@@ -1,0 +1,135 @@
+"""Run an ASGI application (https://asgi.readthedocs.io/en/latest/specs/) without a socket."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import ASGIApp, Message
+
+Headers = Sequence[tuple[bytes, bytes]]
+_MAX_CHUNKS = 16  # of a response that wait to be taken
+
+
+@dataclass(frozen=True, slots=True)
+class HttpRequest:
+    """One HTTP request with its whole body.
+
+    Attributes:
+        query: the query string, without its question mark.
+        client: address and port of the client, if known.
+    """
+
+    method: str
+    path: str
+    query: bytes
+    headers: Headers
+    body: bytes
+    client: tuple[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseStart:
+    """Status and headers of a response; the chunks of its body follow."""
+
+    status: int
+    headers: Headers
+
+
+class Lifespan:
+    """Starts and stops an application by the ASGI lifespan protocol."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Prepare to run `app`."""
+        self._app = app
+        self._received: asyncio.Queue[Message] = asyncio.Queue()
+        self._sent: asyncio.Queue[Message] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Start the application; raises RuntimeError with its message if it cannot start."""
+        scope = {"type": "lifespan", "asgi": {"version": "3.0"}, "state": {}}
+        call = self._app(scope, self._received.get, self._sent.put)
+        self._task = asyncio.ensure_future(call)
+        await self._exchange("startup")
+
+    async def stop(self) -> None:
+        """Stop the application and wait for its end."""
+        await self._exchange("shutdown")
+        if self._task is not None:
+            await self._task
+
+    async def _exchange(self, phase: str) -> None:
+        assert self._task is not None
+        self._received.put_nowait({"type": f"lifespan.{phase}"})
+        answer = asyncio.ensure_future(self._sent.get())
+        await asyncio.wait({answer, self._task}, return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            answer.cancel()
+            await self._task  # raises what the application raised
+        elif answer.result()["type"] != f"lifespan.{phase}.complete":
+            raise RuntimeError(answer.result().get("message") or f"the {phase} failed")
+
+
+async def respond(
+    app: ASGIApp, request: HttpRequest
+) -> AsyncGenerator[ResponseStart | bytes, None]:
+    """Yield the start of the application's response, then the chunks of its body as they come.
+
+    Closing the generator tells the application that the client has disconnected.
+    """
+    scope: dict[str, Any] = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": request.method,
+        "scheme": "http",
+        "path": request.path,
+        "raw_path": request.path.encode(),
+        "root_path": "",
+        "query_string": request.query,
+        "headers": [(bytes(name), bytes(value)) for name, value in request.headers],
+        "client": request.client,
+        "server": None,
+        "state": {},
+    }
+    body: list[Message] = [{"type": "http.request", "body": request.body, "more_body": False}]
+    disconnected = asyncio.Event()
+    sent: asyncio.Queue[Message | None] = asyncio.Queue(_MAX_CHUNKS)
+
+    async def receive() -> Message:
+        if body:
+            return body.pop()
+        await disconnected.wait()
+        return {"type": "http.disconnect"}
+
+    async def run() -> None:
+        try:
+            await app(scope, receive, sent.put)
+        finally:
+            if not disconnected.is_set():
+                await sent.put(None)
+
+    task = asyncio.ensure_future(run())
+    try:
+        while (message := await sent.get()) is not None:
+            if message["type"] == "http.response.start":
+                yield ResponseStart(message["status"], tuple(message["headers"]))
+            elif message["type"] == "http.response.body" and message.get("body"):
+                yield bytes(message["body"])
+        await task
+    finally:
+        disconnected.set()
+        await _end(task, sent)
+
+
+async def _end(task: "asyncio.Task[None]", sent: "asyncio.Queue[Message | None]") -> None:
+    """Let the application notice the disconnect; cancel it if that takes over a second."""
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + 1.0
+    while not task.done() and loop.time() < give_up:
+        while not sent.empty():
+            sent.get_nowait()
+        await asyncio.wait({task}, timeout=0.02)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)

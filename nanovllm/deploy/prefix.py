@@ -1,0 +1,81 @@
+"""The block hashes of the prompt in a request's body: the keys of the engine's prefix cache."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nanovllm.engine.chat.template import ChatTemplate
+from nanovllm.engine.scheduling.block_manager import hash_block, hash_salt
+from nanovllm.engine.tokenizer import Tokenizer
+from nanovllm.errors import NanovllmError
+from nanovllm.server.openai.chat_prompt import encode_messages
+from nanovllm.server.openai.chat_schemas import ChatRequest
+
+MAX_BLOCKS = 64
+"""Blocks of a prompt that are hashed; a longer prefix seldom decides between replicas."""
+_MAX_TEXT_BYTES = 1 << 16
+_TEXT_FIELDS = {
+    "/v1/completions": "prompt",
+    "/v1/responses": "input",
+    "/v1/embeddings": "input",
+}
+CHAT_PATH = "/v1/chat/completions"
+
+
+class PrefixReader:
+    """Finds the prefix of a request for one model. Threads may share it."""
+
+    def __init__(self, folder: Path, block_size: int, template: ChatTemplate | None) -> None:
+        """Load the tokenizer of a model folder; raises CheckpointError."""
+        self._tokenizer = Tokenizer.load(folder)
+        self._block_size = block_size
+        self._template = template
+
+    def hashes(self, path: str, body: dict[str, Any]) -> tuple[bytes, ...]:
+        """Return the hash of each full block of the first prompt; empty where there is none.
+
+        A body that is not valid has none either: the replica reports what is wrong with it.
+        """
+        try:
+            token_ids = self._token_ids(path, body)
+        except (NanovllmError, ValueError, TypeError):
+            return ()
+        salt = body.get("cache_salt")
+        return block_hashes(token_ids, self._block_size, salt if isinstance(salt, str) else "")
+
+    def _token_ids(self, path: str, body: dict[str, Any]) -> Sequence[int]:
+        if path == CHAT_PATH:
+            return self._chat_ids(body)
+        prompt = body.get(_TEXT_FIELDS.get(path, ""))
+        if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int):
+            prompt = prompt[0]
+        if isinstance(prompt, str):
+            # One token has a byte at least, so the cut leaves more than MAX_BLOCKS need.
+            has_special = body.get("add_special_tokens") is not False
+            return self._tokenizer.encode(prompt[:_MAX_TEXT_BYTES], add_special_tokens=has_special)
+        is_ids = isinstance(prompt, list) and all(type(item) is int for item in prompt)
+        return prompt if is_ids and isinstance(prompt, list) else ()
+
+    def _chat_ids(self, body: dict[str, Any]) -> Sequence[int]:
+        if self._template is None:
+            return ()
+        chat = ChatRequest.model_validate(body)
+        return encode_messages(
+            chat.messages,
+            chat,
+            self._template,
+            self._tokenizer,
+            lambda text: None,
+            add_special_tokens=chat.add_special_tokens,
+        )
+
+
+def block_hashes(token_ids: Sequence[int], block_size: int, salt: str = "") -> tuple[bytes, ...]:
+    """Return the hash of each full block of a prompt, as the engine's prefix cache computes it."""
+    hashes: list[bytes] = []
+    parent = hash_salt(salt)
+    last = min(len(token_ids) // block_size, MAX_BLOCKS) * block_size
+    for start in range(0, last, block_size):
+        parent = hash_block(parent, token_ids[start : start + block_size])
+        hashes.append(parent)
+    return tuple(hashes)

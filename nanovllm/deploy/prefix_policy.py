@@ -1,0 +1,94 @@
+"""PrefixPolicy: send a request where its prefix is cached, unless that replica is too busy.
+
+The policy remembers, for each replica, the block hashes of the prompts that it was sent: the same
+hash chain as that of the engine's prefix cache (block_manager.py), in least-recently-used order and
+bounded by the replica's number of blocks. It never asks a replica, so its memory is an estimate: a
+replica may have evicted a block that the policy still remembers, which costs time but no error.
+
+Routing by estimated prefix hits with a bound on imbalance is the policy of SGLang's router and of
+Preble (Srivatsa et al. 2024, arXiv:2407.00023).
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Generic, TypeVar
+
+R = TypeVar("R", bound=Hashable)
+
+MAX_EXTRA_REQUESTS = 4
+"""Default bound: a cached prefix may attract this many requests more than the least busy replica
+has."""
+MAX_BLOCKS = 32768
+"""Default number of block hashes that are remembered for each replica."""
+
+
+class PrefixPolicy(Generic[R]):
+    """Ranks replicas for each request, and learns from where the requests went. For one thread."""
+
+    def __init__(
+        self, *, max_blocks: int = MAX_BLOCKS, max_extra_requests: float = MAX_EXTRA_REQUESTS
+    ) -> None:
+        """Start without replicas.
+
+        Args:
+            max_blocks: number of block hashes to remember for each replica.
+            max_extra_requests: a replica with more requests than this above the least busy one
+                is never preferred for its cache.
+
+        Raises:
+            ValueError: a limit is not positive.
+        """
+        if max_blocks < 1 or max_extra_requests < 0:
+            raise ValueError(
+                f"max_blocks is {max_blocks} and max_extra_requests is {max_extra_requests}, but "
+                "they must be at least 1 and 0"
+            )
+        self._max_blocks = max_blocks
+        self._max_extra_requests = max_extra_requests
+        self._blocks: dict[R, OrderedDict[bytes, None]] = {}
+
+    def set_replicas(self, replicas: Iterable[R]) -> None:
+        """Forget the replicas that are gone, and start empty for the new ones."""
+        present = set(replicas)
+        for replica in [known for known in self._blocks if known not in present]:
+            del self._blocks[replica]
+        for replica in present:
+            self._blocks.setdefault(replica, OrderedDict())
+
+    def cached_blocks(self, replica: R, hashes: Sequence[bytes]) -> int:
+        """Return how many leading blocks of a prompt the replica has probably cached."""
+        blocks = self._blocks.get(replica) or OrderedDict()
+        for count, block_hash in enumerate(hashes):
+            if block_hash not in blocks:
+                return count
+        return len(hashes)
+
+    def rank(self, hashes: Sequence[bytes], loads: Mapping[R, float]) -> list[R]:
+        """Return the replicas, best first.
+
+        Args:
+            hashes: block hashes of the prompt's full blocks; empty if the prefix is unknown.
+            loads: unfinished requests of each replica.
+        """
+        if not loads:
+            return []
+        limit = min(loads.values()) + self._max_extra_requests
+        cached = {
+            replica: self.cached_blocks(replica, hashes) if load <= limit else 0
+            for replica, load in loads.items()
+        }
+        # Among equals, the replica that has seen the fewest prompts: new prefixes spread evenly.
+        return sorted(
+            loads,
+            key=lambda name: (-cached[name], loads[name], len(self._blocks.get(name, ()))),
+        )
+
+    def add_routed(self, replica: R, hashes: Sequence[bytes]) -> None:
+        """Remember that a prompt with these blocks was sent to the replica."""
+        blocks = self._blocks.setdefault(replica, OrderedDict())
+        # The first blocks become the most recent: a chain is of use only from its start.
+        for block_hash in reversed(hashes):
+            blocks[block_hash] = None
+            blocks.move_to_end(block_hash)
+        while len(blocks) > self._max_blocks:
+            blocks.popitem(last=False)

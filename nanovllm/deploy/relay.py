@@ -1,0 +1,125 @@
+"""Pass an HTTP request to a replica, and its response back as it comes.
+
+A client gets exactly one response. If the replica dies before the response has begun, the client
+gets 503 with Retry-After, which the official clients retry. If it dies in the middle of a stream,
+the stream ends with an error event.
+"""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+from starlette.types import Receive, Scope, Send
+
+from nanovllm.deploy.asgi import HttpRequest, ResponseStart
+from nanovllm.server.http.errors import error_body
+
+logger = logging.getLogger(__name__)
+
+_RETRY_AFTER_S = 1
+_DIED = "the replica that computed this request has ended; send the request again"
+
+
+async def relay(
+    handle: DeploymentHandle, request: HttpRequest, hashes: Sequence[bytes], send: Send
+) -> None:
+    """Send the response of one replica; close the call if the client disconnects."""
+    arguments: dict[str, Any] = {"prefix_hashes": tuple(hashes)} if hashes else {}
+    start: ResponseStart | None = None
+    response = None
+    try:
+        response = handle.options(stream=True).respond.remote(request, **arguments)
+        async for part in response:
+            if isinstance(part, ResponseStart):
+                start = part
+                await send(
+                    {"type": "http.response.start", "status": start.status,
+                     "headers": list(start.headers)}
+                )  # fmt: skip
+            else:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    except BackPressureError:
+        await send_error(
+            send, 429,
+            "every replica is full and so is the queue before them; retry later, or raise "
+            "max_queued_requests or the number of replicas",
+        )  # fmt: skip
+    except (RayError, DeploymentUnavailableError) as error:
+        logger.warning("a replica ended in the middle of a request: %s", type(error).__name__)
+        if start is None:
+            await send_error(send, 503, _DIED)
+        else:
+            await _end_stream(start, send)
+    finally:
+        if response is not None:
+            response.cancel()  # has no effect on a response that is complete
+
+
+async def _end_stream(start: ResponseStart, send: Send) -> None:
+    """Report the end of a replica in the middle of its response, as far as its form allows."""
+    headers = {name.lower(): value for name, value in start.headers}
+    if not headers.get(b"content-type", b"").startswith(b"text/event-stream"):
+        raise ConnectionAbortedError(_DIED)  # the client sees an incomplete body
+    event = b"\n\ndata: " + json.dumps(error_body(503, _DIED)).encode() + b"\n\n"
+    await send({"type": "http.response.body", "body": event, "more_body": False})
+
+
+async def send_error(
+    send: Send, status: int, message: str, headers: Mapping[str, str] | None = None
+) -> None:
+    """Send an error in the form of the OpenAI API, with Retry-After for 429 and 503."""
+    content = json.dumps(error_body(status, message)).encode()
+    fields = {"content-type": "application/json", "content-length": str(len(content))}
+    if status in (429, 503):
+        fields["retry-after"] = str(_RETRY_AFTER_S)
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [
+                (name.encode(), value.encode())
+                for name, value in (fields | dict(headers or {})).items()
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": content, "more_body": False})
+
+
+class BodyTooLargeError(Exception):
+    """The body of a request exceeds the limit of every replica."""
+
+
+class DisconnectedError(Exception):
+    """The client has closed its connection before its request was complete."""
+
+
+async def read_request(scope: Scope, receive: Receive, max_body_bytes: int) -> HttpRequest:
+    """Return the request once its body has arrived.
+
+    Raises BodyTooLargeError or DisconnectedError.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    has_more = True
+    while has_more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise DisconnectedError
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > max_body_bytes:
+            raise BodyTooLargeError
+        has_more = message.get("more_body", False)
+    return HttpRequest(
+        method=scope["method"],
+        path=scope["path"],
+        query=scope.get("query_string", b""),
+        headers=tuple((bytes(name), bytes(value)) for name, value in scope["headers"]),
+        body=b"".join(chunks),
+        client=scope.get("client"),
+    )

@@ -1,0 +1,85 @@
+"""EngineReplica: one replica, which is the unchanged server without its socket."""
+
+import argparse
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from nanovllm.cli.main import build_parser
+from nanovllm.cli.serve import load_server
+from nanovllm.deploy.asgi import HttpRequest, Lifespan, ResponseStart, respond
+from nanovllm.engine.async_engine import EngineState
+
+WAITING_METRIC = "waiting_requests"
+
+
+def parse_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse the arguments of `nanovllm serve`; raises ValueError instead of ending the process."""
+    try:
+        return build_parser().parse_args(list(arguments))
+    except SystemExit:
+        raise ValueError(
+            f"`nanovllm {' '.join(arguments)}` is not valid; the message above says why"
+        ) from None
+
+
+class EngineReplica:
+    """Runs the application of `nanovllm serve` for requests that the ingress passes on."""
+
+    async def __init__(self, arguments: Sequence[str]) -> None:  # type: ignore[misc]
+        """Load the model; returns once the engine has run a step.
+
+        Args:
+            arguments: the command line of `nanovllm serve`.
+
+        Raises:
+            NanovllmError: the model cannot be loaded.
+            ValueError: an option is not valid.
+        """
+        server = load_server(parse_arguments(arguments))
+        self._app, self._engine = server.app, server.engine
+        self._lifespan = Lifespan(self._app)
+        await self._lifespan.start()
+        await self._engine.wait_until_ready()
+
+    async def respond(
+        self, request: HttpRequest, prefix_hashes: Sequence[bytes] = ()
+    ) -> AsyncGenerator[ResponseStart | bytes, None]:
+        """Yield the response to a request; `prefix_hashes` is for the router only."""
+        pieces = respond(self._app, request)
+        try:
+            async for piece in pieces:
+                yield piece
+        finally:
+            await pieces.aclose()
+
+    async def metrics(self) -> str:
+        """Return the text of /metrics."""
+        request = HttpRequest("GET", "/metrics", b"", (), b"")
+        parts = [part async for part in respond(self._app, request)]
+        return b"".join(part for part in parts if isinstance(part, bytes)).decode()
+
+    def check_health(self) -> None:
+        """Raise RuntimeError once the engine has failed; Ray Serve then replaces the replica."""
+        if self._engine.state is not EngineState.READY:
+            raise RuntimeError(f"the engine is {self._engine.state.value}")
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Return the admission controller's measure: the share of the queue's room that is taken.
+
+        Ray Serve calls this; scaling.py uses it.
+        """
+        room = self._engine.admission_stats()
+        share = room.choices / room.max_choices
+        if room.max_tokens:
+            share = max(share, room.tokens / room.max_tokens)
+        return {
+            WAITING_METRIC: float(self._engine.stats().num_requests_waiting),
+            "queue_share": share,
+        }
+
+    async def __del__(self) -> None:
+        """Stop the engine; Ray Serve awaits this when it stops the replica."""
+        lifespan: Any = getattr(self, "_lifespan", None)
+        if lifespan is not None:
+            await asyncio.wait_for(lifespan.stop(), 20)

@@ -1,0 +1,140 @@
+"""The `args` of a Ray Serve config file: which models to serve, on how many replicas.
+
+Args:
+      models:
+        - model: tiny-books
+          replicas: 2
+          num_threads: 1
+          options: {quantization: int8}
+
+Everything is checked before a replica starts.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from nanovllm.deploy.prefix_policy import MAX_EXTRA_REQUESTS
+
+Routing = Literal["prefix", "least-loaded", "round-robin"]
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSettings(_Settings):
+    """One model and its replicas."""
+
+    model: str = Field(description="folder, or name such as gpt2, as of `nanovllm serve`")
+    name: str | None = Field(None, description="name in requests; default: the folder's name")
+    replicas: int = Field(1, ge=1, le=1024, description="replicas, or the least with autoscaling")
+    max_replicas: int | None = Field(
+        None, ge=1, le=1024, description="the most replicas; more than `replicas` autoscales"
+    )
+    num_threads: int = Field(1, ge=1, le=1024, description="compute threads of each replica")
+    num_cpus: float | None = Field(
+        None, gt=0, le=1024, description="CPUs that Ray reserves for each; default: num_threads"
+    )
+    routing: Routing = Field("prefix", description="how a replica is chosen")
+    max_extra_requests: float = Field(
+        MAX_EXTRA_REQUESTS,
+        ge=0,
+        description="requests by which a replica with the cached prefix may exceed the least busy",
+    )
+    target_ongoing_requests: float = Field(
+        16, gt=0, description="unfinished requests of each replica that autoscaling aims at"
+    )
+    max_ongoing_requests: int = Field(64, ge=1, description="unfinished requests of each replica")
+    max_queued_requests: int = Field(
+        128, ge=0, description="requests that wait for a replica; one more is answered by 429"
+    )
+    downscale_delay_s: float = Field(300, ge=0)
+    upscale_delay_s: float = Field(10, ge=0)
+    drain_timeout_s: float = Field(
+        60, ge=0, description="time for a replica's requests to end before it is stopped"
+    )
+    options: dict[str, str | int | float | bool] = Field(
+        default_factory=dict, description="options of `nanovllm serve`, without their dashes"
+    )
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> "ModelSettings":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(
+                f"max_replicas is {self.max_replicas}, less than replicas ({self.replicas}); "
+                "raise the first or lower the second"
+            )
+        for name in _TAKEN_OPTIONS & self.options.keys():
+            raise ValueError(f"options has {name}; {_TAKEN_REMEDIES[name]}")
+        return self
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that each replica reserves."""
+        return float(self.num_threads) if self.num_cpus is None else self.num_cpus
+
+    @property
+    def is_autoscaled(self) -> bool:
+        """Whether the number of replicas follows the load."""
+        return self.max_replicas is not None and self.max_replicas > self.replicas
+
+    def arguments(self) -> list[str]:
+        """Return the arguments of `nanovllm serve` for a replica."""
+        arguments = ["serve", self.model, "--num-threads", str(self.num_threads)]
+        if self.name is not None:
+            arguments += ["--served-model-name", self.name]
+        for name, value in self.options.items():
+            text = str(value).lower() if isinstance(value, bool) else str(value)
+            arguments.append(f"--{name.replace('_', '-')}={text}")
+        return arguments
+
+
+_TAKEN_REMEDIES = {
+    "model": "name it by `model`",
+    "num_threads": "set num_threads of the model itself",
+    "served_model_name": "set `name` of the model itself",
+    "host": "set host in http_options of the config file",
+    "port": "set port in http_options of the config file",
+    "shutdown_timeout_s": "set drain_timeout_s of the model itself",
+}
+_TAKEN_REMEDIES |= {name.replace("_", "-"): text for name, text in _TAKEN_REMEDIES.items()}
+_TAKEN_OPTIONS = frozenset(_TAKEN_REMEDIES)
+
+
+class AppSettings(_Settings):
+    """An application: several models behind one ingress."""
+
+    models: list[ModelSettings] = Field(min_length=1, max_length=64)
+    ingress_replicas: int = Field(1, ge=1, le=64, description="processes that take HTTP requests")
+    ingress_cpus: float = Field(0.0, ge=0, le=64, description="CPUs that Ray reserves for each")
+    can_grow: bool = Field(
+        False, description="the cluster adds machines on demand; do not check its CPUs"
+    )
+
+    @property
+    def cpus(self) -> float:
+        """CPUs that the application needs when it is scaled up."""
+        models = sum(
+            max(model.replicas, model.max_replicas or 0) * model.cpus for model in self.models
+        )
+        return models + self.ingress_replicas * self.ingress_cpus
+
+    def check_cpus(self, available: float) -> None:
+        """Raise ValueError if the cluster has too few CPUs for all replicas."""
+        if not self.can_grow and self.cpus > available:
+            parts = ", ".join(
+                f"{model.model}: {max(model.replicas, model.max_replicas or 0)} of {model.cpus:g}"
+                for model in self.models
+            )
+            raise ValueError(
+                f"the replicas need {self.cpus:g} CPUs ({parts}), but the cluster has "
+                f"{available:g}; lower replicas or num_threads, add machines, or set can_grow "
+                "if machines are added on demand"
+            )
+
+
+def read_settings(args: Mapping[str, Any]) -> AppSettings:
+    """Return the settings of a config file's `args`; raises ValueError naming the field."""
+    return AppSettings.model_validate(args)

@@ -1,0 +1,115 @@
+"""Running an application without a socket."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from nanovllm.deploy.asgi import HttpRequest, Lifespan, ResponseStart, respond
+
+REQUEST = HttpRequest("POST", "/echo", b"a=1", ((b"x-a", b"1"),), b"body", ("10.0.0.1", 5))
+
+
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(asyncio.wait_for(coroutine, 30))
+
+
+async def echo(scope: Scope, receive: Receive, send: Send) -> None:
+    message = await receive()
+    assert scope["query_string"] == b"a=1"
+    assert scope["client"] == ("10.0.0.1", 5)
+    await send({"type": "http.response.start", "status": 201, "headers": [(b"x-b", b"2")]})
+    for byte in message["body"]:
+        await send({"type": "http.response.body", "body": bytes([byte]), "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
+async def collect(app: Callable[..., Any]) -> list[ResponseStart | bytes]:
+    return [part async for part in respond(app, REQUEST)]
+
+
+def test_the_response_comes_in_its_chunks() -> None:
+    assert run(collect(echo)) == [
+        ResponseStart(201, ((b"x-b", b"2"),)), b"b", b"o", b"d", b"y",
+    ]  # fmt: skip
+
+
+def test_an_error_of_the_application_is_raised() -> None:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        raise ValueError("broken")
+
+    with pytest.raises(ValueError, match="broken"):
+        run(collect(fail))
+
+
+def test_closing_the_response_is_a_disconnect() -> None:
+    ended: list[str] = []
+
+    async def endless(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x", "more_body": True})
+        ended.append((await receive())["type"])
+
+    async def read_one() -> None:
+        parts = respond(endless, REQUEST)
+        assert isinstance(await anext(parts), ResponseStart)
+        await parts.aclose()
+
+    run(read_one())
+    assert ended == ["http.disconnect"]
+
+
+def test_an_application_that_ignores_the_disconnect_is_cancelled() -> None:
+    cancelled: list[bool] = []
+
+    async def deaf(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:
+            cancelled.append(True)
+            raise
+
+    async def read_one() -> None:
+        parts = respond(deaf, REQUEST)
+        await anext(parts)
+        await parts.aclose()
+
+    run(read_one())
+    assert cancelled == [True]
+
+
+def lifespan_app(answer: str) -> Callable[..., Any]:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": answer, "message": "no model"})
+        if answer.endswith("complete"):
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+
+    return app
+
+
+def test_an_application_is_started_and_stopped() -> None:
+    async def both() -> None:
+        lifespan = Lifespan(lifespan_app("lifespan.startup.complete"))
+        await lifespan.start()
+        await lifespan.stop()
+
+    run(both())
+
+
+def test_an_application_that_cannot_start_says_why() -> None:
+    with pytest.raises(RuntimeError, match="no model"):
+        run(Lifespan(lifespan_app("lifespan.startup.failed")).start())
+
+
+def test_an_error_at_the_start_is_raised() -> None:
+    async def fail(scope: Scope, receive: Receive, send: Send) -> None:
+        raise KeyError("broken")
+
+    with pytest.raises(KeyError, match="broken"):
+        run(Lifespan(fail).start())

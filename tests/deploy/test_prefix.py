@@ -1,0 +1,76 @@
+"""The ingress finds the same block hashes as the engine's prefix cache."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanovllm.config import EngineConfig
+from nanovllm.deploy.prefix import MAX_BLOCKS, PrefixReader, block_hashes
+from nanovllm.engine.engine import Engine
+from nanovllm.hub import resolve_model
+from nanovllm.sampling_params import SamplingParams
+
+TEXT = "Once upon a time there was an old man, and " * 8
+SIZE = 16
+
+
+@pytest.fixture(scope="module")
+def folder() -> Path:
+    return resolve_model("tiny-books")
+
+
+@pytest.fixture(scope="module")
+def reader(folder: Path) -> PrefixReader:
+    return PrefixReader(folder, SIZE, None)
+
+
+def test_hashes_are_those_that_the_engine_caches(folder: Path, reader: PrefixReader) -> None:
+    engine = Engine.load(folder, EngineConfig(block_size=SIZE, backend="numpy", num_blocks=64))
+    try:
+        params = SamplingParams(max_tokens=1, temperature=0.0)
+        prepared = engine.input_processor.submit("one", TEXT, params, cache_salt="salt")
+        (request,) = prepared.requests
+        for _ in engine.run([prepared]):
+            pass
+    finally:
+        engine.close()
+    hashes = reader.hashes("/v1/completions", {"prompt": TEXT, "cache_salt": "salt"})
+    assert len(hashes) >= 4
+    assert tuple(request.block_hashes[: len(hashes)]) == hashes
+
+
+def test_text_and_its_token_ids_have_the_same_hashes(reader: PrefixReader) -> None:
+    path = "/v1/completions"
+    ids = reader._tokenizer.encode(TEXT)  # noqa: SLF001
+    expected = block_hashes(ids, SIZE)
+    assert reader.hashes(path, {"prompt": ids}) == expected
+    assert reader.hashes(path, {"prompt": [TEXT, "other"]}) == expected
+    assert reader.hashes(path, {"prompt": [ids]}) == expected
+    assert reader.hashes("/v1/responses", {"input": TEXT}) == expected
+    assert reader.hashes("/v1/embeddings", {"input": TEXT}) == expected
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {}),
+        ("/v1/completions", {"prompt": 5}),
+        ("/v1/completions", {"prompt": []}),
+        ("/v1/completions", {"prompt": [True] * 64}),
+        ("/v1/completions", {"prompt": [{}]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": TEXT}]}),
+        ("/tokenize", {"prompt": TEXT}),
+        ("/health", {}),
+    ],
+)
+def test_a_body_without_a_prompt_has_no_hashes(
+    reader: PrefixReader, path: str, body: dict[str, Any]
+) -> None:
+    assert reader.hashes(path, body) == ()
+
+
+def test_only_the_first_blocks_are_hashed() -> None:
+    assert len(block_hashes(list(range(10_000)), SIZE)) == MAX_BLOCKS
+    assert block_hashes(list(range(SIZE - 1)), SIZE) == ()
+    assert block_hashes([1] * SIZE, SIZE, "a") != block_hashes([1] * SIZE, SIZE, "b")

@@ -1,0 +1,55 @@
+"""The settings of a Ray Serve application are checked before anything starts."""
+
+from typing import Any
+
+import pytest
+
+from nanovllm.deploy.settings import AppSettings, read_settings
+
+
+def read(**model: Any) -> AppSettings:
+    return read_settings({"models": [{"model": "tiny-books", **model}]})
+
+
+def test_arguments_are_those_of_nanovllm_serve() -> None:
+    (model,) = read(
+        name="books", num_threads=3, options={"quantization": "int8", "log_requests": True}
+    ).models
+    assert model.arguments() == [
+        "serve", "tiny-books", "--num-threads", "3", "--served-model-name", "books",
+        "--quantization=int8", "--log-requests=true",
+    ]  # fmt: skip
+
+
+def test_cpus_are_those_of_all_replicas_when_scaled_up() -> None:
+    assert read(replicas=2, num_threads=4).cpus == 8
+    assert read(replicas=2, max_replicas=5, num_threads=4, num_cpus=3.5).cpus == 17.5
+
+
+def test_more_replicas_than_cpus_are_refused() -> None:
+    settings = read(replicas=3, num_threads=2)
+    settings.check_cpus(6)
+    with pytest.raises(ValueError, match=r"need 6 CPUs \(tiny-books: 3 of 2\), but .* has 4"):
+        settings.check_cpus(4)
+    read_settings({"models": [{"model": "m", "replicas": 9}], "can_grow": True}).check_cpus(1)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"replicas": 0}, "greater than or equal to 1"),
+        ({"replicas": 4, "max_replicas": 2}, r"max_replicas is 2, less than replicas \(4\)"),
+        ({"routing": "random"}, "'prefix', 'least-loaded' or 'round-robin'"),
+        ({"replica": 2}, "replica\n  Extra inputs are not permitted"),
+        ({"options": {"port": 1}}, "options has port; set port in http_options"),
+        ({"options": {"num-threads": 1}}, "options has num-threads; set num_threads of the model"),
+    ],
+)
+def test_wrong_settings_are_refused(model: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read(**model)
+
+
+def test_an_application_has_a_model() -> None:
+    with pytest.raises(ValueError, match="models"):
+        read_settings({"models": []})
