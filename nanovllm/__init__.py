@@ -18,6 +18,7 @@ inspection          attention, logit lens and embeddings of one prompt
 training            from text files to a checkpoint
 hub                 from model names to folders
 cli                 the nanovllm command
+deploy              replicas under Ray Serve
 config              settings of an engine
 sampling_params     settings of a request
 structured_outputs  constraints on an output

@@ -5,6 +5,7 @@ prefix_policy   which replica a request goes to; no Ray, so that the simulator u
 ray_router      the policy as a request router of Ray Serve
 asgi            running an ASGI application without a socket
 replica         one replica: the unchanged server, called by the ingress
+prefix          the block hashes of a prompt in a request
 relay           calling a replica for one HTTP request, and what a client sees when that fails
 ingress         the HTTP side: finds the model and the prefix of a request, merges /metrics
 scaling         the autoscaling policy: ongoing requests, and the replicas' own admission

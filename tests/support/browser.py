@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-TIMEOUT_MS = 30_000
+TIMEOUT_MS = 120_000
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
 _OWN_SCHEMES = {"data", "blob"}
 
