@@ -9,6 +9,8 @@ const LABEL_PX = 48;
 const TOTAL_PX = 56;
 const AXIS_PX = 22;
 const FONT = "11px system-ui, sans-serif";
+const NO_STEPS_TEXT =
+  "No step has been recorded yet. Steps are recorded only while this page is open.";
 const KIND_TEXTS = {
   prefill: "prefill of the rest of the prompt",
   chunk: "chunk of the prompt",
@@ -176,7 +178,7 @@ export function stepTimeline({ names, onWatch, onSelect }) {
 
   function showDetails(record) {
     if (!record) {
-      replace(details, h("p", { class: "secondary", text: "No step has been recorded yet." }));
+      replace(details, h("p", { class: "secondary", text: NO_STEPS_TEXT }));
       return;
     }
     const list = record.sequences.map(({ id, choice, start, count, kind }) =>
@@ -280,6 +282,7 @@ function timelineLegend(budgetText) {
     item("v-key-decode", "decode"),
     h("span", { text: "× preempted" }),
     h("span", { text: "▪ finished" }),
+    h("span", { text: "┊ steps not recorded" }),
     budgetText,
   );
 }
